@@ -1,0 +1,30 @@
+# The scripts under ops/ do the work; these are names for them.
+
+# Lists the recipes.
+default:
+    @just --list
+
+# All that CI checks: set-up, lints, documentation, every test.
+check:
+    ops/test
+
+# The Rust tests alone; arguments go to cargo test.
+test *ARGUMENTS:
+    #!/usr/bin/env bash
+    set -euo pipefail
+    exports=$(ops/setup)
+    eval "$exports"
+    cargo test --locked {{ ARGUMENTS }}
+
+# The main job end to end, on two workers.
+demo:
+    ops/demo
+
+# Formats the Rust code.
+fmt:
+    cargo fmt
+
+# The lints alone.
+lint:
+    cargo fmt --check
+    cargo clippy --locked --all-targets -- -D warnings

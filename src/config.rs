@@ -1,0 +1,714 @@
+//! The configuration: every key with its type, the four layers, and all problems at once.
+//! The only reader of the environment. Defaults live in `config.default.toml`, with their reasons.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+use toml::{Table, Value};
+use url::Url;
+
+/// The embedded defaults, as `scorer config` documents them.
+pub const DEFAULTS: &str = include_str!("config.default.toml");
+const ENVIRONMENT_PREFIX: &str = "SCORER_";
+
+/// How the text of a key is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Type {
+    Text,
+    Integer,
+    Boolean,
+    Duration,
+    Size,
+    TextList,
+    DurationList,
+}
+
+const KEYS: &[(&str, Type)] = &[
+    ("worker.id", Type::Text),
+    ("worker.score_timeout", Type::Duration),
+    ("worker.drain_timeout", Type::Duration),
+    ("model.name", Type::Text),
+    ("model.dir", Type::Text),
+    ("model.state_dir", Type::Text),
+    ("model.update_url", Type::Text),
+    ("model.update_interval", Type::Duration),
+    ("model.update_key", Type::Text),
+    ("model.update_stagger", Type::Boolean),
+    ("model.allow_shards_subset", Type::Boolean),
+    ("engine.execution_provider", Type::Text),
+    ("engine.device_id", Type::Integer),
+    ("engine.threads", Type::Integer),
+    ("engine.micro_batch", Type::Integer),
+    ("engine.onnxruntime", Type::Text),
+    ("engine.gpu_memory_limit", Type::Size),
+    ("engine.deterministic", Type::Boolean),
+    ("engine.tf32", Type::Boolean),
+    ("engine.audit_interval", Type::Duration),
+    ("amqp.url", Type::Text),
+    ("amqp.namespace", Type::Text),
+    ("amqp.prefetch", Type::Integer),
+    ("amqp.results_queue", Type::Boolean),
+    ("amqp.retry_delays", Type::DurationList),
+    ("amqp.poison_after", Type::Integer),
+    ("amqp.heartbeat", Type::Duration),
+    ("amqp.control", Type::Boolean),
+    ("amqp.tls.ca", Type::Text),
+    ("amqp.tls.cert", Type::Text),
+    ("amqp.tls.key", Type::Text),
+    ("redis.url", Type::Text),
+    ("redis.namespace", Type::Text),
+    ("redis.tls.ca", Type::Text),
+    ("redis.tls.cert", Type::Text),
+    ("redis.tls.key", Type::Text),
+    ("heartbeat.interval", Type::Duration),
+    ("heartbeat.ttl", Type::Duration),
+    ("results.ttl", Type::Duration),
+    ("candidates.allow", Type::TextList),
+    ("candidates.allow_private", Type::Boolean),
+    ("candidates.max_inline_bytes", Type::Size),
+    ("candidates.max_bytes", Type::Size),
+    ("candidates.max_inflated_bytes", Type::Size),
+    ("candidates.max_entries", Type::Integer),
+    ("candidates.fetch_timeout", Type::Duration),
+    ("telemetry.log", Type::Text),
+    ("telemetry.log_format", Type::Text),
+    ("telemetry.metrics_addr", Type::Text),
+    ("telemetry.otlp_endpoint", Type::Text),
+];
+
+/// Everything a worker or a command can be told.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Config {
+    /// The process.
+    pub worker: WorkerConfig,
+    /// The model package.
+    pub model: ModelConfig,
+    /// ONNX Runtime.
+    pub engine: EngineConfig,
+    /// RabbitMQ.
+    pub amqp: AmqpConfig,
+    /// Redis.
+    pub redis: RedisConfig,
+    /// The record in Redis.
+    pub heartbeat: HeartbeatConfig,
+    /// Stored results.
+    pub results: ResultsConfig,
+    /// What strangers may send.
+    pub candidates: CandidatesConfig,
+    /// Logs.
+    pub telemetry: TelemetryConfig,
+    #[serde(skip)]
+    effective: Table,
+}
+
+/// `[worker]`
+#[derive(Debug, Clone, Deserialize)]
+pub struct WorkerConfig {
+    /// Names the worker in Redis and to `ctl`; see [`Config::worker_id`].
+    pub id: Option<String>,
+    /// The longest one evaluation may take.
+    #[serde(with = "duration")]
+    pub score_timeout: Duration,
+    /// What a drain leaves running jobs.
+    #[serde(with = "duration")]
+    pub drain_timeout: Duration,
+}
+
+/// `[model]`
+#[derive(Debug, Clone, Deserialize)]
+pub struct ModelConfig {
+    /// The model's name, where the package is not to decide it.
+    pub name: Option<String>,
+    /// The package directory.
+    pub dir: Option<PathBuf>,
+    /// Accept a package some of whose shards are missing.
+    pub allow_shards_subset: bool,
+}
+
+/// The execution provider that is asked for; nothing else is ever used in its place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Provider {
+    /// NVIDIA CUDA.
+    Cuda,
+    /// NVIDIA TensorRT.
+    Tensorrt,
+    /// The CPU.
+    Cpu,
+}
+
+impl Provider {
+    /// The word of the configuration.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Cuda => "cuda",
+            Self::Tensorrt => "tensorrt",
+            Self::Cpu => "cpu",
+        }
+    }
+
+    /// ONNX Runtime's name, as results and heartbeats carry it.
+    pub fn execution_provider(self) -> &'static str {
+        match self {
+            Self::Cuda => "CUDAExecutionProvider",
+            Self::Tensorrt => "TensorrtExecutionProvider",
+            Self::Cpu => "CPUExecutionProvider",
+        }
+    }
+}
+
+/// `[engine]`
+#[derive(Debug, Clone, Deserialize)]
+pub struct EngineConfig {
+    /// What runs the model.
+    pub execution_provider: Provider,
+    /// Which device of its kind.
+    pub device_id: i32,
+    /// CPU threads; 0 = one per core.
+    pub threads: usize,
+    /// Windows in one forward pass.
+    pub micro_batch: usize,
+    /// The shared library of ONNX Runtime.
+    pub onnxruntime: Option<PathBuf>,
+    /// The most device memory ONNX Runtime's arena may take, in bytes.
+    #[serde(default, with = "optional_size")]
+    pub gpu_memory_limit: Option<u64>,
+    /// Deterministic kernels only.
+    pub deterministic: bool,
+    /// Allow TensorFloat-32 on the GPU.
+    pub tf32: bool,
+}
+
+/// PEM files of a TLS connection.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+pub struct TlsConfig {
+    /// Certificate authority to trust beside the system's.
+    pub ca: Option<PathBuf>,
+    /// Client certificate.
+    pub cert: Option<PathBuf>,
+    /// Its private key.
+    pub key: Option<PathBuf>,
+}
+
+/// `[amqp]`
+#[derive(Debug, Clone, Deserialize)]
+pub struct AmqpConfig {
+    /// `amqp://` or `amqps://` URL.
+    pub url: String,
+    /// Prefix of every exchange and queue.
+    pub namespace: String,
+    /// Unacknowledged jobs a worker holds.
+    pub prefetch: u16,
+    /// Declare the default queue of results.
+    pub results_queue: bool,
+    /// One retry queue per delay.
+    #[serde(with = "duration_list")]
+    pub retry_delays: Vec<Duration>,
+    /// Process deaths after which a job is poisoned.
+    pub poison_after: u32,
+    /// Interval of AMQP heartbeats.
+    #[serde(with = "duration")]
+    pub heartbeat: Duration,
+    /// Obey control messages.
+    pub control: bool,
+    /// TLS files.
+    #[serde(default)]
+    pub tls: TlsConfig,
+}
+
+/// `[redis]`
+#[derive(Debug, Clone, Deserialize)]
+pub struct RedisConfig {
+    /// `redis://` or `rediss://` URL.
+    pub url: String,
+    /// Prefix of every key.
+    pub namespace: String,
+    /// TLS files.
+    #[serde(default)]
+    pub tls: TlsConfig,
+}
+
+/// `[heartbeat]`
+#[derive(Debug, Clone, Copy, Deserialize)]
+pub struct HeartbeatConfig {
+    /// Time between beats.
+    #[serde(with = "duration")]
+    pub interval: Duration,
+    /// How long a record lives without a beat.
+    #[serde(with = "duration")]
+    pub ttl: Duration,
+}
+
+/// `[results]`
+#[derive(Debug, Clone, Copy, Deserialize)]
+pub struct ResultsConfig {
+    /// How long a stored result answers redeliveries.
+    #[serde(with = "duration")]
+    pub ttl: Duration,
+}
+
+/// `[candidates]`
+#[derive(Debug, Clone, Deserialize)]
+pub struct CandidatesConfig {
+    /// URL prefixes that may be fetched.
+    pub allow: Vec<String>,
+    /// Allow private, loopback and link-local addresses.
+    pub allow_private: bool,
+    /// The largest inline candidate, bytes.
+    #[serde(with = "size")]
+    pub max_inline_bytes: u64,
+    /// The largest fetched candidate, bytes.
+    #[serde(with = "size")]
+    pub max_bytes: u64,
+    /// The most bytes all of a candidate's streams may inflate to.
+    #[serde(with = "size")]
+    pub max_inflated_bytes: u64,
+    /// The most entries a candidate may touch.
+    pub max_entries: u64,
+    /// The longest a fetch may take, from the first look-up to the last byte.
+    #[serde(with = "duration")]
+    pub fetch_timeout: Duration,
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// Pretty on a terminal, else JSON.
+    Auto,
+    /// For people.
+    Pretty,
+    /// For programs.
+    Json,
+}
+
+/// `[telemetry]`
+#[derive(Debug, Clone, Deserialize)]
+pub struct TelemetryConfig {
+    /// A `tracing` filter.
+    pub log: String,
+    /// How log lines look.
+    pub log_format: LogFormat,
+}
+
+/// Everything that is wrong with a configuration, a line per key.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub struct ConfigError {
+    /// `key: what is wrong`, in the order of the layers.
+    pub problems: Vec<String>,
+}
+
+impl std::fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "the configuration has {} problem(s):", self.problems.len())?;
+        self.problems.iter().try_for_each(|p| write!(f, "\n  {p}"))
+    }
+}
+
+/// What the layers above the defaults say.
+#[derive(Debug, Default)]
+pub struct Layers<'a> {
+    /// `--config`.
+    pub file: Option<&'a Path>,
+    /// The environment; only `SCORER_` names are read.
+    pub environment: Vec<(String, String)>,
+    /// `--set KEY=VALUE`.
+    pub set: &'a [String],
+}
+
+impl Config {
+    /// Merges the layers and checks every key.
+    ///
+    /// # Errors
+    /// All problems at once, each by its key.
+    pub fn load(layers: &Layers<'_>) -> Result<Self, ConfigError> {
+        let mut problems = Vec::new();
+        let mut merged: Table = toml::from_str(DEFAULTS)
+            .map_err(|e| ConfigError { problems: vec![format!("embedded defaults: {e}")] })?;
+        if let Some(path) = layers.file {
+            merge_file(&mut merged, path, &mut problems);
+        }
+        merge_environment(&mut merged, &layers.environment, &mut problems);
+        merge_set(&mut merged, layers.set, &mut problems);
+        check_types(&merged, &mut problems);
+        if !problems.is_empty() {
+            return Err(ConfigError { problems });
+        }
+        let deserialized = serde_path_to_error::deserialize(Value::Table(merged.clone()));
+        let mut config: Self = deserialized.map_err(|e| ConfigError {
+            problems: vec![format!("{}: {}", e.path(), e.inner().message())],
+        })?;
+        config.effective = merged;
+        let problems = config.contradictions();
+        if problems.is_empty() { Ok(config) } else { Err(ConfigError { problems }) }
+    }
+
+    /// The worker's name: `worker.id`, else the host's name with provider and device.
+    pub fn worker_id(&self) -> String {
+        self.worker.id.clone().unwrap_or_else(|| {
+            let host = host_name();
+            let engine = &self.engine;
+            format!("{host}-{}{}", engine.execution_provider.as_str(), engine.device_id)
+        })
+    }
+
+    /// The effective configuration as TOML, passwords replaced.
+    pub fn redacted(&self) -> String {
+        let mut table = self.effective.clone();
+        for section in ["amqp", "redis"] {
+            if let Some(Value::String(url)) = table.get_mut(section).and_then(|s| s.get_mut("url")) {
+                *url = redact(url);
+            }
+        }
+        toml::to_string(&table).unwrap_or_default()
+    }
+
+    fn contradictions(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        let mut check = |sound: bool, problem: &str| {
+            if !sound {
+                problems.push(problem.to_owned());
+            }
+        };
+        check(is_worker_id(&self.worker_id()), "worker.id: must be 1 to 128 of A-Z a-z 0-9 . _ -");
+        check(
+            self.model.name.as_deref().is_none_or(is_model_name),
+            "model.name: must match [a-z0-9][a-z0-9_-]{0,63}",
+        );
+        check(self.engine.micro_batch >= 1, "engine.micro_batch: must be at least 1");
+        check(self.engine.device_id >= 0, "engine.device_id: must be at least 0");
+        check(self.amqp.prefetch >= 1, "amqp.prefetch: must be at least 1; 0 would mean without bound");
+        check(self.amqp.poison_after >= 1, "amqp.poison_after: must be at least 1");
+        check(!self.amqp.namespace.is_empty(), "amqp.namespace: must not be empty");
+        check(!self.redis.namespace.is_empty(), "redis.namespace: must not be empty");
+        check(has_scheme(&self.amqp.url, &["amqp", "amqps"]), "amqp.url: must be an amqp:// or amqps:// URL");
+        check(
+            has_scheme(&self.redis.url, &["redis", "rediss", "redis+unix", "unix"]),
+            "redis.url: must be a redis:// or rediss:// URL",
+        );
+        check(
+            self.heartbeat.ttl >= 2 * self.heartbeat.interval,
+            "heartbeat.ttl: must be at least twice heartbeat.interval, or one late beat hides the worker",
+        );
+        check(!self.heartbeat.interval.is_zero(), "heartbeat.interval: must be greater than 0");
+        check(self.results.ttl >= Duration::from_secs(1), "results.ttl: must be at least 1s");
+        check(!self.worker.score_timeout.is_zero(), "worker.score_timeout: must be greater than 0");
+        check(
+            self.amqp.retry_delays.iter().all(|d| !d.is_zero()),
+            "amqp.retry_delays: every delay must be greater than 0",
+        );
+        for prefix in &self.candidates.allow {
+            check(Url::parse(prefix).is_ok(), &format!("candidates.allow: {prefix:?} is not a URL prefix"));
+        }
+        problems
+    }
+}
+
+/// Whether the text can name a model.
+pub fn is_model_name(name: &str) -> bool {
+    let legal = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+    (1..=64).contains(&name.len())
+        && name.bytes().next().is_some_and(legal)
+        && name.bytes().all(|b| legal(b) || b == b'_' || b == b'-')
+}
+
+fn is_worker_id(id: &str) -> bool {
+    (1..=128).contains(&id.len())
+        && id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'.' || b == b'_' || b == b'-')
+}
+
+/// The host's name, with what no key may carry replaced.
+pub fn host_name() -> String {
+    let name = sysinfo::System::host_name().unwrap_or_else(|| "localhost".into());
+    name.chars().map(|c| if c.is_ascii_alphanumeric() || c == '.' || c == '-' { c } else { '-' }).collect()
+}
+
+fn has_scheme(text: &str, schemes: &[&str]) -> bool {
+    Url::parse(text).is_ok_and(|url| schemes.contains(&url.scheme()))
+}
+
+/// A URL without its password.
+pub fn redact(text: &str) -> String {
+    match Url::parse(text) {
+        Ok(mut url) if url.password().is_some() => match url.set_password(Some("hidden")) {
+            Ok(()) => url.into(),
+            Err(()) => "hidden".into(),
+        },
+        Ok(_) => text.to_owned(),
+        Err(_) => "hidden".into(),
+    }
+}
+
+fn merge_file(merged: &mut Table, path: &Path, problems: &mut Vec<String>) {
+    let text = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(e) => return problems.push(format!("--config {}: cannot be read: {e}", path.display())),
+    };
+    match toml::from_str::<Table>(&text) {
+        Ok(table) => overlay(merged, table),
+        Err(e) => problems.push(format!("--config {}: {e}", path.display())),
+    }
+}
+
+fn overlay(below: &mut Table, above: Table) {
+    for (key, value) in above {
+        match (below.get_mut(&key), value) {
+            (Some(Value::Table(below)), Value::Table(above)) => overlay(below, above),
+            (_, value) => {
+                below.insert(key, value);
+            }
+        }
+    }
+}
+
+fn merge_environment(merged: &mut Table, environment: &[(String, String)], problems: &mut Vec<String>) {
+    for (name, text) in environment {
+        let Some(rest) = name.strip_prefix(ENVIRONMENT_PREFIX) else { continue };
+        let key = rest.to_ascii_lowercase().replace("__", ".");
+        if let Err(problem) = put(merged, &key, text) {
+            problems.push(format!("{name} ({key}): {problem}"));
+        }
+    }
+}
+
+fn merge_set(merged: &mut Table, set: &[String], problems: &mut Vec<String>) {
+    for pair in set {
+        match pair.split_once('=') {
+            Some((key, text)) => {
+                if let Err(problem) = put(merged, key.trim(), text) {
+                    problems.push(format!("{key}: {problem}"));
+                }
+            }
+            None => problems.push(format!("--set {pair}: must be KEY=VALUE")),
+        }
+    }
+}
+
+fn put(merged: &mut Table, key: &str, text: &str) -> Result<(), String> {
+    let Some((_, kind)) = KEYS.iter().find(|(name, _)| *name == key) else {
+        return Err(unknown(key));
+    };
+    let value = read(*kind, text)?;
+    let mut path: Vec<&str> = key.split('.').collect();
+    let last = path.pop().unwrap_or_default();
+    let mut table = merged;
+    for part in path {
+        let entry = table.entry(part).or_insert_with(|| Value::Table(Table::new()));
+        let Value::Table(inner) = entry else { return Err(format!("{part} is not a section")) };
+        table = inner;
+    }
+    table.insert(last.to_owned(), value);
+    Ok(())
+}
+
+/// Reads bare text for the key's type, so that `worker.id=7` is the string 7.
+fn read(kind: Type, text: &str) -> Result<Value, String> {
+    match kind {
+        Type::Text | Type::Duration | Type::Size => Ok(Value::String(text.to_owned())),
+        Type::Integer => text.trim().parse().map(Value::Integer).map_err(|_| format!("{text:?} is not a whole number")),
+        Type::Boolean => text.trim().parse().map(Value::Boolean).map_err(|_| format!("{text:?} is neither true nor false")),
+        Type::TextList | Type::DurationList => toml::from_str::<Table>(&format!("list = {text}"))
+            .ok()
+            .and_then(|mut table| table.remove("list"))
+            .filter(Value::is_array)
+            .ok_or_else(|| format!("{text:?} is not a TOML array such as [\"a\", \"b\"]")),
+    }
+}
+
+fn check_types(merged: &Table, problems: &mut Vec<String>) {
+    visit("", merged, &mut |key, value| match KEYS.iter().find(|(name, _)| *name == key) {
+        None => problems.push(format!("{key}: {}", unknown(key))),
+        Some((_, kind)) => {
+            if let Err(problem) = check_type(*kind, value) {
+                problems.push(format!("{key}: {problem}"));
+            }
+        }
+    });
+}
+
+fn visit(prefix: &str, table: &Table, each: &mut impl FnMut(&str, &Value)) {
+    for (name, value) in table {
+        let key = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
+        match value {
+            Value::Table(inner) if !KEYS.iter().any(|(known, _)| *known == key) => visit(&key, inner, each),
+            value => each(&key, value),
+        }
+    }
+}
+
+fn check_type(kind: Type, value: &Value) -> Result<(), String> {
+    let wrong = |expected: &str| Err(format!("must be {expected}, not {}", value.type_str()));
+    match (kind, value) {
+        (Type::Text, Value::String(_)) | (Type::Integer | Type::Size, Value::Integer(0..)) | (Type::Boolean, Value::Boolean(_)) => Ok(()),
+        (Type::Duration, Value::String(text)) => parse_duration(text).map(drop),
+        (Type::Size, Value::String(text)) => parse_size(text).map(drop),
+        (Type::TextList, Value::Array(items)) if items.iter().all(Value::is_str) => Ok(()),
+        (Type::DurationList, Value::Array(items)) => {
+            items.iter().try_for_each(|item| parse_duration(item.as_str().unwrap_or_default()).map(drop))
+        }
+        (Type::Text, _) => wrong("text"),
+        (Type::Integer, Value::Integer(n)) => Err(format!("must not be negative, it is {n}")),
+        (Type::Integer, _) => wrong("a whole number"),
+        (Type::Boolean, _) => wrong("true or false"),
+        (Type::Duration, _) => wrong("a duration such as \"5s\""),
+        (Type::Size, _) => wrong("a size such as \"4MiB\""),
+        (Type::TextList, _) => wrong("a list of texts"),
+        (Type::DurationList, _) => wrong("a list of durations"),
+    }
+}
+
+fn unknown(key: &str) -> String {
+    let mut message = "unknown key".to_owned();
+    let last = key.rsplit('.').next().unwrap_or(key);
+    let similar = KEYS.iter().find(|(name, _)| name.rsplit('.').next() == Some(last));
+    if let Some((name, _)) = similar {
+        // Writing to a String cannot fail.
+        let _infallible = write!(message, "; did you mean {name}?");
+    }
+    message
+}
+
+/// Reads `250ms`, `5s`, `5m`, `24h`.
+///
+/// # Errors
+/// A sentence that shows the form.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("{text:?} is not a duration such as 250ms, 5s, 5m or 24h");
+    let digits = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;
+    let (number, unit) = text.split_at(digits);
+    let number: u64 = number.parse().map_err(|_| wrong())?;
+    match unit {
+        "ms" => Ok(Duration::from_millis(number)),
+        "s" => Ok(Duration::from_secs(number)),
+        "m" => Ok(Duration::from_secs(number.saturating_mul(60))),
+        "h" => Ok(Duration::from_secs(number.saturating_mul(3600))),
+        _ => Err(wrong()),
+    }
+}
+
+/// Writes a duration the way it is read; `5s`, not `5000ms`.
+pub fn format_duration(duration: Duration) -> String {
+    let millis = duration.as_millis();
+    for (unit, size) in [("h", 3_600_000), ("m", 60_000), ("s", 1_000)] {
+        if millis >= size && millis.is_multiple_of(size) {
+            return format!("{}{unit}", millis / size);
+        }
+    }
+    format!("{millis}ms")
+}
+
+fn parse_size(text: &str) -> Result<u64, String> {
+    let wrong = || format!("{text:?} is not a size such as 512KiB, 4MiB or 1GiB");
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let number: u64 = number.parse().map_err(|_| wrong())?;
+    let factor: u64 = match unit.trim() {
+        "" | "B" => 1,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        _ => return Err(wrong()),
+    };
+    number.checked_mul(factor).ok_or_else(wrong)
+}
+
+mod duration {
+    use serde::{Deserialize, Deserializer, de::Error};
+    use std::time::Duration;
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+        super::parse_duration(&String::deserialize(deserializer)?).map_err(D::Error::custom)
+    }
+}
+
+mod duration_list {
+    use serde::{Deserialize, Deserializer, de::Error};
+    use std::time::Duration;
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Duration>, D::Error> {
+        let texts = Vec::<String>::deserialize(deserializer)?;
+        texts.iter().map(|text| super::parse_duration(text).map_err(D::Error::custom)).collect()
+    }
+}
+
+mod size {
+    use serde::{Deserialize, Deserializer, de::Error};
+    use toml::Value;
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+        match Value::deserialize(deserializer)? {
+            Value::Integer(bytes) => u64::try_from(bytes).map_err(D::Error::custom),
+            other => super::parse_size(other.as_str().unwrap_or_default()).map_err(D::Error::custom),
+        }
+    }
+}
+
+mod optional_size {
+    use serde::Deserializer;
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+        super::size::deserialize(deserializer).map(Some)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(environment: &[(&str, &str)], set: &[&str]) -> Result<Config, ConfigError> {
+        let environment = environment.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect();
+        let set: Vec<String> = set.iter().map(|s| (*s).into()).collect();
+        Config::load(&Layers { file: None, environment, set: &set })
+    }
+
+    #[test]
+    fn every_known_key_is_documented_in_the_defaults() {
+        for (key, _) in KEYS {
+            let last = key.rsplit('.').next().unwrap();
+            assert!(DEFAULTS.contains(last), "{key} is missing in config.default.toml");
+        }
+        load(&[], &[]).unwrap();
+    }
+
+    #[test]
+    fn set_wins_over_the_environment_and_values_are_read_for_the_keys_type() {
+        let config = load(
+            &[("SCORER_WORKER__ID", "7"), ("SCORER_AMQP__PREFETCH", "9"), ("PATH", "/bin")],
+            &["amqp.prefetch=2", "candidates.allow=[\"file:///\"]", "amqp.retry_delays=[\"100ms\"]"],
+        )
+        .unwrap();
+        assert_eq!(config.worker_id(), "7");
+        assert_eq!(config.amqp.prefetch, 2);
+        assert_eq!(config.candidates.allow, ["file:///"]);
+        assert_eq!(config.amqp.retry_delays, [Duration::from_millis(100)]);
+        assert_eq!(config.candidates.max_inline_bytes, 4 << 20);
+    }
+
+    #[test]
+    fn all_problems_come_at_once_by_key() {
+        let error = load(
+            &[("SCORER_AMQP__PREFECH", "1"), ("SCORER_ENGINE__THREADS", "many")],
+            &["worker.score_timeout=fast", "heartbeat.ttl=5 s", "nonsense"],
+        )
+        .unwrap_err();
+        let text = error.to_string();
+        for key in ["amqp.prefech", "engine.threads", "worker.score_timeout", "heartbeat.ttl", "nonsense"] {
+            assert!(text.contains(key), "{text}");
+        }
+    }
+
+    #[test]
+    fn secrets_are_hidden() {
+        let config = load(&[], &["amqp.url=amqp://u:hunter2@h/x", "redis.url=redis://:hunter2@h/0"]).unwrap();
+        assert!(!config.redacted().contains("hunter2"), "{}", config.redacted());
+    }
+
+    #[test]
+    fn durations_are_written_the_way_they_are_read() {
+        for text in ["250ms", "5s", "30s", "5m", "24h", "90s", "1500ms"] {
+            assert_eq!(format_duration(parse_duration(text).unwrap()), text);
+        }
+    }
+}

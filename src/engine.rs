@@ -1,0 +1,511 @@
+//! The engine: one session, one baseline, one scratch copy. A candidate's new values are computed
+//! and checked on the host, written as absolute values, measured, and restored by copying; the
+//! scratch equals the baseline before and after every call, whatever happened in between.
+
+pub mod graph;
+pub mod session;
+pub mod thread;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use crate::candidate::Update;
+use crate::config::EngineConfig;
+use crate::failure::{Code, Failure};
+use crate::job::Rule;
+use crate::lifecycle::Detail;
+use crate::package::plan::{Plan, Window};
+use crate::package::weights::{TensorInfo, read_element, round_to, transpose};
+use crate::package::{Objective, Package, Place};
+use crate::score::{self, Paired};
+use graph::Graph;
+use session::{Session, SessionError, WeightSpec};
+
+/// Baselines kept; a fresh nonce for every job must not grow the process.
+const BASELINES: usize = 64;
+
+/// What the computing thread tells about itself; everybody else only reads.
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// Micro-batches done since the start.
+    pub counter: AtomicU64,
+    /// When the last one was done, unix milliseconds.
+    pub at_ms: AtomicU64,
+    /// When the computation going on began, unix milliseconds; 0 = idle.
+    pub busy_since_ms: AtomicU64,
+    /// The slowest micro-batch of the last warm-up, milliseconds.
+    pub slowest_ms: AtomicU64,
+}
+
+impl Progress {
+    fn step(&self) {
+        self.counter.fetch_add(1, Ordering::Relaxed);
+        self.at_ms.store(crate::clock::unix_ms(), Ordering::Relaxed);
+    }
+}
+
+/// Why a model cannot be served: the word for the heartbeat and the sentence for a person.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct EngineError {
+    /// The `state_detail`.
+    pub detail: Detail,
+    /// What is wrong and what to do.
+    pub message: String,
+}
+
+impl EngineError {
+    fn new(detail: Detail, message: impl Into<String>) -> Self {
+        Self { detail, message: message.into() }
+    }
+
+    fn from_session(error: &SessionError, otherwise: Detail) -> Self {
+        let detail = match error {
+            SessionError::Unavailable(_) => Detail::EpUnavailable,
+            SessionError::OutOfMemory(_) => Detail::OutOfMemory,
+            SessionError::Model(_) | SessionError::Terminated | SessionError::Other(_) => otherwise,
+        };
+        Self::new(detail, error.to_string())
+    }
+}
+
+/// What a warm-up measured.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Warm {
+    /// Loss on all windows with an empty nonce.
+    pub baseline_loss: f64,
+    /// How many windows that were.
+    pub windows: usize,
+}
+
+/// Milliseconds spent in each stage of an evaluation.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct StageTimes {
+    /// Computing and writing the new values.
+    pub apply: f64,
+    /// Running the model, the baseline's pass included where it was needed.
+    pub forward: f64,
+    /// Copying the baseline back.
+    pub restore: f64,
+}
+
+/// A candidate's effect.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Evaluation {
+    /// Losses before and after, and what to make of them.
+    pub paired: Paired,
+    /// Entries whose weight really changed after rounding.
+    pub effective_entries: u64,
+    /// Where the time went.
+    pub times: StageTimes,
+}
+
+/// One weight of the graph and the checkpoint tensor it holds.
+#[derive(Debug)]
+struct Slot {
+    tensor: usize,
+    weight: usize,
+    transposed: bool,
+}
+
+/// The new values of one tensor, checked, not yet written.
+struct Patch {
+    tensor: usize,
+    indices: Vec<u32>,
+    values: Vec<f32>,
+}
+
+/// A loaded model.
+#[derive(Debug)]
+pub struct Engine {
+    /// What it was made of.
+    pub package: Arc<Package>,
+    session: Session,
+    slots: Vec<Slot>,
+    micro_batch: usize,
+    fixed_batch: bool,
+    ignore_index: i64,
+    baselines: HashMap<[u8; 32], Arc<Vec<f64>>>,
+    progress: Arc<Progress>,
+}
+
+impl Engine {
+    /// Builds the session and fills the scratch weights.
+    ///
+    /// # Errors
+    /// What is missing or wrong, with its `state_detail`.
+    pub fn load(package: Arc<Package>, config: &EngineConfig, progress: Arc<Progress>) -> Result<Self, EngineError> {
+        let broken = |message: String| EngineError::new(Detail::ModelLoadFailed, message);
+        let manifest = &package.manifest;
+        let graph = Graph::decode(&package.graph).map_err(|e| broken(e.to_string()))?;
+        check_vocabulary(&package, &graph).map_err(broken)?;
+        let fixed = check_input(&package, &graph).map_err(broken)?;
+        let Objective::CausalLm { ignore_index, .. } = manifest.objective;
+        let (slots, specs) = layout(&package);
+        let names: Vec<&str> = specs.iter().map(|s| s.input.as_str()).collect();
+        let prepared =
+            graph.prepare(&names, &manifest.outputs.logits, &package.dir).map_err(|e| broken(e.to_string()))?;
+        let session = Session::new(config, &prepared, &manifest.inputs.tokens, specs)
+            .map_err(|e| EngineError::from_session(&e, Detail::ModelLoadFailed))?;
+        Ok(Self {
+            session,
+            slots,
+            micro_batch: fixed.unwrap_or(config.micro_batch),
+            fixed_batch: fixed.is_some(),
+            ignore_index,
+            baselines: HashMap::new(),
+            progress,
+            package,
+        })
+    }
+
+    /// Stops a run from another thread.
+    pub fn terminator(&self) -> session::Terminator {
+        self.session.terminator.clone()
+    }
+
+    /// Number of baselines kept.
+    pub fn baseline_cache_entries(&self) -> usize {
+        self.baselines.len()
+    }
+
+    /// The per-window losses of the unchanged model, computed once per plan.
+    ///
+    /// # Errors
+    /// When the model does not run or a loss is not finite.
+    pub fn baseline(&mut self, plan: &Plan) -> Result<Arc<Vec<f64>>, Failure> {
+        if let Some(known) = self.baselines.get(&plan.hash) {
+            return Ok(Arc::clone(known));
+        }
+        let losses = Arc::new(self.losses(plan)?);
+        if losses.iter().any(|l| !l.is_finite()) {
+            let message = "the current model's own loss is not finite on these windows";
+            return Err(Failure::new(Code::InferenceFailed, message));
+        }
+        if self.baselines.len() >= BASELINES {
+            self.baselines.clear();
+        }
+        self.baselines.insert(plan.hash, Arc::clone(&losses));
+        Ok(losses)
+    }
+
+    /// Measures a candidate and leaves the weights as they were.
+    ///
+    /// # Errors
+    /// A typed refusal; the weights are restored then too.
+    pub fn score(&mut self, update: &Update, rule: Rule, plan: &Plan) -> Result<Evaluation, Failure> {
+        let began = Instant::now();
+        let before = self.baseline(plan)?;
+        let baseline_ms = millis(began);
+        let began = Instant::now();
+        let (patches, effective_entries) = self.patches(update, rule)?;
+        let written = patches.iter().try_for_each(|patch| self.write(patch));
+        let apply = millis(began);
+        let began = Instant::now();
+        let after = written.map_err(|e| failure(&e)).and_then(|()| self.losses(plan));
+        let forward = millis(began) + baseline_ms;
+        let began = Instant::now();
+        self.restore(&patches)?;
+        let times = StageTimes { apply, forward, restore: millis(began) };
+        let after = after?;
+        if let Some(window) = after.iter().position(|l| !l.is_finite()) {
+            let message = format!("the candidate makes the loss of window {window} non-finite");
+            return Err(Failure::new(Code::NonFiniteLoss, message));
+        }
+        Ok(Evaluation { paired: score::paired(&before, &after), effective_entries, times })
+    }
+
+    /// Proves the session: the baseline is finite and repeats bit for bit, the canary is met, and
+    /// every trainable tensor moves the loss when it is patched and leaves no trace when restored.
+    ///
+    /// # Errors
+    /// The first proof that fails.
+    pub fn warm(&mut self) -> Result<Warm, EngineError> {
+        let failed = |f: &Failure| {
+            let detail = if f.code == Code::OutOfMemory { Detail::OutOfMemory } else { Detail::WarmFailed };
+            EngineError::new(detail, f.message.clone())
+        };
+        self.baselines.clear();
+        let plan = Plan::new(&self.package.shards, None, "", self.package.cut()).map_err(|f| failed(&f))?;
+        let first = self.baseline(&plan).map_err(|f| failed(&f))?;
+        let again = self.losses(&plan).map_err(|f| failed(&f))?;
+        if !same_bits(&first, &again) {
+            let message = "two runs of the same windows gave different losses; the provider is not deterministic";
+            return Err(EngineError::new(Detail::WarmFailed, message));
+        }
+        let baseline_loss = score::mean(&first);
+        self.check_canary(baseline_loss)?;
+        self.probe(&plan, &again)?;
+        Ok(Warm { baseline_loss, windows: first.len() })
+    }
+
+    fn check_canary(&self, baseline_loss: f64) -> Result<(), EngineError> {
+        let Some(canary) = self.package.manifest.canary else { return Ok(()) };
+        if (baseline_loss - canary.loss).abs() <= canary.tolerance {
+            return Ok(());
+        }
+        let message = format!(
+            "canary: the package says loss {} +- {}, this worker measures {baseline_loss}",
+            canary.loss, canary.tolerance
+        );
+        Err(EngineError::new(Detail::CanaryMismatch, message))
+    }
+
+    /// Patches each tensor a little with fixed signs until the first window's loss moves.
+    fn probe(&mut self, plan: &Plan, baseline: &[f64]) -> Result<(), EngineError> {
+        let short = Plan { hash: [0; 32], windows: plan.windows[..1].to_vec(), cut: plan.cut };
+        let broken = |f: &Failure| EngineError::new(Detail::WarmFailed, format!("probe: {}", f.message));
+        let still = self.losses(&short).map_err(|f| broken(&f))?;
+        let package = Arc::clone(&self.package);
+        for (tensor, info) in package.weights.tensors.iter().enumerate() {
+            let mut moved = false;
+            for share in [0.01, 0.1, 1.0] {
+                let patch = probe_patch(&package, tensor, share);
+                let result = self.write(&patch).map_err(|e| failure(&e)).and_then(|()| self.losses(&short));
+                self.restore(std::slice::from_ref(&patch)).map_err(|f| broken(&f))?;
+                moved = !same_bits(&result.map_err(|f| broken(&f))?, &still);
+                if moved {
+                    break;
+                }
+            }
+            if !moved {
+                let message = format!("probe: patching {} does not move the loss; the package places it wrongly", info.name);
+                return Err(EngineError::new(Detail::WarmFailed, message));
+            }
+        }
+        self.audit()?;
+        let restored = self.losses(plan).map_err(|f| broken(&f))?;
+        if same_bits(&restored, baseline) {
+            return Ok(());
+        }
+        Err(EngineError::new(Detail::RestoreMismatch, "the loss is not what it was before the probe"))
+    }
+
+    /// Compares every scratch weight with the baseline, byte for byte.
+    ///
+    /// # Errors
+    /// `restore_mismatch` naming the tensor.
+    pub fn audit(&self) -> Result<(), EngineError> {
+        for slot in &self.slots {
+            let info = &self.package.weights.tensors[slot.tensor];
+            let bytes = graph_bytes(&self.package, info, slot.transposed);
+            let same = self.session.equals(slot.weight, &bytes);
+            if !same.map_err(|e| EngineError::from_session(&e, Detail::RestoreMismatch))? {
+                let message = format!("{} differs from the baseline after restoring", info.name);
+                return Err(EngineError::new(Detail::RestoreMismatch, message));
+            }
+        }
+        Ok(())
+    }
+
+    /// Computes the new values: f32 arithmetic, rounded once to the weight's type.
+    fn patches(&self, update: &Update, rule: Rule) -> Result<(Vec<Patch>, u64), Failure> {
+        let mut effective = 0;
+        let mut patches = Vec::with_capacity(update.tensors.len());
+        for touched in &update.tensors {
+            let info = &self.package.weights.tensors[touched.tensor];
+            let mut indices = Vec::with_capacity(touched.entries.len());
+            let mut values = Vec::with_capacity(touched.entries.len());
+            for (index, value) in &touched.entries {
+                let old = self.package.weights.element(info, *index);
+                let new = round_to(info.dtype, stepped(old, *value, rule));
+                if !new.is_finite() {
+                    let message = format!("{}: the updated weight at index {index} is not finite", info.name);
+                    return Err(Failure::new(Code::CandidateNonFinite, message).with("tensor", info.name.clone()));
+                }
+                effective += u64::from(new.to_bits() != old.to_bits());
+                indices.push(*index);
+                values.push(new);
+            }
+            patches.push(Patch { tensor: touched.tensor, indices, values });
+        }
+        Ok((patches, effective))
+    }
+
+    fn write(&mut self, patch: &Patch) -> Result<(), SessionError> {
+        let info = &self.package.weights.tensors[patch.tensor];
+        for slot in self.slots.iter().filter(|slot| slot.tensor == patch.tensor) {
+            if slot.transposed {
+                let positions = transposed_positions(&patch.indices, info);
+                self.session.write(slot.weight, &positions, &patch.values)?;
+            } else {
+                self.session.write(slot.weight, &patch.indices, &patch.values)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies the baseline back, never subtracts.
+    fn restore(&mut self, patches: &[Patch]) -> Result<(), Failure> {
+        let package = Arc::clone(&self.package);
+        for patch in patches {
+            let info = &package.weights.tensors[patch.tensor];
+            let values = patch.indices.iter().map(|i| package.weights.element(info, *i)).collect();
+            let original = Patch { tensor: patch.tensor, indices: patch.indices.clone(), values };
+            self.write(&original).map_err(|e| failure(&e))?;
+        }
+        Ok(())
+    }
+
+    fn losses(&mut self, plan: &Plan) -> Result<Vec<f64>, Failure> {
+        self.progress.busy_since_ms.store(crate::clock::unix_ms(), Ordering::Relaxed);
+        let losses = plan
+            .windows
+            .chunks(self.micro_batch)
+            .map(|windows| self.micro_batch_losses(windows, plan))
+            .collect::<Result<Vec<_>, _>>();
+        self.progress.busy_since_ms.store(0, Ordering::Relaxed);
+        Ok(losses?.concat())
+    }
+
+    fn micro_batch_losses(&mut self, windows: &[Window], plan: &Plan) -> Result<Vec<f64>, Failure> {
+        let began = Instant::now();
+        let (length, shift) = (plan.cut.window, plan.cut.label_shift);
+        // A graph with a fixed batch gets its last batch filled up; the surplus is not looked at.
+        let batch = if self.fixed_batch { self.micro_batch } else { windows.len() };
+        let filled = windows.iter().cycle().take(batch);
+        let mut tokens = Vec::with_capacity(batch * length);
+        let mut labels = Vec::with_capacity(batch * length);
+        for window in filled {
+            tokens.extend(window.chunk[..length].iter().map(|t| i64::from(*t)));
+            let targets = window.chunk[shift..].iter().map(|t| i64::from(*t)).map(|t| if t == self.ignore_index { 0 } else { t });
+            labels.extend(targets.chain(std::iter::repeat(0)).take(length));
+        }
+        let log_probs = self.session.log_probs(tokens, labels, batch).map_err(|e| failure(&e))?;
+        if log_probs.len() != batch * length {
+            let message = format!("the graph gave {} log-probabilities for {} targets", log_probs.len(), batch * length);
+            return Err(Failure::new(Code::InferenceFailed, message));
+        }
+        self.progress.step();
+        self.progress.slowest_ms.fetch_max(began.elapsed().as_millis() as u64, Ordering::Relaxed);
+        let rows = log_probs.chunks_exact(length);
+        Ok(windows.iter().zip(rows).map(|(window, row)| self.window_loss(window, row, shift)).collect())
+    }
+
+    /// Mean negative log-likelihood over the targets that count.
+    #[expect(clippy::cast_precision_loss, reason = "target counts are far below 2^52")]
+    fn window_loss(&self, window: &Window, log_probs: &[f32], shift: usize) -> f64 {
+        let targets = window.chunk[shift..].iter().zip(log_probs);
+        let counted = targets.filter(|(target, _)| i64::from(**target) != self.ignore_index);
+        let (sum, count) = counted.fold((0.0, 0_u64), |(sum, n), (_, p)| (sum - f64::from(*p), n + 1));
+        sum / count as f64
+    }
+
+    /// Targets that count in a plan.
+    pub fn targets(&self, plan: &Plan) -> u64 {
+        let shift = plan.cut.label_shift;
+        let counts = |w: &Window| w.chunk[shift..].iter().filter(|t| i64::from(**t) != self.ignore_index).count() as u64;
+        plan.windows.iter().map(counts).sum()
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "the contract computes the update in f32")]
+fn stepped(old: f32, value: f32, rule: Rule) -> f32 {
+    match rule {
+        Rule::Gradient { learning_rate } => old - learning_rate as f32 * value,
+        Rule::ParamDiff => old + value,
+    }
+}
+
+fn millis(since: Instant) -> f64 {
+    since.elapsed().as_secs_f64() * 1e3
+}
+
+fn same_bits(a: &[f64], b: &[f64]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits())
+}
+
+fn failure(error: &SessionError) -> Failure {
+    let code = match error {
+        SessionError::OutOfMemory(_) => Code::OutOfMemory,
+        SessionError::Terminated => Code::ScoreTimeout,
+        SessionError::Unavailable(_) | SessionError::Model(_) | SessionError::Other(_) => Code::InferenceFailed,
+    };
+    Failure::new(code, error.to_string())
+}
+
+fn layout(package: &Package) -> (Vec<Slot>, Vec<WeightSpec<'_>>) {
+    let mut slots = Vec::new();
+    let mut specs = Vec::new();
+    for (tensor, info) in package.weights.tensors.iter().enumerate() {
+        let places: &[Place] = package.manifest.tensors.get(&info.name).map_or(&[], |entry| &entry.places);
+        for place in places {
+            slots.push(Slot { tensor, weight: specs.len(), transposed: place.transposed });
+            let mut shape: Vec<i64> = info.shape.iter().filter_map(|d| i64::try_from(*d).ok()).collect();
+            if place.transposed {
+                shape.reverse();
+            }
+            specs.push(WeightSpec {
+                input: place.initializer.clone(),
+                shape,
+                dtype: info.dtype,
+                bytes: graph_bytes(package, info, place.transposed),
+            });
+        }
+    }
+    (slots, specs)
+}
+
+fn graph_bytes<'a>(package: &'a Package, info: &TensorInfo, transposed: bool) -> std::borrow::Cow<'a, [u8]> {
+    let bytes = package.weights.bytes(info);
+    match (transposed, info.shape.as_slice()) {
+        (true, [rows, columns]) => transpose(bytes, *rows, *columns, info.dtype.size()).into(),
+        (_, _) => bytes.into(),
+    }
+}
+
+/// Index i = (row, column) of the checkpoint lives at (column, row) of a transposed place.
+fn transposed_positions(indices: &[u32], info: &TensorInfo) -> Vec<u32> {
+    let [rows, columns] = info.shape.as_slice() else { return indices.to_vec() };
+    let size = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    let (rows, columns) = (size(*rows), size(*columns));
+    indices.iter().map(|i| (i % columns) * rows + i / columns).collect()
+}
+
+/// Every entry moves by `share` of the tensor's root mean square, signs fixed but irregular: a
+/// regular shift could cancel in a softmax or a norm, and a few entries could miss the window.
+#[expect(clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "a perturbation need not be exact")]
+fn probe_patch(package: &Package, tensor: usize, share: f32) -> Patch {
+    let info = &package.weights.tensors[tensor];
+    let bytes = package.weights.bytes(info);
+    let element = |i: usize| read_element(bytes, info.dtype, i);
+    let squares: f64 = (0..info.numel).map(|i| f64::from(element(i)).powi(2)).sum();
+    let rms = (squares / info.numel.max(1) as f64).sqrt() as f32;
+    let step = share * rms.max(1e-2);
+    let indices: Vec<u32> = (0..info.numel as u32).collect();
+    let sign = |i: u32| if (i.wrapping_mul(0x9E37_79B9) >> 16).count_ones().is_multiple_of(2) { step } else { -step };
+    let values = indices.iter().map(|i| round_to(info.dtype, element(*i as usize) + sign(*i))).collect();
+    Patch { tensor, indices, values }
+}
+
+fn check_vocabulary(package: &Package, graph: &Graph) -> Result<(), String> {
+    let Objective::CausalLm { ignore_index, .. } = package.manifest.objective;
+    let logits = &package.manifest.outputs.logits;
+    let Some(vocabulary) = graph.last_dimension(logits) else {
+        return Err(format!("graph: the last dimension of output {logits} (the vocabulary) must be fixed"));
+    };
+    for shard in &package.shards {
+        let legal = |t: &i32| usize::try_from(*t).is_ok_and(|t| t < vocabulary) || i64::from(*t) == ignore_index;
+        if let Some(token) = shard.tokens.iter().find(|t| !legal(t)) {
+            return Err(format!("shard {}: token {token} is outside the vocabulary of {vocabulary}", shard.id));
+        }
+    }
+    Ok(())
+}
+
+/// The batch size the graph is fixed to, if it is.
+fn check_input(package: &Package, graph: &Graph) -> Result<Option<usize>, String> {
+    let name = &package.manifest.inputs.tokens;
+    let Some(shape) = graph.input_shape(name) else {
+        return Err(format!("graph: has no input {name}; it has {:?}", graph.inputs()));
+    };
+    let window = package.cut().window;
+    match shape.as_slice() {
+        [batch, None] => Ok(*batch),
+        [batch, Some(seq)] if *seq == window => Ok(*batch),
+        [_, Some(seq)] => Err(format!("graph: input {name} takes {seq} tokens, the window has {window}")),
+        other => Err(format!("graph: input {name} has {} dimensions, [batch, seq] is needed", other.len())),
+    }
+}

@@ -1,0 +1,19 @@
+//! `scorer` judges model updates: it takes score jobs from RabbitMQ, measures the held-out loss
+//! before and after applying each candidate with ONNX Runtime, and publishes the verdicts.
+//!
+//! # Layout
+//! In the order data flows: [`config`] is what we are told; [`job`] decodes what is asked;
+//! [`candidate`] fetches and checks a stranger's update; [`package`] holds the model and its
+//! held-out data; [`engine`] measures; [`score`] and [`result`] turn losses into a verdict;
+//! [`failure`] is every way not to have one. [`lifecycle`] is what state the worker is in.
+
+pub mod clock;
+pub mod config;
+pub mod failure;
+pub mod lifecycle;
+pub mod job;
+pub mod candidate;
+pub mod package;
+pub mod engine;
+pub mod score;
+pub mod result;

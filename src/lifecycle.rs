@@ -1,0 +1,227 @@
+//! The states of a worker, in one enum, advanced in one place. Everything that depends on the
+//! state (the consumer, the heartbeat, the exit) watches it; nothing else decides it.
+
+use std::sync::Arc;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+use crate::clock::unix_ms;
+
+/// What a worker is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// The process has begun.
+    Starting,
+    /// A model is being loaded or proven.
+    Warming,
+    /// Jobs are taken.
+    Ready,
+    /// Something is wrong or held; no jobs are taken.
+    Degraded,
+    /// New weights are being swapped in.
+    Updating,
+    /// The package is being read again.
+    Reloading,
+    /// Running jobs end, no new ones are taken.
+    Draining,
+    /// The process is about to exit.
+    Stopped,
+}
+
+impl State {
+    /// The word of the heartbeat.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Warming => "warming",
+            Self::Ready => "ready",
+            Self::Degraded => "degraded",
+            Self::Updating => "updating",
+            Self::Reloading => "reloading",
+            Self::Draining => "draining",
+            Self::Stopped => "stopped",
+        }
+    }
+
+    /// Whether a worker may go from here to there.
+    pub fn may_become(self, next: Self) -> bool {
+        match (self, next) {
+            (Self::Stopped, _) => false,
+            (Self::Draining, next) => next == Self::Stopped,
+            (_, Self::Draining) => true,
+            (_, Self::Stopped) => false,
+            (_, Self::Starting) => false,
+            (_, Self::Ready) => matches!(self, Self::Warming | Self::Degraded),
+            (Self::Starting, next) => matches!(next, Self::Warming | Self::Degraded),
+            (_, Self::Warming | Self::Degraded) => true,
+            (_, Self::Updating | Self::Reloading) => matches!(self, Self::Ready | Self::Degraded),
+        }
+    }
+}
+
+/// Why a worker is in its state: the stable words of `state_detail`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[expect(missing_docs, reason = "the words are the contract's; the README's troubleshooting explains each")]
+pub enum Detail {
+    Initializing,
+    LoadingModel,
+    StartupBaseline,
+    Serving,
+    Paused,
+    Rewarm,
+    WarmFailed,
+    ModelLoadFailed,
+    EpUnavailable,
+    BrokerDisconnected,
+    ConsumerLost,
+    DuplicateId,
+    RestoreMismatch,
+    CanaryMismatch,
+    OutOfMemory,
+    Stuck,
+    DrainSignal,
+    DrainControl,
+    Drained,
+}
+
+impl Detail {
+    /// The word of the heartbeat.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Initializing => "initializing",
+            Self::LoadingModel => "loading_model",
+            Self::StartupBaseline => "startup_baseline",
+            Self::Serving => "serving",
+            Self::Paused => "paused",
+            Self::Rewarm => "rewarm",
+            Self::WarmFailed => "warm_failed",
+            Self::ModelLoadFailed => "model_load_failed",
+            Self::EpUnavailable => "ep_unavailable",
+            Self::BrokerDisconnected => "broker_disconnected",
+            Self::ConsumerLost => "consumer_lost",
+            Self::DuplicateId => "duplicate_id",
+            Self::RestoreMismatch => "restore_mismatch",
+            Self::CanaryMismatch => "canary_mismatch",
+            Self::OutOfMemory => "out_of_memory",
+            Self::Stuck => "stuck",
+            Self::DrainSignal => "drain_signal",
+            Self::DrainControl => "drain_control",
+            Self::Drained => "drained",
+        }
+    }
+}
+
+/// A state, why, and since when.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Phase {
+    /// What the worker is doing.
+    pub state: State,
+    /// Why.
+    pub detail: Detail,
+    /// Unix milliseconds.
+    pub since_ms: u64,
+    /// When `ready` was last entered; 0 = never.
+    pub last_ready_at_ms: u64,
+    /// Counts changes, so that none is overlooked.
+    pub changes: u64,
+}
+
+/// One change, for the event stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Change {
+    /// Before.
+    pub from: Phase,
+    /// After.
+    pub to: Phase,
+}
+
+/// The worker's state; only its owner can advance it.
+#[derive(Debug)]
+pub struct Lifecycle {
+    phase: watch::Sender<Phase>,
+    changes: std::sync::mpsc::Sender<Change>,
+}
+
+impl Lifecycle {
+    /// A worker that has just begun, and where its changes can be read.
+    pub fn start() -> (Self, watch::Receiver<Phase>, std::sync::mpsc::Receiver<Change>) {
+        let phase = Phase {
+            state: State::Starting,
+            detail: Detail::Initializing,
+            since_ms: unix_ms(),
+            last_ready_at_ms: 0,
+            changes: 0,
+        };
+        let (sender, receiver) = watch::channel(phase);
+        let (changes, log) = std::sync::mpsc::channel();
+        // The first entry of the stream: the process began.
+        let began = changes.send(Change { from: phase, to: phase });
+        debug_assert!(began.is_ok());
+        (Self { phase: sender, changes }, receiver, log)
+    }
+
+    /// The current phase.
+    pub fn phase(&self) -> Phase {
+        *self.phase.borrow()
+    }
+
+    /// Goes to a state; the only place that does. An illegal step is logged and not taken.
+    pub fn advance(&self, state: State, detail: Detail) {
+        let from = self.phase();
+        if (from.state, from.detail) == (state, detail) {
+            return;
+        }
+        if from.state != state && !from.state.may_become(state) {
+            tracing::error!(from = from.state.as_str(), to = state.as_str(), "refused an illegal state change");
+            return;
+        }
+        let now = unix_ms();
+        let last_ready_at_ms = if state == State::Ready { now } else { from.last_ready_at_ms };
+        let to = Phase { state, detail, since_ms: now, last_ready_at_ms, changes: from.changes + 1 };
+        tracing::info!(from = from.state.as_str(), to = state.as_str(), detail = detail.as_str(), "state changed");
+        if self.changes.send(Change { from, to }).is_err() {
+            tracing::debug!("nobody reads state changes any more");
+        }
+        self.phase.send_replace(to);
+    }
+}
+
+/// Shared handle to read the phase.
+pub type PhaseWatch = Arc<watch::Receiver<Phase>>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_warm_or_recovered_worker_becomes_ready() {
+        for state in [State::Starting, State::Updating, State::Reloading, State::Draining, State::Stopped] {
+            assert!(!state.may_become(State::Ready), "{state:?}");
+        }
+        assert!(State::Warming.may_become(State::Ready));
+    }
+
+    #[test]
+    fn a_drain_cannot_be_undone() {
+        for next in [State::Starting, State::Warming, State::Ready, State::Degraded, State::Updating, State::Reloading] {
+            assert!(!State::Draining.may_become(next));
+            assert!(!State::Stopped.may_become(next));
+        }
+        assert!(State::Draining.may_become(State::Stopped));
+    }
+
+    #[test]
+    fn illegal_steps_are_not_taken() {
+        let (lifecycle, watch, log) = Lifecycle::start();
+        lifecycle.advance(State::Ready, Detail::Serving);
+        assert_eq!(watch.borrow().state, State::Starting);
+        lifecycle.advance(State::Warming, Detail::LoadingModel);
+        lifecycle.advance(State::Ready, Detail::Serving);
+        assert_eq!(watch.borrow().state, State::Ready);
+        assert_eq!(log.try_iter().count(), 3);
+    }
+}

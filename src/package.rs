@@ -1,0 +1,474 @@
+//! The model package: a directory with `model.json` that says which graph, weights and held-out
+//! shards belong together and where each checkpoint tensor lives in the graph. Every file is
+//! checked against its digest before it is used.
+
+pub mod build;
+pub mod plan;
+pub mod weights;
+
+use std::collections::BTreeMap;
+use std::path::{Component, Path, PathBuf};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::config::is_model_name;
+use crate::job::V1;
+use plan::{Cut, Shard};
+use weights::Weights;
+
+/// The file every package has.
+pub const MANIFEST: &str = "model.json";
+
+/// `model.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(title = "model_package.v1")]
+pub struct Manifest {
+    /// Always 1.
+    pub v: V1,
+    /// The model's name: queue, routing key and Redis keys carry it.
+    #[schemars(regex(pattern = r"^[a-z0-9][a-z0-9_-]{0,63}$"))]
+    pub name: String,
+    /// The version of the weights.
+    pub version: u64,
+    /// The ONNX graph.
+    pub graph: GraphFile,
+    /// The checkpoint; without it the graph's own initializers are the weights.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub weights: Option<FileDigest>,
+    /// Names of the graph's inputs.
+    pub inputs: Inputs,
+    /// Names of the graph's outputs.
+    pub outputs: Outputs,
+    /// What is measured.
+    pub objective: Objective,
+    /// Checkpoint tensors and their places in the graph.
+    pub tensors: BTreeMap<String, TensorEntry>,
+    /// Globs of the tensors a candidate may touch; default all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trainable: Option<Vec<String>>,
+    /// Other names of tensors, as of a tied head.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub aliases: Option<BTreeMap<String, String>>,
+    /// Element type of the weights.
+    pub precision: Dtype,
+    /// Held-out data, ascending by id.
+    pub shards: Vec<ShardFile>,
+    /// A known answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub canary: Option<Canary>,
+}
+
+/// A file of the package and its SHA-256 in hex.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct FileDigest {
+    /// Path inside the package.
+    pub file: String,
+    /// SHA-256, 64 hex digits.
+    #[schemars(regex(pattern = r"^[0-9a-f]{64}$"))]
+    pub sha256: String,
+}
+
+/// The graph and the files its external data is in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct GraphFile {
+    /// Path inside the package.
+    pub file: String,
+    /// SHA-256, 64 hex digits.
+    #[schemars(regex(pattern = r"^[0-9a-f]{64}$"))]
+    pub sha256: String,
+    /// Files of external data.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub external: Option<Vec<FileDigest>>,
+}
+
+/// Names of the graph's inputs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Inputs {
+    /// int64 `[batch, seq]`.
+    pub tokens: String,
+}
+
+/// Names of the graph's outputs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Outputs {
+    /// float `[batch, seq, vocab]`.
+    pub logits: String,
+}
+
+/// What is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Objective {
+    /// Negative log-likelihood of tokens to come.
+    CausalLm {
+        /// Input tokens of a window, L.
+        window: usize,
+        /// Windows taken from each row of a shard.
+        #[serde(default = "one")]
+        windows_per_row: usize,
+        /// 1 = the next token; 2 = two ahead.
+        #[serde(default = "one")]
+        label_shift: usize,
+        /// Targets with this value do not count.
+        #[serde(default = "ignore_index")]
+        ignore_index: i64,
+    },
+}
+
+fn one() -> usize {
+    1
+}
+
+fn ignore_index() -> i64 {
+    -100
+}
+
+/// Element type of a tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Dtype {
+    /// 32-bit float.
+    F32,
+    /// IEEE half.
+    F16,
+    /// bfloat16.
+    Bf16,
+}
+
+impl Dtype {
+    /// Bytes of one element.
+    pub fn size(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
+        }
+    }
+
+    /// The word of the manifest and of results.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::Bf16 => "bf16",
+        }
+    }
+}
+
+/// A checkpoint tensor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TensorEntry {
+    /// Where it lives in the graph; all of them are patched.
+    pub places: Vec<Place>,
+    /// In the checkpoint.
+    pub shape: Vec<usize>,
+    /// In the checkpoint and in the graph.
+    pub dtype: Dtype,
+}
+
+/// One initializer that holds a checkpoint tensor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Place {
+    /// Its name in the graph.
+    pub initializer: String,
+    /// Whether it holds the transpose.
+    pub transposed: bool,
+}
+
+/// A shard of held-out data.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ShardFile {
+    /// The number in the file name.
+    pub id: u64,
+    /// Path inside the package.
+    pub file: String,
+    /// SHA-256, 64 hex digits.
+    #[schemars(regex(pattern = r"^[0-9a-f]{64}$"))]
+    pub sha256: String,
+}
+
+/// The loss a healthy worker measures on all windows with an empty nonce.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Canary {
+    /// Nats per target.
+    pub loss: f64,
+    /// Largest accepted difference.
+    pub tolerance: f64,
+}
+
+/// What is wrong with a package: the file or field, and what to do.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct PackageError(pub String);
+
+impl PackageError {
+    fn new(message: impl Into<String>) -> Self {
+        Self(message.into())
+    }
+}
+
+/// A package whose every file has been checked.
+#[derive(Debug)]
+pub struct Package {
+    /// Where it is.
+    pub dir: PathBuf,
+    /// What it says.
+    pub manifest: Manifest,
+    /// SHA-256 of what the package measures: everything but version, weights and canary.
+    pub package_id: String,
+    /// The graph's bytes.
+    pub graph: Vec<u8>,
+    /// The baseline, in checkpoint layout.
+    pub weights: Weights,
+    /// Held-out data, ascending by id.
+    pub shards: Vec<Shard>,
+}
+
+/// What a candidate needs to know of a tensor.
+#[derive(Debug, Clone, Copy)]
+pub struct TensorRef<'a> {
+    /// Its position in [`Weights::tensors`].
+    pub index: usize,
+    /// Its shape in the checkpoint.
+    pub shape: &'a [usize],
+    /// Its number of elements.
+    pub numel: usize,
+}
+
+impl Package {
+    /// Reads only the manifest.
+    ///
+    /// # Errors
+    /// When it is missing, unreadable or breaks the schema.
+    pub fn read_manifest(dir: &Path) -> Result<(Manifest, String), PackageError> {
+        let path = dir.join(MANIFEST);
+        let text = std::fs::read(&path).map_err(|e| PackageError::new(format!("{}: {e}", path.display())))?;
+        let broken = |e: &dyn std::fmt::Display| PackageError::new(format!("{}: {e}", path.display()));
+        let document: serde_json::Value = serde_json::from_slice(&text).map_err(|e| broken(&e))?;
+        let manifest: Manifest =
+            serde_path_to_error::deserialize(&document).map_err(|e| broken(&e))?;
+        manifest.check().map_err(|e| broken(&e))?;
+        Ok((manifest, package_id(document)))
+    }
+
+    /// Reads and checks the whole package.
+    ///
+    /// # Errors
+    /// Names the file or field that is wrong.
+    pub fn load(dir: &Path) -> Result<Self, PackageError> {
+        let (manifest, package_id) = Self::read_manifest(dir)?;
+        let graph = read_checked(dir, &manifest.graph.file, &manifest.graph.sha256)?;
+        for external in manifest.graph.external.iter().flatten() {
+            read_checked(dir, &external.file, &external.sha256)?;
+        }
+        let weights = match &manifest.weights {
+            Some(file) => Weights::open(&inside(dir, &file.file)?, Some(&file.sha256), &manifest.tensors)?,
+            None => Weights::from_graph(dir, &graph, &manifest.tensors)?,
+        };
+        let shards = manifest.shards.iter().map(|file| {
+            let bytes = read_checked(dir, &file.file, &file.sha256)?;
+            parse_shard(file.id, &file.file, &bytes)
+        });
+        let shards = shards.collect::<Result<Vec<_>, _>>()?;
+        Ok(Self { dir: dir.to_owned(), manifest, package_id, graph, weights, shards })
+    }
+
+    /// How windows are cut.
+    pub fn cut(&self) -> Cut {
+        let Objective::CausalLm { window, windows_per_row, label_shift, .. } = self.manifest.objective;
+        Cut { window, windows_per_row, label_shift }
+    }
+
+    /// Looks a tensor up by its checkpoint name or an alias, if candidates may touch it.
+    pub fn tensor(&self, name: &str) -> Option<TensorRef<'_>> {
+        let canonical = self.manifest.aliases.as_ref().and_then(|a| a.get(name)).map_or(name, String::as_str);
+        let index = self.weights.tensors.iter().position(|t| t.name == canonical)?;
+        let tensor = &self.weights.tensors[index];
+        let trainable = self.manifest.is_trainable(canonical);
+        trainable.then_some(TensorRef { index, shape: &tensor.shape, numel: tensor.numel })
+    }
+
+    /// Path of a file of the package.
+    ///
+    /// # Errors
+    /// When the name leads out of the package.
+    pub fn path(&self, file: &str) -> Result<PathBuf, PackageError> {
+        inside(&self.dir, file)
+    }
+}
+
+impl Manifest {
+    /// Whether candidates may touch the tensor.
+    pub fn is_trainable(&self, name: &str) -> bool {
+        self.trainable.as_ref().is_none_or(|globs| globs.iter().any(|glob| matches_glob(glob, name)))
+    }
+
+    fn check(&self) -> Result<(), PackageError> {
+        let require = |sound: bool, problem: String| if sound { Ok(()) } else { Err(PackageError(problem)) };
+        require(is_model_name(&self.name), format!("name: {:?} must match [a-z0-9][a-z0-9_-]{{0,63}}", self.name))?;
+        require(!self.shards.is_empty(), "shards: empty, a score needs held-out data".into())?;
+        require(
+            self.shards.windows(2).all(|pair| pair[0].id < pair[1].id),
+            "shards: ids must ascend, none twice".into(),
+        )?;
+        require(!self.tensors.is_empty(), "tensors: empty, there is nothing to patch".into())?;
+        let Objective::CausalLm { window, windows_per_row, label_shift, .. } = self.objective;
+        require((1..=1 << 20).contains(&window), "objective.window: must be 1 to 1048576".into())?;
+        require((1..=1 << 20).contains(&windows_per_row), "objective.windows_per_row: must be 1 to 1048576".into())?;
+        require(
+            (1..=window.min(255)).contains(&label_shift),
+            "objective.label_shift: must be at least 1 and at most the window".into(),
+        )?;
+        for (name, tensor) in &self.tensors {
+            require(!tensor.places.is_empty(), format!("tensors.{name}.places: empty, it would never be patched"))?;
+            require(
+                tensor.shape.len() == 2 || tensor.places.iter().all(|p| !p.transposed),
+                format!("tensors.{name}.places: only a matrix can be transposed"),
+            )?;
+        }
+        for (alias, name) in self.aliases.iter().flatten() {
+            require(self.tensors.contains_key(name), format!("aliases.{alias}: there is no tensor {name}"))?;
+            require(!self.tensors.contains_key(alias), format!("aliases.{alias}: is a tensor itself"))?;
+        }
+        self.check_places()
+    }
+
+    /// An initializer that two tensors share would let a candidate for one change the other.
+    fn check_places(&self) -> Result<(), PackageError> {
+        let mut owners: BTreeMap<&str, &str> = BTreeMap::new();
+        for (name, tensor) in &self.tensors {
+            for place in &tensor.places {
+                if let Some(owner) = owners.insert(&place.initializer, name) {
+                    return Err(PackageError(format!(
+                        "tensors: initializer {} is the place of both {owner} and {name}; declare one an alias or un-share it",
+                        place.initializer
+                    )));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// `*` stands for any run of characters, everything else for itself.
+fn matches_glob(glob: &str, name: &str) -> bool {
+    let mut parts = glob.split('*');
+    let Some(rest) = parts.next().and_then(|first| name.strip_prefix(first)) else { return false };
+    let mut rest = rest;
+    let mut parts = parts.peekable();
+    if parts.peek().is_none() {
+        return rest.is_empty();
+    }
+    while let Some(part) = parts.next() {
+        if parts.peek().is_none() {
+            return rest.ends_with(part);
+        }
+        match rest.find(part) {
+            Some(at) => rest = &rest[at + part.len()..],
+            None => return false,
+        }
+    }
+    true
+}
+
+fn package_id(mut document: serde_json::Value) -> String {
+    if let Some(fields) = document.as_object_mut() {
+        for field in ["version", "canary", "weights"] {
+            fields.remove(field);
+        }
+    }
+    document.sort_all_objects();
+    hex::encode(Sha256::digest(document.to_string()))
+}
+
+/// Joins a file name of the manifest to the package, refusing every way out of it.
+fn inside(dir: &Path, file: &str) -> Result<PathBuf, PackageError> {
+    let relative = Path::new(file);
+    let plain = !file.is_empty() && relative.components().all(|c| matches!(c, Component::Normal(_)));
+    if plain { Ok(dir.join(relative)) } else { Err(PackageError(format!("{file:?}: leads out of the package"))) }
+}
+
+fn read_checked(dir: &Path, file: &str, sha256: &str) -> Result<Vec<u8>, PackageError> {
+    let path = inside(dir, file)?;
+    let bytes = std::fs::read(&path).map_err(|e| PackageError(format!("{}: {e}", path.display())))?;
+    check_digest(&path, &Sha256::digest(&bytes), sha256)?;
+    Ok(bytes)
+}
+
+fn check_digest(path: &Path, found: &[u8], expected: &str) -> Result<(), PackageError> {
+    let found = hex::encode(found);
+    if found == expected {
+        return Ok(());
+    }
+    Err(PackageError(format!(
+        "{}: its SHA-256 is {found}, the package says {expected}; copy the package again",
+        path.display()
+    )))
+}
+
+fn parse_shard(id: u64, file: &str, bytes: &[u8]) -> Result<Shard, PackageError> {
+    let broken = |problem: String| PackageError(format!("{file}: {problem}"));
+    let tensors = safetensors::SafeTensors::deserialize(bytes).map_err(|e| broken(e.to_string()))?;
+    let view = tensors.tensor("tokens").map_err(|_| broken("has no tensor \"tokens\"".into()))?;
+    let row_length = match view.shape() {
+        [n] | [_, n] => *n,
+        shape => return Err(broken(format!("\"tokens\" has shape {shape:?}, [n] or [rows, n] is needed"))),
+    };
+    let tokens = match view.dtype() {
+        safetensors::Dtype::I32 => {
+            view.data().as_chunks::<4>().0.iter().map(|b| Ok(i32::from_le_bytes(*b))).collect::<Result<Vec<_>, _>>()
+        }
+        safetensors::Dtype::I64 => {
+            view.data().as_chunks::<8>().0.iter().map(|b| i32::try_from(i64::from_le_bytes(*b))).collect()
+        }
+        dtype => return Err(broken(format!("\"tokens\" is {dtype:?}, I32 or I64 is needed"))),
+    };
+    let tokens = tokens.map_err(|_| broken("a token does not fit 32 bits".into()))?;
+    Ok(Shard { id, row_length, tokens })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn globs_match_whole_names() {
+        for (glob, name, expected) in [
+            ("*", "a.b", true),
+            ("model.*.weight", "model.layers.0.weight", true),
+            ("model.*.weight", "model.layers.0.bias", false),
+            ("lm_head.weight", "lm_head.weight", true),
+            ("lm_head", "lm_head.weight", false),
+            ("*.norm.*", "x.norm.weight", true),
+            ("*.norm.*", "x.normal.weight", false),
+        ] {
+            assert_eq!(matches_glob(glob, name), expected, "{glob} {name}");
+        }
+    }
+
+    #[test]
+    fn no_file_name_leads_out_of_the_package() {
+        let dir = Path::new("/models/m");
+        for file in ["../x", "/etc/passwd", "a/../../x", "", "./x"] {
+            assert!(inside(dir, file).is_err(), "{file}");
+        }
+        assert_eq!(inside(dir, "shards/a.safetensors").unwrap(), dir.join("shards/a.safetensors"));
+    }
+
+    #[test]
+    fn the_package_id_ignores_version_weights_and_canary() {
+        let a = serde_json::json!({"v": 1, "name": "m", "version": 1, "canary": {"loss": 1.0}, "b": [1], "a": 2});
+        let b = serde_json::json!({"a": 2, "b": [1], "name": "m", "v": 1, "version": 9, "weights": {}});
+        assert_eq!(package_id(a), package_id(b));
+    }
+}

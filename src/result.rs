@@ -1,0 +1,313 @@
+//! Results as aggregators read them, their identity (`message_id`) and the key under which the
+//! ones that any worker would repeat are stored. Pure.
+
+use rmpv::Value;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::failure::{Code, ErrorBody, Failure, Status};
+use crate::job::{Candidate, Kind, V1};
+
+/// A result message.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(title = "score_result.v1")]
+pub struct ResultMessage {
+    /// Always 1.
+    pub v: V1,
+    /// The kind of the job.
+    pub kind: Kind,
+    /// The job's name.
+    pub submission_id: String,
+    /// The job's context, untouched.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<serde_json::Map<String, serde_json::Value>>")]
+    pub context: Option<Value>,
+    /// The model's name.
+    pub model: String,
+    /// The version the job names, else the worker's.
+    pub model_version: u64,
+    /// The weights of the worker that answered.
+    pub weights_id: Option<String>,
+    /// The package of the worker that answered.
+    pub package_id: Option<String>,
+    /// Who answered.
+    pub worker_id: String,
+    /// Which start of that worker.
+    pub incarnation: String,
+    /// 1 for the first try, counted over the retry ladder.
+    pub attempt: u32,
+    /// What became of the job.
+    pub status: Status,
+    /// The numbers or the error.
+    #[serde(flatten)]
+    pub body: Body,
+    /// When it was decided, unix milliseconds.
+    pub scored_at_ms: u64,
+}
+
+/// The part of a result that depends on its status and kind.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum Body {
+    /// A scored candidate.
+    Score(Box<ScoreBody>),
+    /// A measured model.
+    Loss(LossBody),
+    /// Neither.
+    Error {
+        /// Why.
+        error: ErrorBody,
+    },
+}
+
+/// The numbers of a scored candidate. Full precision, never NaN or infinite.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ScoreBody {
+    /// max(0, delta).
+    pub score: f64,
+    /// Loss before minus loss after, from per-window paired differences.
+    pub delta: f64,
+    /// Standard error of delta; null below two windows.
+    pub stderr: Option<f64>,
+    /// 95 % interval of delta by Student's t; null below two windows.
+    pub ci95: Option<[f64; 2]>,
+    /// Nats per target.
+    pub loss_before: f64,
+    /// Nats per target.
+    pub loss_after: f64,
+    /// Windows measured.
+    pub windows: u64,
+    /// Targets counted.
+    pub tokens: u64,
+    /// SHA-256 of the exact windows, hex.
+    pub plan: String,
+    /// What was measured.
+    pub candidate: CandidateFacts,
+    /// ONNX Runtime's name of what ran the model.
+    pub execution_provider: String,
+    /// The device.
+    pub device: String,
+    /// Element type of the weights.
+    pub precision: String,
+    /// Where the time went, milliseconds.
+    pub timings_ms: Timings,
+}
+
+/// Facts about a candidate.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct CandidateFacts {
+    /// Of the bytes as fetched, hex.
+    pub sha256: String,
+    /// Tensors touched.
+    pub tensors: u64,
+    /// Entries sent.
+    pub entries: u64,
+    /// Entries whose weight changed after rounding.
+    pub effective_entries: u64,
+    /// Euclidean norm of the values as sent.
+    pub l2_norm: f64,
+}
+
+/// Milliseconds per stage.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Timings {
+    /// Waiting for the candidate's turn on the device.
+    pub queued: f64,
+    /// Getting the bytes.
+    pub fetch: f64,
+    /// Decoding and checking them.
+    pub decode: f64,
+    /// Writing the new values.
+    pub apply: f64,
+    /// Running the model.
+    pub forward: f64,
+    /// Copying the baseline back.
+    pub restore: f64,
+    /// From delivery to verdict.
+    pub total: f64,
+}
+
+/// The numbers of a measured model.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct LossBody {
+    /// Nats per target.
+    pub loss: f64,
+    /// Windows measured.
+    pub windows: u64,
+    /// Targets counted.
+    pub tokens: u64,
+    /// SHA-256 of the exact windows, hex.
+    pub plan: String,
+}
+
+/// Who answers, with which weights: one immutable snapshot per job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answerer {
+    /// The model's name.
+    pub model: String,
+    /// The worker's version.
+    pub model_version: u64,
+    /// Its weights.
+    pub weights_id: String,
+    /// Its package.
+    pub package_id: String,
+    /// Its name.
+    pub worker_id: String,
+    /// Which start of it.
+    pub incarnation: String,
+}
+
+/// Whose job is answered.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Addressee {
+    /// The job's name.
+    pub submission_id: String,
+    /// Its kind.
+    pub kind: Kind,
+    /// The version it names.
+    pub model_version: Option<u64>,
+    /// Its context.
+    pub context: Option<Value>,
+    /// Which try this is, from 1.
+    pub attempt: u32,
+}
+
+/// The verdict on a job.
+pub type Verdict = Result<Body, Failure>;
+
+impl ResultMessage {
+    /// Puts a verdict under its heading.
+    pub fn new(answerer: &Answerer, addressee: Addressee, verdict: Verdict) -> Self {
+        let (status, body) = match verdict {
+            Ok(body) => (Status::Scored, body),
+            Err(failure) => (failure.code.status(), Body::Error { error: failure.to_error() }),
+        };
+        Self {
+            v: V1,
+            kind: addressee.kind,
+            submission_id: addressee.submission_id,
+            context: addressee.context,
+            model: answerer.model.clone(),
+            model_version: addressee.model_version.unwrap_or(answerer.model_version),
+            weights_id: Some(answerer.weights_id.clone()),
+            package_id: Some(answerer.package_id.clone()),
+            worker_id: answerer.worker_id.clone(),
+            incarnation: answerer.incarnation.clone(),
+            attempt: addressee.attempt,
+            status,
+            body,
+            scored_at_ms: crate::clock::unix_ms(),
+        }
+    }
+
+    /// Equal for every copy, so that a reader can drop duplicates.
+    pub fn message_id(&self, key: Option<&Key>) -> String {
+        let key = key.map_or("", |key| &key.0);
+        format!("{}:{}:{}:{key}", self.submission_id, self.model_version, self.status.as_str())
+    }
+
+    /// The error code, where there is one.
+    pub fn code(&self) -> Option<Code> {
+        match &self.body {
+            Body::Error { error } => Some(error.code),
+            Body::Score(_) | Body::Loss(_) => None,
+        }
+    }
+
+    /// Whether any worker with the same weights would say the same.
+    pub fn may_be_stored(&self) -> bool {
+        match &self.body {
+            Body::Score(_) | Body::Loss(_) => true,
+            Body::Error { error } => error.code.proven_by_candidate(),
+        }
+    }
+}
+
+/// What a job asks, exactly: hex SHA-256 of a MessagePack array.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Key(pub String);
+
+impl Key {
+    /// The key of a job on these weights and windows. `sha256` is the claimed digest for a URL,
+    /// the real one for inline data.
+    pub fn new(answerer: &Answerer, addressee: &Addressee, candidate: Option<(&Candidate, &[u8; 32])>, plan: &[u8; 32]) -> Self {
+        let nil = Value::Nil;
+        let text = |t: &str| Value::from(t);
+        let rule = candidate.map(|(c, _)| c.rule);
+        let parts = Value::Array(vec![
+            text(addressee.kind.as_str()),
+            text(&addressee.submission_id),
+            Value::from(addressee.model_version.unwrap_or(answerer.model_version)),
+            text(&answerer.package_id),
+            text(&answerer.weights_id),
+            candidate.map_or(nil.clone(), |(_, sha256)| text(&hex::encode(sha256))),
+            candidate.map_or(nil.clone(), |(c, _)| text(c.format.as_str())),
+            rule.map_or(nil.clone(), |r| text(r.semantics().as_str())),
+            rule.and_then(crate::job::Rule::learning_rate).map_or(nil, Value::from),
+            text(&hex::encode(plan)),
+        ]);
+        let mut packed = Vec::new();
+        let written = rmpv::encode::write_value(&mut packed, &parts);
+        debug_assert!(written.is_ok(), "a Vec takes every write");
+        Self(hex::encode(Sha256::digest(packed)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::job::Encoding;
+
+    fn answerer() -> Answerer {
+        Answerer {
+            model: "m".into(),
+            model_version: 7,
+            weights_id: "w".into(),
+            package_id: "p".into(),
+            worker_id: "a".into(),
+            incarnation: "i".into(),
+        }
+    }
+
+    fn addressee() -> Addressee {
+        Addressee {
+            submission_id: "s".into(),
+            kind: Kind::Validate,
+            model_version: None,
+            context: Some(Value::Map(vec![(Value::from(1), Value::Binary(vec![1, 2]))])),
+            attempt: 1,
+        }
+    }
+
+    #[test]
+    fn a_result_survives_both_encodings_with_full_precision() {
+        let body = Body::Loss(LossBody { loss: 0.1 + 0.2, windows: 3, tokens: 9, plan: "x".into() });
+        let mut message = ResultMessage::new(&answerer(), addressee(), Ok(body));
+        let packed = Encoding::MessagePack.encode(&message).unwrap();
+        let read: ResultMessage = rmp_serde::from_slice(&packed).unwrap();
+        assert_eq!(read, message);
+        message.context = None;
+        let json = Encoding::Json.encode(&message).unwrap();
+        assert_eq!(serde_json::from_slice::<ResultMessage>(&json).unwrap(), message);
+    }
+
+    #[test]
+    fn the_key_depends_on_what_is_asked_and_not_on_who_answers() {
+        let key = |answerer: &Answerer, plan| Key::new(answerer, &addressee(), None, plan);
+        let other = Answerer { worker_id: "b".into(), incarnation: "j".into(), ..answerer() };
+        assert_eq!(key(&answerer(), &[0; 32]), key(&other, &[0; 32]));
+        assert_ne!(key(&answerer(), &[0; 32]), key(&answerer(), &[1; 32]));
+        let newer = Answerer { weights_id: "w2".into(), ..answerer() };
+        assert_ne!(key(&answerer(), &[0; 32]), key(&newer, &[0; 32]));
+    }
+
+    #[test]
+    fn failures_and_configuration_are_never_stored() {
+        let result = |code| ResultMessage::new(&answerer(), addressee(), Err(Failure::new(code, "x")));
+        assert!(result(Code::CandidateMalformed).may_be_stored());
+        assert!(!result(Code::CandidateTooLarge).may_be_stored());
+        assert!(!result(Code::OutOfMemory).may_be_stored());
+        assert_eq!(result(Code::OutOfMemory).message_id(None), "s:7:failed:");
+    }
+}

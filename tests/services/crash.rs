@@ -1,0 +1,45 @@
+//! A worker that dies in the middle of a stream: others finish it, nothing is lost, copies agree.
+
+use std::collections::HashMap;
+
+use crate::support::jobs::honest_job;
+use crate::support::stack::Stack;
+use crate::support::wait::{SOON, eventually, secs};
+
+#[test]
+fn another_worker_finishes_the_stream_of_one_that_was_killed() {
+    let stack = Stack::shared();
+    // Foreign crash marks are waited out for twice the time to live.
+    let quick = |s: crate::support::worker::Settings| s.set("heartbeat.ttl", "1s").set("heartbeat.interval", "200ms");
+    let victim = stack.worker_with("victim", quick);
+    victim.ready();
+    let aggregator = stack.aggregator();
+    aggregator.collect_results();
+    let ids: Vec<String> = (0..120).map(|n| format!("job-{n}")).collect();
+    for id in &ids {
+        aggregator.submit(&honest_job(id, id));
+    }
+    eventually(SOON, "the stream is under way", || aggregator.results().len() >= 3);
+    victim.kill();
+    let heir = stack.worker_with("heir", quick);
+    heir.ready();
+    aggregator.all_results(&ids, secs(90));
+    let mut by_id: HashMap<String, Vec<serde_json::Value>> = HashMap::new();
+    for message in aggregator.results() {
+        let result = message.json();
+        assert_eq!(result["status"], "scored", "one death is not a poisoned job: {result}");
+        by_id.entry(message.id().to_owned()).or_default().push(result);
+    }
+    assert_eq!(by_id.len(), ids.len(), "copies of a result share their message_id");
+    for copies in by_id.values() {
+        for field in ["score", "delta", "stderr", "loss_before", "loss_after", "plan", "candidate"] {
+            assert!(copies.iter().all(|c| c[field] == copies[0][field]), "{field} differs: {copies:#?}");
+        }
+    }
+    let workers: std::collections::HashSet<&str> =
+        by_id.values().flatten().filter_map(|r| r["worker_id"].as_str()).collect();
+    assert!(workers.contains("heir"), "the victim had finished everything: {workers:?}");
+    heir.drain();
+    assert_eq!(aggregator.depth(&stack.jobs_queue()), Some((0, 0)), "all acknowledged");
+    assert_eq!(stack.keys("crash:*"), Vec::<String>::new(), "marks of finished jobs are gone");
+}

@@ -1,0 +1,26 @@
+//! End to end: the real binary against a real RabbitMQ and a real Redis, judged by the contract alone.
+//!
+//! Each file is one promise. Tests share one broker and one Redis, each in a namespace of its own;
+//! those that break a service start their own.
+
+#![expect(clippy::expect_used, reason = "a test fails by panicking")]
+#![expect(clippy::print_stderr, reason = "a failed test shows the logs of its workers")]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod commands;
+mod control;
+mod crash;
+mod drain;
+mod fetching;
+mod gating;
+mod heartbeat;
+mod identity;
+mod outages;
+mod provider;
+mod refusals;
+mod replays;
+mod results;
+mod topology;
+mod undecodable;

@@ -1,0 +1,112 @@
+//! The model package of the tests: made once with `scorer package`, then only copied and bent.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+use serde_json::Value;
+
+use super::process::Folder;
+
+/// The model's name in every test; it is part of queue and key names.
+pub(crate) const MODEL: &str = "tinylm";
+/// The version every package here has.
+pub(crate) const VERSION: u64 = 7;
+
+/// Where the committed model and its candidates are.
+pub(crate) fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/model")
+}
+
+/// The sound package. Tests that bend it take a [`copy`].
+#[track_caller]
+pub(crate) fn sound() -> &'static Path {
+    static MADE: OnceLock<(Folder, PathBuf)> = OnceLock::new();
+    let (_, path) = MADE.get_or_init(|| {
+        let folder = Folder::new("package");
+        let path = folder.join(MODEL);
+        make(&path);
+        (folder, path)
+    });
+    path
+}
+
+fn make(out: &Path) {
+    let fixtures = fixtures();
+    let output = Command::new(env!("CARGO_BIN_EXE_scorer"))
+        .arg("package")
+        .arg("--graph")
+        .arg(fixtures.join("graph-named.onnx"))
+        .arg("--weights")
+        .arg(fixtures.join("checkpoint.safetensors"))
+        .arg("--shards")
+        .arg(fixtures.join("shards"))
+        .args(["--name", MODEL, "--version", &VERSION.to_string(), "--out"])
+        .arg(out)
+        .output()
+        .expect("the binary runs");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && out.join("model.json").is_file(), "scorer package failed:\n{said}");
+}
+
+/// A package of one's own to bend.
+pub(crate) struct Package(Folder);
+
+impl Package {
+    /// A copy of the sound package.
+    pub(crate) fn copy() -> Self {
+        let folder = Folder::new("bent");
+        copy_all(sound(), &folder.join(MODEL));
+        Self(folder)
+    }
+
+    pub(crate) fn path(&self) -> PathBuf {
+        self.0.join(MODEL)
+    }
+
+    /// Changes `model.json`.
+    pub(crate) fn edit(&self, change: impl FnOnce(&mut Value)) {
+        let file = self.path().join("model.json");
+        let text = std::fs::read(&file).expect("a package has a model.json");
+        let mut manifest = serde_json::from_slice(&text).expect("model.json is JSON");
+        change(&mut manifest);
+        std::fs::write(&file, serde_json::to_vec_pretty(&manifest).expect("JSON")).expect("a writable package");
+    }
+
+    /// Flips one byte in the last shard, so that its digest is wrong; returns the file's name.
+    pub(crate) fn spoil_a_shard(&self) -> String {
+        let name = self.last_shard();
+        let file = self.path().join(&name);
+        let mut bytes = std::fs::read(&file).expect("the shard is there");
+        *bytes.last_mut().expect("a shard has bytes") ^= 1;
+        std::fs::write(&file, bytes).expect("a writable package");
+        Path::new(&name).file_name().expect("a file name").to_string_lossy().into_owned()
+    }
+
+    /// Puts the spoilt shard back.
+    pub(crate) fn repair(&self) {
+        let name = self.last_shard();
+        std::fs::copy(sound().join(&name), self.path().join(&name)).expect("a writable package");
+    }
+
+    fn last_shard(&self) -> String {
+        let text = std::fs::read(self.path().join("model.json")).expect("a package has a model.json");
+        let manifest: Value = serde_json::from_slice(&text).expect("model.json is JSON");
+        let shard = manifest["shards"].as_array().and_then(|s| s.last()).expect("a package lists its shards");
+        let file = shard["file"].as_str().expect("a shard names its file").to_owned();
+        if self.path().join(&file).is_file() { file } else { format!("shards/{file}") }
+    }
+}
+
+fn copy_all(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).expect("a writable folder");
+    for entry in std::fs::read_dir(from).expect("a readable package") {
+        let entry = entry.expect("a readable package");
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy_all(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).expect("a writable folder");
+        }
+    }
+}

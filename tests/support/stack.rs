@@ -1,0 +1,168 @@
+//! What one test has to itself: a namespace on a broker and a Redis, and the settings for both.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+
+use redis::Commands as _;
+use serde_json::Value;
+
+use super::aggregator::Aggregator;
+use super::broker::Rabbit;
+use super::package::{self, MODEL};
+use super::process::Folder;
+use super::redis_server::Redis;
+use super::worker::{Settings, Worker};
+
+/// A namespace of its own on a broker and a Redis.
+pub(crate) struct Stack {
+    pub(crate) rabbit: Arc<Rabbit>,
+    pub(crate) redis: Arc<Redis>,
+    pub(crate) namespace: String,
+    folder: Folder,
+}
+
+/// What a finished command left.
+pub(crate) struct Answer {
+    pub(crate) code: i32,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+impl Stack {
+    /// On the services that all tests share.
+    pub(crate) fn shared() -> Self {
+        Self::on(Rabbit::shared(), Redis::shared())
+    }
+
+    /// On services of the test's own.
+    pub(crate) fn on(rabbit: Arc<Rabbit>, redis: Arc<Redis>) -> Self {
+        let namespace = format!("t{}", &uuid::Uuid::new_v4().simple().to_string()[..10]);
+        Self { rabbit, redis, namespace, folder: Folder::new("test") }
+    }
+
+    /// The settings every process of this test has in common.
+    pub(crate) fn settings(&self) -> Settings {
+        Settings::new(&[
+            ("SCORER_AMQP__URL", &self.rabbit.url()),
+            ("SCORER_AMQP__NAMESPACE", &self.namespace),
+            ("SCORER_REDIS__URL", &self.redis.url()),
+            ("SCORER_REDIS__NAMESPACE", &self.namespace),
+        ])
+        .set("model.dir", package::sound().display())
+        .set("model.state_dir", self.folder.join("state").display())
+        .set("engine.execution_provider", "cpu")
+        .set("engine.threads", 1)
+        .set("heartbeat.interval", "250ms")
+        .set("heartbeat.ttl", "3s")
+    }
+
+    /// Starts a worker with nothing unusual about it.
+    pub(crate) fn worker(&self, id: &str) -> Worker {
+        self.worker_with(id, |settings| settings)
+    }
+
+    /// Starts a worker on another package.
+    pub(crate) fn worker_on(&self, id: &str, package: &Path) -> Worker {
+        self.worker_with(id, |settings| settings.set("model.dir", package.display()))
+    }
+
+    /// Starts a worker whose settings differ.
+    pub(crate) fn worker_with(&self, id: &str, change: impl FnOnce(Settings) -> Settings) -> Worker {
+        let settings = change(self.settings().set("worker.id", id));
+        Worker::spawn(id, &settings, self)
+    }
+
+    /// An aggregator on this namespace.
+    #[track_caller]
+    pub(crate) fn aggregator(&self) -> Aggregator {
+        Aggregator::connect(&self.rabbit.url(), &self.namespace)
+    }
+
+    /// Runs one of the other commands to its end.
+    pub(crate) fn command(&self, arguments: &[&str]) -> Answer {
+        self.command_with(self.settings(), arguments, "")
+    }
+
+    /// Runs a command with other settings and something to read.
+    pub(crate) fn command_with(&self, settings: Settings, arguments: &[&str], input: &str) -> Answer {
+        let file = self.folder.join(&format!("input-{}", uuid::Uuid::new_v4()));
+        std::fs::write(&file, input).expect("a writable folder");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_scorer"));
+        command.args(arguments).stdin(Stdio::from(std::fs::File::open(&file).expect("the input")));
+        let output = settings.apply(&mut command).output().expect("the binary runs");
+        Answer {
+            code: output.status.code().unwrap_or(-1),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+
+    /// The name of an exchange or queue of this namespace.
+    pub(crate) fn object(&self, rest: &str) -> String {
+        format!("{}.{rest}", self.namespace)
+    }
+
+    /// The jobs queue.
+    pub(crate) fn jobs_queue(&self) -> String {
+        self.object(&format!("jobs.{MODEL}"))
+    }
+
+    /// A key of this namespace in Redis.
+    pub(crate) fn key(&self, rest: &str) -> String {
+        format!("{}:{{{MODEL}}}:{rest}", self.namespace)
+    }
+
+    /// The heartbeat record under a worker's id, if there is one.
+    pub(crate) fn record(&self, id: &str) -> Option<Value> {
+        let text: Option<String> = self.redis.try_connection()?.get(self.key(&format!("worker:{id}"))).ok()?;
+        Some(serde_json::from_str(&text?).expect("a heartbeat record is JSON"))
+    }
+
+    /// The keys that match a pattern, in any order.
+    pub(crate) fn keys(&self, pattern: &str) -> Vec<String> {
+        self.redis.connection().keys(self.key(pattern)).expect("redis lists keys")
+    }
+
+    /// The state changes of a worker, oldest first: the entries of the stream as they are.
+    pub(crate) fn events(&self, id: &str) -> Vec<std::collections::HashMap<String, String>> {
+        let reply: redis::streams::StreamRangeReply =
+            self.redis.connection().xrange_all(self.key("events")).expect("redis reads a stream");
+        let text = |value: &redis::Value| redis::from_redis_value_ref::<String>(value).unwrap_or_default();
+        let entries = reply.ids.iter().map(|e| e.map.iter().map(|(k, v)| (k.clone(), text(v))).collect());
+        entries.filter(|e: &std::collections::HashMap<String, String>| e.get("worker_id").is_some_and(|w| w == id)).collect()
+    }
+
+    /// The states a worker went to, in order.
+    pub(crate) fn states(&self, id: &str) -> Vec<String> {
+        self.events(id).iter().map(|e| e["to"].clone()).collect()
+    }
+}
+
+impl Answer {
+    /// Checks the exit code, showing what was said.
+    #[track_caller]
+    pub(crate) fn expect_code(self, code: i32) -> Self {
+        assert_eq!(self.code, code, "exit code; stdout:\n{}\nstderr:\n{}", self.stdout, self.stderr);
+        self
+    }
+
+    /// The JSON values on standard output; a list counts as its items.
+    #[track_caller]
+    pub(crate) fn values(&self) -> Vec<Value> {
+        let stream = serde_json::Deserializer::from_str(&self.stdout).into_iter::<Value>();
+        let values = stream.map(|v| v.unwrap_or_else(|e| panic!("stdout is not JSON ({e}):\n{}", self.stdout)));
+        values
+            .flat_map(|value| match value {
+                Value::Array(items) => items,
+                other => vec![other],
+            })
+            .collect()
+    }
+
+    /// The one JSON value on standard output.
+    #[track_caller]
+    pub(crate) fn value(&self) -> Value {
+        serde_json::from_str(&self.stdout).unwrap_or_else(|e| panic!("stdout is not JSON ({e}):\n{}", self.stdout))
+    }
+}

@@ -1,0 +1,197 @@
+//! The real binary as a child process.
+
+use std::io::{BufRead as _, BufReader, Read};
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use super::process::Group;
+use super::stack::Stack;
+use super::wait::{SOON, START, eventually_some};
+
+/// Environment and `--set` of one process.
+#[derive(Clone)]
+pub(crate) struct Settings {
+    environment: Vec<(String, String)>,
+    set: Vec<(String, String)>,
+}
+
+impl Settings {
+    pub(crate) fn new(environment: &[(&str, &str)]) -> Self {
+        let environment = environment.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        Self { environment, set: Vec::new() }
+    }
+
+    /// Adds a `--set`; the last one for a key is the only one.
+    pub(crate) fn set(mut self, key: &str, value: impl std::fmt::Display) -> Self {
+        self.set.retain(|(k, _)| k != key);
+        self.set.push((key.to_owned(), value.to_string()));
+        self
+    }
+
+    /// Changes a variable of the environment.
+    pub(crate) fn env(mut self, key: &str, value: &str) -> Self {
+        self.environment.retain(|(k, _)| k != key);
+        self.environment.push((key.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Puts them on a command; nothing of the test runner's own `SCORER_` environment gets through.
+    pub(crate) fn apply<'a>(&self, command: &'a mut Command) -> &'a mut Command {
+        let inherited = std::env::vars_os().map(|(key, _)| key);
+        for key in inherited.filter(|k| k.to_string_lossy().starts_with("SCORER_")) {
+            command.env_remove(key);
+        }
+        for (key, value) in &self.set {
+            command.arg("--set").arg(format!("{key}={value}"));
+        }
+        command.envs(self.environment.iter().map(|(k, v)| (k, v)))
+    }
+}
+
+/// A running `scorer run`. Its log is shown when the test fails.
+pub(crate) struct Worker {
+    id: String,
+    process: Mutex<Group>,
+    log: Arc<Mutex<Vec<String>>>,
+    records: Records,
+}
+
+/// Where the worker's heartbeat is read.
+struct Records {
+    redis: Arc<super::redis_server::Redis>,
+    key: String,
+}
+
+impl Worker {
+    #[track_caller]
+    pub(crate) fn spawn(id: &str, settings: &Settings, stack: &Stack) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_scorer"));
+        command.arg("run").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut process = Group::spawn(settings.apply(&mut command));
+        let log = Arc::new(Mutex::new(Vec::new()));
+        collect(process.child().stdout.take(), "out", &log);
+        collect(process.child().stderr.take(), "err", &log);
+        let records = Records { redis: Arc::clone(&stack.redis), key: stack.key(&format!("worker:{id}")) };
+        Self { id: id.to_owned(), process: Mutex::new(process), log, records }
+    }
+
+    pub(crate) fn id(&self) -> &str {
+        &self.id
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.process().child().id()
+    }
+
+    /// The record under the worker's id, if it is there.
+    pub(crate) fn try_heartbeat(&self) -> Option<Value> {
+        let text: Option<String> =
+            redis::Commands::get(&mut self.records.redis.try_connection()?, &self.records.key).ok()?;
+        Some(serde_json::from_str(&text?).expect("a heartbeat record is JSON"))
+    }
+
+    /// The record under the worker's id.
+    #[track_caller]
+    pub(crate) fn heartbeat(&self) -> Value {
+        self.try_heartbeat().unwrap_or_else(|| panic!("{} has no heartbeat record", self.id))
+    }
+
+    /// Waits until this very process writes a record that satisfies the condition.
+    #[track_caller]
+    pub(crate) fn heartbeat_when(&self, deadline: Duration, what: &str, condition: impl Fn(&Value) -> bool) -> Value {
+        let pid = self.pid();
+        let mut last = None;
+        let probe = || {
+            let ended = self.process().ended();
+            assert!(ended.is_none(), "{} ended ({ended:?}) while the test waited for: {what}", self.id);
+            last = self.try_heartbeat();
+            last.clone().filter(|r| r["pid"] == pid && condition(r))
+        };
+        eventually_some(deadline, &format!("worker {}: {what}", self.id), probe)
+    }
+
+    /// Waits until it says that it is ready; returns the record.
+    #[track_caller]
+    pub(crate) fn ready(&self) -> Value {
+        self.heartbeat_when(START, "ready", |r| r["ready"] == true && r["state"] == "ready")
+    }
+
+    /// Waits for a state and its detail.
+    #[track_caller]
+    pub(crate) fn state(&self, state: &str, detail: &str) -> Value {
+        let what = format!("{state} / {detail}");
+        self.heartbeat_when(START, &what, |r| r["state"] == state && r["state_detail"] == detail)
+    }
+
+    /// A record written after now, so that it knows all that has happened.
+    #[track_caller]
+    pub(crate) fn next_heartbeat(&self) -> Value {
+        let seen = self.heartbeat()["seq"].as_u64().expect("seq is a number");
+        // The beat under way may have been put together before: the one after it was not.
+        self.heartbeat_when(SOON, "two more beats", |r| r["seq"].as_u64() > Some(seen + 1))
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        self.process().signal(signal);
+    }
+
+    /// Asks it to drain.
+    pub(crate) fn terminate(&self) {
+        self.signal(Signal::SIGTERM);
+    }
+
+    /// Dies without a word.
+    pub(crate) fn kill(&self) {
+        self.signal(Signal::SIGKILL);
+        self.process().wait(SOON);
+    }
+
+    /// Waits for the process to end; the exit code.
+    #[track_caller]
+    pub(crate) fn exit_code(&self, deadline: Duration) -> i32 {
+        let status = self.process().wait(deadline);
+        let status = status.unwrap_or_else(|| panic!("{} still runs after {deadline:?}", self.id));
+        status.code().unwrap_or_else(|| panic!("{} did not exit by itself: {status}", self.id))
+    }
+
+    /// Drains it in order and checks that it says so.
+    #[track_caller]
+    pub(crate) fn drain(&self) {
+        self.terminate();
+        assert_eq!(self.exit_code(SOON), 0, "exit code of a clean drain");
+    }
+
+    /// What it has written so far.
+    pub(crate) fn log(&self) -> String {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner).join("\n")
+    }
+
+    fn process(&self) -> std::sync::MutexGuard<'_, Group> {
+        self.process.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = self.log();
+            let lines: Vec<&str> = log.lines().collect();
+            let tail = lines[lines.len().saturating_sub(60)..].join("\n");
+            eprintln!("--- log of worker {} (last lines)\n{tail}\n---", self.id);
+        }
+    }
+}
+
+fn collect(stream: Option<impl Read + Send + 'static>, name: &'static str, log: &Arc<Mutex<Vec<String>>>) {
+    let log = Arc::clone(log);
+    let reader = BufReader::new(stream.expect("a piped stream"));
+    std::thread::spawn(move || {
+        for line in reader.lines().map_while(Result::ok) {
+            log.lock().unwrap_or_else(PoisonError::into_inner).push(format!("{name}| {line}"));
+        }
+    });
+}
