@@ -4,7 +4,7 @@
 default:
     @just --list
 
-# All that CI checks: set-up, lints, documentation, every test.
+# Everything that must pass: set-up, lints, documentation, every test.
 check:
     ops/test
 

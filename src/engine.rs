@@ -392,13 +392,6 @@ impl Engine {
         let (sum, count) = counted.fold((0.0, 0_u64), |(sum, n), (_, p)| (sum - f64::from(*p), n + 1));
         sum / count as f64
     }
-
-    /// Targets that count in a plan.
-    pub fn targets(&self, plan: &Plan) -> u64 {
-        let shift = plan.cut.label_shift;
-        let counts = |w: &Window| w.chunk[shift..].iter().filter(|t| i64::from(**t) != self.ignore_index).count() as u64;
-        plan.windows.iter().map(counts).sum()
-    }
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "the contract computes the update in f32")]

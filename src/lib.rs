@@ -17,3 +17,8 @@ pub mod package;
 pub mod engine;
 pub mod score;
 pub mod result;
+pub mod retry;
+pub mod broker;
+pub mod store;
+pub mod heartbeat;
+pub mod pipeline;

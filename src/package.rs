@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 
 use crate::config::is_model_name;
 use crate::job::V1;
-use plan::{Cut, Shard};
+use plan::{Cut, Plan, Shard, Window};
 use weights::Weights;
 
 /// The file every package has.
@@ -296,6 +296,13 @@ impl Package {
         let tensor = &self.weights.tensors[index];
         let trainable = self.manifest.is_trainable(canonical);
         trainable.then_some(TensorRef { index, shape: &tensor.shape, numel: tensor.numel })
+    }
+
+    /// Targets that count in a plan.
+    pub fn targets(&self, plan: &Plan) -> u64 {
+        let Objective::CausalLm { label_shift, ignore_index, .. } = self.manifest.objective;
+        let counts = |w: &Window| w.chunk[label_shift..].iter().filter(|t| i64::from(**t) != ignore_index).count() as u64;
+        plan.windows.iter().map(counts).sum()
     }
 
     /// Path of a file of the package.

@@ -70,6 +70,8 @@ fn there_is_no_consumer_unless_the_worker_is_ready() {
     let unready = longest_unready_consumer(&samples);
     assert!(unready < secs(1), "for {unready:?} the broker had a consumer that was not ready: {samples:#?}");
     assert!(samples.iter().any(|s| s.consumers == 1 && s.ready == [true, true]), "the watch saw it ready");
+    let paused = samples.iter().any(|s| s.consumers == 0 && s.states[0] == "degraded/paused");
+    assert!(paused, "the watch saw it paused");
     assert_eq!(aggregator.depth(&stack.jobs_queue()), Some((0, 0)), "after the drain");
 }
 

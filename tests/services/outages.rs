@@ -44,7 +44,7 @@ fn scoring_goes_on_without_redis_and_the_heartbeat_returns_with_it() {
 fn a_worker_rides_out_its_broker() {
     let rabbit = Arc::new(Rabbit::stopped());
     let stack = Stack::on(Arc::clone(&rabbit), Redis::shared());
-    let worker = stack.worker("w1");
+    let worker = stack.worker_with("w1", |s| s.set("amqp.heartbeat", "2s"));
     let away = |r: &serde_json::Value| {
         r["broker"]["connected"] == false && r["ready"] == false && r["broker"]["consuming"] == false
     };
@@ -67,6 +67,12 @@ fn a_worker_rides_out_its_broker() {
     aggregator.collect_results();
     aggregator.submit(&honest_job("between", "between"));
     assert_eq!(aggregator.result("between").json()["status"], "scored");
+
+    // Frozen: the connection stays open and only the missing heartbeats tell.
+    rabbit.freeze();
+    worker.heartbeat_when(secs(20), "it notices", away);
+    rabbit.thaw();
+    worker.ready();
 
     // Without a word, and for good.
     rabbit.kill();

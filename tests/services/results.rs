@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::support::aggregator::{Message, snapshot};
-use crate::support::jobs::{Case, Encoding, cases, honest, honest_job, message_pack, pack};
+use crate::support::jobs::{Case, Encoding, cases, digest, honest, honest_job, message_pack, pack};
 use crate::support::package::{MODEL, VERSION};
 use crate::support::stack::Stack;
 use crate::support::wait::{SOON, eventually, now_ms, secs};
@@ -21,6 +21,10 @@ fn every_case_comes_back_with_its_verdict_and_its_losses() {
     let named: Vec<(String, &Case)> = cases().iter().enumerate().map(|(n, c)| (format!("case-{n}"), c)).collect();
     assert!(named.len() > 10, "cases.json is suspiciously short: {}", named.len());
     for (id, case) in &named {
+        let bytes = case.file.is_some().then(|| case.bytes());
+        if let (Some(bytes), Some(want)) = (&bytes, &case.sha256) {
+            assert_eq!(&digest(bytes), want, "{}: not the file that the table is about", case.name);
+        }
         aggregator.submit(&case.job(id));
     }
     let ids: Vec<String> = named.iter().map(|(id, _)| id.clone()).collect();

@@ -67,6 +67,9 @@ impl Rabbit {
     /// Starts, or starts again on the same data and ports.
     #[track_caller]
     pub(crate) fn start(&self) {
+        // The node is a grandchild: after a kill it may hold its ports a moment longer than its parent lives.
+        let ports = [self.port, self.dist_port, self.epmd_port];
+        eventually(secs(10), "the node's ports are free", || !ports.into_iter().any(listening));
         let epmd = Group::spawn(self.quiet(&mut Command::new(program(&["epmd"]))));
         eventually(secs(10), "epmd listens", || listening(self.epmd_port));
         let node = Group::spawn(self.quiet(&mut Command::new(installed("rabbitmq-server"))));

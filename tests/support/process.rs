@@ -23,7 +23,7 @@ while read -r verb what; do
         rm) dirs="$dirs $what" ;;
     esac
 done
-for group in $groups; do kill -KILL -- "-$group"; done 2>/dev/null
+for group in $groups; do kill -s KILL -- "-$group"; done 2>/dev/null
 for again in 1 2 3; do rm -rf $dirs && break; sleep 0.2; done 2>/dev/null
 "#;
 

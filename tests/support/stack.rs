@@ -1,5 +1,6 @@
 //! What one test has to itself: a namespace on a broker and a Redis, and the settings for both.
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -125,12 +126,16 @@ impl Stack {
     }
 
     /// The state changes of a worker, oldest first: the entries of the stream as they are.
-    pub(crate) fn events(&self, id: &str) -> Vec<std::collections::HashMap<String, String>> {
-        let reply: redis::streams::StreamRangeReply =
-            self.redis.connection().xrange_all(self.key("events")).expect("redis reads a stream");
-        let text = |value: &redis::Value| redis::from_redis_value_ref::<String>(value).unwrap_or_default();
-        let entries = reply.ids.iter().map(|e| e.map.iter().map(|(k, v)| (k.clone(), text(v))).collect());
-        entries.filter(|e: &std::collections::HashMap<String, String>| e.get("worker_id").is_some_and(|w| w == id)).collect()
+    pub(crate) fn events(&self, id: &str) -> Vec<HashMap<String, String>> {
+        let mut range = redis::cmd("XRANGE");
+        let entries: Vec<(String, HashMap<String, String>)> = range
+            .arg(self.key("events"))
+            .arg("-")
+            .arg("+")
+            .query(&mut self.redis.connection())
+            .expect("redis reads a stream");
+        let events = entries.into_iter().map(|(_, fields)| fields);
+        events.filter(|e| e.get("worker_id").is_some_and(|w| w == id)).collect()
     }
 
     /// The states a worker went to, in order.

@@ -1,0 +1,74 @@
+//! What the rest of the crate knows of a message broker: deliveries that are settled once, and
+//! messages that count as sent only when confirmed. The driver is [`amqp`], the objects are
+//! described in [`topology`].
+
+pub mod amqp;
+pub mod topology;
+
+use crate::job::Encoding;
+
+/// Why a message was not confirmed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PublishError {
+    /// The broker refused it (a full queue); the link is sound, try again.
+    #[error("the broker refused the message: {0}")]
+    Refused(String),
+    /// Nobody knows what became of it; the link is being torn down.
+    #[error("the link to the broker is lost: {0}")]
+    Lost(String),
+}
+
+/// The broker cannot be used: what was tried and what it said.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("RabbitMQ: {0}")]
+pub struct BrokerError(pub String);
+
+/// Header that counts a job's attempts; the broker's own counters belong to the broker.
+pub const ATTEMPT: &str = "x-attempt";
+
+/// What comes with a body.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Properties {
+    /// How the body is encoded.
+    pub content_type: Option<String>,
+    /// The sender's id of the message.
+    pub message_id: Option<String>,
+    /// Echoed in replies.
+    pub correlation_id: Option<String>,
+    /// Queue that gets a second copy of the result.
+    pub reply_to: Option<String>,
+    /// Unix seconds.
+    pub timestamp: Option<u64>,
+    /// Text headers.
+    pub headers: Vec<(String, String)>,
+    /// Which try this is, from 1.
+    pub attempt: u32,
+}
+
+impl Properties {
+    /// How the body is encoded.
+    pub fn encoding(&self) -> Encoding {
+        Encoding::from_content_type(self.content_type.as_deref())
+    }
+
+    /// Trace headers, to be passed on.
+    pub fn trace_headers(&self) -> Vec<(String, String)> {
+        let is_trace = |name: &str| name == "traceparent" || name == "tracestate";
+        self.headers.iter().filter(|(name, _)| is_trace(name)).cloned().collect()
+    }
+}
+
+/// A message to be sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outgoing {
+    /// Empty = the default exchange.
+    pub exchange: String,
+    /// Routing key.
+    pub routing_key: String,
+    /// The body.
+    pub body: Vec<u8>,
+    /// What comes with it.
+    pub properties: Properties,
+    /// Whether a message that reaches no queue is an error.
+    pub mandatory: bool,
+}

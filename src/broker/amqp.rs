@@ -1,0 +1,466 @@
+//! The only place that knows lapin. Two connections (a blocked publisher must not stop acks), one
+//! task per publishing channel (lapin mixes confirms up otherwise), every wait bounded. No library
+//! recovery: a lost link is dropped whole, and whoever owns it makes the next one.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use lapin::options::{
+    BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicPublishOptions, BasicQosOptions,
+    ConfirmSelectOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions,
+};
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, Event};
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+use url::Url;
+
+use super::topology::{Argument, ExchangeKind, Topology};
+use super::{ATTEMPT, BrokerError, Outgoing, Properties, PublishError};
+use crate::config::AmqpConfig;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// A confirm that takes longer counts as lost: a blocked or paused broker would hang it for ever.
+const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Results in flight between publish and confirm.
+const PIPELINE: usize = 64;
+
+fn failed(what: &str) -> impl Fn(lapin::Error) -> BrokerError + '_ {
+    move |e| BrokerError(format!("{what}: {e}"))
+}
+
+async fn bounded<T>(what: &str, limit: Duration, call: impl Future<Output = lapin::Result<T>>) -> Result<T, BrokerError> {
+    match tokio::time::timeout(limit, call).await {
+        Ok(done) => done.map_err(failed(what)),
+        Err(_) => Err(BrokerError(format!("{what}: no answer within {} s", limit.as_secs()))),
+    }
+}
+
+/// A pair of connections that lives until the first sign of trouble.
+#[derive(Debug)]
+pub struct Link {
+    consuming: Connection,
+    publishing: Connection,
+    /// Cancelled when the link is lost.
+    pub lost: CancellationToken,
+    /// Whether the broker holds our publishes back.
+    pub blocked: Arc<AtomicBool>,
+    /// Sends results, many in flight; their exchange cannot lose them.
+    pub results: Publisher,
+    /// Sends jobs to retry and dead queues, one at a time, so that "returned" means this one.
+    pub jobs: Publisher,
+}
+
+impl Link {
+    /// Connects and opens the publishing channels.
+    ///
+    /// # Errors
+    /// What was tried and what the broker said.
+    pub async fn connect(config: &AmqpConfig, name: &str) -> Result<Self, BrokerError> {
+        let consuming = connect(config, &format!("{name}/consume")).await?;
+        let publishing = connect(config, &format!("{name}/publish")).await?;
+        let lost = CancellationToken::new();
+        let blocked = Arc::new(AtomicBool::new(false));
+        watch(&consuming, lost.clone(), None);
+        watch(&publishing, lost.clone(), Some(Arc::clone(&blocked)));
+        let results = Publisher::open(&publishing, PIPELINE, lost.clone()).await?;
+        let jobs = Publisher::open(&publishing, 1, lost.clone()).await?;
+        Ok(Self { consuming, publishing, lost, blocked, results, jobs })
+    }
+
+    /// Declares everything; a queue that an operator made with other arguments is used as it is.
+    ///
+    /// # Errors
+    /// When the broker refuses for another reason.
+    pub async fn declare(&self, topology: &Topology) -> Result<(), BrokerError> {
+        for exchange in &topology.exchanges {
+            let kind = match exchange.kind {
+                ExchangeKind::Direct => lapin::ExchangeKind::Direct,
+                ExchangeKind::Topic => lapin::ExchangeKind::Topic,
+                ExchangeKind::Fanout => lapin::ExchangeKind::Fanout,
+            };
+            let options = ExchangeDeclareOptions { durable: true, ..Default::default() };
+            let channel = self.channel().await?;
+            let declared = channel.exchange_declare(
+                exchange.name.as_str().into(),
+                kind,
+                options,
+                table(&exchange.arguments),
+            );
+            tolerate(&exchange.name, bounded(&exchange.name, CALL_TIMEOUT, declared).await)?;
+            close(channel).await;
+        }
+        for queue in &topology.queues {
+            let options = QueueDeclareOptions { durable: true, ..Default::default() };
+            // A mismatch closes the channel: one for each declaration.
+            let channel = self.channel().await?;
+            let declared = channel.queue_declare(queue.name.as_str().into(), options, table(&queue.arguments));
+            tolerate(&queue.name, bounded(&queue.name, CALL_TIMEOUT, declared).await.map(drop))?;
+            close(channel).await;
+        }
+        let channel = self.channel().await?;
+        for binding in &topology.bindings {
+            let bound = channel.queue_bind(
+                binding.queue.as_str().into(),
+                binding.exchange.as_str().into(),
+                binding.routing_key.as_str().into(),
+                QueueBindOptions::default(),
+                FieldTable::default(),
+            );
+            bounded(&format!("bind {}", binding.queue), CALL_TIMEOUT, bound).await?;
+        }
+        close(channel).await;
+        Ok(())
+    }
+
+    async fn channel(&self) -> Result<Channel, BrokerError> {
+        bounded("open a channel", CALL_TIMEOUT, self.consuming.create_channel()).await
+    }
+
+    /// Registers a consumer; returns once the broker has confirmed it.
+    ///
+    /// # Errors
+    /// When the queue is gone or the link is lost.
+    pub async fn consume(&self, queue: &str, tag: &str, prefetch: u16) -> Result<Deliveries, BrokerError> {
+        let channel = self.channel().await?;
+        bounded("qos", CALL_TIMEOUT, channel.basic_qos(prefetch, BasicQosOptions::default())).await?;
+        let consume =
+            channel.basic_consume(queue.into(), tag.into(), BasicConsumeOptions::default(), FieldTable::default());
+        let consumer = bounded(&format!("consume {queue}"), CALL_TIMEOUT, consume).await?;
+        Ok(Deliveries { channel, consumer, tag: tag.to_owned() })
+    }
+
+    /// An exclusive queue bound to an exchange, consumed without acknowledgement.
+    ///
+    /// # Errors
+    /// When the broker refuses.
+    pub async fn subscribe(&self, exchange: &str, keys: &[String]) -> Result<(String, Deliveries), BrokerError> {
+        let channel = self.channel().await?;
+        let options = QueueDeclareOptions { exclusive: true, auto_delete: true, ..Default::default() };
+        let queue = bounded(
+            "declare an exclusive queue",
+            CALL_TIMEOUT,
+            channel.queue_declare("".into(), options, FieldTable::default()),
+        )
+        .await?;
+        let name = queue.name().to_string();
+        for key in keys {
+            let bind = channel.queue_bind(
+                name.as_str().into(),
+                exchange.into(),
+                key.as_str().into(),
+                QueueBindOptions::default(),
+                FieldTable::default(),
+            );
+            bounded(&format!("bind to {exchange}"), CALL_TIMEOUT, bind).await?;
+        }
+        let options = BasicConsumeOptions { no_ack: true, exclusive: true, ..Default::default() };
+        let consume = channel.basic_consume(name.as_str().into(), "".into(), options, FieldTable::default());
+        let consumer = bounded("consume an exclusive queue", CALL_TIMEOUT, consume).await?;
+        let tag = consumer.tag().to_string();
+        Ok((name, Deliveries { channel, consumer, tag }))
+    }
+
+    /// Closes both connections, politely but not for long.
+    pub async fn close(self) {
+        self.lost.cancel();
+        for connection in [self.consuming, self.publishing] {
+            // Closing a connection that is already down is an error nobody needs.
+            drop(tokio::time::timeout(CLOSE_TIMEOUT, connection.close(200, "bye".into())).await);
+        }
+    }
+}
+
+async fn connect(config: &AmqpConfig, name: &str) -> Result<Connection, BrokerError> {
+    let shown = crate::config::redact(&config.url);
+    let mut url = Url::parse(&config.url).map_err(|e| BrokerError(format!("amqp.url: {e}")))?;
+    if !url.query_pairs().any(|(key, _)| key == "heartbeat") {
+        url.query_pairs_mut().append_pair("heartbeat", &config.heartbeat.as_secs().max(1).to_string());
+    }
+    let properties = ConnectionProperties::default().with_connection_name(name.into());
+    let connecting = Connection::connect(url.as_str(), properties);
+    bounded(&format!("connect to {shown}"), CONNECT_TIMEOUT, connecting).await
+}
+
+fn watch(connection: &Connection, lost: CancellationToken, blocked: Option<Arc<AtomicBool>>) {
+    let mut events = connection.events_listener();
+    let status = connection.status().clone();
+    tokio::spawn(async move {
+        loop {
+            let event = tokio::select! {
+                event = events.next() => event,
+                () = lost.cancelled() => return,
+            };
+            match event {
+                Some(Event::ConnectionBlocked(reason)) => {
+                    tracing::warn!(%reason, "RabbitMQ holds our publishes back");
+                    blocked.iter().for_each(|b| b.store(true, Ordering::Relaxed));
+                }
+                Some(Event::ConnectionUnblocked) => blocked.iter().for_each(|b| b.store(false, Ordering::Relaxed)),
+                // Errors of a channel arrive here too, while the connection lives.
+                Some(_) if status.connected() => {}
+                Some(_) | None => return lost.cancel(),
+            }
+        }
+    });
+}
+
+fn table(arguments: &[(String, Argument)]) -> FieldTable {
+    let mut table = FieldTable::default();
+    for (name, value) in arguments {
+        let value = match value {
+            Argument::Text(text) => AMQPValue::LongString(text.as_str().into()),
+            Argument::Number(number) => AMQPValue::LongLongInt(*number),
+        };
+        table.insert(name.as_str().into(), value);
+    }
+    table
+}
+
+fn tolerate(name: &str, declared: Result<(), BrokerError>) -> Result<(), BrokerError> {
+    match declared {
+        Err(e) if e.0.contains("PRECONDITION") => {
+            tracing::warn!(%name, "exists with other arguments and is used as it is: {e}");
+            Ok(())
+        }
+        other => other,
+    }
+}
+
+async fn close(channel: Channel) {
+    drop(tokio::time::timeout(CLOSE_TIMEOUT, channel.close(200, "done".into())).await);
+}
+
+/// A stream of deliveries and the way to end it.
+#[derive(Debug)]
+pub struct Deliveries {
+    channel: Channel,
+    consumer: lapin::Consumer,
+    tag: String,
+}
+
+impl Deliveries {
+    /// The next delivery; `None` when the consumer is gone, however it went. Cancel-safe.
+    pub async fn next(&mut self) -> Option<Delivery> {
+        match self.consumer.next().await {
+            Some(Ok(delivery)) => Some(Delivery::new(delivery)),
+            Some(Err(error)) => {
+                tracing::warn!(%error, "the consumer failed");
+                None
+            }
+            None => None,
+        }
+    }
+
+    /// Takes the consumer off the queue and hands back what was delivered but not begun.
+    pub async fn cancel(mut self) {
+        let cancel = self.channel.basic_cancel(self.tag.as_str().into(), BasicCancelOptions::default());
+        let cancelled = bounded("cancel the consumer", CLOSE_TIMEOUT, cancel).await;
+        if let Err(error) = cancelled {
+            tracing::debug!(%error, "the consumer was gone already");
+        }
+        while let Ok(Some(delivery)) = tokio::time::timeout(CLOSE_TIMEOUT, self.next()).await {
+            delivery.acker.hand_back().await;
+        }
+    }
+}
+
+/// A delivered message.
+#[derive(Debug)]
+pub struct Delivery {
+    /// The body.
+    pub body: Vec<u8>,
+    /// What came with it.
+    pub properties: Properties,
+    /// Whether the broker has delivered it before.
+    pub redelivered: bool,
+    /// How often, as the broker counts.
+    pub delivery_count: u64,
+    /// Settles it, once.
+    pub acker: Acker,
+}
+
+impl Delivery {
+    fn new(delivery: lapin::message::Delivery) -> Self {
+        let source = delivery.properties;
+        let mut properties = Properties {
+            content_type: source.content_type().as_ref().map(ToString::to_string),
+            message_id: source.message_id().as_ref().map(ToString::to_string),
+            correlation_id: source.correlation_id().as_ref().map(ToString::to_string),
+            reply_to: source.reply_to().as_ref().map(ToString::to_string),
+            timestamp: *source.timestamp(),
+            headers: Vec::new(),
+            attempt: 1,
+        };
+        let mut delivery_count = 0;
+        for (name, value) in source.headers().iter().flat_map(|table| table.inner()) {
+            match (name.as_str(), number(value), value) {
+                (ATTEMPT, Some(n), _) => properties.attempt = u32::try_from(n).unwrap_or(1).max(1),
+                ("x-delivery-count", Some(n), _) => delivery_count = n,
+                (name, _, AMQPValue::LongString(text)) => properties.headers.push((name.to_owned(), text.to_string())),
+                (_, _, _) => {}
+            }
+        }
+        Self {
+            body: delivery.data,
+            properties,
+            redelivered: delivery.redelivered,
+            delivery_count,
+            acker: Acker(delivery.acker),
+        }
+    }
+}
+
+#[expect(clippy::wildcard_enum_match_arm, reason = "a foreign enum: only numbers are counts")]
+fn number(value: &AMQPValue) -> Option<u64> {
+    match value {
+        AMQPValue::ShortShortInt(n) => u64::try_from(*n).ok(),
+        AMQPValue::ShortShortUInt(n) => Some(u64::from(*n)),
+        AMQPValue::ShortInt(n) => u64::try_from(*n).ok(),
+        AMQPValue::ShortUInt(n) => Some(u64::from(*n)),
+        AMQPValue::LongInt(n) => u64::try_from(*n).ok(),
+        AMQPValue::LongUInt(n) => Some(u64::from(*n)),
+        AMQPValue::LongLongInt(n) => u64::try_from(*n).ok(),
+        _ => None,
+    }
+}
+
+/// Settles a delivery, once.
+#[derive(Debug)]
+pub struct Acker(lapin::Acker);
+
+impl Acker {
+    /// Whether settling can still reach the broker.
+    pub fn usable(&self) -> bool {
+        self.0.usable()
+    }
+
+    /// Acknowledges. False = the broker will deliver again: the channel is gone.
+    pub async fn ack(self) -> bool {
+        matches!(self.0.ack(BasicAckOptions::default()).await, Ok(true))
+    }
+
+    /// Gives the message back for somebody else. False = the broker does so by itself.
+    pub async fn hand_back(self) -> bool {
+        let options = BasicNackOptions { requeue: true, ..Default::default() };
+        matches!(self.0.nack(options).await, Ok(true))
+    }
+}
+
+type Order = (Outgoing, oneshot::Sender<Result<(), PublishError>>);
+
+/// A handle to the task that owns a publishing channel.
+#[derive(Debug, Clone)]
+pub struct Publisher(mpsc::Sender<Order>);
+
+impl Publisher {
+    async fn open(connection: &Connection, window: usize, lost: CancellationToken) -> Result<Self, BrokerError> {
+        let channel = bounded("open a channel", CALL_TIMEOUT, connection.create_channel()).await?;
+        bounded("confirms", CALL_TIMEOUT, channel.confirm_select(ConfirmSelectOptions::default())).await?;
+        let (orders, inbox) = mpsc::channel(PIPELINE);
+        tokio::spawn(publish_all(channel, inbox, window, lost));
+        Ok(Self(orders))
+    }
+
+    /// Sends a message; returns when the broker has confirmed it.
+    ///
+    /// # Errors
+    /// When it was refused, or when nobody knows.
+    pub async fn publish(&self, message: Outgoing) -> Result<(), PublishError> {
+        let lost = || PublishError::Lost("the publisher has ended".into());
+        let (reply, confirmed) = oneshot::channel();
+        self.0.send((message, reply)).await.map_err(|_| lost())?;
+        confirmed.await.map_err(|_| lost())?
+    }
+}
+
+async fn publish_all(channel: Channel, mut inbox: mpsc::Receiver<Order>, window: usize, lost: CancellationToken) {
+    let mut pending = FuturesUnordered::new();
+    loop {
+        tokio::select! {
+            Some(healthy) = pending.next(), if !pending.is_empty() => {
+                if !healthy {
+                    return lost.cancel();
+                }
+            }
+            order = inbox.recv(), if pending.len() < window => match order {
+                Some((message, reply)) => match send(&channel, message).await {
+                    Ok(confirm) => pending.push(settle(confirm, reply)),
+                    Err(error) => {
+                        drop(reply.send(Err(error)));
+                        return lost.cancel();
+                    }
+                },
+                None => break,
+            },
+            () = lost.cancelled() => return,
+        }
+    }
+    while pending.next().await.is_some() {}
+}
+
+async fn send(channel: &Channel, message: Outgoing) -> Result<lapin::PublisherConfirm, PublishError> {
+    let options = BasicPublishOptions { mandatory: message.mandatory, ..Default::default() };
+    let publish = channel.basic_publish(
+        message.exchange.as_str().into(),
+        message.routing_key.as_str().into(),
+        options,
+        &message.body,
+        properties(&message.properties),
+    );
+    match tokio::time::timeout(CONFIRM_TIMEOUT, publish).await {
+        Ok(sent) => sent.map_err(|e| PublishError::Lost(e.to_string())),
+        Err(_) => Err(PublishError::Lost("a publish was not taken in time".into())),
+    }
+}
+
+/// Tells the sender what became of its message; false = the channel can no longer be trusted.
+async fn settle(confirm: lapin::PublisherConfirm, reply: oneshot::Sender<Result<(), PublishError>>) -> bool {
+    let (outcome, healthy) = match tokio::time::timeout(CONFIRM_TIMEOUT, confirm).await {
+        Ok(Ok(Confirmation::Ack(None))) => (Ok(()), true),
+        Ok(Ok(Confirmation::Ack(Some(returned)))) => {
+            let why = format!("returned as unroutable: {}", returned.reply_text);
+            (Err(PublishError::Lost(why)), false)
+        }
+        Ok(Ok(Confirmation::Nack(_))) => (Err(PublishError::Refused("a queue is full".into())), true),
+        Ok(Ok(Confirmation::NotRequested)) => (Err(PublishError::Lost("confirms are off".into())), false),
+        Ok(Err(error)) => (Err(PublishError::Lost(error.to_string())), false),
+        Err(_) => (Err(PublishError::Lost("not confirmed in time".into())), false),
+    };
+    // A sender that has gone no longer needs to know.
+    drop(reply.send(outcome));
+    healthy
+}
+
+fn properties(source: &Properties) -> BasicProperties {
+    const PERSISTENT: u8 = 2;
+    let mut headers = FieldTable::default();
+    for (name, value) in &source.headers {
+        headers.insert(name.as_str().into(), AMQPValue::LongString(value.as_str().into()));
+    }
+    if source.attempt > 1 {
+        headers.insert(ATTEMPT.into(), AMQPValue::LongLongInt(source.attempt.into()));
+    }
+    let mut target = BasicProperties::default().with_delivery_mode(PERSISTENT).with_headers(headers);
+    if let Some(text) = &source.content_type {
+        target = target.with_content_type(text.as_str().into());
+    }
+    if let Some(text) = &source.message_id {
+        target = target.with_message_id(text.as_str().into());
+    }
+    if let Some(text) = &source.correlation_id {
+        target = target.with_correlation_id(text.as_str().into());
+    }
+    if let Some(text) = &source.reply_to {
+        target = target.with_reply_to(text.as_str().into());
+    }
+    if let Some(seconds) = source.timestamp {
+        target = target.with_timestamp(seconds);
+    }
+    target
+}

@@ -1,0 +1,262 @@
+//! The path of a job: check, plan, look up and fetch, decode, measure. The only place that knows
+//! the order of the stages. It judges; settling is the consumer's.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use sha2::{Digest, Sha256};
+
+use crate::candidate::fetch::{Fetched, Fetcher};
+use crate::candidate::{self, Update};
+use crate::clock::unix_ms;
+use crate::config::{CandidatesConfig, Config, Provider};
+use crate::engine::Evaluation;
+use crate::engine::thread::EngineHandle;
+use crate::failure::{Code, Failure};
+use crate::job::{Candidate, Job, Source, Task};
+use crate::package::plan::Plan;
+use crate::result::{
+    Addressee, Answerer, Body, CandidateFacts, Key, LossBody, ResultMessage, ScoreBody, Timings, Verdict,
+};
+use crate::store::Store;
+
+/// A judged job.
+#[derive(Debug)]
+pub struct Judged {
+    /// The verdict.
+    pub verdict: Verdict,
+    /// What was asked, exactly, where that is defined.
+    pub key: Option<Key>,
+    /// The result another delivery of the same job was answered with, if Redis had it.
+    pub stored: Option<Box<ResultMessage>>,
+}
+
+/// Judges jobs on one immutable snapshot of model and weights.
+#[derive(Debug, Clone)]
+pub struct Pipeline {
+    engine: EngineHandle,
+    fetcher: Fetcher,
+    limits: Arc<CandidatesConfig>,
+    score_timeout: Duration,
+    answerer: Arc<Answerer>,
+    provider: Provider,
+    device: String,
+    store: Option<Store>,
+}
+
+/// What runs the model, in words.
+pub fn device_name(config: &Config) -> String {
+    match config.engine.execution_provider {
+        Provider::Cpu => "cpu".into(),
+        Provider::Cuda | Provider::Tensorrt => format!("cuda:{}", config.engine.device_id),
+    }
+}
+
+impl Pipeline {
+    /// Puts the parts together. Without a store nothing is looked up.
+    ///
+    /// # Errors
+    /// When the fetcher cannot be made.
+    pub fn new(engine: EngineHandle, config: &Config, incarnation: &str, store: Option<Store>) -> anyhow::Result<Self> {
+        let manifest = &engine.package.manifest;
+        let answerer = Answerer {
+            model: manifest.name.clone(),
+            model_version: manifest.version,
+            weights_id: engine.package.weights.weights_id.clone(),
+            package_id: engine.package.package_id.clone(),
+            worker_id: config.worker_id(),
+            incarnation: incarnation.to_owned(),
+        };
+        Ok(Self {
+            fetcher: Fetcher::new(config.candidates.clone())?,
+            limits: Arc::new(config.candidates.clone()),
+            score_timeout: config.worker.score_timeout,
+            answerer: Arc::new(answerer),
+            provider: config.engine.execution_provider,
+            device: device_name(config),
+            engine,
+            store,
+        })
+    }
+
+    /// Who answers.
+    pub fn answerer(&self) -> &Answerer {
+        &self.answerer
+    }
+
+    /// The engine behind it.
+    pub fn engine(&self) -> &EngineHandle {
+        &self.engine
+    }
+
+    /// Judges a job; `received` is when it was delivered.
+    pub async fn judge(&self, job: &Job, addressee: &Addressee, received: Instant) -> Judged {
+        let without_key = |failure| Judged { verdict: Err(failure), key: None, stored: None };
+        if let Err(failure) = self.check(job) {
+            return without_key(failure);
+        }
+        let plan = match self.plan(job) {
+            Ok(plan) => plan,
+            Err(failure) => return without_key(failure),
+        };
+        match &job.task {
+            Task::Validate { .. } => {
+                let key = Key::new(&self.answerer, addressee, None, &plan.hash);
+                if let Some(stored) = self.lookup(&key).await {
+                    return stored.into_judged(key);
+                }
+                Judged { verdict: self.validate(job, plan).await, key: Some(key), stored: None }
+            }
+            Task::Score { candidate, .. } => {
+                let sha256 = claimed_digest(candidate).await;
+                let key = Key::new(&self.answerer, addressee, Some((candidate, &sha256)), &plan.hash);
+                let began = Instant::now();
+                // The look-up is bounded; the fetch is what may take long.
+                let (stored, fetched) = tokio::join!(self.lookup(&key), self.fetcher.fetch(candidate));
+                if let Some(stored) = stored {
+                    return stored.into_judged(key);
+                }
+                let mut timings = Timings { fetch: millis(began), ..Timings::default() };
+                let verdict = match fetched {
+                    Ok(fetched) => self.score(job, candidate, fetched, plan, &mut timings, received).await,
+                    Err(failure) => Err(failure),
+                };
+                Judged { verdict, key: Some(key), stored: None }
+            }
+        }
+    }
+
+    /// Everything that needs no tokens and no bytes.
+    fn check(&self, job: &Job) -> Result<(), Failure> {
+        let ours = &self.answerer;
+        if let Some(other) = job.model.as_ref().filter(|model| **model != ours.model) {
+            let message = format!("model: {other:?}, this worker serves {:?}", ours.model);
+            return Err(Failure::new(Code::ModelMismatch, message));
+        }
+        check_deadline(job)?;
+        let Some(version) = job.task.model_version() else { return Ok(()) };
+        let code = match version.cmp(&ours.model_version) {
+            std::cmp::Ordering::Equal => return Ok(()),
+            std::cmp::Ordering::Less => Code::ModelVersionMismatch,
+            std::cmp::Ordering::Greater => Code::ModelVersionUnavailable,
+        };
+        let message = format!("model_version: the job names {version}, this worker has {}", ours.model_version);
+        Err(Failure::new(code, message).with("worker", ours.model_version).with("job", version))
+    }
+
+    fn plan(&self, job: &Job) -> Result<Arc<Plan>, Failure> {
+        let package = &self.engine.package;
+        let wanted = job.validation.shards.as_deref();
+        Plan::new(&package.shards, wanted, &job.validation.nonce, package.cut()).map(Arc::new)
+    }
+
+    async fn lookup(&self, key: &Key) -> Option<Stored> {
+        let text = self.store.as_ref()?.lookup(&key.0).await?;
+        serde_json::from_str(&text)
+            .map_err(|error| tracing::warn!(%error, key = key.0, "a stored result cannot be read and is ignored"))
+            .ok()
+            .map(|message| Stored(Box::new(message)))
+    }
+
+    async fn validate(&self, job: &Job, plan: Arc<Plan>) -> Verdict {
+        let losses = self.engine.validate(Arc::clone(&plan), self.score_timeout).await?;
+        check_deadline(job)?;
+        Ok(Body::Loss(LossBody {
+            loss: crate::score::mean(&losses),
+            windows: losses.len() as u64,
+            tokens: self.engine.package.targets(&plan),
+            plan: hex::encode(plan.hash),
+        }))
+    }
+
+    async fn score(
+        &self,
+        job: &Job,
+        candidate: &Candidate,
+        fetched: Fetched,
+        plan: Arc<Plan>,
+        timings: &mut Timings,
+        received: Instant,
+    ) -> Verdict {
+        let began = Instant::now();
+        let sha256 = hex::encode(fetched.sha256);
+        let update = self.decode(candidate, fetched).await?;
+        timings.decode = millis(began);
+        check_deadline(job)?;
+        let facts = (update.tensors.len() as u64, update.entries(), update.l2_norm());
+        let began = Instant::now();
+        let evaluation = self.engine.score(update, candidate.rule, Arc::clone(&plan), self.score_timeout).await?;
+        let stages = evaluation.times;
+        timings.queued = (millis(began) - stages.apply - stages.forward - stages.restore).max(0.0);
+        (timings.apply, timings.forward, timings.restore) = (stages.apply, stages.forward, stages.restore);
+        timings.total = millis(received);
+        let facts = CandidateFacts {
+            sha256,
+            tensors: facts.0,
+            entries: facts.1,
+            effective_entries: evaluation.effective_entries,
+            l2_norm: facts.2,
+        };
+        Ok(self.body(&evaluation, &plan, facts, *timings))
+    }
+
+    /// Off the async threads: a large candidate takes a while to inflate.
+    async fn decode(&self, candidate: &Candidate, fetched: Fetched) -> Result<Update, Failure> {
+        let description = Candidate { source: Source::Inline(Vec::new()), ..candidate.clone() };
+        let (package, limits) = (Arc::clone(&self.engine.package), Arc::clone(&self.limits));
+        let decoding =
+            tokio::task::spawn_blocking(move || candidate::decode(&fetched.bytes, &description, &package, &limits));
+        decoding.await.map_err(|e| Failure::new(Code::CandidateMalformed, format!("decoding failed: {e}")))?
+    }
+
+    fn body(&self, evaluation: &Evaluation, plan: &Plan, candidate: CandidateFacts, timings_ms: Timings) -> Body {
+        let paired = evaluation.paired;
+        Body::Score(Box::new(ScoreBody {
+            score: paired.delta.max(0.0),
+            delta: paired.delta,
+            stderr: paired.stderr,
+            ci95: paired.ci95,
+            loss_before: paired.loss_before,
+            loss_after: paired.loss_after,
+            windows: plan.windows.len() as u64,
+            tokens: self.engine.package.targets(plan),
+            plan: hex::encode(plan.hash),
+            candidate,
+            execution_provider: self.provider.execution_provider().into(),
+            device: self.device.clone(),
+            precision: self.engine.package.manifest.precision.as_str().into(),
+            timings_ms,
+        }))
+    }
+}
+
+/// A result that Redis had.
+struct Stored(Box<ResultMessage>);
+
+impl Stored {
+    fn into_judged(self, key: Key) -> Judged {
+        let verdict = Err(Failure::new(Code::InvalidJob, "answered from the store"));
+        Judged { verdict, key: Some(key), stored: Some(self.0) }
+    }
+}
+
+async fn claimed_digest(candidate: &Candidate) -> [u8; 32] {
+    match (&candidate.source, candidate.sha256) {
+        (Source::Inline(data), _) => Sha256::digest(data).into(),
+        (Source::Url(_), claimed) => claimed.unwrap_or_default(),
+    }
+}
+
+fn check_deadline(job: &Job) -> Result<(), Failure> {
+    match job.deadline_ms.filter(|deadline| unix_ms() > *deadline) {
+        Some(deadline) => {
+            let message = format!("deadline_ms: {deadline} has passed by {} ms", unix_ms().saturating_sub(deadline));
+            Err(Failure::new(Code::DeadlineExceeded, message))
+        }
+        None => Ok(()),
+    }
+}
+
+fn millis(since: Instant) -> f64 {
+    since.elapsed().as_secs_f64() * 1e3
+}

@@ -1,0 +1,138 @@
+//! Back-off with jitter, and what a verdict means for the delivery it answers. Pure.
+
+use std::time::Duration;
+
+use crate::clock::unix_ms;
+use crate::failure::{Code, Failure, Remedy};
+use crate::result::Body;
+
+/// Waits that double from `first` to `most`, each shortened by up to a quarter so that a fleet
+/// does not knock at the same moment.
+#[derive(Debug, Clone)]
+pub struct Backoff {
+    first: Duration,
+    most: Duration,
+    next: Duration,
+}
+
+impl Backoff {
+    /// 1 s doubling to 30 s, as the contract has it for packages, providers and brokers.
+    pub fn new() -> Self {
+        Self::between(Duration::from_secs(1), Duration::from_secs(30))
+    }
+
+    /// Doubling from `first` to `most`.
+    pub fn between(first: Duration, most: Duration) -> Self {
+        Self { first, most, next: first }
+    }
+
+    /// The next wait.
+    pub fn wait(&mut self) -> Duration {
+        let wait = self.next;
+        self.next = (self.next * 2).min(self.most);
+        wait.mul_f64(rand::random_range(0.75..=1.0))
+    }
+
+    /// Begins again after a success.
+    pub fn reset(&mut self) {
+        self.next = self.first;
+    }
+}
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// How a judged delivery is settled; always publish, confirm, then acknowledge.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Disposition {
+    /// Publish the result.
+    Answer,
+    /// Publish the job to this rung of the retry ladder.
+    Climb {
+        /// From 0.
+        rung: usize,
+    },
+    /// Publish the result and park a copy of the job.
+    AnswerAndPark,
+}
+
+/// Decides how a verdict is settled. `attempt` counts from 1.
+pub fn dispose(
+    verdict: &Result<Body, Failure>,
+    attempt: u32,
+    deadline_ms: Option<u64>,
+    delays: &[Duration],
+) -> Disposition {
+    let Err(failure) = verdict else { return Disposition::Answer };
+    match failure.code.remedy() {
+        Remedy::Answer => Disposition::Answer,
+        Remedy::Retry => {
+            let rung = usize::try_from(attempt.saturating_sub(1)).unwrap_or(usize::MAX);
+            match delays.get(rung) {
+                Some(delay) if !ends_too_late(*delay, deadline_ms) => Disposition::Climb { rung },
+                Some(_) if failure.code == Code::ModelVersionUnavailable => Disposition::Answer,
+                Some(_) | None => Disposition::AnswerAndPark,
+            }
+        }
+    }
+}
+
+fn ends_too_late(delay: Duration, deadline_ms: Option<u64>) -> bool {
+    let delay = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
+    deadline_ms.is_some_and(|deadline| unix_ms().saturating_add(delay) > deadline)
+}
+
+/// A newer job whose next rung would end after its deadline is answered `deadline_exceeded`.
+pub fn too_late_for_the_next_rung(failure: &Failure, attempt: u32, deadline_ms: Option<u64>, delays: &[Duration]) -> bool {
+    let rung = usize::try_from(attempt.saturating_sub(1)).unwrap_or(usize::MAX);
+    failure.code == Code::ModelVersionUnavailable && delays.get(rung).is_some_and(|d| ends_too_late(*d, deadline_ms))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DELAYS: [Duration; 2] = [Duration::from_secs(5), Duration::from_secs(30)];
+
+    fn failed(code: Code) -> Result<Body, Failure> {
+        Err(Failure::new(code, "x"))
+    }
+
+    #[test]
+    fn waits_double_to_the_bound_and_begin_again_after_a_success() {
+        let mut backoff = Backoff::new();
+        for expected in [1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0] {
+            let wait = backoff.wait().as_secs_f64();
+            assert!((0.75 * expected..=expected).contains(&wait), "{wait} for {expected}");
+        }
+        backoff.reset();
+        assert!(backoff.wait() <= Duration::from_secs(1));
+    }
+
+    #[test]
+    fn transient_failures_climb_every_rung_and_are_then_answered_and_parked() {
+        let verdict = failed(Code::CandidateUnavailable);
+        assert_eq!(dispose(&verdict, 1, None, &DELAYS), Disposition::Climb { rung: 0 });
+        assert_eq!(dispose(&verdict, 2, None, &DELAYS), Disposition::Climb { rung: 1 });
+        assert_eq!(dispose(&verdict, 3, None, &DELAYS), Disposition::AnswerAndPark);
+        assert_eq!(dispose(&verdict, 1, None, &[]), Disposition::AnswerAndPark);
+    }
+
+    #[test]
+    fn refusals_and_time_outs_are_answered_at_once() {
+        for code in [Code::CandidateMalformed, Code::ScoreTimeout, Code::OutOfMemory, Code::DeadlineExceeded] {
+            assert_eq!(dispose(&failed(code), 1, None, &DELAYS), Disposition::Answer);
+        }
+    }
+
+    #[test]
+    fn a_newer_job_that_cannot_wait_is_answered_at_once() {
+        let failure = Failure::new(Code::ModelVersionUnavailable, "x");
+        let soon = Some(unix_ms() + 100);
+        assert!(too_late_for_the_next_rung(&failure, 1, soon, &DELAYS));
+        assert_eq!(dispose(&Err(failure), 1, soon, &DELAYS), Disposition::Answer);
+    }
+}
