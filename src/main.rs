@@ -1,1 +1,5 @@
-fn main(){}
+//! The `scorer` binary: everything is in the library.
+
+fn main() -> std::process::ExitCode {
+    scorer::cli::main()
+}

@@ -22,13 +22,21 @@ use crate::store::Store;
 
 /// A judged job.
 #[derive(Debug)]
-pub struct Judged {
-    /// The verdict.
-    pub verdict: Verdict,
-    /// What was asked, exactly, where that is defined.
-    pub key: Option<Key>,
-    /// The result another delivery of the same job was answered with, if Redis had it.
-    pub stored: Option<Box<ResultMessage>>,
+pub enum Judged {
+    /// Judged now.
+    Fresh {
+        /// The verdict.
+        verdict: Verdict,
+        /// What was asked, exactly, where that is defined.
+        key: Option<Key>,
+    },
+    /// Another delivery of the same job was answered before, and Redis had the result.
+    Stored {
+        /// The result, without context.
+        message: Box<ResultMessage>,
+        /// What was asked, exactly.
+        key: Key,
+    },
 }
 
 /// Judges jobs on one immutable snapshot of model and weights.
@@ -91,7 +99,7 @@ impl Pipeline {
 
     /// Judges a job; `received` is when it was delivered.
     pub async fn judge(&self, job: &Job, addressee: &Addressee, received: Instant) -> Judged {
-        let without_key = |failure| Judged { verdict: Err(failure), key: None, stored: None };
+        let without_key = |failure| Judged::Fresh { verdict: Err(failure), key: None };
         if let Err(failure) = self.check(job) {
             return without_key(failure);
         }
@@ -102,10 +110,10 @@ impl Pipeline {
         match &job.task {
             Task::Validate { .. } => {
                 let key = Key::new(&self.answerer, addressee, None, &plan.hash);
-                if let Some(stored) = self.lookup(&key).await {
-                    return stored.into_judged(key);
+                if let Some(message) = self.lookup(&key).await {
+                    return Judged::Stored { message, key };
                 }
-                Judged { verdict: self.validate(job, plan).await, key: Some(key), stored: None }
+                Judged::Fresh { verdict: self.validate(job, plan).await, key: Some(key) }
             }
             Task::Score { candidate, .. } => {
                 let sha256 = claimed_digest(candidate).await;
@@ -113,15 +121,15 @@ impl Pipeline {
                 let began = Instant::now();
                 // The look-up is bounded; the fetch is what may take long.
                 let (stored, fetched) = tokio::join!(self.lookup(&key), self.fetcher.fetch(candidate));
-                if let Some(stored) = stored {
-                    return stored.into_judged(key);
+                if let Some(message) = stored {
+                    return Judged::Stored { message, key };
                 }
                 let mut timings = Timings { fetch: millis(began), ..Timings::default() };
                 let verdict = match fetched {
                     Ok(fetched) => self.score(job, candidate, fetched, plan, &mut timings, received).await,
                     Err(failure) => Err(failure),
                 };
-                Judged { verdict, key: Some(key), stored: None }
+                Judged::Fresh { verdict, key: Some(key) }
             }
         }
     }
@@ -150,12 +158,12 @@ impl Pipeline {
         Plan::new(&package.shards, wanted, &job.validation.nonce, package.cut()).map(Arc::new)
     }
 
-    async fn lookup(&self, key: &Key) -> Option<Stored> {
+    async fn lookup(&self, key: &Key) -> Option<Box<ResultMessage>> {
         let text = self.store.as_ref()?.lookup(&key.0).await?;
         serde_json::from_str(&text)
             .map_err(|error| tracing::warn!(%error, key = key.0, "a stored result cannot be read and is ignored"))
             .ok()
-            .map(|message| Stored(Box::new(message)))
+            .map(Box::new)
     }
 
     async fn validate(&self, job: &Job, plan: Arc<Plan>) -> Verdict {
@@ -227,16 +235,6 @@ impl Pipeline {
             precision: self.engine.package.manifest.precision.as_str().into(),
             timings_ms,
         }))
-    }
-}
-
-/// A result that Redis had.
-struct Stored(Box<ResultMessage>);
-
-impl Stored {
-    fn into_judged(self, key: Key) -> Judged {
-        let verdict = Err(Failure::new(Code::InvalidJob, "answered from the store"));
-        Judged { verdict, key: Some(key), stored: Some(self.0) }
     }
 }
 

@@ -257,16 +257,18 @@ impl Deliveries {
         }
     }
 
-    /// Takes the consumer off the queue and hands back what was delivered but not begun.
-    pub async fn cancel(mut self) {
+    /// Takes the consumer off the queue; returns what was delivered but not begun.
+    pub async fn cancel(mut self) -> Vec<Delivery> {
         let cancel = self.channel.basic_cancel(self.tag.as_str().into(), BasicCancelOptions::default());
         let cancelled = bounded("cancel the consumer", CLOSE_TIMEOUT, cancel).await;
         if let Err(error) = cancelled {
             tracing::debug!(%error, "the consumer was gone already");
         }
+        let mut left = Vec::new();
         while let Ok(Some(delivery)) = tokio::time::timeout(CLOSE_TIMEOUT, self.next()).await {
-            delivery.acker.hand_back().await;
+            left.push(delivery);
         }
+        left
     }
 }
 
@@ -380,7 +382,7 @@ impl Publisher {
 }
 
 async fn publish_all(channel: Channel, mut inbox: mpsc::Receiver<Order>, window: usize, lost: CancellationToken) {
-    let mut pending = FuturesUnordered::new();
+    let mut pending: FuturesUnordered<futures_util::future::BoxFuture<'static, bool>> = FuturesUnordered::new();
     loop {
         tokio::select! {
             Some(healthy) = pending.next(), if !pending.is_empty() => {
@@ -390,7 +392,7 @@ async fn publish_all(channel: Channel, mut inbox: mpsc::Receiver<Order>, window:
             }
             order = inbox.recv(), if pending.len() < window => match order {
                 Some((message, reply)) => match send(&channel, message).await {
-                    Ok(confirm) => pending.push(settle(confirm, reply)),
+                    Ok(confirm) => pending.push(Box::pin(settle(confirm, reply))),
                     Err(error) => {
                         drop(reply.send(Err(error)));
                         return lost.cancel();

@@ -11,9 +11,20 @@ use crate::support::wait::eventually;
 /// Submits files as a person would.
 fn submit_files(stack: &Stack, case: &Case, files: &[&str], more: &[&str]) -> Answer {
     let version = VERSION.to_string();
-    let rate = case.learning_rate.map(|r| r.to_string()).unwrap_or_default();
+    let rate = case
+        .learning_rate
+        .map(|r| r.to_string())
+        .unwrap_or_default();
     let format = case.format.as_deref().expect("a format");
-    let mut arguments = vec!["submit", "--format", format, "--semantics", "gradient", "--model-version", &version];
+    let mut arguments = vec![
+        "submit",
+        "--format",
+        format,
+        "--semantics",
+        "gradient",
+        "--model-version",
+        &version,
+    ];
     arguments.extend(["--learning-rate", &rate, "--inline", "--wait", "--json"]);
     for file in files {
         arguments.extend(["--candidate", file]);
@@ -31,24 +42,38 @@ fn submit_waits_for_the_result_of_a_file_and_of_several() {
     let path = case.path().display().to_string();
     let nonce = case.nonce.clone().unwrap_or_default();
     let mut with: Vec<&str> = vec!["--nonce", &nonce, "--context", r#"{"miner_id": "m1"}"#];
-    let shards = case.shards.as_ref().map(|ids| ids.iter().map(u64::to_string).collect::<Vec<_>>().join(","));
+    let shards = case
+        .shards
+        .as_ref()
+        .map(|ids| ids.iter().map(u64::to_string).collect::<Vec<_>>().join(","));
     if let Some(shards) = &shards {
         with.extend(["--shards", shards]);
     }
-    let one = submit_files(&stack, case, &[&path], &with).expect_code(0).values();
+    let one = submit_files(&stack, case, &[&path], &with)
+        .expect_code(0)
+        .values();
     assert_eq!(one.len(), 1, "one result");
     assert_eq!(one[0]["status"], "scored", "{}", one[0]);
     assert_eq!(one[0]["context"]["miner_id"], "m1");
     let (got, want) = (one[0]["delta"].as_f64(), case.expect["delta"].as_f64());
-    assert!(got.zip(want).is_none_or(|(got, want)| (got - want).abs() < 2e-6), "{got:?} instead of {want:?}");
+    assert!(
+        got.zip(want)
+            .is_none_or(|(got, want)| (got - want).abs() < 2e-6),
+        "{got:?} instead of {want:?}"
+    );
 
     let folder = Folder::new("several");
     let copy = folder.join("copy").display().to_string();
     std::fs::copy(&path, &copy).expect("a writable folder");
-    let several = submit_files(&stack, case, &[&path, &copy], &[]).expect_code(0).values();
+    let several = submit_files(&stack, case, &[&path, &copy], &[])
+        .expect_code(0)
+        .values();
     assert_eq!(several.len(), 2, "{several:?}");
     assert_ne!(several[0]["submission_id"], several[1]["submission_id"]);
-    assert_eq!(several[0]["delta"], several[1]["delta"], "the same bytes on the same windows");
+    assert_eq!(
+        several[0]["delta"], several[1]["delta"],
+        "the same bytes on the same windows"
+    );
 }
 
 #[test]
@@ -56,47 +81,102 @@ fn submit_reads_one_job_per_line_and_reports_every_verdict() {
     let stack = Stack::shared();
     let worker = stack.worker("w1");
     worker.ready();
-    let bad = cases().iter().find(|c| c.expect["status"] == "rejected" && c.file.is_some());
+    let bad = cases()
+        .iter()
+        .find(|c| c.expect["status"] == "rejected" && c.file.is_some());
     let bad = bad.expect("cases.json has a rejected candidate");
-    let jobs = [honest().job("line-1"), bad.job("line-2"), honest().job("line-3")];
+    let jobs = [
+        honest().job("line-1"),
+        bad.job("line-2"),
+        honest().job("line-3"),
+    ];
     let input: String = jobs.iter().map(|job| format!("{job}\n")).collect();
     let arguments = ["submit", "--jobs", "-", "--wait", "--json"];
     let answer = stack.command_with(stack.settings(), &arguments, &input);
     // Whether a rejection is the command's own negative answer is not laid down.
-    assert!([0, 1].contains(&answer.code), "exit code {}:\n{}", answer.code, answer.stderr);
+    assert!(
+        [0, 1].contains(&answer.code),
+        "exit code {}:\n{}",
+        answer.code,
+        answer.stderr
+    );
     let mut results = answer.values();
     results.sort_by_key(|r| r["submission_id"].as_str().unwrap_or("").to_owned());
-    let verdicts: Vec<(&Value, &Value)> = results.iter().map(|r| (&r["submission_id"], &r["status"])).collect();
+    let verdicts: Vec<(&Value, &Value)> = results
+        .iter()
+        .map(|r| (&r["submission_id"], &r["status"]))
+        .collect();
     let (scored, rejected) = (json!("scored"), json!("rejected"));
     let ids = [json!("line-1"), json!("line-2"), json!("line-3")];
-    assert_eq!(verdicts, [(&ids[0], &scored), (&ids[1], &rejected), (&ids[2], &scored)]);
+    assert_eq!(
+        verdicts,
+        [(&ids[0], &scored), (&ids[1], &rejected), (&ids[2], &scored)]
+    );
     let wrong = stack.command_with(stack.settings(), &arguments, "{\"v\": 1, \"kind\": \n");
-    assert!([64, 65].contains(&wrong.code), "a line that is no JSON: {} {}", wrong.code, wrong.stderr);
-    let missing = stack.command(&["submit", "--candidate", "/no/such/file", "--format", "binary_v2"]);
-    assert!([64, 65].contains(&missing.code), "a missing file: {} {}", missing.code, missing.stderr);
+    assert!(
+        [64, 65].contains(&wrong.code),
+        "a line that is no JSON: {} {}",
+        wrong.code,
+        wrong.stderr
+    );
+    let missing = submit_files(&stack, honest(), &["/no/such/file"], &[]);
+    assert!(
+        [64, 65].contains(&missing.code),
+        "a missing file: {} {}",
+        missing.code,
+        missing.stderr
+    );
+    assert!(
+        missing.stderr.contains("/no/such/file"),
+        "{}",
+        missing.stderr
+    );
 }
 
 #[test]
 fn status_shows_the_fleet_and_its_exit_code_says_whether_anyone_is_ready() {
     let stack = Stack::shared();
     let empty = stack.command(&["status", "--json"]).expect_code(1).value();
-    assert_eq!((&empty["workers"], &empty["ready"]), (&json!([]), &json!(0)), "{empty}");
+    assert_eq!(
+        (&empty["workers"], &empty["ready"]),
+        (&json!([]), &json!(0)),
+        "{empty}"
+    );
     let (one, two) = (stack.worker("w1"), stack.worker("w2"));
     one.ready();
     two.ready();
     let status = stack.command(&["status", "--json"]).expect_code(0).value();
     assert!(status["at_ms"].is_u64(), "{status}");
-    assert_eq!((&status["alive"], &status["ready"]), (&json!(2), &json!(2)), "{status}");
+    assert_eq!(
+        (&status["alive"], &status["ready"]),
+        (&json!(2), &json!(2)),
+        "{status}"
+    );
     let workers = status["workers"].as_array().expect("a list");
-    let mut ids: Vec<&str> = workers.iter().filter_map(|w| w["worker_id"].as_str()).collect();
+    let mut ids: Vec<&str> = workers
+        .iter()
+        .filter_map(|w| w["worker_id"].as_str())
+        .collect();
     ids.sort_unstable();
     assert_eq!(ids, ["w1", "w2"]);
     for worker in workers {
-        assert!(worker["age_ms"].as_i64().is_some_and(|age| (0..5000).contains(&age)), "{worker}");
-        assert_eq!((&worker["state"], &worker["model"]["name"]), (&json!("ready"), &json!(MODEL)));
+        assert!(
+            worker["age_ms"]
+                .as_i64()
+                .is_some_and(|age| (0..5000).contains(&age)),
+            "{worker}"
+        );
+        assert_eq!(
+            (&worker["state"], &worker["model"]["name"]),
+            (&json!("ready"), &json!(MODEL))
+        );
     }
     if !status["queue"].is_null() {
-        assert_eq!((&status["queue"]["jobs"], &status["queue"]["consumers"]), (&json!(0), &json!(2)), "{status}");
+        assert_eq!(
+            (&status["queue"]["jobs"], &status["queue"]["consumers"]),
+            (&json!(0), &json!(2)),
+            "{status}"
+        );
     }
     let text = stack.command(&["status"]).expect_code(0).stdout;
     assert!(text.contains("w1") && text.contains("w2"), "{text}");
@@ -112,17 +192,33 @@ fn healthcheck_answers_for_the_worker_on_this_host() {
     let stack = Stack::shared();
     let check = |probe: &str| {
         let settings = stack.settings().set("worker.id", "w1");
-        stack.command_with(settings, &["healthcheck", probe], "").code
+        stack
+            .command_with(settings, &["healthcheck", probe], "")
+            .code
     };
-    assert_eq!((check("--live"), check("--ready")), (1, 1), "before there is a worker");
+    assert_eq!(
+        (check("--live"), check("--ready")),
+        (1, 1),
+        "before there is a worker"
+    );
     let worker = stack.worker("w1");
     worker.ready();
-    assert_eq!((check("--live"), check("--ready")), (0, 0), "while it serves");
+    assert_eq!(
+        (check("--live"), check("--ready")),
+        (0, 0),
+        "while it serves"
+    );
     stack.command(&["ctl", "pause"]).expect_code(0);
     worker.state("degraded", "paused");
-    assert_eq!((check("--live"), check("--ready")), (0, 1), "while it is paused");
+    assert_eq!(
+        (check("--live"), check("--ready")),
+        (0, 1),
+        "while it is paused"
+    );
     worker.kill();
-    eventually(crate::support::wait::SOON, "the record goes", || stack.record("w1").is_none());
+    eventually(crate::support::wait::SOON, "the record goes", || {
+        stack.record("w1").is_none()
+    });
     assert_eq!((check("--live"), check("--ready")), (1, 1), "after it died");
 }
 
@@ -137,5 +233,8 @@ fn an_aggregator_that_only_publishes_finds_its_result_later() {
     let settings = stack.settings();
     let answer = stack.command_with(settings, &["submit", "--jobs", "-"], &format!("{job}\n"));
     answer.expect_code(0);
-    assert_eq!(aggregator.result("fire-and-forget").json()["status"], "scored");
+    assert_eq!(
+        aggregator.result("fire-and-forget").json()["status"],
+        "scored"
+    );
 }

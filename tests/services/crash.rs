@@ -10,7 +10,10 @@ use crate::support::wait::{SOON, eventually, secs};
 fn another_worker_finishes_the_stream_of_one_that_was_killed() {
     let stack = Stack::shared();
     // Foreign crash marks are waited out for twice the time to live.
-    let quick = |s: crate::support::worker::Settings| s.set("heartbeat.ttl", "1s").set("heartbeat.interval", "200ms");
+    let quick = |s: crate::support::worker::Settings| {
+        s.set("heartbeat.ttl", "1s")
+            .set("heartbeat.interval", "200ms")
+    };
     let victim = stack.worker_with("victim", quick);
     victim.ready();
     let aggregator = stack.aggregator();
@@ -19,7 +22,9 @@ fn another_worker_finishes_the_stream_of_one_that_was_killed() {
     for id in &ids {
         aggregator.submit(&honest_job(id, id));
     }
-    eventually(SOON, "the stream is under way", || aggregator.results().len() >= 3);
+    eventually(SOON, "the stream is under way", || {
+        aggregator.results().len() >= 3
+    });
     victim.kill();
     let heir = stack.worker_with("heir", quick);
     heir.ready();
@@ -27,19 +32,50 @@ fn another_worker_finishes_the_stream_of_one_that_was_killed() {
     let mut by_id: HashMap<String, Vec<serde_json::Value>> = HashMap::new();
     for message in aggregator.results() {
         let result = message.json();
-        assert_eq!(result["status"], "scored", "one death is not a poisoned job: {result}");
-        by_id.entry(message.id().to_owned()).or_default().push(result);
+        assert_eq!(
+            result["status"], "scored",
+            "one death is not a poisoned job: {result}"
+        );
+        by_id
+            .entry(message.id().to_owned())
+            .or_default()
+            .push(result);
     }
-    assert_eq!(by_id.len(), ids.len(), "copies of a result share their message_id");
+    assert_eq!(
+        by_id.len(),
+        ids.len(),
+        "copies of a result share their message_id"
+    );
     for copies in by_id.values() {
-        for field in ["score", "delta", "stderr", "loss_before", "loss_after", "plan", "candidate"] {
-            assert!(copies.iter().all(|c| c[field] == copies[0][field]), "{field} differs: {copies:#?}");
+        for field in [
+            "score",
+            "delta",
+            "stderr",
+            "loss_before",
+            "loss_after",
+            "plan",
+            "candidate",
+        ] {
+            assert!(
+                copies.iter().all(|c| c[field] == copies[0][field]),
+                "{field} differs: {copies:#?}"
+            );
         }
     }
-    let workers: std::collections::HashSet<&str> =
-        by_id.values().flatten().filter_map(|r| r["worker_id"].as_str()).collect();
-    assert!(workers.contains("heir"), "the victim had finished everything: {workers:?}");
+    let workers: std::collections::HashSet<&str> = by_id
+        .values()
+        .flatten()
+        .filter_map(|r| r["worker_id"].as_str())
+        .collect();
+    assert!(
+        workers.contains("heir"),
+        "the victim had finished everything: {workers:?}"
+    );
     heir.drain();
-    assert_eq!(aggregator.depth(&stack.jobs_queue()), Some((0, 0)), "all acknowledged");
-    assert_eq!(stack.keys("crash:*"), Vec::<String>::new(), "marks of finished jobs are gone");
+    aggregator.expect_empty(&stack.jobs_queue());
+    assert_eq!(
+        stack.keys("crash:*"),
+        Vec::<String>::new(),
+        "marks of finished jobs are gone"
+    );
 }

@@ -22,7 +22,10 @@ fn code(aggregator: &Aggregator, id: &str) -> String {
     let result = aggregator.result(id).json();
     match result["status"].as_str() {
         Some("scored") => "scored".to_owned(),
-        _ => result["error"]["code"].as_str().unwrap_or("no code").to_owned(),
+        _ => result["error"]["code"]
+            .as_str()
+            .unwrap_or("no code")
+            .to_owned(),
     }
 }
 
@@ -39,7 +42,10 @@ fn only_what_an_allowed_prefix_covers_is_fetched() {
     }
     let inside = format!("file://{}/", folder.join("in").display());
     let allow = json!([inside, server.url("/ok/")]).to_string();
-    let worker = stack.worker_with("w1", |s| s.set("candidates.allow", &allow).set("candidates.allow_private", true));
+    let worker = stack.worker_with("w1", |s| {
+        s.set("candidates.allow", &allow)
+            .set("candidates.allow_private", true)
+    });
     worker.ready();
     let aggregator = stack.aggregator();
     aggregator.collect_results();
@@ -51,14 +57,46 @@ fn only_what_an_allowed_prefix_covers_is_fetched() {
         ("file-outside", file("out/c"), "candidate_url_forbidden"),
         ("file-beside", file("in-side/c"), "candidate_url_forbidden"),
         ("file-up", file("in/../out/c"), "candidate_url_forbidden"),
-        ("file-up-encoded", file("in/%2e%2e/out/c"), "candidate_url_forbidden"),
-        ("http-outside", server.url("/secret/c"), "candidate_url_forbidden"),
-        ("http-beside", server.url("/okay/c"), "candidate_url_forbidden"),
-        ("http-up", server.url("/ok/../secret/c"), "candidate_url_forbidden"),
-        ("http-up-encoded", server.url("/ok/%2e%2e/secret/c"), "candidate_url_forbidden"),
-        ("http-other-host", format!("http://127.0.0.2:{port}/ok/c"), "candidate_url_forbidden"),
-        ("http-user", format!("http://127.0.0.1:{port}@localhost:{port}/ok/c"), "candidate_url_forbidden"),
-        ("scheme", format!("ftp://127.0.0.1:{port}/ok/c"), "candidate_url_forbidden"),
+        (
+            "file-up-encoded",
+            file("in/%2e%2e/out/c"),
+            "candidate_url_forbidden",
+        ),
+        (
+            "http-outside",
+            server.url("/secret/c"),
+            "candidate_url_forbidden",
+        ),
+        (
+            "http-beside",
+            server.url("/okay/c"),
+            "candidate_url_forbidden",
+        ),
+        (
+            "http-up",
+            server.url("/ok/../secret/c"),
+            "candidate_url_forbidden",
+        ),
+        (
+            "http-up-encoded",
+            server.url("/ok/%2e%2e/secret/c"),
+            "candidate_url_forbidden",
+        ),
+        (
+            "http-other-host",
+            format!("http://127.0.0.2:{port}/ok/c"),
+            "candidate_url_forbidden",
+        ),
+        (
+            "http-user",
+            format!("http://127.0.0.1:{port}@localhost:{port}/ok/c"),
+            "candidate_url_forbidden",
+        ),
+        (
+            "scheme",
+            format!("ftp://127.0.0.1:{port}/ok/c"),
+            "candidate_url_forbidden",
+        ),
     ];
     for (id, url, _) in &table {
         submit(&aggregator, id, url);
@@ -67,7 +105,11 @@ fn only_what_an_allowed_prefix_covers_is_fetched() {
         assert_eq!(code(&aggregator, id), *expected, "{id}: {url}");
     }
     assert_eq!(server.asked("/ok/c"), 1, "a forbidden URL was fetched");
-    assert_eq!(server.asked("/secret/c") + server.asked("/okay/c"), 0, "a forbidden URL was fetched");
+    assert_eq!(
+        server.asked("/secret/c") + server.asked("/okay/c"),
+        0,
+        "a forbidden URL was fetched"
+    );
 }
 
 #[test]
@@ -75,7 +117,11 @@ fn a_private_address_is_refused_unless_it_is_allowed() {
     let (stack, server) = (Stack::shared(), Server::start());
     let url = server.put("/ok/c", Route::Bytes(honest().bytes()));
     let named = format!("http://localhost:{}/ok/c", server.port());
-    let allow = json!([server.url("/ok/"), format!("http://localhost:{}/ok/", server.port())]).to_string();
+    let allow = json!([
+        server.url("/ok/"),
+        format!("http://localhost:{}/ok/", server.port())
+    ])
+    .to_string();
     let worker = stack.worker_with("w1", |s| s.set("candidates.allow", &allow));
     worker.ready();
     let aggregator = stack.aggregator();
@@ -108,46 +154,116 @@ fn what_was_promised_is_checked_and_what_is_not_there_climbs_the_ladder() {
     *changed.last_mut().expect("a candidate has bytes") ^= 1;
     let mut longer = bytes.clone();
     longer.push(b' ');
-    submit(&aggregator, "changed", &server.put("/changed", Route::Bytes(changed)));
-    submit(&aggregator, "longer", &server.put("/longer", Route::Bytes(longer)));
-    submit(&aggregator, "endless", &server.put("/endless", Route::Unannounced(vec![b'x'; limit * 3])));
-    submit(&aggregator, "shorter", &server.put("/shorter", Route::Unannounced(bytes[..bytes.len() / 2].to_vec())));
+    submit(
+        &aggregator,
+        "changed",
+        &server.put("/changed", Route::Bytes(changed)),
+    );
+    submit(
+        &aggregator,
+        "longer",
+        &server.put("/longer", Route::Bytes(longer)),
+    );
+    submit(
+        &aggregator,
+        "endless",
+        &server.put("/endless", Route::Unannounced(vec![b'x'; limit * 3])),
+    );
+    submit(
+        &aggregator,
+        "shorter",
+        &server.put(
+            "/shorter",
+            Route::Unannounced(bytes[..bytes.len() / 2].to_vec()),
+        ),
+    );
     let big = vec![b'x'; limit + 1];
-    let mut declared = honest().job_by_url("declared-big", &server.put("/big", Route::Bytes(big.clone())));
+    let mut declared = honest().job_by_url(
+        "declared-big",
+        &server.put("/big", Route::Bytes(big.clone())),
+    );
     declared["candidate"]["size"] = json!(big.len());
     declared["candidate"]["sha256"] = json!(digest(&big));
     aggregator.submit(&declared);
-    submit(&aggregator, "good", &server.put("/good", Route::Bytes(bytes.clone())));
+    submit(
+        &aggregator,
+        "good",
+        &server.put("/good", Route::Bytes(bytes.clone())),
+    );
     assert_eq!(code(&aggregator, "changed"), "candidate_digest_mismatch");
     assert_eq!(code(&aggregator, "longer"), "candidate_digest_mismatch");
     assert_eq!(code(&aggregator, "shorter"), "candidate_digest_mismatch");
     assert_eq!(code(&aggregator, "declared-big"), "candidate_too_large");
     let endless = code(&aggregator, "endless");
-    assert!(["candidate_digest_mismatch", "candidate_too_large"].contains(&endless.as_str()), "endless: {endless}");
+    assert!(
+        ["candidate_digest_mismatch", "candidate_too_large"].contains(&endless.as_str()),
+        "endless: {endless}"
+    );
     assert_eq!(code(&aggregator, "good"), "scored");
-    assert_eq!(server.asked("/big"), 0, "what declares itself too large is not fetched");
+    assert_eq!(
+        server.asked("/big"),
+        0,
+        "what declares itself too large is not fetched"
+    );
 
     let started = Instant::now();
     let target = server.put("/target", Route::Bytes(bytes));
     submit(&aggregator, "missing", &server.url("/missing"));
-    submit(&aggregator, "broken", &server.put("/broken", Route::Status(503)));
-    submit(&aggregator, "stalled", &server.put("/stalled", Route::Stall(secs(30))));
-    submit(&aggregator, "moved", &server.put("/moved", Route::Redirect(target)));
+    submit(
+        &aggregator,
+        "broken",
+        &server.put("/broken", Route::Status(503)),
+    );
+    submit(
+        &aggregator,
+        "stalled",
+        &server.put("/stalled", Route::Stall(secs(30))),
+    );
+    submit(
+        &aggregator,
+        "moved",
+        &server.put("/moved", Route::Redirect(target)),
+    );
     for id in ["missing", "broken", "stalled"] {
         assert_eq!(code(&aggregator, id), "candidate_unavailable", "{id}");
         let result = aggregator.result(id).json();
-        assert_eq!((&result["status"], &result["attempt"]), (&json!("failed"), &json!(4)), "{id}: {result}");
+        assert_eq!(
+            (&result["status"], &result["attempt"]),
+            (&json!("failed"), &json!(4)),
+            "{id}: {result}"
+        );
         assert_eq!(result["error"]["retryable"], true, "{id}");
     }
     let moved = code(&aggregator, "moved");
-    assert!(["candidate_unavailable", "candidate_url_forbidden"].contains(&moved.as_str()), "moved: {moved}");
+    assert!(
+        ["candidate_unavailable", "candidate_url_forbidden"].contains(&moved.as_str()),
+        "moved: {moved}"
+    );
     assert_eq!(server.asked("/target"), 0, "a redirect was followed");
-    assert!(server.asked("/missing") >= 4, "every rung tries again: {}", server.asked("/missing"));
-    assert!(started.elapsed() < secs(30), "a stalled server held the worker: {:?}", started.elapsed());
-    parked_are(&aggregator, if moved == "candidate_unavailable" { 4 } else { 3 });
+    assert!(
+        server.asked("/missing") >= 4,
+        "every rung tries again: {}",
+        server.asked("/missing")
+    );
+    assert!(
+        started.elapsed() < secs(30),
+        "a stalled server held the worker: {:?}",
+        started.elapsed()
+    );
+    parked_are(
+        &aggregator,
+        if moved == "candidate_unavailable" {
+            4
+        } else {
+            3
+        },
+    );
     worker.drain();
-    assert_eq!(aggregator.depth(&stack.jobs_queue()), Some((0, 0)), "all acknowledged");
-    assert!(aggregator.copies("missing").len() == 1, "one result after the last rung");
+    aggregator.expect_empty(&stack.jobs_queue());
+    assert!(
+        aggregator.copies("missing").len() == 1,
+        "one result after the last rung"
+    );
 }
 
 /// Every failed job left one copy, with the reason.
@@ -155,8 +271,12 @@ fn parked_are(aggregator: &Aggregator, n: usize) {
     let mut ids: Vec<String> = Vec::new();
     for _ in 0..n {
         let parked = aggregator.take_parked();
-        assert_eq!(parked.headers.get("x-error-code").map(String::as_str), Some("candidate_unavailable"));
-        let body: Value = rmpv::ext::from_value(parked.message_pack()["submission_id"].clone()).expect("text");
+        assert_eq!(
+            parked.headers.get("x-error-code").map(String::as_str),
+            Some("candidate_unavailable")
+        );
+        let body: Value =
+            rmpv::ext::from_value(parked.message_pack()["submission_id"].clone()).expect("text");
         ids.push(body.as_str().expect("text").to_owned());
     }
     ids.sort();

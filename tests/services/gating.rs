@@ -5,14 +5,17 @@ use serde_json::{Value, json};
 use crate::support::jobs::honest;
 use crate::support::package::Package;
 use crate::support::stack::Stack;
-use crate::support::wait::{SOON, START, eventually, now_ms, secs, throughout};
+use crate::support::wait::{START, eventually, now_ms, secs, throughout};
 use crate::support::watch::{Watch, longest_unready_consumer};
 
 /// What a failed load or warm-up may be called.
 const FAILED: [&str; 3] = ["warm_failed", "model_load_failed", "canary_mismatch"];
 
 fn failed_warm_up(record: &Value) -> bool {
-    record["state"] == "degraded" && FAILED.iter().any(|detail| record["state_detail"] == *detail)
+    record["state"] == "degraded"
+        && FAILED
+            .iter()
+            .any(|detail| record["state_detail"] == *detail)
 }
 
 #[test]
@@ -25,18 +28,42 @@ fn there_is_no_consumer_unless_the_worker_is_ready() {
 
     // A failing warm-up, again and again.
     let first = worker.heartbeat_when(START, "a failed warm-up", failed_warm_up);
-    let error = first["last_error"]["message"].as_str().unwrap_or_default().to_owned();
-    assert!(error.contains(&spoilt), "the error does not name {spoilt}: {error}");
+    let error = first["last_error"]["message"]
+        .as_str()
+        .unwrap_or_default()
+        .to_owned();
+    assert!(
+        error.contains(&spoilt),
+        "the error does not name {spoilt}: {error}"
+    );
     let later = worker.heartbeat_when(START, "a second failure", |r| {
         failed_warm_up(r) && r["warm"]["attempt"].as_u64() > first["warm"]["attempt"].as_u64()
     });
-    assert_eq!((&later["ready"], &later["accepting"]), (&json!(false), &json!(false)), "{later}");
+    assert_eq!(
+        (&later["ready"], &later["accepting"]),
+        (&json!(false), &json!(false)),
+        "{later}"
+    );
     assert_eq!(later["broker"]["consuming"], false, "{later}");
-    assert!(later["warm"]["next_retry_at_ms"].as_u64() > Some(now_ms() - 60_000), "{}", later["warm"]);
-    assert!(later["last_error"]["code"].is_string() && later["last_error"]["at_ms"].is_u64(), "{later}");
-    assert_eq!(stack.rabbit.list_consumers(&stack.jobs_queue()), 0, "a consumer while the warm-up fails");
+    assert!(
+        later["warm"]["next_retry_at_ms"].as_u64() > Some(now_ms() - 60_000),
+        "{}",
+        later["warm"]
+    );
+    assert!(
+        later["last_error"]["code"].is_string() && later["last_error"]["at_ms"].is_u64(),
+        "{later}"
+    );
+    assert_eq!(
+        stack.rabbit.list_consumers(&stack.jobs_queue()),
+        0,
+        "a consumer while the warm-up fails"
+    );
     let failing = watch.stop();
-    assert!(failing.iter().all(|s| s.consumers == 0), "a consumer before the first warm-up succeeded");
+    assert!(
+        failing.iter().all(|s| s.consumers == 0),
+        "a consumer before the first warm-up succeeded"
+    );
 
     // Recovery without a restart.
     let watch = Watch::start(&stack, "w1");
@@ -50,13 +77,29 @@ fn there_is_no_consumer_unless_the_worker_is_ready() {
     let paused = worker.state("degraded", "paused");
     assert_eq!(paused["ready"], false);
     let aggregator = stack.aggregator();
-    let consumers = || aggregator.depth(&stack.jobs_queue()).expect("the jobs queue").1;
-    eventually(secs(2), "the consumer leaves when paused", || consumers() == 0);
+    let consumers = || {
+        aggregator
+            .depth(&stack.jobs_queue())
+            .expect("the jobs queue")
+            .1
+    };
+    eventually(secs(2), "the consumer leaves when paused", || {
+        consumers() == 0
+    });
     aggregator.submit(&honest().job("while-paused"));
-    throughout(secs(2), "paused: no consumer, and the queue keeps the job", || {
+    eventually(secs(5), "the job waits", || {
         aggregator.depth(&stack.jobs_queue()) == Some((1, 0))
     });
-    assert_eq!(stack.rabbit.list_consumers(&stack.jobs_queue()), 0, "a consumer while paused");
+    throughout(
+        secs(2),
+        "paused: no consumer, and the queue keeps the job",
+        || aggregator.depth(&stack.jobs_queue()) == Some((1, 0)),
+    );
+    assert_eq!(
+        stack.rabbit.list_consumers(&stack.jobs_queue()),
+        0,
+        "a consumer while paused"
+    );
     assert_eq!(worker.next_heartbeat()["state_detail"], "paused");
 
     // Resume, and drain.
@@ -68,11 +111,21 @@ fn there_is_no_consumer_unless_the_worker_is_ready() {
     worker.drain();
     let samples = watch.stop();
     let unready = longest_unready_consumer(&samples);
-    assert!(unready < secs(1), "for {unready:?} the broker had a consumer that was not ready: {samples:#?}");
-    assert!(samples.iter().any(|s| s.consumers == 1 && s.ready == [true, true]), "the watch saw it ready");
-    let paused = samples.iter().any(|s| s.consumers == 0 && s.states[0] == "degraded/paused");
+    assert!(
+        unready < secs(1),
+        "for {unready:?} the broker had a consumer that was not ready: {samples:#?}"
+    );
+    assert!(
+        samples
+            .iter()
+            .any(|s| s.consumers == 1 && s.ready == [true, true]),
+        "the watch saw it ready"
+    );
+    let paused = samples
+        .iter()
+        .any(|s| s.consumers == 0 && s.states[0] == "degraded/paused");
     assert!(paused, "the watch saw it paused");
-    assert_eq!(aggregator.depth(&stack.jobs_queue()), Some((0, 0)), "after the drain");
+    aggregator.expect_empty(&stack.jobs_queue());
 }
 
 #[test]
@@ -85,7 +138,13 @@ fn a_canary_that_is_not_met_keeps_the_worker_away_until_it_is() {
     worker.heartbeat_when(START, "the attempt grows", |r| {
         failed_warm_up(r) && r["warm"]["attempt"].as_u64() > first["warm"]["attempt"].as_u64()
     });
-    assert_eq!(stack.aggregator().depth(&stack.jobs_queue()).map(|(_, consumers)| consumers), Some(0));
+    assert_eq!(
+        stack
+            .aggregator()
+            .depth(&stack.jobs_queue())
+            .map(|(_, consumers)| consumers),
+        Some(0)
+    );
     let measured = first["warm"]["baseline_loss"].as_f64();
     package.edit(|model| {
         model.as_object_mut().expect("a map").remove("canary");
@@ -94,8 +153,17 @@ fn a_canary_that_is_not_met_keeps_the_worker_away_until_it_is() {
         }
     });
     let ready = worker.ready();
-    assert!(ready["warm"]["baseline_loss"].as_f64().is_some_and(f64::is_finite), "{}", ready["warm"]);
-    assert!(!stack.states("w1").contains(&"stopped".to_owned()), "it recovered without a restart");
+    assert!(
+        ready["warm"]["baseline_loss"]
+            .as_f64()
+            .is_some_and(f64::is_finite),
+        "{}",
+        ready["warm"]
+    );
+    assert!(
+        !stack.states("w1").contains(&"stopped".to_owned()),
+        "it recovered without a restart"
+    );
 }
 
 #[test]
@@ -106,22 +174,36 @@ fn a_job_published_before_the_warm_up_is_scored_only_after_it() {
     let aggregator = stack.aggregator();
     aggregator.declare_jobs();
     aggregator.submit(&honest().job("early"));
+    eventually(secs(5), "the job waits", || {
+        aggregator.depth(&stack.jobs_queue()) == Some((1, 0))
+    });
     let watch = Watch::start(&stack, "w1");
     let worker = stack.worker_on("w1", &package.path());
     worker.heartbeat_when(START, "a failed warm-up", failed_warm_up);
-    throughout(secs(1), "the queue holds the job", || aggregator.depth(&stack.jobs_queue()) == Some((1, 0)));
+    throughout(secs(1), "the queue holds the job", || {
+        aggregator.depth(&stack.jobs_queue()) == Some((1, 0))
+    });
     package.repair();
     let ready = worker.ready();
     aggregator.collect_results();
     let result = aggregator.result("early").json();
     assert_eq!(result["status"], "scored", "{result}");
-    let (scored_at, ready_at) = (result["scored_at_ms"].as_u64(), ready["last_ready_at_ms"].as_u64());
-    assert!(scored_at >= ready_at && ready_at.is_some(), "scored at {scored_at:?}, ready at {ready_at:?}");
+    let (scored_at, ready_at) = (
+        result["scored_at_ms"].as_u64(),
+        ready["last_ready_at_ms"].as_u64(),
+    );
+    assert!(
+        scored_at >= ready_at && ready_at.is_some(),
+        "scored at {scored_at:?}, ready at {ready_at:?}"
+    );
     worker.drain();
     let samples = watch.stop();
     let before = samples.iter().take_while(|s| s.consumers == 0);
     let held: Vec<u32> = before.map(|s| s.waiting).collect();
-    assert!(held.len() > 10 && held.iter().all(|n| *n == 1), "the queue did not hold it all along: {held:?}");
+    assert!(
+        held.len() > 10 && held.iter().all(|n| *n == 1),
+        "the queue did not hold it all along: {held:?}"
+    );
     assert!(longest_unready_consumer(&samples) < secs(1), "{samples:#?}");
-    eventually(SOON, "nothing is left", || aggregator.depth(&stack.jobs_queue()) == Some((0, 0)));
+    aggregator.expect_empty(&stack.jobs_queue());
 }

@@ -1,7 +1,5 @@
 //! One id, one worker: a second incarnation waits beside the first and never over it.
 
-use nix::sys::signal::Signal;
-
 use crate::support::stack::Stack;
 use crate::support::wait::{START, eventually_some, secs, throughout};
 
@@ -14,20 +12,35 @@ fn a_second_worker_under_the_same_id_waits_until_the_first_is_gone() {
     let beside = eventually_some(START, "the second writes beside the first", || {
         let key = stack.keys("worker:twin~*").pop()?;
         let (_, id) = key.rsplit_once("worker:")?;
-        stack.record(id).filter(|r| r["state_detail"] == "duplicate_id").map(|r| (id.to_owned(), r))
+        stack
+            .record(id)
+            .filter(|r| r["state_detail"] == "duplicate_id")
+            .map(|r| (id.to_owned(), r))
     });
     let (id, record) = beside;
     let incarnation = record["incarnation"].as_str().expect("an incarnation");
     assert_eq!(id, format!("twin~{}", &incarnation[..8]));
-    assert_eq!((&record["state"], &record["ready"]), (&"degraded".into(), &false.into()));
+    assert_eq!(
+        (&record["state"], &record["ready"]),
+        (&"degraded".into(), &false.into())
+    );
     assert_eq!(record["pid"], second.pid());
-    assert_eq!(stack.rabbit.list_consumers(&stack.jobs_queue()), 1, "only the first consumes");
+    assert_eq!(
+        stack.rabbit.list_consumers(&stack.jobs_queue()),
+        1,
+        "only the first consumes"
+    );
     throughout(secs(2), "the first keeps its record", || {
-        stack.record("twin").is_some_and(|r| r["incarnation"] == holder["incarnation"])
+        stack
+            .record("twin")
+            .is_some_and(|r| r["incarnation"] == holder["incarnation"])
     });
     first.drain();
     let taken = second.ready();
-    assert_eq!(taken["incarnation"], incarnation, "the second took over under the plain id");
+    assert_eq!(
+        taken["incarnation"], incarnation,
+        "the second took over under the plain id"
+    );
     assert_eq!(stack.rabbit.list_consumers(&stack.jobs_queue()), 1);
 }
 
@@ -37,7 +50,6 @@ fn the_record_of_a_dead_process_on_this_host_is_taken_over_at_once() {
     let long = |s: crate::support::worker::Settings| s.set("heartbeat.ttl", "120s");
     let first = stack.worker_with("w1", long);
     let dead = first.ready();
-    first.signal(Signal::SIGKILL);
     first.kill();
     let second = stack.worker_with("w1", long);
     let record = second.ready();

@@ -1,10 +1,13 @@
 //! End to end: the real binary against a real RabbitMQ and a real Redis, judged by the contract alone.
 //!
-//! Each file is one promise. Tests share one broker and one Redis, each in a namespace of its own;
+//! Each file is one promise (`verdict` holds a result to the table for `results`). Tests share one broker and one Redis, each in a namespace of its own;
 //! those that break a service start their own.
 
 #![expect(clippy::expect_used, reason = "a test fails by panicking")]
-#![expect(clippy::print_stderr, reason = "a failed test shows the logs of its workers")]
+#![expect(
+    clippy::print_stderr,
+    reason = "a failed test shows the logs of its workers"
+)]
 
 #[path = "../support/mod.rs"]
 mod support;
@@ -17,6 +20,7 @@ mod fetching;
 mod gating;
 mod heartbeat;
 mod identity;
+mod mismatches;
 mod outages;
 mod provider;
 mod refusals;
@@ -24,3 +28,4 @@ mod replays;
 mod results;
 mod topology;
 mod undecodable;
+mod verdict;

@@ -13,7 +13,11 @@ fn scoring_goes_on_without_redis_and_the_heartbeat_returns_with_it() {
     let stack = Stack::on(Rabbit::shared(), Arc::new(Redis::stopped()));
     let aggregator = stack.aggregator();
     let worker = stack.worker("w1");
-    let consumes = || aggregator.depth(&stack.jobs_queue()).is_some_and(|(_, consumers)| consumers == 1);
+    let consumes = || {
+        aggregator
+            .depth(&stack.jobs_queue())
+            .is_some_and(|(_, consumers)| consumers == 1)
+    };
     eventually(START, "it consumes without Redis", consumes);
     aggregator.collect_results();
     aggregator.submit(&honest().job("without"));
@@ -26,7 +30,10 @@ fn scoring_goes_on_without_redis_and_the_heartbeat_returns_with_it() {
     stack.redis.freeze();
     for n in 0..3 {
         aggregator.submit(&honest_job(&format!("frozen-{n}"), "frozen"));
-        assert_eq!(aggregator.result(&format!("frozen-{n}")).json()["status"], "scored");
+        assert_eq!(
+            aggregator.result(&format!("frozen-{n}")).json()["status"],
+            "scored"
+        );
     }
     assert!(consumes(), "a frozen Redis is no reason to stop");
     stack.redis.thaw();
@@ -37,7 +44,11 @@ fn scoring_goes_on_without_redis_and_the_heartbeat_returns_with_it() {
     worker.ready();
     stack.redis.kill();
     worker.terminate();
-    assert_eq!(worker.exit_code(secs(15)), 0, "a drain does not wait for Redis");
+    assert_eq!(
+        worker.exit_code(secs(15)),
+        0,
+        "a drain does not wait for Redis"
+    );
 }
 
 #[test]
@@ -46,7 +57,9 @@ fn a_worker_rides_out_its_broker() {
     let stack = Stack::on(Arc::clone(&rabbit), Redis::shared());
     let worker = stack.worker_with("w1", |s| s.set("amqp.heartbeat", "2s"));
     let away = |r: &serde_json::Value| {
-        r["broker"]["connected"] == false && r["ready"] == false && r["broker"]["consuming"] == false
+        r["broker"]["connected"] == false
+            && r["ready"] == false
+            && r["broker"]["consuming"] == false
     };
     let degraded = worker.state("degraded", "broker_disconnected");
     assert!(away(&degraded), "{degraded}");
@@ -62,7 +75,11 @@ fn a_worker_rides_out_its_broker() {
     worker.heartbeat_when(secs(20), "it notices", away);
     rabbit.start();
     let second = worker.ready();
-    assert!(second["broker"]["generation"].as_u64() > first["broker"]["generation"].as_u64(), "{}", second["broker"]);
+    assert!(
+        second["broker"]["generation"].as_u64() > first["broker"]["generation"].as_u64(),
+        "{}",
+        second["broker"]
+    );
     let aggregator = stack.aggregator();
     aggregator.collect_results();
     aggregator.submit(&honest_job("between", "between"));
@@ -78,7 +95,11 @@ fn a_worker_rides_out_its_broker() {
     rabbit.kill();
     worker.heartbeat_when(secs(20), "it notices", away);
     worker.terminate();
-    assert_eq!(worker.exit_code(secs(15)), 0, "a drain does not wait for the broker");
+    assert_eq!(
+        worker.exit_code(secs(15)),
+        0,
+        "a drain does not wait for the broker"
+    );
     assert_eq!(worker.heartbeat()["state"], "stopped");
 }
 
@@ -86,7 +107,9 @@ fn a_worker_rides_out_its_broker() {
 fn a_worker_without_any_service_still_drains_in_time() {
     let stack = Stack::on(Arc::new(Rabbit::stopped()), Arc::new(Redis::stopped()));
     let worker = stack.worker("w1");
-    eventually(START, "it says something", || worker.log().lines().count() > 2);
+    eventually(START, "it says something", || {
+        worker.log().lines().count() > 2
+    });
     worker.terminate();
     assert_eq!(worker.exit_code(secs(15)), 0);
 }

@@ -9,11 +9,13 @@ use crate::support::wait::{SOON, eventually_some};
 
 /// The argument table of a row, however this version of `rabbitmqctl` writes it.
 fn arguments(row: &Value) -> Value {
-    let Value::Array(entries) = &row["arguments"] else { return row["arguments"].clone() };
-    let pair = |entry: &Value| match entry {
-        Value::Array(parts) => Some((parts.first()?.as_str()?.to_owned(), parts.last()?.clone())),
-        Value::Object(map) => map.iter().next().map(|(k, v)| (k.clone(), v.clone())),
-        _ => None,
+    let Value::Array(entries) = &row["arguments"] else {
+        return row["arguments"].clone();
+    };
+    // Each is [name, type, value].
+    let pair = |entry: &Value| {
+        let parts = entry.as_array()?;
+        Some((parts.first()?.as_str()?.to_owned(), parts.last()?.clone()))
     };
     Value::Object(entries.iter().filter_map(pair).collect())
 }
@@ -23,7 +25,9 @@ fn every_object_exists_with_its_arguments() {
     let stack = Stack::shared();
     let worker = stack.worker("w1");
     worker.ready();
-    let rows = stack.rabbit.list("list_queues", &["name", "durable", "exclusive", "arguments"]);
+    let rows = stack
+        .rabbit
+        .list("list_queues", &["name", "durable", "arguments"]);
     let queue = |rest: &str| {
         let name = stack.object(rest);
         let row = rows.iter().find(|r| r["name"] == name.as_str());
@@ -38,37 +42,63 @@ fn every_object_exists_with_its_arguments() {
             assert_eq!(&arguments[name], value, "{name} of {arguments}");
         }
     };
-    has(&queue(&format!("jobs.{MODEL}")), json!({
-        "x-delivery-limit": 20, "x-dead-letter-exchange": stack.object("dead"),
-        "x-dead-letter-routing-key": MODEL, "x-dead-letter-strategy": "at-least-once", "x-overflow": "reject-publish",
-    }));
+    has(
+        &queue(&format!("jobs.{MODEL}")),
+        json!({
+            "x-delivery-limit": 20, "x-dead-letter-exchange": stack.object("dead"),
+            "x-dead-letter-routing-key": MODEL, "x-dead-letter-strategy": "at-least-once", "x-overflow": "reject-publish",
+        }),
+    );
     for (rung, ttl) in [("5s", 5_000), ("30s", 30_000), ("5m", 300_000)] {
-        has(&queue(&format!("jobs.{MODEL}.retry.{rung}")), json!({
-            "x-message-ttl": ttl, "x-dead-letter-exchange": stack.object("jobs"),
-            "x-dead-letter-routing-key": MODEL, "x-dead-letter-strategy": "at-least-once",
-            "x-overflow": "reject-publish",
-        }));
+        has(
+            &queue(&format!("jobs.{MODEL}.retry.{rung}")),
+            json!({
+                "x-message-ttl": ttl, "x-dead-letter-exchange": stack.object("jobs"),
+                "x-dead-letter-routing-key": MODEL, "x-dead-letter-strategy": "at-least-once",
+                "x-overflow": "reject-publish",
+            }),
+        );
     }
     queue(&format!("dead.{MODEL}"));
     queue(&format!("results.{MODEL}"));
     queue("results.unrouted");
 
-    let rows = stack.rabbit.list("list_exchanges", &["name", "type", "durable", "arguments"]);
+    let rows = stack
+        .rabbit
+        .list("list_exchanges", &["name", "type", "durable", "arguments"]);
     for (rest, kind) in [
-        ("jobs", "direct"), ("dead", "direct"), ("results", "topic"), ("results.unrouted", "fanout"), ("control", "topic"),
+        ("jobs", "direct"),
+        ("dead", "direct"),
+        ("results", "topic"),
+        ("results.unrouted", "fanout"),
+        ("control", "topic"),
     ] {
         let name = stack.object(rest);
-        let row = rows.iter().find(|r| r["name"] == name.as_str()).unwrap_or_else(|| panic!("no exchange {name}"));
-        assert_eq!((&row["type"], &row["durable"]), (&json!(kind), &json!(true)), "{name}");
+        let row = rows
+            .iter()
+            .find(|r| r["name"] == name.as_str())
+            .unwrap_or_else(|| panic!("no exchange {name}"));
+        assert_eq!(
+            (&row["type"], &row["durable"]),
+            (&json!(kind), &json!(true)),
+            "{name}"
+        );
         if rest == "results" {
-            assert_eq!(arguments(row)["alternate-exchange"], stack.object("results.unrouted"), "{row}");
+            assert_eq!(
+                arguments(row)["alternate-exchange"],
+                stack.object("results.unrouted"),
+                "{row}"
+            );
         }
     }
     bindings_are_right(&stack);
 }
 
 fn bindings_are_right(stack: &Stack) {
-    let rows = stack.rabbit.list("list_bindings", &["source_name", "destination_name", "routing_key"]);
+    let rows = stack.rabbit.list(
+        "list_bindings",
+        &["source_name", "destination_name", "routing_key"],
+    );
     let bound = |from: &str, to: &str| {
         let (from, to) = (stack.object(from), stack.object(to));
         let mut keys: Vec<&str> = rows
@@ -81,12 +111,20 @@ fn bindings_are_right(stack: &Stack) {
     };
     assert_eq!(bound("jobs", &format!("jobs.{MODEL}")), MODEL);
     assert_eq!(bound("dead", &format!("dead.{MODEL}")), MODEL);
-    assert_eq!(bound("results", &format!("results.{MODEL}")), format!("{MODEL}.*"));
-    let unrouted = rows.iter().any(|r| r["source_name"] == stack.object("results.unrouted").as_str());
+    assert_eq!(
+        bound("results", &format!("results.{MODEL}")),
+        format!("{MODEL}.*")
+    );
+    let unrouted = rows
+        .iter()
+        .any(|r| r["source_name"] == stack.object("results.unrouted").as_str());
     assert!(unrouted, "nothing is bound to the alternate exchange");
     let control = stack.object("control");
-    let mut keys: Vec<&str> =
-        rows.iter().filter(|r| r["source_name"] == control.as_str()).filter_map(|r| r["routing_key"].as_str()).collect();
+    let mut keys: Vec<&str> = rows
+        .iter()
+        .filter(|r| r["source_name"] == control.as_str())
+        .filter_map(|r| r["routing_key"].as_str())
+        .collect();
     keys.sort_unstable();
     assert_eq!(keys, ["all", "worker.w1"], "the worker's own control queue");
 }
@@ -97,14 +135,21 @@ fn results_that_nobody_reads_are_kept_as_unrouted() {
     let worker = stack.worker_with("w1", |s| s.set("amqp.results_queue", false));
     worker.ready();
     let aggregator = stack.aggregator();
-    assert_eq!(aggregator.depth(&stack.object(&format!("results.{MODEL}"))), None, "the queue was declared");
+    assert_eq!(
+        aggregator.depth(&stack.object(&format!("results.{MODEL}"))),
+        None,
+        "the queue was declared"
+    );
     aggregator.submit(&honest().job("unread"));
     let queue = stack.object("results.unrouted");
     let kept = eventually_some(SOON, "the result is kept", || aggregator.take(&queue));
-    assert_eq!((&kept.json()["submission_id"], &kept.json()["status"]), (&json!("unread"), &json!("scored")));
+    assert_eq!(
+        (&kept.json()["submission_id"], &kept.json()["status"]),
+        (&json!("unread"), &json!("scored"))
+    );
     assert_eq!(kept.routing_key, format!("{MODEL}.scored"));
     worker.drain();
-    assert_eq!(aggregator.depth(&stack.jobs_queue()), Some((0, 0)), "kept is confirmed, and so acknowledged");
+    aggregator.expect_empty(&stack.jobs_queue());
 }
 
 #[test]
@@ -117,5 +162,9 @@ fn a_queue_that_an_operator_declared_otherwise_is_used_as_it_is() {
     worker.ready();
     aggregator.collect_results();
     assert_eq!(aggregator.result("plain").json()["status"], "scored");
-    assert!(worker.log().contains(&stack.jobs_queue()), "no warning names the queue:\n{}", worker.log());
+    assert!(
+        worker.log().contains(&stack.jobs_queue()),
+        "no warning names the queue:\n{}",
+        worker.log()
+    );
 }

@@ -6,7 +6,6 @@ use serde_json::json;
 use crate::support::jobs::{Encoding, honest, pack};
 use crate::support::package::MODEL;
 use crate::support::stack::Stack;
-use crate::support::wait::{SOON, eventually};
 
 #[test]
 fn a_body_that_names_nobody_is_parked_and_answered_under_its_message_id() {
@@ -16,44 +15,104 @@ fn a_body_that_names_nobody_is_parked_and_answered_under_its_message_id() {
     worker.ready();
     aggregator.collect_results();
     let mut nameless = honest().job("x");
-    nameless.as_object_mut().expect("a map").remove("submission_id");
+    nameless
+        .as_object_mut()
+        .expect("a map")
+        .remove("submission_id");
     let mut misnamed = honest().job("x");
     misnamed["submission_id"] = json!("spaces are not allowed");
     let bodies: Vec<(&str, Vec<u8>, Encoding)> = vec![
         ("garbage", vec![0xc1, 0xff, 0x00], Encoding::MessagePack),
         ("empty", Vec::new(), Encoding::MessagePack),
-        ("list", pack(&rmpv::Value::Array(vec![1.into()])), Encoding::MessagePack),
+        (
+            "list",
+            pack(&rmpv::Value::Array(vec![1.into()])),
+            Encoding::MessagePack,
+        ),
         ("json-text", b"\"hello\"".to_vec(), Encoding::Json),
-        ("half-json", b"{\"v\": 1, \"submission_id\": \"x".to_vec(), Encoding::Json),
-        ("nameless", Encoding::MessagePack.encode(&nameless), Encoding::MessagePack),
+        (
+            "half-json",
+            b"{\"v\": 1, \"submission_id\": \"x".to_vec(),
+            Encoding::Json,
+        ),
+        (
+            "nameless",
+            Encoding::MessagePack.encode(&nameless),
+            Encoding::MessagePack,
+        ),
         ("misnamed", Encoding::Json.encode(&misnamed), Encoding::Json),
     ];
     for (name, body, encoding) in &bodies {
-        let properties = BasicProperties::default().with_content_type(encoding.content_type().into());
+        let properties =
+            BasicProperties::default().with_content_type(encoding.content_type().into());
         aggregator.publish(body, properties.with_message_id((*name).into()));
         let result = aggregator.result(name);
         let json = result.json();
-        assert_eq!((&json["status"], &json["error"]["code"]), (&json!("rejected"), &json!("invalid_job")), "{name}");
-        assert_eq!(result.content_type.as_deref(), Some(encoding.content_type()), "{name}");
-        assert!(result.id().starts_with(&format!("{name}:")), "{name}: message_id {}", result.id());
+        assert_eq!(
+            (&json["status"], &json["error"]["code"]),
+            (&json!("rejected"), &json!("invalid_job")),
+            "{name}"
+        );
+        assert_eq!(
+            result.content_type.as_deref(),
+            Some(encoding.content_type()),
+            "{name}"
+        );
+        assert!(
+            result.id().starts_with(&format!("{name}:")),
+            "{name}: message_id {}",
+            result.id()
+        );
         let parked = aggregator.take_parked();
-        assert_eq!(&parked.body, body, "{name}: the parked copy is the body as it came");
-        assert_eq!(parked.headers.get("x-error-code").map(String::as_str), Some("invalid_job"), "{name}");
-        assert!(parked.headers.get("x-error-message").is_some_and(|m| !m.is_empty()), "{name}");
-        assert_eq!(parked.headers.get("x-worker-id").map(String::as_str), Some("w1"), "{name}");
-        assert_eq!(parked.message_id.as_deref(), Some(*name), "{name}: the parked copy keeps its message_id");
+        assert_eq!(
+            &parked.body, body,
+            "{name}: the parked copy is the body as it came"
+        );
+        assert_eq!(
+            parked.headers.get("x-error-code").map(String::as_str),
+            Some("invalid_job"),
+            "{name}"
+        );
+        assert!(
+            parked
+                .headers
+                .get("x-error-message")
+                .is_some_and(|m| !m.is_empty()),
+            "{name}"
+        );
+        assert_eq!(
+            parked.headers.get("x-worker-id").map(String::as_str),
+            Some("w1"),
+            "{name}"
+        );
+        assert_eq!(
+            parked.message_id.as_deref(),
+            Some(*name),
+            "{name}: the parked copy keeps its message_id"
+        );
     }
 
     // Without a message_id nobody can be answered; the copy is parked all the same.
     let answered = aggregator.results().len();
-    aggregator.publish(b"nobody", BasicProperties::default().with_content_type("application/json".into()));
+    aggregator.publish(
+        b"nobody",
+        BasicProperties::default().with_content_type("application/json".into()),
+    );
     assert_eq!(aggregator.take_parked().body, b"nobody");
     aggregator.submit(&honest().job("afterwards"));
     aggregator.result("afterwards");
-    assert_eq!(aggregator.results().len(), answered + 1, "a body without a name was answered");
+    assert_eq!(
+        aggregator.results().len(),
+        answered + 1,
+        "a body without a name was answered"
+    );
     let rejected = worker.next_heartbeat();
     assert_eq!(rejected["jobs"]["scored"], 1, "{}", rejected["jobs"]);
     worker.drain();
-    eventually(SOON, "all acknowledged", || aggregator.depth(&stack.jobs_queue()) == Some((0, 0)));
-    assert_eq!(aggregator.depth(&stack.object(&format!("dead.{MODEL}"))), Some((0, 0)), "each parked once");
+    aggregator.expect_empty(&stack.jobs_queue());
+    assert_eq!(
+        aggregator.depth(&stack.object(&format!("dead.{MODEL}"))),
+        Some((0, 0)),
+        "each parked once"
+    );
 }

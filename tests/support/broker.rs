@@ -20,8 +20,9 @@ pub(crate) struct Rabbit {
     port: u16,
     dist_port: u16,
     epmd_port: u16,
-    home: Folder,
+    /// Before the folder: the node goes first, then what it writes to.
     running: Mutex<Option<Processes>>,
+    home: Folder,
 }
 
 /// The port mapper is ours as well: the daemon that Erlang starts by itself would outlive us.
@@ -51,7 +52,11 @@ impl Rabbit {
         let config = format!(
             "listeners.tcp.1 = 127.0.0.1:{port}\ndisk_free_limit.absolute = 50MB\nlog.file.level = warning\n"
         );
-        for (file, content) in [("rabbitmq.conf", config.as_str()), ("plugins", "[].\n"), ("env.conf", "")] {
+        for (file, content) in [
+            ("rabbitmq.conf", config.as_str()),
+            ("plugins", "[].\n"),
+            ("env.conf", ""),
+        ] {
             std::fs::write(node.home.join(file), content).expect("a file in the node's folder");
         }
         node
@@ -69,14 +74,20 @@ impl Rabbit {
     pub(crate) fn start(&self) {
         // The node is a grandchild: after a kill it may hold its ports a moment longer than its parent lives.
         let ports = [self.port, self.dist_port, self.epmd_port];
-        eventually(secs(10), "the node's ports are free", || !ports.into_iter().any(listening));
+        eventually(secs(10), "the node's ports are free", || {
+            !ports.into_iter().any(listening)
+        });
         let epmd = Group::spawn(self.quiet(&mut Command::new(program(&["epmd"]))));
         eventually(secs(10), "epmd listens", || listening(self.epmd_port));
         let node = Group::spawn(self.quiet(&mut Command::new(installed("rabbitmq-server"))));
         *self.running() = Some(Processes { node, _epmd: epmd });
         eventually(NODE_START, "rabbitmq-server accepts connections", || {
             let ended = self.running().as_mut().and_then(|p| p.node.ended());
-            assert!(ended.is_none(), "rabbitmq-server ended ({ended:?}):\n{}", self.last_words());
+            assert!(
+                ended.is_none(),
+                "rabbitmq-server ended ({ended:?}):\n{}",
+                self.last_words()
+            );
             listening(self.port)
         });
     }
@@ -86,7 +97,11 @@ impl Rabbit {
     pub(crate) fn stop(&self) {
         self.signal(Signal::SIGTERM);
         let gone = self.running().as_mut().and_then(|p| p.node.wait(secs(60)));
-        assert!(gone.is_some(), "rabbitmq-server did not stop:\n{}", self.last_words());
+        assert!(
+            gone.is_some(),
+            "rabbitmq-server did not stop:\n{}",
+            self.last_words()
+        );
         *self.running() = None;
     }
 
@@ -122,21 +137,38 @@ impl Rabbit {
         // Right after a start the node may refuse for a moment, so an error is asked again.
         eventually_some(secs(30), &format!("rabbitmqctl {command}"), || {
             let mut ctl = Command::new(installed("rabbitmqctl"));
-            ctl.args(["-n", &self.name, "-q", command]).args(columns).args(["--formatter", "json"]);
-            let output = self.environment(&mut ctl).stdin(Stdio::null()).output().expect("rabbitmqctl runs");
-            let rows = serde_json::from_slice(&output.stdout).ok().filter(|_| output.status.success());
+            ctl.args(["-n", &self.name, "-q", command])
+                .args(columns)
+                .args(["--formatter", "json"]);
+            let output = self
+                .environment(&mut ctl)
+                .stdin(Stdio::null())
+                .output()
+                .expect("rabbitmqctl runs");
+            let rows = serde_json::from_slice(&output.stdout)
+                .ok()
+                .filter(|_| output.status.success());
             if rows.is_none() {
-                eprintln!("rabbitmqctl {command}: {}", String::from_utf8_lossy(&output.stderr).trim());
+                eprintln!(
+                    "rabbitmqctl {command}: {}",
+                    String::from_utf8_lossy(&output.stderr).trim()
+                );
             }
             rows
         })
     }
 
     fn quiet<'a>(&self, command: &'a mut Command) -> &'a mut Command {
-        let log = std::fs::OpenOptions::new().create(true).append(true).open(self.home.join("console.log"));
+        let log = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.home.join("console.log"));
         let log = log.expect("a log file");
         let copy = log.try_clone().expect("a second handle");
-        self.environment(command).stdin(Stdio::null()).stdout(log).stderr(copy)
+        self.environment(command)
+            .stdin(Stdio::null())
+            .stdout(log)
+            .stderr(copy)
     }
 
     fn environment<'a>(&self, command: &'a mut Command) -> &'a mut Command {
@@ -157,10 +189,16 @@ impl Rabbit {
             .env("RABBITMQ_PID_FILE", self.home.join("pid"))
             .env("RABBITMQ_CONF_ENV_FILE", self.home.join("env.conf"))
             .env("RABBITMQ_CONFIG_FILE", self.home.join("rabbitmq.conf"))
-            .env("RABBITMQ_ADVANCED_CONFIG_FILE", self.home.join("advanced.config"))
+            .env(
+                "RABBITMQ_ADVANCED_CONFIG_FILE",
+                self.home.join("advanced.config"),
+            )
             .env("RABBITMQ_ENABLED_PLUGINS_FILE", self.home.join("plugins"))
             // Idle schedulers must not spin: the tests share two cores with the node.
-            .env("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", "+sbwt none +sbwtdcpu none +sbwtdio none")
+            .env(
+                "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS",
+                "+sbwt none +sbwtdcpu none +sbwtdio none",
+            )
     }
 
     fn last_words(&self) -> String {
@@ -170,7 +208,11 @@ impl Rabbit {
     }
 
     fn signal(&self, signal: Signal) {
-        self.running().as_ref().expect("a running node").node.signal(signal);
+        self.running()
+            .as_ref()
+            .expect("a running node")
+            .node
+            .signal(signal);
     }
 
     fn running(&self) -> std::sync::MutexGuard<'_, Option<Processes>> {
@@ -182,5 +224,9 @@ impl Rabbit {
 #[track_caller]
 fn installed(name: &str) -> PathBuf {
     let debian = PathBuf::from("/usr/lib/rabbitmq/bin").join(name);
-    if debian.is_file() { debian } else { program(&[name]) }
+    if debian.is_file() {
+        debian
+    } else {
+        program(&[name])
+    }
 }

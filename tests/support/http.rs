@@ -32,7 +32,11 @@ impl Server {
     pub(crate) fn start() -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
         let port = listener.local_addr().expect("a bound address").port();
-        let server = Self { port, routes: Arc::default(), asked: Arc::default() };
+        let server = Self {
+            port,
+            routes: Arc::default(),
+            asked: Arc::default(),
+        };
         let (routes, asked) = (Arc::clone(&server.routes), Arc::clone(&server.asked));
         std::thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
@@ -45,7 +49,10 @@ impl Server {
 
     /// Puts something on a path; returns its URL.
     pub(crate) fn put(&self, path: &str, route: Route) -> String {
-        self.routes.lock().unwrap_or_else(PoisonError::into_inner).insert(path.to_owned(), route);
+        self.routes
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(path.to_owned(), route);
         self.url(path)
     }
 
@@ -59,7 +66,12 @@ impl Server {
 
     /// How often a path was asked for.
     pub(crate) fn asked(&self, path: &str) -> usize {
-        self.asked.lock().unwrap_or_else(PoisonError::into_inner).iter().filter(|p| *p == path).count()
+        self.asked
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .iter()
+            .filter(|p| *p == path)
+            .count()
     }
 }
 
@@ -72,25 +84,39 @@ fn serve(
     let mut lines = BufReader::new(stream.try_clone().ok()?).lines();
     let path = lines.next()?.ok()?.split(' ').nth(1)?.to_owned();
     while !lines.next()?.ok()?.is_empty() {}
-    asked.lock().unwrap_or_else(PoisonError::into_inner).push(path.clone());
-    let route = routes.lock().unwrap_or_else(PoisonError::into_inner).get(&path).cloned();
-    let head = |status: u16, more: &str| format!("HTTP/1.1 {status} X\r\nConnection: close\r\n{more}\r\n");
+    asked
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .push(path.clone());
+    let route = routes
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .get(&path)
+        .cloned();
+    let head =
+        |status: u16, more: &str| format!("HTTP/1.1 {status} X\r\nConnection: close\r\n{more}\r\n");
     match route.unwrap_or(Route::Status(404)) {
         Route::Bytes(bytes) => {
-            stream.write_all(head(200, &format!("Content-Length: {}\r\n", bytes.len())).as_bytes()).ok()?;
+            stream
+                .write_all(head(200, &format!("Content-Length: {}\r\n", bytes.len())).as_bytes())
+                .ok()?;
             stream.write_all(&bytes).ok()?;
         }
         Route::Unannounced(bytes) => {
             stream.write_all(head(200, "").as_bytes()).ok()?;
             stream.write_all(&bytes).ok()?;
         }
-        Route::Status(status) => stream.write_all(head(status, "Content-Length: 0\r\n").as_bytes()).ok()?,
+        Route::Status(status) => stream
+            .write_all(head(status, "Content-Length: 0\r\n").as_bytes())
+            .ok()?,
         Route::Redirect(to) => {
             let more = format!("Location: {to}\r\nContent-Length: 0\r\n");
             stream.write_all(head(302, &more).as_bytes()).ok()?;
         }
         Route::Stall(pause) => {
-            stream.write_all(head(200, "Content-Length: 100000\r\n").as_bytes()).ok()?;
+            stream
+                .write_all(head(200, "Content-Length: 100000\r\n").as_bytes())
+                .ok()?;
             std::thread::sleep(pause);
         }
     }

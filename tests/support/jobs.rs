@@ -53,8 +53,13 @@ pub(crate) fn message_pack(job: &Value) -> rmpv::Value {
 }
 
 fn entry<'a>(map: &'a mut rmpv::Value, name: &str) -> Option<&'a mut rmpv::Value> {
-    let rmpv::Value::Map(fields) = map else { return None };
-    fields.iter_mut().find(|(key, _)| key.as_str() == Some(name)).map(|(_, value)| value)
+    let rmpv::Value::Map(fields) = map else {
+        return None;
+    };
+    fields
+        .iter_mut()
+        .find(|(key, _)| key.as_str() == Some(name))
+        .map(|(_, value)| value)
 }
 
 /// One line of `cases.json`.
@@ -88,8 +93,13 @@ pub(crate) fn cases() -> &'static [Case] {
     CASES.get_or_init(|| {
         let file = fixtures().join("cases.json");
         let text = std::fs::read(&file).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
-        let table: Table = serde_json::from_slice(&text).expect("cases.json as its generator writes it");
-        table.cases.into_iter().filter(|c| c.label_shift.unwrap_or(1) == 1).collect()
+        let table: Table =
+            serde_json::from_slice(&text).expect("cases.json as its generator writes it");
+        table
+            .cases
+            .into_iter()
+            .filter(|c| c.label_shift.unwrap_or(1) == 1)
+            .collect()
     })
 }
 
@@ -97,9 +107,23 @@ pub(crate) fn cases() -> &'static [Case] {
 pub(crate) fn honest() -> &'static Case {
     cases()
         .iter()
-        .filter(|c| c.file.is_some() && c.expect["status"] == "scored" && c.semantics.as_deref() == Some("gradient"))
-        .filter(|c| c.compression.is_none() && c.model_version.unwrap_or(VERSION) == VERSION)
-        .min_by_key(|c| (c.expect["delta"].as_f64().is_some_and(|d| d <= 0.0), c.shards.is_some(), c.size))
+        .filter(|c| {
+            c.file.is_some()
+                && c.expect["status"] == "scored"
+                && c.semantics.as_deref() == Some("gradient")
+        })
+        .filter(|c| {
+            c.format.as_deref() == Some("binary_v2")
+                && c.compression.is_none()
+                && c.model_version.unwrap_or(VERSION) == VERSION
+        })
+        .min_by_key(|c| {
+            (
+                c.expect["delta"].as_f64().is_some_and(|d| d <= 0.0),
+                c.shards.is_some(),
+                c.size,
+            )
+        })
         .expect("cases.json has a gradient that is scored")
 }
 
@@ -113,7 +137,11 @@ impl Case {
     pub(crate) fn path(&self) -> std::path::PathBuf {
         let file = self.file.as_deref().expect("a score case has a file");
         let direct = fixtures().join(file);
-        if direct.is_file() { direct } else { fixtures().join("candidates").join(file) }
+        if direct.is_file() {
+            direct
+        } else {
+            fixtures().join("candidates").join(file)
+        }
     }
 
     /// The candidate's bytes.
@@ -149,8 +177,16 @@ impl Case {
         });
         if !self.is_validate() {
             job["candidate"] = json!({"format": self.format, "semantics": self.semantics});
-            put(&mut job["candidate"], "compression", self.compression.as_ref());
-            put(&mut job["candidate"], "learning_rate", self.learning_rate.as_ref());
+            put(
+                &mut job["candidate"],
+                "compression",
+                self.compression.as_ref(),
+            );
+            put(
+                &mut job["candidate"],
+                "learning_rate",
+                self.learning_rate.as_ref(),
+            );
         }
         let mut validation = json!({});
         put(&mut validation, "nonce", self.nonce.as_ref());

@@ -7,8 +7,10 @@
 
 pub(crate) mod aggregator;
 pub(crate) mod broker;
+pub(crate) mod declare;
 pub(crate) mod http;
 pub(crate) mod jobs;
+pub(crate) mod message;
 pub(crate) mod package;
 pub(crate) mod process;
 pub(crate) mod redis_server;

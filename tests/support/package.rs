@@ -46,7 +46,10 @@ fn make(out: &Path) {
         .output()
         .expect("the binary runs");
     let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success() && out.join("model.json").is_file(), "scorer package failed:\n{said}");
+    assert!(
+        output.status.success() && out.join("model.json").is_file(),
+        "scorer package failed:\n{said}"
+    );
 }
 
 /// A package of one's own to bend.
@@ -70,7 +73,8 @@ impl Package {
         let text = std::fs::read(&file).expect("a package has a model.json");
         let mut manifest = serde_json::from_slice(&text).expect("model.json is JSON");
         change(&mut manifest);
-        std::fs::write(&file, serde_json::to_vec_pretty(&manifest).expect("JSON")).expect("a writable package");
+        std::fs::write(&file, serde_json::to_vec_pretty(&manifest).expect("JSON"))
+            .expect("a writable package");
     }
 
     /// Flips one byte in the last shard, so that its digest is wrong; returns the file's name.
@@ -80,7 +84,11 @@ impl Package {
         let mut bytes = std::fs::read(&file).expect("the shard is there");
         *bytes.last_mut().expect("a shard has bytes") ^= 1;
         std::fs::write(&file, bytes).expect("a writable package");
-        Path::new(&name).file_name().expect("a file name").to_string_lossy().into_owned()
+        Path::new(&name)
+            .file_name()
+            .expect("a file name")
+            .to_string_lossy()
+            .into_owned()
     }
 
     /// Puts the spoilt shard back.
@@ -90,11 +98,22 @@ impl Package {
     }
 
     fn last_shard(&self) -> String {
-        let text = std::fs::read(self.path().join("model.json")).expect("a package has a model.json");
+        let text =
+            std::fs::read(self.path().join("model.json")).expect("a package has a model.json");
         let manifest: Value = serde_json::from_slice(&text).expect("model.json is JSON");
-        let shard = manifest["shards"].as_array().and_then(|s| s.last()).expect("a package lists its shards");
-        let file = shard["file"].as_str().expect("a shard names its file").to_owned();
-        if self.path().join(&file).is_file() { file } else { format!("shards/{file}") }
+        let shard = manifest["shards"]
+            .as_array()
+            .and_then(|s| s.last())
+            .expect("a package lists its shards");
+        let file = shard["file"]
+            .as_str()
+            .expect("a shard names its file")
+            .to_owned();
+        if self.path().join(&file).is_file() {
+            file
+        } else {
+            format!("shards/{file}")
+        }
     }
 }
 

@@ -27,6 +27,10 @@ for group in $groups; do kill -s KILL -- "-$group"; done 2>/dev/null
 for again in 1 2 3; do rm -rf $dirs && break; sleep 0.2; done 2>/dev/null
 "#;
 
+#[expect(
+    clippy::zombie_processes,
+    reason = "the guardian outlives this process by design"
+)]
 fn tell_guardian(line: &str) {
     static GUARD: OnceLock<Mutex<ChildStdin>> = OnceLock::new();
     let guard = GUARD.get_or_init(|| {
@@ -40,7 +44,9 @@ fn tell_guardian(line: &str) {
             .expect("a POSIX shell for the guardian");
         Mutex::new(shell.stdin.take().expect("a piped stdin"))
     });
-    let mut pipe = guard.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let mut pipe = guard
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
     writeln!(pipe, "{line}").expect("the guardian reads as long as the tests run");
 }
 
@@ -49,7 +55,9 @@ pub(crate) struct Folder(tempfile::TempDir);
 
 impl Folder {
     pub(crate) fn new(purpose: &str) -> Self {
-        let dir = tempfile::Builder::new().prefix(&format!("scorer-{purpose}-")).tempdir();
+        let dir = tempfile::Builder::new()
+            .prefix(&format!("scorer-{purpose}-"))
+            .tempdir();
         let dir = dir.expect("a temporary folder");
         tell_guardian(&format!("rm {}", dir.path().display()));
         Self(dir)
@@ -70,7 +78,9 @@ pub(crate) fn free_port() -> u16 {
     loop {
         let socket = TcpListener::bind(("127.0.0.1", 0)).expect("a free port on the loopback");
         let port = socket.local_addr().expect("a bound address").port();
-        let mut given = GIVEN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut given = GIVEN
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         if given.get_or_insert_default().insert(port) {
             return port;
         }
@@ -94,10 +104,16 @@ impl Group {
     #[track_caller]
     pub(crate) fn spawn(command: &mut Command) -> Self {
         command.process_group(0);
-        let child = command.spawn().unwrap_or_else(|e| panic!("{command:?}: {e}; run ops/setup"));
+        let child = command
+            .spawn()
+            .unwrap_or_else(|e| panic!("{command:?}: {e}; run ops/setup"));
         let id = i32::try_from(child.id()).expect("a process id");
         tell_guardian(&format!("add {id}"));
-        Self { child, group: Pid::from_raw(id), status: None }
+        Self {
+            child,
+            group: Pid::from_raw(id),
+            status: None,
+        }
     }
 
     pub(crate) fn child(&mut self) -> &mut Child {
@@ -143,6 +159,14 @@ pub(crate) fn program(names: &[&str]) -> PathBuf {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let mut folders: Vec<PathBuf> = std::env::split_paths(&path).collect();
     folders.extend(["/usr/sbin", "/usr/local/sbin", "/opt/homebrew/sbin"].map(PathBuf::from));
-    let found = names.iter().flat_map(|name| folders.iter().map(move |dir| dir.join(name))).find(|p| p.is_file());
-    found.unwrap_or_else(|| panic!("{} is not installed: run ops/setup", names.last().unwrap_or(&"?")))
+    let found = names
+        .iter()
+        .flat_map(|name| folders.iter().map(move |dir| dir.join(name)))
+        .find(|p| p.is_file());
+    found.unwrap_or_else(|| {
+        panic!(
+            "{} is not installed: run ops/setup",
+            names.last().unwrap_or(&"?")
+        )
+    })
 }

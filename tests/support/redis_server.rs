@@ -11,8 +11,9 @@ use super::wait::{SOON, eventually, secs};
 /// A Redis server on a port of its own that can be killed, restarted and frozen.
 pub(crate) struct Redis {
     port: u16,
-    folder: Folder,
+    /// Before the folder: the server goes first, then where it writes to.
     running: Mutex<Option<Group>>,
+    folder: Folder,
 }
 
 impl Redis {
@@ -24,7 +25,11 @@ impl Redis {
 
     /// A port without a server on it yet.
     pub(crate) fn stopped() -> Self {
-        Self { port: free_port(), folder: Folder::new("redis"), running: Mutex::new(None) }
+        Self {
+            port: free_port(),
+            folder: Folder::new("redis"),
+            running: Mutex::new(None),
+        }
     }
 
     /// A server of one's own.
@@ -48,7 +53,8 @@ impl Redis {
             .stderr(Stdio::null());
         *self.running() = Some(Group::spawn(&mut command));
         eventually(SOON, "redis-server answers PING", || {
-            self.try_connection().is_some_and(|mut c| redis::cmd("PING").exec(&mut c).is_ok())
+            self.try_connection()
+                .is_some_and(|mut c| redis::cmd("PING").exec(&mut c).is_ok())
         });
     }
 
@@ -85,7 +91,10 @@ impl Redis {
     }
 
     fn signal(&self, signal: Signal) {
-        self.running().as_ref().expect("a running server").signal(signal);
+        self.running()
+            .as_ref()
+            .expect("a running server")
+            .signal(signal);
     }
 
     fn running(&self) -> std::sync::MutexGuard<'_, Option<Group>> {

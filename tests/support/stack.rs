@@ -39,7 +39,12 @@ impl Stack {
     /// On services of the test's own.
     pub(crate) fn on(rabbit: Arc<Rabbit>, redis: Arc<Redis>) -> Self {
         let namespace = format!("t{}", &uuid::Uuid::new_v4().simple().to_string()[..10]);
-        Self { rabbit, redis, namespace, folder: Folder::new("test") }
+        Self {
+            rabbit,
+            redis,
+            namespace,
+            folder: Folder::new("test"),
+        }
     }
 
     /// The settings every process of this test has in common.
@@ -69,7 +74,11 @@ impl Stack {
     }
 
     /// Starts a worker whose settings differ.
-    pub(crate) fn worker_with(&self, id: &str, change: impl FnOnce(Settings) -> Settings) -> Worker {
+    pub(crate) fn worker_with(
+        &self,
+        id: &str,
+        change: impl FnOnce(Settings) -> Settings,
+    ) -> Worker {
         let settings = change(self.settings().set("worker.id", id));
         Worker::spawn(id, &settings, self)
     }
@@ -86,12 +95,22 @@ impl Stack {
     }
 
     /// Runs a command with other settings and something to read.
-    pub(crate) fn command_with(&self, settings: Settings, arguments: &[&str], input: &str) -> Answer {
+    pub(crate) fn command_with(
+        &self,
+        settings: Settings,
+        arguments: &[&str],
+        input: &str,
+    ) -> Answer {
         let file = self.folder.join(&format!("input-{}", uuid::Uuid::new_v4()));
         std::fs::write(&file, input).expect("a writable folder");
         let mut command = Command::new(env!("CARGO_BIN_EXE_scorer"));
-        command.args(arguments).stdin(Stdio::from(std::fs::File::open(&file).expect("the input")));
-        let output = settings.apply(&mut command).output().expect("the binary runs");
+        command
+            .args(arguments)
+            .stdin(Stdio::from(std::fs::File::open(&file).expect("the input")));
+        let output = settings
+            .apply(&mut command)
+            .output()
+            .expect("the binary runs");
         Answer {
             code: output.status.code().unwrap_or(-1),
             stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
@@ -116,13 +135,20 @@ impl Stack {
 
     /// The heartbeat record under a worker's id, if there is one.
     pub(crate) fn record(&self, id: &str) -> Option<Value> {
-        let text: Option<String> = self.redis.try_connection()?.get(self.key(&format!("worker:{id}"))).ok()?;
+        let text: Option<String> = self
+            .redis
+            .try_connection()?
+            .get(self.key(&format!("worker:{id}")))
+            .ok()?;
         Some(serde_json::from_str(&text?).expect("a heartbeat record is JSON"))
     }
 
     /// The keys that match a pattern, in any order.
     pub(crate) fn keys(&self, pattern: &str) -> Vec<String> {
-        self.redis.connection().keys(self.key(pattern)).expect("redis lists keys")
+        self.redis
+            .connection()
+            .keys(self.key(pattern))
+            .expect("redis lists keys")
     }
 
     /// The state changes of a worker, oldest first: the entries of the stream as they are.
@@ -135,7 +161,9 @@ impl Stack {
             .query(&mut self.redis.connection())
             .expect("redis reads a stream");
         let events = entries.into_iter().map(|(_, fields)| fields);
-        events.filter(|e| e.get("worker_id").is_some_and(|w| w == id)).collect()
+        events
+            .filter(|e| e.get("worker_id").is_some_and(|w| w == id))
+            .collect()
     }
 
     /// The states a worker went to, in order.
@@ -148,7 +176,11 @@ impl Answer {
     /// Checks the exit code, showing what was said.
     #[track_caller]
     pub(crate) fn expect_code(self, code: i32) -> Self {
-        assert_eq!(self.code, code, "exit code; stdout:\n{}\nstderr:\n{}", self.stdout, self.stderr);
+        assert_eq!(
+            self.code, code,
+            "exit code; stdout:\n{}\nstderr:\n{}",
+            self.stdout, self.stderr
+        );
         self
     }
 
@@ -156,11 +188,15 @@ impl Answer {
     #[track_caller]
     pub(crate) fn values(&self) -> Vec<Value> {
         let stream = serde_json::Deserializer::from_str(&self.stdout).into_iter::<Value>();
-        let values = stream.map(|v| v.unwrap_or_else(|e| panic!("stdout is not JSON ({e}):\n{}", self.stdout)));
+        let values = stream
+            .map(|v| v.unwrap_or_else(|e| panic!("stdout is not JSON ({e}):\n{}", self.stdout)));
         values
-            .flat_map(|value| match value {
-                Value::Array(items) => items,
-                other => vec![other],
+            .flat_map(|value| {
+                if let Value::Array(items) = value {
+                    items
+                } else {
+                    vec![value]
+                }
             })
             .collect()
     }
@@ -168,6 +204,7 @@ impl Answer {
     /// The one JSON value on standard output.
     #[track_caller]
     pub(crate) fn value(&self) -> Value {
-        serde_json::from_str(&self.stdout).unwrap_or_else(|e| panic!("stdout is not JSON ({e}):\n{}", self.stdout))
+        serde_json::from_str(&self.stdout)
+            .unwrap_or_else(|e| panic!("stdout is not JSON ({e}):\n{}", self.stdout))
     }
 }

@@ -17,13 +17,20 @@ pub(crate) const SOON: Duration = secs(20);
 
 /// Polls until `probe` yields a value; fails the test, saying what was awaited, after `deadline`.
 #[track_caller]
-pub(crate) fn eventually_some<T>(deadline: Duration, what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
+pub(crate) fn eventually_some<T>(
+    deadline: Duration,
+    what: &str,
+    mut probe: impl FnMut() -> Option<T>,
+) -> T {
     let until = Instant::now() + deadline;
     loop {
         if let Some(found) = probe() {
             return found;
         }
-        assert!(Instant::now() < until, "after {deadline:?} still waiting: {what}");
+        assert!(
+            Instant::now() < until,
+            "after {deadline:?} still waiting: {what}"
+        );
         std::thread::sleep(POLL);
     }
 }
@@ -46,6 +53,8 @@ pub(crate) fn throughout(stretch: Duration, what: &str, mut condition: impl FnMu
 
 /// Unix milliseconds of this machine, which the workers share.
 pub(crate) fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock after 1970");
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .expect("a clock after 1970");
     u64::try_from(since.as_millis()).expect("a clock before the year 584 million")
 }

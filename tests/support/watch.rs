@@ -34,12 +34,17 @@ impl Watch {
         let stopping = Arc::clone(&stop);
         let aggregator = stack.aggregator();
         let redis = Arc::clone(&stack.redis);
-        let (queue, key) = (stack.jobs_queue(), stack.key(&format!("worker:{worker_id}")));
+        let (queue, key) = (
+            stack.jobs_queue(),
+            stack.key(&format!("worker:{worker_id}")),
+        );
         let thread = std::thread::spawn(move || {
             let mut redis = redis.connection();
             let mut look = move || -> Value {
-                let text: Option<String> = redis::Commands::get(&mut redis, &key).unwrap_or_default();
-                text.and_then(|t| serde_json::from_str(&t).ok()).unwrap_or_default()
+                let text: Option<String> =
+                    redis::Commands::get(&mut redis, &key).unwrap_or_default();
+                text.and_then(|t| serde_json::from_str(&t).ok())
+                    .unwrap_or_default()
             };
             let mut samples = Vec::new();
             while !stopping.load(Ordering::Relaxed) {
@@ -48,18 +53,31 @@ impl Watch {
                 let after = look();
                 let states = [&before, &after].map(name);
                 let ready = [&before, &after].map(|r| r["ready"] == true);
-                samples.push(Sample { at: Instant::now(), states, ready, consumers, waiting });
+                samples.push(Sample {
+                    at: Instant::now(),
+                    states,
+                    ready,
+                    consumers,
+                    waiting,
+                });
                 std::thread::sleep(Duration::from_millis(30));
             }
             samples
         });
-        Self { stop, thread: Some(thread) }
+        Self {
+            stop,
+            thread: Some(thread),
+        }
     }
 
     /// Ends the watch.
     pub(crate) fn stop(mut self) -> Vec<Sample> {
         self.stop.store(true, Ordering::Relaxed);
-        self.thread.take().expect("a watch is stopped once").join().expect("the watching thread")
+        self.thread
+            .take()
+            .expect("a watch is stopped once")
+            .join()
+            .expect("the watching thread")
     }
 }
 

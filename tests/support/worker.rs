@@ -21,8 +21,14 @@ pub(crate) struct Settings {
 
 impl Settings {
     pub(crate) fn new(environment: &[(&str, &str)]) -> Self {
-        let environment = environment.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-        Self { environment, set: Vec::new() }
+        let environment = environment
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+            .collect();
+        Self {
+            environment,
+            set: Vec::new(),
+        }
     }
 
     /// Adds a `--set`; the last one for a key is the only one.
@@ -63,17 +69,25 @@ impl Worker {
     #[track_caller]
     pub(crate) fn spawn(id: &str, settings: &Settings, stack: &Stack) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_scorer"));
-        command.arg("run").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+            .arg("run")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
         let mut process = Group::spawn(settings.apply(&mut command));
         let log = Arc::new(Mutex::new(Vec::new()));
         collect(process.child().stdout.take(), "out", &log);
         collect(process.child().stderr.take(), "err", &log);
-        let records = Records { redis: Arc::clone(&stack.redis), key: stack.key(&format!("worker:{id}")) };
-        Self { id: id.to_owned(), process: Mutex::new(process), log, records }
-    }
-
-    pub(crate) fn id(&self) -> &str {
-        &self.id
+        let records = Records {
+            redis: Arc::clone(&stack.redis),
+            key: stack.key(&format!("worker:{id}")),
+        };
+        Self {
+            id: id.to_owned(),
+            process: Mutex::new(process),
+            log,
+            records,
+        }
     }
 
     pub(crate) fn pid(&self) -> u32 {
@@ -83,24 +97,35 @@ impl Worker {
     /// The record under the worker's id, if it is there.
     pub(crate) fn try_heartbeat(&self) -> Option<Value> {
         let text: Option<String> =
-            redis::Commands::get(&mut self.records.redis.try_connection()?, &self.records.key).ok()?;
+            redis::Commands::get(&mut self.records.redis.try_connection()?, &self.records.key)
+                .ok()?;
         Some(serde_json::from_str(&text?).expect("a heartbeat record is JSON"))
     }
 
     /// The record under the worker's id.
     #[track_caller]
     pub(crate) fn heartbeat(&self) -> Value {
-        self.try_heartbeat().unwrap_or_else(|| panic!("{} has no heartbeat record", self.id))
+        self.try_heartbeat()
+            .unwrap_or_else(|| panic!("{} has no heartbeat record", self.id))
     }
 
     /// Waits until this very process writes a record that satisfies the condition.
     #[track_caller]
-    pub(crate) fn heartbeat_when(&self, deadline: Duration, what: &str, condition: impl Fn(&Value) -> bool) -> Value {
+    pub(crate) fn heartbeat_when(
+        &self,
+        deadline: Duration,
+        what: &str,
+        condition: impl Fn(&Value) -> bool,
+    ) -> Value {
         let pid = self.pid();
         let mut last = None;
         let probe = || {
             let ended = self.process().ended();
-            assert!(ended.is_none(), "{} ended ({ended:?}) while the test waited for: {what}", self.id);
+            assert!(
+                ended.is_none(),
+                "{} ended ({ended:?}) while the test waited for: {what}",
+                self.id
+            );
             last = self.try_heartbeat();
             last.clone().filter(|r| r["pid"] == pid && condition(r))
         };
@@ -110,14 +135,18 @@ impl Worker {
     /// Waits until it says that it is ready; returns the record.
     #[track_caller]
     pub(crate) fn ready(&self) -> Value {
-        self.heartbeat_when(START, "ready", |r| r["ready"] == true && r["state"] == "ready")
+        self.heartbeat_when(START, "ready", |r| {
+            r["ready"] == true && r["state"] == "ready"
+        })
     }
 
     /// Waits for a state and its detail.
     #[track_caller]
     pub(crate) fn state(&self, state: &str, detail: &str) -> Value {
         let what = format!("{state} / {detail}");
-        self.heartbeat_when(START, &what, |r| r["state"] == state && r["state_detail"] == detail)
+        self.heartbeat_when(START, &what, |r| {
+            r["state"] == state && r["state_detail"] == detail
+        })
     }
 
     /// A record written after now, so that it knows all that has happened.
@@ -125,7 +154,9 @@ impl Worker {
     pub(crate) fn next_heartbeat(&self) -> Value {
         let seen = self.heartbeat()["seq"].as_u64().expect("seq is a number");
         // The beat under way may have been put together before: the one after it was not.
-        self.heartbeat_when(SOON, "two more beats", |r| r["seq"].as_u64() > Some(seen + 1))
+        self.heartbeat_when(SOON, "two more beats", |r| {
+            r["seq"].as_u64() > Some(seen + 1)
+        })
     }
 
     pub(crate) fn signal(&self, signal: Signal) {
@@ -148,7 +179,9 @@ impl Worker {
     pub(crate) fn exit_code(&self, deadline: Duration) -> i32 {
         let status = self.process().wait(deadline);
         let status = status.unwrap_or_else(|| panic!("{} still runs after {deadline:?}", self.id));
-        status.code().unwrap_or_else(|| panic!("{} did not exit by itself: {status}", self.id))
+        status
+            .code()
+            .unwrap_or_else(|| panic!("{} did not exit by itself: {status}", self.id))
     }
 
     /// Drains it in order and checks that it says so.
@@ -160,7 +193,10 @@ impl Worker {
 
     /// What it has written so far.
     pub(crate) fn log(&self) -> String {
-        self.log.lock().unwrap_or_else(PoisonError::into_inner).join("\n")
+        self.log
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .join("\n")
     }
 
     fn process(&self) -> std::sync::MutexGuard<'_, Group> {
@@ -179,12 +215,18 @@ impl Drop for Worker {
     }
 }
 
-fn collect(stream: Option<impl Read + Send + 'static>, name: &'static str, log: &Arc<Mutex<Vec<String>>>) {
+fn collect(
+    stream: Option<impl Read + Send + 'static>,
+    name: &'static str,
+    log: &Arc<Mutex<Vec<String>>>,
+) {
     let log = Arc::clone(log);
     let reader = BufReader::new(stream.expect("a piped stream"));
     std::thread::spawn(move || {
         for line in reader.lines().map_while(Result::ok) {
-            log.lock().unwrap_or_else(PoisonError::into_inner).push(format!("{name}| {line}"));
+            log.lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push(format!("{name}| {line}"));
         }
     });
 }

@@ -1,0 +1,290 @@
+//! The command line: what can be asked, and the exit codes. Standard output carries only the
+//! answer; logs and progress go to standard error.
+
+mod control;
+mod offline;
+mod status;
+mod submit;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::{Config, Layers, LogFormat};
+use crate::control::Command as ControlCommand;
+
+/// How a command ends; the numbers are the contract's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// Done, or drained.
+    Done = 0,
+    /// The command's own negative answer.
+    Negative = 1,
+    /// Bad usage or configuration.
+    Usage = 64,
+    /// Bad input data.
+    Data = 65,
+    /// A needed service or device is not there.
+    Unavailable = 69,
+    /// A fault of ours.
+    Internal = 70,
+    /// The drain's deadline cut a computation short.
+    CutShort = 75,
+}
+
+/// An error that ends a command.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fault {
+    exit: Exit,
+    message: String,
+}
+
+impl Fault {
+    fn new(exit: Exit, message: impl std::fmt::Display) -> Self {
+        Self { exit, message: message.to_string() }
+    }
+
+    fn internal(error: impl std::fmt::Display) -> Self {
+        Self::new(Exit::Internal, error)
+    }
+}
+
+type Outcome = Result<Exit, Fault>;
+
+/// Judges model updates from a RabbitMQ queue with ONNX Runtime.
+#[derive(Debug, Parser)]
+#[command(name = "scorer", version, propagate_version = true)]
+struct Cli {
+    #[command(flatten)]
+    settings: Settings,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Where the configuration comes from.
+#[derive(Debug, Args)]
+struct Settings {
+    /// A TOML file, over the built-in defaults.
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// One key, over everything else: `--set engine.execution_provider=cpu`.
+    #[arg(long, global = true, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// The worker: warms up, then takes jobs until it is drained.
+    Run,
+    /// Checks configuration, package and execution provider with one warm-up.
+    Check {
+        /// The report as JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Scores one candidate, without broker or Redis; prints the result as JSON.
+    Score(offline::ScoreArgs),
+    /// Measures the model's own loss, without broker or Redis.
+    Validate(offline::ValidateArgs),
+    /// Publishes jobs as an aggregator does.
+    Submit(submit::SubmitArgs),
+    /// The fleet, from Redis.
+    Status {
+        /// As one JSON object.
+        #[arg(long)]
+        json: bool,
+        /// Again every second.
+        #[arg(long)]
+        watch: bool,
+    },
+    /// The exchanges and queues.
+    Topology {
+        /// Declare them.
+        #[arg(long)]
+        declare: bool,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Asks workers to pause, resume, drain or prove their session again.
+    Ctl {
+        /// What to ask.
+        command: ControlCommand,
+        /// Of this worker only.
+        #[arg(long)]
+        worker: Option<String>,
+    },
+    /// Makes a model package with digests.
+    Package(offline::PackageArgs),
+    /// Prints the effective configuration, secrets hidden.
+    Config,
+    /// Prints a JSON Schema.
+    Schema {
+        /// Such as `score_job.v1`.
+        name: String,
+    },
+    /// Exit 0 or 1 for container probes: does the worker of this host answer, does it take jobs?
+    Healthcheck {
+        /// The process answers (the default).
+        #[arg(long, conflicts_with = "ready")]
+        live: bool,
+        /// It takes jobs.
+        #[arg(long)]
+        ready: bool,
+    },
+}
+
+/// Parses, runs, and says how it went.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and versions are answers; everything else is bad usage.
+            let exit = if error.use_stderr() { Exit::Usage } else { Exit::Done };
+            return if error.print().is_ok() { code(exit) } else { code(Exit::Internal) };
+        }
+    };
+    match run(cli) {
+        Ok(exit) => code(exit),
+        Err(fault) => {
+            complain(&fault.message);
+            code(fault.exit)
+        }
+    }
+}
+
+fn code(exit: Exit) -> ExitCode {
+    ExitCode::from(exit as u8)
+}
+
+#[expect(clippy::print_stderr, reason = "the one place where a command's error reaches a person")]
+fn complain(message: &str) {
+    eprintln!("scorer: {message}");
+}
+
+/// Writes an answer; a reader that has gone (`| head`) is no error.
+fn answer(text: &str) -> Outcome {
+    use std::io::Write;
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.write_all(b"\n")).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(Fault::internal(error)),
+        Ok(()) | Err(_) => Ok(Exit::Done),
+    }
+}
+
+fn answer_json(value: &impl serde::Serialize) -> Outcome {
+    answer(&serde_json::to_string_pretty(value).map_err(Fault::internal)?)
+}
+
+fn load(settings: &Settings) -> Result<Config, Fault> {
+    let layers = Layers {
+        file: settings.config.as_deref(),
+        environment: std::env::vars().collect(),
+        set: &settings.set,
+    };
+    Config::load(&layers).map_err(|e| Fault::new(Exit::Usage, e))
+}
+
+fn run(cli: Cli) -> Outcome {
+    // What needs no configuration must work with a broken one.
+    match &cli.command {
+        Command::Schema { name } => return print_schema(name),
+        Command::Package(args) => return offline::package(args),
+        _ => {}
+    }
+    let config = load(&cli.settings)?;
+    init_logs(&config, matches!(cli.command, Command::Run))?;
+    let threads = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime = threads.map_err(Fault::internal)?;
+    let outcome = runtime.block_on(dispatch(cli.command, config));
+    // A fetch or a decode that is still going on must not hold the exit.
+    runtime.shutdown_background();
+    outcome
+}
+
+async fn dispatch(command: Command, config: Config) -> Outcome {
+    match command {
+        Command::Run => worker(config).await,
+        Command::Check { json } => offline::check(&config, json).await,
+        Command::Score(args) => offline::score(config, args).await,
+        Command::Validate(args) => offline::validate(config, args).await,
+        Command::Submit(args) => submit::submit(&config, args).await,
+        Command::Status { json, watch } => status::status(&config, json, watch).await,
+        Command::Topology { declare, json } => control::topology(&config, declare, json).await,
+        Command::Ctl { command, worker } => control::ctl(&config, command, worker).await,
+        Command::Config => answer(config.redacted().trim_end()),
+        Command::Healthcheck { ready, .. } => {
+            let health = crate::health::ask(&config.redis.namespace, &config.worker_id());
+            let good = if ready { health.ready } else { health.live };
+            Ok(if good { Exit::Done } else { Exit::Negative })
+        }
+        Command::Schema { name } => print_schema(&name),
+        Command::Package(args) => offline::package(&args),
+    }
+}
+
+async fn worker(config: Config) -> Outcome {
+    use tokio::signal::unix::{SignalKind, signal};
+    // Before anything loads: a signal during a long load must find its handler.
+    let mut term = signal(SignalKind::terminate()).map_err(Fault::internal)?;
+    let mut int = signal(SignalKind::interrupt()).map_err(Fault::internal)?;
+    let shutdown = async move {
+        tokio::select! {
+            _ = term.recv() => tracing::info!("SIGTERM: draining"),
+            _ = int.recv() => tracing::info!("SIGINT: draining"),
+        }
+    };
+    let stop = crate::worker::run(config, shutdown).await.map_err(|e| Fault::new(Exit::Usage, e))?;
+    Ok(if stop.cut_short { Exit::CutShort } else { Exit::Done })
+}
+
+fn print_schema(name: &str) -> Outcome {
+    match crate::schema::schema(name) {
+        Some(schema) => answer_json(&schema),
+        None => Err(Fault::new(
+            Exit::Usage,
+            format!("there is no schema {name:?}; there are {}", crate::schema::NAMES.join(", ")),
+        )),
+    }
+}
+
+/// The model a command is about: `model.name`, else the package's.
+fn model_name(config: &Config) -> Result<String, Fault> {
+    if let Some(name) = &config.model.name {
+        return Ok(name.clone());
+    }
+    let Some(dir) = &config.model.dir else {
+        return Err(Fault::new(Exit::Usage, "model.name: not set, and model.dir names no package to take it from"));
+    };
+    let read = crate::package::Package::read_manifest(dir);
+    read.map(|(manifest, _)| manifest.name).map_err(|e| Fault::new(Exit::Usage, format!("model.dir: {e}")))
+}
+
+fn init_logs(config: &Config, worker: bool) -> Result<(), Fault> {
+    use std::io::IsTerminal;
+    use tracing_subscriber::EnvFilter;
+    // One-shot commands speak for themselves; only what goes wrong is logged.
+    let filter = if worker { config.telemetry.log.as_str() } else { "warn" };
+    let filter = EnvFilter::try_new(format!("{filter},ort=warn,lapin=error"))
+        .map_err(|e| Fault::new(Exit::Usage, format!("telemetry.log: {e}")))?;
+    let pretty = match config.telemetry.log_format {
+        LogFormat::Auto => std::io::stderr().is_terminal(),
+        LogFormat::Pretty => true,
+        LogFormat::Json => false,
+    };
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let set = if pretty { builder.with_target(false).try_init() } else { builder.json().flatten_event(true).try_init() };
+    set.map_err(Fault::internal)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,218 @@
+//! Commands that need neither broker nor Redis: score, validate, check, package.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use clap::Args;
+use serde_json::json;
+
+use super::{Exit, Fault, Outcome, answer, answer_json};
+use crate::config::Config;
+use crate::engine::EngineError;
+use crate::engine::thread::EngineHandle;
+use crate::failure::Status;
+use crate::heartbeat::Vitals;
+use crate::job::{Candidate, Format, Job, Rule, Semantics, Source, Task, Validation};
+use crate::lifecycle::Detail;
+use crate::package::build::{Recipe, build};
+use crate::pipeline::{Judged, Pipeline, device_name};
+use crate::result::{Addressee, ResultMessage};
+
+/// Which windows.
+#[derive(Debug, Args)]
+pub(super) struct WindowArgs {
+    /// Chooses the windows.
+    #[arg(long, default_value = "")]
+    nonce: String,
+    /// Shard ids, comma-separated; default all.
+    #[arg(long, value_delimiter = ',')]
+    shards: Option<Vec<u64>>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ScoreArgs {
+    /// The model package.
+    #[arg(long)]
+    model: PathBuf,
+    /// The candidate's file.
+    #[arg(long)]
+    candidate: PathBuf,
+    /// Its container: `binary_v2`.
+    #[arg(long, value_parser = word::<Format>)]
+    format: Format,
+    /// What its values mean: `gradient` or `param_diff`.
+    #[arg(long, value_parser = word::<Semantics>)]
+    semantics: Semantics,
+    /// Required for a gradient.
+    #[arg(long)]
+    learning_rate: Option<f64>,
+    #[command(flatten)]
+    windows: WindowArgs,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ValidateArgs {
+    /// The model package.
+    #[arg(long)]
+    model: PathBuf,
+    #[command(flatten)]
+    windows: WindowArgs,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct PackageArgs {
+    /// The exported graph.
+    #[arg(long, value_name = "G.onnx")]
+    graph: PathBuf,
+    /// The training checkpoint.
+    #[arg(long, value_name = "W.safetensors")]
+    weights: Option<PathBuf>,
+    /// Directory of held-out shards, *.safetensors.
+    #[arg(long, value_name = "DIR")]
+    shards: PathBuf,
+    /// The model's name.
+    #[arg(long)]
+    name: String,
+    /// The version of the weights.
+    #[arg(long = "version", id = "model_version")]
+    version: u64,
+    /// Where the package goes.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Input tokens of a window.
+    #[arg(long, default_value_t = 128)]
+    window: usize,
+    /// Windows taken from each row.
+    #[arg(long, default_value_t = 1)]
+    windows_per_row: usize,
+    /// 1 = the next token, 2 = two ahead.
+    #[arg(long, default_value_t = 1)]
+    label_shift: usize,
+}
+
+/// Reads a word of the wire as an argument.
+pub(super) fn word<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
+    serde_json::from_value(json!(text)).map_err(|e| e.to_string())
+}
+
+/// What an aggregator may say of its candidate, as the rule it means.
+pub(super) fn rule(semantics: Semantics, learning_rate: Option<f64>) -> Result<Rule, Fault> {
+    let usage = |m: &str| Err(Fault::new(Exit::Usage, m));
+    match (semantics, learning_rate) {
+        (Semantics::Gradient, Some(rate)) if rate.is_finite() && rate > 0.0 => Ok(Rule::Gradient { learning_rate: rate }),
+        (Semantics::Gradient, Some(_)) => usage("--learning-rate: must be finite and greater than 0"),
+        (Semantics::Gradient, None) => usage("--learning-rate: missing, a gradient needs one"),
+        (Semantics::ParamDiff, None) => Ok(Rule::ParamDiff),
+        (Semantics::ParamDiff, Some(_)) => usage("--learning-rate: not allowed with param_diff"),
+    }
+}
+
+fn fault(error: &EngineError) -> Fault {
+    let exit = if error.detail == Detail::EpUnavailable { Exit::Unavailable } else { Exit::Data };
+    Fault::new(exit, error)
+}
+
+async fn judge(mut config: Config, model: PathBuf, windows: WindowArgs, task: impl FnOnce(u64) -> Task, name: String) -> Outcome {
+    // A file of our own is bounded like a fetched one.
+    config.candidates.max_inline_bytes = config.candidates.max_bytes;
+    let vitals = Vitals::default();
+    let engine = EngineHandle::load(&model, &config.engine, vitals.progress).await.map_err(|e| fault(&e))?;
+    let task = task(engine.package.manifest.version);
+    let pipeline = Pipeline::new(engine, &config, "offline", None).map_err(Fault::internal)?;
+    let addressee =
+        Addressee { submission_id: name.clone(), kind: task.kind(), model_version: task.model_version(), context: None, attempt: 1 };
+    let validation = Validation { shards: windows.shards, nonce: windows.nonce };
+    let job = Job { submission_id: name, model: None, task, validation, deadline_ms: None, context: None };
+    let Judged::Fresh { verdict, .. } = pipeline.judge(&job, &addressee, Instant::now()).await else {
+        return Err(Fault::internal("answered from a store that is not there"));
+    };
+    let message = ResultMessage::new(pipeline.answerer(), addressee, verdict);
+    answer_json(&message)?;
+    Ok(if message.status == Status::Scored { Exit::Done } else { Exit::Negative })
+}
+
+pub(super) async fn score(config: Config, args: ScoreArgs) -> Outcome {
+    let rule = rule(args.semantics, args.learning_rate)?;
+    let bytes = std::fs::read(&args.candidate)
+        .map_err(|e| Fault::new(Exit::Data, format!("--candidate {}: {e}", args.candidate.display())))?;
+    let name = args.candidate.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let candidate = Candidate {
+        format: args.format,
+        compression: None,
+        rule,
+        source: Source::Inline(bytes),
+        sha256: None,
+        size: None,
+    };
+    let task = |model_version| Task::Score { model_version, candidate: Box::new(candidate) };
+    judge(config, args.model, args.windows, task, name).await
+}
+
+pub(super) async fn validate(config: Config, args: ValidateArgs) -> Outcome {
+    let task = |version| Task::Validate { model_version: Some(version) };
+    judge(config, args.model, args.windows, task, "validate".into()).await
+}
+
+pub(super) async fn check(config: &Config, json: bool) -> Outcome {
+    let Some(dir) = &config.model.dir else {
+        return Err(Fault::new(Exit::Usage, "model.dir: not set; it names the model package"));
+    };
+    let began = Instant::now();
+    let vitals = Vitals::default();
+    let load = EngineHandle::load(dir, &config.engine, vitals.progress);
+    let engine = load.await.map_err(|e| fault(&e))?;
+    let warm = engine.warm().await.map_err(|e| fault(&e))?;
+    let (package, took) = (&engine.package, began.elapsed().as_millis());
+    let provider = config.engine.execution_provider.execution_provider();
+    if json {
+        return answer_json(&json!({
+            "model": package.manifest.name, "version": package.manifest.version, "dir": dir,
+            "package_id": package.package_id, "weights_id": package.weights.weights_id,
+            "execution_provider": provider, "device": device_name(config),
+            "onnxruntime": crate::engine::session::library_version(&config.engine),
+            "tensors": package.weights.tensors.len(), "shards": package.shards.len(),
+            "windows": warm.windows, "baseline_loss": warm.baseline_loss, "warm_ms": took,
+        }));
+    }
+    answer(&format!(
+        "configuration  sound, worker.id = {}\n\
+         package        {} version {} in {}: {} tensors, {} shards, digests match\n\
+         weights        {}\n\
+         provider       {provider} on {}\n\
+         warm-up        {took} ms: {} windows, baseline loss {}; it repeats bit for bit, every tensor moves it",
+        config.worker_id(),
+        package.manifest.name,
+        package.manifest.version,
+        dir.display(),
+        package.weights.tensors.len(),
+        package.shards.len(),
+        package.weights.weights_id,
+        device_name(config),
+        warm.windows,
+        warm.baseline_loss,
+    ))
+}
+
+pub(super) fn package(args: &PackageArgs) -> Outcome {
+    let recipe = Recipe {
+        graph: args.graph.clone(),
+        weights: args.weights.clone(),
+        shards: args.shards.clone(),
+        name: args.name.clone(),
+        version: args.version,
+        out: args.out.clone(),
+        window: args.window,
+        windows_per_row: args.windows_per_row,
+        label_shift: args.label_shift,
+    };
+    let built = build(&recipe).map_err(|e| Fault::new(Exit::Data, e))?;
+    answer(&format!(
+        "{}: {} version {}, {} tensors ({} renamed or transposed by the exporter), {} shards",
+        args.out.display(),
+        built.manifest.name,
+        built.manifest.version,
+        built.manifest.tensors.len(),
+        built.moved,
+        built.manifest.shards.len()
+    ))
+}
