@@ -54,7 +54,7 @@ type Outcome = Result<Exit, Fault>;
 
 /// Judges model updates from a RabbitMQ queue with ONNX Runtime.
 #[derive(Debug, Parser)]
-#[command(name = "scorer", version, propagate_version = true)]
+#[command(name = "scorer", version)]
 struct Cli {
     #[command(flatten)]
     settings: Settings,

@@ -1,10 +1,9 @@
 //! Control messages: what an operator may ask of a worker. None of them names a URL or a path.
 
-use rmpv::Value;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::job::{Encoding, V1};
+use crate::job::{Encoding, V1, from_document};
 
 /// What is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema, clap::ValueEnum)]
@@ -57,8 +56,7 @@ pub struct ControlMessage {
 /// # Errors
 /// A sentence that names the field.
 pub fn decode(body: &[u8], encoding: Encoding) -> Result<ControlMessage, String> {
-    let document: Value = encoding.decode(body)?;
-    serde_path_to_error::deserialize(document).map_err(|e| format!("{}: {}", e.path(), e.inner()))
+    from_document(&encoding.decode(body)?)
 }
 
 #[cfg(test)]

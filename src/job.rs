@@ -516,12 +516,21 @@ fn typed<T: de::DeserializeOwned>(document: Value, encoding: Encoding) -> Result
     if encoding == Encoding::MessagePack && document["candidate"]["data"].is_str() {
         return Err(invalid("candidate.data: must be MessagePack bin, not text"));
     }
-    serde_path_to_error::deserialize(document).map_err(|e| {
-        let path = e.path().to_string();
-        match path.as_str() {
-            "." => invalid(e.into_inner().to_string()),
-            _ => invalid(format!("{path}: {}", e.into_inner())),
-        }
+    from_document(&document).map_err(invalid)
+}
+
+/// Reads a type out of a decoded document, naming the field that is wrong.
+///
+/// # Errors
+/// `field: what is wrong`.
+pub fn from_document<T: de::DeserializeOwned>(document: &Value) -> Result<T, String> {
+    // Through MessagePack: rmpv's own deserializer refuses enums written as text.
+    let mut packed = Vec::new();
+    rmpv::encode::write_value(&mut packed, document).map_err(|e| e.to_string())?;
+    let mut reader = rmp_serde::Deserializer::from_read_ref(&packed);
+    serde_path_to_error::deserialize(&mut reader).map_err(|e| match e.path().to_string().as_str() {
+        "." => e.into_inner().to_string(),
+        path => format!("{path}: {}", e.inner()),
     })
 }
 

@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
 use super::offline::{rule, word};
-use super::{Exit, Fault, Outcome, answer, answer_json, control, model_name};
+use super::{Exit, Fault, Outcome, answer, control, model_name};
 use crate::broker::amqp::{Deliveries, Link};
 use crate::broker::topology::Topology;
 use crate::broker::{Outgoing, Properties, PublishError};

@@ -25,6 +25,7 @@ def export(checkpoint, path, optimize):
     )
     proto = program.model_proto
     strip(proto)
+    rename(proto.graph, "lm_head.weight", "model.embed_tokens.weight")
     onnx.checker.check_model(proto, full_check=True)
     path.write_bytes(proto.SerializeToString(deterministic=True))
     return proto
@@ -40,6 +41,20 @@ def strip(proto):
         for item in (function, *function.node, *function.value_info):
             item.ClearField("metadata_props")
             item.ClearField("doc_string")
+
+
+def rename(graph, old, new):
+    """The exporter names a tied tensor after its last use; the checkpoint after its first."""
+    names = {tensor.name for tensor in graph.initializer}
+    if old not in names or new in names:
+        return
+    for item in (*graph.initializer, *graph.value_info):
+        if item.name == old:
+            item.name = new
+    for node in graph.node:
+        for position, name in enumerate(node.input):
+            if name == old:
+                node.input[position] = new
 
 
 def places(proto, checkpoint):

@@ -1,0 +1,234 @@
+//! Every committed candidate, scored through the library on both exports of the model, against the
+//! table that the generator computed independently in f64.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use scorer::config::{Config, Layers};
+use scorer::engine::thread::EngineHandle;
+use scorer::heartbeat::Vitals;
+use scorer::job::{self, Encoding};
+use scorer::package::build::{Recipe, build};
+use scorer::pipeline::{Judged, Pipeline};
+use scorer::result::{Addressee, Body, ResultMessage};
+use serde_json::{Value, json};
+
+/// The largest accepted difference to the independent losses.
+const TOLERANCE: f64 = 2e-6;
+
+fn model_dir() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/model")
+}
+
+fn table() -> Value {
+    serde_json::from_slice(&std::fs::read(model_dir().join("cases.json")).unwrap()).unwrap()
+}
+
+fn config() -> Config {
+    let set = ["engine.execution_provider=cpu".to_owned()];
+    Config::load(&Layers { set: &set, ..Layers::default() }).unwrap()
+}
+
+fn package(graph: &str, label_shift: usize, out: &Path) -> PathBuf {
+    let out = out.join(format!("{graph}-{label_shift}"));
+    let recipe = Recipe {
+        graph: model_dir().join(graph),
+        weights: Some(model_dir().join("checkpoint.safetensors")),
+        shards: model_dir().join("shards"),
+        name: "tinylm".into(),
+        version: 7,
+        out: out.clone(),
+        window: 128,
+        windows_per_row: 1,
+        label_shift,
+    };
+    build(&recipe).unwrap();
+    out
+}
+
+async fn pipeline(dir: &Path) -> Pipeline {
+    let engine = EngineHandle::load(dir, &config().engine, Arc::clone(&Vitals::default().progress)).await.unwrap();
+    engine.warm().await.unwrap();
+    Pipeline::new(engine, &config(), "test", None).unwrap()
+}
+
+fn body(case: &Value) -> Vec<u8> {
+    use base64::Engine as _;
+    let bytes = std::fs::read(model_dir().join(case["file"].as_str().unwrap())).unwrap();
+    let mut candidate = json!({
+        "format": case["format"], "semantics": case["semantics"],
+        "sha256": case["sha256"], "size": case["size"],
+        "data": base64::engine::general_purpose::STANDARD.encode(bytes),
+    });
+    if !case["learning_rate"].is_null() {
+        candidate["learning_rate"] = case["learning_rate"].clone();
+    }
+    let mut validation = json!({ "nonce": case["nonce"] });
+    if !case["shards"].is_null() {
+        validation["shards"] = case["shards"].clone();
+    }
+    serde_json::to_vec(&json!({
+        "v": 1, "kind": "score", "submission_id": "case", "model_version": case["model_version"],
+        "candidate": candidate, "validation": validation,
+    }))
+    .unwrap()
+}
+
+async fn judge(pipeline: &Pipeline, body: &[u8]) -> Value {
+    let job = job::decode(body, Encoding::Json).unwrap();
+    let addressee = Addressee {
+        submission_id: job.submission_id.clone(),
+        kind: job.task.kind(),
+        model_version: job.task.model_version(),
+        context: None,
+        attempt: 1,
+    };
+    let Judged::Fresh { verdict, .. } = pipeline.judge(&job, &addressee, Instant::now()).await else { panic!("no store") };
+    serde_json::to_value(ResultMessage::new(pipeline.answerer(), addressee, verdict)).unwrap()
+}
+
+#[track_caller]
+fn close(name: &str, field: &str, found: &Value, expected: &Value) -> f64 {
+    let difference = (found.as_f64().unwrap() - expected.as_f64().unwrap()).abs();
+    assert!(difference <= TOLERANCE, "{name}: {field} is {found}, the table says {expected}");
+    difference
+}
+
+#[track_caller]
+fn compare(name: &str, result: &Value, expect: &Value) -> f64 {
+    assert_eq!(result["status"], expect["status"], "{name}: {result}");
+    if expect["status"] != "scored" {
+        assert_eq!(result["error"]["code"], expect["code"], "{name}: {result}");
+        return 0.0;
+    }
+    let fields = ["loss_before", "loss_after", "delta", "score"];
+    let largest = fields.iter().map(|f| close(name, f, &result[f], &expect[f])).fold(0.0, f64::max);
+    for field in ["windows", "tokens", "plan"] {
+        assert_eq!(result[field], expect[field], "{name}: {field}");
+    }
+    for field in ["tensors", "entries", "effective_entries"] {
+        assert_eq!(result["candidate"][field], expect[field], "{name}: {field}");
+    }
+    let norm = (result["candidate"]["l2_norm"].as_f64().unwrap(), expect["l2_norm"].as_f64().unwrap());
+    assert!((norm.0 - norm.1).abs() <= 1e-9 * norm.1.max(1.0), "{name}: l2_norm {norm:?}");
+    if expect["stderr"].is_null() {
+        assert!(result["stderr"].is_null() && result["ci95"].is_null(), "{name}");
+        return largest;
+    }
+    close(name, "stderr", &result["stderr"], &expect["stderr"]);
+    close(name, "ci95[0]", &result["ci95"][0], &expect["ci95"][0]);
+    close(name, "ci95[1]", &result["ci95"][1], &expect["ci95"][1]);
+    largest
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_case_agrees_with_the_independent_table_on_both_exports() {
+    let out = tempfile::tempdir().unwrap();
+    let table = table();
+    let mut largest: f64 = 0.0;
+    for graph in ["graph-named.onnx", "graph-folded.onnx"] {
+        let mut pipelines = HashMap::new();
+        for shift in [1, 2] {
+            pipelines.insert(shift, pipeline(&package(graph, shift, out.path())).await);
+        }
+        let cases = table["cases"].as_array().unwrap();
+        assert!(cases.len() >= 40, "only {} cases", cases.len());
+        for case in cases {
+            let name = format!("{graph} {}", case["name"]);
+            let pipeline = &pipelines[&case["label_shift"].as_u64().unwrap()];
+            largest = largest.max(compare(&name, &judge(pipeline, &body(case)).await, &case["expect"]));
+        }
+    }
+    println!("largest difference to the independent losses: {largest:.3e}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_baseline_agrees_with_the_table_for_every_choice_of_windows() {
+    let out = tempfile::tempdir().unwrap();
+    let table = table();
+    for baseline in table["baselines"].as_array().unwrap() {
+        let shift = usize::try_from(baseline["label_shift"].as_u64().unwrap()).unwrap();
+        let dir = out.path().join(format!("{}-{:?}", baseline["nonce"], baseline["plan"]).replace('"', ""));
+        std::fs::create_dir_all(&dir).unwrap();
+        let pipeline = pipeline(&package("graph-folded.onnx", shift, &dir)).await;
+        let mut validation = json!({ "nonce": baseline["nonce"] });
+        if !baseline["shards"].is_null() {
+            validation["shards"] = baseline["shards"].clone();
+        }
+        let job = json!({"v": 1, "kind": "validate", "submission_id": "b", "validation": validation});
+        let result = judge(&pipeline, &serde_json::to_vec(&job).unwrap()).await;
+        assert_eq!(result["status"], "scored", "{result}");
+        assert_eq!(result["plan"], baseline["plan"]);
+        assert_eq!(result["weights_id"], table["model"]["weights_id"]);
+        close("baseline", "loss", &result["loss"], &baseline["loss"]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn scores_are_equal_bit_for_bit_whatever_ran_before() {
+    let out = tempfile::tempdir().unwrap();
+    let table = table();
+    let pipeline = pipeline(&package("graph-folded.onnx", 1, out.path())).await;
+    let shift_one = |case: &&Value| case["label_shift"] == 1;
+    let cases: Vec<&Value> = table["cases"].as_array().unwrap().iter().filter(shift_one).collect();
+    let mut first = HashMap::new();
+    for case in &cases {
+        let result = judge(&pipeline, &body(case)).await;
+        first.insert(case["name"].to_string(), result["delta"].as_f64().map(f64::to_bits));
+    }
+    for case in cases.iter().rev() {
+        let result = judge(&pipeline, &body(case)).await;
+        assert_eq!(first[&case["name"].to_string()], result["delta"].as_f64().map(f64::to_bits), "{}", case["name"]);
+        if case["kind"] == "zero" {
+            assert_eq!(result["delta"], 0.0, "{result}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_with_another_digest_is_refused_by_name() {
+    let out = tempfile::tempdir().unwrap();
+    let dir = package("graph-named.onnx", 1, out.path());
+    let shard = std::fs::read_dir(dir.join("shards")).unwrap().next().unwrap().unwrap().path();
+    let mut bytes = std::fs::read(&shard).unwrap();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    std::fs::write(&shard, bytes).unwrap();
+    let error = EngineHandle::load(&dir, &config().engine, Arc::default()).await.unwrap_err();
+    assert!(error.message.contains(&shard.file_name().unwrap().to_string_lossy().into_owned()), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_canary_that_is_not_met_is_a_failed_warm_up() {
+    let out = tempfile::tempdir().unwrap();
+    let dir = package("graph-named.onnx", 1, out.path());
+    let path = dir.join("model.json");
+    let mut manifest: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    manifest["canary"] = json!({"loss": 0.5, "tolerance": 1e-6});
+    std::fs::write(&path, manifest.to_string()).unwrap();
+    let engine = EngineHandle::load(&dir, &config().engine, Arc::default()).await.unwrap();
+    let error = engine.warm().await.unwrap_err();
+    assert_eq!(error.detail, scorer::lifecycle::Detail::CanaryMismatch);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tensor_placed_wrongly_is_found_by_the_probe() {
+    let out = tempfile::tempdir().unwrap();
+    let dir = package("graph-named.onnx", 1, out.path());
+    let path = dir.join("model.json");
+    let mut manifest: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    // The graph still has the old initializer; the place named here is an input nobody reads.
+    let places = manifest["tensors"]["model.norm.weight"]["places"].as_array_mut().unwrap();
+    places[0]["initializer"] = json!("nowhere");
+    std::fs::write(&path, manifest.to_string()).unwrap();
+    let error = EngineHandle::load(&dir, &config().engine, Arc::default()).await.unwrap_err();
+    assert!(error.message.contains("nowhere"), "{error}");
+}
+
+#[test]
+fn a_result_body_is_told_apart_when_it_is_read_back() {
+    let text = json!({"error": {"code": "out_of_memory", "message": "x", "retryable": true, "detail": {}}});
+    assert!(matches!(serde_json::from_value::<Body>(text).unwrap(), Body::Error { .. }));
+}
