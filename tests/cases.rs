@@ -130,14 +130,15 @@ async fn every_case_agrees_with_the_independent_table_on_both_exports() {
     let mut largest: f64 = 0.0;
     for graph in ["graph-named.onnx", "graph-folded.onnx"] {
         let mut pipelines = HashMap::new();
-        for shift in [1, 2] {
+        for shift in [1_usize, 2] {
             pipelines.insert(shift, pipeline(&package(graph, shift, out.path())).await);
         }
         let cases = table["cases"].as_array().unwrap();
         assert!(cases.len() >= 40, "only {} cases", cases.len());
         for case in cases {
             let name = format!("{graph} {}", case["name"]);
-            let pipeline = &pipelines[&case["label_shift"].as_u64().unwrap()];
+            let shift = usize::try_from(case["label_shift"].as_u64().unwrap()).unwrap();
+            let pipeline = &pipelines[&shift];
             largest = largest.max(compare(&name, &judge(pipeline, &body(case)).await, &case["expect"]));
         }
     }
