@@ -215,7 +215,7 @@ async fn a_canary_that_is_not_met_is_a_failed_warm_up() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_tensor_placed_wrongly_is_found_by_the_probe() {
+async fn a_place_that_the_graph_does_not_have_is_named() {
     let out = tempfile::tempdir().unwrap();
     let dir = package("graph-named.onnx", 1, out.path());
     let path = dir.join("model.json");
