@@ -266,7 +266,7 @@ fn init_logs(config: &Config, worker: bool) -> Result<(), Fault> {
     use tracing_subscriber::EnvFilter;
     // One-shot commands speak for themselves; only what goes wrong is logged.
     let filter = if worker { config.telemetry.log.as_str() } else { "warn" };
-    let filter = EnvFilter::try_new(format!("{filter},ort=warn,lapin=error"))
+    let filter = EnvFilter::try_new(format!("{filter},ort=error,lapin=error"))
         .map_err(|e| Fault::new(Exit::Usage, format!("telemetry.log: {e}")))?;
     let pretty = match config.telemetry.log_format {
         LogFormat::Auto => std::io::stderr().is_terminal(),

@@ -36,6 +36,14 @@ pub enum Ended {
     EngineBroken,
 }
 
+/// Jobs that run on after the consumer has left, and the channel they are settled on.
+#[derive(Debug)]
+pub struct Running {
+    /// One task per job.
+    pub jobs: JoinSet<()>,
+    _deliveries: Option<Deliveries>,
+}
+
 /// Everything a job needs to be judged and settled.
 #[derive(Debug)]
 pub struct Serving {
@@ -63,13 +71,13 @@ impl Serving {
     /// Registers the consumer and takes jobs until something ends it. `on_ready` is called when
     /// the broker has confirmed the consumer, `on_left` when it has taken it away again.
     ///
-    /// Returns the jobs that are still running; they settle by themselves.
+    /// Returns the jobs that are still running; they settle by themselves as long as it is kept.
     pub async fn serve(
         self: &Arc<Self>,
         leave: &CancellationToken,
         on_ready: impl FnOnce(),
         on_left: impl FnOnce(Ended),
-    ) -> (Ended, JoinSet<()>) {
+    ) -> (Ended, Running) {
         let mut jobs = JoinSet::new();
         let queue = self.topology.jobs_queue();
         let tag = self.pipeline.answerer().worker_id.clone();
@@ -79,7 +87,7 @@ impl Serving {
                 self.vitals.error("consumer_lost", &error.to_string());
                 let ended = if self.link.lost.is_cancelled() { Ended::BrokerLost } else { Ended::ConsumerLost };
                 on_left(ended);
-                return (ended, jobs);
+                return (ended, Running { jobs, _deliveries: None });
             }
         };
         self.vitals.consuming.store(true, Ordering::Relaxed);
@@ -91,7 +99,7 @@ impl Serving {
         for delivery in left {
             self.hand_back(delivery).await;
         }
-        (ended, jobs)
+        (ended, Running { jobs, _deliveries: Some(deliveries) })
     }
 
     async fn take(self: &Arc<Self>, deliveries: &mut Deliveries, jobs: &mut JoinSet<()>, leave: &CancellationToken) -> Ended {

@@ -15,7 +15,7 @@ use crate::broker::amqp::Link;
 use crate::broker::topology::Topology;
 use crate::clock::unix_ms;
 use crate::config::{Config, host_name};
-use crate::consumer::{Ended, Serving};
+use crate::consumer::{Ended, Running, Serving};
 use crate::control::{self, Command};
 use crate::engine::thread::EngineHandle;
 use crate::engine::{EngineError, Warm};
@@ -126,6 +126,10 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'st
     };
     let stop = worker.live().await;
     supervisor.abort();
+    let link = worker.links.borrow().clone();
+    if let Some(link) = link {
+        link.close().await;
+    }
     worker.lifecycle.advance(State::Stopped, Detail::Drained);
     heartbeat.stop().await;
     Ok(stop)
@@ -337,7 +341,7 @@ impl Worker {
         tokio::pin!(run);
         let mut next = Next::Go;
         let mut asked_at = Instant::now();
-        let (ended, jobs) = loop {
+        let (ended, running) = loop {
             let (state, detail) = tokio::select! {
                 done = &mut run => break done,
                 request = self.requests.recv(), if !leave.is_cancelled() => match leaving(request, &mut self.paused) {
@@ -362,7 +366,7 @@ impl Worker {
             abandon.cancel();
         }
         let deadline = asked_at + self.config.worker.drain_timeout;
-        let cut_short = finish(jobs, deadline, &abandon, &engine, &self.vitals).await;
+        let cut_short = finish(running, deadline, &abandon, &engine, &self.vitals).await;
         (ended, next, Stop { cut_short })
     }
 
@@ -445,17 +449,17 @@ fn leaving(request: Option<Request>, paused: &mut bool) -> Option<((State, Detai
 
 /// Lets running jobs end until the deadline; then hands back what waits and cuts short what
 /// computes. Says whether something was cut.
-async fn finish(mut jobs: JoinSet<()>, deadline: Instant, abandon: &CancellationToken, engine: &EngineHandle, vitals: &Vitals) -> bool {
+async fn finish(mut running: Running, deadline: Instant, abandon: &CancellationToken, engine: &EngineHandle, vitals: &Vitals) -> bool {
     const HAND_BACK: Duration = Duration::from_secs(2);
     let all = async |jobs: &mut JoinSet<()>| while jobs.join_next().await.is_some() {};
-    if tokio::time::timeout_at(deadline.into(), all(&mut jobs)).await.is_ok() {
+    if tokio::time::timeout_at(deadline.into(), all(&mut running.jobs)).await.is_ok() {
         return false;
     }
     let computing = vitals.progress.busy_since_ms.load(Ordering::Relaxed) != 0;
-    tracing::warn!(left = jobs.len(), computing, "the drain's deadline has come; jobs are handed back");
+    tracing::warn!(left = running.jobs.len(), computing, "the drain's deadline has come; jobs are handed back");
     abandon.cancel();
     engine.terminate();
-    drop(tokio::time::timeout(HAND_BACK, all(&mut jobs)).await);
+    drop(tokio::time::timeout(HAND_BACK, all(&mut running.jobs)).await);
     computing
 }
 

@@ -166,10 +166,10 @@ impl Link {
         Ok((name, Deliveries { channel, consumer, tag }))
     }
 
-    /// Closes both connections, politely but not for long.
-    pub async fn close(self) {
+    /// Closes both connections, politely but not for long; what was settled has arrived then.
+    pub async fn close(&self) {
         self.lost.cancel();
-        for connection in [self.consuming, self.publishing] {
+        for connection in [&self.consuming, &self.publishing] {
             // Closing a connection that is already down is an error nobody needs.
             drop(tokio::time::timeout(CLOSE_TIMEOUT, connection.close(200, "bye".into())).await);
         }
@@ -257,8 +257,9 @@ impl Deliveries {
         }
     }
 
-    /// Takes the consumer off the queue; returns what was delivered but not begun.
-    pub async fn cancel(mut self) -> Vec<Delivery> {
+    /// Takes the consumer off the queue; returns what was delivered but not begun. What was begun
+    /// can be settled as long as this lives: dropping it closes the channel.
+    pub async fn cancel(&mut self) -> Vec<Delivery> {
         let cancel = self.channel.basic_cancel(self.tag.as_str().into(), BasicCancelOptions::default());
         let cancelled = bounded("cancel the consumer", CLOSE_TIMEOUT, cancel).await;
         if let Err(error) = cancelled {

@@ -174,7 +174,8 @@ fn check_claims(candidate: &Candidate, size: u64, sha256: &[u8; 32]) -> Result<(
 
 /// Scheme, host and path of a URL, without its query, for messages.
 fn place(url: &Url) -> String {
-    format!("{}://{}{}", url.scheme(), url.host_str().unwrap_or_default(), url.path())
+    let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
+    format!("{}://{}{port}{}", url.scheme(), url.host_str().unwrap_or_default(), url.path())
 }
 
 fn kind(error: &reqwest::Error) -> &'static str {

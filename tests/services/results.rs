@@ -30,7 +30,8 @@ fn every_case_comes_back_with_its_verdict_and_its_losses() {
     );
     for (id, case) in &named {
         let bytes = case.file.is_some().then(|| case.bytes());
-        if let (Some(bytes), Some(want)) = (&bytes, &case.sha256) {
+        let claim_is_false = case.name == "malformed-digest";
+        if let (Some(bytes), Some(want), false) = (&bytes, &case.sha256, claim_is_false) {
             assert_eq!(
                 &digest(bytes),
                 want,
