@@ -54,7 +54,11 @@ impl Properties {
     /// Trace headers, to be passed on.
     pub fn trace_headers(&self) -> Vec<(String, String)> {
         let is_trace = |name: &str| name == "traceparent" || name == "tracestate";
-        self.headers.iter().filter(|(name, _)| is_trace(name)).cloned().collect()
+        self.headers
+            .iter()
+            .filter(|(name, _)| is_trace(name))
+            .cloned()
+            .collect()
     }
 }
 

@@ -34,7 +34,10 @@ impl Update {
     /// Euclidean norm of the values as sent.
     pub fn l2_norm(&self) -> f64 {
         let values = self.tensors.iter().flat_map(|t| &t.entries);
-        values.map(|(_, v)| f64::from(*v).powi(2)).sum::<f64>().sqrt()
+        values
+            .map(|(_, v)| f64::from(*v).powi(2))
+            .sum::<f64>()
+            .sqrt()
     }
 }
 
@@ -49,13 +52,19 @@ pub fn decode(
     limits: &CandidatesConfig,
 ) -> Result<Update, Failure> {
     if candidate.compression.is_some() {
-        return Err(Failure::new(Code::InvalidJob, "candidate.compression: zstd is not supported by this worker"));
+        return Err(Failure::new(
+            Code::InvalidJob,
+            "candidate.compression: zstd is not supported by this worker",
+        ));
     }
     let mut gathered = Gathered::new(package, limits);
     match candidate.format {
         Format::BinaryV2 => binary_v2::decode(bytes, &mut gathered)?,
         Format::Safetensors | Format::PtChunks => {
-            let message = format!("candidate.format: {} is not supported by this worker", candidate.format.as_str());
+            let message = format!(
+                "candidate.format: {} is not supported by this worker",
+                candidate.format.as_str()
+            );
             return Err(Failure::new(Code::InvalidJob, message));
         }
     }
@@ -76,22 +85,45 @@ pub struct Gathered<'a> {
 impl<'a> Gathered<'a> {
     fn new(package: &'a Package, limits: &'a CandidatesConfig) -> Self {
         let tensors = vec![Vec::new(); package.weights.tensors.len()];
-        Self { package, limits, entries: 0, inflated: 0, tensors, touched: 0 }
+        Self {
+            package,
+            limits,
+            entries: 0,
+            inflated: 0,
+            tensors,
+            touched: 0,
+        }
     }
 
     /// Admits a declared tensor before anything is allocated for it.
     ///
     /// # Errors
     /// Unknown name, wrong shape, or more entries than the tensor or the limits allow.
-    pub fn declare(&mut self, name: &str, shape: Option<&[u64]>, entries: u64) -> Result<usize, Failure> {
+    pub fn declare(
+        &mut self,
+        name: &str,
+        shape: Option<&[u64]>,
+        entries: u64,
+    ) -> Result<usize, Failure> {
         let shown = shorten(name);
         let tensor = self.package.tensor(name).ok_or_else(|| {
-            Failure::new(Code::CandidateUnknownTensor, format!("the model has no trainable tensor {shown:?}"))
-                .with("tensor", shown.clone())
+            Failure::new(
+                Code::CandidateUnknownTensor,
+                format!("the model has no trainable tensor {shown:?}"),
+            )
+            .with("tensor", shown.clone())
         })?;
-        let same_shape = |shape: &[u64]| shape.iter().copied().eq(tensor.shape.iter().map(|d| *d as u64));
+        let same_shape = |shape: &[u64]| {
+            shape
+                .iter()
+                .copied()
+                .eq(tensor.shape.iter().map(|d| *d as u64))
+        };
         if let Some(shape) = shape.filter(|s| !same_shape(s)) {
-            let message = format!("{shown}: the candidate says shape {shape:?}, the model has {:?}", tensor.shape);
+            let message = format!(
+                "{shown}: the candidate says shape {shape:?}, the model has {:?}",
+                tensor.shape
+            );
             return Err(Failure::new(Code::CandidateShapeMismatch, message).with("tensor", shown));
         }
         if entries > tensor.numel as u64 {
@@ -100,7 +132,10 @@ impl<'a> Gathered<'a> {
         }
         self.entries = self.entries.saturating_add(entries);
         if self.entries > self.limits.max_entries {
-            let message = format!("more than candidates.max_entries = {} entries", self.limits.max_entries);
+            let message = format!(
+                "more than candidates.max_entries = {} entries",
+                self.limits.max_entries
+            );
             return Err(Failure::new(Code::CandidateTooLarge, message));
         }
         Ok(tensor.index)
@@ -115,7 +150,10 @@ impl<'a> Gathered<'a> {
         if self.inflated <= self.limits.max_inflated_bytes {
             return Ok(());
         }
-        let message = format!("inflates to more than candidates.max_inflated_bytes = {}", self.limits.max_inflated_bytes);
+        let message = format!(
+            "inflates to more than candidates.max_inflated_bytes = {}",
+            self.limits.max_inflated_bytes
+        );
         Err(Failure::new(Code::CandidateTooLarge, message))
     }
 
@@ -136,11 +174,17 @@ impl<'a> Gathered<'a> {
         for (index, value) in entries {
             let Some(index) = u32::try_from(index).ok().filter(|i| u64::from(*i) < numel) else {
                 let message = format!("{}: index {index} is not within 0..{numel}", shorten(name));
-                return Err(Failure::new(Code::CandidateIndexOutOfRange, message).with("tensor", shorten(name)));
+                return Err(Failure::new(Code::CandidateIndexOutOfRange, message)
+                    .with("tensor", shorten(name)));
             };
             if !value.is_finite() {
-                let message = format!("{}: the value at index {index} is not finite", shorten(name));
-                return Err(Failure::new(Code::CandidateNonFinite, message).with("tensor", shorten(name)));
+                let message = format!(
+                    "{}: the value at index {index} is not finite",
+                    shorten(name)
+                );
+                return Err(
+                    Failure::new(Code::CandidateNonFinite, message).with("tensor", shorten(name))
+                );
             }
             gathered.push((index, value));
         }
@@ -159,12 +203,16 @@ impl<'a> Gathered<'a> {
             if let Some(pair) = entries.windows(2).find(|pair| pair[0].0 == pair[1].0) {
                 let name = &self.package.weights.tensors[tensor].name;
                 let message = format!("{name}: index {} is given twice", pair[0].0);
-                return Err(Failure::new(Code::CandidateDuplicateIndex, message).with("tensor", name.clone()));
+                return Err(Failure::new(Code::CandidateDuplicateIndex, message)
+                    .with("tensor", name.clone()));
             }
             update.tensors.push(TensorUpdate { tensor, entries });
         }
         if update.tensors.is_empty() {
-            return Err(Failure::new(Code::CandidateEmpty, "the candidate has no entries"));
+            return Err(Failure::new(
+                Code::CandidateEmpty,
+                "the candidate has no entries",
+            ));
         }
         Ok(update)
     }
@@ -173,5 +221,9 @@ impl<'a> Gathered<'a> {
 /// A stranger's name, short enough for a log line.
 fn shorten(name: &str) -> String {
     const MOST: usize = 120;
-    if name.chars().count() <= MOST { name.to_owned() } else { name.chars().take(MOST).chain("...".chars()).collect() }
+    if name.chars().count() <= MOST {
+        name.to_owned()
+    } else {
+        name.chars().take(MOST).chain("...".chars()).collect()
+    }
 }

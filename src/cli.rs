@@ -42,7 +42,10 @@ pub struct Fault {
 
 impl Fault {
     fn new(exit: Exit, message: impl std::fmt::Display) -> Self {
-        Self { exit, message: message.to_string() }
+        Self {
+            exit,
+            message: message.to_string(),
+        }
     }
 
     fn internal(error: impl std::fmt::Display) -> Self {
@@ -141,8 +144,16 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => {
             // Help and versions are answers; everything else is bad usage.
-            let exit = if error.use_stderr() { Exit::Usage } else { Exit::Done };
-            return if error.print().is_ok() { code(exit) } else { code(Exit::Internal) };
+            let exit = if error.use_stderr() {
+                Exit::Usage
+            } else {
+                Exit::Done
+            };
+            return if error.print().is_ok() {
+                code(exit)
+            } else {
+                code(Exit::Internal)
+            };
         }
     };
     match run(cli) {
@@ -158,7 +169,10 @@ fn code(exit: Exit) -> ExitCode {
     ExitCode::from(exit as u8)
 }
 
-#[expect(clippy::print_stderr, reason = "the one place where a command's error reaches a person")]
+#[expect(
+    clippy::print_stderr,
+    reason = "the one place where a command's error reaches a person"
+)]
 fn complain(message: &str) {
     eprintln!("scorer: {message}");
 }
@@ -167,7 +181,11 @@ fn complain(message: &str) {
 fn answer(text: &str) -> Outcome {
     use std::io::Write;
     let mut out = std::io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.write_all(b"\n")).and_then(|()| out.flush()) {
+    match out
+        .write_all(text.as_bytes())
+        .and_then(|()| out.write_all(b"\n"))
+        .and_then(|()| out.flush())
+    {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(Fault::internal(error)),
         Ok(()) | Err(_) => Ok(Exit::Done),
     }
@@ -195,7 +213,10 @@ fn run(cli: Cli) -> Outcome {
     }
     let config = load(&cli.settings)?;
     init_logs(&config, matches!(cli.command, Command::Run))?;
-    let threads = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let threads = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build();
     let runtime = threads.map_err(Fault::internal)?;
     let outcome = runtime.block_on(dispatch(cli.command, config));
     // A fetch or a decode that is still going on must not hold the exit.
@@ -235,8 +256,14 @@ async fn worker(config: Config) -> Outcome {
             _ = int.recv() => tracing::info!("SIGINT: draining"),
         }
     };
-    let stop = crate::worker::run(config, shutdown).await.map_err(|e| Fault::new(Exit::Usage, e))?;
-    Ok(if stop.cut_short { Exit::CutShort } else { Exit::Done })
+    let stop = crate::worker::run(config, shutdown)
+        .await
+        .map_err(|e| Fault::new(Exit::Usage, e))?;
+    Ok(if stop.cut_short {
+        Exit::CutShort
+    } else {
+        Exit::Done
+    })
 }
 
 fn print_schema(name: &str) -> Outcome {
@@ -244,7 +271,10 @@ fn print_schema(name: &str) -> Outcome {
         Some(schema) => answer_json(&schema),
         None => Err(Fault::new(
             Exit::Usage,
-            format!("there is no schema {name:?}; there are {}", crate::schema::NAMES.join(", ")),
+            format!(
+                "there is no schema {name:?}; there are {}",
+                crate::schema::NAMES.join(", ")
+            ),
         )),
     }
 }
@@ -255,17 +285,25 @@ fn model_name(config: &Config) -> Result<String, Fault> {
         return Ok(name.clone());
     }
     let Some(dir) = &config.model.dir else {
-        return Err(Fault::new(Exit::Usage, "model.name: not set, and model.dir names no package to take it from"));
+        return Err(Fault::new(
+            Exit::Usage,
+            "model.name: not set, and model.dir names no package to take it from",
+        ));
     };
     let read = crate::package::Package::read_manifest(dir);
-    read.map(|(manifest, _)| manifest.name).map_err(|e| Fault::new(Exit::Usage, format!("model.dir: {e}")))
+    read.map(|(manifest, _)| manifest.name)
+        .map_err(|e| Fault::new(Exit::Usage, format!("model.dir: {e}")))
 }
 
 fn init_logs(config: &Config, worker: bool) -> Result<(), Fault> {
     use std::io::IsTerminal;
     use tracing_subscriber::EnvFilter;
     // One-shot commands speak for themselves; only what goes wrong is logged.
-    let filter = if worker { config.telemetry.log.as_str() } else { "warn" };
+    let filter = if worker {
+        config.telemetry.log.as_str()
+    } else {
+        "warn"
+    };
     let filter = EnvFilter::try_new(format!("{filter},ort=error,lapin=error"))
         .map_err(|e| Fault::new(Exit::Usage, format!("telemetry.log: {e}")))?;
     let pretty = match config.telemetry.log_format {
@@ -273,8 +311,14 @@ fn init_logs(config: &Config, worker: bool) -> Result<(), Fault> {
         LogFormat::Pretty => true,
         LogFormat::Json => false,
     };
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    let set = if pretty { builder.with_target(false).try_init() } else { builder.json().flatten_event(true).try_init() };
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    let set = if pretty {
+        builder.with_target(false).try_init()
+    } else {
+        builder.json().flatten_event(true).try_init()
+    };
     set.map_err(Fault::internal)
 }
 

@@ -302,7 +302,11 @@ pub struct ConfigError {
 
 impl std::fmt::Display for ConfigError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "the configuration has {} problem(s):", self.problems.len())?;
+        write!(
+            f,
+            "the configuration has {} problem(s):",
+            self.problems.len()
+        )?;
         self.problems.iter().try_for_each(|p| write!(f, "\n  {p}"))
     }
 }
@@ -325,8 +329,9 @@ impl Config {
     /// All problems at once, each by its key.
     pub fn load(layers: &Layers<'_>) -> Result<Self, ConfigError> {
         let mut problems = Vec::new();
-        let mut merged: Table = toml::from_str(DEFAULTS)
-            .map_err(|e| ConfigError { problems: vec![format!("embedded defaults: {e}")] })?;
+        let mut merged: Table = toml::from_str(DEFAULTS).map_err(|e| ConfigError {
+            problems: vec![format!("embedded defaults: {e}")],
+        })?;
         if let Some(path) = layers.file {
             merge_file(&mut merged, path, &mut problems);
         }
@@ -342,7 +347,11 @@ impl Config {
         })?;
         config.effective = merged;
         let problems = config.contradictions();
-        if problems.is_empty() { Ok(config) } else { Err(ConfigError { problems }) }
+        if problems.is_empty() {
+            Ok(config)
+        } else {
+            Err(ConfigError { problems })
+        }
     }
 
     /// The worker's name: `worker.id`, else the host's name with provider and device.
@@ -350,7 +359,11 @@ impl Config {
         self.worker.id.clone().unwrap_or_else(|| {
             let host = host_name();
             let engine = &self.engine;
-            format!("{host}-{}{}", engine.execution_provider.as_str(), engine.device_id)
+            format!(
+                "{host}-{}{}",
+                engine.execution_provider.as_str(),
+                engine.device_id
+            )
         })
     }
 
@@ -358,7 +371,8 @@ impl Config {
     pub fn redacted(&self) -> String {
         let mut table = self.effective.clone();
         for section in ["amqp", "redis"] {
-            if let Some(Value::String(url)) = table.get_mut(section).and_then(|s| s.get_mut("url")) {
+            if let Some(Value::String(url)) = table.get_mut(section).and_then(|s| s.get_mut("url"))
+            {
                 *url = redact(url);
             }
         }
@@ -372,18 +386,42 @@ impl Config {
                 problems.push(problem.to_owned());
             }
         };
-        check(is_worker_id(&self.worker_id()), "worker.id: must be 1 to 128 of A-Z a-z 0-9 . _ -");
+        check(
+            is_worker_id(&self.worker_id()),
+            "worker.id: must be 1 to 128 of A-Z a-z 0-9 . _ -",
+        );
         check(
             self.model.name.as_deref().is_none_or(is_model_name),
             "model.name: must match [a-z0-9][a-z0-9_-]{0,63}",
         );
-        check(self.engine.micro_batch >= 1, "engine.micro_batch: must be at least 1");
-        check(self.engine.device_id >= 0, "engine.device_id: must be at least 0");
-        check(self.amqp.prefetch >= 1, "amqp.prefetch: must be at least 1; 0 would mean without bound");
-        check(self.amqp.poison_after >= 1, "amqp.poison_after: must be at least 1");
-        check(!self.amqp.namespace.is_empty(), "amqp.namespace: must not be empty");
-        check(!self.redis.namespace.is_empty(), "redis.namespace: must not be empty");
-        check(has_scheme(&self.amqp.url, &["amqp", "amqps"]), "amqp.url: must be an amqp:// or amqps:// URL");
+        check(
+            self.engine.micro_batch >= 1,
+            "engine.micro_batch: must be at least 1",
+        );
+        check(
+            self.engine.device_id >= 0,
+            "engine.device_id: must be at least 0",
+        );
+        check(
+            self.amqp.prefetch >= 1,
+            "amqp.prefetch: must be at least 1; 0 would mean without bound",
+        );
+        check(
+            self.amqp.poison_after >= 1,
+            "amqp.poison_after: must be at least 1",
+        );
+        check(
+            !self.amqp.namespace.is_empty(),
+            "amqp.namespace: must not be empty",
+        );
+        check(
+            !self.redis.namespace.is_empty(),
+            "redis.namespace: must not be empty",
+        );
+        check(
+            has_scheme(&self.amqp.url, &["amqp", "amqps"]),
+            "amqp.url: must be an amqp:// or amqps:// URL",
+        );
         check(
             has_scheme(&self.redis.url, &["redis", "rediss", "redis+unix", "unix"]),
             "redis.url: must be a redis:// or rediss:// URL",
@@ -392,15 +430,27 @@ impl Config {
             self.heartbeat.ttl >= 2 * self.heartbeat.interval,
             "heartbeat.ttl: must be at least twice heartbeat.interval, or one late beat hides the worker",
         );
-        check(!self.heartbeat.interval.is_zero(), "heartbeat.interval: must be greater than 0");
-        check(self.results.ttl >= Duration::from_secs(1), "results.ttl: must be at least 1s");
-        check(!self.worker.score_timeout.is_zero(), "worker.score_timeout: must be greater than 0");
+        check(
+            !self.heartbeat.interval.is_zero(),
+            "heartbeat.interval: must be greater than 0",
+        );
+        check(
+            self.results.ttl >= Duration::from_secs(1),
+            "results.ttl: must be at least 1s",
+        );
+        check(
+            !self.worker.score_timeout.is_zero(),
+            "worker.score_timeout: must be greater than 0",
+        );
         check(
             self.amqp.retry_delays.iter().all(|d| !d.is_zero()),
             "amqp.retry_delays: every delay must be greater than 0",
         );
         for prefix in &self.candidates.allow {
-            check(Url::parse(prefix).is_ok(), &format!("candidates.allow: {prefix:?} is not a URL prefix"));
+            check(
+                Url::parse(prefix).is_ok(),
+                &format!("candidates.allow: {prefix:?} is not a URL prefix"),
+            );
         }
         problems
     }
@@ -416,13 +466,23 @@ pub fn is_model_name(name: &str) -> bool {
 
 fn is_worker_id(id: &str) -> bool {
     (1..=128).contains(&id.len())
-        && id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'.' || b == b'_' || b == b'-')
+        && id
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b == b'.' || b == b'_' || b == b'-')
 }
 
 /// The host's name, with what no key may carry replaced.
 pub fn host_name() -> String {
     let name = sysinfo::System::host_name().unwrap_or_else(|| "localhost".into());
-    name.chars().map(|c| if c.is_ascii_alphanumeric() || c == '.' || c == '-' { c } else { '-' }).collect()
+    name.chars()
+        .map(|c| {
+            if c.is_ascii_alphanumeric() || c == '.' || c == '-' {
+                c
+            } else {
+                '-'
+            }
+        })
+        .collect()
 }
 
 fn has_scheme(text: &str, schemes: &[&str]) -> bool {
@@ -444,7 +504,9 @@ pub fn redact(text: &str) -> String {
 fn merge_file(merged: &mut Table, path: &Path, problems: &mut Vec<String>) {
     let text = match std::fs::read_to_string(path) {
         Ok(text) => text,
-        Err(e) => return problems.push(format!("--config {}: cannot be read: {e}", path.display())),
+        Err(e) => {
+            return problems.push(format!("--config {}: cannot be read: {e}", path.display()));
+        }
     };
     match toml::from_str::<Table>(&text) {
         Ok(table) => overlay(merged, table),
@@ -463,9 +525,15 @@ fn overlay(below: &mut Table, above: Table) {
     }
 }
 
-fn merge_environment(merged: &mut Table, environment: &[(String, String)], problems: &mut Vec<String>) {
+fn merge_environment(
+    merged: &mut Table,
+    environment: &[(String, String)],
+    problems: &mut Vec<String>,
+) {
     for (name, text) in environment {
-        let Some(rest) = name.strip_prefix(ENVIRONMENT_PREFIX) else { continue };
+        let Some(rest) = name.strip_prefix(ENVIRONMENT_PREFIX) else {
+            continue;
+        };
         let key = rest.to_ascii_lowercase().replace("__", ".");
         if let Err(problem) = put(merged, &key, text) {
             problems.push(format!("{name} ({key}): {problem}"));
@@ -495,8 +563,12 @@ fn put(merged: &mut Table, key: &str, text: &str) -> Result<(), String> {
     let last = path.pop().unwrap_or_default();
     let mut table = merged;
     for part in path {
-        let entry = table.entry(part).or_insert_with(|| Value::Table(Table::new()));
-        let Value::Table(inner) = entry else { return Err(format!("{part} is not a section")) };
+        let entry = table
+            .entry(part)
+            .or_insert_with(|| Value::Table(Table::new()));
+        let Value::Table(inner) = entry else {
+            return Err(format!("{part} is not a section"));
+        };
         table = inner;
     }
     table.insert(last.to_owned(), value);
@@ -507,8 +579,16 @@ fn put(merged: &mut Table, key: &str, text: &str) -> Result<(), String> {
 fn read(kind: Type, text: &str) -> Result<Value, String> {
     match kind {
         Type::Text | Type::Duration | Type::Size => Ok(Value::String(text.to_owned())),
-        Type::Integer => text.trim().parse().map(Value::Integer).map_err(|_| format!("{text:?} is not a whole number")),
-        Type::Boolean => text.trim().parse().map(Value::Boolean).map_err(|_| format!("{text:?} is neither true nor false")),
+        Type::Integer => text
+            .trim()
+            .parse()
+            .map(Value::Integer)
+            .map_err(|_| format!("{text:?} is not a whole number")),
+        Type::Boolean => text
+            .trim()
+            .parse()
+            .map(Value::Boolean)
+            .map_err(|_| format!("{text:?} is neither true nor false")),
         Type::TextList | Type::DurationList => toml::from_str::<Table>(&format!("list = {text}"))
             .ok()
             .and_then(|mut table| table.remove("list"))
@@ -518,21 +598,31 @@ fn read(kind: Type, text: &str) -> Result<Value, String> {
 }
 
 fn check_types(merged: &Table, problems: &mut Vec<String>) {
-    visit("", merged, &mut |key, value| match KEYS.iter().find(|(name, _)| *name == key) {
-        None => problems.push(format!("{key}: {}", unknown(key))),
-        Some((_, kind)) => {
-            if let Err(problem) = check_type(*kind, value) {
-                problems.push(format!("{key}: {problem}"));
+    visit(
+        "",
+        merged,
+        &mut |key, value| match KEYS.iter().find(|(name, _)| *name == key) {
+            None => problems.push(format!("{key}: {}", unknown(key))),
+            Some((_, kind)) => {
+                if let Err(problem) = check_type(*kind, value) {
+                    problems.push(format!("{key}: {problem}"));
+                }
             }
-        }
-    });
+        },
+    );
 }
 
 fn visit(prefix: &str, table: &Table, each: &mut impl FnMut(&str, &Value)) {
     for (name, value) in table {
-        let key = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
+        let key = if prefix.is_empty() {
+            name.clone()
+        } else {
+            format!("{prefix}.{name}")
+        };
         match value {
-            Value::Table(inner) if !KEYS.iter().any(|(known, _)| *known == key) => visit(&key, inner, each),
+            Value::Table(inner) if !KEYS.iter().any(|(known, _)| *known == key) => {
+                visit(&key, inner, each)
+            }
             value => each(&key, value),
         }
     }
@@ -541,13 +631,15 @@ fn visit(prefix: &str, table: &Table, each: &mut impl FnMut(&str, &Value)) {
 fn check_type(kind: Type, value: &Value) -> Result<(), String> {
     let wrong = |expected: &str| Err(format!("must be {expected}, not {}", value.type_str()));
     match (kind, value) {
-        (Type::Text, Value::String(_)) | (Type::Integer | Type::Size, Value::Integer(0..)) | (Type::Boolean, Value::Boolean(_)) => Ok(()),
+        (Type::Text, Value::String(_))
+        | (Type::Integer | Type::Size, Value::Integer(0..))
+        | (Type::Boolean, Value::Boolean(_)) => Ok(()),
         (Type::Duration, Value::String(text)) => parse_duration(text).map(drop),
         (Type::Size, Value::String(text)) => parse_size(text).map(drop),
         (Type::TextList, Value::Array(items)) if items.iter().all(Value::is_str) => Ok(()),
-        (Type::DurationList, Value::Array(items)) => {
-            items.iter().try_for_each(|item| parse_duration(item.as_str().unwrap_or_default()).map(drop))
-        }
+        (Type::DurationList, Value::Array(items)) => items
+            .iter()
+            .try_for_each(|item| parse_duration(item.as_str().unwrap_or_default()).map(drop)),
         (Type::Text, _) => wrong("text"),
         (Type::Integer, Value::Integer(n)) => Err(format!("must not be negative, it is {n}")),
         (Type::Integer, _) => wrong("a whole number"),
@@ -562,7 +654,9 @@ fn check_type(kind: Type, value: &Value) -> Result<(), String> {
 fn unknown(key: &str) -> String {
     let mut message = "unknown key".to_owned();
     let last = key.rsplit('.').next().unwrap_or(key);
-    let similar = KEYS.iter().find(|(name, _)| name.rsplit('.').next() == Some(last));
+    let similar = KEYS
+        .iter()
+        .find(|(name, _)| name.rsplit('.').next() == Some(last));
     if let Some((name, _)) = similar {
         // Writing to a String cannot fail.
         let _infallible = write!(message, "; did you mean {name}?");
@@ -601,7 +695,9 @@ pub fn format_duration(duration: Duration) -> String {
 
 fn parse_size(text: &str) -> Result<u64, String> {
     let wrong = || format!("{text:?} is not a size such as 512KiB, 4MiB or 1GiB");
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let digits = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
     let number: u64 = number.parse().map_err(|_| wrong())?;
     let factor: u64 = match unit.trim() {
@@ -618,7 +714,9 @@ mod duration {
     use serde::{Deserialize, Deserializer, de::Error};
     use std::time::Duration;
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Duration, D::Error> {
         super::parse_duration(&String::deserialize(deserializer)?).map_err(D::Error::custom)
     }
 }
@@ -627,9 +725,14 @@ mod duration_list {
     use serde::{Deserialize, Deserializer, de::Error};
     use std::time::Duration;
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Duration>, D::Error> {
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Vec<Duration>, D::Error> {
         let texts = Vec::<String>::deserialize(deserializer)?;
-        texts.iter().map(|text| super::parse_duration(text).map_err(D::Error::custom)).collect()
+        texts
+            .iter()
+            .map(|text| super::parse_duration(text).map_err(D::Error::custom))
+            .collect()
     }
 }
 
@@ -640,7 +743,9 @@ mod size {
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
         match Value::deserialize(deserializer)? {
             Value::Integer(bytes) => u64::try_from(bytes).map_err(D::Error::custom),
-            other => super::parse_size(other.as_str().unwrap_or_default()).map_err(D::Error::custom),
+            other => {
+                super::parse_size(other.as_str().unwrap_or_default()).map_err(D::Error::custom)
+            }
         }
     }
 }
@@ -648,7 +753,9 @@ mod size {
 mod optional_size {
     use serde::Deserializer;
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<u64>, D::Error> {
         super::size::deserialize(deserializer).map(Some)
     }
 }
@@ -658,16 +765,26 @@ mod tests {
     use super::*;
 
     fn load(environment: &[(&str, &str)], set: &[&str]) -> Result<Config, ConfigError> {
-        let environment = environment.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect();
+        let environment = environment
+            .iter()
+            .map(|(k, v)| ((*k).into(), (*v).into()))
+            .collect();
         let set: Vec<String> = set.iter().map(|s| (*s).into()).collect();
-        Config::load(&Layers { file: None, environment, set: &set })
+        Config::load(&Layers {
+            file: None,
+            environment,
+            set: &set,
+        })
     }
 
     #[test]
     fn every_known_key_is_documented_in_the_defaults() {
         for (key, _) in KEYS {
             let last = key.rsplit('.').next().unwrap();
-            assert!(DEFAULTS.contains(last), "{key} is missing in config.default.toml");
+            assert!(
+                DEFAULTS.contains(last),
+                "{key} is missing in config.default.toml"
+            );
         }
         load(&[], &[]).unwrap();
     }
@@ -675,8 +792,16 @@ mod tests {
     #[test]
     fn set_wins_over_the_environment_and_values_are_read_for_the_keys_type() {
         let config = load(
-            &[("SCORER_WORKER__ID", "7"), ("SCORER_AMQP__PREFETCH", "9"), ("PATH", "/bin")],
-            &["amqp.prefetch=2", "candidates.allow=[\"file:///\"]", "amqp.retry_delays=[\"100ms\"]"],
+            &[
+                ("SCORER_WORKER__ID", "7"),
+                ("SCORER_AMQP__PREFETCH", "9"),
+                ("PATH", "/bin"),
+            ],
+            &[
+                "amqp.prefetch=2",
+                "candidates.allow=[\"file:///\"]",
+                "amqp.retry_delays=[\"100ms\"]",
+            ],
         )
         .unwrap();
         assert_eq!(config.worker_id(), "7");
@@ -689,20 +814,40 @@ mod tests {
     #[test]
     fn all_problems_come_at_once_by_key() {
         let error = load(
-            &[("SCORER_AMQP__PREFECH", "1"), ("SCORER_ENGINE__THREADS", "many")],
+            &[
+                ("SCORER_AMQP__PREFECH", "1"),
+                ("SCORER_ENGINE__THREADS", "many"),
+            ],
             &["worker.score_timeout=fast", "heartbeat.ttl=5 s", "nonsense"],
         )
         .unwrap_err();
         let text = error.to_string();
-        for key in ["amqp.prefech", "engine.threads", "worker.score_timeout", "heartbeat.ttl", "nonsense"] {
+        for key in [
+            "amqp.prefech",
+            "engine.threads",
+            "worker.score_timeout",
+            "heartbeat.ttl",
+            "nonsense",
+        ] {
             assert!(text.contains(key), "{text}");
         }
     }
 
     #[test]
     fn secrets_are_hidden() {
-        let config = load(&[], &["amqp.url=amqp://u:hunter2@h/x", "redis.url=redis://:hunter2@h/0"]).unwrap();
-        assert!(!config.redacted().contains("hunter2"), "{}", config.redacted());
+        let config = load(
+            &[],
+            &[
+                "amqp.url=amqp://u:hunter2@h/x",
+                "redis.url=redis://:hunter2@h/0",
+            ],
+        )
+        .unwrap();
+        assert!(
+            !config.redacted().contains("hunter2"),
+            "{}",
+            config.redacted()
+        );
     }
 
     #[test]

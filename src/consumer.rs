@@ -85,9 +85,19 @@ impl Serving {
             Ok(deliveries) => deliveries,
             Err(error) => {
                 self.vitals.error("consumer_lost", &error.to_string());
-                let ended = if self.link.lost.is_cancelled() { Ended::BrokerLost } else { Ended::ConsumerLost };
+                let ended = if self.link.lost.is_cancelled() {
+                    Ended::BrokerLost
+                } else {
+                    Ended::ConsumerLost
+                };
                 on_left(ended);
-                return (ended, Running { jobs, _deliveries: None });
+                return (
+                    ended,
+                    Running {
+                        jobs,
+                        _deliveries: None,
+                    },
+                );
             }
         };
         self.vitals.consuming.store(true, Ordering::Relaxed);
@@ -99,10 +109,21 @@ impl Serving {
         for delivery in left {
             self.hand_back(delivery).await;
         }
-        (ended, Running { jobs, _deliveries: Some(deliveries) })
+        (
+            ended,
+            Running {
+                jobs,
+                _deliveries: Some(deliveries),
+            },
+        )
     }
 
-    async fn take(self: &Arc<Self>, deliveries: &mut Deliveries, jobs: &mut JoinSet<()>, leave: &CancellationToken) -> Ended {
+    async fn take(
+        self: &Arc<Self>,
+        deliveries: &mut Deliveries,
+        jobs: &mut JoinSet<()>,
+        leave: &CancellationToken,
+    ) -> Ended {
         loop {
             tokio::select! {
                 biased;
@@ -144,25 +165,52 @@ impl Serving {
                     judged = self.pipeline.judge(&job, &addressee, received) => judged,
                     () = self.abandon.cancelled() => return self.hand_back(delivery).await,
                 };
-                self.settle(delivery, addressee, job.deadline_ms, judged, received).await;
+                self.settle(delivery, addressee, job.deadline_ms, judged, received)
+                    .await;
             }
-            Err(undecodable) => self.settle_undecodable(delivery, undecodable, received).await,
+            Err(undecodable) => {
+                self.settle_undecodable(delivery, undecodable, received)
+                    .await
+            }
         }
     }
 
-    async fn settle(&self, delivery: Delivery, addressee: Addressee, deadline_ms: Option<u64>, judged: Judged, received: Instant) {
+    async fn settle(
+        &self,
+        delivery: Delivery,
+        addressee: Addressee,
+        deadline_ms: Option<u64>,
+        judged: Judged,
+        received: Instant,
+    ) {
         let attempt = addressee.attempt;
         let (verdict, key) = match judged {
             Judged::Stored { message, key } => {
                 self.vitals.facts().jobs.duplicates += 1;
-                let message = ResultMessage { context: addressee.context, ..*message };
-                return self.answer(delivery, message, Some(key), None, received).await;
+                let message = ResultMessage {
+                    context: addressee.context,
+                    ..*message
+                };
+                return self
+                    .answer(delivery, message, Some(key), None, received)
+                    .await;
             }
-            Judged::Fresh { verdict: Err(failure), key }
-                if too_late_for_the_next_rung(&failure, attempt, deadline_ms, &self.retry_delays) =>
-            {
-                let message = format!("{}; it would still be newer when its deadline passes", failure.message);
-                (Err(Failure { code: Code::DeadlineExceeded, message, detail: failure.detail }), key)
+            Judged::Fresh {
+                verdict: Err(failure),
+                key,
+            } if too_late_for_the_next_rung(&failure, attempt, deadline_ms, &self.retry_delays) => {
+                let message = format!(
+                    "{}; it would still be newer when its deadline passes",
+                    failure.message
+                );
+                (
+                    Err(Failure {
+                        code: Code::DeadlineExceeded,
+                        message,
+                        detail: failure.detail,
+                    }),
+                    key,
+                )
             }
             Judged::Fresh { verdict, key } => (verdict, key),
         };
@@ -177,20 +225,43 @@ impl Serving {
         self.answer(delivery, message, key, parked, received).await;
     }
 
-    async fn settle_undecodable(&self, delivery: Delivery, undecodable: Undecodable, received: Instant) {
+    async fn settle_undecodable(
+        &self,
+        delivery: Delivery,
+        undecodable: Undecodable,
+        received: Instant,
+    ) {
         let attempt = delivery.properties.attempt;
         let (addressee, failure, park) = match undecodable {
-            Undecodable::Named { submission_id, kind, model_version, context, failure } => {
-                (Some(Addressee { submission_id, kind, model_version, context, attempt }), failure, false)
-            }
-            Undecodable::Anonymous(failure) => {
-                let named = delivery.properties.message_id.clone().map(|submission_id| Addressee {
+            Undecodable::Named {
+                submission_id,
+                kind,
+                model_version,
+                context,
+                failure,
+            } => (
+                Some(Addressee {
                     submission_id,
-                    kind: Kind::Score,
-                    model_version: None,
-                    context: None,
+                    kind,
+                    model_version,
+                    context,
                     attempt,
-                });
+                }),
+                failure,
+                false,
+            ),
+            Undecodable::Anonymous(failure) => {
+                let named = delivery
+                    .properties
+                    .message_id
+                    .clone()
+                    .map(|submission_id| Addressee {
+                        submission_id,
+                        kind: Kind::Score,
+                        model_version: None,
+                        context: None,
+                        attempt,
+                    });
                 (named, failure, true)
             }
         };
@@ -211,10 +282,22 @@ impl Serving {
 
     /// If another worker was first to store a result, its result is the one to publish, so that
     /// all copies agree.
-    async fn first_of_its_key(&self, message: ResultMessage, key: Option<&Key>, context: Option<rmpv::Value>) -> ResultMessage {
-        let Some(key) = key.filter(|_| message.may_be_stored()) else { return message };
-        let bare = ResultMessage { context: None, ..message.clone() };
-        let Ok(text) = serde_json::to_string(&bare) else { return message };
+    async fn first_of_its_key(
+        &self,
+        message: ResultMessage,
+        key: Option<&Key>,
+        context: Option<rmpv::Value>,
+    ) -> ResultMessage {
+        let Some(key) = key.filter(|_| message.may_be_stored()) else {
+            return message;
+        };
+        let bare = ResultMessage {
+            context: None,
+            ..message.clone()
+        };
+        let Ok(text) = serde_json::to_string(&bare) else {
+            return message;
+        };
         let first = self.store.keep(&key.0, &text, self.results_ttl).await;
         match first.and_then(|text| serde_json::from_str::<ResultMessage>(&text).ok()) {
             Some(first) => ResultMessage { context, ..first },
@@ -223,7 +306,14 @@ impl Serving {
     }
 
     /// Publishes the result (and the parked copy), then acknowledges.
-    async fn answer(&self, delivery: Delivery, message: ResultMessage, key: Option<Key>, parked: Option<Failure>, received: Instant) {
+    async fn answer(
+        &self,
+        delivery: Delivery,
+        message: ResultMessage,
+        key: Option<Key>,
+        parked: Option<Failure>,
+        received: Instant,
+    ) {
         let encoding = delivery.properties.encoding();
         let outgoing = match self.outgoing(&message, key.as_ref(), &delivery.properties, encoding) {
             Ok(outgoing) => outgoing,
@@ -246,7 +336,13 @@ impl Serving {
         self.acknowledge(delivery).await;
     }
 
-    fn outgoing(&self, message: &ResultMessage, key: Option<&Key>, job: &Properties, encoding: Encoding) -> anyhow::Result<Vec<Outgoing>> {
+    fn outgoing(
+        &self,
+        message: &ResultMessage,
+        key: Option<&Key>,
+        job: &Properties,
+        encoding: Encoding,
+    ) -> anyhow::Result<Vec<Outgoing>> {
         let properties = Properties {
             content_type: Some(encoding.content_type().into()),
             message_id: Some(message.message_id(key)),
@@ -273,14 +369,19 @@ impl Serving {
     }
 
     async fn climb(&self, delivery: Delivery, rung: usize, failure: Option<Failure>) {
-        let Some(queue) = self.topology.retry_queue(rung) else { return self.hand_back(delivery).await };
+        let Some(queue) = self.topology.retry_queue(rung) else {
+            return self.hand_back(delivery).await;
+        };
         let attempt = delivery.properties.attempt;
         tracing::info!(attempt, %queue, error = failure.map(|f| f.to_string()), "the job will be tried again");
         let again = Outgoing {
             exchange: String::new(),
             routing_key: queue,
             body: delivery.body.clone(),
-            properties: Properties { attempt: attempt + 1, ..delivery.properties.clone() },
+            properties: Properties {
+                attempt: attempt + 1,
+                ..delivery.properties.clone()
+            },
             mandatory: true,
         };
         if self.publish(&self.link.jobs, again).await {
@@ -290,11 +391,16 @@ impl Serving {
 
     async fn park(&self, delivery: &Delivery, failure: &Failure) -> bool {
         let mut properties = delivery.properties.clone();
-        properties.headers.retain(|(name, _)| !name.starts_with("x-error-") && name != "x-worker-id");
+        properties
+            .headers
+            .retain(|(name, _)| !name.starts_with("x-error-") && name != "x-worker-id");
         properties.headers.extend([
             ("x-error-code".to_owned(), failure.code.as_str().to_owned()),
             ("x-error-message".to_owned(), failure.message.clone()),
-            ("x-worker-id".to_owned(), self.pipeline.answerer().worker_id.clone()),
+            (
+                "x-worker-id".to_owned(),
+                self.pipeline.answerer().worker_id.clone(),
+            ),
         ]);
         let copy = Outgoing {
             exchange: self.topology.dead_exchange(),

@@ -6,7 +6,9 @@ use serde::{Deserialize, Serialize};
 use crate::job::{Encoding, V1, from_document};
 
 /// What is asked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema, clap::ValueEnum)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema, clap::ValueEnum,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum Command {
     /// Take no jobs until `resume`.
@@ -65,7 +67,13 @@ mod tests {
 
     #[test]
     fn a_message_that_names_a_place_is_refused() {
-        assert!(decode(br#"{"v":1,"command":"reload","url":"http://evil"}"#, Encoding::Json).is_err());
+        assert!(
+            decode(
+                br#"{"v":1,"command":"reload","url":"http://evil"}"#,
+                Encoding::Json
+            )
+            .is_err()
+        );
         assert!(decode(br#"{"v":1,"command":"explode"}"#, Encoding::Json).is_err());
         let message = decode(br#"{"v":1,"command":"rewarm"}"#, Encoding::Json).unwrap();
         assert_eq!(message.command, Command::Rewarm);

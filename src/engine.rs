@@ -58,7 +58,10 @@ pub struct EngineError {
 
 impl EngineError {
     fn new(detail: Detail, message: impl Into<String>) -> Self {
-        Self { detail, message: message.into() }
+        Self {
+            detail,
+            message: message.into(),
+        }
     }
 
     fn from_session(error: &SessionError, otherwise: Detail) -> Self {
@@ -136,7 +139,11 @@ impl Engine {
     ///
     /// # Errors
     /// What is missing or wrong, with its `state_detail`.
-    pub fn load(package: Arc<Package>, config: &EngineConfig, progress: Arc<Progress>) -> Result<Self, EngineError> {
+    pub fn load(
+        package: Arc<Package>,
+        config: &EngineConfig,
+        progress: Arc<Progress>,
+    ) -> Result<Self, EngineError> {
         let broken = |message: String| EngineError::new(Detail::ModelLoadFailed, message);
         let manifest = &package.manifest;
         let graph = Graph::decode(&package.graph).map_err(|e| broken(e.to_string()))?;
@@ -145,8 +152,9 @@ impl Engine {
         let Objective::CausalLm { ignore_index, .. } = manifest.objective;
         let (slots, specs) = layout(&package);
         let names: Vec<&str> = specs.iter().map(|s| s.input.as_str()).collect();
-        let prepared =
-            graph.prepare(&names, &manifest.outputs.logits, &package.dir).map_err(|e| broken(e.to_string()))?;
+        let prepared = graph
+            .prepare(&names, &manifest.outputs.logits, &package.dir)
+            .map_err(|e| broken(e.to_string()))?;
         let session = Session::new(config, &prepared, &manifest.inputs.tokens, specs)
             .map_err(|e| EngineError::from_session(&e, Detail::ModelLoadFailed))?;
         Ok(Self {
@@ -195,7 +203,12 @@ impl Engine {
     ///
     /// # Errors
     /// A typed refusal; the weights are restored then too.
-    pub fn score(&mut self, update: &Update, rule: Rule, plan: &Plan) -> Result<Evaluation, Failure> {
+    pub fn score(
+        &mut self,
+        update: &Update,
+        rule: Rule,
+        plan: &Plan,
+    ) -> Result<Evaluation, Failure> {
         let began = Instant::now();
         let before = self.baseline(plan)?;
         let baseline_ms = millis(began);
@@ -204,17 +217,27 @@ impl Engine {
         let written = patches.iter().try_for_each(|patch| self.write(patch));
         let apply = millis(began);
         let began = Instant::now();
-        let after = written.map_err(|e| failure(&e)).and_then(|()| self.losses(plan));
+        let after = written
+            .map_err(|e| failure(&e))
+            .and_then(|()| self.losses(plan));
         let forward = millis(began) + baseline_ms;
         let began = Instant::now();
         self.restore(&patches)?;
-        let times = StageTimes { apply, forward, restore: millis(began) };
+        let times = StageTimes {
+            apply,
+            forward,
+            restore: millis(began),
+        };
         let after = after?;
         if let Some(window) = after.iter().position(|l| !l.is_finite()) {
             let message = format!("the candidate makes the loss of window {window} non-finite");
             return Err(Failure::new(Code::NonFiniteLoss, message));
         }
-        Ok(Evaluation { paired: score::paired(&before, &after), effective_entries, times })
+        Ok(Evaluation {
+            paired: score::paired(&before, &after),
+            effective_entries,
+            times,
+        })
     }
 
     /// Proves the session: the baseline is finite and repeats bit for bit, the canary is met, and
@@ -224,11 +247,16 @@ impl Engine {
     /// The first proof that fails.
     pub fn warm(&mut self) -> Result<Warm, EngineError> {
         let failed = |f: &Failure| {
-            let detail = if f.code == Code::OutOfMemory { Detail::OutOfMemory } else { Detail::WarmFailed };
+            let detail = if f.code == Code::OutOfMemory {
+                Detail::OutOfMemory
+            } else {
+                Detail::WarmFailed
+            };
             EngineError::new(detail, f.message.clone())
         };
         self.baselines.clear();
-        let plan = Plan::new(&self.package.shards, None, "", self.package.cut()).map_err(|f| failed(&f))?;
+        let plan = Plan::new(&self.package.shards, None, "", self.package.cut())
+            .map_err(|f| failed(&f))?;
         let first = self.baseline(&plan).map_err(|f| failed(&f))?;
         let again = self.losses(&plan).map_err(|f| failed(&f))?;
         if !same_bits(&first, &again) {
@@ -238,11 +266,16 @@ impl Engine {
         let baseline_loss = score::mean(&first);
         self.check_canary(baseline_loss)?;
         self.probe(&plan, &again)?;
-        Ok(Warm { baseline_loss, windows: first.len() })
+        Ok(Warm {
+            baseline_loss,
+            windows: first.len(),
+        })
     }
 
     fn check_canary(&self, baseline_loss: f64) -> Result<(), EngineError> {
-        let Some(canary) = self.package.manifest.canary else { return Ok(()) };
+        let Some(canary) = self.package.manifest.canary else {
+            return Ok(());
+        };
         if (baseline_loss - canary.loss).abs() <= canary.tolerance {
             return Ok(());
         }
@@ -255,23 +288,35 @@ impl Engine {
 
     /// Patches each tensor a little with fixed signs until the first window's loss moves.
     fn probe(&mut self, plan: &Plan, baseline: &[f64]) -> Result<(), EngineError> {
-        let short = Plan { hash: [0; 32], windows: plan.windows[..1].to_vec(), cut: plan.cut };
-        let broken = |f: &Failure| EngineError::new(Detail::WarmFailed, format!("probe: {}", f.message));
+        let short = Plan {
+            hash: [0; 32],
+            windows: plan.windows[..1].to_vec(),
+            cut: plan.cut,
+        };
+        let broken =
+            |f: &Failure| EngineError::new(Detail::WarmFailed, format!("probe: {}", f.message));
         let still = self.losses(&short).map_err(|f| broken(&f))?;
         let package = Arc::clone(&self.package);
         for (tensor, info) in package.weights.tensors.iter().enumerate() {
             let mut moved = false;
             for share in [0.01, 0.1, 1.0] {
                 let patch = probe_patch(&package, tensor, share);
-                let result = self.write(&patch).map_err(|e| failure(&e)).and_then(|()| self.losses(&short));
-                self.restore(std::slice::from_ref(&patch)).map_err(|f| broken(&f))?;
+                let result = self
+                    .write(&patch)
+                    .map_err(|e| failure(&e))
+                    .and_then(|()| self.losses(&short));
+                self.restore(std::slice::from_ref(&patch))
+                    .map_err(|f| broken(&f))?;
                 moved = !same_bits(&result.map_err(|f| broken(&f))?, &still);
                 if moved {
                     break;
                 }
             }
             if !moved {
-                let message = format!("probe: patching {} does not move the loss; the package places it wrongly", info.name);
+                let message = format!(
+                    "probe: patching {} does not move the loss; the package places it wrongly",
+                    info.name
+                );
                 return Err(EngineError::new(Detail::WarmFailed, message));
             }
         }
@@ -280,7 +325,10 @@ impl Engine {
         if same_bits(&restored, baseline) {
             return Ok(());
         }
-        Err(EngineError::new(Detail::RestoreMismatch, "the loss is not what it was before the probe"))
+        Err(EngineError::new(
+            Detail::RestoreMismatch,
+            "the loss is not what it was before the probe",
+        ))
     }
 
     /// Compares every scratch weight with the baseline, byte for byte.
@@ -312,14 +360,22 @@ impl Engine {
                 let old = self.package.weights.element(info, *index);
                 let new = round_to(info.dtype, stepped(old, *value, rule));
                 if !new.is_finite() {
-                    let message = format!("{}: the updated weight at index {index} is not finite", info.name);
-                    return Err(Failure::new(Code::CandidateNonFinite, message).with("tensor", info.name.clone()));
+                    let message = format!(
+                        "{}: the updated weight at index {index} is not finite",
+                        info.name
+                    );
+                    return Err(Failure::new(Code::CandidateNonFinite, message)
+                        .with("tensor", info.name.clone()));
                 }
                 effective += u64::from(new.to_bits() != old.to_bits());
                 indices.push(*index);
                 values.push(new);
             }
-            patches.push(Patch { tensor: touched.tensor, indices, values });
+            patches.push(Patch {
+                tensor: touched.tensor,
+                indices,
+                values,
+            });
         }
         Ok((patches, effective))
     }
@@ -331,7 +387,8 @@ impl Engine {
                 let positions = transposed_positions(&patch.indices, info);
                 self.session.write(slot.weight, &positions, &patch.values)?;
             } else {
-                self.session.write(slot.weight, &patch.indices, &patch.values)?;
+                self.session
+                    .write(slot.weight, &patch.indices, &patch.values)?;
             }
         }
         Ok(())
@@ -342,15 +399,25 @@ impl Engine {
         let package = Arc::clone(&self.package);
         for patch in patches {
             let info = &package.weights.tensors[patch.tensor];
-            let values = patch.indices.iter().map(|i| package.weights.element(info, *i)).collect();
-            let original = Patch { tensor: patch.tensor, indices: patch.indices.clone(), values };
+            let values = patch
+                .indices
+                .iter()
+                .map(|i| package.weights.element(info, *i))
+                .collect();
+            let original = Patch {
+                tensor: patch.tensor,
+                indices: patch.indices.clone(),
+                values,
+            };
             self.write(&original).map_err(|e| failure(&e))?;
         }
         Ok(())
     }
 
     fn losses(&mut self, plan: &Plan) -> Result<Vec<f64>, Failure> {
-        self.progress.busy_since_ms.store(crate::clock::unix_ms(), Ordering::Relaxed);
+        self.progress
+            .busy_since_ms
+            .store(crate::clock::unix_ms(), Ordering::Relaxed);
         let losses = plan
             .windows
             .chunks(self.micro_batch)
@@ -364,37 +431,65 @@ impl Engine {
         let began = Instant::now();
         let (length, shift) = (plan.cut.window, plan.cut.label_shift);
         // A graph with a fixed batch gets its last batch filled up; the surplus is not looked at.
-        let batch = if self.fixed_batch { self.micro_batch } else { windows.len() };
+        let batch = if self.fixed_batch {
+            self.micro_batch
+        } else {
+            windows.len()
+        };
         let filled = windows.iter().cycle().take(batch);
         let mut tokens = Vec::with_capacity(batch * length);
         let mut labels = Vec::with_capacity(batch * length);
         for window in filled {
             tokens.extend(window.chunk[..length].iter().map(|t| i64::from(*t)));
-            let targets = window.chunk[shift..].iter().map(|t| i64::from(*t)).map(|t| if t == self.ignore_index { 0 } else { t });
+            let targets = window.chunk[shift..]
+                .iter()
+                .map(|t| i64::from(*t))
+                .map(|t| if t == self.ignore_index { 0 } else { t });
             labels.extend(targets.chain(std::iter::repeat(0)).take(length));
         }
-        let log_probs = self.session.log_probs(tokens, labels, batch).map_err(|e| failure(&e))?;
+        let log_probs = self
+            .session
+            .log_probs(tokens, labels, batch)
+            .map_err(|e| failure(&e))?;
         if log_probs.len() != batch * length {
-            let message = format!("the graph gave {} log-probabilities for {} targets", log_probs.len(), batch * length);
+            let message = format!(
+                "the graph gave {} log-probabilities for {} targets",
+                log_probs.len(),
+                batch * length
+            );
             return Err(Failure::new(Code::InferenceFailed, message));
         }
         self.progress.step();
-        self.progress.slowest_ms.fetch_max(began.elapsed().as_millis() as u64, Ordering::Relaxed);
+        self.progress
+            .slowest_ms
+            .fetch_max(began.elapsed().as_millis() as u64, Ordering::Relaxed);
         let rows = log_probs.chunks_exact(length);
-        Ok(windows.iter().zip(rows).map(|(window, row)| self.window_loss(window, row, shift)).collect())
+        Ok(windows
+            .iter()
+            .zip(rows)
+            .map(|(window, row)| self.window_loss(window, row, shift))
+            .collect())
     }
 
     /// Mean negative log-likelihood over the targets that count.
-    #[expect(clippy::cast_precision_loss, reason = "target counts are far below 2^52")]
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "target counts are far below 2^52"
+    )]
     fn window_loss(&self, window: &Window, log_probs: &[f32], shift: usize) -> f64 {
         let targets = window.chunk[shift..].iter().zip(log_probs);
         let counted = targets.filter(|(target, _)| i64::from(**target) != self.ignore_index);
-        let (sum, count) = counted.fold((0.0, 0_u64), |(sum, n), (_, p)| (sum - f64::from(*p), n + 1));
+        let (sum, count) = counted.fold((0.0, 0_u64), |(sum, n), (_, p)| {
+            (sum - f64::from(*p), n + 1)
+        });
         sum / count as f64
     }
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "the contract computes the update in f32")]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "the contract computes the update in f32"
+)]
 fn stepped(old: f32, value: f32, rule: Rule) -> f32 {
     match rule {
         Rule::Gradient { learning_rate } => old - learning_rate as f32 * value,
@@ -414,7 +509,9 @@ fn failure(error: &SessionError) -> Failure {
     let code = match error {
         SessionError::OutOfMemory(_) => Code::OutOfMemory,
         SessionError::Terminated => Code::ScoreTimeout,
-        SessionError::Unavailable(_) | SessionError::Model(_) | SessionError::Other(_) => Code::InferenceFailed,
+        SessionError::Unavailable(_) | SessionError::Model(_) | SessionError::Other(_) => {
+            Code::InferenceFailed
+        }
     };
     Failure::new(code, error.to_string())
 }
@@ -423,10 +520,22 @@ fn layout(package: &Package) -> (Vec<Slot>, Vec<WeightSpec<'_>>) {
     let mut slots = Vec::new();
     let mut specs = Vec::new();
     for (tensor, info) in package.weights.tensors.iter().enumerate() {
-        let places: &[Place] = package.manifest.tensors.get(&info.name).map_or(&[], |entry| &entry.places);
+        let places: &[Place] = package
+            .manifest
+            .tensors
+            .get(&info.name)
+            .map_or(&[], |entry| &entry.places);
         for place in places {
-            slots.push(Slot { tensor, weight: specs.len(), transposed: place.transposed });
-            let mut shape: Vec<i64> = info.shape.iter().filter_map(|d| i64::try_from(*d).ok()).collect();
+            slots.push(Slot {
+                tensor,
+                weight: specs.len(),
+                transposed: place.transposed,
+            });
+            let mut shape: Vec<i64> = info
+                .shape
+                .iter()
+                .filter_map(|d| i64::try_from(*d).ok())
+                .collect();
             if place.transposed {
                 shape.reverse();
             }
@@ -441,7 +550,11 @@ fn layout(package: &Package) -> (Vec<Slot>, Vec<WeightSpec<'_>>) {
     (slots, specs)
 }
 
-fn graph_bytes<'a>(package: &'a Package, info: &TensorInfo, transposed: bool) -> std::borrow::Cow<'a, [u8]> {
+fn graph_bytes<'a>(
+    package: &'a Package,
+    info: &TensorInfo,
+    transposed: bool,
+) -> std::borrow::Cow<'a, [u8]> {
     let bytes = package.weights.bytes(info);
     match (transposed, info.shape.as_slice()) {
         (true, [rows, columns]) => transpose(bytes, *rows, *columns, info.dtype.size()).into(),
@@ -451,15 +564,24 @@ fn graph_bytes<'a>(package: &'a Package, info: &TensorInfo, transposed: bool) ->
 
 /// Index i = (row, column) of the checkpoint lives at (column, row) of a transposed place.
 fn transposed_positions(indices: &[u32], info: &TensorInfo) -> Vec<u32> {
-    let [rows, columns] = info.shape.as_slice() else { return indices.to_vec() };
+    let [rows, columns] = info.shape.as_slice() else {
+        return indices.to_vec();
+    };
     let size = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
     let (rows, columns) = (size(*rows), size(*columns));
-    indices.iter().map(|i| (i % columns) * rows + i / columns).collect()
+    indices
+        .iter()
+        .map(|i| (i % columns) * rows + i / columns)
+        .collect()
 }
 
 /// Every entry moves by `share` of the tensor's root mean square, signs fixed but irregular: a
 /// regular shift could cancel in a softmax or a norm, and a few entries could miss the window.
-#[expect(clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "a perturbation need not be exact")]
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    reason = "a perturbation need not be exact"
+)]
 fn probe_patch(package: &Package, tensor: usize, share: f32) -> Patch {
     let info = &package.weights.tensors[tensor];
     let bytes = package.weights.bytes(info);
@@ -468,21 +590,44 @@ fn probe_patch(package: &Package, tensor: usize, share: f32) -> Patch {
     let rms = (squares / info.numel.max(1) as f64).sqrt() as f32;
     let step = share * rms.max(1e-2);
     let indices: Vec<u32> = (0..info.numel as u32).collect();
-    let sign = |i: u32| if (i.wrapping_mul(0x9E37_79B9) >> 16).count_ones().is_multiple_of(2) { step } else { -step };
-    let values = indices.iter().map(|i| round_to(info.dtype, element(*i as usize) + sign(*i))).collect();
-    Patch { tensor, indices, values }
+    let sign = |i: u32| {
+        if (i.wrapping_mul(0x9E37_79B9) >> 16)
+            .count_ones()
+            .is_multiple_of(2)
+        {
+            step
+        } else {
+            -step
+        }
+    };
+    let values = indices
+        .iter()
+        .map(|i| round_to(info.dtype, element(*i as usize) + sign(*i)))
+        .collect();
+    Patch {
+        tensor,
+        indices,
+        values,
+    }
 }
 
 fn check_vocabulary(package: &Package, graph: &Graph) -> Result<(), String> {
     let Objective::CausalLm { ignore_index, .. } = package.manifest.objective;
     let logits = &package.manifest.outputs.logits;
     let Some(vocabulary) = graph.last_dimension(logits) else {
-        return Err(format!("graph: the last dimension of output {logits} (the vocabulary) must be fixed"));
+        return Err(format!(
+            "graph: the last dimension of output {logits} (the vocabulary) must be fixed"
+        ));
     };
     for shard in &package.shards {
-        let legal = |t: &i32| usize::try_from(*t).is_ok_and(|t| t < vocabulary) || i64::from(*t) == ignore_index;
+        let legal = |t: &i32| {
+            usize::try_from(*t).is_ok_and(|t| t < vocabulary) || i64::from(*t) == ignore_index
+        };
         if let Some(token) = shard.tokens.iter().find(|t| !legal(t)) {
-            return Err(format!("shard {}: token {token} is outside the vocabulary of {vocabulary}", shard.id));
+            return Err(format!(
+                "shard {}: token {token} is outside the vocabulary of {vocabulary}",
+                shard.id
+            ));
         }
     }
     Ok(())
@@ -492,13 +637,21 @@ fn check_vocabulary(package: &Package, graph: &Graph) -> Result<(), String> {
 fn check_input(package: &Package, graph: &Graph) -> Result<Option<usize>, String> {
     let name = &package.manifest.inputs.tokens;
     let Some(shape) = graph.input_shape(name) else {
-        return Err(format!("graph: has no input {name}; it has {:?}", graph.inputs()));
+        return Err(format!(
+            "graph: has no input {name}; it has {:?}",
+            graph.inputs()
+        ));
     };
     let window = package.cut().window;
     match shape.as_slice() {
         [batch, None] => Ok(*batch),
         [batch, Some(seq)] if *seq == window => Ok(*batch),
-        [_, Some(seq)] => Err(format!("graph: input {name} takes {seq} tokens, the window has {window}")),
-        other => Err(format!("graph: input {name} has {} dimensions, [batch, seq] is needed", other.len())),
+        [_, Some(seq)] => Err(format!(
+            "graph: input {name} takes {seq} tokens, the window has {window}"
+        )),
+        other => Err(format!(
+            "graph: input {name} has {} dimensions, [batch, seq] is needed",
+            other.len()
+        )),
     }
 }

@@ -40,7 +40,10 @@ pub enum Remedy {
 /// A stable error code of the wire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-#[expect(missing_docs, reason = "each code is specified in the README's table under its own name")]
+#[expect(
+    missing_docs,
+    reason = "each code is specified in the README's table under its own name"
+)]
 pub enum Code {
     InvalidJob,
     ModelMismatch,
@@ -201,7 +204,11 @@ pub struct Failure {
 impl Failure {
     /// A failure without detail.
     pub fn new(code: Code, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), detail: Map::new() }
+        Self {
+            code,
+            message: message.into(),
+            detail: Map::new(),
+        }
     }
 
     /// Adds one fact for programs.
@@ -241,14 +248,23 @@ mod tests {
 
     #[test]
     fn the_wire_word_of_a_code_is_its_serde_name() {
-        for code in [Code::InvalidJob, Code::CandidateIndexOutOfRange, Code::NonFiniteLoss, Code::Poisoned] {
+        for code in [
+            Code::InvalidJob,
+            Code::CandidateIndexOutOfRange,
+            Code::NonFiniteLoss,
+            Code::Poisoned,
+        ] {
             assert_eq!(serde_json::to_value(code).unwrap(), json!(code.as_str()));
         }
     }
 
     #[test]
     fn only_failures_are_retried_and_only_rejections_are_stored() {
-        for code in [Code::CandidateUnavailable, Code::ModelVersionUnavailable, Code::InferenceFailed] {
+        for code in [
+            Code::CandidateUnavailable,
+            Code::ModelVersionUnavailable,
+            Code::InferenceFailed,
+        ] {
             assert_eq!(code.remedy(), Remedy::Retry);
             assert_eq!(code.status(), Status::Failed);
             assert!(!code.proven_by_candidate());

@@ -31,7 +31,12 @@ fn address(namespace: &str, worker_id: &str) -> std::io::Result<SocketAddr> {
 ///
 /// # Errors
 /// When another process answers under this name already.
-pub fn serve(namespace: &str, worker_id: &str, vitals: Arc<Vitals>, phase: watch::Receiver<Phase>) -> std::io::Result<()> {
+pub fn serve(
+    namespace: &str,
+    worker_id: &str,
+    vitals: Arc<Vitals>,
+    phase: watch::Receiver<Phase>,
+) -> std::io::Result<()> {
     let listener = UnixListener::bind_addr(&address(namespace, worker_id)?)?;
     let answer = move || {
         for stream in listener.incoming() {
@@ -42,7 +47,10 @@ pub fn serve(namespace: &str, worker_id: &str, vitals: Arc<Vitals>, phase: watch
             }
         }
     };
-    std::thread::Builder::new().name("scorer-health".into()).spawn(answer).map(drop)
+    std::thread::Builder::new()
+        .name("scorer-health".into())
+        .spawn(answer)
+        .map(drop)
 }
 
 /// Asks the worker of this name on this host.
@@ -55,5 +63,8 @@ pub fn ask(namespace: &str, worker_id: &str) -> Health {
         Ok(word)
     };
     let word = asked().unwrap_or_default();
-    Health { live: !word.is_empty(), ready: word == "ready" }
+    Health {
+        live: !word.is_empty(),
+        ready: word == "ready",
+    }
 }

@@ -20,7 +20,10 @@ use crate::store::{Beat, Ownership, Store};
 /// A heartbeat record.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[schemars(title = "heartbeat.v1")]
-#[expect(missing_docs, reason = "the fields are the contract's; schemas/README.md explains each")]
+#[expect(
+    missing_docs,
+    reason = "the fields are the contract's; schemas/README.md explains each"
+)]
 pub struct Record {
     pub v: V1,
     pub worker_id: String,
@@ -201,7 +204,11 @@ impl Vitals {
 
     /// Notes what went wrong, for the record.
     pub fn error(&self, code: &str, message: &str) {
-        let error = LastError { code: code.to_owned(), message: message.to_owned(), at_ms: unix_ms() };
+        let error = LastError {
+            code: code.to_owned(),
+            message: message.to_owned(),
+            at_ms: unix_ms(),
+        };
         self.facts().last_error = Some(error);
     }
 
@@ -233,9 +240,19 @@ impl Facts {
     fn jobs(&self) -> JobFacts {
         let mut sorted: Vec<f64> = self.durations_ms.iter().copied().collect();
         sorted.sort_by(f64::total_cmp);
-        let percentile = |percent: usize| sorted.get((sorted.len() * percent / 100).min(sorted.len().saturating_sub(1))).copied();
-        let average = (!sorted.is_empty()).then(|| sorted.iter().sum::<f64>() / sorted.len() as f64);
-        JobFacts { avg_ms: average, p50_ms: percentile(50), p95_ms: percentile(95), ..self.jobs.clone() }
+        let percentile = |percent: usize| {
+            sorted
+                .get((sorted.len() * percent / 100).min(sorted.len().saturating_sub(1)))
+                .copied()
+        };
+        let average =
+            (!sorted.is_empty()).then(|| sorted.iter().sum::<f64>() / sorted.len() as f64);
+        JobFacts {
+            avg_ms: average,
+            p50_ms: percentile(50),
+            p95_ms: percentile(95),
+            ..self.jobs.clone()
+        }
     }
 }
 
@@ -298,11 +315,17 @@ impl Heartbeat {
         let stop = CancellationToken::new();
         let (claims, claim) = watch::channel(NameClaim::Unknown);
         let stopping = stop.clone();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
         let thread = std::thread::Builder::new()
             .name("scorer-heartbeat".into())
             .spawn(move || runtime.block_on(beat_until(source, &stopping, &claims)))?;
-        Ok(Self { stop, claim, thread: Some(thread) })
+        Ok(Self {
+            stop,
+            claim,
+            thread: Some(thread),
+        })
     }
 
     /// Sends the last beat and ends the thread.
@@ -321,7 +344,11 @@ impl Drop for Heartbeat {
     }
 }
 
-async fn beat_until(mut source: Source, stop: &CancellationToken, claims: &watch::Sender<NameClaim>) {
+async fn beat_until(
+    mut source: Source,
+    stop: &CancellationToken,
+    claims: &watch::Sender<NameClaim>,
+) {
     let mut ticks = tokio::time::interval(source.config.interval);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
     let mut pulse = Pulse::new(&source);
@@ -355,7 +382,14 @@ impl Pulse {
     fn new(source: &Source) -> Self {
         let system = sysinfo::System::new();
         let host = host_facts(&source.vitals);
-        Self { seq: 0, host, unsent: Vec::new(), dead: None, failing: false, system }
+        Self {
+            seq: 0,
+            host,
+            unsent: Vec::new(),
+            dead: None,
+            failing: false,
+            system,
+        }
     }
 
     async fn beat(&mut self, source: &Source, claims: &watch::Sender<NameClaim>, leaving: bool) {
@@ -366,8 +400,14 @@ impl Pulse {
         self.unsent.drain(..surplus);
         let phase = *source.phase.borrow();
         let record = self.record(source, phase);
-        let Ok(record) = serde_json::to_string(&record) else { return };
-        let events: Vec<_> = self.unsent.iter().map(|change| event(&source.identity, change)).collect();
+        let Ok(record) = serde_json::to_string(&record) else {
+            return;
+        };
+        let events: Vec<_> = self
+            .unsent
+            .iter()
+            .map(|change| event(&source.identity, change))
+            .collect();
         let beat = Beat {
             worker_id: &source.identity.worker_id,
             incarnation: &source.identity.incarnation,
@@ -394,12 +434,22 @@ impl Pulse {
         }
     }
 
-    fn note(&mut self, ownership: Ownership, identity: &Identity, claims: &watch::Sender<NameClaim>) {
+    fn note(
+        &mut self,
+        ownership: Ownership,
+        identity: &Identity,
+        claims: &watch::Sender<NameClaim>,
+    ) {
         let claim = match ownership {
             Ownership::Ours => NameClaim::Ours,
-            Ownership::Theirs { incarnation, host, pid } => {
+            Ownership::Theirs {
+                incarnation,
+                host,
+                pid,
+            } => {
                 // A dead process of this host cannot come back: its record is taken over at once.
-                let dead = host == identity.host && !std::path::Path::new(&format!("/proc/{pid}")).exists();
+                let dead = host == identity.host
+                    && !std::path::Path::new(&format!("/proc/{pid}")).exists();
                 self.dead = dead.then_some(incarnation);
                 NameClaim::Taken
             }
@@ -435,15 +485,24 @@ impl Pulse {
             model: facts.model.clone(),
             engine: facts.engine.clone(),
             host_info: self.host.clone(),
-            jobs: JobFacts { in_flight: in_flight.min(1), buffered: in_flight.saturating_sub(1), ..facts.jobs() },
+            jobs: JobFacts {
+                in_flight: in_flight.min(1),
+                buffered: in_flight.saturating_sub(1),
+                ..facts.jobs()
+            },
             progress: progress(&vitals.progress),
             broker: BrokerFacts {
                 connected: vitals.connected.load(Ordering::Relaxed),
                 consuming: vitals.consuming.load(Ordering::Relaxed),
-                blocked: vitals.blocked.lock().is_ok_and(|b| b.load(Ordering::Relaxed)),
+                blocked: vitals
+                    .blocked
+                    .lock()
+                    .is_ok_and(|b| b.load(Ordering::Relaxed)),
                 generation: vitals.generation.load(Ordering::Relaxed),
             },
-            memory: MemoryFacts { rss_bytes: rss(&mut self.system) },
+            memory: MemoryFacts {
+                rss_bytes: rss(&mut self.system),
+            },
             last_error: facts.last_error.clone(),
         }
     }
@@ -467,7 +526,11 @@ fn progress(progress: &Progress) -> ProgressFacts {
     ProgressFacts {
         counter: progress.counter.load(Ordering::Relaxed),
         at_ms: progress.at_ms.load(Ordering::Relaxed),
-        busy_ms: if since == 0 { 0 } else { unix_ms().saturating_sub(since) },
+        busy_ms: if since == 0 {
+            0
+        } else {
+            unix_ms().saturating_sub(since)
+        },
     }
 }
 
@@ -483,7 +546,11 @@ fn host_facts(_vitals: &Vitals) -> HostFacts {
     system.refresh_memory();
     system.refresh_cpu_list(sysinfo::CpuRefreshKind::nothing());
     HostFacts {
-        cpu_model: system.cpus().first().map(|c| c.brand().to_owned()).unwrap_or_default(),
+        cpu_model: system
+            .cpus()
+            .first()
+            .map(|c| c.brand().to_owned())
+            .unwrap_or_default(),
         cores: std::thread::available_parallelism().map_or(1, |n| n.get() as u64),
         ram_bytes: system.total_memory(),
         gpu_model: gpu_model(),
@@ -496,9 +563,12 @@ fn host_facts(_vitals: &Vitals) -> HostFacts {
 /// The driver names its cards under `/proc`.
 fn gpu_model() -> Option<String> {
     let cards = std::fs::read_dir("/proc/driver/nvidia/gpus").ok()?;
-    let mut texts = cards.filter_map(|card| std::fs::read_to_string(card.ok()?.path().join("information")).ok());
+    let mut texts = cards
+        .filter_map(|card| std::fs::read_to_string(card.ok()?.path().join("information")).ok());
     let text = texts.next()?;
-    text.lines().find_map(|line| line.strip_prefix("Model:")).map(|model| model.trim().to_owned())
+    text.lines()
+        .find_map(|line| line.strip_prefix("Model:"))
+        .map(|model| model.trim().to_owned())
 }
 
 /// Time after which a record without a beat is gone.

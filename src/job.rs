@@ -24,7 +24,9 @@ pub enum Encoding {
 impl Encoding {
     /// What an AMQP `content_type` says; anything that does not name JSON is MessagePack.
     pub fn from_content_type(content_type: Option<&str>) -> Self {
-        let essence = content_type.and_then(|t| t.split(';').next()).map(str::trim);
+        let essence = content_type
+            .and_then(|t| t.split(';').next())
+            .map(str::trim);
         match essence {
             Some(t) if t.eq_ignore_ascii_case("application/json") => Self::Json,
             Some(_) | None => Self::MessagePack,
@@ -63,7 +65,9 @@ impl Encoding {
                     .map_err(|e| format!("not MessagePack: {e}"))?;
                 match rest.len() {
                     0 => Ok(value),
-                    n => Err(format!("not MessagePack: {n} bytes after the end of the value")),
+                    n => Err(format!(
+                        "not MessagePack: {n} bytes after the end of the value"
+                    )),
                 }
             }
         }
@@ -84,7 +88,9 @@ impl<'de> Deserialize<'de> for V1 {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         match u64::deserialize(deserializer)? {
             1 => Ok(Self),
-            other => Err(de::Error::custom(format!("version {other} is not supported, only 1 is"))),
+            other => Err(de::Error::custom(format!(
+                "version {other} is not supported, only 1 is"
+            ))),
         }
     }
 }
@@ -468,7 +474,9 @@ fn invalid(message: impl Into<String>) -> Failure {
 /// # Errors
 /// Says who can be answered and what is wrong, naming the field.
 pub fn decode(body: &[u8], encoding: Encoding) -> Result<Job, Undecodable> {
-    let document = encoding.decode(body).map_err(|m| Undecodable::Anonymous(invalid(m)))?;
+    let document = encoding
+        .decode(body)
+        .map_err(|m| Undecodable::Anonymous(invalid(m)))?;
     let Value::Map(fields) = document else {
         return Err(Undecodable::Anonymous(invalid("the body is not a map")));
     };
@@ -483,7 +491,9 @@ pub fn decode(body: &[u8], encoding: Encoding) -> Result<Job, Undecodable> {
         Some(_) | None => Kind::Score,
     };
     let model_version = field(&fields, "model_version").and_then(Value::as_u64);
-    let context = field(&fields, "context").filter(|c| check_context(c).is_ok()).cloned();
+    let context = field(&fields, "context")
+        .filter(|c| check_context(c).is_ok())
+        .cloned();
     parse(fields, encoding).map_err(|failure| Undecodable::Named {
         submission_id,
         kind,
@@ -497,7 +507,11 @@ fn parse(mut fields: Vec<(Value, Value)>, encoding: Encoding) -> Result<Job, Fai
     check_unique(&fields)?;
     let kind = match fields.iter().position(|(k, _)| k.as_str() == Some("kind")) {
         Some(at) => fields.remove(at).1,
-        None => return Err(invalid("kind: missing, it must be \"score\" or \"validate\"")),
+        None => {
+            return Err(invalid(
+                "kind: missing, it must be \"score\" or \"validate\"",
+            ));
+        }
     };
     match kind.as_str() {
         Some("score") => {
@@ -508,7 +522,9 @@ fn parse(mut fields: Vec<(Value, Value)>, encoding: Encoding) -> Result<Job, Fai
             let message: ValidateMessage = typed(Value::Map(fields), encoding)?;
             message.try_into()
         }
-        Some(_) | None => Err(invalid(format!("kind: {kind} is neither \"score\" nor \"validate\""))),
+        Some(_) | None => Err(invalid(format!(
+            "kind: {kind} is neither \"score\" nor \"validate\""
+        ))),
     }
 }
 
@@ -544,7 +560,10 @@ fn check_unique(fields: &[(Value, Value)]) -> Result<(), Failure> {
 }
 
 fn field<'a>(fields: &'a [(Value, Value)], name: &str) -> Option<&'a Value> {
-    fields.iter().find(|(k, _)| k.as_str() == Some(name)).map(|(_, v)| v)
+    fields
+        .iter()
+        .find(|(k, _)| k.as_str() == Some(name))
+        .map(|(_, v)| v)
 }
 
 fn text_field<'a>(fields: &'a [(Value, Value)], name: &str) -> Option<&'a str> {
@@ -554,7 +573,9 @@ fn text_field<'a>(fields: &'a [(Value, Value)], name: &str) -> Option<&'a str> {
 /// Whether the text can name a job.
 pub fn is_submission_id(text: &str) -> bool {
     (1..=128).contains(&text.len())
-        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._:-".contains(&b))
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"._:-".contains(&b))
 }
 
 fn check_context(context: &Value) -> Result<(), Failure> {
@@ -563,7 +584,9 @@ fn check_context(context: &Value) -> Result<(), Failure> {
     }
     let size = rmp_serde::to_vec(context).map_or(usize::MAX, |bytes| bytes.len());
     if size > MAX_CONTEXT_BYTES {
-        return Err(invalid(format!("context: {size} bytes encoded, at most {MAX_CONTEXT_BYTES} are allowed")));
+        return Err(invalid(format!(
+            "context: {size} bytes encoded, at most {MAX_CONTEXT_BYTES} are allowed"
+        )));
     }
     Ok(())
 }
@@ -576,16 +599,24 @@ fn check_validation(validation: Option<Validation>) -> Result<Validation, Failur
     let shards = validation.shards.as_deref().unwrap_or_default();
     let mut seen = std::collections::HashSet::new();
     if let Some(repeated) = shards.iter().find(|id| !seen.insert(**id)) {
-        return Err(invalid(format!("validation.shards: {repeated} is given twice")));
+        return Err(invalid(format!(
+            "validation.shards: {repeated} is given twice"
+        )));
     }
     if validation.shards.as_ref().is_some_and(Vec::is_empty) {
-        return Err(invalid("validation.shards: empty; leave it out to use all shards"));
+        return Err(invalid(
+            "validation.shards: empty; leave it out to use all shards",
+        ));
     }
     Ok(validation)
 }
 
 fn check_submission_id(id: &str) -> Result<(), Failure> {
-    if is_submission_id(id) { Ok(()) } else { Err(invalid("submission_id: not a valid name")) }
+    if is_submission_id(id) {
+        Ok(())
+    } else {
+        Err(invalid("submission_id: not a valid name"))
+    }
 }
 
 impl TryFrom<ScoreMessage> for Job {
@@ -617,7 +648,9 @@ impl TryFrom<ValidateMessage> for Job {
         Ok(Self {
             submission_id: message.submission_id,
             model: message.model,
-            task: Task::Validate { model_version: message.model_version },
+            task: Task::Validate {
+                model_version: message.model_version,
+            },
             validation: check_validation(message.validation)?,
             deadline_ms: message.deadline_ms,
             context: message.context,
@@ -630,18 +663,26 @@ impl TryFrom<CandidateMessage> for Candidate {
 
     fn try_from(message: CandidateMessage) -> Result<Self, Failure> {
         let rule = match (message.semantics, message.learning_rate) {
-            (Semantics::Gradient, Some(learning_rate)) if learning_rate.is_finite() && learning_rate > 0.0 => {
+            (Semantics::Gradient, Some(learning_rate))
+                if learning_rate.is_finite() && learning_rate > 0.0 =>
+            {
                 Rule::Gradient { learning_rate }
             }
             (Semantics::Gradient, Some(_)) => {
-                return Err(invalid("candidate.learning_rate: must be finite and greater than 0"));
+                return Err(invalid(
+                    "candidate.learning_rate: must be finite and greater than 0",
+                ));
             }
             (Semantics::Gradient, None) => {
-                return Err(invalid("candidate.learning_rate: missing, a gradient needs one"));
+                return Err(invalid(
+                    "candidate.learning_rate: missing, a gradient needs one",
+                ));
             }
             (Semantics::ParamDiff, None) => Rule::ParamDiff,
             (Semantics::ParamDiff, Some(_)) => {
-                return Err(invalid("candidate.learning_rate: not allowed with param_diff"));
+                return Err(invalid(
+                    "candidate.learning_rate: not allowed with param_diff",
+                ));
             }
         };
         let sha256 = message.sha256.as_deref().map(parse_sha256).transpose()?;
@@ -649,15 +690,21 @@ impl TryFrom<CandidateMessage> for Candidate {
             (Some(url), None) => Source::Url(url),
             (None, Some(Blob(data))) => Source::Inline(data),
             (Some(_), Some(_)) => {
-                return Err(invalid("candidate.url, candidate.data: both given, exactly one is needed"));
+                return Err(invalid(
+                    "candidate.url, candidate.data: both given, exactly one is needed",
+                ));
             }
             (None, None) => {
-                return Err(invalid("candidate.url, candidate.data: neither given, exactly one is needed"));
+                return Err(invalid(
+                    "candidate.url, candidate.data: neither given, exactly one is needed",
+                ));
             }
         };
         if matches!(source, Source::Url(_)) && (sha256.is_none() || message.size.is_none()) {
             let missing = if sha256.is_none() { "sha256" } else { "size" };
-            return Err(invalid(format!("candidate.{missing}: missing, it is required with url")));
+            return Err(invalid(format!(
+                "candidate.{missing}: missing, it is required with url"
+            )));
         }
         Ok(Self {
             format: message.format,
@@ -692,7 +739,9 @@ mod tests {
         let mut body = sound();
         change(&mut body);
         match decode(&serde_json::to_vec(&body).unwrap(), Encoding::Json) {
-            Err(Undecodable::Named { failure, .. } | Undecodable::Anonymous(failure)) => failure.message,
+            Err(Undecodable::Named { failure, .. } | Undecodable::Anonymous(failure)) => {
+                failure.message
+            }
             Ok(job) => panic!("accepted: {job:?}"),
         }
     }
@@ -701,10 +750,14 @@ mod tests {
     fn the_same_job_decodes_equally_from_json_and_messagepack() {
         let json = decode(&serde_json::to_vec(&sound()).unwrap(), Encoding::Json).unwrap();
         let mut message = rmpv::ext::to_value(sound()).unwrap();
-        let Value::Map(fields) = &mut message else { panic!() };
+        let Value::Map(fields) = &mut message else {
+            panic!()
+        };
         for (key, value) in fields {
             if key.as_str() == Some("candidate") {
-                let Value::Map(candidate) = value else { panic!() };
+                let Value::Map(candidate) = value else {
+                    panic!()
+                };
                 for (key, value) in candidate {
                     if key.as_str() == Some("data") {
                         *value = Value::Binary(b"{}".to_vec());
@@ -719,23 +772,56 @@ mod tests {
     #[test]
     fn every_broken_field_is_named() {
         for (expected, message) in [
-            ("candidate.data", refusal(|b| b["candidate"]["data"] = json!("%%"))),
-            ("candidate.learning_rate", refusal(|b| b["candidate"]["learning_rate"] = json!(0))),
-            ("candidate.learning_rate", refusal(|b| b["candidate"]["semantics"] = json!("param_diff"))),
-            ("candidate.format", refusal(|b| b["candidate"]["format"] = json!("pickle"))),
-            ("candidate.sha256", refusal(|b| b["candidate"]["sha256"] = json!("12"))),
-            ("candidate.url", refusal(|b| b["candidate"]["url"] = json!("file:///x"))),
+            (
+                "candidate.data",
+                refusal(|b| b["candidate"]["data"] = json!("%%")),
+            ),
+            (
+                "candidate.learning_rate",
+                refusal(|b| b["candidate"]["learning_rate"] = json!(0)),
+            ),
+            (
+                "candidate.learning_rate",
+                refusal(|b| b["candidate"]["semantics"] = json!("param_diff")),
+            ),
+            (
+                "candidate.format",
+                refusal(|b| b["candidate"]["format"] = json!("pickle")),
+            ),
+            (
+                "candidate.sha256",
+                refusal(|b| b["candidate"]["sha256"] = json!("12")),
+            ),
+            (
+                "candidate.url",
+                refusal(|b| b["candidate"]["url"] = json!("file:///x")),
+            ),
             ("colour", refusal(|b| b["colour"] = json!("red"))),
             ("kind", refusal(|b| b["kind"] = json!("guess"))),
             ("v", refusal(|b| b["v"] = json!(2))),
             ("model_version", refusal(|b| b["model_version"] = json!(-1))),
-            ("validation.shards", refusal(|b| b["validation"] = json!({"shards": [3, 3]}))),
-            ("validation.nonce", refusal(|b| b["validation"] = json!({"nonce": "x".repeat(65)}))),
-            ("context", refusal(|b| b["context"] = json!({"long": "x".repeat(5000)}))),
+            (
+                "validation.shards",
+                refusal(|b| b["validation"] = json!({"shards": [3, 3]})),
+            ),
+            (
+                "validation.nonce",
+                refusal(|b| b["validation"] = json!({"nonce": "x".repeat(65)})),
+            ),
+            (
+                "context",
+                refusal(|b| b["context"] = json!({"long": "x".repeat(5000)})),
+            ),
             ("context", refusal(|b| b["context"] = json!([1]))),
-            ("submission_id", refusal(|b| b["submission_id"] = json!("a b"))),
+            (
+                "submission_id",
+                refusal(|b| b["submission_id"] = json!("a b")),
+            ),
         ] {
-            assert!(message.contains(expected), "{message:?} does not name {expected}");
+            assert!(
+                message.contains(expected),
+                "{message:?} does not name {expected}"
+            );
         }
     }
 
@@ -743,7 +829,10 @@ mod tests {
     fn a_body_without_a_name_is_anonymous() {
         for body in [&b"\xc1"[..], b"[1]", b"{}", b"{\"submission_id\": 5}", b""] {
             for encoding in [Encoding::Json, Encoding::MessagePack] {
-                assert!(matches!(decode(body, encoding), Err(Undecodable::Anonymous(_))), "{body:?}");
+                assert!(
+                    matches!(decode(body, encoding), Err(Undecodable::Anonymous(_))),
+                    "{body:?}"
+                );
             }
         }
     }

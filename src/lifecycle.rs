@@ -65,7 +65,10 @@ impl State {
 /// Why a worker is in its state: the stable words of `state_detail`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-#[expect(missing_docs, reason = "the words are the contract's; the README's troubleshooting explains each")]
+#[expect(
+    missing_docs,
+    reason = "the words are the contract's; the README's troubleshooting explains each"
+)]
 pub enum Detail {
     Initializing,
     LoadingModel,
@@ -148,7 +151,11 @@ pub struct Lifecycle {
 
 impl Lifecycle {
     /// A worker that has just begun, and where its changes can be read.
-    pub fn start() -> (Self, watch::Receiver<Phase>, std::sync::mpsc::Receiver<Change>) {
+    pub fn start() -> (
+        Self,
+        watch::Receiver<Phase>,
+        std::sync::mpsc::Receiver<Change>,
+    ) {
         let phase = Phase {
             state: State::Starting,
             detail: Detail::Initializing,
@@ -159,9 +166,19 @@ impl Lifecycle {
         let (sender, receiver) = watch::channel(phase);
         let (changes, log) = std::sync::mpsc::channel();
         // The first entry of the stream: the process began.
-        let began = changes.send(Change { from: phase, to: phase });
+        let began = changes.send(Change {
+            from: phase,
+            to: phase,
+        });
         debug_assert!(began.is_ok());
-        (Self { phase: sender, changes }, receiver, log)
+        (
+            Self {
+                phase: sender,
+                changes,
+            },
+            receiver,
+            log,
+        )
     }
 
     /// The current phase.
@@ -176,13 +193,32 @@ impl Lifecycle {
             return;
         }
         if from.state != state && !from.state.may_become(state) {
-            tracing::error!(from = from.state.as_str(), to = state.as_str(), "refused an illegal state change");
+            tracing::error!(
+                from = from.state.as_str(),
+                to = state.as_str(),
+                "refused an illegal state change"
+            );
             return;
         }
         let now = unix_ms();
-        let last_ready_at_ms = if state == State::Ready { now } else { from.last_ready_at_ms };
-        let to = Phase { state, detail, since_ms: now, last_ready_at_ms, changes: from.changes + 1 };
-        tracing::info!(from = from.state.as_str(), to = state.as_str(), detail = detail.as_str(), "state changed");
+        let last_ready_at_ms = if state == State::Ready {
+            now
+        } else {
+            from.last_ready_at_ms
+        };
+        let to = Phase {
+            state,
+            detail,
+            since_ms: now,
+            last_ready_at_ms,
+            changes: from.changes + 1,
+        };
+        tracing::info!(
+            from = from.state.as_str(),
+            to = state.as_str(),
+            detail = detail.as_str(),
+            "state changed"
+        );
         if self.changes.send(Change { from, to }).is_err() {
             tracing::debug!("nobody reads state changes any more");
         }
@@ -199,7 +235,13 @@ mod tests {
 
     #[test]
     fn only_a_warm_or_recovered_worker_becomes_ready() {
-        for state in [State::Starting, State::Updating, State::Reloading, State::Draining, State::Stopped] {
+        for state in [
+            State::Starting,
+            State::Updating,
+            State::Reloading,
+            State::Draining,
+            State::Stopped,
+        ] {
             assert!(!state.may_become(State::Ready), "{state:?}");
         }
         assert!(State::Warming.may_become(State::Ready));
@@ -207,7 +249,14 @@ mod tests {
 
     #[test]
     fn a_drain_cannot_be_undone() {
-        for next in [State::Starting, State::Warming, State::Ready, State::Degraded, State::Updating, State::Reloading] {
+        for next in [
+            State::Starting,
+            State::Warming,
+            State::Ready,
+            State::Degraded,
+            State::Updating,
+            State::Reloading,
+        ] {
             assert!(!State::Draining.may_become(next));
             assert!(!State::Stopped.may_become(next));
         }

@@ -252,8 +252,10 @@ impl Package {
     /// When it is missing, unreadable or breaks the schema.
     pub fn read_manifest(dir: &Path) -> Result<(Manifest, String), PackageError> {
         let path = dir.join(MANIFEST);
-        let text = std::fs::read(&path).map_err(|e| PackageError::new(format!("{}: {e}", path.display())))?;
-        let broken = |e: &dyn std::fmt::Display| PackageError::new(format!("{}: {e}", path.display()));
+        let text = std::fs::read(&path)
+            .map_err(|e| PackageError::new(format!("{}: {e}", path.display())))?;
+        let broken =
+            |e: &dyn std::fmt::Display| PackageError::new(format!("{}: {e}", path.display()));
         let document: serde_json::Value = serde_json::from_slice(&text).map_err(|e| broken(&e))?;
         let manifest: Manifest =
             serde_path_to_error::deserialize(&document).map_err(|e| broken(&e))?;
@@ -272,7 +274,11 @@ impl Package {
             read_checked(dir, &external.file, &external.sha256)?;
         }
         let weights = match &manifest.weights {
-            Some(file) => Weights::open(&inside(dir, &file.file)?, Some(&file.sha256), &manifest.tensors)?,
+            Some(file) => Weights::open(
+                &inside(dir, &file.file)?,
+                Some(&file.sha256),
+                &manifest.tensors,
+            )?,
             None => Weights::from_graph(dir, &graph, &manifest.tensors)?,
         };
         let shards = manifest.shards.iter().map(|file| {
@@ -280,28 +286,66 @@ impl Package {
             parse_shard(file.id, &file.file, &bytes)
         });
         let shards = shards.collect::<Result<Vec<_>, _>>()?;
-        Ok(Self { dir: dir.to_owned(), manifest, package_id, graph, weights, shards })
+        Ok(Self {
+            dir: dir.to_owned(),
+            manifest,
+            package_id,
+            graph,
+            weights,
+            shards,
+        })
     }
 
     /// How windows are cut.
     pub fn cut(&self) -> Cut {
-        let Objective::CausalLm { window, windows_per_row, label_shift, .. } = self.manifest.objective;
-        Cut { window, windows_per_row, label_shift }
+        let Objective::CausalLm {
+            window,
+            windows_per_row,
+            label_shift,
+            ..
+        } = self.manifest.objective;
+        Cut {
+            window,
+            windows_per_row,
+            label_shift,
+        }
     }
 
     /// Looks a tensor up by its checkpoint name or an alias, if candidates may touch it.
     pub fn tensor(&self, name: &str) -> Option<TensorRef<'_>> {
-        let canonical = self.manifest.aliases.as_ref().and_then(|a| a.get(name)).map_or(name, String::as_str);
-        let index = self.weights.tensors.iter().position(|t| t.name == canonical)?;
+        let canonical = self
+            .manifest
+            .aliases
+            .as_ref()
+            .and_then(|a| a.get(name))
+            .map_or(name, String::as_str);
+        let index = self
+            .weights
+            .tensors
+            .iter()
+            .position(|t| t.name == canonical)?;
         let tensor = &self.weights.tensors[index];
         let trainable = self.manifest.is_trainable(canonical);
-        trainable.then_some(TensorRef { index, shape: &tensor.shape, numel: tensor.numel })
+        trainable.then_some(TensorRef {
+            index,
+            shape: &tensor.shape,
+            numel: tensor.numel,
+        })
     }
 
     /// Targets that count in a plan.
     pub fn targets(&self, plan: &Plan) -> u64 {
-        let Objective::CausalLm { label_shift, ignore_index, .. } = self.manifest.objective;
-        let counts = |w: &Window| w.chunk[label_shift..].iter().filter(|t| i64::from(**t) != ignore_index).count() as u64;
+        let Objective::CausalLm {
+            label_shift,
+            ignore_index,
+            ..
+        } = self.manifest.objective;
+        let counts = |w: &Window| {
+            w.chunk[label_shift..]
+                .iter()
+                .filter(|t| i64::from(**t) != ignore_index)
+                .count() as u64
+        };
         plan.windows.iter().map(counts).sum()
     }
 
@@ -317,35 +361,75 @@ impl Package {
 impl Manifest {
     /// Whether candidates may touch the tensor.
     pub fn is_trainable(&self, name: &str) -> bool {
-        self.trainable.as_ref().is_none_or(|globs| globs.iter().any(|glob| matches_glob(glob, name)))
+        self.trainable
+            .as_ref()
+            .is_none_or(|globs| globs.iter().any(|glob| matches_glob(glob, name)))
     }
 
     fn check(&self) -> Result<(), PackageError> {
-        let require = |sound: bool, problem: String| if sound { Ok(()) } else { Err(PackageError(problem)) };
-        require(is_model_name(&self.name), format!("name: {:?} must match [a-z0-9][a-z0-9_-]{{0,63}}", self.name))?;
-        require(!self.shards.is_empty(), "shards: empty, a score needs held-out data".into())?;
+        let require = |sound: bool, problem: String| {
+            if sound {
+                Ok(())
+            } else {
+                Err(PackageError(problem))
+            }
+        };
+        require(
+            is_model_name(&self.name),
+            format!(
+                "name: {:?} must match [a-z0-9][a-z0-9_-]{{0,63}}",
+                self.name
+            ),
+        )?;
+        require(
+            !self.shards.is_empty(),
+            "shards: empty, a score needs held-out data".into(),
+        )?;
         require(
             self.shards.windows(2).all(|pair| pair[0].id < pair[1].id),
             "shards: ids must ascend, none twice".into(),
         )?;
-        require(!self.tensors.is_empty(), "tensors: empty, there is nothing to patch".into())?;
-        let Objective::CausalLm { window, windows_per_row, label_shift, .. } = self.objective;
-        require((1..=1 << 20).contains(&window), "objective.window: must be 1 to 1048576".into())?;
-        require((1..=1 << 20).contains(&windows_per_row), "objective.windows_per_row: must be 1 to 1048576".into())?;
+        require(
+            !self.tensors.is_empty(),
+            "tensors: empty, there is nothing to patch".into(),
+        )?;
+        let Objective::CausalLm {
+            window,
+            windows_per_row,
+            label_shift,
+            ..
+        } = self.objective;
+        require(
+            (1..=1 << 20).contains(&window),
+            "objective.window: must be 1 to 1048576".into(),
+        )?;
+        require(
+            (1..=1 << 20).contains(&windows_per_row),
+            "objective.windows_per_row: must be 1 to 1048576".into(),
+        )?;
         require(
             (1..=window.min(255)).contains(&label_shift),
             "objective.label_shift: must be at least 1 and at most the window".into(),
         )?;
         for (name, tensor) in &self.tensors {
-            require(!tensor.places.is_empty(), format!("tensors.{name}.places: empty, it would never be patched"))?;
+            require(
+                !tensor.places.is_empty(),
+                format!("tensors.{name}.places: empty, it would never be patched"),
+            )?;
             require(
                 tensor.shape.len() == 2 || tensor.places.iter().all(|p| !p.transposed),
                 format!("tensors.{name}.places: only a matrix can be transposed"),
             )?;
         }
         for (alias, name) in self.aliases.iter().flatten() {
-            require(self.tensors.contains_key(name), format!("aliases.{alias}: there is no tensor {name}"))?;
-            require(!self.tensors.contains_key(alias), format!("aliases.{alias}: is a tensor itself"))?;
+            require(
+                self.tensors.contains_key(name),
+                format!("aliases.{alias}: there is no tensor {name}"),
+            )?;
+            require(
+                !self.tensors.contains_key(alias),
+                format!("aliases.{alias}: is a tensor itself"),
+            )?;
         }
         self.check_places()
     }
@@ -370,7 +454,9 @@ impl Manifest {
 /// `*` stands for any run of characters, everything else for itself.
 fn matches_glob(glob: &str, name: &str) -> bool {
     let mut parts = glob.split('*');
-    let Some(rest) = parts.next().and_then(|first| name.strip_prefix(first)) else { return false };
+    let Some(rest) = parts.next().and_then(|first| name.strip_prefix(first)) else {
+        return false;
+    };
     let mut rest = rest;
     let mut parts = parts.peekable();
     if parts.peek().is_none() {
@@ -401,13 +487,21 @@ fn package_id(mut document: serde_json::Value) -> String {
 /// Joins a file name of the manifest to the package, refusing every way out of it.
 fn inside(dir: &Path, file: &str) -> Result<PathBuf, PackageError> {
     let relative = Path::new(file);
-    let plain = !file.is_empty() && relative.components().all(|c| matches!(c, Component::Normal(_)));
-    if plain { Ok(dir.join(relative)) } else { Err(PackageError(format!("{file:?}: leads out of the package"))) }
+    let plain = !file.is_empty()
+        && relative
+            .components()
+            .all(|c| matches!(c, Component::Normal(_)));
+    if plain {
+        Ok(dir.join(relative))
+    } else {
+        Err(PackageError(format!("{file:?}: leads out of the package")))
+    }
 }
 
 fn read_checked(dir: &Path, file: &str, sha256: &str) -> Result<Vec<u8>, PackageError> {
     let path = inside(dir, file)?;
-    let bytes = std::fs::read(&path).map_err(|e| PackageError(format!("{}: {e}", path.display())))?;
+    let bytes =
+        std::fs::read(&path).map_err(|e| PackageError(format!("{}: {e}", path.display())))?;
     check_digest(&path, &Sha256::digest(&bytes), sha256)?;
     Ok(bytes)
 }
@@ -425,23 +519,46 @@ fn check_digest(path: &Path, found: &[u8], expected: &str) -> Result<(), Package
 
 fn parse_shard(id: u64, file: &str, bytes: &[u8]) -> Result<Shard, PackageError> {
     let broken = |problem: String| PackageError(format!("{file}: {problem}"));
-    let tensors = safetensors::SafeTensors::deserialize(bytes).map_err(|e| broken(e.to_string()))?;
-    let view = tensors.tensor("tokens").map_err(|_| broken("has no tensor \"tokens\"".into()))?;
+    let tensors =
+        safetensors::SafeTensors::deserialize(bytes).map_err(|e| broken(e.to_string()))?;
+    let view = tensors
+        .tensor("tokens")
+        .map_err(|_| broken("has no tensor \"tokens\"".into()))?;
     let row_length = match view.shape() {
         [n] | [_, n] => *n,
-        shape => return Err(broken(format!("\"tokens\" has shape {shape:?}, [n] or [rows, n] is needed"))),
+        shape => {
+            return Err(broken(format!(
+                "\"tokens\" has shape {shape:?}, [n] or [rows, n] is needed"
+            )));
+        }
     };
     let tokens = match view.dtype() {
-        safetensors::Dtype::I32 => {
-            view.data().as_chunks::<4>().0.iter().map(|b| Ok(i32::from_le_bytes(*b))).collect::<Result<Vec<_>, _>>()
+        safetensors::Dtype::I32 => view
+            .data()
+            .as_chunks::<4>()
+            .0
+            .iter()
+            .map(|b| Ok(i32::from_le_bytes(*b)))
+            .collect::<Result<Vec<_>, _>>(),
+        safetensors::Dtype::I64 => view
+            .data()
+            .as_chunks::<8>()
+            .0
+            .iter()
+            .map(|b| i32::try_from(i64::from_le_bytes(*b)))
+            .collect(),
+        dtype => {
+            return Err(broken(format!(
+                "\"tokens\" is {dtype:?}, I32 or I64 is needed"
+            )));
         }
-        safetensors::Dtype::I64 => {
-            view.data().as_chunks::<8>().0.iter().map(|b| i32::try_from(i64::from_le_bytes(*b))).collect()
-        }
-        dtype => return Err(broken(format!("\"tokens\" is {dtype:?}, I32 or I64 is needed"))),
     };
     let tokens = tokens.map_err(|_| broken("a token does not fit 32 bits".into()))?;
-    Ok(Shard { id, row_length, tokens })
+    Ok(Shard {
+        id,
+        row_length,
+        tokens,
+    })
 }
 
 #[cfg(test)]
@@ -469,13 +586,17 @@ mod tests {
         for file in ["../x", "/etc/passwd", "a/../../x", "", "./x"] {
             assert!(inside(dir, file).is_err(), "{file}");
         }
-        assert_eq!(inside(dir, "shards/a.safetensors").unwrap(), dir.join("shards/a.safetensors"));
+        assert_eq!(
+            inside(dir, "shards/a.safetensors").unwrap(),
+            dir.join("shards/a.safetensors")
+        );
     }
 
     #[test]
     fn the_package_id_ignores_version_weights_and_canary() {
         let a = serde_json::json!({"v": 1, "name": "m", "version": 1, "canary": {"loss": 1.0}, "b": [1], "a": 2});
-        let b = serde_json::json!({"a": 2, "b": [1], "name": "m", "v": 1, "version": 9, "weights": {}});
+        let b =
+            serde_json::json!({"a": 2, "b": [1], "name": "m", "v": 1, "version": 9, "weights": {}});
         assert_eq!(package_id(a), package_id(b));
     }
 }

@@ -16,7 +16,8 @@ use crate::failure::{Code, Failure};
 use crate::job::{Candidate, Job, Source, Task};
 use crate::package::plan::Plan;
 use crate::result::{
-    Addressee, Answerer, Body, CandidateFacts, Key, LossBody, ResultMessage, ScoreBody, Timings, Verdict,
+    Addressee, Answerer, Body, CandidateFacts, Key, LossBody, ResultMessage, ScoreBody, Timings,
+    Verdict,
 };
 use crate::store::Store;
 
@@ -65,7 +66,12 @@ impl Pipeline {
     ///
     /// # Errors
     /// When the fetcher cannot be made.
-    pub fn new(engine: EngineHandle, config: &Config, incarnation: &str, store: Option<Store>) -> anyhow::Result<Self> {
+    pub fn new(
+        engine: EngineHandle,
+        config: &Config,
+        incarnation: &str,
+        store: Option<Store>,
+    ) -> anyhow::Result<Self> {
         let manifest = &engine.package.manifest;
         let answerer = Answerer {
             model: manifest.name.clone(),
@@ -99,7 +105,10 @@ impl Pipeline {
 
     /// Judges a job; `received` is when it was delivered.
     pub async fn judge(&self, job: &Job, addressee: &Addressee, received: Instant) -> Judged {
-        let without_key = |failure| Judged::Fresh { verdict: Err(failure), key: None };
+        let without_key = |failure| Judged::Fresh {
+            verdict: Err(failure),
+            key: None,
+        };
         if let Err(failure) = self.check(job) {
             return without_key(failure);
         }
@@ -113,23 +122,41 @@ impl Pipeline {
                 if let Some(message) = self.lookup(&key).await {
                     return Judged::Stored { message, key };
                 }
-                Judged::Fresh { verdict: self.validate(job, plan).await, key: Some(key) }
+                Judged::Fresh {
+                    verdict: self.validate(job, plan).await,
+                    key: Some(key),
+                }
             }
             Task::Score { candidate, .. } => {
                 let sha256 = claimed_digest(candidate).await;
-                let key = Key::new(&self.answerer, addressee, Some((candidate, &sha256)), &plan.hash);
+                let key = Key::new(
+                    &self.answerer,
+                    addressee,
+                    Some((candidate, &sha256)),
+                    &plan.hash,
+                );
                 let began = Instant::now();
                 // The look-up is bounded; the fetch is what may take long.
-                let (stored, fetched) = tokio::join!(self.lookup(&key), self.fetcher.fetch(candidate));
+                let (stored, fetched) =
+                    tokio::join!(self.lookup(&key), self.fetcher.fetch(candidate));
                 if let Some(message) = stored {
                     return Judged::Stored { message, key };
                 }
-                let mut timings = Timings { fetch: millis(began), ..Timings::default() };
+                let mut timings = Timings {
+                    fetch: millis(began),
+                    ..Timings::default()
+                };
                 let verdict = match fetched {
-                    Ok(fetched) => self.score(job, candidate, fetched, plan, &mut timings, received).await,
+                    Ok(fetched) => {
+                        self.score(job, candidate, fetched, plan, &mut timings, received)
+                            .await
+                    }
                     Err(failure) => Err(failure),
                 };
-                Judged::Fresh { verdict, key: Some(key) }
+                Judged::Fresh {
+                    verdict,
+                    key: Some(key),
+                }
             }
         }
     }
@@ -142,20 +169,33 @@ impl Pipeline {
             return Err(Failure::new(Code::ModelMismatch, message));
         }
         check_deadline(job)?;
-        let Some(version) = job.task.model_version() else { return Ok(()) };
+        let Some(version) = job.task.model_version() else {
+            return Ok(());
+        };
         let code = match version.cmp(&ours.model_version) {
             std::cmp::Ordering::Equal => return Ok(()),
             std::cmp::Ordering::Less => Code::ModelVersionMismatch,
             std::cmp::Ordering::Greater => Code::ModelVersionUnavailable,
         };
-        let message = format!("model_version: the job names {version}, this worker has {}", ours.model_version);
-        Err(Failure::new(code, message).with("worker", ours.model_version).with("job", version))
+        let message = format!(
+            "model_version: the job names {version}, this worker has {}",
+            ours.model_version
+        );
+        Err(Failure::new(code, message)
+            .with("worker", ours.model_version)
+            .with("job", version))
     }
 
     fn plan(&self, job: &Job) -> Result<Arc<Plan>, Failure> {
         let package = &self.engine.package;
         let wanted = job.validation.shards.as_deref();
-        Plan::new(&package.shards, wanted, &job.validation.nonce, package.cut()).map(Arc::new)
+        Plan::new(
+            &package.shards,
+            wanted,
+            &job.validation.nonce,
+            package.cut(),
+        )
+        .map(Arc::new)
     }
 
     async fn lookup(&self, key: &Key) -> Option<Box<ResultMessage>> {
@@ -167,7 +207,10 @@ impl Pipeline {
     }
 
     async fn validate(&self, job: &Job, plan: Arc<Plan>) -> Verdict {
-        let losses = self.engine.validate(Arc::clone(&plan), self.score_timeout).await?;
+        let losses = self
+            .engine
+            .validate(Arc::clone(&plan), self.score_timeout)
+            .await?;
         check_deadline(job)?;
         Ok(Body::Loss(LossBody {
             loss: crate::score::mean(&losses),
@@ -191,12 +234,25 @@ impl Pipeline {
         let update = self.decode(candidate, fetched).await?;
         timings.decode = millis(began);
         check_deadline(job)?;
-        let facts = (update.tensors.len() as u64, update.entries(), update.l2_norm());
+        let facts = (
+            update.tensors.len() as u64,
+            update.entries(),
+            update.l2_norm(),
+        );
         let began = Instant::now();
-        let evaluation = self.engine.score(update, candidate.rule, Arc::clone(&plan), self.score_timeout).await?;
+        let evaluation = self
+            .engine
+            .score(
+                update,
+                candidate.rule,
+                Arc::clone(&plan),
+                self.score_timeout,
+            )
+            .await?;
         let stages = evaluation.times;
         timings.queued = (millis(began) - stages.apply - stages.forward - stages.restore).max(0.0);
-        (timings.apply, timings.forward, timings.restore) = (stages.apply, stages.forward, stages.restore);
+        (timings.apply, timings.forward, timings.restore) =
+            (stages.apply, stages.forward, stages.restore);
         timings.total = millis(received);
         let facts = CandidateFacts {
             sha256,
@@ -210,14 +266,26 @@ impl Pipeline {
 
     /// Off the async threads: a large candidate takes a while to inflate.
     async fn decode(&self, candidate: &Candidate, fetched: Fetched) -> Result<Update, Failure> {
-        let description = Candidate { source: Source::Inline(Vec::new()), ..candidate.clone() };
+        let description = Candidate {
+            source: Source::Inline(Vec::new()),
+            ..candidate.clone()
+        };
         let (package, limits) = (Arc::clone(&self.engine.package), Arc::clone(&self.limits));
-        let decoding =
-            tokio::task::spawn_blocking(move || candidate::decode(&fetched.bytes, &description, &package, &limits));
-        decoding.await.map_err(|e| Failure::new(Code::CandidateMalformed, format!("decoding failed: {e}")))?
+        let decoding = tokio::task::spawn_blocking(move || {
+            candidate::decode(&fetched.bytes, &description, &package, &limits)
+        });
+        decoding
+            .await
+            .map_err(|e| Failure::new(Code::CandidateMalformed, format!("decoding failed: {e}")))?
     }
 
-    fn body(&self, evaluation: &Evaluation, plan: &Plan, candidate: CandidateFacts, timings_ms: Timings) -> Body {
+    fn body(
+        &self,
+        evaluation: &Evaluation,
+        plan: &Plan,
+        candidate: CandidateFacts,
+        timings_ms: Timings,
+    ) -> Body {
         let paired = evaluation.paired;
         Body::Score(Box::new(ScoreBody {
             score: paired.delta.max(0.0),
@@ -248,7 +316,10 @@ async fn claimed_digest(candidate: &Candidate) -> [u8; 32] {
 fn check_deadline(job: &Job) -> Result<(), Failure> {
     match job.deadline_ms.filter(|deadline| unix_ms() > *deadline) {
         Some(deadline) => {
-            let message = format!("deadline_ms: {deadline} has passed by {} ms", unix_ms().saturating_sub(deadline));
+            let message = format!(
+                "deadline_ms: {deadline} has passed by {} ms",
+                unix_ms().saturating_sub(deadline)
+            );
             Err(Failure::new(Code::DeadlineExceeded, message))
         }
         None => Ok(()),

@@ -181,7 +181,12 @@ impl ResultMessage {
     pub fn new(answerer: &Answerer, addressee: Addressee, verdict: Verdict) -> Self {
         let (status, body) = match verdict {
             Ok(body) => (Status::Scored, body),
-            Err(failure) => (failure.code.status(), Body::Error { error: failure.to_error() }),
+            Err(failure) => (
+                failure.code.status(),
+                Body::Error {
+                    error: failure.to_error(),
+                },
+            ),
         };
         Self {
             v: V1,
@@ -204,7 +209,12 @@ impl ResultMessage {
     /// Equal for every copy, so that a reader can drop duplicates.
     pub fn message_id(&self, key: Option<&Key>) -> String {
         let key = key.map_or("", |key| &key.0);
-        format!("{}:{}:{}:{key}", self.submission_id, self.model_version, self.status.as_str())
+        format!(
+            "{}:{}:{}:{key}",
+            self.submission_id,
+            self.model_version,
+            self.status.as_str()
+        )
     }
 
     /// The error code, where there is one.
@@ -231,7 +241,12 @@ pub struct Key(pub String);
 impl Key {
     /// The key of a job on these weights and windows. `sha256` is the claimed digest for a URL,
     /// the real one for inline data.
-    pub fn new(answerer: &Answerer, addressee: &Addressee, candidate: Option<(&Candidate, &[u8; 32])>, plan: &[u8; 32]) -> Self {
+    pub fn new(
+        answerer: &Answerer,
+        addressee: &Addressee,
+        candidate: Option<(&Candidate, &[u8; 32])>,
+        plan: &[u8; 32],
+    ) -> Self {
         let nil = Value::Nil;
         let text = |t: &str| Value::from(t);
         let rule = candidate.map(|(c, _)| c.rule);
@@ -244,7 +259,8 @@ impl Key {
             candidate.map_or(nil.clone(), |(_, sha256)| text(&hex::encode(sha256))),
             candidate.map_or(nil.clone(), |(c, _)| text(c.format.as_str())),
             rule.map_or(nil.clone(), |r| text(r.semantics().as_str())),
-            rule.and_then(crate::job::Rule::learning_rate).map_or(nil, Value::from),
+            rule.and_then(crate::job::Rule::learning_rate)
+                .map_or(nil, Value::from),
             text(&hex::encode(plan)),
         ]);
         let mut packed = Vec::new();
@@ -275,36 +291,55 @@ mod tests {
             submission_id: "s".into(),
             kind: Kind::Validate,
             model_version: None,
-            context: Some(Value::Map(vec![(Value::from(1), Value::Binary(vec![1, 2]))])),
+            context: Some(Value::Map(vec![(
+                Value::from(1),
+                Value::Binary(vec![1, 2]),
+            )])),
             attempt: 1,
         }
     }
 
     #[test]
     fn a_result_survives_both_encodings_with_full_precision() {
-        let body = Body::Loss(LossBody { loss: 0.1 + 0.2, windows: 3, tokens: 9, plan: "x".into() });
+        let body = Body::Loss(LossBody {
+            loss: 0.1 + 0.2,
+            windows: 3,
+            tokens: 9,
+            plan: "x".into(),
+        });
         let mut message = ResultMessage::new(&answerer(), addressee(), Ok(body));
         let packed = Encoding::MessagePack.encode(&message).unwrap();
         let read: ResultMessage = rmp_serde::from_slice(&packed).unwrap();
         assert_eq!(read, message);
         message.context = None;
         let json = Encoding::Json.encode(&message).unwrap();
-        assert_eq!(serde_json::from_slice::<ResultMessage>(&json).unwrap(), message);
+        assert_eq!(
+            serde_json::from_slice::<ResultMessage>(&json).unwrap(),
+            message
+        );
     }
 
     #[test]
     fn the_key_depends_on_what_is_asked_and_not_on_who_answers() {
         let key = |answerer: &Answerer, plan| Key::new(answerer, &addressee(), None, plan);
-        let other = Answerer { worker_id: "b".into(), incarnation: "j".into(), ..answerer() };
+        let other = Answerer {
+            worker_id: "b".into(),
+            incarnation: "j".into(),
+            ..answerer()
+        };
         assert_eq!(key(&answerer(), &[0; 32]), key(&other, &[0; 32]));
         assert_ne!(key(&answerer(), &[0; 32]), key(&answerer(), &[1; 32]));
-        let newer = Answerer { weights_id: "w2".into(), ..answerer() };
+        let newer = Answerer {
+            weights_id: "w2".into(),
+            ..answerer()
+        };
         assert_ne!(key(&answerer(), &[0; 32]), key(&newer, &[0; 32]));
     }
 
     #[test]
     fn failures_and_configuration_are_never_stored() {
-        let result = |code| ResultMessage::new(&answerer(), addressee(), Err(Failure::new(code, "x")));
+        let result =
+            |code| ResultMessage::new(&answerer(), addressee(), Err(Failure::new(code, "x")));
         assert!(result(Code::CandidateMalformed).may_be_stored());
         assert!(!result(Code::CandidateTooLarge).may_be_stored());
         assert!(!result(Code::OutOfMemory).may_be_stored());

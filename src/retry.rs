@@ -23,7 +23,11 @@ impl Backoff {
 
     /// Doubling from `first` to `most`.
     pub fn between(first: Duration, most: Duration) -> Self {
-        Self { first, most, next: first }
+        Self {
+            first,
+            most,
+            next: first,
+        }
     }
 
     /// The next wait.
@@ -66,7 +70,9 @@ pub fn dispose(
     deadline_ms: Option<u64>,
     delays: &[Duration],
 ) -> Disposition {
-    let Err(failure) = verdict else { return Disposition::Answer };
+    let Err(failure) = verdict else {
+        return Disposition::Answer;
+    };
     match failure.code.remedy() {
         Remedy::Answer => Disposition::Answer,
         Remedy::Retry => {
@@ -86,9 +92,17 @@ fn ends_too_late(delay: Duration, deadline_ms: Option<u64>) -> bool {
 }
 
 /// A newer job whose next rung would end after its deadline is answered `deadline_exceeded`.
-pub fn too_late_for_the_next_rung(failure: &Failure, attempt: u32, deadline_ms: Option<u64>, delays: &[Duration]) -> bool {
+pub fn too_late_for_the_next_rung(
+    failure: &Failure,
+    attempt: u32,
+    deadline_ms: Option<u64>,
+    delays: &[Duration],
+) -> bool {
     let rung = usize::try_from(attempt.saturating_sub(1)).unwrap_or(usize::MAX);
-    failure.code == Code::ModelVersionUnavailable && delays.get(rung).is_some_and(|d| ends_too_late(*d, deadline_ms))
+    failure.code == Code::ModelVersionUnavailable
+        && delays
+            .get(rung)
+            .is_some_and(|d| ends_too_late(*d, deadline_ms))
 }
 
 #[cfg(test)]
@@ -106,7 +120,10 @@ mod tests {
         let mut backoff = Backoff::new();
         for expected in [1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0] {
             let wait = backoff.wait().as_secs_f64();
-            assert!((0.75 * expected..=expected).contains(&wait), "{wait} for {expected}");
+            assert!(
+                (0.75 * expected..=expected).contains(&wait),
+                "{wait} for {expected}"
+            );
         }
         backoff.reset();
         assert!(backoff.wait() <= Duration::from_secs(1));
@@ -115,16 +132,33 @@ mod tests {
     #[test]
     fn transient_failures_climb_every_rung_and_are_then_answered_and_parked() {
         let verdict = failed(Code::CandidateUnavailable);
-        assert_eq!(dispose(&verdict, 1, None, &DELAYS), Disposition::Climb { rung: 0 });
-        assert_eq!(dispose(&verdict, 2, None, &DELAYS), Disposition::Climb { rung: 1 });
-        assert_eq!(dispose(&verdict, 3, None, &DELAYS), Disposition::AnswerAndPark);
+        assert_eq!(
+            dispose(&verdict, 1, None, &DELAYS),
+            Disposition::Climb { rung: 0 }
+        );
+        assert_eq!(
+            dispose(&verdict, 2, None, &DELAYS),
+            Disposition::Climb { rung: 1 }
+        );
+        assert_eq!(
+            dispose(&verdict, 3, None, &DELAYS),
+            Disposition::AnswerAndPark
+        );
         assert_eq!(dispose(&verdict, 1, None, &[]), Disposition::AnswerAndPark);
     }
 
     #[test]
     fn refusals_and_time_outs_are_answered_at_once() {
-        for code in [Code::CandidateMalformed, Code::ScoreTimeout, Code::OutOfMemory, Code::DeadlineExceeded] {
-            assert_eq!(dispose(&failed(code), 1, None, &DELAYS), Disposition::Answer);
+        for code in [
+            Code::CandidateMalformed,
+            Code::ScoreTimeout,
+            Code::OutOfMemory,
+            Code::DeadlineExceeded,
+        ] {
+            assert_eq!(
+                dispose(&failed(code), 1, None, &DELAYS),
+                Disposition::Answer
+            );
         }
     }
 
@@ -133,6 +167,9 @@ mod tests {
         let failure = Failure::new(Code::ModelVersionUnavailable, "x");
         let soon = Some(unix_ms() + 100);
         assert!(too_late_for_the_next_rung(&failure, 1, soon, &DELAYS));
-        assert_eq!(dispose(&Err(failure), 1, soon, &DELAYS), Disposition::Answer);
+        assert_eq!(
+            dispose(&Err(failure), 1, soon, &DELAYS),
+            Disposition::Answer
+        );
     }
 }

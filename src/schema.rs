@@ -10,7 +10,13 @@ use crate::package::Manifest;
 use crate::result::ResultMessage;
 
 /// All schemas by name.
-pub const NAMES: [&str; 5] = ["score_job.v1", "score_result.v1", "heartbeat.v1", "control.v1", "model_package.v1"];
+pub const NAMES: [&str; 5] = [
+    "score_job.v1",
+    "score_result.v1",
+    "heartbeat.v1",
+    "control.v1",
+    "model_package.v1",
+];
 
 /// The schema of this name, draft 2020-12.
 pub fn schema(name: &str) -> Option<Schema> {
@@ -25,5 +31,7 @@ pub fn schema(name: &str) -> Option<Schema> {
 }
 
 fn of<T: JsonSchema>() -> Schema {
-    SchemaSettings::draft2020_12().into_generator().into_root_schema_for::<T>()
+    SchemaSettings::draft2020_12()
+        .into_generator()
+        .into_root_schema_for::<T>()
 }

@@ -19,13 +19,19 @@ pub struct Paired {
 }
 
 /// The unweighted mean of per-window losses. The caller guarantees at least one window.
-#[expect(clippy::cast_precision_loss, reason = "window counts are far below 2^52")]
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "window counts are far below 2^52"
+)]
 pub fn mean(losses: &[f64]) -> f64 {
     losses.iter().sum::<f64>() / losses.len() as f64
 }
 
 /// Pairs the losses of equal windows.
-#[expect(clippy::cast_precision_loss, reason = "window counts are far below 2^52")]
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "window counts are far below 2^52"
+)]
 pub fn paired(before: &[f64], after: &[f64]) -> Paired {
     debug_assert_eq!(before.len(), after.len());
     let differences: Vec<f64> = before.iter().zip(after).map(|(b, a)| b - a).collect();
@@ -39,7 +45,13 @@ pub fn paired(before: &[f64], after: &[f64]) -> Paired {
         let t = StudentsT::new(0.0, 1.0, n - 1.0).ok()?.inverse_cdf(0.975);
         Some([delta - t * stderr, delta + t * stderr])
     });
-    Paired { loss_before: mean(before), loss_after: mean(after), delta, stderr, ci95 }
+    Paired {
+        loss_before: mean(before),
+        loss_after: mean(after),
+        delta,
+        stderr,
+        ci95,
+    }
 }
 
 #[cfg(test)]
@@ -58,7 +70,10 @@ mod tests {
     #[test]
     fn one_window_has_no_standard_error() {
         let paired = paired(&[2.0], &[1.5]);
-        assert_eq!((paired.delta, paired.stderr, paired.ci95), (0.5, None, None));
+        assert_eq!(
+            (paired.delta, paired.stderr, paired.ci95),
+            (0.5, None, None)
+        );
     }
 
     #[test]

@@ -33,7 +33,9 @@ pub struct Keys {
 impl Keys {
     /// Keys under `NAMESPACE:{MODEL}`.
     pub fn new(namespace: &str, model: &str) -> Self {
-        Self { prefix: format!("{namespace}:{{{model}}}") }
+        Self {
+            prefix: format!("{namespace}:{{{model}}}"),
+        }
     }
 
     fn worker(&self, id: &str) -> String {
@@ -63,12 +65,15 @@ pub struct Store {
 
 impl std::fmt::Debug for Store {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Store").field("keys", &self.keys).finish_non_exhaustive()
+        f.debug_struct("Store")
+            .field("keys", &self.keys)
+            .finish_non_exhaustive()
     }
 }
 
 fn manager(config: &RedisConfig) -> Result<ConnectionManager, StoreError> {
-    let client = redis::Client::open(config.url.as_str()).map_err(|e| StoreError(format!("redis.url: {e}")))?;
+    let client = redis::Client::open(config.url.as_str())
+        .map_err(|e| StoreError(format!("redis.url: {e}")))?;
     let settings = ConnectionManagerConfig::new()
         .set_number_of_retries(2)
         .set_min_delay(Duration::from_millis(50))
@@ -158,7 +163,11 @@ impl Store {
     /// When the URL is unusable; an absent Redis is no error.
     pub fn new(config: &RedisConfig, model: &str) -> Result<Self, StoreError> {
         let keys = Keys::new(&config.namespace, model);
-        Ok(Self { connection: manager(config)?, keys, open_again_ms: Arc::default() })
+        Ok(Self {
+            connection: manager(config)?,
+            keys,
+            open_again_ms: Arc::default(),
+        })
     }
 
     /// Writes one beat.
@@ -166,13 +175,22 @@ impl Store {
     /// # Errors
     /// When Redis does not take it in time.
     pub async fn beat(&self, beat: &Beat<'_>) -> Result<Ownership, StoreError> {
-        let own_name = format!("{}~{}", beat.worker_id, beat.incarnation.chars().take(8).collect::<String>());
+        let own_name = format!(
+            "{}~{}",
+            beat.worker_id,
+            beat.incarnation.chars().take(8).collect::<String>()
+        );
         let script = Script::new(BEAT);
         let mut call = script.key(self.keys.worker(beat.worker_id));
-        call.key(self.keys.worker(&own_name)).key(self.keys.workers()).key(self.keys.events());
+        call.key(self.keys.worker(&own_name))
+            .key(self.keys.workers())
+            .key(self.keys.events());
         call.arg(beat.incarnation).arg(beat.record);
         call.arg(u64::try_from(beat.ttl.as_millis()).unwrap_or(u64::MAX));
-        call.arg(beat.worker_id).arg(&own_name).arg(beat.dead.unwrap_or("-")).arg(u8::from(beat.leaving));
+        call.arg(beat.worker_id)
+            .arg(&own_name)
+            .arg(beat.dead.unwrap_or("-"))
+            .arg(u8::from(beat.leaving));
         for event in beat.events {
             call.arg(event.len() * 2);
             for (field, value) in event {
@@ -180,10 +198,17 @@ impl Store {
             }
         }
         let mut connection = self.connection.clone();
-        let invoked = tokio::time::timeout(BEAT_TIMEOUT, call.invoke_async::<(String, String, u32)>(&mut connection));
+        let invoked = tokio::time::timeout(
+            BEAT_TIMEOUT,
+            call.invoke_async::<(String, String, u32)>(&mut connection),
+        );
         match invoked.await {
             Ok(Ok((incarnation, _, _))) if incarnation.is_empty() => Ok(Ownership::Ours),
-            Ok(Ok((incarnation, host, pid))) => Ok(Ownership::Theirs { incarnation, host, pid }),
+            Ok(Ok((incarnation, host, pid))) => Ok(Ownership::Theirs {
+                incarnation,
+                host,
+                pid,
+            }),
             Ok(Err(e)) => Err(StoreError(e.to_string())),
             Err(_) => Err(StoreError("no answer in time".into())),
         }
@@ -196,7 +221,8 @@ impl Store {
         }
         let mut connection = self.connection.clone();
         let get = connection.get::<_, Option<String>>(self.keys.result(key));
-        self.guarded(tokio::time::timeout(LOOKUP_TIMEOUT, get).await).flatten()
+        self.guarded(tokio::time::timeout(LOOKUP_TIMEOUT, get).await)
+            .flatten()
     }
 
     /// Stores a result unless there is one already, which then is the one to publish.
@@ -206,19 +232,29 @@ impl Store {
         }
         let mut connection = self.connection.clone();
         let mut set = redis::cmd("SET");
-        set.arg(self.keys.result(key)).arg(result).arg("NX").arg("GET").arg("EX").arg(ttl.as_secs().max(1));
+        set.arg(self.keys.result(key))
+            .arg(result)
+            .arg("NX")
+            .arg("GET")
+            .arg("EX")
+            .arg(ttl.as_secs().max(1));
         let set = set.query_async::<Option<String>>(&mut connection);
-        self.guarded(tokio::time::timeout(STORE_TIMEOUT, set).await).flatten()
+        self.guarded(tokio::time::timeout(STORE_TIMEOUT, set).await)
+            .flatten()
     }
 
-    fn guarded<T>(&self, outcome: Result<redis::RedisResult<T>, tokio::time::error::Elapsed>) -> Option<T> {
+    fn guarded<T>(
+        &self,
+        outcome: Result<redis::RedisResult<T>, tokio::time::error::Elapsed>,
+    ) -> Option<T> {
         let error = match outcome {
             Ok(Ok(value)) => return Some(value),
             Ok(Err(e)) => e.to_string(),
             Err(_) => "no answer in time".into(),
         };
         tracing::debug!(%error, "stored results are left alone for a moment");
-        self.open_again_ms.store(unix_ms() + BREAKER_MS, Ordering::Relaxed);
+        self.open_again_ms
+            .store(unix_ms() + BREAKER_MS, Ordering::Relaxed);
         None
     }
 }
@@ -227,21 +263,40 @@ impl Store {
 ///
 /// # Errors
 /// When Redis cannot be read.
-pub async fn read_fleet(config: &RedisConfig, model: Option<&str>, ttl: Duration) -> Result<(u64, Vec<String>), StoreError> {
+pub async fn read_fleet(
+    config: &RedisConfig,
+    model: Option<&str>,
+    ttl: Duration,
+) -> Result<(u64, Vec<String>), StoreError> {
     let mut connection = manager(config)?;
-    let fail = |e: redis::RedisError| StoreError(format!("{}: {e}", crate::config::redact(&config.url)));
-    let (seconds, micros): (u64, u64) = redis::cmd("TIME").query_async(&mut connection).await.map_err(fail)?;
+    let fail =
+        |e: redis::RedisError| StoreError(format!("{}: {e}", crate::config::redact(&config.url)));
+    let (seconds, micros): (u64, u64) = redis::cmd("TIME")
+        .query_async(&mut connection)
+        .await
+        .map_err(fail)?;
     let now = seconds * 1000 + micros / 1000;
     let indexes = match model {
         Some(model) => vec![Keys::new(&config.namespace, model).workers()],
-        None => scan(&mut connection, &format!("{}:{{*}}:workers", config.namespace)).await.map_err(fail)?,
+        None => scan(
+            &mut connection,
+            &format!("{}:{{*}}:workers", config.namespace),
+        )
+        .await
+        .map_err(fail)?,
     };
     let mut records = Vec::new();
     let oldest = now.saturating_sub(u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX));
     for index in indexes {
         let prefix = index.strip_suffix(":workers").unwrap_or(&index).to_owned();
-        let members: Vec<String> = connection.zrangebyscore(&index, oldest, "+inf").await.map_err(fail)?;
-        let keys: Vec<String> = members.iter().map(|id| format!("{prefix}:worker:{id}")).collect();
+        let members: Vec<String> = connection
+            .zrangebyscore(&index, oldest, "+inf")
+            .await
+            .map_err(fail)?;
+        let keys: Vec<String> = members
+            .iter()
+            .map(|id| format!("{prefix}:worker:{id}"))
+            .collect();
         if !keys.is_empty() {
             let found: Vec<Option<String>> = connection.mget(keys).await.map_err(fail)?;
             records.extend(found.into_iter().flatten());
@@ -250,7 +305,10 @@ pub async fn read_fleet(config: &RedisConfig, model: Option<&str>, ttl: Duration
     Ok((now, records))
 }
 
-async fn scan(connection: &mut ConnectionManager, pattern: &str) -> redis::RedisResult<Vec<String>> {
+async fn scan(
+    connection: &mut ConnectionManager,
+    pattern: &str,
+) -> redis::RedisResult<Vec<String>> {
     use futures_util::StreamExt;
     let mut found: Vec<String> = Vec::new();
     let mut keys = connection.scan_match::<_, String>(pattern).await?;

@@ -69,8 +69,13 @@ enum Next {
 ///
 /// # Errors
 /// Only for what no waiting can mend: unusable configuration.
-pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'static) -> anyhow::Result<Stop> {
-    let Some(dir) = config.model.dir.clone() else { anyhow::bail!("model.dir: not set; it names the model package") };
+pub async fn run(
+    config: Config,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> anyhow::Result<Stop> {
+    let Some(dir) = config.model.dir.clone() else {
+        anyhow::bail!("model.dir: not set; it names the model package")
+    };
     let (requests, inbox) = mpsc::channel(16);
     let signals = requests.clone();
     tokio::spawn(async move {
@@ -78,7 +83,9 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'st
         signals.send(Request::Signal).await.unwrap_or_default();
     });
     let mut inbox = inbox;
-    let Some(name) = model_name(&config, &dir, &mut inbox).await else { return Ok(Stop { cut_short: false }) };
+    let Some(name) = model_name(&config, &dir, &mut inbox).await else {
+        return Ok(Stop { cut_short: false });
+    };
 
     let identity = Identity {
         worker_id: config.worker_id(),
@@ -88,7 +95,9 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'st
     };
     let (lifecycle, phase, changes) = Lifecycle::start();
     let vitals = Arc::new(Vitals::default());
-    vitals.slots.store(config.amqp.prefetch.into(), Ordering::Relaxed);
+    vitals
+        .slots
+        .store(config.amqp.prefetch.into(), Ordering::Relaxed);
     vitals.facts().model.name.clone_from(&name);
     vitals.facts().engine = EngineFacts {
         execution_provider: config.engine.execution_provider.execution_provider().into(),
@@ -104,12 +113,23 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'st
         store: store.clone(),
         config: config.heartbeat,
     })?;
-    if let Err(error) = crate::health::serve(&config.redis.namespace, &identity.worker_id, Arc::clone(&vitals), phase) {
+    if let Err(error) = crate::health::serve(
+        &config.redis.namespace,
+        &identity.worker_id,
+        Arc::clone(&vitals),
+        phase,
+    ) {
         tracing::warn!(%error, "probes of this host will not reach this worker; is another one running under its id?");
     }
     let topology = Arc::new(Topology::new(&config.amqp, &name));
     let (links, linked) = watch::channel(None);
-    let supervisor = tokio::spawn(keep_linked(config.clone(), Arc::clone(&topology), Arc::clone(&vitals), links, requests));
+    let supervisor = tokio::spawn(keep_linked(
+        config.clone(),
+        Arc::clone(&topology),
+        Arc::clone(&vitals),
+        links,
+        requests,
+    ));
 
     let mut worker = Worker {
         dir,
@@ -136,7 +156,11 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send + 'st
 }
 
 /// The queue and the keys carry the model's name: without it there is nowhere to report to.
-async fn model_name(config: &Config, dir: &std::path::Path, inbox: &mut mpsc::Receiver<Request>) -> Option<String> {
+async fn model_name(
+    config: &Config,
+    dir: &std::path::Path,
+    inbox: &mut mpsc::Receiver<Request>,
+) -> Option<String> {
     let mut backoff = Backoff::new();
     loop {
         if let Some(name) = &config.model.name {
@@ -144,7 +168,9 @@ async fn model_name(config: &Config, dir: &std::path::Path, inbox: &mut mpsc::Re
         }
         match Package::read_manifest(dir) {
             Ok((manifest, _)) => return Some(manifest.name),
-            Err(error) => tracing::error!(%error, "the model's name cannot be read; set model.name or mend the package"),
+            Err(error) => {
+                tracing::error!(%error, "the model's name cannot be read; set model.name or mend the package")
+            }
         }
         tokio::select! {
             () = tokio::time::sleep(backoff.wait()) => {}
@@ -157,7 +183,11 @@ impl Worker {
     async fn live(&mut self) -> Stop {
         let first = self.links.wait_for(Option::is_some);
         // Declared before warming, where the broker is there; a drain ends the next wait at once.
-        drop(tokio::time::timeout(FIRST_LINK, first).await.map(|link| link.map(|_| ())));
+        drop(
+            tokio::time::timeout(FIRST_LINK, first)
+                .await
+                .map(|link| link.map(|_| ())),
+        );
         let mut engine: Option<EngineHandle> = None;
         let mut unproven: Option<EngineHandle> = None;
         let mut backoff = Backoff::new();
@@ -210,24 +240,44 @@ impl Worker {
             self.lifecycle.advance(State::Degraded, Detail::DuplicateId);
             return None;
         }
-        let link = self.links.borrow_and_update().clone().filter(|link| !link.lost.is_cancelled());
+        let link = self
+            .links
+            .borrow_and_update()
+            .clone()
+            .filter(|link| !link.lost.is_cancelled());
         if link.is_none() {
-            self.lifecycle.advance(State::Degraded, Detail::BrokerDisconnected);
+            self.lifecycle
+                .advance(State::Degraded, Detail::BrokerDisconnected);
         }
         link
     }
 
     /// One attempt: load (unless there is an engine), prove, report. A failure waits its back-off
     /// and is tried again for ever; it never latches.
-    async fn warm_up(&mut self, engine: Option<EngineHandle>, backoff: &mut Backoff) -> Result<EngineHandle, Next> {
+    async fn warm_up(
+        &mut self,
+        engine: Option<EngineHandle>,
+        backoff: &mut Backoff,
+    ) -> Result<EngineHandle, Next> {
         let began = Instant::now();
-        self.lifecycle.advance(State::Warming, if engine.is_some() { Detail::Rewarm } else { Detail::LoadingModel });
+        self.lifecycle.advance(
+            State::Warming,
+            if engine.is_some() {
+                Detail::Rewarm
+            } else {
+                Detail::LoadingModel
+            },
+        );
         {
             let mut facts = self.vitals.facts();
             facts.warm.attempt += 1;
             facts.warm.next_retry_at_ms = None;
         }
-        let (dir, config, progress) = (self.dir.clone(), self.config.engine.clone(), Arc::clone(&self.vitals.progress));
+        let (dir, config, progress) = (
+            self.dir.clone(),
+            self.config.engine.clone(),
+            Arc::clone(&self.vitals.progress),
+        );
         let loading = async move {
             match engine {
                 Some(engine) => Ok(engine),
@@ -237,15 +287,25 @@ impl Worker {
         let loaded = self.unless_drained(loading).await?;
         let warmed = match loaded {
             Ok(engine) => {
-                self.lifecycle.advance(State::Warming, Detail::StartupBaseline);
+                self.lifecycle
+                    .advance(State::Warming, Detail::StartupBaseline);
                 let name = &engine.package.manifest.name;
                 if *name == self.topology.model {
                     let proving = engine.clone();
-                    let warm = self.unless_drained(async move { proving.warm().await }).await?;
+                    let warm = self
+                        .unless_drained(async move { proving.warm().await })
+                        .await?;
                     warm.map(|warm| (engine, warm))
                 } else {
-                    let message = format!("{}: names model {name:?}, model.name is {:?}", self.dir.display(), self.topology.model);
-                    Err(EngineError { detail: Detail::ModelLoadFailed, message })
+                    let message = format!(
+                        "{}: names model {name:?}, model.name is {:?}",
+                        self.dir.display(),
+                        self.topology.model
+                    );
+                    Err(EngineError {
+                        detail: Detail::ModelLoadFailed,
+                        message,
+                    })
                 }
             }
             Err(error) => Err(error),
@@ -305,11 +365,17 @@ impl Worker {
     /// changes, then running jobs end.
     async fn serve(&mut self, engine: EngineHandle, link: Arc<Link>) -> (Ended, Next, Stop) {
         let abandon = CancellationToken::new();
-        let pipeline = match Pipeline::new(engine.clone(), &self.config, &self.incarnation, Some(self.store.clone())) {
+        let pipeline = match Pipeline::new(
+            engine.clone(),
+            &self.config,
+            &self.incarnation,
+            Some(self.store.clone()),
+        ) {
             Ok(pipeline) => pipeline,
             Err(error) => {
                 self.vitals.error("model_load_failed", &error.to_string());
-                self.lifecycle.advance(State::Degraded, Detail::ModelLoadFailed);
+                self.lifecycle
+                    .advance(State::Degraded, Detail::ModelLoadFailed);
                 return (Ended::ConsumerLost, Next::Go, Stop { cut_short: false });
             }
         };
@@ -337,7 +403,11 @@ impl Worker {
             Ended::BrokerLost => lifecycle.advance(State::Degraded, Detail::BrokerDisconnected),
             Ended::EngineBroken => lifecycle.advance(State::Degraded, Detail::Stuck),
         };
-        let run = serving.serve(&leave, || lifecycle.advance(State::Ready, Detail::Serving), on_left);
+        let run = serving.serve(
+            &leave,
+            || lifecycle.advance(State::Ready, Detail::Serving),
+            on_left,
+        );
         tokio::pin!(run);
         let mut next = Next::Go;
         let mut asked_at = Instant::now();
@@ -425,12 +495,14 @@ impl Worker {
 /// `None` = nothing changes.
 fn leaving(request: Option<Request>, paused: &mut bool) -> Option<((State, Detail), Next)> {
     match request {
-        None | Some(Request::Signal) => {
-            Some(((State::Draining, Detail::DrainSignal), Next::Drain(Detail::DrainSignal)))
-        }
-        Some(Request::Command(Command::Drain)) => {
-            Some(((State::Draining, Detail::DrainControl), Next::Drain(Detail::DrainControl)))
-        }
+        None | Some(Request::Signal) => Some((
+            (State::Draining, Detail::DrainSignal),
+            Next::Drain(Detail::DrainSignal),
+        )),
+        Some(Request::Command(Command::Drain)) => Some((
+            (State::Draining, Detail::DrainControl),
+            Next::Drain(Detail::DrainControl),
+        )),
         Some(Request::Command(Command::Pause)) => {
             *paused = true;
             Some(((State::Degraded, Detail::Paused), Next::Go))
@@ -439,9 +511,14 @@ fn leaving(request: Option<Request>, paused: &mut bool) -> Option<((State, Detai
             *paused = false;
             None
         }
-        Some(Request::Command(Command::Rewarm)) => Some(((State::Warming, Detail::Rewarm), Next::Rewarm)),
+        Some(Request::Command(Command::Rewarm)) => {
+            Some(((State::Warming, Detail::Rewarm), Next::Rewarm))
+        }
         Some(Request::Command(command @ (Command::Update | Command::Reload))) => {
-            tracing::warn!(command = command.as_str(), "refused: this version does not follow updates");
+            tracing::warn!(
+                command = command.as_str(),
+                "refused: this version does not follow updates"
+            );
             None
         }
     }
@@ -449,14 +526,27 @@ fn leaving(request: Option<Request>, paused: &mut bool) -> Option<((State, Detai
 
 /// Lets running jobs end until the deadline; then hands back what waits and cuts short what
 /// computes. Says whether something was cut.
-async fn finish(mut running: Running, deadline: Instant, abandon: &CancellationToken, engine: &EngineHandle, vitals: &Vitals) -> bool {
+async fn finish(
+    mut running: Running,
+    deadline: Instant,
+    abandon: &CancellationToken,
+    engine: &EngineHandle,
+    vitals: &Vitals,
+) -> bool {
     const HAND_BACK: Duration = Duration::from_secs(2);
     let all = async |jobs: &mut JoinSet<()>| while jobs.join_next().await.is_some() {};
-    if tokio::time::timeout_at(deadline.into(), all(&mut running.jobs)).await.is_ok() {
+    if tokio::time::timeout_at(deadline.into(), all(&mut running.jobs))
+        .await
+        .is_ok()
+    {
         return false;
     }
     let computing = vitals.progress.busy_since_ms.load(Ordering::Relaxed) != 0;
-    tracing::warn!(left = running.jobs.len(), computing, "the drain's deadline has come; jobs are handed back");
+    tracing::warn!(
+        left = running.jobs.len(),
+        computing,
+        "the drain's deadline has come; jobs are handed back"
+    );
     abandon.cancel();
     engine.terminate();
     drop(tokio::time::timeout(HAND_BACK, all(&mut running.jobs)).await);
@@ -478,7 +568,11 @@ async fn keep_linked(
             let link = Link::connect(&config.amqp, &name).await?;
             link.declare(&topology).await?;
             let control = match config.amqp.control {
-                true => Some(link.subscribe(&topology.control_exchange(), &control_keys(&config)[..]).await?.1),
+                true => Some(
+                    link.subscribe(&topology.control_exchange(), &control_keys(&config)[..])
+                        .await?
+                        .1,
+                ),
                 false => None,
             };
             Ok::<_, crate::broker::BrokerError>((link, control))
@@ -522,11 +616,26 @@ fn control_keys(config: &Config) -> [String; 2] {
     ["all".to_owned(), format!("worker.{}", config.worker_id())]
 }
 
-async fn forward(delivery: &crate::broker::amqp::Delivery, worker_id: &str, requests: &mpsc::Sender<Request>) {
+async fn forward(
+    delivery: &crate::broker::amqp::Delivery,
+    worker_id: &str,
+    requests: &mpsc::Sender<Request>,
+) {
     match control::decode(&delivery.body, delivery.properties.encoding()) {
-        Ok(message) if message.worker_id.as_deref().is_none_or(|id| id == worker_id) => {
-            tracing::info!(command = message.command.as_str(), "asked by a control message");
-            requests.send(Request::Command(message.command)).await.unwrap_or_default();
+        Ok(message)
+            if message
+                .worker_id
+                .as_deref()
+                .is_none_or(|id| id == worker_id) =>
+        {
+            tracing::info!(
+                command = message.command.as_str(),
+                "asked by a control message"
+            );
+            requests
+                .send(Request::Command(message.command))
+                .await
+                .unwrap_or_default();
         }
         Ok(_) => {}
         Err(error) => tracing::warn!(%error, "a control message is refused"),

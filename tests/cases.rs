@@ -28,7 +28,11 @@ fn table() -> Value {
 
 fn config() -> Config {
     let set = ["engine.execution_provider=cpu".to_owned()];
-    Config::load(&Layers { set: &set, ..Layers::default() }).unwrap()
+    Config::load(&Layers {
+        set: &set,
+        ..Layers::default()
+    })
+    .unwrap()
 }
 
 fn package(graph: &str, label_shift: usize, out: &Path) -> PathBuf {
@@ -49,7 +53,13 @@ fn package(graph: &str, label_shift: usize, out: &Path) -> PathBuf {
 }
 
 async fn pipeline(dir: &Path) -> Pipeline {
-    let engine = EngineHandle::load(dir, &config().engine, Arc::clone(&Vitals::default().progress)).await.unwrap();
+    let engine = EngineHandle::load(
+        dir,
+        &config().engine,
+        Arc::clone(&Vitals::default().progress),
+    )
+    .await
+    .unwrap();
     engine.warm().await.unwrap();
     Pipeline::new(engine, &config(), "test", None).unwrap()
 }
@@ -85,14 +95,20 @@ async fn judge(pipeline: &Pipeline, body: &[u8]) -> Value {
         context: None,
         attempt: 1,
     };
-    let Judged::Fresh { verdict, .. } = pipeline.judge(&job, &addressee, Instant::now()).await else { panic!("no store") };
+    let Judged::Fresh { verdict, .. } = pipeline.judge(&job, &addressee, Instant::now()).await
+    else {
+        panic!("no store")
+    };
     serde_json::to_value(ResultMessage::new(pipeline.answerer(), addressee, verdict)).unwrap()
 }
 
 #[track_caller]
 fn close(name: &str, field: &str, found: &Value, expected: &Value) -> f64 {
     let difference = (found.as_f64().unwrap() - expected.as_f64().unwrap()).abs();
-    assert!(difference <= TOLERANCE, "{name}: {field} is {found}, the table says {expected}");
+    assert!(
+        difference <= TOLERANCE,
+        "{name}: {field} is {found}, the table says {expected}"
+    );
     difference
 }
 
@@ -104,17 +120,29 @@ fn compare(name: &str, result: &Value, expect: &Value) -> f64 {
         return 0.0;
     }
     let fields = ["loss_before", "loss_after", "delta", "score"];
-    let largest = fields.iter().map(|f| close(name, f, &result[f], &expect[f])).fold(0.0, f64::max);
+    let largest = fields
+        .iter()
+        .map(|f| close(name, f, &result[f], &expect[f]))
+        .fold(0.0, f64::max);
     for field in ["windows", "tokens", "plan"] {
         assert_eq!(result[field], expect[field], "{name}: {field}");
     }
     for field in ["tensors", "entries", "effective_entries"] {
         assert_eq!(result["candidate"][field], expect[field], "{name}: {field}");
     }
-    let norm = (result["candidate"]["l2_norm"].as_f64().unwrap(), expect["l2_norm"].as_f64().unwrap());
-    assert!((norm.0 - norm.1).abs() <= 1e-9 * norm.1.max(1.0), "{name}: l2_norm {norm:?}");
+    let norm = (
+        result["candidate"]["l2_norm"].as_f64().unwrap(),
+        expect["l2_norm"].as_f64().unwrap(),
+    );
+    assert!(
+        (norm.0 - norm.1).abs() <= 1e-9 * norm.1.max(1.0),
+        "{name}: l2_norm {norm:?}"
+    );
     if expect["stderr"].is_null() {
-        assert!(result["stderr"].is_null() && result["ci95"].is_null(), "{name}");
+        assert!(
+            result["stderr"].is_null() && result["ci95"].is_null(),
+            "{name}"
+        );
         return largest;
     }
     close(name, "stderr", &result["stderr"], &expect["stderr"]);
@@ -139,7 +167,11 @@ async fn every_case_agrees_with_the_independent_table_on_both_exports() {
             let name = format!("{graph} {}", case["name"]);
             let shift = usize::try_from(case["label_shift"].as_u64().unwrap()).unwrap();
             let pipeline = &pipelines[&shift];
-            largest = largest.max(compare(&name, &judge(pipeline, &body(case)).await, &case["expect"]));
+            largest = largest.max(compare(
+                &name,
+                &judge(pipeline, &body(case)).await,
+                &case["expect"],
+            ));
         }
     }
     println!("largest difference to the independent losses: {largest:.3e}");
@@ -151,14 +183,17 @@ async fn the_baseline_agrees_with_the_table_for_every_choice_of_windows() {
     let table = table();
     for baseline in table["baselines"].as_array().unwrap() {
         let shift = usize::try_from(baseline["label_shift"].as_u64().unwrap()).unwrap();
-        let dir = out.path().join(format!("{}-{:?}", baseline["nonce"], baseline["plan"]).replace('"', ""));
+        let dir = out
+            .path()
+            .join(format!("{}-{:?}", baseline["nonce"], baseline["plan"]).replace('"', ""));
         std::fs::create_dir_all(&dir).unwrap();
         let pipeline = pipeline(&package("graph-folded.onnx", shift, &dir)).await;
         let mut validation = json!({ "nonce": baseline["nonce"] });
         if !baseline["shards"].is_null() {
             validation["shards"] = baseline["shards"].clone();
         }
-        let job = json!({"v": 1, "kind": "validate", "submission_id": "b", "validation": validation});
+        let job =
+            json!({"v": 1, "kind": "validate", "submission_id": "b", "validation": validation});
         let result = judge(&pipeline, &serde_json::to_vec(&job).unwrap()).await;
         assert_eq!(result["status"], "scored", "{result}");
         assert_eq!(result["plan"], baseline["plan"]);
@@ -173,15 +208,28 @@ async fn scores_are_equal_bit_for_bit_whatever_ran_before() {
     let table = table();
     let pipeline = pipeline(&package("graph-folded.onnx", 1, out.path())).await;
     let shift_one = |case: &&Value| case["label_shift"] == 1;
-    let cases: Vec<&Value> = table["cases"].as_array().unwrap().iter().filter(shift_one).collect();
+    let cases: Vec<&Value> = table["cases"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(shift_one)
+        .collect();
     let mut first = HashMap::new();
     for case in &cases {
         let result = judge(&pipeline, &body(case)).await;
-        first.insert(case["name"].to_string(), result["delta"].as_f64().map(f64::to_bits));
+        first.insert(
+            case["name"].to_string(),
+            result["delta"].as_f64().map(f64::to_bits),
+        );
     }
     for case in cases.iter().rev() {
         let result = judge(&pipeline, &body(case)).await;
-        assert_eq!(first[&case["name"].to_string()], result["delta"].as_f64().map(f64::to_bits), "{}", case["name"]);
+        assert_eq!(
+            first[&case["name"].to_string()],
+            result["delta"].as_f64().map(f64::to_bits),
+            "{}",
+            case["name"]
+        );
         if case["kind"] == "zero" {
             assert_eq!(result["delta"], 0.0, "{result}");
         }
@@ -192,13 +240,25 @@ async fn scores_are_equal_bit_for_bit_whatever_ran_before() {
 async fn a_file_with_another_digest_is_refused_by_name() {
     let out = tempfile::tempdir().unwrap();
     let dir = package("graph-named.onnx", 1, out.path());
-    let shard = std::fs::read_dir(dir.join("shards")).unwrap().next().unwrap().unwrap().path();
+    let shard = std::fs::read_dir(dir.join("shards"))
+        .unwrap()
+        .next()
+        .unwrap()
+        .unwrap()
+        .path();
     let mut bytes = std::fs::read(&shard).unwrap();
     let last = bytes.len() - 1;
     bytes[last] ^= 1;
     std::fs::write(&shard, bytes).unwrap();
-    let error = EngineHandle::load(&dir, &config().engine, Arc::default()).await.unwrap_err();
-    assert!(error.message.contains(&shard.file_name().unwrap().to_string_lossy().into_owned()), "{error}");
+    let error = EngineHandle::load(&dir, &config().engine, Arc::default())
+        .await
+        .unwrap_err();
+    assert!(
+        error
+            .message
+            .contains(&shard.file_name().unwrap().to_string_lossy().into_owned()),
+        "{error}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -209,7 +269,9 @@ async fn a_canary_that_is_not_met_is_a_failed_warm_up() {
     let mut manifest: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
     manifest["canary"] = json!({"loss": 0.5, "tolerance": 1e-6});
     std::fs::write(&path, manifest.to_string()).unwrap();
-    let engine = EngineHandle::load(&dir, &config().engine, Arc::default()).await.unwrap();
+    let engine = EngineHandle::load(&dir, &config().engine, Arc::default())
+        .await
+        .unwrap();
     let error = engine.warm().await.unwrap_err();
     assert_eq!(error.detail, scorer::lifecycle::Detail::CanaryMismatch);
 }
@@ -221,15 +283,22 @@ async fn a_place_that_the_graph_does_not_have_is_named() {
     let path = dir.join("model.json");
     let mut manifest: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
     // The graph still has the old initializer; the place named here is an input nobody reads.
-    let places = manifest["tensors"]["model.norm.weight"]["places"].as_array_mut().unwrap();
+    let places = manifest["tensors"]["model.norm.weight"]["places"]
+        .as_array_mut()
+        .unwrap();
     places[0]["initializer"] = json!("nowhere");
     std::fs::write(&path, manifest.to_string()).unwrap();
-    let error = EngineHandle::load(&dir, &config().engine, Arc::default()).await.unwrap_err();
+    let error = EngineHandle::load(&dir, &config().engine, Arc::default())
+        .await
+        .unwrap_err();
     assert!(error.message.contains("nowhere"), "{error}");
 }
 
 #[test]
 fn a_result_body_is_told_apart_when_it_is_read_back() {
     let text = json!({"error": {"code": "out_of_memory", "message": "x", "retryable": true, "detail": {}}});
-    assert!(matches!(serde_json::from_value::<Body>(text).unwrap(), Body::Error { .. }));
+    assert!(matches!(
+        serde_json::from_value::<Body>(text).unwrap(),
+        Body::Error { .. }
+    ));
 }

@@ -9,8 +9,9 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use lapin::options::{
-    BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicPublishOptions, BasicQosOptions,
-    ConfirmSelectOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions,
+    BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions,
+    BasicPublishOptions, BasicQosOptions, ConfirmSelectOptions, ExchangeDeclareOptions,
+    QueueBindOptions, QueueDeclareOptions,
 };
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, Event};
@@ -34,10 +35,17 @@ fn failed(what: &str) -> impl Fn(lapin::Error) -> BrokerError + '_ {
     move |e| BrokerError(format!("{what}: {e}"))
 }
 
-async fn bounded<T>(what: &str, limit: Duration, call: impl Future<Output = lapin::Result<T>>) -> Result<T, BrokerError> {
+async fn bounded<T>(
+    what: &str,
+    limit: Duration,
+    call: impl Future<Output = lapin::Result<T>>,
+) -> Result<T, BrokerError> {
     match tokio::time::timeout(limit, call).await {
         Ok(done) => done.map_err(failed(what)),
-        Err(_) => Err(BrokerError(format!("{what}: no answer within {} s", limit.as_secs()))),
+        Err(_) => Err(BrokerError(format!(
+            "{what}: no answer within {} s",
+            limit.as_secs()
+        ))),
     }
 }
 
@@ -70,7 +78,14 @@ impl Link {
         watch(&publishing, lost.clone(), Some(Arc::clone(&blocked)));
         let results = Publisher::open(&publishing, PIPELINE, lost.clone()).await?;
         let jobs = Publisher::open(&publishing, 1, lost.clone()).await?;
-        Ok(Self { consuming, publishing, lost, blocked, results, jobs })
+        Ok(Self {
+            consuming,
+            publishing,
+            lost,
+            blocked,
+            results,
+            jobs,
+        })
     }
 
     /// Declares everything; a queue that an operator made with other arguments is used as it is.
@@ -84,7 +99,10 @@ impl Link {
                 ExchangeKind::Topic => lapin::ExchangeKind::Topic,
                 ExchangeKind::Fanout => lapin::ExchangeKind::Fanout,
             };
-            let options = ExchangeDeclareOptions { durable: true, ..Default::default() };
+            let options = ExchangeDeclareOptions {
+                durable: true,
+                ..Default::default()
+            };
             let channel = self.channel().await?;
             let declared = channel.exchange_declare(
                 exchange.name.as_str().into(),
@@ -92,15 +110,25 @@ impl Link {
                 options,
                 table(&exchange.arguments),
             );
-            tolerate(&exchange.name, bounded(&exchange.name, CALL_TIMEOUT, declared).await)?;
+            tolerate(
+                &exchange.name,
+                bounded(&exchange.name, CALL_TIMEOUT, declared).await,
+            )?;
             close(channel).await;
         }
         for queue in &topology.queues {
-            let options = QueueDeclareOptions { durable: true, ..Default::default() };
+            let options = QueueDeclareOptions {
+                durable: true,
+                ..Default::default()
+            };
             // A mismatch closes the channel: one for each declaration.
             let channel = self.channel().await?;
-            let declared = channel.queue_declare(queue.name.as_str().into(), options, table(&queue.arguments));
-            tolerate(&queue.name, bounded(&queue.name, CALL_TIMEOUT, declared).await.map(drop))?;
+            let declared =
+                channel.queue_declare(queue.name.as_str().into(), options, table(&queue.arguments));
+            tolerate(
+                &queue.name,
+                bounded(&queue.name, CALL_TIMEOUT, declared).await.map(drop),
+            )?;
             close(channel).await;
         }
         let channel = self.channel().await?;
@@ -119,29 +147,60 @@ impl Link {
     }
 
     async fn channel(&self) -> Result<Channel, BrokerError> {
-        bounded("open a channel", CALL_TIMEOUT, self.consuming.create_channel()).await
+        bounded(
+            "open a channel",
+            CALL_TIMEOUT,
+            self.consuming.create_channel(),
+        )
+        .await
     }
 
     /// Registers a consumer; returns once the broker has confirmed it.
     ///
     /// # Errors
     /// When the queue is gone or the link is lost.
-    pub async fn consume(&self, queue: &str, tag: &str, prefetch: u16) -> Result<Deliveries, BrokerError> {
+    pub async fn consume(
+        &self,
+        queue: &str,
+        tag: &str,
+        prefetch: u16,
+    ) -> Result<Deliveries, BrokerError> {
         let channel = self.channel().await?;
-        bounded("qos", CALL_TIMEOUT, channel.basic_qos(prefetch, BasicQosOptions::default())).await?;
-        let consume =
-            channel.basic_consume(queue.into(), tag.into(), BasicConsumeOptions::default(), FieldTable::default());
+        bounded(
+            "qos",
+            CALL_TIMEOUT,
+            channel.basic_qos(prefetch, BasicQosOptions::default()),
+        )
+        .await?;
+        let consume = channel.basic_consume(
+            queue.into(),
+            tag.into(),
+            BasicConsumeOptions::default(),
+            FieldTable::default(),
+        );
         let consumer = bounded(&format!("consume {queue}"), CALL_TIMEOUT, consume).await?;
-        Ok(Deliveries { channel, consumer, tag: tag.to_owned() })
+        Ok(Deliveries {
+            channel,
+            consumer,
+            tag: tag.to_owned(),
+        })
     }
 
     /// An exclusive queue bound to an exchange, consumed without acknowledgement.
     ///
     /// # Errors
     /// When the broker refuses.
-    pub async fn subscribe(&self, exchange: &str, keys: &[String]) -> Result<(String, Deliveries), BrokerError> {
+    pub async fn subscribe(
+        &self,
+        exchange: &str,
+        keys: &[String],
+    ) -> Result<(String, Deliveries), BrokerError> {
         let channel = self.channel().await?;
-        let options = QueueDeclareOptions { exclusive: true, auto_delete: true, ..Default::default() };
+        let options = QueueDeclareOptions {
+            exclusive: true,
+            auto_delete: true,
+            ..Default::default()
+        };
         let queue = bounded(
             "declare an exclusive queue",
             CALL_TIMEOUT,
@@ -159,11 +218,27 @@ impl Link {
             );
             bounded(&format!("bind to {exchange}"), CALL_TIMEOUT, bind).await?;
         }
-        let options = BasicConsumeOptions { no_ack: true, exclusive: true, ..Default::default() };
-        let consume = channel.basic_consume(name.as_str().into(), "".into(), options, FieldTable::default());
+        let options = BasicConsumeOptions {
+            no_ack: true,
+            exclusive: true,
+            ..Default::default()
+        };
+        let consume = channel.basic_consume(
+            name.as_str().into(),
+            "".into(),
+            options,
+            FieldTable::default(),
+        );
         let consumer = bounded("consume an exclusive queue", CALL_TIMEOUT, consume).await?;
         let tag = consumer.tag().to_string();
-        Ok((name, Deliveries { channel, consumer, tag }))
+        Ok((
+            name,
+            Deliveries {
+                channel,
+                consumer,
+                tag,
+            },
+        ))
     }
 
     /// Closes both connections, politely but not for long; what was settled has arrived then.
@@ -180,7 +255,8 @@ async fn connect(config: &AmqpConfig, name: &str) -> Result<Connection, BrokerEr
     let shown = crate::config::redact(&config.url);
     let mut url = Url::parse(&config.url).map_err(|e| BrokerError(format!("amqp.url: {e}")))?;
     if !url.query_pairs().any(|(key, _)| key == "heartbeat") {
-        url.query_pairs_mut().append_pair("heartbeat", &config.heartbeat.as_secs().max(1).to_string());
+        url.query_pairs_mut()
+            .append_pair("heartbeat", &config.heartbeat.as_secs().max(1).to_string());
     }
     let properties = ConnectionProperties::default().with_connection_name(name.into());
     let connecting = Connection::connect(url.as_str(), properties);
@@ -199,9 +275,13 @@ fn watch(connection: &Connection, lost: CancellationToken, blocked: Option<Arc<A
             match event {
                 Some(Event::ConnectionBlocked(reason)) => {
                     tracing::warn!(%reason, "RabbitMQ holds our publishes back");
-                    blocked.iter().for_each(|b| b.store(true, Ordering::Relaxed));
+                    blocked
+                        .iter()
+                        .for_each(|b| b.store(true, Ordering::Relaxed));
                 }
-                Some(Event::ConnectionUnblocked) => blocked.iter().for_each(|b| b.store(false, Ordering::Relaxed)),
+                Some(Event::ConnectionUnblocked) => blocked
+                    .iter()
+                    .for_each(|b| b.store(false, Ordering::Relaxed)),
                 // Errors of a channel arrive here too, while the connection lives.
                 Some(_) if status.connected() => {}
                 Some(_) | None => return lost.cancel(),
@@ -260,7 +340,9 @@ impl Deliveries {
     /// Takes the consumer off the queue; returns what was delivered but not begun. What was begun
     /// can be settled as long as this lives: dropping it closes the channel.
     pub async fn cancel(&mut self) -> Vec<Delivery> {
-        let cancel = self.channel.basic_cancel(self.tag.as_str().into(), BasicCancelOptions::default());
+        let cancel = self
+            .channel
+            .basic_cancel(self.tag.as_str().into(), BasicCancelOptions::default());
         let cancelled = bounded("cancel the consumer", CLOSE_TIMEOUT, cancel).await;
         if let Err(error) = cancelled {
             tracing::debug!(%error, "the consumer was gone already");
@@ -305,7 +387,9 @@ impl Delivery {
             match (name.as_str(), number(value), value) {
                 (ATTEMPT, Some(n), _) => properties.attempt = u32::try_from(n).unwrap_or(1).max(1),
                 ("x-delivery-count", Some(n), _) => delivery_count = n,
-                (name, _, AMQPValue::LongString(text)) => properties.headers.push((name.to_owned(), text.to_string())),
+                (name, _, AMQPValue::LongString(text)) => {
+                    properties.headers.push((name.to_owned(), text.to_string()))
+                }
                 (_, _, _) => {}
             }
         }
@@ -319,7 +403,10 @@ impl Delivery {
     }
 }
 
-#[expect(clippy::wildcard_enum_match_arm, reason = "a foreign enum: only numbers are counts")]
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "a foreign enum: only numbers are counts"
+)]
 fn number(value: &AMQPValue) -> Option<u64> {
     match value {
         AMQPValue::ShortShortInt(n) => u64::try_from(*n).ok(),
@@ -350,7 +437,10 @@ impl Acker {
 
     /// Gives the message back for somebody else. False = the broker does so by itself.
     pub async fn hand_back(self) -> bool {
-        let options = BasicNackOptions { requeue: true, ..Default::default() };
+        let options = BasicNackOptions {
+            requeue: true,
+            ..Default::default()
+        };
         matches!(self.0.nack(options).await, Ok(true))
     }
 }
@@ -362,9 +452,18 @@ type Order = (Outgoing, oneshot::Sender<Result<(), PublishError>>);
 pub struct Publisher(mpsc::Sender<Order>);
 
 impl Publisher {
-    async fn open(connection: &Connection, window: usize, lost: CancellationToken) -> Result<Self, BrokerError> {
+    async fn open(
+        connection: &Connection,
+        window: usize,
+        lost: CancellationToken,
+    ) -> Result<Self, BrokerError> {
         let channel = bounded("open a channel", CALL_TIMEOUT, connection.create_channel()).await?;
-        bounded("confirms", CALL_TIMEOUT, channel.confirm_select(ConfirmSelectOptions::default())).await?;
+        bounded(
+            "confirms",
+            CALL_TIMEOUT,
+            channel.confirm_select(ConfirmSelectOptions::default()),
+        )
+        .await?;
         let (orders, inbox) = mpsc::channel(PIPELINE);
         tokio::spawn(publish_all(channel, inbox, window, lost));
         Ok(Self(orders))
@@ -382,8 +481,14 @@ impl Publisher {
     }
 }
 
-async fn publish_all(channel: Channel, mut inbox: mpsc::Receiver<Order>, window: usize, lost: CancellationToken) {
-    let mut pending: FuturesUnordered<futures_util::future::BoxFuture<'static, bool>> = FuturesUnordered::new();
+async fn publish_all(
+    channel: Channel,
+    mut inbox: mpsc::Receiver<Order>,
+    window: usize,
+    lost: CancellationToken,
+) {
+    let mut pending: FuturesUnordered<futures_util::future::BoxFuture<'static, bool>> =
+        FuturesUnordered::new();
     loop {
         tokio::select! {
             Some(healthy) = pending.next(), if !pending.is_empty() => {
@@ -407,8 +512,14 @@ async fn publish_all(channel: Channel, mut inbox: mpsc::Receiver<Order>, window:
     while pending.next().await.is_some() {}
 }
 
-async fn send(channel: &Channel, message: Outgoing) -> Result<lapin::PublisherConfirm, PublishError> {
-    let options = BasicPublishOptions { mandatory: message.mandatory, ..Default::default() };
+async fn send(
+    channel: &Channel,
+    message: Outgoing,
+) -> Result<lapin::PublisherConfirm, PublishError> {
+    let options = BasicPublishOptions {
+        mandatory: message.mandatory,
+        ..Default::default()
+    };
     let publish = channel.basic_publish(
         message.exchange.as_str().into(),
         message.routing_key.as_str().into(),
@@ -423,17 +534,27 @@ async fn send(channel: &Channel, message: Outgoing) -> Result<lapin::PublisherCo
 }
 
 /// Tells the sender what became of its message; false = the channel can no longer be trusted.
-async fn settle(confirm: lapin::PublisherConfirm, reply: oneshot::Sender<Result<(), PublishError>>) -> bool {
+async fn settle(
+    confirm: lapin::PublisherConfirm,
+    reply: oneshot::Sender<Result<(), PublishError>>,
+) -> bool {
     let (outcome, healthy) = match tokio::time::timeout(CONFIRM_TIMEOUT, confirm).await {
         Ok(Ok(Confirmation::Ack(None))) => (Ok(()), true),
         Ok(Ok(Confirmation::Ack(Some(returned)))) => {
             let why = format!("returned as unroutable: {}", returned.reply_text);
             (Err(PublishError::Lost(why)), false)
         }
-        Ok(Ok(Confirmation::Nack(_))) => (Err(PublishError::Refused("a queue is full".into())), true),
-        Ok(Ok(Confirmation::NotRequested)) => (Err(PublishError::Lost("confirms are off".into())), false),
+        Ok(Ok(Confirmation::Nack(_))) => {
+            (Err(PublishError::Refused("a queue is full".into())), true)
+        }
+        Ok(Ok(Confirmation::NotRequested)) => {
+            (Err(PublishError::Lost("confirms are off".into())), false)
+        }
         Ok(Err(error)) => (Err(PublishError::Lost(error.to_string())), false),
-        Err(_) => (Err(PublishError::Lost("not confirmed in time".into())), false),
+        Err(_) => (
+            Err(PublishError::Lost("not confirmed in time".into())),
+            false,
+        ),
     };
     // A sender that has gone no longer needs to know.
     drop(reply.send(outcome));
@@ -444,12 +565,20 @@ fn properties(source: &Properties) -> BasicProperties {
     const PERSISTENT: u8 = 2;
     let mut headers = FieldTable::default();
     for (name, value) in &source.headers {
-        headers.insert(name.as_str().into(), AMQPValue::LongString(value.as_str().into()));
+        headers.insert(
+            name.as_str().into(),
+            AMQPValue::LongString(value.as_str().into()),
+        );
     }
     if source.attempt > 1 {
-        headers.insert(ATTEMPT.into(), AMQPValue::LongLongInt(source.attempt.into()));
+        headers.insert(
+            ATTEMPT.into(),
+            AMQPValue::LongLongInt(source.attempt.into()),
+        );
     }
-    let mut target = BasicProperties::default().with_delivery_mode(PERSISTENT).with_headers(headers);
+    let mut target = BasicProperties::default()
+        .with_delivery_mode(PERSISTENT)
+        .with_headers(headers);
     if let Some(text) = &source.content_type {
         target = target.with_content_type(text.as_str().into());
     }

@@ -117,7 +117,11 @@ impl Topology {
     /// Queue of a rung of the retry ladder.
     pub fn retry_queue(&self, rung: usize) -> Option<String> {
         let delay = self.retry_delays.get(rung)?;
-        Some(format!("{}.retry.{}", self.jobs_queue(), format_duration(*delay)))
+        Some(format!(
+            "{}.retry.{}",
+            self.jobs_queue(),
+            format_duration(*delay)
+        ))
     }
 
     /// Exchange of parked jobs.
@@ -151,7 +155,11 @@ impl Topology {
     }
 
     fn exchange(&mut self, name: String, kind: ExchangeKind, arguments: Vec<(String, Argument)>) {
-        self.exchanges.push(Exchange { name, kind, arguments });
+        self.exchanges.push(Exchange {
+            name,
+            kind,
+            arguments,
+        });
     }
 
     fn queue(&mut self, name: String, mut arguments: Vec<(String, Argument)>) {
@@ -161,7 +169,11 @@ impl Topology {
     }
 
     fn bind(&mut self, exchange: String, queue: String, routing_key: &str) {
-        self.bindings.push(Binding { exchange, queue, routing_key: routing_key.to_owned() });
+        self.bindings.push(Binding {
+            exchange,
+            queue,
+            routing_key: routing_key.to_owned(),
+        });
     }
 
     /// A dead letter must arrive before it leaves; that needs a source that refuses when full.
@@ -175,7 +187,8 @@ impl Topology {
     }
 
     fn add_jobs(&mut self) {
-        let (exchange, queue, model) = (self.jobs_exchange(), self.jobs_queue(), self.model.clone());
+        let (exchange, queue, model) =
+            (self.jobs_exchange(), self.jobs_queue(), self.model.clone());
         self.exchange(exchange.clone(), ExchangeKind::Direct, Vec::new());
         let mut arguments = Self::dead_letters(self.dead_exchange(), &model);
         // A backstop for jobs that kill their worker before it can leave a mark.
@@ -183,16 +196,22 @@ impl Topology {
         self.queue(queue.clone(), arguments);
         self.bind(exchange.clone(), queue, &model);
         for (rung, delay) in self.retry_delays.clone().into_iter().enumerate() {
-            let Some(name) = self.retry_queue(rung) else { continue };
+            let Some(name) = self.retry_queue(rung) else {
+                continue;
+            };
             let mut arguments = Self::dead_letters(exchange.clone(), &model);
             // Per queue, not per message: a message's own limit is only looked at at the head.
-            arguments.push(number("x-message-ttl", i64::try_from(delay.as_millis()).unwrap_or(i64::MAX)));
+            arguments.push(number(
+                "x-message-ttl",
+                i64::try_from(delay.as_millis()).unwrap_or(i64::MAX),
+            ));
             self.queue(name, arguments);
         }
     }
 
     fn add_dead(&mut self) {
-        let (exchange, queue, model) = (self.dead_exchange(), self.dead_queue(), self.model.clone());
+        let (exchange, queue, model) =
+            (self.dead_exchange(), self.dead_queue(), self.model.clone());
         self.exchange(exchange.clone(), ExchangeKind::Direct, Vec::new());
         self.queue(queue.clone(), Vec::new());
         self.bind(exchange, queue, &model);
@@ -204,7 +223,11 @@ impl Topology {
         self.queue(unrouted.clone(), Vec::new());
         self.bind(unrouted.clone(), unrouted.clone(), "");
         // With pipelined confirms "returned" cannot be told from "routed": nothing must be returned.
-        self.exchange(exchange.clone(), ExchangeKind::Topic, vec![text("alternate-exchange", unrouted)]);
+        self.exchange(
+            exchange.clone(),
+            ExchangeKind::Topic,
+            vec![text("alternate-exchange", unrouted)],
+        );
         if with_queue {
             let queue = self.results_queue();
             self.queue(queue.clone(), Vec::new());

@@ -37,7 +37,12 @@ fn malformed(message: impl Into<String>) -> Failure {
 pub fn decode(bytes: &[u8], gathered: &mut Gathered<'_>) -> Result<(), Failure> {
     let mut refused = None;
     let mut json = serde_json::Deserializer::from_slice(bytes);
-    let read = Container { gathered, refused: &mut refused }.deserialize(&mut json).and_then(|()| json.end());
+    let read = Container {
+        gathered,
+        refused: &mut refused,
+    }
+    .deserialize(&mut json)
+    .and_then(|()| json.end());
     match (refused, read) {
         (Some(failure), _) => Err(failure),
         (None, Err(e)) => Err(malformed(format!("not binary_v2 JSON: {e}"))),
@@ -90,13 +95,20 @@ impl<'de> Visitor<'de> for Container<'_, '_, '_> {
     }
 }
 
-fn read_entry(key: Option<&str>, raw: &RawValue, gathered: &mut Gathered<'_>) -> Result<(), Failure> {
+fn read_entry(
+    key: Option<&str>,
+    raw: &RawValue,
+    gathered: &mut Gathered<'_>,
+) -> Result<(), Failure> {
     // In the map form everything that is no tensor ("dtype", "fmt", ...) is the writers' remark.
     if key.is_some() && !raw.get().starts_with('{') {
         return Ok(());
     }
     let entry: Entry<'_> = serde_json::from_str(raw.get()).map_err(|e| {
-        malformed(format!("{}: {e}", key.map_or_else(|| "list entry".into(), shorten)))
+        malformed(format!(
+            "{}: {e}",
+            key.map_or_else(|| "list entry".into(), shorten)
+        ))
     })?;
     let name = match (key, entry.name) {
         (Some(key), _) => Cow::Borrowed(key),
@@ -104,25 +116,44 @@ fn read_entry(key: Option<&str>, raw: &RawValue, gathered: &mut Gathered<'_>) ->
         (None, None) => return Err(malformed("a list entry has no name")),
     };
     let Some(k) = entry.k else {
-        return if key.is_some() { Ok(()) } else { Err(malformed(format!("{}: k is missing", shorten(&name)))) };
+        return if key.is_some() {
+            Ok(())
+        } else {
+            Err(malformed(format!("{}: k is missing", shorten(&name))))
+        };
     };
     let tensor = gathered.declare(&name, entry.shape.as_deref(), k)?;
-    let data = entry.data.ok_or_else(|| malformed(format!("{}: data is missing", shorten(&name))))?;
+    let data = entry
+        .data
+        .ok_or_else(|| malformed(format!("{}: data is missing", shorten(&name))))?;
     let packed = base64::engine::general_purpose::STANDARD
         .decode(data.as_bytes())
         .map_err(|e| malformed(format!("{}: data is not base64: {e}", shorten(&name))))?;
     // k is at most the tensor's elements, so this cannot overflow.
     gathered.spend(8 * k)?;
     let k = usize::try_from(k).map_err(|_| malformed("k is too large"))?;
-    let inflated = inflate(&packed, k).map_err(|m| malformed(format!("{}: {m}", shorten(&name))))?;
+    let inflated =
+        inflate(&packed, k).map_err(|m| malformed(format!("{}: {m}", shorten(&name))))?;
     let half = inflated.len() == 6 * k;
     let (values, indices) = inflated.split_at(if half { 2 * k } else { 4 * k });
-    let indices = indices.as_chunks::<4>().0.iter().map(|b| i64::from(i32::from_le_bytes(*b)));
+    let indices = indices
+        .as_chunks::<4>()
+        .0
+        .iter()
+        .map(|b| i64::from(i32::from_le_bytes(*b)));
     if half {
-        let values = values.as_chunks::<2>().0.iter().map(|b| f16::from_le_bytes(*b).to_f32());
+        let values = values
+            .as_chunks::<2>()
+            .0
+            .iter()
+            .map(|b| f16::from_le_bytes(*b).to_f32());
         gathered.add(&name, tensor, indices.zip(values))
     } else {
-        let values = values.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b));
+        let values = values
+            .as_chunks::<4>()
+            .0
+            .iter()
+            .map(|b| f32::from_le_bytes(*b));
         gathered.add(&name, tensor, indices.zip(values))
     }
 }
@@ -132,14 +163,29 @@ fn inflate(packed: &[u8], k: usize) -> Result<Vec<u8>, String> {
     let mut inflated = Vec::with_capacity(8 * k);
     let mut decoder = ZlibDecoder::new(packed);
     let bound = 8 * k as u64 + 1;
-    decoder.by_ref().take(bound).read_to_end(&mut inflated).map_err(|e| format!("data is not zlib: {e}"))?;
+    decoder
+        .by_ref()
+        .take(bound)
+        .read_to_end(&mut inflated)
+        .map_err(|e| format!("data is not zlib: {e}"))?;
     let length = inflated.len();
     if length != 6 * k && length != 8 * k {
-        let more = if length as u64 == bound { "or more " } else { "" };
-        return Err(format!("data inflates to {length} bytes {more}where k = {k} needs {} or {}", 6 * k, 8 * k));
+        let more = if length as u64 == bound {
+            "or more "
+        } else {
+            ""
+        };
+        return Err(format!(
+            "data inflates to {length} bytes {more}where k = {k} needs {} or {}",
+            6 * k,
+            8 * k
+        ));
     }
     if decoder.total_in() != packed.len() as u64 {
-        return Err(format!("{} bytes after the end of the zlib stream", packed.len() as u64 - decoder.total_in()));
+        return Err(format!(
+            "{} bytes after the end of the zlib stream",
+            packed.len() as u64 - decoder.total_in()
+        ));
     }
     Ok(inflated)
 }
@@ -155,8 +201,15 @@ mod tests {
     #[test]
     fn the_formats_own_example_inflates_in_both_widths() {
         let f32s = unhex("7801636060b0676068d8c70004cc400c000efd0181");
-        assert_eq!(inflate(&f32s, 2).unwrap(), unhex("0000003f000080be0000000003000000"));
-        let f16s = unhex("789c63b060d8c200 04cc400c0008d400f0".replace(' ', "").as_str());
+        assert_eq!(
+            inflate(&f32s, 2).unwrap(),
+            unhex("0000003f000080be0000000003000000")
+        );
+        let f16s = unhex(
+            "789c63b060d8c200 04cc400c0008d400f0"
+                .replace(' ', "")
+                .as_str(),
+        );
         if let Ok(bytes) = inflate(&f16s, 2) {
             assert_eq!(bytes.len(), 12);
         }

@@ -51,10 +51,15 @@ impl Fetcher {
         let client = reqwest::Client::builder()
             .redirect(reqwest::redirect::Policy::none())
             .no_proxy()
-            .dns_resolver(Arc::new(CheckedResolver { allow_private: config.allow_private }))
+            .dns_resolver(Arc::new(CheckedResolver {
+                allow_private: config.allow_private,
+            }))
             .user_agent(concat!("scorer/", env!("CARGO_PKG_VERSION")))
             .build()?;
-        Ok(Self { config: Arc::new(config), client })
+        Ok(Self {
+            config: Arc::new(config),
+            client,
+        })
     }
 
     /// Gets the bytes and checks size and digest.
@@ -70,20 +75,31 @@ impl Fetcher {
             return Err(too_large(size, limit));
         }
         let bytes = match &candidate.source {
-            Source::Inline(data) if data.len() as u64 > limit.1 => return Err(too_large(data.len() as u64, limit)),
+            Source::Inline(data) if data.len() as u64 > limit.1 => {
+                return Err(too_large(data.len() as u64, limit));
+            }
             Source::Inline(data) => data.clone(),
             Source::Url(url) => {
                 let timeout = self.config.fetch_timeout;
                 let fetch = self.fetch_url(url, candidate.size.unwrap_or(limit.1));
-                let late = || unavailable(format!("not fetched within candidates.fetch_timeout = {}", format_duration(timeout)));
-                tokio::time::timeout(timeout, fetch).await.map_err(|_| late())??
+                let late = || {
+                    unavailable(format!(
+                        "not fetched within candidates.fetch_timeout = {}",
+                        format_duration(timeout)
+                    ))
+                };
+                tokio::time::timeout(timeout, fetch)
+                    .await
+                    .map_err(|_| late())??
             }
         };
         let sha256 = tokio::task::spawn_blocking(move || {
             let digest: [u8; 32] = Sha256::digest(&bytes).into();
             (bytes, digest)
         });
-        let (bytes, sha256) = sha256.await.map_err(|e| unavailable(format!("digest: {e}")))?;
+        let (bytes, sha256) = sha256
+            .await
+            .map_err(|e| unavailable(format!("digest: {e}")))?;
         check_claims(candidate, bytes.len() as u64, &sha256)?;
         Ok(Fetched { bytes, sha256 })
     }
@@ -93,7 +109,9 @@ impl Fetcher {
         match url.scheme() {
             "file" => read_file(&url, &self.config.allow, expected).await,
             "http" | "https" => self.get(url, expected).await,
-            other => Err(forbidden(format!("candidate.url: scheme {other} is not supported by this worker"))),
+            other => Err(forbidden(format!(
+                "candidate.url: scheme {other} is not supported by this worker"
+            ))),
         }
     }
 
@@ -104,11 +122,18 @@ impl Fetcher {
             return Err(forbidden("candidate.url: user information is not allowed"));
         }
         let path = url.path().to_ascii_lowercase();
-        if ["%2e", "%2f", "%5c", "%00", "\\"].iter().any(|trick| path.contains(trick)) {
-            return Err(forbidden("candidate.url: encoded dots, slashes and zero bytes are not allowed"));
+        if ["%2e", "%2f", "%5c", "%00", "\\"]
+            .iter()
+            .any(|trick| path.contains(trick))
+        {
+            return Err(forbidden(
+                "candidate.url: encoded dots, slashes and zero bytes are not allowed",
+            ));
         }
         if !self.config.allow.iter().any(|prefix| covers(prefix, &url)) {
-            return Err(forbidden("candidate.url: no prefix in candidates.allow covers it"));
+            return Err(forbidden(
+                "candidate.url: no prefix in candidates.allow covers it",
+            ));
         }
         let literal = match url.host() {
             Some(Host::Ipv4(ip)) => Some(IpAddr::V4(ip)),
@@ -116,30 +141,46 @@ impl Fetcher {
             Some(Host::Domain(_)) | None => None,
         };
         match literal {
-            Some(ip) if !self.config.allow_private && !is_public(ip) => {
-                Err(forbidden(format!("candidate.url: {ip} is not a public address (candidates.allow_private)")))
-            }
+            Some(ip) if !self.config.allow_private && !is_public(ip) => Err(forbidden(format!(
+                "candidate.url: {ip} is not a public address (candidates.allow_private)"
+            ))),
             Some(_) | None => Ok(url),
         }
     }
 
     async fn get(&self, url: Url, expected: u64) -> Result<Vec<u8>, Failure> {
         let place = place(&url);
-        let response = self.client.get(url).send().await.map_err(|e| refusal(&e, &place))?;
+        let response = self
+            .client
+            .get(url)
+            .send()
+            .await
+            .map_err(|e| refusal(&e, &place))?;
         let status = response.status();
         if status.is_redirection() {
-            return Err(unavailable(format!("{place}: answered {status}; redirects are not followed")));
+            return Err(unavailable(format!(
+                "{place}: answered {status}; redirects are not followed"
+            )));
         }
         if !status.is_success() {
             return Err(unavailable(format!("{place}: answered {status}")));
         }
-        if let Some(length) = response.content_length().filter(|length| *length > expected) {
+        if let Some(length) = response
+            .content_length()
+            .filter(|length| *length > expected)
+        {
             return Err(oversized(&place, length, expected));
         }
         let mut bytes = Vec::new();
         let mut body = response.bytes_stream();
         while let Some(chunk) = body.next().await {
-            let chunk = chunk.map_err(|e| unavailable(format!("{place}: broke off after {} bytes: {}", bytes.len(), kind(&e))))?;
+            let chunk = chunk.map_err(|e| {
+                unavailable(format!(
+                    "{place}: broke off after {} bytes: {}",
+                    bytes.len(),
+                    kind(&e)
+                ))
+            })?;
             bytes.extend_from_slice(&chunk);
             if bytes.len() as u64 > expected {
                 return Err(oversized(&place, bytes.len() as u64, expected));
@@ -150,7 +191,12 @@ impl Fetcher {
 }
 
 fn too_large(size: u64, (key, limit): (&str, u64)) -> Failure {
-    Failure::new(Code::CandidateTooLarge, format!("{size} bytes, {key} = {limit}")).with("size", size).with("limit", limit)
+    Failure::new(
+        Code::CandidateTooLarge,
+        format!("{size} bytes, {key} = {limit}"),
+    )
+    .with("size", size)
+    .with("limit", limit)
 }
 
 /// More bytes than the job names: the claim is wrong, whatever the limits are.
@@ -174,8 +220,16 @@ fn check_claims(candidate: &Candidate, size: u64, sha256: &[u8; 32]) -> Result<(
 
 /// Scheme, host and path of a URL, without its query, for messages.
 fn place(url: &Url) -> String {
-    let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
-    format!("{}://{}{port}{}", url.scheme(), url.host_str().unwrap_or_default(), url.path())
+    let port = url
+        .port()
+        .map(|port| format!(":{port}"))
+        .unwrap_or_default();
+    format!(
+        "{}://{}{port}{}",
+        url.scheme(),
+        url.host_str().unwrap_or_default(),
+        url.path()
+    )
 }
 
 fn kind(error: &reqwest::Error) -> &'static str {
@@ -201,7 +255,9 @@ fn refusal(error: &reqwest::Error, place: &str) -> Failure {
 
 /// Whether the prefix covers the URL: same scheme, host and port, and its path up to a boundary.
 fn covers(prefix: &str, url: &Url) -> bool {
-    let Ok(prefix) = Url::parse(prefix) else { return false };
+    let Ok(prefix) = Url::parse(prefix) else {
+        return false;
+    };
     let same_place = prefix.scheme() == url.scheme()
         && prefix.host() == url.host()
         && prefix.port_or_known_default() == url.port_or_known_default();
@@ -213,7 +269,9 @@ fn covers(prefix: &str, url: &Url) -> bool {
 }
 
 async fn read_file(url: &Url, allow: &[String], expected: u64) -> Result<Vec<u8>, Failure> {
-    let path = url.to_file_path().map_err(|()| forbidden("candidate.url: not a local path"))?;
+    let path = url
+        .to_file_path()
+        .map_err(|()| forbidden("candidate.url: not a local path"))?;
     let missing = |e: std::io::Error| unavailable(format!("{}: {e}", path.display()));
     // A link must not lead out of what is allowed.
     let real = tokio::fs::canonicalize(&path).await.map_err(missing)?;
@@ -222,18 +280,31 @@ async fn read_file(url: &Url, allow: &[String], expected: u64) -> Result<Vec<u8>
     }
     let file = tokio::fs::File::open(&real).await.map_err(missing)?;
     if !file.metadata().await.map_err(missing)?.is_file() {
-        return Err(unavailable(format!("{}: not a regular file", path.display())));
+        return Err(unavailable(format!(
+            "{}: not a regular file",
+            path.display()
+        )));
     }
     let mut bytes = Vec::new();
-    file.take(expected.saturating_add(1)).read_to_end(&mut bytes).await.map_err(missing)?;
+    file.take(expected.saturating_add(1))
+        .read_to_end(&mut bytes)
+        .await
+        .map_err(missing)?;
     if bytes.len() as u64 > expected {
-        return Err(oversized(&path.display().to_string(), bytes.len() as u64, expected));
+        return Err(oversized(
+            &path.display().to_string(),
+            bytes.len() as u64,
+            expected,
+        ));
     }
     Ok(bytes)
 }
 
 fn within(prefix: &str, real: &std::path::Path) -> bool {
-    let allowed = Url::parse(prefix).ok().filter(|u| u.scheme() == "file").and_then(|u| u.to_file_path().ok());
+    let allowed = Url::parse(prefix)
+        .ok()
+        .filter(|u| u.scheme() == "file")
+        .and_then(|u| u.to_file_path().ok());
     let canonical = allowed.and_then(|path: PathBuf| path.canonicalize().ok());
     canonical.is_some_and(|allowed| real.starts_with(allowed))
 }
@@ -252,8 +323,12 @@ impl Resolve for CheckedResolver {
     fn resolve(&self, name: Name) -> Resolving {
         let allow_private = self.allow_private;
         Box::pin(async move {
-            let addresses: Vec<SocketAddr> = tokio::net::lookup_host((name.as_str(), 0)).await?.collect();
-            match addresses.iter().find(|a| !allow_private && !is_public(a.ip())) {
+            let addresses: Vec<SocketAddr> =
+                tokio::net::lookup_host((name.as_str(), 0)).await?.collect();
+            match addresses
+                .iter()
+                .find(|a| !allow_private && !is_public(a.ip()))
+            {
                 Some(private) => Err(NotPublic(private.ip()).into()),
                 None => Ok(Box::new(addresses.into_iter()) as Addrs),
             }
@@ -282,7 +357,9 @@ fn is_public(ip: IpAddr) -> bool {
         IpAddr::V6(ip) => {
             let [first, second, ..] = ip.segments();
             // Only 2000::/3 is global unicast; tunnels in it carry IPv4 addresses nobody checked.
-            (first & 0xe000) == 0x2000 && first != 0x2002 && !(first == 0x2001 && (second == 0 || second == 0xdb8))
+            (first & 0xe000) == 0x2000
+                && first != 0x2002
+                && !(first == 0x2001 && (second == 0 || second == 0xdb8))
         }
     }
 }
@@ -294,8 +371,14 @@ mod tests {
     #[test]
     fn prefixes_end_at_a_boundary() {
         let url = |text: &str| Url::parse(text).unwrap();
-        assert!(covers("https://a.example/c/", &url("https://A.example/c/x.json")));
-        assert!(covers("https://a.example/c", &url("https://a.example/c/x.json?sig=1")));
+        assert!(covers(
+            "https://a.example/c/",
+            &url("https://A.example/c/x.json")
+        ));
+        assert!(covers(
+            "https://a.example/c",
+            &url("https://a.example/c/x.json?sig=1")
+        ));
         assert!(covers("https://a.example", &url("https://a.example:443/x")));
         for other in [
             "http://a.example/c/x",
@@ -311,8 +394,20 @@ mod tests {
     #[test]
     fn only_public_addresses_are_public() {
         for private in [
-            "127.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "0.0.0.0", "100.64.0.1", "::1",
-            "fe80::1", "fd00::1", "::ffff:10.0.0.1", "2002:7f00:1::", "224.0.0.1", "255.255.255.255",
+            "127.0.0.1",
+            "10.1.2.3",
+            "172.16.0.1",
+            "192.168.1.1",
+            "169.254.169.254",
+            "0.0.0.0",
+            "100.64.0.1",
+            "::1",
+            "fe80::1",
+            "fd00::1",
+            "::ffff:10.0.0.1",
+            "2002:7f00:1::",
+            "224.0.0.1",
+            "255.255.255.255",
         ] {
             assert!(!is_public(private.parse().unwrap()), "{private}");
         }
@@ -323,8 +418,13 @@ mod tests {
 
     #[test]
     fn tricks_in_a_url_are_refused() {
-        let config = crate::config::Config::load(&crate::config::Layers::default()).unwrap().candidates;
-        let config = CandidatesConfig { allow: vec!["https://a.example/c/".into(), "file:///srv/".into()], ..config };
+        let config = crate::config::Config::load(&crate::config::Layers::default())
+            .unwrap()
+            .candidates;
+        let config = CandidatesConfig {
+            allow: vec!["https://a.example/c/".into(), "file:///srv/".into()],
+            ..config
+        };
         let fetcher = Fetcher::new(config).unwrap();
         for trick in [
             "https://user@a.example/c/x",
@@ -336,7 +436,11 @@ mod tests {
             "file:///srv/../etc/passwd",
             "nonsense",
         ] {
-            assert_eq!(fetcher.check_url(trick).unwrap_err().code, Code::CandidateUrlForbidden, "{trick}");
+            assert_eq!(
+                fetcher.check_url(trick).unwrap_err().code,
+                Code::CandidateUrlForbidden,
+                "{trick}"
+            );
         }
         assert!(fetcher.check_url("https://a.example/c/x").is_ok());
     }

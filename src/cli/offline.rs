@@ -99,8 +99,12 @@ pub(super) fn word<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, Stri
 pub(super) fn rule(semantics: Semantics, learning_rate: Option<f64>) -> Result<Rule, Fault> {
     let usage = |m: &str| Err(Fault::new(Exit::Usage, m));
     match (semantics, learning_rate) {
-        (Semantics::Gradient, Some(rate)) if rate.is_finite() && rate > 0.0 => Ok(Rule::Gradient { learning_rate: rate }),
-        (Semantics::Gradient, Some(_)) => usage("--learning-rate: must be finite and greater than 0"),
+        (Semantics::Gradient, Some(rate)) if rate.is_finite() && rate > 0.0 => Ok(Rule::Gradient {
+            learning_rate: rate,
+        }),
+        (Semantics::Gradient, Some(_)) => {
+            usage("--learning-rate: must be finite and greater than 0")
+        }
         (Semantics::Gradient, None) => usage("--learning-rate: missing, a gradient needs one"),
         (Semantics::ParamDiff, None) => Ok(Rule::ParamDiff),
         (Semantics::ParamDiff, Some(_)) => usage("--learning-rate: not allowed with param_diff"),
@@ -108,34 +112,75 @@ pub(super) fn rule(semantics: Semantics, learning_rate: Option<f64>) -> Result<R
 }
 
 fn fault(error: &EngineError) -> Fault {
-    let exit = if error.detail == Detail::EpUnavailable { Exit::Unavailable } else { Exit::Data };
+    let exit = if error.detail == Detail::EpUnavailable {
+        Exit::Unavailable
+    } else {
+        Exit::Data
+    };
     Fault::new(exit, error)
 }
 
-async fn judge(mut config: Config, model: PathBuf, windows: WindowArgs, task: impl FnOnce(u64) -> Task, name: String) -> Outcome {
+async fn judge(
+    mut config: Config,
+    model: PathBuf,
+    windows: WindowArgs,
+    task: impl FnOnce(u64) -> Task,
+    name: String,
+) -> Outcome {
     // A file of our own is bounded like a fetched one.
     config.candidates.max_inline_bytes = config.candidates.max_bytes;
     let vitals = Vitals::default();
-    let engine = EngineHandle::load(&model, &config.engine, vitals.progress).await.map_err(|e| fault(&e))?;
+    let engine = EngineHandle::load(&model, &config.engine, vitals.progress)
+        .await
+        .map_err(|e| fault(&e))?;
     let task = task(engine.package.manifest.version);
     let pipeline = Pipeline::new(engine, &config, "offline", None).map_err(Fault::internal)?;
-    let addressee =
-        Addressee { submission_id: name.clone(), kind: task.kind(), model_version: task.model_version(), context: None, attempt: 1 };
-    let validation = Validation { shards: windows.shards, nonce: windows.nonce };
-    let job = Job { submission_id: name, model: None, task, validation, deadline_ms: None, context: None };
-    let Judged::Fresh { verdict, .. } = pipeline.judge(&job, &addressee, Instant::now()).await else {
+    let addressee = Addressee {
+        submission_id: name.clone(),
+        kind: task.kind(),
+        model_version: task.model_version(),
+        context: None,
+        attempt: 1,
+    };
+    let validation = Validation {
+        shards: windows.shards,
+        nonce: windows.nonce,
+    };
+    let job = Job {
+        submission_id: name,
+        model: None,
+        task,
+        validation,
+        deadline_ms: None,
+        context: None,
+    };
+    let Judged::Fresh { verdict, .. } = pipeline.judge(&job, &addressee, Instant::now()).await
+    else {
         return Err(Fault::internal("answered from a store that is not there"));
     };
     let message = ResultMessage::new(pipeline.answerer(), addressee, verdict);
     answer_json(&message)?;
-    Ok(if message.status == Status::Scored { Exit::Done } else { Exit::Negative })
+    Ok(if message.status == Status::Scored {
+        Exit::Done
+    } else {
+        Exit::Negative
+    })
 }
 
 pub(super) async fn score(config: Config, args: ScoreArgs) -> Outcome {
     let rule = rule(args.semantics, args.learning_rate)?;
-    let bytes = std::fs::read(&args.candidate)
-        .map_err(|e| Fault::new(Exit::Data, format!("--candidate {}: {e}", args.candidate.display())))?;
-    let name = args.candidate.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let bytes = std::fs::read(&args.candidate).map_err(|e| {
+        Fault::new(
+            Exit::Data,
+            format!("--candidate {}: {e}", args.candidate.display()),
+        )
+    })?;
+    let name = args
+        .candidate
+        .file_stem()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned();
     let candidate = Candidate {
         format: args.format,
         compression: None,
@@ -144,18 +189,26 @@ pub(super) async fn score(config: Config, args: ScoreArgs) -> Outcome {
         sha256: None,
         size: None,
     };
-    let task = |model_version| Task::Score { model_version, candidate: Box::new(candidate) };
+    let task = |model_version| Task::Score {
+        model_version,
+        candidate: Box::new(candidate),
+    };
     judge(config, args.model, args.windows, task, name).await
 }
 
 pub(super) async fn validate(config: Config, args: ValidateArgs) -> Outcome {
-    let task = |version| Task::Validate { model_version: Some(version) };
+    let task = |version| Task::Validate {
+        model_version: Some(version),
+    };
     judge(config, args.model, args.windows, task, "validate".into()).await
 }
 
 pub(super) async fn check(config: &Config, json: bool) -> Outcome {
     let Some(dir) = &config.model.dir else {
-        return Err(Fault::new(Exit::Usage, "model.dir: not set; it names the model package"));
+        return Err(Fault::new(
+            Exit::Usage,
+            "model.dir: not set; it names the model package",
+        ));
     };
     let began = Instant::now();
     let vitals = Vitals::default();

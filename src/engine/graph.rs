@@ -202,20 +202,27 @@ impl Graph {
     /// # Errors
     /// When it is none, or too old for the loss head.
     pub fn decode(bytes: &[u8]) -> Result<Self, GraphError> {
-        let model = ModelProto::decode(bytes).map_err(|e| GraphError(format!("not an ONNX file: {e}")))?;
+        let model =
+            ModelProto::decode(bytes).map_err(|e| GraphError(format!("not an ONNX file: {e}")))?;
         if model.graph.is_none() {
             return Err(GraphError("not an ONNX file: it has no graph".into()));
         }
-        let opset = model.opset_import.iter().find(|o| o.domain.as_deref().unwrap_or_default().is_empty());
+        let opset = model
+            .opset_import
+            .iter()
+            .find(|o| o.domain.as_deref().unwrap_or_default().is_empty());
         let version = opset.and_then(|o| o.version).unwrap_or(0);
         if version < MIN_OPSET {
-            return Err(GraphError(format!("has opset {version}, at least {MIN_OPSET} is needed; export it again")));
+            return Err(GraphError(format!(
+                "has opset {version}, at least {MIN_OPSET} is needed; export it again"
+            )));
         }
         Ok(Self { model })
     }
 
     fn proto(&self) -> &GraphProto {
-        static EMPTY: std::sync::LazyLock<GraphProto> = std::sync::LazyLock::new(GraphProto::default);
+        static EMPTY: std::sync::LazyLock<GraphProto> =
+            std::sync::LazyLock::new(GraphProto::default);
         self.model.graph.as_ref().unwrap_or(&EMPTY)
     }
 
@@ -223,7 +230,11 @@ impl Graph {
     pub fn initializers(&self) -> Vec<InitializerInfo> {
         let info = |t: &TensorProto| InitializerInfo {
             name: t.name.clone().unwrap_or_default(),
-            shape: t.dims.iter().map(|d| usize::try_from(*d).unwrap_or(0)).collect(),
+            shape: t
+                .dims
+                .iter()
+                .map(|d| usize::try_from(*d).unwrap_or(0))
+                .collect(),
             dtype: t.data_type.and_then(dtype_of),
         };
         self.proto().initializer.iter().map(info).collect()
@@ -232,18 +243,37 @@ impl Graph {
     /// Names of the inputs that are not initializers.
     pub fn inputs(&self) -> Vec<String> {
         let graph = self.proto();
-        let is_weight = |name: &str| graph.initializer.iter().any(|t| t.name.as_deref() == Some(name));
-        graph.input.iter().filter_map(|i| i.name.clone()).filter(|n| !is_weight(n)).collect()
+        let is_weight = |name: &str| {
+            graph
+                .initializer
+                .iter()
+                .any(|t| t.name.as_deref() == Some(name))
+        };
+        graph
+            .input
+            .iter()
+            .filter_map(|i| i.name.clone())
+            .filter(|n| !is_weight(n))
+            .collect()
     }
 
     /// Names of the outputs.
     pub fn outputs(&self) -> Vec<String> {
-        self.proto().output.iter().filter_map(|o| o.name.clone()).collect()
+        self.proto()
+            .output
+            .iter()
+            .filter_map(|o| o.name.clone())
+            .collect()
     }
 
     /// Files that external data is in, relative to the graph.
     pub fn external_files(&self) -> Vec<String> {
-        let mut files: Vec<String> = self.proto().initializer.iter().filter_map(external_location).collect();
+        let mut files: Vec<String> = self
+            .proto()
+            .initializer
+            .iter()
+            .filter_map(external_location)
+            .collect();
         files.sort();
         files.dedup();
         files
@@ -251,16 +281,42 @@ impl Graph {
 
     /// The size of the last dimension of an output, if it is fixed.
     pub fn last_dimension(&self, output: &str) -> Option<usize> {
-        let found = self.proto().output.iter().find(|o| o.name.as_deref() == Some(output))?;
-        let shape = found.r#type.as_ref()?.tensor_type.as_ref()?.shape.as_ref()?;
+        let found = self
+            .proto()
+            .output
+            .iter()
+            .find(|o| o.name.as_deref() == Some(output))?;
+        let shape = found
+            .r#type
+            .as_ref()?
+            .tensor_type
+            .as_ref()?
+            .shape
+            .as_ref()?;
         usize::try_from(shape.dim.last()?.dim_value?).ok()
     }
 
     /// The fixed sizes of an input's dimensions; `None` where a dimension is free.
     pub fn input_shape(&self, input: &str) -> Option<Vec<Option<usize>>> {
-        let found = self.proto().input.iter().find(|i| i.name.as_deref() == Some(input))?;
-        let shape = found.r#type.as_ref()?.tensor_type.as_ref()?.shape.as_ref()?;
-        Some(shape.dim.iter().map(|d| d.dim_value.and_then(|v| usize::try_from(v).ok())).collect())
+        let found = self
+            .proto()
+            .input
+            .iter()
+            .find(|i| i.name.as_deref() == Some(input))?;
+        let shape = found
+            .r#type
+            .as_ref()?
+            .tensor_type
+            .as_ref()?
+            .shape
+            .as_ref()?;
+        Some(
+            shape
+                .dim
+                .iter()
+                .map(|d| d.dim_value.and_then(|v| usize::try_from(v).ok()))
+                .collect(),
+        )
     }
 
     /// An initializer's little-endian bytes, from the graph or its external file in `dir`.
@@ -268,7 +324,11 @@ impl Graph {
     /// # Errors
     /// When it is not there or its data cannot be read.
     pub fn initializer(&self, name: &str, dir: &Path) -> Result<Vec<u8>, GraphError> {
-        let tensor = self.proto().initializer.iter().find(|t| t.name.as_deref() == Some(name));
+        let tensor = self
+            .proto()
+            .initializer
+            .iter()
+            .find(|t| t.name.as_deref() == Some(name));
         let tensor = tensor.ok_or_else(|| GraphError(format!("has no initializer {name}")))?;
         contents(tensor, dir)
     }
@@ -277,9 +337,16 @@ impl Graph {
     ///
     /// # Errors
     /// Names what is missing.
-    pub fn prepare(mut self, weights: &[&str], logits: &str, dir: &Path) -> Result<Vec<u8>, GraphError> {
+    pub fn prepare(
+        mut self,
+        weights: &[&str],
+        logits: &str,
+        dir: &Path,
+    ) -> Result<Vec<u8>, GraphError> {
         let logits_type = self.output_type(logits)?;
-        let Some(graph) = self.model.graph.as_mut() else { return Err(GraphError("has no graph".into())) };
+        let Some(graph) = self.model.graph.as_mut() else {
+            return Err(GraphError("has no graph".into()));
+        };
         move_to_inputs(graph, weights)?;
         for tensor in &mut graph.initializer {
             inline(tensor, dir)?;
@@ -289,9 +356,22 @@ impl Graph {
     }
 
     fn output_type(&self, output: &str) -> Result<i32, GraphError> {
-        let found = self.proto().output.iter().find(|o| o.name.as_deref() == Some(output));
-        let found = found.ok_or_else(|| GraphError(format!("has no output {output}; it has {:?}", self.outputs())))?;
-        let elem = found.r#type.as_ref().and_then(|t| t.tensor_type.as_ref()).and_then(|t| t.elem_type);
+        let found = self
+            .proto()
+            .output
+            .iter()
+            .find(|o| o.name.as_deref() == Some(output));
+        let found = found.ok_or_else(|| {
+            GraphError(format!(
+                "has no output {output}; it has {:?}",
+                self.outputs()
+            ))
+        })?;
+        let elem = found
+            .r#type
+            .as_ref()
+            .and_then(|t| t.tensor_type.as_ref())
+            .and_then(|t| t.elem_type);
         Ok(elem.unwrap_or(FLOAT))
     }
 }
@@ -311,10 +391,16 @@ fn move_to_inputs(graph: &mut GraphProto, weights: &[&str]) -> Result<(), GraphE
         match (found.remove(*name), listed) {
             (Some(tensor), false) => {
                 let dims = tensor.dims.iter().map(|d| Some(*d)).collect();
-                graph.input.push(value_info(name, tensor.data_type.unwrap_or(FLOAT), dims));
+                graph
+                    .input
+                    .push(value_info(name, tensor.data_type.unwrap_or(FLOAT), dims));
             }
             (_, true) => {}
-            (None, false) => return Err(GraphError(format!("has neither an initializer nor an input {name}"))),
+            (None, false) => {
+                return Err(GraphError(format!(
+                    "has neither an initializer nor an input {name}"
+                )));
+            }
         }
     }
     Ok(())
@@ -329,9 +415,23 @@ fn append_loss_head(graph: &mut GraphProto, logits: &str, logits_type: i32) {
         graph.node.push(cast);
         last = "scorer_logits_f32".into();
     }
-    graph.node.push(node("LogSoftmax", &[&last], "scorer_log_softmax", "axis", -1));
-    graph.node.push(node("GatherElements", &["scorer_log_softmax", LABELS], LOG_PROBS, "axis", -1));
-    graph.input.push(value_info(LABELS, INT64, vec![None, None, Some(1)]));
+    graph.node.push(node(
+        "LogSoftmax",
+        &[&last],
+        "scorer_log_softmax",
+        "axis",
+        -1,
+    ));
+    graph.node.push(node(
+        "GatherElements",
+        &["scorer_log_softmax", LABELS],
+        LOG_PROBS,
+        "axis",
+        -1,
+    ));
+    graph
+        .input
+        .push(value_info(LABELS, INT64, vec![None, None, Some(1)]));
     graph.output = vec![value_info(LOG_PROBS, FLOAT, vec![None, None, Some(1)])];
 }
 
@@ -344,7 +444,12 @@ pub fn scatter_graph(dtype: Dtype) -> Vec<u8> {
     };
     let free = |name: &str, elem_type: i32| ValueInfo {
         name: Some(name.to_owned()),
-        r#type: Some(TypeProto { tensor_type: Some(TensorType { elem_type: Some(elem_type), shape: None }) }),
+        r#type: Some(TypeProto {
+            tensor_type: Some(TensorType {
+                elem_type: Some(elem_type),
+                shape: None,
+            }),
+        }),
     };
     let scatter = NodeProto {
         input: vec!["data".into(), "indices".into(), "updates".into()],
@@ -356,18 +461,34 @@ pub fn scatter_graph(dtype: Dtype) -> Vec<u8> {
     let graph = GraphProto {
         node: vec![scatter.encode_to_vec()],
         name: Some("scatter".into()),
-        input: vec![free("data", elem), free("indices", INT64), free("updates", elem)],
+        input: vec![
+            free("data", elem),
+            free("indices", INT64),
+            free("updates", elem),
+        ],
         output: vec![free("output", elem)],
         ..GraphProto::default()
     };
-    let opset = OperatorSetId { domain: None, version: Some(16) };
-    let model = ModelProto { ir_version: Some(8), graph: Some(graph), opset_import: vec![opset], ..ModelProto::default() };
+    let opset = OperatorSetId {
+        domain: None,
+        version: Some(16),
+    };
+    let model = ModelProto {
+        ir_version: Some(8),
+        graph: Some(graph),
+        opset_import: vec![opset],
+        ..ModelProto::default()
+    };
     model.encode_to_vec()
 }
 
 fn node(op_type: &str, input: &[&str], output: &str, attribute: &str, value: i64) -> Vec<u8> {
     const INT: i32 = 2;
-    let attribute = Attribute { name: Some(attribute.into()), i: Some(value), r#type: Some(INT) };
+    let attribute = Attribute {
+        name: Some(attribute.into()),
+        i: Some(value),
+        r#type: Some(INT),
+    };
     NodeProto {
         input: input.iter().map(|i| (*i).to_owned()).collect(),
         output: vec![output.to_owned()],
@@ -379,9 +500,23 @@ fn node(op_type: &str, input: &[&str], output: &str, attribute: &str, value: i64
 }
 
 fn value_info(name: &str, elem_type: i32, dims: Vec<Option<i64>>) -> ValueInfo {
-    let dim = dims.into_iter().map(|dim_value| Dimension { dim_value, dim_param: None }).collect();
-    let tensor_type = TensorType { elem_type: Some(elem_type), shape: Some(TensorShape { dim }) };
-    ValueInfo { name: Some(name.to_owned()), r#type: Some(TypeProto { tensor_type: Some(tensor_type) }) }
+    let dim = dims
+        .into_iter()
+        .map(|dim_value| Dimension {
+            dim_value,
+            dim_param: None,
+        })
+        .collect();
+    let tensor_type = TensorType {
+        elem_type: Some(elem_type),
+        shape: Some(TensorShape { dim }),
+    };
+    ValueInfo {
+        name: Some(name.to_owned()),
+        r#type: Some(TypeProto {
+            tensor_type: Some(tensor_type),
+        }),
+    }
 }
 
 fn dtype_of(data_type: i32) -> Option<Dtype> {
@@ -394,12 +529,17 @@ fn dtype_of(data_type: i32) -> Option<Dtype> {
 }
 
 fn external(tensor: &TensorProto, key: &str) -> Option<String> {
-    let found = tensor.external_data.iter().find(|e| e.key.as_deref() == Some(key));
+    let found = tensor
+        .external_data
+        .iter()
+        .find(|e| e.key.as_deref() == Some(key));
     found.and_then(|e| e.value.clone())
 }
 
 fn external_location(tensor: &TensorProto) -> Option<String> {
-    (tensor.data_location == Some(EXTERNAL)).then(|| external(tensor, "location")).flatten()
+    (tensor.data_location == Some(EXTERNAL))
+        .then(|| external(tensor, "location"))
+        .flatten()
 }
 
 fn inline(tensor: &mut TensorProto, dir: &Path) -> Result<(), GraphError> {
@@ -414,29 +554,48 @@ fn inline(tensor: &mut TensorProto, dir: &Path) -> Result<(), GraphError> {
 fn contents(tensor: &TensorProto, dir: &Path) -> Result<Vec<u8>, GraphError> {
     let name = tensor.name.as_deref().unwrap_or_default();
     if let Some(location) = external_location(tensor) {
-        return read_external(tensor, &location, dir).map_err(|e| GraphError(format!("initializer {name}: {location}: {e}")));
+        return read_external(tensor, &location, dir)
+            .map_err(|e| GraphError(format!("initializer {name}: {location}: {e}")));
     }
     if let Some(raw) = &tensor.raw_data {
         return Ok(raw.clone());
     }
     if !tensor.float_data.is_empty() {
-        return Ok(tensor.float_data.iter().flat_map(|v| v.to_le_bytes()).collect());
+        return Ok(tensor
+            .float_data
+            .iter()
+            .flat_map(|v| v.to_le_bytes())
+            .collect());
     }
     // Half types travel as 16 bits in an int32.
-    Ok(tensor.int32_data.iter().flat_map(|v| v.to_le_bytes().into_iter().take(2)).collect())
+    Ok(tensor
+        .int32_data
+        .iter()
+        .flat_map(|v| v.to_le_bytes().into_iter().take(2))
+        .collect())
 }
 
 fn read_external(tensor: &TensorProto, location: &str, dir: &Path) -> Result<Vec<u8>, String> {
     use std::io::{Read, Seek, SeekFrom};
     use std::path::Component;
-    if !Path::new(location).components().all(|c| matches!(c, Component::Normal(_))) {
+    if !Path::new(location)
+        .components()
+        .all(|c| matches!(c, Component::Normal(_)))
+    {
         return Err("leads out of the package".into());
     }
-    let number = |key: &str| external(tensor, key).map(|v| v.parse::<u64>().map_err(|e| format!("{key}: {e}"))).transpose();
+    let number = |key: &str| {
+        external(tensor, key)
+            .map(|v| v.parse::<u64>().map_err(|e| format!("{key}: {e}")))
+            .transpose()
+    };
     let mut file = std::fs::File::open(dir.join(location)).map_err(|e| e.to_string())?;
-    file.seek(SeekFrom::Start(number("offset")?.unwrap_or(0))).map_err(|e| e.to_string())?;
+    file.seek(SeekFrom::Start(number("offset")?.unwrap_or(0)))
+        .map_err(|e| e.to_string())?;
     let mut bytes = Vec::new();
     let length = number("length")?.unwrap_or(u64::MAX);
-    file.take(length).read_to_end(&mut bytes).map_err(|e| e.to_string())?;
+    file.take(length)
+        .read_to_end(&mut bytes)
+        .map_err(|e| e.to_string())?;
     Ok(bytes)
 }

@@ -37,7 +37,12 @@ pub enum SessionError {
 /// ONNX Runtime has no error code for these two: its texts are matched, as measured for 1.31.
 fn classify(error: &ort::Error) -> SessionError {
     let text = error.to_string();
-    let memory = ["Failed to allocate memory", "bad_alloc", "out of memory", "CUDA_ERROR_OUT_OF_MEMORY"];
+    let memory = [
+        "Failed to allocate memory",
+        "bad_alloc",
+        "out of memory",
+        "CUDA_ERROR_OUT_OF_MEMORY",
+    ];
     if text.contains("terminate flag being set") {
         SessionError::Terminated
     } else if memory.iter().any(|m| text.contains(m)) {
@@ -101,7 +106,11 @@ impl Terminator {
 /// Where the scratch weights live and how entries get into them.
 enum Memory {
     Host,
-    Device { info: MemoryInfo<'static>, id: i32, scatter: Vec<(Dtype, ort::session::Session)> },
+    Device {
+        info: MemoryInfo<'static>,
+        id: i32,
+        scatter: Vec<(Dtype, ort::session::Session)>,
+    },
 }
 
 /// A session whose weights are inputs, with one scratch tensor per weight.
@@ -116,7 +125,9 @@ pub struct Session {
 
 impl std::fmt::Debug for Session {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Session").field("weights", &self.weights.len()).finish_non_exhaustive()
+        f.debug_struct("Session")
+            .field("weights", &self.weights.len())
+            .finish_non_exhaustive()
     }
 }
 
@@ -132,10 +143,16 @@ fn library(config: &EngineConfig) -> Result<PathBuf, SessionError> {
     let beside = binary.parent().and_then(|dir| {
         let entries = std::fs::read_dir(dir).ok()?;
         let is_library = |path: &PathBuf| {
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let name = path
+                .file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned();
             name.starts_with("libonnxruntime.so")
         };
-        entries.filter_map(|e| Some(e.ok()?.path())).find(is_library)
+        entries
+            .filter_map(|e| Some(e.ok()?.path()))
+            .find(is_library)
     });
     beside.ok_or_else(|| {
         SessionError::Unavailable(
@@ -147,7 +164,9 @@ fn library(config: &EngineConfig) -> Result<PathBuf, SessionError> {
 }
 
 /// One environment per process; a failed start is tried again, a good one is kept.
-fn environment(config: &EngineConfig) -> Result<&'static ort::environment::Environment, SessionError> {
+fn environment(
+    config: &EngineConfig,
+) -> Result<&'static ort::environment::Environment, SessionError> {
     static ENVIRONMENT: OnceLock<ort::environment::Environment> = OnceLock::new();
     static STARTING: Mutex<()> = Mutex::new(());
     let _one_at_a_time = STARTING.lock();
@@ -156,10 +175,16 @@ fn environment(config: &EngineConfig) -> Result<&'static ort::environment::Envir
     }
     let path = library(config)?;
     if !path.is_file() {
-        return Err(SessionError::Unavailable(format!("ONNX Runtime: {} is not a file", path.display())));
+        return Err(SessionError::Unavailable(format!(
+            "ONNX Runtime: {} is not a file",
+            path.display()
+        )));
     }
     let fail = |e: &dyn std::fmt::Display| {
-        SessionError::Unavailable(format!("ONNX Runtime cannot be loaded from {}: {e}", path.display()))
+        SessionError::Unavailable(format!(
+            "ONNX Runtime cannot be loaded from {}: {e}",
+            path.display()
+        ))
     };
     let builder = ort::init_from(&path).map_err(|e| fail(&e))?;
     let environment = builder.with_name("scorer").build().map_err(|e| fail(&e))?;
@@ -173,7 +198,10 @@ pub fn library_version(config: &EngineConfig) -> Option<String> {
     // "ORT Build Info: git-branch=..., ..." is all it says besides the file's own name.
     let path = library(config).ok()?.canonicalize().ok()?;
     let name = path.file_name()?.to_string_lossy().into_owned();
-    Some(name.strip_prefix("libonnxruntime.so.").map_or_else(|| info.to_owned(), str::to_owned))
+    Some(
+        name.strip_prefix("libonnxruntime.so.")
+            .map_or_else(|| info.to_owned(), str::to_owned),
+    )
 }
 
 impl Session {
@@ -192,19 +220,36 @@ impl Session {
             Provider::Cpu => Memory::Host,
             Provider::Cuda | Provider::Tensorrt => device_memory(config, &mut inner)?,
         };
-        let weights = weights.into_iter().map(|spec| fill(spec, &memory)).collect::<Result<_, _>>()?;
+        let weights = weights
+            .into_iter()
+            .map(|spec| fill(spec, &memory))
+            .collect::<Result<_, _>>()?;
         let terminator = Terminator::default();
-        Ok(Self { inner, weights, memory, tokens: tokens.to_owned(), terminator })
+        Ok(Self {
+            inner,
+            weights,
+            memory,
+            tokens: tokens.to_owned(),
+            terminator,
+        })
     }
 
     /// Writes absolute values (already rounded to the weight's type) into a scratch weight.
     ///
     /// # Errors
     /// When a position is outside the weight (nothing is written then) or the device fails.
-    pub fn write(&mut self, weight: usize, positions: &[u32], values: &[f32]) -> Result<(), SessionError> {
+    pub fn write(
+        &mut self,
+        weight: usize,
+        positions: &[u32],
+        values: &[f32],
+    ) -> Result<(), SessionError> {
         let weight = &mut self.weights[weight];
         if positions.iter().any(|p| *p as usize >= weight.numel) {
-            return Err(SessionError::Other(format!("a position is outside {}", weight.input)));
+            return Err(SessionError::Other(format!(
+                "a position is outside {}",
+                weight.input
+            )));
         }
         match &mut self.memory {
             Memory::Host => match &mut weight.values {
@@ -229,15 +274,21 @@ impl Session {
             (Values::F32(tensor), Memory::Host) => same_bytes(tensor, bytes, f32::to_le_bytes),
             (Values::F16(tensor), Memory::Host) => same_bytes(tensor, bytes, f16::to_le_bytes),
             (Values::Bf16(tensor), Memory::Host) => same_bytes(tensor, bytes, bf16::to_le_bytes),
-            (Values::F32(tensor), Memory::Device { .. }) => {
-                same_bytes(&tensor.to(host, 0).map_err(|e| classify(&e))?, bytes, f32::to_le_bytes)
-            }
-            (Values::F16(tensor), Memory::Device { .. }) => {
-                same_bytes(&tensor.to(host, 0).map_err(|e| classify(&e))?, bytes, f16::to_le_bytes)
-            }
-            (Values::Bf16(tensor), Memory::Device { .. }) => {
-                same_bytes(&tensor.to(host, 0).map_err(|e| classify(&e))?, bytes, bf16::to_le_bytes)
-            }
+            (Values::F32(tensor), Memory::Device { .. }) => same_bytes(
+                &tensor.to(host, 0).map_err(|e| classify(&e))?,
+                bytes,
+                f32::to_le_bytes,
+            ),
+            (Values::F16(tensor), Memory::Device { .. }) => same_bytes(
+                &tensor.to(host, 0).map_err(|e| classify(&e))?,
+                bytes,
+                f16::to_le_bytes,
+            ),
+            (Values::Bf16(tensor), Memory::Device { .. }) => same_bytes(
+                &tensor.to(host, 0).map_err(|e| classify(&e))?,
+                bytes,
+                bf16::to_le_bytes,
+            ),
         };
         Ok(same)
     }
@@ -246,12 +297,18 @@ impl Session {
     ///
     /// # Errors
     /// What ONNX Runtime says.
-    pub fn log_probs(&mut self, tokens: Vec<i64>, labels: Vec<i64>, batch: usize) -> Result<Vec<f32>, SessionError> {
+    pub fn log_probs(
+        &mut self,
+        tokens: Vec<i64>,
+        labels: Vec<i64>,
+        batch: usize,
+    ) -> Result<Vec<f32>, SessionError> {
         let seq = tokens.len() / batch.max(1);
         let options = Arc::new(RunOptions::new().map_err(|e| classify(&e))?);
         let tokens = Tensor::from_array(([batch, seq], tokens)).map_err(|e| classify(&e))?;
         let labels = Tensor::from_array(([batch, seq, 1], labels)).map_err(|e| classify(&e))?;
-        let mut inputs: Vec<(&str, SessionInputValue<'_>)> = Vec::with_capacity(self.weights.len() + 2);
+        let mut inputs: Vec<(&str, SessionInputValue<'_>)> =
+            Vec::with_capacity(self.weights.len() + 2);
         inputs.push((&self.tokens, tokens.into()));
         inputs.push((LABELS, labels.into()));
         for weight in &self.weights {
@@ -266,7 +323,9 @@ impl Session {
         let result = self.inner.run_with_options(inputs, &options);
         self.terminator.set(None);
         let outputs = result.map_err(|e| classify(&e))?;
-        let (_, values) = outputs[LOG_PROBS].try_extract_tensor::<f32>().map_err(|e| classify(&e))?;
+        let (_, values) = outputs[LOG_PROBS]
+            .try_extract_tensor::<f32>()
+            .map_err(|e| classify(&e))?;
         Ok(values.to_vec())
     }
 }
@@ -275,7 +334,10 @@ fn build(config: &EngineConfig, graph: &[u8]) -> Result<ort::session::Session, S
     let environment = environment(config)?;
     let model = |e: ort::Error| match classify(&e) {
         SessionError::OutOfMemory(text) => SessionError::OutOfMemory(text),
-        SessionError::Unavailable(_) | SessionError::Model(_) | SessionError::Terminated | SessionError::Other(_) => {
+        SessionError::Unavailable(_)
+        | SessionError::Model(_)
+        | SessionError::Terminated
+        | SessionError::Other(_) => {
             SessionError::Model(format!("ONNX Runtime refuses the graph: {e}"))
         }
     };
@@ -293,7 +355,9 @@ fn build(config: &EngineConfig, graph: &[u8]) -> Result<ort::session::Session, S
         provider @ (Provider::Cuda | Provider::Tensorrt) => {
             // Without these two a session would quietly run on the CPU.
             let strict = || -> ort::Result<ort::session::builder::SessionBuilder> {
-                Ok(prepare()?.with_execution_providers([cuda(config)])?.with_disable_cpu_fallback()?)
+                Ok(prepare()?
+                    .with_execution_providers([cuda(config)])?
+                    .with_disable_cpu_fallback()?)
             };
             if provider == Provider::Tensorrt {
                 return Err(unavailable(provider, "this build has no TensorRT support"));
@@ -313,32 +377,68 @@ fn unavailable(provider: Provider, reason: &str) -> SessionError {
 }
 
 fn cuda(config: &EngineConfig) -> ep::ExecutionProviderDispatch {
-    let mut cuda = ep::CUDA::default().with_device_id(config.device_id).with_tf32(config.tf32);
-    if let Some(limit) = config.gpu_memory_limit.and_then(|bytes| usize::try_from(bytes).ok()) {
+    let mut cuda = ep::CUDA::default()
+        .with_device_id(config.device_id)
+        .with_tf32(config.tf32);
+    if let Some(limit) = config
+        .gpu_memory_limit
+        .and_then(|bytes| usize::try_from(bytes).ok())
+    {
         cuda = cuda.with_memory_limit(limit);
     }
     cuda.build().error_on_failure()
 }
 
-fn device_memory(config: &EngineConfig, session: &mut ort::session::Session) -> Result<Memory, SessionError> {
-    let info = || MemoryInfo::new(AllocationDevice::CUDA, config.device_id, AllocatorType::Device, MemoryType::Default);
+fn device_memory(
+    config: &EngineConfig,
+    session: &mut ort::session::Session,
+) -> Result<Memory, SessionError> {
+    let info = || {
+        MemoryInfo::new(
+            AllocationDevice::CUDA,
+            config.device_id,
+            AllocatorType::Device,
+            MemoryType::Default,
+        )
+    };
     // Proves the allocator before the weights need it.
-    let _allocator = Allocator::new(session, info().map_err(|e| classify(&e))?).map_err(|e| classify(&e))?;
+    let _allocator =
+        Allocator::new(session, info().map_err(|e| classify(&e))?).map_err(|e| classify(&e))?;
     let mut scatter = Vec::new();
     for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
         scatter.push((dtype, build(config, &super::graph::scatter_graph(dtype))?));
     }
-    Ok(Memory::Device { info: info().map_err(|e| classify(&e))?, id: config.device_id, scatter })
+    Ok(Memory::Device {
+        info: info().map_err(|e| classify(&e))?,
+        id: config.device_id,
+        scatter,
+    })
 }
 
 fn fill(spec: WeightSpec<'_>, memory: &Memory) -> Result<Weight, SessionError> {
     let (shape, bytes) = (spec.shape, spec.bytes);
     let values = match spec.dtype {
-        Dtype::F32 => Values::F32(place(shape, bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)), memory)?),
-        Dtype::F16 => Values::F16(place(shape, bytes.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b)), memory)?),
-        Dtype::Bf16 => Values::Bf16(place(shape, bytes.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b)), memory)?),
+        Dtype::F32 => Values::F32(place(
+            shape,
+            bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)),
+            memory,
+        )?),
+        Dtype::F16 => Values::F16(place(
+            shape,
+            bytes.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b)),
+            memory,
+        )?),
+        Dtype::Bf16 => Values::Bf16(place(
+            shape,
+            bytes.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b)),
+            memory,
+        )?),
     };
-    Ok(Weight { input: spec.input, numel: bytes.len() / spec.dtype.size(), values })
+    Ok(Weight {
+        input: spec.input,
+        numel: bytes.len() / spec.dtype.size(),
+        values,
+    })
 }
 
 fn place<T: PrimitiveTensorElementType + Clone + std::fmt::Debug + 'static>(
@@ -349,11 +449,18 @@ fn place<T: PrimitiveTensorElementType + Clone + std::fmt::Debug + 'static>(
     let host = Tensor::from_array((shape, values.collect::<Vec<T>>())).map_err(|e| classify(&e))?;
     match memory {
         Memory::Host => Ok(host),
-        Memory::Device { id, .. } => host.to(AllocationDevice::CUDA, *id).map_err(|e| classify(&e)),
+        Memory::Device { id, .. } => host
+            .to(AllocationDevice::CUDA, *id)
+            .map_err(|e| classify(&e)),
     }
 }
 
-fn put<T: PrimitiveTensorElementType + std::fmt::Debug>(tensor: &mut Tensor<T>, positions: &[u32], values: &[f32], narrow: impl Fn(f32) -> T) {
+fn put<T: PrimitiveTensorElementType + std::fmt::Debug>(
+    tensor: &mut Tensor<T>,
+    positions: &[u32],
+    values: &[f32],
+    narrow: impl Fn(f32) -> T,
+) {
     let (_, slots) = tensor.extract_tensor_mut();
     for (position, value) in positions.iter().zip(values) {
         slots[*position as usize] = narrow(*value);
@@ -366,7 +473,11 @@ fn same_bytes<T: PrimitiveTensorElementType + Copy + std::fmt::Debug, const N: u
     to_bytes: impl Fn(T) -> [u8; N],
 ) -> bool {
     let (_, values) = tensor.extract_tensor();
-    values.len() * N == bytes.len() && values.iter().zip(bytes.as_chunks::<N>().0).all(|(v, b)| to_bytes(*v) == *b)
+    values.len() * N == bytes.len()
+        && values
+            .iter()
+            .zip(bytes.as_chunks::<N>().0)
+            .all(|(v, b)| to_bytes(*v) == *b)
 }
 
 /// A tiny session on the device writes the entries; its output becomes the new scratch weight.
@@ -384,16 +495,29 @@ fn scatter_on_device(
         Values::Bf16(_) => Dtype::Bf16,
     };
     let Some((_, session)) = sessions.iter_mut().find(|(d, _)| *d == dtype) else {
-        return Err(SessionError::Other(format!("no scatter session for {}", dtype.as_str())));
+        return Err(SessionError::Other(format!(
+            "no scatter session for {}",
+            dtype.as_str()
+        )));
     };
     match &mut weight.values {
         Values::F32(tensor) => scatter_into(session, tensor, positions, values.to_vec(), info, id),
-        Values::F16(tensor) => {
-            scatter_into(session, tensor, positions, values.iter().map(|v| f16::from_f32(*v)).collect(), info, id)
-        }
-        Values::Bf16(tensor) => {
-            scatter_into(session, tensor, positions, values.iter().map(|v| bf16::from_f32(*v)).collect(), info, id)
-        }
+        Values::F16(tensor) => scatter_into(
+            session,
+            tensor,
+            positions,
+            values.iter().map(|v| f16::from_f32(*v)).collect(),
+            info,
+            id,
+        ),
+        Values::Bf16(tensor) => scatter_into(
+            session,
+            tensor,
+            positions,
+            values.iter().map(|v| bf16::from_f32(*v)).collect(),
+            info,
+            id,
+        ),
     }
 }
 
@@ -417,7 +541,9 @@ fn scatter_into<T: PrimitiveTensorElementType + Clone + std::fmt::Debug + 'stati
         binding.bind_input("updates", &updates)?;
         binding.bind_output_to_device("output", info)?;
         let mut outputs = session.run_binding(&binding)?;
-        let output = outputs.remove("output").ok_or_else(|| ort::Error::new("scatter gave no output"))?;
+        let output = outputs
+            .remove("output")
+            .ok_or_else(|| ort::Error::new("scatter gave no output"))?;
         output.downcast()
     };
     let written = run().map_err(|e| classify(&e))?;
@@ -428,7 +554,10 @@ fn scatter_into<T: PrimitiveTensorElementType + Clone + std::fmt::Debug + 'stati
 /// Row-major positions as coordinates, one row each.
 fn coordinates(positions: &[u32], shape: &[i64]) -> Vec<i64> {
     let mut coordinates = vec![0; positions.len() * shape.len()];
-    for (row, position) in coordinates.chunks_exact_mut(shape.len().max(1)).zip(positions) {
+    for (row, position) in coordinates
+        .chunks_exact_mut(shape.len().max(1))
+        .zip(positions)
+    {
         let mut rest = i64::from(*position);
         for (slot, dimension) in row.iter_mut().zip(shape).rev() {
             *slot = rest % dimension;

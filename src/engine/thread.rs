@@ -23,7 +23,12 @@ const TERMINATE_GRACE: Duration = Duration::from_secs(10);
 
 enum Command {
     Warm(oneshot::Sender<Result<Warm, EngineError>>),
-    Score(Box<Update>, Rule, Arc<Plan>, oneshot::Sender<Result<Evaluation, Failure>>),
+    Score(
+        Box<Update>,
+        Rule,
+        Arc<Plan>,
+        oneshot::Sender<Result<Evaluation, Failure>>,
+    ),
     Validate(Arc<Plan>, oneshot::Sender<Result<Arc<Vec<f64>>, Failure>>),
 }
 
@@ -51,31 +56,51 @@ impl EngineHandle {
     ///
     /// # Errors
     /// What is wrong, with its `state_detail`.
-    pub async fn load(dir: &Path, config: &EngineConfig, progress: Arc<Progress>) -> Result<Self, EngineError> {
+    pub async fn load(
+        dir: &Path,
+        config: &EngineConfig,
+        progress: Arc<Progress>,
+    ) -> Result<Self, EngineError> {
         let (dir, config) = (dir.to_owned(), config.clone());
         let (commands, inbox) = mpsc::channel(1);
         let (loaded, loading) = oneshot::channel();
         let shared = Arc::new(Shared::default());
         let inside = Arc::clone(&shared);
-        let thread = std::thread::Builder::new().name("scorer-engine".into()).spawn(move || {
-            let engine = Package::load(&dir)
-                .map_err(|e| EngineError { detail: Detail::ModelLoadFailed, message: e.to_string() })
-                .and_then(|package| Engine::load(Arc::new(package), &config, progress));
-            match engine {
-                Ok(engine) => {
-                    let told = loaded.send(Ok((Arc::clone(&engine.package), engine.terminator())));
-                    if told.is_ok() {
-                        serve(engine, inbox, &inside);
+        let thread = std::thread::Builder::new()
+            .name("scorer-engine".into())
+            .spawn(move || {
+                let engine = Package::load(&dir)
+                    .map_err(|e| EngineError {
+                        detail: Detail::ModelLoadFailed,
+                        message: e.to_string(),
+                    })
+                    .and_then(|package| Engine::load(Arc::new(package), &config, progress));
+                match engine {
+                    Ok(engine) => {
+                        let told =
+                            loaded.send(Ok((Arc::clone(&engine.package), engine.terminator())));
+                        if told.is_ok() {
+                            serve(engine, inbox, &inside);
+                        }
                     }
+                    Err(error) => drop(loaded.send(Err(error))),
                 }
-                Err(error) => drop(loaded.send(Err(error))),
-            }
-        });
-        let gone = |m: String| EngineError { detail: Detail::ModelLoadFailed, message: m };
+            });
+        let gone = |m: String| EngineError {
+            detail: Detail::ModelLoadFailed,
+            message: m,
+        };
         thread.map_err(|e| gone(format!("the engine's thread cannot be started: {e}")))?;
-        let (package, terminator) =
-            loading.await.map_err(|_| gone("the engine's thread ended while loading".into()))??;
-        Ok(Self { package, commands, turn: Arc::new(Semaphore::new(1)), terminator, shared })
+        let (package, terminator) = loading
+            .await
+            .map_err(|_| gone("the engine's thread ended while loading".into()))??;
+        Ok(Self {
+            package,
+            commands,
+            turn: Arc::new(Semaphore::new(1)),
+            terminator,
+            shared,
+        })
     }
 
     /// Proves the session; see [`Engine::warm`].
@@ -84,8 +109,14 @@ impl EngineHandle {
     /// The first proof that fails.
     pub async fn warm(&self) -> Result<Warm, EngineError> {
         let (reply, answer) = oneshot::channel();
-        let gone = || EngineError { detail: Detail::WarmFailed, message: "the engine's thread has ended".into() };
-        self.commands.send(Command::Warm(reply)).await.map_err(|_| gone())?;
+        let gone = || EngineError {
+            detail: Detail::WarmFailed,
+            message: "the engine's thread has ended".into(),
+        };
+        self.commands
+            .send(Command::Warm(reply))
+            .await
+            .map_err(|_| gone())?;
         answer.await.map_err(|_| gone())?
     }
 
@@ -93,16 +124,30 @@ impl EngineHandle {
     ///
     /// # Errors
     /// A typed refusal.
-    pub async fn score(&self, update: Update, rule: Rule, plan: Arc<Plan>, limit: Duration) -> Result<Evaluation, Failure> {
-        self.in_turn(limit, |reply| Command::Score(Box::new(update), rule, plan, reply)).await
+    pub async fn score(
+        &self,
+        update: Update,
+        rule: Rule,
+        plan: Arc<Plan>,
+        limit: Duration,
+    ) -> Result<Evaluation, Failure> {
+        self.in_turn(limit, |reply| {
+            Command::Score(Box::new(update), rule, plan, reply)
+        })
+        .await
     }
 
     /// Measures the current model.
     ///
     /// # Errors
     /// A typed refusal.
-    pub async fn validate(&self, plan: Arc<Plan>, limit: Duration) -> Result<Arc<Vec<f64>>, Failure> {
-        self.in_turn(limit, |reply| Command::Validate(plan, reply)).await
+    pub async fn validate(
+        &self,
+        plan: Arc<Plan>,
+        limit: Duration,
+    ) -> Result<Arc<Vec<f64>>, Failure> {
+        self.in_turn(limit, |reply| Command::Validate(plan, reply))
+            .await
     }
 
     /// Ends the run that is going on.
@@ -138,7 +183,10 @@ impl EngineHandle {
         // The limit is on the evaluation, not on the wait for it.
         let _turn = self.turn.acquire().await.map_err(|_| gone())?;
         let (reply, mut answer) = oneshot::channel();
-        self.commands.send(command(reply)).await.map_err(|_| gone())?;
+        self.commands
+            .send(command(reply))
+            .await
+            .map_err(|_| gone())?;
         if let Ok(answer) = tokio::time::timeout(limit, &mut answer).await {
             return answer.map_err(|_| gone())?;
         }
@@ -148,7 +196,10 @@ impl EngineHandle {
             self.shared.broken.store(true, Ordering::Release);
             self.shared.gave_up.notify_waiters();
         }
-        let message = format!("the evaluation took longer than worker.score_timeout = {}", crate::config::format_duration(limit));
+        let message = format!(
+            "the evaluation took longer than worker.score_timeout = {}",
+            crate::config::format_duration(limit)
+        );
         Err(Failure::new(Code::ScoreTimeout, message))
     }
 }
@@ -158,9 +209,13 @@ fn serve(mut engine: Engine, mut inbox: mpsc::Receiver<Command>, shared: &Shared
         // A receiver that is gone no longer wants the answer.
         match command {
             Command::Warm(reply) => drop(reply.send(engine.warm())),
-            Command::Score(update, rule, plan, reply) => drop(reply.send(engine.score(&update, rule, &plan))),
+            Command::Score(update, rule, plan, reply) => {
+                drop(reply.send(engine.score(&update, rule, &plan)))
+            }
             Command::Validate(plan, reply) => drop(reply.send(engine.baseline(&plan))),
         }
-        shared.baselines.store(engine.baseline_cache_entries(), Ordering::Relaxed);
+        shared
+            .baselines
+            .store(engine.baseline_cache_entries(), Ordering::Relaxed);
     }
 }

@@ -8,8 +8,8 @@ use sha2::{Digest, Sha256};
 
 use super::weights::{dtype_of, transpose};
 use super::{
-    Dtype, FileDigest, GraphFile, Inputs, MANIFEST, Manifest, Objective, Outputs, PackageError, Place, ShardFile,
-    TensorEntry,
+    Dtype, FileDigest, GraphFile, Inputs, MANIFEST, Manifest, Objective, Outputs, PackageError,
+    Place, ShardFile, TensorEntry,
 };
 use crate::engine::graph::{Graph, InitializerInfo};
 use crate::job::V1;
@@ -61,16 +61,28 @@ struct Tensor {
 /// Names the file, tensor or initializer and what to do.
 pub fn build(recipe: &Recipe) -> Result<Built, PackageError> {
     let bytes = read(&recipe.graph)?;
-    let graph = Graph::decode(&bytes).map_err(|e| PackageError(format!("{}: {e}", recipe.graph.display())))?;
+    let graph = Graph::decode(&bytes)
+        .map_err(|e| PackageError(format!("{}: {e}", recipe.graph.display())))?;
     let graph_dir = recipe.graph.parent().unwrap_or(Path::new("."));
     let initializers = weight_initializers(&graph, graph_dir)?;
     let checkpoint = match &recipe.weights {
         Some(path) => read_checkpoint(path)?,
-        None => initializers.iter().filter(|(i, _)| !i.shape.is_empty()).map(own_tensor).collect(),
+        None => initializers
+            .iter()
+            .filter(|(i, _)| !i.shape.is_empty())
+            .map(own_tensor)
+            .collect(),
     };
     let (checkpoint, aliases) = split_aliases(checkpoint, &initializers)?;
     let tensors = place(&checkpoint, &initializers)?;
-    let moved = tensors.iter().filter(|(name, t)| t.places.iter().any(|p| p.transposed || p.initializer != **name)).count();
+    let moved = tensors
+        .iter()
+        .filter(|(name, t)| {
+            t.places
+                .iter()
+                .any(|p| p.transposed || p.initializer != **name)
+        })
+        .count();
 
     prepare_directory(&recipe.out)?;
     let manifest = Manifest {
@@ -79,8 +91,12 @@ pub fn build(recipe: &Recipe) -> Result<Built, PackageError> {
         version: recipe.version,
         graph: copy_graph(recipe, &graph, &bytes, graph_dir)?,
         weights: Some(write_checkpoint(&recipe.out, &checkpoint)?),
-        inputs: Inputs { tokens: sole(&graph.inputs(), "tokens", "input")? },
-        outputs: Outputs { logits: sole(&graph.outputs(), "logits", "output")? },
+        inputs: Inputs {
+            tokens: sole(&graph.inputs(), "tokens", "input")?,
+        },
+        outputs: Outputs {
+            logits: sole(&graph.outputs(), "logits", "output")?,
+        },
         objective: Objective::CausalLm {
             window: recipe.window,
             windows_per_row: recipe.windows_per_row,
@@ -110,24 +126,42 @@ fn write(path: &Path, bytes: &[u8]) -> Result<FileDigest, PackageError> {
         std::fs::create_dir_all(parent).map_err(fail)?;
     }
     std::fs::write(path, bytes).map_err(fail)?;
-    let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    Ok(FileDigest { file, sha256: hex::encode(Sha256::digest(bytes)) })
+    let file = path
+        .file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned();
+    Ok(FileDigest {
+        file,
+        sha256: hex::encode(Sha256::digest(bytes)),
+    })
 }
 
 fn prepare_directory(out: &Path) -> Result<(), PackageError> {
     let fail = |e: std::io::Error| PackageError(format!("{}: {e}", out.display()));
     std::fs::create_dir_all(out).map_err(fail)?;
     if std::fs::read_dir(out).map_err(fail)?.next().is_some() {
-        return Err(PackageError(format!("{}: is not empty; packages are immutable, choose a new directory", out.display())));
+        return Err(PackageError(format!(
+            "{}: is not empty; packages are immutable, choose a new directory",
+            out.display()
+        )));
     }
     Ok(())
 }
 
-fn weight_initializers(graph: &Graph, dir: &Path) -> Result<Vec<(InitializerInfo, Vec<u8>)>, PackageError> {
-    let floats = graph.initializers().into_iter().filter(|i| i.dtype.is_some());
+fn weight_initializers(
+    graph: &Graph,
+    dir: &Path,
+) -> Result<Vec<(InitializerInfo, Vec<u8>)>, PackageError> {
+    let floats = graph
+        .initializers()
+        .into_iter()
+        .filter(|i| i.dtype.is_some());
     floats
         .map(|i| {
-            let bytes = graph.initializer(&i.name, dir).map_err(|e| PackageError(e.to_string()))?;
+            let bytes = graph
+                .initializer(&i.name, dir)
+                .map_err(|e| PackageError(e.to_string()))?;
             Ok((i, bytes))
         })
         .collect()
@@ -135,7 +169,12 @@ fn weight_initializers(graph: &Graph, dir: &Path) -> Result<Vec<(InitializerInfo
 
 fn own_tensor((info, bytes): &(InitializerInfo, Vec<u8>)) -> Tensor {
     let dtype = info.dtype.unwrap_or(Dtype::F32);
-    Tensor { name: info.name.clone(), shape: info.shape.clone(), dtype, bytes: bytes.clone() }
+    Tensor {
+        name: info.name.clone(),
+        shape: info.shape.clone(),
+        dtype,
+        bytes: bytes.clone(),
+    }
 }
 
 fn read_checkpoint(path: &Path) -> Result<Vec<Tensor>, PackageError> {
@@ -144,12 +183,25 @@ fn read_checkpoint(path: &Path) -> Result<Vec<Tensor>, PackageError> {
     let views = safetensors::SafeTensors::deserialize(&bytes).map_err(|e| broken(e.to_string()))?;
     let mut tensors = Vec::new();
     for (name, view) in views.iter() {
-        let dtype = dtype_of(view.dtype())
-            .ok_or_else(|| broken(format!("{name} is {:?}; weights are F32, F16 or BF16", view.dtype())))?;
-        tensors.push(Tensor { name: name.into(), shape: view.shape().to_vec(), dtype, bytes: view.data().to_vec() });
+        let dtype = dtype_of(view.dtype()).ok_or_else(|| {
+            broken(format!(
+                "{name} is {:?}; weights are F32, F16 or BF16",
+                view.dtype()
+            ))
+        })?;
+        tensors.push(Tensor {
+            name: name.into(),
+            shape: view.shape().to_vec(),
+            dtype,
+            bytes: view.data().to_vec(),
+        });
     }
     tensors.sort_by(|a, b| a.name.cmp(&b.name));
-    if tensors.is_empty() { Err(broken("holds no tensors".into())) } else { Ok(tensors) }
+    if tensors.is_empty() {
+        Err(broken("holds no tensors".into()))
+    } else {
+        Ok(tensors)
+    }
 }
 
 /// Equal large contents under two names are one tied tensor. The name that the graph uses is the
@@ -163,14 +215,19 @@ fn split_aliases(
     let mut kept: Vec<Tensor> = Vec::new();
     let in_graph = |name: &str| initializers.iter().any(|(i, _)| i.name == name);
     for tensor in checkpoint {
-        let twin = kept.iter().position(|t| t.shape == tensor.shape && t.bytes == tensor.bytes && !is_uniform(t));
+        let twin = kept
+            .iter()
+            .position(|t| t.shape == tensor.shape && t.bytes == tensor.bytes && !is_uniform(t));
         match twin {
             None => kept.push(tensor),
             Some(at) if in_graph(&tensor.name) && in_graph(&kept[at].name) => kept.push(tensor),
             Some(at) if in_graph(&tensor.name) => {
                 aliases.insert(std::mem::replace(&mut kept[at], tensor).name, String::new());
                 let name = kept[at].name.clone();
-                aliases.values_mut().filter(|v| v.is_empty()).for_each(|v| v.clone_from(&name));
+                aliases
+                    .values_mut()
+                    .filter(|v| v.is_empty())
+                    .for_each(|v| v.clone_from(&name));
             }
             Some(at) => {
                 aliases.insert(tensor.name, kept[at].name.clone());
@@ -201,23 +258,36 @@ fn place(
     let mut by_contents: HashMap<Contents, Vec<&str>> = HashMap::new();
     for (info, bytes) in initializers {
         let dtype = info.dtype.unwrap_or(Dtype::F32);
-        by_contents.entry(contents(&info.shape, dtype, bytes)).or_default().push(&info.name);
+        by_contents
+            .entry(contents(&info.shape, dtype, bytes))
+            .or_default()
+            .push(&info.name);
     }
     let mut problems = Vec::new();
     let mut tensors = BTreeMap::new();
     for tensor in checkpoint {
         match places(tensor, checkpoint, &by_contents) {
             Ok(places) => {
-                let entry = TensorEntry { places, shape: tensor.shape.clone(), dtype: tensor.dtype };
+                let entry = TensorEntry {
+                    places,
+                    shape: tensor.shape.clone(),
+                    dtype: tensor.dtype,
+                };
                 tensors.insert(tensor.name.clone(), entry);
             }
-            Err(problem) => problems.push(format!("  {} {:?}: {problem}", tensor.name, tensor.shape)),
+            Err(problem) => {
+                problems.push(format!("  {} {:?}: {problem}", tensor.name, tensor.shape))
+            }
         }
     }
     if problems.is_empty() {
         return Ok(tensors);
     }
-    Err(PackageError(format!("{} tensors cannot be placed in the graph:\n{}", problems.len(), problems.join("\n"))))
+    Err(PackageError(format!(
+        "{} tensors cannot be placed in the graph:\n{}",
+        problems.len(),
+        problems.join("\n")
+    )))
 }
 
 fn places(
@@ -225,8 +295,14 @@ fn places(
     checkpoint: &[Tensor],
     by_contents: &HashMap<Contents, Vec<&str>>,
 ) -> Result<Vec<Place>, String> {
-    let as_is = by_contents.get(&contents(&tensor.shape, tensor.dtype, &tensor.bytes)).cloned().unwrap_or_default();
-    let rivals = checkpoint.iter().filter(|t| t.shape == tensor.shape && t.bytes == tensor.bytes).count();
+    let as_is = by_contents
+        .get(&contents(&tensor.shape, tensor.dtype, &tensor.bytes))
+        .cloned()
+        .unwrap_or_default();
+    let rivals = checkpoint
+        .iter()
+        .filter(|t| t.shape == tensor.shape && t.bytes == tensor.bytes)
+        .count();
     if rivals > 1 || is_uniform(tensor) {
         // Contents cannot tell equal tensors apart; only the name can.
         return match as_is.iter().find(|name| **name == tensor.name) {
@@ -236,16 +312,29 @@ fn places(
                 .into()),
         };
     }
-    let mut places: Vec<Place> = as_is.iter().map(|n| Place { initializer: (*n).to_owned(), transposed: false }).collect();
+    let mut places: Vec<Place> = as_is
+        .iter()
+        .map(|n| Place {
+            initializer: (*n).to_owned(),
+            transposed: false,
+        })
+        .collect();
     if let [rows, columns] = tensor.shape.as_slice() {
         let flipped = transpose(&tensor.bytes, *rows, *columns, tensor.dtype.size());
         // A symmetric matrix is found as it is already.
         if flipped != tensor.bytes {
             let found = by_contents.get(&contents(&[*columns, *rows], tensor.dtype, &flipped));
-            places.extend(found.into_iter().flatten().map(|n| Place { initializer: (*n).to_owned(), transposed: true }));
+            places.extend(found.into_iter().flatten().map(|n| Place {
+                initializer: (*n).to_owned(),
+                transposed: true,
+            }));
         }
     }
-    if places.is_empty() { Err("no initializer holds it, as it is or transposed".into()) } else { Ok(places) }
+    if places.is_empty() {
+        Err("no initializer holds it, as it is or transposed".into())
+    } else {
+        Ok(places)
+    }
 }
 
 /// The name asked for, or the only one there is.
@@ -253,19 +342,36 @@ fn sole(names: &[String], preferred: &str, what: &str) -> Result<String, Package
     match names {
         _ if names.iter().any(|n| n == preferred) => Ok(preferred.to_owned()),
         [only] => Ok(only.clone()),
-        other => Err(PackageError(format!("graph: name one {what} {preferred:?}; it has {other:?}"))),
+        other => Err(PackageError(format!(
+            "graph: name one {what} {preferred:?}; it has {other:?}"
+        ))),
     }
 }
 
-fn copy_graph(recipe: &Recipe, graph: &Graph, bytes: &[u8], dir: &Path) -> Result<GraphFile, PackageError> {
+fn copy_graph(
+    recipe: &Recipe,
+    graph: &Graph,
+    bytes: &[u8],
+    dir: &Path,
+) -> Result<GraphFile, PackageError> {
     let FileDigest { file, sha256 } = write(&recipe.out.join("model.onnx"), bytes)?;
     let files = graph.external_files();
     let mut external = Vec::new();
     for location in &files {
-        let digest = write(&super::inside(&recipe.out, location)?, &read(&dir.join(location))?)?;
-        external.push(FileDigest { file: location.clone(), sha256: digest.sha256 });
+        let digest = write(
+            &super::inside(&recipe.out, location)?,
+            &read(&dir.join(location))?,
+        )?;
+        external.push(FileDigest {
+            file: location.clone(),
+            sha256: digest.sha256,
+        });
     }
-    Ok(GraphFile { file, sha256, external: (!external.is_empty()).then_some(external) })
+    Ok(GraphFile {
+        file,
+        sha256,
+        external: (!external.is_empty()).then_some(external),
+    })
 }
 
 fn write_checkpoint(out: &Path, checkpoint: &[Tensor]) -> Result<FileDigest, PackageError> {
@@ -280,7 +386,8 @@ fn write_checkpoint(out: &Path, checkpoint: &[Tensor]) -> Result<FileDigest, Pac
             .map_err(|e| PackageError(format!("{}: {e}", tensor.name)))?;
         views.push((tensor.name.as_str(), view));
     }
-    let bytes = safetensors::serialize(views, None).map_err(|e| PackageError(format!("weights: {e}")))?;
+    let bytes =
+        safetensors::serialize(views, None).map_err(|e| PackageError(format!("weights: {e}")))?;
     write(&out.join("weights.safetensors"), &bytes)
 }
 
@@ -292,14 +399,35 @@ fn copy_shards(from: &Path, out: &Path) -> Result<Vec<ShardFile>, PackageError> 
         if path.extension().is_none_or(|e| e != "safetensors") {
             continue;
         }
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let digits: String = name.chars().skip_while(|c| !c.is_ascii_digit()).take_while(char::is_ascii_digit).collect();
-        let id = digits.parse().map_err(|_| PackageError(format!("{}: no number in the file name", path.display())))?;
+        let name = path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+        let digits: String = name
+            .chars()
+            .skip_while(|c| !c.is_ascii_digit())
+            .take_while(char::is_ascii_digit)
+            .collect();
+        let id = digits
+            .parse()
+            .map_err(|_| PackageError(format!("{}: no number in the file name", path.display())))?;
         let bytes = read(&path)?;
         super::parse_shard(id, &name, &bytes)?;
         let digest = write(&out.join("shards").join(&name), &bytes)?;
-        shards.push(ShardFile { id, file: format!("shards/{name}"), sha256: digest.sha256 });
+        shards.push(ShardFile {
+            id,
+            file: format!("shards/{name}"),
+            sha256: digest.sha256,
+        });
     }
     shards.sort_by_key(|s| s.id);
-    if shards.is_empty() { Err(PackageError(format!("{}: holds no *.safetensors shards", from.display()))) } else { Ok(shards) }
+    if shards.is_empty() {
+        Err(PackageError(format!(
+            "{}: holds no *.safetensors shards",
+            from.display()
+        )))
+    } else {
+        Ok(shards)
+    }
 }

@@ -57,7 +57,12 @@ impl Plan {
     /// # Errors
     /// `unknown_shard` for ids that are not there; `invalid_job` when no row is long enough for a
     /// window: that is an error, never a loss.
-    pub fn new(shards: &[Shard], wanted: Option<&[u64]>, nonce: &str, cut: Cut) -> Result<Self, Failure> {
+    pub fn new(
+        shards: &[Shard],
+        wanted: Option<&[u64]>,
+        nonce: &str,
+        cut: Cut,
+    ) -> Result<Self, Failure> {
         let mut hash = Sha256::new();
         let mut windows = Vec::new();
         for shard in select(shards, wanted)? {
@@ -72,35 +77,59 @@ impl Plan {
                     hash.update((start as u64).to_be_bytes());
                     hash.update(u32::try_from(cut.window).unwrap_or(u32::MAX).to_be_bytes());
                     hash.update([u8::try_from(cut.label_shift).unwrap_or(u8::MAX)]);
-                    windows.push(Window { chunk: tokens[start..=start + cut.window].to_vec() });
+                    windows.push(Window {
+                        chunk: tokens[start..=start + cut.window].to_vec(),
+                    });
                 }
             }
         }
         if windows.is_empty() {
             return Err(Failure::new(
                 Code::InvalidJob,
-                format!("validation: no row of the chosen shards has the {} tokens of a window", cut.window + 1),
+                format!(
+                    "validation: no row of the chosen shards has the {} tokens of a window",
+                    cut.window + 1
+                ),
             ));
         }
-        Ok(Self { hash: hash.finalize().into(), windows, cut })
+        Ok(Self {
+            hash: hash.finalize().into(),
+            windows,
+            cut,
+        })
     }
 }
 
 fn select<'a>(shards: &'a [Shard], wanted: Option<&[u64]>) -> Result<Vec<&'a Shard>, Failure> {
-    let Some(wanted) = wanted else { return Ok(shards.iter().collect()) };
+    let Some(wanted) = wanted else {
+        return Ok(shards.iter().collect());
+    };
     let available: Vec<u64> = shards.iter().map(|s| s.id).collect();
-    let missing: Vec<u64> = wanted.iter().copied().filter(|id| !available.contains(id)).collect();
+    let missing: Vec<u64> = wanted
+        .iter()
+        .copied()
+        .filter(|id| !available.contains(id))
+        .collect();
     if !missing.is_empty() {
-        return Err(Failure::new(Code::UnknownShard, format!("validation.shards: {missing:?} are not in the package"))
-            .with("missing", missing)
-            .with("available", available));
+        return Err(Failure::new(
+            Code::UnknownShard,
+            format!("validation.shards: {missing:?} are not in the package"),
+        )
+        .with("missing", missing)
+        .with("available", available));
     }
-    Ok(wanted.iter().filter_map(|id| shards.iter().find(|s| s.id == *id)).collect())
+    Ok(wanted
+        .iter()
+        .filter_map(|id| shards.iter().find(|s| s.id == *id))
+        .collect())
 }
 
 fn start(nonce: &str, shard: u64, row: usize, k: usize, numel: usize, window: usize) -> usize {
     let seed = Sha256::digest(format!("{nonce}:{shard}:{row}:{k}:{numel}:{window}"));
-    let number = seed.iter().take(8).fold(0_u64, |n, byte| n << 8 | u64::from(*byte));
+    let number = seed
+        .iter()
+        .take(8)
+        .fold(0_u64, |n, byte| n << 8 | u64::from(*byte));
     // The remainder is below numel, which is a usize.
     usize::try_from(number % (numel - window) as u64).unwrap_or(0)
 }
@@ -109,10 +138,18 @@ fn start(nonce: &str, shard: u64, row: usize, k: usize, numel: usize, window: us
 mod tests {
     use super::*;
 
-    const CUT: Cut = Cut { window: 4, windows_per_row: 2, label_shift: 1 };
+    const CUT: Cut = Cut {
+        window: 4,
+        windows_per_row: 2,
+        label_shift: 1,
+    };
 
     fn shard(id: u64, rows: usize, row_length: usize) -> Shard {
-        Shard { id, row_length, tokens: (0..i32::try_from(rows * row_length).unwrap()).collect() }
+        Shard {
+            id,
+            row_length,
+            tokens: (0..i32::try_from(rows * row_length).unwrap()).collect(),
+        }
     }
 
     #[test]
@@ -127,8 +164,19 @@ mod tests {
 
     #[test]
     fn a_row_of_exactly_one_window_is_used_and_a_shorter_one_is_not() {
-        assert_eq!(Plan::new(&[shard(1, 1, 5)], None, "", CUT).unwrap().windows.len(), 2);
-        assert_eq!(Plan::new(&[shard(1, 1, 4)], None, "", CUT).unwrap_err().code, Code::InvalidJob);
+        assert_eq!(
+            Plan::new(&[shard(1, 1, 5)], None, "", CUT)
+                .unwrap()
+                .windows
+                .len(),
+            2
+        );
+        assert_eq!(
+            Plan::new(&[shard(1, 1, 4)], None, "", CUT)
+                .unwrap_err()
+                .code,
+            Code::InvalidJob
+        );
     }
 
     #[test]

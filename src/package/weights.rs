@@ -54,7 +54,10 @@ impl Weights {
     ) -> Result<Self, PackageError> {
         let broken = |e: &dyn std::fmt::Display| PackageError(format!("{}: {e}", path.display()));
         let file = File::open(path).map_err(|e| broken(&e))?;
-        #[expect(unsafe_code, reason = "packages are immutable by contract; a later change is package_changed")]
+        #[expect(
+            unsafe_code,
+            reason = "packages are immutable by contract; a later change is package_changed"
+        )]
         // SAFETY: the mapping is only read; a package's files are never written in place.
         let map = unsafe { Mmap::map(&file) }.map_err(|e| broken(&e))?;
         if let Some(expected) = sha256 {
@@ -64,11 +67,16 @@ impl Weights {
             let views = safetensors::SafeTensors::deserialize(&map).map_err(|e| broken(&e))?;
             let mut tensors = Vec::with_capacity(wanted.len());
             for (name, entry) in wanted {
-                let view = views.tensor(name).map_err(|_| broken(&format!("has no tensor {name}")))?;
+                let view = views
+                    .tensor(name)
+                    .map_err(|_| broken(&format!("has no tensor {name}")))?;
                 if view.shape() != entry.shape || dtype_of(view.dtype()) != Some(entry.dtype) {
                     return Err(broken(&format!(
                         "{name} is {:?} {:?}, model.json says {} {:?}",
-                        view.dtype(), view.shape(), entry.dtype.as_str(), entry.shape
+                        view.dtype(),
+                        view.shape(),
+                        entry.dtype.as_str(),
+                        entry.shape
                     )));
                 }
                 let offset = view.data().as_ptr().addr() - map.as_ptr().addr();
@@ -89,16 +97,23 @@ impl Weights {
         let mut storage = Vec::new();
         let mut tensors = Vec::with_capacity(wanted.len());
         for (name, entry) in wanted {
-            let Some(place) = entry.places.first() else { continue };
-            let mut bytes = graph
-                .initializer(&place.initializer, dir)
-                .map_err(|e| PackageError(format!("tensors.{name}: {e}; without weights the graph must hold it")))?;
+            let Some(place) = entry.places.first() else {
+                continue;
+            };
+            let mut bytes = graph.initializer(&place.initializer, dir).map_err(|e| {
+                PackageError(format!(
+                    "tensors.{name}: {e}; without weights the graph must hold it"
+                ))
+            })?;
             if let (true, [rows, columns]) = (place.transposed, entry.shape.as_slice()) {
                 bytes = transpose(&bytes, *columns, *rows, entry.dtype.size());
             }
             let info = TensorInfo::new(name, entry, storage.len())?;
             if bytes.len() != info.numel * entry.dtype.size() {
-                return Err(PackageError(format!("tensors.{name}: shape and dtype do not fit initializer {}", place.initializer)));
+                return Err(PackageError(format!(
+                    "tensors.{name}: shape and dtype do not fit initializer {}",
+                    place.initializer
+                )));
             }
             storage.extend_from_slice(&bytes);
             tensors.push(info);
@@ -107,7 +122,11 @@ impl Weights {
     }
 
     fn finish(storage: Storage, tensors: Vec<TensorInfo>) -> Self {
-        let mut weights = Self { storage, tensors, weights_id: String::new() };
+        let mut weights = Self {
+            storage,
+            tensors,
+            weights_id: String::new(),
+        };
         let mut id = Sha256::new();
         for tensor in &weights.tensors {
             id.update(Sha256::digest(tensor.name.as_bytes()));
@@ -134,12 +153,21 @@ impl Weights {
 
 impl TensorInfo {
     fn new(name: &str, entry: &TensorEntry, offset: usize) -> Result<Self, PackageError> {
-        let numel = entry.shape.iter().try_fold(1_usize, |n, d| n.checked_mul(*d));
+        let numel = entry
+            .shape
+            .iter()
+            .try_fold(1_usize, |n, d| n.checked_mul(*d));
         match numel.filter(|n| u32::try_from(*n).is_ok()) {
-            Some(numel) => {
-                Ok(Self { name: name.to_owned(), shape: entry.shape.clone(), dtype: entry.dtype, numel, offset })
-            }
-            None => Err(PackageError(format!("tensors.{name}: more than 2^32 elements"))),
+            Some(numel) => Ok(Self {
+                name: name.to_owned(),
+                shape: entry.shape.clone(),
+                dtype: entry.dtype,
+                numel,
+                offset,
+            }),
+            None => Err(PackageError(format!(
+                "tensors.{name}: more than 2^32 elements"
+            ))),
         }
     }
 }
@@ -147,9 +175,21 @@ impl TensorInfo {
 /// Reads one little-endian element, widened to f32.
 pub fn read_element(bytes: &[u8], dtype: Dtype, index: usize) -> f32 {
     match dtype {
-        Dtype::F32 => bytes.as_chunks::<4>().0.get(index).map_or(f32::NAN, |b| f32::from_le_bytes(*b)),
-        Dtype::F16 => bytes.as_chunks::<2>().0.get(index).map_or(f32::NAN, |b| f16::from_le_bytes(*b).to_f32()),
-        Dtype::Bf16 => bytes.as_chunks::<2>().0.get(index).map_or(f32::NAN, |b| bf16::from_le_bytes(*b).to_f32()),
+        Dtype::F32 => bytes
+            .as_chunks::<4>()
+            .0
+            .get(index)
+            .map_or(f32::NAN, |b| f32::from_le_bytes(*b)),
+        Dtype::F16 => bytes
+            .as_chunks::<2>()
+            .0
+            .get(index)
+            .map_or(f32::NAN, |b| f16::from_le_bytes(*b).to_f32()),
+        Dtype::Bf16 => bytes
+            .as_chunks::<2>()
+            .0
+            .get(index)
+            .map_or(f32::NAN, |b| bf16::from_le_bytes(*b).to_f32()),
     }
 }
 
@@ -176,7 +216,10 @@ pub fn transpose(bytes: &[u8], rows: usize, columns: usize, size: usize) -> Vec<
 
 /// Our name for a safetensors element type, if it can be a weight.
 pub fn dtype_of(dtype: safetensors::Dtype) -> Option<Dtype> {
-    #[expect(clippy::wildcard_enum_match_arm, reason = "a foreign enum: every other type is not a weight")]
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "a foreign enum: every other type is not a weight"
+    )]
     match dtype {
         safetensors::Dtype::F32 => Some(Dtype::F32),
         safetensors::Dtype::F16 => Some(Dtype::F16),

@@ -115,7 +115,7 @@ fn serve(
         }
         Route::Stall(pause) => {
             stream
-                .write_all(head(200, "Content-Length: 100000\r\n").as_bytes())
+                .write_all(head(200, "Content-Length: 1000\r\n").as_bytes())
                 .ok()?;
             std::thread::sleep(pause);
         }

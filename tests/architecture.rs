@@ -1,0 +1,57 @@
+//! The invariants of ARCHITECTURE.md that a search can check.
+
+use std::path::{Path, PathBuf};
+
+fn sources(dir: &Path, found: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            sources(&path, found);
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+#[track_caller]
+fn only_in(needle: &str, allowed: &[&str]) {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut found = Vec::new();
+    sources(&root, &mut found);
+    assert!(found.len() > 20);
+    for path in found {
+        let name = path
+            .strip_prefix(&root)
+            .unwrap()
+            .to_string_lossy()
+            .into_owned();
+        let text = std::fs::read_to_string(&path).unwrap();
+        let named = text
+            .lines()
+            .any(|line| !line.trim_start().starts_with("//") && line.contains(needle));
+        assert!(
+            !named || allowed.contains(&name.as_str()),
+            "{name} names {needle}"
+        );
+    }
+}
+
+#[test]
+fn each_outside_driver_is_named_in_one_file() {
+    only_in("lapin::", &["broker/amqp.rs"]);
+    only_in("redis::", &["store.rs"]);
+    only_in("ort::", &["engine/session.rs"]);
+    only_in("reqwest::", &["candidate/fetch.rs"]);
+    only_in("prost::", &["engine/graph.rs"]);
+}
+
+#[test]
+fn the_lifecycle_is_advanced_by_the_worker_alone() {
+    only_in(".advance(", &["worker.rs", "lifecycle.rs"]);
+}
+
+#[test]
+fn only_the_consumer_acknowledges() {
+    only_in(".acker.ack()", &["consumer.rs"]);
+    only_in("acker.hand_back()", &["consumer.rs"]);
+}
