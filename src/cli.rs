@@ -206,10 +206,11 @@ fn load(settings: &Settings) -> Result<Config, Fault> {
 
 fn run(cli: Cli) -> Outcome {
     // What needs no configuration must work with a broken one.
-    match &cli.command {
-        Command::Schema { name } => return print_schema(name),
-        Command::Package(args) => return offline::package(args),
-        _ => {}
+    if let Command::Schema { name } = &cli.command {
+        return print_schema(name);
+    }
+    if let Command::Package(args) = &cli.command {
+        return offline::package(args);
     }
     let config = load(&cli.settings)?;
     init_logs(&config, matches!(cli.command, Command::Run))?;

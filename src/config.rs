@@ -619,11 +619,10 @@ fn visit(prefix: &str, table: &Table, each: &mut impl FnMut(&str, &Value)) {
         } else {
             format!("{prefix}.{name}")
         };
-        match value {
-            Value::Table(inner) if !KEYS.iter().any(|(known, _)| *known == key) => {
-                visit(&key, inner, each)
-            }
-            value => each(&key, value),
+        if let Value::Table(inner) = value {
+            visit(&key, inner, each);
+        } else {
+            each(&key, value);
         }
     }
 }
@@ -741,11 +740,10 @@ mod size {
     use toml::Value;
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
-        match Value::deserialize(deserializer)? {
-            Value::Integer(bytes) => u64::try_from(bytes).map_err(D::Error::custom),
-            other => {
-                super::parse_size(other.as_str().unwrap_or_default()).map_err(D::Error::custom)
-            }
+        let value = Value::deserialize(deserializer)?;
+        match value.as_integer() {
+            Some(bytes) => u64::try_from(bytes).map_err(D::Error::custom),
+            None => super::parse_size(value.as_str().unwrap_or_default()).map_err(D::Error::custom),
         }
     }
 }

@@ -473,6 +473,7 @@ fn invalid(message: impl Into<String>) -> Failure {
 ///
 /// # Errors
 /// Says who can be answered and what is wrong, naming the field.
+#[expect(clippy::result_large_err, reason = "one refusal per body, moved once")]
 pub fn decode(body: &[u8], encoding: Encoding) -> Result<Job, Undecodable> {
     let document = encoding
         .decode(body)

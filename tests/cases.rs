@@ -1,6 +1,11 @@
 //! Every committed candidate, scored through the library on both exports of the model, against the
 //! table that the generator computed independently in f64.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "a failed step of a test is a failed test"
+)]
+
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

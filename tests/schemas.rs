@@ -1,5 +1,10 @@
 //! The committed schemas are the generated ones, and every example is decoded by the real decoder.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "a failed step of a test is a failed test"
+)]
+
 use std::path::{Path, PathBuf};
 
 use scorer::job::{self, Encoding};

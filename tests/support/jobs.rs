@@ -154,6 +154,9 @@ impl Case {
         let mut job = self.bare_job(submission_id);
         if !self.is_validate() {
             job["candidate"]["data"] = json!(BASE64.encode(self.bytes()));
+            if let Some(claimed) = &self.sha256 {
+                job["candidate"]["sha256"] = json!(claimed);
+            }
         }
         job
     }
