@@ -78,6 +78,21 @@ const KEYS: &[(&str, Type)] = &[
     ("telemetry.otlp_endpoint", Type::Text),
 ];
 
+/// Keys of the contract that this version reads but cannot honour: ignoring them would be worse
+/// than refusing, since who sets them relies on them.
+const UNSUPPORTED: &[&str] = &[
+    "model.update_url",
+    "model.update_key",
+    "amqp.tls.ca",
+    "amqp.tls.cert",
+    "amqp.tls.key",
+    "redis.tls.ca",
+    "redis.tls.cert",
+    "redis.tls.key",
+    "telemetry.metrics_addr",
+    "telemetry.otlp_endpoint",
+];
+
 /// Everything a worker or a command can be told.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Config {
@@ -379,6 +394,14 @@ impl Config {
         toml::to_string(&table).unwrap_or_default()
     }
 
+    fn sets(&self, key: &str) -> bool {
+        let mut parts = key.split('.');
+        let section = parts.next().and_then(|name| self.effective.get(name));
+        parts
+            .fold(section, |value, name| value.and_then(|v| v.get(name)))
+            .is_some()
+    }
+
     fn contradictions(&self) -> Vec<String> {
         let mut problems = Vec::new();
         let mut check = |sound: bool, problem: &str| {
@@ -446,6 +469,12 @@ impl Config {
             self.amqp.retry_delays.iter().all(|d| !d.is_zero()),
             "amqp.retry_delays: every delay must be greater than 0",
         );
+        for key in UNSUPPORTED {
+            check(
+                !self.sets(key),
+                &format!("{key}: this version cannot honour it; leave it out"),
+            );
+        }
         for prefix in &self.candidates.allow {
             check(
                 Url::parse(prefix).is_ok(),
@@ -829,6 +858,12 @@ mod tests {
         ] {
             assert!(text.contains(key), "{text}");
         }
+    }
+
+    #[test]
+    fn a_key_that_cannot_be_honoured_is_refused_and_not_ignored() {
+        let error = load(&[], &["amqp.tls.ca=/x.pem", "model.update_url=https://x"]).unwrap_err();
+        assert_eq!(error.problems.len(), 2, "{error}");
     }
 
     #[test]

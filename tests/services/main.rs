@@ -23,6 +23,7 @@ mod identity;
 mod mismatches;
 mod outages;
 mod provider;
+mod readme;
 mod refusals;
 mod replays;
 mod results;

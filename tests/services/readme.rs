@@ -1,0 +1,48 @@
+//! The README's aggregator runs as it is printed.
+
+use std::process::Command;
+
+use super::support::jobs::honest;
+use super::support::package::{MODEL, VERSION};
+use super::support::stack::Stack;
+
+fn printed() -> &'static str {
+    let readme = include_str!("../../README.md");
+    let begins = "```python\n# aggregator.py\n";
+    let start = readme
+        .find(begins)
+        .expect("the README has a Python aggregator");
+    let rest = &readme[start + "```python\n".len()..];
+    &rest[..rest.find("\n```").expect("its block ends")]
+}
+
+#[test]
+fn the_readmes_python_aggregator_gets_its_verdict() {
+    let stack = Stack::shared();
+    let worker = stack.worker("w1");
+    worker.ready();
+    let case = honest();
+    let rate = case.learning_rate.expect("a gradient has a rate");
+    let ran = Command::new("python3")
+        .args(["-c", printed()])
+        .env("SCORER_AMQP__URL", stack.rabbit.url())
+        .env("SCORER_REDIS__URL", stack.redis.url())
+        .env("SCORER_NAMESPACE", &stack.namespace)
+        .env("MODEL", MODEL)
+        .env("MODEL_VERSION", VERSION.to_string())
+        .env("CANDIDATE", case.path())
+        .env("LEARNING_RATE", rate.to_string())
+        .output()
+        .expect("python3 runs");
+    let (out, err) = (
+        String::from_utf8_lossy(&ran.stdout),
+        String::from_utf8_lossy(&ran.stderr),
+    );
+    assert!(
+        ran.status.success(),
+        "{err}\nIf a module is missing: run through ops/test."
+    );
+    let words: Vec<&str> = out.split_whitespace().collect();
+    assert_eq!(words[1], "scored", "{out}");
+    assert!(words[2].parse::<f64>().expect("a number") > 0.0, "{out}");
+}
