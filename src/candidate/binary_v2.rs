@@ -1,5 +1,5 @@
 //! Format `binary_v2`: UTF-8 JSON, a map (tensor name -> entry) or a list (entries with a name);
-//! an entry is `{shape, k, data}` with data = base64(zlib(values[k] ++ int32 indices[k])), little
+//! an entry is `{shape, k, data}` with data = `base64(zlib(k values ++ k int32 indices))`, little
 //! endian, the values f16 or f32 as the length tells. Unknown keys are ignored.
 
 use std::borrow::Cow;
