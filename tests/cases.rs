@@ -267,6 +267,40 @@ async fn a_file_with_another_digest_is_refused_by_name() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_candidate_may_name_a_tied_tensor_by_its_alias() {
+    let out = tempfile::tempdir().unwrap();
+    let dir = package("graph-folded.onnx", 1, out.path());
+    let path = dir.join("model.json");
+    let mut manifest: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    manifest["aliases"] = json!({"lm_head.weight": "model.embed_tokens.weight"});
+    std::fs::write(&path, manifest.to_string()).unwrap();
+    let pipeline = pipeline(&dir).await;
+    let table = table();
+    let named = |case: &&Value| case["name"] == "gradient-embedding-only";
+    let mut case = table["cases"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(named)
+        .unwrap()
+        .clone();
+    let original = judge(&pipeline, &body(&case)).await;
+    let text = std::fs::read_to_string(model_dir().join(case["file"].as_str().unwrap())).unwrap();
+    let renamed = text.replace("model.embed_tokens.weight", "lm_head.weight");
+    assert_ne!(text, renamed, "the case touches the embedding");
+    let file = out.path().join("renamed.json");
+    std::fs::write(&file, &renamed).unwrap();
+    case["file"] = json!(file);
+    case["sha256"] = Value::Null;
+    case["size"] = json!(renamed.len());
+    let mut job: Value = serde_json::from_slice(&body(&case)).unwrap();
+    job["candidate"].as_object_mut().unwrap().remove("sha256");
+    let aliased = judge(&pipeline, &serde_json::to_vec(&job).unwrap()).await;
+    assert_eq!(aliased["delta"], original["delta"], "{aliased}");
+    assert_ne!(aliased["delta"], 0.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_canary_that_is_not_met_is_a_failed_warm_up() {
     let out = tempfile::tempdir().unwrap();
     let dir = package("graph-named.onnx", 1, out.path());
