@@ -76,3 +76,16 @@ pub struct Outgoing {
     /// Whether a message that reaches no queue is an error.
     pub mandatory: bool,
 }
+
+impl Outgoing {
+    /// The same message for one queue by name, which need not exist any more.
+    #[must_use]
+    pub fn to_reply_queue(&self, queue: &str) -> Self {
+        Self {
+            exchange: String::new(),
+            routing_key: queue.to_owned(),
+            mandatory: false,
+            ..self.clone()
+        }
+    }
+}

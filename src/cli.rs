@@ -7,12 +7,12 @@ mod status;
 mod submit;
 
 use std::path::PathBuf;
-use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{Config, Layers, LogFormat};
 use crate::control::Command as ControlCommand;
+use crate::worker::Stop;
 
 /// How a command ends; the numbers are the contract's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -139,34 +139,31 @@ enum Command {
 }
 
 /// Parses, runs, and says how it went.
-pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
-        Err(error) => {
-            // Help and versions are answers; everything else is bad usage.
-            let exit = if error.use_stderr() {
-                Exit::Usage
-            } else {
-                Exit::Done
-            };
-            return if error.print().is_ok() {
-                code(exit)
-            } else {
-                code(Exit::Internal)
-            };
-        }
-    };
-    match run(cli) {
-        Ok(exit) => code(exit),
-        Err(fault) => {
+pub fn main() -> ! {
+    let exit = match Cli::try_parse() {
+        Ok(cli) => run(cli).unwrap_or_else(|fault| {
             complain(&fault.message);
-            code(fault.exit)
-        }
-    }
+            fault.exit
+        }),
+        // Help and versions are answers; everything else is bad usage.
+        Err(error) if error.print().is_err() => Exit::Internal,
+        Err(error) if error.use_stderr() => Exit::Usage,
+        Err(_) => Exit::Done,
+    };
+    leave(exit)
 }
 
-fn code(exit: Exit) -> ExitCode {
-    ExitCode::from(exit as u8)
+/// Ends the process without the destructors that returning from `main` would run: those of ONNX
+/// Runtime's library free what the engine's thread, which nothing can stop in the middle of a
+/// load, still uses. A drain during a load was a segmentation fault before this.
+fn leave(exit: Exit) -> ! {
+    // Answers have been flushed and checked; help texts have not.
+    drop(std::io::Write::flush(&mut std::io::stdout()));
+    #[expect(unsafe_code, reason = "there is no safe way to end a process at once")]
+    // SAFETY: it takes any number, never returns, and touches no memory of ours.
+    unsafe {
+        libc::_exit(exit as i32)
+    }
 }
 
 #[expect(
@@ -260,11 +257,13 @@ async fn worker(config: Config) -> Outcome {
     let stop = crate::worker::run(config, shutdown)
         .await
         .map_err(|e| Fault::new(Exit::Usage, e))?;
-    Ok(if stop.cut_short {
-        Exit::CutShort
-    } else {
-        Exit::Done
-    })
+    match stop {
+        Stop::Drained => Ok(Exit::Done),
+        Stop::CutShort => Ok(Exit::CutShort),
+        Stop::Stuck => Err(Fault::internal(
+            "the device did not come back from a terminated run, so the process ends; start the worker again",
+        )),
+    }
 }
 
 fn print_schema(name: &str) -> Outcome {

@@ -1,10 +1,12 @@
 //! Taking jobs while the worker is ready, and the one place that settles them: publish, wait for
 //! the confirm, then acknowledge. Nothing is acknowledged without a result or a parked copy.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -14,6 +16,7 @@ use crate::broker::{Outgoing, Properties, PublishError};
 use crate::failure::{Code, Failure, Status};
 use crate::heartbeat::Vitals;
 use crate::job::{self, Encoding, Kind, Undecodable};
+use crate::lifecycle::Detail;
 use crate::pipeline::{Judged, Pipeline};
 use crate::result::{Addressee, Key, ResultMessage};
 use crate::retry::{Backoff, Disposition, dispose, too_late_for_the_next_rung};
@@ -23,25 +26,27 @@ use crate::store::Store;
 /// a job is handed back as a fresh message instead.
 const RETURNS_BEFORE_REPUBLISH: u64 = 10;
 
-/// Why serving ended.
+/// What abandoned jobs get to hand themselves back.
+const HAND_BACK: Duration = Duration::from_secs(2);
+
+/// Why no more jobs can be taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ended {
-    /// The worker asked for it.
-    Asked,
-    /// The broker no longer has our consumer.
+    /// The broker no longer has our consumer, or a job could not be settled on its channel.
     ConsumerLost,
     /// A connection is gone.
     BrokerLost,
     /// The engine can no longer be used.
-    EngineBroken,
+    EngineLost(Detail),
 }
 
-/// Jobs that run on after the consumer has left, and the channel they are settled on.
+/// Our consumer at the broker, and the jobs that came through it: one task each. They settle on
+/// its channel, so it lives until the last of them has.
 #[derive(Debug)]
-pub struct Running {
-    /// One task per job.
-    pub jobs: JoinSet<()>,
-    _deliveries: Option<Deliveries>,
+pub struct Consumer {
+    serving: Arc<Serving>,
+    deliveries: Deliveries,
+    jobs: JoinSet<()>,
 }
 
 /// Everything a job needs to be judged and settled.
@@ -67,81 +72,117 @@ pub struct Serving {
     pub abandon: CancellationToken,
 }
 
-impl Serving {
-    /// Registers the consumer and takes jobs until something ends it. `on_ready` is called when
-    /// the broker has confirmed the consumer, `on_left` when it has taken it away again.
+impl Consumer {
+    /// Registers at the broker; returns when the broker has confirmed it.
     ///
-    /// Returns the jobs that are still running; they settle by themselves as long as it is kept.
-    pub async fn serve(
-        self: &Arc<Self>,
-        leave: &CancellationToken,
-        on_ready: impl FnOnce(),
-        on_left: impl FnOnce(Ended),
-    ) -> (Ended, Running) {
-        let mut jobs = JoinSet::new();
-        let queue = self.topology.jobs_queue();
-        let tag = self.pipeline.answerer().worker_id.clone();
-        let mut deliveries = match self.link.consume(&queue, &tag, self.prefetch).await {
-            Ok(deliveries) => deliveries,
-            Err(error) => {
-                self.vitals.error("consumer_lost", &error.to_string());
-                let ended = if self.link.lost.is_cancelled() {
-                    Ended::BrokerLost
-                } else {
-                    Ended::ConsumerLost
-                };
-                on_left(ended);
-                return (
-                    ended,
-                    Running {
-                        jobs,
-                        _deliveries: None,
-                    },
-                );
+    /// # Errors
+    /// What is lost.
+    pub async fn register(serving: Arc<Serving>) -> Result<Self, Ended> {
+        let queue = serving.topology.jobs_queue();
+        let tag = &serving.pipeline.answerer().worker_id;
+        match serving.link.consume(&queue, tag, serving.prefetch).await {
+            Ok(deliveries) => {
+                serving.vitals.consuming.store(true, Ordering::Relaxed);
+                Ok(Self {
+                    serving,
+                    deliveries,
+                    jobs: JoinSet::new(),
+                })
             }
-        };
-        self.vitals.consuming.store(true, Ordering::Relaxed);
-        on_ready();
-        let ended = self.take(&mut deliveries, &mut jobs, leave).await;
-        let left = deliveries.cancel().await;
-        self.vitals.consuming.store(false, Ordering::Relaxed);
-        on_left(ended);
-        for delivery in left {
-            self.hand_back(delivery).await;
+            Err(error) => {
+                serving.vitals.error("consumer_lost", &error.to_string());
+                tracing::warn!(%error, "no consumer");
+                Err(serving.lost())
+            }
         }
-        (
-            ended,
-            Running {
-                jobs,
-                _deliveries: Some(deliveries),
-            },
-        )
     }
 
-    async fn take(
-        self: &Arc<Self>,
-        deliveries: &mut Deliveries,
-        jobs: &mut JoinSet<()>,
-        leave: &CancellationToken,
-    ) -> Ended {
+    /// Takes jobs until that is no longer possible. Cancel-safe: a delivery is in a task of its
+    /// own before the next await.
+    pub async fn take(&mut self) -> Ended {
+        let serving = &self.serving;
         loop {
             tokio::select! {
                 biased;
-                () = leave.cancelled() => return Ended::Asked,
-                () = self.link.lost.cancelled() => return Ended::BrokerLost,
-                () = self.pipeline.engine().broken() => return Ended::EngineBroken,
-                Some(done) = jobs.join_next(), if !jobs.is_empty() => log_panic(done),
-                delivery = deliveries.next() => match delivery {
+                () = serving.link.lost.cancelled() => return Ended::BrokerLost,
+                detail = serving.pipeline.engine().lost() => return Ended::EngineLost(detail),
+                Some(done) = self.jobs.join_next(), if !self.jobs.is_empty() => {
+                    if let Err(error) = done {
+                        // Its delivery is unsettled, and only the end of the channel gives it back.
+                        tracing::error!(%error, "the task of a job ended early");
+                        return Ended::ConsumerLost;
+                    }
+                }
+                delivery = self.deliveries.next() => match delivery {
                     // What was buffered before a loss can no longer be settled: not worth computing.
                     Some(delivery) if !delivery.acker.usable() => {}
                     Some(delivery) => {
-                        let serving = Arc::clone(self);
-                        jobs.spawn(async move { serving.handle(delivery).await });
+                        self.jobs.spawn(Arc::clone(serving).handle(delivery));
                     }
-                    None if self.link.lost.is_cancelled() => return Ended::BrokerLost,
-                    None => return Ended::ConsumerLost,
+                    None => return serving.lost(),
                 },
             }
+        }
+    }
+
+    /// Leaves the queue, and hands back what was delivered but not begun.
+    pub async fn unregister(&mut self) {
+        let left = self.deliveries.cancel().await;
+        self.serving
+            .vitals
+            .consuming
+            .store(false, Ordering::Relaxed);
+        for delivery in left {
+            self.serving.hand_back(delivery).await;
+        }
+    }
+
+    /// Lets running jobs end until the deadline, then abandons them. True = a computation was cut
+    /// short.
+    pub async fn finish(mut self, deadline: Instant) -> bool {
+        if tokio::time::timeout_at(deadline.into(), self.join())
+            .await
+            .is_ok()
+        {
+            return false;
+        }
+        let busy_since = &self.serving.vitals.progress.busy_since_ms;
+        let computing = busy_since.load(Ordering::Relaxed) != 0;
+        tracing::warn!(
+            left = self.jobs.len(),
+            computing,
+            "the drain's deadline has come; jobs are handed back"
+        );
+        self.abandon().await;
+        computing
+    }
+
+    /// Ends what computes and hands back what can still be handed back.
+    pub async fn abandon(mut self) {
+        self.serving.abandon.cancel();
+        if tokio::time::timeout(HAND_BACK, self.join()).await.is_err() {
+            tracing::warn!(
+                left = self.jobs.len(),
+                "left to the broker to deliver again"
+            );
+        }
+    }
+
+    async fn join(&mut self) {
+        while let Some(done) = self.jobs.join_next().await {
+            if let Err(error) = done {
+                tracing::error!(%error, "the task of a job ended early");
+            }
+        }
+    }
+}
+
+impl Serving {
+    fn lost(&self) -> Ended {
+        if self.link.lost.is_cancelled() {
+            Ended::BrokerLost
+        } else {
+            Ended::ConsumerLost
         }
     }
 
@@ -161,10 +202,12 @@ impl Serving {
                     context: job.context.clone(),
                     attempt: delivery.properties.attempt,
                 };
+                let judging = self.pipeline.judge(&job, &addressee, received);
                 let judged = tokio::select! {
-                    judged = self.pipeline.judge(&job, &addressee, received) => judged,
+                    judged = AssertUnwindSafe(judging).catch_unwind() => judged,
                     () = self.abandon.cancelled() => return self.hand_back(delivery).await,
                 };
+                let judged = judged.unwrap_or_else(|_| Judged::panicked());
                 self.settle(delivery, addressee, job.deadline_ms, judged, received)
                     .await;
             }
@@ -315,17 +358,22 @@ impl Serving {
         received: Instant,
     ) {
         let encoding = delivery.properties.encoding();
-        let outgoing = match self.outgoing(&message, key.as_ref(), &delivery.properties, encoding) {
-            Ok(outgoing) => outgoing,
+        let durable = match self.outgoing(&message, key.as_ref(), &delivery.properties, encoding) {
+            Ok(durable) => durable,
             Err(error) => {
                 tracing::error!(%error, "a result cannot be encoded; the job is handed back");
                 return self.hand_back(delivery).await;
             }
         };
-        for copy in outgoing {
-            if !self.publish(&self.link.results, copy).await {
-                return;
-            }
+        let reply = delivery.properties.reply_to.as_ref();
+        let reply = reply.map(|queue| durable.to_reply_queue(queue));
+        if !self.publish(&self.link.results, durable).await {
+            return;
+        }
+        if let Some(reply) = reply
+            && !self.publish_reply(reply).await
+        {
+            return;
         }
         if let Some(failure) = &parked
             && !self.park(&delivery, failure).await
@@ -342,7 +390,7 @@ impl Serving {
         key: Option<&Key>,
         job: &Properties,
         encoding: Encoding,
-    ) -> anyhow::Result<Vec<Outgoing>> {
+    ) -> anyhow::Result<Outgoing> {
         let properties = Properties {
             content_type: Some(encoding.content_type().into()),
             message_id: Some(message.message_id(key)),
@@ -352,20 +400,30 @@ impl Serving {
             headers: job.trace_headers(),
             attempt: 1,
         };
-        let durable = Outgoing {
+        Ok(Outgoing {
             exchange: self.topology.results_exchange(),
             routing_key: format!("{}.{}", self.topology.model, message.status.as_str()),
             body: encoding.encode(message)?,
             properties,
             mandatory: true,
-        };
-        let reply = job.reply_to.as_ref().map(|queue| Outgoing {
-            exchange: String::new(),
-            routing_key: queue.clone(),
-            mandatory: false,
-            ..durable.clone()
-        });
-        Ok(std::iter::once(durable).chain(reply).collect())
+        })
+    }
+
+    /// The copy for whoever asked is a courtesy: a reply queue that is full must not hold the job,
+    /// whose result is safe. False = the link is lost.
+    async fn publish_reply(&self, reply: Outgoing) -> bool {
+        let queue = reply.routing_key.clone();
+        match self.link.results.publish(reply).await {
+            Ok(()) => true,
+            Err(PublishError::Refused(why)) => {
+                tracing::warn!(%why, %queue, "the copy for reply_to is refused and left out");
+                true
+            }
+            Err(PublishError::Lost(why)) => {
+                tracing::warn!(%why, "a reply is not confirmed; the broker will deliver its job again");
+                false
+            }
+        }
     }
 
     async fn climb(&self, delivery: Delivery, rung: usize, failure: Option<Failure>) {
@@ -467,7 +525,6 @@ impl Serving {
             Status::Rejected => facts.jobs.rejected += 1,
             Status::Failed => facts.jobs.failed += 1,
         }
-        facts.model.baseline_cache_entries = self.pipeline.engine().baseline_cache_entries() as u64;
         drop(facts);
         tracing::info!(
             submission_id = message.submission_id,
@@ -477,13 +534,6 @@ impl Serving {
             duration_ms = millis,
             "job answered"
         );
-    }
-}
-
-fn log_panic(done: Result<(), tokio::task::JoinError>) {
-    if let Err(error) = done.map_err(|e| e.to_string()) {
-        // The delivery went down unsettled with its task: the broker delivers it again.
-        tracing::error!(%error, "a job's task ended early");
     }
 }
 

@@ -21,7 +21,7 @@ use crate::package::weights::{TensorInfo, read_element, round_to, transpose};
 use crate::package::{Objective, Package, Place};
 use crate::score::{self, Paired};
 use graph::Graph;
-use session::{Session, SessionError, WeightSpec};
+use session::{Session, SessionError, Terminator, WeightSpec};
 
 /// Baselines kept; a fresh nonce for every job must not grow the process.
 const BASELINES: usize = 64;
@@ -35,8 +35,10 @@ pub struct Progress {
     pub at_ms: AtomicU64,
     /// When the computation going on began, unix milliseconds; 0 = idle.
     pub busy_since_ms: AtomicU64,
-    /// The slowest micro-batch of the last warm-up, milliseconds.
+    /// The slowest micro-batch so far, milliseconds.
     pub slowest_ms: AtomicU64,
+    /// Baselines kept.
+    pub baselines: AtomicU64,
 }
 
 impl Progress {
@@ -57,7 +59,8 @@ pub struct EngineError {
 }
 
 impl EngineError {
-    fn new(detail: Detail, message: impl Into<String>) -> Self {
+    /// Puts the two together.
+    pub fn new(detail: Detail, message: impl Into<String>) -> Self {
         Self {
             detail,
             message: message.into(),
@@ -130,7 +133,10 @@ pub struct Engine {
     micro_batch: usize,
     fixed_batch: bool,
     ignore_index: i64,
-    baselines: HashMap<[u8; 32], Arc<Vec<f64>>>,
+    /// By plan and micro-batch: the bits of a loss depend on both.
+    baselines: HashMap<([u8; 32], usize), Arc<Vec<f64>>>,
+    /// False once the weights could not be restored: no score may be taken any more.
+    sound: bool,
     progress: Arc<Progress>,
 }
 
@@ -164,39 +170,28 @@ impl Engine {
             fixed_batch: fixed.is_some(),
             ignore_index,
             baselines: HashMap::new(),
+            sound: true,
             progress,
             package,
         })
     }
 
-    /// Stops a run from another thread.
-    pub fn terminator(&self) -> session::Terminator {
-        self.session.terminator.clone()
+    /// What is done from now on can be ended by this terminator.
+    pub fn obey(&mut self, terminator: Terminator) {
+        self.session.terminator = terminator;
     }
 
-    /// Number of baselines kept.
-    pub fn baseline_cache_entries(&self) -> usize {
-        self.baselines.len()
+    /// Whether the scratch weights are known to equal the baseline.
+    pub fn is_sound(&self) -> bool {
+        self.sound
     }
 
-    /// The per-window losses of the unchanged model, computed once per plan.
+    /// The per-window losses of the unchanged model.
     ///
     /// # Errors
     /// When the model does not run or a loss is not finite.
-    pub fn baseline(&mut self, plan: &Plan) -> Result<Arc<Vec<f64>>, Failure> {
-        if let Some(known) = self.baselines.get(&plan.hash) {
-            return Ok(Arc::clone(known));
-        }
-        let losses = Arc::new(self.losses(plan)?);
-        if losses.iter().any(|l| !l.is_finite()) {
-            let message = "the current model's own loss is not finite on these windows";
-            return Err(Failure::new(Code::InferenceFailed, message));
-        }
-        if self.baselines.len() >= BASELINES {
-            self.baselines.clear();
-        }
-        self.baselines.insert(plan.hash, Arc::clone(&losses));
-        Ok(losses)
+    pub fn validate(&mut self, plan: &Plan) -> Result<Arc<Vec<f64>>, Failure> {
+        self.while_memory_lasts(|engine, batch| engine.baseline(plan, batch))
     }
 
     /// Measures a candidate and leaves the weights as they were.
@@ -209,8 +204,62 @@ impl Engine {
         rule: Rule,
         plan: &Plan,
     ) -> Result<Evaluation, Failure> {
+        self.while_memory_lasts(|engine, batch| engine.evaluate(update, rule, plan, batch))
+    }
+
+    /// Tries again with half the micro-batch when memory runs out, down to one window. Only for
+    /// this job: the bits of the next one's score must not depend on what ran before it.
+    fn while_memory_lasts<T>(
+        &mut self,
+        mut work: impl FnMut(&mut Self, usize) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        let mut batch = self.micro_batch;
+        loop {
+            match work(self, batch) {
+                Err(failure)
+                    if failure.code == Code::OutOfMemory
+                        && batch > 1
+                        && !self.fixed_batch
+                        && self.sound =>
+                {
+                    batch /= 2;
+                    tracing::warn!(%failure, micro_batch = batch, "out of memory; trying this job again with fewer windows at a time");
+                }
+                done => return done,
+            }
+        }
+    }
+
+    /// The per-window losses of the unchanged model, computed once per plan and micro-batch.
+    fn baseline(&mut self, plan: &Plan, batch: usize) -> Result<Arc<Vec<f64>>, Failure> {
+        if let Some(known) = self.baselines.get(&(plan.hash, batch)) {
+            return Ok(Arc::clone(known));
+        }
+        let losses = Arc::new(self.losses(plan, batch)?);
+        if losses.iter().any(|l| !l.is_finite()) {
+            let message = "the current model's own loss is not finite on these windows";
+            return Err(Failure::new(Code::InferenceFailed, message));
+        }
+        if self.baselines.len() >= BASELINES {
+            self.baselines.clear();
+        }
+        self.baselines
+            .insert((plan.hash, batch), Arc::clone(&losses));
+        self.progress
+            .baselines
+            .store(self.baselines.len() as u64, Ordering::Relaxed);
+        Ok(losses)
+    }
+
+    fn evaluate(
+        &mut self,
+        update: &Update,
+        rule: Rule,
+        plan: &Plan,
+        batch: usize,
+    ) -> Result<Evaluation, Failure> {
         let began = Instant::now();
-        let before = self.baseline(plan)?;
+        let before = self.baseline(plan, batch)?;
         let baseline_ms = millis(began);
         let began = Instant::now();
         let (patches, effective_entries) = self.patches(update, rule)?;
@@ -219,7 +268,7 @@ impl Engine {
         let began = Instant::now();
         let after = written
             .map_err(|e| failure(&e))
-            .and_then(|()| self.losses(plan));
+            .and_then(|()| self.losses(plan, batch));
         let forward = millis(began) + baseline_ms;
         let began = Instant::now();
         self.restore(&patches)?;
@@ -257,8 +306,9 @@ impl Engine {
         self.baselines.clear();
         let plan = Plan::new(&self.package.shards, None, "", self.package.cut())
             .map_err(|f| failed(&f))?;
-        let first = self.baseline(&plan).map_err(|f| failed(&f))?;
-        let again = self.losses(&plan).map_err(|f| failed(&f))?;
+        let batch = self.micro_batch;
+        let first = self.baseline(&plan, batch).map_err(|f| failed(&f))?;
+        let again = self.losses(&plan, batch).map_err(|f| failed(&f))?;
         if !same_bits(&first, &again) {
             let message = "two runs of the same windows gave different losses; the provider is not deterministic";
             return Err(EngineError::new(Detail::WarmFailed, message));
@@ -295,7 +345,8 @@ impl Engine {
         };
         let broken =
             |f: &Failure| EngineError::new(Detail::WarmFailed, format!("probe: {}", f.message));
-        let still = self.losses(&short).map_err(|f| broken(&f))?;
+        let batch = self.micro_batch;
+        let still = self.losses(&short, batch).map_err(|f| broken(&f))?;
         let package = Arc::clone(&self.package);
         for (tensor, info) in package.weights.tensors.iter().enumerate() {
             let mut moved = false;
@@ -304,7 +355,7 @@ impl Engine {
                 let result = self
                     .write(&patch)
                     .map_err(|e| failure(&e))
-                    .and_then(|()| self.losses(&short));
+                    .and_then(|()| self.losses(&short, batch));
                 self.restore(std::slice::from_ref(&patch))
                     .map_err(|f| broken(&f))?;
                 moved = !same_bits(&result.map_err(|f| broken(&f))?, &still);
@@ -321,7 +372,7 @@ impl Engine {
             }
         }
         self.audit()?;
-        let restored = self.losses(plan).map_err(|f| broken(&f))?;
+        let restored = self.losses(plan, batch).map_err(|f| broken(&f))?;
         if same_bits(&restored, baseline) {
             return Ok(());
         }
@@ -394,8 +445,9 @@ impl Engine {
         Ok(())
     }
 
-    /// Copies the baseline back, never subtracts.
+    /// Copies the baseline back, never subtracts. Unless all of it succeeds the engine is unsound.
     fn restore(&mut self, patches: &[Patch]) -> Result<(), Failure> {
+        self.sound = false;
         let package = Arc::clone(&self.package);
         for patch in patches {
             let info = &package.weights.tensors[patch.tensor];
@@ -409,18 +461,22 @@ impl Engine {
                 indices: patch.indices.clone(),
                 values,
             };
-            self.write(&original).map_err(|e| failure(&e))?;
+            // Whatever the device says, it says nothing about the candidate.
+            self.write(&original).map_err(|e| {
+                Failure::new(Code::InferenceFailed, format!("weights not restored: {e}"))
+            })?;
         }
+        self.sound = true;
         Ok(())
     }
 
-    fn losses(&mut self, plan: &Plan) -> Result<Vec<f64>, Failure> {
+    fn losses(&mut self, plan: &Plan, batch: usize) -> Result<Vec<f64>, Failure> {
         self.progress
             .busy_since_ms
             .store(crate::clock::unix_ms(), Ordering::Relaxed);
         let losses = plan
             .windows
-            .chunks(self.micro_batch)
+            .chunks(batch)
             .map(|windows| self.micro_batch_losses(windows, plan))
             .collect::<Result<Vec<_>, _>>();
         self.progress.busy_since_ms.store(0, Ordering::Relaxed);

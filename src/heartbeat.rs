@@ -3,7 +3,6 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -351,10 +350,10 @@ async fn beat_until(
 ) {
     let mut ticks = tokio::time::interval(source.config.interval);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
-    let mut pulse = Pulse::new(&source);
+    let mut pulse = Pulse::new();
     loop {
         let stopping = stop.is_cancelled();
-        pulse.beat(&source, claims, stopping).await;
+        pulse.beat(&source, claims).await;
         if stopping {
             return;
         }
@@ -379,20 +378,18 @@ struct Pulse {
 }
 
 impl Pulse {
-    fn new(source: &Source) -> Self {
-        let system = sysinfo::System::new();
-        let host = host_facts(&source.vitals);
+    fn new() -> Self {
         Self {
             seq: 0,
-            host,
+            host: host_facts(),
             unsent: Vec::new(),
             dead: None,
             failing: false,
-            system,
+            system: sysinfo::System::new(),
         }
     }
 
-    async fn beat(&mut self, source: &Source, claims: &watch::Sender<NameClaim>, leaving: bool) {
+    async fn beat(&mut self, source: &Source, claims: &watch::Sender<NameClaim>) {
         self.seq += 1;
         self.unsent.extend(source.changes.try_iter());
         // Redis away for long must not grow the process.
@@ -415,7 +412,8 @@ impl Pulse {
             record: &record,
             ttl: source.config.ttl,
             events: &events,
-            leaving,
+            // A worker that ends in any other state stays in sight until its record expires.
+            leaving: phase.state == State::Stopped,
             dead: self.dead.as_deref(),
         };
         match source.store.beat(&beat).await {
@@ -482,7 +480,10 @@ impl Pulse {
             last_ready_at_ms: (phase.last_ready_at_ms != 0).then_some(phase.last_ready_at_ms),
             last_state_change_at_ms: phase.since_ms,
             warm: facts.warm.clone(),
-            model: facts.model.clone(),
+            model: ModelFacts {
+                baseline_cache_entries: vitals.progress.baselines.load(Ordering::Relaxed),
+                ..facts.model.clone()
+            },
             engine: facts.engine.clone(),
             host_info: self.host.clone(),
             jobs: JobFacts {
@@ -541,7 +542,7 @@ fn rss(system: &mut sysinfo::System) -> u64 {
     system.process(pid).map_or(0, sysinfo::Process::memory)
 }
 
-fn host_facts(_vitals: &Vitals) -> HostFacts {
+fn host_facts() -> HostFacts {
     let mut system = sysinfo::System::new();
     system.refresh_memory();
     system.refresh_cpu_list(sysinfo::CpuRefreshKind::nothing());
@@ -569,9 +570,4 @@ fn gpu_model() -> Option<String> {
     text.lines()
         .find_map(|line| line.strip_prefix("Model:"))
         .map(|model| model.trim().to_owned())
-}
-
-/// Time after which a record without a beat is gone.
-pub fn record_life(config: &HeartbeatConfig) -> Duration {
-    config.ttl
 }

@@ -1,8 +1,6 @@
 //! The states of a worker, in one enum, advanced in one place. Everything that depends on the
 //! state (the consumer, the heartbeat, the exit) watches it; nothing else decides it.
 
-use std::sync::Arc;
-
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -86,6 +84,7 @@ pub enum Detail {
     CanaryMismatch,
     OutOfMemory,
     Stuck,
+    EngineLost,
     DrainSignal,
     DrainControl,
     Drained,
@@ -111,6 +110,7 @@ impl Detail {
             Self::CanaryMismatch => "canary_mismatch",
             Self::OutOfMemory => "out_of_memory",
             Self::Stuck => "stuck",
+            Self::EngineLost => "engine_lost",
             Self::DrainSignal => "drain_signal",
             Self::DrainControl => "drain_control",
             Self::Drained => "drained",
@@ -225,9 +225,6 @@ impl Lifecycle {
         self.phase.send_replace(to);
     }
 }
-
-/// Shared handle to read the phase.
-pub type PhaseWatch = Arc<watch::Receiver<Phase>>;
 
 #[cfg(test)]
 mod tests {

@@ -1,5 +1,5 @@
 //! The `scorer` binary: everything is in the library.
 
-fn main() -> std::process::ExitCode {
+fn main() {
     scorer::cli::main()
 }

@@ -40,6 +40,22 @@ pub enum Judged {
     },
 }
 
+impl Judged {
+    /// Refused before it was clear what exactly is asked.
+    fn without_key(failure: Failure) -> Self {
+        Self::Fresh {
+            verdict: Err(failure),
+            key: None,
+        }
+    }
+
+    /// Judging panicked: a fault of ours, so it says nothing about the candidate.
+    pub fn panicked() -> Self {
+        let message = "the worker's own fault, a panic; its log says where";
+        Self::without_key(Failure::new(Code::InferenceFailed, message))
+    }
+}
+
 /// Judges jobs on one immutable snapshot of model and weights.
 #[derive(Debug, Clone)]
 pub struct Pipeline {
@@ -105,59 +121,61 @@ impl Pipeline {
 
     /// Judges a job; `received` is when it was delivered.
     pub async fn judge(&self, job: &Job, addressee: &Addressee, received: Instant) -> Judged {
-        let without_key = |failure| Judged::Fresh {
-            verdict: Err(failure),
-            key: None,
-        };
-        if let Err(failure) = self.check(job) {
-            return without_key(failure);
-        }
-        let plan = match self.plan(job) {
+        let plan = match self.check(job).and_then(|()| self.plan(job)) {
             Ok(plan) => plan,
-            Err(failure) => return without_key(failure),
+            Err(failure) => return Judged::without_key(failure),
         };
         match &job.task {
-            Task::Validate { .. } => {
-                let key = Key::new(&self.answerer, addressee, None, &plan.hash);
-                if let Some(message) = self.lookup(&key).await {
-                    return Judged::Stored { message, key };
-                }
-                Judged::Fresh {
-                    verdict: self.validate(job, plan).await,
-                    key: Some(key),
-                }
-            }
+            Task::Validate { .. } => self.judge_model(job, addressee, plan).await,
             Task::Score { candidate, .. } => {
-                let sha256 = claimed_digest(candidate).await;
-                let key = Key::new(
-                    &self.answerer,
-                    addressee,
-                    Some((candidate, &sha256)),
-                    &plan.hash,
-                );
-                let began = Instant::now();
-                // The look-up is bounded; the fetch is what may take long.
-                let (stored, fetched) =
-                    tokio::join!(self.lookup(&key), self.fetcher.fetch(candidate));
-                if let Some(message) = stored {
-                    return Judged::Stored { message, key };
-                }
-                let mut timings = Timings {
-                    fetch: millis(began),
-                    ..Timings::default()
-                };
-                let verdict = match fetched {
-                    Ok(fetched) => {
-                        self.score(job, candidate, fetched, plan, &mut timings, received)
-                            .await
-                    }
-                    Err(failure) => Err(failure),
-                };
-                Judged::Fresh {
-                    verdict,
-                    key: Some(key),
-                }
+                self.judge_candidate(job, candidate, addressee, plan, received)
+                    .await
             }
+        }
+    }
+
+    async fn judge_model(&self, job: &Job, addressee: &Addressee, plan: Arc<Plan>) -> Judged {
+        let key = Key::new(&self.answerer, addressee, None, &plan.hash);
+        if let Some(message) = self.lookup(&key).await {
+            return Judged::Stored { message, key };
+        }
+        Judged::Fresh {
+            verdict: self.validate(job, plan).await,
+            key: Some(key),
+        }
+    }
+
+    async fn judge_candidate(
+        &self,
+        job: &Job,
+        candidate: &Candidate,
+        addressee: &Addressee,
+        plan: Arc<Plan>,
+        received: Instant,
+    ) -> Judged {
+        let sha256 = claimed_digest(candidate).await;
+        let asked = Some((candidate, &sha256));
+        let key = Key::new(&self.answerer, addressee, asked, &plan.hash);
+        let began = Instant::now();
+        // The look-up is bounded; the fetch is what may take long.
+        let (stored, fetched) = tokio::join!(self.lookup(&key), self.fetcher.fetch(candidate));
+        if let Some(message) = stored {
+            return Judged::Stored { message, key };
+        }
+        let mut timings = Timings {
+            fetch: millis(began),
+            ..Timings::default()
+        };
+        let verdict = match fetched {
+            Ok(fetched) => {
+                self.score(job, candidate, fetched, plan, &mut timings, received)
+                    .await
+            }
+            Err(failure) => Err(failure),
+        };
+        Judged::Fresh {
+            verdict,
+            key: Some(key),
         }
     }
 
@@ -207,11 +225,9 @@ impl Pipeline {
     }
 
     async fn validate(&self, job: &Job, plan: Arc<Plan>) -> Verdict {
-        let losses = self
-            .engine
-            .validate(Arc::clone(&plan), self.score_timeout)
-            .await?;
+        let turn = self.engine.turn().await;
         check_deadline(job)?;
+        let losses = turn.validate(Arc::clone(&plan), self.score_timeout).await?;
         Ok(Body::Loss(LossBody {
             loss: crate::score::mean(&losses),
             windows: losses.len() as u64,
@@ -233,15 +249,16 @@ impl Pipeline {
         let sha256 = hex::encode(fetched.sha256);
         let update = self.decode(candidate, fetched).await?;
         timings.decode = millis(began);
-        check_deadline(job)?;
         let facts = (
             update.tensors.len() as u64,
             update.entries(),
             update.l2_norm(),
         );
         let began = Instant::now();
-        let evaluation = self
-            .engine
+        let turn = self.engine.turn().await;
+        timings.queued = millis(began);
+        check_deadline(job)?;
+        let evaluation = turn
             .score(
                 update,
                 candidate.rule,
@@ -250,7 +267,6 @@ impl Pipeline {
             )
             .await?;
         let stages = evaluation.times;
-        timings.queued = (millis(began) - stages.apply - stages.forward - stages.restore).max(0.0);
         (timings.apply, timings.forward, timings.restore) =
             (stages.apply, stages.forward, stages.restore);
         timings.total = millis(received);
@@ -274,9 +290,9 @@ impl Pipeline {
         let decoding = tokio::task::spawn_blocking(move || {
             candidate::decode(&fetched.bytes, &description, &package, &limits)
         });
-        decoding
-            .await
-            .map_err(|e| Failure::new(Code::CandidateMalformed, format!("decoding failed: {e}")))?
+        decoding.await.map_err(|e| {
+            Failure::new(Code::InferenceFailed, format!("decoding ended early: {e}"))
+        })?
     }
 
     fn body(

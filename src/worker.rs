@@ -1,22 +1,23 @@
 //! The life of a worker: load, prove, serve, drain. This file alone advances the lifecycle; a
 //! newcomer reads [`Worker::live`] from top to bottom.
 
-use std::path::PathBuf;
+mod link;
+
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
+use tokio::task::JoinHandle;
 use uuid::Uuid;
 
 use crate::broker::amqp::Link;
 use crate::broker::topology::Topology;
 use crate::clock::unix_ms;
 use crate::config::{Config, host_name};
-use crate::consumer::{Ended, Running, Serving};
-use crate::control::{self, Command};
+use crate::consumer::{Consumer, Ended, Serving};
+use crate::control::Command;
 use crate::engine::thread::EngineHandle;
 use crate::engine::{EngineError, Warm};
 use crate::heartbeat::{EngineFacts, Heartbeat, Identity, ModelFacts, NameClaim, Source, Vitals};
@@ -29,12 +30,18 @@ use crate::store::Store;
 
 /// How long a start waits for the broker before it warms up without it.
 const FIRST_LINK: Duration = Duration::from_secs(3);
+/// A consumer that lasted this long was no failure to register: back-off begins anew.
+const LASTING: Duration = Duration::from_secs(30);
 
 /// Why the worker ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Stop {
+pub enum Stop {
+    /// Every job it held was answered or handed back.
+    Drained,
     /// A computation had to be cut short at the drain's deadline.
-    pub cut_short: bool,
+    CutShort,
+    /// A terminated run did not come back: only the end of the process frees the device.
+    Stuck,
 }
 
 /// What the worker is asked to do.
@@ -56,13 +63,66 @@ struct Worker {
     requests: mpsc::Receiver<Request>,
     claim: watch::Receiver<NameClaim>,
     paused: bool,
+    warming: Backoff,
+    registering: Backoff,
 }
 
-/// Why a wait or a phase ended.
-enum Next {
-    Go,
-    Drain(Detail),
+/// What a worker has to score with.
+enum Model {
+    Absent,
+    /// Loaded, to be proven (again).
+    Unproven(EngineHandle),
+    Warm(EngineHandle),
+}
+
+/// What comes after a phase of the worker's life.
+enum Step {
+    /// Look again with the same model.
+    Again,
+    /// The model is warm now.
+    Warmed(EngineHandle),
+    /// Prove the same session again.
     Rewarm,
+    /// Load the model anew.
+    Reload,
+    /// Leave.
+    Stop(Stop),
+}
+
+/// Why the worker takes no more jobs: the state to go to, and what comes then.
+struct Leaving {
+    state: State,
+    detail: Detail,
+    then: Step,
+}
+
+impl Leaving {
+    fn drain(detail: Detail) -> Self {
+        Self::to(State::Draining, detail, Step::Stop(Stop::Drained))
+    }
+
+    fn degraded(detail: Detail, then: Step) -> Self {
+        Self::to(State::Degraded, detail, then)
+    }
+
+    fn to(state: State, detail: Detail, then: Step) -> Self {
+        Self {
+            state,
+            detail,
+            then,
+        }
+    }
+
+    fn because(ended: Ended) -> Self {
+        match ended {
+            Ended::BrokerLost => Self::degraded(Detail::BrokerDisconnected, Step::Again),
+            Ended::ConsumerLost => Self::degraded(Detail::ConsumerLost, Step::Again),
+            Ended::EngineLost(Detail::Stuck) => {
+                Self::degraded(Detail::Stuck, Step::Stop(Stop::Stuck))
+            }
+            Ended::EngineLost(detail) => Self::degraded(detail, Step::Reload),
+        }
+    }
 }
 
 /// Runs a worker until it is drained. `shutdown` resolves on the first signal.
@@ -76,81 +136,28 @@ pub async fn run(
     let Some(dir) = config.model.dir.clone() else {
         anyhow::bail!("model.dir: not set; it names the model package")
     };
-    let (requests, inbox) = mpsc::channel(16);
+    let (requests, mut inbox) = mpsc::channel(16);
     let signals = requests.clone();
     tokio::spawn(async move {
         shutdown.await;
-        signals.send(Request::Signal).await.unwrap_or_default();
+        if signals.send(Request::Signal).await.is_err() {
+            tracing::debug!("the worker has ended already");
+        }
     });
-    let mut inbox = inbox;
     let Some(name) = model_name(&config, &dir, &mut inbox).await else {
-        return Ok(Stop { cut_short: false });
+        return Ok(Stop::Drained);
     };
-
-    let identity = Identity {
-        worker_id: config.worker_id(),
-        incarnation: Uuid::new_v4().to_string(),
-        host: host_name(),
-        started_at_ms: unix_ms(),
-    };
-    let (lifecycle, phase, changes) = Lifecycle::start();
-    let vitals = Arc::new(Vitals::default());
-    vitals
-        .slots
-        .store(config.amqp.prefetch.into(), Ordering::Relaxed);
-    vitals.facts().model.name.clone_from(&name);
-    vitals.facts().engine = EngineFacts {
-        execution_provider: config.engine.execution_provider.execution_provider().into(),
-        device: device_name(&config),
-        ..EngineFacts::default()
-    };
-    let store = Store::new(&config.redis, &name)?;
-    let heartbeat = Heartbeat::start(Source {
-        identity: identity.clone(),
-        vitals: Arc::clone(&vitals),
-        phase: phase.clone(),
-        changes,
-        store: store.clone(),
-        config: config.heartbeat,
-    })?;
-    if let Err(error) = crate::health::serve(
-        &config.redis.namespace,
-        &identity.worker_id,
-        Arc::clone(&vitals),
-        phase,
-    ) {
-        tracing::warn!(%error, "probes of this host will not reach this worker; is another one running under its id?");
-    }
-    let topology = Arc::new(Topology::new(&config.amqp, &name));
-    let (links, linked) = watch::channel(None);
-    let supervisor = tokio::spawn(keep_linked(
-        config.clone(),
-        Arc::clone(&topology),
-        Arc::clone(&vitals),
-        links,
-        requests,
-    ));
-
-    let mut worker = Worker {
-        dir,
-        incarnation: identity.incarnation,
-        lifecycle,
-        vitals,
-        topology,
-        store,
-        links: linked,
-        requests: inbox,
-        claim: heartbeat.claim.clone(),
-        paused: false,
-        config,
-    };
+    let (mut worker, heartbeat, linking) = Worker::start(config, dir, &name, requests, inbox)?;
     let stop = worker.live().await;
-    supervisor.abort();
-    let link = worker.links.borrow().clone();
-    if let Some(link) = link {
-        link.close().await;
+    linking.abort();
+    worker.close_link().await;
+    match stop {
+        Stop::Drained | Stop::CutShort => {
+            worker.lifecycle.advance(State::Stopped, Detail::Drained);
+        }
+        // The last record says why the process is gone.
+        Stop::Stuck => {}
     }
-    worker.lifecycle.advance(State::Stopped, Detail::Drained);
     heartbeat.stop().await;
     Ok(stop)
 }
@@ -158,7 +165,7 @@ pub async fn run(
 /// The queue and the keys carry the model's name: without it there is nowhere to report to.
 async fn model_name(
     config: &Config,
-    dir: &std::path::Path,
+    dir: &Path,
     inbox: &mut mpsc::Receiver<Request>,
 ) -> Option<String> {
     let mut backoff = Backoff::new();
@@ -179,149 +186,190 @@ async fn model_name(
     }
 }
 
+fn vitals(config: &Config, name: &str) -> Arc<Vitals> {
+    let vitals = Vitals::default();
+    let slots = config.amqp.prefetch.into();
+    vitals.slots.store(slots, Ordering::Relaxed);
+    {
+        let mut facts = vitals.facts();
+        facts.model.name = name.to_owned();
+        facts.engine = EngineFacts {
+            execution_provider: config.engine.execution_provider.execution_provider().into(),
+            device: device_name(config),
+            ..EngineFacts::default()
+        };
+    }
+    Arc::new(vitals)
+}
+
 impl Worker {
+    /// Starts what runs beside the worker: the heartbeat, the probes, the link to the broker.
+    fn start(
+        config: Config,
+        dir: PathBuf,
+        name: &str,
+        requests: mpsc::Sender<Request>,
+        inbox: mpsc::Receiver<Request>,
+    ) -> anyhow::Result<(Self, Heartbeat, JoinHandle<()>)> {
+        let identity = Identity {
+            worker_id: config.worker_id(),
+            incarnation: Uuid::new_v4().to_string(),
+            host: host_name(),
+            started_at_ms: unix_ms(),
+        };
+        let vitals = vitals(&config, name);
+        let (lifecycle, phase, changes) = Lifecycle::start();
+        let heartbeat = Heartbeat::start(Source {
+            identity: identity.clone(),
+            vitals: Arc::clone(&vitals),
+            phase: phase.clone(),
+            changes,
+            // A connection of its own: what jobs do must not delay a beat.
+            store: Store::new(&config.redis, name)?,
+            config: config.heartbeat,
+        })?;
+        let (namespace, id) = (&config.redis.namespace, &identity.worker_id);
+        if let Err(error) = crate::health::serve(namespace, id, Arc::clone(&vitals), phase) {
+            tracing::warn!(%error, "probes of this host will not reach this worker; is another one running under its id?");
+        }
+        let topology = Arc::new(Topology::new(&config.amqp, name));
+        let (offered, links) = watch::channel(None);
+        let keeper = link::Keeper {
+            config: config.clone(),
+            topology: Arc::clone(&topology),
+            vitals: Arc::clone(&vitals),
+            links: offered,
+            requests,
+        };
+        let linking = tokio::spawn(keeper.keep());
+        let worker = Self {
+            store: Store::new(&config.redis, name)?,
+            claim: heartbeat.claim.clone(),
+            dir,
+            incarnation: identity.incarnation,
+            lifecycle,
+            vitals,
+            topology,
+            links,
+            requests: inbox,
+            paused: false,
+            warming: Backoff::new(),
+            registering: Backoff::between(Duration::from_millis(200), Duration::from_secs(10)),
+            config,
+        };
+        Ok((worker, heartbeat, linking))
+    }
+
     async fn live(&mut self) -> Stop {
-        let first = self.links.wait_for(Option::is_some);
-        // Declared before warming, where the broker is there; a drain ends the next wait at once.
-        drop(
-            tokio::time::timeout(FIRST_LINK, first)
-                .await
-                .map(|link| link.map(|_| ())),
-        );
-        let mut engine: Option<EngineHandle> = None;
-        let mut unproven: Option<EngineHandle> = None;
-        let mut backoff = Backoff::new();
-        let mut lost = Backoff::between(Duration::from_millis(200), Duration::from_secs(10));
+        self.first_link().await;
+        let mut model = Model::Absent;
         loop {
-            let Some(warm) = engine.clone() else {
-                match self.warm_up(unproven.take(), &mut backoff).await {
-                    Ok(loaded) => engine = Some(loaded),
-                    Err(Next::Drain(detail)) => return self.drain_idle(detail).await,
-                    Err(Next::Go | Next::Rewarm) => {}
-                }
-                continue;
+            let step = match &model {
+                Model::Absent => self.warm_up(None).await,
+                Model::Unproven(engine) => self.warm_up(Some(engine.clone())).await,
+                Model::Warm(engine) => match self.may_serve() {
+                    Some(link) => self.serve(engine.clone(), link).await,
+                    None => self.wait(None).await,
+                },
             };
-            let Some(link) = self.may_serve() else {
-                match self.wait(None).await {
-                    Next::Drain(detail) => return self.drain_idle(detail).await,
-                    Next::Rewarm => unproven = engine.take(),
-                    Next::Go => {}
+            model = match (step, model) {
+                (Step::Again, model) => model,
+                (Step::Warmed(engine), _) => Model::Warm(engine),
+                (Step::Rewarm, Model::Warm(engine) | Model::Unproven(engine)) => {
+                    Model::Unproven(engine)
                 }
-                continue;
+                (Step::Rewarm, Model::Absent) | (Step::Reload, _) => Model::Absent,
+                (Step::Stop(stop), _) => return stop,
             };
-            let served_since = Instant::now();
-            let (ended, next, stop) = self.serve(warm.clone(), link).await;
-            if let Next::Drain(_) = next {
-                return stop;
-            }
-            match (ended, next) {
-                (Ended::Asked, Next::Rewarm) => unproven = engine.take(),
-                (Ended::EngineBroken, _) => engine = None,
-                (Ended::Asked | Ended::BrokerLost, _) => {}
-                (Ended::ConsumerLost, _) => {
-                    if served_since.elapsed() > Duration::from_secs(30) {
-                        lost.reset();
-                    }
-                    if let Next::Drain(detail) = self.wait(Some(lost.wait())).await {
-                        return self.drain_idle(detail).await;
-                    }
-                }
-            }
         }
     }
 
-    /// The link to serve on, if nothing stands in the way; else the state says what does.
-    fn may_serve(&mut self) -> Option<Arc<Link>> {
-        if self.paused {
-            self.lifecycle.advance(State::Degraded, Detail::Paused);
-            return None;
+    /// The topology is declared before warming, where the broker is there.
+    async fn first_link(&mut self) {
+        let first = self.links.wait_for(Option::is_some);
+        if tokio::time::timeout(FIRST_LINK, first).await.is_err() {
+            tracing::warn!("no broker yet; warming up without it");
         }
-        if *self.claim.borrow_and_update() == NameClaim::Taken {
-            self.lifecycle.advance(State::Degraded, Detail::DuplicateId);
-            return None;
+    }
+
+    async fn close_link(&self) {
+        let link = self.links.borrow().clone();
+        if let Some(link) = link {
+            link.close().await;
         }
-        let link = self
-            .links
-            .borrow_and_update()
-            .clone()
-            .filter(|link| !link.lost.is_cancelled());
-        if link.is_none() {
-            self.lifecycle
-                .advance(State::Degraded, Detail::BrokerDisconnected);
-        }
-        link
     }
 
     /// One attempt: load (unless there is an engine), prove, report. A failure waits its back-off
     /// and is tried again for ever; it never latches.
-    async fn warm_up(
+    async fn warm_up(&mut self, engine: Option<EngineHandle>) -> Step {
+        let began = Instant::now();
+        let warmed = match self.prove(engine).await {
+            Ok(warmed) => warmed,
+            Err(drain) => return self.stop_idle(drain),
+        };
+        match warmed {
+            Ok((engine, warm)) => {
+                self.warming.reset();
+                self.report_warm(&engine, warm, began.elapsed());
+                Step::Warmed(engine)
+            }
+            Err(error) => {
+                let wait = self.warming.wait();
+                self.report_failure(&error, wait);
+                match self.wait(Some(wait)).await {
+                    Step::Stop(stop) => Step::Stop(stop),
+                    Step::Again | Step::Warmed(_) | Step::Rewarm | Step::Reload => Step::Reload,
+                }
+            }
+        }
+    }
+
+    /// Loads and proves; the outer error is a drain that came in between.
+    async fn prove(
         &mut self,
         engine: Option<EngineHandle>,
-        backoff: &mut Backoff,
-    ) -> Result<EngineHandle, Next> {
-        let began = Instant::now();
-        self.lifecycle.advance(
-            State::Warming,
-            if engine.is_some() {
-                Detail::Rewarm
-            } else {
-                Detail::LoadingModel
-            },
-        );
+    ) -> Result<Result<(EngineHandle, Warm), EngineError>, Leaving> {
         {
             let mut facts = self.vitals.facts();
             facts.warm.attempt += 1;
             facts.warm.next_retry_at_ms = None;
         }
-        let (dir, config, progress) = (
-            self.dir.clone(),
-            self.config.engine.clone(),
-            Arc::clone(&self.vitals.progress),
-        );
-        let loading = async move {
-            match engine {
-                Some(engine) => Ok(engine),
-                None => EngineHandle::load(&dir, &config, progress).await,
-            }
-        };
-        let loaded = self.unless_drained(loading).await?;
-        let warmed = match loaded {
-            Ok(engine) => {
-                self.lifecycle
-                    .advance(State::Warming, Detail::StartupBaseline);
-                let name = &engine.package.manifest.name;
-                if *name == self.topology.model {
-                    let proving = engine.clone();
-                    let warm = self
-                        .unless_drained(async move { proving.warm().await })
-                        .await?;
-                    warm.map(|warm| (engine, warm))
-                } else {
-                    let message = format!(
-                        "{}: names model {name:?}, model.name is {:?}",
-                        self.dir.display(),
-                        self.topology.model
-                    );
-                    Err(EngineError {
-                        detail: Detail::ModelLoadFailed,
-                        message,
-                    })
-                }
-            }
-            Err(error) => Err(error),
-        };
-        match warmed {
-            Ok((engine, warm)) => {
-                backoff.reset();
-                self.report_warm(&engine, warm, began.elapsed());
+        let loaded = match engine {
+            Some(engine) => {
+                self.lifecycle.advance(State::Warming, Detail::Rewarm);
                 Ok(engine)
             }
-            Err(error) => {
-                let wait = backoff.wait();
-                self.report_failure(&error, wait);
-                Err(self.wait(Some(wait)).await)
-            }
+            None => self.load().await?,
+        };
+        let engine = match loaded.and_then(|engine| self.check_name(engine)) {
+            Ok(engine) => engine,
+            Err(error) => return Ok(Err(error)),
+        };
+        self.lifecycle
+            .advance(State::Warming, Detail::StartupBaseline);
+        let proving = engine.clone();
+        let warm = async move { proving.turn().await.warm().await };
+        let warm = self.unless_drained(warm).await?;
+        Ok(warm.map(|warm| (engine, warm)))
+    }
+
+    async fn load(&mut self) -> Result<Result<EngineHandle, EngineError>, Leaving> {
+        self.lifecycle.advance(State::Warming, Detail::LoadingModel);
+        let (dir, config) = (self.dir.clone(), self.config.engine.clone());
+        let progress = Arc::clone(&self.vitals.progress);
+        let loading = async move { EngineHandle::load(&dir, &config, progress).await };
+        self.unless_drained(loading).await
+    }
+
+    /// Queue and keys carry the name that was known at the start.
+    fn check_name(&self, engine: EngineHandle) -> Result<EngineHandle, EngineError> {
+        let (found, ours) = (&engine.package.manifest.name, &self.topology.model);
+        if found == ours {
+            return Ok(engine);
         }
+        let dir = self.dir.display();
+        let message = format!("{dir}: names model {found:?}, this worker serves {ours:?}");
+        Err(EngineError::new(Detail::ModelLoadFailed, message))
     }
 
     fn report_warm(&self, engine: &EngineHandle, warm: Warm, took: Duration) {
@@ -337,7 +385,7 @@ impl Worker {
             weights_id: Some(package.weights.weights_id.clone()),
             plan: plan.map(|plan| hex::encode(plan.hash)),
             shards: package.shards.iter().map(|s| s.id).collect(),
-            baseline_cache_entries: engine.baseline_cache_entries() as u64,
+            ..ModelFacts::default()
         };
         facts.engine.precision = Some(package.manifest.precision.as_str().into());
         facts.engine.onnxruntime = crate::engine::session::library_version(&self.config.engine);
@@ -361,25 +409,67 @@ impl Worker {
         self.lifecycle.advance(State::Degraded, error.detail);
     }
 
-    /// Serves until something ends it; on the way out the consumer goes first, then the state
-    /// changes, then running jobs end.
-    async fn serve(&mut self, engine: EngineHandle, link: Arc<Link>) -> (Ended, Next, Stop) {
-        let abandon = CancellationToken::new();
-        let pipeline = match Pipeline::new(
-            engine.clone(),
-            &self.config,
-            &self.incarnation,
-            Some(self.store.clone()),
-        ) {
-            Ok(pipeline) => pipeline,
-            Err(error) => {
-                self.vitals.error("model_load_failed", &error.to_string());
-                self.lifecycle
-                    .advance(State::Degraded, Detail::ModelLoadFailed);
-                return (Ended::ConsumerLost, Next::Go, Stop { cut_short: false });
-            }
+    /// The link to serve on, if nothing stands in the way; else the state says what does.
+    fn may_serve(&mut self) -> Option<Arc<Link>> {
+        let usable = |link: &Arc<Link>| !link.lost.is_cancelled();
+        let link = self.links.borrow_and_update().clone().filter(usable);
+        let taken = *self.claim.borrow_and_update() == NameClaim::Taken;
+        let obstacle = match (self.paused, taken, link) {
+            (true, _, _) => Detail::Paused,
+            (false, true, _) => Detail::DuplicateId,
+            (false, false, None) => Detail::BrokerDisconnected,
+            (false, false, Some(link)) => return Some(link),
         };
-        let serving = Arc::new(Serving {
+        self.lifecycle.advance(State::Degraded, obstacle);
+        None
+    }
+
+    /// Takes jobs until something ends it. On the way out the consumer goes first, then the state
+    /// changes, then running jobs end.
+    async fn serve(&mut self, engine: EngineHandle, link: Arc<Link>) -> Step {
+        let since = Instant::now();
+        let serving = match self.serving(engine, link) {
+            Ok(serving) => serving,
+            Err(leaving) => return self.leave(leaving, since).await,
+        };
+        let mut consumer = match Consumer::register(serving).await {
+            Ok(consumer) => consumer,
+            Err(ended) => return self.leave(Leaving::because(ended), since).await,
+        };
+        self.lifecycle.advance(State::Ready, Detail::Serving);
+        let asked = tokio::select! {
+            ended = consumer.take() => Err(ended),
+            leaving = self.asked_to_leave() => Ok(leaving),
+        };
+        consumer.unregister().await;
+        match asked {
+            Ok(leaving) => {
+                self.lifecycle.advance(leaving.state, leaving.detail);
+                let deadline = Instant::now() + self.config.worker.drain_timeout;
+                let cut_short = consumer.finish(deadline).await;
+                if cut_short && leaving.state == State::Draining {
+                    Step::Stop(Stop::CutShort)
+                } else {
+                    leaving.then
+                }
+            }
+            Err(ended) => {
+                let leaving = Leaving::because(ended);
+                self.lifecycle.advance(leaving.state, leaving.detail);
+                consumer.abandon().await;
+                self.leave(leaving, since).await
+            }
+        }
+    }
+
+    fn serving(&self, engine: EngineHandle, link: Arc<Link>) -> Result<Arc<Serving>, Leaving> {
+        let store = Some(self.store.clone());
+        let pipeline = Pipeline::new(engine, &self.config, &self.incarnation, store);
+        let pipeline = pipeline.map_err(|error| {
+            self.vitals.error("model_load_failed", &error.to_string());
+            Leaving::degraded(Detail::ModelLoadFailed, Step::Again)
+        })?;
+        Ok(Arc::new(Serving {
             pipeline,
             link,
             topology: Arc::clone(&self.topology),
@@ -388,131 +478,100 @@ impl Worker {
             results_ttl: self.config.results.ttl,
             prefetch: self.config.amqp.prefetch,
             retry_delays: self.config.amqp.retry_delays.clone(),
-            abandon: abandon.clone(),
-        });
-        let leave = CancellationToken::new();
-        let asked: Arc<std::sync::Mutex<Option<(State, Detail)>>> = Arc::default();
-        let (lifecycle, why) = (&self.lifecycle, Arc::clone(&asked));
-        let on_left = |ended: Ended| match ended {
-            Ended::Asked => {
-                if let Some((state, detail)) = why.lock().ok().and_then(|why| *why) {
-                    lifecycle.advance(state, detail);
-                }
-            }
-            Ended::ConsumerLost => lifecycle.advance(State::Degraded, Detail::ConsumerLost),
-            Ended::BrokerLost => lifecycle.advance(State::Degraded, Detail::BrokerDisconnected),
-            Ended::EngineBroken => lifecycle.advance(State::Degraded, Detail::Stuck),
-        };
-        let run = serving.serve(
-            &leave,
-            || lifecycle.advance(State::Ready, Detail::Serving),
-            on_left,
-        );
-        tokio::pin!(run);
-        let mut next = Next::Go;
-        let mut asked_at = Instant::now();
-        let (ended, running) = loop {
-            let (state, detail) = tokio::select! {
-                done = &mut run => break done,
-                request = self.requests.recv(), if !leave.is_cancelled() => match leaving(request, &mut self.paused) {
-                    Some((why, then)) => {
-                        next = then;
-                        why
-                    }
-                    None => continue,
-                },
-                Ok(taken) = self.claim.wait_for(|c| *c == NameClaim::Taken), if !leave.is_cancelled() => {
-                    drop(taken);
-                    (State::Degraded, Detail::DuplicateId)
-                }
-            };
-            if let Ok(mut why) = asked.lock() {
-                *why = Some((state, detail));
-            }
-            asked_at = Instant::now();
-            leave.cancel();
-        };
-        if ended != Ended::Asked {
-            abandon.cancel();
+            abandon: tokio_util::sync::CancellationToken::new(),
+        }))
+    }
+
+    /// What follows a failure to serve: where a new try could fail at once, only after a while.
+    async fn leave(&mut self, leaving: Leaving, served_since: Instant) -> Step {
+        self.lifecycle.advance(leaving.state, leaving.detail);
+        if !matches!(
+            leaving.detail,
+            Detail::ConsumerLost | Detail::ModelLoadFailed
+        ) {
+            return leaving.then;
         }
-        let deadline = asked_at + self.config.worker.drain_timeout;
-        let cut_short = finish(running, deadline, &abandon, &engine, &self.vitals).await;
-        (ended, next, Stop { cut_short })
+        if served_since.elapsed() > LASTING {
+            self.registering.reset();
+        }
+        let wait = self.registering.wait();
+        self.wait(Some(wait)).await
+    }
+
+    /// Resolves when the worker must stop taking jobs although it could go on.
+    async fn asked_to_leave(&mut self) -> Leaving {
+        loop {
+            tokio::select! {
+                request = self.requests.recv() => {
+                    if let Some(leaving) = heed(request, &mut self.paused) {
+                        return leaving;
+                    }
+                }
+                Ok(_) = self.claim.wait_for(|c| *c == NameClaim::Taken) => {
+                    return Leaving::degraded(Detail::DuplicateId, Step::Again);
+                }
+            }
+        }
     }
 
     /// Waits for anything that may change what to do: a request, the link, the name, or time.
-    async fn wait(&mut self, at_most: Option<Duration>) -> Next {
+    async fn wait(&mut self, at_most: Option<Duration>) -> Step {
         let timer = async move {
             match at_most {
                 Some(wait) => tokio::time::sleep(wait).await,
                 None => std::future::pending().await,
             }
         };
-        tokio::pin!(timer);
-        loop {
-            tokio::select! {
-                () = &mut timer => return Next::Go,
-                request = self.requests.recv() => match request {
-                    Some(Request::Command(Command::Resume)) if !self.paused => {}
-                    other => match leaving(other, &mut self.paused) {
-                        Some((_, next)) => return next,
-                        None => return Next::Go,
-                    },
-                },
-                // With a timer running only a request cuts the wait short.
-                changed = self.links.changed(), if at_most.is_none() => if changed.is_ok() {
-                    return Next::Go;
-                },
-                changed = self.claim.changed(), if at_most.is_none() => if changed.is_ok() {
-                    return Next::Go;
-                },
-            }
+        tokio::select! {
+            () = timer => Step::Again,
+            request = self.requests.recv() => match heed(request, &mut self.paused) {
+                Some(leaving @ Leaving { then: Step::Stop(_), .. }) => self.stop_idle(leaving),
+                Some(leaving) => leaving.then,
+                None => Step::Again,
+            },
+            // With a timer running only a request cuts the wait short.
+            Ok(()) = self.links.changed(), if at_most.is_none() => Step::Again,
+            Ok(()) = self.claim.changed(), if at_most.is_none() => Step::Again,
         }
     }
 
     /// Runs to its end unless a drain comes first; pauses are remembered.
-    async fn unless_drained<T>(&mut self, work: impl Future<Output = T>) -> Result<T, Next> {
+    async fn unless_drained<T>(&mut self, work: impl Future<Output = T>) -> Result<T, Leaving> {
         tokio::pin!(work);
         loop {
             tokio::select! {
                 done = &mut work => return Ok(done),
                 request = self.requests.recv() => {
-                    if let Some((_, Next::Drain(detail))) = leaving(request, &mut self.paused) {
-                        return Err(Next::Drain(detail));
+                    let leaving = heed(request, &mut self.paused);
+                    if let Some(leaving @ Leaving { then: Step::Stop(_), .. }) = leaving {
+                        return Err(leaving);
                     }
                 }
             }
         }
     }
 
-    async fn drain_idle(&self, detail: Detail) -> Stop {
-        self.lifecycle.advance(State::Draining, detail);
-        Stop { cut_short: false }
+    fn stop_idle(&self, leaving: Leaving) -> Step {
+        self.lifecycle.advance(leaving.state, leaving.detail);
+        leaving.then
     }
 }
 
-/// What a request means for a worker that serves or waits: the state to go to, and what then.
-/// `None` = nothing changes.
-fn leaving(request: Option<Request>, paused: &mut bool) -> Option<((State, Detail), Next)> {
+/// What a request means for a worker that takes jobs or waits. `None` = it goes on as before.
+fn heed(request: Option<Request>, paused: &mut bool) -> Option<Leaving> {
     match request {
-        None | Some(Request::Signal) => Some((
-            (State::Draining, Detail::DrainSignal),
-            Next::Drain(Detail::DrainSignal),
-        )),
-        Some(Request::Command(Command::Drain)) => Some((
-            (State::Draining, Detail::DrainControl),
-            Next::Drain(Detail::DrainControl),
-        )),
+        None | Some(Request::Signal) => Some(Leaving::drain(Detail::DrainSignal)),
+        Some(Request::Command(Command::Drain)) => Some(Leaving::drain(Detail::DrainControl)),
         Some(Request::Command(Command::Pause)) => {
             *paused = true;
-            Some(((State::Degraded, Detail::Paused), Next::Go))
+            Some(Leaving::degraded(Detail::Paused, Step::Again))
         }
         Some(Request::Command(Command::Resume)) => {
             *paused = false;
             None
         }
         Some(Request::Command(Command::Rewarm)) => {
-            Some(((State::Warming, Detail::Rewarm), Next::Rewarm))
+            Some(Leaving::to(State::Warming, Detail::Rewarm, Step::Rewarm))
         }
         Some(Request::Command(command @ (Command::Update | Command::Reload))) => {
             tracing::warn!(
@@ -521,123 +580,5 @@ fn leaving(request: Option<Request>, paused: &mut bool) -> Option<((State, Detai
             );
             None
         }
-    }
-}
-
-/// Lets running jobs end until the deadline; then hands back what waits and cuts short what
-/// computes. Says whether something was cut.
-async fn finish(
-    mut running: Running,
-    deadline: Instant,
-    abandon: &CancellationToken,
-    engine: &EngineHandle,
-    vitals: &Vitals,
-) -> bool {
-    const HAND_BACK: Duration = Duration::from_secs(2);
-    let all = async |jobs: &mut JoinSet<()>| while jobs.join_next().await.is_some() {};
-    if tokio::time::timeout_at(deadline.into(), all(&mut running.jobs))
-        .await
-        .is_ok()
-    {
-        return false;
-    }
-    let computing = vitals.progress.busy_since_ms.load(Ordering::Relaxed) != 0;
-    tracing::warn!(
-        left = running.jobs.len(),
-        computing,
-        "the drain's deadline has come; jobs are handed back"
-    );
-    abandon.cancel();
-    engine.terminate();
-    drop(tokio::time::timeout(HAND_BACK, all(&mut running.jobs)).await);
-    computing
-}
-
-/// Keeps a link to the broker: connect, declare, listen for control, and again when it is lost.
-async fn keep_linked(
-    config: Config,
-    topology: Arc<Topology>,
-    vitals: Arc<Vitals>,
-    links: watch::Sender<Option<Arc<Link>>>,
-    requests: mpsc::Sender<Request>,
-) {
-    let name = format!("scorer-{}", config.worker_id());
-    let mut backoff = Backoff::new();
-    loop {
-        let linked = async {
-            let link = Link::connect(&config.amqp, &name).await?;
-            link.declare(&topology).await?;
-            let control = match config.amqp.control {
-                true => Some(
-                    link.subscribe(&topology.control_exchange(), &control_keys(&config)[..])
-                        .await?
-                        .1,
-                ),
-                false => None,
-            };
-            Ok::<_, crate::broker::BrokerError>((link, control))
-        };
-        match linked.await {
-            Ok((link, mut control)) => {
-                backoff.reset();
-                vitals.generation.fetch_add(1, Ordering::Relaxed);
-                vitals.connected.store(true, Ordering::Relaxed);
-                if let Ok(mut blocked) = vitals.blocked.lock() {
-                    *blocked = Arc::clone(&link.blocked);
-                }
-                let lost = link.lost.clone();
-                links.send_replace(Some(Arc::new(link)));
-                loop {
-                    let delivery = tokio::select! {
-                        () = lost.cancelled() => break,
-                        delivery = async { match &mut control {
-                            Some(control) => control.next().await,
-                            None => std::future::pending().await,
-                        } } => delivery,
-                    };
-                    match delivery {
-                        Some(delivery) => forward(&delivery, &config.worker_id(), &requests).await,
-                        None => lost.cancel(),
-                    }
-                }
-                vitals.connected.store(false, Ordering::Relaxed);
-                links.send_replace(None);
-            }
-            Err(error) => {
-                vitals.error("broker_disconnected", &error.to_string());
-                tracing::warn!(%error, "no link to the broker yet");
-            }
-        }
-        tokio::time::sleep(backoff.wait()).await;
-    }
-}
-
-fn control_keys(config: &Config) -> [String; 2] {
-    ["all".to_owned(), format!("worker.{}", config.worker_id())]
-}
-
-async fn forward(
-    delivery: &crate::broker::amqp::Delivery,
-    worker_id: &str,
-    requests: &mpsc::Sender<Request>,
-) {
-    match control::decode(&delivery.body, delivery.properties.encoding()) {
-        Ok(message)
-            if message
-                .worker_id
-                .as_deref()
-                .is_none_or(|id| id == worker_id) =>
-        {
-            tracing::info!(
-                command = message.command.as_str(),
-                "asked by a control message"
-            );
-            requests
-                .send(Request::Command(message.command))
-                .await
-                .unwrap_or_default();
-        }
-        Ok(_) => {}
-        Err(error) => tracing::warn!(%error, "a control message is refused"),
     }
 }

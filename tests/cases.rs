@@ -65,7 +65,7 @@ async fn pipeline(dir: &Path) -> Pipeline {
     )
     .await
     .unwrap();
-    engine.warm().await.unwrap();
+    engine.turn().await.warm().await.unwrap();
     Pipeline::new(engine, &config(), "test", None).unwrap()
 }
 
@@ -311,7 +311,7 @@ async fn a_canary_that_is_not_met_is_a_failed_warm_up() {
     let engine = EngineHandle::load(&dir, &config().engine, Arc::default())
         .await
         .unwrap();
-    let error = engine.warm().await.unwrap_err();
+    let error = engine.turn().await.warm().await.unwrap_err();
     assert_eq!(error.detail, scorer::lifecycle::Detail::CanaryMismatch);
 }
 

@@ -214,7 +214,7 @@ pub(super) async fn check(config: &Config, json: bool) -> Outcome {
     let vitals = Vitals::default();
     let load = EngineHandle::load(dir, &config.engine, vitals.progress);
     let engine = load.await.map_err(|e| fault(&e))?;
-    let warm = engine.warm().await.map_err(|e| fault(&e))?;
+    let warm = engine.turn().await.warm().await.map_err(|e| fault(&e))?;
     let (package, took) = (&engine.package, began.elapsed().as_millis());
     let provider = config.engine.execution_provider.execution_provider();
     if json {

@@ -2,7 +2,7 @@
 //! provider that was asked for, writing weights in place, running, and naming its errors.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use half::{bf16, f16};
 use ort::ep;
@@ -77,9 +77,16 @@ struct Weight {
     values: Values,
 }
 
-/// Stops a run from another thread.
+/// Ends the runs of one command from another thread, for good: a run that has not begun yet is
+/// ended too, so no moment between two runs is missed.
 #[derive(Clone, Default)]
-pub struct Terminator(Arc<Mutex<Option<Arc<RunOptions<NoSelectedOutputs>>>>>);
+pub struct Terminator(Arc<Mutex<Runs>>);
+
+#[derive(Default)]
+struct Runs {
+    ended: bool,
+    current: Option<Arc<RunOptions<NoSelectedOutputs>>>,
+}
 
 impl std::fmt::Debug for Terminator {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -88,18 +95,32 @@ impl std::fmt::Debug for Terminator {
 }
 
 impl Terminator {
-    /// Ends the run that is going on, if any, at its next node.
+    /// Ends the run that is going on, if any, at its next node, and every later one.
     pub fn terminate(&self) {
-        let current = self.0.lock().map_or(None, |current| current.clone());
-        if let Some(Err(error)) = current.map(|options| options.terminate()) {
+        let mut runs = self.runs();
+        runs.ended = true;
+        let told = runs.current.as_ref().map(|options| options.terminate());
+        if let Some(Err(error)) = told {
             tracing::warn!(%error, "the run could not be terminated");
         }
     }
 
-    fn set(&self, options: Option<Arc<RunOptions<NoSelectedOutputs>>>) {
-        if let Ok(mut current) = self.0.lock() {
-            *current = options;
+    fn begin(&self) -> Result<Arc<RunOptions<NoSelectedOutputs>>, SessionError> {
+        let mut runs = self.runs();
+        if runs.ended {
+            return Err(SessionError::Terminated);
         }
+        let options = Arc::new(RunOptions::new().map_err(|e| classify(&e))?);
+        runs.current = Some(Arc::clone(&options));
+        Ok(options)
+    }
+
+    fn end(&self) {
+        self.runs().current = None;
+    }
+
+    fn runs(&self) -> MutexGuard<'_, Runs> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -119,7 +140,7 @@ pub struct Session {
     weights: Vec<Weight>,
     memory: Memory,
     tokens: String,
-    /// Stops a run from another thread.
+    /// Ends the runs of the command that is worked on.
     pub terminator: Terminator,
 }
 
@@ -224,13 +245,12 @@ impl Session {
             .into_iter()
             .map(|spec| fill(spec, &memory))
             .collect::<Result<_, _>>()?;
-        let terminator = Terminator::default();
         Ok(Self {
             inner,
             weights,
             memory,
             tokens: tokens.to_owned(),
-            terminator,
+            terminator: Terminator::default(),
         })
     }
 
@@ -304,7 +324,6 @@ impl Session {
         batch: usize,
     ) -> Result<Vec<f32>, SessionError> {
         let seq = tokens.len() / batch.max(1);
-        let options = Arc::new(RunOptions::new().map_err(|e| classify(&e))?);
         let tokens = Tensor::from_array(([batch, seq], tokens)).map_err(|e| classify(&e))?;
         let labels = Tensor::from_array(([batch, seq, 1], labels)).map_err(|e| classify(&e))?;
         let mut inputs: Vec<(&str, SessionInputValue<'_>)> =
@@ -319,9 +338,9 @@ impl Session {
             };
             inputs.push((&weight.input, value));
         }
-        self.terminator.set(Some(Arc::clone(&options)));
+        let options = self.terminator.begin()?;
         let result = self.inner.run_with_options(inputs, &options);
-        self.terminator.set(None);
+        self.terminator.end();
         let outputs = result.map_err(|e| classify(&e))?;
         let (_, values) = outputs[LOG_PROBS]
             .try_extract_tensor::<f32>()

@@ -1,12 +1,11 @@
-//! One named thread owns the session. The async side holds a cheap handle, waits its turn, and
-//! can end a run that takes too long; the thread itself never waits for anything but commands.
+//! One named thread owns the session. The async side holds a cheap handle, waits for its turn on
+//! the device, and can end a run that takes too long; the thread itself waits only for commands.
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
 use super::session::Terminator;
 use super::{Engine, EngineError, Evaluation, Progress, Warm};
@@ -21,23 +20,52 @@ use crate::package::plan::Plan;
 /// How long a terminated run may take to come back before it counts as stuck.
 const TERMINATE_GRACE: Duration = Duration::from_secs(10);
 
-enum Command {
-    Warm(oneshot::Sender<Result<Warm, EngineError>>),
-    Score(
-        Box<Update>,
-        Rule,
-        Arc<Plan>,
-        oneshot::Sender<Result<Evaluation, Failure>>,
-    ),
-    Validate(Arc<Plan>, oneshot::Sender<Result<Arc<Vec<f64>>, Failure>>),
+type Reply<T, E> = oneshot::Sender<Result<T, E>>;
+
+enum Work {
+    Warm(Reply<Warm, EngineError>),
+    Score {
+        update: Box<Update>,
+        rule: Rule,
+        plan: Arc<Plan>,
+        reply: Reply<Evaluation, Failure>,
+    },
+    Validate {
+        plan: Arc<Plan>,
+        reply: Reply<Arc<Vec<f64>>, Failure>,
+    },
 }
 
-/// What both sides see.
-#[derive(Debug, Default)]
-struct Shared {
-    broken: AtomicBool,
-    gave_up: Notify,
-    baselines: AtomicUsize,
+/// Work, how to end it, and the turn it takes: given back by the thread when the work is over, so
+/// that nobody's time runs while somebody else computes.
+struct Command {
+    work: Work,
+    terminator: Terminator,
+    turn: OwnedSemaphorePermit,
+}
+
+/// Why the engine can no longer be used, once it cannot.
+#[derive(Debug, Clone)]
+struct Loss(watch::Sender<Option<Detail>>);
+
+impl Loss {
+    fn tell(&self, detail: Detail) {
+        // The first reason is the cause, what comes after it the consequence.
+        self.0.send_if_modified(|lost| {
+            let first = lost.is_none();
+            *lost = lost.or(Some(detail));
+            first
+        });
+    }
+}
+
+/// Tells of the loss when the engine's thread ends, however it ends.
+struct Ending(Loss);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.0.tell(Detail::EngineLost);
+    }
 }
 
 /// A loaded model behind its thread.
@@ -46,9 +74,8 @@ pub struct EngineHandle {
     /// What it was made of.
     pub package: Arc<Package>,
     commands: mpsc::Sender<Command>,
-    turn: Arc<Semaphore>,
-    terminator: Terminator,
-    shared: Arc<Shared>,
+    turns: Arc<Semaphore>,
+    loss: Loss,
 }
 
 impl EngineHandle {
@@ -64,75 +91,88 @@ impl EngineHandle {
         let (dir, config) = (dir.to_owned(), config.clone());
         let (commands, inbox) = mpsc::channel(1);
         let (loaded, loading) = oneshot::channel();
-        let shared = Arc::new(Shared::default());
-        let inside = Arc::clone(&shared);
-        let thread = std::thread::Builder::new()
-            .name("scorer-engine".into())
-            .spawn(move || {
-                let engine = Package::load(&dir)
-                    .map_err(|e| EngineError {
-                        detail: Detail::ModelLoadFailed,
-                        message: e.to_string(),
-                    })
-                    .and_then(|package| Engine::load(Arc::new(package), &config, progress));
-                match engine {
-                    Ok(engine) => {
-                        let told =
-                            loaded.send(Ok((Arc::clone(&engine.package), engine.terminator())));
-                        if told.is_ok() {
-                            serve(engine, inbox, &inside);
-                        }
-                    }
-                    Err(error) => drop(loaded.send(Err(error))),
+        let loss = Loss(watch::Sender::new(None));
+        let ending = Ending(loss.clone());
+        let live = move || match load_engine(&dir, &config, progress) {
+            Ok(engine) => {
+                if loaded.send(Ok(Arc::clone(&engine.package))).is_ok() {
+                    serve(engine, inbox, &ending.0);
                 }
-            });
-        let gone = |m: String| EngineError {
-            detail: Detail::ModelLoadFailed,
-            message: m,
+            }
+            // A starter that is gone no longer needs to know.
+            Err(error) => drop(loaded.send(Err(error))),
         };
-        thread.map_err(|e| gone(format!("the engine's thread cannot be started: {e}")))?;
-        let (package, terminator) = loading
+        let gone = |m: String| EngineError::new(Detail::ModelLoadFailed, m);
+        std::thread::Builder::new()
+            .name("scorer-engine".into())
+            .spawn(live)
+            .map_err(|e| gone(format!("the engine's thread cannot be started: {e}")))?;
+        let package = loading
             .await
             .map_err(|_| gone("the engine's thread ended while loading".into()))??;
         Ok(Self {
             package,
             commands,
-            turn: Arc::new(Semaphore::new(1)),
-            terminator,
-            shared,
+            turns: Arc::new(Semaphore::new(1)),
+            loss,
         })
     }
 
+    /// Waits until the device is this caller's.
+    pub async fn turn(&self) -> Turn<'_> {
+        let permit = Arc::clone(&self.turns).acquire_owned().await.ok();
+        Turn {
+            engine: self,
+            permit,
+        }
+    }
+
+    /// Resolves when the engine can no longer be used: its thread ended, its weights could not be
+    /// restored, or a run never came back.
+    pub async fn lost(&self) -> Detail {
+        let mut lost = self.loss.0.subscribe();
+        let why = lost.wait_for(Option::is_some).await;
+        why.ok().and_then(|why| *why).unwrap_or(Detail::EngineLost)
+    }
+}
+
+/// The device is the holder's until the work it is used for is over.
+#[derive(Debug)]
+pub struct Turn<'a> {
+    engine: &'a EngineHandle,
+    permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Turn<'_> {
     /// Proves the session; see [`Engine::warm`].
     ///
     /// # Errors
     /// The first proof that fails.
-    pub async fn warm(&self) -> Result<Warm, EngineError> {
+    pub async fn warm(self) -> Result<Warm, EngineError> {
+        let gone = || EngineError::new(Detail::EngineLost, GONE);
         let (reply, answer) = oneshot::channel();
-        let gone = || EngineError {
-            detail: Detail::WarmFailed,
-            message: "the engine's thread has ended".into(),
-        };
-        self.commands
-            .send(Command::Warm(reply))
-            .await
-            .map_err(|_| gone())?;
+        let _end = self.begin(Work::Warm(reply)).await.ok_or_else(gone)?;
         answer.await.map_err(|_| gone())?
     }
 
-    /// Measures a candidate, ending the run when it takes longer than `limit`.
+    /// Measures a candidate, ending the run when it takes longer than `limit`. A caller that goes
+    /// away ends it too.
     ///
     /// # Errors
     /// A typed refusal.
     pub async fn score(
-        &self,
+        self,
         update: Update,
         rule: Rule,
         plan: Arc<Plan>,
         limit: Duration,
     ) -> Result<Evaluation, Failure> {
-        self.in_turn(limit, |reply| {
-            Command::Score(Box::new(update), rule, plan, reply)
+        let update = Box::new(update);
+        self.within(limit, |reply| Work::Score {
+            update,
+            rule,
+            plan,
+            reply,
         })
         .await
     }
@@ -142,59 +182,41 @@ impl EngineHandle {
     /// # Errors
     /// A typed refusal.
     pub async fn validate(
-        &self,
+        self,
         plan: Arc<Plan>,
         limit: Duration,
     ) -> Result<Arc<Vec<f64>>, Failure> {
-        self.in_turn(limit, |reply| Command::Validate(plan, reply))
+        self.within(limit, |reply| Work::Validate { plan, reply })
             .await
     }
 
-    /// Ends the run that is going on.
-    pub fn terminate(&self) {
-        self.terminator.terminate();
+    async fn begin(self, work: Work) -> Option<EndOnDrop> {
+        let terminator = Terminator::default();
+        let command = Command {
+            work,
+            terminator: terminator.clone(),
+            turn: self.permit?,
+        };
+        self.engine.commands.send(command).await.ok()?;
+        Some(EndOnDrop(terminator))
     }
 
-    /// Number of baselines kept.
-    pub fn baseline_cache_entries(&self) -> usize {
-        self.shared.baselines.load(Ordering::Relaxed)
-    }
-
-    /// Resolves when the engine can no longer be used: its thread ended or a run never came back.
-    pub async fn broken(&self) {
-        loop {
-            let notified = self.shared.gave_up.notified();
-            if self.shared.broken.load(Ordering::Acquire) || self.commands.is_closed() {
-                return;
-            }
-            tokio::select! {
-                () = notified => {}
-                () = self.commands.closed() => {}
-            }
-        }
-    }
-
-    async fn in_turn<T>(
-        &self,
+    async fn within<T>(
+        self,
         limit: Duration,
-        command: impl FnOnce(oneshot::Sender<Result<T, Failure>>) -> Command,
+        work: impl FnOnce(Reply<T, Failure>) -> Work,
     ) -> Result<T, Failure> {
-        let gone = || Failure::new(Code::InferenceFailed, "the engine's thread has ended");
-        // The limit is on the evaluation, not on the wait for it.
-        let _turn = self.turn.acquire().await.map_err(|_| gone())?;
+        let gone = || Failure::new(Code::InferenceFailed, GONE);
+        let loss = &self.engine.loss;
         let (reply, mut answer) = oneshot::channel();
-        self.commands
-            .send(command(reply))
-            .await
-            .map_err(|_| gone())?;
+        let running = self.begin(work(reply)).await.ok_or_else(gone)?;
         if let Ok(answer) = tokio::time::timeout(limit, &mut answer).await {
             return answer.map_err(|_| gone())?;
         }
-        self.terminator.terminate();
+        running.0.terminate();
         if tokio::time::timeout(TERMINATE_GRACE, answer).await.is_err() {
             tracing::error!("a terminated run did not come back; the engine is given up");
-            self.shared.broken.store(true, Ordering::Release);
-            self.shared.gave_up.notify_waiters();
+            loss.tell(Detail::Stuck);
         }
         let message = format!(
             "the evaluation took longer than worker.score_timeout = {}",
@@ -204,18 +226,44 @@ impl EngineHandle {
     }
 }
 
-fn serve(mut engine: Engine, mut inbox: mpsc::Receiver<Command>, shared: &Shared) {
+const GONE: &str = "the engine's thread has ended; see the worker's log for why";
+
+/// Ends the command it belongs to, and no other: one that is over cannot be ended any more.
+struct EndOnDrop(Terminator);
+
+impl Drop for EndOnDrop {
+    fn drop(&mut self) {
+        self.0.terminate();
+    }
+}
+
+fn load_engine(
+    dir: &Path,
+    config: &EngineConfig,
+    progress: Arc<Progress>,
+) -> Result<Engine, EngineError> {
+    let package =
+        Package::load(dir).map_err(|e| EngineError::new(Detail::ModelLoadFailed, e.to_string()))?;
+    Engine::load(Arc::new(package), config, progress)
+}
+
+fn serve(mut engine: Engine, mut inbox: mpsc::Receiver<Command>, loss: &Loss) {
     while let Some(command) = inbox.blocking_recv() {
+        engine.obey(command.terminator);
         // A receiver that is gone no longer wants the answer.
-        match command {
-            Command::Warm(reply) => drop(reply.send(engine.warm())),
-            Command::Score(update, rule, plan, reply) => {
-                drop(reply.send(engine.score(&update, rule, &plan)))
-            }
-            Command::Validate(plan, reply) => drop(reply.send(engine.baseline(&plan))),
+        match command.work {
+            Work::Warm(reply) => drop(reply.send(engine.warm())),
+            Work::Score {
+                update,
+                rule,
+                plan,
+                reply,
+            } => drop(reply.send(engine.score(&update, rule, &plan))),
+            Work::Validate { plan, reply } => drop(reply.send(engine.validate(&plan))),
         }
-        shared
-            .baselines
-            .store(engine.baseline_cache_entries(), Ordering::Relaxed);
+        if !engine.is_sound() {
+            return loss.tell(Detail::RestoreMismatch);
+        }
+        drop(command.turn);
     }
 }
