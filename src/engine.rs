@@ -5,6 +5,7 @@
 pub mod graph;
 pub mod session;
 pub mod thread;
+mod warmup;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -17,11 +18,12 @@ use crate::failure::{Code, Failure};
 use crate::job::Rule;
 use crate::lifecycle::Detail;
 use crate::package::plan::{Plan, Window};
-use crate::package::weights::{TensorInfo, read_element, round_to, transpose};
+use crate::package::weights::{TensorInfo, round_to, transpose};
 use crate::package::{Objective, Package, Place};
 use crate::score::{self, Paired};
 use graph::Graph;
 use session::{Session, SessionError, Terminator, WeightSpec};
+pub use warmup::Warm;
 
 /// Baselines kept; a fresh nonce for every job must not grow the process.
 const BASELINES: usize = 64;
@@ -35,7 +37,7 @@ pub struct Progress {
     pub at_ms: AtomicU64,
     /// When the computation going on began, unix milliseconds; 0 = idle.
     pub busy_since_ms: AtomicU64,
-    /// The slowest micro-batch so far, milliseconds.
+    /// The slowest micro-batch since the last warm-up began, milliseconds.
     pub slowest_ms: AtomicU64,
     /// Baselines kept.
     pub baselines: AtomicU64,
@@ -77,15 +79,6 @@ impl EngineError {
     }
 }
 
-/// What a warm-up measured.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Warm {
-    /// Loss on all windows with an empty nonce.
-    pub baseline_loss: f64,
-    /// How many windows that were.
-    pub windows: usize,
-}
-
 /// Milliseconds spent in each stage of an evaluation.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct StageTimes {
@@ -113,6 +106,7 @@ pub struct Evaluation {
 struct Slot {
     tensor: usize,
     weight: usize,
+    place: String,
     transposed: bool,
 }
 
@@ -289,116 +283,6 @@ impl Engine {
         })
     }
 
-    /// Proves the session: the baseline is finite and repeats bit for bit, the canary is met, and
-    /// every trainable tensor moves the loss when it is patched and leaves no trace when restored.
-    ///
-    /// # Errors
-    /// The first proof that fails.
-    pub fn warm(&mut self) -> Result<Warm, EngineError> {
-        let failed = |f: &Failure| {
-            let detail = if f.code == Code::OutOfMemory {
-                Detail::OutOfMemory
-            } else {
-                Detail::WarmFailed
-            };
-            EngineError::new(detail, f.message.clone())
-        };
-        self.baselines.clear();
-        let plan = Plan::new(&self.package.shards, None, "", self.package.cut())
-            .map_err(|f| failed(&f))?;
-        let batch = self.micro_batch;
-        let first = self.baseline(&plan, batch).map_err(|f| failed(&f))?;
-        let again = self.losses(&plan, batch).map_err(|f| failed(&f))?;
-        if !same_bits(&first, &again) {
-            let message = "two runs of the same windows gave different losses; the provider is not deterministic";
-            return Err(EngineError::new(Detail::WarmFailed, message));
-        }
-        let baseline_loss = score::mean(&first);
-        self.check_canary(baseline_loss)?;
-        self.probe(&plan, &again)?;
-        Ok(Warm {
-            baseline_loss,
-            windows: first.len(),
-        })
-    }
-
-    fn check_canary(&self, baseline_loss: f64) -> Result<(), EngineError> {
-        let Some(canary) = self.package.manifest.canary else {
-            return Ok(());
-        };
-        if (baseline_loss - canary.loss).abs() <= canary.tolerance {
-            return Ok(());
-        }
-        let message = format!(
-            "canary: the package says loss {} +- {}, this worker measures {baseline_loss}",
-            canary.loss, canary.tolerance
-        );
-        Err(EngineError::new(Detail::CanaryMismatch, message))
-    }
-
-    /// Patches each tensor a little with fixed signs until the first window's loss moves.
-    fn probe(&mut self, plan: &Plan, baseline: &[f64]) -> Result<(), EngineError> {
-        let short = Plan {
-            hash: [0; 32],
-            windows: plan.windows[..1].to_vec(),
-            cut: plan.cut,
-        };
-        let broken =
-            |f: &Failure| EngineError::new(Detail::WarmFailed, format!("probe: {}", f.message));
-        let batch = self.micro_batch;
-        let still = self.losses(&short, batch).map_err(|f| broken(&f))?;
-        let package = Arc::clone(&self.package);
-        for (tensor, info) in package.weights.tensors.iter().enumerate() {
-            let mut moved = false;
-            for share in [0.01, 0.1, 1.0] {
-                let patch = probe_patch(&package, tensor, share);
-                let result = self
-                    .write(&patch)
-                    .map_err(|e| failure(&e))
-                    .and_then(|()| self.losses(&short, batch));
-                self.restore(std::slice::from_ref(&patch))
-                    .map_err(|f| broken(&f))?;
-                moved = !same_bits(&result.map_err(|f| broken(&f))?, &still);
-                if moved {
-                    break;
-                }
-            }
-            if !moved {
-                let message = format!(
-                    "probe: patching {} does not move the loss; the package places it wrongly",
-                    info.name
-                );
-                return Err(EngineError::new(Detail::WarmFailed, message));
-            }
-        }
-        self.audit()?;
-        let restored = self.losses(plan, batch).map_err(|f| broken(&f))?;
-        if same_bits(&restored, baseline) {
-            return Ok(());
-        }
-        Err(EngineError::new(
-            Detail::RestoreMismatch,
-            "the loss is not what it was before the probe",
-        ))
-    }
-
-    /// Compares every scratch weight with the baseline, byte for byte.
-    ///
-    /// # Errors
-    /// `restore_mismatch` naming the tensor.
-    pub fn audit(&self) -> Result<(), EngineError> {
-        for slot in &self.slots {
-            let info = &self.package.weights.tensors[slot.tensor];
-            let bytes = graph_bytes(&self.package, info, slot.transposed);
-            let same = self.session.equals(slot.weight, &bytes);
-            if !same.map_err(|e| EngineError::from_session(&e, Detail::RestoreMismatch))? {
-                let message = format!("{} differs from the baseline after restoring", info.name);
-                return Err(EngineError::new(Detail::RestoreMismatch, message));
-            }
-        }
-        Ok(())
-    }
-
     /// Computes the new values: f32 arithmetic, rounded once to the weight's type.
     fn patches(&self, update: &Update, rule: Rule) -> Result<(Vec<Patch>, u64), Failure> {
         let mut effective = 0;
@@ -431,18 +315,26 @@ impl Engine {
         Ok((patches, effective))
     }
 
+    /// Writes into every place of the tensor.
     fn write(&mut self, patch: &Patch) -> Result<(), SessionError> {
-        let info = &self.package.weights.tensors[patch.tensor];
-        for slot in self.slots.iter().filter(|slot| slot.tensor == patch.tensor) {
-            if slot.transposed {
-                let positions = transposed_positions(&patch.indices, info);
-                self.session.write(slot.weight, &positions, &patch.values)?;
-            } else {
-                self.session
-                    .write(slot.weight, &patch.indices, &patch.values)?;
+        for slot in 0..self.slots.len() {
+            if self.slots[slot].tensor == patch.tensor {
+                self.write_place(slot, patch)?;
             }
         }
         Ok(())
+    }
+
+    fn write_place(&mut self, slot: usize, patch: &Patch) -> Result<(), SessionError> {
+        let slot = &self.slots[slot];
+        if !slot.transposed {
+            return self
+                .session
+                .write(slot.weight, &patch.indices, &patch.values);
+        }
+        let info = &self.package.weights.tensors[patch.tensor];
+        let positions = transposed_positions(&patch.indices, info);
+        self.session.write(slot.weight, &positions, &patch.values)
     }
 
     /// Copies the baseline back, never subtracts. Unless all of it succeeds the engine is unsound.
@@ -557,10 +449,6 @@ fn millis(since: Instant) -> f64 {
     since.elapsed().as_secs_f64() * 1e3
 }
 
-fn same_bits(a: &[f64], b: &[f64]) -> bool {
-    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits())
-}
-
 fn failure(error: &SessionError) -> Failure {
     let code = match error {
         SessionError::OutOfMemory(_) => Code::OutOfMemory,
@@ -585,6 +473,7 @@ fn layout(package: &Package) -> (Vec<Slot>, Vec<WeightSpec<'_>>) {
             slots.push(Slot {
                 tensor,
                 weight: specs.len(),
+                place: place.initializer.clone(),
                 transposed: place.transposed,
             });
             let mut shape: Vec<i64> = info
@@ -629,42 +518,6 @@ fn transposed_positions(indices: &[u32], info: &TensorInfo) -> Vec<u32> {
         .iter()
         .map(|i| (i % columns) * rows + i / columns)
         .collect()
-}
-
-/// Every entry moves by `share` of the tensor's root mean square, signs fixed but irregular: a
-/// regular shift could cancel in a softmax or a norm, and a few entries could miss the window.
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_precision_loss,
-    reason = "a perturbation need not be exact"
-)]
-fn probe_patch(package: &Package, tensor: usize, share: f32) -> Patch {
-    let info = &package.weights.tensors[tensor];
-    let bytes = package.weights.bytes(info);
-    let element = |i: usize| read_element(bytes, info.dtype, i);
-    let squares: f64 = (0..info.numel).map(|i| f64::from(element(i)).powi(2)).sum();
-    let rms = (squares / info.numel.max(1) as f64).sqrt() as f32;
-    let step = share * rms.max(1e-2);
-    let indices: Vec<u32> = (0..info.numel as u32).collect();
-    let sign = |i: u32| {
-        if (i.wrapping_mul(0x9E37_79B9) >> 16)
-            .count_ones()
-            .is_multiple_of(2)
-        {
-            step
-        } else {
-            -step
-        }
-    };
-    let values = indices
-        .iter()
-        .map(|i| round_to(info.dtype, element(*i as usize) + sign(*i)))
-        .collect();
-    Patch {
-        tensor,
-        indices,
-        values,
-    }
 }
 
 fn check_vocabulary(package: &Package, graph: &Graph) -> Result<(), String> {

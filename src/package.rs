@@ -274,12 +274,8 @@ impl Package {
             read_checked(dir, &external.file, &external.sha256)?;
         }
         let weights = match &manifest.weights {
-            Some(file) => Weights::open(
-                &inside(dir, &file.file)?,
-                Some(&file.sha256),
-                &manifest.tensors,
-            )?,
-            None => Weights::from_graph(dir, &graph, &manifest.tensors)?,
+            Some(file) => Weights::open(&inside(dir, &file.file)?, Some(&file.sha256), &manifest)?,
+            None => Weights::from_graph(dir, &graph, &manifest)?,
         };
         let shards = manifest.shards.iter().map(|file| {
             let bytes = read_checked(dir, &file.file, &file.sha256)?;

@@ -1,7 +1,6 @@
 //! The baseline weights: read-only, in checkpoint layout, memory-mapped from the package.
 //! A candidate is computed against them and restored from them; nothing ever writes here.
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::Path;
 
@@ -9,7 +8,7 @@ use half::{bf16, f16};
 use memmap2::Mmap;
 use sha2::{Digest, Sha256};
 
-use super::{Dtype, PackageError, TensorEntry, check_digest};
+use super::{Dtype, Manifest, PackageError, TensorEntry, check_digest};
 use crate::engine::graph::Graph;
 
 #[derive(Debug)]
@@ -38,7 +37,7 @@ pub struct Weights {
     storage: Storage,
     /// Ascending by name.
     pub tensors: Vec<TensorInfo>,
-    /// SHA-256 over names and contents: the same weights have the same id whichever way they came.
+    /// SHA-256 over names and contents of what is trainable: the same weights have the same id whichever way they came.
     pub weights_id: String,
 }
 
@@ -50,8 +49,9 @@ impl Weights {
     pub(super) fn open(
         path: &Path,
         sha256: Option<&str>,
-        wanted: &BTreeMap<String, TensorEntry>,
+        manifest: &Manifest,
     ) -> Result<Self, PackageError> {
+        let wanted = &manifest.tensors;
         let broken = |e: &dyn std::fmt::Display| PackageError(format!("{}: {e}", path.display()));
         let file = File::open(path).map_err(|e| broken(&e))?;
         #[expect(
@@ -84,15 +84,16 @@ impl Weights {
             }
             tensors
         };
-        Ok(Self::finish(Storage::Mapped(map), tensors))
+        Ok(Self::finish(Storage::Mapped(map), tensors, manifest))
     }
 
     /// Takes the weights out of the graph's own initializers.
     pub(super) fn from_graph(
         dir: &Path,
         graph: &[u8],
-        wanted: &BTreeMap<String, TensorEntry>,
+        manifest: &Manifest,
     ) -> Result<Self, PackageError> {
+        let wanted = &manifest.tensors;
         let graph = Graph::decode(graph).map_err(|e| PackageError(e.to_string()))?;
         let mut storage = Vec::new();
         let mut tensors = Vec::with_capacity(wanted.len());
@@ -118,17 +119,18 @@ impl Weights {
             storage.extend_from_slice(&bytes);
             tensors.push(info);
         }
-        Ok(Self::finish(Storage::Owned(storage), tensors))
+        Ok(Self::finish(Storage::Owned(storage), tensors, manifest))
     }
 
-    fn finish(storage: Storage, tensors: Vec<TensorInfo>) -> Self {
+    fn finish(storage: Storage, tensors: Vec<TensorInfo>, manifest: &Manifest) -> Self {
         let mut weights = Self {
             storage,
             tensors,
             weights_id: String::new(),
         };
         let mut id = Sha256::new();
-        for tensor in &weights.tensors {
+        let trainable = |t: &&TensorInfo| manifest.is_trainable(&t.name);
+        for tensor in weights.tensors.iter().filter(trainable) {
             id.update(Sha256::digest(tensor.name.as_bytes()));
             id.update(Sha256::digest(weights.bytes(tensor)));
         }

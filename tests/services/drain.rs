@@ -161,3 +161,20 @@ fn a_worker_that_never_got_ready_drains_promptly() {
         0
     );
 }
+
+#[test]
+fn a_drain_at_any_moment_of_a_start_is_clean() {
+    const STEPS: u32 = 12;
+    let stack = Stack::shared();
+    for step in 0..STEPS {
+        let worker = stack.worker(&format!("start-{step}"));
+        eventually(START, "it begins to load", || {
+            worker.log().contains("loading_model")
+        });
+        // Loading and proving take about 300 ms: the signal falls into another part each time.
+        std::thread::sleep(Duration::from_millis(300) * step / STEPS);
+        worker.terminate();
+        assert_eq!(worker.exit_code(secs(10)), 0, "SIGTERM at step {step}");
+        assert_eq!(worker.heartbeat()["state"], "stopped", "at step {step}");
+    }
+}
