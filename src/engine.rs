@@ -185,7 +185,7 @@ impl Engine {
     /// # Errors
     /// When the model does not run or a loss is not finite.
     pub fn validate(&mut self, plan: &Plan) -> Result<Arc<Vec<f64>>, Failure> {
-        self.while_memory_lasts(|engine, batch| engine.baseline(plan, batch))
+        self.while_memory_lasts(plan, |engine, batch| engine.baseline(plan, batch))
     }
 
     /// Measures a candidate and leaves the weights as they were.
@@ -198,16 +198,19 @@ impl Engine {
         rule: Rule,
         plan: &Plan,
     ) -> Result<Evaluation, Failure> {
-        self.while_memory_lasts(|engine, batch| engine.evaluate(update, rule, plan, batch))
+        self.while_memory_lasts(plan, |engine, batch| {
+            engine.evaluate(update, rule, plan, batch)
+        })
     }
 
     /// Tries again with half the micro-batch when memory runs out, down to one window. Only for
     /// this job: the bits of the next one's score must not depend on what ran before it.
     fn while_memory_lasts<T>(
         &mut self,
+        plan: &Plan,
         mut work: impl FnMut(&mut Self, usize) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
-        let mut batch = self.micro_batch;
+        let mut batch = self.batch_of(plan);
         loop {
             match work(self, batch) {
                 Err(failure)
@@ -221,6 +224,15 @@ impl Engine {
                 }
                 done => return done,
             }
+        }
+    }
+
+    /// The windows of a plan that run at once, where memory suffices.
+    fn batch_of(&self, plan: &Plan) -> usize {
+        if self.fixed_batch {
+            self.micro_batch
+        } else {
+            self.micro_batch.min(plan.windows.len())
         }
     }
 

@@ -263,11 +263,12 @@ impl Package {
         Ok((manifest, package_id(document)))
     }
 
-    /// Reads and checks the whole package.
+    /// Reads and checks the whole package. With `subset`, shards whose files are missing are left
+    /// out; one that is there and wrong is refused all the same.
     ///
     /// # Errors
     /// Names the file or field that is wrong.
-    pub fn load(dir: &Path) -> Result<Self, PackageError> {
+    pub fn load(dir: &Path, subset: bool) -> Result<Self, PackageError> {
         let (manifest, package_id) = Self::read_manifest(dir)?;
         let graph = read_checked(dir, &manifest.graph.file, &manifest.graph.sha256)?;
         for external in manifest.graph.external.iter().flatten() {
@@ -277,11 +278,7 @@ impl Package {
             Some(file) => Weights::open(&inside(dir, &file.file)?, Some(&file.sha256), &manifest)?,
             None => Weights::from_graph(dir, &graph, &manifest)?,
         };
-        let shards = manifest.shards.iter().map(|file| {
-            let bytes = read_checked(dir, &file.file, &file.sha256)?;
-            parse_shard(file.id, &file.file, &bytes)
-        });
-        let shards = shards.collect::<Result<Vec<_>, _>>()?;
+        let shards = load_shards(dir, &manifest.shards, subset)?;
         Ok(Self {
             dir: dir.to_owned(),
             manifest,
@@ -511,6 +508,26 @@ fn check_digest(path: &Path, found: &[u8], expected: &str) -> Result<(), Package
         "{}: its SHA-256 is {found}, the package says {expected}; copy the package again",
         path.display()
     )))
+}
+
+fn load_shards(dir: &Path, files: &[ShardFile], subset: bool) -> Result<Vec<Shard>, PackageError> {
+    let mut shards = Vec::with_capacity(files.len());
+    for file in files {
+        if subset && !inside(dir, &file.file)?.exists() {
+            tracing::warn!(
+                shard = file.id,
+                "missing, left out (model.allow_shards_subset)"
+            );
+            continue;
+        }
+        let bytes = read_checked(dir, &file.file, &file.sha256)?;
+        shards.push(parse_shard(file.id, &file.file, &bytes)?);
+    }
+    if shards.is_empty() {
+        let dir = dir.display();
+        return Err(PackageError(format!("{dir}: every shard is missing")));
+    }
+    Ok(shards)
 }
 
 #[expect(

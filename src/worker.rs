@@ -355,7 +355,7 @@ impl Worker {
 
     async fn load(&mut self) -> Result<Result<EngineHandle, EngineError>, Leaving> {
         self.lifecycle.advance(State::Warming, Detail::LoadingModel);
-        let (dir, config) = (self.dir.clone(), self.config.engine.clone());
+        let (dir, config) = (self.dir.clone(), self.config.clone());
         let progress = Arc::clone(&self.vitals.progress);
         let loading = async move { EngineHandle::load(&dir, &config, progress).await };
         self.unless_drained(loading).await

@@ -58,13 +58,9 @@ fn package(graph: &str, label_shift: usize, out: &Path) -> PathBuf {
 }
 
 async fn pipeline(dir: &Path) -> Pipeline {
-    let engine = EngineHandle::load(
-        dir,
-        &config().engine,
-        Arc::clone(&Vitals::default().progress),
-    )
-    .await
-    .unwrap();
+    let engine = EngineHandle::load(dir, &config(), Arc::clone(&Vitals::default().progress))
+        .await
+        .unwrap();
     engine.turn().await.warm().await.unwrap();
     Pipeline::new(engine, &config(), "test", None).unwrap()
 }
@@ -255,7 +251,7 @@ async fn a_file_with_another_digest_is_refused_by_name() {
     let last = bytes.len() - 1;
     bytes[last] ^= 1;
     std::fs::write(&shard, bytes).unwrap();
-    let error = EngineHandle::load(&dir, &config().engine, Arc::default())
+    let error = EngineHandle::load(&dir, &config(), Arc::default())
         .await
         .unwrap_err();
     assert!(
@@ -264,6 +260,21 @@ async fn a_file_with_another_digest_is_refused_by_name() {
             .contains(&shard.file_name().unwrap().to_string_lossy().into_owned()),
         "{error}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_missing_shard_is_refused_unless_a_subset_is_allowed() {
+    let out = tempfile::tempdir().unwrap();
+    let dir = package("graph-named.onnx", 1, out.path());
+    std::fs::remove_file(dir.join("shards/shard_059998.safetensors")).unwrap();
+    let load = async |config: &Config| EngineHandle::load(&dir, config, Arc::default()).await;
+    let error = load(&config()).await.unwrap_err();
+    assert!(error.message.contains("shard_059998"), "{error}");
+    let mut lenient = config();
+    lenient.model.allow_shards_subset = true;
+    let engine = load(&lenient).await.unwrap();
+    let ids: Vec<u64> = engine.package.shards.iter().map(|s| s.id).collect();
+    assert_eq!(ids, [59996, 59997, 59999, 60000]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -308,7 +319,7 @@ async fn a_canary_that_is_not_met_is_a_failed_warm_up() {
     let mut manifest: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
     manifest["canary"] = json!({"loss": 0.5, "tolerance": 1e-6});
     std::fs::write(&path, manifest.to_string()).unwrap();
-    let engine = EngineHandle::load(&dir, &config().engine, Arc::default())
+    let engine = EngineHandle::load(&dir, &config(), Arc::default())
         .await
         .unwrap();
     let error = engine.turn().await.warm().await.unwrap_err();
@@ -327,7 +338,7 @@ async fn a_place_that_the_graph_does_not_have_is_named() {
         .unwrap();
     places[0]["initializer"] = json!("nowhere");
     std::fs::write(&path, manifest.to_string()).unwrap();
-    let error = EngineHandle::load(&dir, &config().engine, Arc::default())
+    let error = EngineHandle::load(&dir, &config(), Arc::default())
         .await
         .unwrap_err();
     assert!(error.message.contains("nowhere"), "{error}");

@@ -130,7 +130,7 @@ async fn judge(
     // A file of our own is bounded like a fetched one.
     config.candidates.max_inline_bytes = config.candidates.max_bytes;
     let vitals = Vitals::default();
-    let engine = EngineHandle::load(&model, &config.engine, vitals.progress)
+    let engine = EngineHandle::load(&model, &config, vitals.progress)
         .await
         .map_err(|e| fault(&e))?;
     let task = task(engine.package.manifest.version);
@@ -212,7 +212,7 @@ pub(super) async fn check(config: &Config, json: bool) -> Outcome {
     };
     let began = Instant::now();
     let vitals = Vitals::default();
-    let load = EngineHandle::load(dir, &config.engine, vitals.progress);
+    let load = EngineHandle::load(dir, config, vitals.progress);
     let engine = load.await.map_err(|e| fault(&e))?;
     let warm = engine.turn().await.warm().await.map_err(|e| fault(&e))?;
     let (package, took) = (&engine.package, began.elapsed().as_millis());

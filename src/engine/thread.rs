@@ -10,7 +10,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use super::session::Terminator;
 use super::{Engine, EngineError, Evaluation, Progress, Warm};
 use crate::candidate::Update;
-use crate::config::EngineConfig;
+use crate::config::Config;
 use crate::failure::{Code, Failure};
 use crate::job::Rule;
 use crate::lifecycle::Detail;
@@ -85,7 +85,7 @@ impl EngineHandle {
     /// What is wrong, with its `state_detail`.
     pub async fn load(
         dir: &Path,
-        config: &EngineConfig,
+        config: &Config,
         progress: Arc<Progress>,
     ) -> Result<Self, EngineError> {
         let (dir, config) = (dir.to_owned(), config.clone());
@@ -239,12 +239,12 @@ impl Drop for EndOnDrop {
 
 fn load_engine(
     dir: &Path,
-    config: &EngineConfig,
+    config: &Config,
     progress: Arc<Progress>,
 ) -> Result<Engine, EngineError> {
-    let package =
-        Package::load(dir).map_err(|e| EngineError::new(Detail::ModelLoadFailed, e.to_string()))?;
-    Engine::load(Arc::new(package), config, progress)
+    let package = Package::load(dir, config.model.allow_shards_subset)
+        .map_err(|e| EngineError::new(Detail::ModelLoadFailed, e.to_string()))?;
+    Engine::load(Arc::new(package), &config.engine, progress)
 }
 
 fn serve(mut engine: Engine, mut inbox: mpsc::Receiver<Command>, loss: &Loss) {

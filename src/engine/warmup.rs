@@ -41,7 +41,7 @@ impl Engine {
         self.progress.slowest_ms.store(0, Ordering::Relaxed);
         let plan = Plan::new(&self.package.shards, None, "", self.package.cut())
             .map_err(|f| failed(&f))?;
-        let batch = self.micro_batch;
+        let batch = self.batch_of(&plan);
         let first = self.baseline(&plan, batch).map_err(|f| failed(&f))?;
         let again = self.losses(&plan, batch).map_err(|f| failed(&f))?;
         if !same_bits(&first, &again) {
@@ -82,7 +82,7 @@ impl Engine {
             cut: plan.cut,
         };
         let still = self
-            .losses(&short, self.micro_batch)
+            .losses(&short, self.batch_of(&short))
             .map_err(|f| broken(&f))?;
         for slot in 0..self.slots.len() {
             let package = Arc::clone(&self.package);
@@ -100,7 +100,7 @@ impl Engine {
             }
         }
         self.audit()?;
-        let restored = self.losses(plan, self.micro_batch);
+        let restored = self.losses(plan, self.batch_of(plan));
         if same_bits(&restored.map_err(|f| broken(&f))?, baseline) {
             return Ok(());
         }
@@ -115,7 +115,7 @@ impl Engine {
         for share in [0.01, 0.1, 1.0] {
             let patch = probe_patch(&package, self.slots[slot].tensor, share);
             let written = self.write_place(slot, &patch).map_err(|e| failure(&e));
-            let losses = written.and_then(|()| self.losses(plan, self.micro_batch));
+            let losses = written.and_then(|()| self.losses(plan, self.batch_of(plan)));
             self.restore(std::slice::from_ref(&patch))?;
             if !same_bits(&losses?, still) {
                 return Ok(true);

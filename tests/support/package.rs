@@ -32,16 +32,21 @@ pub(crate) fn sound() -> &'static Path {
 }
 
 fn make(out: &Path) {
-    let fixtures = fixtures();
+    build(&fixtures(), "graph-named.onnx", 128, out);
+}
+
+/// Runs `scorer package` on a folder with a graph, a checkpoint and shards.
+fn build(from: &Path, graph: &str, window: u32, out: &Path) {
     let output = Command::new(env!("CARGO_BIN_EXE_scorer"))
         .arg("package")
         .arg("--graph")
-        .arg(fixtures.join("graph-named.onnx"))
+        .arg(from.join(graph))
         .arg("--weights")
-        .arg(fixtures.join("checkpoint.safetensors"))
+        .arg(from.join("checkpoint.safetensors"))
         .arg("--shards")
-        .arg(fixtures.join("shards"))
-        .args(["--name", MODEL, "--version", &VERSION.to_string(), "--out"])
+        .arg(from.join("shards"))
+        .args(["--name", MODEL, "--version", &VERSION.to_string()])
+        .args(["--window", &window.to_string(), "--out"])
         .arg(out)
         .output()
         .expect("the binary runs");
@@ -60,6 +65,19 @@ impl Package {
     pub(crate) fn copy() -> Self {
         let folder = Folder::new("bent");
         copy_all(sound(), &folder.join(MODEL));
+        Self(folder)
+    }
+
+    /// A model whose `size.weight` says how much its one large node computes: see
+    /// `tests/model/README.md`.
+    pub(crate) fn hazard() -> Self {
+        let folder = Folder::new("hazard");
+        build(
+            &fixtures().join("hazard"),
+            "graph.onnx",
+            16,
+            &folder.join(MODEL),
+        );
         Self(folder)
     }
 

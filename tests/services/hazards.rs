@@ -1,0 +1,100 @@
+//! Candidates that make the model itself run away: out of memory is an answer and the worker goes on;
+//! a run that cannot be ended is the end of the process, and the last record says why.
+
+use std::io::Write as _;
+
+use base64::Engine as _;
+use serde_json::{Value, json};
+
+use crate::support::package::{Package, VERSION};
+use crate::support::stack::Stack;
+use crate::support::wait::SOON;
+
+/// A product of matrices of this size takes ONNX Runtime a minute, and it looks up only after it.
+const ENDLESS: f32 = 16_000.0;
+/// Matrices of this size need 36 terabytes.
+const TOO_LARGE: f32 = 3_000_000.0;
+
+/// A job that sets the size of the hazardous node, which the package has at 1.
+fn job(submission_id: &str, size: f32) -> Value {
+    let mut packed = (size - 1.0).to_le_bytes().to_vec();
+    packed.extend(0_i32.to_le_bytes());
+    let mut zlib = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::fast());
+    zlib.write_all(&packed).expect("a Vec takes every write");
+    let base64 = base64::engine::general_purpose::STANDARD;
+    let data = base64.encode(zlib.finish().expect("a Vec takes every write"));
+    let candidate = json!({"size.weight": {"shape": [1], "k": 1, "data": data}});
+    json!({
+        "v": 1, "kind": "score", "submission_id": submission_id, "model_version": VERSION,
+        "candidate": {
+            "format": "binary_v2", "semantics": "param_diff", "data": base64.encode(candidate.to_string()),
+        },
+    })
+}
+
+#[test]
+fn a_candidate_that_needs_too_much_memory_is_answered_and_leaves_no_trace() {
+    let stack = Stack::shared();
+    let package = Package::hazard();
+    let worker = stack.worker_on("w1", &package.path());
+    worker.ready();
+    let aggregator = stack.aggregator();
+    aggregator.collect_results();
+    let scored = |id: &str| {
+        aggregator.submit(&job(id, 2.0));
+        let result = aggregator.result(id).json();
+        assert_eq!(result["status"], "scored", "{result}");
+        result["delta"].as_f64().expect("a number").to_bits()
+    };
+    let before = scored("before");
+    aggregator.submit(&job("too-large", TOO_LARGE));
+    let result = aggregator.result("too-large").json();
+    assert_eq!(result["status"], "failed", "{result}");
+    assert_eq!(result["error"]["code"], "out_of_memory", "{result}");
+    assert_eq!(scored("after"), before, "the same score, bit for bit");
+    assert!(
+        worker.log().contains("\"micro_batch\":1"),
+        "it tried with one window at a time first"
+    );
+    assert_eq!(worker.next_heartbeat()["state"], "ready");
+    worker.drain();
+}
+
+#[test]
+fn a_run_that_cannot_be_ended_ends_the_process_and_the_last_record_says_why() {
+    let stack = Stack::shared();
+    let package = Package::hazard();
+    let worker = stack.worker_with("w1", |settings| {
+        settings
+            .set("model.dir", package.path().display())
+            .set("worker.score_timeout", "500ms")
+            .set("heartbeat.ttl", "30s")
+    });
+    worker.ready();
+    let aggregator = stack.aggregator();
+    aggregator.collect_results();
+    aggregator.submit(&job("endless", ENDLESS));
+    let result = aggregator.result("endless").json();
+    assert_eq!(result["status"], "failed", "{result}");
+    assert_eq!(result["error"]["code"], "score_timeout", "{result}");
+    assert_eq!(worker.exit_code(SOON), 70, "{}", worker.log());
+    let record = worker.heartbeat();
+    assert_eq!(
+        (&record["state"], &record["state_detail"], &record["ready"]),
+        (&json!("degraded"), &json!("stuck"), &json!(false)),
+        "{record}"
+    );
+    assert_eq!(
+        stack.states("w1").last().map(String::as_str),
+        Some("degraded")
+    );
+
+    // Answered, so it does not take the next worker down too.
+    let heir = stack.worker_on("w2", &package.path());
+    heir.ready();
+    aggregator.submit(&job("harmless", 2.0));
+    assert_eq!(aggregator.result("harmless").json()["status"], "scored");
+    heir.drain();
+    aggregator.expect_empty(&stack.jobs_queue());
+    assert_eq!(aggregator.copies("endless").len(), 1);
+}
