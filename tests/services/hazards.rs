@@ -67,7 +67,8 @@ fn a_run_that_cannot_be_ended_ends_the_process_and_the_last_record_says_why() {
     let worker = stack.worker_with("w1", |settings| {
         settings
             .set("model.dir", package.path().display())
-            .set("worker.score_timeout", "500ms")
+            // Long enough for the node before, which fills the matrix: after that one it could be ended.
+            .set("worker.score_timeout", "5s")
             .set("heartbeat.ttl", "30s")
     });
     worker.ready();
