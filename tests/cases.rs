@@ -1,5 +1,5 @@
-//! Every committed candidate, scored through the library on both exports of the model, against the
-//! table that the generator computed independently in f64.
+//! Every committed candidate, scored through the library on all three graphs of the model, against
+//! the table that the generator computed independently in f64; and the hazard model, used gently.
 
 #![expect(
     clippy::unwrap_used,
@@ -7,10 +7,15 @@
 )]
 
 use std::collections::HashMap;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use flate2::Compression;
+use flate2::write::ZlibEncoder;
 use scorer::config::{Config, Layers};
 use scorer::engine::thread::EngineHandle;
 use scorer::heartbeat::Vitals;
@@ -22,6 +27,8 @@ use serde_json::{Value, json};
 
 /// The largest accepted difference to the independent losses.
 const TOLERANCE: f64 = 2e-6;
+const TWO_PLACES: &str = "graph-two-places.onnx";
+const GRAPHS: [&str; 3] = ["graph-named.onnx", "graph-folded.onnx", TWO_PLACES];
 
 fn model_dir() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/model")
@@ -57,6 +64,10 @@ fn package(graph: &str, label_shift: usize, out: &Path) -> PathBuf {
     out
 }
 
+fn manifest(dir: &Path) -> Value {
+    serde_json::from_slice(&std::fs::read(dir.join("model.json")).unwrap()).unwrap()
+}
+
 async fn pipeline(dir: &Path) -> Pipeline {
     let engine = EngineHandle::load(
         dir,
@@ -70,12 +81,11 @@ async fn pipeline(dir: &Path) -> Pipeline {
 }
 
 fn body(case: &Value) -> Vec<u8> {
-    use base64::Engine as _;
     let bytes = std::fs::read(model_dir().join(case["file"].as_str().unwrap())).unwrap();
     let mut candidate = json!({
         "format": case["format"], "semantics": case["semantics"],
         "sha256": case["sha256"], "size": case["size"],
-        "data": base64::engine::general_purpose::STANDARD.encode(bytes),
+        "data": BASE64.encode(bytes),
     });
     if !case["learning_rate"].is_null() {
         candidate["learning_rate"] = case["learning_rate"].clone();
@@ -157,11 +167,11 @@ fn compare(name: &str, result: &Value, expect: &Value) -> f64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_case_agrees_with_the_independent_table_on_both_exports() {
+async fn every_case_agrees_with_the_independent_table_on_every_graph() {
     let out = tempfile::tempdir().unwrap();
     let table = table();
-    let mut largest: f64 = 0.0;
-    for graph in ["graph-named.onnx", "graph-folded.onnx"] {
+    for graph in GRAPHS {
+        let mut largest: f64 = 0.0;
         let mut pipelines = HashMap::new();
         for shift in [1_usize, 2] {
             pipelines.insert(shift, pipeline(&package(graph, shift, out.path())).await);
@@ -178,8 +188,23 @@ async fn every_case_agrees_with_the_independent_table_on_both_exports() {
                 &case["expect"],
             ));
         }
+        println!("{graph}: largest difference to the independent losses: {largest:.3e}");
     }
-    println!("largest difference to the independent losses: {largest:.3e}");
+}
+
+/// Were the second place missed, the head would keep the old embedding. No probe sees that, because
+/// the loss moves all the same.
+#[test]
+fn a_tied_head_that_was_folded_is_a_second_place() {
+    let out = tempfile::tempdir().unwrap();
+    let manifest = manifest(&package(TWO_PLACES, 1, out.path()));
+    assert_eq!(
+        manifest["tensors"]["model.embed_tokens.weight"]["places"],
+        json!([
+            {"initializer": "model.embed_tokens.weight", "transposed": false},
+            {"initializer": "onnx::MatMul_777", "transposed": true},
+        ])
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -271,7 +296,7 @@ async fn a_candidate_may_name_a_tied_tensor_by_its_alias() {
     let out = tempfile::tempdir().unwrap();
     let dir = package("graph-folded.onnx", 1, out.path());
     let path = dir.join("model.json");
-    let mut manifest: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    let mut manifest = manifest(&dir);
     manifest["aliases"] = json!({"lm_head.weight": "model.embed_tokens.weight"});
     std::fs::write(&path, manifest.to_string()).unwrap();
     let pipeline = pipeline(&dir).await;
@@ -305,7 +330,7 @@ async fn a_canary_that_is_not_met_is_a_failed_warm_up() {
     let out = tempfile::tempdir().unwrap();
     let dir = package("graph-named.onnx", 1, out.path());
     let path = dir.join("model.json");
-    let mut manifest: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    let mut manifest = manifest(&dir);
     manifest["canary"] = json!({"loss": 0.5, "tolerance": 1e-6});
     std::fs::write(&path, manifest.to_string()).unwrap();
     let engine = EngineHandle::load(&dir, &config().engine, Arc::default())
@@ -320,7 +345,7 @@ async fn a_place_that_the_graph_does_not_have_is_named() {
     let out = tempfile::tempdir().unwrap();
     let dir = package("graph-named.onnx", 1, out.path());
     let path = dir.join("model.json");
-    let mut manifest: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    let mut manifest = manifest(&dir);
     // The graph still has the old initializer; the place named here is an input nobody reads.
     let places = manifest["tensors"]["model.norm.weight"]["places"]
         .as_array_mut()
@@ -331,6 +356,51 @@ async fn a_place_that_the_graph_does_not_have_is_named() {
         .await
         .unwrap_err();
     assert!(error.message.contains("nowhere"), "{error}");
+}
+
+/// The package of `tests/model/hazard`; its README section says what the model is for.
+fn hazard_package(out: &Path) -> PathBuf {
+    let source = model_dir().join("hazard");
+    let out = out.join("hazard");
+    let recipe = Recipe {
+        graph: source.join("graph.onnx"),
+        weights: Some(source.join("checkpoint.safetensors")),
+        shards: source.join("shards"),
+        name: "hazard".into(),
+        version: 1,
+        out: out.clone(),
+        window: 16,
+        windows_per_row: 1,
+        label_shift: 1,
+    };
+    build(&recipe).unwrap();
+    out
+}
+
+/// A `param_diff` candidate that adds `value` to `size.weight`, as `binary_v2`.
+fn resized(value: f32) -> Vec<u8> {
+    let mut packed = ZlibEncoder::new(Vec::new(), Compression::fast());
+    packed.write_all(&value.to_le_bytes()).unwrap();
+    packed.write_all(&0_i32.to_le_bytes()).unwrap();
+    let data = BASE64.encode(packed.finish().unwrap());
+    serde_json::to_vec(&json!({"size.weight": {"shape": [1], "k": 1, "data": data}})).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_harmless_candidate_of_the_hazard_package_is_scored() {
+    let out = tempfile::tempdir().unwrap();
+    let pipeline = pipeline(&hazard_package(out.path())).await;
+    let job = json!({
+        "v": 1, "kind": "score", "submission_id": "harmless", "model_version": 1,
+        "candidate": {
+            "format": "binary_v2", "semantics": "param_diff", "data": BASE64.encode(resized(2.0)),
+        },
+    });
+    let result = judge(&pipeline, &serde_json::to_vec(&job).unwrap()).await;
+    assert_eq!(result["status"], "scored", "{result}");
+    assert_eq!(result["windows"], 2, "{result}");
+    assert_eq!(result["candidate"]["effective_entries"], 1, "{result}");
+    assert_ne!(result["delta"], 0.0, "{result}");
 }
 
 #[test]
