@@ -10,10 +10,10 @@ use crate::support::package::{Package, VERSION};
 use crate::support::stack::Stack;
 use crate::support::wait::SOON;
 
-/// A product of matrices of this size takes ONNX Runtime a minute, and it looks up only after it.
+/// A product of matrices of this size takes ONNX Runtime minutes, and it looks up only after it.
 const ENDLESS: f32 = 16_000.0;
-/// Matrices of this size need 36 terabytes.
-const TOO_LARGE: f32 = 3_000_000.0;
+/// Matrices of this size need 400 terabytes.
+const TOO_LARGE: f32 = 10_000_000.0;
 
 /// A job that sets the size of the hazardous node, which the package has at 1.
 fn job(submission_id: &str, size: f32) -> Value {

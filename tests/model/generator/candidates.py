@@ -1,302 +1,163 @@
-"""The candidates: what an aggregator would send, from honest miners and from all others."""
+"""The candidates: what honest, lazy, hostile and broken miners send. Pure data, no scoring."""
 
 import base64
-import hashlib
 import json
 import zlib
-from dataclasses import dataclass
 
 import numpy as np
 
-from . import binary_v2, training
+from . import training, wire
 
 VERSION = 7
-SINGLE_ROW_SHARD = 60000
-SMALL = 10_000  # the seed's miners send tensors below this size whole
+EMBED = "model.embed_tokens.weight"
+QUERY = "model.layers.0.self_attn.q_proj.weight"
+NORM = "model.norm.weight"
 
 
-@dataclass
-class Case:
-    """One job and its body. `code` is the refusal expected; without one the job is scored."""
-
-    name: str
-    kind: str
-    body: bytes
-    semantics: str = "gradient"
-    learning_rate: float | None = 0.3
-    model_version: int = VERSION
-    nonce: str = ""
-    shards: tuple | None = None
-    label_shift: int = 1
-    file: str | None = None
-    sha256: str | None = None
-    size: int | None = None
-    code: str | None = None
-    status: str = "rejected"
-
-    def __post_init__(self):
-        self.file = self.file or f"candidates/{self.name}.json"
-        self.sha256 = self.sha256 or hashlib.sha256(self.body).hexdigest()
-        self.size = len(self.body) if self.size is None else self.size
-        if self.semantics == "param_diff":
-            self.learning_rate = None
+class Candidate:
+    def __init__(self, name, kind, body, semantics, learning_rate=None, update=None, code=None, **job):
+        self.name, self.kind, self.body, self.update, self.code = name, kind, body, update, code
+        self.semantics, self.learning_rate = semantics, learning_rate
+        self.job = {"model_version": VERSION, "nonce": "", "shards": None, "label_shift": 1} | job
 
 
-class Maker:
-    """Builds all cases from one checkpoint and the training text."""
-
-    def __init__(self, checkpoint, tokens):
-        self.checkpoint = checkpoint
-        self.tokens = tokens
-        self.shapes = {name: weight.shape for name, weight in checkpoint.items()}
-        self.cases = []
-
-    def add(self, name, kind, entries, form="dict", **job):
-        body = binary_v2.encode(entries, self.shapes, form)
-        self.cases.append(Case(name, kind, body, **job))
-
-    def again(self, name, of, kind=None, **job):
-        """The same file, asked about in another way."""
-        first = next(case for case in self.cases if case.name == of)
-        job = {"semantics": first.semantics, "learning_rate": first.learning_rate} | job
-        self.cases.append(Case(name, kind or first.kind, first.body, file=first.file, **job))
-
-    def gradient(self, seed, density, only="", shift=1):
-        dense = training.gradients(self.checkpoint, self.tokens, seed, shift=shift)
-        return top_entries(dense, density, only)
-
-    def difference(self, seed, density, only="", **steps):
-        dense = training.differences(self.checkpoint, self.tokens, seed, **steps)
-        return top_entries(dense, density, only)
+def only(update, part):
+    return {name: entry for name, entry in update.items() if part in name}
 
 
-def top_entries(dense, density, only=""):
-    """The largest entries of each tensor whose name holds `only`, indices ascending."""
-    entries = {}
-    for name, values in dense.items():
-        if only not in name:
-            continue
-        flat = values.reshape(-1)
-        k = flat.size if flat.size < SMALL and not only else max(1, int(flat.size * density))
-        indices = np.sort(np.argsort(-np.abs(flat), kind="stable")[:k]).astype(np.int32)
-        entries[name] = (indices, flat[indices])
-    return entries
+def everything(checkpoint, text):
+    shapes = {name: weight.shape for name, weight in checkpoint.items()}
+
+    def sound(name, kind, update, rate=None, form=wire.dict_form, **job):
+        semantics = "param_diff" if rate is None else "gradient"
+        return Candidate(name, kind, wire.encode(update, shapes, form), semantics, rate, update, **job)
+
+    found = list(honest(checkpoint, text, sound))
+    found += steps(checkpoint, text, sound)
+    found += inverted(checkpoint, text, sound)
+    found += noise(checkpoint, sound)
+    found += idle(checkpoint, sound)
+    found += malformed(shapes)
+    return found
 
 
-def each(entries, change):
-    """`entries` with change(indices, values) in the place of each tensor's pair."""
-    return {name: change(*pair) for name, pair in entries.items()}
+def honest(checkpoint, text, sound):
+    kind, f16, lists = "honest gradient", np.float16, wire.list_form
+
+    def sparse(seed, ratio=0.01, shift=1, **options):
+        return wire.top_k(training.gradients(checkpoint, text, seed, shift=shift), ratio, **options)
+
+    yield sound("gradient-small-rate", kind, sparse(101), 0.01)
+    yield sound("gradient-medium-rate", kind, sparse(102), 0.1)
+    yield sound("gradient-large-rate", kind, sparse(103), 0.3)
+    yield sound("gradient-f16", kind, sparse(104, dtype=f16), 0.2)
+    yield sound("gradient-list", kind, sparse(105), 0.2, lists)
+    yield sound("gradient-list-f16", kind, sparse(106, dtype=f16), 0.05, lists)
+    yield sound("gradient-unsorted", kind, sparse(107, shuffle=np.random.default_rng(107)), 0.2)
+    # The seed's miners sum over batches and scale by their own rate: big values, a tiny rate.
+    yield sound("gradient-summed", kind, sparse(108, scale=2560.0), 1e-4)
+    yield sound("gradient-one-layer", kind, only(sparse(109, ratio=0.02), "layers.1."), 0.3)
+    yield sound("gradient-embedding-only", kind, only(sparse(110, ratio=0.1), EMBED), 0.3)
+    yield sound("gradient-other-nonce", kind, sparse(111), 0.2, nonce="epoch-12/ü:3")
+    yield sound("gradient-two-ahead", kind, sparse(112, shift=2), 0.2, label_shift=2)
 
 
-def halved(entries):
-    return each(entries, lambda indices, values: (indices, values.astype(np.float16)))
+def steps(checkpoint, text, sound):
+    kind, f16, lists = "training difference", np.float16, wire.list_form
+
+    def sparse(seed, ratio=0.01, dtype=np.float32, shuffle=None, **options):
+        return wire.top_k(training.differences(checkpoint, text, seed, **options), ratio, dtype, shuffle=shuffle)
+
+    yield sound("difference-one-step", kind, sparse(201, steps=1))
+    yield sound("difference-few-steps", kind, sparse(202))
+    yield sound("difference-more-steps", kind, sparse(203, steps=10))
+    yield sound("difference-f16", kind, sparse(204, dtype=f16))
+    yield sound("difference-list-unsorted", kind, sparse(205, shuffle=np.random.default_rng(205)), form=lists)
+    yield sound("difference-mlp-only", kind, only(sparse(206, ratio=0.02, dtype=f16), ".mlp."))
+    yield sound("difference-shard-subset", kind, sparse(207), shards=[60000, 59996])
+    yield sound("difference-one-window", kind, sparse(208, dtype=f16), shards=[59998])
 
 
-def negated(entries):
-    return each(entries, lambda indices, values: (indices, -values))
+def inverted(checkpoint, text, sound):
+    kind = "inverted"
+    for seed, rate, dtype, form in ((301, 0.1, np.float32, wire.dict_form), (302, 0.5, np.float16, wire.list_form)):
+        gradient = training.gradients(checkpoint, text, seed)
+        yield sound(f"inverted-gradient-{seed}", kind, wire.top_k(gradient, dtype=dtype, scale=-1.0), rate, form)
+    for seed, dtype in ((303, np.float32), (304, np.float16)):
+        change = training.differences(checkpoint, text, seed)
+        yield sound(f"inverted-difference-{seed}", kind, wire.top_k(change, dtype=dtype, scale=-1.0))
+    gradient = training.gradients(checkpoint, text, 305)
+    yield sound("inverted-other-nonce", kind, wire.top_k(gradient, scale=-1.0), 0.2, nonce="epoch-12/ü:3")
 
 
-def scaled(entries, factor):
-    return each(entries, lambda indices, values: (indices, values * np.float32(factor)))
+def noise(checkpoint, sound):
+    def sparse(seed, deviation, dtype=np.float32):
+        rng = np.random.default_rng(seed)
+        update = {}
+        for name, weight in checkpoint.items():
+            k = max(1, weight.size // 100)
+            indices = np.sort(rng.choice(weight.size, k, replace=False)).astype(np.int32)
+            update[name] = (rng.normal(0.0, deviation, k).astype(dtype), indices)
+        return update
+
+    yield sound("noise-small", "noise", sparse(401, 1e-3))
+    yield sound("noise-large", "noise", sparse(402, 0.2))
+    yield sound("noise-gradient-f16", "noise", sparse(403, 1.0, np.float16), 0.05)
+    yield sound("noise-list", "noise", sparse(404, 0.05), None, wire.list_form)
 
 
-def by_magnitude(entries):
-    """The order torch.topk gives: honest encoders do not sort."""
-
-    def order(indices, values):
-        largest_first = np.argsort(-np.abs(values), kind="stable")
-        return indices[largest_first], values[largest_first]
-
-    return each(entries, order)
-
-
-def noise_like(entries, shapes, seed):
-    """As many entries and the same norm for every tensor, at random places with random signs."""
-    rng = np.random.default_rng(seed)
-    random = {}
-    for name, (indices, values) in entries.items():
-        numel = int(np.prod(shapes[name]))
-        drawn = rng.standard_normal(len(indices))
-        drawn *= np.linalg.norm(values.astype(np.float64)) / np.linalg.norm(drawn)
-        places = np.sort(rng.choice(numel, len(indices), replace=False)).astype(np.int32)
-        random[name] = (places, drawn.astype(np.float32))
-    return random
+def idle(checkpoint, sound):
+    indices = np.arange(0, 128, 2, dtype=np.int32)
+    zeros = {name: (np.zeros(len(indices), np.float32), indices) for name in (EMBED, QUERY, NORM)}
+    yield sound("zero-values", "zero", zeros, 0.1)
+    # Far below half a unit in the last place of any weight they touch.
+    solid = np.flatnonzero(np.abs(checkpoint[QUERY].ravel()) > 1e-2)[:500].astype(np.int32)
+    yield sound("zero-effect", "zero", {QUERY: (np.full(len(solid), 1e-12, np.float32), solid)}, None)
 
 
-def build(checkpoint, tokens):
-    maker = Maker(checkpoint, tokens)
-    honest_gradients(maker)
-    training_differences(maker)
-    inverted(maker)
-    noise(maker)
-    zero(maker)
-    stale(maker)
-    malformed(maker)
-    return maker.cases
+def malformed(shapes):
+    values = np.array([0.5, -0.25, 0.125, 1.0], np.float32)
+    indices = np.array([0, 3, 17, 40], np.int32)
+    packed = wire.packed(values, indices)
 
+    def b64(raw):
+        return base64.b64encode(raw).decode()
 
-def honest_gradients(maker):
-    def add(name, entries, **job):
-        maker.add(name, "honest gradient", entries, **job)
+    def one(shape=shapes[QUERY], values=values, indices=indices, name=QUERY, **override):
+        return wire.dict_form({name: wire.entry(shape, values, indices, **override)})
 
-    add("gradient-f32-dict", maker.gradient(101, 0.01))
-    add("gradient-f16-dict", halved(maker.gradient(102, 0.01)), learning_rate=0.25)
-    add("gradient-f32-list-unsorted", by_magnitude(maker.gradient(103, 0.008)), form="list", learning_rate=0.1)
-    add("gradient-f16-list-unsorted", halved(by_magnitude(maker.gradient(104, 0.01))), form="list", learning_rate=0.2)
-    add("gradient-dense", halved(maker.gradient(105, 0.02)), learning_rate=0.15)
-    add("gradient-sparse", maker.gradient(106, 0.001), learning_rate=0.5)
-    add("gradient-small-rate", maker.gradient(107, 0.005), learning_rate=0.003)
-    add("gradient-embedding", maker.gradient(108, 0.1, only="embed_tokens"))
-    add("gradient-attention", halved(maker.gradient(109, 0.04, only="self_attn")), form="list", learning_rate=0.6)
-    add("gradient-norms", maker.gradient(110, 1.0, only="norm"), learning_rate=1.0)
-    two_ahead = maker.gradient(111, 0.01, shift=2)
-    add("gradient-two-ahead", two_ahead, learning_rate=0.03, label_shift=2)
-    maker.again("gradient-other-nonce", "gradient-f32-dict", nonce="epoch-42")
-    maker.again("gradient-two-shards", "gradient-f16-dict", shards=(59999, 59997))
-    maker.again("gradient-one-window", "gradient-dense", shards=(SINGLE_ROW_SHARD,))
+    def case(name, body, code, rate=0.1, kind="malformed", **job):
+        semantics = "param_diff" if rate is None else "gradient"
+        return Candidate(name, kind, body, semantics, rate, None, code, **job)
 
-
-def training_differences(maker):
-    def add(name, entries, **job):
-        maker.add(name, "training difference", entries, semantics="param_diff", **job)
-
-    add("difference-f32-dict", maker.difference(201, 0.01))
-    add("difference-f16-list", halved(maker.difference(202, 0.02)), form="list")
-    add("difference-unsorted", by_magnitude(maker.difference(203, 0.008, rate=1e-4)), form="list")
-    add("difference-embedding", halved(maker.difference(204, 0.2, only="embed_tokens")))
-    add("difference-one-step", maker.difference(205, 0.01, steps=1, rate=1e-3))
-    add("difference-two-ahead", maker.difference(206, 0.01, shift=2), label_shift=2)
-    maker.again("difference-reordered-shards", "difference-f32-dict", shards=(60000, 59996, 59998), nonce="epoch-43")
-
-
-def inverted(maker):
-    def add(name, entries, **job):
-        maker.add(name, "inverted", entries, **job)
-
-    add("inverted-gradient", negated(maker.gradient(101, 0.01)))
-    add("inverted-gradient-f16", halved(negated(maker.gradient(104, 0.01))), form="list", learning_rate=0.2)
-    add("inverted-difference", negated(maker.difference(201, 0.01)), semantics="param_diff")
-    # The mistake a miner makes: the step it would subtract, sent as a difference to add.
-    add("inverted-step-as-difference", scaled(maker.gradient(103, 0.01), 0.3), semantics="param_diff")
-
-
-def noise(maker):
-    def add(name, entries, **job):
-        maker.add(name, "noise", entries, **job)
-
-    like_gradient, like_difference = maker.gradient(101, 0.01), maker.difference(201, 0.01)
-    add("noise-gradient", noise_like(like_gradient, maker.shapes, 401))
-    add("noise-gradient-f16", halved(noise_like(like_gradient, maker.shapes, 402)), form="list")
-    add("noise-difference", noise_like(like_difference, maker.shapes, 403), semantics="param_diff")
-    add("noise-strong", noise_like(scaled(like_gradient, 5.0), maker.shapes, 404), nonce="epoch-42")
-
-
-def zero(maker):
-    gradient = maker.gradient(101, 0.005)
-    maker.add("zero-f32", "zero", scaled(gradient, 0.0))
-    maker.add("zero-f16-difference", "zero", halved(scaled(gradient, 0.0)), form="list", semantics="param_diff")
-    # Far below half a unit in the last place of any weight: sent, applied, and nothing changes.
-    maker.add("zero-below-rounding", "zero", scaled(gradient, 1e-25))
-
-
-def stale(maker):
-    maker.again("stale-older", "gradient-f32-dict", "stale", model_version=VERSION - 1, code="model_version_mismatch")
-    maker.again(
-        "stale-newer",
-        "gradient-f32-dict",
-        "stale",
-        model_version=VERSION + 1,
-        code="model_version_unavailable",
-        status="failed",
-    )
-
-
-GOOD = "model.layers.0.self_attn.q_proj.weight"
-BROKEN = "model.layers.1.mlp.down_proj.weight"  # not square: a wrong layout shows
-
-
-def malformed(maker):
-    """One fault each, in the second tensor: whoever checks only the first is caught.
-
-    The honest part is the same small gradient everywhere, so nothing else differs.
-    """
-    gradient = maker.gradient(101, 0.002)
-    shape = list(maker.shapes[BROKEN])
-    numel = int(np.prod(shape))
-    indices, values = gradient[BROKEN]
-    raw = binary_v2.pack(indices, values)
-    stream = zlib.compress(raw, 1)
-    good = binary_v2.entry(*gradient[GOOD], maker.shapes[GOOD])
-    plain = binary_v2.entry(indices, values, shape)
-    whole = binary_v2.document({GOOD: good, BROKEN: plain}, "dict")
-
-    def body(name, code, content, **job):
-        maker.cases.append(Case(name, "malformed", content, code=code, **job))
-
-    def tensor(name, code, fields, form="dict", **job):
-        body(name, code, binary_v2.document({GOOD: good, BROKEN: fields}, form), **job)
-
-    def stored(name, data):
-        tensor(name, "candidate_malformed", plain | {"data": data})
-
-    def altered(name, code, indices=indices, values=values, **job):
-        tensor(name, code, binary_v2.entry(indices, values, shape), **job)
-
-    def with_value(position, value, dtype=np.float32):
-        changed = values.astype(dtype)
+    def put(array, position, value):
+        changed = array.copy()
         changed[position] = value
         return changed
 
-    def with_index(position, index):
-        changed = indices.copy()
-        changed[position] = index
-        return changed
-
-    # The document.
-    garbage = np.random.default_rng(501).bytes(256)
-    body("malformed-garbage", "candidate_malformed", garbage, file="candidates/malformed-garbage.bin")
-    body("malformed-json-truncated", "candidate_malformed", whole[: len(whole) // 2])
-    body("malformed-json-trailing", "candidate_malformed", whole + b"{}")
-    body("malformed-json-scalar", "candidate_malformed", b"42")
-    body("malformed-no-data", "candidate_malformed", without_data(good, plain))
-    # The stored bytes.
-    stored("malformed-base64", "@@ this is not base64 @@")
-    stored("malformed-zlib", base64.b64encode(garbage).decode())
-    stored("malformed-zlib-truncated", base64.b64encode(stream[: len(stream) // 2]).decode())
-    stored("malformed-zlib-checksum", base64.b64encode(stream[:-1] + bytes([stream[-1] ^ 1])).decode())
-    stored("malformed-zlib-trailing", base64.b64encode(stream + b"more").decode())
-    # The count.
-    tensor("malformed-count-above", "candidate_malformed", plain | {"k": len(indices) + 1})
-    tensor("malformed-count-below", "candidate_malformed", plain | {"k": len(indices) - 1}, form="list")
-    tensor("malformed-count-negative", "candidate_malformed", plain | {"k": -1})
-    # What it names.
-    unknown = {GOOD: good, "model.layers.9.mlp.down_proj.weight": plain}
-    body("malformed-unknown-tensor", "candidate_unknown_tensor", binary_v2.document(unknown, "dict"))
-    tensor("malformed-shape-transposed", "candidate_shape_mismatch", plain | {"shape": shape[::-1]})
-    tensor("malformed-shape-flat", "candidate_shape_mismatch", plain | {"shape": [numel]}, form="list")
-    altered("malformed-index-numel", "candidate_index_out_of_range", with_index(-1, numel))
-    altered("malformed-index-negative", "candidate_index_out_of_range", with_index(0, -1))
-    altered("malformed-index-twice", "candidate_duplicate_index", with_index(-1, indices[0]), form="list")
-    # What it would write.
-    altered("malformed-nan", "candidate_non_finite", values=with_value(3, np.nan))
-    altered("malformed-infinity-f16", "candidate_non_finite", values=with_value(3, np.inf, np.float16))
-    altered("malformed-overflow", "candidate_non_finite", values=with_value(3, 3e38), learning_rate=10.0)
-    body("malformed-non-finite-loss", "non_finite_loss", huge_row(maker.shapes), semantics="param_diff")
-    # Nothing at all.
-    body("malformed-empty-dict", "candidate_empty", binary_v2.document({}, "dict"))
-    body("malformed-empty-list", "candidate_empty", binary_v2.document({}, "list"))
-    # The job's claim about a good body.
-    body("malformed-digest", "candidate_digest_mismatch", whole, sha256=hashlib.sha256(b"another body").hexdigest())
-    body("malformed-size", "candidate_digest_mismatch", whole, size=len(whole) + 1, file="candidates/malformed-digest.json")
-
-
-def without_data(good, plain):
-    return json.dumps({GOOD: good, BROKEN: {"shape": plain["shape"], "k": plain["k"]}}).encode()
-
-
-def huge_row(shapes):
-    """One MLP row just below float32's largest number: every weight finite, every activation not."""
-    name = "model.layers.0.mlp.up_proj.weight"
-    columns = shapes[name][1]
-    entries = {name: (np.arange(columns, dtype=np.int32), np.full(columns, 3e38, dtype=np.float32))}
-    return binary_v2.encode(entries, shapes, "dict")
+    numel = int(np.prod(shapes[QUERY]))
+    bad = "candidate_malformed"
+    yield case("stale-older", one(), "model_version_mismatch", kind="stale", model_version=VERSION - 1)
+    yield case("stale-newer", one(), "model_version_unavailable", kind="stale", model_version=VERSION + 1)
+    yield case("malformed-not-json", one()[:-2], bad)
+    yield case("malformed-base64", one(data="@@@ not base64 @@@"), bad)
+    yield case("malformed-zlib", one(data=b64(b"\x00\x01\x02\x03 these are not zlib bytes")), bad)
+    yield case("malformed-zlib-truncated", one(data=b64(zlib.compress(packed, 1)[:-6])), bad)
+    yield case("malformed-zlib-trailing", one(data=b64(zlib.compress(packed, 1) + b"tail")), bad)
+    yield case("malformed-count", one(k=5), bad)
+    yield case("malformed-unknown-tensor", one(name="model.layers.9.mlp.up_proj.weight"), "candidate_unknown_tensor")
+    yield case("malformed-shape", one(shape=(128, 127)), "candidate_shape_mismatch")
+    out = "candidate_index_out_of_range"
+    yield case("malformed-index-numel", one(indices=put(indices, 3, numel)), out)
+    yield case("malformed-index-negative", one(indices=put(indices, 0, -1)), out)
+    yield case("malformed-index-duplicate", one(indices=put(indices, 3, 3)), "candidate_duplicate_index")
+    bad = "candidate_non_finite"
+    yield case("malformed-nan", one(values=put(values, 1, np.nan)), bad)
+    yield case("malformed-infinity", one(values=put(values, 2, np.inf)), bad)
+    yield case("malformed-overflow", one(values=put(values, 0, 1e38)), bad, rate=100.0)
+    yield case("malformed-empty", json.dumps({}).encode(), "candidate_empty")
+    yield case("malformed-digest", one(), "candidate_digest_mismatch")
+    # Finite weights, but a final norm this big overflows the logits of every window.
+    blow = np.full(shapes[NORM][0], 3e38, np.float32)
+    body = one(shapes[NORM], blow, np.arange(len(blow), dtype=np.int32), NORM)
+    yield case("malformed-huge-weights", body, "non_finite_loss", rate=None)

@@ -113,7 +113,8 @@ def hazard(folder):
     )
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     # Squares spread over the vocabulary without a period that a window could hide.
-    tokens = np.array([[(row * 5 + i * i + i // 3) % VOCAB for i in range(ROW_TOKENS)] for row in range(ROWS)], np.int32)
+    rows = [[(row * 5 + i * i + i // 3) % VOCAB for i in range(ROW_TOKENS)] for row in range(ROWS)]
+    tokens = np.array(rows, np.int32)
 
     (folder / "shards").mkdir(parents=True, exist_ok=True)
     write(proto, folder / "graph.onnx")

@@ -1,111 +1,98 @@
-"""The contract's arithmetic, written from its text: windows, plan, update, loss, score.
+"""What the contract says a score is: windows, plan, loss, the update, the statistics.
 
-Updates are float32, as the contract says; the forward pass is float64, so that the table
-holds the true loss of the updated weights and not one more rounding of it.
+Weights are updated in float32, each operation rounded; everything after is float64.
 """
 
 import hashlib
 import math
-import struct
-from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.stats import t as student
+from scipy import stats
 
 from . import tinylm
 
-WINDOW = tinylm.CONTEXT
-WINDOWS_PER_ROW = 1
+L = tinylm.CONTEXT
 
 
-@dataclass(frozen=True)
-class Plan:
-    """The chosen windows: `chunks` [n, WINDOW+1], `digest` names them exactly."""
-
-    chunks: np.ndarray
-    digest: str
-    shift: int
-
-    @property
-    def tokens(self):
-        return len(self.chunks) * (WINDOW + 1 - self.shift)
+def weights_id(checkpoint):
+    whole = hashlib.sha256()
+    for name in sorted(checkpoint):
+        whole.update(hashlib.sha256(name.encode()).digest())
+        whole.update(hashlib.sha256(checkpoint[name].astype("<f4").tobytes()).digest())
+    return whole.hexdigest()
 
 
-def plan(shards, ids, nonce, shift):
-    """Section 8's windows of the shards `ids`, in the order given."""
-    chunks, digest = [], hashlib.sha256()
-    for shard in ids:
-        for row, tokens in enumerate(np.atleast_2d(shards[shard])):
-            numel = len(tokens)
-            if numel < WINDOW + 1:
-                continue
-            for k in range(WINDOWS_PER_ROW):
-                seed = hashlib.sha256(f"{nonce}:{shard}:{row}:{k}:{numel}:{WINDOW}".encode()).digest()
-                start = int.from_bytes(seed[:8], "big") % (numel - WINDOW)
-                chunks.append(tokens[start : start + WINDOW + 1])
-                digest.update(struct.pack(">QIQIB", shard, row, start, WINDOW, shift))
-    return Plan(np.stack(chunks).astype(np.int64), digest.hexdigest(), shift)
+class Windows:
+    """The windows that a job reads, in the contract's order, and their plan."""
+
+    def __init__(self, shards, nonce="", ids=None, shift=1):
+        self.shift = shift
+        chunks, plan = [], hashlib.sha256()
+        for shard in sorted(shards) if ids is None else ids:
+            for row, tokens in enumerate(np.atleast_2d(shards[shard])):
+                numel = len(tokens)
+                if numel < L + 1:
+                    continue
+                key = hashlib.sha256(f"{nonce}:{shard}:{row}:0:{numel}:{L}".encode()).digest()
+                start = int.from_bytes(key[:8], "big") % (numel - L)
+                chunks.append(tokens[start : start + L + 1])
+                for value, size in ((shard, 8), (row, 4), (start, 8), (L, 4), (shift, 1)):
+                    plan.update(value.to_bytes(size, "big"))
+        self.chunks = np.stack(chunks).astype(np.int64)
+        self.plan = plan.hexdigest()
+        self.inputs, self.targets = self.chunks[:, :L], self.chunks[:, shift:]
+
+    def describe(self):
+        return {"windows": len(self.chunks), "tokens": self.targets.size, "plan": self.plan}
+
+    def losses(self, logits):
+        """Mean negative log-likelihood of each window, in float64."""
+        logits = logits[:, : self.targets.shape[1]].astype(np.float64)
+        logits = logits - logits.max(-1, keepdims=True)
+        chosen = np.take_along_axis(logits, self.targets[..., None], -1)[..., 0]
+        return (np.log(np.exp(logits).sum(-1)) - chosen).mean(-1)
 
 
-def window_losses(log_probabilities, plan):
-    """Mean negative log-likelihood of each window; sums in float64."""
-    targets = plan.chunks[:, plan.shift :]
-    picked = np.take_along_axis(log_probabilities[:, : targets.shape[1]], targets[..., None], axis=-1)
-    return -picked[..., 0].astype(np.float64).mean(axis=1)
-
-
-def losses(weights, plan, dtype=torch.float64):
-    """Per-window losses of float32 `weights`; float64 is the truth of the table."""
-    model = tinylm.load(weights, dtype)
+def losses(checkpoint, windows):
     with torch.no_grad():
-        logits = model(torch.from_numpy(plan.chunks[:, :WINDOW]))
-        return window_losses(logits.log_softmax(-1).numpy(), plan)
+        logits = tinylm.load(checkpoint, torch.float64)(torch.from_numpy(windows.inputs))
+    return windows.losses(logits.numpy())
 
 
-def update(weights, entries, semantics, learning_rate):
-    """(updated weights, entries that changed a weight): each operation once, in float32."""
-    updated, effective = dict(weights), 0
-    for name, (indices, values) in entries.items():
-        flat = weights[name].reshape(-1).copy()
-        old, sent = flat[indices], values.astype(np.float32)
-        with np.errstate(over="ignore"):
-            new = old - np.float32(learning_rate) * sent if semantics == "gradient" else old + sent
-        assert new.dtype == np.float32
-        flat[indices] = new
-        effective += int(np.count_nonzero(new != old))
-        updated[name] = flat.reshape(weights[name].shape)
-    return updated, effective
+def apply(checkpoint, update, semantics, learning_rate):
+    after = {name: weight.copy() for name, weight in checkpoint.items()}
+    for name, (values, indices) in update.items():
+        flat, step = after[name].reshape(-1), values.astype(np.float32)
+        if semantics == "gradient":
+            flat[indices] = flat[indices] - np.float32(learning_rate) * step
+        else:
+            flat[indices] = flat[indices] + step
+    return after
 
 
-def score(before, after):
-    """The score block's figures from paired per-window losses."""
-    paired = before - after
-    delta, n = float(paired.mean()), len(paired)
-    stderr = ci95 = None
-    if n >= 2:
-        stderr = float(paired.std(ddof=1)) / math.sqrt(n)
-        half = float(student.ppf(0.975, n - 1)) * stderr
-        ci95 = [delta - half, delta + half]
+def score(checkpoint, update, semantics, learning_rate, windows):
+    updated = apply(checkpoint, update, semantics, learning_rate)
+    before, after = losses(checkpoint, windows), losses(updated, windows)
+    difference, n = before - after, len(before)
+    delta, stderr, ci95 = float(difference.mean()), None, None
+    if n > 1:
+        stderr = float(difference.std(ddof=1) / math.sqrt(n))
+        reach = float(stats.t.ppf(0.975, n - 1)) * stderr
+        ci95 = [delta - reach, delta + reach]
+    changed = sum(int((updated[t].view(np.uint32) != checkpoint[t].view(np.uint32)).sum()) for t in checkpoint)
+    squares = sum(float((values.astype(np.float64) ** 2).sum()) for values, _ in update.values())
     return {
+        "status": "scored",
         "loss_before": float(before.mean()),
         "loss_after": float(after.mean()),
         "delta": delta,
         "score": max(0.0, delta),
         "stderr": stderr,
         "ci95": ci95,
+        **windows.describe(),
+        "tensors": len(update),
+        "entries": sum(len(values) for values, _ in update.values()),
+        "effective_entries": changed,
+        "l2_norm": math.sqrt(squares),
     }
-
-
-def l2_norm(entries):
-    """Of the values as sent, before any learning rate."""
-    return math.sqrt(sum(float(np.square(values.astype(np.float64)).sum()) for _, values in entries.values()))
-
-
-def weights_id(weights):
-    """Section 5: SHA-256 over SHA-256(name) ++ SHA-256(bytes), names ascending."""
-    whole = hashlib.sha256()
-    for name in sorted(weights):
-        whole.update(hashlib.sha256(name.encode()).digest())
-        whole.update(hashlib.sha256(weights[name].astype("<f4").tobytes()).digest())
-    return whole.hexdigest()

@@ -45,8 +45,8 @@ def rope_tables():
 
 
 def rotate_half(x):
-    half = HEAD_DIM // 2
-    return torch.cat((-x[..., half:], x[..., :half]), dim=-1)
+    left, right = x.chunk(2, dim=-1)
+    return torch.cat((-right, left), dim=-1)
 
 
 class Attention(nn.Module):

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from . import tinylm
 
-STEPS = 1000
+STEPS = 1200
 BATCH = 32
 PEAK_RATE = 4e-3
 WARMUP = 100
