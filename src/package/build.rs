@@ -295,46 +295,67 @@ fn places(
     checkpoint: &[Tensor],
     by_contents: &HashMap<Contents, Vec<&str>>,
 ) -> Result<Vec<Place>, String> {
-    let as_is = by_contents
-        .get(&contents(&tensor.shape, tensor.dtype, &tensor.bytes))
-        .cloned()
-        .unwrap_or_default();
-    let rivals = checkpoint
+    let found = copies(tensor, by_contents);
+    let equal: Vec<&str> = checkpoint
         .iter()
         .filter(|t| t.shape == tensor.shape && t.bytes == tensor.bytes)
-        .count();
-    if rivals > 1 || is_uniform(tensor) {
-        // Contents cannot tell equal tensors apart; only the name can.
-        return match as_is.iter().find(|name| **name == tensor.name) {
-            Some(name) => Ok(vec![Place { initializer: (*name).to_owned(), transposed: false }]),
-            None => Err("other tensors or constants have the same contents and no initializer has its name; \
-                         export with the checkpoint's names, or train it"
-                .into()),
-        };
-    }
-    let mut places: Vec<Place> = as_is
-        .iter()
-        .map(|n| Place {
-            initializer: (*n).to_owned(),
-            transposed: false,
-        })
+        .map(|t| t.name.as_str())
         .collect();
-    if let [rows, columns] = tensor.shape.as_slice() {
-        let flipped = transpose(&tensor.bytes, *rows, *columns, tensor.dtype.size());
-        // A symmetric matrix is found as it is already.
-        if flipped != tensor.bytes {
-            let found = by_contents.get(&contents(&[*columns, *rows], tensor.dtype, &flipped));
-            places.extend(found.into_iter().flatten().map(|n| Place {
-                initializer: (*n).to_owned(),
-                transposed: true,
-            }));
-        }
+    if equal.len() > 1 || is_uniform(tensor) {
+        return by_name(tensor, found, &equal);
     }
-    if places.is_empty() {
+    if found.is_empty() {
         Err("no initializer holds it, as it is or transposed".into())
     } else {
-        Ok(places)
+        Ok(found)
     }
+}
+
+/// Every initializer that holds the tensor's contents, as they are or transposed.
+fn copies(tensor: &Tensor, by_contents: &HashMap<Contents, Vec<&str>>) -> Vec<Place> {
+    let held = |shape: &[usize], bytes: &[u8], transposed| {
+        let names = by_contents.get(&contents(shape, tensor.dtype, bytes));
+        let place = move |name: &&str| Place {
+            initializer: (*name).to_owned(),
+            transposed,
+        };
+        names.into_iter().flatten().map(place)
+    };
+    let mut found: Vec<Place> = held(&tensor.shape, &tensor.bytes, false).collect();
+    if let [rows, columns] = tensor.shape.as_slice() {
+        let flipped = transpose(&tensor.bytes, *rows, *columns, tensor.dtype.size());
+        // What is its own transpose is found as it is already.
+        if rows != columns || flipped != tensor.bytes {
+            found.extend(held(&[*columns, *rows], &flipped, true));
+        }
+    }
+    found
+}
+
+/// Contents cannot tell equal tensors apart; only the name can, and only if every copy has one.
+fn by_name(tensor: &Tensor, found: Vec<Place>, equal: &[&str]) -> Result<Vec<Place>, String> {
+    let (own, others): (Vec<Place>, Vec<Place>) = found
+        .into_iter()
+        .partition(|p| p.initializer == tensor.name && !p.transposed);
+    let nameless: Vec<&str> = others
+        .iter()
+        .map(|p| p.initializer.as_str())
+        .filter(|name| !equal.contains(name))
+        .collect();
+    if own.is_empty() {
+        return Err(
+            "other tensors or constants have the same contents and no initializer has its name; \
+                    export with the checkpoint's names, or train it"
+                .into(),
+        );
+    }
+    if !nameless.is_empty() {
+        return Err(format!(
+            "{} in the graph may be copies of it and have no checkpoint name; train it, or export without them",
+            nameless.join(", ")
+        ));
+    }
+    Ok(own)
 }
 
 /// The name asked for, or the only one there is.
@@ -429,5 +450,84 @@ fn copy_shards(from: &Path, out: &Path) -> Result<Vec<ShardFile>, PackageError> 
         )))
     } else {
         Ok(shards)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tensor(name: &str, shape: &[usize], values: &[f32]) -> Tensor {
+        Tensor {
+            name: name.into(),
+            shape: shape.into(),
+            dtype: Dtype::F32,
+            bytes: values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+        }
+    }
+
+    fn placed(checkpoint: &[Tensor], graph: &[Tensor]) -> Result<Vec<(String, bool)>, String> {
+        let held: Vec<_> = graph
+            .iter()
+            .map(|t| {
+                let info = InitializerInfo {
+                    name: t.name.clone(),
+                    shape: t.shape.clone(),
+                    dtype: Some(t.dtype),
+                };
+                (info, t.bytes.clone())
+            })
+            .collect();
+        let tensors = place(checkpoint, &held).map_err(|e| e.0)?;
+        let places = tensors[&checkpoint[0].name].places.iter();
+        Ok(places
+            .map(|p| (p.initializer.clone(), p.transposed))
+            .collect())
+    }
+
+    const MATRIX: [f32; 6] = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0];
+
+    #[test]
+    fn a_tensor_is_found_in_every_place_it_has() {
+        let checkpoint = [tensor("w", &[2, 3], &MATRIX)];
+        let graph = [
+            tensor("renamed", &[2, 3], &MATRIX),
+            tensor("folded", &[3, 2], &[1.0, 4.0, 2.0, 5.0, 3.0, 6.0]),
+            tensor("other", &[3, 2], &MATRIX),
+        ];
+        let expected = [("renamed".to_owned(), false), ("folded".to_owned(), true)];
+        assert_eq!(placed(&checkpoint, &graph).unwrap(), expected);
+        let lost = placed(&checkpoint, &graph[2..]).unwrap_err();
+        assert!(lost.contains("w [2, 3]"), "{lost}");
+    }
+
+    #[test]
+    fn equal_tensors_are_told_apart_by_name_or_refused() {
+        let ones = [1.0; 2];
+        let checkpoint = [tensor("norm.a", &[2], &ones), tensor("norm.b", &[2], &ones)];
+        assert_eq!(
+            placed(&checkpoint, &checkpoint).unwrap(),
+            [("norm.a".to_owned(), false)]
+        );
+        let merged = placed(&checkpoint, &checkpoint[..1]).unwrap_err();
+        assert!(
+            merged.contains("norm.b") && !merged.contains("norm.a"),
+            "{merged}"
+        );
+    }
+
+    #[test]
+    fn a_copy_without_a_name_is_refused_where_contents_say_nothing() {
+        let checkpoint = [tensor("w", &[2, 3], &[0.5; 6])];
+        let graph = [
+            tensor("w", &[2, 3], &[0.5; 6]),
+            tensor("val_7", &[3, 2], &[0.5; 6]),
+        ];
+        assert_eq!(
+            placed(&checkpoint, &graph[..1]).unwrap(),
+            [("w".to_owned(), false)]
+        );
+        let doubt = placed(&checkpoint, &graph).unwrap_err();
+        assert!(doubt.contains("val_7"), "{doubt}");
     }
 }
