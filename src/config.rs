@@ -194,6 +194,9 @@ pub struct EngineConfig {
     pub deterministic: bool,
     /// Allow TensorFloat-32 on the GPU.
     pub tf32: bool,
+    /// Time between two audits of weights, losses and package.
+    #[serde(with = "duration")]
+    pub audit_interval: Duration,
 }
 
 /// PEM files of a TLS connection.
@@ -460,6 +463,10 @@ impl Config {
         check(
             self.results.ttl >= Duration::from_secs(1),
             "results.ttl: must be at least 1s",
+        );
+        check(
+            !self.engine.audit_interval.is_zero(),
+            "engine.audit_interval: must be greater than 0",
         );
         check(
             !self.worker.score_timeout.is_zero(),

@@ -4,6 +4,8 @@
 
 pub mod graph;
 pub mod session;
+#[cfg(test)]
+mod tests;
 pub mod thread;
 mod warmup;
 
@@ -23,6 +25,7 @@ use crate::package::{Objective, Package, Place};
 use crate::score::{self, Paired};
 use graph::Graph;
 use session::{Session, SessionError, Terminator, WeightSpec};
+use warmup::Proven;
 pub use warmup::Warm;
 
 /// Baselines kept; a fresh nonce for every job must not grow the process.
@@ -129,6 +132,8 @@ pub struct Engine {
     ignore_index: i64,
     /// By plan and micro-batch: the bits of a loss depend on both.
     baselines: HashMap<([u8; 32], usize), Arc<Vec<f64>>>,
+    /// What the last warm-up proved.
+    proven: Option<Proven>,
     /// False once the weights could not be restored: no score may be taken any more.
     sound: bool,
     progress: Arc<Progress>,
@@ -164,6 +169,7 @@ impl Engine {
             fixed_batch: fixed.is_some(),
             ignore_index,
             baselines: HashMap::new(),
+            proven: None,
             sound: true,
             progress,
             package,

@@ -232,7 +232,18 @@ pub struct Package {
     pub weights: Weights,
     /// Held-out data, ascending by id.
     pub shards: Vec<Shard>,
+    stamps: Vec<Stamp>,
 }
+
+/// What the file system said of a file when it was read.
+#[derive(Debug)]
+struct Stamp {
+    file: FileDigest,
+    seen: Seen,
+}
+
+/// Changes with every write to a file and with every file put in its place.
+type Seen = (u64, u64, i64, i64, i64, i64);
 
 /// What a candidate needs to know of a tensor.
 #[derive(Debug, Clone, Copy)]
@@ -270,6 +281,8 @@ impl Package {
     /// Names the file or field that is wrong.
     pub fn load(dir: &Path, subset: bool) -> Result<Self, PackageError> {
         let (manifest, package_id) = Self::read_manifest(dir)?;
+        // Before the files are read: a change while they are is noticed by the first audit.
+        let stamps = manifest.stamps(dir)?;
         let graph = read_checked(dir, &manifest.graph.file, &manifest.graph.sha256)?;
         for external in manifest.graph.external.iter().flatten() {
             read_checked(dir, &external.file, &external.sha256)?;
@@ -286,7 +299,23 @@ impl Package {
             graph,
             weights,
             shards,
+            stamps,
         })
+    }
+
+    /// Looks whether the files are still those that were loaded. Only a file that was touched is
+    /// read again.
+    ///
+    /// # Errors
+    /// Names the file that has other contents now, or none.
+    pub fn verify(&self) -> Result<(), PackageError> {
+        for stamp in &self.stamps {
+            let path = self.path(&stamp.file.file)?;
+            if look(&path)? != stamp.seen {
+                read_checked(&self.dir, &stamp.file.file, &stamp.file.sha256)?;
+            }
+        }
+        Ok(())
     }
 
     /// How windows are cut.
@@ -352,6 +381,31 @@ impl Package {
 }
 
 impl Manifest {
+    /// The files whose digests the manifest has, as they are now; those that are missing are the
+    /// loader's to judge.
+    fn stamps(&self, dir: &Path) -> Result<Vec<Stamp>, PackageError> {
+        let graph = FileDigest {
+            file: self.graph.file.clone(),
+            sha256: self.graph.sha256.clone(),
+        };
+        let shards = self.shards.iter().map(|s| FileDigest {
+            file: s.file.clone(),
+            sha256: s.sha256.clone(),
+        });
+        let external = self.graph.external.iter().flatten().cloned();
+        let files = std::iter::once(graph)
+            .chain(external)
+            .chain(self.weights.clone())
+            .chain(shards);
+        let mut stamps = Vec::new();
+        for file in files {
+            if let Ok(seen) = look(&inside(dir, &file.file)?) {
+                stamps.push(Stamp { file, seen });
+            }
+        }
+        Ok(stamps)
+    }
+
     /// Whether candidates may touch the tensor.
     pub fn is_trainable(&self, name: &str) -> bool {
         self.trainable
@@ -489,6 +543,20 @@ fn inside(dir: &Path, file: &str) -> Result<PathBuf, PackageError> {
     } else {
         Err(PackageError(format!("{file:?}: leads out of the package")))
     }
+}
+
+fn look(path: &Path) -> Result<Seen, PackageError> {
+    use std::os::unix::fs::MetadataExt;
+    let found = std::fs::metadata(path)
+        .map_err(|e| PackageError::new(format!("{}: {e}", path.display())))?;
+    Ok((
+        found.ino(),
+        found.len(),
+        found.mtime(),
+        found.mtime_nsec(),
+        found.ctime(),
+        found.ctime_nsec(),
+    ))
 }
 
 fn read_checked(dir: &Path, file: &str, sha256: &str) -> Result<Vec<u8>, PackageError> {

@@ -63,6 +63,8 @@ struct Worker {
     requests: mpsc::Receiver<Request>,
     claim: watch::Receiver<NameClaim>,
     paused: bool,
+    /// The package is no longer the one that was served, and no other could be loaded since.
+    package_changed: bool,
     warming: Backoff,
     registering: Backoff,
 }
@@ -253,6 +255,7 @@ impl Worker {
             links,
             requests: inbox,
             paused: false,
+            package_changed: false,
             warming: Backoff::new(),
             registering: Backoff::between(Duration::from_millis(200), Duration::from_secs(10)),
             config,
@@ -310,6 +313,7 @@ impl Worker {
         match warmed {
             Ok((engine, warm)) => {
                 self.warming.reset();
+                self.package_changed = false;
                 self.report_warm(&engine, warm, began.elapsed());
                 Step::Warmed(engine)
             }
@@ -405,8 +409,12 @@ impl Worker {
             facts.warm.last_at_ms = Some(unix_ms());
             facts.warm.next_retry_at_ms = Some(retry_at);
         }
-        tracing::error!(%error, detail = error.detail.as_str(), retry_in_ms = wait.as_millis(), "the warm-up failed");
-        self.lifecycle.advance(State::Degraded, error.detail);
+        let detail = match error.detail {
+            Detail::ModelLoadFailed if self.package_changed => Detail::PackageChanged,
+            detail => detail,
+        };
+        tracing::error!(%error, detail = detail.as_str(), retry_in_ms = wait.as_millis(), "the warm-up failed");
+        self.lifecycle.advance(State::Degraded, detail);
     }
 
     /// The link to serve on, if nothing stands in the way; else the state says what does.
@@ -428,6 +436,7 @@ impl Worker {
     /// changes, then running jobs end.
     async fn serve(&mut self, engine: EngineHandle, link: Arc<Link>) -> Step {
         let since = Instant::now();
+        let audits = audits(engine.clone(), self.config.engine.audit_interval);
         let serving = match self.serving(engine, link) {
             Ok(serving) => serving,
             Err(leaving) => return self.leave(leaving, since).await,
@@ -440,6 +449,7 @@ impl Worker {
         let asked = tokio::select! {
             ended = consumer.take() => Err(ended),
             leaving = self.asked_to_leave() => Ok(leaving),
+            error = audits => Ok(self.distrust(&error)),
         };
         consumer.unregister().await;
         match asked {
@@ -514,6 +524,14 @@ impl Worker {
         }
     }
 
+    /// The audit has found the engine changed: nothing it says can be relied on any more.
+    fn distrust(&mut self, error: &EngineError) -> Leaving {
+        self.vitals.error(error.detail.as_str(), &error.message);
+        tracing::error!(%error, detail = error.detail.as_str(), "the audit failed; the model is loaded again");
+        self.package_changed |= error.detail == Detail::PackageChanged;
+        Leaving::degraded(error.detail, Step::Reload)
+    }
+
     /// Waits for anything that may change what to do: a request, the link, the name, or time.
     async fn wait(&mut self, at_most: Option<Duration>) -> Step {
         let timer = async move {
@@ -554,6 +572,17 @@ impl Worker {
     fn stop_idle(&self, leaving: Leaving) -> Step {
         self.lifecycle.advance(leaving.state, leaving.detail);
         leaving.then
+    }
+}
+
+/// Audits the engine between jobs, again and again; resolves with the first difference.
+async fn audits(engine: EngineHandle, interval: Duration) -> EngineError {
+    loop {
+        tokio::time::sleep(interval).await;
+        if let Err(error) = engine.turn().await.audit().await {
+            return error;
+        }
+        tracing::debug!("audit: package, weights and losses are what they were");
     }
 }
 

@@ -24,6 +24,7 @@ type Reply<T, E> = oneshot::Sender<Result<T, E>>;
 
 enum Work {
     Warm(Reply<Warm, EngineError>),
+    Audit(Reply<(), EngineError>),
     Score {
         update: Box<Update>,
         rule: Rule,
@@ -149,9 +150,24 @@ impl Turn<'_> {
     /// # Errors
     /// The first proof that fails.
     pub async fn warm(self) -> Result<Warm, EngineError> {
+        self.prove(Work::Warm).await
+    }
+
+    /// Looks whether the session is still what was proven; see [`Engine::audit`].
+    ///
+    /// # Errors
+    /// The first difference.
+    pub async fn audit(self) -> Result<(), EngineError> {
+        self.prove(Work::Audit).await
+    }
+
+    async fn prove<T>(
+        self,
+        work: impl FnOnce(Reply<T, EngineError>) -> Work,
+    ) -> Result<T, EngineError> {
         let gone = || EngineError::new(Detail::EngineLost, GONE);
         let (reply, answer) = oneshot::channel();
-        let _end = self.begin(Work::Warm(reply)).await.ok_or_else(gone)?;
+        let _end = self.begin(work(reply)).await.ok_or_else(gone)?;
         answer.await.map_err(|_| gone())?
     }
 
@@ -253,6 +269,7 @@ fn serve(mut engine: Engine, mut inbox: mpsc::Receiver<Command>, loss: &Loss) {
         // A receiver that is gone no longer wants the answer.
         match command.work {
             Work::Warm(reply) => drop(reply.send(engine.warm())),
+            Work::Audit(reply) => drop(reply.send(engine.audit())),
             Work::Score {
                 update,
                 rule,

@@ -8,9 +8,9 @@ use std::sync::atomic::Ordering;
 use super::{Engine, EngineError, Patch, failure, graph_bytes};
 use crate::failure::{Code, Failure};
 use crate::lifecycle::Detail;
-use crate::package::Package;
 use crate::package::plan::Plan;
 use crate::package::weights::{read_element, round_to};
+use crate::package::{Package, PackageError};
 use crate::score;
 
 /// What a warm-up measured.
@@ -20,6 +20,13 @@ pub struct Warm {
     pub baseline_loss: f64,
     /// How many windows that were.
     pub windows: usize,
+}
+
+/// Losses that were proven to repeat, kept for the audit.
+#[derive(Debug)]
+pub(super) struct Proven {
+    plan: Plan,
+    losses: Arc<Vec<f64>>,
 }
 
 impl Engine {
@@ -51,9 +58,14 @@ impl Engine {
         let baseline_loss = score::mean(&first);
         self.check_canary(baseline_loss)?;
         self.probe(&plan, &again)?;
+        let windows = first.len();
+        self.proven = Some(Proven {
+            plan,
+            losses: first,
+        });
         Ok(Warm {
             baseline_loss,
-            windows: first.len(),
+            windows,
         })
     }
 
@@ -99,7 +111,7 @@ impl Engine {
                 return Err(EngineError::new(Detail::WarmFailed, message));
             }
         }
-        self.audit()?;
+        self.compare_weights()?;
         let restored = self.losses(plan, self.batch_of(plan));
         if same_bits(&restored.map_err(|f| broken(&f))?, baseline) {
             return Ok(());
@@ -124,11 +136,33 @@ impl Engine {
         Ok(false)
     }
 
-    /// Compares every scratch weight with the baseline, byte for byte.
+    /// Looks whether package, weights and losses are still what the last warm-up proved.
     ///
     /// # Errors
-    /// `restore_mismatch` naming the tensor.
-    pub fn audit(&self) -> Result<(), EngineError> {
+    /// `package_changed` naming the file, `restore_mismatch` naming the tensor, or
+    /// `canary_mismatch` when the weights are the same and their losses are not.
+    pub fn audit(&mut self) -> Result<(), EngineError> {
+        let changed = |e: PackageError| EngineError::new(Detail::PackageChanged, e.to_string());
+        self.package.verify().map_err(changed)?;
+        self.compare_weights()?;
+        let Some(proven) = self.proven.take() else {
+            return Ok(());
+        };
+        let now = self.losses(&proven.plan, self.batch_of(&proven.plan));
+        let same = now.map(|now| same_bits(&now, &proven.losses));
+        self.proven = Some(proven);
+        match same {
+            Ok(true) => Ok(()),
+            Ok(false) => {
+                let message = "the same weights and windows give other losses than at the warm-up";
+                Err(EngineError::new(Detail::CanaryMismatch, message))
+            }
+            Err(failure) => Err(EngineError::new(Detail::WarmFailed, failure.message)),
+        }
+    }
+
+    /// Compares every scratch weight with the baseline, byte for byte.
+    pub(super) fn compare_weights(&self) -> Result<(), EngineError> {
         for slot in &self.slots {
             let info = &self.package.weights.tensors[slot.tensor];
             let bytes = graph_bytes(&self.package, info, slot.transposed);

@@ -207,3 +207,36 @@ fn a_job_published_before_the_warm_up_is_scored_only_after_it() {
     assert!(longest_unready_consumer(&samples) < secs(1), "{samples:#?}");
     aggregator.expect_empty(&stack.jobs_queue());
 }
+
+#[test]
+fn a_package_that_changes_under_a_worker_takes_it_off_the_queue_until_it_is_whole_again() {
+    let stack = Stack::shared();
+    let package = Package::copy();
+    let worker = stack.worker_with("w1", |settings| {
+        settings
+            .set("model.dir", package.path().display())
+            .set("engine.audit_interval", "200ms")
+    });
+    worker.ready();
+    let spoilt = package.spoil_a_shard();
+    let changed = worker.state("degraded", "package_changed");
+    let error = changed["last_error"]["message"]
+        .as_str()
+        .unwrap_or_default();
+    assert!(
+        error.contains(&spoilt),
+        "the error does not name {spoilt}: {error}"
+    );
+    assert_eq!(stack.rabbit.list_consumers(&stack.jobs_queue()), 0);
+    let attempt = changed["warm"]["attempt"].as_u64();
+    worker.heartbeat_when(START, "it tries to load, and says the same", |r| {
+        r["state_detail"] == "package_changed" && r["warm"]["attempt"].as_u64() > attempt
+    });
+    package.repair();
+    worker.ready();
+    let aggregator = stack.aggregator();
+    aggregator.collect_results();
+    aggregator.submit(&honest().job("after"));
+    assert_eq!(aggregator.result("after").json()["status"], "scored");
+    worker.drain();
+}

@@ -1,0 +1,174 @@
+//! What no outside view can show: weights restored bit for bit after every kind of failure, and an
+//! audit that notices a single wrong bit. On the real library, with the smallest model there is.
+
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+use super::*;
+use crate::candidate::TensorUpdate;
+use crate::config::{Config, Layers};
+use crate::package::build::{Recipe, build};
+
+const PATCHES: usize = 100_000;
+
+struct Fixture {
+    engine: Engine,
+    plan: Plan,
+    dir: tempfile::TempDir,
+}
+
+fn fixture() -> Fixture {
+    let model = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/model/hazard");
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("package");
+    build(&Recipe {
+        graph: model.join("graph.onnx"),
+        weights: Some(model.join("checkpoint.safetensors")),
+        shards: model.join("shards"),
+        name: "hazard".into(),
+        version: 1,
+        out: out.clone(),
+        window: 16,
+        windows_per_row: 1,
+        label_shift: 1,
+    })
+    .unwrap();
+    let set = [
+        "engine.execution_provider=cpu".to_owned(),
+        "engine.threads=1".to_owned(),
+    ];
+    let config = Config::load(&Layers {
+        set: &set,
+        ..Layers::default()
+    })
+    .unwrap();
+    let package = Arc::new(Package::load(&out, false).unwrap());
+    let plan = Plan::new(&package.shards, None, "", package.cut()).unwrap();
+    let engine = Engine::load(package, &config.engine, Arc::default()).unwrap();
+    Fixture { engine, plan, dir }
+}
+
+/// One to all tensors, one to all entries of each, values large and small.
+fn random_update(engine: &Engine, random: &mut StdRng) -> Update {
+    let mut update = Update::default();
+    for (tensor, info) in engine.package.weights.tensors.iter().enumerate() {
+        // The size of the hazardous node has tests of its own.
+        if info.name == "size.weight" || random.random_bool(0.3) {
+            continue;
+        }
+        let share = random.random_range(0.01..=1.0);
+        let scale = 10_f32.powi(random.random_range(-30..=3));
+        let touched: Vec<u32> = (0..u32::try_from(info.numel).unwrap())
+            .filter(|_| random.random_bool(share))
+            .collect();
+        let entries: Vec<(u32, f32)> = touched
+            .into_iter()
+            .map(|index| (index, random.random_range(-scale..=scale)))
+            .collect();
+        if !entries.is_empty() {
+            update.tensors.push(TensorUpdate { tensor, entries });
+        }
+    }
+    update
+}
+
+#[test]
+fn a_hundred_thousand_patches_with_faults_leave_no_bit_changed() {
+    let Fixture {
+        mut engine,
+        plan,
+        dir: _kept,
+    } = fixture();
+    engine.warm().unwrap();
+    let size = engine.package.tensor("size.weight").unwrap().index;
+    let mut random = StdRng::seed_from_u64(20_260_101);
+    let mut outcomes: std::collections::BTreeMap<&str, usize> = std::collections::BTreeMap::new();
+    for patch in 0..PATCHES {
+        let mut update = random_update(&engine, &mut random);
+        engine.obey(Terminator::default());
+        match patch % 50 {
+            // The time is up before the pass begins.
+            7 => {
+                let terminator = Terminator::default();
+                terminator.terminate();
+                engine.obey(terminator);
+            }
+            // A node in the middle of the pass asks for 400 terabytes.
+            17 => update.tensors.push(TensorUpdate {
+                tensor: size,
+                entries: vec![(0, 1e7)],
+            }),
+            // The pass fails in a node: a matrix with a negative side.
+            27 => update.tensors.push(TensorUpdate {
+                tensor: size,
+                entries: vec![(0, -4.0)],
+            }),
+            // Writing fails half-way, after other tensors have been written.
+            37 => update.tensors.push(TensorUpdate {
+                tensor: size,
+                entries: vec![(0, 0.5), (9, 0.5)],
+            }),
+            _ => {}
+        }
+        update.tensors.sort_by_key(|t| t.tensor);
+        let outcome = match engine.score(&update, Rule::ParamDiff, &plan) {
+            Ok(_) => "scored",
+            Err(failure) => failure.code.as_str(),
+        };
+        *outcomes.entry(outcome).or_default() += 1;
+        assert!(engine.is_sound());
+        engine
+            .compare_weights()
+            .unwrap_or_else(|e| panic!("patch {patch} ({outcome}): {e}"));
+    }
+    for expected in [
+        "scored",
+        "score_timeout",
+        "out_of_memory",
+        "inference_failed",
+        "candidate_non_finite",
+    ] {
+        assert!(outcomes.contains_key(expected), "{outcomes:?}");
+    }
+    engine.obey(Terminator::default());
+    engine.audit().unwrap();
+}
+
+#[test]
+fn the_audit_notices_one_wrong_bit_and_a_changed_file() {
+    let Fixture {
+        mut engine, dir, ..
+    } = fixture();
+    engine.warm().unwrap();
+    engine.audit().unwrap();
+
+    let stray = Patch {
+        tensor: 0,
+        indices: vec![3],
+        values: vec![f32::from_bits(
+            engine
+                .package
+                .weights
+                .element(&engine.package.weights.tensors[0], 3)
+                .to_bits()
+                ^ 1,
+        )],
+    };
+    engine.write(&stray).unwrap();
+    let error = engine.audit().unwrap_err();
+    assert_eq!(error.detail, Detail::RestoreMismatch);
+    let name = &engine.package.weights.tensors[0].name;
+    assert!(error.message.contains(name), "{error}");
+    engine.restore(&[stray]).unwrap();
+    engine.audit().unwrap();
+
+    // Touched but equal is read again and found unchanged; other contents are named.
+    let shard = dir.path().join("package/shards/shard_000001.safetensors");
+    let contents = std::fs::read(&shard).unwrap();
+    std::fs::write(&shard, &contents).unwrap();
+    engine.audit().unwrap();
+    std::fs::write(&shard, &contents[..contents.len() - 1]).unwrap();
+    let error = engine.audit().unwrap_err();
+    assert_eq!(error.detail, Detail::PackageChanged);
+    assert!(error.message.contains("shard_000001"), "{error}");
+}
