@@ -1,5 +1,7 @@
-//! The configuration: every key with its type, the four layers, and all problems at once.
-//! The only reader of the environment. Defaults live in `config.default.toml`, with their reasons.
+//! The configuration as the rest of the crate knows it: a typed section each, what keys mean
+//! together, and all problems at once, each by its key. Which keys there are and what the layers
+//! say of them is in `layers`, how durations and sizes are written in `units`. The defaults, with
+//! their reasons, are in `config.default.toml`.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,6 +12,8 @@ use url::Url;
 
 pub use layers::Layers;
 pub use units::format_duration;
+
+use layers::{Merged, Problem};
 
 mod layers;
 mod units;
@@ -247,7 +251,8 @@ pub struct TelemetryConfig {
 /// Everything that is wrong with a configuration, a line per key.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub struct ConfigError {
-    /// `key: what is wrong`, in the order of the layers.
+    /// `key: what is wrong (where it was said)`, in the order of the layers; last what keys that
+    /// are sound by themselves cannot be together.
     pub problems: Vec<String>,
 }
 
@@ -268,30 +273,34 @@ impl Config {
     /// # Errors
     /// All problems at once, each by its key.
     pub fn load(layers: &Layers<'_>) -> Result<Self, ConfigError> {
-        let mut problems = Vec::new();
-        let mut merged: Table = toml::from_str(layers::DEFAULTS).map_err(|e| ConfigError {
-            problems: vec![format!("embedded defaults: {e}")],
+        let Merged {
+            table,
+            mut problems,
+        } = Merged::of(layers);
+        match Self::typed(table) {
+            Err(problem) => problems.push(problem),
+            Ok(config) => {
+                problems.extend(config.contradictions(&problems));
+                if problems.is_empty() {
+                    return Ok(config);
+                }
+            }
+        }
+        let problems = problems.iter().map(ToString::to_string).collect();
+        Err(ConfigError { problems })
+    }
+
+    /// Checked values always fit; should a key's bounds and its field part, the key is named.
+    fn typed(table: Table) -> Result<Self, Problem> {
+        let deserialized = serde_path_to_error::deserialize(Value::Table(table.clone()));
+        let config: Self = deserialized.map_err(|e| Problem {
+            key: e.path().to_string(),
+            text: e.inner().message().to_owned(),
         })?;
-        if let Some(path) = layers.file {
-            layers::merge_file(&mut merged, path, &mut problems);
-        }
-        layers::merge_environment(&mut merged, &layers.environment, &mut problems);
-        layers::merge_set(&mut merged, layers.set, &mut problems);
-        layers::check_types(&merged, &mut problems);
-        if !problems.is_empty() {
-            return Err(ConfigError { problems });
-        }
-        let deserialized = serde_path_to_error::deserialize(Value::Table(merged.clone()));
-        let mut config: Self = deserialized.map_err(|e| ConfigError {
-            problems: vec![format!("{}: {}", e.path(), e.inner().message())],
-        })?;
-        config.effective = merged;
-        let problems = config.contradictions();
-        if problems.is_empty() {
-            Ok(config)
-        } else {
-            Err(ConfigError { problems })
-        }
+        Ok(Self {
+            effective: table,
+            ..config
+        })
     }
 
     /// The worker's name: `worker.id`, else the host's name with provider and device.
@@ -327,86 +336,57 @@ impl Config {
             .is_some()
     }
 
-    fn contradictions(&self) -> Vec<String> {
-        let mut problems = Vec::new();
-        let mut check = |sound: bool, problem: &str| {
-            if !sound {
-                problems.push(problem.to_owned());
+    /// What is wrong although every value is sound by itself. Keys that were refused are left out:
+    /// nobody chose what stands in their place.
+    fn contradictions(&self, refused: &[Problem]) -> Vec<Problem> {
+        let mut found = Vec::new();
+        let refused = |key: &str| refused.iter().any(|problem| problem.key == key);
+        let mut check = |sound: bool, key: &str, text: &str| {
+            if !sound && !refused(key) {
+                let (key, text) = (key.to_owned(), text.to_owned());
+                found.push(Problem { key, text });
             }
         };
         check(
             is_worker_id(&self.worker_id()),
-            "worker.id: must be 1 to 128 of A-Z a-z 0-9 . _ -",
+            "worker.id",
+            "must be 1 to 128 of A-Z a-z 0-9 . _ -",
         );
         check(
             self.model.name.as_deref().is_none_or(is_model_name),
-            "model.name: must match [a-z0-9][a-z0-9_-]{0,63}",
-        );
-        check(
-            self.engine.micro_batch >= 1,
-            "engine.micro_batch: must be at least 1",
-        );
-        check(
-            self.engine.device_id >= 0,
-            "engine.device_id: must be at least 0",
-        );
-        check(
-            self.amqp.prefetch >= 1,
-            "amqp.prefetch: must be at least 1; 0 would mean without bound",
-        );
-        check(
-            self.amqp.poison_after >= 1,
-            "amqp.poison_after: must be at least 1",
-        );
-        check(
-            !self.amqp.namespace.is_empty(),
-            "amqp.namespace: must not be empty",
-        );
-        check(
-            !self.redis.namespace.is_empty(),
-            "redis.namespace: must not be empty",
+            "model.name",
+            "must match [a-z0-9][a-z0-9_-]{0,63}",
         );
         check(
             has_scheme(&self.amqp.url, &["amqp", "amqps"]),
-            "amqp.url: must be an amqp:// or amqps:// URL",
+            "amqp.url",
+            "must be an amqp:// or amqps:// URL",
         );
         check(
             has_scheme(&self.redis.url, &["redis", "rediss", "redis+unix", "unix"]),
-            "redis.url: must be a redis:// or rediss:// URL",
+            "redis.url",
+            "must be a redis:// or rediss:// URL",
         );
         check(
-            self.heartbeat.ttl >= 2 * self.heartbeat.interval,
-            "heartbeat.ttl: must be at least twice heartbeat.interval, or one late beat hides the worker",
-        );
-        check(
-            !self.heartbeat.interval.is_zero(),
-            "heartbeat.interval: must be greater than 0",
-        );
-        check(
-            self.results.ttl >= Duration::from_secs(1),
-            "results.ttl: must be at least 1s",
-        );
-        check(
-            !self.worker.score_timeout.is_zero(),
-            "worker.score_timeout: must be greater than 0",
-        );
-        check(
-            self.amqp.retry_delays.iter().all(|d| !d.is_zero()),
-            "amqp.retry_delays: every delay must be greater than 0",
+            refused("heartbeat.interval") || self.heartbeat.ttl >= 2 * self.heartbeat.interval,
+            "heartbeat.ttl",
+            "must be at least twice heartbeat.interval, or one late beat hides the worker",
         );
         for key in UNSUPPORTED {
             check(
                 !self.sets(key),
-                &format!("{key}: this version cannot honour it; leave it out"),
+                key,
+                "this version cannot honour it; leave it out",
             );
         }
         for prefix in &self.candidates.allow {
             check(
                 Url::parse(prefix).is_ok(),
-                &format!("candidates.allow: {prefix:?} is not a URL prefix"),
+                "candidates.allow",
+                &format!("{prefix:?} is not a URL prefix"),
             );
         }
-        problems
+        found
     }
 }
 
@@ -457,93 +437,100 @@ pub fn redact(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::layers::{DEFAULTS, KEYS};
     use super::*;
 
-    fn load(environment: &[(&str, &str)], set: &[&str]) -> Result<Config, ConfigError> {
-        let environment = environment
-            .iter()
-            .map(|(k, v)| ((*k).into(), (*v).into()))
-            .collect();
+    fn load(set: &[&str]) -> Result<Config, ConfigError> {
         let set: Vec<String> = set.iter().map(|s| (*s).into()).collect();
         Config::load(&Layers {
-            file: None,
-            environment,
             set: &set,
+            ..Layers::default()
         })
     }
 
-    #[test]
-    fn every_known_key_is_documented_in_the_defaults() {
-        for (key, _) in KEYS {
-            let last = key.rsplit('.').next().unwrap();
-            assert!(
-                DEFAULTS.contains(last),
-                "{key} is missing in config.default.toml"
-            );
-        }
-        load(&[], &[]).unwrap();
+    /// The keys of the problems, in order.
+    fn refused(set: &[&str]) -> Vec<String> {
+        let problems = load(set).unwrap_err().problems;
+        problems
+            .iter()
+            .map(|p| p.split(':').next().unwrap().to_owned())
+            .collect()
     }
 
     #[test]
-    fn set_wins_over_the_environment_and_values_are_read_for_the_keys_type() {
-        let config = load(
-            &[
-                ("SCORER_WORKER__ID", "7"),
-                ("SCORER_AMQP__PREFETCH", "9"),
-                ("PATH", "/bin"),
+    fn problems_of_all_kinds_in_all_four_layers_come_at_once() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let text = "[engine]\nexecution_provider = \"x\"\n[telemetry]\nlog_format = \"y\"\n";
+        std::fs::write(&file, text).unwrap();
+        let error = Config::load(&Layers {
+            file: Some(file.path()),
+            environment: vec![
+                ("SCORER_AMQP__PREFETCH".into(), "65536".into()),
+                ("SCORER_HEARTBEAT__INTERVAL".into(), "3s".into()),
             ],
-            &[
-                "amqp.prefetch=2",
-                "candidates.allow=[\"file:///\"]",
-                "amqp.retry_delays=[\"100ms\"]",
-            ],
-        )
-        .unwrap();
-        assert_eq!(config.worker_id(), "7");
-        assert_eq!(config.amqp.prefetch, 2);
-        assert_eq!(config.candidates.allow, ["file:///"]);
-        assert_eq!(config.amqp.retry_delays, [Duration::from_millis(100)]);
-        assert_eq!(config.candidates.max_inline_bytes, 4 << 20);
-    }
-
-    #[test]
-    fn all_problems_come_at_once_by_key() {
-        let error = load(
-            &[
-                ("SCORER_AMQP__PREFECH", "1"),
-                ("SCORER_ENGINE__THREADS", "many"),
-            ],
-            &["worker.score_timeout=fast", "heartbeat.ttl=5 s", "nonsense"],
-        )
+            set: &["worker.score_timeout=fast".into()],
+        })
         .unwrap_err();
-        let text = error.to_string();
-        for key in [
-            "amqp.prefech",
-            "engine.threads",
-            "worker.score_timeout",
-            "heartbeat.ttl",
-            "nonsense",
+        let file = file.path().display();
+        assert_eq!(
+            error.problems,
+            [
+                format!("engine.execution_provider: must be cuda or tensorrt or cpu, it is \"x\" (--config {file})"),
+                format!("telemetry.log_format: must be auto or pretty or json, it is \"y\" (--config {file})"),
+                "amqp.prefetch: must be from 1 to 65535, it is 65536 (SCORER_AMQP__PREFETCH)".into(),
+                "worker.score_timeout: \"fast\" is not a duration such as 250ms, 5s, 5m or 24h (--set)".into(),
+                // The default of 5 s is too short for the environment's interval.
+                "heartbeat.ttl: must be at least twice heartbeat.interval, or one late beat hides the worker".into(),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_refused_key_is_not_blamed_for_what_stands_in_its_place() {
+        assert_eq!(
+            refused(&["heartbeat.interval=3s", "heartbeat.ttl=ages"]),
+            ["heartbeat.ttl"]
+        );
+        assert_eq!(
+            refused(&["heartbeat.ttl=1s", "heartbeat.interval=often"]),
+            ["heartbeat.interval"]
+        );
+    }
+
+    #[test]
+    fn what_keys_cannot_be_is_named() {
+        for (set, key) in [
+            ("worker.id=a b", "worker.id"),
+            ("model.name=A", "model.name"),
+            ("amqp.url=http://h", "amqp.url"),
+            ("redis.url=localhost", "redis.url"),
+            ("heartbeat.ttl=1999ms", "heartbeat.ttl"),
+            ("candidates.allow=[\"/srv\"]", "candidates.allow"),
         ] {
-            assert!(text.contains(key), "{text}");
+            assert_eq!(refused(&[set]), [key], "{set}");
         }
     }
 
     #[test]
     fn a_key_that_cannot_be_honoured_is_refused_and_not_ignored() {
-        let error = load(&[], &["amqp.tls.ca=/x.pem", "model.update_url=https://x"]).unwrap_err();
-        assert_eq!(error.problems.len(), 2, "{error}");
+        assert_eq!(
+            refused(&["amqp.tls.ca=/x.pem", "model.update_url=https://x"]),
+            ["model.update_url", "amqp.tls.ca"]
+        );
+    }
+
+    #[test]
+    fn a_drain_may_wait_for_nothing_and_the_ladder_may_have_no_rungs() {
+        let config = load(&["worker.drain_timeout=0s", "amqp.retry_delays=[]"]).unwrap();
+        assert_eq!(config.worker.drain_timeout, Duration::ZERO);
+        assert!(config.amqp.retry_delays.is_empty());
     }
 
     #[test]
     fn secrets_are_hidden() {
-        let config = load(
-            &[],
-            &[
-                "amqp.url=amqp://u:hunter2@h/x",
-                "redis.url=redis://:hunter2@h/0",
-            ],
-        )
+        let config = load(&[
+            "amqp.url=amqp://u:hunter2@h/x",
+            "redis.url=redis://:hunter2@h/0",
+        ])
         .unwrap();
         assert!(
             !config.redacted().contains("hunter2"),

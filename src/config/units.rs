@@ -10,16 +10,24 @@ use std::time::Duration;
 /// A sentence that shows the form.
 pub(super) fn parse_duration(text: &str) -> Result<Duration, String> {
     let wrong = || format!("{text:?} is not a duration such as 250ms, 5s, 5m or 24h");
-    let digits = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;
-    let (number, unit) = text.split_at(digits);
-    let number: u64 = number.parse().map_err(|_| wrong())?;
-    match unit {
-        "ms" => Ok(Duration::from_millis(number)),
-        "s" => Ok(Duration::from_secs(number)),
-        "m" => Ok(Duration::from_secs(number.saturating_mul(60))),
-        "h" => Ok(Duration::from_secs(number.saturating_mul(3600))),
-        _ => Err(wrong()),
-    }
+    let end = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;
+    let (digits, unit) = text.split_at(end);
+    let factor: u64 = match unit {
+        _ if digits.is_empty() => return Err(wrong()),
+        "ms" => 1,
+        "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => return Err(wrong()),
+    };
+    product(digits, factor)
+        .map(Duration::from_millis)
+        .ok_or_else(|| format!("{text:?} is too long"))
+}
+
+/// None where 64 bits do not hold it.
+fn product(digits: &str, factor: u64) -> Option<u64> {
+    digits.parse::<u64>().ok()?.checked_mul(factor)
 }
 
 /// Writes a duration the way it is read; `5s`, not `5000ms`.
@@ -33,21 +41,23 @@ pub fn format_duration(duration: Duration) -> String {
     format!("{millis}ms")
 }
 
+/// Reads `512KiB`, `4MiB`, `1GiB` or a number of bytes.
+///
+/// # Errors
+/// A sentence that shows the form.
 pub(super) fn parse_size(text: &str) -> Result<u64, String> {
     let wrong = || format!("{text:?} is not a size such as 512KiB, 4MiB or 1GiB");
-    let digits = text
-        .find(|c: char| !c.is_ascii_digit())
-        .unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
-    let number: u64 = number.parse().map_err(|_| wrong())?;
+    let end = text.find(|c: char| !c.is_ascii_digit());
+    let (digits, unit) = text.split_at(end.unwrap_or(text.len()));
     let factor: u64 = match unit.trim() {
+        _ if digits.is_empty() => return Err(wrong()),
         "" | "B" => 1,
         "KiB" => 1 << 10,
         "MiB" => 1 << 20,
         "GiB" => 1 << 30,
         _ => return Err(wrong()),
     };
-    number.checked_mul(factor).ok_or_else(wrong)
+    product(digits, factor).ok_or_else(|| format!("{text:?} is too large"))
 }
 
 pub(super) mod duration {
@@ -107,8 +117,32 @@ mod tests {
 
     #[test]
     fn durations_are_written_the_way_they_are_read() {
-        for text in ["250ms", "5s", "30s", "5m", "24h", "90s", "1500ms"] {
+        for text in ["0ms", "250ms", "5s", "30s", "5m", "24h", "90s", "1500ms"] {
             assert_eq!(format_duration(parse_duration(text).unwrap()), text);
         }
+    }
+
+    #[test]
+    fn what_is_no_duration_is_refused_and_what_overflows_is_not_cut() {
+        for text in ["", "5", "s", "-5s", "5 s", "5sec", "0.5s", "5s5s", "٥s"] {
+            let problem = parse_duration(text).unwrap_err();
+            assert!(problem.contains("such as"), "{text}: {problem}");
+        }
+        for text in ["18446744073709551615h", "18446744073709551616ms"] {
+            let problem = parse_duration(text).unwrap_err();
+            assert!(problem.contains("too long"), "{problem}");
+        }
+    }
+
+    #[test]
+    fn sizes_are_bytes_with_or_without_a_unit() {
+        for (text, bytes) in [("0", 0), ("7B", 7), ("4 MiB", 4 << 20), ("1GiB", 1 << 30)] {
+            assert_eq!(parse_size(text), Ok(bytes));
+        }
+        for text in ["", "MiB", "-1", "1MB", "1.5GiB"] {
+            assert!(parse_size(text).unwrap_err().contains("such as"), "{text}");
+        }
+        let problem = parse_size("17179869184GiB").unwrap_err();
+        assert!(problem.contains("too large"), "{problem}");
     }
 }
