@@ -3,7 +3,8 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::job::{Encoding, V1, from_document};
+use crate::job::message::V1;
+use crate::job::{Encoding, from_document};
 
 /// What is asked.
 #[derive(
