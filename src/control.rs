@@ -3,8 +3,9 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::job::Encoding;
+use crate::job::document::from_document;
 use crate::job::message::V1;
-use crate::job::{Encoding, from_document};
 
 /// What is asked.
 #[derive(

@@ -7,14 +7,15 @@ use rmpv::Value;
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
+use super::document::{from_document, packed};
 use super::{
     Candidate, Compression, Format, Job, Rule, Semantics, Source, Task, Validation, invalid,
     is_submission_id,
 };
 use crate::failure::Failure;
 
-/// The most bytes the `context` of a job may take, encoded.
-pub const MAX_CONTEXT_BYTES: usize = 4096;
+/// The most bytes the `context` of a job may take as MessagePack.
+const MAX_CONTEXT_BYTES: usize = 4096;
 
 /// The version of every message of this crate: the number 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -195,11 +196,18 @@ pub enum JobMessage {
     Validate(ValidateMessage),
 }
 
-pub(super) fn check_context(context: &Value) -> Result<(), Failure> {
+/// The context of a job that is refused for something else, if it can be echoed.
+pub(super) fn sound_context(context: &Value) -> Option<Value> {
+    let read = from_document(context).ok();
+    read.filter(|context| check_context(context).is_ok())
+}
+
+/// Measured as MessagePack whatever the job came in, so that both encodings have one limit.
+fn check_context(context: &Value) -> Result<(), Failure> {
     if !context.is_map() {
         return Err(invalid("context: must be a map"));
     }
-    let size = rmp_serde::to_vec(context).map_or(usize::MAX, |bytes| bytes.len());
+    let size = packed(context).len();
     if size > MAX_CONTEXT_BYTES {
         return Err(invalid(format!(
             "context: {size} bytes encoded, at most {MAX_CONTEXT_BYTES} are allowed"
@@ -339,4 +347,319 @@ fn parse_sha256(text: &str) -> Result<[u8; 32], Failure> {
     hex::decode_to_slice(text, &mut digest)
         .map_err(|_| invalid("candidate.sha256: must be 64 hexadecimal digits"))?;
     Ok(digest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{BOTH, Fields, decoded, holder, put, refusal, remove, sound, value};
+    use super::super::{Encoding, Kind};
+    use super::*;
+    use serde_json::json;
+
+    /// Both encodings must refuse the bent job with a message that begins with the name.
+    #[track_caller]
+    fn refused(named: &str, bend: impl Fn(&mut Fields)) {
+        for encoding in BOTH {
+            refused_in(encoding, named, &bend);
+        }
+    }
+
+    #[track_caller]
+    fn refused_in(encoding: Encoding, named: &str, bend: impl Fn(&mut Fields)) {
+        let mut job = sound(encoding);
+        bend(&mut job);
+        let (_, message) = refusal(job, encoding);
+        assert!(
+            message.starts_with(named),
+            "{encoding:?}: {message:?} does not begin with {named:?}"
+        );
+    }
+
+    #[track_caller]
+    fn accepted(bend: impl Fn(&mut Fields)) -> [Job; 2] {
+        BOTH.map(|encoding| {
+            let mut job = sound(encoding);
+            bend(&mut job);
+            decoded(job, encoding).unwrap()
+        })
+    }
+
+    #[track_caller]
+    fn all_refused(path: &str, wrong: serde_json::Value) {
+        for wrong in wrong.as_array().unwrap() {
+            refused(path, |job| put(job, path, value(wrong.clone())));
+        }
+    }
+
+    #[test]
+    fn every_broken_field_of_a_job_is_named() {
+        all_refused("v", json!([2, 1.0, "1", null, -1, [1]]));
+        all_refused("kind", json!(["guess", null, 0, ["score"]]));
+        all_refused("model", json!([5, ["m"]]));
+        all_refused(
+            "model_version",
+            json!([-1, 7.0, "7", null, 18446744073709551616.0]),
+        );
+        all_refused("deadline_ms", json!([-1, 1.5, "tomorrow"]));
+        all_refused("context", json!([[1], "x", 1, {"long": "x".repeat(4200)}]));
+        let list = json!([
+            "binary_v2",
+            null,
+            "param_diff",
+            null,
+            "https://h/x",
+            null,
+            "0".repeat(64),
+            9
+        ]);
+        all_refused("candidate", json!([null, "x", list]));
+        all_refused("validation", json!([[[3], "n"], "n", 3]));
+    }
+
+    #[test]
+    fn every_broken_field_of_a_candidate_is_named() {
+        let format = json!(["pickle", "BINARY_V2", 0, null, {"binary_v2": null}]);
+        all_refused("candidate.format", format);
+        all_refused("candidate.compression", json!(["gzip", "", 0]));
+        all_refused("candidate.semantics", json!(["sum", 0, ["gradient"]]));
+        let rate = json!([0, 0.0, -0.0, -0.5, "0.5", null, [0.5]]);
+        all_refused("candidate.learning_rate", rate);
+        all_refused("candidate.url", json!(["file:///x", 5]));
+        all_refused("candidate.data", json!([[1, 2], {}, 5, true]));
+        let digest = json!(["12", "g".repeat(64), "0".repeat(66), "", 0]);
+        all_refused("candidate.sha256", digest);
+        all_refused("candidate.size", json!([-1, 2.0, "2"]));
+        refused_in(Encoding::Json, "candidate.data", |job| {
+            put(job, "candidate.data", "%%".into());
+        });
+        refused_in(Encoding::MessagePack, "candidate.data", |job| {
+            put(job, "candidate.data", "e30=".into());
+        });
+    }
+
+    #[test]
+    fn every_broken_field_of_a_validation_is_named() {
+        let shards = json!([[3, 3], [1, 2, 1], [], [1.0], [-1], [null], 3, {"0": 3}]);
+        all_refused("validation.shards", shards);
+        let nonce = json!(["x".repeat(65), "é".repeat(65), null, 5, ["n"]]);
+        all_refused("validation.nonce", nonce);
+    }
+
+    #[test]
+    fn every_missing_field_is_named() {
+        for (path, named) in [
+            ("v", "missing field `v`"),
+            ("kind", "kind: missing"),
+            ("submission_id", "submission_id: "),
+            ("model_version", "missing field `model_version`"),
+            ("candidate", "missing field `candidate`"),
+            ("candidate.format", "candidate: missing field `format`"),
+            (
+                "candidate.semantics",
+                "candidate: missing field `semantics`",
+            ),
+            (
+                "candidate.learning_rate",
+                "candidate.learning_rate: missing",
+            ),
+            ("candidate.data", "candidate.url, candidate.data: neither"),
+        ] {
+            refused(named, |job| remove(job, path));
+        }
+    }
+
+    #[test]
+    fn an_unknown_field_is_refused_at_every_level_but_in_the_context() {
+        for (path, named) in [
+            ("colour", "colour: "),
+            ("candidate.colour", "candidate.colour: "),
+            ("validation.colour", "validation.colour: "),
+            ("V", "V: "),
+        ] {
+            refused(named, |job| put(job, path, "red".into()));
+        }
+        accepted(|job| put(job, "context.colour", "red".into()));
+    }
+
+    #[test]
+    fn a_field_that_is_given_twice_is_refused_at_every_level() {
+        for (path, named) in [
+            ("v", "\"v\" is given twice"),
+            ("kind", "\"kind\" is given twice"),
+            ("candidate", "\"candidate\" is given twice"),
+            ("context", "\"context\" is given twice"),
+            ("candidate.format", "candidate: \"format\" is given twice"),
+            ("candidate.data", "candidate: \"data\" is given twice"),
+            ("validation.nonce", "validation: \"nonce\" is given twice"),
+            ("validation.shards", "validation: \"shards\" is given twice"),
+            ("context.miner_id", "context: \"miner_id\" is given twice"),
+            ("context.deep.a", "context.deep: \"a\" is given twice"),
+        ] {
+            refused(named, |job| {
+                put(job, "context.deep", value(json!({"a": 1})));
+                let (fields, name) = holder(job, path);
+                let twice = fields.iter().find(|(key, _)| key.as_str() == Some(name));
+                let twice = twice.unwrap().clone();
+                fields.push(twice);
+            });
+        }
+    }
+
+    #[test]
+    fn null_is_as_good_as_leaving_it_out() {
+        for path in [
+            "model",
+            "deadline_ms",
+            "context",
+            "validation",
+            "validation.shards",
+            "candidate.compression",
+            "candidate.url",
+            "candidate.sha256",
+            "candidate.size",
+        ] {
+            let null = accepted(|job| put(job, path, Value::Nil));
+            assert_eq!(null, accepted(|job| remove(job, path)), "{path}");
+        }
+    }
+
+    #[test]
+    fn the_bounds_themselves_are_allowed() {
+        for (path, value) in [
+            ("submission_id", json!("Az9._:-".repeat(18) + "xx")),
+            ("model_version", json!(u64::MAX)),
+            ("deadline_ms", json!(0)),
+            ("validation.nonce", json!("")),
+            ("validation.nonce", json!("é".repeat(64))),
+            ("validation.shards", json!([u64::MAX, 0])),
+            ("candidate.learning_rate", json!(1)),
+            ("candidate.learning_rate", json!(5e-324)),
+            ("candidate.sha256", json!("aB".repeat(32))),
+            ("candidate.size", json!(0)),
+        ] {
+            accepted(|job| put(job, path, super::super::tests::value(value.clone())));
+        }
+        // A map of one, a key of one letter and the head of a long text are six bytes.
+        for (length, fits) in [
+            (MAX_CONTEXT_BYTES - 6, true),
+            (MAX_CONTEXT_BYTES - 5, false),
+        ] {
+            for encoding in BOTH {
+                let mut job = sound(encoding);
+                put(&mut job, "context", value(json!({"a": "x".repeat(length)})));
+                assert_eq!(decoded(job, encoding).is_ok(), fits);
+            }
+        }
+    }
+
+    #[test]
+    fn a_url_needs_digest_and_size_and_a_difference_no_rate() {
+        let fetched = |job: &mut Fields| {
+            remove(job, "candidate.data");
+            put(job, "candidate.url", "https://h/x".into());
+            put(job, "candidate.sha256", "0".repeat(64).into());
+            put(job, "candidate.size", 9.into());
+        };
+        for job in accepted(fetched) {
+            let Task::Score { candidate, .. } = job.task else {
+                panic!("another task")
+            };
+            assert_eq!(candidate.source, Source::Url("https://h/x".into()));
+            assert_eq!((candidate.sha256, candidate.size), (Some([0; 32]), Some(9)));
+        }
+        for name in ["candidate.sha256", "candidate.size"] {
+            refused(name, |job| {
+                fetched(job);
+                remove(job, name);
+            });
+        }
+        refused("candidate.learning_rate: not allowed", |job| {
+            put(job, "candidate.semantics", "param_diff".into());
+        });
+        accepted(|job| {
+            put(job, "candidate.semantics", "param_diff".into());
+            remove(job, "candidate.learning_rate");
+        });
+    }
+
+    #[test]
+    fn a_validate_job_has_no_candidate_and_need_not_name_a_version() {
+        let validate = |job: &mut Fields| {
+            put(job, "kind", "validate".into());
+            remove(job, "candidate");
+        };
+        for job in accepted(validate) {
+            assert_eq!(
+                (job.task.kind(), job.task.model_version()),
+                (Kind::Validate, Some(7))
+            );
+        }
+        for job in accepted(|job| {
+            validate(job);
+            remove(job, "model_version");
+        }) {
+            assert_eq!(job.task.model_version(), None);
+        }
+        refused("candidate: ", |job| put(job, "kind", "validate".into()));
+    }
+
+    #[test]
+    fn what_only_messagepack_can_say_is_refused_where_json_could_not_say_it() {
+        let bytes = |text: &str| Value::Binary(text.as_bytes().to_vec());
+        for (path, wrong) in [
+            ("candidate.learning_rate", Value::F64(f64::NAN)),
+            ("candidate.learning_rate", Value::F32(f32::INFINITY)),
+            ("candidate.learning_rate", Value::F64(f64::NEG_INFINITY)),
+            ("candidate.format", bytes("binary_v2")),
+            ("candidate.url", bytes("https://h/x")),
+            ("candidate.sha256", bytes(&"0".repeat(64))),
+            ("model", bytes("tinylm")),
+            ("model_version", Value::Ext(1, vec![7])),
+            ("validation.nonce", bytes("n")),
+            ("kind", bytes("score")),
+        ] {
+            refused_in(Encoding::MessagePack, path, |job| {
+                put(job, path, wrong.clone());
+            });
+        }
+        for (path, key) in [("candidate.x", 0.into()), ("validation.x", bytes("nonce"))] {
+            let named = path.trim_end_matches(".x");
+            refused_in(Encoding::MessagePack, named, |job| {
+                let (fields, _) = holder(job, path);
+                fields.push((key.clone(), Value::Nil));
+            });
+        }
+    }
+
+    #[test]
+    fn text_that_is_not_utf_8_cannot_be_echoed_and_is_refused() {
+        let body = Encoding::MessagePack
+            .encode(&Value::Map(sound(Encoding::MessagePack)))
+            .unwrap();
+        let at = body.windows(8).position(|w| w == b"miner_id").unwrap();
+        let bent = [&body[..at], b"\xffiner_id", &body[at + 8..]].concat();
+        let refused = super::super::decode(&bent, Encoding::MessagePack);
+        let Err(super::super::Undecodable::Named {
+            context: None,
+            failure,
+            ..
+        }) = refused
+        else {
+            panic!("{refused:?}")
+        };
+        assert!(failure.message.starts_with("context"), "{failure}");
+    }
+
+    #[test]
+    fn a_context_of_messagepack_comes_through_as_it_is() {
+        let context = Value::Map(vec![
+            (1.into(), Value::Binary(vec![0xff])),
+            ("time".into(), Value::Ext(-1, vec![0; 4])),
+            ("float".into(), Value::F32(0.1)),
+        ]);
+        let mut job = sound(Encoding::MessagePack);
+        put(&mut job, "context", context.clone());
+        let job = decoded(job, Encoding::MessagePack).unwrap();
+        assert_eq!(job.context, Some(context));
+    }
 }
