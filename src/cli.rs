@@ -195,7 +195,7 @@ fn answer_json(value: &impl serde::Serialize) -> Outcome {
 fn load(settings: &Settings) -> Result<Config, Fault> {
     let layers = Layers {
         file: settings.config.as_deref(),
-        environment: std::env::vars().collect(),
+        environment: std::env::vars_os().collect(),
         set: &settings.set,
     };
     Config::load(&layers).map_err(|e| Fault::new(Exit::Usage, e))

@@ -1,82 +1,22 @@
-//! The configuration: every key with its type, the four layers, and all problems at once.
-//! The only reader of the environment. Defaults live in `config.default.toml`, with their reasons.
+//! The configuration as the rest of the crate knows it: a typed section each, what keys mean
+//! together, and all problems at once, each by its key. Which keys there are and what the layers
+//! say of them is in `layers`, how durations and sizes are written in `units`. The defaults, with
+//! their reasons, are in `config.default.toml`.
 
-use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Deserialize;
 use toml::{Table, Value};
 use url::Url;
 
-/// The embedded defaults, as `scorer config` documents them.
-pub const DEFAULTS: &str = include_str!("config.default.toml");
-const ENVIRONMENT_PREFIX: &str = "SCORER_";
+pub use layers::Layers;
+pub use units::format_duration;
 
-/// How the text of a key is read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Type {
-    Text,
-    Integer,
-    Boolean,
-    Duration,
-    Size,
-    TextList,
-    DurationList,
-}
+use layers::{Merged, Problem};
 
-const KEYS: &[(&str, Type)] = &[
-    ("worker.id", Type::Text),
-    ("worker.score_timeout", Type::Duration),
-    ("worker.drain_timeout", Type::Duration),
-    ("model.name", Type::Text),
-    ("model.dir", Type::Text),
-    ("model.state_dir", Type::Text),
-    ("model.update_url", Type::Text),
-    ("model.update_interval", Type::Duration),
-    ("model.update_key", Type::Text),
-    ("model.update_stagger", Type::Boolean),
-    ("model.allow_shards_subset", Type::Boolean),
-    ("engine.execution_provider", Type::Text),
-    ("engine.device_id", Type::Integer),
-    ("engine.threads", Type::Integer),
-    ("engine.micro_batch", Type::Integer),
-    ("engine.onnxruntime", Type::Text),
-    ("engine.gpu_memory_limit", Type::Size),
-    ("engine.deterministic", Type::Boolean),
-    ("engine.tf32", Type::Boolean),
-    ("engine.audit_interval", Type::Duration),
-    ("amqp.url", Type::Text),
-    ("amqp.namespace", Type::Text),
-    ("amqp.prefetch", Type::Integer),
-    ("amqp.results_queue", Type::Boolean),
-    ("amqp.retry_delays", Type::DurationList),
-    ("amqp.poison_after", Type::Integer),
-    ("amqp.heartbeat", Type::Duration),
-    ("amqp.control", Type::Boolean),
-    ("amqp.tls.ca", Type::Text),
-    ("amqp.tls.cert", Type::Text),
-    ("amqp.tls.key", Type::Text),
-    ("redis.url", Type::Text),
-    ("redis.namespace", Type::Text),
-    ("redis.tls.ca", Type::Text),
-    ("redis.tls.cert", Type::Text),
-    ("redis.tls.key", Type::Text),
-    ("heartbeat.interval", Type::Duration),
-    ("heartbeat.ttl", Type::Duration),
-    ("results.ttl", Type::Duration),
-    ("candidates.allow", Type::TextList),
-    ("candidates.allow_private", Type::Boolean),
-    ("candidates.max_inline_bytes", Type::Size),
-    ("candidates.max_bytes", Type::Size),
-    ("candidates.max_inflated_bytes", Type::Size),
-    ("candidates.max_entries", Type::Integer),
-    ("candidates.fetch_timeout", Type::Duration),
-    ("telemetry.log", Type::Text),
-    ("telemetry.log_format", Type::Text),
-    ("telemetry.metrics_addr", Type::Text),
-    ("telemetry.otlp_endpoint", Type::Text),
-];
+mod layers;
+mod units;
 
 /// Keys of the contract that this version reads but cannot honour: ignoring them would be worse
 /// than refusing, since who sets them relies on them.
@@ -124,10 +64,10 @@ pub struct WorkerConfig {
     /// Names the worker in Redis and to `ctl`; see [`Config::worker_id`].
     pub id: Option<String>,
     /// The longest one evaluation may take.
-    #[serde(with = "duration")]
+    #[serde(with = "units::duration")]
     pub score_timeout: Duration,
     /// What a drain leaves running jobs.
-    #[serde(with = "duration")]
+    #[serde(with = "units::duration")]
     pub drain_timeout: Duration,
 }
 
@@ -188,14 +128,14 @@ pub struct EngineConfig {
     /// The shared library of ONNX Runtime.
     pub onnxruntime: Option<PathBuf>,
     /// The most device memory ONNX Runtime's arena may take, in bytes.
-    #[serde(default, with = "optional_size")]
+    #[serde(default, with = "units::optional_size")]
     pub gpu_memory_limit: Option<u64>,
     /// Deterministic kernels only.
     pub deterministic: bool,
     /// Allow TensorFloat-32 on the GPU.
     pub tf32: bool,
     /// Time between two audits of weights, losses and package.
-    #[serde(with = "duration")]
+    #[serde(with = "units::duration")]
     pub audit_interval: Duration,
 }
 
@@ -222,12 +162,12 @@ pub struct AmqpConfig {
     /// Declare the default queue of results.
     pub results_queue: bool,
     /// One retry queue per delay.
-    #[serde(with = "duration_list")]
+    #[serde(with = "units::duration_list")]
     pub retry_delays: Vec<Duration>,
     /// Process deaths after which a job is poisoned.
     pub poison_after: u32,
     /// Interval of AMQP heartbeats.
-    #[serde(with = "duration")]
+    #[serde(with = "units::duration")]
     pub heartbeat: Duration,
     /// Obey control messages.
     pub control: bool,
@@ -252,10 +192,10 @@ pub struct RedisConfig {
 #[derive(Debug, Clone, Copy, Deserialize)]
 pub struct HeartbeatConfig {
     /// Time between beats.
-    #[serde(with = "duration")]
+    #[serde(with = "units::duration")]
     pub interval: Duration,
     /// How long a record lives without a beat.
-    #[serde(with = "duration")]
+    #[serde(with = "units::duration")]
     pub ttl: Duration,
 }
 
@@ -263,7 +203,7 @@ pub struct HeartbeatConfig {
 #[derive(Debug, Clone, Copy, Deserialize)]
 pub struct ResultsConfig {
     /// How long a stored result answers redeliveries.
-    #[serde(with = "duration")]
+    #[serde(with = "units::duration")]
     pub ttl: Duration,
 }
 
@@ -275,18 +215,18 @@ pub struct CandidatesConfig {
     /// Allow private, loopback and link-local addresses.
     pub allow_private: bool,
     /// The largest inline candidate, bytes.
-    #[serde(with = "size")]
+    #[serde(with = "units::size")]
     pub max_inline_bytes: u64,
     /// The largest fetched candidate, bytes.
-    #[serde(with = "size")]
+    #[serde(with = "units::size")]
     pub max_bytes: u64,
     /// The most bytes all of a candidate's streams may inflate to.
-    #[serde(with = "size")]
+    #[serde(with = "units::size")]
     pub max_inflated_bytes: u64,
     /// The most entries a candidate may touch.
     pub max_entries: u64,
     /// The longest a fetch may take, from the first look-up to the last byte.
-    #[serde(with = "duration")]
+    #[serde(with = "units::duration")]
     pub fetch_timeout: Duration,
 }
 
@@ -314,7 +254,8 @@ pub struct TelemetryConfig {
 /// Everything that is wrong with a configuration, a line per key.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub struct ConfigError {
-    /// `key: what is wrong`, in the order of the layers.
+    /// `key: what is wrong (where it was said)`, in the order of the layers; last what keys that
+    /// are sound by themselves cannot be together.
     pub problems: Vec<String>,
 }
 
@@ -329,47 +270,40 @@ impl std::fmt::Display for ConfigError {
     }
 }
 
-/// What the layers above the defaults say.
-#[derive(Debug, Default)]
-pub struct Layers<'a> {
-    /// `--config`.
-    pub file: Option<&'a Path>,
-    /// The environment; only `SCORER_` names are read.
-    pub environment: Vec<(String, String)>,
-    /// `--set KEY=VALUE`.
-    pub set: &'a [String],
-}
-
 impl Config {
     /// Merges the layers and checks every key.
     ///
     /// # Errors
     /// All problems at once, each by its key.
     pub fn load(layers: &Layers<'_>) -> Result<Self, ConfigError> {
-        let mut problems = Vec::new();
-        let mut merged: Table = toml::from_str(DEFAULTS).map_err(|e| ConfigError {
-            problems: vec![format!("embedded defaults: {e}")],
+        let Merged {
+            table,
+            mut problems,
+        } = Merged::of(layers);
+        match Self::typed(table) {
+            Err(problem) => problems.push(problem),
+            Ok(config) => {
+                problems.extend(config.contradictions(&problems));
+                if problems.is_empty() {
+                    return Ok(config);
+                }
+            }
+        }
+        let problems = problems.iter().map(ToString::to_string).collect();
+        Err(ConfigError { problems })
+    }
+
+    /// Checked values always fit; should a key's bounds and its field part, the key is named.
+    fn typed(table: Table) -> Result<Self, Problem> {
+        let deserialized = serde_path_to_error::deserialize(Value::Table(table.clone()));
+        let config: Self = deserialized.map_err(|e| Problem {
+            key: e.path().to_string(),
+            text: e.inner().message().to_owned(),
         })?;
-        if let Some(path) = layers.file {
-            merge_file(&mut merged, path, &mut problems);
-        }
-        merge_environment(&mut merged, &layers.environment, &mut problems);
-        merge_set(&mut merged, layers.set, &mut problems);
-        check_types(&merged, &mut problems);
-        if !problems.is_empty() {
-            return Err(ConfigError { problems });
-        }
-        let deserialized = serde_path_to_error::deserialize(Value::Table(merged.clone()));
-        let mut config: Self = deserialized.map_err(|e| ConfigError {
-            problems: vec![format!("{}: {}", e.path(), e.inner().message())],
-        })?;
-        config.effective = merged;
-        let problems = config.contradictions();
-        if problems.is_empty() {
-            Ok(config)
-        } else {
-            Err(ConfigError { problems })
-        }
+        Ok(Self {
+            effective: table,
+            ..config
+        })
     }
 
     /// The worker's name: `worker.id`, else the host's name with provider and device.
@@ -405,90 +339,57 @@ impl Config {
             .is_some()
     }
 
-    fn contradictions(&self) -> Vec<String> {
-        let mut problems = Vec::new();
-        let mut check = |sound: bool, problem: &str| {
-            if !sound {
-                problems.push(problem.to_owned());
+    /// What is wrong although every value is sound by itself. Keys that were refused are left out:
+    /// nobody chose what stands in their place.
+    fn contradictions(&self, refused: &[Problem]) -> Vec<Problem> {
+        let mut found = Vec::new();
+        let refused = |key: &str| refused.iter().any(|problem| problem.key == key);
+        let mut check = |sound: bool, key: &str, text: &str| {
+            if !sound && !refused(key) {
+                let (key, text) = (key.to_owned(), text.to_owned());
+                found.push(Problem { key, text });
             }
         };
         check(
             is_worker_id(&self.worker_id()),
-            "worker.id: must be 1 to 128 of A-Z a-z 0-9 . _ -",
+            "worker.id",
+            "must be 1 to 128 of A-Z a-z 0-9 . _ -",
         );
         check(
             self.model.name.as_deref().is_none_or(is_model_name),
-            "model.name: must match [a-z0-9][a-z0-9_-]{0,63}",
-        );
-        check(
-            self.engine.micro_batch >= 1,
-            "engine.micro_batch: must be at least 1",
-        );
-        check(
-            self.engine.device_id >= 0,
-            "engine.device_id: must be at least 0",
-        );
-        check(
-            self.amqp.prefetch >= 1,
-            "amqp.prefetch: must be at least 1; 0 would mean without bound",
-        );
-        check(
-            self.amqp.poison_after >= 1,
-            "amqp.poison_after: must be at least 1",
-        );
-        check(
-            !self.amqp.namespace.is_empty(),
-            "amqp.namespace: must not be empty",
-        );
-        check(
-            !self.redis.namespace.is_empty(),
-            "redis.namespace: must not be empty",
+            "model.name",
+            "must match [a-z0-9][a-z0-9_-]{0,63}",
         );
         check(
             has_scheme(&self.amqp.url, &["amqp", "amqps"]),
-            "amqp.url: must be an amqp:// or amqps:// URL",
+            "amqp.url",
+            "must be an amqp:// or amqps:// URL",
         );
         check(
             has_scheme(&self.redis.url, &["redis", "rediss", "redis+unix", "unix"]),
-            "redis.url: must be a redis:// or rediss:// URL",
+            "redis.url",
+            "must be a redis:// or rediss:// URL",
         );
         check(
-            self.heartbeat.ttl >= 2 * self.heartbeat.interval,
-            "heartbeat.ttl: must be at least twice heartbeat.interval, or one late beat hides the worker",
-        );
-        check(
-            !self.heartbeat.interval.is_zero(),
-            "heartbeat.interval: must be greater than 0",
-        );
-        check(
-            self.results.ttl >= Duration::from_secs(1),
-            "results.ttl: must be at least 1s",
-        );
-        check(
-            !self.engine.audit_interval.is_zero(),
-            "engine.audit_interval: must be greater than 0",
-        );
-        check(
-            !self.worker.score_timeout.is_zero(),
-            "worker.score_timeout: must be greater than 0",
-        );
-        check(
-            self.amqp.retry_delays.iter().all(|d| !d.is_zero()),
-            "amqp.retry_delays: every delay must be greater than 0",
+            refused("heartbeat.interval") || self.heartbeat.ttl >= 2 * self.heartbeat.interval,
+            "heartbeat.ttl",
+            "must be at least twice heartbeat.interval, or one late beat hides the worker",
         );
         for key in UNSUPPORTED {
             check(
                 !self.sets(key),
-                &format!("{key}: this version cannot honour it; leave it out"),
+                key,
+                "this version cannot honour it; leave it out",
             );
         }
         for prefix in &self.candidates.allow {
             check(
                 Url::parse(prefix).is_ok(),
-                &format!("candidates.allow: {prefix:?} is not a URL prefix"),
+                "candidates.allow",
+                &format!("{prefix:?} is not a URL prefix"),
             );
         }
-        problems
+        found
     }
 }
 
@@ -537,363 +438,107 @@ pub fn redact(text: &str) -> String {
     }
 }
 
-fn merge_file(merged: &mut Table, path: &Path, problems: &mut Vec<String>) {
-    let text = match std::fs::read_to_string(path) {
-        Ok(text) => text,
-        Err(e) => {
-            return problems.push(format!("--config {}: cannot be read: {e}", path.display()));
-        }
-    };
-    match toml::from_str::<Table>(&text) {
-        Ok(table) => overlay(merged, table),
-        Err(e) => problems.push(format!("--config {}: {e}", path.display())),
-    }
-}
-
-fn overlay(below: &mut Table, above: Table) {
-    for (key, value) in above {
-        match (below.get_mut(&key), value) {
-            (Some(Value::Table(below)), Value::Table(above)) => overlay(below, above),
-            (_, value) => {
-                below.insert(key, value);
-            }
-        }
-    }
-}
-
-fn merge_environment(
-    merged: &mut Table,
-    environment: &[(String, String)],
-    problems: &mut Vec<String>,
-) {
-    for (name, text) in environment {
-        let Some(rest) = name.strip_prefix(ENVIRONMENT_PREFIX) else {
-            continue;
-        };
-        let key = rest.to_ascii_lowercase().replace("__", ".");
-        if let Err(problem) = put(merged, &key, text) {
-            problems.push(format!("{name} ({key}): {problem}"));
-        }
-    }
-}
-
-fn merge_set(merged: &mut Table, set: &[String], problems: &mut Vec<String>) {
-    for pair in set {
-        match pair.split_once('=') {
-            Some((key, text)) => {
-                if let Err(problem) = put(merged, key.trim(), text) {
-                    problems.push(format!("{key}: {problem}"));
-                }
-            }
-            None => problems.push(format!("--set {pair}: must be KEY=VALUE")),
-        }
-    }
-}
-
-fn put(merged: &mut Table, key: &str, text: &str) -> Result<(), String> {
-    let Some((_, kind)) = KEYS.iter().find(|(name, _)| *name == key) else {
-        return Err(unknown(key));
-    };
-    let value = read(*kind, text)?;
-    let mut path: Vec<&str> = key.split('.').collect();
-    let last = path.pop().unwrap_or_default();
-    let mut table = merged;
-    for part in path {
-        let entry = table
-            .entry(part)
-            .or_insert_with(|| Value::Table(Table::new()));
-        let Value::Table(inner) = entry else {
-            return Err(format!("{part} is not a section"));
-        };
-        table = inner;
-    }
-    table.insert(last.to_owned(), value);
-    Ok(())
-}
-
-/// Reads bare text for the key's type, so that `worker.id=7` is the string 7.
-fn read(kind: Type, text: &str) -> Result<Value, String> {
-    match kind {
-        Type::Text | Type::Duration | Type::Size => Ok(Value::String(text.to_owned())),
-        Type::Integer => text
-            .trim()
-            .parse()
-            .map(Value::Integer)
-            .map_err(|_| format!("{text:?} is not a whole number")),
-        Type::Boolean => text
-            .trim()
-            .parse()
-            .map(Value::Boolean)
-            .map_err(|_| format!("{text:?} is neither true nor false")),
-        Type::TextList | Type::DurationList => toml::from_str::<Table>(&format!("list = {text}"))
-            .ok()
-            .and_then(|mut table| table.remove("list"))
-            .filter(Value::is_array)
-            .ok_or_else(|| format!("{text:?} is not a TOML array such as [\"a\", \"b\"]")),
-    }
-}
-
-fn check_types(merged: &Table, problems: &mut Vec<String>) {
-    visit(
-        "",
-        merged,
-        &mut |key, value| match KEYS.iter().find(|(name, _)| *name == key) {
-            None => problems.push(format!("{key}: {}", unknown(key))),
-            Some((_, kind)) => {
-                if let Err(problem) = check_type(*kind, value) {
-                    problems.push(format!("{key}: {problem}"));
-                }
-            }
-        },
-    );
-}
-
-fn visit(prefix: &str, table: &Table, each: &mut impl FnMut(&str, &Value)) {
-    for (name, value) in table {
-        let key = if prefix.is_empty() {
-            name.clone()
-        } else {
-            format!("{prefix}.{name}")
-        };
-        if let Value::Table(inner) = value {
-            visit(&key, inner, each);
-        } else {
-            each(&key, value);
-        }
-    }
-}
-
-fn check_type(kind: Type, value: &Value) -> Result<(), String> {
-    let wrong = |expected: &str| Err(format!("must be {expected}, not {}", value.type_str()));
-    match (kind, value) {
-        (Type::Text, Value::String(_))
-        | (Type::Integer | Type::Size, Value::Integer(0..))
-        | (Type::Boolean, Value::Boolean(_)) => Ok(()),
-        (Type::Duration, Value::String(text)) => parse_duration(text).map(drop),
-        (Type::Size, Value::String(text)) => parse_size(text).map(drop),
-        (Type::TextList, Value::Array(items)) if items.iter().all(Value::is_str) => Ok(()),
-        (Type::DurationList, Value::Array(items)) => items
-            .iter()
-            .try_for_each(|item| parse_duration(item.as_str().unwrap_or_default()).map(drop)),
-        (Type::Text, _) => wrong("text"),
-        (Type::Integer, Value::Integer(n)) => Err(format!("must not be negative, it is {n}")),
-        (Type::Integer, _) => wrong("a whole number"),
-        (Type::Boolean, _) => wrong("true or false"),
-        (Type::Duration, _) => wrong("a duration such as \"5s\""),
-        (Type::Size, _) => wrong("a size such as \"4MiB\""),
-        (Type::TextList, _) => wrong("a list of texts"),
-        (Type::DurationList, _) => wrong("a list of durations"),
-    }
-}
-
-fn unknown(key: &str) -> String {
-    let mut message = "unknown key".to_owned();
-    let last = key.rsplit('.').next().unwrap_or(key);
-    let similar = KEYS
-        .iter()
-        .find(|(name, _)| name.rsplit('.').next() == Some(last));
-    if let Some((name, _)) = similar {
-        // Writing to a String cannot fail.
-        let _infallible = write!(message, "; did you mean {name}?");
-    }
-    message
-}
-
-/// Reads `250ms`, `5s`, `5m`, `24h`.
-///
-/// # Errors
-/// A sentence that shows the form.
-pub fn parse_duration(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("{text:?} is not a duration such as 250ms, 5s, 5m or 24h");
-    let digits = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;
-    let (number, unit) = text.split_at(digits);
-    let number: u64 = number.parse().map_err(|_| wrong())?;
-    match unit {
-        "ms" => Ok(Duration::from_millis(number)),
-        "s" => Ok(Duration::from_secs(number)),
-        "m" => Ok(Duration::from_secs(number.saturating_mul(60))),
-        "h" => Ok(Duration::from_secs(number.saturating_mul(3600))),
-        _ => Err(wrong()),
-    }
-}
-
-/// Writes a duration the way it is read; `5s`, not `5000ms`.
-pub fn format_duration(duration: Duration) -> String {
-    let millis = duration.as_millis();
-    for (unit, size) in [("h", 3_600_000), ("m", 60_000), ("s", 1_000)] {
-        if millis >= size && millis.is_multiple_of(size) {
-            return format!("{}{unit}", millis / size);
-        }
-    }
-    format!("{millis}ms")
-}
-
-fn parse_size(text: &str) -> Result<u64, String> {
-    let wrong = || format!("{text:?} is not a size such as 512KiB, 4MiB or 1GiB");
-    let digits = text
-        .find(|c: char| !c.is_ascii_digit())
-        .unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
-    let number: u64 = number.parse().map_err(|_| wrong())?;
-    let factor: u64 = match unit.trim() {
-        "" | "B" => 1,
-        "KiB" => 1 << 10,
-        "MiB" => 1 << 20,
-        "GiB" => 1 << 30,
-        _ => return Err(wrong()),
-    };
-    number.checked_mul(factor).ok_or_else(wrong)
-}
-
-mod duration {
-    use serde::{Deserialize, Deserializer, de::Error};
-    use std::time::Duration;
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
-        deserializer: D,
-    ) -> Result<Duration, D::Error> {
-        super::parse_duration(&String::deserialize(deserializer)?).map_err(D::Error::custom)
-    }
-}
-
-mod duration_list {
-    use serde::{Deserialize, Deserializer, de::Error};
-    use std::time::Duration;
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
-        deserializer: D,
-    ) -> Result<Vec<Duration>, D::Error> {
-        let texts = Vec::<String>::deserialize(deserializer)?;
-        texts
-            .iter()
-            .map(|text| super::parse_duration(text).map_err(D::Error::custom))
-            .collect()
-    }
-}
-
-mod size {
-    use serde::{Deserialize, Deserializer, de::Error};
-    use toml::Value;
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
-        let value = Value::deserialize(deserializer)?;
-        match value.as_integer() {
-            Some(bytes) => u64::try_from(bytes).map_err(D::Error::custom),
-            None => super::parse_size(value.as_str().unwrap_or_default()).map_err(D::Error::custom),
-        }
-    }
-}
-
-mod optional_size {
-    use serde::Deserializer;
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
-        deserializer: D,
-    ) -> Result<Option<u64>, D::Error> {
-        super::size::deserialize(deserializer).map(Some)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn load(environment: &[(&str, &str)], set: &[&str]) -> Result<Config, ConfigError> {
-        let environment = environment
-            .iter()
-            .map(|(k, v)| ((*k).into(), (*v).into()))
-            .collect();
+    fn load(set: &[&str]) -> Result<Config, ConfigError> {
         let set: Vec<String> = set.iter().map(|s| (*s).into()).collect();
         Config::load(&Layers {
-            file: None,
-            environment,
             set: &set,
+            ..Layers::default()
         })
     }
 
-    #[test]
-    fn every_known_key_is_documented_in_the_defaults() {
-        for (key, _) in KEYS {
-            let last = key.rsplit('.').next().unwrap();
-            assert!(
-                DEFAULTS.contains(last),
-                "{key} is missing in config.default.toml"
-            );
-        }
-        load(&[], &[]).unwrap();
+    /// The keys of the problems, in order.
+    fn refused(set: &[&str]) -> Vec<String> {
+        let problems = load(set).unwrap_err().problems;
+        problems
+            .iter()
+            .map(|p| p.split(':').next().unwrap().to_owned())
+            .collect()
     }
 
     #[test]
-    fn set_wins_over_the_environment_and_values_are_read_for_the_keys_type() {
-        let config = load(
-            &[
-                ("SCORER_WORKER__ID", "7"),
-                ("SCORER_AMQP__PREFETCH", "9"),
-                ("PATH", "/bin"),
+    fn problems_of_all_kinds_in_all_four_layers_come_at_once() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let text = "[engine]\nexecution_provider = \"x\"\n[telemetry]\nlog_format = \"y\"\n";
+        std::fs::write(&file, text).unwrap();
+        let error = Config::load(&Layers {
+            file: Some(file.path()),
+            environment: vec![
+                ("SCORER_AMQP__PREFETCH".into(), "65536".into()),
+                ("SCORER_HEARTBEAT__INTERVAL".into(), "3s".into()),
             ],
-            &[
-                "amqp.prefetch=2",
-                "candidates.allow=[\"file:///\"]",
-                "amqp.retry_delays=[\"100ms\"]",
-            ],
-        )
-        .unwrap();
-        assert_eq!(config.worker_id(), "7");
-        assert_eq!(config.amqp.prefetch, 2);
-        assert_eq!(config.candidates.allow, ["file:///"]);
-        assert_eq!(config.amqp.retry_delays, [Duration::from_millis(100)]);
-        assert_eq!(config.candidates.max_inline_bytes, 4 << 20);
-    }
-
-    #[test]
-    fn all_problems_come_at_once_by_key() {
-        let error = load(
-            &[
-                ("SCORER_AMQP__PREFECH", "1"),
-                ("SCORER_ENGINE__THREADS", "many"),
-            ],
-            &["worker.score_timeout=fast", "heartbeat.ttl=5 s", "nonsense"],
-        )
+            set: &["worker.score_timeout=fast".into()],
+        })
         .unwrap_err();
-        let text = error.to_string();
-        for key in [
-            "amqp.prefech",
-            "engine.threads",
-            "worker.score_timeout",
-            "heartbeat.ttl",
-            "nonsense",
+        let file = file.path().display();
+        assert_eq!(
+            error.problems,
+            [
+                format!("engine.execution_provider: must be cuda or tensorrt or cpu, it is \"x\" (--config {file})"),
+                format!("telemetry.log_format: must be auto or pretty or json, it is \"y\" (--config {file})"),
+                "amqp.prefetch: must be from 1 to 65535, it is 65536 (SCORER_AMQP__PREFETCH)".into(),
+                "worker.score_timeout: \"fast\" is not a duration such as 250ms, 5s, 5m or 24h (--set)".into(),
+                // The default of 5 s is too short for the environment's interval.
+                "heartbeat.ttl: must be at least twice heartbeat.interval, or one late beat hides the worker".into(),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_refused_key_is_not_blamed_for_what_stands_in_its_place() {
+        assert_eq!(
+            refused(&["heartbeat.interval=3s", "heartbeat.ttl=ages"]),
+            ["heartbeat.ttl"]
+        );
+        assert_eq!(
+            refused(&["heartbeat.ttl=1s", "heartbeat.interval=often"]),
+            ["heartbeat.interval"]
+        );
+    }
+
+    #[test]
+    fn what_keys_cannot_be_is_named() {
+        for (set, key) in [
+            ("worker.id=a b", "worker.id"),
+            ("model.name=A", "model.name"),
+            ("amqp.url=http://h", "amqp.url"),
+            ("redis.url=localhost", "redis.url"),
+            ("heartbeat.ttl=1999ms", "heartbeat.ttl"),
+            ("candidates.allow=[\"/srv\"]", "candidates.allow"),
         ] {
-            assert!(text.contains(key), "{text}");
+            assert_eq!(refused(&[set]), [key], "{set}");
         }
     }
 
     #[test]
     fn a_key_that_cannot_be_honoured_is_refused_and_not_ignored() {
-        let error = load(&[], &["amqp.tls.ca=/x.pem", "model.update_url=https://x"]).unwrap_err();
-        assert_eq!(error.problems.len(), 2, "{error}");
+        assert_eq!(
+            refused(&["amqp.tls.ca=/x.pem", "model.update_url=https://x"]),
+            ["model.update_url", "amqp.tls.ca"]
+        );
+    }
+
+    #[test]
+    fn a_drain_may_wait_for_nothing_and_the_ladder_may_have_no_rungs() {
+        let config = load(&["worker.drain_timeout=0s", "amqp.retry_delays=[]"]).unwrap();
+        assert_eq!(config.worker.drain_timeout, Duration::ZERO);
+        assert!(config.amqp.retry_delays.is_empty());
     }
 
     #[test]
     fn secrets_are_hidden() {
-        let config = load(
-            &[],
-            &[
-                "amqp.url=amqp://u:hunter2@h/x",
-                "redis.url=redis://:hunter2@h/0",
-            ],
-        )
+        let config = load(&[
+            "amqp.url=amqp://u:hunter2@h/x",
+            "redis.url=redis://:hunter2@h/0",
+        ])
         .unwrap();
         assert!(
             !config.redacted().contains("hunter2"),
             "{}",
             config.redacted()
         );
-    }
-
-    #[test]
-    fn durations_are_written_the_way_they_are_read() {
-        for text in ["250ms", "5s", "30s", "5m", "24h", "90s", "1500ms"] {
-            assert_eq!(format_duration(parse_duration(text).unwrap()), text);
-        }
     }
 }

@@ -3,7 +3,9 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::job::{Encoding, V1, from_document};
+use crate::job::Encoding;
+use crate::job::document::from_document;
+use crate::job::message::V1;
 
 /// What is asked.
 #[derive(

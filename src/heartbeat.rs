@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use crate::clock::unix_ms;
 use crate::config::HeartbeatConfig;
 use crate::engine::Progress;
-use crate::job::V1;
+use crate::job::message::V1;
 use crate::lifecycle::{Change, Phase, State};
 use crate::store::{Beat, Ownership, Store};
 

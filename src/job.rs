@@ -1,16 +1,23 @@
-//! Jobs as aggregators send them: decoding (MessagePack or JSON), every check that needs no model,
-//! and the domain types the rest of the crate works with. Pure; an invalid job cannot leave here.
+//! Jobs as the rest of the crate works with them, and how a body (MessagePack or JSON) becomes one
+//! or says who is to be told why not. What the wire carries, and the checks of it, are in
+//! `message`; how a type is read out of a decoded body is in `document`. Pure; an invalid job
+//! cannot leave here.
 
-use base64::Engine as _;
 use rmpv::Value;
 use schemars::JsonSchema;
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 use crate::failure::{Code, Failure};
+use document::from_document;
+use message::{ScoreMessage, ValidateMessage, sound_context};
 
-/// The most bytes the `context` of a job may take, encoded.
-pub const MAX_CONTEXT_BYTES: usize = 4096;
+pub mod document;
+pub mod message;
+
+/// Maps and lists in each other; the body itself is one.
 const MAX_NESTING: usize = 64;
+const MAX_MESSAGE_CHARS: usize = 400;
 
 /// How a body is encoded; the result comes back the same way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,53 +64,29 @@ impl Encoding {
     /// # Errors
     /// A sentence for the sender.
     pub fn decode(self, body: &[u8]) -> Result<Value, String> {
-        match self {
+        let value = match self {
             Self::Json => serde_json::from_slice(body).map_err(|e| format!("not JSON: {e}")),
-            Self::MessagePack => {
-                let mut rest = body;
-                let value = rmpv::decode::read_value_with_max_depth(&mut rest, MAX_NESTING)
-                    .map_err(|e| format!("not MessagePack: {e}"))?;
-                match rest.len() {
-                    0 => Ok(value),
-                    n => Err(format!(
-                        "not MessagePack: {n} bytes after the end of the value"
-                    )),
-                }
-            }
+            Self::MessagePack => decode_messagepack(body),
+        }?;
+        // The decoders' own limits keep the stack whole, but differ from each other.
+        match document::depth(&value) {
+            0..=MAX_NESTING => Ok(value),
+            _ => Err(format!("nested deeper than {MAX_NESTING} levels")),
         }
     }
 }
 
-/// The version of every message of this crate: the number 1.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct V1;
-
-impl Serialize for V1 {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_u8(1)
-    }
-}
-
-impl<'de> Deserialize<'de> for V1 {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        match u64::deserialize(deserializer)? {
-            1 => Ok(Self),
-            other => Err(de::Error::custom(format!(
-                "version {other} is not supported, only 1 is"
-            ))),
-        }
-    }
-}
-
-impl JsonSchema for V1 {
-    fn schema_name() -> std::borrow::Cow<'static, str> {
-        "V1".into()
-    }
-    fn inline_schema() -> bool {
-        true
-    }
-    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-        schemars::json_schema!({ "const": 1 })
+fn decode_messagepack(body: &[u8]) -> Result<Value, String> {
+    // Counted are two steps per map or list, and up to three for what is in the innermost.
+    const MAX_STEPS: usize = 2 * MAX_NESTING + 3;
+    let mut rest = body;
+    let value = rmpv::decode::read_value_with_max_depth(&mut rest, MAX_STEPS)
+        .map_err(|e| format!("not MessagePack: {e}"))?;
+    match rest.len() {
+        0 => Ok(value),
+        n => Err(format!(
+            "not MessagePack: {n} bytes after the end of the value"
+        )),
     }
 }
 
@@ -158,86 +141,6 @@ impl Semantics {
     }
 }
 
-/// Bytes: `bin` in MessagePack, base64 text in JSON.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Blob(pub Vec<u8>);
-
-impl Serialize for Blob {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        if serializer.is_human_readable() {
-            serializer.serialize_str(&base64::engine::general_purpose::STANDARD.encode(&self.0))
-        } else {
-            serializer.serialize_bytes(&self.0)
-        }
-    }
-}
-
-impl<'de> Deserialize<'de> for Blob {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Visitor;
-        impl de::Visitor<'_> for Visitor {
-            type Value = Blob;
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("bytes (MessagePack bin) or base64 text (JSON)")
-            }
-            fn visit_bytes<E: de::Error>(self, bytes: &[u8]) -> Result<Blob, E> {
-                Ok(Blob(bytes.to_vec()))
-            }
-            fn visit_byte_buf<E: de::Error>(self, bytes: Vec<u8>) -> Result<Blob, E> {
-                Ok(Blob(bytes))
-            }
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<Blob, E> {
-                base64::engine::general_purpose::STANDARD
-                    .decode(text)
-                    .map(Blob)
-                    .map_err(|e| E::custom(format!("not base64: {e}")))
-            }
-        }
-        deserializer.deserialize_any(Visitor)
-    }
-}
-
-impl JsonSchema for Blob {
-    fn schema_name() -> std::borrow::Cow<'static, str> {
-        "Blob".into()
-    }
-    fn inline_schema() -> bool {
-        true
-    }
-    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-        schemars::json_schema!({ "type": "string", "contentEncoding": "base64" })
-    }
-}
-
-/// A candidate as the wire carries it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct CandidateMessage {
-    /// The container.
-    pub format: Format,
-    /// Compression of the whole body.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub compression: Option<Compression>,
-    /// What the values mean.
-    pub semantics: Semantics,
-    /// Required for `gradient`, refused for `param_diff`; finite and positive.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub learning_rate: Option<f64>,
-    /// Where to fetch the bytes; exactly one of `url` and `data`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub url: Option<String>,
-    /// The bytes themselves.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub data: Option<Blob>,
-    /// SHA-256 of the bytes as fetched, 64 hex digits; required with `url`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(regex(pattern = r"^[0-9a-fA-F]{64}$"))]
-    pub sha256: Option<String>,
-    /// Number of the bytes as fetched; required with `url`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub size: Option<u64>,
-}
-
 /// Which windows of the held-out data a job is measured on.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -249,72 +152,6 @@ pub struct Validation {
     #[serde(default)]
     #[schemars(length(max = 64))]
     pub nonce: String,
-}
-
-/// A score job as the wire carries it (without `kind`).
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct ScoreMessage {
-    /// Always 1.
-    pub v: V1,
-    /// Names the job; 1 to 128 of `[A-Za-z0-9._:-]`.
-    #[schemars(regex(pattern = r"^[A-Za-z0-9._:-]{1,128}$"))]
-    pub submission_id: String,
-    /// If given it must be the worker's model.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub model: Option<String>,
-    /// The version of the weights the candidate was made from.
-    pub model_version: u64,
-    /// The update to judge.
-    pub candidate: CandidateMessage,
-    /// The windows to judge it on.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub validation: Option<Validation>,
-    /// Unix milliseconds after which the answer is of no use.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub deadline_ms: Option<u64>,
-    /// Echoed untouched; at most 4 KiB encoded.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "Option<serde_json::Map<String, serde_json::Value>>")]
-    pub context: Option<Value>,
-}
-
-/// A validate job as the wire carries it (without `kind`).
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct ValidateMessage {
-    /// Always 1.
-    pub v: V1,
-    /// Names the job; 1 to 128 of `[A-Za-z0-9._:-]`.
-    #[schemars(regex(pattern = r"^[A-Za-z0-9._:-]{1,128}$"))]
-    pub submission_id: String,
-    /// If given it must be the worker's model.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub model: Option<String>,
-    /// If given it must be the worker's version.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub model_version: Option<u64>,
-    /// The windows to measure.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub validation: Option<Validation>,
-    /// Unix milliseconds after which the answer is of no use.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub deadline_ms: Option<u64>,
-    /// Echoed untouched; at most 4 KiB encoded.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "Option<serde_json::Map<String, serde_json::Value>>")]
-    pub context: Option<Value>,
-}
-
-/// A job as the wire carries it.
-#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
-#[serde(tag = "kind", rename_all = "snake_case")]
-#[schemars(title = "score_job.v1")]
-pub enum JobMessage {
-    /// Judge a candidate.
-    Score(ScoreMessage),
-    /// Measure the current model.
-    Validate(ValidateMessage),
 }
 
 /// What kind of job it is.
@@ -465,7 +302,14 @@ pub enum Undecodable {
     },
 }
 
+/// Cut where it is long: it may quote a key or a word of the sender's, and these may be as long as
+/// a body.
 fn invalid(message: impl Into<String>) -> Failure {
+    let mut message = message.into();
+    if let Some((end, _)) = message.char_indices().nth(MAX_MESSAGE_CHARS) {
+        message.truncate(end);
+        message.push_str("...");
+    }
     Failure::new(Code::InvalidJob, message)
 }
 
@@ -484,7 +328,7 @@ pub fn decode(body: &[u8], encoding: Encoding) -> Result<Job, Undecodable> {
     let submission_id = text_field(&fields, "submission_id").filter(|id| is_submission_id(id));
     let Some(submission_id) = submission_id.map(str::to_owned) else {
         return Err(Undecodable::Anonymous(invalid(
-            "submission_id: must be 1 to 128 of the characters A-Z a-z 0-9 . _ : -",
+            "submission_id: must be given once, 1 to 128 of the characters A-Z a-z 0-9 . _ : -",
         )));
     };
     let kind = match text_field(&fields, "kind") {
@@ -492,9 +336,7 @@ pub fn decode(body: &[u8], encoding: Encoding) -> Result<Job, Undecodable> {
         Some(_) | None => Kind::Score,
     };
     let model_version = field(&fields, "model_version").and_then(Value::as_u64);
-    let context = field(&fields, "context")
-        .filter(|c| check_context(c).is_ok())
-        .cloned();
+    let context = field(&fields, "context").and_then(sound_context);
     parse(fields, encoding).map_err(|failure| Undecodable::Named {
         submission_id,
         kind,
@@ -505,7 +347,7 @@ pub fn decode(body: &[u8], encoding: Encoding) -> Result<Job, Undecodable> {
 }
 
 fn parse(mut fields: Vec<(Value, Value)>, encoding: Encoding) -> Result<Job, Failure> {
-    check_unique(&fields)?;
+    document::check_unique(&fields).map_err(invalid)?;
     let kind = match fields.iter().position(|(k, _)| k.as_str() == Some("kind")) {
         Some(at) => fields.remove(at).1,
         None => {
@@ -514,57 +356,31 @@ fn parse(mut fields: Vec<(Value, Value)>, encoding: Encoding) -> Result<Job, Fai
             ));
         }
     };
+    let fields = Value::Map(fields);
+    // The type cannot tell: to it, text is how JSON carries bytes.
+    if encoding == Encoding::MessagePack && fields["candidate"]["data"].is_str() {
+        return Err(invalid("candidate.data: must be MessagePack bin, not text"));
+    }
     match kind.as_str() {
-        Some("score") => {
-            let message: ScoreMessage = typed(Value::Map(fields), encoding)?;
-            message.try_into()
-        }
-        Some("validate") => {
-            let message: ValidateMessage = typed(Value::Map(fields), encoding)?;
-            message.try_into()
-        }
+        Some("score") => read::<ScoreMessage>(&fields)?.try_into(),
+        Some("validate") => read::<ValidateMessage>(&fields)?.try_into(),
         Some(_) | None => Err(invalid(format!(
             "kind: {kind} is neither \"score\" nor \"validate\""
         ))),
     }
 }
 
-fn typed<T: de::DeserializeOwned>(document: Value, encoding: Encoding) -> Result<T, Failure> {
-    if encoding == Encoding::MessagePack && document["candidate"]["data"].is_str() {
-        return Err(invalid("candidate.data: must be MessagePack bin, not text"));
-    }
-    from_document(&document).map_err(invalid)
+fn read<T: DeserializeOwned>(fields: &Value) -> Result<T, Failure> {
+    from_document(fields).map_err(invalid)
 }
 
-/// Reads a type out of a decoded document, naming the field that is wrong.
-///
-/// # Errors
-/// `field: what is wrong`.
-pub fn from_document<T: de::DeserializeOwned>(document: &Value) -> Result<T, String> {
-    // Through MessagePack: rmpv's own deserializer refuses enums written as text.
-    let mut packed = Vec::new();
-    rmpv::encode::write_value(&mut packed, document).map_err(|e| e.to_string())?;
-    let mut reader = rmp_serde::Deserializer::from_read_ref(&packed);
-    serde_path_to_error::deserialize(&mut reader).map_err(|e| match e.path().to_string().as_str() {
-        "." => e.into_inner().to_string(),
-        path => format!("{path}: {}", e.inner()),
-    })
-}
-
-fn check_unique(fields: &[(Value, Value)]) -> Result<(), Failure> {
-    for (at, (name, _)) in fields.iter().enumerate() {
-        if fields.iter().take(at).any(|(earlier, _)| earlier == name) {
-            return Err(invalid(format!("{name}: given twice")));
-        }
-    }
-    Ok(())
-}
-
+/// What is given once. Of two values neither can be said to be meant.
 fn field<'a>(fields: &'a [(Value, Value)], name: &str) -> Option<&'a Value> {
-    fields
-        .iter()
-        .find(|(k, _)| k.as_str() == Some(name))
-        .map(|(_, v)| v)
+    let mut found = fields.iter().filter(|(key, _)| key.as_str() == Some(name));
+    match (found.next(), found.next()) {
+        (Some((_, value)), None) => Some(value),
+        (None | Some(_), None | Some(_)) => None,
+    }
 }
 
 fn text_field<'a>(fields: &'a [(Value, Value)], name: &str) -> Option<&'a str> {
@@ -579,261 +395,181 @@ pub fn is_submission_id(text: &str) -> bool {
             .all(|b| b.is_ascii_alphanumeric() || b"._:-".contains(&b))
 }
 
-fn check_context(context: &Value) -> Result<(), Failure> {
-    if !context.is_map() {
-        return Err(invalid("context: must be a map"));
-    }
-    let size = rmp_serde::to_vec(context).map_or(usize::MAX, |bytes| bytes.len());
-    if size > MAX_CONTEXT_BYTES {
-        return Err(invalid(format!(
-            "context: {size} bytes encoded, at most {MAX_CONTEXT_BYTES} are allowed"
-        )));
-    }
-    Ok(())
-}
-
-fn check_validation(validation: Option<Validation>) -> Result<Validation, Failure> {
-    let validation = validation.unwrap_or_default();
-    if validation.nonce.chars().count() > 64 {
-        return Err(invalid("validation.nonce: longer than 64 characters"));
-    }
-    let shards = validation.shards.as_deref().unwrap_or_default();
-    let mut seen = std::collections::HashSet::new();
-    if let Some(repeated) = shards.iter().find(|id| !seen.insert(**id)) {
-        return Err(invalid(format!(
-            "validation.shards: {repeated} is given twice"
-        )));
-    }
-    if validation.shards.as_ref().is_some_and(Vec::is_empty) {
-        return Err(invalid(
-            "validation.shards: empty; leave it out to use all shards",
-        ));
-    }
-    Ok(validation)
-}
-
-fn check_submission_id(id: &str) -> Result<(), Failure> {
-    if is_submission_id(id) {
-        Ok(())
-    } else {
-        Err(invalid("submission_id: not a valid name"))
-    }
-}
-
-impl TryFrom<ScoreMessage> for Job {
-    type Error = Failure;
-
-    fn try_from(message: ScoreMessage) -> Result<Self, Failure> {
-        check_submission_id(&message.submission_id)?;
-        message.context.as_ref().map_or(Ok(()), check_context)?;
-        Ok(Self {
-            submission_id: message.submission_id,
-            model: message.model,
-            task: Task::Score {
-                model_version: message.model_version,
-                candidate: Box::new(message.candidate.try_into()?),
-            },
-            validation: check_validation(message.validation)?,
-            deadline_ms: message.deadline_ms,
-            context: message.context,
-        })
-    }
-}
-
-impl TryFrom<ValidateMessage> for Job {
-    type Error = Failure;
-
-    fn try_from(message: ValidateMessage) -> Result<Self, Failure> {
-        check_submission_id(&message.submission_id)?;
-        message.context.as_ref().map_or(Ok(()), check_context)?;
-        Ok(Self {
-            submission_id: message.submission_id,
-            model: message.model,
-            task: Task::Validate {
-                model_version: message.model_version,
-            },
-            validation: check_validation(message.validation)?,
-            deadline_ms: message.deadline_ms,
-            context: message.context,
-        })
-    }
-}
-
-impl TryFrom<CandidateMessage> for Candidate {
-    type Error = Failure;
-
-    fn try_from(message: CandidateMessage) -> Result<Self, Failure> {
-        let rule = match (message.semantics, message.learning_rate) {
-            (Semantics::Gradient, Some(learning_rate))
-                if learning_rate.is_finite() && learning_rate > 0.0 =>
-            {
-                Rule::Gradient { learning_rate }
-            }
-            (Semantics::Gradient, Some(_)) => {
-                return Err(invalid(
-                    "candidate.learning_rate: must be finite and greater than 0",
-                ));
-            }
-            (Semantics::Gradient, None) => {
-                return Err(invalid(
-                    "candidate.learning_rate: missing, a gradient needs one",
-                ));
-            }
-            (Semantics::ParamDiff, None) => Rule::ParamDiff,
-            (Semantics::ParamDiff, Some(_)) => {
-                return Err(invalid(
-                    "candidate.learning_rate: not allowed with param_diff",
-                ));
-            }
-        };
-        let sha256 = message.sha256.as_deref().map(parse_sha256).transpose()?;
-        let source = match (message.url, message.data) {
-            (Some(url), None) => Source::Url(url),
-            (None, Some(Blob(data))) => Source::Inline(data),
-            (Some(_), Some(_)) => {
-                return Err(invalid(
-                    "candidate.url, candidate.data: both given, exactly one is needed",
-                ));
-            }
-            (None, None) => {
-                return Err(invalid(
-                    "candidate.url, candidate.data: neither given, exactly one is needed",
-                ));
-            }
-        };
-        if matches!(source, Source::Url(_)) && (sha256.is_none() || message.size.is_none()) {
-            let missing = if sha256.is_none() { "sha256" } else { "size" };
-            return Err(invalid(format!(
-                "candidate.{missing}: missing, it is required with url"
-            )));
-        }
-        Ok(Self {
-            format: message.format,
-            compression: message.compression,
-            rule,
-            source,
-            sha256,
-            size: message.size,
-        })
-    }
-}
-
-fn parse_sha256(text: &str) -> Result<[u8; 32], Failure> {
-    let mut digest = [0; 32];
-    hex::decode_to_slice(text, &mut digest)
-        .map_err(|_| invalid("candidate.sha256: must be 64 hexadecimal digits"))?;
-    Ok(digest)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use serde_json::json;
 
-    fn sound() -> serde_json::Value {
-        json!({"v": 1, "kind": "score", "submission_id": "s-1", "model_version": 7,
-               "candidate": {"format": "binary_v2", "semantics": "gradient", "learning_rate": 0.5, "data": "e30="},
-               "context": {"miner_id": 5}})
+    pub(super) const BOTH: [Encoding; 2] = [Encoding::Json, Encoding::MessagePack];
+
+    pub(super) type Fields = Vec<(Value, Value)>;
+
+    /// A sound job as the encoding carries it.
+    pub(super) fn sound(encoding: Encoding) -> Fields {
+        let mut job = fields(json!({
+            "v": 1, "kind": "score", "submission_id": "s-1", "model_version": 7,
+            "candidate": {"format": "binary_v2", "semantics": "gradient", "learning_rate": 0.5, "data": "e30="},
+            "validation": {"shards": [3, 1], "nonce": "n"},
+            "context": {"miner_id": 5}
+        }));
+        if encoding == Encoding::MessagePack {
+            put(&mut job, "candidate.data", Value::Binary(b"{}".to_vec()));
+        }
+        job
     }
 
-    fn refusal(change: impl FnOnce(&mut serde_json::Value)) -> String {
-        let mut body = sound();
-        change(&mut body);
-        match decode(&serde_json::to_vec(&body).unwrap(), Encoding::Json) {
-            Err(Undecodable::Named { failure, .. } | Undecodable::Anonymous(failure)) => {
-                failure.message
-            }
+    pub(super) fn value(json: serde_json::Value) -> Value {
+        rmpv::ext::to_value(json).unwrap()
+    }
+
+    pub(super) fn fields(json: serde_json::Value) -> Fields {
+        let Value::Map(fields) = value(json) else {
+            panic!("not a map")
+        };
+        fields
+    }
+
+    /// The map that holds the last name of a dotted path, and that name.
+    pub(super) fn holder<'a>(
+        mut fields: &'a mut Fields,
+        path: &'a str,
+    ) -> (&'a mut Fields, &'a str) {
+        let mut names = path.split('.');
+        let last = names.next_back().unwrap();
+        for name in names {
+            let (_, inner) = fields
+                .iter_mut()
+                .find(|(key, _)| key.as_str() == Some(name))
+                .unwrap();
+            let Value::Map(inner) = inner else {
+                panic!("{name} is not a map")
+            };
+            fields = inner;
+        }
+        (fields, last)
+    }
+
+    pub(super) fn remove(job: &mut Fields, path: &str) {
+        let (fields, name) = holder(job, path);
+        fields.retain(|(key, _)| key.as_str() != Some(name));
+    }
+
+    pub(super) fn put(job: &mut Fields, path: &str, value: Value) {
+        remove(job, path);
+        let (fields, name) = holder(job, path);
+        fields.push((name.into(), value));
+    }
+
+    #[expect(clippy::result_large_err, reason = "as the function it calls")]
+    pub(super) fn decoded(job: Fields, encoding: Encoding) -> Result<Job, Undecodable> {
+        decode(&encoding.encode(&Value::Map(job)).unwrap(), encoding)
+    }
+
+    /// What the sender is told, and under which name.
+    pub(super) fn refusal(job: Fields, encoding: Encoding) -> (Option<String>, String) {
+        match decoded(job, encoding) {
             Ok(job) => panic!("accepted: {job:?}"),
+            Err(Undecodable::Anonymous(failure)) => (None, failure.message),
+            Err(Undecodable::Named {
+                submission_id,
+                failure,
+                ..
+            }) => (Some(submission_id), failure.message),
         }
     }
 
     #[test]
     fn the_same_job_decodes_equally_from_json_and_messagepack() {
-        let json = decode(&serde_json::to_vec(&sound()).unwrap(), Encoding::Json).unwrap();
-        let mut message = rmpv::ext::to_value(sound()).unwrap();
-        let Value::Map(fields) = &mut message else {
-            panic!()
-        };
-        for (key, value) in fields {
-            if key.as_str() == Some("candidate") {
-                let Value::Map(candidate) = value else {
-                    panic!()
-                };
-                for (key, value) in candidate {
-                    if key.as_str() == Some("data") {
-                        *value = Value::Binary(b"{}".to_vec());
-                    }
-                }
-            }
-        }
-        let packed = decode(&rmp_serde::to_vec(&message).unwrap(), Encoding::MessagePack).unwrap();
+        let [json, packed] = BOTH.map(|encoding| decoded(sound(encoding), encoding).unwrap());
         assert_eq!(json, packed);
-    }
-
-    #[test]
-    fn every_broken_field_is_named() {
-        for (expected, message) in [
-            (
-                "candidate.data",
-                refusal(|b| b["candidate"]["data"] = json!("%%")),
-            ),
-            (
-                "candidate.learning_rate",
-                refusal(|b| b["candidate"]["learning_rate"] = json!(0)),
-            ),
-            (
-                "candidate.learning_rate",
-                refusal(|b| b["candidate"]["semantics"] = json!("param_diff")),
-            ),
-            (
-                "candidate.format",
-                refusal(|b| b["candidate"]["format"] = json!("pickle")),
-            ),
-            (
-                "candidate.sha256",
-                refusal(|b| b["candidate"]["sha256"] = json!("12")),
-            ),
-            (
-                "candidate.url",
-                refusal(|b| b["candidate"]["url"] = json!("file:///x")),
-            ),
-            ("colour", refusal(|b| b["colour"] = json!("red"))),
-            ("kind", refusal(|b| b["kind"] = json!("guess"))),
-            ("v", refusal(|b| b["v"] = json!(2))),
-            ("model_version", refusal(|b| b["model_version"] = json!(-1))),
-            (
-                "validation.shards",
-                refusal(|b| b["validation"] = json!({"shards": [3, 3]})),
-            ),
-            (
-                "validation.nonce",
-                refusal(|b| b["validation"] = json!({"nonce": "x".repeat(65)})),
-            ),
-            (
-                "context",
-                refusal(|b| b["context"] = json!({"long": "x".repeat(5000)})),
-            ),
-            ("context", refusal(|b| b["context"] = json!([1]))),
-            (
-                "submission_id",
-                refusal(|b| b["submission_id"] = json!("a b")),
-            ),
-        ] {
-            assert!(
-                message.contains(expected),
-                "{message:?} does not name {expected}"
-            );
-        }
+        assert_eq!(json.validation.shards, Some(vec![3, 1]), "order kept");
     }
 
     #[test]
     fn a_body_without_a_name_is_anonymous() {
         for body in [&b"\xc1"[..], b"[1]", b"{}", b"{\"submission_id\": 5}", b""] {
-            for encoding in [Encoding::Json, Encoding::MessagePack] {
+            for encoding in BOTH {
                 assert!(
                     matches!(decode(body, encoding), Err(Undecodable::Anonymous(_))),
                     "{body:?}"
                 );
+            }
+        }
+        for name in [
+            json!("a b"),
+            json!(""),
+            json!("a".repeat(129)),
+            json!(5),
+            json!(null),
+        ] {
+            for encoding in BOTH {
+                let mut job = sound(encoding);
+                put(&mut job, "submission_id", value(name.clone()));
+                let (answered, message) = refusal(job, encoding);
+                assert_eq!(answered, None, "{name}");
+                assert!(message.starts_with("submission_id: "), "{message}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_job_of_two_names_is_answered_under_neither() {
+        for encoding in BOTH {
+            let mut job = sound(encoding);
+            job.push(("submission_id".into(), "s-2".into()));
+            assert_eq!(refusal(job, encoding).0, None);
+        }
+    }
+
+    #[test]
+    fn a_refusal_carries_what_could_be_read() {
+        for encoding in BOTH {
+            let mut job = sound(encoding);
+            put(&mut job, "v", 2.into());
+            let Err(Undecodable::Named {
+                submission_id,
+                kind,
+                model_version,
+                context,
+                ..
+            }) = decoded(job, encoding)
+            else {
+                panic!("not named")
+            };
+            assert_eq!((submission_id.as_str(), kind), ("s-1", Kind::Score));
+            assert_eq!(model_version, Some(7));
+            assert_eq!(context, Some(value(json!({"miner_id": 5}))));
+        }
+    }
+
+    #[test]
+    fn a_context_that_cannot_be_echoed_is_left_out_of_the_refusal() {
+        for context in [
+            value(json!([1])),
+            value(json!({"long": "x".repeat(5000)})),
+            Value::Map(vec![("a".into(), 1.into()), ("a".into(), 2.into())]),
+        ] {
+            for encoding in BOTH {
+                let mut job = sound(encoding);
+                put(&mut job, "context", context.clone());
+                let refused = decoded(job, encoding);
+                assert!(
+                    matches!(refused, Err(Undecodable::Named { context: None, .. })),
+                    "{refused:?}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_refusal_does_not_repeat_a_long_word() {
+        let long = "x".repeat(1_000_000);
+        for path in ["kind", "candidate.format", &long] {
+            for encoding in BOTH {
+                let mut job = sound(encoding);
+                put(&mut job, path, long.as_str().into());
+                let (_, message) = refusal(job, encoding);
+                assert!(message.len() < 500, "{} bytes", message.len());
             }
         }
     }
@@ -843,5 +579,31 @@ mod tests {
         let json = "[".repeat(100_000);
         assert!(Encoding::Json.decode(json.as_bytes()).is_err());
         assert!(Encoding::MessagePack.decode(&vec![0x91; 100_000]).is_err());
+    }
+
+    #[test]
+    fn both_encodings_end_at_the_same_depth() {
+        // The body is one level, its context another.
+        for (lists, accepted) in [(MAX_NESTING - 2, true), (MAX_NESTING - 1, false)] {
+            for leaf in [Value::Nil, "text".into(), Value::Array(vec![])] {
+                let lists = lists - usize::from(leaf.is_array());
+                let deep = (0..lists).fold(leaf, |inner, _| Value::Array(vec![inner]));
+                for encoding in BOTH {
+                    let mut job = sound(encoding);
+                    let context = Value::Map(vec![("deep".into(), deep.clone())]);
+                    put(&mut job, "context", context);
+                    assert_eq!(decoded(job, encoding).is_ok(), accepted, "{encoding:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_number_no_type_holds_is_no_json() {
+        let body = br#"{"v":1,"submission_id":"s","kind":"validate","context":{"a":1e999}}"#;
+        assert!(matches!(
+            decode(body, Encoding::Json),
+            Err(Undecodable::Anonymous(_))
+        ));
     }
 }

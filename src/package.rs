@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::config::is_model_name;
-use crate::job::V1;
+use crate::job::message::V1;
 use plan::{Cut, Plan, Shard, Window};
 use weights::Weights;
 

@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::failure::{Code, ErrorBody, Failure, Status};
-use crate::job::{Candidate, Kind, V1};
+use crate::job::message::V1;
+use crate::job::{Candidate, Kind};
 
 /// A result message.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]

@@ -5,7 +5,7 @@ use schemars::{JsonSchema, Schema};
 
 use crate::control::ControlMessage;
 use crate::heartbeat::Record;
-use crate::job::JobMessage;
+use crate::job::message::JobMessage;
 use crate::package::Manifest;
 use crate::result::ResultMessage;
 

@@ -409,9 +409,11 @@ impl Worker {
             facts.warm.last_at_ms = Some(unix_ms());
             facts.warm.next_retry_at_ms = Some(retry_at);
         }
-        let detail = match error.detail {
-            Detail::ModelLoadFailed if self.package_changed => Detail::PackageChanged,
-            detail => detail,
+        let changed = self.package_changed && error.detail == Detail::ModelLoadFailed;
+        let detail = if changed {
+            Detail::PackageChanged
+        } else {
+            error.detail
         };
         tracing::error!(%error, detail = detail.as_str(), retry_in_ms = wait.as_millis(), "the warm-up failed");
         self.lifecycle.advance(State::Degraded, detail);

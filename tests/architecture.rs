@@ -60,3 +60,9 @@ fn only_the_consumer_acknowledges() {
     only_in(".acker.ack()", &["consumer.rs"]);
     only_in("acker.hand_back()", &["consumer.rs"]);
 }
+
+#[test]
+fn the_environment_has_one_door_and_one_reader() {
+    only_in("env::vars", &["cli.rs"]);
+    only_in("\"SCORER_\"", &["config/layers.rs"]);
+}

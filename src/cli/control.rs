@@ -6,7 +6,8 @@ use crate::broker::topology::{Argument, Topology};
 use crate::broker::{Outgoing, Properties};
 use crate::config::Config;
 use crate::control::{Command, ControlMessage};
-use crate::job::{Encoding, V1};
+use crate::job::Encoding;
+use crate::job::message::V1;
 
 /// Connects and declares, for commands.
 pub(super) async fn link(config: &Config, model: &str) -> Result<(Link, Topology), Fault> {

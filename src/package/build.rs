@@ -12,7 +12,7 @@ use super::{
     Place, ShardFile, TensorEntry,
 };
 use crate::engine::graph::{Graph, InitializerInfo};
-use crate::job::V1;
+use crate::job::message::V1;
 
 /// What `scorer package` is told.
 #[derive(Debug, Clone)]

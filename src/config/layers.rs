@@ -1,0 +1,629 @@
+//! The layers of the configuration and how they are merged: which keys there are, what each may
+//! hold by itself, and how bare text is read for a key's type. Every value is checked in its own
+//! layer, so that all problems are found and each names its place. The typed form, and what keys
+//! mean together, are the parent's; how a duration or a size is written is in `units`.
+
+use std::ffi::{OsStr, OsString};
+use std::path::Path;
+use std::time::Duration;
+
+use toml::{Table, Value};
+
+use super::units::{format_duration, parse_duration, parse_size};
+
+const DEFAULTS: &str = include_str!("../config.default.toml");
+const ENVIRONMENT_PREFIX: &str = "SCORER_";
+
+const MILLISECOND: Duration = Duration::from_millis(1);
+const SECOND: Duration = Duration::from_secs(1);
+/// Longer is a slip of the hand, and a time too far ahead to be added to a clock.
+const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
+/// RabbitMQ refuses a queue whose TTL is over 2^32 - 1 ms; this is the last whole hour below.
+const LONGEST_QUEUE_TTL: Duration = Duration::from_secs(1193 * 3600);
+/// AMQP has 16 bits for the seconds.
+const LONGEST_AMQP_HEARTBEAT: Duration = Duration::from_secs(18 * 3600);
+
+/// What a key may hold; two values are the least and the most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Type {
+    Text,
+    Choice(&'static [&'static str]),
+    Integer(i64, i64),
+    Boolean,
+    Duration(Duration, Duration),
+    Size,
+    TextList,
+    DurationList(Duration, Duration),
+}
+
+const KEYS: &[(&str, Type)] = &[
+    ("worker.id", Type::Text),
+    ("worker.score_timeout", Type::Duration(MILLISECOND, YEAR)),
+    ("worker.drain_timeout", Type::Duration(Duration::ZERO, YEAR)),
+    ("model.name", Type::Text),
+    ("model.dir", Type::Text),
+    ("model.state_dir", Type::Text),
+    ("model.update_url", Type::Text),
+    ("model.update_interval", Type::Duration(SECOND, YEAR)),
+    ("model.update_key", Type::Text),
+    ("model.update_stagger", Type::Boolean),
+    ("model.allow_shards_subset", Type::Boolean),
+    (
+        "engine.execution_provider",
+        Type::Choice(&["cuda", "tensorrt", "cpu"]),
+    ),
+    ("engine.device_id", Type::Integer(0, 0x7fff_ffff)),
+    ("engine.threads", Type::Integer(0, 4096)),
+    ("engine.micro_batch", Type::Integer(1, 65_536)),
+    ("engine.onnxruntime", Type::Text),
+    ("engine.gpu_memory_limit", Type::Size),
+    ("engine.deterministic", Type::Boolean),
+    ("engine.tf32", Type::Boolean),
+    ("engine.audit_interval", Type::Duration(MILLISECOND, YEAR)),
+    ("amqp.url", Type::Text),
+    ("amqp.namespace", Type::Text),
+    ("amqp.prefetch", Type::Integer(1, 65_535)),
+    ("amqp.results_queue", Type::Boolean),
+    (
+        "amqp.retry_delays",
+        Type::DurationList(MILLISECOND, LONGEST_QUEUE_TTL),
+    ),
+    ("amqp.poison_after", Type::Integer(1, 0xffff_ffff)),
+    (
+        "amqp.heartbeat",
+        Type::Duration(SECOND, LONGEST_AMQP_HEARTBEAT),
+    ),
+    ("amqp.control", Type::Boolean),
+    ("amqp.tls.ca", Type::Text),
+    ("amqp.tls.cert", Type::Text),
+    ("amqp.tls.key", Type::Text),
+    ("redis.url", Type::Text),
+    ("redis.namespace", Type::Text),
+    ("redis.tls.ca", Type::Text),
+    ("redis.tls.cert", Type::Text),
+    ("redis.tls.key", Type::Text),
+    ("heartbeat.interval", Type::Duration(MILLISECOND, YEAR)),
+    ("heartbeat.ttl", Type::Duration(MILLISECOND, YEAR)),
+    ("results.ttl", Type::Duration(SECOND, YEAR)),
+    ("candidates.allow", Type::TextList),
+    ("candidates.allow_private", Type::Boolean),
+    ("candidates.max_inline_bytes", Type::Size),
+    ("candidates.max_bytes", Type::Size),
+    ("candidates.max_inflated_bytes", Type::Size),
+    ("candidates.max_entries", Type::Integer(0, i64::MAX)),
+    (
+        "candidates.fetch_timeout",
+        Type::Duration(MILLISECOND, YEAR),
+    ),
+    ("telemetry.log", Type::Text),
+    (
+        "telemetry.log_format",
+        Type::Choice(&["auto", "pretty", "json"]),
+    ),
+    ("telemetry.metrics_addr", Type::Text),
+    ("telemetry.otlp_endpoint", Type::Text),
+];
+
+/// What the layers above the defaults say.
+#[derive(Debug, Default)]
+pub struct Layers<'a> {
+    /// `--config`.
+    pub file: Option<&'a Path>,
+    /// The environment; only `SCORER_` names are read, and only they must be UTF-8.
+    pub environment: Vec<(OsString, OsString)>,
+    /// `--set KEY=VALUE`.
+    pub set: &'a [String],
+}
+
+/// A value that cannot be taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Problem {
+    /// Whose value; for a layer that cannot be read at all, its name.
+    pub(super) key: String,
+    /// What is wrong, and where it was said.
+    pub(super) text: String,
+}
+
+impl std::fmt::Display for Problem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.key, self.text)
+    }
+}
+
+/// Where a value was said.
+#[derive(Debug, Clone, Copy)]
+enum Place<'a> {
+    Defaults,
+    File(&'a Path),
+    Environment(&'a str),
+    Set,
+}
+
+impl Place<'_> {
+    /// How a key is written there.
+    fn spelling(self, key: &str) -> String {
+        match self {
+            Self::Environment(_) => {
+                let name = key.replace('.', "__").to_ascii_uppercase();
+                format!("{ENVIRONMENT_PREFIX}{name}")
+            }
+            Self::Defaults | Self::File(_) | Self::Set => key.to_owned(),
+        }
+    }
+}
+
+impl std::fmt::Display for Place<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Defaults => f.write_str("the embedded defaults"),
+            Self::File(path) => write!(f, "--config {}", path.display()),
+            Self::Environment(name) => f.write_str(name),
+            Self::Set => f.write_str("--set"),
+        }
+    }
+}
+
+/// What all layers come to. A value that is a problem is left out and the one below stays, so that
+/// the table always has the form of the typed configuration and can be looked at further.
+#[derive(Debug, Default)]
+pub(super) struct Merged {
+    pub(super) table: Table,
+    pub(super) problems: Vec<Problem>,
+}
+
+impl Merged {
+    pub(super) fn of(layers: &Layers<'_>) -> Self {
+        let mut merged = Self::default();
+        merged.document(DEFAULTS, Place::Defaults);
+        if let Some(path) = layers.file {
+            merged.file(path);
+        }
+        merged.environment(&layers.environment);
+        merged.set(layers.set);
+        merged
+    }
+
+    fn file(&mut self, path: &Path) {
+        match std::fs::read_to_string(path) {
+            Ok(text) => self.document(&text, Place::File(path)),
+            Err(e) => self.refuse(
+                &Place::File(path).to_string(),
+                format!("cannot be read: {e}"),
+            ),
+        }
+    }
+
+    fn document(&mut self, text: &str, place: Place<'_>) {
+        match toml::from_str::<Table>(text) {
+            Ok(table) => self.overlay("", table, place),
+            // Not the error's own text: it quotes the line, and a line may hold a password.
+            Err(e) => {
+                let before = e.span().and_then(|span| text.get(..span.start));
+                let line = before.map_or(1, |before| before.matches('\n').count() + 1);
+                let message = e.message().replace('\n', ", ");
+                self.refuse(&place.to_string(), format!("line {line}: {message}"));
+            }
+        }
+    }
+
+    fn overlay(&mut self, section: &str, table: Table, place: Place<'_>) {
+        for (name, value) in table {
+            let key = match section {
+                "" => name,
+                _ => format!("{section}.{name}"),
+            };
+            match (type_of(&key), value) {
+                (Some(kind), value) => self.put(&key, kind, value, place),
+                // What an unknown section holds is named key by key, each with what is like it.
+                (None, Value::Table(inner)) if is_section(&key) || !inner.is_empty() => {
+                    self.overlay(&key, inner, place);
+                }
+                (None, value) if is_section(&key) => {
+                    let what = value.type_str();
+                    self.refuse(&key, format!("is a section, not {what} ({place})"));
+                }
+                (None, _) => self.refuse_unknown(&key, place),
+            }
+        }
+    }
+
+    fn environment(&mut self, environment: &[(OsString, OsString)]) {
+        for (name, text) in environment {
+            // Names of other programs are none of our business, UTF-8 or not.
+            if !is_ours(name) {
+                continue;
+            }
+            let shown = name.to_string_lossy();
+            let place = Place::Environment(&shown);
+            let bare = shown.strip_prefix(ENVIRONMENT_PREFIX).unwrap_or_default();
+            let key = bare.to_ascii_lowercase().replace("__", ".");
+            match text.to_str() {
+                Some(text) => self.put_text(&key, text, place),
+                None => self.refuse(&key, format!("is not UTF-8 ({place})")),
+            }
+        }
+    }
+
+    fn set(&mut self, set: &[String]) {
+        for pair in set {
+            match pair.split_once('=').map(|(key, text)| (key.trim(), text)) {
+                None | Some(("", _)) => self.refuse(pair, "must be KEY=VALUE (--set)".into()),
+                Some((key, text)) => self.put_text(key, text, Place::Set),
+            }
+        }
+    }
+
+    fn put_text(&mut self, key: &str, text: &str, place: Place<'_>) {
+        match type_of(key).map(|kind| (kind, read(kind, text))) {
+            None => self.refuse_unknown(key, place),
+            Some((kind, Ok(value))) => self.put(key, kind, value, place),
+            Some((_, Err(problem))) => self.refuse(key, format!("{problem} ({place})")),
+        }
+    }
+
+    fn put(&mut self, key: &str, kind: Type, value: Value, place: Place<'_>) {
+        match check(kind, &value) {
+            Ok(()) => insert(&mut self.table, key, value),
+            Err(problem) => self.refuse(key, format!("{problem} ({place})")),
+        }
+    }
+
+    fn refuse(&mut self, key: &str, text: String) {
+        let key = key.to_owned();
+        self.problems.push(Problem { key, text });
+    }
+
+    fn refuse_unknown(&mut self, key: &str, place: Place<'_>) {
+        let similar: Vec<String> = similar(key).map(|name| place.spelling(name)).collect();
+        let hint = match similar.as_slice() {
+            [] => String::new(),
+            names => format!("; did you mean {}?", names.join(" or ")),
+        };
+        self.refuse(key, format!("unknown key{hint} ({place})"));
+    }
+}
+
+fn is_ours(name: &OsStr) -> bool {
+    let prefix = ENVIRONMENT_PREFIX.as_bytes();
+    name.as_encoded_bytes().starts_with(prefix)
+}
+
+fn type_of(key: &str) -> Option<Type> {
+    let found = KEYS.iter().find(|(name, _)| *name == key);
+    found.map(|(_, kind)| *kind)
+}
+
+fn is_section(key: &str) -> bool {
+    KEYS.iter().any(|(name, _)| {
+        let rest = name.strip_prefix(key);
+        rest.is_some_and(|rest| rest.starts_with('.'))
+    })
+}
+
+/// Keys that differ in dots, underscores and case alone; without any, those with the same last word.
+fn similar(key: &str) -> impl Iterator<Item = &'static str> {
+    let letters = |key: &str| key.replace(['.', '_'], "").to_ascii_lowercase();
+    let last = |key: &str| key.rsplit('.').next().map(str::to_ascii_lowercase);
+    let names = || KEYS.iter().map(|(name, _)| *name);
+    let key = key.to_owned();
+    let close = names().any(|name| letters(name) == letters(&key));
+    names().filter(move |name| match close {
+        true => letters(name) == letters(&key),
+        false => last(name) == last(&key),
+    })
+}
+
+/// The sections on the way are tables: only checked values are ever inserted.
+fn insert(table: &mut Table, key: &str, value: Value) {
+    match key.split_once('.') {
+        None => drop(table.insert(key.to_owned(), value)),
+        Some((section, rest)) => {
+            let inner = table.entry(section).or_insert_with(|| Table::new().into());
+            if let Value::Table(inner) = inner {
+                insert(inner, rest, value);
+            }
+        }
+    }
+}
+
+/// Reads bare text for the key's type, so that `worker.id=7` is the string 7.
+fn read(kind: Type, text: &str) -> Result<Value, String> {
+    let trimmed = text.trim();
+    match kind {
+        Type::Text => Ok(text.into()),
+        Type::Choice(_) | Type::Duration(..) | Type::Size => Ok(trimmed.into()),
+        Type::Integer(..) => trimmed
+            .parse()
+            .map(Value::Integer)
+            .map_err(|_| format!("{text:?} is not a whole number")),
+        Type::Boolean => trimmed
+            .parse()
+            .map(Value::Boolean)
+            .map_err(|_| format!("{text:?} is neither true nor false")),
+        Type::TextList | Type::DurationList(..) => trimmed
+            .parse()
+            .ok()
+            .filter(Value::is_array)
+            .ok_or_else(|| format!("{text:?} is not a TOML array such as [\"a\", \"b\"]")),
+    }
+}
+
+fn check(kind: Type, value: &Value) -> Result<(), String> {
+    let wrong = |expected: &str| Err(format!("must be {expected}, not {}", value.type_str()));
+    match (kind, value) {
+        (Type::Text, Value::String(text)) if text.is_empty() => Err("must not be empty".into()),
+        (Type::Text, Value::String(_)) | (Type::Boolean, Value::Boolean(_)) => Ok(()),
+        (Type::Choice(words), Value::String(text)) => check_choice(words, text),
+        (Type::Integer(least, most), Value::Integer(n)) if (least..=most).contains(n) => Ok(()),
+        (Type::Integer(least, most), Value::Integer(n)) => {
+            Err(format!("must be from {least} to {most}, it is {n}"))
+        }
+        (Type::Duration(least, most), Value::String(text)) => check_duration(least, most, text),
+        (Type::Size, Value::String(text)) => parse_size(text).map(drop),
+        (Type::Size, Value::Integer(0..)) => Ok(()),
+        (Type::Size, Value::Integer(n)) => Err(format!("must not be negative, it is {n}")),
+        (Type::TextList, Value::Array(items)) => check_items(Type::Text, items),
+        (Type::DurationList(least, most), Value::Array(items)) => {
+            check_items(Type::Duration(least, most), items)
+        }
+        (Type::Text, _) => wrong("text"),
+        (Type::Choice(words), _) => wrong(&words.join(" or ")),
+        (Type::Integer(..), _) => wrong("a whole number"),
+        (Type::Boolean, _) => wrong("true or false"),
+        (Type::Duration(..), _) => wrong("a duration such as \"5s\""),
+        (Type::Size, _) => wrong("a size such as \"4MiB\""),
+        (Type::TextList, _) => wrong("a list of texts"),
+        (Type::DurationList(..), _) => wrong("a list of durations"),
+    }
+}
+
+fn check_items(kind: Type, items: &[Value]) -> Result<(), String> {
+    let mut numbered = items.iter().zip(1..);
+    numbered.try_for_each(|(item, n)| check(kind, item).map_err(|e| format!("item {n}: {e}")))
+}
+
+fn check_choice(words: &[&str], text: &str) -> Result<(), String> {
+    match words.contains(&text) {
+        true => Ok(()),
+        false => Err(format!("must be {}, it is {text:?}", words.join(" or "))),
+    }
+}
+
+fn check_duration(least: Duration, most: Duration, text: &str) -> Result<(), String> {
+    match parse_duration(text)? {
+        duration if (least..=most).contains(&duration) => Ok(()),
+        _ => {
+            let (least, most) = (format_duration(least), format_duration(most));
+            Err(format!("must be from {least} to {most}, it is {text}"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    fn merged(file: &str, environment: &[(&str, &str)], set: &[&str]) -> Merged {
+        let mut merged = Merged::default();
+        merged.document(DEFAULTS, Place::Defaults);
+        merged.document(file, Place::File(Path::new("f.toml")));
+        let environment = environment.iter().map(|(k, v)| (k.into(), v.into()));
+        merged.environment(&environment.collect::<Vec<_>>());
+        let set = set.iter().map(|s| (*s).to_owned());
+        merged.set(&set.collect::<Vec<_>>());
+        merged
+    }
+
+    /// The problems as they are shown.
+    fn problems(file: &str, environment: &[(&str, &str)], set: &[&str]) -> Vec<String> {
+        let merged = merged(file, environment, set);
+        merged.problems.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn every_known_key_is_documented_in_the_defaults() {
+        for (key, _) in KEYS {
+            let last = key.rsplit('.').next().unwrap();
+            assert!(
+                DEFAULTS.contains(last),
+                "{key} is missing in config.default.toml"
+            );
+        }
+        assert_eq!(merged("", &[], &[]).problems, []);
+    }
+
+    #[test]
+    fn whatever_a_key_may_hold_fits_its_field() {
+        for (key, kind) in KEYS {
+            let extremes = match kind {
+                Type::Text => vec!["x".into()],
+                Type::Choice(words) => words.iter().map(|w| (*w).into()).collect(),
+                Type::Integer(least, most) => vec![least.to_string(), most.to_string()],
+                Type::Boolean => vec!["true".into()],
+                Type::Duration(least, most) => {
+                    [*least, *most].into_iter().map(format_duration).collect()
+                }
+                Type::Size => vec!["0".into(), "18446744073709551615".into()],
+                Type::TextList => vec!["[]".into(), "[\"x\"]".into()],
+                Type::DurationList(least, most) => {
+                    let (least, most) = (format_duration(*least), format_duration(*most));
+                    vec!["[]".into(), format!("[\"{least}\", \"{most}\"]")]
+                }
+            };
+            for text in extremes {
+                let merged = merged("", &[], &[&format!("{key}={text}")]);
+                assert_eq!(merged.problems, [], "{key}={text}");
+                let typed = Config::typed(merged.table);
+                assert_eq!(typed.err(), None, "{key}={text}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_later_layer_wins_and_values_are_read_for_the_keys_type() {
+        let merged = merged(
+            "amqp.prefetch = 7\nredis.namespace = \"file\"\n[candidates]\nmax_bytes = 5",
+            &[
+                ("SCORER_WORKER__ID", "7"),
+                ("SCORER_AMQP__PREFETCH", " 9 "),
+                ("SCORER_CANDIDATES__MAX_INLINE_BYTES", "1024"),
+                ("PATH", "/bin"),
+            ],
+            &[
+                "amqp.prefetch=2",
+                " worker.score_timeout = 5s",
+                "candidates.allow=[\"file:///a=b\"]",
+                "amqp.retry_delays=[\"100ms\"]",
+            ],
+        );
+        assert_eq!(merged.problems, []);
+        let config = Config::typed(merged.table).unwrap();
+        assert_eq!(config.worker_id(), "7");
+        assert_eq!(config.amqp.prefetch, 2);
+        assert_eq!(config.amqp.namespace, "scorer");
+        assert_eq!(config.redis.namespace, "file");
+        assert_eq!(config.worker.score_timeout, Duration::from_secs(5));
+        assert_eq!(config.candidates.allow, ["file:///a=b"]);
+        assert_eq!(config.amqp.retry_delays, [Duration::from_millis(100)]);
+        assert_eq!(config.candidates.max_inline_bytes, 1024);
+        assert_eq!(config.candidates.max_bytes, 5);
+    }
+
+    #[test]
+    fn a_value_out_of_bounds_or_of_another_type_is_refused() {
+        for (set, expected) in [
+            ("engine.threads=many", "whole number"),
+            ("engine.threads=-1", "must be from 0 to"),
+            ("engine.threads=4294967296", "must be from 0 to"),
+            ("engine.device_id=99999999999999999999", "whole number"),
+            ("engine.micro_batch=0", "must be from 1"),
+            ("engine.micro_batch=100000000", "must be from 1"),
+            ("engine.tf32=yes", "true nor false"),
+            ("worker.drain_timeout=-1s", "not a duration"),
+            ("worker.drain_timeout=8761h", "must be from 0ms to 8760h"),
+            ("worker.drain_timeout=18446744073709551615h", "too long"),
+            ("worker.score_timeout=0s", "must be from 1ms"),
+            ("candidates.fetch_timeout=0s", "must be from 1ms"),
+            ("amqp.heartbeat=500ms", "must be from 1s to 18h"),
+            ("amqp.retry_delays=[\"5s\", \"0s\"]", "item 2: must be"),
+            ("amqp.retry_delays=[\"1194h\"]", "item 1: must be"),
+            ("amqp.retry_delays=[5]", "item 1: must be a duration"),
+            ("amqp.retry_delays=5s", "TOML array"),
+            ("candidates.allow=[1]", "item 1: must be text"),
+            ("candidates.allow=[\"\"]", "item 1: must not be empty"),
+            ("candidates.allow=[]\nx=1", "TOML array"),
+            ("candidates.max_bytes=-1", "not a size"),
+            ("candidates.max_bytes=99999999999GiB", "too large"),
+            ("amqp.url=", "must not be empty"),
+        ] {
+            let found = problems("", &[], &[set]);
+            let key = set.split('=').next().unwrap();
+            let [problem] = found.as_slice() else {
+                panic!("{set}: {found:?}")
+            };
+            assert!(problem.starts_with(&format!("{key}: ")), "{problem}");
+            assert!(
+                problem.contains(expected) && problem.ends_with(" (--set)"),
+                "{problem}"
+            );
+        }
+    }
+
+    #[test]
+    fn every_slip_of_a_file_is_named() {
+        let file = "amqp = 5\nworker.id = 7\nmodel.name = {}\n[telemetry.log]\nx = 1\n[candidate]\n\
+                    [rediss]\nurl = \"x\"\n[candidates]\nmax_bytes = -1\nallow_private = 1979-05-27";
+        let mut found = problems(file, &[], &[]);
+        found.sort();
+        let place = "(--config f.toml)";
+        assert_eq!(
+            found,
+            [
+                format!("amqp: is a section, not integer {place}"),
+                format!("candidate: unknown key {place}"),
+                format!("candidates.allow_private: must be true or false, not datetime {place}"),
+                format!("candidates.max_bytes: must not be negative, it is -1 {place}"),
+                format!("model.name: must be text, not table {place}"),
+                format!("rediss.url: unknown key; did you mean amqp.url or redis.url? {place}"),
+                format!("telemetry.log: must be text, not table {place}"),
+                format!("worker.id: must be text, not integer {place}"),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_file_that_is_not_toml_is_named_without_quoting_it() {
+        let found = problems("[amqp]\nurl = \"amqp://u:hunter2@h\n", &[], &[]);
+        let [problem] = found.as_slice() else {
+            panic!("{found:?}")
+        };
+        assert!(
+            problem.starts_with("--config f.toml: line 2: "),
+            "{problem}"
+        );
+        assert!(!problem.contains("hunter2"), "{problem}");
+    }
+
+    #[test]
+    fn a_slip_of_a_name_is_answered_with_the_right_one() {
+        for (name, expected) in [
+            ("SCORER_AMQP_URL", "SCORER_AMQP__URL?"),
+            (
+                "SCORER_CANDIDATES_MAX_BYTES",
+                "SCORER_CANDIDATES__MAX_BYTES?",
+            ),
+            ("SCORER_AMQP_TLS_CA", "SCORER_AMQP__TLS__CA?"),
+            (
+                "SCORER_NAMESPACE",
+                "SCORER_AMQP__NAMESPACE or SCORER_REDIS__NAMESPACE?",
+            ),
+        ] {
+            let found = problems("", &[(name, "1")], &[]);
+            let expected = format!("did you mean {expected} ({name})");
+            assert!(
+                found.len() == 1 && found[0].contains(&expected),
+                "{found:?}"
+            );
+        }
+        let found = problems("", &[], &["Worker.Id=7"]);
+        assert_eq!(
+            found,
+            ["Worker.Id: unknown key; did you mean worker.id? (--set)"]
+        );
+    }
+
+    #[test]
+    fn a_pair_without_a_key_or_a_value_is_refused() {
+        let found = problems("", &[], &["worker.id", "=7", ""]);
+        assert_eq!(
+            found,
+            [
+                "worker.id: must be KEY=VALUE (--set)",
+                "=7: must be KEY=VALUE (--set)",
+                ": must be KEY=VALUE (--set)"
+            ]
+        );
+    }
+
+    #[test]
+    fn an_environment_that_is_not_utf_8_is_ours_only_with_our_prefix() {
+        use std::os::unix::ffi::OsStringExt;
+        let os = |bytes: &[u8]| OsString::from_vec(bytes.to_vec());
+        let mut merged = Merged::default();
+        merged.environment(&[
+            (os(b"LATIN"), os(b"caf\xe9")),
+            (os(b"CAF\xc9"), os(b"x")),
+            (os(b"SCORER_WORKER__ID"), os(b"caf\xe9")),
+            (os(b"SCORER_CAF\xc9"), os(b"x")),
+        ]);
+        let found: Vec<String> = merged.problems.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            found,
+            [
+                "worker.id: is not UTF-8 (SCORER_WORKER__ID)",
+                "caf\u{fffd}: unknown key (SCORER_CAF\u{fffd})"
+            ]
+        );
+    }
+}

@@ -1,0 +1,253 @@
+//! Reading a type out of a decoded document, strictly and alike for both encodings: a struct is a
+//! map with text keys, a word is text, text is UTF-8, and no map has a key twice. serde's derived
+//! code by itself also takes a struct from a list, a field or a word from its number, and text from
+//! bytes, wherever a format offers them. Knows nothing of jobs.
+
+use std::collections::HashSet;
+
+use rmpv::Value;
+use rmpv::ext::Error;
+use serde::de::value::{BorrowedStrDeserializer, MapDeserializer, SeqDeserializer};
+use serde::de::{DeserializeOwned, Deserializer, Error as _, IntoDeserializer, Visitor};
+use serde::forward_to_deserialize_any;
+
+/// Reads a type out of a decoded document, naming the field that is wrong.
+///
+/// # Errors
+/// `field: what is wrong`.
+pub fn from_document<T: DeserializeOwned>(document: &Value) -> Result<T, String> {
+    serde_path_to_error::deserialize(Strict(document)).map_err(|e| {
+        let path = e.path().to_string();
+        let Error::Syntax(problem) = e.into_inner();
+        match path.as_str() {
+            "." => problem,
+            path => format!("{path}: {problem}"),
+        }
+    })
+}
+
+/// Whether every key of a map is there once; what a reader does with the second is anyone's guess.
+pub(super) fn check_unique(pairs: &[(Value, Value)]) -> Result<(), String> {
+    // Encoded, since a value can neither be hashed nor ordered.
+    let mut seen = HashSet::with_capacity(pairs.len());
+    match pairs.iter().find(|(key, _)| !seen.insert(packed(key))) {
+        None => Ok(()),
+        Some((twice, _)) => Err(format!("{twice} is given twice")),
+    }
+}
+
+/// A value as MessagePack.
+pub(super) fn packed(value: &Value) -> Vec<u8> {
+    let mut packed = Vec::new();
+    let written = rmpv::encode::write_value(&mut packed, value);
+    debug_assert!(written.is_ok(), "a Vec takes every write");
+    packed
+}
+
+/// Maps and lists in each other, the outermost counted.
+pub(super) fn depth(value: &Value) -> usize {
+    match value {
+        Value::Array(items) => 1 + items.iter().map(depth).max().unwrap_or(0),
+        Value::Map(pairs) => {
+            let inner = pairs
+                .iter()
+                .map(|(key, value)| depth(key).max(depth(value)));
+            1 + inner.max().unwrap_or(0)
+        }
+        Value::Nil
+        | Value::Boolean(_)
+        | Value::Integer(_)
+        | Value::F32(_)
+        | Value::F64(_)
+        | Value::String(_)
+        | Value::Binary(_)
+        | Value::Ext(..) => 0,
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Strict<'a>(&'a Value);
+
+impl<'a> Strict<'a> {
+    fn text(self, otherwise: impl FnOnce() -> String) -> Result<&'a str, Error> {
+        let Value::String(text) = self.0 else {
+            return Err(Error::custom(otherwise()));
+        };
+        text.as_str()
+            .ok_or_else(|| Error::custom("text that is not UTF-8"))
+    }
+}
+
+impl<'de> IntoDeserializer<'de, Error> for Strict<'de> {
+    type Deserializer = Self;
+
+    fn into_deserializer(self) -> Self {
+        self
+    }
+}
+
+impl<'de> Deserializer<'de> for Strict<'de> {
+    type Error = Error;
+
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        match self.0 {
+            Value::Array(items) => {
+                SeqDeserializer::new(items.iter().map(Strict)).deserialize_any(visitor)
+            }
+            Value::Map(pairs) => {
+                check_unique(pairs).map_err(Error::custom)?;
+                let pairs = pairs
+                    .iter()
+                    .map(|(key, value)| (Strict(key), Strict(value)));
+                MapDeserializer::new(pairs).deserialize_any(visitor)
+            }
+            Value::String(_) => self.deserialize_str(visitor),
+            Value::Nil
+            | Value::Boolean(_)
+            | Value::Integer(_)
+            | Value::F32(_)
+            | Value::F64(_)
+            | Value::Binary(_)
+            | Value::Ext(..) => self.0.as_ref().deserialize_any(visitor),
+        }
+    }
+
+    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        match self.0.is_nil() {
+            true => visitor.visit_none(),
+            false => visitor.visit_some(self),
+        }
+    }
+
+    fn deserialize_struct<V: Visitor<'de>>(
+        self,
+        _name: &'static str,
+        _fields: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Error> {
+        let Value::Map(pairs) = self.0 else {
+            return Err(Error::custom("must be a map"));
+        };
+        match pairs.iter().find(|(key, _)| !key.is_str()) {
+            None => self.deserialize_any(visitor),
+            Some((key, _)) => Err(Error::custom(format!("the key {key} is not text"))),
+        }
+    }
+
+    fn deserialize_enum<V: Visitor<'de>>(
+        self,
+        _name: &'static str,
+        variants: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Error> {
+        let word = self.text(|| format!("must be text, one of {}", variants.join(", ")))?;
+        visitor.visit_enum(BorrowedStrDeserializer::new(word))
+    }
+
+    fn deserialize_str<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        visitor.visit_borrowed_str(self.text(|| "must be text".into())?)
+    }
+
+    fn deserialize_string<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        self.deserialize_str(visitor)
+    }
+
+    fn deserialize_newtype_struct<V: Visitor<'de>>(
+        self,
+        _name: &'static str,
+        visitor: V,
+    ) -> Result<V::Value, Error> {
+        visitor.visit_newtype_struct(self)
+    }
+
+    forward_to_deserialize_any! {
+        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char bytes byte_buf unit
+        unit_struct seq tuple tuple_struct map identifier ignored_any
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde::Deserialize;
+
+    #[derive(Debug, PartialEq, Deserialize)]
+    #[serde(rename_all = "lowercase", deny_unknown_fields)]
+    struct Part {
+        word: Option<Word>,
+        name: String,
+    }
+
+    #[derive(Debug, PartialEq, Deserialize)]
+    #[serde(rename_all = "lowercase")]
+    enum Word {
+        One,
+    }
+
+    fn map(pairs: Vec<(&str, Value)>) -> Value {
+        Value::Map(pairs.into_iter().map(|(k, v)| (k.into(), v)).collect())
+    }
+
+    fn refused(document: Value) -> String {
+        from_document::<Part>(&document).unwrap_err()
+    }
+
+    #[test]
+    fn a_map_with_text_keys_is_read() {
+        let part = from_document(&map(vec![("word", "one".into()), ("name", "n".into())]));
+        assert_eq!(
+            part,
+            Ok(Part {
+                word: Some(Word::One),
+                name: "n".into()
+            })
+        );
+        let nameless = map(vec![("word", Value::Nil), ("name", "".into())]);
+        assert_eq!(from_document::<Part>(&nameless).unwrap().word, None);
+    }
+
+    #[test]
+    fn what_serde_alone_would_take_for_a_struct_a_word_or_text_is_refused() {
+        let list = Value::Array(vec!["one".into(), "n".into()]);
+        assert_eq!(refused(list), "must be a map");
+        let numbered = Value::Map(vec![(0.into(), "one".into()), (1.into(), "n".into())]);
+        assert_eq!(refused(numbered), "the key 0 is not text");
+        let bytes = |bytes: &[u8]| Value::Binary(bytes.to_vec());
+        let packed = Value::Map(vec![(bytes(b"name"), "n".into())]);
+        assert!(refused(packed).ends_with("is not text"));
+        for word in [0.into(), bytes(b"one"), map(vec![("one", Value::Nil)])] {
+            assert_eq!(
+                refused(map(vec![("word", word), ("name", "n".into())])),
+                "word: must be text, one of one"
+            );
+        }
+        for name in [Value::Nil, 7.into(), bytes(b"n")] {
+            assert_eq!(refused(map(vec![("name", name)])), "name: must be text");
+        }
+    }
+
+    #[test]
+    fn a_key_that_is_there_twice_is_refused_at_every_depth() {
+        let twice = map(vec![("name", "a".into()), ("name", "b".into())]);
+        assert_eq!(refused(twice), "\"name\" is given twice");
+        let inner = Value::Map(vec![(1.into(), 1.into()), (1.into(), 2.into())]);
+        let outer = map(vec![("a", Value::Array(vec![inner]))]);
+        let problem = from_document::<Value>(&outer).unwrap_err();
+        assert!(problem.contains("1 is given twice"), "{problem}");
+    }
+
+    #[test]
+    fn any_value_comes_through_as_it_is() {
+        let value = map(vec![
+            ("numbers", Value::Array(vec![(-1).into(), u64::MAX.into()])),
+            (
+                "floats",
+                Value::Array(vec![Value::F32(0.1), Value::F64(0.1)]),
+            ),
+            ("bytes", Value::Binary(vec![0xff])),
+            ("time", Value::Ext(-1, vec![0; 4])),
+            ("nothing", Value::Nil),
+        ]);
+        assert_eq!(from_document::<Value>(&value), Ok(value));
+    }
+}
