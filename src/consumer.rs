@@ -26,6 +26,9 @@ use crate::store::Store;
 /// a job is handed back as a fresh message instead.
 const RETURNS_BEFORE_REPUBLISH: u64 = 10;
 
+/// Characters of an error in a header: all headers of a message share one frame.
+const MOST_IN_HEADER: usize = 1000;
+
 /// What abandoned jobs get to hand themselves back.
 const HAND_BACK: Duration = Duration::from_secs(2);
 
@@ -454,7 +457,10 @@ impl Serving {
             .retain(|(name, _)| !name.starts_with("x-error-") && name != "x-worker-id");
         properties.headers.extend([
             ("x-error-code".to_owned(), failure.code.as_str().to_owned()),
-            ("x-error-message".to_owned(), failure.message.clone()),
+            (
+                "x-error-message".to_owned(),
+                failure.message.chars().take(MOST_IN_HEADER).collect(),
+            ),
             (
                 "x-worker-id".to_owned(),
                 self.pipeline.answerer().worker_id.clone(),
