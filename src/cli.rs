@@ -1,6 +1,7 @@
 //! The command line: what can be asked, and the exit codes. Standard output carries only the
 //! answer; logs and progress go to standard error.
 
+mod bench;
 mod control;
 mod offline;
 mod status;
@@ -118,6 +119,14 @@ enum Command {
         #[arg(long)]
         worker: Option<String>,
     },
+    /// Measures the engine beside a bare session, without broker or Redis.
+    Bench {
+        #[command(flatten)]
+        subject: bench::Subject,
+        /// The report as JSON.
+        #[arg(long)]
+        json: bool,
+    },
     /// Makes a model package with digests.
     Package(offline::PackageArgs),
     /// Prints the effective configuration, secrets hidden.
@@ -232,6 +241,7 @@ async fn dispatch(command: Command, config: Config) -> Outcome {
         Command::Status { json, watch } => status::status(&config, json, watch).await,
         Command::Topology { declare, json } => control::topology(&config, declare, json).await,
         Command::Ctl { command, worker } => control::ctl(&config, command, worker).await,
+        Command::Bench { subject, json } => bench::bench(&config, subject, json).await,
         Command::Config => answer(config.redacted().trim_end()),
         Command::Healthcheck { ready, .. } => {
             let health = crate::health::ask(&config.redis.namespace, &config.worker_id());

@@ -44,6 +44,8 @@ pub struct Progress {
     pub slowest_ms: AtomicU64,
     /// Baselines kept.
     pub baselines: AtomicU64,
+    /// Time the computing thread has worked, microseconds.
+    pub worked_us: AtomicU64,
 }
 
 impl Progress {
@@ -104,6 +106,15 @@ pub struct Evaluation {
     pub times: StageTimes,
 }
 
+/// How a session holds the weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Hold {
+    /// As inputs, to be patched.
+    Inputs,
+    /// As constants.
+    Constants,
+}
+
 /// One weight of the graph and the checkpoint tensor it holds.
 #[derive(Debug)]
 struct Slot {
@@ -149,17 +160,47 @@ impl Engine {
         config: &EngineConfig,
         progress: Arc<Progress>,
     ) -> Result<Self, EngineError> {
+        Self::build(package, config, progress, Hold::Inputs)
+    }
+
+    /// The same model as a bare session that nobody can patch, to compare with.
+    ///
+    /// # Errors
+    /// As [`Engine::load`].
+    pub fn load_bare(package: Arc<Package>, config: &EngineConfig) -> Result<Self, EngineError> {
+        Self::build(package, config, Arc::default(), Hold::Constants)
+    }
+
+    fn build(
+        package: Arc<Package>,
+        config: &EngineConfig,
+        progress: Arc<Progress>,
+        hold: Hold,
+    ) -> Result<Self, EngineError> {
         let broken = |message: String| EngineError::new(Detail::ModelLoadFailed, message);
         let manifest = &package.manifest;
         let graph = Graph::decode(&package.graph).map_err(|e| broken(e.to_string()))?;
         check_vocabulary(&package, &graph).map_err(broken)?;
         let fixed = check_input(&package, &graph).map_err(broken)?;
         let Objective::CausalLm { ignore_index, .. } = manifest.objective;
-        let (slots, specs) = layout(&package);
-        let names: Vec<&str> = specs.iter().map(|s| s.input.as_str()).collect();
-        let prepared = graph
-            .prepare(&names, &manifest.outputs.logits, &package.dir)
-            .map_err(|e| broken(e.to_string()))?;
+        let (mut slots, mut specs) = layout(&package);
+        let (logits, dir) = (&manifest.outputs.logits, &package.dir);
+        let prepared = match hold {
+            Hold::Inputs => {
+                let names: Vec<&str> = specs.iter().map(|s| s.input.as_str()).collect();
+                graph.prepare(&names, logits, dir)
+            }
+            Hold::Constants => {
+                slots.clear();
+                let specs = std::mem::take(&mut specs);
+                graph.with_constants(
+                    specs.iter().map(WeightSpec::constant).collect(),
+                    logits,
+                    dir,
+                )
+            }
+        };
+        let prepared = prepared.map_err(|e| broken(e.to_string()))?;
         let session = Session::new(config, &prepared, &manifest.inputs.tokens, specs)
             .map_err(|e| EngineError::from_session(&e, Detail::ModelLoadFailed))?;
         Ok(Self {
@@ -179,6 +220,12 @@ impl Engine {
     /// What is done from now on can be ended by this terminator.
     pub fn obey(&mut self, terminator: Terminator) {
         self.session.terminator = terminator;
+    }
+
+    /// Adds to the time worked.
+    fn worked(&self, time: std::time::Duration) {
+        let micros = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        self.progress.worked_us.fetch_add(micros, Ordering::Relaxed);
     }
 
     /// Whether the scratch weights are known to equal the baseline.
@@ -378,6 +425,14 @@ impl Engine {
         }
         self.sound = true;
         Ok(())
+    }
+
+    /// The per-window losses as the weights are now: one pass, nothing cached.
+    ///
+    /// # Errors
+    /// When the model does not run.
+    pub fn pass(&mut self, plan: &Plan) -> Result<Vec<f64>, Failure> {
+        self.losses(plan, self.batch_of(plan))
     }
 
     fn losses(&mut self, plan: &Plan, batch: usize) -> Result<Vec<f64>, Failure> {

@@ -7,6 +7,7 @@
 //! held-out data; [`engine`] measures; [`score`] and [`result`] turn losses into a verdict;
 //! [`failure`] is every way not to have one. [`lifecycle`] is what state the worker is in.
 
+pub mod bench;
 pub mod broker;
 pub mod candidate;
 pub mod cli;

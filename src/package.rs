@@ -4,6 +4,7 @@
 
 pub mod build;
 pub mod plan;
+pub mod synthetic;
 pub mod weights;
 
 use std::collections::BTreeMap;

@@ -111,7 +111,7 @@ pub(super) fn rule(semantics: Semantics, learning_rate: Option<f64>) -> Result<R
     }
 }
 
-fn fault(error: &EngineError) -> Fault {
+pub(super) fn fault(error: &EngineError) -> Fault {
     let exit = if error.detail == Detail::EpUnavailable {
         Exit::Unavailable
     } else {

@@ -4,6 +4,8 @@
 //! Why inputs: an initializer may be prepacked, folded or merged, and a patch to it silently not
 //! seen. An input cannot.
 
+pub mod synthetic;
+
 use std::collections::HashMap;
 use std::path::Path;
 
@@ -175,6 +177,8 @@ struct Attribute {
     name: Option<String>,
     #[prost(int64, optional, tag = "3")]
     i: Option<i64>,
+    #[prost(int64, repeated, tag = "8")]
+    ints: Vec<i64>,
     #[prost(int32, optional, tag = "20")]
     r#type: Option<i32>,
 }
@@ -188,6 +192,31 @@ pub struct InitializerInfo {
     pub shape: Vec<usize>,
     /// Its element type, if it can be a weight.
     pub dtype: Option<Dtype>,
+}
+
+/// A weight to be put into a graph.
+#[derive(Debug)]
+pub struct Constant<'a> {
+    /// Its name in the graph.
+    pub name: &'a str,
+    /// In the graph's layout.
+    pub shape: &'a [i64],
+    /// Element type.
+    pub dtype: Dtype,
+    /// Little-endian, in the graph's layout.
+    pub bytes: &'a [u8],
+}
+
+impl Constant<'_> {
+    fn tensor(&self) -> TensorProto {
+        TensorProto {
+            name: Some(self.name.to_owned()),
+            dims: self.shape.to_vec(),
+            data_type: Some(elem_type(self.dtype)),
+            raw_data: Some(self.bytes.to_vec()),
+            ..TensorProto::default()
+        }
+    }
 }
 
 /// A decoded graph.
@@ -355,6 +384,34 @@ impl Graph {
         Ok(self.model.encode_to_vec())
     }
 
+    /// The same computation with the weights as constants, for comparison: the runtime may prepack
+    /// and fold them as in any session that nobody patches.
+    ///
+    /// # Errors
+    /// Names what is missing.
+    pub fn with_constants(
+        mut self,
+        weights: Vec<Constant<'_>>,
+        logits: &str,
+        dir: &Path,
+    ) -> Result<Vec<u8>, GraphError> {
+        let logits_type = self.output_type(logits)?;
+        let Some(graph) = self.model.graph.as_mut() else {
+            return Err(GraphError("has no graph".into()));
+        };
+        for weight in weights {
+            let is_it = |name: &Option<String>| name.as_deref() == Some(weight.name);
+            graph.input.retain(|i| !is_it(&i.name));
+            graph.initializer.retain(|t| !is_it(&t.name));
+            graph.initializer.push(weight.tensor());
+        }
+        for tensor in &mut graph.initializer {
+            inline(tensor, dir)?;
+        }
+        append_loss_head(graph, logits, logits_type);
+        Ok(self.model.encode_to_vec())
+    }
+
     fn output_type(&self, output: &str) -> Result<i32, GraphError> {
         let found = self
             .proto()
@@ -437,11 +494,7 @@ fn append_loss_head(graph: &mut GraphProto, logits: &str, logits_type: i32) {
 
 /// A graph of one `ScatterND`: `output` = `data` with `updates` written at `indices`.
 pub fn scatter_graph(dtype: Dtype) -> Vec<u8> {
-    let elem = match dtype {
-        Dtype::F32 => FLOAT,
-        Dtype::F16 => FLOAT16,
-        Dtype::Bf16 => BFLOAT16,
-    };
+    let elem = elem_type(dtype);
     let free = |name: &str, elem_type: i32| ValueInfo {
         name: Some(name.to_owned()),
         r#type: Some(TypeProto {
@@ -488,6 +541,7 @@ fn node(op_type: &str, input: &[&str], output: &str, attribute: &str, value: i64
         name: Some(attribute.into()),
         i: Some(value),
         r#type: Some(INT),
+        ..Attribute::default()
     };
     NodeProto {
         input: input.iter().map(|i| (*i).to_owned()).collect(),
@@ -516,6 +570,14 @@ fn value_info(name: &str, elem_type: i32, dims: Vec<Option<i64>>) -> ValueInfo {
         r#type: Some(TypeProto {
             tensor_type: Some(tensor_type),
         }),
+    }
+}
+
+fn elem_type(dtype: Dtype) -> i32 {
+    match dtype {
+        Dtype::F32 => FLOAT,
+        Dtype::F16 => FLOAT16,
+        Dtype::Bf16 => BFLOAT16,
     }
 }
 

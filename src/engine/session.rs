@@ -65,6 +65,18 @@ pub struct WeightSpec<'a> {
     pub bytes: std::borrow::Cow<'a, [u8]>,
 }
 
+impl WeightSpec<'_> {
+    /// The same for a session that holds it as a constant.
+    pub fn constant(&self) -> super::graph::Constant<'_> {
+        super::graph::Constant {
+            name: &self.input,
+            shape: &self.shape,
+            dtype: self.dtype,
+            bytes: &self.bytes,
+        }
+    }
+}
+
 enum Values {
     F32(Tensor<f32>),
     F16(Tensor<f16>),

@@ -265,6 +265,7 @@ fn load_engine(
 
 fn serve(mut engine: Engine, mut inbox: mpsc::Receiver<Command>, loss: &Loss) {
     while let Some(command) = inbox.blocking_recv() {
+        let began = std::time::Instant::now();
         engine.obey(command.terminator);
         // A receiver that is gone no longer wants the answer.
         match command.work {
@@ -278,6 +279,7 @@ fn serve(mut engine: Engine, mut inbox: mpsc::Receiver<Command>, loss: &Loss) {
             } => drop(reply.send(engine.score(&update, rule, &plan))),
             Work::Validate { plan, reply } => drop(reply.send(engine.validate(&plan))),
         }
+        engine.worked(began.elapsed());
         if !engine.is_sound() {
             return loss.tell(Detail::RestoreMismatch);
         }

@@ -120,7 +120,7 @@ fn read(path: &Path) -> Result<Vec<u8>, PackageError> {
     std::fs::read(path).map_err(|e| PackageError(format!("{}: {e}", path.display())))
 }
 
-fn write(path: &Path, bytes: &[u8]) -> Result<FileDigest, PackageError> {
+pub(super) fn write(path: &Path, bytes: &[u8]) -> Result<FileDigest, PackageError> {
     let fail = |e: std::io::Error| PackageError(format!("{}: {e}", path.display()));
     if let Some(parent) = path.parent() {
         std::fs::create_dir_all(parent).map_err(fail)?;
@@ -396,20 +396,31 @@ fn copy_graph(
 }
 
 fn write_checkpoint(out: &Path, checkpoint: &[Tensor]) -> Result<FileDigest, PackageError> {
-    let mut views = Vec::with_capacity(checkpoint.len());
-    for tensor in checkpoint {
-        let dtype = match tensor.dtype {
+    let tensors = checkpoint
+        .iter()
+        .map(|t| (t.name.as_str(), t.dtype, t.shape.as_slice(), &t.bytes[..]));
+    write_tensors(&out.join("weights.safetensors"), tensors)
+}
+
+/// Writes weights as a safetensors file.
+pub(super) fn write_tensors<'a>(
+    path: &Path,
+    tensors: impl Iterator<Item = (&'a str, Dtype, &'a [usize], &'a [u8])>,
+) -> Result<FileDigest, PackageError> {
+    let mut views = Vec::new();
+    for (name, dtype, shape, bytes) in tensors {
+        let dtype = match dtype {
             Dtype::F32 => safetensors::Dtype::F32,
             Dtype::F16 => safetensors::Dtype::F16,
             Dtype::Bf16 => safetensors::Dtype::BF16,
         };
-        let view = safetensors::tensor::TensorView::new(dtype, tensor.shape.clone(), &tensor.bytes)
-            .map_err(|e| PackageError(format!("{}: {e}", tensor.name)))?;
-        views.push((tensor.name.as_str(), view));
+        let view = safetensors::tensor::TensorView::new(dtype, shape.to_vec(), bytes)
+            .map_err(|e| PackageError(format!("{name}: {e}")))?;
+        views.push((name, view));
     }
     let bytes =
         safetensors::serialize(views, None).map_err(|e| PackageError(format!("weights: {e}")))?;
-    write(&out.join("weights.safetensors"), &bytes)
+    write(path, &bytes)
 }
 
 fn copy_shards(from: &Path, out: &Path) -> Result<Vec<ShardFile>, PackageError> {

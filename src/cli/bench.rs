@@ -1,0 +1,103 @@
+//! `scorer bench`: the engine alone, no broker and no Redis.
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, ValueEnum};
+
+use super::{Exit, Fault, Outcome, answer, answer_json, offline};
+use crate::bench::{Report, run};
+use crate::config::Config;
+use crate::package::synthetic::{HUNDRED_MILLION, make};
+
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub(super) struct Subject {
+    /// The model package.
+    #[arg(long)]
+    model: Option<PathBuf>,
+    /// A model with random weights, made on the fly.
+    #[arg(long)]
+    synthetic: Option<Synthetic>,
+}
+
+/// Sizes of model that can be made.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Synthetic {
+    /// 100 million parameters, 12 layers.
+    #[value(name = "100m")]
+    HundredMillion,
+}
+
+pub(super) async fn bench(config: &Config, subject: Subject, json: bool) -> Outcome {
+    let (made, dir);
+    let model: &Path = match (&subject.model, subject.synthetic) {
+        (Some(dir), _) => dir,
+        (None, Some(Synthetic::HundredMillion)) => {
+            made = tempfile::tempdir().map_err(Fault::internal)?;
+            dir = made.path().to_owned();
+            make(HUNDRED_MILLION, &dir).map_err(|e| Fault::new(Exit::Unavailable, e))?;
+            &dir
+        }
+        (None, None) => return Err(Fault::new(Exit::Usage, "--model or --synthetic: missing")),
+    };
+    let report = run(model, config).await.map_err(|e| offline::fault(&e))?;
+    if json {
+        answer_json(&report)
+    } else {
+        answer(&table(&report))
+    }
+}
+
+fn table(report: &Report) -> String {
+    let mut lines = vec![
+        format!(
+            "{} on {}, {} windows, weights of {:.1} MB, {} interleaved repetitions, medians",
+            report.provider,
+            report.device,
+            report.windows,
+            megabytes(report.weights_bytes),
+            report.repetitions
+        ),
+        format!("bare session             {:10.2} ms", report.bare_ms),
+    ];
+    for (density, ms) in &report.evaluate_ms {
+        lines.push(format!(
+            "candidate, density {density:<6}{ms:10.2} ms   {:.3} x bare",
+            report.ratio[density]
+        ));
+    }
+    lines.push("stages of a candidate by itself, density 0.01:".into());
+    for stage in ["fetch", "decode", "patch", "forward", "restore"] {
+        lines.push(format!("  {stage:<22} {:10.2} ms", report.stages_ms[stage]));
+    }
+    lines.extend([
+        format!(
+            "patch + restore          {:10.2} % of the forward pass",
+            100.0 * report.patch_restore_share
+        ),
+        format!(
+            "decoding and checking    {:10.2} x the speed of inflating alone",
+            report.decode_speed
+        ),
+        format!(
+            "stream                   {:10.2} candidates/s, device idle {:.2} %",
+            report.candidates_per_s,
+            100.0 * report.idle_share
+        ),
+        format!(
+            "first candidate          {:10.2} ms   {:.2} x the median {:.2} ms",
+            report.first_ms, report.first_ratio, report.median_ms
+        ),
+        format!(
+            "peak memory              {:10.1} MB; a bare session adds {:.1} MB",
+            megabytes(report.peak_rss_bytes),
+            megabytes(report.bare_peak_rss_bytes)
+        ),
+    ]);
+    lines.join("\n")
+}
+
+#[expect(clippy::cast_precision_loss, reason = "one decimal is shown")]
+fn megabytes(bytes: u64) -> f64 {
+    bytes as f64 / 1e6
+}
