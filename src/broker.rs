@@ -18,10 +18,19 @@ pub enum PublishError {
     Lost(String),
 }
 
-/// The broker cannot be used: what was tried and what it said.
+/// The broker did not do what it was asked: what was tried and what it said.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("RabbitMQ: {0}")]
-pub struct BrokerError(pub String);
+pub enum BrokerError {
+    /// What was to be declared exists with other arguments; the link is sound.
+    #[error("RabbitMQ: {0}")]
+    Differs(String),
+    /// There is no such queue or exchange; the link is sound.
+    #[error("RabbitMQ: {0}")]
+    Missing(String),
+    /// Anything else, a call that took too long included.
+    #[error("RabbitMQ: {0}")]
+    Failed(String),
+}
 
 /// Header that counts a job's attempts; the broker's own counters belong to the broker.
 pub const ATTEMPT: &str = "x-attempt";

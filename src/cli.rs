@@ -314,7 +314,9 @@ fn init_logs(config: &Config, worker: bool) -> Result<(), Fault> {
     } else {
         "warn"
     };
-    let filter = EnvFilter::try_new(format!("{filter},ort=error,lapin=error"))
+    // lapin logs a connection that we close ourselves, as in every drain, as an error. What does go
+    // wrong it also returns or sends as an event, and `broker::amqp` reports that.
+    let filter = EnvFilter::try_new(format!("{filter},ort=error,lapin=off"))
         .map_err(|e| Fault::new(Exit::Usage, format!("telemetry.log: {e}")))?;
     let pretty = match config.telemetry.log_format {
         LogFormat::Auto => std::io::stderr().is_terminal(),

@@ -13,8 +13,11 @@ use lapin::options::{
     BasicPublishOptions, BasicQosOptions, ConfirmSelectOptions, ExchangeDeclareOptions,
     QueueBindOptions, QueueDeclareOptions,
 };
+use lapin::protocol::{AMQPErrorKind, AMQPSoftError};
 use lapin::types::{AMQPValue, FieldTable};
-use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, Event};
+use lapin::{
+    BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, ErrorKind, Event,
+};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use url::Url;
@@ -31,8 +34,21 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Results in flight between publish and confirm.
 const PIPELINE: usize = 64;
 
-fn failed(what: &str) -> impl Fn(lapin::Error) -> BrokerError + '_ {
-    move |e| BrokerError(format!("{what}: {e}"))
+/// The decision is taken from the error's kind; the text is for people only.
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "foreign enums: all but two of their cases are failures"
+)]
+fn failed(what: &str, error: &lapin::Error) -> BrokerError {
+    let text = format!("{what}: {error}");
+    let ErrorKind::ProtocolError(refusal) = error.kind() else {
+        return BrokerError::Failed(text);
+    };
+    match refusal.kind() {
+        AMQPErrorKind::Soft(AMQPSoftError::PRECONDITIONFAILED) => BrokerError::Differs(text),
+        AMQPErrorKind::Soft(AMQPSoftError::NOTFOUND) => BrokerError::Missing(text),
+        _ => BrokerError::Failed(text),
+    }
 }
 
 async fn bounded<T>(
@@ -41,8 +57,8 @@ async fn bounded<T>(
     call: impl Future<Output = lapin::Result<T>>,
 ) -> Result<T, BrokerError> {
     match tokio::time::timeout(limit, call).await {
-        Ok(done) => done.map_err(failed(what)),
-        Err(_) => Err(BrokerError(format!(
+        Ok(done) => done.map_err(|e| failed(what, &e)),
+        Err(_) => Err(BrokerError::Failed(format!(
             "{what}: no answer within {} s",
             limit.as_secs()
         ))),
@@ -253,7 +269,8 @@ impl Link {
 
 async fn connect(config: &AmqpConfig, name: &str) -> Result<Connection, BrokerError> {
     let shown = crate::config::redact(&config.url);
-    let mut url = Url::parse(&config.url).map_err(|e| BrokerError(format!("amqp.url: {e}")))?;
+    let mut url =
+        Url::parse(&config.url).map_err(|e| BrokerError::Failed(format!("amqp.url: {e}")))?;
     if !url.query_pairs().any(|(key, _)| key == "heartbeat") {
         url.query_pairs_mut()
             .append_pair("heartbeat", &config.heartbeat.as_secs().max(1).to_string());
@@ -269,6 +286,8 @@ fn watch(connection: &Connection, lost: CancellationToken, blocked: Option<Arc<A
     tokio::spawn(async move {
         loop {
             let event = tokio::select! {
+                // Both connections may go at once, and each has its reason.
+                biased;
                 event = events.next() => event,
                 () = lost.cancelled() => return,
             };
@@ -282,8 +301,16 @@ fn watch(connection: &Connection, lost: CancellationToken, blocked: Option<Arc<A
                 Some(Event::ConnectionUnblocked) => blocked
                     .iter()
                     .for_each(|b| b.store(false, Ordering::Relaxed)),
-                // Errors of a channel arrive here too, while the connection lives.
+                // Errors of a channel arrive here too, while the connection lives; whoever uses the
+                // channel is told as well.
                 Some(_) if status.connected() => {}
+                Some(Event::Error(error)) => {
+                    // This kind says only that we have closed it ourselves.
+                    if !matches!(error.kind(), ErrorKind::InvalidConnectionState(_)) {
+                        tracing::warn!(%error, "a connection to RabbitMQ is lost");
+                    }
+                    return lost.cancel();
+                }
                 Some(_) | None => return lost.cancel(),
             }
         }
@@ -304,11 +331,11 @@ fn table(arguments: &[(String, Argument)]) -> FieldTable {
 
 fn tolerate(name: &str, declared: Result<(), BrokerError>) -> Result<(), BrokerError> {
     match declared {
-        Err(e) if e.0.contains("PRECONDITION") => {
-            tracing::warn!(%name, "exists with other arguments and is used as it is: {e}");
+        Err(error @ BrokerError::Differs(_)) => {
+            tracing::warn!(%name, "exists with other arguments and is used as it is: {error}");
             Ok(())
         }
-        other => other,
+        Ok(()) | Err(BrokerError::Missing(_) | BrokerError::Failed(_)) => declared,
     }
 }
 
@@ -595,4 +622,42 @@ fn properties(source: &Properties) -> BasicProperties {
         target = target.with_timestamp(seconds);
     }
     target
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lapin::protocol::{AMQPError, AMQPHardError};
+
+    fn refusal(kind: AMQPErrorKind, text: &str) -> lapin::Error {
+        ErrorKind::ProtocolError(AMQPError::new(kind, text.into())).into()
+    }
+
+    #[test]
+    fn an_error_is_judged_by_its_kind_and_never_by_its_text() {
+        let soft = |kind| refusal(AMQPErrorKind::Soft(kind), "whatever the broker says");
+        let differs = failed("q", &soft(AMQPSoftError::PRECONDITIONFAILED));
+        assert!(matches!(differs, BrokerError::Differs(_)), "{differs}");
+        assert_eq!(tolerate("q", Err(differs)), Ok(()));
+        let missing = failed("q", &soft(AMQPSoftError::NOTFOUND));
+        assert!(matches!(missing, BrokerError::Missing(_)), "{missing}");
+        let text = "PRECONDITION_FAILED - NOT_FOUND";
+        for other in [
+            soft(AMQPSoftError::ACCESSREFUSED),
+            refusal(AMQPErrorKind::Hard(AMQPHardError::NOTALLOWED), text),
+            std::io::Error::other(text).into(),
+        ] {
+            let failed = failed("q", &other);
+            assert!(matches!(failed, BrokerError::Failed(_)), "{failed}");
+            assert_eq!(tolerate("q", Err(failed.clone())), Err(failed));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_call_without_an_answer_is_never_tolerated() {
+        let call = std::future::pending::<lapin::Result<()>>();
+        let late = bounded("q", Duration::ZERO, call).await;
+        assert!(matches!(late, Err(BrokerError::Failed(_))), "{late:?}");
+        assert_eq!(tolerate("q", late.clone()), late);
+    }
 }
