@@ -16,7 +16,7 @@ pub use units::format_duration;
 use layers::{Merged, Problem};
 
 mod layers;
-mod units;
+pub(crate) mod units;
 
 /// Keys of the contract that this version reads but cannot honour: ignoring them would be worse
 /// than refusing, since who sets them relies on them.

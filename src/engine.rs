@@ -14,14 +14,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use crate::candidate::Update;
+use half::{bf16, f16};
+
+use crate::candidate::{TensorUpdate, Update};
 use crate::config::EngineConfig;
 use crate::failure::{Code, Failure};
 use crate::job::Rule;
 use crate::lifecycle::Detail;
 use crate::package::plan::{Plan, Window};
-use crate::package::weights::{TensorInfo, round_to, transpose};
-use crate::package::{Objective, Package, Place};
+use crate::package::weights::{TensorInfo, Weights, round_to, transpose};
+use crate::package::{Dtype, Objective, Package, Place};
 use crate::score::{self, Paired};
 use graph::Graph;
 use session::{Session, SessionError, Terminator, WeightSpec};
@@ -124,11 +126,13 @@ struct Slot {
     transposed: bool,
 }
 
-/// The new values of one tensor, checked, not yet written.
+/// The new values of one tensor, checked, not yet written, and what the baseline has in their
+/// place: read once, so that restoring need not look for it all over memory again.
 struct Patch {
     tensor: usize,
     indices: Vec<u32>,
     values: Vec<f32>,
+    originals: Vec<f32>,
 }
 
 /// A loaded model.
@@ -348,78 +352,55 @@ impl Engine {
         })
     }
 
-    /// Computes the new values: f32 arithmetic, rounded once to the weight's type.
+    /// Computes the new values; also how many differ from the old ones.
     fn patches(&self, update: &Update, rule: Rule) -> Result<(Vec<Patch>, u64), Failure> {
         let mut effective = 0;
         let mut patches = Vec::with_capacity(update.tensors.len());
         for touched in &update.tensors {
-            let info = &self.package.weights.tensors[touched.tensor];
-            let mut indices = Vec::with_capacity(touched.entries.len());
-            let mut values = Vec::with_capacity(touched.entries.len());
-            for (index, value) in &touched.entries {
-                let old = self.package.weights.element(info, *index);
-                let new = round_to(info.dtype, stepped(old, *value, rule));
-                if !new.is_finite() {
-                    let message = format!(
-                        "{}: the updated weight at index {index} is not finite",
-                        info.name
-                    );
-                    return Err(Failure::new(Code::CandidateNonFinite, message)
-                        .with("tensor", info.name.clone()));
-                }
-                effective += u64::from(new.to_bits() != old.to_bits());
-                indices.push(*index);
-                values.push(new);
-            }
-            patches.push(Patch {
-                tensor: touched.tensor,
-                indices,
-                values,
-            });
+            let patch = patch(&self.package.weights, touched, rule)?;
+            let pairs = patch.values.iter().zip(&patch.originals);
+            let changed = pairs.filter(|(new, old)| new.to_bits() != old.to_bits());
+            effective += changed.count() as u64;
+            patches.push(patch);
         }
         Ok((patches, effective))
     }
 
     /// Writes into every place of the tensor.
     fn write(&mut self, patch: &Patch) -> Result<(), SessionError> {
+        self.write_all(patch, &patch.values)
+    }
+
+    fn write_all(&mut self, patch: &Patch, values: &[f32]) -> Result<(), SessionError> {
         for slot in 0..self.slots.len() {
             if self.slots[slot].tensor == patch.tensor {
-                self.write_place(slot, patch)?;
+                self.write_place(slot, patch, values)?;
             }
         }
         Ok(())
     }
 
-    fn write_place(&mut self, slot: usize, patch: &Patch) -> Result<(), SessionError> {
+    fn write_place(
+        &mut self,
+        slot: usize,
+        patch: &Patch,
+        values: &[f32],
+    ) -> Result<(), SessionError> {
         let slot = &self.slots[slot];
         if !slot.transposed {
-            return self
-                .session
-                .write(slot.weight, &patch.indices, &patch.values);
+            return self.session.write(slot.weight, &patch.indices, values);
         }
         let info = &self.package.weights.tensors[patch.tensor];
         let positions = transposed_positions(&patch.indices, info);
-        self.session.write(slot.weight, &positions, &patch.values)
+        self.session.write(slot.weight, &positions, values)
     }
 
     /// Copies the baseline back, never subtracts. Unless all of it succeeds the engine is unsound.
     fn restore(&mut self, patches: &[Patch]) -> Result<(), Failure> {
         self.sound = false;
-        let package = Arc::clone(&self.package);
         for patch in patches {
-            let info = &package.weights.tensors[patch.tensor];
-            let values = patch
-                .indices
-                .iter()
-                .map(|i| package.weights.element(info, *i))
-                .collect();
-            let original = Patch {
-                tensor: patch.tensor,
-                indices: patch.indices.clone(),
-                values,
-            };
             // Whatever the device says, it says nothing about the candidate.
-            self.write(&original).map_err(|e| {
+            self.write_all(patch, &patch.originals).map_err(|e| {
                 Failure::new(Code::InferenceFailed, format!("weights not restored: {e}"))
             })?;
         }
@@ -507,14 +488,63 @@ impl Engine {
     }
 }
 
+/// f32 arithmetic on the baseline, rounded once to the weight's type.
+fn patch(weights: &Weights, touched: &TensorUpdate, rule: Rule) -> Result<Patch, Failure> {
+    let info = &weights.tensors[touched.tensor];
+    let bytes = weights.bytes(info);
+    let f16_of = |b: [u8; 2]| f16::from_le_bytes(b).to_f32();
+    let bf16_of = |b: [u8; 2]| bf16::from_le_bytes(b).to_f32();
+    let round = |value| round_to(info.dtype, value);
+    let (values, originals) = match info.dtype {
+        Dtype::F32 => stepped(
+            bytes.as_chunks().0,
+            f32::from_le_bytes,
+            |v| v,
+            touched,
+            rule,
+        ),
+        Dtype::F16 => stepped(bytes.as_chunks().0, f16_of, round, touched, rule),
+        Dtype::Bf16 => stepped(bytes.as_chunks().0, bf16_of, round, touched, rule),
+    };
+    let indices: Vec<u32> = touched.entries.iter().map(|(index, _)| *index).collect();
+    if let Some(at) = values.iter().position(|v| !v.is_finite()) {
+        let (name, index) = (&info.name, indices[at]);
+        let message = format!("{name}: the updated weight at index {index} is not finite");
+        return Err(Failure::new(Code::CandidateNonFinite, message).with("tensor", name.clone()));
+    }
+    Ok(Patch {
+        tensor: touched.tensor,
+        indices,
+        values,
+        originals,
+    })
+}
+
+/// New values and old ones; the compiler makes a loop of its own for each type.
 #[expect(
     clippy::cast_possible_truncation,
     reason = "the contract computes the update in f32"
 )]
-fn stepped(old: f32, value: f32, rule: Rule) -> f32 {
+fn stepped<const N: usize>(
+    weights: &[[u8; N]],
+    widen: impl Fn([u8; N]) -> f32,
+    round: impl Fn(f32) -> f32,
+    touched: &TensorUpdate,
+    rule: Rule,
+) -> (Vec<f32>, Vec<f32>) {
+    // No decoder lets such an index through; if one did, it would not be finite.
+    let old = |index: u32| weights.get(index as usize).map_or(f32::NAN, |b| widen(*b));
+    let entries = touched.entries.iter();
     match rule {
-        Rule::Gradient { learning_rate } => old - learning_rate as f32 * value,
-        Rule::ParamDiff => old + value,
+        Rule::Gradient { learning_rate } => {
+            let rate = learning_rate as f32;
+            entries
+                .map(|(index, value)| (round(old(*index) - rate * value), old(*index)))
+                .unzip()
+        }
+        Rule::ParamDiff => entries
+            .map(|(index, value)| (round(old(*index) + value), old(*index)))
+            .unzip(),
     }
 }
 

@@ -162,6 +162,29 @@ impl Link {
         Ok(())
     }
 
+    /// Messages that wait in a queue, and its consumers; `None` if there is no such queue. Declares
+    /// nothing.
+    ///
+    /// # Errors
+    /// When the broker does not answer.
+    pub async fn depth(&self, queue: &str) -> Result<Option<(u32, u32)>, BrokerError> {
+        let passive = QueueDeclareOptions {
+            passive: true,
+            ..Default::default()
+        };
+        // A queue that is missing closes the channel: one for each question.
+        let channel = self.channel().await?;
+        let asked = channel.queue_declare(queue.into(), passive, FieldTable::default());
+        match bounded(queue, CALL_TIMEOUT, asked).await {
+            Ok(found) => {
+                close(channel).await;
+                Ok(Some((found.message_count(), found.consumer_count())))
+            }
+            Err(BrokerError::Missing(_)) => Ok(None),
+            Err(error @ (BrokerError::Differs(_) | BrokerError::Failed(_))) => Err(error),
+        }
+    }
+
     async fn channel(&self) -> Result<Channel, BrokerError> {
         bounded(
             "open a channel",

@@ -124,6 +124,13 @@ impl Topology {
         ))
     }
 
+    /// Queues of all rungs.
+    pub fn retry_queues(&self) -> Vec<String> {
+        (0..self.retry_delays.len())
+            .filter_map(|rung| self.retry_queue(rung))
+            .collect()
+    }
+
     /// Exchange of parked jobs.
     pub fn dead_exchange(&self) -> String {
         format!("{}.dead", self.namespace)

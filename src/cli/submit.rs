@@ -1,6 +1,6 @@
 //! `scorer submit`: publishes jobs as an aggregator does, and waits for their results if asked.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -8,15 +8,17 @@ use std::time::Duration;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Map, Value, json};
-use sha2::{Digest, Sha256};
 
 use super::offline::{rule, word};
 use super::{Exit, Fault, Outcome, answer, control, model_name};
 use crate::broker::amqp::{Deliveries, Link};
 use crate::broker::topology::Topology;
 use crate::broker::{Outgoing, Properties, PublishError};
-use crate::config::Config;
-use crate::job::{Encoding, Format, Semantics};
+use crate::candidate::fetch::{Fetched, Fetcher};
+use crate::config::units::parse_duration;
+use crate::config::{CandidatesConfig, Config, format_duration};
+use crate::failure::{Code, Failure};
+use crate::job::{Candidate, Encoding, Format, Rule, Semantics, Source};
 
 #[derive(Debug, Args)]
 pub(super) struct SubmitArgs {
@@ -53,6 +55,9 @@ pub(super) struct SubmitArgs {
     /// Wait for the results and print them.
     #[arg(long)]
     wait: bool,
+    /// Wait no longer than this, such as `5m`; default for as long as it takes.
+    #[arg(long, requires = "wait", value_parser = parse_duration)]
+    timeout: Option<Duration>,
     /// Print results as JSON, one line each.
     #[arg(long)]
     json: bool,
@@ -66,7 +71,7 @@ pub(super) async fn submit(config: &Config, args: SubmitArgs) -> Outcome {
     let model = model_name(config)?;
     let jobs = match &args.jobs {
         Some(path) => read_jobs(path)?,
-        None => describe(config, &args)?,
+        None => describe(config, &args).await?,
     };
     if jobs.is_empty() {
         return Err(Fault::new(
@@ -100,7 +105,7 @@ async fn exchange(link: &Link, topology: &Topology, jobs: &[Value], args: &Submi
             jobs.len(),
             topology.jobs_queue()
         )),
-        Some((_, deliveries)) => collect(deliveries, jobs, args.json).await,
+        Some((_, deliveries)) => collect(deliveries, jobs, args).await,
     }
 }
 
@@ -134,52 +139,87 @@ async fn publish(
     }
 }
 
-async fn collect(mut deliveries: Deliveries, jobs: &[Value], as_json: bool) -> Outcome {
+/// Results as they come, and the jobs that still wait for theirs.
+struct Collected {
+    /// Several jobs may share a name; every one is answered.
+    waiting: BTreeMap<String, usize>,
+    results: Vec<Value>,
+}
+
+impl Collected {
+    fn new(jobs: &[Value]) -> Self {
+        let mut waiting = BTreeMap::new();
+        for job in jobs {
+            let id = job["submission_id"].as_str().unwrap_or_default();
+            *waiting.entry(id.to_owned()).or_default() += 1;
+        }
+        Self {
+            waiting,
+            results: Vec::with_capacity(jobs.len()),
+        }
+    }
+
+    /// False for a redelivery's second copy, which is no second answer.
+    fn take(&mut self, result: Value) -> bool {
+        let id = result["submission_id"].as_str().unwrap_or_default();
+        let Some(count) = self.waiting.get_mut(id) else {
+            return false;
+        };
+        *count -= 1;
+        if *count == 0 {
+            self.waiting.remove(id);
+        }
+        self.results.push(result);
+        true
+    }
+
+    async fn fill(&mut self, mut deliveries: Deliveries, bar: &ProgressBar) -> Result<(), Fault> {
+        while !self.waiting.is_empty() {
+            let Some(delivery) = deliveries.next().await else {
+                let lost = "the link to the broker was lost while waiting for results";
+                return Err(Fault::new(Exit::Unavailable, lost));
+            };
+            let result = serde_json::from_slice(&delivery.body).map_err(Fault::internal)?;
+            if self.take(result) {
+                bar.inc(1);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whatever ends the wait, the results that came are printed.
+async fn collect(deliveries: Deliveries, jobs: &[Value], args: &SubmitArgs) -> Outcome {
     let style = ProgressStyle::with_template("{bar:40} {pos}/{len} results, {elapsed}")
         .map_err(Fault::internal)?;
     let bar = ProgressBar::new(jobs.len() as u64).with_style(style);
     bar.enable_steady_tick(Duration::from_millis(200));
-    // Several jobs may share a name; every one is answered.
-    let mut waiting: HashMap<String, usize> = HashMap::new();
-    for job in jobs {
-        *waiting
-            .entry(job["submission_id"].as_str().unwrap_or_default().to_owned())
-            .or_default() += 1;
-    }
-    let mut all_scored = true;
-    let mut lines = Vec::with_capacity(jobs.len());
-    while !waiting.is_empty() {
-        let Some(delivery) = deliveries.next().await else {
-            return Err(Fault::new(
-                Exit::Unavailable,
-                "the link to the broker was lost while waiting for results",
-            ));
-        };
-        let result: Value = serde_json::from_slice(&delivery.body).map_err(Fault::internal)?;
-        let id = result["submission_id"].as_str().unwrap_or_default();
-        // A redelivery's second copy is no second answer.
-        let Some(count) = waiting.get_mut(id) else {
-            continue;
-        };
-        *count -= 1;
-        if *count == 0 {
-            waiting.remove(id);
-        }
-        all_scored &= result["status"] == "scored";
-        lines.push(if as_json {
-            result.to_string()
-        } else {
-            line(&result)
-        });
-        bar.inc(1);
-    }
+    let mut collected = Collected::new(jobs);
+    let limit = args.timeout.unwrap_or(Duration::MAX);
+    let ended = tokio::time::timeout(limit, collected.fill(deliveries, &bar)).await;
     bar.finish_and_clear();
-    answer(&lines.join("\n"))?;
-    Ok(if all_scored {
-        Exit::Done
-    } else {
-        Exit::Negative
-    })
+    let shown = |result: &Value| match args.json {
+        true => result.to_string(),
+        false => line(result),
+    };
+    let lines: Vec<String> = collected.results.iter().map(shown).collect();
+    if !lines.is_empty() {
+        answer(&lines.join("\n"))?;
+    }
+    let missing: Vec<&str> = collected.waiting.keys().map(String::as_str).collect();
+    let without = format!("without a result: {}", missing.join(", "));
+    match ended {
+        Err(_) => Err(Fault::new(
+            Exit::Unavailable,
+            format!("--timeout {} has passed; {without}", format_duration(limit)),
+        )),
+        Ok(Err(fault)) => Err(Fault::new(
+            fault.exit,
+            format!("{}; {without}", fault.message),
+        )),
+        Ok(Ok(())) if collected.results.iter().all(|r| r["status"] == "scored") => Ok(Exit::Done),
+        Ok(Ok(())) => Ok(Exit::Negative),
+    }
 }
 
 fn line(result: &Value) -> String {
@@ -229,99 +269,141 @@ fn read_job(line: &str) -> Result<Value, String> {
     }
 }
 
-fn describe(config: &Config, args: &SubmitArgs) -> Result<Vec<Value>, Fault> {
+async fn describe(config: &Config, args: &SubmitArgs) -> Result<Vec<Value>, Fault> {
     let semantics = args
         .semantics
         .ok_or_else(|| Fault::new(Exit::Usage, "--semantics: missing, gradient or param_diff"))?;
     rule(semantics, args.learning_rate)?;
-    let version = match (args.model_version, &config.model.dir) {
-        (Some(version), _) => version,
-        (None, Some(dir)) => {
-            crate::package::Package::read_manifest(dir)
-                .map_err(data)?
-                .0
-                .version
-        }
-        (None, None) => {
-            return Err(Fault::new(
-                Exit::Usage,
-                "--model-version: missing, and model.dir names no package",
-            ));
-        }
-    };
+    let version = version(config, args)?;
     let context: Option<Map<String, Value>> = args
         .context
         .as_deref()
         .map(serde_json::from_str)
         .transpose()
         .map_err(|e| data(format!("--context: {e}")))?;
-    args.candidate
-        .iter()
-        .map(|place| {
-            let (name, mut candidate) = candidate(config, place, args.inline)?;
-            candidate.insert("format".into(), json!(args.format.as_str()));
-            candidate.insert("semantics".into(), json!(semantics.as_str()));
-            if let Some(rate) = args.learning_rate {
-                candidate.insert("learning_rate".into(), json!(rate));
-            }
-            let mut job = json!({
-                "v": 1, "kind": "score", "submission_id": name, "model_version": version,
-                "candidate": candidate, "validation": { "nonce": args.nonce },
-            });
-            if let Some(shards) = &args.shards {
-                job["validation"]["shards"] = json!(shards);
-            }
-            if let Some(context) = &context {
-                job["context"] = json!(context);
-            }
-            Ok(job)
-        })
-        .collect()
+    let mut names: HashMap<String, usize> = HashMap::new();
+    let mut jobs = Vec::with_capacity(args.candidate.len());
+    for place in &args.candidate {
+        let (stem, mut candidate) = candidate(config, place, args.inline).await?;
+        candidate.insert("format".into(), json!(args.format.as_str()));
+        candidate.insert("semantics".into(), json!(semantics.as_str()));
+        if let Some(rate) = args.learning_rate {
+            candidate.insert("learning_rate".into(), json!(rate));
+        }
+        let mut job = json!({
+            "v": 1, "kind": "score", "submission_id": unique(stem, &mut names), "model_version": version,
+            "candidate": candidate, "validation": { "nonce": args.nonce },
+        });
+        if let Some(shards) = &args.shards {
+            job["validation"]["shards"] = json!(shards);
+        }
+        if let Some(context) = &context {
+            job["context"] = json!(context);
+        }
+        jobs.push(job);
+    }
+    Ok(jobs)
+}
+
+fn version(config: &Config, args: &SubmitArgs) -> Result<u64, Fault> {
+    match (args.model_version, &config.model.dir) {
+        (Some(version), _) => Ok(version),
+        (None, Some(dir)) => {
+            let read = crate::package::Package::read_manifest(dir);
+            read.map(|(manifest, _)| manifest.version).map_err(data)
+        }
+        (None, None) => Err(Fault::new(
+            Exit::Usage,
+            "--model-version: missing, and model.dir names no package",
+        )),
+    }
+}
+
+/// The second candidate of a name gets `-2`: results are told apart by the name.
+fn unique(stem: String, names: &mut HashMap<String, usize>) -> String {
+    let count = names.entry(stem.clone()).or_default();
+    *count += 1;
+    match *count {
+        1 => stem,
+        n => format!("{stem}-{n}"),
+    }
 }
 
 /// A name for the job, and where its candidate's bytes are.
-fn candidate(
+async fn candidate(
     config: &Config,
     place: &str,
     inline: bool,
 ) -> Result<(String, Map<String, Value>), Fault> {
     use base64::Engine as _;
-    if place.contains("://") {
-        return Err(Fault::new(
-            Exit::Usage,
-            format!(
-                "--candidate {place}: a URL needs its sha256 and size; give the whole job with --jobs"
-            ),
-        ));
-    }
-    let path = Path::new(place)
-        .canonicalize()
-        .map_err(|e| data(format!("--candidate {place}: {e}")))?;
-    let bytes = std::fs::read(&path).map_err(|e| data(format!("--candidate {place}: {e}")))?;
+    let url = match place.contains("://") {
+        true => url::Url::parse(place).map_err(|e| data(format!("--candidate {place}: {e}")))?,
+        false => {
+            let path = Path::new(place)
+                .canonicalize()
+                .map_err(|e| data(format!("--candidate {place}: {e}")))?;
+            url::Url::from_file_path(&path)
+                .map_err(|()| data(format!("--candidate {place}: not a path")))?
+        }
+    };
+    let fetched = fetch(config, &url).await;
+    let fetched = fetched.map_err(|e| data(format!("--candidate {place}: {}", e.message)))?;
     let mut fields = Map::new();
-    fields.insert("sha256".into(), json!(hex::encode(Sha256::digest(&bytes))));
-    fields.insert("size".into(), json!(bytes.len()));
-    if inline || bytes.len() as u64 <= config.candidates.max_inline_bytes {
-        fields.insert(
-            "data".into(),
-            json!(base64::engine::general_purpose::STANDARD.encode(&bytes)),
-        );
+    fields.insert("sha256".into(), json!(hex::encode(fetched.sha256)));
+    fields.insert("size".into(), json!(fetched.bytes.len()));
+    let small = fetched.bytes.len() as u64 <= config.candidates.max_inline_bytes;
+    if inline || (small && !place.contains("://")) {
+        let base64 = base64::engine::general_purpose::STANDARD;
+        fields.insert("data".into(), json!(base64.encode(&fetched.bytes)));
     } else {
-        let url = url::Url::from_file_path(&path)
-            .map_err(|()| data(format!("--candidate {place}: not a path")))?;
         fields.insert("url".into(), json!(url.as_str()));
     }
-    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+    Ok((name(&url), fields))
+}
+
+/// Size and digest have to be known, so the bytes are fetched once here, from wherever the user
+/// of the command says.
+async fn fetch(config: &Config, url: &url::Url) -> Result<Fetched, Failure> {
+    let limits = CandidatesConfig {
+        allow: vec![url.as_str().to_owned()],
+        allow_private: true,
+        ..config.candidates.clone()
+    };
+    let wanted = Candidate {
+        format: Format::BinaryV2,
+        compression: None,
+        rule: Rule::ParamDiff,
+        source: Source::Url(url.as_str().to_owned()),
+        sha256: None,
+        size: None,
+    };
+    let fetcher = Fetcher::new(limits);
+    let fetcher = fetcher.map_err(|e| Failure::new(Code::CandidateUnavailable, e.to_string()))?;
+    fetcher.fetch(&wanted).await
+}
+
+/// The last part of the path, without its ending, in the characters of a `submission_id`.
+fn name(url: &url::Url) -> String {
+    let last = url.path_segments().and_then(|mut parts| parts.next_back());
+    let stem = Path::new(last.unwrap_or_default())
+        .file_stem()
+        .unwrap_or_default();
+    let legal = |c: char| {
+        if c.is_ascii_alphanumeric() || "._:-".contains(c) {
+            c
+        } else {
+            '-'
+        }
+    };
     let name: String = stem
+        .to_string_lossy()
         .chars()
-        .map(|c| {
-            if c.is_ascii_alphanumeric() || "._:-".contains(c) {
-                c
-            } else {
-                '-'
-            }
-        })
+        .map(legal)
         .take(120)
         .collect();
-    Ok((name, fields))
+    if name.is_empty() {
+        "candidate".into()
+    } else {
+        name
+    }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 ///
 /// # Errors
 /// A sentence that shows the form.
-pub(super) fn parse_duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     let wrong = || format!("{text:?} is not a duration such as 250ms, 5s, 5m or 24h");
     let end = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;
     let (digits, unit) = text.split_at(end);

@@ -103,7 +103,7 @@ fn a_hundred_thousand_patches_with_faults_leave_no_bit_changed() {
                 tensor: size,
                 entries: vec![(0, -4.0)],
             }),
-            // Writing fails half-way, after other tensors have been written.
+            // An index that no decoder would let through.
             37 => update.tensors.push(TensorUpdate {
                 tensor: size,
                 entries: vec![(0, 0.5), (9, 0.5)],
@@ -142,17 +142,13 @@ fn the_audit_notices_one_wrong_bit_and_a_changed_file() {
     engine.warm().unwrap();
     engine.audit().unwrap();
 
+    let weights = &engine.package.weights;
+    let right = weights.element(&weights.tensors[0], 3);
     let stray = Patch {
         tensor: 0,
         indices: vec![3],
-        values: vec![f32::from_bits(
-            engine
-                .package
-                .weights
-                .element(&engine.package.weights.tensors[0], 3)
-                .to_bits()
-                ^ 1,
-        )],
+        values: vec![f32::from_bits(right.to_bits() ^ 1)],
+        originals: vec![right],
     };
     engine.write(&stray).unwrap();
     let error = engine.audit().unwrap_err();

@@ -126,7 +126,8 @@ impl Engine {
         let package = Arc::clone(&self.package);
         for share in [0.01, 0.1, 1.0] {
             let patch = probe_patch(&package, self.slots[slot].tensor, share);
-            let written = self.write_place(slot, &patch).map_err(|e| failure(&e));
+            let written = self.write_place(slot, &patch, &patch.values);
+            let written = written.map_err(|e| failure(&e));
             let losses = written.and_then(|()| self.losses(plan, self.batch_of(plan)));
             self.restore(std::slice::from_ref(&patch))?;
             if !same_bits(&losses?, still) {
@@ -205,13 +206,15 @@ fn probe_patch(package: &Package, tensor: usize, share: f32) -> Patch {
             -step
         }
     };
-    let values = indices
-        .iter()
-        .map(|i| round_to(info.dtype, element(*i as usize) + sign(*i)))
+    let originals: Vec<f32> = (0..info.numel).map(element).collect();
+    let moved = indices.iter().zip(&originals);
+    let values = moved
+        .map(|(i, old)| round_to(info.dtype, old + sign(*i)))
         .collect();
     Patch {
         tensor,
         indices,
         values,
+        originals,
     }
 }

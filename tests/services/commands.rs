@@ -1,7 +1,10 @@
 //! The commands that talk to the services: submit, status, healthcheck.
 
+use std::collections::HashSet;
+
 use serde_json::{Value, json};
 
+use crate::support::http::{Route, Server};
 use crate::support::jobs::{Case, cases, honest};
 use crate::support::package::{MODEL, VERSION};
 use crate::support::process::Folder;
@@ -171,20 +174,130 @@ fn status_shows_the_fleet_and_its_exit_code_says_whether_anyone_is_ready() {
             (&json!("ready"), &json!(MODEL))
         );
     }
-    if !status["queue"].is_null() {
-        assert_eq!(
-            (&status["queue"]["jobs"], &status["queue"]["consumers"]),
-            (&json!(0), &json!(2)),
-            "{status}"
-        );
-    }
+    assert_eq!(
+        status["queue"],
+        json!({"jobs": 0, "retry": 0, "dead": 0, "consumers": 2}),
+        "{status}"
+    );
     let text = stack.command(&["status"]).expect_code(0).stdout;
     assert!(text.contains("w1") && text.contains("w2"), "{text}");
     two.drain();
     stack.command(&["ctl", "pause"]).expect_code(0);
     one.state("degraded", "paused");
-    let status = stack.command(&["status", "--json"]).expect_code(1).value();
-    assert_eq!(status["ready"], 0, "{status}");
+    let aggregator = stack.aggregator();
+    aggregator.submit(&honest().job("waits"));
+    let waiting = || stack.command(&["status", "--json"]).expect_code(1).value();
+    eventually(crate::support::wait::SOON, "the job is counted", || {
+        waiting()["queue"]["jobs"] == 1
+    });
+    assert_eq!(waiting()["ready"], 0);
+    let text = stack.command(&["status"]).expect_code(1).stdout;
+    assert!(
+        text.contains("1 waiting") && text.contains("0 consumers"),
+        "{text}"
+    );
+}
+
+#[test]
+fn status_does_not_need_the_broker_and_declares_nothing() {
+    let stack = Stack::shared();
+    let text = stack.command(&["status"]).expect_code(1).stdout;
+    assert!(text.contains("0 consumers"), "{text}");
+    assert_eq!(stack.aggregator().depth(&stack.jobs_queue()), None);
+    // A port that nobody listens on.
+    let settings = stack
+        .settings()
+        .set("amqp.url", "amqp://guest:guest@127.0.0.1:1/%2f");
+    let answer = stack
+        .command_with(settings.clone(), &["status"], "")
+        .expect_code(1);
+    assert!(
+        answer.stdout.contains("queue: unknown"),
+        "{}",
+        answer.stdout
+    );
+    let answer = stack.command_with(settings, &["status", "--json"], "");
+    assert!(answer.expect_code(1).value()["queue"].is_null());
+}
+
+#[test]
+fn submit_takes_urls_and_gives_every_candidate_a_name_of_its_own() {
+    let stack = Stack::shared();
+    let server = Server::start();
+    let worker = stack.worker_with("w1", |settings| {
+        settings.set("candidates.allow_private", true).set(
+            "candidates.allow",
+            format!("[\"{}\", \"file:///\"]", server.url("/")),
+        )
+    });
+    worker.ready();
+    let case = honest();
+    let http = server.put("/epoch/update.json", Route::Bytes(case.bytes()));
+    let file = format!("file://{}", case.path().display());
+    let version = VERSION.to_string();
+    let rate = case.learning_rate.expect("a gradient").to_string();
+    let with = |candidates: &[&str]| {
+        let mut arguments = vec![
+            "submit",
+            "--semantics",
+            "gradient",
+            "--learning-rate",
+            &rate,
+        ];
+        arguments.extend(["--model-version", &version, "--wait", "--json"]);
+        for candidate in candidates {
+            arguments.extend(["--candidate", candidate]);
+        }
+        stack.command(&arguments)
+    };
+    let results = with(&[&http, &http, &file]).expect_code(0).values();
+    let ids: HashSet<&str> = results
+        .iter()
+        .filter_map(|r| r["submission_id"].as_str())
+        .collect();
+    assert!(
+        ids.contains("update") && ids.contains("update-2"),
+        "{ids:?}"
+    );
+    assert_eq!(ids.len(), 3, "{ids:?}");
+    // Twice to learn the digest, and twice by the worker.
+    assert_eq!(server.asked("/epoch/update.json"), 4);
+    let missing = with(&[&server.url("/none.json")]).expect_code(65);
+    assert!(missing.stderr.contains("/none.json"), "{}", missing.stderr);
+}
+
+#[test]
+fn submit_prints_what_has_come_when_its_time_is_up() {
+    let stack = Stack::shared();
+    let worker = stack.worker("w1");
+    worker.ready();
+    let newer = {
+        let mut job = honest().job("never");
+        job["model_version"] = json!(VERSION + 1);
+        job
+    };
+    let input = format!("{}\n{newer}\n", honest().job("soon"));
+    let arguments = [
+        "submit",
+        "--jobs",
+        "-",
+        "--wait",
+        "--json",
+        "--timeout",
+        "3s",
+    ];
+    // The newer job is on the retry ladder, whose first rung takes longer than the command waits.
+    let answer = stack
+        .command_with(stack.settings(), &arguments, &input)
+        .expect_code(69);
+    let results = answer.values();
+    assert_eq!(results.len(), 1, "{results:?}");
+    assert_eq!(results[0]["submission_id"], "soon");
+    assert!(answer.stderr.contains("never"), "{}", answer.stderr);
+    let wrong = ["submit", "--jobs", "-", "--timeout", "3s"];
+    stack
+        .command_with(stack.settings(), &wrong, &input)
+        .expect_code(64);
 }
 
 #[test]
