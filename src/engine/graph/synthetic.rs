@@ -1,11 +1,9 @@
 //! A decoder-only language model as a graph, to measure with: the usual operators in the usual
 //! order, its weights as inputs. What it computes means nothing; how long it takes does.
 
-use prost::Message;
-
 use super::{
-    Attribute, FLOAT, GraphProto, INT64, ModelProto, NodeProto, OperatorSetId, TensorProto,
-    value_info,
+    Attribute, FLOAT, GraphProto, INT64, Message, ModelProto, NodeProto, OperatorSetId,
+    TensorProto, value_info,
 };
 
 /// The dimensions of a model.
