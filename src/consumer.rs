@@ -189,14 +189,25 @@ impl Serving {
         }
     }
 
-    async fn handle(self: Arc<Self>, delivery: Delivery) {
+    async fn handle(self: Arc<Self>, mut delivery: Delivery) {
         let _held = Held::new(&self.vitals);
         let received = Instant::now();
         if delivery.redelivered {
             self.vitals.facts().jobs.redelivered += 1;
         }
         let encoding = delivery.properties.encoding();
-        match job::decode(&delivery.body, encoding) {
+        // Off the async threads: a stranger's body may be large, and they also drain and beat.
+        let body = std::mem::take(&mut delivery.body);
+        let decoding = tokio::task::spawn_blocking(move || {
+            let decoded = job::decode(&body, encoding);
+            (body, decoded)
+        });
+        let Ok((body, decoded)) = decoding.await else {
+            // The body went down with a panic of ours; the end of the channel gives the job back.
+            return self.link.lost.cancel();
+        };
+        delivery.body = body;
+        match decoded {
             Ok(job) => {
                 let addressee = Addressee {
                     submission_id: job.submission_id.clone(),

@@ -458,7 +458,7 @@ impl Worker {
             Ok(leaving) => {
                 self.lifecycle.advance(leaving.state, leaving.detail);
                 let deadline = Instant::now() + self.config.worker.drain_timeout;
-                let cut_short = consumer.finish(deadline).await;
+                let (cut_short, leaving) = self.finish(consumer, deadline, leaving).await;
                 if cut_short && leaving.state == State::Draining {
                     Step::Stop(Stop::CutShort)
                 } else {
@@ -470,6 +470,33 @@ impl Worker {
                 self.lifecycle.advance(leaving.state, leaving.detail);
                 consumer.abandon().await;
                 self.leave(leaving, since).await
+            }
+        }
+    }
+
+    /// Lets running jobs end, and heeds what is asked meanwhile: a drain must not wait behind it.
+    async fn finish(
+        &mut self,
+        consumer: Consumer,
+        deadline: Instant,
+        mut leaving: Leaving,
+    ) -> (bool, Leaving) {
+        let finishing = consumer.finish(deadline);
+        tokio::pin!(finishing);
+        loop {
+            tokio::select! {
+                cut_short = &mut finishing => return (cut_short, leaving),
+                request = self.requests.recv(), if leaving.state != State::Draining => {
+                    if let Some(asked) = heed(request, &mut self.paused) {
+                        self.lifecycle.advance(asked.state, asked.detail);
+                        // A pause does not make a re-warm forgotten that was asked for before it.
+                        let then = match (leaving.then, asked.then) {
+                            (Step::Rewarm, Step::Again) => Step::Rewarm,
+                            (_, then) => then,
+                        };
+                        leaving = Leaving { then, ..asked };
+                    }
+                }
             }
         }
     }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::session::Terminator;
 use super::{Engine, EngineError, Evaluation, Progress, Warm};
@@ -43,6 +44,8 @@ struct Command {
     work: Work,
     terminator: Terminator,
     turn: OwnedSemaphorePermit,
+    /// Tells the caller's side that the work is over, whether anybody waits for it or not.
+    over: DropGuard,
 }
 
 /// Why the engine can no longer be used, once it cannot.
@@ -167,7 +170,7 @@ impl Turn<'_> {
     ) -> Result<T, EngineError> {
         let gone = || EngineError::new(Detail::EngineLost, GONE);
         let (reply, answer) = oneshot::channel();
-        let _end = self.begin(work(reply)).await.ok_or_else(gone)?;
+        let _running = self.begin(work(reply)).await.ok_or_else(gone)?;
         answer.await.map_err(|_| gone())?
     }
 
@@ -206,15 +209,20 @@ impl Turn<'_> {
             .await
     }
 
-    async fn begin(self, work: Work) -> Option<EndOnDrop> {
-        let terminator = Terminator::default();
+    async fn begin(self, work: Work) -> Option<Running> {
+        let running = Running {
+            terminator: Terminator::default(),
+            over: CancellationToken::new(),
+            loss: self.engine.loss.clone(),
+        };
         let command = Command {
             work,
-            terminator: terminator.clone(),
+            terminator: running.terminator.clone(),
             turn: self.permit?,
+            over: running.over.clone().drop_guard(),
         };
         self.engine.commands.send(command).await.ok()?;
-        Some(EndOnDrop(terminator))
+        Some(running)
     }
 
     async fn within<T>(
@@ -223,17 +231,13 @@ impl Turn<'_> {
         work: impl FnOnce(Reply<T, Failure>) -> Work,
     ) -> Result<T, Failure> {
         let gone = || Failure::new(Code::InferenceFailed, GONE);
-        let loss = &self.engine.loss;
         let (reply, mut answer) = oneshot::channel();
         let running = self.begin(work(reply)).await.ok_or_else(gone)?;
         if let Ok(answer) = tokio::time::timeout(limit, &mut answer).await {
             return answer.map_err(|_| gone())?;
         }
-        running.0.terminate();
-        if tokio::time::timeout(TERMINATE_GRACE, answer).await.is_err() {
-            tracing::error!("a terminated run did not come back; the engine is given up");
-            loss.tell(Detail::Stuck);
-        }
+        running.terminator.terminate();
+        come_back(running.over.clone(), running.loss.clone()).await;
         let message = format!(
             "the evaluation took longer than worker.score_timeout = {}",
             crate::config::format_duration(limit)
@@ -244,12 +248,34 @@ impl Turn<'_> {
 
 const GONE: &str = "the engine's thread has ended; see the worker's log for why";
 
-/// Ends the command it belongs to, and no other: one that is over cannot be ended any more.
-struct EndOnDrop(Terminator);
+/// A command under way. Dropped before it is over, it ends: its own runs, and no other's.
+struct Running {
+    terminator: Terminator,
+    over: CancellationToken,
+    loss: Loss,
+}
 
-impl Drop for EndOnDrop {
+impl Drop for Running {
     fn drop(&mut self) {
-        self.0.terminate();
+        if self.over.is_cancelled() {
+            return;
+        }
+        self.terminator.terminate();
+        // Nobody waits for it any more, yet the device is not free before it comes back.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(come_back(self.over.clone(), self.loss.clone()));
+        }
+    }
+}
+
+/// Waits for a terminated command; one that does not come back in time costs the engine.
+async fn come_back(over: CancellationToken, loss: Loss) {
+    if tokio::time::timeout(TERMINATE_GRACE, over.cancelled())
+        .await
+        .is_err()
+    {
+        tracing::error!("a terminated run did not come back; the engine is given up");
+        loss.tell(Detail::Stuck);
     }
 }
 
@@ -283,6 +309,6 @@ fn serve(mut engine: Engine, mut inbox: mpsc::Receiver<Command>, loss: &Loss) {
         if !engine.is_sound() {
             return loss.tell(Detail::RestoreMismatch);
         }
-        drop(command.turn);
+        drop((command.over, command.turn));
     }
 }

@@ -179,3 +179,21 @@ fn a_drain_at_any_moment_of_a_load_is_clean() {
         assert_eq!(worker.heartbeat()["state"], "stopped", "start {start}");
     }
 }
+
+#[test]
+fn a_drain_does_not_wait_behind_a_burst_of_pauses() {
+    let stack = Stack::shared();
+    let worker = stack.worker("w1");
+    worker.ready();
+    let aggregator = stack.aggregator();
+    aggregator.collect_results();
+    stream(&aggregator);
+    for _ in 0..100 {
+        for command in ["pause", "resume"] {
+            let body = format!(r#"{{"v": 1, "command": "{command}"}}"#);
+            aggregator.control("all", body.as_bytes(), crate::support::jobs::Encoding::Json);
+        }
+    }
+    worker.terminate();
+    assert_eq!(worker.exit_code(secs(10)), 0);
+}

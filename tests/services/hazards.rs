@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::support::package::{Package, VERSION};
 use crate::support::stack::Stack;
-use crate::support::wait::SOON;
+use crate::support::wait::{SOON, secs};
 
 /// A product of matrices of this size takes ONNX Runtime minutes, and it looks up only after it.
 const ENDLESS: f32 = 16_000.0;
@@ -98,4 +98,26 @@ fn a_run_that_cannot_be_ended_ends_the_process_and_the_last_record_says_why() {
     heir.drain();
     aggregator.expect_empty(&stack.jobs_queue());
     assert_eq!(aggregator.copies("endless").len(), 1);
+}
+
+#[test]
+fn a_run_that_cannot_be_ended_is_noticed_although_its_job_was_given_up() {
+    let stack = Stack::shared();
+    let package = Package::hazard();
+    let worker = stack.worker_with("w1", |settings| {
+        settings
+            .set("model.dir", package.path().display())
+            .set("heartbeat.ttl", "30s")
+    });
+    worker.ready();
+    let aggregator = stack.aggregator();
+    let before = worker.next_heartbeat()["progress"]["counter"].clone();
+    aggregator.submit(&job("endless", ENDLESS));
+    worker.heartbeat_when(SOON, "it computes", |r| {
+        r["progress"]["busy_ms"].as_u64() > Some(2_000) && r["progress"]["counter"] == before
+    });
+    // Without its queue the job cannot be answered any more: the computation is abandoned.
+    aggregator.delete(&stack.jobs_queue());
+    assert_eq!(worker.exit_code(secs(40)), 70, "{}", worker.log());
+    assert_eq!(worker.heartbeat()["state_detail"], "stuck");
 }

@@ -250,6 +250,17 @@ impl Aggregator {
         })
     }
 
+    /// Deletes a queue with all it holds.
+    #[track_caller]
+    pub(crate) fn delete(&self, queue: &str) {
+        runtime().block_on(async {
+            let channel = self.connection.create_channel().await.expect("a channel");
+            let options = lapin::options::QueueDeleteOptions::default();
+            let deleted = channel.queue_delete(queue.into(), options).await;
+            deleted.expect("the queue is deleted");
+        });
+    }
+
     /// Waits until a queue holds nothing, waiting or unacknowledged: with its workers gone, what they
     /// did not acknowledge is back in it.
     #[track_caller]
