@@ -270,9 +270,10 @@ impl Worker {
             let step = match &model {
                 Model::Absent => self.warm_up(None).await,
                 Model::Unproven(engine) => self.warm_up(Some(engine.clone())).await,
-                Model::Warm(engine) => match self.may_serve() {
-                    Some(link) => self.serve(engine.clone(), link).await,
-                    None => self.wait(None).await,
+                Model::Warm(engine) => match (engine.loss(), self.may_serve()) {
+                    (Some(loss), _) => self.stop_idle(Leaving::because(Ended::EngineLost(loss))),
+                    (None, Some(link)) => self.serve(engine.clone(), link).await,
+                    (None, None) => self.wait(None).await,
                 },
             };
             model = match (step, model) {

@@ -131,6 +131,11 @@ impl EngineHandle {
         }
     }
 
+    /// Why the engine can no longer be used, if it cannot.
+    pub fn loss(&self) -> Option<Detail> {
+        *self.loss.0.borrow()
+    }
+
     /// Resolves when the engine can no longer be used: its thread ended, its weights could not be
     /// restored, or a run never came back.
     pub async fn lost(&self) -> Detail {
