@@ -33,8 +33,6 @@ use crate::result::{Addressee, Body, Timings};
 const DENSITIES: [f64; 3] = [0.001, 0.01, 0.05];
 /// The density of the stream and of the stages.
 const USUAL: usize = 1;
-/// Time spent on comparing, and on the stream.
-const AIM: Duration = Duration::from_secs(20);
 const LIMIT: Duration = Duration::from_secs(600);
 
 /// What was measured. Times in milliseconds, medians.
@@ -74,11 +72,11 @@ fn refused(failure: &Failure) -> EngineError {
     EngineError::new(Detail::WarmFailed, failure.to_string())
 }
 
-/// Measures the package in `dir`.
+/// Measures the package in `dir`, comparing for about the time aimed at.
 ///
 /// # Errors
 /// When it cannot be loaded or does not run.
-pub async fn run(dir: &Path, config: &Config) -> Result<Report, EngineError> {
+pub async fn run(dir: &Path, config: &Config, aim: Duration) -> Result<Report, EngineError> {
     let mut config = config.clone();
     config.candidates.max_inline_bytes = config.candidates.max_bytes;
     let progress = Arc::new(Progress::default());
@@ -93,7 +91,7 @@ pub async fn run(dir: &Path, config: &Config) -> Result<Report, EngineError> {
     let first_ms = evaluate(&engine, &samples[USUAL].update, &plan).await?;
     let after_first = Instant::now();
     let again_ms = evaluate(&engine, &samples[USUAL].update, &plan).await?;
-    let repetitions = repetitions(after_first.elapsed());
+    let repetitions = repetitions(after_first.elapsed(), aim);
     let pipeline = Pipeline::new(engine.clone(), &config, "bench", None)
         .map_err(|e| EngineError::new(Detail::ModelLoadFailed, e.to_string()))?;
     let stages = stages(&pipeline, &samples[USUAL], repetitions.min(20)).await?;
@@ -138,8 +136,8 @@ pub async fn run(dir: &Path, config: &Config) -> Result<Report, EngineError> {
 }
 
 /// As many as fit into the time aimed at, and enough for a median.
-fn repetitions(one: Duration) -> usize {
-    let passes = AIM.as_secs_f64() / one.as_secs_f64().max(1e-6);
+fn repetitions(one: Duration, aim: Duration) -> usize {
+    let passes = aim.as_secs_f64() / one.as_secs_f64().max(1e-6);
     let per_repetition = (DENSITIES.len() + 1) as f64;
     #[expect(
         clippy::cast_possible_truncation,

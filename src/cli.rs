@@ -123,6 +123,9 @@ enum Command {
     Bench {
         #[command(flatten)]
         subject: bench::Subject,
+        /// How long to compare, about; the stream takes about half as long.
+        #[arg(long, default_value_t = 20)]
+        seconds: u64,
         /// The report as JSON.
         #[arg(long)]
         json: bool,
@@ -241,7 +244,11 @@ async fn dispatch(command: Command, config: Config) -> Outcome {
         Command::Status { json, watch } => status::status(&config, json, watch).await,
         Command::Topology { declare, json } => control::topology(&config, declare, json).await,
         Command::Ctl { command, worker } => control::ctl(&config, command, worker).await,
-        Command::Bench { subject, json } => bench::bench(&config, subject, json).await,
+        Command::Bench {
+            subject,
+            seconds,
+            json,
+        } => bench::bench(&config, subject, seconds, json).await,
         Command::Config => answer(config.redacted().trim_end()),
         Command::Healthcheck { ready, .. } => {
             let health = crate::health::ask(&config.redis.namespace, &config.worker_id());

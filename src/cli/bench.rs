@@ -1,6 +1,7 @@
 //! `scorer bench`: the engine alone, no broker and no Redis.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
@@ -28,7 +29,7 @@ enum Synthetic {
     HundredMillion,
 }
 
-pub(super) async fn bench(config: &Config, subject: Subject, json: bool) -> Outcome {
+pub(super) async fn bench(config: &Config, subject: Subject, seconds: u64, json: bool) -> Outcome {
     let (made, dir);
     let model: &Path = match (&subject.model, subject.synthetic) {
         (Some(dir), _) => dir,
@@ -40,7 +41,9 @@ pub(super) async fn bench(config: &Config, subject: Subject, json: bool) -> Outc
         }
         (None, None) => return Err(Fault::new(Exit::Usage, "--model or --synthetic: missing")),
     };
-    let report = run(model, config).await.map_err(|e| offline::fault(&e))?;
+    let report = run(model, config, Duration::from_secs(seconds))
+        .await
+        .map_err(|e| offline::fault(&e))?;
     if json {
         answer_json(&report)
     } else {

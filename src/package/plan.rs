@@ -5,6 +5,9 @@ use sha2::{Digest, Sha256};
 
 use crate::failure::{Code, Failure};
 
+/// Unknown shards that a refusal names.
+const MOST_NAMED: usize = 20;
+
 /// One shard of held-out tokens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shard {
@@ -105,10 +108,12 @@ fn select<'a>(shards: &'a [Shard], wanted: Option<&[u64]>) -> Result<Vec<&'a Sha
         return Ok(shards.iter().collect());
     };
     let available: Vec<u64> = shards.iter().map(|s| s.id).collect();
+    // A stranger's list may be as long as a message: the answer names the first of them.
     let missing: Vec<u64> = wanted
         .iter()
         .copied()
         .filter(|id| !available.contains(id))
+        .take(MOST_NAMED)
         .collect();
     if !missing.is_empty() {
         return Err(Failure::new(

@@ -351,3 +351,57 @@ fn an_aggregator_that_only_publishes_finds_its_result_later() {
         "scored"
     );
 }
+
+#[test]
+fn bench_reports_every_figure_and_needs_no_service() {
+    let stack = Stack::shared();
+    let package = crate::support::package::sound().display().to_string();
+    let settings = stack
+        .settings()
+        .set("amqp.url", "amqp://guest:guest@127.0.0.1:1/%2f")
+        .set("redis.url", "redis://127.0.0.1:1/0");
+    let arguments = ["bench", "--model", &package, "--seconds", "1", "--json"];
+    let report = stack
+        .command_with(settings.clone(), &arguments, "")
+        .expect_code(0)
+        .value();
+    for figure in [
+        "bare_ms",
+        "candidates_per_s",
+        "first_ms",
+        "median_ms",
+        "first_ratio",
+        "peak_rss_bytes",
+        "weights_bytes",
+    ] {
+        assert!(
+            report[figure].as_f64().is_some_and(|v| v > 0.0),
+            "{figure}: {report}"
+        );
+    }
+    for density in ["0.001", "0.01", "0.05"] {
+        // How fast it is is not a test's to say on a busy machine; that it is compared is.
+        for figure in ["evaluate_ms", "ratio"] {
+            assert!(
+                report[figure][density].as_f64().is_some_and(|v| v > 0.0),
+                "{figure}: {report}"
+            );
+        }
+    }
+    for stage in ["fetch", "decode", "patch", "forward", "restore"] {
+        assert!(
+            report["stages_ms"][stage]
+                .as_f64()
+                .is_some_and(f64::is_finite),
+            "{report}"
+        );
+    }
+    assert!(
+        report["idle_share"]
+            .as_f64()
+            .is_some_and(|v| (0.0..=1.0).contains(&v)),
+        "{report}"
+    );
+    assert_eq!(report["provider"], "CPUExecutionProvider");
+    stack.command_with(settings, &["bench"], "").expect_code(64);
+}
