@@ -33,6 +33,9 @@ const UNSUPPORTED: &[&str] = &[
     "telemetry.otlp_endpoint",
 ];
 
+/// Bytes of `amqp.namespace`; a model's name, a queue's role and a delay come behind it.
+const LONGEST_NAMESPACE: usize = 100;
+
 /// Everything a worker or a command can be told.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Config {
@@ -364,6 +367,11 @@ impl Config {
             has_scheme(&self.amqp.url, &["amqp", "amqps"]),
             "amqp.url",
             "must be an amqp:// or amqps:// URL",
+        );
+        check(
+            self.amqp.namespace.len() <= LONGEST_NAMESPACE,
+            "amqp.namespace",
+            "must be at most 100 bytes: with it, names of queues must stay below AMQP's 255",
         );
         check(
             has_scheme(&self.redis.url, &["redis", "rediss", "redis+unix", "unix"]),

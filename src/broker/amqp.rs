@@ -14,7 +14,7 @@ use lapin::options::{
     QueueBindOptions, QueueDeclareOptions,
 };
 use lapin::protocol::{AMQPErrorKind, AMQPSoftError};
-use lapin::types::{AMQPValue, FieldTable};
+use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{
     BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, ErrorKind, Event,
 };
@@ -524,6 +524,12 @@ impl Publisher {
     /// # Errors
     /// When it was refused, or when nobody knows.
     pub async fn publish(&self, message: Outgoing) -> Result<(), PublishError> {
+        for name in [&message.exchange, &message.routing_key] {
+            if short(name).is_none() {
+                let why = format!("{name:?} is longer than a name may be");
+                return Err(PublishError::Refused(why));
+            }
+        }
         let lost = || PublishError::Lost("the publisher has ended".into());
         let (reply, confirmed) = oneshot::channel();
         self.0.send((message, reply)).await.map_err(|_| lost())?;
@@ -537,6 +543,8 @@ async fn publish_all(
     window: usize,
     lost: CancellationToken,
 ) {
+    // However this task ends, nobody publishes on the link any more.
+    let _lost = lost.clone().drop_guard();
     let mut pending: FuturesUnordered<futures_util::future::BoxFuture<'static, bool>> =
         FuturesUnordered::new();
     loop {
@@ -611,14 +619,20 @@ async fn settle(
     healthy
 }
 
+/// Text of at most 255 bytes, AMQP's limit for names; lapin's own conversion panics beyond it.
+fn short(text: &str) -> Option<ShortString> {
+    ShortString::try_new(text).ok()
+}
+
+/// Text that does not fit is left out: a stranger's `message_id` may fill all of the 255 bytes, and
+/// the id of the answer made from it is longer.
 fn properties(source: &Properties) -> BasicProperties {
     const PERSISTENT: u8 = 2;
     let mut headers = FieldTable::default();
     for (name, value) in &source.headers {
-        headers.insert(
-            name.as_str().into(),
-            AMQPValue::LongString(value.as_str().into()),
-        );
+        if let Some(name) = short(name) {
+            headers.insert(name, AMQPValue::LongString(value.as_str().into()));
+        }
     }
     if source.attempt > 1 {
         headers.insert(
@@ -629,17 +643,18 @@ fn properties(source: &Properties) -> BasicProperties {
     let mut target = BasicProperties::default()
         .with_delivery_mode(PERSISTENT)
         .with_headers(headers);
-    if let Some(text) = &source.content_type {
-        target = target.with_content_type(text.as_str().into());
+    let fitting = |text: &Option<String>| text.as_deref().and_then(short);
+    if let Some(text) = fitting(&source.content_type) {
+        target = target.with_content_type(text);
     }
-    if let Some(text) = &source.message_id {
-        target = target.with_message_id(text.as_str().into());
+    if let Some(text) = fitting(&source.message_id) {
+        target = target.with_message_id(text);
     }
-    if let Some(text) = &source.correlation_id {
-        target = target.with_correlation_id(text.as_str().into());
+    if let Some(text) = fitting(&source.correlation_id) {
+        target = target.with_correlation_id(text);
     }
-    if let Some(text) = &source.reply_to {
-        target = target.with_reply_to(text.as_str().into());
+    if let Some(text) = fitting(&source.reply_to) {
+        target = target.with_reply_to(text);
     }
     if let Some(seconds) = source.timestamp {
         target = target.with_timestamp(seconds);
@@ -682,5 +697,20 @@ mod tests {
         let late = bounded("q", Duration::ZERO, call).await;
         assert!(matches!(late, Err(BrokerError::Failed(_))), "{late:?}");
         assert_eq!(tolerate("q", late.clone()), late);
+    }
+
+    #[test]
+    fn text_that_is_too_long_for_amqp_is_left_out() {
+        let long = Some("x".repeat(256));
+        let source = Properties {
+            content_type: Some("application/json".into()),
+            message_id: long.clone(),
+            correlation_id: Some("x".repeat(255)),
+            reply_to: long,
+            ..Properties::default()
+        };
+        let target = properties(&source);
+        assert_eq!((target.message_id(), target.reply_to()), (&None, &None));
+        assert!(target.content_type().is_some() && target.correlation_id().is_some());
     }
 }

@@ -6,6 +6,7 @@ use serde_json::json;
 use crate::support::jobs::{Encoding, honest, pack};
 use crate::support::package::MODEL;
 use crate::support::stack::Stack;
+use crate::support::wait::{SOON, eventually};
 
 #[test]
 fn a_body_that_names_nobody_is_parked_and_answered_under_its_message_id() {
@@ -115,4 +116,31 @@ fn a_body_that_names_nobody_is_parked_and_answered_under_its_message_id() {
         Some((0, 0)),
         "each parked once"
     );
+}
+
+#[test]
+fn an_id_that_fills_all_that_amqp_allows_stops_nobody() {
+    let stack = Stack::shared();
+    let worker = stack.worker("w1");
+    worker.ready();
+    let aggregator = stack.aggregator();
+    aggregator.collect_results();
+    // The answer's own message_id is made of it, and would be longer than AMQP allows.
+    let longest = "x".repeat(255);
+    let named = BasicProperties::default().with_message_id(longest.as_str().into());
+    aggregator.publish(b"no job", named);
+    aggregator.submit(&honest().job("sound"));
+    let answered = |id: &str| {
+        eventually(SOON, "both are answered", || {
+            aggregator
+                .results()
+                .iter()
+                .any(|m| m.json()["submission_id"] == id)
+        });
+    };
+    answered("sound");
+    answered(&longest);
+    aggregator.take_parked();
+    worker.drain();
+    aggregator.expect_empty(&stack.jobs_queue());
 }
