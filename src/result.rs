@@ -321,6 +321,15 @@ mod tests {
     }
 
     #[test]
+    fn a_stored_number_comes_back_with_every_bit() {
+        for bits in (0..10_000_u64).map(|n| 0x3f1d_0000_0000_0000 + n * 0x0000_0123_4567_89ab) {
+            let text = serde_json::to_string(&f64::from_bits(bits)).unwrap();
+            let read: f64 = serde_json::from_str(&text).unwrap();
+            assert_eq!(read.to_bits(), bits, "{text}");
+        }
+    }
+
+    #[test]
     fn the_key_depends_on_what_is_asked_and_not_on_who_answers() {
         let key = |answerer: &Answerer, plan| Key::new(answerer, &addressee(), None, plan);
         let other = Answerer {

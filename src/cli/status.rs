@@ -51,6 +51,7 @@ async fn once(config: &Config, as_json: bool) -> Outcome {
     let mut workers: Vec<Value> = records
         .iter()
         .filter_map(|text| serde_json::from_str(text).ok())
+        .filter(Value::is_object)
         .collect();
     for worker in &mut workers {
         let age = at_ms.saturating_sub(worker["at_ms"].as_u64().unwrap_or(at_ms));
