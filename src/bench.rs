@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
+use bytes::Bytes;
 use flate2::read::ZlibDecoder;
 use flate2::write::ZlibEncoder;
 use futures_util::StreamExt;
@@ -17,8 +18,9 @@ use rand::{Rng, SeedableRng};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use crate::candidate::{self, Update};
+use crate::candidate;
 use crate::config::Config;
+use crate::engine::patch::Patches;
 use crate::engine::thread::EngineHandle;
 use crate::engine::{Engine, EngineError, Progress};
 use crate::failure::Failure;
@@ -64,8 +66,8 @@ pub struct Report {
 
 /// A candidate of one density, as sent and as checked.
 struct Sample {
-    bytes: Vec<u8>,
-    update: Update,
+    bytes: Bytes,
+    patches: Arc<Patches>,
 }
 
 fn refused(failure: &Failure) -> EngineError {
@@ -86,22 +88,23 @@ pub async fn run(dir: &Path, config: &Config, aim: Duration) -> Result<Report, E
     let package = Arc::clone(&engine.package);
     let plan = Plan::new(&package.shards, None, "", package.cut()).map_err(|f| refused(&f))?;
     let plan = Arc::new(plan);
-    let samples = samples(&package, &config)?;
+    let mut random = StdRng::seed_from_u64(2);
+    let usual = sample(&package, &config, DENSITIES[USUAL], &mut random)?;
 
-    let first_ms = evaluate(&engine, &samples[USUAL].update, &plan).await?;
-    let after_first = Instant::now();
-    let again_ms = evaluate(&engine, &samples[USUAL].update, &plan).await?;
-    let repetitions = repetitions(after_first.elapsed(), aim);
+    let began = Instant::now();
+    evaluate(&engine, &usual, &plan).await?;
+    let repetitions = repetitions(began.elapsed(), aim);
     let pipeline = Pipeline::new(engine.clone(), &config, "bench", None)
         .map_err(|e| EngineError::new(Detail::ModelLoadFailed, e.to_string()))?;
-    let stages = stages(&pipeline, &samples[USUAL], repetitions.min(20)).await?;
+    let stages = stages(&pipeline, &usual, repetitions.min(20)).await?;
     let peak_rss_bytes = peak();
 
-    let mut compared = compare(&engine, &package, &config, &samples, &plan, repetitions).await?;
-    let stream = stream(&pipeline, &progress, &samples[USUAL], repetitions, &config).await?;
-    let decode_speed = decode_speed(&package, &config, &samples[USUAL])?;
-    compared.evaluations[USUAL].push(again_ms);
-    let median_ms = median(&compared.evaluations[USUAL]);
+    let samples = DENSITIES.map(|density| sample(&package, &config, density, &mut random));
+    let samples: Vec<Sample> = samples.into_iter().collect::<Result<_, _>>()?;
+    let compared = compare(&engine, &package, &config, &samples, &plan, repetitions).await?;
+    let stream = stream(&pipeline, &progress, &usual, repetitions, &config).await?;
+    let decode_speed = decode_speed(&package, &config, &usual)?;
+    let first = first(dir, &config, &usual, &plan).await?;
     let label = |at: usize| DENSITIES[at].to_string();
     let patched = stages["patch"] + stages["restore"];
     Ok(Report {
@@ -117,9 +120,9 @@ pub async fn run(dir: &Path, config: &Config, aim: Duration) -> Result<Report, E
         decode_speed,
         candidates_per_s: stream.per_second,
         idle_share: stream.idle_share,
-        first_ms,
-        median_ms,
-        first_ratio: first_ms / median_ms,
+        first_ms: first.first_ms,
+        median_ms: first.median_ms,
+        first_ratio: first.ratio,
         peak_rss_bytes,
         bare_peak_rss_bytes: compared.bare_peak,
         weights_bytes: package
@@ -154,13 +157,14 @@ fn median(values: &[f64]) -> f64 {
     sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
+/// Patch, forward and restore: what follows the decoding of a candidate.
 async fn evaluate(
     engine: &EngineHandle,
-    update: &Update,
+    sample: &Sample,
     plan: &Arc<Plan>,
 ) -> Result<f64, EngineError> {
     let turn = engine.turn().await;
-    let evaluation = turn.score(update.clone(), Rule::ParamDiff, Arc::clone(plan), LIMIT);
+    let evaluation = turn.score(Arc::clone(&sample.patches), Arc::clone(plan), LIMIT);
     let times = evaluation.await.map_err(|f| refused(&f))?.times;
     Ok(times.apply + times.forward + times.restore)
 }
@@ -198,12 +202,48 @@ async fn compare(
         let bare_ms = millis(began);
         compared.bare.push(bare_ms);
         for (at, sample) in samples.iter().enumerate() {
-            let evaluated = evaluate(engine, &sample.update, plan).await?;
+            let evaluated = evaluate(engine, sample, plan).await?;
             compared.evaluations[at].push(evaluated);
             compared.ratios[at].push(evaluated / bare_ms);
         }
     }
     Ok(compared)
+}
+
+/// The first evaluation after a warm-up, and those that follow.
+struct First {
+    first_ms: f64,
+    median_ms: f64,
+    ratio: f64,
+}
+
+/// One first evaluation is one sample: the model is loaded and warmed some times.
+async fn first(
+    dir: &Path,
+    config: &Config,
+    sample: &Sample,
+    plan: &Arc<Plan>,
+) -> Result<First, EngineError> {
+    const LOADS: usize = 5;
+    const LATER: usize = 5;
+    let (mut firsts, mut medians, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..LOADS {
+        let engine = EngineHandle::load(dir, config, Arc::default()).await?;
+        engine.turn().await.warm().await?;
+        let first = evaluate(&engine, sample, plan).await?;
+        let mut later = Vec::with_capacity(LATER);
+        for _ in 0..LATER {
+            later.push(evaluate(&engine, sample, plan).await?);
+        }
+        firsts.push(first);
+        medians.push(median(&later));
+        ratios.push(first / median(&later));
+    }
+    Ok(First {
+        first_ms: median(&firsts),
+        median_ms: median(&medians),
+        ratio: median(&ratios),
+    })
 }
 
 fn millis(since: Instant) -> f64 {
@@ -312,7 +352,7 @@ fn description(source: Source) -> Candidate {
 /// Decoding and checking against inflating the same streams alone, as speeds.
 fn decode_speed(package: &Package, config: &Config, sample: &Sample) -> Result<f64, EngineError> {
     let streams = streams(&sample.bytes);
-    let candidate = description(Source::Inline(Vec::new()));
+    let candidate = description(Source::Inline(Bytes::new()));
     let mut ratios = Vec::new();
     for _ in 0..9 {
         let began = Instant::now();
@@ -341,17 +381,22 @@ fn streams(bytes: &[u8]) -> Vec<Vec<u8>> {
         .collect()
 }
 
-fn samples(package: &Package, config: &Config) -> Result<Vec<Sample>, EngineError> {
-    let mut random = StdRng::seed_from_u64(2);
-    let sample = |density: f64| {
-        let bytes = encode(package, density, &mut random)
-            .map_err(|e| EngineError::new(Detail::WarmFailed, e.to_string()))?;
-        let candidate = description(Source::Inline(Vec::new()));
-        let update = candidate::decode(&bytes, &candidate, package, &config.candidates)
-            .map_err(|f| refused(&f))?;
-        Ok(Sample { bytes, update })
-    };
-    DENSITIES.into_iter().map(sample).collect()
+fn sample(
+    package: &Package,
+    config: &Config,
+    density: f64,
+    random: &mut StdRng,
+) -> Result<Sample, EngineError> {
+    let bytes = encode(package, density, random)
+        .map_err(|e| EngineError::new(Detail::WarmFailed, e.to_string()))?;
+    let candidate = description(Source::Inline(Bytes::new()));
+    let update = candidate::decode(&bytes, &candidate, package, &config.candidates)
+        .map_err(|f| refused(&f))?;
+    let patches = Patches::new(package, update, candidate.rule).map_err(|f| refused(&f))?;
+    Ok(Sample {
+        bytes: bytes.into(),
+        patches: Arc::new(patches),
+    })
 }
 
 /// A `binary_v2` candidate that touches this share of every trainable tensor, small steps.

@@ -14,8 +14,10 @@ use crate::package::Package;
 pub struct TensorUpdate {
     /// Position in the package's weights.
     pub tensor: usize,
-    /// Row-major index in the checkpoint's layout, value as sent (widened to f32).
-    pub entries: Vec<(u32, f32)>,
+    /// Row-major indices in the checkpoint's layout.
+    pub indices: Vec<u32>,
+    /// One for each index, as sent (widened to f32).
+    pub values: Vec<f32>,
 }
 
 /// A checked update.
@@ -28,16 +30,13 @@ pub struct Update {
 impl Update {
     /// Number of entries in all tensors.
     pub fn entries(&self) -> u64 {
-        self.tensors.iter().map(|t| t.entries.len() as u64).sum()
+        self.tensors.iter().map(|t| t.indices.len() as u64).sum()
     }
 
     /// Euclidean norm of the values as sent.
     pub fn l2_norm(&self) -> f64 {
-        let values = self.tensors.iter().flat_map(|t| &t.entries);
-        values
-            .map(|(_, v)| f64::from(*v).powi(2))
-            .sum::<f64>()
-            .sqrt()
+        let values = self.tensors.iter().flat_map(|t| &t.values);
+        values.map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt()
     }
 }
 
@@ -78,20 +77,18 @@ pub struct Gathered<'a> {
     limits: &'a CandidatesConfig,
     entries: u64,
     inflated: u64,
-    tensors: Vec<Vec<(u32, f32)>>,
-    touched: usize,
+    tensors: Vec<(Vec<u32>, Vec<f32>)>,
 }
 
 impl<'a> Gathered<'a> {
     fn new(package: &'a Package, limits: &'a CandidatesConfig) -> Self {
-        let tensors = vec![Vec::new(); package.weights.tensors.len()];
+        let tensors = vec![Default::default(); package.weights.tensors.len()];
         Self {
             package,
             limits,
             entries: 0,
             inflated: 0,
             tensors,
-            touched: 0,
         }
     }
 
@@ -126,8 +123,13 @@ impl<'a> Gathered<'a> {
             );
             return Err(Failure::new(Code::CandidateShapeMismatch, message).with("tensor", shown));
         }
-        if entries > tensor.numel as u64 {
-            let message = format!("{shown}: {entries} entries for {} elements", tensor.numel);
+        // One tensor may come in pieces; together they cannot be more than it has.
+        let known = self.tensors[tensor.index].0.len() as u64;
+        if entries > tensor.numel as u64 - known {
+            let message = format!(
+                "{shown}: {entries} entries after {known} for {} elements",
+                tensor.numel
+            );
             return Err(Failure::new(Code::CandidateTooLarge, message).with("tensor", shown));
         }
         self.entries = self.entries.saturating_add(entries);
@@ -157,7 +159,7 @@ impl<'a> Gathered<'a> {
         Err(Failure::new(Code::CandidateTooLarge, message))
     }
 
-    /// Takes a tensor's entries in the order they were sent.
+    /// Takes a tensor's entries in the order they were sent: as many values as indices.
     ///
     /// # Errors
     /// An index that is negative or too large, or a value that is not finite.
@@ -165,48 +167,61 @@ impl<'a> Gathered<'a> {
         &mut self,
         name: &str,
         tensor: usize,
-        entries: impl Iterator<Item = (i64, f32)>,
+        indices: impl ExactSizeIterator<Item = i64> + Clone,
+        values: impl ExactSizeIterator<Item = f32>,
     ) -> Result<(), Failure> {
         let numel = self.package.weights.tensors[tensor].numel as u64;
-        let gathered = &mut self.tensors[tensor];
-        self.touched += usize::from(gathered.is_empty());
-        gathered.reserve(entries.size_hint().0);
-        for (index, value) in entries {
-            let Some(index) = u32::try_from(index).ok().filter(|i| u64::from(*i) < numel) else {
-                let message = format!("{}: index {index} is not within 0..{numel}", shorten(name));
-                return Err(Failure::new(Code::CandidateIndexOutOfRange, message)
-                    .with("tensor", shorten(name)));
-            };
-            if !value.is_finite() {
-                let message = format!(
-                    "{}: the value at index {index} is not finite",
-                    shorten(name)
-                );
-                return Err(
-                    Failure::new(Code::CandidateNonFinite, message).with("tensor", shorten(name))
-                );
-            }
-            gathered.push((index, value));
+        let (known, steps) = &mut self.tensors[tensor];
+        let first = known.len();
+        // What does not fit becomes the largest number, which is no index of any tensor.
+        let mut largest = 0;
+        known.extend(indices.clone().map(|index| {
+            let index = u32::try_from(index).unwrap_or(u32::MAX);
+            largest = largest.max(index);
+            index
+        }));
+        steps.extend(values);
+        let refuse = |code, message: String| {
+            let name = shorten(name);
+            Err(Failure::new(code, format!("{name}: {message}")).with("tensor", name))
+        };
+        if u64::from(largest) >= numel {
+            let inside = |index: &i64| u64::try_from(*index).is_ok_and(|i| i < numel);
+            let index = { indices }.find(|i| !inside(i)).unwrap_or(-1);
+            let message = format!("index {index} is not within 0..{numel}");
+            return refuse(Code::CandidateIndexOutOfRange, message);
         }
-        Ok(())
+        match steps[first..].iter().position(|value| !value.is_finite()) {
+            Some(at) => {
+                let message = format!("the value at index {} is not finite", known[first + at]);
+                refuse(Code::CandidateNonFinite, message)
+            }
+            None => Ok(()),
+        }
     }
 
     fn finish(self) -> Result<Update, Failure> {
         let mut update = Update::default();
-        for (tensor, mut entries) in self.tensors.into_iter().enumerate() {
-            if entries.is_empty() {
+        for (tensor, (mut indices, mut values)) in self.tensors.into_iter().enumerate() {
+            if indices.is_empty() {
                 continue;
             }
-            if !entries.is_sorted_by(|a, b| a.0 < b.0) {
+            if !indices.is_sorted_by(|a, b| a < b) {
+                let mut entries: Vec<(u32, f32)> = indices.into_iter().zip(values).collect();
                 entries.sort_by_key(|(index, _)| *index);
+                (indices, values) = entries.into_iter().unzip();
             }
-            if let Some(pair) = entries.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+            if let Some(pair) = indices.windows(2).find(|pair| pair[0] == pair[1]) {
                 let name = &self.package.weights.tensors[tensor].name;
-                let message = format!("{name}: index {} is given twice", pair[0].0);
+                let message = format!("{name}: index {} is given twice", pair[0]);
                 return Err(Failure::new(Code::CandidateDuplicateIndex, message)
                     .with("tensor", name.clone()));
             }
-            update.tensors.push(TensorUpdate { tensor, entries });
+            update.tensors.push(TensorUpdate {
+                tensor,
+                indices,
+                values,
+            });
         }
         if update.tensors.is_empty() {
             return Err(Failure::new(

@@ -3,6 +3,8 @@
 //! scratch equals the baseline before and after every call, whatever happened in between.
 
 pub mod graph;
+mod objective;
+pub mod patch;
 pub mod session;
 #[cfg(test)]
 mod tests;
@@ -14,19 +16,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use half::{bf16, f16};
-
-use crate::candidate::{TensorUpdate, Update};
 use crate::config::EngineConfig;
 use crate::failure::{Code, Failure};
-use crate::job::Rule;
 use crate::lifecycle::Detail;
 use crate::package::plan::{Plan, Window};
-use crate::package::weights::{TensorInfo, Weights, round_to, transpose};
-use crate::package::{Dtype, Objective, Package, Place};
+use crate::package::weights::transpose;
+use crate::package::{Package, Place};
 use crate::score::{self, Paired};
-use graph::Graph;
-use session::{Session, SessionError, Terminator, WeightSpec};
+use graph::{Constant, Graph};
+use objective::Measure;
+use patch::{Patch, Patches};
+use session::{Session, SessionError, Source, Terminator, WeightSpec};
 use warmup::Proven;
 pub use warmup::Warm;
 
@@ -102,8 +102,6 @@ pub struct StageTimes {
 pub struct Evaluation {
     /// Losses before and after, and what to make of them.
     pub paired: Paired,
-    /// Entries whose weight really changed after rounding.
-    pub effective_entries: u64,
     /// Where the time went.
     pub times: StageTimes,
 }
@@ -126,15 +124,6 @@ struct Slot {
     transposed: bool,
 }
 
-/// The new values of one tensor, checked, not yet written, and what the baseline has in their
-/// place: read once, so that restoring need not look for it all over memory again.
-struct Patch {
-    tensor: usize,
-    indices: Vec<u32>,
-    values: Vec<f32>,
-    originals: Vec<f32>,
-}
-
 /// A loaded model.
 #[derive(Debug)]
 pub struct Engine {
@@ -144,7 +133,7 @@ pub struct Engine {
     slots: Vec<Slot>,
     micro_batch: usize,
     fixed_batch: bool,
-    ignore_index: i64,
+    measure: Measure,
     /// By plan and micro-batch: the bits of a loss depend on both.
     baselines: HashMap<([u8; 32], usize), Arc<Vec<f64>>>,
     /// What the last warm-up proved.
@@ -182,37 +171,36 @@ impl Engine {
         hold: Hold,
     ) -> Result<Self, EngineError> {
         let broken = |message: String| EngineError::new(Detail::ModelLoadFailed, message);
-        let manifest = &package.manifest;
-        let graph = Graph::decode(&package.graph).map_err(|e| broken(e.to_string()))?;
-        check_vocabulary(&package, &graph).map_err(broken)?;
-        let fixed = check_input(&package, &graph).map_err(broken)?;
-        let Objective::CausalLm { ignore_index, .. } = manifest.objective;
-        let (mut slots, mut specs) = layout(&package);
-        let (logits, dir) = (&manifest.outputs.logits, &package.dir);
-        let prepared = match hold {
+        let graph = Graph::decode(package.graph.clone()).map_err(|e| broken(e.to_string()))?;
+        let (slots, specs) = layout(&package);
+        let names: Vec<&str> = specs.iter().map(|s| s.input.as_str()).collect();
+        let (measure, fixed) = Measure::new(&package, &graph, &names).map_err(broken)?;
+        let head = objective::head(&package);
+        let (slots, session) = match hold {
             Hold::Inputs => {
-                let names: Vec<&str> = specs.iter().map(|s| s.input.as_str()).collect();
-                graph.prepare(&names, logits, dir)
+                let prepared = graph.prepare(&names, head, &package.dir);
+                let prepared = prepared.map_err(|e| broken(e.to_string()))?;
+                (slots, Session::new(config, Source::Bytes(&prepared), specs))
             }
             Hold::Constants => {
-                slots.clear();
-                let specs = std::mem::take(&mut specs);
-                graph.with_constants(
-                    specs.iter().map(WeightSpec::constant).collect(),
-                    logits,
-                    dir,
-                )
+                let dir = tempfile::tempdir().map_err(|e| broken(e.to_string()))?;
+                let (model, data) = (dir.path().join("model.onnx"), dir.path().join("weights"));
+                let constants: Vec<Constant<'_>> = specs.iter().map(WeightSpec::constant).collect();
+                let prepared = graph.with_constants(&constants, head, &package.dir, &data);
+                let prepared = prepared.map_err(|e| broken(e.to_string()))?;
+                std::fs::write(&model, prepared).map_err(|e| broken(e.to_string()))?;
+                let bare = Session::new(config, Source::File(&model), Vec::new());
+                (Vec::new(), bare)
             }
         };
-        let prepared = prepared.map_err(|e| broken(e.to_string()))?;
-        let session = Session::new(config, &prepared, &manifest.inputs.tokens, specs)
-            .map_err(|e| EngineError::from_session(&e, Detail::ModelLoadFailed))?;
+        let session =
+            session.map_err(|e| EngineError::from_session(&e, Detail::ModelLoadFailed))?;
         Ok(Self {
             session,
             slots,
             micro_batch: fixed.unwrap_or(config.micro_batch),
             fixed_batch: fixed.is_some(),
-            ignore_index,
+            measure,
             baselines: HashMap::new(),
             proven: None,
             sound: true,
@@ -249,15 +237,8 @@ impl Engine {
     ///
     /// # Errors
     /// A typed refusal; the weights are restored then too.
-    pub fn score(
-        &mut self,
-        update: &Update,
-        rule: Rule,
-        plan: &Plan,
-    ) -> Result<Evaluation, Failure> {
-        self.while_memory_lasts(plan, |engine, batch| {
-            engine.evaluate(update, rule, plan, batch)
-        })
+    pub fn score(&mut self, patches: &Patches, plan: &Plan) -> Result<Evaluation, Failure> {
+        self.while_memory_lasts(plan, |engine, batch| engine.evaluate(patches, plan, batch))
     }
 
     /// Tries again with half the micro-batch when memory runs out, down to one window. Only for
@@ -316,8 +297,7 @@ impl Engine {
 
     fn evaluate(
         &mut self,
-        update: &Update,
-        rule: Rule,
+        patches: &Patches,
         plan: &Plan,
         batch: usize,
     ) -> Result<Evaluation, Failure> {
@@ -325,7 +305,7 @@ impl Engine {
         let before = self.baseline(plan, batch)?;
         let baseline_ms = millis(began);
         let began = Instant::now();
-        let (patches, effective_entries) = self.patches(update, rule)?;
+        let patches = &patches.patches;
         let written = patches.iter().try_for_each(|patch| self.write(patch));
         let apply = millis(began);
         let began = Instant::now();
@@ -334,7 +314,7 @@ impl Engine {
             .and_then(|()| self.losses(plan, batch));
         let forward = millis(began) + baseline_ms;
         let began = Instant::now();
-        self.restore(&patches)?;
+        self.restore(patches)?;
         let times = StageTimes {
             apply,
             forward,
@@ -347,23 +327,8 @@ impl Engine {
         }
         Ok(Evaluation {
             paired: score::paired(&before, &after),
-            effective_entries,
             times,
         })
-    }
-
-    /// Computes the new values; also how many differ from the old ones.
-    fn patches(&self, update: &Update, rule: Rule) -> Result<(Vec<Patch>, u64), Failure> {
-        let mut effective = 0;
-        let mut patches = Vec::with_capacity(update.tensors.len());
-        for touched in &update.tensors {
-            let patch = patch(&self.package.weights, touched, rule)?;
-            let pairs = patch.values.iter().zip(&patch.originals);
-            let changed = pairs.filter(|(new, old)| new.to_bits() != old.to_bits());
-            effective += changed.count() as u64;
-            patches.push(patch);
-        }
-        Ok((patches, effective))
     }
 
     /// Writes into every place of the tensor.
@@ -387,12 +352,12 @@ impl Engine {
         values: &[f32],
     ) -> Result<(), SessionError> {
         let slot = &self.slots[slot];
-        if !slot.transposed {
-            return self.session.write(slot.weight, &patch.indices, values);
-        }
-        let info = &self.package.weights.tensors[patch.tensor];
-        let positions = transposed_positions(&patch.indices, info);
-        self.session.write(slot.weight, &positions, values)
+        let positions = if slot.transposed {
+            &patch.transposed
+        } else {
+            &patch.indices
+        };
+        self.session.write(slot.weight, positions, values)
     }
 
     /// Copies the baseline back, never subtracts. Unless all of it succeeds the engine is unsound.
@@ -423,128 +388,26 @@ impl Engine {
         let losses = plan
             .windows
             .chunks(batch)
-            .map(|windows| self.micro_batch_losses(windows, plan))
+            .map(|windows| self.micro_batch_losses(windows))
             .collect::<Result<Vec<_>, _>>();
         self.progress.busy_since_ms.store(0, Ordering::Relaxed);
         Ok(losses?.concat())
     }
 
-    fn micro_batch_losses(&mut self, windows: &[Window], plan: &Plan) -> Result<Vec<f64>, Failure> {
+    fn micro_batch_losses(&mut self, windows: &[Window]) -> Result<Vec<f64>, Failure> {
         let began = Instant::now();
-        let (length, shift) = (plan.cut.window, plan.cut.label_shift);
-        // A graph with a fixed batch gets its last batch filled up; the surplus is not looked at.
         let batch = if self.fixed_batch {
             self.micro_batch
         } else {
             windows.len()
         };
-        let filled = windows.iter().cycle().take(batch);
-        let mut tokens = Vec::with_capacity(batch * length);
-        let mut labels = Vec::with_capacity(batch * length);
-        for window in filled {
-            tokens.extend(window.chunk[..length].iter().map(|t| i64::from(*t)));
-            let targets = window.chunk[shift..]
-                .iter()
-                .map(|t| i64::from(*t))
-                .map(|t| if t == self.ignore_index { 0 } else { t });
-            labels.extend(targets.chain(std::iter::repeat(0)).take(length));
-        }
-        let log_probs = self
-            .session
-            .log_probs(tokens, labels, batch)
-            .map_err(|e| failure(&e))?;
-        if log_probs.len() != batch * length {
-            let message = format!(
-                "the graph gave {} log-probabilities for {} targets",
-                log_probs.len(),
-                batch * length
-            );
-            return Err(Failure::new(Code::InferenceFailed, message));
-        }
+        let feeds = self.measure.feeds(&self.package, windows, batch);
+        let output = self.session.run(feeds).map_err(|e| failure(&e))?;
         self.progress.step();
         self.progress
             .slowest_ms
             .fetch_max(began.elapsed().as_millis() as u64, Ordering::Relaxed);
-        let rows = log_probs.chunks_exact(length);
-        Ok(windows
-            .iter()
-            .zip(rows)
-            .map(|(window, row)| self.window_loss(window, row, shift))
-            .collect())
-    }
-
-    /// Mean negative log-likelihood over the targets that count.
-    #[expect(
-        clippy::cast_precision_loss,
-        reason = "target counts are far below 2^52"
-    )]
-    fn window_loss(&self, window: &Window, log_probs: &[f32], shift: usize) -> f64 {
-        let targets = window.chunk[shift..].iter().zip(log_probs);
-        let counted = targets.filter(|(target, _)| i64::from(**target) != self.ignore_index);
-        let (sum, count) = counted.fold((0.0, 0_u64), |(sum, n), (_, p)| {
-            (sum - f64::from(*p), n + 1)
-        });
-        sum / count as f64
-    }
-}
-
-/// f32 arithmetic on the baseline, rounded once to the weight's type.
-fn patch(weights: &Weights, touched: &TensorUpdate, rule: Rule) -> Result<Patch, Failure> {
-    let info = &weights.tensors[touched.tensor];
-    let bytes = weights.bytes(info);
-    let f16_of = |b: [u8; 2]| f16::from_le_bytes(b).to_f32();
-    let bf16_of = |b: [u8; 2]| bf16::from_le_bytes(b).to_f32();
-    let round = |value| round_to(info.dtype, value);
-    let (values, originals) = match info.dtype {
-        Dtype::F32 => stepped(
-            bytes.as_chunks().0,
-            f32::from_le_bytes,
-            |v| v,
-            touched,
-            rule,
-        ),
-        Dtype::F16 => stepped(bytes.as_chunks().0, f16_of, round, touched, rule),
-        Dtype::Bf16 => stepped(bytes.as_chunks().0, bf16_of, round, touched, rule),
-    };
-    let indices: Vec<u32> = touched.entries.iter().map(|(index, _)| *index).collect();
-    if let Some(at) = values.iter().position(|v| !v.is_finite()) {
-        let (name, index) = (&info.name, indices[at]);
-        let message = format!("{name}: the updated weight at index {index} is not finite");
-        return Err(Failure::new(Code::CandidateNonFinite, message).with("tensor", name.clone()));
-    }
-    Ok(Patch {
-        tensor: touched.tensor,
-        indices,
-        values,
-        originals,
-    })
-}
-
-/// New values and old ones; the compiler makes a loop of its own for each type.
-#[expect(
-    clippy::cast_possible_truncation,
-    reason = "the contract computes the update in f32"
-)]
-fn stepped<const N: usize>(
-    weights: &[[u8; N]],
-    widen: impl Fn([u8; N]) -> f32,
-    round: impl Fn(f32) -> f32,
-    touched: &TensorUpdate,
-    rule: Rule,
-) -> (Vec<f32>, Vec<f32>) {
-    // No decoder lets such an index through; if one did, it would not be finite.
-    let old = |index: u32| weights.get(index as usize).map_or(f32::NAN, |b| widen(*b));
-    let entries = touched.entries.iter();
-    match rule {
-        Rule::Gradient { learning_rate } => {
-            let rate = learning_rate as f32;
-            entries
-                .map(|(index, value)| (round(old(*index) - rate * value), old(*index)))
-                .unzip()
-        }
-        Rule::ParamDiff => entries
-            .map(|(index, value)| (round(old(*index) + value), old(*index)))
-            .unzip(),
+        self.measure.losses(windows, batch, &output)
     }
 }
 
@@ -591,7 +454,7 @@ fn layout(package: &Package) -> (Vec<Slot>, Vec<WeightSpec<'_>>) {
                 input: place.initializer.clone(),
                 shape,
                 dtype: info.dtype,
-                bytes: graph_bytes(package, info, place.transposed),
+                bytes: graph_bytes(package, tensor, place.transposed),
             });
         }
     }
@@ -600,70 +463,13 @@ fn layout(package: &Package) -> (Vec<Slot>, Vec<WeightSpec<'_>>) {
 
 fn graph_bytes<'a>(
     package: &'a Package,
-    info: &TensorInfo,
+    tensor: usize,
     transposed: bool,
 ) -> std::borrow::Cow<'a, [u8]> {
-    let bytes = package.weights.bytes(info);
+    let info = &package.weights.tensors[tensor];
+    let bytes = package.weights.bytes(tensor);
     match (transposed, info.shape.as_slice()) {
         (true, [rows, columns]) => transpose(bytes, *rows, *columns, info.dtype.size()).into(),
         (_, _) => bytes.into(),
-    }
-}
-
-/// Index i = (row, column) of the checkpoint lives at (column, row) of a transposed place.
-fn transposed_positions(indices: &[u32], info: &TensorInfo) -> Vec<u32> {
-    let [rows, columns] = info.shape.as_slice() else {
-        return indices.to_vec();
-    };
-    let size = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-    let (rows, columns) = (size(*rows), size(*columns));
-    indices
-        .iter()
-        .map(|i| (i % columns) * rows + i / columns)
-        .collect()
-}
-
-fn check_vocabulary(package: &Package, graph: &Graph) -> Result<(), String> {
-    let Objective::CausalLm { ignore_index, .. } = package.manifest.objective;
-    let logits = &package.manifest.outputs.logits;
-    let Some(vocabulary) = graph.last_dimension(logits) else {
-        return Err(format!(
-            "graph: the last dimension of output {logits} (the vocabulary) must be fixed"
-        ));
-    };
-    for shard in &package.shards {
-        let legal = |t: &i32| {
-            usize::try_from(*t).is_ok_and(|t| t < vocabulary) || i64::from(*t) == ignore_index
-        };
-        if let Some(token) = shard.tokens.iter().find(|t| !legal(t)) {
-            return Err(format!(
-                "shard {}: token {token} is outside the vocabulary of {vocabulary}",
-                shard.id
-            ));
-        }
-    }
-    Ok(())
-}
-
-/// The batch size the graph is fixed to, if it is.
-fn check_input(package: &Package, graph: &Graph) -> Result<Option<usize>, String> {
-    let name = &package.manifest.inputs.tokens;
-    let Some(shape) = graph.input_shape(name) else {
-        return Err(format!(
-            "graph: has no input {name}; it has {:?}",
-            graph.inputs()
-        ));
-    };
-    let window = package.cut().window;
-    match shape.as_slice() {
-        [batch, None] => Ok(*batch),
-        [batch, Some(seq)] if *seq == window => Ok(*batch),
-        [_, Some(seq)] => Err(format!(
-            "graph: input {name} takes {seq} tokens, the window has {window}"
-        )),
-        other => Err(format!(
-            "graph: input {name} has {} dimensions, [batch, seq] is needed",
-            other.len()
-        )),
     }
 }

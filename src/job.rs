@@ -208,7 +208,7 @@ impl Rule {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
     /// In the job itself.
-    Inline(Vec<u8>),
+    Inline(bytes::Bytes),
     /// To be fetched.
     Url(String),
 }

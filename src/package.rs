@@ -4,19 +4,24 @@
 
 pub mod build;
 pub mod plan;
+mod shard;
 pub mod synthetic;
 pub mod weights;
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::path::{Component, Path, PathBuf};
 
+use bytes::Bytes;
+use memmap2::Mmap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::config::is_model_name;
 use crate::job::message::V1;
-use plan::{Cut, Plan, Shard, Window};
+use plan::{Cut, Plan, Shard, TokenCut, Window};
+use shard::parse_shard;
 use weights::Weights;
 
 /// The file every package has.
@@ -87,20 +92,31 @@ pub struct GraphFile {
     pub external: Option<Vec<FileDigest>>,
 }
 
-/// Names of the graph's inputs.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+/// Names of the graph's inputs. The inputs of `graph_loss` are named by its shards.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Inputs {
-    /// int64 `[batch, seq]`.
-    pub tokens: String,
+    /// int64 `[batch, seq]`; required for `causal_lm`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokens: Option<String>,
+    /// `[batch, seq]`, fed with ones: every token of a window is a real one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub attention_mask: Option<String>,
+    /// int64 or int32 `[batch, seq]`, fed with 0, 1, 2, ...
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub position_ids: Option<String>,
 }
 
 /// Names of the graph's outputs.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Outputs {
-    /// float `[batch, seq, vocab]`.
-    pub logits: String,
+    /// float `[batch, seq, vocab]`; required for `causal_lm`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub logits: Option<String>,
+    /// float `[batch]`; required for `graph_loss`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub loss: Option<String>,
 }
 
 /// What is measured.
@@ -121,6 +137,20 @@ pub enum Objective {
         #[serde(default = "ignore_index")]
         ignore_index: i64,
     },
+    /// What the graph itself computes, one loss for each example.
+    GraphLoss {},
+}
+
+impl Objective {
+    /// The next token, one window of this length from each row.
+    pub fn causal_lm(window: usize) -> Self {
+        Self::CausalLm {
+            window,
+            windows_per_row: one(),
+            label_shift: one(),
+            ignore_index: ignore_index(),
+        }
+    }
 }
 
 fn one() -> usize {
@@ -227,8 +257,8 @@ pub struct Package {
     pub manifest: Manifest,
     /// SHA-256 of what the package measures: everything but version, weights and canary.
     pub package_id: String,
-    /// The graph's bytes.
-    pub graph: Vec<u8>,
+    /// The graph, mapped: its own copy of the weights need never be in memory.
+    pub graph: Bytes,
     /// The baseline, in checkpoint layout.
     pub weights: Weights,
     /// Held-out data, ascending by id.
@@ -284,15 +314,15 @@ impl Package {
         let (manifest, package_id) = Self::read_manifest(dir)?;
         // Before the files are read: a change while they are is noticed by the first audit.
         let stamps = manifest.stamps(dir)?;
-        let graph = read_checked(dir, &manifest.graph.file, &manifest.graph.sha256)?;
+        let graph = map_checked(dir, &manifest.graph.file, &manifest.graph.sha256)?;
         for external in manifest.graph.external.iter().flatten() {
-            read_checked(dir, &external.file, &external.sha256)?;
+            map_checked(dir, &external.file, &external.sha256)?;
         }
         let weights = match &manifest.weights {
-            Some(file) => Weights::open(&inside(dir, &file.file)?, Some(&file.sha256), &manifest)?,
+            Some(file) => Weights::open(&inside(dir, &file.file)?, &file.sha256, &manifest)?,
             None => Weights::from_graph(dir, &graph, &manifest)?,
         };
-        let shards = load_shards(dir, &manifest.shards, subset)?;
+        let shards = load_shards(dir, &manifest.shards, manifest.objective, subset)?;
         Ok(Self {
             dir: dir.to_owned(),
             manifest,
@@ -313,7 +343,7 @@ impl Package {
         for stamp in &self.stamps {
             let path = self.path(&stamp.file.file)?;
             if look(&path)? != stamp.seen {
-                read_checked(&self.dir, &stamp.file.file, &stamp.file.sha256)?;
+                map_checked(&self.dir, &stamp.file.file, &stamp.file.sha256)?;
             }
         }
         Ok(())
@@ -321,16 +351,18 @@ impl Package {
 
     /// How windows are cut.
     pub fn cut(&self) -> Cut {
-        let Objective::CausalLm {
-            window,
-            windows_per_row,
-            label_shift,
-            ..
-        } = self.manifest.objective;
-        Cut {
-            window,
-            windows_per_row,
-            label_shift,
+        match self.manifest.objective {
+            Objective::CausalLm {
+                window,
+                windows_per_row,
+                label_shift,
+                ignore_index: _,
+            } => Cut::Tokens(TokenCut {
+                window,
+                windows_per_row,
+                label_shift,
+            }),
+            Objective::GraphLoss {} => Cut::Examples,
         }
     }
 
@@ -358,16 +390,19 @@ impl Package {
 
     /// Targets that count in a plan.
     pub fn targets(&self, plan: &Plan) -> u64 {
-        let Objective::CausalLm {
-            label_shift,
-            ignore_index,
-            ..
-        } = self.manifest.objective;
-        let counts = |w: &Window| {
-            w.chunk[label_shift..]
+        let counts = |window: &Window| match (window, self.manifest.objective) {
+            (
+                Window::Tokens(chunk),
+                Objective::CausalLm {
+                    label_shift,
+                    ignore_index,
+                    ..
+                },
+            ) => chunk[label_shift..]
                 .iter()
                 .filter(|t| i64::from(**t) != ignore_index)
-                .count() as u64
+                .count() as u64,
+            (Window::Tokens(_) | Window::Example { .. }, _) => 1,
         };
         plan.windows.iter().map(counts).sum()
     }
@@ -415,13 +450,6 @@ impl Manifest {
     }
 
     fn check(&self) -> Result<(), PackageError> {
-        let require = |sound: bool, problem: String| {
-            if sound {
-                Ok(())
-            } else {
-                Err(PackageError(problem))
-            }
-        };
         require(
             is_model_name(&self.name),
             format!(
@@ -441,24 +469,7 @@ impl Manifest {
             !self.tensors.is_empty(),
             "tensors: empty, there is nothing to patch".into(),
         )?;
-        let Objective::CausalLm {
-            window,
-            windows_per_row,
-            label_shift,
-            ..
-        } = self.objective;
-        require(
-            (1..=1 << 20).contains(&window),
-            "objective.window: must be 1 to 1048576".into(),
-        )?;
-        require(
-            (1..=1 << 20).contains(&windows_per_row),
-            "objective.windows_per_row: must be 1 to 1048576".into(),
-        )?;
-        require(
-            (1..=window.min(255)).contains(&label_shift),
-            "objective.label_shift: must be at least 1 and at most the window".into(),
-        )?;
+        self.check_objective()?;
         for (name, tensor) in &self.tensors {
             require(
                 !tensor.places.is_empty(),
@@ -482,6 +493,68 @@ impl Manifest {
         self.check_places()
     }
 
+    /// The objective's own bounds, and the names it needs; others would silently mean nothing.
+    fn check_objective(&self) -> Result<(), PackageError> {
+        let named = [
+            ("inputs.tokens", self.inputs.tokens.is_some()),
+            (
+                "inputs.attention_mask",
+                self.inputs.attention_mask.is_some(),
+            ),
+            ("inputs.position_ids", self.inputs.position_ids.is_some()),
+            ("outputs.logits", self.outputs.logits.is_some()),
+            ("outputs.loss", self.outputs.loss.is_some()),
+        ];
+        let (kind, needed, refused): (_, &[&str], &[&str]) = match self.objective {
+            Objective::CausalLm { .. } => (
+                "causal_lm",
+                &["inputs.tokens", "outputs.logits"],
+                &["outputs.loss"],
+            ),
+            Objective::GraphLoss {} => (
+                "graph_loss",
+                &["outputs.loss"],
+                &[
+                    "inputs.tokens",
+                    "inputs.attention_mask",
+                    "inputs.position_ids",
+                    "outputs.logits",
+                ],
+            ),
+        };
+        for (field, there) in named {
+            require(
+                there || !needed.contains(&field),
+                format!("{field}: missing, {kind} needs it"),
+            )?;
+            require(
+                !there || !refused.contains(&field),
+                format!("{field}: {kind} has no such thing"),
+            )?;
+        }
+        let Objective::CausalLm {
+            window,
+            windows_per_row,
+            label_shift,
+            ignore_index: _,
+        } = self.objective
+        else {
+            return Ok(());
+        };
+        require(
+            (1..=1 << 20).contains(&window),
+            "objective.window: must be 1 to 1048576".into(),
+        )?;
+        require(
+            (1..=1 << 20).contains(&windows_per_row),
+            "objective.windows_per_row: must be 1 to 1048576".into(),
+        )?;
+        require(
+            (1..=window.min(255)).contains(&label_shift),
+            "objective.label_shift: must be at least 1 and at most the window".into(),
+        )
+    }
+
     /// An initializer that two tensors share would let a candidate for one change the other.
     fn check_places(&self) -> Result<(), PackageError> {
         let mut owners: BTreeMap<&str, &str> = BTreeMap::new();
@@ -496,6 +569,14 @@ impl Manifest {
             }
         }
         Ok(())
+    }
+}
+
+fn require(sound: bool, problem: String) -> Result<(), PackageError> {
+    if sound {
+        Ok(())
+    } else {
+        Err(PackageError(problem))
     }
 }
 
@@ -560,10 +641,25 @@ fn look(path: &Path) -> Result<Seen, PackageError> {
     ))
 }
 
-fn read_checked(dir: &Path, file: &str, sha256: &str) -> Result<Vec<u8>, PackageError> {
+/// Maps a file that is only read.
+pub(crate) fn map(path: &Path) -> Result<Bytes, PackageError> {
+    let fail = |e: std::io::Error| PackageError(format!("{}: {e}", path.display()));
+    let file = File::open(path).map_err(fail)?;
+    if file.metadata().map_err(fail)?.len() == 0 {
+        return Ok(Bytes::new());
+    }
+    #[expect(
+        unsafe_code,
+        reason = "packages are immutable by contract; a later change is package_changed"
+    )]
+    // SAFETY: the mapping is only read; a package's files are never written in place.
+    let map = unsafe { Mmap::map(&file) }.map_err(fail)?;
+    Ok(Bytes::from_owner(map))
+}
+
+fn map_checked(dir: &Path, file: &str, sha256: &str) -> Result<Bytes, PackageError> {
     let path = inside(dir, file)?;
-    let bytes =
-        std::fs::read(&path).map_err(|e| PackageError(format!("{}: {e}", path.display())))?;
+    let bytes = map(&path)?;
     check_digest(&path, &Sha256::digest(&bytes), sha256)?;
     Ok(bytes)
 }
@@ -579,7 +675,12 @@ fn check_digest(path: &Path, found: &[u8], expected: &str) -> Result<(), Package
     )))
 }
 
-fn load_shards(dir: &Path, files: &[ShardFile], subset: bool) -> Result<Vec<Shard>, PackageError> {
+fn load_shards(
+    dir: &Path,
+    files: &[ShardFile],
+    objective: Objective,
+    subset: bool,
+) -> Result<Vec<Shard>, PackageError> {
     let mut shards = Vec::with_capacity(files.len());
     for file in files {
         if subset && !inside(dir, &file.file)?.exists() {
@@ -589,62 +690,14 @@ fn load_shards(dir: &Path, files: &[ShardFile], subset: bool) -> Result<Vec<Shar
             );
             continue;
         }
-        let bytes = read_checked(dir, &file.file, &file.sha256)?;
-        shards.push(parse_shard(file.id, &file.file, &bytes)?);
+        let bytes = map_checked(dir, &file.file, &file.sha256)?;
+        shards.push(parse_shard(file.id, &file.file, &bytes, objective)?);
     }
     if shards.is_empty() {
         let dir = dir.display();
         return Err(PackageError(format!("{dir}: every shard is missing")));
     }
     Ok(shards)
-}
-
-#[expect(
-    clippy::wildcard_enum_match_arm,
-    reason = "a foreign enum: no other type holds tokens"
-)]
-fn parse_shard(id: u64, file: &str, bytes: &[u8]) -> Result<Shard, PackageError> {
-    let broken = |problem: String| PackageError(format!("{file}: {problem}"));
-    let tensors =
-        safetensors::SafeTensors::deserialize(bytes).map_err(|e| broken(e.to_string()))?;
-    let view = tensors
-        .tensor("tokens")
-        .map_err(|_| broken("has no tensor \"tokens\"".into()))?;
-    let row_length = match view.shape() {
-        [n] | [_, n] => *n,
-        shape => {
-            return Err(broken(format!(
-                "\"tokens\" has shape {shape:?}, [n] or [rows, n] is needed"
-            )));
-        }
-    };
-    let tokens = match view.dtype() {
-        safetensors::Dtype::I32 => view
-            .data()
-            .as_chunks::<4>()
-            .0
-            .iter()
-            .map(|b| Ok(i32::from_le_bytes(*b)))
-            .collect::<Result<Vec<_>, _>>(),
-        safetensors::Dtype::I64 => view
-            .data()
-            .as_chunks::<8>()
-            .0
-            .iter()
-            .map(|b| i32::try_from(i64::from_le_bytes(*b)))
-            .collect(),
-        dtype => {
-            return Err(broken(format!(
-                "\"tokens\" is {dtype:?}, I32 or I64 is needed"
-            )));
-        }
-    };
-    let tokens = tokens.map_err(|_| broken("a token does not fit 32 bits".into()))?;
-    Ok(Shard {
-        id,
-        row_length,
-        tokens,
-    })
 }
 
 #[cfg(test)]

@@ -4,13 +4,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sha2::{Digest, Sha256};
-
-use crate::candidate::fetch::{Fetched, Fetcher};
-use crate::candidate::{self, Update};
+use crate::candidate;
+use crate::candidate::fetch::{self, Fetched, Fetcher};
 use crate::clock::unix_ms;
 use crate::config::{CandidatesConfig, Config, Provider};
 use crate::engine::Evaluation;
+use crate::engine::patch::Patches;
 use crate::engine::thread::EngineHandle;
 use crate::failure::{Code, Failure};
 use crate::job::{Candidate, Job, Source, Task};
@@ -153,12 +152,17 @@ impl Pipeline {
         plan: Arc<Plan>,
         received: Instant,
     ) -> Judged {
-        let sha256 = claimed_digest(candidate).await;
+        let sha256 = match claimed_digest(candidate).await {
+            Ok(sha256) => sha256,
+            Err(failure) => return Judged::without_key(failure),
+        };
+        let known = matches!(candidate.source, Source::Inline(_)).then_some(sha256);
         let asked = Some((candidate, &sha256));
         let key = Key::new(&self.answerer, addressee, asked, &plan.hash);
         let began = Instant::now();
         // The look-up is bounded; the fetch is what may take long.
-        let (stored, fetched) = tokio::join!(self.lookup(&key), self.fetcher.fetch(candidate));
+        let (stored, fetched) =
+            tokio::join!(self.lookup(&key), self.fetcher.fetch(candidate, known));
         if let Some(message) = stored {
             return Judged::Stored { message, key };
         }
@@ -246,49 +250,44 @@ impl Pipeline {
         received: Instant,
     ) -> Verdict {
         let began = Instant::now();
-        let sha256 = hex::encode(fetched.sha256);
-        let update = self.decode(candidate, fetched).await?;
+        let (patches, facts) = self.decode(candidate, fetched).await?;
         timings.decode = millis(began);
-        let facts = (
-            update.tensors.len() as u64,
-            update.entries(),
-            update.l2_norm(),
-        );
         let began = Instant::now();
         let turn = self.engine.turn().await;
         timings.queued = millis(began);
         check_deadline(job)?;
         let evaluation = turn
-            .score(
-                update,
-                candidate.rule,
-                Arc::clone(&plan),
-                self.score_timeout,
-            )
+            .score(patches, Arc::clone(&plan), self.score_timeout)
             .await?;
         let stages = evaluation.times;
         (timings.apply, timings.forward, timings.restore) =
             (stages.apply, stages.forward, stages.restore);
         timings.total = millis(received);
-        let facts = CandidateFacts {
-            sha256,
-            tensors: facts.0,
-            entries: facts.1,
-            effective_entries: evaluation.effective_entries,
-            l2_norm: facts.2,
-        };
         Ok(self.body(&evaluation, &plan, facts, *timings))
     }
 
-    /// Off the async threads: a large candidate takes a while to inflate.
-    async fn decode(&self, candidate: &Candidate, fetched: Fetched) -> Result<Update, Failure> {
-        let description = Candidate {
-            source: Source::Inline(Vec::new()),
-            ..candidate.clone()
-        };
+    /// Off the async threads, beside the computation of another job: everything that can be known
+    /// of a candidate without the device.
+    async fn decode(
+        &self,
+        candidate: &Candidate,
+        fetched: Fetched,
+    ) -> Result<(Arc<Patches>, CandidateFacts), Failure> {
+        let candidate = candidate.clone();
         let (package, limits) = (Arc::clone(&self.engine.package), Arc::clone(&self.limits));
         let decoding = tokio::task::spawn_blocking(move || {
-            candidate::decode(&fetched.bytes, &description, &package, &limits)
+            let update = candidate::decode(&fetched.bytes, &candidate, &package, &limits)?;
+            let (tensors, entries) = (update.tensors.len() as u64, update.entries());
+            let l2_norm = update.l2_norm();
+            let patches = Patches::new(&package, update, candidate.rule)?;
+            let facts = CandidateFacts {
+                sha256: hex::encode(fetched.sha256),
+                tensors,
+                entries,
+                effective_entries: patches.effective_entries,
+                l2_norm,
+            };
+            Ok((Arc::new(patches), facts))
         });
         decoding.await.map_err(|e| {
             Failure::new(Code::InferenceFailed, format!("decoding ended early: {e}"))
@@ -322,10 +321,11 @@ impl Pipeline {
     }
 }
 
-async fn claimed_digest(candidate: &Candidate) -> [u8; 32] {
-    match (&candidate.source, candidate.sha256) {
-        (Source::Inline(data), _) => Sha256::digest(data).into(),
-        (Source::Url(_), claimed) => claimed.unwrap_or_default(),
+/// Of the bytes where they are here, else what the job claims.
+async fn claimed_digest(candidate: &Candidate) -> Result<[u8; 32], Failure> {
+    match &candidate.source {
+        Source::Inline(data) => fetch::digest(data.clone()).await,
+        Source::Url(_) => Ok(candidate.sha256.unwrap_or_default()),
     }
 }
 

@@ -20,6 +20,7 @@ use scorer::config::{Config, Layers};
 use scorer::engine::thread::EngineHandle;
 use scorer::heartbeat::Vitals;
 use scorer::job::{self, Encoding};
+use scorer::package::Objective;
 use scorer::package::build::{Recipe, build};
 use scorer::pipeline::{Judged, Pipeline};
 use scorer::result::{Addressee, Body, ResultMessage};
@@ -56,9 +57,12 @@ fn package(graph: &str, label_shift: usize, out: &Path) -> PathBuf {
         name: "tinylm".into(),
         version: 7,
         out: out.clone(),
-        window: 128,
-        windows_per_row: 1,
-        label_shift,
+        objective: Objective::CausalLm {
+            window: 128,
+            windows_per_row: 1,
+            label_shift,
+            ignore_index: -100,
+        },
     };
     build(&recipe).unwrap();
     out
@@ -380,9 +384,7 @@ fn hazard_package(out: &Path) -> PathBuf {
         name: "hazard".into(),
         version: 1,
         out: out.clone(),
-        window: 16,
-        windows_per_row: 1,
-        label_shift: 1,
+        objective: Objective::causal_lm(16),
     };
     build(&recipe).unwrap();
     out

@@ -147,14 +147,14 @@ fn read_entry(
             .0
             .iter()
             .map(|b| f16::from_le_bytes(*b).to_f32());
-        gathered.add(&name, tensor, indices.zip(values))
+        gathered.add(&name, tensor, indices, values)
     } else {
         let values = values
             .as_chunks::<4>()
             .0
             .iter()
             .map(|b| f32::from_le_bytes(*b));
-        gathered.add(&name, tensor, indices.zip(values))
+        gathered.add(&name, tensor, indices, values)
     }
 }
 

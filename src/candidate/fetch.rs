@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use futures_util::StreamExt;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use sha2::{Digest, Sha256};
@@ -20,9 +21,20 @@ use crate::job::{Candidate, Source};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fetched {
     /// As sent or fetched.
-    pub bytes: Vec<u8>,
+    pub bytes: Bytes,
     /// Of these bytes.
     pub sha256: [u8; 32],
+}
+
+/// The digest of a candidate's bytes, computed off the async threads.
+///
+/// # Errors
+/// When the process is ending.
+pub async fn digest(bytes: Bytes) -> Result<[u8; 32], Failure> {
+    let digest = tokio::task::spawn_blocking(move || Sha256::digest(&bytes).into());
+    digest
+        .await
+        .map_err(|e| unavailable(format!("digest: {e}")))
 }
 
 /// Fetches candidates within the configuration's bounds.
@@ -62,11 +74,16 @@ impl Fetcher {
         })
     }
 
-    /// Gets the bytes and checks size and digest.
+    /// Gets the bytes and checks size and digest; `known` is the digest of inline bytes, if
+    /// somebody needed it before.
     ///
     /// # Errors
     /// A typed refusal that names the place but never the server's words.
-    pub async fn fetch(&self, candidate: &Candidate) -> Result<Fetched, Failure> {
+    pub async fn fetch(
+        &self,
+        candidate: &Candidate,
+        known: Option<[u8; 32]>,
+    ) -> Result<Fetched, Failure> {
         let limit = match &candidate.source {
             Source::Inline(_) => ("candidates.max_inline_bytes", self.config.max_inline_bytes),
             Source::Url(_) => ("candidates.max_bytes", self.config.max_bytes),
@@ -88,18 +105,14 @@ impl Fetcher {
                         format_duration(timeout)
                     ))
                 };
-                tokio::time::timeout(timeout, fetch)
-                    .await
-                    .map_err(|_| late())??
+                let fetched = tokio::time::timeout(timeout, fetch).await;
+                Bytes::from(fetched.map_err(|_| late())??)
             }
         };
-        let sha256 = tokio::task::spawn_blocking(move || {
-            let digest: [u8; 32] = Sha256::digest(&bytes).into();
-            (bytes, digest)
-        });
-        let (bytes, sha256) = sha256
-            .await
-            .map_err(|e| unavailable(format!("digest: {e}")))?;
+        let sha256 = match known {
+            Some(digest) => digest,
+            None => digest(bytes.clone()).await?,
+        };
         check_claims(candidate, bytes.len() as u64, &sha256)?;
         Ok(Fetched { bytes, sha256 })
     }

@@ -14,6 +14,7 @@ use crate::failure::Status;
 use crate::heartbeat::Vitals;
 use crate::job::{Candidate, Format, Job, Rule, Semantics, Source, Task, Validation};
 use crate::lifecycle::Detail;
+use crate::package::Objective;
 use crate::package::build::{Recipe, build};
 use crate::pipeline::{Judged, Pipeline, device_name};
 use crate::result::{Addressee, ResultMessage};
@@ -79,6 +80,9 @@ pub(super) struct PackageArgs {
     /// Where the package goes.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
+    /// What is measured: `causal_lm`, or `graph_loss` where the graph itself gives a loss.
+    #[arg(long, default_value = "causal_lm", value_parser = ["causal_lm", "graph_loss"])]
+    objective: String,
     /// Input tokens of a window.
     #[arg(long, default_value_t = 128)]
     window: usize,
@@ -88,6 +92,20 @@ pub(super) struct PackageArgs {
     /// 1 = the next token, 2 = two ahead.
     #[arg(long, default_value_t = 1)]
     label_shift: usize,
+}
+
+impl PackageArgs {
+    fn objective(&self) -> Objective {
+        if self.objective == "graph_loss" {
+            return Objective::GraphLoss {};
+        }
+        Objective::CausalLm {
+            window: self.window,
+            windows_per_row: self.windows_per_row,
+            label_shift: self.label_shift,
+            ignore_index: -100,
+        }
+    }
 }
 
 /// Reads a word of the wire as an argument.
@@ -185,7 +203,7 @@ pub(super) async fn score(config: Config, args: ScoreArgs) -> Outcome {
         format: args.format,
         compression: None,
         rule,
-        source: Source::Inline(bytes),
+        source: Source::Inline(bytes.into()),
         sha256: None,
         size: None,
     };
@@ -254,9 +272,7 @@ pub(super) fn package(args: &PackageArgs) -> Outcome {
         name: args.name.clone(),
         version: args.version,
         out: args.out.clone(),
-        window: args.window,
-        windows_per_row: args.windows_per_row,
-        label_shift: args.label_shift,
+        objective: args.objective(),
     };
     let built = build(&recipe).map_err(|e| Fault::new(Exit::Data, e))?;
     answer(&format!(

@@ -379,7 +379,7 @@ async fn fetch(config: &Config, url: &url::Url) -> Result<Fetched, Failure> {
     };
     let fetcher = Fetcher::new(limits);
     let fetcher = fetcher.map_err(|e| Failure::new(Code::CandidateUnavailable, e.to_string()))?;
-    fetcher.fetch(&wanted).await
+    fetcher.fetch(&wanted, None).await
 }
 
 /// The last part of the path, without its ending, in the characters of a `submission_id`.

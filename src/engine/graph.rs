@@ -7,19 +7,25 @@
 pub mod synthetic;
 
 use std::collections::HashMap;
+use std::io::Write;
 use std::path::Path;
 
+use bytes::Bytes;
 use prost::Message;
 
 use crate::package::Dtype;
+use crate::package::plan::Elem;
 
 /// Name of the input that carries the targets, int64 `[batch, seq, 1]`.
 pub const LABELS: &str = "scorer_labels";
-/// Name of the output: log-probability of each target, f32 `[batch, seq, 1]`.
-pub const LOG_PROBS: &str = "scorer_log_probs";
+/// Name of the output, f32: log-probability of each target `[batch, seq, 1]`, or losses `[batch]`.
+pub const OUTPUT: &str = "scorer_output";
 const MIN_OPSET: i64 = 13;
 const FLOAT: i32 = 1;
+const UINT8: i32 = 2;
+const INT32: i32 = 6;
 const INT64: i32 = 7;
+const BOOL: i32 = 9;
 const FLOAT16: i32 = 10;
 const BFLOAT16: i32 = 16;
 const EXTERNAL: i32 = 1;
@@ -101,8 +107,8 @@ struct TensorProto {
     int64_data: Vec<i64>,
     #[prost(string, optional, tag = "8")]
     name: Option<String>,
-    #[prost(bytes = "vec", optional, tag = "9")]
-    raw_data: Option<Vec<u8>>,
+    #[prost(bytes = "bytes", optional, tag = "9")]
+    raw_data: Option<Bytes>,
     #[prost(double, repeated, tag = "10")]
     double_data: Vec<f64>,
     #[prost(uint64, repeated, tag = "11")]
@@ -208,15 +214,45 @@ pub struct Constant<'a> {
 }
 
 impl Constant<'_> {
-    fn tensor(&self) -> TensorProto {
+    /// Its contents are in a file of external data.
+    fn tensor(&self, file: &str, offset: usize) -> TensorProto {
+        let entry = |key: &str, value: String| StringEntry {
+            key: Some(key.to_owned()),
+            value: Some(value),
+        };
         TensorProto {
             name: Some(self.name.to_owned()),
             dims: self.shape.to_vec(),
             data_type: Some(elem_type(self.dtype)),
-            raw_data: Some(self.bytes.to_vec()),
+            external_data: vec![
+                entry("location", file.to_owned()),
+                entry("offset", offset.to_string()),
+                entry("length", self.bytes.len().to_string()),
+            ],
+            data_location: Some(EXTERNAL),
             ..TensorProto::default()
         }
     }
+}
+
+/// What the graph is to give.
+#[derive(Debug, Clone, Copy)]
+pub enum Head<'a> {
+    /// The log-probability of each target; a loss head is appended to these logits.
+    LogProbs(&'a str),
+    /// The loss of each example, as the graph computes it in this output.
+    Loss(&'a str),
+}
+
+/// An input that is no weight.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InputInfo {
+    /// Its name.
+    pub name: String,
+    /// Its element type, if it can be fed.
+    pub elem: Option<Elem>,
+    /// The fixed sizes of its dimensions; `None` where one is free.
+    pub shape: Vec<Option<usize>>,
 }
 
 /// A decoded graph.
@@ -230,7 +266,7 @@ impl Graph {
     ///
     /// # Errors
     /// When it is none, or too old for the loss head.
-    pub fn decode(bytes: &[u8]) -> Result<Self, GraphError> {
+    pub fn decode(bytes: Bytes) -> Result<Self, GraphError> {
         let model =
             ModelProto::decode(bytes).map_err(|e| GraphError(format!("not an ONNX file: {e}")))?;
         if model.graph.is_none() {
@@ -269,21 +305,12 @@ impl Graph {
         self.proto().initializer.iter().map(info).collect()
     }
 
-    /// Names of the inputs that are not initializers.
-    pub fn inputs(&self) -> Vec<String> {
+    /// The inputs that are not initializers.
+    pub fn inputs(&self) -> Vec<InputInfo> {
         let graph = self.proto();
-        let is_weight = |name: &str| {
-            graph
-                .initializer
-                .iter()
-                .any(|t| t.name.as_deref() == Some(name))
-        };
-        graph
-            .input
-            .iter()
-            .filter_map(|i| i.name.clone())
-            .filter(|n| !is_weight(n))
-            .collect()
+        let is_weight = |input: &&ValueInfo| graph.initializer.iter().any(|t| t.name == input.name);
+        let inputs = graph.input.iter().filter(|input| !is_weight(input));
+        inputs.map(input_info).collect()
     }
 
     /// Names of the outputs.
@@ -325,34 +352,11 @@ impl Graph {
         usize::try_from(shape.dim.last()?.dim_value?).ok()
     }
 
-    /// The fixed sizes of an input's dimensions; `None` where a dimension is free.
-    pub fn input_shape(&self, input: &str) -> Option<Vec<Option<usize>>> {
-        let found = self
-            .proto()
-            .input
-            .iter()
-            .find(|i| i.name.as_deref() == Some(input))?;
-        let shape = found
-            .r#type
-            .as_ref()?
-            .tensor_type
-            .as_ref()?
-            .shape
-            .as_ref()?;
-        Some(
-            shape
-                .dim
-                .iter()
-                .map(|d| d.dim_value.and_then(|v| usize::try_from(v).ok()))
-                .collect(),
-        )
-    }
-
     /// An initializer's little-endian bytes, from the graph or its external file in `dir`.
     ///
     /// # Errors
     /// When it is not there or its data cannot be read.
-    pub fn initializer(&self, name: &str, dir: &Path) -> Result<Vec<u8>, GraphError> {
+    pub fn initializer(&self, name: &str, dir: &Path) -> Result<Bytes, GraphError> {
         let tensor = self
             .proto()
             .initializer
@@ -362,54 +366,79 @@ impl Graph {
         contents(tensor, dir)
     }
 
-    /// The graph the engine runs: the named initializers as inputs, log-probabilities as output.
+    /// The graph the engine runs: the named initializers as inputs, [`OUTPUT`] as output.
     ///
     /// # Errors
     /// Names what is missing.
     pub fn prepare(
         mut self,
         weights: &[&str],
-        logits: &str,
+        head: Head<'_>,
         dir: &Path,
     ) -> Result<Vec<u8>, GraphError> {
-        let logits_type = self.output_type(logits)?;
-        let Some(graph) = self.model.graph.as_mut() else {
-            return Err(GraphError("has no graph".into()));
-        };
-        move_to_inputs(graph, weights)?;
-        for tensor in &mut graph.initializer {
-            inline(tensor, dir)?;
-        }
-        append_loss_head(graph, logits, logits_type);
+        self.edit(head, dir, |graph| move_to_inputs(graph, weights))?;
         Ok(self.model.encode_to_vec())
     }
 
-    /// The same computation with the weights as constants, for comparison: the runtime may prepack
-    /// and fold them as in any session that nobody patches.
+    /// The same computation with the weights as constants in a file `data` beside it, for
+    /// comparison: the runtime may prepack and fold them as in any session that nobody patches.
     ///
     /// # Errors
-    /// Names what is missing.
+    /// Names what is missing or cannot be written.
     pub fn with_constants(
         mut self,
-        weights: Vec<Constant<'_>>,
-        logits: &str,
+        weights: &[Constant<'_>],
+        head: Head<'_>,
         dir: &Path,
+        data: &Path,
     ) -> Result<Vec<u8>, GraphError> {
-        let logits_type = self.output_type(logits)?;
+        let fail = |e: std::io::Error| GraphError(format!("{}: {e}", data.display()));
+        let name = data.file_name().unwrap_or_default().to_string_lossy();
+        let mut file = std::fs::File::create(data).map_err(fail)?;
+        let mut tensors = Vec::with_capacity(weights.len());
+        let mut offset = 0;
+        for weight in weights {
+            file.write_all(weight.bytes).map_err(fail)?;
+            tensors.push(weight.tensor(&name, offset));
+            offset += weight.bytes.len();
+        }
+        self.edit(head, dir, |graph| {
+            let is_weight = |name: &Option<String>| tensors.iter().any(|t| t.name == *name);
+            graph.input.retain(|i| !is_weight(&i.name));
+            graph.initializer.retain(|t| !is_weight(&t.name));
+            Ok(())
+        })?;
+        if let Some(graph) = self.model.graph.as_mut() {
+            graph.initializer.extend(tensors);
+        }
+        Ok(self.model.encode_to_vec())
+    }
+
+    /// Moves the weights, takes in what else is in files, and appends the head.
+    fn edit(
+        &mut self,
+        head: Head<'_>,
+        dir: &Path,
+        weights: impl FnOnce(&mut GraphProto) -> Result<(), GraphError>,
+    ) -> Result<(), GraphError> {
+        let (Head::LogProbs(output) | Head::Loss(output)) = head;
+        let elem = self.output_type(output)?;
         let Some(graph) = self.model.graph.as_mut() else {
             return Err(GraphError("has no graph".into()));
         };
-        for weight in weights {
-            let is_it = |name: &Option<String>| name.as_deref() == Some(weight.name);
-            graph.input.retain(|i| !is_it(&i.name));
-            graph.initializer.retain(|t| !is_it(&t.name));
-            graph.initializer.push(weight.tensor());
-        }
+        weights(graph)?;
         for tensor in &mut graph.initializer {
             inline(tensor, dir)?;
         }
-        append_loss_head(graph, logits, logits_type);
-        Ok(self.model.encode_to_vec())
+        match head {
+            Head::LogProbs(logits) => append_loss_head(graph, logits, elem),
+            Head::Loss(loss) => {
+                let cast = node("Cast", &[loss], OUTPUT, "to", FLOAT.into());
+                graph.node.push(cast);
+                graph.output = vec![value_info(OUTPUT, FLOAT, vec![None])];
+            }
+        }
+        Ok(())
     }
 
     fn output_type(&self, output: &str) -> Result<i32, GraphError> {
@@ -482,14 +511,14 @@ fn append_loss_head(graph: &mut GraphProto, logits: &str, logits_type: i32) {
     graph.node.push(node(
         "GatherElements",
         &["scorer_log_softmax", LABELS],
-        LOG_PROBS,
+        OUTPUT,
         "axis",
         -1,
     ));
     graph
         .input
         .push(value_info(LABELS, INT64, vec![None, None, Some(1)]));
-    graph.output = vec![value_info(LOG_PROBS, FLOAT, vec![None, None, Some(1)])];
+    graph.output = vec![value_info(OUTPUT, FLOAT, vec![None, None, Some(1)])];
 }
 
 /// A graph of one `ScatterND`: `output` = `data` with `updates` written at `indices`.
@@ -613,7 +642,7 @@ fn inline(tensor: &mut TensorProto, dir: &Path) -> Result<(), GraphError> {
     Ok(())
 }
 
-fn contents(tensor: &TensorProto, dir: &Path) -> Result<Vec<u8>, GraphError> {
+fn contents(tensor: &TensorProto, dir: &Path) -> Result<Bytes, GraphError> {
     let name = tensor.name.as_deref().unwrap_or_default();
     if let Some(location) = external_location(tensor) {
         return read_external(tensor, &location, dir)
@@ -622,23 +651,14 @@ fn contents(tensor: &TensorProto, dir: &Path) -> Result<Vec<u8>, GraphError> {
     if let Some(raw) = &tensor.raw_data {
         return Ok(raw.clone());
     }
-    if !tensor.float_data.is_empty() {
-        return Ok(tensor
-            .float_data
-            .iter()
-            .flat_map(|v| v.to_le_bytes())
-            .collect());
-    }
+    let floats = tensor.float_data.iter().flat_map(|v| v.to_le_bytes());
     // Half types travel as 16 bits in an int32.
-    Ok(tensor
-        .int32_data
-        .iter()
-        .flat_map(|v| v.to_le_bytes().into_iter().take(2))
-        .collect())
+    let halves = tensor.int32_data.iter();
+    let halves = halves.flat_map(|v| v.to_le_bytes().into_iter().take(2));
+    Ok(floats.chain(halves).collect::<Vec<u8>>().into())
 }
 
-fn read_external(tensor: &TensorProto, location: &str, dir: &Path) -> Result<Vec<u8>, String> {
-    use std::io::{Read, Seek, SeekFrom};
+fn read_external(tensor: &TensorProto, location: &str, dir: &Path) -> Result<Bytes, String> {
     use std::path::Component;
     if !Path::new(location)
         .components()
@@ -648,16 +668,37 @@ fn read_external(tensor: &TensorProto, location: &str, dir: &Path) -> Result<Vec
     }
     let number = |key: &str| {
         external(tensor, key)
-            .map(|v| v.parse::<u64>().map_err(|e| format!("{key}: {e}")))
+            .map(|v| v.parse::<usize>().map_err(|e| format!("{key}: {e}")))
             .transpose()
     };
-    let mut file = std::fs::File::open(dir.join(location)).map_err(|e| e.to_string())?;
-    file.seek(SeekFrom::Start(number("offset")?.unwrap_or(0)))
-        .map_err(|e| e.to_string())?;
-    let mut bytes = Vec::new();
-    let length = number("length")?.unwrap_or(u64::MAX);
-    file.take(length)
-        .read_to_end(&mut bytes)
-        .map_err(|e| e.to_string())?;
-    Ok(bytes)
+    let file = crate::package::map(&dir.join(location)).map_err(|e| e.to_string())?;
+    let start = number("offset")?.unwrap_or(0);
+    let end = match number("length")? {
+        Some(length) => start.saturating_add(length),
+        None => file.len(),
+    };
+    if start > end || end > file.len() {
+        return Err(format!("has no bytes {start} to {end}"));
+    }
+    Ok(file.slice(start..end))
+}
+
+fn input_info(input: &ValueInfo) -> InputInfo {
+    let tensor = input.r#type.as_ref().and_then(|t| t.tensor_type.as_ref());
+    let elem = match tensor.and_then(|t| t.elem_type) {
+        Some(FLOAT) => Some(Elem::F32),
+        Some(FLOAT16) => Some(Elem::F16),
+        Some(INT64) => Some(Elem::I64),
+        Some(INT32) => Some(Elem::I32),
+        Some(UINT8) => Some(Elem::U8),
+        Some(BOOL) => Some(Elem::Bool),
+        Some(_) | None => None,
+    };
+    let dims = tensor.and_then(|t| t.shape.as_ref()).map(|s| &s.dim);
+    let size = |d: &Dimension| d.dim_value.and_then(|v| usize::try_from(v).ok());
+    InputInfo {
+        name: input.name.clone().unwrap_or_default(),
+        elem,
+        shape: dims.into_iter().flatten().map(size).collect(),
+    }
 }

@@ -8,11 +8,12 @@ use half::{bf16, f16};
 use ort::ep;
 use ort::memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, MemoryType};
 use ort::session::{NoSelectedOutputs, RunOptions, SessionInputValue};
-use ort::value::{PrimitiveTensorElementType, Tensor};
+use ort::value::{DynTensor, PrimitiveTensorElementType, Tensor};
 
-use super::graph::{LABELS, LOG_PROBS};
+use super::graph::OUTPUT;
 use crate::config::{EngineConfig, Provider};
 use crate::package::Dtype;
+use crate::package::plan::Elem;
 
 /// What went wrong in ONNX Runtime, as a decision.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -151,7 +152,6 @@ pub struct Session {
     inner: ort::session::Session,
     weights: Vec<Weight>,
     memory: Memory,
-    tokens: String,
     /// Ends the runs of the command that is worked on.
     pub terminator: Terminator,
 }
@@ -244,8 +244,7 @@ impl Session {
     /// When the provider is not there, the graph is refused or memory is short.
     pub fn new(
         config: &EngineConfig,
-        graph: &[u8],
-        tokens: &str,
+        graph: Source<'_>,
         weights: Vec<WeightSpec<'_>>,
     ) -> Result<Self, SessionError> {
         let mut inner = build(config, graph)?;
@@ -261,7 +260,6 @@ impl Session {
             inner,
             weights,
             memory,
-            tokens: tokens.to_owned(),
             terminator: Terminator::default(),
         })
     }
@@ -325,23 +323,17 @@ impl Session {
         Ok(same)
     }
 
-    /// One forward pass: log-probability of each target, `[batch * seq]`.
+    /// One forward pass: what the graph's output holds.
     ///
     /// # Errors
     /// What ONNX Runtime says.
-    pub fn log_probs(
-        &mut self,
-        tokens: Vec<i64>,
-        labels: Vec<i64>,
-        batch: usize,
-    ) -> Result<Vec<f32>, SessionError> {
-        let seq = tokens.len() / batch.max(1);
-        let tokens = Tensor::from_array(([batch, seq], tokens)).map_err(|e| classify(&e))?;
-        let labels = Tensor::from_array(([batch, seq, 1], labels)).map_err(|e| classify(&e))?;
+    pub fn run(&mut self, feeds: Vec<Feed<'_>>) -> Result<Vec<f32>, SessionError> {
         let mut inputs: Vec<(&str, SessionInputValue<'_>)> =
-            Vec::with_capacity(self.weights.len() + 2);
-        inputs.push((&self.tokens, tokens.into()));
-        inputs.push((LABELS, labels.into()));
+            Vec::with_capacity(self.weights.len() + feeds.len());
+        for feed in feeds {
+            let name = feed.name;
+            inputs.push((name, feed.tensor().map_err(|e| classify(&e))?.into()));
+        }
         for weight in &self.weights {
             let value: SessionInputValue<'_> = match &weight.values {
                 Values::F32(tensor) => tensor.into(),
@@ -354,14 +346,90 @@ impl Session {
         let result = self.inner.run_with_options(inputs, &options);
         self.terminator.end();
         let outputs = result.map_err(|e| classify(&e))?;
-        let (_, values) = outputs[LOG_PROBS]
+        let (_, values) = outputs[OUTPUT]
             .try_extract_tensor::<f32>()
             .map_err(|e| classify(&e))?;
         Ok(values.to_vec())
     }
 }
 
-fn build(config: &EngineConfig, graph: &[u8]) -> Result<ort::session::Session, SessionError> {
+/// What one input that is no weight gets.
+#[derive(Debug)]
+pub struct Feed<'a> {
+    /// Name of the input.
+    pub name: &'a str,
+    /// Batch first.
+    pub shape: Vec<usize>,
+    /// Element type.
+    pub elem: Elem,
+    /// Little-endian, row-major.
+    pub bytes: Vec<u8>,
+}
+
+impl<'a> Feed<'a> {
+    /// Whole numbers, as whatever the input takes.
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_precision_loss,
+        clippy::cast_sign_loss,
+        reason = "positions and flags, far below 2^24"
+    )]
+    pub fn integers(
+        name: &'a str,
+        shape: Vec<usize>,
+        elem: Elem,
+        values: impl Iterator<Item = i64>,
+    ) -> Self {
+        let bytes = match elem {
+            Elem::I64 => values.flat_map(i64::to_le_bytes).collect(),
+            Elem::I32 => values.flat_map(|v| (v as i32).to_le_bytes()).collect(),
+            Elem::F32 => values.flat_map(|v| (v as f32).to_le_bytes()).collect(),
+            Elem::F16 => {
+                let half = |v: i64| f16::from_f32(v as f32).to_le_bytes();
+                values.flat_map(half).collect()
+            }
+            Elem::U8 | Elem::Bool => values.map(|v| v as u8).collect(),
+        };
+        Self {
+            name,
+            shape,
+            elem,
+            bytes,
+        }
+    }
+
+    fn tensor(self) -> ort::Result<DynTensor> {
+        let (shape, bytes) = (self.shape, self.bytes);
+        match self.elem {
+            Elem::F32 => typed(shape, &bytes, f32::from_le_bytes),
+            Elem::F16 => typed(shape, &bytes, f16::from_le_bytes),
+            Elem::I64 => typed(shape, &bytes, i64::from_le_bytes),
+            Elem::I32 => typed(shape, &bytes, i32::from_le_bytes),
+            Elem::U8 => typed(shape, &bytes, u8::from_le_bytes),
+            Elem::Bool => typed(shape, &bytes, |b: [u8; 1]| b != [0]),
+        }
+    }
+}
+
+fn typed<T: PrimitiveTensorElementType + Clone + std::fmt::Debug + 'static, const N: usize>(
+    shape: Vec<usize>,
+    bytes: &[u8],
+    read: impl Fn([u8; N]) -> T,
+) -> ort::Result<DynTensor> {
+    let values: Vec<T> = bytes.as_chunks().0.iter().map(|b| read(*b)).collect();
+    Ok(Tensor::from_array((shape, values))?.upcast())
+}
+
+/// Where a graph is.
+#[derive(Debug, Clone, Copy)]
+pub enum Source<'a> {
+    /// In memory, complete.
+    Bytes(&'a [u8]),
+    /// In a file, beside its external data.
+    File(&'a std::path::Path),
+}
+
+fn build(config: &EngineConfig, graph: Source<'_>) -> Result<ort::session::Session, SessionError> {
     let environment = environment(config)?;
     let model = |e: ort::Error| match classify(&e) {
         SessionError::OutOfMemory(text) => SessionError::OutOfMemory(text),
@@ -398,7 +466,11 @@ fn build(config: &EngineConfig, graph: &[u8]) -> Result<ort::session::Session, S
             strict().map_err(|e| unavailable(provider, &e.to_string()))?
         }
     };
-    builder.commit_from_memory(graph).map_err(model)
+    let session = match graph {
+        Source::Bytes(bytes) => builder.commit_from_memory(bytes),
+        Source::File(path) => builder.commit_from_file(path),
+    };
+    session.map_err(model)
 }
 
 fn unavailable(provider: Provider, reason: &str) -> SessionError {
@@ -439,7 +511,10 @@ fn device_memory(
         Allocator::new(session, info().map_err(|e| classify(&e))?).map_err(|e| classify(&e))?;
     let mut scatter = Vec::new();
     for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
-        scatter.push((dtype, build(config, &super::graph::scatter_graph(dtype))?));
+        scatter.push((
+            dtype,
+            build(config, Source::Bytes(&super::graph::scatter_graph(dtype)))?,
+        ));
     }
     Ok(Memory::Device {
         info: info().map_err(|e| classify(&e))?,

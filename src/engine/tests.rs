@@ -5,8 +5,10 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use super::*;
-use crate::candidate::TensorUpdate;
+use crate::candidate::{TensorUpdate, Update};
 use crate::config::{Config, Layers};
+use crate::job::Rule;
+use crate::package::Objective;
 use crate::package::build::{Recipe, build};
 
 const PATCHES: usize = 100_000;
@@ -28,9 +30,7 @@ fn fixture() -> Fixture {
         name: "hazard".into(),
         version: 1,
         out: out.clone(),
-        window: 16,
-        windows_per_row: 1,
-        label_shift: 1,
+        objective: Objective::causal_lm(16),
     })
     .unwrap();
     let set = [
@@ -48,6 +48,14 @@ fn fixture() -> Fixture {
     Fixture { engine, plan, dir }
 }
 
+fn touch(tensor: usize, indices: Vec<u32>, values: Vec<f32>) -> TensorUpdate {
+    TensorUpdate {
+        tensor,
+        indices,
+        values,
+    }
+}
+
 /// One to all tensors, one to all entries of each, values large and small.
 fn random_update(engine: &Engine, random: &mut StdRng) -> Update {
     let mut update = Update::default();
@@ -61,12 +69,12 @@ fn random_update(engine: &Engine, random: &mut StdRng) -> Update {
         let touched: Vec<u32> = (0..u32::try_from(info.numel).unwrap())
             .filter(|_| random.random_bool(share))
             .collect();
-        let entries: Vec<(u32, f32)> = touched
-            .into_iter()
-            .map(|index| (index, random.random_range(-scale..=scale)))
+        let values: Vec<f32> = touched
+            .iter()
+            .map(|_| random.random_range(-scale..=scale))
             .collect();
-        if !entries.is_empty() {
-            update.tensors.push(TensorUpdate { tensor, entries });
+        if !touched.is_empty() {
+            update.tensors.push(touch(tensor, touched, values));
         }
     }
     update
@@ -94,24 +102,17 @@ fn a_hundred_thousand_patches_with_faults_leave_no_bit_changed() {
                 engine.obey(terminator);
             }
             // A node in the middle of the pass asks for 400 terabytes.
-            17 => update.tensors.push(TensorUpdate {
-                tensor: size,
-                entries: vec![(0, 1e7)],
-            }),
+            17 => update.tensors.push(touch(size, vec![0], vec![1e7])),
             // The pass fails in a node: a matrix with a negative side.
-            27 => update.tensors.push(TensorUpdate {
-                tensor: size,
-                entries: vec![(0, -4.0)],
-            }),
+            27 => update.tensors.push(touch(size, vec![0], vec![-4.0])),
             // An index that no decoder would let through.
-            37 => update.tensors.push(TensorUpdate {
-                tensor: size,
-                entries: vec![(0, 0.5), (9, 0.5)],
-            }),
+            37 => update.tensors.push(touch(size, vec![0, 9], vec![0.5; 2])),
             _ => {}
         }
         update.tensors.sort_by_key(|t| t.tensor);
-        let outcome = match engine.score(&update, Rule::ParamDiff, &plan) {
+        let outcome = match Patches::new(&engine.package, update, Rule::ParamDiff)
+            .and_then(|patches| engine.score(&patches, &plan))
+        {
             Ok(_) => "scored",
             Err(failure) => failure.code.as_str(),
         };
@@ -143,13 +144,9 @@ fn the_audit_notices_one_wrong_bit_and_a_changed_file() {
     engine.audit().unwrap();
 
     let weights = &engine.package.weights;
-    let right = weights.element(&weights.tensors[0], 3);
-    let stray = Patch {
-        tensor: 0,
-        indices: vec![3],
-        values: vec![f32::from_bits(right.to_bits() ^ 1)],
-        originals: vec![right],
-    };
+    let right = weights.element(0, 3);
+    let wrong = f32::from_bits(right.to_bits() ^ 1);
+    let stray = Patch::at(&engine.package, 0, vec![3], vec![wrong], vec![right]);
     engine.write(&stray).unwrap();
     let error = engine.audit().unwrap_err();
     assert_eq!(error.detail, Detail::RestoreMismatch);

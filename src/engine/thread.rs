@@ -8,12 +8,11 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use super::patch::Patches;
 use super::session::Terminator;
 use super::{Engine, EngineError, Evaluation, Progress, Warm};
-use crate::candidate::Update;
 use crate::config::Config;
 use crate::failure::{Code, Failure};
-use crate::job::Rule;
 use crate::lifecycle::Detail;
 use crate::package::Package;
 use crate::package::plan::Plan;
@@ -27,8 +26,7 @@ enum Work {
     Warm(Reply<Warm, EngineError>),
     Audit(Reply<(), EngineError>),
     Score {
-        update: Box<Update>,
-        rule: Rule,
+        patches: Arc<Patches>,
         plan: Arc<Plan>,
         reply: Reply<Evaluation, Failure>,
     },
@@ -186,15 +184,12 @@ impl Turn<'_> {
     /// A typed refusal.
     pub async fn score(
         self,
-        update: Update,
-        rule: Rule,
+        patches: Arc<Patches>,
         plan: Arc<Plan>,
         limit: Duration,
     ) -> Result<Evaluation, Failure> {
-        let update = Box::new(update);
         self.within(limit, |reply| Work::Score {
-            update,
-            rule,
+            patches,
             plan,
             reply,
         })
@@ -303,11 +298,10 @@ fn serve(mut engine: Engine, mut inbox: mpsc::Receiver<Command>, loss: &Loss) {
             Work::Warm(reply) => drop(reply.send(engine.warm())),
             Work::Audit(reply) => drop(reply.send(engine.audit())),
             Work::Score {
-                update,
-                rule,
+                patches,
                 plan,
                 reply,
-            } => drop(reply.send(engine.score(&update, rule, &plan))),
+            } => drop(reply.send(engine.score(&patches, &plan))),
             Work::Validate { plan, reply } => drop(reply.send(engine.validate(&plan))),
         }
         engine.worked(began.elapsed());

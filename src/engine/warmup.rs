@@ -91,7 +91,6 @@ impl Engine {
         let short = Plan {
             hash: [0; 32],
             windows: plan.windows[..1].to_vec(),
-            cut: plan.cut,
         };
         let still = self
             .losses(&short, self.batch_of(&short))
@@ -165,11 +164,13 @@ impl Engine {
     /// Compares every scratch weight with the baseline, byte for byte.
     pub(super) fn compare_weights(&self) -> Result<(), EngineError> {
         for slot in &self.slots {
-            let info = &self.package.weights.tensors[slot.tensor];
-            let bytes = graph_bytes(&self.package, info, slot.transposed);
+            let bytes = graph_bytes(&self.package, slot.tensor, slot.transposed);
             let same = self.session.equals(slot.weight, &bytes);
             if !same.map_err(|e| EngineError::from_session(&e, Detail::RestoreMismatch))? {
-                let message = format!("{} differs from the baseline after restoring", info.name);
+                let message = format!(
+                    "{} differs from the baseline after restoring",
+                    self.package.weights.tensors[slot.tensor].name
+                );
                 return Err(EngineError::new(Detail::RestoreMismatch, message));
             }
         }
@@ -190,7 +191,7 @@ fn same_bits(a: &[f64], b: &[f64]) -> bool {
 )]
 fn probe_patch(package: &Package, tensor: usize, share: f32) -> Patch {
     let info = &package.weights.tensors[tensor];
-    let bytes = package.weights.bytes(info);
+    let bytes = package.weights.bytes(tensor);
     let element = |i: usize| read_element(bytes, info.dtype, i);
     let squares: f64 = (0..info.numel).map(|i| f64::from(element(i)).powi(2)).sum();
     let rms = (squares / info.numel.max(1) as f64).sqrt() as f32;
@@ -211,10 +212,5 @@ fn probe_patch(package: &Package, tensor: usize, share: f32) -> Patch {
     let values = moved
         .map(|(i, old)| round_to(info.dtype, old + sign(*i)))
         .collect();
-    Patch {
-        tensor,
-        indices,
-        values,
-        originals,
-    }
+    Patch::at(package, tensor, indices, values, originals)
 }

@@ -313,7 +313,7 @@ impl TryFrom<CandidateMessage> for Candidate {
         let sha256 = message.sha256.as_deref().map(parse_sha256).transpose()?;
         let source = match (message.url, message.data) {
             (Some(url), None) => Source::Url(url),
-            (None, Some(Blob(data))) => Source::Inline(data),
+            (None, Some(Blob(data))) => Source::Inline(data.into()),
             (Some(_), Some(_)) => {
                 return Err(invalid(
                     "candidate.url, candidate.data: both given, exactly one is needed",

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
+use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
 use super::weights::{dtype_of, transpose};
@@ -29,12 +30,8 @@ pub struct Recipe {
     pub version: u64,
     /// Where the package goes; must not exist yet or be empty.
     pub out: PathBuf,
-    /// Input tokens of a window.
-    pub window: usize,
-    /// Windows taken from each row.
-    pub windows_per_row: usize,
-    /// 1 = the next token.
-    pub label_shift: usize,
+    /// What is measured.
+    pub objective: Objective,
 }
 
 /// What was made.
@@ -61,7 +58,7 @@ struct Tensor {
 /// Names the file, tensor or initializer and what to do.
 pub fn build(recipe: &Recipe) -> Result<Built, PackageError> {
     let bytes = read(&recipe.graph)?;
-    let graph = Graph::decode(&bytes)
+    let graph = Graph::decode(bytes.clone().into())
         .map_err(|e| PackageError(format!("{}: {e}", recipe.graph.display())))?;
     let graph_dir = recipe.graph.parent().unwrap_or(Path::new("."));
     let initializers = weight_initializers(&graph, graph_dir)?;
@@ -91,23 +88,14 @@ pub fn build(recipe: &Recipe) -> Result<Built, PackageError> {
         version: recipe.version,
         graph: copy_graph(recipe, &graph, &bytes, graph_dir)?,
         weights: Some(write_checkpoint(&recipe.out, &checkpoint)?),
-        inputs: Inputs {
-            tokens: sole(&graph.inputs(), "tokens", "input")?,
-        },
-        outputs: Outputs {
-            logits: sole(&graph.outputs(), "logits", "output")?,
-        },
-        objective: Objective::CausalLm {
-            window: recipe.window,
-            windows_per_row: recipe.windows_per_row,
-            label_shift: recipe.label_shift,
-            ignore_index: -100,
-        },
+        inputs: inputs(&graph, recipe.objective)?,
+        outputs: outputs(&graph, recipe.objective)?,
+        objective: recipe.objective,
         precision: checkpoint.first().map_or(Dtype::F32, |t| t.dtype),
         tensors,
         trainable: None,
         aliases: (!aliases.is_empty()).then_some(aliases),
-        shards: copy_shards(&recipe.shards, &recipe.out)?,
+        shards: copy_shards(recipe)?,
         canary: None,
     };
     manifest.check()?;
@@ -152,7 +140,7 @@ fn prepare_directory(out: &Path) -> Result<(), PackageError> {
 fn weight_initializers(
     graph: &Graph,
     dir: &Path,
-) -> Result<Vec<(InitializerInfo, Vec<u8>)>, PackageError> {
+) -> Result<Vec<(InitializerInfo, Bytes)>, PackageError> {
     let floats = graph
         .initializers()
         .into_iter()
@@ -167,13 +155,13 @@ fn weight_initializers(
         .collect()
 }
 
-fn own_tensor((info, bytes): &(InitializerInfo, Vec<u8>)) -> Tensor {
+fn own_tensor((info, bytes): &(InitializerInfo, Bytes)) -> Tensor {
     let dtype = info.dtype.unwrap_or(Dtype::F32);
     Tensor {
         name: info.name.clone(),
         shape: info.shape.clone(),
         dtype,
-        bytes: bytes.clone(),
+        bytes: bytes.to_vec(),
     }
 }
 
@@ -209,7 +197,7 @@ fn read_checkpoint(path: &Path) -> Result<Vec<Tensor>, PackageError> {
 /// nothing, and stay apart.
 fn split_aliases(
     checkpoint: Vec<Tensor>,
-    initializers: &[(InitializerInfo, Vec<u8>)],
+    initializers: &[(InitializerInfo, Bytes)],
 ) -> Result<(Vec<Tensor>, BTreeMap<String, String>), PackageError> {
     let mut aliases = BTreeMap::new();
     let mut kept: Vec<Tensor> = Vec::new();
@@ -253,7 +241,7 @@ fn contents(shape: &[usize], dtype: Dtype, bytes: &[u8]) -> Contents {
 
 fn place(
     checkpoint: &[Tensor],
-    initializers: &[(InitializerInfo, Vec<u8>)],
+    initializers: &[(InitializerInfo, Bytes)],
 ) -> Result<BTreeMap<String, TensorEntry>, PackageError> {
     let mut by_contents: HashMap<Contents, Vec<&str>> = HashMap::new();
     for (info, bytes) in initializers {
@@ -358,13 +346,48 @@ fn by_name(tensor: &Tensor, found: Vec<Place>, equal: &[&str]) -> Result<Vec<Pla
     Ok(own)
 }
 
-/// The name asked for, or the only one there is.
-fn sole(names: &[String], preferred: &str, what: &str) -> Result<String, PackageError> {
+/// The usual names of what a language model takes besides its tokens are known.
+fn inputs(graph: &Graph, objective: Objective) -> Result<Inputs, PackageError> {
+    let Objective::CausalLm { .. } = objective else {
+        return Ok(Inputs::default());
+    };
+    let mut names: Vec<String> = graph.inputs().into_iter().map(|i| i.name).collect();
+    let mut take = |name: &str| {
+        let at = names.iter().position(|n| n == name)?;
+        Some(names.remove(at))
+    };
+    let (attention_mask, position_ids) = (take("attention_mask"), take("position_ids"));
+    Ok(Inputs {
+        tokens: Some(sole(&names, &["tokens", "input_ids"], "input")?),
+        attention_mask,
+        position_ids,
+    })
+}
+
+fn outputs(graph: &Graph, objective: Objective) -> Result<Outputs, PackageError> {
+    let name = |preferred| sole(&graph.outputs(), &[preferred], "output").map(Some);
+    Ok(match objective {
+        Objective::CausalLm { .. } => Outputs {
+            logits: name("logits")?,
+            loss: None,
+        },
+        Objective::GraphLoss {} => Outputs {
+            logits: None,
+            loss: name("loss")?,
+        },
+    })
+}
+
+/// A name asked for, or the only one there is.
+fn sole(names: &[String], preferred: &[&str], what: &str) -> Result<String, PackageError> {
+    if let Some(found) = names.iter().find(|n| preferred.contains(&n.as_str())) {
+        return Ok(found.clone());
+    }
     match names {
-        _ if names.iter().any(|n| n == preferred) => Ok(preferred.to_owned()),
         [only] => Ok(only.clone()),
         other => Err(PackageError(format!(
-            "graph: name one {what} {preferred:?}; it has {other:?}"
+            "graph: name one {what} {}; it has {other:?}",
+            preferred.join(" or ")
         ))),
     }
 }
@@ -423,7 +446,8 @@ pub(super) fn write_tensors<'a>(
     write(path, &bytes)
 }
 
-fn copy_shards(from: &Path, out: &Path) -> Result<Vec<ShardFile>, PackageError> {
+fn copy_shards(recipe: &Recipe) -> Result<Vec<ShardFile>, PackageError> {
+    let (from, out) = (&recipe.shards, &recipe.out);
     let fail = |e: std::io::Error| PackageError(format!("{}: {e}", from.display()));
     let mut shards = Vec::new();
     for entry in std::fs::read_dir(from).map_err(fail)? {
@@ -445,7 +469,7 @@ fn copy_shards(from: &Path, out: &Path) -> Result<Vec<ShardFile>, PackageError> 
             .parse()
             .map_err(|_| PackageError(format!("{}: no number in the file name", path.display())))?;
         let bytes = read(&path)?;
-        super::parse_shard(id, &name, &bytes)?;
+        super::parse_shard(id, &name, &bytes, recipe.objective)?;
         let digest = write(&out.join("shards").join(&name), &bytes)?;
         shards.push(ShardFile {
             id,
@@ -486,7 +510,7 @@ mod tests {
                     shape: t.shape.clone(),
                     dtype: Some(t.dtype),
                 };
-                (info, t.bytes.clone())
+                (info, t.bytes.clone().into())
             })
             .collect();
         let tensors = place(checkpoint, &held).map_err(|e| e.0)?;

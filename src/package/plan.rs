@@ -8,26 +8,96 @@ use crate::failure::{Code, Failure};
 /// Unknown shards that a refusal names.
 const MOST_NAMED: usize = 20;
 
-/// One shard of held-out tokens.
+/// One shard of held-out data.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shard {
     /// The number in its file name.
     pub id: u64,
-    /// Tokens in one row.
-    pub row_length: usize,
-    /// All rows, one after the other.
-    pub tokens: Vec<i32>,
+    /// What it holds.
+    pub data: Data,
 }
 
-impl Shard {
-    fn rows(&self) -> impl Iterator<Item = &[i32]> {
-        self.tokens.chunks_exact(self.row_length.max(1))
+/// What a shard holds, as the objective needs it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Data {
+    /// Rows of tokens, of equal length, one after the other.
+    Tokens {
+        /// Tokens of a row.
+        row_length: usize,
+        /// All rows.
+        tokens: Vec<i32>,
+    },
+    /// Examples: one column for each of the graph's inputs, all with as many rows.
+    Examples(Vec<Column>),
+}
+
+/// What one of the graph's inputs gets, a row for each example.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Column {
+    /// Name of the input.
+    pub name: String,
+    /// Its element type.
+    pub elem: Elem,
+    /// Shape of a row.
+    pub shape: Vec<usize>,
+    /// All rows, little endian.
+    pub bytes: Vec<u8>,
+}
+
+/// Element type of an input that is no weight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum Elem {
+    F32,
+    F16,
+    I64,
+    I32,
+    U8,
+    Bool,
+}
+
+impl Elem {
+    /// Bytes of one element.
+    pub fn size(self) -> usize {
+        match self {
+            Self::I64 => 8,
+            Self::F32 | Self::I32 => 4,
+            Self::F16 => 2,
+            Self::U8 | Self::Bool => 1,
+        }
+    }
+}
+
+impl Column {
+    /// Bytes of a row.
+    pub fn row_size(&self) -> usize {
+        self.shape.iter().product::<usize>() * self.elem.size()
+    }
+
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.bytes.len() / self.row_size().max(1)
+    }
+
+    /// One row.
+    pub fn row(&self, row: usize) -> &[u8] {
+        let size = self.row_size();
+        &self.bytes[row * size..(row + 1) * size]
     }
 }
 
 /// How windows are cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Cut {
+pub enum Cut {
+    /// Out of rows of tokens.
+    Tokens(TokenCut),
+    /// Every example is one.
+    Examples,
+}
+
+/// How windows are cut out of rows of tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TokenCut {
     /// Input tokens of a window, L.
     pub window: usize,
     /// Windows taken from each row.
@@ -36,11 +106,18 @@ pub struct Cut {
     pub label_shift: usize,
 }
 
-/// One window: where it is and what it holds.
+/// One window: what it holds, or where that is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Window {
-    /// The L + 1 tokens.
-    pub chunk: Vec<i32>,
+pub enum Window {
+    /// L + 1 tokens.
+    Tokens(Vec<i32>),
+    /// An example.
+    Example {
+        /// Position of the shard in the package.
+        shard: usize,
+        /// Its row.
+        row: usize,
+    },
 }
 
 /// The windows of a job, in order, with the hash that names them.
@@ -50,8 +127,13 @@ pub struct Plan {
     pub hash: [u8; 32],
     /// In order: shards as listed, then row, then k.
     pub windows: Vec<Window>,
-    /// How they were cut.
-    pub cut: Cut,
+}
+
+/// Collects windows and hashes where they are.
+#[derive(Default)]
+struct Choice {
+    hash: Sha256,
+    windows: Vec<Window>,
 }
 
 impl Plan {
@@ -66,46 +148,69 @@ impl Plan {
         nonce: &str,
         cut: Cut,
     ) -> Result<Self, Failure> {
-        let mut hash = Sha256::new();
-        let mut windows = Vec::new();
-        for shard in select(shards, wanted)? {
-            for (row, tokens) in shard.rows().enumerate() {
-                if tokens.len() < cut.window + 1 {
-                    continue;
+        let mut choice = Choice::default();
+        for position in select(shards, wanted)? {
+            let shard = &shards[position];
+            match (&shard.data, cut) {
+                (Data::Tokens { row_length, tokens }, Cut::Tokens(cut)) => {
+                    for (row, tokens) in tokens.chunks_exact((*row_length).max(1)).enumerate() {
+                        choice.cut(shard.id, row, tokens, nonce, cut);
+                    }
                 }
-                for k in 0..cut.windows_per_row {
-                    let start = start(nonce, shard.id, row, k, tokens.len(), cut.window);
-                    hash.update(shard.id.to_be_bytes());
-                    hash.update(u32::try_from(row).unwrap_or(u32::MAX).to_be_bytes());
-                    hash.update((start as u64).to_be_bytes());
-                    hash.update(u32::try_from(cut.window).unwrap_or(u32::MAX).to_be_bytes());
-                    hash.update([u8::try_from(cut.label_shift).unwrap_or(u8::MAX)]);
-                    windows.push(Window {
-                        chunk: tokens[start..=start + cut.window].to_vec(),
-                    });
+                (Data::Examples(columns), Cut::Examples) => {
+                    for row in 0..columns.first().map_or(0, Column::rows) {
+                        choice.note(shard.id, row, 0, 0, 0);
+                        let shard = position;
+                        choice.windows.push(Window::Example { shard, row });
+                    }
                 }
+                // The package was loaded for its objective; a shard of another has no windows.
+                (Data::Tokens { .. }, Cut::Examples) | (Data::Examples(_), Cut::Tokens(_)) => {}
             }
         }
-        if windows.is_empty() {
-            return Err(Failure::new(
-                Code::InvalidJob,
-                format!(
-                    "validation: no row of the chosen shards has the {} tokens of a window",
-                    cut.window + 1
-                ),
-            ));
+        if choice.windows.is_empty() {
+            let needed = match cut {
+                Cut::Tokens(cut) => format!("row with the {} tokens of a window", cut.window + 1),
+                Cut::Examples => "example".into(),
+            };
+            let message = format!("validation: the chosen shards have no {needed}");
+            return Err(Failure::new(Code::InvalidJob, message));
         }
         Ok(Self {
-            hash: hash.finalize().into(),
-            windows,
-            cut,
+            hash: choice.hash.finalize().into(),
+            windows: choice.windows,
         })
     }
 }
 
-fn select<'a>(shards: &'a [Shard], wanted: Option<&[u64]>) -> Result<Vec<&'a Shard>, Failure> {
+impl Choice {
+    fn cut(&mut self, shard: u64, row: usize, tokens: &[i32], nonce: &str, cut: TokenCut) {
+        if tokens.len() < cut.window + 1 {
+            return;
+        }
+        for k in 0..cut.windows_per_row {
+            let start = start(nonce, shard, row, k, tokens.len(), cut.window);
+            self.note(shard, row, start, cut.window, cut.label_shift);
+            let chunk = tokens[start..=start + cut.window].to_vec();
+            self.windows.push(Window::Tokens(chunk));
+        }
+    }
+
+    fn note(&mut self, shard: u64, row: usize, start: usize, length: usize, label_shift: usize) {
+        let long = |n: usize| u32::try_from(n).unwrap_or(u32::MAX).to_be_bytes();
+        self.hash.update(shard.to_be_bytes());
+        self.hash.update(long(row));
+        self.hash.update((start as u64).to_be_bytes());
+        self.hash.update(long(length));
+        self.hash
+            .update([u8::try_from(label_shift).unwrap_or(u8::MAX)]);
+    }
+}
+
+/// Positions of the shards, in the order wanted.
+fn select(shards: &[Shard], wanted: Option<&[u64]>) -> Result<Vec<usize>, Failure> {
     let Some(wanted) = wanted else {
-        return Ok(shards.iter().collect());
+        return Ok((0..shards.len()).collect());
     };
     let available: Vec<u64> = shards.iter().map(|s| s.id).collect();
     // A stranger's list may be as long as a message: the answer names the first of them.
@@ -125,7 +230,7 @@ fn select<'a>(shards: &'a [Shard], wanted: Option<&[u64]>) -> Result<Vec<&'a Sha
     }
     Ok(wanted
         .iter()
-        .filter_map(|id| shards.iter().find(|s| s.id == *id))
+        .filter_map(|id| shards.iter().position(|s| s.id == *id))
         .collect())
 }
 
@@ -143,17 +248,19 @@ fn start(nonce: &str, shard: u64, row: usize, k: usize, numel: usize, window: us
 mod tests {
     use super::*;
 
-    const CUT: Cut = Cut {
+    const CUT: Cut = Cut::Tokens(TokenCut {
         window: 4,
         windows_per_row: 2,
         label_shift: 1,
-    };
+    });
 
     fn shard(id: u64, rows: usize, row_length: usize) -> Shard {
         Shard {
             id,
-            row_length,
-            tokens: (0..i32::try_from(rows * row_length).unwrap()).collect(),
+            data: Data::Tokens {
+                row_length,
+                tokens: (0..i32::try_from(rows * row_length).unwrap()).collect(),
+            },
         }
     }
 

@@ -56,17 +56,14 @@ pub fn make(model: Decoder, out: &Path) -> Result<(), PackageError> {
         },
         weights: Some(weights),
         inputs: Inputs {
-            tokens: "tokens".into(),
+            tokens: Some("tokens".into()),
+            ..Inputs::default()
         },
         outputs: Outputs {
-            logits: "logits".into(),
+            logits: Some("logits".into()),
+            ..Outputs::default()
         },
-        objective: Objective::CausalLm {
-            window: model.window,
-            windows_per_row: 1,
-            label_shift: 1,
-            ignore_index: -100,
-        },
+        objective: Objective::causal_lm(model.window),
         tensors: entries(&tensors),
         trainable: None,
         aliases: None,

@@ -1,21 +1,15 @@
 //! The baseline weights: read-only, in checkpoint layout, memory-mapped from the package.
 //! A candidate is computed against them and restored from them; nothing ever writes here.
 
-use std::fs::File;
 use std::path::Path;
 
+use bytes::Bytes;
 use half::{bf16, f16};
-use memmap2::Mmap;
+use safetensors::SafeTensors;
 use sha2::{Digest, Sha256};
 
 use super::{Dtype, Manifest, PackageError, TensorEntry, check_digest};
 use crate::engine::graph::Graph;
-
-#[derive(Debug)]
-enum Storage {
-    Mapped(Mmap),
-    Owned(Vec<u8>),
-}
 
 /// One tensor of the baseline.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,13 +22,13 @@ pub struct TensorInfo {
     pub dtype: Dtype,
     /// Number of elements.
     pub numel: usize,
-    offset: usize,
 }
 
 /// All tensors of the baseline, ascending by name.
 #[derive(Debug)]
 pub struct Weights {
-    storage: Storage,
+    /// Of each tensor: a part of the mapped file, or its own where the graph holds it transposed.
+    contents: Vec<Bytes>,
     /// Ascending by name.
     pub tensors: Vec<TensorInfo>,
     /// SHA-256 over names and contents of what is trainable: the same weights have the same id whichever way they came.
@@ -48,56 +42,45 @@ impl Weights {
     /// Names the file and the tensor.
     pub(super) fn open(
         path: &Path,
-        sha256: Option<&str>,
+        sha256: &str,
         manifest: &Manifest,
     ) -> Result<Self, PackageError> {
-        let wanted = &manifest.tensors;
         let broken = |e: &dyn std::fmt::Display| PackageError(format!("{}: {e}", path.display()));
-        let file = File::open(path).map_err(|e| broken(&e))?;
-        #[expect(
-            unsafe_code,
-            reason = "packages are immutable by contract; a later change is package_changed"
-        )]
-        // SAFETY: the mapping is only read; a package's files are never written in place.
-        let map = unsafe { Mmap::map(&file) }.map_err(|e| broken(&e))?;
-        if let Some(expected) = sha256 {
-            check_digest(path, &Sha256::digest(&map), expected)?;
-        }
-        let tensors = {
-            let views = safetensors::SafeTensors::deserialize(&map).map_err(|e| broken(&e))?;
-            let mut tensors = Vec::with_capacity(wanted.len());
-            for (name, entry) in wanted {
-                let view = views
-                    .tensor(name)
-                    .map_err(|_| broken(&format!("has no tensor {name}")))?;
-                if view.shape() != entry.shape || dtype_of(view.dtype()) != Some(entry.dtype) {
-                    return Err(broken(&format!(
-                        "{name} is {:?} {:?}, model.json says {} {:?}",
-                        view.dtype(),
-                        view.shape(),
-                        entry.dtype.as_str(),
-                        entry.shape
-                    )));
-                }
-                let offset = view.data().as_ptr().addr() - map.as_ptr().addr();
-                tensors.push(TensorInfo::new(name, entry, offset)?);
+        let map = super::map(path)?;
+        let views = SafeTensors::deserialize(&map).map_err(|e| broken(&e))?;
+        let mut tensors = Vec::with_capacity(manifest.tensors.len());
+        let mut contents = Vec::with_capacity(manifest.tensors.len());
+        for (name, entry) in &manifest.tensors {
+            let view = views
+                .tensor(name)
+                .map_err(|_| broken(&format!("has no tensor {name}")))?;
+            if view.shape() != entry.shape || dtype_of(view.dtype()) != Some(entry.dtype) {
+                return Err(broken(&format!(
+                    "{name} is {:?} {:?}, model.json says {} {:?}",
+                    view.dtype(),
+                    view.shape(),
+                    entry.dtype.as_str(),
+                    entry.shape
+                )));
             }
-            tensors
-        };
-        Ok(Self::finish(Storage::Mapped(map), tensors, manifest))
+            tensors.push(TensorInfo::new(name, entry)?);
+            contents.push(map.slice_ref(view.data()));
+        }
+        let (whole, each) = digests(&map, &contents);
+        check_digest(path, &whole, sha256)?;
+        Ok(Self::finish(contents, tensors, &each, manifest))
     }
 
     /// Takes the weights out of the graph's own initializers.
     pub(super) fn from_graph(
         dir: &Path,
-        graph: &[u8],
+        graph: &Bytes,
         manifest: &Manifest,
     ) -> Result<Self, PackageError> {
-        let wanted = &manifest.tensors;
-        let graph = Graph::decode(graph).map_err(|e| PackageError(e.to_string()))?;
-        let mut storage = Vec::new();
-        let mut tensors = Vec::with_capacity(wanted.len());
-        for (name, entry) in wanted {
+        let graph = Graph::decode(graph.clone()).map_err(|e| PackageError(e.to_string()))?;
+        let mut tensors = Vec::with_capacity(manifest.tensors.len());
+        let mut contents = Vec::with_capacity(manifest.tensors.len());
+        for (name, entry) in &manifest.tensors {
             let Some(place) = entry.places.first() else {
                 continue;
             };
@@ -107,54 +90,56 @@ impl Weights {
                 ))
             })?;
             if let (true, [rows, columns]) = (place.transposed, entry.shape.as_slice()) {
-                bytes = transpose(&bytes, *columns, *rows, entry.dtype.size());
+                bytes = transpose(&bytes, *columns, *rows, entry.dtype.size()).into();
             }
-            let info = TensorInfo::new(name, entry, storage.len())?;
+            let info = TensorInfo::new(name, entry)?;
             if bytes.len() != info.numel * entry.dtype.size() {
                 return Err(PackageError(format!(
                     "tensors.{name}: shape and dtype do not fit initializer {}",
                     place.initializer
                 )));
             }
-            storage.extend_from_slice(&bytes);
             tensors.push(info);
+            contents.push(bytes);
         }
-        Ok(Self::finish(Storage::Owned(storage), tensors, manifest))
+        let each: Vec<Digest32> = contents.iter().map(|c| Sha256::digest(c).into()).collect();
+        Ok(Self::finish(contents, tensors, &each, manifest))
     }
 
-    fn finish(storage: Storage, tensors: Vec<TensorInfo>, manifest: &Manifest) -> Self {
-        let mut weights = Self {
-            storage,
-            tensors,
-            weights_id: String::new(),
-        };
+    fn finish(
+        contents: Vec<Bytes>,
+        tensors: Vec<TensorInfo>,
+        digests: &[Digest32],
+        manifest: &Manifest,
+    ) -> Self {
         let mut id = Sha256::new();
-        let trainable = |t: &&TensorInfo| manifest.is_trainable(&t.name);
-        for tensor in weights.tensors.iter().filter(trainable) {
-            id.update(Sha256::digest(tensor.name.as_bytes()));
-            id.update(Sha256::digest(weights.bytes(tensor)));
+        for (tensor, digest) in tensors.iter().zip(digests) {
+            if manifest.is_trainable(&tensor.name) {
+                id.update(Sha256::digest(tensor.name.as_bytes()));
+                id.update(digest);
+            }
         }
-        weights.weights_id = hex::encode(id.finalize());
-        weights
+        Self {
+            contents,
+            tensors,
+            weights_id: hex::encode(id.finalize()),
+        }
     }
 
     /// A tensor's little-endian bytes, row-major.
-    pub fn bytes(&self, tensor: &TensorInfo) -> &[u8] {
-        let all: &[u8] = match &self.storage {
-            Storage::Mapped(map) => map,
-            Storage::Owned(bytes) => bytes,
-        };
-        &all[tensor.offset..tensor.offset + tensor.numel * tensor.dtype.size()]
+    pub fn bytes(&self, tensor: usize) -> &[u8] {
+        &self.contents[tensor]
     }
 
     /// One element, widened to f32.
-    pub fn element(&self, tensor: &TensorInfo, index: u32) -> f32 {
-        read_element(self.bytes(tensor), tensor.dtype, index as usize)
+    pub fn element(&self, tensor: usize, index: u32) -> f32 {
+        let dtype = self.tensors[tensor].dtype;
+        read_element(self.bytes(tensor), dtype, index as usize)
     }
 }
 
 impl TensorInfo {
-    fn new(name: &str, entry: &TensorEntry, offset: usize) -> Result<Self, PackageError> {
+    fn new(name: &str, entry: &TensorEntry) -> Result<Self, PackageError> {
         let numel = entry
             .shape
             .iter()
@@ -165,13 +150,39 @@ impl TensorInfo {
                 shape: entry.shape.clone(),
                 dtype: entry.dtype,
                 numel,
-                offset,
             }),
             None => Err(PackageError(format!(
                 "tensors.{name}: more than 2^32 elements"
             ))),
         }
     }
+}
+
+type Digest32 = [u8; 32];
+
+/// SHA-256 of a whole file and of each of its parts, reading it once: a part is hashed for both
+/// while it is in the cache.
+fn digests(file: &[u8], parts: &[Bytes]) -> (Digest32, Vec<Digest32>) {
+    const BITE: usize = 1 << 18;
+    let offset = |part: &Bytes| part.as_ptr().addr() - file.as_ptr().addr();
+    // An empty part is nowhere in the file.
+    let mut order: Vec<usize> = (0..parts.len()).filter(|p| !parts[*p].is_empty()).collect();
+    order.sort_by_key(|part| offset(&parts[*part]));
+    let (mut whole, mut at) = (Sha256::new(), 0);
+    let mut each = vec![Sha256::digest([]).into(); parts.len()];
+    for part in order {
+        let start = offset(&parts[part]);
+        whole.update(&file[at..start]);
+        let mut own = Sha256::new();
+        for bite in parts[part].chunks(BITE) {
+            whole.update(bite);
+            own.update(bite);
+        }
+        each[part] = own.finalize().into();
+        at = start + parts[part].len();
+    }
+    whole.update(&file[at..]);
+    (whole.finalize().into(), each)
 }
 
 /// Reads one little-endian element, widened to f32.
@@ -233,6 +244,17 @@ pub fn dtype_of(dtype: safetensors::Dtype) -> Option<Dtype> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_pass_gives_the_digests_of_the_whole_and_of_every_part() {
+        let file = Bytes::from((0..=255).cycle().take(1_000_000).collect::<Vec<u8>>());
+        let parts = [file.slice(600_000..999_990), file.slice(8..300_000)];
+        let (whole, each) = digests(&file, &parts);
+        assert_eq!(whole, Digest32::from(Sha256::digest(&file)));
+        for (part, digest) in parts.iter().zip(each) {
+            assert_eq!(digest, Digest32::from(Sha256::digest(part)));
+        }
+    }
 
     #[test]
     fn transposing_twice_is_the_identity() {

@@ -84,7 +84,7 @@ impl Builder {
             name: Some(name.to_owned()),
             dims: signed(dims),
             data_type: Some(elem_type),
-            raw_data: Some(raw),
+            raw_data: Some(raw.into()),
             ..TensorProto::default()
         });
         name.to_owned()

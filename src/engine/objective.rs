@@ -1,0 +1,349 @@
+//! What goes through the graph besides the weights, and how what comes out becomes losses: checked
+//! against the graph once, at load.
+
+use super::graph::{Graph, Head, InputInfo, LABELS};
+use super::session::Feed;
+use crate::failure::{Code, Failure};
+use crate::package::plan::{Column, Data, Elem, TokenCut, Window};
+use crate::package::{Objective, Package};
+
+/// Feeds windows to the graph and reads their losses.
+#[derive(Debug)]
+pub(super) enum Measure {
+    CausalLm {
+        tokens: String,
+        /// Fed with ones.
+        mask: Option<InputInfo>,
+        /// Fed with 0, 1, 2, ...
+        positions: Option<InputInfo>,
+        cut: TokenCut,
+        ignore_index: i64,
+    },
+    GraphLoss,
+}
+
+impl Measure {
+    /// Checks that the graph takes exactly what the package feeds; also the batch size that the
+    /// graph is fixed to, if it is.
+    pub(super) fn new(
+        package: &Package,
+        graph: &Graph,
+        weights: &[&str],
+    ) -> Result<(Self, Option<usize>), String> {
+        let inputs = graph.inputs().into_iter();
+        let inputs: Vec<InputInfo> = inputs
+            .filter(|input| !weights.contains(&input.name.as_str()))
+            .collect();
+        let measure = match package.manifest.objective {
+            Objective::CausalLm { .. } => causal_lm(package, graph, &inputs)?,
+            Objective::GraphLoss {} => {
+                check_columns(package, &inputs)?;
+                Self::GraphLoss
+            }
+        };
+        let mut batches = inputs.iter().filter_map(|input| *input.shape.first()?);
+        Ok((measure, batches.next()))
+    }
+
+    /// The inputs for these windows. A graph with a fixed batch gets it filled up; the surplus is
+    /// not looked at.
+    pub(super) fn feeds<'a>(
+        &'a self,
+        package: &'a Package,
+        windows: &[Window],
+        batch: usize,
+    ) -> Vec<Feed<'a>> {
+        let filled = || windows.iter().cycle().take(batch);
+        match self {
+            Self::CausalLm {
+                tokens,
+                mask,
+                positions,
+                cut,
+                ignore_index,
+            } => {
+                let (seq, chunks) = (cut.window, filled().filter_map(chunk));
+                let (inputs, labels): (Vec<_>, Vec<_>) = chunks
+                    .map(|chunk| (&chunk[..seq], &chunk[cut.label_shift..]))
+                    .unzip();
+                let shape = vec![batch, seq];
+                let wide = |token: &i32| i64::from(*token);
+                let inputs = inputs.into_iter().flatten().map(wide);
+                let target = |token: i64| if token == *ignore_index { 0 } else { token };
+                let labels = labels.into_iter().flat_map(|labels| {
+                    let missing = std::iter::repeat_n(0, seq - labels.len());
+                    labels.iter().map(wide).map(target).chain(missing)
+                });
+                let mut feeds = vec![
+                    Feed::integers(tokens, shape.clone(), Elem::I64, inputs),
+                    Feed::integers(LABELS, vec![batch, seq, 1], Elem::I64, labels),
+                ];
+                feeds.extend(mask.iter().map(|input| constant(input, batch, seq, |_| 1)));
+                feeds.extend(
+                    positions
+                        .iter()
+                        .map(|input| constant(input, batch, seq, |p| p)),
+                );
+                feeds
+            }
+            Self::GraphLoss => {
+                let first = columns(package, 0);
+                let feed = |(at, column): (usize, &'a Column)| {
+                    let mut shape = vec![batch];
+                    shape.extend(&column.shape);
+                    let rows = filled().filter_map(|window| match window {
+                        Window::Example { shard, row } => {
+                            Some(columns(package, *shard).get(at)?.row(*row))
+                        }
+                        Window::Tokens(_) => None,
+                    });
+                    Feed {
+                        name: &column.name,
+                        shape,
+                        elem: column.elem,
+                        bytes: rows.flatten().copied().collect(),
+                    }
+                };
+                first.iter().enumerate().map(feed).collect()
+            }
+        }
+    }
+
+    /// The loss of each window, from what the graph gave for the batch.
+    pub(super) fn losses(
+        &self,
+        windows: &[Window],
+        batch: usize,
+        output: &[f32],
+    ) -> Result<Vec<f64>, Failure> {
+        let per_window = match self {
+            Self::CausalLm { cut, .. } => cut.window,
+            Self::GraphLoss => 1,
+        };
+        if output.len() != batch * per_window {
+            let message = format!(
+                "the graph gave {} values for {batch} windows of {per_window}",
+                output.len()
+            );
+            return Err(Failure::new(Code::InferenceFailed, message));
+        }
+        let rows = windows.iter().zip(output.chunks_exact(per_window));
+        Ok(rows.map(|(window, row)| self.loss(window, row)).collect())
+    }
+
+    /// Mean negative log-likelihood over the targets that count, or the graph's own.
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "target counts are far below 2^52"
+    )]
+    fn loss(&self, window: &Window, row: &[f32]) -> f64 {
+        match (self, window) {
+            (
+                Self::CausalLm {
+                    cut, ignore_index, ..
+                },
+                Window::Tokens(chunk),
+            ) => {
+                let targets = chunk[cut.label_shift..].iter().zip(row);
+                let counted = targets.filter(|(target, _)| i64::from(**target) != *ignore_index);
+                let (sum, count) = counted.fold((0.0, 0_u64), |(sum, n), (_, p)| {
+                    (sum - f64::from(*p), n + 1)
+                });
+                sum / count as f64
+            }
+            (Self::GraphLoss, Window::Example { .. }) => f64::from(row[0]),
+            // A plan is cut by its package's objective; no number fits this.
+            (Self::CausalLm { .. }, Window::Example { .. })
+            | (Self::GraphLoss, Window::Tokens(_)) => f64::NAN,
+        }
+    }
+}
+
+/// What the graph is to give for the package's objective.
+pub(super) fn head(package: &Package) -> Head<'_> {
+    let outputs = &package.manifest.outputs;
+    // The manifest was checked to have the one that its objective needs.
+    match package.manifest.objective {
+        Objective::CausalLm { .. } => Head::LogProbs(outputs.logits.as_deref().unwrap_or_default()),
+        Objective::GraphLoss {} => Head::Loss(outputs.loss.as_deref().unwrap_or_default()),
+    }
+}
+
+fn chunk(window: &Window) -> Option<&[i32]> {
+    match window {
+        Window::Tokens(chunk) => Some(chunk),
+        Window::Example { .. } => None,
+    }
+}
+
+fn columns(package: &Package, shard: usize) -> &[Column] {
+    match package.shards.get(shard).map(|shard| &shard.data) {
+        Some(Data::Examples(columns)) => columns,
+        Some(Data::Tokens { .. }) | None => &[],
+    }
+}
+
+/// The same for every row of the batch.
+fn constant(input: &InputInfo, batch: usize, seq: usize, value: fn(i64) -> i64) -> Feed<'_> {
+    let row = (0_i64..).take(seq).map(value);
+    let values = std::iter::repeat_n(row, batch).flatten();
+    let elem = input.elem.unwrap_or(Elem::I64);
+    Feed::integers(&input.name, vec![batch, seq], elem, values)
+}
+
+fn causal_lm(package: &Package, graph: &Graph, inputs: &[InputInfo]) -> Result<Measure, String> {
+    let Objective::CausalLm {
+        window,
+        windows_per_row,
+        label_shift,
+        ignore_index,
+    } = package.manifest.objective
+    else {
+        return Err("objective: is not causal_lm".into());
+    };
+    check_vocabulary(package, graph, ignore_index)?;
+    let names = &package.manifest.inputs;
+    let find = |name: &Option<String>| {
+        let Some(name) = name else { return Ok(None) };
+        match inputs.iter().find(|input| input.name == *name) {
+            Some(input) => check_row(input, window).map(|()| Some(input.clone())),
+            None => Err(format!(
+                "graph: has no input {name}; it has {}",
+                listed(inputs)
+            )),
+        }
+    };
+    let tokens = find(&names.tokens)?.ok_or("inputs.tokens: missing")?;
+    let (mask, positions) = (find(&names.attention_mask)?, find(&names.position_ids)?);
+    let known = |input: &&InputInfo| {
+        let fed = [Some(&tokens), mask.as_ref(), positions.as_ref()];
+        fed.into_iter().flatten().any(|f| f.name == input.name)
+    };
+    let unknown: Vec<InputInfo> = inputs.iter().filter(|i| !known(i)).cloned().collect();
+    if !unknown.is_empty() {
+        return Err(format!(
+            "graph: nothing is known to feed its input {}; export it without (no cache, no labels), \
+             or name it in inputs.attention_mask or inputs.position_ids",
+            listed(&unknown)
+        ));
+    }
+    if tokens.elem != Some(Elem::I64) {
+        return Err(format!("graph: input {} must be int64", tokens.name));
+    }
+    if positions
+        .as_ref()
+        .is_some_and(|p| !matches!(p.elem, Some(Elem::I64 | Elem::I32)))
+    {
+        return Err("graph: inputs.position_ids must be int64 or int32".into());
+    }
+    Ok(Measure::CausalLm {
+        tokens: tokens.name,
+        mask,
+        positions,
+        cut: TokenCut {
+            window,
+            windows_per_row,
+            label_shift,
+        },
+        ignore_index,
+    })
+}
+
+fn listed(inputs: &[InputInfo]) -> String {
+    let names: Vec<&str> = inputs.iter().map(|i| i.name.as_str()).collect();
+    names.join(", ")
+}
+
+fn check_row(input: &InputInfo, window: usize) -> Result<(), String> {
+    let name = &input.name;
+    if input.elem.is_none() {
+        return Err(format!(
+            "graph: the element type of input {name} cannot be fed"
+        ));
+    }
+    match input.shape.as_slice() {
+        [_, None] => Ok(()),
+        [_, Some(seq)] if *seq == window => Ok(()),
+        [_, Some(seq)] => Err(format!(
+            "graph: input {name} takes {seq} tokens, the window has {window}"
+        )),
+        other => Err(format!(
+            "graph: input {name} has {} dimensions, [batch, seq] is needed",
+            other.len()
+        )),
+    }
+}
+
+fn check_vocabulary(package: &Package, graph: &Graph, ignore_index: i64) -> Result<(), String> {
+    let logits = package.manifest.outputs.logits.as_deref();
+    let logits = logits.ok_or("outputs.logits: missing")?;
+    let Some(vocabulary) = graph.last_dimension(logits) else {
+        return Err(format!(
+            "graph: the last dimension of output {logits} (the vocabulary) must be fixed"
+        ));
+    };
+    for shard in &package.shards {
+        let Data::Tokens { tokens, .. } = &shard.data else {
+            return Err(format!("shard {}: holds no tokens", shard.id));
+        };
+        let legal = |t: &i32| {
+            usize::try_from(*t).is_ok_and(|t| t < vocabulary) || i64::from(*t) == ignore_index
+        };
+        if let Some(token) = tokens.iter().find(|t| !legal(t)) {
+            return Err(format!(
+                "shard {}: token {token} is outside the vocabulary of {vocabulary}",
+                shard.id
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Every shard has a column for every input of the graph, and none besides.
+fn check_columns(package: &Package, inputs: &[InputInfo]) -> Result<(), String> {
+    for (position, shard) in package.shards.iter().enumerate() {
+        let columns = columns(package, position);
+        if let Some(extra) = columns
+            .iter()
+            .find(|c| !inputs.iter().any(|i| i.name == c.name))
+        {
+            return Err(format!(
+                "shard {}: the graph has no input {}; it has {}",
+                shard.id,
+                extra.name,
+                listed(inputs)
+            ));
+        }
+        for input in inputs {
+            let column = columns.iter().find(|column| column.name == input.name);
+            let column = column
+                .ok_or_else(|| format!("shard {}: has no tensor {}", shard.id, input.name))?;
+            check_column(column, input).map_err(|e| format!("shard {}: {e}", shard.id))?;
+        }
+    }
+    Ok(())
+}
+
+fn check_column(column: &Column, input: &InputInfo) -> Result<(), String> {
+    let name = &input.name;
+    if input.elem != Some(column.elem) {
+        return Err(format!(
+            "{name} is {:?}, the graph takes {:?}",
+            column.elem, input.elem
+        ));
+    }
+    let row = input.shape.get(1..).unwrap_or_default();
+    let fits = row.len() == column.shape.len()
+        && row
+            .iter()
+            .zip(&column.shape)
+            .all(|(free, size)| free.is_none_or(|f| f == *size));
+    if fits {
+        Ok(())
+    } else {
+        Err(format!(
+            "{name} has rows of shape {:?}, the graph takes {row:?}",
+            column.shape
+        ))
+    }
+}

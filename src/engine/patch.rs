@@ -1,0 +1,149 @@
+//! What a candidate does to the weights, computed before the device is needed: absolute new values,
+//! the values they replace, and how many really change. In f32 on the host, rounded once.
+
+use half::{bf16, f16};
+
+use crate::candidate::{TensorUpdate, Update};
+use crate::failure::{Code, Failure};
+use crate::job::Rule;
+use crate::package::weights::{TensorInfo, round_to};
+use crate::package::{Dtype, Package};
+
+/// The new values of one tensor, checked, not yet written, and what the baseline has in their
+/// place: read once, so that restoring need not look for it all over memory again.
+#[derive(Debug)]
+pub(super) struct Patch {
+    pub(super) tensor: usize,
+    /// Row-major in the checkpoint's layout.
+    pub(super) indices: Vec<u32>,
+    /// The same entries where a place holds the transpose; empty when none does.
+    pub(super) transposed: Vec<u32>,
+    pub(super) values: Vec<f32>,
+    pub(super) originals: Vec<f32>,
+}
+
+/// A candidate, ready to be written.
+#[derive(Debug)]
+pub struct Patches {
+    pub(super) patches: Vec<Patch>,
+    /// Entries whose weight really changes after rounding.
+    pub effective_entries: u64,
+}
+
+impl Patches {
+    /// Computes and checks the new values against the package's baseline.
+    ///
+    /// # Errors
+    /// `candidate_non_finite` when an updated weight is not finite.
+    pub fn new(package: &Package, update: Update, rule: Rule) -> Result<Self, Failure> {
+        let patches = update.tensors.into_iter();
+        let patches: Vec<Patch> = patches
+            .map(|touched| Patch::new(package, touched, rule))
+            .collect::<Result<_, _>>()?;
+        let effective_entries = patches.iter().map(Patch::effective).sum();
+        Ok(Self {
+            patches,
+            effective_entries,
+        })
+    }
+}
+
+impl Patch {
+    fn new(package: &Package, touched: TensorUpdate, rule: Rule) -> Result<Self, Failure> {
+        let info = &package.weights.tensors[touched.tensor];
+        let bytes = package.weights.bytes(touched.tensor);
+        let TensorUpdate {
+            tensor,
+            indices,
+            values,
+        } = touched;
+        // No decoder lets an index through that is outside; if one did, it would not be finite.
+        let originals = match info.dtype {
+            Dtype::F32 => gather(bytes, &indices, f32::from_le_bytes),
+            Dtype::F16 => gather(bytes, &indices, |b| f16::from_le_bytes(b).to_f32()),
+            Dtype::Bf16 => gather(bytes, &indices, |b| bf16::from_le_bytes(b).to_f32()),
+        };
+        let values = stepped(values, &originals, rule, info.dtype);
+        if let Some(at) = values.iter().position(|v| !v.is_finite()) {
+            let (name, index) = (&info.name, indices[at]);
+            let message = format!("{name}: the updated weight at index {index} is not finite");
+            let failure = Failure::new(Code::CandidateNonFinite, message);
+            return Err(failure.with("tensor", name.clone()));
+        }
+        Ok(Self::at(package, tensor, indices, values, originals))
+    }
+
+    /// Values that are known to be sound, at the places the package says.
+    pub(super) fn at(
+        package: &Package,
+        tensor: usize,
+        indices: Vec<u32>,
+        values: Vec<f32>,
+        originals: Vec<f32>,
+    ) -> Self {
+        let info = &package.weights.tensors[tensor];
+        let entry = package.manifest.tensors.get(&info.name);
+        let flipped = entry.is_some_and(|entry| entry.places.iter().any(|p| p.transposed));
+        let transposed = if flipped {
+            transposed_positions(&indices, info)
+        } else {
+            Vec::new()
+        };
+        Self {
+            tensor,
+            indices,
+            transposed,
+            values,
+            originals,
+        }
+    }
+
+    fn effective(&self) -> u64 {
+        let pairs = self.values.iter().zip(&self.originals);
+        let changed = pairs.filter(|(new, old)| new.to_bits() != old.to_bits());
+        changed.count() as u64
+    }
+}
+
+/// The compiler makes a loop of its own for each type.
+fn gather<const N: usize>(
+    bytes: &[u8],
+    indices: &[u32],
+    widen: impl Fn([u8; N]) -> f32,
+) -> Vec<f32> {
+    let weights = bytes.as_chunks().0;
+    let element = |index: &u32| weights.get(*index as usize).map_or(f32::NAN, |b| widen(*b));
+    indices.iter().map(element).collect()
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "the contract computes the update in f32"
+)]
+fn stepped(mut values: Vec<f32>, originals: &[f32], rule: Rule, dtype: Dtype) -> Vec<f32> {
+    let pairs = values.iter_mut().zip(originals);
+    match rule {
+        Rule::Gradient { learning_rate } => {
+            let rate = learning_rate as f32;
+            pairs.for_each(|(value, old)| *value = old - rate * *value);
+        }
+        Rule::ParamDiff => pairs.for_each(|(value, old)| *value += old),
+    }
+    if dtype != Dtype::F32 {
+        values.iter_mut().for_each(|v| *v = round_to(dtype, *v));
+    }
+    values
+}
+
+/// Index i = (row, column) of the checkpoint lives at (column, row) of a transposed place.
+fn transposed_positions(indices: &[u32], info: &TensorInfo) -> Vec<u32> {
+    let [rows, columns] = info.shape.as_slice() else {
+        return indices.to_vec();
+    };
+    let size = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    let (rows, columns) = (size(*rows), size(*columns));
+    indices
+        .iter()
+        .map(|i| (i % columns) * rows + i / columns)
+        .collect()
+}
