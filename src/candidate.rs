@@ -209,13 +209,13 @@ impl<'a> Gathered<'a> {
             if !indices.is_sorted_by(|a, b| a < b) {
                 let mut entries: Vec<(u32, f32)> = indices.into_iter().zip(values).collect();
                 entries.sort_by_key(|(index, _)| *index);
+                if let Some(pair) = entries.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+                    let name = &self.package.weights.tensors[tensor].name;
+                    let message = format!("{name}: index {} is given twice", pair[0].0);
+                    return Err(Failure::new(Code::CandidateDuplicateIndex, message)
+                        .with("tensor", name.clone()));
+                }
                 (indices, values) = entries.into_iter().unzip();
-            }
-            if let Some(pair) = indices.windows(2).find(|pair| pair[0] == pair[1]) {
-                let name = &self.package.weights.tensors[tensor].name;
-                let message = format!("{name}: index {} is given twice", pair[0]);
-                return Err(Failure::new(Code::CandidateDuplicateIndex, message)
-                    .with("tensor", name.clone()));
             }
             update.tensors.push(TensorUpdate {
                 tensor,

@@ -4,14 +4,12 @@
 
 use std::borrow::Cow;
 use std::fmt;
-use std::io::Read;
 
-use base64::Engine as _;
-use flate2::read::ZlibDecoder;
+use flate2::{Decompress, FlushDecompress, Status};
 use half::f16;
 use serde::Deserialize;
-use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
-use serde_json::value::RawValue;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use super::{Gathered, shorten};
 use crate::failure::{Code, Failure};
@@ -30,48 +28,41 @@ fn malformed(message: impl Into<String>) -> Failure {
     Failure::new(Code::CandidateMalformed, message)
 }
 
-/// Reads the container, one tensor at a time.
+/// Reads the container in one pass, one tensor at a time.
 ///
 /// # Errors
 /// The first thing that is wrong.
 pub fn decode(bytes: &[u8], gathered: &mut Gathered<'_>) -> Result<(), Failure> {
-    let mut refused = None;
     let mut json = serde_json::Deserializer::from_slice(bytes);
-    let read = Container {
+    let mut reader = Reader {
         gathered,
-        refused: &mut refused,
-    }
-    .deserialize(&mut json)
-    .and_then(|()| json.end());
-    match (refused, read) {
+        refused: None,
+        packed: Vec::new(),
+        zlib: Decompress::new(true),
+        inflated: Vec::new(),
+    };
+    let read = json
+        .deserialize_any(Container(&mut reader))
+        .and_then(|()| json.end());
+    match (reader.refused, read) {
         (Some(failure), _) => Err(failure),
         (None, Err(e)) => Err(malformed(format!("not binary_v2 JSON: {e}"))),
         (None, Ok(())) => Ok(()),
     }
 }
 
-/// Streams the container; a typed refusal leaves through `refused`, because serde's own error
-/// cannot carry it.
-struct Container<'g, 'p, 'r> {
+/// Where the entries go, and the memory in which one tensor after the other is unpacked.
+struct Reader<'g, 'p> {
     gathered: &'g mut Gathered<'p>,
-    refused: &'r mut Option<Failure>,
+    /// A typed refusal leaves here, because serde's own error cannot carry it.
+    refused: Option<Failure>,
+    packed: Vec<u8>,
+    zlib: Decompress,
+    inflated: Vec<u8>,
 }
 
-impl Container<'_, '_, '_> {
-    fn entry<E: serde::de::Error>(&mut self, key: Option<&str>, raw: &RawValue) -> Result<(), E> {
-        read_entry(key, raw, self.gathered).map_err(|failure| {
-            *self.refused = Some(failure);
-            E::custom("refused")
-        })
-    }
-}
-
-impl<'de> DeserializeSeed<'de> for Container<'_, '_, '_> {
-    type Value = ();
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        deserializer.deserialize_any(self)
-    }
-}
+/// The whole document.
+struct Container<'a, 'g, 'p>(&'a mut Reader<'g, 'p>);
 
 impl<'de> Visitor<'de> for Container<'_, '_, '_> {
     type Value = ();
@@ -80,114 +71,174 @@ impl<'de> Visitor<'de> for Container<'_, '_, '_> {
         f.write_str("a map or a list of tensors")
     }
 
-    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<(), A::Error> {
-        while let Some((name, raw)) = map.next_entry::<Cow<'de, str>, &'de RawValue>()? {
-            self.entry(Some(&name), raw)?;
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        while let Some(name) = map.next_key::<Cow<'de, str>>()? {
+            map.next_value_seed(Slot(self.0, Some(&name)))?;
         }
         Ok(())
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(mut self, mut list: A) -> Result<(), A::Error> {
-        while let Some(raw) = list.next_element::<&'de RawValue>()? {
-            self.entry(None, raw)?;
-        }
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<(), A::Error> {
+        while list.next_element_seed(Slot(self.0, None))?.is_some() {}
         Ok(())
     }
 }
 
-fn read_entry(
-    key: Option<&str>,
-    raw: &RawValue,
-    gathered: &mut Gathered<'_>,
-) -> Result<(), Failure> {
-    // In the map form everything that is no tensor ("dtype", "fmt", ...) is the writers' remark.
-    if key.is_some() && !raw.get().starts_with('{') {
-        return Ok(());
+/// What stands under a key, or in the list: a tensor or, in the map form, a writer's remark
+/// ("dtype", "fmt", ...).
+struct Slot<'a, 'g, 'p>(&'a mut Reader<'g, 'p>, Option<&'a str>);
+
+impl Slot<'_, '_, '_> {
+    fn remark<E: serde::de::Error>(&self) -> Result<(), E> {
+        match self.1 {
+            Some(_) => Ok(()),
+            None => Err(E::custom("a list entry is no map")),
+        }
     }
-    let entry: Entry<'_> = serde_json::from_str(raw.get()).map_err(|e| {
-        malformed(format!(
-            "{}: {e}",
-            key.map_or_else(|| "list entry".into(), shorten)
-        ))
-    })?;
-    let name = match (key, entry.name) {
-        (Some(key), _) => Cow::Borrowed(key),
-        (None, Some(name)) => name,
-        (None, None) => return Err(malformed("a list entry has no name")),
-    };
-    let Some(k) = entry.k else {
-        return if key.is_some() {
-            Ok(())
-        } else {
-            Err(malformed(format!("{}: k is missing", shorten(&name))))
+}
+
+impl<'de> DeserializeSeed<'de> for Slot<'_, '_, '_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Slot<'_, '_, '_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a tensor")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<(), A::Error> {
+        let Self(reader, key) = self;
+        let read = match Entry::deserialize(MapAccessDeserializer::new(map)) {
+            Ok(entry) => reader.take(key, entry),
+            Err(e) => {
+                let place = key.map_or_else(|| "list entry".into(), shorten);
+                Err(malformed(format!("{place}: {e}")))
+            }
         };
-    };
-    let tensor = gathered.declare(&name, entry.shape.as_deref(), k)?;
-    let data = entry
-        .data
-        .ok_or_else(|| malformed(format!("{}: data is missing", shorten(&name))))?;
-    let packed = base64::engine::general_purpose::STANDARD
-        .decode(data.as_bytes())
-        .map_err(|e| malformed(format!("{}: data is not base64: {e}", shorten(&name))))?;
-    // k is at most the tensor's elements, so this cannot overflow.
-    gathered.spend(8 * k)?;
-    let k = usize::try_from(k).map_err(|_| malformed("k is too large"))?;
-    let inflated =
-        inflate(&packed, k).map_err(|m| malformed(format!("{}: {m}", shorten(&name))))?;
-    let half = inflated.len() == 6 * k;
-    let (values, indices) = inflated.split_at(if half { 2 * k } else { 4 * k });
-    let indices = indices
-        .as_chunks::<4>()
-        .0
-        .iter()
-        .map(|b| i64::from(i32::from_le_bytes(*b)));
-    if half {
-        let values = values
-            .as_chunks::<2>()
-            .0
-            .iter()
-            .map(|b| f16::from_le_bytes(*b).to_f32());
-        gathered.add(&name, tensor, indices, values)
-    } else {
-        let values = values
-            .as_chunks::<4>()
-            .0
-            .iter()
-            .map(|b| f32::from_le_bytes(*b));
-        gathered.add(&name, tensor, indices, values)
+        read.map_err(|failure| {
+            reader.refused = Some(failure);
+            serde::de::Error::custom("refused")
+        })
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<(), A::Error> {
+        while list.next_element::<IgnoredAny>()?.is_some() {}
+        self.remark()
+    }
+
+    fn visit_str<E: serde::de::Error>(self, _: &str) -> Result<(), E> {
+        self.remark()
+    }
+
+    fn visit_bool<E: serde::de::Error>(self, _: bool) -> Result<(), E> {
+        self.remark()
+    }
+
+    fn visit_i64<E: serde::de::Error>(self, _: i64) -> Result<(), E> {
+        self.remark()
+    }
+
+    fn visit_u64<E: serde::de::Error>(self, _: u64) -> Result<(), E> {
+        self.remark()
+    }
+
+    fn visit_f64<E: serde::de::Error>(self, _: f64) -> Result<(), E> {
+        self.remark()
+    }
+
+    fn visit_unit<E: serde::de::Error>(self) -> Result<(), E> {
+        self.remark()
+    }
+}
+
+impl Reader<'_, '_> {
+    fn take(&mut self, key: Option<&str>, entry: Entry<'_>) -> Result<(), Failure> {
+        let name = match (key, entry.name) {
+            (Some(key), _) => Cow::Borrowed(key),
+            (None, Some(name)) => name,
+            (None, None) => return Err(malformed("a list entry has no name")),
+        };
+        let wrong = |what: String| malformed(format!("{}: {what}", shorten(&name)));
+        let k = match entry.k {
+            Some(k) => k,
+            None if key.is_some() => return Ok(()),
+            None => return Err(wrong("k is missing".into())),
+        };
+        let tensor = self.gathered.declare(&name, entry.shape.as_deref(), k)?;
+        let data = entry.data.ok_or_else(|| wrong("data is missing".into()))?;
+        // k is at most the tensor's elements, so this cannot overflow.
+        self.gathered.spend(8 * k)?;
+        let k = usize::try_from(k).map_err(|_| wrong("k is too large".into()))?;
+        self.packed.clear();
+        base64_simd::STANDARD
+            .decode_append(data.as_bytes(), &mut self.packed)
+            .map_err(|_| wrong("data is not base64".into()))?;
+        self.zlib.reset(true);
+        inflate(&mut self.zlib, &self.packed, k, &mut self.inflated).map_err(wrong)?;
+        let half = self.inflated.len() == 6 * k;
+        let (values, indices) = self.inflated.split_at(if half { 2 * k } else { 4 * k });
+        let indices = indices.as_chunks().0.iter();
+        let indices = indices.map(|b| i64::from(i32::from_le_bytes(*b)));
+        if half {
+            let values = values.as_chunks().0.iter();
+            let values = values.map(|b| f16::from_le_bytes(*b).to_f32());
+            self.gathered.add(&name, tensor, indices, values)
+        } else {
+            let values = values.as_chunks().0.iter();
+            let values = values.map(|b| f32::from_le_bytes(*b));
+            self.gathered.add(&name, tensor, indices, values)
+        }
     }
 }
 
 /// Inflates to exactly k f16 or f32 values and k indices, never more, and nothing behind it.
-fn inflate(packed: &[u8], k: usize) -> Result<Vec<u8>, String> {
-    let mut inflated = Vec::with_capacity(8 * k);
-    let mut decoder = ZlibDecoder::new(packed);
-    let bound = 8 * k as u64 + 1;
-    decoder
-        .by_ref()
-        .take(bound)
-        .read_to_end(&mut inflated)
-        .map_err(|e| format!("data is not zlib: {e}"))?;
+fn inflate(
+    zlib: &mut Decompress,
+    packed: &[u8],
+    k: usize,
+    inflated: &mut Vec<u8>,
+) -> Result<(), String> {
+    inflated.clear();
+    // One byte more than may come shows that more would.
+    inflated.reserve_exact(8 * k + 1);
+    let end = loop {
+        let (seen, length) = (zlib.total_in(), inflated.len());
+        let rest = usize::try_from(seen)
+            .ok()
+            .and_then(|seen| packed.get(seen..));
+        let status = zlib
+            .decompress_vec(rest.unwrap_or_default(), inflated, FlushDecompress::Finish)
+            .map_err(|e| format!("data is not zlib: {e}"))?;
+        let stalled = zlib.total_in() == seen && inflated.len() == length;
+        if status == Status::StreamEnd || stalled || inflated.len() > 8 * k {
+            break status;
+        }
+    };
     let length = inflated.len();
+    if length <= 8 * k && end != Status::StreamEnd {
+        return Err("data is not zlib: the stream ends early".into());
+    }
     if length != 6 * k && length != 8 * k {
-        let more = if length as u64 == bound {
-            "or more "
-        } else {
-            ""
-        };
+        let more = if length > 8 * k { "or more " } else { "" };
         return Err(format!(
             "data inflates to {length} bytes {more}where k = {k} needs {} or {}",
             6 * k,
             8 * k
         ));
     }
-    if decoder.total_in() != packed.len() as u64 {
+    if zlib.total_in() != packed.len() as u64 {
         return Err(format!(
             "{} bytes after the end of the zlib stream",
-            packed.len() as u64 - decoder.total_in()
+            packed.len() as u64 - zlib.total_in()
         ));
     }
-    Ok(inflated)
+    Ok(())
 }
 
 #[cfg(test)]
@@ -198,21 +249,18 @@ mod tests {
         hex::decode(text).unwrap()
     }
 
+    fn inflated(packed: &[u8], k: usize) -> Result<Vec<u8>, String> {
+        let mut bytes = Vec::new();
+        inflate(&mut Decompress::new(true), packed, k, &mut bytes).map(|()| bytes)
+    }
+
     #[test]
-    fn the_formats_own_example_inflates_in_both_widths() {
+    fn the_formats_own_example_inflates() {
         let f32s = unhex("7801636060b0676068d8c70004cc400c000efd0181");
         assert_eq!(
-            inflate(&f32s, 2).unwrap(),
+            inflated(&f32s, 2).unwrap(),
             unhex("0000003f000080be0000000003000000")
         );
-        let f16s = unhex(
-            "789c63b060d8c200 04cc400c0008d400f0"
-                .replace(' ', "")
-                .as_str(),
-        );
-        if let Ok(bytes) = inflate(&f16s, 2) {
-            assert_eq!(bytes.len(), 12);
-        }
     }
 
     #[test]
@@ -221,13 +269,22 @@ mod tests {
         let mut writer = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::best());
         writer.write_all(&vec![0; 10 << 20]).unwrap();
         let bomb = writer.finish().unwrap();
-        assert!(inflate(&bomb, 4).unwrap_err().contains("33 bytes or more"));
+        assert!(inflated(&bomb, 4).unwrap_err().contains("33 bytes or more"));
+    }
+
+    #[test]
+    fn a_stream_that_ends_early_is_refused() {
+        let packed = unhex("7801636060b0676068d8c70004cc400c000efd0181");
+        for length in 0..packed.len() {
+            let error = inflated(&packed[..length], 2).unwrap_err();
+            assert!(error.contains("not zlib"), "{length}: {error}");
+        }
     }
 
     #[test]
     fn bytes_behind_the_stream_are_refused() {
         let mut packed = unhex("7801636060b0676068d8c70004cc400c000efd0181");
         packed.push(0);
-        assert!(inflate(&packed, 2).unwrap_err().contains("after the end"));
+        assert!(inflated(&packed, 2).unwrap_err().contains("after the end"));
     }
 }
