@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file, save_file
 
-from generator import candidates, corpus, graphs, reference, tinylm, training
+from generator import candidates, corpus, graphs, reference, scoring, tinylm, training
 
 SHARD_IDS = range(59_996, 60_001)
 FLAT_SHARD = 59_998  # the one that is a single 1-D row
@@ -88,7 +88,7 @@ def write_cases(checkpoint, shards, found, runtimes, out):
 
     baselines = []
     for nonce, ids, shift in (("", None, 1), ("epoch-12/ü:3", None, 1), ("", [60000, 59996], 1), ("", None, 2)):
-        windows = reference.Windows(shards, nonce, ids, shift)
+        windows = scoring.Windows(shards, tinylm.CONTEXT, nonce, ids, shift)
         losses = reference.losses(checkpoint, windows)
         compare(checkpoint, windows, losses.mean())
         baselines.append(
@@ -100,12 +100,12 @@ def write_cases(checkpoint, shards, found, runtimes, out):
         file = f"candidates/{candidate.name}.json"
         (out / file).write_bytes(candidate.body)
         job, digest = candidate.job, hashlib.sha256(candidate.body).hexdigest()
-        windows = reference.Windows(shards, job["nonce"], job["shards"], job["label_shift"])
+        windows = scoring.Windows(shards, tinylm.CONTEXT, job["nonce"], job["shards"], job["label_shift"])
         if candidate.code is None:
             how = (candidate.update, candidate.semantics, candidate.learning_rate)
             expect = reference.score(checkpoint, *how, windows)
             check_kind(candidate, expect)
-            compare(reference.apply(checkpoint, *how), windows, expect["loss_after"])
+            compare(scoring.apply(checkpoint, *how), windows, expect["loss_after"])
         else:
             failed = candidate.code == "model_version_unavailable"
             expect = {"status": "failed" if failed else "rejected", "code": candidate.code}
@@ -129,7 +129,7 @@ def write_cases(checkpoint, shards, found, runtimes, out):
         "windows_per_row": 1,
         "vocab": tinylm.VOCAB,
         "parameters": sum(weight.size for weight in checkpoint.values()),
-        "weights_id": reference.weights_id(checkpoint),
+        "weights_id": scoring.weights_id(checkpoint),
     }
     document = {"model": model, "baselines": baselines, "cases": cases}
     text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)

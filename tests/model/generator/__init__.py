@@ -1,1 +1,1 @@
-"""The parts of ../generate.py, one concern a file; handmade.py is run by itself."""
+"""The parts of ../generate.py, one concern a file; handmade, digits, half and inputs are run by themselves."""
