@@ -243,7 +243,10 @@ impl Family<'_> {
                 tensor,
                 named: true,
             }),
-            ([], None) => Err(doubt(node, "its module has none of them, or is not told")),
+            ([], None) => Err(doubt(
+                node,
+                "not known to read one of them; a constant may have the same contents",
+            )),
             _ => Err(doubt(node, "it may read more than one of them")),
         }
     }
