@@ -5,6 +5,7 @@
 //! seen. An input cannot.
 
 pub mod synthetic;
+pub mod unshare;
 
 use std::collections::HashMap;
 use std::io::Write;

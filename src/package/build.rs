@@ -1,6 +1,8 @@
 //! Making a package: finding, by comparing contents, where the exporter put each checkpoint
 //! tensor, and refusing by name what cannot be placed beyond doubt.
 
+mod unshare;
+
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
@@ -12,7 +14,7 @@ use super::{
     Dtype, FileDigest, GraphFile, Inputs, MANIFEST, Manifest, Objective, Outputs, PackageError,
     Place, ShardFile, TensorEntry,
 };
-use crate::engine::graph::{Graph, InitializerInfo};
+use crate::engine::graph::{Graph, InitializerInfo, InputInfo};
 use crate::job::message::V1;
 
 /// What `scorer package` is told.
@@ -58,7 +60,7 @@ struct Tensor {
 /// Names the file, tensor or initializer and what to do.
 pub fn build(recipe: &Recipe) -> Result<Built, PackageError> {
     let bytes = read(&recipe.graph)?;
-    let graph = Graph::decode(bytes.clone().into())
+    let mut graph = Graph::decode(bytes.clone().into())
         .map_err(|e| PackageError(format!("{}: {e}", recipe.graph.display())))?;
     let graph_dir = recipe.graph.parent().unwrap_or(Path::new("."));
     let initializers = weight_initializers(&graph, graph_dir)?;
@@ -71,7 +73,9 @@ pub fn build(recipe: &Recipe) -> Result<Built, PackageError> {
             .collect(),
     };
     let (checkpoint, aliases) = split_aliases(checkpoint, &initializers)?;
-    let tensors = place(&checkpoint, &initializers)?;
+    let (tensors, rewritten) = place(&checkpoint, &initializers, &mut graph)?;
+    // An export that is good as it is goes into the package byte for byte.
+    let bytes = if rewritten { graph.encode() } else { bytes };
     let moved = tensors
         .iter()
         .filter(|(name, t)| {
@@ -81,6 +85,8 @@ pub fn build(recipe: &Recipe) -> Result<Built, PackageError> {
         })
         .count();
 
+    let inputs = inputs(&graph, &tensors, recipe.objective)?;
+    let outputs = outputs(&graph, recipe.objective)?;
     prepare_directory(&recipe.out)?;
     let manifest = Manifest {
         v: V1,
@@ -88,8 +94,8 @@ pub fn build(recipe: &Recipe) -> Result<Built, PackageError> {
         version: recipe.version,
         graph: copy_graph(recipe, &graph, &bytes, graph_dir)?,
         weights: Some(write_checkpoint(&recipe.out, &checkpoint)?),
-        inputs: inputs(&graph, recipe.objective)?,
-        outputs: outputs(&graph, recipe.objective)?,
+        inputs,
+        outputs,
         objective: recipe.objective,
         precision: checkpoint.first().map_or(Dtype::F32, |t| t.dtype),
         tensors,
@@ -239,10 +245,12 @@ fn contents(shape: &[usize], dtype: Dtype, bytes: &[u8]) -> Contents {
     hash.finalize().into()
 }
 
+/// Where every tensor is, and whether the graph had to be rewritten to tell them apart.
 fn place(
     checkpoint: &[Tensor],
     initializers: &[(InitializerInfo, Bytes)],
-) -> Result<BTreeMap<String, TensorEntry>, PackageError> {
+    graph: &mut Graph,
+) -> Result<(BTreeMap<String, TensorEntry>, bool), PackageError> {
     let mut by_contents: HashMap<Contents, Vec<&str>> = HashMap::new();
     for (info, bytes) in initializers {
         let dtype = info.dtype.unwrap_or(Dtype::F32);
@@ -251,10 +259,19 @@ fn place(
             .or_default()
             .push(&info.name);
     }
-    let mut problems = Vec::new();
+    let fed = graph.inputs();
+    let mut found: unshare::Found = checkpoint
+        .iter()
+        .map(|tensor| match fed_place(tensor, &fed) {
+            Some(place) => Ok(vec![place]),
+            None => places(tensor, checkpoint, &by_contents),
+        })
+        .collect();
+    let unshared = unshare::unshare(graph, checkpoint, &by_contents, &mut found)?;
+    let mut problems = unshared.problems;
     let mut tensors = BTreeMap::new();
-    for tensor in checkpoint {
-        match places(tensor, checkpoint, &by_contents) {
+    for (tensor, found) in checkpoint.iter().zip(found) {
+        match found {
             Ok(places) => {
                 let entry = TensorEntry {
                     places,
@@ -264,18 +281,27 @@ fn place(
                 tensors.insert(tensor.name.clone(), entry);
             }
             Err(problem) => {
-                problems.push(format!("  {} {:?}: {problem}", tensor.name, tensor.shape))
+                problems.push(format!("  {} {:?}: {problem}", tensor.name, tensor.shape));
             }
         }
     }
     if problems.is_empty() {
-        return Ok(tensors);
+        return Ok((tensors, unshared.rewritten));
     }
     Err(PackageError(format!(
-        "{} tensors cannot be placed in the graph:\n{}",
-        problems.len(),
+        "tensors cannot be placed in the graph:\n{}",
         problems.join("\n")
     )))
+}
+
+/// An export may leave a weight as an input under its own name.
+fn fed_place(tensor: &Tensor, inputs: &[InputInfo]) -> Option<Place> {
+    let shape: Vec<Option<usize>> = tensor.shape.iter().copied().map(Some).collect();
+    let is_it = |input: &&InputInfo| input.name == tensor.name && input.shape == shape;
+    inputs.iter().find(is_it).map(|input| Place {
+        initializer: input.name.clone(),
+        transposed: false,
+    })
 }
 
 fn places(
@@ -347,18 +373,35 @@ fn by_name(tensor: &Tensor, found: Vec<Place>, equal: &[&str]) -> Result<Vec<Pla
 }
 
 /// The usual names of what a language model takes besides its tokens are known.
-fn inputs(graph: &Graph, objective: Objective) -> Result<Inputs, PackageError> {
+fn inputs(
+    graph: &Graph,
+    tensors: &BTreeMap<String, TensorEntry>,
+    objective: Objective,
+) -> Result<Inputs, PackageError> {
     let Objective::CausalLm { .. } = objective else {
         return Ok(Inputs::default());
     };
-    let mut names: Vec<String> = graph.inputs().into_iter().map(|i| i.name).collect();
-    let mut take = |name: &str| {
-        let at = names.iter().position(|n| n == name)?;
-        Some(names.remove(at))
-    };
-    let (attention_mask, position_ids) = (take("attention_mask"), take("position_ids"));
+    let names = graph.inputs().into_iter().map(|input| input.name);
+    let names: Vec<String> = names.filter(|name| !tensors.contains_key(name)).collect();
+    let usual = |name: &str| names.iter().find(|n| *n == name).cloned();
+    let (attention_mask, position_ids) = (usual("attention_mask"), usual("position_ids"));
+    let taken = [&attention_mask, &position_ids];
+    let rest = |name: &&String| !taken.iter().any(|t| t.as_ref() == Some(*name));
+    let rest: Vec<String> = names.iter().filter(rest).cloned().collect();
+    let tokens = sole(&rest, &["tokens", "input_ids"], "input")?;
+    let unknown: Vec<&str> = rest
+        .iter()
+        .filter(|n| **n != tokens)
+        .map(String::as_str)
+        .collect();
+    if !unknown.is_empty() {
+        return Err(PackageError(format!(
+            "graph: nothing is known to feed its input {}; export it without (no cache, no labels)",
+            unknown.join(", ")
+        )));
+    }
     Ok(Inputs {
-        tokens: Some(sole(&names, &["tokens", "input_ids"], "input")?),
+        tokens: Some(tokens),
         attention_mask,
         position_ids,
     })
@@ -501,8 +544,11 @@ mod tests {
         }
     }
 
-    fn placed(checkpoint: &[Tensor], graph: &[Tensor]) -> Result<Vec<(String, bool)>, String> {
-        let held: Vec<_> = graph
+    /// Places where nothing but names and contents can tell.
+    fn placed(checkpoint: &[Tensor], held: &[Tensor]) -> Result<Vec<(String, bool)>, String> {
+        let names: Vec<&str> = held.iter().map(|t| t.name.as_str()).collect();
+        let mut graph = crate::engine::graph::unshare::hand_made::graph(&[], &names);
+        let held: Vec<_> = held
             .iter()
             .map(|t| {
                 let info = InitializerInfo {
@@ -513,7 +559,8 @@ mod tests {
                 (info, t.bytes.clone().into())
             })
             .collect();
-        let tensors = place(checkpoint, &held).map_err(|e| e.0)?;
+        let (tensors, rewritten) = place(checkpoint, &held, &mut graph).map_err(|e| e.0)?;
+        assert!(!rewritten);
         let places = tensors[&checkpoint[0].name].places.iter();
         Ok(places
             .map(|p| (p.initializer.clone(), p.transposed))
@@ -545,10 +592,7 @@ mod tests {
             [("norm.a".to_owned(), false)]
         );
         let merged = placed(&checkpoint, &checkpoint[..1]).unwrap_err();
-        assert!(
-            merged.contains("norm.b") && !merged.contains("norm.a"),
-            "{merged}"
-        );
+        assert!(merged.contains("norm.a [2], norm.b [2]"), "{merged}");
     }
 
     #[test]

@@ -1,52 +1,17 @@
-//! Every committed candidate, scored through the library on all three graphs of the model, against
-//! the table that the generator computed independently in f64; and the hazard model, used gently.
-
-#![expect(
-    clippy::unwrap_used,
-    reason = "a failed step of a test is a failed test"
-)]
+//! The language model: three graphs of the same weights, and the hazard model, used gently.
 
 use std::collections::HashMap;
 use std::io::Write as _;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::Instant;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD as BASE64;
 use flate2::Compression;
 use flate2::write::ZlibEncoder;
-use scorer::config::{Config, Layers};
-use scorer::engine::thread::EngineHandle;
-use scorer::heartbeat::Vitals;
-use scorer::job::{self, Encoding};
-use scorer::package::Objective;
-use scorer::package::build::{Recipe, build};
-use scorer::pipeline::{Judged, Pipeline};
-use scorer::result::{Addressee, Body, ResultMessage};
-use serde_json::{Value, json};
+use scorer::package::build::build;
+use scorer::result::Body;
 
-/// The largest accepted difference to the independent losses.
-const TOLERANCE: f64 = 2e-6;
+use super::*;
+
 const TWO_PLACES: &str = "graph-two-places.onnx";
 const GRAPHS: [&str; 3] = ["graph-named.onnx", "graph-folded.onnx", TWO_PLACES];
-
-fn model_dir() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/model")
-}
-
-fn table() -> Value {
-    serde_json::from_slice(&std::fs::read(model_dir().join("cases.json")).unwrap()).unwrap()
-}
-
-fn config() -> Config {
-    let set = ["engine.execution_provider=cpu".to_owned()];
-    Config::load(&Layers {
-        set: &set,
-        ..Layers::default()
-    })
-    .unwrap()
-}
 
 fn package(graph: &str, label_shift: usize, out: &Path) -> PathBuf {
     let out = out.join(format!("{graph}-{label_shift}"));
@@ -68,108 +33,10 @@ fn package(graph: &str, label_shift: usize, out: &Path) -> PathBuf {
     out
 }
 
-fn manifest(dir: &Path) -> Value {
-    serde_json::from_slice(&std::fs::read(dir.join("model.json")).unwrap()).unwrap()
-}
-
-async fn pipeline(dir: &Path) -> Pipeline {
-    let engine = EngineHandle::load(dir, &config(), Arc::clone(&Vitals::default().progress))
-        .await
-        .unwrap();
-    engine.turn().await.warm().await.unwrap();
-    Pipeline::new(engine, &config(), "test", None).unwrap()
-}
-
-fn body(case: &Value) -> Vec<u8> {
-    let bytes = std::fs::read(model_dir().join(case["file"].as_str().unwrap())).unwrap();
-    let mut candidate = json!({
-        "format": case["format"], "semantics": case["semantics"],
-        "sha256": case["sha256"], "size": case["size"],
-        "data": BASE64.encode(bytes),
-    });
-    if !case["learning_rate"].is_null() {
-        candidate["learning_rate"] = case["learning_rate"].clone();
-    }
-    let mut validation = json!({ "nonce": case["nonce"] });
-    if !case["shards"].is_null() {
-        validation["shards"] = case["shards"].clone();
-    }
-    serde_json::to_vec(&json!({
-        "v": 1, "kind": "score", "submission_id": "case", "model_version": case["model_version"],
-        "candidate": candidate, "validation": validation,
-    }))
-    .unwrap()
-}
-
-async fn judge(pipeline: &Pipeline, body: &[u8]) -> Value {
-    let job = job::decode(body, Encoding::Json).unwrap();
-    let addressee = Addressee {
-        submission_id: job.submission_id.clone(),
-        kind: job.task.kind(),
-        model_version: job.task.model_version(),
-        context: None,
-        attempt: 1,
-    };
-    let Judged::Fresh { verdict, .. } = pipeline.judge(&job, &addressee, Instant::now()).await
-    else {
-        panic!("no store")
-    };
-    serde_json::to_value(ResultMessage::new(pipeline.answerer(), addressee, verdict)).unwrap()
-}
-
-#[track_caller]
-fn close(name: &str, field: &str, found: &Value, expected: &Value) -> f64 {
-    let difference = (found.as_f64().unwrap() - expected.as_f64().unwrap()).abs();
-    assert!(
-        difference <= TOLERANCE,
-        "{name}: {field} is {found}, the table says {expected}"
-    );
-    difference
-}
-
-#[track_caller]
-fn compare(name: &str, result: &Value, expect: &Value) -> f64 {
-    assert_eq!(result["status"], expect["status"], "{name}: {result}");
-    if expect["status"] != "scored" {
-        assert_eq!(result["error"]["code"], expect["code"], "{name}: {result}");
-        return 0.0;
-    }
-    let fields = ["loss_before", "loss_after", "delta", "score"];
-    let largest = fields
-        .iter()
-        .map(|f| close(name, f, &result[f], &expect[f]))
-        .fold(0.0, f64::max);
-    for field in ["windows", "tokens", "plan"] {
-        assert_eq!(result[field], expect[field], "{name}: {field}");
-    }
-    for field in ["tensors", "entries", "effective_entries"] {
-        assert_eq!(result["candidate"][field], expect[field], "{name}: {field}");
-    }
-    let norm = (
-        result["candidate"]["l2_norm"].as_f64().unwrap(),
-        expect["l2_norm"].as_f64().unwrap(),
-    );
-    assert!(
-        (norm.0 - norm.1).abs() <= 1e-9 * norm.1.max(1.0),
-        "{name}: l2_norm {norm:?}"
-    );
-    if expect["stderr"].is_null() {
-        assert!(
-            result["stderr"].is_null() && result["ci95"].is_null(),
-            "{name}"
-        );
-        return largest;
-    }
-    close(name, "stderr", &result["stderr"], &expect["stderr"]);
-    close(name, "ci95[0]", &result["ci95"][0], &expect["ci95"][0]);
-    close(name, "ci95[1]", &result["ci95"][1], &expect["ci95"][1]);
-    largest
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn every_case_agrees_with_the_independent_table_on_every_graph() {
     let out = tempfile::tempdir().unwrap();
-    let table = table();
+    let table = table(&model_dir());
     for graph in GRAPHS {
         let mut largest: f64 = 0.0;
         let mut pipelines = HashMap::new();
@@ -184,7 +51,7 @@ async fn every_case_agrees_with_the_independent_table_on_every_graph() {
             let pipeline = &pipelines[&shift];
             largest = largest.max(compare(
                 &name,
-                &judge(pipeline, &body(case)).await,
+                &judge(pipeline, &body(&model_dir(), case)).await,
                 &case["expect"],
             ));
         }
@@ -210,7 +77,7 @@ fn a_tied_head_that_was_folded_is_a_second_place() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_baseline_agrees_with_the_table_for_every_choice_of_windows() {
     let out = tempfile::tempdir().unwrap();
-    let table = table();
+    let table = table(&model_dir());
     for baseline in table["baselines"].as_array().unwrap() {
         let shift = usize::try_from(baseline["label_shift"].as_u64().unwrap()).unwrap();
         let dir = out
@@ -235,7 +102,7 @@ async fn the_baseline_agrees_with_the_table_for_every_choice_of_windows() {
 #[tokio::test(flavor = "multi_thread")]
 async fn scores_are_equal_bit_for_bit_whatever_ran_before() {
     let out = tempfile::tempdir().unwrap();
-    let table = table();
+    let table = table(&model_dir());
     let pipeline = pipeline(&package("graph-folded.onnx", 1, out.path())).await;
     let shift_one = |case: &&Value| case["label_shift"] == 1;
     let cases: Vec<&Value> = table["cases"]
@@ -246,14 +113,14 @@ async fn scores_are_equal_bit_for_bit_whatever_ran_before() {
         .collect();
     let mut first = HashMap::new();
     for case in &cases {
-        let result = judge(&pipeline, &body(case)).await;
+        let result = judge(&pipeline, &body(&model_dir(), case)).await;
         first.insert(
             case["name"].to_string(),
             result["delta"].as_f64().map(f64::to_bits),
         );
     }
     for case in cases.iter().rev() {
-        let result = judge(&pipeline, &body(case)).await;
+        let result = judge(&pipeline, &body(&model_dir(), case)).await;
         assert_eq!(
             first[&case["name"].to_string()],
             result["delta"].as_f64().map(f64::to_bits),
@@ -264,6 +131,33 @@ async fn scores_are_equal_bit_for_bit_whatever_ran_before() {
             assert_eq!(result["delta"], 0.0, "{result}");
         }
     }
+}
+
+/// The CPU provider divides a matrix among threads so that no sum is split; where a provider does,
+/// this does not hold, and workers of one fleet must not differ.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_thread_or_two_give_the_same_bits() {
+    let out = tempfile::tempdir().unwrap();
+    let dir = package("graph-folded.onnx", 1, out.path());
+    let mut results = Vec::new();
+    for threads in ["engine.threads=1", "engine.threads=2"] {
+        let pipeline = pipeline_with(&dir, &config(&[threads])).await;
+        let mut scores = Vec::new();
+        for case in table(&model_dir())["cases"].as_array().unwrap() {
+            if case["label_shift"] == 1 {
+                let result = judge(&pipeline, &body(&model_dir(), case)).await;
+                let bits = |field: &str| result[field].as_f64().map(f64::to_bits);
+                scores.push((
+                    case["name"].clone(),
+                    bits("loss_before"),
+                    bits("loss_after"),
+                ));
+            }
+        }
+        results.push(scores);
+    }
+    assert!(results[0].iter().any(|(_, before, _)| before.is_some()));
+    assert_eq!(results[0], results[1]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -280,7 +174,7 @@ async fn a_file_with_another_digest_is_refused_by_name() {
     let last = bytes.len() - 1;
     bytes[last] ^= 1;
     std::fs::write(&shard, bytes).unwrap();
-    let error = EngineHandle::load(&dir, &config(), Arc::default())
+    let error = EngineHandle::load(&dir, &config(&[]), Arc::default())
         .await
         .unwrap_err();
     assert!(
@@ -297,9 +191,9 @@ async fn a_missing_shard_is_refused_unless_a_subset_is_allowed() {
     let dir = package("graph-named.onnx", 1, out.path());
     std::fs::remove_file(dir.join("shards/shard_059998.safetensors")).unwrap();
     let load = async |config: &Config| EngineHandle::load(&dir, config, Arc::default()).await;
-    let error = load(&config()).await.unwrap_err();
+    let error = load(&config(&[])).await.unwrap_err();
     assert!(error.message.contains("shard_059998"), "{error}");
-    let mut lenient = config();
+    let mut lenient = config(&[]);
     lenient.model.allow_shards_subset = true;
     let engine = load(&lenient).await.unwrap();
     let ids: Vec<u64> = engine.package.shards.iter().map(|s| s.id).collect();
@@ -315,7 +209,7 @@ async fn a_candidate_may_name_a_tied_tensor_by_its_alias() {
     manifest["aliases"] = json!({"lm_head.weight": "model.embed_tokens.weight"});
     std::fs::write(&path, manifest.to_string()).unwrap();
     let pipeline = pipeline(&dir).await;
-    let table = table();
+    let table = table(&model_dir());
     let named = |case: &&Value| case["name"] == "gradient-embedding-only";
     let mut case = table["cases"]
         .as_array()
@@ -324,7 +218,7 @@ async fn a_candidate_may_name_a_tied_tensor_by_its_alias() {
         .find(named)
         .unwrap()
         .clone();
-    let original = judge(&pipeline, &body(&case)).await;
+    let original = judge(&pipeline, &body(&model_dir(), &case)).await;
     let text = std::fs::read_to_string(model_dir().join(case["file"].as_str().unwrap())).unwrap();
     let renamed = text.replace("model.embed_tokens.weight", "lm_head.weight");
     assert_ne!(text, renamed, "the case touches the embedding");
@@ -333,7 +227,7 @@ async fn a_candidate_may_name_a_tied_tensor_by_its_alias() {
     case["file"] = json!(file);
     case["sha256"] = Value::Null;
     case["size"] = json!(renamed.len());
-    let mut job: Value = serde_json::from_slice(&body(&case)).unwrap();
+    let mut job: Value = serde_json::from_slice(&body(&model_dir(), &case)).unwrap();
     job["candidate"].as_object_mut().unwrap().remove("sha256");
     let aliased = judge(&pipeline, &serde_json::to_vec(&job).unwrap()).await;
     assert_eq!(aliased["delta"], original["delta"], "{aliased}");
@@ -348,7 +242,7 @@ async fn a_canary_that_is_not_met_is_a_failed_warm_up() {
     let mut manifest = manifest(&dir);
     manifest["canary"] = json!({"loss": 0.5, "tolerance": 1e-6});
     std::fs::write(&path, manifest.to_string()).unwrap();
-    let engine = EngineHandle::load(&dir, &config(), Arc::default())
+    let engine = EngineHandle::load(&dir, &config(&[]), Arc::default())
         .await
         .unwrap();
     let error = engine.turn().await.warm().await.unwrap_err();
@@ -367,7 +261,7 @@ async fn a_place_that_the_graph_does_not_have_is_named() {
         .unwrap();
     places[0]["initializer"] = json!("nowhere");
     std::fs::write(&path, manifest.to_string()).unwrap();
-    let error = EngineHandle::load(&dir, &config(), Arc::default())
+    let error = EngineHandle::load(&dir, &config(&[]), Arc::default())
         .await
         .unwrap_err();
     assert!(error.message.contains("nowhere"), "{error}");

@@ -1,0 +1,152 @@
+//! Small models: images whose graph gives the loss itself, weights of 16 bits, and inputs besides
+//! the tokens.
+
+use scorer::package::build::build;
+
+use super::*;
+
+/// Judges every case and baseline of the folder that `takes` lets through.
+async fn check(dir: &Path, pipeline: &Pipeline, takes: impl Fn(&Value) -> bool) {
+    let table = table(dir);
+    let mut largest: f64 = 0.0;
+    let of = |key: &str| {
+        let all = table[key].as_array().unwrap().clone();
+        all.into_iter().filter(&takes).collect::<Vec<_>>()
+    };
+    let (cases, baselines) = (of("cases"), of("baselines"));
+    assert!(cases.len() >= 4 && !baselines.is_empty());
+    for case in cases {
+        let name = case["name"].to_string();
+        let result = judge(pipeline, &body(dir, &case)).await;
+        largest = largest.max(compare(&name, &result, &case["expect"]));
+        if case["kind"] == "zero" {
+            assert_eq!(result["delta"], 0.0, "{result}");
+        }
+    }
+    for baseline in baselines {
+        let mut validation = json!({ "nonce": baseline["nonce"] });
+        if !baseline["shards"].is_null() {
+            validation["shards"] = baseline["shards"].clone();
+        }
+        let job =
+            json!({"v": 1, "kind": "validate", "submission_id": "b", "validation": validation});
+        let result = judge(pipeline, &serde_json::to_vec(&job).unwrap()).await;
+        for field in ["plan", "windows", "tokens"] {
+            assert_eq!(result[field], baseline[field], "{result}");
+        }
+        close("baseline", "loss", &result["loss"], &baseline["loss"]);
+    }
+    assert!(largest > 0.0, "f32 and f64 cannot agree in every bit");
+}
+
+fn made(dir: &Path, graph: &str, weights: &str, objective: Objective) -> tempfile::TempDir {
+    let out = tempfile::tempdir().unwrap();
+    build(&recipe(dir, graph, weights, objective, out.path())).unwrap();
+    out
+}
+
+fn digits() -> (PathBuf, tempfile::TempDir) {
+    let dir = model_dir().join("digits");
+    let objective = Objective::GraphLoss {};
+    let out = made(&dir, "graph.onnx", "checkpoint.safetensors", objective);
+    (dir, out)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_graph_that_gives_its_own_loss_agrees_with_the_table() {
+    let (dir, out) = digits();
+    let pipeline = pipeline(out.path()).await;
+    let weights_id = &table(&dir)["model"]["weights_id"];
+    assert_eq!(pipeline.answerer().weights_id, weights_id.as_str().unwrap());
+    check(&dir, &pipeline, |_| true).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shard_that_does_not_fit_the_graph_is_refused_by_the_name_of_the_input() {
+    let (_, out) = digits();
+    let model = out.path().join("model.json");
+    let mut manifest: Value = serde_json::from_slice(&std::fs::read(&model).unwrap()).unwrap();
+    manifest["outputs"] = json!({});
+    std::fs::write(&model, manifest.to_string()).unwrap();
+    let load = async || EngineHandle::load(out.path(), &config(&[]), Arc::default()).await;
+    let error = load().await.unwrap_err().message;
+    assert!(error.contains("outputs.loss: missing"), "{error}");
+
+    // Labels of another type than the graph takes.
+    manifest["outputs"] = json!({"loss": "loss"});
+    let path = out.path().join("shards/shard_000002.safetensors");
+    let bytes = std::fs::read(&path).unwrap();
+    let views = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let image = views.tensor("image").unwrap();
+    let rows = image.shape()[0];
+    let labels = vec![0; 4 * rows];
+    let label = safetensors::tensor::TensorView::new(safetensors::Dtype::I32, vec![rows], &labels);
+    let changed = safetensors::serialize([("image", image), ("label", label.unwrap())], None);
+    let changed = changed.unwrap();
+    manifest["shards"][1]["sha256"] = json!(sha256(&changed));
+    std::fs::write(&path, changed).unwrap();
+    std::fs::write(&model, manifest.to_string()).unwrap();
+    let error = load().await.unwrap_err().message;
+    assert!(error.contains("shard 2: label is I32"), "{error}");
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    use sha2::Digest as _;
+    hex::encode(sha2::Sha256::digest(bytes))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn weights_of_16_bits_are_rounded_once() {
+    let dir = model_dir().join("half");
+    for precision in ["f16", "bf16"] {
+        let graph = format!("graph-{precision}.onnx");
+        let weights = format!("checkpoint-{precision}.safetensors");
+        let out = made(&dir, &graph, &weights, Objective::causal_lm(16));
+        let pipeline = pipeline(out.path()).await;
+        check(&dir, &pipeline, |case| case["precision"] == precision).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mask_and_positions_are_fed_as_for_whole_windows() {
+    let dir = model_dir().join("inputs");
+    let weights = "checkpoint.safetensors";
+    let out = made(&dir, "graph.onnx", weights, Objective::causal_lm(16));
+    check(&dir, &pipeline(out.path()).await, |_| true).await;
+}
+
+#[test]
+fn an_input_that_nothing_feeds_is_refused_by_name() {
+    let dir = model_dir().join("inputs");
+    let out = tempfile::tempdir().unwrap();
+    let (weights, objective) = ("checkpoint.safetensors", Objective::causal_lm(16));
+    let recipe = recipe(&dir, "graph-unknown.onnx", weights, objective, out.path());
+    let error = build(&recipe).unwrap_err().0;
+    assert!(error.contains("past_key_values.0.key"), "{error}");
+}
+
+/// The graph has its weights as inputs already, as an export may leave them.
+#[tokio::test(flavor = "multi_thread")]
+async fn weights_that_are_inputs_of_the_graph_are_placed_by_name() {
+    let source = tempfile::tempdir().unwrap();
+    let out = tempfile::tempdir().unwrap();
+    let shape = scorer::engine::graph::synthetic::Decoder {
+        layers: 1,
+        width: 8,
+        heads: 2,
+        vocabulary: 32,
+        window: 16,
+    };
+    scorer::package::synthetic::make(shape, source.path()).unwrap();
+    let weights = "weights.safetensors";
+    let recipe = recipe(
+        source.path(),
+        "model.onnx",
+        weights,
+        Objective::causal_lm(16),
+        out.path(),
+    );
+    let built = build(&recipe).unwrap();
+    assert_eq!(built.moved, 0);
+    pipeline(out.path()).await;
+}
