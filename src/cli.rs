@@ -86,6 +86,9 @@ enum Command {
         /// The report as JSON.
         #[arg(long)]
         json: bool,
+        /// Proves the engine on this machine instead: exactness, time-outs, memory. Takes longer.
+        #[arg(long)]
+        prove: bool,
     },
     /// Scores one candidate, without broker or Redis; prints the result as JSON.
     Score(offline::ScoreArgs),
@@ -237,7 +240,8 @@ fn run(cli: Cli) -> Outcome {
 async fn dispatch(command: Command, config: Config) -> Outcome {
     match command {
         Command::Run => worker(config).await,
-        Command::Check { json } => offline::check(&config, json).await,
+        Command::Check { json, prove: true } => offline::prove(&config, json).await,
+        Command::Check { json, prove: false } => offline::check(&config, json).await,
         Command::Score(args) => offline::score(config, args).await,
         Command::Validate(args) => offline::validate(config, args).await,
         Command::Submit(args) => submit::submit(&config, args).await,

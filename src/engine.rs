@@ -19,14 +19,14 @@ use std::time::Instant;
 use crate::config::EngineConfig;
 use crate::failure::{Code, Failure};
 use crate::lifecycle::Detail;
-use crate::package::plan::{Plan, Window};
+use crate::package::plan::{Elem, Plan, Window};
 use crate::package::weights::transpose;
 use crate::package::{Package, Place};
 use crate::score::{self, Paired};
 use graph::{Constant, Graph};
 use objective::Measure;
 use patch::{Patch, Patches};
-use session::{Session, SessionError, Source, Terminator, WeightSpec};
+use session::{Feed, Session, SessionError, Source, Terminator, WeightSpec};
 use warmup::Proven;
 pub use warmup::Warm;
 
@@ -42,7 +42,7 @@ pub struct Progress {
     pub at_ms: AtomicU64,
     /// When the computation going on began, unix milliseconds; 0 = idle.
     pub busy_since_ms: AtomicU64,
-    /// The slowest micro-batch since the last warm-up began, milliseconds.
+    /// The slowest micro-batch of the last warm-up, milliseconds.
     pub slowest_ms: AtomicU64,
     /// Baselines kept.
     pub baselines: AtomicU64,
@@ -104,6 +104,25 @@ pub struct Evaluation {
     pub paired: Paired,
     /// Where the time went.
     pub times: StageTimes,
+}
+
+/// What a session of its own says when it is asked for four petabytes.
+///
+/// # Errors
+/// When the session cannot be made, or has that much.
+pub fn exhaust(config: &EngineConfig) -> Result<Failure, EngineError> {
+    let graph = graph::synthetic::greedy();
+    let unexpected = |e: &SessionError| EngineError::from_session(e, Detail::WarmFailed);
+    let mut session =
+        Session::new(config, Source::Bytes(&graph), Vec::new()).map_err(|e| unexpected(&e))?;
+    let size = std::iter::once(1 << 50);
+    match session.run(vec![Feed::integers("size", vec![1], Elem::I64, size)]) {
+        Err(error) => Ok(failure(&error)),
+        Ok(_) => Err(EngineError::new(
+            Detail::WarmFailed,
+            "four petabytes were granted",
+        )),
+    }
 }
 
 /// How a session holds the weights.
@@ -212,6 +231,11 @@ impl Engine {
     /// What is done from now on can be ended by this terminator.
     pub fn obey(&mut self, terminator: Terminator) {
         self.session.terminator = terminator;
+    }
+
+    /// Where the weights are and how they are written, in words.
+    pub fn memory(&self) -> &'static str {
+        self.session.memory()
     }
 
     /// Adds to the time worked.
@@ -331,6 +355,16 @@ impl Engine {
         })
     }
 
+    /// Writes the new values and copies the baseline back, without a pass in between.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn rehearse(&mut self, patches: &Patches) -> Result<(), Failure> {
+        let written = patches.patches.iter().try_for_each(|p| self.write(p));
+        self.restore(&patches.patches)?;
+        written.map_err(|e| failure(&e))
+    }
+
     /// Writes into every place of the tensor.
     fn write(&mut self, patch: &Patch) -> Result<(), SessionError> {
         self.write_all(patch, &patch.values)
@@ -404,9 +438,11 @@ impl Engine {
         let feeds = self.measure.feeds(&self.package, windows, batch);
         let output = self.session.run(feeds).map_err(|e| failure(&e))?;
         self.progress.step();
-        self.progress
-            .slowest_ms
-            .fetch_max(began.elapsed().as_millis() as u64, Ordering::Relaxed);
+        // Jobs do not count: what is slow today must not be the measure of what is stuck.
+        if self.proven.is_none() {
+            let took = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+            self.progress.slowest_ms.fetch_max(took, Ordering::Relaxed);
+        }
         self.measure.losses(windows, batch, &output)
     }
 }

@@ -23,6 +23,7 @@ pub mod job;
 pub mod lifecycle;
 pub mod package;
 pub mod pipeline;
+pub mod prove;
 pub mod result;
 pub mod retry;
 pub mod schema;

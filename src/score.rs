@@ -84,4 +84,30 @@ mod tests {
         let [low, high] = paired.ci95.unwrap();
         assert!((low - (2.0 - half)).abs() < 1e-9 && (high - (2.0 + half)).abs() < 1e-9);
     }
+
+    /// Differences of one true mean, many times: how often the interval has the mean in it.
+    #[test]
+    fn the_interval_covers_the_truth_as_often_as_it_says() {
+        use rand::{Rng, SeedableRng};
+        const TRIALS: u32 = 40_000;
+        const TRUTH: f64 = 0.01;
+        let mut random = rand::rngs::StdRng::seed_from_u64(95);
+        // Box and Muller: two uniforms make a normal.
+        let mut normal = || -> f64 {
+            let (radius, angle) = (1.0 - random.random::<f64>(), random.random::<f64>());
+            (-2.0 * radius.ln()).sqrt() * (std::f64::consts::TAU * angle).cos()
+        };
+        for windows in [5, 8, 64] {
+            let mut covered = 0;
+            for _ in 0..TRIALS {
+                // Windows differ much more than what a candidate does to them: hence the pairs.
+                let before: Vec<f64> = (0..windows).map(|_| 3.0 + 0.5 * normal()).collect();
+                let after: Vec<f64> = before.iter().map(|b| b - TRUTH - 0.02 * normal()).collect();
+                let [low, high] = paired(&before, &after).ci95.unwrap();
+                covered += u32::from(low <= TRUTH && TRUTH <= high);
+            }
+            let share = f64::from(covered) / f64::from(TRIALS);
+            assert!((0.94..=0.96).contains(&share), "{windows} windows: {share}");
+        }
+    }
 }

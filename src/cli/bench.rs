@@ -8,7 +8,8 @@ use clap::{Args, ValueEnum};
 use super::{Exit, Fault, Outcome, answer, answer_json, offline};
 use crate::bench::{Report, run};
 use crate::config::Config;
-use crate::package::synthetic::{HUNDRED_MILLION, make};
+use crate::engine::graph::synthetic::Decoder;
+use crate::package::synthetic::{HUNDRED_MILLION, SIX_HUNDRED_MILLION, make};
 
 #[derive(Debug, Args)]
 #[group(required = true, multiple = false)]
@@ -27,16 +28,28 @@ enum Synthetic {
     /// 100 million parameters, 12 layers.
     #[value(name = "100m")]
     HundredMillion,
+    /// 600 million parameters, 20 layers: 2.4 GB.
+    #[value(name = "600m")]
+    SixHundredMillion,
+}
+
+impl Synthetic {
+    fn decoder(self) -> Decoder {
+        match self {
+            Self::HundredMillion => HUNDRED_MILLION,
+            Self::SixHundredMillion => SIX_HUNDRED_MILLION,
+        }
+    }
 }
 
 pub(super) async fn bench(config: &Config, subject: Subject, seconds: u64, json: bool) -> Outcome {
     let (made, dir);
     let model: &Path = match (&subject.model, subject.synthetic) {
         (Some(dir), _) => dir,
-        (None, Some(Synthetic::HundredMillion)) => {
+        (None, Some(synthetic)) => {
             made = tempfile::tempdir().map_err(Fault::internal)?;
             dir = made.path().to_owned();
-            make(HUNDRED_MILLION, &dir).map_err(|e| Fault::new(Exit::Unavailable, e))?;
+            make(synthetic.decoder(), &dir).map_err(|e| Fault::new(Exit::Unavailable, e))?;
             &dir
         }
         (None, None) => return Err(Fault::new(Exit::Usage, "--model or --synthetic: missing")),
@@ -92,8 +105,10 @@ fn table(report: &Report) -> String {
             report.first_ms, report.first_ratio, report.median_ms
         ),
         format!(
-            "peak memory              {:10.1} MB; a bare session adds {:.1} MB",
+            "peak memory              {:10.1} MB   {:.2} x weights {:.1} MB and bare session {:.1} MB",
             megabytes(report.peak_rss_bytes),
+            report.memory_ratio,
+            megabytes(report.weights_bytes),
             megabytes(report.bare_peak_rss_bytes)
         ),
     ]);

@@ -221,13 +221,48 @@ pub(super) async fn validate(config: Config, args: ValidateArgs) -> Outcome {
     judge(config, args.model, args.windows, task, "validate".into()).await
 }
 
-pub(super) async fn check(config: &Config, json: bool) -> Outcome {
-    let Some(dir) = &config.model.dir else {
-        return Err(Fault::new(
+fn model_dir(config: &Config) -> Result<&PathBuf, Fault> {
+    let unset = || {
+        Fault::new(
             Exit::Usage,
             "model.dir: not set; it names the model package",
-        ));
+        )
     };
+    config.model.dir.as_ref().ok_or_else(unset)
+}
+
+pub(super) async fn prove(config: &Config, json: bool) -> Outcome {
+    let (dir, own) = (model_dir(config)?.clone(), config.clone());
+    let proofs = tokio::task::spawn_blocking(move || crate::prove::run(&dir, &own));
+    let proofs = proofs
+        .await
+        .map_err(Fault::internal)?
+        .map_err(|e| fault(&e))?;
+    let exit = if proofs.iter().all(|proof| proof.holds) {
+        Exit::Done
+    } else {
+        Exit::Negative
+    };
+    if json {
+        answer_json(&json!({
+            "execution_provider": config.engine.execution_provider.execution_provider(),
+            "device": device_name(config),
+            "onnxruntime": crate::engine::session::library_version(&config.engine),
+            "proofs": proofs,
+        }))?;
+        return Ok(exit);
+    }
+    let line = |proof: &crate::prove::Proof| {
+        let verdict = if proof.holds { "holds" } else { "FAILS" };
+        format!("{verdict}  {:<32} {}", proof.name, proof.found)
+    };
+    let lines: Vec<String> = proofs.iter().map(line).collect();
+    answer(&lines.join("\n"))?;
+    Ok(exit)
+}
+
+pub(super) async fn check(config: &Config, json: bool) -> Outcome {
+    let dir = model_dir(config)?;
     let began = Instant::now();
     let vitals = Vitals::default();
     let load = EngineHandle::load(dir, config, vitals.progress);

@@ -393,6 +393,32 @@ impl Graph {
         dir: &Path,
         data: &Path,
     ) -> Result<Vec<u8>, GraphError> {
+        let constants = self.constants(weights, data)?;
+        self.edit(head, dir, |_| Ok(()))?;
+        self.add(constants);
+        Ok(self.model.encode_to_vec())
+    }
+
+    /// The same graph with the weights in a file of external data, as large models are exported.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn with_external(
+        mut self,
+        weights: &[Constant<'_>],
+        data: &Path,
+    ) -> Result<Vec<u8>, GraphError> {
+        let constants = self.constants(weights, data)?;
+        self.add(constants);
+        Ok(self.model.encode_to_vec())
+    }
+
+    /// Takes the weights out and writes their contents.
+    fn constants(
+        &mut self,
+        weights: &[Constant<'_>],
+        data: &Path,
+    ) -> Result<Vec<TensorProto>, GraphError> {
         let fail = |e: std::io::Error| GraphError(format!("{}: {e}", data.display()));
         let name = data.file_name().unwrap_or_default().to_string_lossy();
         let mut file = std::fs::File::create(data).map_err(fail)?;
@@ -403,16 +429,18 @@ impl Graph {
             tensors.push(weight.tensor(&name, offset));
             offset += weight.bytes.len();
         }
-        self.edit(head, dir, |graph| {
+        if let Some(graph) = self.model.graph.as_mut() {
             let is_weight = |name: &Option<String>| tensors.iter().any(|t| t.name == *name);
             graph.input.retain(|i| !is_weight(&i.name));
             graph.initializer.retain(|t| !is_weight(&t.name));
-            Ok(())
-        })?;
-        if let Some(graph) = self.model.graph.as_mut() {
-            graph.initializer.extend(tensors);
         }
-        Ok(self.model.encode_to_vec())
+        Ok(tensors)
+    }
+
+    fn add(&mut self, constants: Vec<TensorProto>) {
+        if let Some(graph) = self.model.graph.as_mut() {
+            graph.initializer.extend(constants);
+        }
     }
 
     /// Moves the weights, takes in what else is in files, and appends the head.
@@ -525,6 +553,17 @@ fn append_loss_head(graph: &mut GraphProto, logits: &str, logits_type: i32) {
 /// A graph of one `ScatterND`: `output` = `data` with `updates` written at `indices`.
 pub fn scatter_graph(dtype: Dtype) -> Vec<u8> {
     let elem = elem_type(dtype);
+    let inputs = [("data", elem), ("indices", INT64), ("updates", elem)];
+    one_node("ScatterND", &inputs, elem)
+}
+
+/// A graph that hands `data` on to `output`, wherever each of them is.
+pub fn copy_graph(dtype: Dtype) -> Vec<u8> {
+    let elem = elem_type(dtype);
+    one_node("Identity", &[("data", elem)], elem)
+}
+
+fn one_node(op_type: &str, inputs: &[(&str, i32)], output: i32) -> Vec<u8> {
     let free = |name: &str, elem_type: i32| ValueInfo {
         name: Some(name.to_owned()),
         r#type: Some(TypeProto {
@@ -534,22 +573,21 @@ pub fn scatter_graph(dtype: Dtype) -> Vec<u8> {
             }),
         }),
     };
-    let scatter = NodeProto {
-        input: vec!["data".into(), "indices".into(), "updates".into()],
+    let node = NodeProto {
+        input: inputs.iter().map(|(name, _)| (*name).to_owned()).collect(),
         output: vec!["output".into()],
-        name: Some("scatter".into()),
-        op_type: Some("ScatterND".into()),
+        name: Some(op_type.to_lowercase()),
+        op_type: Some(op_type.into()),
         attribute: Vec::new(),
     };
     let graph = GraphProto {
-        node: vec![scatter.encode_to_vec()],
-        name: Some("scatter".into()),
-        input: vec![
-            free("data", elem),
-            free("indices", INT64),
-            free("updates", elem),
-        ],
-        output: vec![free("output", elem)],
+        node: vec![node.encode_to_vec()],
+        name: Some(op_type.to_lowercase()),
+        input: inputs
+            .iter()
+            .map(|(name, elem)| free(name, *elem))
+            .collect(),
+        output: vec![free("output", output)],
         ..GraphProto::default()
     };
     let opset = OperatorSetId {

@@ -1,12 +1,14 @@
 //! The only place that knows ONNX Runtime: loading the library, making a session on exactly the
 //! provider that was asked for, writing weights in place, running, and naming its errors.
 
+mod scratch;
+
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use half::{bf16, f16};
+use half::f16;
 use ort::ep;
-use ort::memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, MemoryType};
+use ort::memory::AllocationDevice;
 use ort::session::{NoSelectedOutputs, RunOptions, SessionInputValue};
 use ort::value::{DynTensor, PrimitiveTensorElementType, Tensor};
 
@@ -14,6 +16,7 @@ use super::graph::OUTPUT;
 use crate::config::{EngineConfig, Provider};
 use crate::package::Dtype;
 use crate::package::plan::Elem;
+use scratch::{Device, Memory, Names, Scratch};
 
 /// What went wrong in ONNX Runtime, as a decision.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -78,18 +81,6 @@ impl WeightSpec<'_> {
     }
 }
 
-enum Values {
-    F32(Tensor<f32>),
-    F16(Tensor<f16>),
-    Bf16(Tensor<bf16>),
-}
-
-struct Weight {
-    input: String,
-    numel: usize,
-    values: Values,
-}
-
 /// Ends the runs of one command from another thread, for good: a run that has not begun yet is
 /// ended too, so no moment between two runs is missed.
 #[derive(Clone, Default)]
@@ -137,20 +128,10 @@ impl Terminator {
     }
 }
 
-/// Where the scratch weights live and how entries get into them.
-enum Memory {
-    Host,
-    Device {
-        info: MemoryInfo<'static>,
-        id: i32,
-        scatter: Vec<(Dtype, ort::session::Session)>,
-    },
-}
-
 /// A session whose weights are inputs, with one scratch tensor per weight.
 pub struct Session {
     inner: ort::session::Session,
-    weights: Vec<Weight>,
+    weights: Vec<Scratch>,
     memory: Memory,
     /// Ends the runs of the command that is worked on.
     pub terminator: Terminator,
@@ -247,14 +228,14 @@ impl Session {
         graph: Source<'_>,
         weights: Vec<WeightSpec<'_>>,
     ) -> Result<Self, SessionError> {
-        let mut inner = build(config, graph)?;
-        let memory = match config.execution_provider {
+        let inner = build(config, graph)?;
+        let mut memory = match config.execution_provider {
             Provider::Cpu => Memory::Host,
-            Provider::Cuda | Provider::Tensorrt => device_memory(config, &mut inner)?,
+            Provider::Cuda | Provider::Tensorrt => device(config, &inner, &weights)?,
         };
         let weights = weights
             .into_iter()
-            .map(|spec| fill(spec, &memory))
+            .map(|spec| memory.fill(spec))
             .collect::<Result<_, _>>()?;
         Ok(Self {
             inner,
@@ -274,53 +255,21 @@ impl Session {
         positions: &[u32],
         values: &[f32],
     ) -> Result<(), SessionError> {
-        let weight = &mut self.weights[weight];
-        if positions.iter().any(|p| *p as usize >= weight.numel) {
-            return Err(SessionError::Other(format!(
-                "a position is outside {}",
-                weight.input
-            )));
-        }
-        match &mut self.memory {
-            Memory::Host => match &mut weight.values {
-                Values::F32(tensor) => put(tensor, positions, values, |v| v),
-                Values::F16(tensor) => put(tensor, positions, values, f16::from_f32),
-                Values::Bf16(tensor) => put(tensor, positions, values, bf16::from_f32),
-            },
-            Memory::Device { info, id, scatter } => {
-                scatter_on_device(weight, positions, values, info, *id, scatter)?;
-            }
-        }
-        Ok(())
+        self.memory
+            .write(&mut self.weights[weight], positions, values)
     }
 
-    /// Whether a host scratch weight equals the given bytes; a device weight is fetched first.
+    /// Whether a scratch weight holds exactly the given bytes.
     ///
     /// # Errors
     /// When the device fails.
-    pub fn equals(&self, weight: usize, bytes: &[u8]) -> Result<bool, SessionError> {
-        let host = AllocationDevice::CPU;
-        let same = match (&self.weights[weight].values, &self.memory) {
-            (Values::F32(tensor), Memory::Host) => same_bytes(tensor, bytes, f32::to_le_bytes),
-            (Values::F16(tensor), Memory::Host) => same_bytes(tensor, bytes, f16::to_le_bytes),
-            (Values::Bf16(tensor), Memory::Host) => same_bytes(tensor, bytes, bf16::to_le_bytes),
-            (Values::F32(tensor), Memory::Device { .. }) => same_bytes(
-                &tensor.to(host, 0).map_err(|e| classify(&e))?,
-                bytes,
-                f32::to_le_bytes,
-            ),
-            (Values::F16(tensor), Memory::Device { .. }) => same_bytes(
-                &tensor.to(host, 0).map_err(|e| classify(&e))?,
-                bytes,
-                f16::to_le_bytes,
-            ),
-            (Values::Bf16(tensor), Memory::Device { .. }) => same_bytes(
-                &tensor.to(host, 0).map_err(|e| classify(&e))?,
-                bytes,
-                bf16::to_le_bytes,
-            ),
-        };
-        Ok(same)
+    pub fn equals(&mut self, weight: usize, bytes: &[u8]) -> Result<bool, SessionError> {
+        self.memory.equals(&self.weights[weight], bytes)
+    }
+
+    /// Where the weights are and how they are written, in words.
+    pub fn memory(&self) -> &'static str {
+        self.memory.describe()
     }
 
     /// One forward pass: what the graph's output holds.
@@ -335,12 +284,7 @@ impl Session {
             inputs.push((name, feed.tensor().map_err(|e| classify(&e))?.into()));
         }
         for weight in &self.weights {
-            let value: SessionInputValue<'_> = match &weight.values {
-                Values::F32(tensor) => tensor.into(),
-                Values::F16(tensor) => tensor.into(),
-                Values::Bf16(tensor) => tensor.into(),
-            };
-            inputs.push((&weight.input, value));
+            inputs.push((&weight.input, weight.feed()));
         }
         let options = self.terminator.begin()?;
         let result = self.inner.run_with_options(inputs, &options);
@@ -494,193 +438,19 @@ fn cuda(config: &EngineConfig) -> ep::ExecutionProviderDispatch {
     cuda.build().error_on_failure()
 }
 
-fn device_memory(
+/// Weights in the memory of the provider's device.
+fn device(
     config: &EngineConfig,
-    session: &mut ort::session::Session,
+    session: &ort::session::Session,
+    weights: &[WeightSpec<'_>],
 ) -> Result<Memory, SessionError> {
-    let info = || {
-        MemoryInfo::new(
-            AllocationDevice::CUDA,
-            config.device_id,
-            AllocatorType::Device,
-            MemoryType::Default,
-        )
-    };
-    // Proves the allocator before the weights need it.
-    let _allocator =
-        Allocator::new(session, info().map_err(|e| classify(&e))?).map_err(|e| classify(&e))?;
-    let mut scatter = Vec::new();
-    for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
-        scatter.push((
-            dtype,
-            build(config, Source::Bytes(&super::graph::scatter_graph(dtype)))?,
-        ));
-    }
-    Ok(Memory::Device {
-        info: info().map_err(|e| classify(&e))?,
+    let names = Names {
+        memory: AllocationDevice::CUDA,
+        staging: AllocationDevice::CUDA_PINNED,
         id: config.device_id,
-        scatter,
-    })
-}
-
-fn fill(spec: WeightSpec<'_>, memory: &Memory) -> Result<Weight, SessionError> {
-    let (shape, bytes) = (spec.shape, spec.bytes);
-    let values = match spec.dtype {
-        Dtype::F32 => Values::F32(place(
-            shape,
-            bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)),
-            memory,
-        )?),
-        Dtype::F16 => Values::F16(place(
-            shape,
-            bytes.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b)),
-            memory,
-        )?),
-        Dtype::Bf16 => Values::Bf16(place(
-            shape,
-            bytes.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b)),
-            memory,
-        )?),
     };
-    Ok(Weight {
-        input: spec.input,
-        numel: bytes.len() / spec.dtype.size(),
-        values,
-    })
-}
-
-fn place<T: PrimitiveTensorElementType + Clone + std::fmt::Debug + 'static>(
-    shape: Vec<i64>,
-    values: impl Iterator<Item = T>,
-    memory: &Memory,
-) -> Result<Tensor<T>, SessionError> {
-    let host = Tensor::from_array((shape, values.collect::<Vec<T>>())).map_err(|e| classify(&e))?;
-    match memory {
-        Memory::Host => Ok(host),
-        Memory::Device { id, .. } => host
-            .to(AllocationDevice::CUDA, *id)
-            .map_err(|e| classify(&e)),
-    }
-}
-
-fn put<T: PrimitiveTensorElementType + std::fmt::Debug>(
-    tensor: &mut Tensor<T>,
-    positions: &[u32],
-    values: &[f32],
-    narrow: impl Fn(f32) -> T,
-) {
-    let (_, slots) = tensor.extract_tensor_mut();
-    for (position, value) in positions.iter().zip(values) {
-        slots[*position as usize] = narrow(*value);
-    }
-}
-
-fn same_bytes<T: PrimitiveTensorElementType + Copy + std::fmt::Debug, const N: usize>(
-    tensor: &Tensor<T>,
-    bytes: &[u8],
-    to_bytes: impl Fn(T) -> [u8; N],
-) -> bool {
-    let (_, values) = tensor.extract_tensor();
-    values.len() * N == bytes.len()
-        && values
-            .iter()
-            .zip(bytes.as_chunks::<N>().0)
-            .all(|(v, b)| to_bytes(*v) == *b)
-}
-
-/// A tiny session on the device writes the entries; its output becomes the new scratch weight.
-fn scatter_on_device(
-    weight: &mut Weight,
-    positions: &[u32],
-    values: &[f32],
-    info: &MemoryInfo<'static>,
-    id: i32,
-    sessions: &mut [(Dtype, ort::session::Session)],
-) -> Result<(), SessionError> {
-    let dtype = match &weight.values {
-        Values::F32(_) => Dtype::F32,
-        Values::F16(_) => Dtype::F16,
-        Values::Bf16(_) => Dtype::Bf16,
-    };
-    let Some((_, session)) = sessions.iter_mut().find(|(d, _)| *d == dtype) else {
-        return Err(SessionError::Other(format!(
-            "no scatter session for {}",
-            dtype.as_str()
-        )));
-    };
-    match &mut weight.values {
-        Values::F32(tensor) => scatter_into(session, tensor, positions, values.to_vec(), info, id),
-        Values::F16(tensor) => scatter_into(
-            session,
-            tensor,
-            positions,
-            values.iter().map(|v| f16::from_f32(*v)).collect(),
-            info,
-            id,
-        ),
-        Values::Bf16(tensor) => scatter_into(
-            session,
-            tensor,
-            positions,
-            values.iter().map(|v| bf16::from_f32(*v)).collect(),
-            info,
-            id,
-        ),
-    }
-}
-
-fn scatter_into<T: PrimitiveTensorElementType + Clone + std::fmt::Debug + 'static>(
-    session: &mut ort::session::Session,
-    tensor: &mut Tensor<T>,
-    positions: &[u32],
-    values: Vec<T>,
-    info: &MemoryInfo<'static>,
-    _id: i32,
-) -> Result<(), SessionError> {
-    let shape: Vec<i64> = tensor.shape().iter().copied().collect();
-    let indices = coordinates(positions, &shape);
-    let count = positions.len();
-    let mut run = || -> ort::Result<Tensor<T>> {
-        let indices = Tensor::from_array(([count, shape.len()], indices.clone()))?;
-        let updates = Tensor::from_array(([count], values.clone()))?;
-        let mut binding = session.create_binding()?;
-        binding.bind_input("data", tensor)?;
-        binding.bind_input("indices", &indices)?;
-        binding.bind_input("updates", &updates)?;
-        binding.bind_output_to_device("output", info)?;
-        let mut outputs = session.run_binding(&binding)?;
-        let output = outputs
-            .remove("output")
-            .ok_or_else(|| ort::Error::new("scatter gave no output"))?;
-        output.downcast()
-    };
-    let written = run().map_err(|e| classify(&e))?;
-    *tensor = written;
-    Ok(())
-}
-
-/// Row-major positions as coordinates, one row each.
-fn coordinates(positions: &[u32], shape: &[i64]) -> Vec<i64> {
-    let mut coordinates = vec![0; positions.len() * shape.len()];
-    for (row, position) in coordinates
-        .chunks_exact_mut(shape.len().max(1))
-        .zip(positions)
-    {
-        let mut rest = i64::from(*position);
-        for (slot, dimension) in row.iter_mut().zip(shape).rev() {
-            *slot = rest % dimension;
-            rest /= dimension;
-        }
-    }
-    coordinates
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn positions_become_coordinates() {
-        assert_eq!(coordinates(&[0, 5, 7], &[2, 4]), [0, 0, 1, 1, 1, 3]);
-    }
+    let dtypes = weights.iter().map(|weight| weight.dtype);
+    let make = |graph: &[u8]| build(config, Source::Bytes(graph));
+    let device = Device::new(session, &names, dtypes, make)?;
+    Ok(Memory::Device(Box::new(device)))
 }

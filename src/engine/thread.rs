@@ -3,7 +3,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -291,23 +291,40 @@ fn load_engine(
 
 fn serve(mut engine: Engine, mut inbox: mpsc::Receiver<Command>, loss: &Loss) {
     while let Some(command) = inbox.blocking_recv() {
-        let began = std::time::Instant::now();
+        let began = Instant::now();
         engine.obey(command.terminator);
-        // A receiver that is gone no longer wants the answer.
         match command.work {
-            Work::Warm(reply) => drop(reply.send(engine.warm())),
-            Work::Audit(reply) => drop(reply.send(engine.audit())),
+            Work::Warm(reply) => {
+                let warm = engine.warm();
+                answer(&engine, began, reply, warm);
+            }
+            Work::Audit(reply) => {
+                let audit = engine.audit();
+                answer(&engine, began, reply, audit);
+            }
             Work::Score {
                 patches,
                 plan,
                 reply,
-            } => drop(reply.send(engine.score(&patches, &plan))),
-            Work::Validate { plan, reply } => drop(reply.send(engine.validate(&plan))),
+            } => {
+                let evaluation = engine.score(&patches, &plan);
+                answer(&engine, began, reply, evaluation);
+            }
+            Work::Validate { plan, reply } => {
+                let losses = engine.validate(&plan);
+                answer(&engine, began, reply, losses);
+            }
         }
-        engine.worked(began.elapsed());
         if !engine.is_sound() {
             return loss.tell(Detail::RestoreMismatch);
         }
         drop((command.over, command.turn));
     }
+}
+
+/// The time is counted before anybody hears of the end.
+fn answer<T, E>(engine: &Engine, began: Instant, reply: Reply<T, E>, answer: Result<T, E>) {
+    engine.worked(began.elapsed());
+    // A receiver that is gone no longer wants it.
+    drop(reply.send(answer));
 }

@@ -45,6 +45,7 @@ impl Engine {
             EngineError::new(detail, f.message.clone())
         };
         self.baselines.clear();
+        self.proven = None;
         self.progress.slowest_ms.store(0, Ordering::Relaxed);
         let plan = Plan::new(&self.package.shards, None, "", self.package.cut())
             .map_err(|f| failed(&f))?;
@@ -162,7 +163,10 @@ impl Engine {
     }
 
     /// Compares every scratch weight with the baseline, byte for byte.
-    pub(super) fn compare_weights(&self) -> Result<(), EngineError> {
+    ///
+    /// # Errors
+    /// `restore_mismatch`, naming the tensor.
+    pub fn compare_weights(&mut self) -> Result<(), EngineError> {
         for slot in &self.slots {
             let bytes = graph_bytes(&self.package, slot.tensor, slot.transposed);
             let same = self.session.equals(slot.weight, &bytes);

@@ -23,6 +23,15 @@ pub const HUNDRED_MILLION: Decoder = Decoder {
     window: 128,
 };
 
+/// About 600 million parameters: more than 2 GB of weights.
+pub const SIX_HUNDRED_MILLION: Decoder = Decoder {
+    layers: 20,
+    width: 1536,
+    heads: 12,
+    vocabulary: 10_000,
+    window: 128,
+};
+
 /// Windows of held-out tokens.
 const ROWS: usize = 8;
 

@@ -150,3 +150,80 @@ async fn weights_that_are_inputs_of_the_graph_are_placed_by_name() {
     assert_eq!(built.moved, 0);
     pipeline(out.path()).await;
 }
+
+/// More than a protobuf can hold, so that the weights must be external data. Two gigabytes and a
+/// half are written, mapped and copied: `cargo test --release --test cases -- --ignored`.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "makes a model of 2.4 GB and needs 8 GB of memory"]
+async fn a_model_above_two_gigabytes_is_packaged_and_scored() {
+    use scorer::engine::graph::{Constant, Graph};
+    let source = tempfile::tempdir().unwrap();
+    let out = tempfile::tempdir().unwrap();
+    let large = scorer::package::synthetic::SIX_HUNDRED_MILLION;
+    scorer::package::synthetic::make(large, source.path()).unwrap();
+    let weights = std::fs::File::open(source.path().join("weights.safetensors")).unwrap();
+    assert!(weights.metadata().unwrap().len() > 1 << 31);
+    {
+        let bytes = std::fs::read(source.path().join("weights.safetensors")).unwrap();
+        let views = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let shaped: Vec<_> = views
+            .iter()
+            .map(|(name, view)| {
+                let shape: Vec<i64> = view
+                    .shape()
+                    .iter()
+                    .map(|d| i64::try_from(*d).unwrap())
+                    .collect();
+                (name, shape, view)
+            })
+            .collect();
+        let constants: Vec<Constant<'_>> = shaped
+            .iter()
+            .map(|(name, shape, view)| Constant {
+                name,
+                shape,
+                dtype: scorer::package::Dtype::F32,
+                bytes: view.data(),
+            })
+            .collect();
+        let graph = std::fs::read(source.path().join("model.onnx")).unwrap();
+        let graph = Graph::decode(graph.into()).unwrap();
+        let data = source.path().join("model.onnx.data");
+        let external = graph.with_external(&constants, &data).unwrap();
+        std::fs::write(source.path().join("large.onnx"), external).unwrap();
+    }
+    let objective = Objective::causal_lm(128);
+    let weights = "weights.safetensors";
+    build(&recipe(
+        source.path(),
+        "large.onnx",
+        weights,
+        objective,
+        out.path(),
+    ))
+    .unwrap();
+    let engine = EngineHandle::load(out.path(), &config(&[]), Arc::default())
+        .await
+        .unwrap();
+    let pipeline = Pipeline::new(engine, &config(&[]), "test", None).unwrap();
+    let candidate = json!({"head.weight": {"shape": [1536, 10_000], "k": 1,
+        "data": BASE64.encode(zlib(&[1.0_f32.to_le_bytes(), 7_i32.to_le_bytes()].concat()))}});
+    let job = json!({
+        "v": 1, "kind": "score", "submission_id": "large", "model_version": 1,
+        "candidate": {
+            "format": "binary_v2", "semantics": "param_diff",
+            "data": BASE64.encode(candidate.to_string()),
+        },
+    });
+    let result = judge(&pipeline, &serde_json::to_vec(&job).unwrap()).await;
+    assert_eq!(result["status"], "scored", "{result}");
+    assert_eq!(result["candidate"]["effective_entries"], 1, "{result}");
+    assert_ne!(result["delta"], 0.0, "{result}");
+}
+
+fn zlib(bytes: &[u8]) -> Vec<u8> {
+    use std::io::Write as _;
+    let mut writer = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::fast());
+    writer.write_all(bytes).unwrap();
+    writer.finish().unwrap()
+}

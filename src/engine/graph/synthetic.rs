@@ -193,15 +193,42 @@ fn constants(b: &mut Builder, model: Decoder) {
 fn finish(mut builder: Builder, vocabulary: usize) -> (Vec<u8>, Vec<(String, Vec<usize>)>) {
     let dims = vec![None, None, signed(&[vocabulary]).pop()];
     builder.graph.output.push(value_info("logits", FLOAT, dims));
+    (model(builder.graph), builder.weights)
+}
+
+fn model(graph: GraphProto) -> Vec<u8> {
     let opset = OperatorSetId {
         domain: None,
         version: Some(20),
     };
     let model = ModelProto {
         ir_version: Some(9),
-        graph: Some(builder.graph),
+        graph: Some(graph),
         opset_import: vec![opset],
         ..ModelProto::default()
     };
-    (model.encode_to_vec(), builder.weights)
+    model.encode_to_vec()
+}
+
+/// A graph that asks for as many floats as its int64 input `size` `[1]` says, and adds them up.
+pub fn greedy() -> Vec<u8> {
+    let mut builder = Builder {
+        graph: GraphProto {
+            name: Some("greedy".into()),
+            ..GraphProto::default()
+        },
+        weights: Vec::new(),
+        names: 0,
+    };
+    builder
+        .graph
+        .input
+        .push(value_info("size", INT64, vec![Some(1)]));
+    let zeros = builder.node("ConstantOfShape", &["size"], vec![]);
+    builder.push("ReduceSum", &[&zeros], super::OUTPUT, vec![]);
+    builder
+        .graph
+        .output
+        .push(value_info(super::OUTPUT, FLOAT, vec![Some(1)]));
+    model(builder.graph)
 }

@@ -1,0 +1,85 @@
+//! What is done to a candidate besides the forward pass: decoding, checking, writing, restoring,
+//! and choosing the windows. `cargo bench`; `scorer bench` measures the whole beside a bare session.
+
+#![expect(
+    clippy::expect_used,
+    missing_docs,
+    reason = "a failed step ends the benchmark; criterion makes undocumented functions"
+)]
+
+use std::hint::black_box;
+use std::sync::Arc;
+
+use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use scorer::bench::encode;
+use scorer::candidate;
+use scorer::config::{Config, Layers};
+use scorer::engine::Engine;
+use scorer::engine::graph::synthetic::Decoder;
+use scorer::engine::patch::Patches;
+use scorer::job::{Candidate, Format, Rule, Source};
+use scorer::package::Package;
+use scorer::package::plan::Plan;
+use scorer::package::synthetic::make;
+
+/// Ten million parameters: beyond the caches, and made in a second.
+const MODEL: Decoder = Decoder {
+    layers: 4,
+    width: 384,
+    heads: 6,
+    vocabulary: 4_000,
+    window: 128,
+};
+const DENSITY: f64 = 0.01;
+
+fn config() -> Config {
+    let set = ["engine.execution_provider=cpu".to_owned()];
+    let layers = Layers {
+        set: &set,
+        ..Layers::default()
+    };
+    Config::load(&layers).expect("the defaults are sound")
+}
+
+fn benches(criterion: &mut Criterion) {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    make(MODEL, dir.path()).expect("the model is written");
+    let package = Package::load(dir.path(), false).expect("the package is sound");
+    let (package, config) = (Arc::new(package), config());
+    let mut random = StdRng::seed_from_u64(1);
+    let bytes = encode(&package, DENSITY, &mut random).expect("memory can be written");
+    let description = Candidate {
+        format: Format::BinaryV2,
+        compression: None,
+        rule: Rule::ParamDiff,
+        source: Source::Inline(bytes::Bytes::new()),
+        sha256: None,
+        size: None,
+    };
+    let decode = || {
+        candidate::decode(&bytes, &description, &package, &config.candidates).expect("it is sound")
+    };
+    let update = decode();
+    let mut group = criterion.benchmark_group("candidate");
+    group.throughput(Throughput::Elements(update.entries()));
+    group.bench_function("decode", |b| b.iter(|| black_box(decode())));
+    group.bench_function("check", |b| {
+        let patches = |update| Patches::new(&package, update, Rule::ParamDiff);
+        b.iter_batched(|| update.clone(), patches, BatchSize::LargeInput);
+    });
+    let patches = Patches::new(&package, update.clone(), Rule::ParamDiff).expect("it is sound");
+    let engine = Engine::load(Arc::clone(&package), &config.engine, Arc::default());
+    let mut engine = engine.expect("ONNX Runtime is installed; see ops/setup");
+    group.bench_function("write and restore", |b| {
+        b.iter(|| engine.rehearse(&patches))
+    });
+    group.finish();
+    criterion.bench_function("plan of 8 windows", |b| {
+        b.iter(|| Plan::new(&package.shards, None, black_box("nonce"), package.cut()));
+    });
+}
+
+criterion_group!(all, benches);
+criterion_main!(all);

@@ -1,0 +1,426 @@
+//! The scratch weights, where the session reads them, and how entries get into them: a loop on the
+//! host; on a device values and indices go up through pinned memory and a tiny graph writes them
+//! into the weight's own buffer.
+
+use half::{bf16, f16};
+use ort::memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, MemoryType};
+use ort::session::Session;
+use ort::session::SessionInputValue;
+use ort::value::{PrimitiveTensorElementType, Tensor};
+
+use super::super::graph::{copy_graph, scatter_graph};
+use super::{SessionError, WeightSpec, classify};
+use crate::package::Dtype;
+
+/// An element of a weight.
+trait Element: PrimitiveTensorElementType + Copy + PartialEq + std::fmt::Debug + 'static {
+    const DTYPE: Dtype;
+    /// A value that was rounded to this type before.
+    fn narrow(value: f32) -> Self;
+    /// Reads a whole tensor of little-endian elements.
+    fn read(bytes: &[u8]) -> Vec<Self>;
+    /// Whether these are the elements of the bytes, bit for bit.
+    fn same(values: &[Self], bytes: &[u8]) -> bool;
+}
+
+macro_rules! element {
+    ($type:ty, $dtype:expr, $narrow:expr) => {
+        impl Element for $type {
+            const DTYPE: Dtype = $dtype;
+
+            fn narrow(value: f32) -> Self {
+                $narrow(value)
+            }
+
+            fn read(bytes: &[u8]) -> Vec<Self> {
+                let elements = bytes.as_chunks().0.iter();
+                elements.map(|b| Self::from_le_bytes(*b)).collect()
+            }
+
+            fn same(values: &[Self], bytes: &[u8]) -> bool {
+                let (elements, rest) = bytes.as_chunks();
+                let pairs = values.iter().zip(elements);
+                rest.is_empty()
+                    && values.len() == elements.len()
+                    && pairs.map(|(v, b)| v.to_le_bytes() == *b).all(|same| same)
+            }
+        }
+    };
+}
+
+element!(f32, Dtype::F32, std::convert::identity);
+element!(f16, Dtype::F16, f16::from_f32);
+element!(bf16, Dtype::Bf16, bf16::from_f32);
+
+enum Values {
+    F32(Tensor<f32>),
+    F16(Tensor<f16>),
+    Bf16(Tensor<bf16>),
+}
+
+/// Runs the same expression for whichever type the values have.
+macro_rules! each {
+    ($values:expr, $tensor:ident => $do:expr) => {
+        match $values {
+            Values::F32($tensor) => $do,
+            Values::F16($tensor) => $do,
+            Values::Bf16($tensor) => $do,
+        }
+    };
+}
+
+/// One weight as the session reads it.
+pub(super) struct Scratch {
+    pub(super) input: String,
+    numel: usize,
+    values: Values,
+}
+
+impl Scratch {
+    pub(super) fn feed(&self) -> SessionInputValue<'_> {
+        each!(&self.values, tensor => tensor.into())
+    }
+}
+
+/// Where the scratch weights live.
+pub(super) enum Memory {
+    Host,
+    Device(Box<Device>),
+}
+
+impl Memory {
+    /// Makes a scratch weight that holds the given bytes.
+    pub(super) fn fill(&mut self, spec: WeightSpec<'_>) -> Result<Scratch, SessionError> {
+        let values = match spec.dtype {
+            Dtype::F32 => Values::F32(self.place(spec.shape, &spec.bytes)?),
+            Dtype::F16 => Values::F16(self.place(spec.shape, &spec.bytes)?),
+            Dtype::Bf16 => Values::Bf16(self.place(spec.shape, &spec.bytes)?),
+        };
+        Ok(Scratch {
+            input: spec.input,
+            numel: spec.bytes.len() / spec.dtype.size(),
+            values,
+        })
+    }
+
+    fn place<T: Element>(
+        &mut self,
+        shape: Vec<i64>,
+        bytes: &[u8],
+    ) -> Result<Tensor<T>, SessionError> {
+        let host = Tensor::from_array((shape, T::read(bytes))).map_err(|e| classify(&e))?;
+        match self {
+            Self::Host => Ok(host),
+            Self::Device(device) => device.upload(&host).map_err(|e| classify(&e)),
+        }
+    }
+
+    /// Writes absolute values (already rounded to the weight's type).
+    pub(super) fn write(
+        &mut self,
+        scratch: &mut Scratch,
+        positions: &[u32],
+        values: &[f32],
+    ) -> Result<(), SessionError> {
+        // Checked here: on a device an index that is outside would end every later call.
+        if positions.iter().any(|p| *p as usize >= scratch.numel) {
+            let message = format!("a position is outside {}", scratch.input);
+            return Err(SessionError::Other(message));
+        }
+        match self {
+            Self::Host => each!(&mut scratch.values, tensor => put(tensor, positions, values)),
+            Self::Device(device) => {
+                each!(&mut scratch.values, tensor => device.scatter(tensor, positions, values))
+                    .map_err(|e| classify(&e))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a scratch weight holds exactly these bytes.
+    pub(super) fn equals(&mut self, scratch: &Scratch, bytes: &[u8]) -> Result<bool, SessionError> {
+        match self {
+            Self::Host => Ok(each!(&scratch.values, tensor => same(tensor, bytes))),
+            Self::Device(device) => each!(&scratch.values, tensor => device
+                .download(tensor)
+                .map(|host| same(&host, bytes)))
+            .map_err(|e| classify(&e)),
+        }
+    }
+
+    /// In words, for the report of a check.
+    pub(super) fn describe(&self) -> &'static str {
+        match self {
+            Self::Host => "host memory, written in place",
+            Self::Device(device) if device.in_place => "device memory, written in place",
+            Self::Device(_) => "device memory, copied at each write",
+        }
+    }
+}
+
+fn put<T: Element>(tensor: &mut Tensor<T>, positions: &[u32], values: &[f32]) {
+    let (_, slots) = tensor.extract_tensor_mut();
+    for (position, value) in positions.iter().zip(values) {
+        slots[*position as usize] = T::narrow(*value);
+    }
+}
+
+fn same<T: Element>(tensor: &Tensor<T>, bytes: &[u8]) -> bool {
+    T::same(tensor.extract_tensor().1, bytes)
+}
+
+/// Memory that the host does not reach, and the graphs that write it and read it back.
+pub(super) struct Device {
+    weights: Allocator,
+    staging: Allocator,
+    host: MemoryInfo<'static>,
+    kernels: Vec<(Dtype, Kernels)>,
+    in_place: bool,
+}
+
+struct Kernels {
+    scatter: Session,
+    copy: Session,
+}
+
+/// What a device is called: memory of its own, and host memory that it reads without a copy.
+pub(super) struct Names {
+    pub(super) memory: AllocationDevice<'static>,
+    pub(super) staging: AllocationDevice<'static>,
+    pub(super) id: i32,
+}
+
+impl Device {
+    /// Finds the device's memory and proves that a weight is written in its own buffer; where it is
+    /// not, each write makes a copy.
+    pub(super) fn new(
+        main: &Session,
+        names: &Names,
+        dtypes: impl Iterator<Item = Dtype>,
+        make: impl Fn(&[u8]) -> Result<Session, SessionError>,
+    ) -> Result<Self, SessionError> {
+        let allocator = |device: &AllocationDevice<'static>, kind| {
+            let info = MemoryInfo::new(device.clone(), names.id, AllocatorType::Device, kind)?;
+            Allocator::new(main, info)
+        };
+        let mut device = Self {
+            weights: allocator(&names.memory, MemoryType::Default).map_err(|e| classify(&e))?,
+            staging: allocator(&names.staging, MemoryType::CPUInput).map_err(|e| classify(&e))?,
+            host: MemoryInfo::new(
+                AllocationDevice::CPU,
+                0,
+                AllocatorType::Device,
+                MemoryType::Default,
+            )
+            .map_err(|e| classify(&e))?,
+            kernels: Vec::new(),
+            in_place: true,
+        };
+        for dtype in dtypes {
+            if device.kernels.iter().any(|(known, _)| *known == dtype) {
+                continue;
+            }
+            let kernels = Kernels {
+                scatter: make(&scatter_graph(dtype))?,
+                copy: make(&copy_graph(dtype))?,
+            };
+            device.kernels.push((dtype, kernels));
+            let mut written = device.tries(dtype);
+            if device.in_place && written != Ok(true) {
+                device.in_place = false;
+                written = device.tries(dtype);
+            }
+            if written? {
+                continue;
+            }
+            let message = format!(
+                "entries written into {} weights do not arrive",
+                dtype.as_str()
+            );
+            return Err(SessionError::Other(message));
+        }
+        Ok(device)
+    }
+
+    fn tries(&mut self, dtype: Dtype) -> Result<bool, SessionError> {
+        match dtype {
+            Dtype::F32 => self.writes::<f32>(),
+            Dtype::F16 => self.writes::<f16>(),
+            Dtype::Bf16 => self.writes::<bf16>(),
+        }
+        .map_err(|e| classify(&e))
+    }
+
+    /// Writes some entries of a small weight, sees them and nothing else changed, and the buffer
+    /// still the same where that is claimed.
+    fn writes<T: Element>(&mut self) -> ort::Result<bool> {
+        let small: Vec<T> = (0_u8..12).map(|n| T::narrow(f32::from(n))).collect();
+        let mut weight = self.upload(&Tensor::from_array(([3_usize, 4], small.clone()))?)?;
+        let before = weight.data_ptr();
+        self.scatter(&mut weight, &[1, 7, 10], &[-1.0, -2.0, -3.0])?;
+        let stayed = weight.data_ptr() == before;
+        let mut expected = small;
+        for (position, value) in [(1, -1.0), (7, -2.0), (10, -3.0)] {
+            expected[position] = T::narrow(value);
+        }
+        let found = self.download(&weight)?;
+        let arrived = found.extract_tensor().1 == expected;
+        Ok(arrived && stayed == self.in_place)
+    }
+
+    fn upload<T: Element>(&mut self, host: &Tensor<T>) -> ort::Result<Tensor<T>> {
+        let mut weight = Tensor::<T>::new(&self.weights, host.shape().clone())?;
+        let copy = &mut self.kernels::<T>()?.copy;
+        let mut binding = copy.create_binding()?;
+        binding.bind_input("data", host)?;
+        binding.bind_output("output", &mut weight)?;
+        copy.run_binding(&binding)?;
+        binding.synchronize_outputs()?;
+        drop(binding);
+        Ok(weight)
+    }
+
+    fn download<T: Element>(&mut self, weight: &Tensor<T>) -> ort::Result<Tensor<T>> {
+        let host = self.host.clone();
+        let copy = &mut self.kernels::<T>()?.copy;
+        let mut binding = copy.create_binding()?;
+        binding.bind_input("data", weight)?;
+        binding.bind_output_to_device("output", &host)?;
+        let mut outputs = copy.run_binding(&binding)?;
+        let output = outputs.remove("output");
+        output
+            .ok_or_else(|| ort::Error::new("nothing was copied"))?
+            .downcast()
+    }
+
+    fn scatter<T: Element>(
+        &mut self,
+        weight: &mut Tensor<T>,
+        positions: &[u32],
+        values: &[f32],
+    ) -> ort::Result<()> {
+        let shape: Vec<i64> = weight.shape().iter().copied().collect();
+        let (count, rank) = (positions.len(), shape.len());
+        let mut indices = Tensor::<i64>::new(&self.staging, [count, rank])?;
+        coordinates(positions, &shape, indices.extract_tensor_mut().1);
+        let mut updates = Tensor::<T>::new(&self.staging, [count])?;
+        for (slot, value) in updates.extract_tensor_mut().1.iter_mut().zip(values) {
+            *slot = T::narrow(*value);
+        }
+        let mut fresh = if self.in_place {
+            None
+        } else {
+            Some(Tensor::<T>::new(&self.weights, weight.shape().clone())?)
+        };
+        let scatter = &mut self.kernels::<T>()?.scatter;
+        let mut binding = scatter.create_binding()?;
+        binding.bind_input("data", &*weight)?;
+        binding.bind_input("indices", &indices)?;
+        binding.bind_input("updates", &updates)?;
+        match &mut fresh {
+            Some(fresh) => binding.bind_output("output", fresh)?,
+            None => binding.bind_output("output", &mut *weight)?,
+        }
+        scatter.run_binding(&binding)?;
+        binding.synchronize_outputs()?;
+        drop(binding);
+        if let Some(fresh) = fresh {
+            *weight = fresh;
+        }
+        Ok(())
+    }
+
+    fn kernels<T: Element>(&mut self) -> ort::Result<&mut Kernels> {
+        let mut all = self.kernels.iter_mut();
+        let found = all.find_map(|(dtype, kernels)| (*dtype == T::DTYPE).then_some(kernels));
+        found.ok_or_else(|| ort::Error::new("no kernels for this element type"))
+    }
+}
+
+/// Row-major positions as coordinates, one row each.
+fn coordinates(positions: &[u32], shape: &[i64], coordinates: &mut [i64]) {
+    let rows = coordinates.chunks_exact_mut(shape.len().max(1));
+    for (row, position) in rows.zip(positions) {
+        let mut rest = i64::from(*position);
+        for (slot, dimension) in row.iter_mut().zip(shape).rev() {
+            *slot = rest % dimension;
+            rest /= dimension;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn positions_become_coordinates() {
+        let mut found = [0; 6];
+        coordinates(&[0, 5, 7], &[2, 4], &mut found);
+        assert_eq!(found, [0, 0, 1, 1, 1, 3]);
+    }
+
+    /// The provider's own memory stands in for a device: the same graphs, the same bindings.
+    #[test]
+    fn a_device_weight_is_written_in_its_buffer_and_read_back() {
+        let set = ["engine.execution_provider=cpu".to_owned()];
+        let layers = crate::config::Layers {
+            set: &set,
+            ..crate::config::Layers::default()
+        };
+        let config = crate::config::Config::load(&layers).unwrap().engine;
+        let make = |graph: &[u8]| super::super::build(&config, super::super::Source::Bytes(graph));
+        let main = make(&copy_graph(Dtype::F32)).unwrap();
+        let names = Names {
+            memory: AllocationDevice::CPU,
+            staging: AllocationDevice::CPU,
+            id: 0,
+        };
+        let dtypes = [Dtype::F32, Dtype::F16, Dtype::Bf16];
+        let mut device = Device::new(&main, &names, dtypes.into_iter(), make).unwrap();
+        assert!(device.in_place);
+        for in_place in [true, false] {
+            device.in_place = in_place;
+            let mut memory = Memory::Device(Box::new(device));
+            for dtype in dtypes {
+                round_trip(&mut memory, dtype);
+            }
+            let Memory::Device(same) = memory else {
+                unreachable!()
+            };
+            device = *same;
+        }
+    }
+
+    fn round_trip(memory: &mut Memory, dtype: Dtype) {
+        let bytes = |values: &[f32]| -> Vec<u8> {
+            let bits = values.iter().map(|v| match dtype {
+                Dtype::F32 => v.to_le_bytes().to_vec(),
+                Dtype::F16 => f16::from_f32(*v).to_le_bytes().to_vec(),
+                Dtype::Bf16 => bf16::from_f32(*v).to_le_bytes().to_vec(),
+            });
+            bits.flatten().collect()
+        };
+        let before = [0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0, 5.5, 6.0];
+        let spec = WeightSpec {
+            input: "weight".into(),
+            shape: vec![2, 3, 2],
+            dtype,
+            bytes: bytes(&before).into(),
+        };
+        let mut scratch = memory.fill(spec).unwrap();
+        assert!(memory.equals(&scratch, &bytes(&before)).unwrap());
+        let mut after = before;
+        (after[0], after[4], after[11]) = (-8.0, -0.25, 0.0);
+        memory
+            .write(&mut scratch, &[0, 4, 11], &[-8.0, -0.25, 0.0])
+            .unwrap();
+        assert!(memory.equals(&scratch, &bytes(&after)).unwrap());
+        assert!(!memory.equals(&scratch, &bytes(&before)).unwrap());
+        assert!(memory.write(&mut scratch, &[12], &[1.0]).is_err());
+        memory
+            .write(&mut scratch, &[0, 4, 11], &[0.5, 2.5, 6.0])
+            .unwrap();
+        assert!(memory.equals(&scratch, &bytes(&before)).unwrap());
+    }
+}
