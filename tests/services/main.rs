@@ -18,6 +18,7 @@ mod crash;
 mod drain;
 mod fetching;
 mod gating;
+mod gpu_check;
 mod hazards;
 mod heartbeat;
 mod identity;
