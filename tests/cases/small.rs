@@ -152,7 +152,7 @@ async fn weights_that_are_inputs_of_the_graph_are_placed_by_name() {
 }
 
 /// More than a protobuf can hold, so that the weights must be external data. Two gigabytes and a
-/// half are written, mapped and copied: `cargo test --release --test cases -- --ignored`.
+/// half are written, mapped and copied: `cargo test --test cases -- --ignored`.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "makes a model of 2.4 GB and needs 8 GB of memory"]
 async fn a_model_above_two_gigabytes_is_packaged_and_scored() {
