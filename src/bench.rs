@@ -101,7 +101,7 @@ pub async fn run(dir: &Path, config: &Config, aim: Duration) -> Result<Report, E
     let repetitions = repetitions(began.elapsed(), aim);
     let pipeline = Pipeline::new(engine.clone(), &config, "bench", None)
         .map_err(|e| EngineError::new(Detail::ModelLoadFailed, e.to_string()))?;
-    let stages = stages(&pipeline, &usual, repetitions.min(20)).await?;
+    let stages = stages(&pipeline, &package, &usual, &config, repetitions.min(20)).await?;
     let peak_rss_bytes = peak();
 
     let samples = DENSITIES.map(|density| sample(&package, &config, density, &mut random));
@@ -263,21 +263,45 @@ fn millis(since: Instant) -> f64 {
 /// The stages of a job by itself, nothing beside it.
 async fn stages(
     pipeline: &Pipeline,
+    package: &Package,
     sample: &Sample,
+    config: &Config,
     repetitions: usize,
 ) -> Result<BTreeMap<&'static str, f64>, EngineError> {
     let mut all = Vec::with_capacity(repetitions);
     for _ in 0..repetitions {
         all.push(judge(pipeline, sample).await?);
     }
+    // The pipeline decodes and checks in one go.
+    let check = check(package, sample, config, repetitions)?;
     let stage = |of: fn(&Timings) -> f64| median(&all.iter().map(of).collect::<Vec<_>>());
     Ok(BTreeMap::from([
         ("fetch", stage(|t| t.fetch)),
-        ("decode", stage(|t| t.decode)),
+        ("decode", stage(|t| t.decode) - check),
+        ("check", check),
         ("patch", stage(|t| t.apply)),
         ("forward", stage(|t| t.forward)),
         ("restore", stage(|t| t.restore)),
     ]))
+}
+
+/// Computing the new values and looking whether each is finite.
+fn check(
+    package: &Package,
+    sample: &Sample,
+    config: &Config,
+    repetitions: usize,
+) -> Result<f64, EngineError> {
+    let candidate = description(Source::Inline(Bytes::new()));
+    let mut times = Vec::with_capacity(repetitions);
+    for _ in 0..repetitions {
+        let update = candidate::decode(&sample.bytes, &candidate, package, &config.candidates);
+        let update = update.map_err(|f| refused(&f))?;
+        let began = Instant::now();
+        Patches::new(package, update, candidate.rule).map_err(|f| refused(&f))?;
+        times.push(millis(began));
+    }
+    Ok(median(&times))
 }
 
 struct Stream {

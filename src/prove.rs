@@ -234,6 +234,7 @@ fn starved(
     let package = Arc::clone(&engine.package);
     let candidate = update(&package, 1e-3, random);
     let before = score(engine, candidate.clone(), plan).map_err(|f| f.to_string())?;
+    tracing::info!("now four petabytes are asked for; the error that follows is the proof");
     let failure = exhaust(&config.engine).map_err(|e| e.to_string())?;
     if failure.code != Code::OutOfMemory {
         return Err(format!(

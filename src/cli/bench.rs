@@ -83,7 +83,7 @@ fn table(report: &Report) -> String {
         ));
     }
     lines.push("stages of a candidate by itself, density 0.01:".into());
-    for stage in ["fetch", "decode", "patch", "forward", "restore"] {
+    for stage in ["fetch", "decode", "check", "patch", "forward", "restore"] {
         lines.push(format!("  {stage:<22} {:10.2} ms", report.stages_ms[stage]));
     }
     lines.extend([

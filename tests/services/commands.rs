@@ -388,7 +388,7 @@ fn bench_reports_every_figure_and_needs_no_service() {
             );
         }
     }
-    for stage in ["fetch", "decode", "patch", "forward", "restore"] {
+    for stage in ["fetch", "decode", "check", "patch", "forward", "restore"] {
         assert!(
             report["stages_ms"][stage]
                 .as_f64()
