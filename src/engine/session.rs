@@ -405,7 +405,8 @@ fn build(config: &EngineConfig, graph: Source<'_>) -> Result<ort::session::Sessi
                     .with_disable_cpu_fallback()?)
             };
             if provider == Provider::Tensorrt {
-                return Err(unavailable(provider, "this build has no TensorRT support"));
+                let why = "TensorRT builds the weights into its engine, and here a candidate must be able to change them; use cuda";
+                return Err(unavailable(provider, why));
             }
             strict().map_err(|e| unavailable(provider, &e.to_string()))?
         }
@@ -429,6 +430,10 @@ fn cuda(config: &EngineConfig) -> ep::ExecutionProviderDispatch {
     let mut cuda = ep::CUDA::default()
         .with_device_id(config.device_id)
         .with_tf32(config.tf32);
+    if config.deterministic {
+        // The search by trial may choose another algorithm in every process.
+        cuda = cuda.with_conv_algorithm_search(ep::cuda::ConvAlgorithmSearch::Default);
+    }
     if let Some(limit) = config
         .gpu_memory_limit
         .and_then(|bytes| usize::try_from(bytes).ok())

@@ -132,6 +132,7 @@ impl Weights {
     }
 
     /// One element, widened to f32.
+    #[cfg(test)]
     pub fn element(&self, tensor: usize, index: u32) -> f32 {
         let dtype = self.tensors[tensor].dtype;
         read_element(self.bytes(tensor), dtype, index as usize)
