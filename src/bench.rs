@@ -368,7 +368,9 @@ async fn judge(pipeline: &Pipeline, sample: &Sample) -> Result<Timings, EngineEr
             Body::Score(body) => Ok(body.timings_ms),
             Body::Loss(_) | Body::Error { .. } => Err(lost("a candidate came back unscored")),
         },
-        Judged::Stored { .. } => Err(lost("answered from a store that is not there")),
+        Judged::Stored { .. } | Judged::Undecided => {
+            Err(lost("answered from a store that is not there"))
+        }
     }
 }
 

@@ -130,6 +130,7 @@ impl Consumer {
 
     /// Leaves the queue, and hands back what was delivered but not begun.
     pub async fn unregister(&mut self) {
+        self.serving.pipeline.leave();
         let left = self.deliveries.cancel().await;
         self.serving
             .vitals
@@ -270,6 +271,7 @@ impl Serving {
                 )
             }
             Judged::Fresh { verdict, key } => (verdict, key),
+            Judged::Undecided => return self.hand_back(delivery).await,
         };
         let parked = match dispose(&verdict, attempt, deadline_ms, &self.retry_delays) {
             Disposition::Climb { rung } => return self.climb(delivery, rung, verdict.err()).await,

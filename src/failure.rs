@@ -35,6 +35,8 @@ pub enum Remedy {
     Answer,
     /// Climb the retry ladder; at its end answer `failed` and park a copy.
     Retry,
+    /// Answer at once and park a copy: somebody has to look at it.
+    Park,
 }
 
 /// A stable error code of the wire.
@@ -149,8 +151,8 @@ impl Code {
             | Self::NonFiniteLoss
             | Self::DeadlineExceeded
             | Self::ScoreTimeout
-            | Self::OutOfMemory
-            | Self::Poisoned => Remedy::Answer,
+            | Self::OutOfMemory => Remedy::Answer,
+            Self::Poisoned => Remedy::Park,
         }
     }
 

@@ -193,6 +193,8 @@ pub struct Vitals {
     pub in_flight: AtomicU64,
     /// Jobs that may be held.
     pub slots: AtomicU64,
+    /// When a beat last got through, unix milliseconds.
+    pub beaten_at_ms: AtomicU64,
 }
 
 impl Vitals {
@@ -419,6 +421,10 @@ impl Pulse {
         match source.store.beat(&beat).await {
             Ok(ownership) => {
                 self.unsent.clear();
+                source
+                    .vitals
+                    .beaten_at_ms
+                    .store(unix_ms(), Ordering::Relaxed);
                 if std::mem::take(&mut self.failing) {
                     tracing::info!("Redis takes heartbeats again");
                 }

@@ -15,6 +15,7 @@ pub mod clock;
 pub mod config;
 pub mod consumer;
 pub mod control;
+pub mod crash;
 pub mod engine;
 pub mod failure;
 pub mod health;

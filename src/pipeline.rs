@@ -1,13 +1,16 @@
-//! The path of a job: check, plan, look up and fetch, decode, measure. The only place that knows
+//! The path of a job: check, plan, look up, mark and fetch, decode, measure. The only place that knows
 //! the order of the stages. It judges; settling is the consumer's.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio_util::sync::CancellationToken;
+
 use crate::candidate;
 use crate::candidate::fetch::{self, Fetched, Fetcher};
 use crate::clock::unix_ms;
 use crate::config::{CandidatesConfig, Config, Provider};
+use crate::crash::{Attempt, Marks, Passage};
 use crate::engine::Evaluation;
 use crate::engine::patch::Patches;
 use crate::engine::thread::EngineHandle;
@@ -18,7 +21,6 @@ use crate::result::{
     Addressee, Answerer, Body, CandidateFacts, Key, LossBody, ResultMessage, ScoreBody, Timings,
     Verdict,
 };
-use crate::store::Store;
 
 /// A judged job.
 #[derive(Debug)]
@@ -37,6 +39,16 @@ pub enum Judged {
         /// What was asked, exactly.
         key: Key,
     },
+    /// The worker leaves before it is known whether the job may be computed: it is handed back.
+    Undecided,
+}
+
+/// What a job met before it could be computed.
+enum Entry {
+    /// It is over.
+    Over(Judged),
+    /// It goes on, with its crash mark where there is a Redis.
+    Open(Option<Attempt>),
 }
 
 impl Judged {
@@ -65,7 +77,8 @@ pub struct Pipeline {
     answerer: Arc<Answerer>,
     provider: Provider,
     device: String,
-    store: Option<Store>,
+    marks: Option<Marks>,
+    leaving: CancellationToken,
 }
 
 /// What runs the model, in words.
@@ -77,7 +90,7 @@ pub fn device_name(config: &Config) -> String {
 }
 
 impl Pipeline {
-    /// Puts the parts together. Without a store nothing is looked up.
+    /// Puts the parts together. Without marks nothing is looked up either.
     ///
     /// # Errors
     /// When the fetcher cannot be made.
@@ -85,7 +98,7 @@ impl Pipeline {
         engine: EngineHandle,
         config: &Config,
         incarnation: &str,
-        store: Option<Store>,
+        marks: Option<Marks>,
     ) -> anyhow::Result<Self> {
         let manifest = &engine.package.manifest;
         let answerer = Answerer {
@@ -104,7 +117,8 @@ impl Pipeline {
             provider: config.engine.execution_provider,
             device: device_name(config),
             engine,
-            store,
+            marks,
+            leaving: CancellationToken::new(),
         })
     }
 
@@ -116,6 +130,11 @@ impl Pipeline {
     /// The engine behind it.
     pub fn engine(&self) -> &EngineHandle {
         &self.engine
+    }
+
+    /// Ends the waits for what became of other workers: their jobs are handed back.
+    pub fn leave(&self) {
+        self.leaving.cancel();
     }
 
     /// Judges a job; `received` is when it was delivered.
@@ -135,11 +154,14 @@ impl Pipeline {
 
     async fn judge_model(&self, job: &Job, addressee: &Addressee, plan: Arc<Plan>) -> Judged {
         let key = Key::new(&self.answerer, addressee, None, &plan.hash);
-        if let Some(message) = self.lookup(&key).await {
-            return Judged::Stored { message, key };
-        }
+        let mut attempt = match self.enter(addressee, &key).await {
+            Entry::Over(judged) => return judged,
+            Entry::Open(attempt) => attempt,
+        };
+        let verdict = self.validate(job, plan, attempt.as_mut()).await;
+        end(attempt, &verdict).await;
         Judged::Fresh {
-            verdict: self.validate(job, plan).await,
+            verdict,
             key: Some(key),
         }
     }
@@ -160,23 +182,29 @@ impl Pipeline {
         let asked = Some((candidate, &sha256));
         let key = Key::new(&self.answerer, addressee, asked, &plan.hash);
         let began = Instant::now();
-        // The look-up is bounded; the fetch is what may take long.
-        let (stored, fetched) =
-            tokio::join!(self.lookup(&key), self.fetcher.fetch(candidate, known));
-        if let Some(message) = stored {
-            return Judged::Stored { message, key };
-        }
+        // The look-up is bounded; the fetch is what may take long, and the wait for news of others.
+        let (entry, fetched) = tokio::join!(
+            self.enter(addressee, &key),
+            self.fetcher.fetch(candidate, known)
+        );
+        let mut attempt = match entry {
+            Entry::Over(judged) => return judged,
+            Entry::Open(attempt) => attempt,
+        };
         let mut timings = Timings {
             fetch: millis(began),
             ..Timings::default()
         };
         let verdict = match fetched {
             Ok(fetched) => {
-                self.score(job, candidate, fetched, plan, &mut timings, received)
+                let asked = (candidate, fetched);
+                let attempt = attempt.as_mut();
+                self.score(job, asked, plan, attempt, &mut timings, received)
                     .await
             }
             Err(failure) => Err(failure),
         };
+        end(attempt, &verdict).await;
         Judged::Fresh {
             verdict,
             key: Some(key),
@@ -220,17 +248,41 @@ impl Pipeline {
         .map(Arc::new)
     }
 
-    async fn lookup(&self, key: &Key) -> Option<Box<ResultMessage>> {
-        let text = self.store.as_ref()?.lookup(&key.0).await?;
-        serde_json::from_str(&text)
-            .map_err(|error| tracing::warn!(%error, key = key.0, "a stored result cannot be read and is ignored"))
-            .ok()
-            .map(Box::new)
+    /// Looks the result up and marks the job; waits where others have marked it.
+    async fn enter(&self, addressee: &Addressee, key: &Key) -> Entry {
+        let Some(marks) = &self.marks else {
+            return Entry::Open(None);
+        };
+        let version = addressee
+            .model_version
+            .unwrap_or(self.answerer.model_version);
+        let name = format!("{}:{version}", addressee.submission_id);
+        match marks.enter(&key.0, name, &self.leaving).await {
+            Passage::Stored(text, attempt) => match serde_json::from_str(&text) {
+                Ok(message) => Entry::Over(Judged::Stored {
+                    message: Box::new(message),
+                    key: key.clone(),
+                }),
+                Err(error) => {
+                    tracing::warn!(%error, key = key.0, "a stored result cannot be read and is ignored");
+                    Entry::Open(Some(attempt))
+                }
+            },
+            Passage::Poisoned(failure) => Entry::Over(Judged::Fresh {
+                verdict: Err(failure),
+                key: Some(key.clone()),
+            }),
+            Passage::HandedBack => Entry::Over(Judged::Undecided),
+            Passage::Free(attempt) => Entry::Open(Some(attempt)),
+        }
     }
 
-    async fn validate(&self, job: &Job, plan: Arc<Plan>) -> Verdict {
+    async fn validate(&self, job: &Job, plan: Arc<Plan>, attempt: Option<&mut Attempt>) -> Verdict {
         let turn = self.engine.turn().await;
         check_deadline(job)?;
+        if let Some(attempt) = attempt {
+            attempt.mark().await?;
+        }
         let losses = turn.validate(Arc::clone(&plan), self.score_timeout).await?;
         Ok(Body::Loss(LossBody {
             loss: crate::score::mean(&losses),
@@ -243,18 +295,32 @@ impl Pipeline {
     async fn score(
         &self,
         job: &Job,
-        candidate: &Candidate,
-        fetched: Fetched,
+        (candidate, fetched): (&Candidate, Fetched),
         plan: Arc<Plan>,
+        attempt: Option<&mut Attempt>,
         timings: &mut Timings,
         received: Instant,
     ) -> Verdict {
-        let began = Instant::now();
+        let mut began = Instant::now();
+        let mut early = None;
+        if let Some(attempt) = attempt.filter(|attempt| attempt.is_suspect()) {
+            early = Some(self.engine.turn().await);
+            timings.queued = millis(began);
+            check_deadline(job)?;
+            attempt.mark().await?;
+            began = Instant::now();
+        }
         let (patches, facts) = self.decode(candidate, fetched).await?;
         timings.decode = millis(began);
-        let began = Instant::now();
-        let turn = self.engine.turn().await;
-        timings.queued = millis(began);
+        let turn = match early {
+            Some(turn) => turn,
+            None => {
+                let began = Instant::now();
+                let turn = self.engine.turn().await;
+                timings.queued = millis(began);
+                turn
+            }
+        };
         check_deadline(job)?;
         let evaluation = turn
             .score(patches, Arc::clone(&plan), self.score_timeout)
@@ -318,6 +384,12 @@ impl Pipeline {
             precision: self.engine.package.manifest.precision.as_str().into(),
             timings_ms,
         }))
+    }
+}
+
+async fn end(attempt: Option<Attempt>, verdict: &Verdict) {
+    if let Some(attempt) = attempt {
+        attempt.end(verdict).await;
     }
 }
 

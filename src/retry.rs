@@ -75,6 +75,7 @@ pub fn dispose(
     };
     match failure.code.remedy() {
         Remedy::Answer => Disposition::Answer,
+        Remedy::Park => Disposition::AnswerAndPark,
         Remedy::Retry => {
             let rung = usize::try_from(attempt.saturating_sub(1)).unwrap_or(usize::MAX);
             match delays.get(rung) {
@@ -160,6 +161,15 @@ mod tests {
                 Disposition::Answer
             );
         }
+    }
+
+    #[test]
+    fn a_poisoned_job_is_answered_and_parked_and_never_tried_again() {
+        let verdict = failed(Code::Poisoned);
+        assert_eq!(
+            dispose(&verdict, 1, None, &DELAYS),
+            Disposition::AnswerAndPark
+        );
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The only place that knows Redis: the atomic beat, stored results, and reading the fleet. Every
+//! The only place that knows Redis: the atomic beat, stored results, crash marks, and reading the fleet. Every
 //! call is bounded in time; Redis being away slows nothing down and stops nothing.
 
 use std::sync::Arc;
@@ -14,10 +14,13 @@ use crate::config::RedisConfig;
 /// One beat, whatever Redis does.
 const BEAT_TIMEOUT: Duration = Duration::from_millis(800);
 /// A look-up may delay a job by this much, never more.
-const LOOKUP_TIMEOUT: Duration = Duration::from_millis(50);
-const STORE_TIMEOUT: Duration = Duration::from_millis(300);
+pub const LOOKUP_TIMEOUT: Duration = Duration::from_millis(50);
+/// A call that delays no computation.
+pub const STORE_TIMEOUT: Duration = Duration::from_millis(300);
 /// After a failure the store is left alone for this long.
 const BREAKER_MS: u64 = 1000;
+/// A mark is forgotten after this.
+const MARK_LIFE: Duration = Duration::from_secs(24 * 3600);
 
 /// What went wrong with Redis.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -52,6 +55,10 @@ impl Keys {
 
     fn result(&self, key: &str) -> String {
         format!("{}:result:{key}", self.prefix)
+    }
+
+    fn crash(&self, job: &str) -> String {
+        format!("{}:crash:{job}", self.prefix)
     }
 }
 
@@ -120,6 +127,104 @@ pub enum Ownership {
     },
 }
 
+/// What a job asks of the store before it computes.
+#[derive(Debug, Clone, Copy)]
+pub struct Claim<'a> {
+    /// Key of its result.
+    pub result: &'a str,
+    /// `SUBMISSION:VERSION`.
+    pub job: &'a str,
+    /// Field of our mark.
+    pub own: &'a str,
+    /// Its value.
+    pub started_ms: u64,
+    /// Marked even beside marks of others.
+    pub anyway: bool,
+    /// How long the job may be delayed.
+    pub limit: Duration,
+}
+
+/// What the store knows of a job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Known {
+    /// Its result. Then there are no marks, and none was written.
+    pub stored: Option<String>,
+    /// Its marks before ours was written.
+    pub marks: Vec<(String, String)>,
+}
+
+/// What became of a bounded call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reply<T> {
+    /// Redis did it.
+    Answer(T),
+    /// Redis was not asked: it failed a moment ago.
+    Skipped,
+    /// Nobody knows whether it was done.
+    Failed,
+}
+
+impl<T> Reply<T> {
+    /// The answer, if there is one.
+    pub fn answer(self) -> Option<T> {
+        match self {
+            Self::Answer(answer) => Some(answer),
+            Self::Skipped | Self::Failed => None,
+        }
+    }
+}
+
+/// What begins the value of a mark whose incarnation was counted dead.
+pub const DEAD: &str = "dead:";
+
+/// Looks a result up and marks the job in one step. Beside marks of others ours waits until it is
+/// known what became of them.
+const CLAIM: &str = r"
+local stored = redis.call('GET', KEYS[1])
+if stored then return {stored, {}} end
+local marks = redis.call('HGETALL', KEYS[2])
+local alone = true
+for i = 1, #marks, 2 do
+  if marks[i] ~= ARGV[1] then alone = false end
+end
+if alone or ARGV[4] == '1' then
+  redis.call('HSET', KEYS[2], ARGV[1], ARGV[2])
+  redis.call('EXPIRE', KEYS[2], ARGV[3])
+end
+return {false, marks}
+";
+
+/// Removes our mark, counted or not, unless a later attempt of ours has written it anew; and the
+/// counted marks of others where the job is answered.
+const RELEASE: &str = r"
+local mark = redis.call('HGET', KEYS[1], ARGV[1])
+if mark == ARGV[2] or mark == 'dead:' .. ARGV[2] then redis.call('HDEL', KEYS[1], ARGV[1]) end
+if ARGV[3] == '1' then
+  local marks = redis.call('HGETALL', KEYS[1])
+  for i = 1, #marks, 2 do
+    if string.sub(marks[i + 1], 1, 5) == 'dead:' then redis.call('HDEL', KEYS[1], marks[i]) end
+  end
+end
+return 1
+";
+
+/// Counts deaths. A mark that is gone is not brought back, and one that is counted stays as it is.
+const COUNT: &str = r"
+for _, field in ipairs(ARGV) do
+  local mark = redis.call('HGET', KEYS[1], field)
+  if mark and string.sub(mark, 1, 5) ~= 'dead:' then redis.call('HSET', KEYS[1], field, 'dead:' .. mark) end
+end
+return 1
+";
+
+/// The part of a heartbeat record that tells whether its incarnation lives.
+#[derive(serde::Deserialize)]
+struct Sign {
+    incarnation: String,
+    seq: u64,
+    state: String,
+}
+
 /// Writes the record, the index and the events in one step, and never over another incarnation's
 /// live record: then everything goes under a name of our own.
 const BEAT: &str = r"
@@ -175,11 +280,7 @@ impl Store {
     /// # Errors
     /// When Redis does not take it in time.
     pub async fn beat(&self, beat: &Beat<'_>) -> Result<Ownership, StoreError> {
-        let own_name = format!(
-            "{}~{}",
-            beat.worker_id,
-            beat.incarnation.chars().take(8).collect::<String>()
-        );
+        let own_name = own_name(beat.worker_id, beat.incarnation);
         let script = Script::new(BEAT);
         let mut call = script.key(self.keys.worker(beat.worker_id));
         call.key(self.keys.worker(&own_name))
@@ -214,22 +315,84 @@ impl Store {
         }
     }
 
-    /// A stored result, if there is one and Redis says so quickly.
-    pub async fn lookup(&self, key: &str) -> Option<String> {
-        if unix_ms() < self.open_again_ms.load(Ordering::Relaxed) {
-            return None;
-        }
+    /// Connects, so that the first job does not wait for it.
+    pub async fn connect(&self) {
         let mut connection = self.connection.clone();
-        let get = connection.get::<_, Option<String>>(self.keys.result(key));
-        self.guarded(tokio::time::timeout(LOOKUP_TIMEOUT, get).await)
-            .flatten()
+        let ping = async move { redis::cmd("PING").exec_async(&mut connection).await };
+        if self.bounded(BEAT_TIMEOUT, ping).await.answer().is_none() {
+            tracing::debug!("no Redis yet");
+        }
+    }
+
+    /// Looks up a result and marks its job.
+    pub async fn claim(&self, claim: &Claim<'_>) -> Reply<Known> {
+        let script = Script::new(CLAIM);
+        let mut call = script.key(self.keys.result(claim.result));
+        call.key(self.keys.crash(claim.job))
+            .arg(claim.own)
+            .arg(claim.started_ms)
+            .arg(MARK_LIFE.as_secs())
+            .arg(u8::from(claim.anyway));
+        let mut connection = self.connection.clone();
+        let claimed = async move {
+            let (stored, marks) = call.invoke_async(&mut connection).await?;
+            Ok(Known { stored, marks })
+        };
+        self.bounded(claim.limit, claimed).await
+    }
+
+    /// Removes a mark of ours, and with `counted` those that count as deaths.
+    pub async fn release(&self, job: &str, own: &str, started_ms: u64, counted: bool) -> Reply<()> {
+        let script = Script::new(RELEASE);
+        let mut call = script.key(self.keys.crash(job));
+        call.arg(own).arg(started_ms).arg(u8::from(counted));
+        let mut connection = self.connection.clone();
+        let released = async move { call.invoke_async::<()>(&mut connection).await };
+        self.bounded(STORE_TIMEOUT, released).await
+    }
+
+    /// Counts the incarnations behind these marks as dead, however often it is called.
+    pub async fn count_deaths(&self, job: &str, fields: &[String]) -> Reply<()> {
+        let script = Script::new(COUNT);
+        let mut call = script.key(self.keys.crash(job));
+        call.arg(fields);
+        let mut connection = self.connection.clone();
+        let counted = async move { call.invoke_async::<()>(&mut connection).await };
+        self.bounded(STORE_TIMEOUT, counted).await
+    }
+
+    /// The `seq` in the record of each `WORKER_ID/INCARNATION`; none where that incarnation has no
+    /// record, or one that says `stopped`.
+    pub async fn last_seqs(&self, fields: &[String]) -> Reply<Vec<Option<u64>>> {
+        let owners: Vec<(&str, &str)> = fields
+            .iter()
+            .map(|field| field.rsplit_once('/').unwrap_or((field, "")))
+            .collect();
+        // A name that another live worker holds is no reason to believe its former holder dead.
+        let keys = owners.iter().flat_map(|(id, incarnation)| {
+            let own_name = own_name(id, incarnation);
+            [self.keys.worker(id), self.keys.worker(&own_name)]
+        });
+        let keys: Vec<String> = keys.collect();
+        let mut connection = self.connection.clone();
+        let read = async move { connection.mget::<_, Vec<Option<String>>>(keys).await };
+        let records = match self.bounded(STORE_TIMEOUT, read).await {
+            Reply::Answer(records) => records,
+            Reply::Skipped => return Reply::Skipped,
+            Reply::Failed => return Reply::Failed,
+        };
+        let seqs = owners.iter().zip(records.chunks(2));
+        let seqs = seqs.map(|((_, incarnation), records)| {
+            let signs = records.iter().flatten();
+            let mut signs = signs.filter_map(|text| serde_json::from_str::<Sign>(text).ok());
+            let sign = signs.find(|s| s.incarnation == *incarnation && s.state != "stopped");
+            sign.map(|sign| sign.seq)
+        });
+        Reply::Answer(seqs.collect())
     }
 
     /// Stores a result unless there is one already, which then is the one to publish.
     pub async fn keep(&self, key: &str, result: &str, ttl: Duration) -> Option<String> {
-        if unix_ms() < self.open_again_ms.load(Ordering::Relaxed) {
-            return None;
-        }
         let mut connection = self.connection.clone();
         let mut set = redis::cmd("SET");
         set.arg(self.keys.result(key))
@@ -238,25 +401,34 @@ impl Store {
             .arg("GET")
             .arg("EX")
             .arg(ttl.as_secs().max(1));
-        let set = set.query_async::<Option<String>>(&mut connection);
-        self.guarded(tokio::time::timeout(STORE_TIMEOUT, set).await)
-            .flatten()
+        let set = async move { set.query_async::<Option<String>>(&mut connection).await };
+        self.bounded(STORE_TIMEOUT, set).await.answer().flatten()
     }
 
-    fn guarded<T>(
+    async fn bounded<T>(
         &self,
-        outcome: Result<redis::RedisResult<T>, tokio::time::error::Elapsed>,
-    ) -> Option<T> {
-        let error = match outcome {
-            Ok(Ok(value)) => return Some(value),
+        limit: Duration,
+        call: impl Future<Output = redis::RedisResult<T>>,
+    ) -> Reply<T> {
+        if unix_ms() < self.open_again_ms.load(Ordering::Relaxed) {
+            return Reply::Skipped;
+        }
+        let error = match tokio::time::timeout(limit, call).await {
+            Ok(Ok(value)) => return Reply::Answer(value),
             Ok(Err(e)) => e.to_string(),
             Err(_) => "no answer in time".into(),
         };
-        tracing::debug!(%error, "stored results are left alone for a moment");
+        tracing::debug!(%error, "stored results and crash marks are left alone for a moment");
         self.open_again_ms
             .store(unix_ms() + BREAKER_MS, Ordering::Relaxed);
-        None
+        Reply::Failed
     }
+}
+
+/// Where a worker reports while another holds its name.
+fn own_name(worker_id: &str, incarnation: &str) -> String {
+    let short: String = incarnation.chars().take(8).collect();
+    format!("{worker_id}~{short}")
 }
 
 /// The models that have workers, and the records of those alive, by Redis' own clock.

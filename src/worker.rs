@@ -18,6 +18,7 @@ use crate::clock::unix_ms;
 use crate::config::{Config, host_name};
 use crate::consumer::{Consumer, Ended, Serving};
 use crate::control::Command;
+use crate::crash::Marks;
 use crate::engine::thread::EngineHandle;
 use crate::engine::{EngineError, Warm};
 use crate::heartbeat::{EngineFacts, Heartbeat, Identity, ModelFacts, NameClaim, Source, Vitals};
@@ -59,6 +60,7 @@ struct Worker {
     vitals: Arc<Vitals>,
     topology: Arc<Topology>,
     store: Store,
+    marks: Marks,
     links: watch::Receiver<Option<Arc<Link>>>,
     requests: mpsc::Receiver<Request>,
     claim: watch::Receiver<NameClaim>,
@@ -152,6 +154,7 @@ pub async fn run(
     let (mut worker, heartbeat, linking) = Worker::start(config, dir, &name, requests, inbox)?;
     let stop = worker.live().await;
     linking.abort();
+    worker.marks.settle().await;
     worker.close_link().await;
     match stop {
         Stop::Drained | Stop::CutShort => {
@@ -244,8 +247,11 @@ impl Worker {
             requests,
         };
         let linking = tokio::spawn(keeper.keep());
+        let store = Store::new(&config.redis, name)?;
+        let incarnation = &identity.incarnation;
         let worker = Self {
-            store: Store::new(&config.redis, name)?,
+            marks: Marks::new(store.clone(), &config, incarnation, Arc::clone(&vitals)),
+            store,
             claim: heartbeat.claim.clone(),
             dir,
             incarnation: identity.incarnation,
@@ -503,8 +509,8 @@ impl Worker {
     }
 
     fn serving(&self, engine: EngineHandle, link: Arc<Link>) -> Result<Arc<Serving>, Leaving> {
-        let store = Some(self.store.clone());
-        let pipeline = Pipeline::new(engine, &self.config, &self.incarnation, store);
+        let marks = Some(self.marks.clone());
+        let pipeline = Pipeline::new(engine, &self.config, &self.incarnation, marks);
         let pipeline = pipeline.map_err(|error| {
             self.vitals.error("model_load_failed", &error.to_string());
             Leaving::degraded(Detail::ModelLoadFailed, Step::Again)

@@ -24,6 +24,7 @@ mod heartbeat;
 mod identity;
 mod mismatches;
 mod outages;
+mod poison;
 mod provider;
 mod readme;
 mod refusals;

@@ -1,0 +1,428 @@
+//! Jobs that kill their workers: counted by marks in Redis, answered `poisoned` after two deaths.
+//! What was merely at hand when a worker died, froze or left is scored all the same.
+
+use std::collections::HashMap;
+use std::io::Write as _;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use base64::Engine as _;
+use nix::sys::signal::Signal;
+use redis::Commands as _;
+use serde_json::{Value, json};
+
+use crate::support::aggregator::Aggregator;
+use crate::support::broker::Rabbit;
+use crate::support::jobs::{Encoding, honest, honest_job};
+use crate::support::package::{Package, VERSION};
+use crate::support::redis_server::Redis;
+use crate::support::stack::Stack;
+use crate::support::wait::{SOON, eventually, secs, throughout};
+use crate::support::worker::{Settings, Worker};
+
+/// Matrices of this size keep one thread busy for some ten seconds a window, in half a gigabyte.
+const LONG: f32 = 8_000.0;
+
+/// A start, and the wait for news of whoever died.
+const START_AND_WAIT: Duration = secs(80);
+
+/// A job that sets the size of the hazardous node; see `tests/model/README.md`.
+fn job(submission_id: &str, size: f32) -> Value {
+    let mut packed = (size - 1.0).to_le_bytes().to_vec();
+    packed.extend(0_i32.to_le_bytes());
+    let mut zlib = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::fast());
+    zlib.write_all(&packed).expect("a Vec takes every write");
+    let base64 = base64::engine::general_purpose::STANDARD;
+    let data = base64.encode(zlib.finish().expect("a Vec takes every write"));
+    let candidate = json!({"size.weight": {"shape": [1], "k": 1, "data": data}});
+    json!({
+        "v": 1, "kind": "score", "submission_id": submission_id, "model_version": VERSION,
+        "candidate": {
+            "format": "binary_v2", "semantics": "param_diff", "data": base64.encode(candidate.to_string()),
+        },
+    })
+}
+
+/// Deaths are known after at most three lives of a record.
+fn quick(settings: Settings) -> Settings {
+    settings
+        .set("heartbeat.ttl", "1s")
+        .set("heartbeat.interval", "200ms")
+}
+
+fn on(package: &Package) -> impl Fn(Settings) -> Settings + '_ {
+    |settings| quick(settings).set("model.dir", package.path().display())
+}
+
+/// The marks of a job by worker id; an incarnation more or less makes no difference here.
+fn marks(stack: &Stack, submission_id: &str) -> HashMap<String, String> {
+    let key = stack.key(&format!("crash:{submission_id}:{VERSION}"));
+    let marks: HashMap<String, String> = stack
+        .redis
+        .connection()
+        .hgetall(key)
+        .expect("a hash of marks");
+    let id = |field: String| {
+        field
+            .split_once('/')
+            .expect("WORKER_ID/INCARNATION")
+            .0
+            .to_owned()
+    };
+    marks
+        .into_iter()
+        .map(|(field, value)| (id(field), value))
+        .collect()
+}
+
+fn holds(stack: &Stack, submission_id: &str, worker: &str) -> bool {
+    marks(stack, submission_id)
+        .get(worker)
+        .is_some_and(|value| value.parse::<u64>().is_ok())
+}
+
+/// Waits until a worker computes the job that nobody else computes at that time.
+fn computing(stack: &Stack, worker: &Worker, id: &str, submission_id: &str) {
+    eventually(SOON, &format!("{id} marks {submission_id}"), || {
+        holds(stack, submission_id, id)
+    });
+    worker.heartbeat_when(SOON, "it computes", |r| {
+        r["progress"]["busy_ms"].as_u64() > Some(0)
+    });
+}
+
+fn expect_poisoned(aggregator: &Aggregator, submission_id: &str, victims: &[&str]) {
+    let message = aggregator.result(submission_id);
+    let result = message.json();
+    assert_eq!(result["status"], "failed", "{result}");
+    let error = &result["error"];
+    assert_eq!(error["code"], "poisoned", "{result}");
+    assert_eq!(error["retryable"], false, "{result}");
+    assert_eq!(
+        error["detail"],
+        json!({"deaths": victims.len(), "workers": victims}),
+        "{result}"
+    );
+    let parked = aggregator.take_parked();
+    assert_eq!(parked.headers["x-error-code"], "poisoned");
+    assert_eq!(parked.headers["x-worker-id"], result["worker_id"]);
+    let sent = Encoding::MessagePack.encode(&job(submission_id, LONG));
+    assert!(
+        parked.body == sent,
+        "the parked copy is the job as it was sent"
+    );
+}
+
+#[test]
+fn a_job_that_kills_two_workers_is_answered_and_parked_and_its_neighbours_are_scored() {
+    let stack = Stack::shared();
+    let package = Package::hazard();
+    let first = stack.worker_with("w1", on(&package));
+    first.ready();
+    let aggregator = stack.aggregator();
+    aggregator.collect_results();
+    aggregator.submit(&job("killer", LONG));
+    computing(&stack, &first, "w1", "killer");
+    // They wait behind it for the device, and die with both workers.
+    let innocents = ["innocent-0", "innocent-1", "innocent-2"];
+    for id in innocents {
+        aggregator.submit(&job(id, 2.0));
+        eventually(SOON, "w1 holds it too", || holds(&stack, id, "w1"));
+    }
+    first.kill();
+
+    let second = stack.worker_with("w2", on(&package));
+    // Suspects compute one at a time; those before the killer are answered.
+    eventually(START_AND_WAIT, "w2 computes it", || {
+        holds(&stack, "killer", "w2")
+    });
+    let mark = &marks(&stack, "killer")["w1"];
+    assert!(
+        mark.starts_with("dead:"),
+        "the first death is counted: {mark}"
+    );
+    for id in innocents {
+        assert!(
+            !holds(&stack, id, "w2"),
+            "{id} waits for the device, unmarked"
+        );
+    }
+    second.kill();
+
+    let third = stack.worker_with("w3", on(&package));
+    expect_poisoned(&aggregator, "killer", &["w1", "w2"]);
+    for id in innocents {
+        let result = aggregator.result(id).json();
+        assert_eq!(result["status"], "scored", "{result}");
+    }
+    for id in innocents {
+        assert_eq!(marks(&stack, id), HashMap::new(), "{id} is answered");
+    }
+    // Whoever sends it again gets the same answer, at no risk.
+    let before = third.next_heartbeat()["progress"]["counter"].clone();
+    aggregator.submit(&job("killer", LONG));
+    let again = aggregator.nth_result("killer", 2);
+    assert_eq!(again.json()["error"]["code"], "poisoned");
+    assert_eq!(third.next_heartbeat()["progress"]["counter"], before);
+    assert_eq!(again.message_id, aggregator.result("killer").message_id);
+    third.drain();
+    aggregator.expect_empty(&stack.jobs_queue());
+}
+
+#[test]
+fn one_death_is_forgiven_and_others_are_scored_during_the_wait() {
+    let stack = Stack::shared();
+    let package = Package::hazard();
+    let slow = |settings: Settings| on(&package)(settings).set("heartbeat.ttl", "3s");
+    let victim = stack.worker_with("victim", slow);
+    victim.ready();
+    let aggregator = stack.aggregator();
+    aggregator.collect_results();
+    // 3,000 takes about a second a window.
+    aggregator.submit(&job("unlucky", 3_000.0));
+    computing(&stack, &victim, "victim", "unlucky");
+    let heir = stack.worker_with("heir", slow);
+    heir.ready();
+    victim.kill();
+    let died = Instant::now();
+    eventually(SOON, "the heir holds it", || {
+        heir.next_heartbeat()["jobs"]["in_flight"] == 1
+    });
+    aggregator.submit(&job("meanwhile", 2.0));
+    assert_eq!(aggregator.result("meanwhile").json()["status"], "scored");
+    assert!(died.elapsed() < secs(6), "it had to wait for the other one");
+    assert_eq!(
+        marks(&stack, "unlucky").into_keys().collect::<Vec<_>>(),
+        ["victim"],
+        "what waits is not marked"
+    );
+    let result = aggregator.result("unlucky").json();
+    assert!(
+        died.elapsed() >= secs(6),
+        "computed after {:?}, before the victim could be known to be dead",
+        died.elapsed()
+    );
+    assert_eq!(
+        (&result["status"], &result["worker_id"]),
+        (&json!("scored"), &json!("heir"))
+    );
+    assert_eq!(stack.keys("crash:*"), Vec::<String>::new());
+    heir.drain();
+    aggregator.expect_empty(&stack.jobs_queue());
+}
+
+#[test]
+fn a_frozen_worker_that_comes_back_takes_its_death_back() {
+    let stack = Stack::shared();
+    let package = Package::hazard();
+    let settings = |settings: Settings| on(&package)(settings).set("amqp.heartbeat", "2s");
+    let frozen = stack.worker_with("frozen", settings);
+    frozen.ready();
+    let aggregator = stack.aggregator();
+    aggregator.collect_results();
+    aggregator.submit(&job("innocent", LONG));
+    computing(&stack, &frozen, "frozen", "innocent");
+    frozen.signal(Signal::SIGSTOP);
+    let second = stack.worker_with("second", settings);
+    eventually(START_AND_WAIT, "the second computes it", || {
+        holds(&stack, "innocent", "second")
+    });
+    let mark = marks(&stack, "innocent")["frozen"].clone();
+    assert!(mark.starts_with("dead:"), "counted: {mark}");
+
+    frozen.signal(Signal::SIGCONT);
+    eventually(SOON, "it removes its mark", || {
+        !marks(&stack, "innocent").contains_key("frozen")
+    });
+    frozen.kill();
+    second.kill();
+    let third = stack.worker_with("third", settings);
+    eventually(
+        START_AND_WAIT,
+        "the third computes it: one worker died, not two",
+        || holds(&stack, "innocent", "third"),
+    );
+    assert_eq!(aggregator.copies("innocent").len(), 0);
+    assert_eq!(marks(&stack, "innocent").len(), 2);
+    third.kill();
+}
+
+#[test]
+fn somebody_alive_is_waited_for_until_the_next_beat_and_is_no_death() {
+    let stack = Stack::shared();
+    let aggregator = stack.aggregator();
+    let other = stack.worker_with("other", quick);
+    let incarnation = other.ready()["incarnation"].clone();
+    let incarnation = incarnation.as_str().expect("an incarnation");
+    // It goes on beating, and takes no jobs.
+    let pause = json!({"v": 1, "command": "pause"}).to_string();
+    aggregator.control("worker.other", pause.as_bytes(), Encoding::Json);
+    other.state("degraded", "paused");
+    let worker = stack.worker_with("w1", quick);
+    worker.ready();
+    aggregator.collect_results();
+    let key = stack.key(&format!("crash:shared:{VERSION}"));
+    let mut redis = stack.redis.connection();
+    let _: () = redis
+        .hset(&key, format!("other/{incarnation}"), "1700000000000")
+        .expect("a mark");
+    aggregator.submit(&honest().job("shared"));
+    assert_eq!(aggregator.result("shared").json()["status"], "scored");
+    assert_eq!(
+        marks(&stack, "shared"),
+        HashMap::from([("other".to_owned(), "1700000000000".to_owned())]),
+        "only its owner removes a mark that is not counted"
+    );
+
+    // Without an end to the wait a drain hands the job back at once.
+    let _: () = redis
+        .hset(
+            stack.key(&format!("crash:waiting:{VERSION}")),
+            "ghost/gone",
+            "1700000000000",
+        )
+        .expect("a mark");
+    let patient = stack.worker_with("patient", |s| s.set("heartbeat.ttl", "30s"));
+    worker.drain();
+    patient.ready();
+    aggregator.submit(&honest_job("waiting", "waiting"));
+    patient.heartbeat_when(SOON, "it holds the job", |r| r["jobs"]["in_flight"] == 1);
+    patient.terminate();
+    assert_eq!(
+        patient.exit_code(secs(5)),
+        0,
+        "a drain does not wait for the dead"
+    );
+    eventually(secs(5), "the job is back", || {
+        aggregator
+            .depth(&stack.jobs_queue())
+            .is_some_and(|(waiting, _)| waiting == 1)
+    });
+    assert_eq!(marks(&stack, "waiting").len(), 1);
+}
+
+#[test]
+fn marks_go_with_answers_hand_backs_and_drains() {
+    let stack = Stack::shared();
+    let package = Package::hazard();
+    let worker = stack.worker_with("w1", |s| {
+        on(&package)(s)
+            .set("worker.drain_timeout", "0s")
+            .set("amqp.retry_delays", "[]")
+            .set("candidates.allow", "[\"http://127.0.0.1\"]")
+            .set("candidates.allow_private", true)
+    });
+    worker.ready();
+    let aggregator = stack.aggregator();
+    aggregator.collect_results();
+    let validate = json!({"v": 1, "kind": "validate", "submission_id": "check"});
+    aggregator.submit(&validate);
+    assert_eq!(aggregator.result("check").json()["status"], "scored");
+    assert_eq!(stack.keys("crash:*"), Vec::<String>::new(), "answered");
+    // Not fetched, so it climbs the ladder.
+    let mut missing = job("missing", 2.0);
+    missing["candidate"] = json!({
+        "format": "binary_v2", "semantics": "param_diff", "url": "http://127.0.0.1:9/missing",
+        "sha256": "0".repeat(64), "size": 10,
+    });
+    aggregator.submit(&missing);
+    aggregator.submit(&job("malformed", f32::NAN));
+    assert_eq!(aggregator.result("malformed").json()["status"], "rejected");
+    aggregator.result("missing");
+    assert_eq!(stack.keys("crash:*"), Vec::<String>::new(), "refused");
+
+    aggregator.submit(&job("long", LONG));
+    computing(&stack, &worker, "w1", "long");
+    for id in ["behind-0", "behind-1"] {
+        aggregator.submit(&job(id, 2.0));
+        eventually(SOON, "marked", || holds(&stack, id, "w1"));
+    }
+    worker.terminate();
+    assert_eq!(
+        worker.exit_code(secs(30)),
+        75,
+        "a computation was cut short"
+    );
+    assert_eq!(stack.keys("crash:*"), Vec::<String>::new(), "handed back");
+    assert_eq!(
+        aggregator
+            .depth(&stack.jobs_queue())
+            .map(|(waiting, _)| waiting),
+        Some(3)
+    );
+}
+
+#[test]
+fn without_redis_jobs_are_scored_unmarked_and_marks_left_behind_are_removed_later() {
+    let stack = Stack::on(Rabbit::shared(), Arc::new(Redis::started()));
+    let package = Package::hazard();
+    let worker = stack.worker_with("w1", on(&package));
+    worker.ready();
+    let aggregator = stack.aggregator();
+    aggregator.collect_results();
+    aggregator.submit(&job("marked", 3_000.0));
+    computing(&stack, &worker, "w1", "marked");
+    stack.redis.freeze();
+    assert_eq!(aggregator.result("marked").json()["status"], "scored");
+    for n in 0..3 {
+        let id = format!("frozen-{n}");
+        aggregator.submit(&job(&id, 2.0));
+        assert_eq!(aggregator.result(&id).json()["status"], "scored");
+    }
+    stack.redis.thaw();
+    eventually(SOON, "the marks are removed", || {
+        stack.keys("crash:*").is_empty()
+    });
+    stack.redis.kill();
+    aggregator.submit(&job("killed", 2.0));
+    assert_eq!(aggregator.result("killed").json()["status"], "scored");
+    worker.drain();
+}
+
+#[test]
+fn a_killer_takes_two_of_a_fleet() {
+    const FLEET: usize = 8;
+    let stack = Stack::shared();
+    let package = Package::hazard();
+    let names: Vec<String> = (0..FLEET).map(|n| format!("w{n}")).collect();
+    let mut fleet: HashMap<&str, Worker> = names
+        .iter()
+        .map(|id| (id.as_str(), stack.worker_with(id, on(&package))))
+        .collect();
+    for worker in fleet.values() {
+        worker.ready();
+    }
+    let aggregator = stack.aggregator();
+    aggregator.collect_results();
+    aggregator.submit(&job("killer", LONG));
+    let mut victims = Vec::new();
+    // Whoever computes it dies at once; the broker has another deliver it within milliseconds.
+    while aggregator.copies("killer").is_empty() {
+        let marks = marks(&stack, "killer");
+        let computing = marks
+            .iter()
+            .find(|(id, value)| !value.starts_with("dead:") && fleet.contains_key(id.as_str()));
+        if let Some((id, _)) = computing
+            && let Some(worker) = fleet.remove(id.as_str())
+        {
+            worker.kill();
+            victims.push(id.clone());
+        }
+        assert!(victims.len() <= 2, "it took {victims:?}");
+    }
+    victims.sort();
+    let victims: Vec<&str> = victims.iter().map(String::as_str).collect();
+    expect_poisoned(&aggregator, "killer", &victims);
+    assert_eq!(fleet.len(), FLEET - 2);
+    throughout(secs(2), "the others live on", || {
+        fleet
+            .values()
+            .all(|worker| worker.heartbeat()["state"] == "ready")
+    });
+    let ttl: i64 = stack
+        .redis
+        .connection()
+        .ttl(stack.key(&format!("crash:killer:{VERSION}")))
+        .expect("the marks of a poisoned job stay");
+    assert!((86_000..=86_400).contains(&ttl), "for a day: {ttl}");
+}
