@@ -1,12 +1,10 @@
 //! Candidates that make the model itself run away: out of memory is an answer and the worker goes on;
 //! a run that cannot be ended is the end of the process, and the last record says why.
 
-use std::io::Write as _;
+use serde_json::json;
 
-use base64::Engine as _;
-use serde_json::{Value, json};
-
-use crate::support::package::{Package, VERSION};
+use crate::support::jobs::hazard_job as job;
+use crate::support::package::Package;
 use crate::support::stack::Stack;
 use crate::support::wait::{SOON, secs};
 
@@ -14,23 +12,6 @@ use crate::support::wait::{SOON, secs};
 const ENDLESS: f32 = 16_000.0;
 /// Matrices of this size need 400 terabytes.
 const TOO_LARGE: f32 = 10_000_000.0;
-
-/// A job that sets the size of the hazardous node, which the package has at 1.
-fn job(submission_id: &str, size: f32) -> Value {
-    let mut packed = (size - 1.0).to_le_bytes().to_vec();
-    packed.extend(0_i32.to_le_bytes());
-    let mut zlib = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::fast());
-    zlib.write_all(&packed).expect("a Vec takes every write");
-    let base64 = base64::engine::general_purpose::STANDARD;
-    let data = base64.encode(zlib.finish().expect("a Vec takes every write"));
-    let candidate = json!({"size.weight": {"shape": [1], "k": 1, "data": data}});
-    json!({
-        "v": 1, "kind": "score", "submission_id": submission_id, "model_version": VERSION,
-        "candidate": {
-            "format": "binary_v2", "semantics": "param_diff", "data": base64.encode(candidate.to_string()),
-        },
-    })
-}
 
 #[test]
 fn a_candidate_that_needs_too_much_memory_is_answered_and_leaves_no_trace() {
@@ -113,11 +94,40 @@ fn a_run_that_cannot_be_ended_is_noticed_although_its_job_was_given_up() {
     let aggregator = stack.aggregator();
     let before = worker.next_heartbeat()["progress"]["counter"].clone();
     aggregator.submit(&job("endless", ENDLESS));
-    worker.heartbeat_when(SOON, "it computes", |r| {
-        r["progress"]["busy_ms"].as_u64() > Some(2_000) && r["progress"]["counter"] == before
+    // Beyond the gigabyte of the node before, which fills the matrix: after that one it could be ended.
+    worker.heartbeat_when(secs(60), "it multiplies", |r| {
+        r["memory"]["rss_bytes"].as_u64() > Some(1_200_000_000)
+            && r["progress"]["counter"] == before
     });
     // Without its queue the job cannot be answered any more: the computation is abandoned.
     aggregator.delete(&stack.jobs_queue());
     assert_eq!(worker.exit_code(secs(40)), 70, "{}", worker.log());
     assert_eq!(worker.heartbeat()["state_detail"], "stuck");
+}
+
+#[test]
+fn a_run_that_makes_no_progress_is_ended_and_the_worker_proves_itself_anew() {
+    let stack = Stack::shared();
+    let package = Package::hazard();
+    let worker = stack.worker_on("w1", &package.path());
+    worker.ready();
+    let aggregator = stack.aggregator();
+    aggregator.collect_results();
+    // A loop without an end. It is noticed after 10 s without progress.
+    aggregator.submit(&job("stalled", -1e12));
+    let waits: Vec<String> = (0..3).map(|n| format!("behind-{n}")).collect();
+    for id in &waits {
+        aggregator.submit(&job(id, 2.0));
+    }
+    worker.state("degraded", "stuck");
+    let result = aggregator.result("stalled").json();
+    assert_eq!(result["error"]["code"], "score_timeout", "{result}");
+    let said = result["error"]["message"].as_str().expect("a message");
+    assert!(said.contains("no progress"), "{said}");
+    worker.ready();
+    aggregator.all_results(&waits, secs(30));
+    let states = stack.states("w1");
+    let end: Vec<&str> = states.iter().rev().take(3).map(String::as_str).collect();
+    assert!(end.starts_with(&["ready", "warming"]), "{states:?}");
+    worker.drain();
 }
