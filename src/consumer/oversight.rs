@@ -8,6 +8,8 @@ use super::{Ended, Serving};
 
 /// How often the broker is asked.
 const LOOK: Duration = Duration::from_secs(3);
+/// The same, while jobs are being shared.
+const SOON: Duration = Duration::from_millis(500);
 /// How long it may take to answer. With [`LOOK`] this is how long a link that died silently goes
 /// unnoticed.
 const ANSWER: Duration = Duration::from_secs(5);
@@ -17,10 +19,10 @@ const LONG_WAIT: Duration = Duration::from_secs(3);
 /// Resolves when the broker has no consumer of ours any more, or does not answer.
 pub(super) async fn oversee(serving: &Serving) -> Ended {
     let queue = serving.topology.jobs_queue();
-    let mut starved = false;
+    let (mut starved, mut pause) = (false, LOOK);
     loop {
         let before = serving.delivered.load(Ordering::Relaxed);
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(pause).await;
         let depth = tokio::time::timeout(ANSWER, serving.link.depth(&queue)).await;
         let (waiting, consumers) = match depth {
             Ok(Ok(Some(depth))) => depth,
@@ -51,23 +53,23 @@ pub(super) async fn oversee(serving: &Serving) -> Ended {
             return Ended::ConsumerLost;
         }
         starved = starves;
-        if waiting == 0 && consumers > 1 {
-            share(serving).await;
-        }
+        let shared = waiting == 0 && consumers > 1 && share(serving).await;
+        pause = if shared { SOON } else { LOOK };
     }
 }
 
-/// Sends back what has waited here for long, as far as other workers have nothing to do.
-async fn share(serving: &Serving) {
+/// Sends back what has waited here for long, as far as other workers have nothing to do: one job
+/// for each of them, since with more the broker would give every other one back to us. True = some
+/// were.
+async fn share(serving: &Serving) -> bool {
     let line = serving.pipeline.waiting();
     if line.waited(LONG_WAIT) == 0 {
-        return;
+        return false;
     }
     let Some(idle) = serving.store.idle_workers().await.answer() else {
-        return;
+        return false;
     };
-    // Each of them may hold as many as we may.
-    let sent_back = line.send_back(LONG_WAIT, idle * usize::from(serving.prefetch));
+    let sent_back = line.send_back(LONG_WAIT, idle);
     if sent_back > 0 {
         tracing::info!(
             sent_back,
@@ -75,4 +77,5 @@ async fn share(serving: &Serving) {
             "jobs that waited here for long go to idle workers"
         );
     }
+    sent_back > 0
 }

@@ -119,15 +119,21 @@ fn a_run_that_makes_no_progress_is_ended_and_the_worker_proves_itself_anew() {
     for id in &waits {
         aggregator.submit(&job(id, 2.0));
     }
-    worker.state("degraded", "stuck");
     let result = aggregator.result("stalled").json();
     assert_eq!(result["error"]["code"], "score_timeout", "{result}");
     let said = result["error"]["message"].as_str().expect("a message");
     assert!(said.contains("no progress"), "{said}");
     worker.ready();
     aggregator.all_results(&waits, secs(30));
-    let states = stack.states("w1");
-    let end: Vec<&str> = states.iter().rev().take(3).map(String::as_str).collect();
-    assert!(end.starts_with(&["ready", "warming"]), "{states:?}");
+    let events = stack.events("w1");
+    let details: Vec<&str> = events.iter().map(|e| e["detail"].as_str()).collect();
+    let expected = [
+        "serving",
+        "stuck",
+        "loading_model",
+        "startup_baseline",
+        "serving",
+    ];
+    assert!(details.ends_with(&expected), "{details:?}");
     worker.drain();
 }
