@@ -559,8 +559,9 @@ impl Worker {
                 request = self.requests.recv(), if leaving.state != State::Draining => {
                     if let Some(asked) = heed(request, &mut self.paused) {
                         self.lifecycle.advance(asked.state, asked.detail);
-                        // A pause does not make a re-warm forgotten that was asked for before it.
+                        // What is asked meanwhile does not make forgotten what was due.
                         let then = match (leaving.then, asked.then) {
+                            (Step::Reload, Step::Again | Step::Rewarm) => Step::Reload,
                             (Step::Rewarm, Step::Again) => Step::Rewarm,
                             (_, then) => then,
                         };
