@@ -9,7 +9,7 @@ use scorer::retry::{Disposition, dispose};
 
 use crate::moves::Next;
 use crate::world::{
-    Answer, Broken, Bug, Item, Job, Message, Place, RETURNS_BEFORE_REPUBLISH, Record, Stage,
+    Answer, Broken, Bug, Item, Job, Message, Place, RETURNS_BEFORE_REPUBLISH, Record, Stage, Then,
 };
 
 const LADDER: [Duration; 1] = [Duration::from_secs(5)];
@@ -72,20 +72,25 @@ impl Next<'_> {
         self.settle(index, &Ok(body));
     }
 
+    /// `Turn::within` ends a run without progress; then `Ended::Stalled`.
+    pub(crate) fn stall(&mut self, index: usize, by: usize) {
+        let ended = Failure::new(Code::ScoreTimeout, "no progress");
+        self.settle(index, &Err(ended));
+        self.asked(by, State::Degraded, Then::Reload);
+    }
+
     /// `Serving::settle`, until the first message is written.
     fn settle(&mut self, index: usize, verdict: &Verdict) {
         let attempt = self.world.items[index].attempt;
         let code = verdict.as_ref().err().map(|failure| failure.code);
-        let poisoned = code == Some(Code::Poisoned);
-        if poisoned && self.rules.has(Bug::NackOnPoison) {
+        if code == Some(Code::Poisoned) && self.rules.has(Bug::NackOnPoison) {
             return self.nack(index);
         }
         let message = match dispose(verdict, attempt.into(), None, &LADDER) {
             Disposition::Climb { .. } => Message::Climb,
             disposition @ (Disposition::Answer | Disposition::AnswerAndPark) => Message::Result {
                 answer: self.first_of_its_key(index, code),
-                // The contract parks what is poisoned, whichever part of the code sees to it.
-                then_park: disposition == Disposition::AnswerAndPark || poisoned,
+                then_park: disposition == Disposition::AnswerAndPark,
             },
         };
         self.set(index, Stage::Written(message));
@@ -95,6 +100,7 @@ impl Next<'_> {
     fn first_of_its_key(&mut self, index: usize, code: Option<Code>) -> Answer {
         match code.filter(|code| !code.proven_by_candidate()) {
             Some(Code::Poisoned) => Answer::Poisoned,
+            Some(Code::ScoreTimeout) => Answer::TimedOut,
             Some(_) => Answer::Failed,
             None if self.rules.has(Bug::ResultNotStoredFirst) => Answer::Unstored,
             None => {
@@ -121,6 +127,7 @@ impl Next<'_> {
                 Answer::Stored => record.published = true,
                 Answer::Unstored => record.others_published += 1,
                 Answer::Failed => record.failed = true,
+                Answer::TimedOut => record.timed_out = true,
                 Answer::Poisoned => record.poisoned = true,
             },
             Message::Parked => record.parked = true,

@@ -99,7 +99,7 @@ fn three_disturbances_of_one_job_lose_nothing() {
 #[test]
 fn a_job_that_climbs_the_ladder_is_answered_and_parked() {
     let alone = scenario(FLAKY, 1, 2);
-    let impossible = [Kind::Kill, Kind::Score];
+    let impossible = [Kind::Kill, Kind::Score, Kind::Stall];
     println!("{}", holds(alone, &impossible));
     println!("{}", holds(with_free_nacks(alone), &impossible));
     let beside_another = scenario(ORDINARY_AND_FLAKY, 1, 2);

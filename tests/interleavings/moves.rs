@@ -147,8 +147,17 @@ impl<'a> Moves<'a> {
                 self.push(what(kind), |n| n.ack(index, true));
             }
         }
-        if !matches!(self.world.workers[by].phase, Phase::Leaving(_)) {
-            return;
+        match (self.world.workers[by].phase, stage) {
+            (Phase::Serving, Stage::Waiting) => {
+                self.push(what(Kind::SendBack), |n| n.hand_back(index));
+                return;
+            }
+            (Phase::Serving, Stage::Computing) => {
+                self.push(what(Kind::Stall), |n| n.stall(index, by));
+                return;
+            }
+            (Phase::Serving | Phase::Idle, _) => return,
+            (Phase::Leaving(_), _) => {}
         }
         // The drain's deadline may come at any moment.
         match stage {
@@ -285,7 +294,7 @@ impl Next<'_> {
             self.break_if(published > 1, Broken::CopiesDiffer);
             if self.world.items.iter().all(|item| item.job != *job) {
                 let failed = record.failed || record.poisoned;
-                let answered = failed || published > 0;
+                let answered = failed || record.timed_out || published > 0;
                 self.break_if(!answered && !record.parked, Broken::JobLost);
                 self.break_if(!answered, Broken::Unanswered);
                 // A score that came after all needs no parked copy.

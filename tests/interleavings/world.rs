@@ -27,6 +27,8 @@ pub(crate) enum Answer {
     /// Computed and not stored: no two are alike.
     Unstored,
     Failed,
+    /// `score_timeout`: answered at once and not parked.
+    TimedOut,
     Poisoned,
 }
 
@@ -105,6 +107,7 @@ pub(crate) struct Record {
     pub(crate) published: bool,
     pub(crate) others_published: u8,
     pub(crate) failed: bool,
+    pub(crate) timed_out: bool,
     pub(crate) poisoned: bool,
     /// In the dead queue.
     pub(crate) parked: bool,
@@ -266,6 +269,10 @@ pub(crate) enum Kind {
     CutOff,
     /// An audit finds the engine changed, or the engine is lost.
     Distrust,
+    /// A run makes no progress: it is ended, and its job answered.
+    Stall,
+    /// A job has waited long, and another worker has nothing to do.
+    SendBack,
     Pause,
     Rewarm,
     /// The last: tests count.
