@@ -162,8 +162,9 @@ impl Consumer {
 
     /// Leaves the queue, and hands back what was delivered but not begun.
     pub async fn unregister(&mut self) {
-        self.serving.pipeline.leave();
         let left = self.deliveries.cancel().await;
+        // Not before: what is handed back while we have a consumer comes back to us, and is counted again.
+        self.serving.pipeline.leave();
         self.serving
             .vitals
             .consuming

@@ -20,6 +20,7 @@ mod drain;
 mod fetching;
 mod gating;
 mod gpu_check;
+mod hand_backs;
 mod hazards;
 mod heartbeat;
 mod identity;
