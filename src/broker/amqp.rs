@@ -628,11 +628,14 @@ async fn send(
 
 /// While the broker holds publishes back (it is short of memory or disk), and says so, the time
 /// does not run: giving the link up would return every job, again and again, until they are parked.
-async fn in_time<T>(confirm: impl Future<Output = T>, blocked: &AtomicBool) -> Option<T> {
+async fn in_time<T>(
+    confirm: impl Future<Output = T>,
+    blocked: &AtomicBool,
+    limit: Duration,
+) -> Option<T> {
     tokio::pin!(confirm);
     loop {
-        let confirmed = tokio::time::timeout(CONFIRM_TIMEOUT, &mut confirm).await;
-        match confirmed {
+        match tokio::time::timeout(limit, &mut confirm).await {
             Ok(confirmed) => return Some(confirmed),
             Err(_) if blocked.load(Ordering::Relaxed) => {}
             Err(_) => return None,
@@ -646,7 +649,7 @@ async fn settle(
     blocked: Arc<AtomicBool>,
     reply: oneshot::Sender<Result<(), PublishError>>,
 ) -> bool {
-    let (outcome, healthy) = match in_time(confirm, &blocked).await {
+    let (outcome, healthy) = match in_time(confirm, &blocked, CONFIRM_TIMEOUT).await {
         Some(Ok(Confirmation::Ack(None))) => (Ok(()), true),
         Some(Ok(Confirmation::Ack(Some(returned)))) => {
             let why = format!("returned as unroutable: {}", returned.reply_text);
@@ -739,6 +742,19 @@ mod tests {
             assert!(matches!(failed, BrokerError::Failed(_)), "{failed}");
             assert_eq!(tolerate("q", Err(failed.clone())), Err(failed));
         }
+    }
+
+    #[tokio::test]
+    async fn the_time_of_a_confirm_does_not_run_while_the_broker_holds_back() {
+        let limit = Duration::from_millis(10);
+        let blocked = AtomicBool::new(true);
+        let late = async {
+            tokio::time::sleep(limit * 10).await;
+            blocked.store(false, Ordering::Relaxed);
+        };
+        assert_eq!(in_time(late, &blocked, limit).await, Some(()));
+        let never = std::future::pending::<()>();
+        assert_eq!(in_time(never, &blocked, limit).await, None);
     }
 
     #[tokio::test]
