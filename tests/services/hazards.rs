@@ -1,12 +1,10 @@
 //! Candidates that make the model itself run away: out of memory is an answer and the worker goes on;
 //! a run that cannot be ended is the end of the process, and the last record says why.
 
-use std::io::Write as _;
+use serde_json::json;
 
-use base64::Engine as _;
-use serde_json::{Value, json};
-
-use crate::support::package::{Package, VERSION};
+use crate::support::jobs::hazard_job as job;
+use crate::support::package::Package;
 use crate::support::stack::Stack;
 use crate::support::wait::{SOON, secs};
 
@@ -14,23 +12,6 @@ use crate::support::wait::{SOON, secs};
 const ENDLESS: f32 = 16_000.0;
 /// Matrices of this size need 400 terabytes.
 const TOO_LARGE: f32 = 10_000_000.0;
-
-/// A job that sets the size of the hazardous node, which the package has at 1.
-fn job(submission_id: &str, size: f32) -> Value {
-    let mut packed = (size - 1.0).to_le_bytes().to_vec();
-    packed.extend(0_i32.to_le_bytes());
-    let mut zlib = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::fast());
-    zlib.write_all(&packed).expect("a Vec takes every write");
-    let base64 = base64::engine::general_purpose::STANDARD;
-    let data = base64.encode(zlib.finish().expect("a Vec takes every write"));
-    let candidate = json!({"size.weight": {"shape": [1], "k": 1, "data": data}});
-    json!({
-        "v": 1, "kind": "score", "submission_id": submission_id, "model_version": VERSION,
-        "candidate": {
-            "format": "binary_v2", "semantics": "param_diff", "data": base64.encode(candidate.to_string()),
-        },
-    })
-}
 
 #[test]
 fn a_candidate_that_needs_too_much_memory_is_answered_and_leaves_no_trace() {

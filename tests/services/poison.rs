@@ -2,18 +2,16 @@
 //! What was merely at hand when a worker died, froze or left is scored all the same.
 
 use std::collections::HashMap;
-use std::io::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use base64::Engine as _;
 use nix::sys::signal::Signal;
 use redis::Commands as _;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::support::aggregator::Aggregator;
 use crate::support::broker::Rabbit;
-use crate::support::jobs::{Encoding, honest, honest_job};
+use crate::support::jobs::{Encoding, hazard_job as job, honest, honest_job};
 use crate::support::package::{Package, VERSION};
 use crate::support::redis_server::Redis;
 use crate::support::stack::Stack;
@@ -25,23 +23,6 @@ const LONG: f32 = 8_000.0;
 
 /// A start, and the wait for news of whoever died.
 const START_AND_WAIT: Duration = secs(80);
-
-/// A job that sets the size of the hazardous node; see `tests/model/README.md`.
-fn job(submission_id: &str, size: f32) -> Value {
-    let mut packed = (size - 1.0).to_le_bytes().to_vec();
-    packed.extend(0_i32.to_le_bytes());
-    let mut zlib = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::fast());
-    zlib.write_all(&packed).expect("a Vec takes every write");
-    let base64 = base64::engine::general_purpose::STANDARD;
-    let data = base64.encode(zlib.finish().expect("a Vec takes every write"));
-    let candidate = json!({"size.weight": {"shape": [1], "k": 1, "data": data}});
-    json!({
-        "v": 1, "kind": "score", "submission_id": submission_id, "model_version": VERSION,
-        "candidate": {
-            "format": "binary_v2", "semantics": "param_diff", "data": base64.encode(candidate.to_string()),
-        },
-    })
-}
 
 /// Deaths are known after at most three lives of a record.
 fn quick(settings: Settings) -> Settings {

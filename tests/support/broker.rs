@@ -136,26 +136,32 @@ impl Rabbit {
     pub(crate) fn list(&self, command: &str, columns: &[&str]) -> Vec<Value> {
         // Right after a start the node may refuse for a moment, so an error is asked again.
         eventually_some(secs(30), &format!("rabbitmqctl {command}"), || {
-            let mut ctl = Command::new(installed("rabbitmqctl"));
-            ctl.args(["-n", &self.name, "-q", command])
-                .args(columns)
-                .args(["--formatter", "json"]);
-            let output = self
-                .environment(&mut ctl)
-                .stdin(Stdio::null())
-                .output()
-                .expect("rabbitmqctl runs");
-            let rows = serde_json::from_slice(&output.stdout)
-                .ok()
-                .filter(|_| output.status.success());
-            if rows.is_none() {
-                eprintln!(
-                    "rabbitmqctl {command}: {}",
-                    String::from_utf8_lossy(&output.stderr).trim()
-                );
-            }
-            rows
+            let arguments: Vec<&str> = [&[command], columns].concat();
+            self.control(&arguments)?.as_array().cloned()
         })
+    }
+
+    /// What `rabbitmqctl` answers, as JSON; none if it fails.
+    pub(crate) fn control(&self, arguments: &[&str]) -> Option<Value> {
+        let mut ctl = Command::new(installed("rabbitmqctl"));
+        ctl.args(["-n", &self.name, "-q"])
+            .args(arguments)
+            .args(["--formatter", "json"]);
+        let output = self
+            .environment(&mut ctl)
+            .stdin(Stdio::null())
+            .output()
+            .expect("rabbitmqctl runs");
+        let answer = serde_json::from_slice(&output.stdout)
+            .ok()
+            .filter(|_| output.status.success());
+        if answer.is_none() {
+            eprintln!(
+                "rabbitmqctl {arguments:?}: {}",
+                String::from_utf8_lossy(&output.stderr).trim()
+            );
+        }
+        answer
     }
 
     fn quiet<'a>(&self, command: &'a mut Command) -> &'a mut Command {

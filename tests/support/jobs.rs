@@ -1,5 +1,6 @@
 //! Jobs as an aggregator writes them: the committed cases, and the bodies made from them.
 
+use std::io::Write as _;
 use std::sync::OnceLock;
 
 use base64::Engine as _;
@@ -219,4 +220,27 @@ pub(crate) fn honest_job(submission_id: &str, nonce: &str) -> Value {
     let mut job = honest().job(submission_id);
     job["validation"] = json!({"nonce": nonce});
     job
+}
+
+/// A candidate that sets the size of the hazard model's large node, which the package has at 1; see
+/// `tests/model/README.md`.
+pub(crate) fn hazard_candidate(size: f32) -> Vec<u8> {
+    let mut packed = (size - 1.0).to_le_bytes().to_vec();
+    packed.extend(0_i32.to_le_bytes());
+    let mut zlib = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::fast());
+    zlib.write_all(&packed).expect("a Vec takes every write");
+    let data = BASE64.encode(zlib.finish().expect("a Vec takes every write"));
+    let candidate = json!({"size.weight": {"shape": [1], "k": 1, "data": data}});
+    candidate.to_string().into_bytes()
+}
+
+/// The job that submits it.
+pub(crate) fn hazard_job(submission_id: &str, size: f32) -> Value {
+    json!({
+        "v": 1, "kind": "score", "submission_id": submission_id, "model_version": VERSION,
+        "candidate": {
+            "format": "binary_v2", "semantics": "param_diff",
+            "data": BASE64.encode(hazard_candidate(size)),
+        },
+    })
 }

@@ -1,7 +1,7 @@
 //! The real binary as a child process.
 
 use std::io::{BufRead as _, BufReader, Read};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -120,7 +120,7 @@ impl Worker {
         let pid = self.pid();
         let mut last = None;
         let probe = || {
-            let ended = self.process().ended();
+            let ended = self.ended();
             assert!(
                 ended.is_none(),
                 "{} ended ({ended:?}) while the test waited for: {what}",
@@ -157,6 +157,11 @@ impl Worker {
         self.heartbeat_when(SOON, "two more beats", |r| {
             r["seq"].as_u64() > Some(seen + 1)
         })
+    }
+
+    /// How the process ended, if it has.
+    pub(crate) fn ended(&self) -> Option<ExitStatus> {
+        self.process().ended()
     }
 
     pub(crate) fn signal(&self, signal: Signal) {
