@@ -34,3 +34,21 @@ wait_until() {
 
 group_is_gone() { ! kill -0 -- "-$1" 2>/dev/null; }
 process_is_gone() { ! kill -0 "$1" 2>/dev/null; }
+
+can_be_root() { ((EUID == 0)) || command -v sudo >/dev/null; }
+
+as_root() {
+  if ((EUID == 0)); then "$@"; else sudo "$@"; fi
+}
+
+debian_install() {
+  command -v apt-get >/dev/null ||
+    die "missing on this machine: $*; there is no apt-get here, so install the equivalents by hand and run again."
+  can_be_root || die "missing Debian packages: $*; as root, run 'apt-get install $*', then run again."
+  say "${0##*/}: installing Debian packages: $*"
+  as_root apt-get -qq -o DPkg::Lock::Timeout=120 update >&2 ||
+    die "apt-get could not refresh its package lists: check the network and the lines above."
+  as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=120 \
+    install --no-install-recommends --yes "$@" >&2 ||
+    die "apt-get could not install $*: see the lines above."
+}
