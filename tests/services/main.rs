@@ -12,6 +12,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod cluster;
 mod commands;
 mod control;
 mod crash;

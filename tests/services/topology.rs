@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use crate::support::broker::Rabbit;
 use crate::support::jobs::honest;
 use crate::support::package::MODEL;
 use crate::support::stack::Stack;
@@ -18,6 +19,18 @@ fn arguments(row: &Value) -> Value {
         Some((parts.first()?.as_str()?.to_owned(), parts.last()?.clone()))
     };
     Value::Object(entries.iter().filter_map(pair).collect())
+}
+
+#[test]
+fn the_broker_is_of_the_version_that_was_asked_for() {
+    let rabbit = Rabbit::shared();
+    let status = eventually_some(SOON, "the broker's status", || rabbit.control(&["status"]));
+    let version = status["rabbitmq_version"].as_str().expect("a version");
+    let asked = std::env::var("TEST_RABBITMQ").unwrap_or_default();
+    assert!(
+        version.starts_with(&asked),
+        "{version} instead of {asked}: did the variable get through?"
+    );
 }
 
 #[test]

@@ -1,6 +1,9 @@
-//! A private RabbitMQ node: ports, data, cookie and port mapper of its own.
+//! A private RabbitMQ node: ports, data, cookie and port mapper of its own. It is the installed RabbitMQ, or one that
+//! `ops/brokers` fetched: `TEST_RABBITMQ=4.3` names it, for the whole run.
 
-use std::path::PathBuf;
+use std::io::Write as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -14,21 +17,44 @@ use super::wait::{eventually, eventually_some, secs};
 /// A node may take this long on a machine that is busy compiling.
 const NODE_START: Duration = secs(90);
 
+/// Where a fetched RabbitMQ sees the node's folder.
+const INSIDE: &str = "/srv";
+
+/// Enters a fetched Debian. The mounts are in a name space that `unshare` made, and end with the last process in it.
+const ENTER: &str = r#"
+root=$1
+mount --rbind /dev "$root/dev"
+mount -t proc proc "$root/proc"
+mount --bind "$2" "$root/srv"
+shift 2
+exec chroot "$root" "$@"
+"#;
+
 /// A RabbitMQ node that can be stopped, killed, restarted on its data, and frozen.
 pub(crate) struct Rabbit {
     name: String,
     port: u16,
     dist_port: u16,
-    epmd_port: u16,
+    mapper: Arc<Mapper>,
     /// Before the folder: the node goes first, then what it writes to.
-    running: Mutex<Option<Processes>>,
+    running: Mutex<Option<Group>>,
     home: Folder,
 }
 
-/// The port mapper is ours as well: the daemon that Erlang starts by itself would outlive us.
-struct Processes {
-    node: Group,
-    _epmd: Group,
+/// Erlang's port mapper is ours as well: the daemon that Erlang starts by itself would outlive us. It holds nothing that
+/// a node's death would spoil, so it lives on through the deaths of the nodes that share it.
+pub(crate) struct Mapper {
+    port: u16,
+    running: OnceLock<Group>,
+}
+
+impl Mapper {
+    pub(crate) fn new() -> Self {
+        Self {
+            port: free_port(),
+            running: OnceLock::new(),
+        }
+    }
 }
 
 impl Rabbit {
@@ -40,26 +66,43 @@ impl Rabbit {
 
     /// Ports and a folder without a node on them yet.
     pub(crate) fn stopped() -> Self {
+        let cookie = uuid::Uuid::new_v4().simple().to_string();
+        Self::with(Arc::new(Mapper::new()), &cookie)
+    }
+
+    /// The same; nodes of one cluster share a port mapper and a cookie.
+    pub(crate) fn with(mapper: Arc<Mapper>, cookie: &str) -> Self {
         let port = free_port();
         let node = Self {
             name: format!("scorer{port}@localhost"),
             port,
             dist_port: free_port(),
-            epmd_port: free_port(),
+            mapper,
             home: Folder::new("rabbit"),
             running: Mutex::new(None),
         };
-        let config = format!(
-            "listeners.tcp.1 = 127.0.0.1:{port}\ndisk_free_limit.absolute = 50MB\nlog.file.level = warning\n"
-        );
-        for (file, content) in [
-            ("rabbitmq.conf", config.as_str()),
-            ("plugins", "[].\n"),
-            ("env.conf", ""),
-        ] {
+        let cookie_file = std::fs::OpenOptions::new()
+            .create_new(true)
+            .write(true)
+            .mode(0o400)
+            .open(node.home.join(".erlang.cookie"));
+        let written = cookie_file.and_then(|mut file| file.write_all(cookie.as_bytes()));
+        written.expect("a cookie in the node's folder");
+        for (file, content) in [("plugins", "[].\n"), ("env.conf", "")] {
             std::fs::write(node.home.join(file), content).expect("a file in the node's folder");
         }
+        node.configure("");
         node
+    }
+
+    /// Adds lines to the configuration, for the next start.
+    pub(crate) fn configure(&self, more: &str) {
+        let config = format!(
+            "listeners.tcp.1 = 127.0.0.1:{}\ndisk_free_limit.absolute = 50MB\nlog.file.level = warning\n{more}",
+            self.port
+        );
+        std::fs::write(self.home.join("rabbitmq.conf"), config)
+            .expect("a file in the node's folder");
     }
 
     /// A node of one's own.
@@ -72,17 +115,31 @@ impl Rabbit {
     /// Starts, or starts again on the same data and ports.
     #[track_caller]
     pub(crate) fn start(&self) {
+        self.launch();
+        self.await_start();
+    }
+
+    /// Starts without waiting: nodes of one cluster wait for each other.
+    #[track_caller]
+    pub(crate) fn launch(&self) {
         // The node is a grandchild: after a kill it may hold its ports a moment longer than its parent lives.
-        let ports = [self.port, self.dist_port, self.epmd_port];
+        let ports = [self.port, self.dist_port];
         eventually(secs(10), "the node's ports are free", || {
             !ports.into_iter().any(listening)
         });
-        let epmd = Group::spawn(self.quiet(&mut Command::new(program(&["epmd"]))));
-        eventually(secs(10), "epmd listens", || listening(self.epmd_port));
-        let node = Group::spawn(self.quiet(&mut Command::new(installed("rabbitmq-server"))));
-        *self.running() = Some(Processes { node, _epmd: epmd });
+        self.mapper
+            .running
+            .get_or_init(|| Group::spawn(self.quiet(&mut self.command("epmd"))));
+        eventually(secs(10), "epmd listens", || listening(self.mapper.port));
+        let node = Group::spawn(self.quiet(&mut self.command("rabbitmq-server")));
+        *self.running() = Some(node);
+    }
+
+    /// Waits until a node that was launched accepts connections.
+    #[track_caller]
+    pub(crate) fn await_start(&self) {
         eventually(NODE_START, "rabbitmq-server accepts connections", || {
-            let ended = self.running().as_mut().and_then(|p| p.node.ended());
+            let ended = self.running().as_mut().and_then(Group::ended);
             assert!(
                 ended.is_none(),
                 "rabbitmq-server ended ({ended:?}):\n{}",
@@ -96,7 +153,7 @@ impl Rabbit {
     #[track_caller]
     pub(crate) fn stop(&self) {
         self.signal(Signal::SIGTERM);
-        let gone = self.running().as_mut().and_then(|p| p.node.wait(secs(60)));
+        let gone = self.running().as_mut().and_then(|node| node.wait(secs(60)));
         assert!(
             gone.is_some(),
             "rabbitmq-server did not stop:\n{}",
@@ -143,15 +200,11 @@ impl Rabbit {
 
     /// What `rabbitmqctl` answers, as JSON; none if it fails.
     pub(crate) fn control(&self, arguments: &[&str]) -> Option<Value> {
-        let mut ctl = Command::new(installed("rabbitmqctl"));
+        let mut ctl = self.command("rabbitmqctl");
         ctl.args(["-n", &self.name, "-q"])
             .args(arguments)
             .args(["--formatter", "json"]);
-        let output = self
-            .environment(&mut ctl)
-            .stdin(Stdio::null())
-            .output()
-            .expect("rabbitmqctl runs");
+        let output = ctl.stdin(Stdio::null()).output().expect("rabbitmqctl runs");
         let answer = serde_json::from_slice(&output.stdout)
             .ok()
             .filter(|_| output.status.success());
@@ -164,6 +217,16 @@ impl Rabbit {
         answer
     }
 
+    /// Whether it was started and neither stopped nor killed since.
+    pub(crate) fn is_running(&self) -> bool {
+        self.running().is_some()
+    }
+
+    /// The name that the nodes of a cluster know each other by.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
     fn quiet<'a>(&self, command: &'a mut Command) -> &'a mut Command {
         let log = std::fs::OpenOptions::new()
             .create(true)
@@ -171,40 +234,55 @@ impl Rabbit {
             .open(self.home.join("console.log"));
         let log = log.expect("a log file");
         let copy = log.try_clone().expect("a second handle");
-        self.environment(command)
-            .stdin(Stdio::null())
-            .stdout(log)
-            .stderr(copy)
+        command.stdin(Stdio::null()).stdout(log).stderr(copy)
     }
 
-    fn environment<'a>(&self, command: &'a mut Command) -> &'a mut Command {
+    /// A program of this RabbitMQ, told where everything of this node is.
+    #[track_caller]
+    fn command(&self, name: &str) -> Command {
+        let mut command;
+        let home;
+        if let Some(root) = fetched() {
+            command = Command::new(program(&["unshare"]));
+            command
+                .args(["--mount", "sh", "-ec", ENTER, "sh"])
+                .arg(root)
+                .arg(self.home.path())
+                .arg(debian_path(name))
+                .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
+            home = PathBuf::from(INSIDE);
+        } else {
+            command = Command::new(installed(name));
+            home = self.home.path().to_owned();
+        }
         let inherited = std::env::vars_os().map(|(key, _)| key);
         for key in inherited.filter(|k| k.to_string_lossy().starts_with("RABBITMQ_")) {
             command.env_remove(key);
         }
         command
-            .env("HOME", self.home.path())
-            .env("ERL_EPMD_PORT", self.epmd_port.to_string())
+            .env("HOME", &home)
+            .env("ERL_EPMD_PORT", self.mapper.port.to_string())
             .env("ERL_EPMD_ADDRESS", "127.0.0.1")
             .env("RABBITMQ_NODENAME", &self.name)
             .env("RABBITMQ_NODE_IP_ADDRESS", "127.0.0.1")
             .env("RABBITMQ_NODE_PORT", self.port.to_string())
             .env("RABBITMQ_DIST_PORT", self.dist_port.to_string())
-            .env("RABBITMQ_MNESIA_BASE", self.home.join("data"))
-            .env("RABBITMQ_LOG_BASE", self.home.join("log"))
-            .env("RABBITMQ_PID_FILE", self.home.join("pid"))
-            .env("RABBITMQ_CONF_ENV_FILE", self.home.join("env.conf"))
-            .env("RABBITMQ_CONFIG_FILE", self.home.join("rabbitmq.conf"))
+            .env("RABBITMQ_MNESIA_BASE", home.join("data"))
+            .env("RABBITMQ_LOG_BASE", home.join("log"))
+            .env("RABBITMQ_PID_FILE", home.join("pid"))
+            .env("RABBITMQ_CONF_ENV_FILE", home.join("env.conf"))
+            .env("RABBITMQ_CONFIG_FILE", home.join("rabbitmq.conf"))
             .env(
                 "RABBITMQ_ADVANCED_CONFIG_FILE",
-                self.home.join("advanced.config"),
+                home.join("advanced.config"),
             )
-            .env("RABBITMQ_ENABLED_PLUGINS_FILE", self.home.join("plugins"))
+            .env("RABBITMQ_ENABLED_PLUGINS_FILE", home.join("plugins"))
             // Idle schedulers must not spin: the tests share two cores with the node.
             .env(
                 "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS",
                 "+sbwt none +sbwtdcpu none +sbwtdio none",
-            )
+            );
+        command
     }
 
     fn last_words(&self) -> String {
@@ -217,19 +295,51 @@ impl Rabbit {
         self.running()
             .as_ref()
             .expect("a running node")
-            .node
             .signal(signal);
     }
 
-    fn running(&self) -> std::sync::MutexGuard<'_, Option<Processes>> {
+    fn running(&self) -> std::sync::MutexGuard<'_, Option<Group>> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Debian's commands on the path change to the `rabbitmq` user first; these are the ones behind them.
+/// The Debian that `TEST_RABBITMQ` names, if it names one.
+#[track_caller]
+fn fetched() -> Option<&'static Path> {
+    static FETCHED: OnceLock<Option<PathBuf>> = OnceLock::new();
+    let found = FETCHED.get_or_init(|| {
+        let version = std::env::var("TEST_RABBITMQ").ok().filter(|v| !v.is_empty())?;
+        // As ops/lib.sh has it.
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let target = std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into());
+        let folder = root.join(target).join("brokers").join(&version);
+        let server = folder.join(debian_path("rabbitmq-server").trim_start_matches('/'));
+        assert!(
+            server.is_file(),
+            "TEST_RABBITMQ: there is no {}: run 'ops/brokers fetch {version}'",
+            folder.display()
+        );
+        assert!(
+            std::fs::metadata("/proc/self").is_ok_and(|me| me.uid() == 0),
+            "TEST_RABBITMQ: another version is run by chroot, and only root can: run the tests as root"
+        );
+        Some(folder)
+    });
+    found.as_deref()
+}
+
+/// Where Debian has a command. Those on the path change to the `rabbitmq` user first; these are the ones behind them.
+fn debian_path(name: &str) -> String {
+    if name == "epmd" {
+        "/usr/bin/epmd".to_owned()
+    } else {
+        format!("/usr/lib/rabbitmq/bin/{name}")
+    }
+}
+
 #[track_caller]
 fn installed(name: &str) -> PathBuf {
-    let debian = PathBuf::from("/usr/lib/rabbitmq/bin").join(name);
+    let debian = PathBuf::from(debian_path(name));
     if debian.is_file() {
         debian
     } else {

@@ -7,6 +7,7 @@
 
 pub(crate) mod aggregator;
 pub(crate) mod broker;
+pub(crate) mod cluster;
 pub(crate) mod declare;
 pub(crate) mod http;
 pub(crate) mod jobs;

@@ -1,0 +1,97 @@
+//! RabbitMQ nodes on the loopback that form one cluster.
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use super::broker::{Mapper, Rabbit};
+use super::wait::{eventually, eventually_some, secs};
+
+/// Nodes that know each other. Each can be stopped, killed, frozen and started again by itself.
+pub(crate) struct Cluster {
+    nodes: Vec<Arc<Rabbit>>,
+}
+
+impl Cluster {
+    /// Starts this many nodes and waits until they are one cluster. A quorum queue has a replica on up to three.
+    #[track_caller]
+    pub(crate) fn started(size: usize) -> Self {
+        let mapper = Arc::new(Mapper::new());
+        let cookie = uuid::Uuid::new_v4().simple().to_string();
+        let nodes: Vec<Arc<Rabbit>> = (0..size)
+            .map(|_| Arc::new(Rabbit::with(Arc::clone(&mapper), &cookie)))
+            .collect();
+        let mut peers = format!(
+            "cluster_formation.peer_discovery_backend = classic_config\n\
+             cluster_formation.target_cluster_size_hint = {size}\n"
+        );
+        for (n, node) in nodes.iter().enumerate() {
+            let name = node.name();
+            writeln!(
+                peers,
+                "cluster_formation.classic_config.nodes.{} = {name}",
+                n + 1
+            )
+            .expect("a String takes every write");
+        }
+        for node in &nodes {
+            node.configure(&peers);
+            node.launch();
+        }
+        let cluster = Self { nodes };
+        for node in &cluster.nodes {
+            node.await_start();
+        }
+        cluster.await_running(size);
+        cluster
+    }
+
+    /// The nodes, in the order of their indices.
+    pub(crate) fn nodes(&self) -> &[Arc<Rabbit>] {
+        &self.nodes
+    }
+
+    /// Waits until this many nodes are running, in the eyes of each of them.
+    #[track_caller]
+    pub(crate) fn await_running(&self, count: usize) {
+        eventually(secs(60), &format!("{count} nodes are one cluster"), || {
+            let views = self.running().map(|node| {
+                let status = node.control(&["cluster_status"])?;
+                Some(status["running_nodes"].as_array()?.len())
+            });
+            let views: Vec<Option<usize>> = views.collect();
+            views.len() == count && views.iter().all(|seen| *seen == Some(count))
+        });
+    }
+
+    /// Waits until a quorum queue has a leader on a running node; the node's index.
+    #[track_caller]
+    pub(crate) fn leader(&self, queue: &str) -> usize {
+        eventually_some(secs(60), &format!("{queue} has a leader"), || {
+            let asked = self.running().next().expect("a running node");
+            let rows = asked.control(&["list_queues", "name", "leader"])?;
+            let row = rows.as_array()?.iter().find(|row| row["name"] == queue)?;
+            self.nodes
+                .iter()
+                .position(|node| row["leader"] == node.name() && node.is_running())
+        })
+    }
+
+    /// Waits until a quorum queue has its replicas on this many nodes that are up.
+    #[track_caller]
+    pub(crate) fn await_online(&self, queue: &str, count: usize) {
+        eventually(secs(60), &format!("{queue} is on {count} nodes"), || {
+            let asked = self.running().next().expect("a running node");
+            let rows = asked.control(&["list_queues", "name", "online"]);
+            let rows = rows.as_ref().and_then(Value::as_array);
+            let row = rows.and_then(|rows| rows.iter().find(|row| row["name"] == queue));
+            row.and_then(|row| row["online"].as_array())
+                .is_some_and(|online| online.len() == count)
+        });
+    }
+
+    fn running(&self) -> impl Iterator<Item = &Arc<Rabbit>> {
+        self.nodes.iter().filter(|node| node.is_running())
+    }
+}
