@@ -168,6 +168,15 @@ pub fn main() -> ! {
     leave(exit)
 }
 
+/// Ends the process of a drain that takes too long.
+fn leave_overdue(cut_short: bool) {
+    leave(if cut_short {
+        Exit::CutShort
+    } else {
+        Exit::Internal
+    })
+}
+
 /// Ends the process without the destructors that returning from `main` would run: those of ONNX
 /// Runtime's library free what the engine's thread, which nothing can stop in the middle of a
 /// load, still uses. A drain during a load was a segmentation fault before this.
@@ -275,7 +284,7 @@ async fn worker(config: Config) -> Outcome {
             _ = int.recv() => tracing::info!("SIGINT: draining"),
         }
     };
-    let stop = crate::worker::run(config, shutdown)
+    let stop = crate::worker::run(config, shutdown, leave_overdue)
         .await
         .map_err(|e| Fault::new(Exit::Usage, e))?;
     match stop {

@@ -1,9 +1,11 @@
 //! Taking jobs while the worker is ready, and the one place that settles them: publish, wait for
 //! the confirm, then acknowledge. Nothing is acknowledged without a result or a parked copy.
 
+mod oversight;
+
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
@@ -12,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::broker::amqp::{Deliveries, Delivery, Link};
 use crate::broker::topology::Topology;
-use crate::broker::{Outgoing, Properties, PublishError};
+use crate::broker::{BrokerError, Outgoing, Properties, PublishError};
 use crate::failure::{Code, Failure, Status};
 use crate::heartbeat::Vitals;
 use crate::job::{self, Encoding, Kind, Undecodable};
@@ -30,11 +32,15 @@ const RETURNS_BEFORE_REPUBLISH: u64 = 10;
 const MOST_IN_HEADER: usize = 1000;
 
 /// What abandoned jobs get to hand themselves back.
-const HAND_BACK: Duration = Duration::from_secs(2);
+pub const HAND_BACK: Duration = Duration::from_millis(500);
 
 /// Why no more jobs can be taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ended {
+    /// The jobs that were taken one at a time are settled: more may be held again.
+    Cleared,
+    /// A run makes no progress; it is being ended.
+    Stalled,
     /// The broker no longer has our consumer, or a job could not be settled on its channel.
     ConsumerLost,
     /// A connection is gone.
@@ -50,6 +56,8 @@ pub struct Consumer {
     serving: Arc<Serving>,
     deliveries: Deliveries,
     jobs: JoinSet<()>,
+    /// Settled, of those that are taken one at a time.
+    cleared: u16,
 }
 
 /// Everything a job needs to be judged and settled.
@@ -69,6 +77,12 @@ pub struct Serving {
     pub results_ttl: Duration,
     /// Unacknowledged jobs held.
     pub prefetch: u16,
+    /// The last link, or the last consumer, was lost. Should it have been for a message that nobody
+    /// can take, then those delivered beside it would be lost, and counted by the broker, again and
+    /// again: so as many jobs as are held otherwise are taken one at a time first.
+    pub cautious: bool,
+    /// Jobs that came.
+    pub delivered: AtomicU64,
     /// Rungs of the retry ladder.
     pub retry_delays: Vec<Duration>,
     /// Jobs that have not begun to compute are handed back when this is cancelled.
@@ -81,15 +95,24 @@ impl Consumer {
     /// # Errors
     /// What is lost.
     pub async fn register(serving: Arc<Serving>) -> Result<Self, Ended> {
-        let queue = serving.topology.jobs_queue();
-        let tag = &serving.pipeline.answerer().worker_id;
-        match serving.link.consume(&queue, tag, serving.prefetch).await {
+        serving.pipeline.waiting().open();
+        let prefetch = if serving.cautious {
+            1
+        } else {
+            serving.prefetch
+        };
+        match serving.consume(prefetch).await {
             Ok(deliveries) => {
+                serving
+                    .vitals
+                    .slots
+                    .store(prefetch.into(), Ordering::Relaxed);
                 serving.vitals.consuming.store(true, Ordering::Relaxed);
                 Ok(Self {
                     serving,
                     deliveries,
                     jobs: JoinSet::new(),
+                    cleared: 0,
                 })
             }
             Err(error) => {
@@ -104,26 +127,35 @@ impl Consumer {
     /// own before the next await.
     pub async fn take(&mut self) -> Ended {
         let serving = &self.serving;
+        let oversight = oversight::oversee(serving);
+        tokio::pin!(oversight);
         loop {
             tokio::select! {
                 biased;
                 () = serving.link.lost.cancelled() => return Ended::BrokerLost,
                 detail = serving.pipeline.engine().lost() => return Ended::EngineLost(detail),
+                () = serving.pipeline.engine().stalled() => return Ended::Stalled,
                 Some(done) = self.jobs.join_next(), if !self.jobs.is_empty() => {
                     if let Err(error) = done {
                         // Its delivery is unsettled, and only the end of the channel gives it back.
                         tracing::error!(%error, "the task of a job ended early");
                         return Ended::ConsumerLost;
                     }
+                    self.cleared = self.cleared.saturating_add(1);
+                    if serving.cautious && self.cleared >= serving.prefetch {
+                        return Ended::Cleared;
+                    }
                 }
                 delivery = self.deliveries.next() => match delivery {
                     // What was buffered before a loss can no longer be settled: not worth computing.
                     Some(delivery) if !delivery.acker.usable() => {}
                     Some(delivery) => {
+                        serving.delivered.fetch_add(1, Ordering::Relaxed);
                         self.jobs.spawn(Arc::clone(serving).handle(delivery));
                     }
                     None => return serving.lost(),
                 },
+                ended = &mut oversight => return ended,
             }
         }
     }
@@ -141,9 +173,18 @@ impl Consumer {
         }
     }
 
-    /// Lets running jobs end until the deadline, then abandons them. True = a computation was cut
-    /// short.
+    /// Lets those jobs end that will be done by the deadline, hands the others back at once, and
+    /// abandons what is left then. True = a computation was cut short.
     pub async fn finish(mut self, deadline: Instant) -> bool {
+        let (stay, go) = self.serving.pipeline.waiting().close(deadline);
+        if stay + go > 0 {
+            tracing::info!(
+                stay,
+                go,
+                seconds_left = (deadline - Instant::now()).as_secs_f64(),
+                "jobs that will be done in time end here, the others are handed back"
+            );
+        }
         if tokio::time::timeout_at(deadline.into(), self.join())
             .await
             .is_ok()
@@ -154,11 +195,20 @@ impl Consumer {
         let computing = busy_since.load(Ordering::Relaxed) != 0;
         tracing::warn!(
             left = self.jobs.len(),
-            computing,
-            "the drain's deadline has come; jobs are handed back"
+            cut_short = u8::from(computing),
+            "the time for running jobs is over; they are handed back"
         );
         self.abandon().await;
         computing
+    }
+
+    /// Lets the job of a run that was ended for making no progress be answered, and hands back those
+    /// that wait behind it.
+    pub async fn settle_stalled(mut self, limit: Duration) {
+        self.serving.pipeline.waiting().close(Instant::now());
+        if tokio::time::timeout(limit, self.join()).await.is_err() {
+            self.abandon().await;
+        }
     }
 
     /// Ends what computes and hands back what can still be handed back.
@@ -182,6 +232,20 @@ impl Consumer {
 }
 
 impl Serving {
+    /// A consumer on the jobs queue, which is declared again where it was deleted.
+    async fn consume(&self, prefetch: u16) -> Result<Deliveries, BrokerError> {
+        let queue = self.topology.jobs_queue();
+        let tag = &self.pipeline.answerer().worker_id;
+        match self.link.consume(&queue, tag, prefetch).await {
+            Err(BrokerError::Missing(why)) => {
+                tracing::warn!(%why, "the topology is declared again");
+                self.link.declare(&self.topology).await?;
+                self.link.consume(&queue, tag, prefetch).await
+            }
+            consumed @ (Ok(_) | Err(BrokerError::Differs(_) | BrokerError::Failed(_))) => consumed,
+        }
+    }
+
     fn lost(&self) -> Ended {
         if self.link.lost.is_cancelled() {
             Ended::BrokerLost
@@ -278,9 +342,13 @@ impl Serving {
             Disposition::Answer => None,
             Disposition::AnswerAndPark => verdict.as_ref().err().cloned(),
         };
-        let context = addressee.context.clone();
-        let message = ResultMessage::new(self.pipeline.answerer(), addressee, verdict);
-        let message = self.first_of_its_key(message, key.as_ref(), context).await;
+        let message = ResultMessage::new(self.pipeline.answerer(), addressee.clone(), verdict);
+        let message = self
+            .first_of_its_key(message, key.as_ref(), &addressee)
+            .await;
+        if let Some(key) = key.as_ref().filter(|_| message.may_be_stored()) {
+            self.pipeline.unsettled().keep(key, &message);
+        }
         self.answer(delivery, message, key, parked, received).await;
     }
 
@@ -345,7 +413,7 @@ impl Serving {
         &self,
         message: ResultMessage,
         key: Option<&Key>,
-        context: Option<rmpv::Value>,
+        addressee: &Addressee,
     ) -> ResultMessage {
         let Some(key) = key.filter(|_| message.may_be_stored()) else {
             return message;
@@ -357,10 +425,18 @@ impl Serving {
         let Ok(text) = serde_json::to_string(&bare) else {
             return message;
         };
-        let first = self.store.keep(&key.0, &text, self.results_ttl).await;
-        match first.and_then(|text| serde_json::from_str::<ResultMessage>(&text).ok()) {
-            Some(first) => ResultMessage { context, ..first },
-            None => message,
+        let Some(first) = self.store.keep(&key.0, &text, self.results_ttl).await else {
+            return message;
+        };
+        match self.pipeline.answerer().read(&first, addressee) {
+            Ok(first) => ResultMessage {
+                context: message.context,
+                ..first
+            },
+            Err(error) => {
+                tracing::warn!(%error, key = key.0, "a stored result is ignored");
+                message
+            }
         }
     }
 
@@ -397,7 +473,11 @@ impl Serving {
             return;
         }
         self.account(&message, received);
-        self.acknowledge(delivery).await;
+        if self.acknowledge(delivery).await
+            && let Some(key) = &key
+        {
+            self.pipeline.unsettled().forget(key);
+        }
     }
 
     fn outgoing(
@@ -510,18 +590,17 @@ impl Serving {
         }
     }
 
-    async fn acknowledge(&self, delivery: Delivery) {
-        if !delivery.acker.ack().await {
+    async fn acknowledge(&self, delivery: Delivery) -> bool {
+        let acknowledged = delivery.acker.ack().await;
+        if !acknowledged {
             tracing::warn!("an acknowledgement was lost; the broker will deliver the job again");
         }
+        acknowledged
     }
 
     async fn hand_back(&self, delivery: Delivery) {
         if delivery.delivery_count < RETURNS_BEFORE_REPUBLISH {
-            if !delivery.acker.hand_back().await {
-                tracing::debug!("the channel is gone; the broker takes the job back by itself");
-            }
-            return;
+            return give_back(delivery).await;
         }
         let fresh = Outgoing {
             exchange: self.topology.jobs_exchange(),
@@ -530,8 +609,13 @@ impl Serving {
             properties: delivery.properties.clone(),
             mandatory: true,
         };
-        if self.publish(&self.link.jobs, fresh).await {
-            self.acknowledge(delivery).await;
+        match self.link.jobs.publish(fresh).await {
+            Ok(()) => drop(self.acknowledge(delivery).await),
+            // The queue is full, of which this job is a part: it is better counted than held.
+            Err(PublishError::Refused(_)) => give_back(delivery).await,
+            Err(PublishError::Lost(why)) => {
+                tracing::debug!(%why, "the broker takes the job back by itself");
+            }
         }
     }
 
@@ -553,6 +637,12 @@ impl Serving {
             duration_ms = millis,
             "job answered"
         );
+    }
+}
+
+async fn give_back(delivery: Delivery) {
+    if !delivery.acker.hand_back().await {
+        tracing::debug!("the channel is gone; the broker takes the job back by itself");
     }
 }
 

@@ -51,6 +51,16 @@ pub struct Progress {
 }
 
 impl Progress {
+    /// Whether a computation has made no progress for too long: 10 s, or ten times the slowest
+    /// micro-batch of the warm-up. Time before `seen_from` (unix milliseconds) does not count.
+    pub fn is_stuck(&self, seen_from: u64) -> bool {
+        let busy_since = self.busy_since_ms.load(Ordering::Relaxed);
+        let moved = self.at_ms.load(Ordering::Relaxed);
+        let last = moved.max(busy_since).max(seen_from);
+        let limit = (10 * self.slowest_ms.load(Ordering::Relaxed)).max(10_000);
+        busy_since != 0 && crate::clock::unix_ms().saturating_sub(last) > limit
+    }
+
     fn step(&self) {
         self.counter.fetch_add(1, Ordering::Relaxed);
         self.at_ms.store(crate::clock::unix_ms(), Ordering::Relaxed);

@@ -213,17 +213,11 @@ impl Vitals {
         self.facts().last_error = Some(error);
     }
 
-    /// Whether a computation has made no progress for too long.
-    fn stuck(&self) -> bool {
-        let busy_since = self.progress.busy_since_ms.load(Ordering::Relaxed);
-        let last = self.progress.at_ms.load(Ordering::Relaxed).max(busy_since);
-        let limit = (10 * self.progress.slowest_ms.load(Ordering::Relaxed)).max(10_000);
-        busy_since != 0 && unix_ms().saturating_sub(last) > limit
-    }
-
     /// Whether jobs can be trusted to this worker: warm, confirmed consumer, computing or idle.
     pub fn ready(&self, phase: Phase) -> bool {
-        phase.state == State::Ready && self.consuming.load(Ordering::Relaxed) && !self.stuck()
+        phase.state == State::Ready
+            && self.consuming.load(Ordering::Relaxed)
+            && !self.progress.is_stuck(0)
     }
 }
 

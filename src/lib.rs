@@ -30,4 +30,6 @@ pub mod retry;
 pub mod schema;
 pub mod score;
 pub mod store;
+pub mod unsettled;
+pub mod waiting;
 pub mod worker;

@@ -21,6 +21,8 @@ use crate::result::{
     Addressee, Answerer, Body, CandidateFacts, Key, LossBody, ResultMessage, ScoreBody, Timings,
     Verdict,
 };
+use crate::unsettled::Unsettled;
+use crate::waiting::{Place, Waiting};
 
 /// A judged job.
 #[derive(Debug)]
@@ -39,8 +41,23 @@ pub enum Judged {
         /// What was asked, exactly.
         key: Key,
     },
-    /// The worker leaves before it is known whether the job may be computed: it is handed back.
+    /// Not computed, by nobody's fault: it is handed back. The worker leaves before the job can be
+    /// computed, or before it is known whether it may be, or others have nothing to do.
     Undecided,
+}
+
+/// Why a job that could be computed has no numbers.
+enum Unscored {
+    /// It is refused, or failed.
+    Failed(Failure),
+    /// It is sent back while it waited for the device.
+    SentBack,
+}
+
+impl From<Failure> for Unscored {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
+    }
 }
 
 /// What a job met before it could be computed.
@@ -78,6 +95,8 @@ pub struct Pipeline {
     provider: Provider,
     device: String,
     marks: Option<Marks>,
+    unsettled: Unsettled,
+    waiting: Waiting,
     leaving: CancellationToken,
 }
 
@@ -118,8 +137,20 @@ impl Pipeline {
             device: device_name(config),
             engine,
             marks,
+            unsettled: Unsettled::default(),
+            waiting: Waiting::default(),
             leaving: CancellationToken::new(),
         })
+    }
+
+    /// The same, with what outlives it: results of jobs that come again, and the line of jobs.
+    #[must_use]
+    pub fn keeping(self, unsettled: Unsettled, waiting: Waiting) -> Self {
+        Self {
+            unsettled,
+            waiting,
+            ..self
+        }
     }
 
     /// Who answers.
@@ -130,6 +161,16 @@ impl Pipeline {
     /// The engine behind it.
     pub fn engine(&self) -> &EngineHandle {
         &self.engine
+    }
+
+    /// Results that are not settled yet.
+    pub fn unsettled(&self) -> &Unsettled {
+        &self.unsettled
+    }
+
+    /// The jobs that wait for the device.
+    pub fn waiting(&self) -> &Waiting {
+        &self.waiting
     }
 
     /// Ends the waits for what became of other workers: their jobs are handed back.
@@ -158,12 +199,8 @@ impl Pipeline {
             Entry::Over(judged) => return judged,
             Entry::Open(attempt) => attempt,
         };
-        let verdict = self.validate(job, plan, attempt.as_mut()).await;
-        end(attempt, &verdict).await;
-        Judged::Fresh {
-            verdict,
-            key: Some(key),
-        }
+        let loss = self.validate(job, plan, attempt.as_mut()).await;
+        judged(loss, attempt, key).await
     }
 
     async fn judge_candidate(
@@ -195,20 +232,16 @@ impl Pipeline {
             fetch: millis(began),
             ..Timings::default()
         };
-        let verdict = match fetched {
+        let scored = match fetched {
             Ok(fetched) => {
                 let asked = (candidate, fetched);
                 let attempt = attempt.as_mut();
                 self.score(job, asked, plan, attempt, &mut timings, received)
                     .await
             }
-            Err(failure) => Err(failure),
+            Err(failure) => Err(failure.into()),
         };
-        end(attempt, &verdict).await;
-        Judged::Fresh {
-            verdict,
-            key: Some(key),
-        }
+        judged(scored, attempt, key).await
     }
 
     /// Everything that needs no tokens and no bytes.
@@ -250,6 +283,12 @@ impl Pipeline {
 
     /// Looks the result up and marks the job; waits where others have marked it.
     async fn enter(&self, addressee: &Addressee, key: &Key) -> Entry {
+        if let Some(message) = self.unsettled.find(key) {
+            return Entry::Over(Judged::Stored {
+                message: Box::new(message),
+                key: key.clone(),
+            });
+        }
         let Some(marks) = &self.marks else {
             return Entry::Open(None);
         };
@@ -258,13 +297,13 @@ impl Pipeline {
             .unwrap_or(self.answerer.model_version);
         let name = format!("{}:{version}", addressee.submission_id);
         match marks.enter(&key.0, name, &self.leaving).await {
-            Passage::Stored(text, attempt) => match serde_json::from_str(&text) {
+            Passage::Stored(text, attempt) => match self.answerer.read(&text, addressee) {
                 Ok(message) => Entry::Over(Judged::Stored {
                     message: Box::new(message),
                     key: key.clone(),
                 }),
                 Err(error) => {
-                    tracing::warn!(%error, key = key.0, "a stored result cannot be read and is ignored");
+                    tracing::warn!(%error, key = key.0, "a stored result is ignored");
                     Entry::Open(Some(attempt))
                 }
             },
@@ -277,13 +316,20 @@ impl Pipeline {
         }
     }
 
-    async fn validate(&self, job: &Job, plan: Arc<Plan>, attempt: Option<&mut Attempt>) -> Verdict {
-        let turn = self.engine.turn().await;
+    async fn validate(
+        &self,
+        job: &Job,
+        plan: Arc<Plan>,
+        attempt: Option<&mut Attempt>,
+    ) -> Result<Body, Unscored> {
+        let place = self.enter_line(job, &plan);
+        let turn = place.turn(&self.engine).await.ok_or(Unscored::SentBack)?;
         check_deadline(job)?;
         if let Some(attempt) = attempt {
             attempt.mark().await?;
         }
         let losses = turn.validate(Arc::clone(&plan), self.score_timeout).await?;
+        place.computed();
         Ok(Body::Loss(LossBody {
             loss: crate::score::mean(&losses),
             windows: losses.len() as u64,
@@ -300,36 +346,44 @@ impl Pipeline {
         attempt: Option<&mut Attempt>,
         timings: &mut Timings,
         received: Instant,
-    ) -> Verdict {
+    ) -> Result<Body, Unscored> {
         let mut began = Instant::now();
         let mut early = None;
         if let Some(attempt) = attempt.filter(|attempt| attempt.is_suspect()) {
-            early = Some(self.engine.turn().await);
+            let place = self.enter_line(job, &plan);
+            let turn = place.turn(&self.engine).await.ok_or(Unscored::SentBack)?;
             timings.queued = millis(began);
             check_deadline(job)?;
             attempt.mark().await?;
+            early = Some((place, turn));
             began = Instant::now();
         }
         let (patches, facts) = self.decode(candidate, fetched).await?;
         timings.decode = millis(began);
-        let turn = match early {
-            Some(turn) => turn,
+        let (place, turn) = match early {
+            Some(early) => early,
             None => {
                 let began = Instant::now();
-                let turn = self.engine.turn().await;
+                let place = self.enter_line(job, &plan);
+                let turn = place.turn(&self.engine).await.ok_or(Unscored::SentBack)?;
                 timings.queued = millis(began);
-                turn
+                (place, turn)
             }
         };
         check_deadline(job)?;
         let evaluation = turn
             .score(patches, Arc::clone(&plan), self.score_timeout)
             .await?;
+        place.computed();
         let stages = evaluation.times;
         (timings.apply, timings.forward, timings.restore) =
             (stages.apply, stages.forward, stages.restore);
         timings.total = millis(received);
         Ok(self.body(&evaluation, &plan, facts, *timings))
+    }
+
+    fn enter_line(&self, job: &Job, plan: &Plan) -> Place {
+        self.waiting.enter(&job.submission_id, plan.windows.len())
     }
 
     /// Off the async threads, beside the computation of another job: everything that can be known
@@ -387,9 +441,19 @@ impl Pipeline {
     }
 }
 
-async fn end(attempt: Option<Attempt>, verdict: &Verdict) {
+/// Ends the attempt. What is sent back is no attempt: dropping it takes the mark away.
+async fn judged(outcome: Result<Body, Unscored>, attempt: Option<Attempt>, key: Key) -> Judged {
+    let verdict = match outcome {
+        Ok(body) => Ok(body),
+        Err(Unscored::Failed(failure)) => Err(failure),
+        Err(Unscored::SentBack) => return Judged::Undecided,
+    };
     if let Some(attempt) = attempt {
-        attempt.end(verdict).await;
+        attempt.end(&verdict).await;
+    }
+    Judged::Fresh {
+        verdict,
+        key: Some(key),
     }
 }
 

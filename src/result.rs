@@ -174,6 +174,36 @@ pub struct Addressee {
     pub attempt: u32,
 }
 
+impl Answerer {
+    /// A stored result, if it is what this worker would have answered: Redis is shared, and what is
+    /// read from it is published.
+    ///
+    /// # Errors
+    /// Why it is not.
+    pub fn read(&self, text: &str, addressee: &Addressee) -> Result<ResultMessage, String> {
+        let read = serde_json::from_str::<ResultMessage>(text);
+        let message = read.map_err(|e| format!("it cannot be read: {e}"))?;
+        let version = addressee.model_version.unwrap_or(self.model_version);
+        let same_job = message.submission_id == addressee.submission_id
+            && message.kind == addressee.kind
+            && (&message.model, message.model_version) == (&self.model, version)
+            && message.weights_id.as_ref() == Some(&self.weights_id);
+        if !same_job {
+            return Err("it answers another job".into());
+        }
+        let fits = match (&message.body, message.status) {
+            (Body::Score(_), Status::Scored) => message.kind == Kind::Score,
+            (Body::Loss(_), Status::Scored) => message.kind == Kind::Validate,
+            (Body::Error { error }, status) => error.code.status() == status,
+            (Body::Score(_) | Body::Loss(_), Status::Rejected | Status::Failed) => false,
+        };
+        if !fits || !message.may_be_stored() {
+            return Err("its parts contradict each other".into());
+        }
+        Ok(message)
+    }
+}
+
 /// The verdict on a job.
 pub type Verdict = Result<Body, Failure>;
 
@@ -327,6 +357,50 @@ mod tests {
             let read: f64 = serde_json::from_str(&text).unwrap();
             assert_eq!(read.to_bits(), bits, "{text}");
         }
+    }
+
+    #[test]
+    fn a_stored_result_is_read_only_for_its_own_job() {
+        let body = |kind| match kind {
+            Kind::Validate => Body::Loss(LossBody {
+                loss: 0.5,
+                windows: 3,
+                tokens: 9,
+                plan: "x".into(),
+            }),
+            Kind::Score => Body::Error {
+                error: Failure::new(Code::OutOfMemory, "x").to_error(),
+            },
+        };
+        let sound = ResultMessage::new(&answerer(), addressee(), Ok(body(Kind::Validate)));
+        let sound = ResultMessage {
+            context: None,
+            ..sound
+        };
+        let read = |message: &ResultMessage| {
+            answerer().read(&serde_json::to_string(message).unwrap(), &addressee())
+        };
+        assert_eq!(read(&sound).as_ref(), Ok(&sound));
+        let changes: [fn(&mut ResultMessage); 6] = [
+            |m| m.submission_id = "t".into(),
+            |m| m.kind = Kind::Score,
+            |m| m.model_version = 8,
+            |m| m.model = "n".into(),
+            |m| m.weights_id = None,
+            |m| m.status = Status::Rejected,
+        ];
+        for change in changes {
+            let mut other = sound.clone();
+            change(&mut other);
+            assert!(read(&other).is_err(), "{other:?}");
+        }
+        let failed = ResultMessage {
+            status: Status::Failed,
+            body: body(Kind::Score),
+            ..sound
+        };
+        assert!(read(&failed).is_err(), "what may not be stored");
+        assert!(answerer().read("[]", &addressee()).is_err());
     }
 
     #[test]

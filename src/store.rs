@@ -225,9 +225,28 @@ struct Sign {
     state: String,
 }
 
-/// Writes the record, the index and the events in one step, and never over another incarnation's
+/// The part of a heartbeat record that tells whether a worker has nothing to do.
+#[derive(serde::Deserialize)]
+struct Load {
+    accepting: bool,
+    jobs: Held,
+}
+
+/// How many jobs it holds.
+#[derive(serde::Deserialize)]
+struct Held {
+    in_flight: u64,
+    buffered: u64,
+}
+
+/// Writes the record, the index and the events in one step (what is not of their type was written by
+/// no worker, and goes), and never over another incarnation's
 /// live record: then everything goes under a name of our own.
 const BEAT: &str = r"
+for i, kind in ipairs({'string', 'string', 'zset', 'stream'}) do
+  local found = redis.call('TYPE', KEYS[i]).ok
+  if found ~= kind and found ~= 'none' then redis.call('DEL', KEYS[i]) end
+end
 local function foreign()
   local raw = redis.call('GET', KEYS[1])
   if not raw then return nil end
@@ -389,6 +408,31 @@ impl Store {
             sign.map(|sign| sign.seq)
         });
         Reply::Answer(seqs.collect())
+    }
+
+    /// How many workers of this model could take a job at once: ready, and holding none.
+    pub async fn idle_workers(&self) -> Reply<usize> {
+        let mut connection = self.connection.clone();
+        let keys = self.keys.clone();
+        let read = async move {
+            let ids: Vec<String> = connection.zrange(keys.workers(), 0, -1).await?;
+            let records: Vec<String> = ids.iter().map(|id| keys.worker(id)).collect();
+            if records.is_empty() {
+                return Ok(Vec::new());
+            }
+            connection.mget::<_, Vec<Option<String>>>(records).await
+        };
+        match self.bounded(STORE_TIMEOUT, read).await {
+            Reply::Answer(records) => {
+                let loads = records.iter().flatten();
+                let loads = loads.filter_map(|text| serde_json::from_str::<Load>(text).ok());
+                let idle =
+                    |load: &Load| load.accepting && load.jobs.in_flight + load.jobs.buffered == 0;
+                Reply::Answer(loads.filter(idle).count())
+            }
+            Reply::Skipped => Reply::Skipped,
+            Reply::Failed => Reply::Failed,
+        }
     }
 
     /// Stores a result unless there is one already, which then is the one to publish.

@@ -2,6 +2,7 @@
 //! newcomer reads [`Worker::live`] from top to bottom.
 
 mod link;
+mod watchdog;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,10 +17,10 @@ use crate::broker::amqp::Link;
 use crate::broker::topology::Topology;
 use crate::clock::unix_ms;
 use crate::config::{Config, host_name};
-use crate::consumer::{Consumer, Ended, Serving};
+use crate::consumer::{Consumer, Ended, HAND_BACK, Serving};
 use crate::control::Command;
 use crate::crash::Marks;
-use crate::engine::thread::EngineHandle;
+use crate::engine::thread::{EngineHandle, TERMINATE_GRACE};
 use crate::engine::{EngineError, Warm};
 use crate::heartbeat::{EngineFacts, Heartbeat, Identity, ModelFacts, NameClaim, Source, Vitals};
 use crate::lifecycle::{Detail, Lifecycle, State};
@@ -28,9 +29,14 @@ use crate::package::plan::Plan;
 use crate::pipeline::{Pipeline, device_name};
 use crate::retry::Backoff;
 use crate::store::Store;
+use crate::unsettled::Unsettled;
+use crate::waiting::Waiting;
+use watchdog::Watchdog;
 
 /// How long a start waits for the broker before it warms up without it.
 const FIRST_LINK: Duration = Duration::from_secs(3);
+/// What a drain keeps of its time to say goodbye to the broker and to Redis, at most.
+const GOODBYE: Duration = Duration::from_secs(2);
 /// A consumer that lasted this long was no failure to register: back-off begins anew.
 const LASTING: Duration = Duration::from_secs(30);
 
@@ -61,10 +67,14 @@ struct Worker {
     topology: Arc<Topology>,
     store: Store,
     marks: Marks,
+    unsettled: Unsettled,
+    waiting: Waiting,
     links: watch::Receiver<Option<Arc<Link>>>,
     requests: mpsc::Receiver<Request>,
     claim: watch::Receiver<NameClaim>,
     paused: bool,
+    /// See [`Serving::cautious`].
+    cautious: bool,
     /// The package is no longer the one that was served, and no other could be loaded since.
     package_changed: bool,
     warming: Backoff,
@@ -119,6 +129,8 @@ impl Leaving {
 
     fn because(ended: Ended) -> Self {
         match ended {
+            Ended::Cleared => Self::to(State::Ready, Detail::Serving, Step::Again),
+            Ended::Stalled => Self::degraded(Detail::Stuck, Step::Reload),
             Ended::BrokerLost => Self::degraded(Detail::BrokerDisconnected, Step::Again),
             Ended::ConsumerLost => Self::degraded(Detail::ConsumerLost, Step::Again),
             Ended::EngineLost(Detail::Stuck) => {
@@ -129,21 +141,26 @@ impl Leaving {
     }
 }
 
-/// Runs a worker until it is drained. `shutdown` resolves on the first signal.
+/// Runs a worker until it is drained. `shutdown` resolves on the first signal; `overdue` ends the
+/// process when a drain hangs, and is told whether a computation is cut short by that.
 ///
 /// # Errors
 /// Only for what no waiting can mend: unusable configuration.
 pub async fn run(
     config: Config,
     shutdown: impl Future<Output = ()> + Send + 'static,
+    overdue: fn(bool),
 ) -> anyhow::Result<Stop> {
     let Some(dir) = config.model.dir.clone() else {
         anyhow::bail!("model.dir: not set; it names the model package")
     };
     let (requests, mut inbox) = mpsc::channel(16);
     let signals = requests.clone();
+    let watchdog = Watchdog::new(config.worker.drain_timeout, overdue);
+    let dog = watchdog.clone();
     tokio::spawn(async move {
         shutdown.await;
+        dog.arm();
         if signals.send(Request::Signal).await.is_err() {
             tracing::debug!("the worker has ended already");
         }
@@ -151,11 +168,10 @@ pub async fn run(
     let Some(name) = model_name(&config, &dir, &mut inbox).await else {
         return Ok(Stop::Drained);
     };
-    let (mut worker, heartbeat, linking) = Worker::start(config, dir, &name, requests, inbox)?;
+    let (mut worker, heartbeat, linking) =
+        Worker::start(config, dir, &name, requests, inbox, watchdog)?;
     let stop = worker.live().await;
     linking.abort();
-    worker.marks.settle().await;
-    worker.close_link().await;
     match stop {
         Stop::Drained | Stop::CutShort => {
             worker.lifecycle.advance(State::Stopped, Detail::Drained);
@@ -163,7 +179,8 @@ pub async fn run(
         // The last record says why the process is gone.
         Stop::Stuck => {}
     }
-    heartbeat.stop().await;
+    // Side by side: each may have to wait for a service that does not answer.
+    tokio::join!(worker.marks.settle(), worker.close_link(), heartbeat.stop());
     Ok(stop)
 }
 
@@ -215,6 +232,7 @@ impl Worker {
         name: &str,
         requests: mpsc::Sender<Request>,
         inbox: mpsc::Receiver<Request>,
+        watchdog: Watchdog,
     ) -> anyhow::Result<(Self, Heartbeat, JoinHandle<()>)> {
         let identity = Identity {
             worker_id: config.worker_id(),
@@ -223,6 +241,7 @@ impl Worker {
             started_at_ms: unix_ms(),
         };
         let vitals = vitals(&config, name);
+        watchdog.watch(Arc::clone(&vitals.progress));
         let (lifecycle, phase, changes) = Lifecycle::start();
         let heartbeat = Heartbeat::start(Source {
             identity: identity.clone(),
@@ -245,6 +264,7 @@ impl Worker {
             vitals: Arc::clone(&vitals),
             links: offered,
             requests,
+            watchdog,
         };
         let linking = tokio::spawn(keeper.keep());
         let store = Store::new(&config.redis, name)?;
@@ -260,7 +280,10 @@ impl Worker {
             topology,
             links,
             requests: inbox,
+            unsettled: Unsettled::default(),
+            waiting: Waiting::default(),
             paused: false,
+            cautious: false,
             package_changed: false,
             warming: Backoff::new(),
             registering: Backoff::between(Duration::from_millis(200), Duration::from_secs(10)),
@@ -384,6 +407,8 @@ impl Worker {
     }
 
     fn report_warm(&self, engine: &EngineHandle, warm: Warm, took: Duration) {
+        let windows = u32::try_from(warm.windows).unwrap_or(u32::MAX).max(1);
+        self.waiting.expect(warm.pass / windows);
         let package = &engine.package;
         let plan = Plan::new(&package.shards, None, "", package.cut()).ok();
         let mut facts = self.vitals.facts();
@@ -444,9 +469,12 @@ impl Worker {
     /// Takes jobs until something ends it. On the way out the consumer goes first, then the state
     /// changes, then running jobs end.
     async fn serve(&mut self, engine: EngineHandle, link: Arc<Link>) -> Step {
+        if let Some(leaving) = self.not_free(&engine).await {
+            return self.stop_idle(leaving);
+        }
         let since = Instant::now();
         let audits = audits(engine.clone(), self.config.engine.audit_interval);
-        let serving = match self.serving(engine, link) {
+        let serving = match self.serving(engine.clone(), link) {
             Ok(serving) => serving,
             Err(leaving) => return self.leave(leaving, since).await,
         };
@@ -460,11 +488,13 @@ impl Worker {
             leaving = self.asked_to_leave() => Ok(leaving),
             error = audits => Ok(self.distrust(&error)),
         };
+        let asked_at = Instant::now();
         consumer.unregister().await;
         match asked {
             Ok(leaving) => {
                 self.lifecycle.advance(leaving.state, leaving.detail);
-                let deadline = Instant::now() + self.config.worker.drain_timeout;
+                let time = self.config.worker.drain_timeout;
+                let deadline = asked_at + time.saturating_sub((time / 2).min(GOODBYE) + HAND_BACK);
                 let (cut_short, leaving) = self.finish(consumer, deadline, leaving).await;
                 if cut_short && leaving.state == State::Draining {
                     Step::Stop(Stop::CutShort)
@@ -475,9 +505,42 @@ impl Worker {
             Err(ended) => {
                 let leaving = Leaving::because(ended);
                 self.lifecycle.advance(leaving.state, leaving.detail);
-                consumer.abandon().await;
-                self.leave(leaving, since).await
+                self.give_up(consumer, ended).await;
+                match engine.loss() {
+                    Some(loss) => self.stop_idle(Leaving::because(Ended::EngineLost(loss))),
+                    None => self.leave(leaving, since).await,
+                }
             }
+        }
+    }
+
+    /// What becomes of the jobs that are held when no more can be taken.
+    async fn give_up(&mut self, consumer: Consumer, ended: Ended) {
+        match ended {
+            Ended::Cleared => {
+                self.cautious = false;
+                consumer.abandon().await;
+            }
+            // Its own job is answered, so that it does not stall the next worker too.
+            Ended::Stalled => {
+                consumer.settle_stalled(TERMINATE_GRACE * 2).await;
+            }
+            Ended::BrokerLost | Ended::ConsumerLost => {
+                self.cautious = true;
+                consumer.abandon().await;
+            }
+            Ended::EngineLost(_) => consumer.abandon().await,
+        }
+    }
+
+    /// A device that still computes for a job that was given up takes no other. Resolves when it is
+    /// free, or with what came first.
+    async fn not_free(&mut self, engine: &EngineHandle) -> Option<Leaving> {
+        tokio::select! {
+            biased;
+            _ = engine.turn() => None,
+            loss = engine.lost() => Some(Leaving::because(Ended::EngineLost(loss))),
+            leaving = self.asked_to_leave() => Some(leaving),
         }
     }
 
@@ -516,13 +579,15 @@ impl Worker {
             Leaving::degraded(Detail::ModelLoadFailed, Step::Again)
         })?;
         Ok(Arc::new(Serving {
-            pipeline,
+            pipeline: pipeline.keeping(self.unsettled.clone(), self.waiting.clone()),
             link,
             topology: Arc::clone(&self.topology),
             vitals: Arc::clone(&self.vitals),
             store: self.store.clone(),
             results_ttl: self.config.results.ttl,
             prefetch: self.config.amqp.prefetch,
+            cautious: self.cautious,
+            delivered: Default::default(),
             retry_delays: self.config.amqp.retry_delays.clone(),
             abandon: tokio_util::sync::CancellationToken::new(),
         }))

@@ -28,11 +28,14 @@ use crate::config::AmqpConfig;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
-/// A confirm that takes longer counts as lost: a blocked or paused broker would hang it for ever.
+/// A confirm that takes longer counts as lost: a paused broker would hang it for ever.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Results in flight between publish and confirm.
 const PIPELINE: usize = 64;
+/// Bytes of a stranger's headers that a copy of the job keeps: all headers of a message share one
+/// frame of 128 KiB with ours, and the broker ends the connection of who sends a larger one.
+const MOST_HEADERS: usize = 32 * 1024;
 
 /// The decision is taken from the error's kind; the text is for people only.
 #[expect(
@@ -92,8 +95,8 @@ impl Link {
         let blocked = Arc::new(AtomicBool::new(false));
         watch(&consuming, lost.clone(), None);
         watch(&publishing, lost.clone(), Some(Arc::clone(&blocked)));
-        let results = Publisher::open(&publishing, PIPELINE, lost.clone()).await?;
-        let jobs = Publisher::open(&publishing, 1, lost.clone()).await?;
+        let results = Publisher::open(&publishing, PIPELINE, &lost, &blocked).await?;
+        let jobs = Publisher::open(&publishing, 1, &lost, &blocked).await?;
         Ok(Self {
             consuming,
             publishing,
@@ -222,6 +225,7 @@ impl Link {
             channel,
             consumer,
             tag: tag.to_owned(),
+            lost: self.lost.clone(),
         })
     }
 
@@ -276,16 +280,21 @@ impl Link {
                 channel,
                 consumer,
                 tag,
+                lost: self.lost.clone(),
             },
         ))
     }
 
     /// Closes both connections, politely but not for long; what was settled has arrived then.
     pub async fn close(&self) {
+        if self.lost.is_cancelled() {
+            return;
+        }
         self.lost.cancel();
-        for connection in [&self.consuming, &self.publishing] {
-            // Closing a connection that is already down is an error nobody needs.
-            drop(tokio::time::timeout(CLOSE_TIMEOUT, connection.close(200, "bye".into())).await);
+        let closed = [&self.consuming, &self.publishing].map(|c| c.close(200, "bye".into()));
+        let closed = futures_util::future::join_all(closed);
+        if tokio::time::timeout(CLOSE_TIMEOUT, closed).await.is_err() {
+            tracing::debug!("the broker does not answer a goodbye");
         }
     }
 }
@@ -372,6 +381,7 @@ pub struct Deliveries {
     channel: Channel,
     consumer: lapin::Consumer,
     tag: String,
+    lost: CancellationToken,
 }
 
 impl Deliveries {
@@ -393,12 +403,20 @@ impl Deliveries {
         let cancel = self
             .channel
             .basic_cancel(self.tag.as_str().into(), BasicCancelOptions::default());
-        let cancelled = bounded("cancel the consumer", CLOSE_TIMEOUT, cancel).await;
-        if let Err(error) = cancelled {
-            tracing::debug!(%error, "the consumer was gone already");
-        }
+        let wait = match tokio::time::timeout(CLOSE_TIMEOUT, cancel).await {
+            Ok(Ok(())) => CLOSE_TIMEOUT,
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "the consumer was gone already");
+                CLOSE_TIMEOUT
+            }
+            Err(_) => {
+                tracing::warn!("the broker does not answer; its link is given up");
+                self.lost.cancel();
+                Duration::ZERO
+            }
+        };
         let mut left = Vec::new();
-        while let Ok(Some(delivery)) = tokio::time::timeout(CLOSE_TIMEOUT, self.next()).await {
+        while let Ok(Some(delivery)) = tokio::time::timeout(wait, self.next()).await {
             left.push(delivery);
         }
         left
@@ -432,16 +450,28 @@ impl Delivery {
             headers: Vec::new(),
             attempt: 1,
         };
-        let mut delivery_count = 0;
+        let (mut delivery_count, mut kept, mut left_out) = (0, 0, 0);
         for (name, value) in source.headers().iter().flat_map(|table| table.inner()) {
             match (name.as_str(), number(value), value) {
                 (ATTEMPT, Some(n), _) => properties.attempt = u32::try_from(n).unwrap_or(1).max(1),
                 ("x-delivery-count", Some(n), _) => delivery_count = n,
                 (name, _, AMQPValue::LongString(text)) => {
-                    properties.headers.push((name.to_owned(), text.to_string()))
+                    let size = name.len() + text.as_bytes().len();
+                    if kept + size <= MOST_HEADERS {
+                        kept += size;
+                        properties.headers.push((name.to_owned(), text.to_string()));
+                    } else {
+                        left_out += 1;
+                    }
                 }
                 (_, _, _) => {}
             }
+        }
+        if left_out > 0 {
+            tracing::warn!(
+                left_out,
+                "headers that are too large are left out of copies of the job"
+            );
         }
         Self {
             body: delivery.data,
@@ -505,7 +535,8 @@ impl Publisher {
     async fn open(
         connection: &Connection,
         window: usize,
-        lost: CancellationToken,
+        lost: &CancellationToken,
+        blocked: &Arc<AtomicBool>,
     ) -> Result<Self, BrokerError> {
         let channel = bounded("open a channel", CALL_TIMEOUT, connection.create_channel()).await?;
         bounded(
@@ -515,7 +546,8 @@ impl Publisher {
         )
         .await?;
         let (orders, inbox) = mpsc::channel(PIPELINE);
-        tokio::spawn(publish_all(channel, inbox, window, lost));
+        let publishing = publish_all(channel, inbox, window, lost.clone(), Arc::clone(blocked));
+        tokio::spawn(publishing);
         Ok(Self(orders))
     }
 
@@ -542,6 +574,7 @@ async fn publish_all(
     mut inbox: mpsc::Receiver<Order>,
     window: usize,
     lost: CancellationToken,
+    blocked: Arc<AtomicBool>,
 ) {
     // However this task ends, nobody publishes on the link any more.
     let _lost = lost.clone().drop_guard();
@@ -556,7 +589,9 @@ async fn publish_all(
             }
             order = inbox.recv(), if pending.len() < window => match order {
                 Some((message, reply)) => match send(&channel, message).await {
-                    Ok(confirm) => pending.push(Box::pin(settle(confirm, reply))),
+                    Ok(confirm) => {
+                        pending.push(Box::pin(settle(confirm, Arc::clone(&blocked), reply)));
+                    }
                     Err(error) => {
                         drop(reply.send(Err(error)));
                         return lost.cancel();
@@ -591,25 +626,40 @@ async fn send(
     }
 }
 
+/// While the broker holds publishes back (it is short of memory or disk), and says so, the time
+/// does not run: giving the link up would return every job, again and again, until they are parked.
+async fn in_time<T>(confirm: impl Future<Output = T>, blocked: &AtomicBool) -> Option<T> {
+    tokio::pin!(confirm);
+    loop {
+        let confirmed = tokio::time::timeout(CONFIRM_TIMEOUT, &mut confirm).await;
+        match confirmed {
+            Ok(confirmed) => return Some(confirmed),
+            Err(_) if blocked.load(Ordering::Relaxed) => {}
+            Err(_) => return None,
+        }
+    }
+}
+
 /// Tells the sender what became of its message; false = the channel can no longer be trusted.
 async fn settle(
     confirm: lapin::PublisherConfirm,
+    blocked: Arc<AtomicBool>,
     reply: oneshot::Sender<Result<(), PublishError>>,
 ) -> bool {
-    let (outcome, healthy) = match tokio::time::timeout(CONFIRM_TIMEOUT, confirm).await {
-        Ok(Ok(Confirmation::Ack(None))) => (Ok(()), true),
-        Ok(Ok(Confirmation::Ack(Some(returned)))) => {
+    let (outcome, healthy) = match in_time(confirm, &blocked).await {
+        Some(Ok(Confirmation::Ack(None))) => (Ok(()), true),
+        Some(Ok(Confirmation::Ack(Some(returned)))) => {
             let why = format!("returned as unroutable: {}", returned.reply_text);
             (Err(PublishError::Lost(why)), false)
         }
-        Ok(Ok(Confirmation::Nack(_))) => {
+        Some(Ok(Confirmation::Nack(_))) => {
             (Err(PublishError::Refused("a queue is full".into())), true)
         }
-        Ok(Ok(Confirmation::NotRequested)) => {
+        Some(Ok(Confirmation::NotRequested)) => {
             (Err(PublishError::Lost("confirms are off".into())), false)
         }
-        Ok(Err(error)) => (Err(PublishError::Lost(error.to_string())), false),
-        Err(_) => (
+        Some(Err(error)) => (Err(PublishError::Lost(error.to_string())), false),
+        None => (
             Err(PublishError::Lost("not confirmed in time".into())),
             false,
         ),

@@ -18,7 +18,9 @@ use crate::package::Package;
 use crate::package::plan::Plan;
 
 /// How long a terminated run may take to come back before it counts as stuck.
-const TERMINATE_GRACE: Duration = Duration::from_secs(10);
+pub const TERMINATE_GRACE: Duration = Duration::from_secs(10);
+/// How often a run is looked at.
+const LOOK: Duration = Duration::from_millis(250);
 
 type Reply<T, E> = oneshot::Sender<Result<T, E>>;
 
@@ -78,6 +80,8 @@ pub struct EngineHandle {
     commands: mpsc::Sender<Command>,
     turns: Arc<Semaphore>,
     loss: Loss,
+    progress: Arc<Progress>,
+    stalled: CancellationToken,
 }
 
 impl EngineHandle {
@@ -95,7 +99,8 @@ impl EngineHandle {
         let (loaded, loading) = oneshot::channel();
         let loss = Loss(watch::Sender::new(None));
         let ending = Ending(loss.clone());
-        let live = move || match load_engine(&dir, &config, progress) {
+        let reported = Arc::clone(&progress);
+        let live = move || match load_engine(&dir, &config, reported) {
             Ok(engine) => {
                 if loaded.send(Ok(Arc::clone(&engine.package))).is_ok() {
                     serve(engine, inbox, &ending.0);
@@ -117,6 +122,8 @@ impl EngineHandle {
             commands,
             turns: Arc::new(Semaphore::new(1)),
             loss,
+            progress,
+            stalled: CancellationToken::new(),
         })
     }
 
@@ -132,6 +139,12 @@ impl EngineHandle {
     /// Why the engine can no longer be used, if it cannot.
     pub fn loss(&self) -> Option<Detail> {
         *self.loss.0.borrow()
+    }
+
+    /// Resolves when a run makes no progress any more. It is ended, and what it was asked for is
+    /// answered; whether the device comes back shows then.
+    pub async fn stalled(&self) {
+        self.stalled.cancelled().await;
     }
 
     /// Resolves when the engine can no longer be used: its thread ended, its weights could not be
@@ -231,19 +244,38 @@ impl Turn<'_> {
         work: impl FnOnce(Reply<T, Failure>) -> Work,
     ) -> Result<T, Failure> {
         let gone = || Failure::new(Code::InferenceFailed, GONE);
+        let engine = self.engine;
         let (reply, mut answer) = oneshot::channel();
         let running = self.begin(work(reply)).await.ok_or_else(gone)?;
-        if let Ok(answer) = tokio::time::timeout(limit, &mut answer).await {
-            return answer.map_err(|_| gone())?;
-        }
+        let message = tokio::select! {
+            answer = &mut answer => return answer.map_err(|_| gone())?,
+            () = tokio::time::sleep(limit) => format!(
+                "the evaluation took longer than worker.score_timeout = {}",
+                crate::config::format_duration(limit)
+            ),
+            () = stalls(&engine.progress) => {
+                engine.stalled.cancel();
+                "the evaluation made no progress any more and was ended".to_owned()
+            }
+        };
         running.terminator.terminate();
         come_back(running.over.clone(), running.loss.clone()).await;
-        let message = format!(
-            "the evaluation took longer than worker.score_timeout = {}",
-            crate::config::format_duration(limit)
-        );
         Err(Failure::new(Code::ScoreTimeout, message))
     }
+}
+
+/// Resolves when the thread that computes is stuck, as far as we were there to see it: a process
+/// that was frozen has made no progress either.
+async fn stalls(progress: &Progress) {
+    let (mut looked, mut seen_from) = (Instant::now(), 0);
+    while !progress.is_stuck(seen_from) {
+        tokio::time::sleep(LOOK).await;
+        if looked.elapsed() > LOOK * 8 {
+            seen_from = crate::clock::unix_ms();
+        }
+        looked = Instant::now();
+    }
+    tracing::error!("a run makes no progress any more; it is ended");
 }
 
 const GONE: &str = "the engine's thread has ended; see the worker's log for why";

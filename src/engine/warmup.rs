@@ -20,6 +20,8 @@ pub struct Warm {
     pub baseline_loss: f64,
     /// How many windows that were.
     pub windows: usize,
+    /// What one pass over them took.
+    pub pass: std::time::Duration,
 }
 
 /// Losses that were proven to repeat, kept for the audit.
@@ -51,7 +53,9 @@ impl Engine {
             .map_err(|f| failed(&f))?;
         let batch = self.batch_of(&plan);
         let first = self.baseline(&plan, batch).map_err(|f| failed(&f))?;
+        let began = std::time::Instant::now();
         let again = self.losses(&plan, batch).map_err(|f| failed(&f))?;
+        let pass = began.elapsed();
         if !same_bits(&first, &again) {
             let message = "two runs of the same windows gave different losses; the provider is not deterministic";
             return Err(EngineError::new(Detail::WarmFailed, message));
@@ -67,6 +71,7 @@ impl Engine {
         Ok(Warm {
             baseline_loss,
             windows,
+            pass,
         })
     }
 

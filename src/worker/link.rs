@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use tokio::sync::{mpsc, watch};
 
 use super::Request;
+use super::watchdog::Watchdog;
 use crate::broker::BrokerError;
 use crate::broker::amqp::{Deliveries, Delivery, Link};
 use crate::broker::topology::Topology;
@@ -22,6 +23,7 @@ pub(super) struct Keeper {
     pub(super) vitals: Arc<Vitals>,
     pub(super) links: watch::Sender<Option<Arc<Link>>>,
     pub(super) requests: mpsc::Sender<Request>,
+    pub(super) watchdog: Watchdog,
 }
 
 impl Keeper {
@@ -96,6 +98,9 @@ impl Keeper {
         }
         let command = message.command;
         tracing::info!(command = command.as_str(), "asked by a control message");
+        if command == control::Command::Drain {
+            self.watchdog.arm();
+        }
         if self.requests.send(Request::Command(command)).await.is_err() {
             tracing::debug!("the worker has ended already");
         }

@@ -108,8 +108,8 @@ impl<'a> Site<'a> {
             Fault::BrokerFreeze => self.strike_broker(Rabbit::freeze, wait, Rabbit::thaw),
             Fault::BrokerAlarm => {
                 let (set, lift) = (
-                    |node: &_| watermark(node, "0"),
-                    |node: &_| watermark(node, "0.4"),
+                    |node: &Rabbit| node.memory_alarm(true),
+                    |node: &Rabbit| node.memory_alarm(false),
                 );
                 self.strike_broker(set, wait, lift);
             }
@@ -207,14 +207,4 @@ fn await_settled(client: &mut Client, queue: &str) -> bool {
     }
     std::thread::sleep(Duration::from_millis(1500));
     true
-}
-
-/// A watermark of 0 is an alarm: publishers are blocked.
-fn watermark(node: &Rabbit, share: &str) {
-    let call = format!("vm_memory_monitor:set_vm_memory_high_watermark({share}).");
-    let until = Instant::now() + PATIENCE;
-    while node.control(&["eval", &call]).is_none() {
-        assert!(Instant::now() < until, "the watermark cannot be set");
-        std::thread::sleep(POLL);
-    }
 }

@@ -1,15 +1,20 @@
 //! Draining: the consumer leaves first, nothing is scored twice or lost, and the process says how it went.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
 use crate::support::aggregator::Aggregator;
-use crate::support::jobs::honest_job;
+use crate::support::broker::Rabbit;
+use crate::support::jobs::{hazard_job, honest_job};
+use crate::support::pace::Pace;
 use crate::support::package::Package;
+use crate::support::redis_server::Redis;
 use crate::support::stack::Stack;
 use crate::support::wait::{SOON, START, eventually, secs};
+use crate::support::worker::Worker;
 
 /// How long a stream is meant to keep one worker busy.
 const BUSY: Duration = secs(4);
@@ -196,4 +201,118 @@ fn a_drain_does_not_wait_behind_a_burst_of_pauses() {
     }
     worker.terminate();
     assert_eq!(worker.exit_code(secs(10)), 0);
+}
+
+#[test]
+fn what_will_be_done_in_time_ends_here_and_the_rest_is_handed_back_at_once() {
+    let stack = Stack::shared();
+    let package = Package::hazard();
+    let worker = stack.worker_with("w1", |s| {
+        s.set("model.dir", package.path().display())
+            .set("amqp.prefetch", 8)
+            .set("worker.drain_timeout", "8s")
+    });
+    worker.ready();
+    let aggregator = stack.aggregator();
+    aggregator.collect_results();
+    let pace = Pace::measure(&aggregator);
+    let ids: Vec<String> = (0..8).map(|n| format!("job-{n}")).collect();
+    for id in &ids {
+        aggregator.submit(&pace.job(id, 1.0));
+    }
+    // The first has told what the others will take.
+    aggregator.result(&ids[0]);
+    let asked = Instant::now();
+    worker.terminate();
+    let waiting = || {
+        aggregator
+            .depth(&stack.jobs_queue())
+            .map_or(0, |(n, _)| n as usize)
+    };
+    eventually(secs(2), "what will not be done is handed back", || {
+        waiting() > 0
+    });
+    assert_eq!(worker.exit_code(secs(8)), 0, "{}", worker.log());
+    assert!(asked.elapsed() < secs(8));
+    eventually(secs(5), "answered + waiting = all", || {
+        aggregator.results().len() - 2 + waiting() == ids.len()
+    });
+    assert!(waiting() < 7, "some fitted into the time: {}", worker.log());
+}
+
+/// A worker that is amid a long computation, and has four seconds to drain.
+fn drains_in_four_seconds(worker: &Worker, expected: i32) {
+    let asked = Instant::now();
+    worker.terminate();
+    assert_eq!(worker.exit_code(secs(6)), expected, "{}", worker.log());
+    let took = asked.elapsed();
+    // A little for the kernel to end a process of a busy machine.
+    assert!(took < Duration::from_millis(4500), "it took {took:?}");
+}
+
+#[test]
+fn a_computation_that_is_cut_short_is_told_by_the_exit_code_and_its_job_handed_back() {
+    let stack = Stack::shared();
+    let package = Package::hazard();
+    let worker = stack.worker_with("w1", |s| {
+        s.set("model.dir", package.path().display())
+            .set("worker.drain_timeout", "4s")
+    });
+    worker.ready();
+    let aggregator = stack.aggregator();
+    aggregator.collect_results();
+    // Seconds of zeros, then minutes of a product that cannot be ended.
+    aggregator.submit(&hazard_job("endless", 16_000.0));
+    worker.heartbeat_when(SOON, "it computes", |r| {
+        r["progress"]["busy_ms"].as_u64() > Some(500)
+    });
+    drains_in_four_seconds(&worker, 75);
+    assert!(worker.log().contains("\"cut_short\":1"), "{}", worker.log());
+    assert_eq!(worker.heartbeat()["state"], "stopped");
+    eventually(secs(5), "its job waits again", || {
+        aggregator.depth(&stack.jobs_queue()) == Some((1, 0))
+    });
+}
+
+#[test]
+fn a_drain_keeps_its_time_whatever_the_services_do() {
+    let rabbit = Arc::new(Rabbit::started());
+    let stack = Stack::on(Arc::clone(&rabbit), Arc::new(Redis::started()));
+    let start = |id: &str| {
+        let worker = stack.worker_with(id, |s| s.set("worker.drain_timeout", "4s"));
+        worker.ready();
+        worker
+    };
+    let worker = start("redis-frozen");
+    stack.redis.freeze();
+    drains_in_four_seconds(&worker, 0);
+    stack.redis.thaw();
+    let worker = start("broker-frozen");
+    rabbit.freeze();
+    drains_in_four_seconds(&worker, 0);
+    rabbit.thaw();
+    let worker = start("both-frozen");
+    rabbit.freeze();
+    stack.redis.freeze();
+    drains_in_four_seconds(&worker, 0);
+    rabbit.thaw();
+    stack.redis.thaw();
+
+    let worker = start("memory");
+    let aggregator = stack.aggregator();
+    aggregator.collect_results();
+    aggregator.submit(&honest_job("first", "first"));
+    aggregator.result("first");
+    worker.signal(Signal::SIGSTOP);
+    aggregator.submit(&honest_job("held", "held"));
+    rabbit.memory_alarm(true);
+    worker.signal(Signal::SIGCONT);
+    worker.heartbeat_when(secs(30), "its result is held back", |r| {
+        r["broker"]["blocked"] == true && r["jobs"]["in_flight"] == 1
+    });
+    drains_in_four_seconds(&worker, 0);
+    rabbit.memory_alarm(false);
+    let heir = start("heir");
+    assert_eq!(aggregator.result("held").json()["status"], "scored");
+    heir.drain();
 }

@@ -94,11 +94,46 @@ fn a_run_that_cannot_be_ended_is_noticed_although_its_job_was_given_up() {
     let aggregator = stack.aggregator();
     let before = worker.next_heartbeat()["progress"]["counter"].clone();
     aggregator.submit(&job("endless", ENDLESS));
-    worker.heartbeat_when(SOON, "it computes", |r| {
-        r["progress"]["busy_ms"].as_u64() > Some(2_000) && r["progress"]["counter"] == before
+    // Beyond the gigabyte of the node before, which fills the matrix: after that one it could be ended.
+    worker.heartbeat_when(secs(60), "it multiplies", |r| {
+        r["memory"]["rss_bytes"].as_u64() > Some(1_200_000_000)
+            && r["progress"]["counter"] == before
     });
     // Without its queue the job cannot be answered any more: the computation is abandoned.
     aggregator.delete(&stack.jobs_queue());
     assert_eq!(worker.exit_code(secs(40)), 70, "{}", worker.log());
     assert_eq!(worker.heartbeat()["state_detail"], "stuck");
+}
+
+#[test]
+fn a_run_that_makes_no_progress_is_ended_and_the_worker_proves_itself_anew() {
+    let stack = Stack::shared();
+    let package = Package::hazard();
+    let worker = stack.worker_on("w1", &package.path());
+    worker.ready();
+    let aggregator = stack.aggregator();
+    aggregator.collect_results();
+    // A loop without an end. It is noticed after 10 s without progress.
+    aggregator.submit(&job("stalled", -1e12));
+    let waits: Vec<String> = (0..3).map(|n| format!("behind-{n}")).collect();
+    for id in &waits {
+        aggregator.submit(&job(id, 2.0));
+    }
+    let result = aggregator.result("stalled").json();
+    assert_eq!(result["error"]["code"], "score_timeout", "{result}");
+    let said = result["error"]["message"].as_str().expect("a message");
+    assert!(said.contains("no progress"), "{said}");
+    worker.ready();
+    aggregator.all_results(&waits, secs(30));
+    let events = stack.events("w1");
+    let details: Vec<&str> = events.iter().map(|e| e["detail"].as_str()).collect();
+    let expected = [
+        "serving",
+        "stuck",
+        "loading_model",
+        "startup_baseline",
+        "serving",
+    ];
+    assert!(details.ends_with(&expected), "{details:?}");
+    worker.drain();
 }

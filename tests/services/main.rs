@@ -31,6 +31,8 @@ mod readme;
 mod refusals;
 mod replays;
 mod results;
+mod settling;
+mod sharing;
 mod topology;
 mod undecodable;
 mod verdict;

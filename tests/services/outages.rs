@@ -113,3 +113,58 @@ fn a_worker_without_any_service_still_drains_in_time() {
     worker.terminate();
     assert_eq!(worker.exit_code(secs(15)), 0);
 }
+
+#[test]
+fn a_redis_that_refuses_writes_stops_nothing_and_beats_resume_within_two_seconds() {
+    let stack = Stack::on(Rabbit::shared(), Arc::new(Redis::started()));
+    let worker = stack.worker_with("w1", |s| s.set("heartbeat.interval", "1s"));
+    worker.ready();
+    let aggregator = stack.aggregator();
+    aggregator.collect_results();
+    let configure = |words: &[&str]| {
+        let mut command = redis::cmd(words[0]);
+        command.arg(&words[1..]);
+        let done = command.query::<String>(&mut stack.redis.connection());
+        assert_eq!(done.as_deref(), Ok("OK"), "{words:?}");
+    };
+    for (refuses, takes) in [
+        // Full, and nothing may be evicted.
+        (
+            &["CONFIG", "SET", "maxmemory", "1"][..],
+            &["CONFIG", "SET", "maxmemory", "0"][..],
+        ),
+        // A replica, as after a failover.
+        (
+            &["REPLICAOF", "127.0.0.1", "1"],
+            &["REPLICAOF", "NO", "ONE"],
+        ),
+    ] {
+        configure(refuses);
+        // `ttl` is 3 s: by then its record is gone.
+        eventually(secs(10), "its record expires", || {
+            worker.try_heartbeat().is_none()
+        });
+        let id = format!("during-{}", refuses[0]);
+        aggregator.submit(&honest_job(&id, &id));
+        assert_eq!(aggregator.result(&id).json()["status"], "scored");
+        configure(takes);
+        eventually(secs(2), "beats resume", || worker.try_heartbeat().is_some());
+        assert_eq!(worker.ready()["last_error"], serde_json::Value::Null);
+    }
+    // Somebody's list where the record belongs.
+    let key = stack.key("worker:w1");
+    let mut connection = stack.redis.connection();
+    let spoilt = redis::pipe()
+        .del(&key)
+        .rpush(&key, "x")
+        .exec(&mut connection);
+    spoilt.expect("a list under its key");
+    eventually(secs(2), "the record is back", || {
+        redis::cmd("TYPE")
+            .arg(&key)
+            .query::<String>(&mut connection)
+            .as_deref()
+            == Ok("string")
+    });
+    worker.drain();
+}

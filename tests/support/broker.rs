@@ -198,6 +198,16 @@ impl Rabbit {
         })
     }
 
+    /// Makes it short of memory, so that it holds back whoever publishes, or lets it be.
+    #[track_caller]
+    pub(crate) fn memory_alarm(&self, on: bool) {
+        let watermark = if on { "0.0000001" } else { "0.8" };
+        eventually(secs(30), "rabbitmqctl sets the watermark", || {
+            let set = self.control(&["set_vm_memory_high_watermark", watermark]);
+            set.is_some()
+        });
+    }
+
     /// What `rabbitmqctl` answers, as JSON; none if it fails.
     pub(crate) fn control(&self, arguments: &[&str]) -> Option<Value> {
         let mut ctl = self.command("rabbitmqctl");

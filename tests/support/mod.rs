@@ -12,6 +12,7 @@ pub(crate) mod declare;
 pub(crate) mod http;
 pub(crate) mod jobs;
 pub(crate) mod message;
+pub(crate) mod pace;
 pub(crate) mod package;
 pub(crate) mod process;
 pub(crate) mod redis_server;

@@ -32,11 +32,11 @@ pub(crate) fn sound() -> &'static Path {
 }
 
 fn make(out: &Path) {
-    build(&fixtures(), "graph-named.onnx", 128, out);
+    build(&fixtures(), "graph-named.onnx", 128, 1, out);
 }
 
 /// Runs `scorer package` on a folder with a graph, a checkpoint and shards.
-fn build(from: &Path, graph: &str, window: u32, out: &Path) {
+fn build(from: &Path, graph: &str, window: u32, windows_per_row: u32, out: &Path) {
     let output = Command::new(env!("CARGO_BIN_EXE_scorer"))
         .arg("package")
         .arg("--graph")
@@ -46,7 +46,8 @@ fn build(from: &Path, graph: &str, window: u32, out: &Path) {
         .arg("--shards")
         .arg(from.join("shards"))
         .args(["--name", MODEL, "--version", &VERSION.to_string()])
-        .args(["--window", &window.to_string(), "--out"])
+        .args(["--window", &window.to_string()])
+        .args(["--windows-per-row", &windows_per_row.to_string(), "--out"])
         .arg(out)
         .output()
         .expect("the binary runs");
@@ -71,11 +72,17 @@ impl Package {
     /// A model whose `size.weight` says how much its one large node computes: see
     /// `tests/model/README.md`.
     pub(crate) fn hazard() -> Self {
+        Self::hazard_of(1)
+    }
+
+    /// The same with so many windows of each of its two rows.
+    pub(crate) fn hazard_of(windows_per_row: u32) -> Self {
         let folder = Folder::new("hazard");
         build(
             &fixtures().join("hazard"),
             "graph.onnx",
             16,
+            windows_per_row,
             &folder.join(MODEL),
         );
         Self(folder)

@@ -79,12 +79,14 @@ def compare(first, second):
 def hazard(folder):
     """A model that is harmless as it is, and whose `size.weight` decides how much one node has to do.
 
-        N      = int64(size.weight)
+        N      = int64(max(size.weight, 0))
         Z      = zeros [N, N]
-        logits = embed.weight[tokens] @ head.weight + size.weight * bias.weight + sum(Z @ Z)
+        M      = int64(max(-size.weight, 0))
+        logits = embed.weight[tokens] @ head.weight + size.weight * bias.weight + sum(Z @ Z) + M times 0
 
-    The sum is always zero. ONNX Runtime looks at its terminate flag only between nodes, so a candidate
-    that makes N large has one MatMul that cannot be ended, or zeros that no machine can hold.
+    The sums are always zero. ONNX Runtime looks at its terminate flag only between nodes, so a candidate
+    that makes N large has one MatMul that cannot be ended, or zeros that no machine can hold. One that
+    makes M large has a loop that takes long, and can be ended.
     """
     weights = {
         "embed.weight": irregular((VOCAB, WIDTH), 17),
@@ -95,14 +97,19 @@ def hazard(folder):
     nodes = [
         helper.make_node("Gather", ["embed.weight", "tokens"], ["embedding"], axis=0),
         helper.make_node("MatMul", ["embedding", "head.weight"], ["base"]),
-        helper.make_node("Cast", ["size.weight"], ["N"], to=TensorProto.INT64),
+        helper.make_node("Relu", ["size.weight"], ["width"]),
+        helper.make_node("Cast", ["width"], ["N"], to=TensorProto.INT64),
         helper.make_node("Concat", ["N", "N"], ["square"], axis=0),
         helper.make_node("ConstantOfShape", ["square"], ["Z"], value=numpy_helper.from_array(np.zeros(1, np.float32))),
         helper.make_node("MatMul", ["Z", "Z"], ["P"]),
         helper.make_node("ReduceSum", ["P"], ["nothing"], keepdims=0),
         helper.make_node("Mul", ["size.weight", "bias.weight"], ["bias"]),
         helper.make_node("Add", ["base", "bias"], ["biased"]),
-        helper.make_node("Add", ["biased", "nothing"], ["logits"]),
+        helper.make_node("Neg", ["size.weight"], ["opposite"]),
+        helper.make_node("Relu", ["opposite"], ["rounds"]),
+        helper.make_node("Cast", ["rounds"], ["M"], to=TensorProto.INT64),
+        helper.make_node("Loop", ["M", "", "nothing"], ["still_nothing"], body=turns()),
+        helper.make_node("Add", ["biased", "still_nothing"], ["logits"]),
     ]
     graph = helper.make_graph(
         nodes,
@@ -121,6 +128,20 @@ def hazard(folder):
     save(weights, folder / "checkpoint.safetensors")
     save({"tokens": tokens}, folder / "shards" / f"shard_{SHARD:06}.safetensors")
     check_hazard(folder / "graph.onnx", weights, tokens)
+
+
+def turns():
+    """The body of a loop that adds a value to itself, which is zero."""
+    value = lambda name, kind: helper.make_tensor_value_info(name, kind, [])
+    return helper.make_graph(
+        [
+            helper.make_node("Identity", ["go_on"], ["go_on_again"]),
+            helper.make_node("Add", ["before", "before"], ["after"]),
+        ],
+        "turns",
+        [value("turn", TensorProto.INT64), value("go_on", TensorProto.BOOL), value("before", TensorProto.FLOAT)],
+        [value("go_on_again", TensorProto.BOOL), value("after", TensorProto.FLOAT)],
+    )
 
 
 def irregular(shape, seed):

@@ -1,0 +1,308 @@
+//! Deliveries on bad days: a broker without memory, messages that nobody can read, queues that are
+//! full or gone. Nothing is lost, and nothing is computed or counted twice.
+
+use std::process::Command;
+use std::sync::Arc;
+
+use lapin::options::{BasicGetOptions, BasicNackOptions, QueueDeclareOptions};
+use lapin::types::{AMQPValue, FieldTable};
+use nix::sys::signal::Signal;
+
+use crate::support::aggregator::{Aggregator, runtime};
+use crate::support::broker::Rabbit;
+use crate::support::jobs::{Encoding, honest_job};
+use crate::support::package::MODEL;
+use crate::support::redis_server::Redis;
+use crate::support::stack::Stack;
+use crate::support::wait::{SOON, eventually, secs};
+
+/// Puts a message with a `message_id` that is no UTF-8 on the jobs exchange: lapin refuses to read
+/// such a one, as it refuses to write it.
+fn publish_unreadable(stack: &Stack) {
+    let script = "
+import os, pika
+connection = pika.BlockingConnection(pika.URLParameters(os.environ['URL']))
+properties = pika.BasicProperties(message_id=b'\\xff\\xfe', delivery_mode=2)
+channel = connection.channel()
+channel.confirm_delivery()
+channel.basic_publish(os.environ['EXCHANGE'], os.environ['MODEL'], b'unreadable', properties)
+connection.close()
+";
+    let ran = Command::new("python3")
+        .args(["-c", script])
+        .env("URL", stack.rabbit.url())
+        .env("EXCHANGE", stack.object("jobs"))
+        .env("MODEL", MODEL)
+        .output()
+        .expect("python3 runs");
+    let said = String::from_utf8_lossy(&ran.stderr);
+    assert!(ran.status.success(), "{said}\nrun through ops/test");
+}
+
+#[test]
+fn a_message_that_no_client_can_read_is_parked_and_its_neighbours_are_scored() {
+    let stack = Stack::shared();
+    let worker = stack.worker("w1");
+    worker.ready();
+    let aggregator = stack.aggregator();
+    aggregator.collect_results();
+    let body = br#"{"v": 1, "command": "pause"}"#;
+    aggregator.control("all", body, Encoding::Json);
+    worker.state("degraded", "paused");
+    let ids: Vec<String> = (0..9).map(|n| format!("beside-{n}")).collect();
+    for id in &ids[..2] {
+        aggregator.submit(&honest_job(id, id));
+    }
+    publish_unreadable(&stack);
+    for id in &ids[2..] {
+        aggregator.submit(&honest_job(id, id));
+    }
+    let body = br#"{"v": 1, "command": "resume"}"#;
+    aggregator.control("all", body, Encoding::Json);
+    // Each of its deliveries costs the link; the broker's limit of 20 ends that.
+    let parked = stack.object(&format!("dead.{MODEL}"));
+    eventually(secs(120), "the unreadable message is parked", || {
+        aggregator.depth(&parked).is_some_and(|(n, _)| n == 1)
+    });
+    aggregator.all_results(&ids, secs(30));
+    let record = worker.heartbeat_when(SOON, "ready and cautious no more", |r| {
+        r["ready"] == true && r["broker"]["consuming"] == true
+    });
+    assert_eq!(record["state"], "ready");
+    worker.drain();
+    aggregator.expect_empty(&stack.jobs_queue());
+    assert_eq!(
+        aggregator.depth(&parked).map(|(n, _)| n),
+        Some(1),
+        "no neighbour was parked with it"
+    );
+    for id in &ids {
+        let result = aggregator.result(id).json();
+        assert_eq!(
+            (&result["status"], &result["attempt"]),
+            (&"scored".into(), &1.into()),
+            "{result}"
+        );
+    }
+}
+
+#[test]
+fn headers_that_fill_a_frame_stop_neither_the_ladder_nor_the_parking() {
+    let stack = Stack::shared();
+    let worker = stack.worker_with("w1", |s| s.set("amqp.retry_delays", r#"["1s"]"#));
+    let generation = worker.ready()["broker"]["generation"].clone();
+    let aggregator = stack.aggregator();
+    aggregator.collect_results();
+    let mut newer = honest_job("newer", "newer");
+    newer["model_version"] = 99.into();
+    let large = "x".repeat(120_000);
+    aggregator.submit_as(&newer, Encoding::MessagePack, |properties| {
+        let mut headers = FieldTable::default();
+        for (name, value) in [
+            ("small", "kept"),
+            ("large", &large),
+            ("traceparent", "00-1"),
+        ] {
+            headers.insert(name.into(), AMQPValue::LongString(value.into()));
+        }
+        properties.with_headers(headers)
+    });
+    let result = aggregator.result("newer");
+    assert_eq!(result.json()["status"], "failed");
+    assert_eq!(result.json()["attempt"], 2);
+    let parked = aggregator.take_parked();
+    assert_eq!(
+        parked.headers.get("small").map(String::as_str),
+        Some("kept")
+    );
+    assert_eq!(
+        parked.headers.get("large"),
+        None,
+        "it would not fit beside ours"
+    );
+    assert_eq!(
+        worker.next_heartbeat()["broker"]["generation"],
+        generation,
+        "and the link was never lost"
+    );
+    worker.drain();
+}
+
+#[test]
+fn a_deleted_jobs_queue_is_made_again_and_consumed() {
+    let stack = Stack::shared();
+    let worker = stack.worker("w1");
+    let generation = worker.ready()["broker"]["generation"].clone();
+    let aggregator = stack.aggregator();
+    aggregator.collect_results();
+    for round in 0..3 {
+        aggregator.delete(&stack.jobs_queue());
+        worker.heartbeat_when(SOON, "it notices", |r| {
+            r["ready"] == false && r["state_detail"] == "consumer_lost"
+        });
+        let record = worker.ready();
+        assert_eq!(record["broker"]["generation"], generation, "{record}");
+        assert_eq!(stack.rabbit.list_consumers(&stack.jobs_queue()), 1);
+        let id = format!("round-{round}");
+        aggregator.submit(&honest_job(&id, &id));
+        assert_eq!(aggregator.result(&id).json()["status"], "scored");
+    }
+    worker.drain();
+}
+
+/// Returns what waits in the jobs queue so often that a worker hands it back as a fresh message.
+fn return_often(aggregator: &Aggregator, queue: &str, messages: usize) {
+    runtime().block_on(async {
+        let channel = aggregator.connection.create_channel().await;
+        let channel = channel.expect("a channel");
+        for _ in 0..10 {
+            let mut got = Vec::new();
+            while got.len() < messages {
+                let options = BasicGetOptions::default();
+                let next = channel.basic_get(queue.into(), options).await;
+                got.extend(next.expect("the queue answers"));
+            }
+            for message in got {
+                let requeue = BasicNackOptions {
+                    requeue: true,
+                    ..Default::default()
+                };
+                message.acker.nack(requeue).await.expect("it goes back");
+            }
+        }
+        channel.close(200, "done".into()).await.ok();
+    });
+}
+
+#[test]
+fn a_drain_is_not_held_by_a_full_jobs_queue() {
+    let stack = Stack::shared();
+    let aggregator = stack.aggregator();
+    // As an operator may have declared it: with room for little.
+    runtime().block_on(async {
+        let channel = aggregator.connection.create_channel().await;
+        let mut arguments = FieldTable::default();
+        let text = |text: &str| AMQPValue::LongString(text.into());
+        arguments.insert("x-queue-type".into(), text("quorum"));
+        arguments.insert("x-overflow".into(), text("reject-publish"));
+        arguments.insert("x-max-length".into(), AMQPValue::LongLongInt(4));
+        let options = QueueDeclareOptions {
+            durable: true,
+            ..Default::default()
+        };
+        let queue = stack.jobs_queue();
+        let channel = channel.expect("a channel");
+        let declared = channel.queue_declare(queue.as_str().into(), options, arguments);
+        declared.await.expect("the queue is declared");
+    });
+    let worker = stack.worker("early");
+    worker.ready();
+    worker.drain();
+    let ids: Vec<String> = (0..4).map(|n| format!("held-{n}")).collect();
+    for id in &ids {
+        aggregator.submit(&honest_job(id, id));
+    }
+    return_often(&aggregator, &stack.jobs_queue(), ids.len());
+    // The foreign mark of somebody who may live keeps the jobs from being computed.
+    for id in &ids {
+        let key = stack.key(&format!("crash:{id}:{}", crate::support::package::VERSION));
+        let mark = redis::Commands::hset(&mut stack.redis.connection(), key, "other/1", "1");
+        let _: () = mark.expect("a mark");
+    }
+    let worker = stack.worker_with("w1", |s| {
+        s.set("worker.drain_timeout", "5s")
+            .set("heartbeat.ttl", "30s")
+    });
+    worker.ready();
+    worker.heartbeat_when(SOON, "it holds all four", |r| {
+        let held = r["jobs"]["in_flight"]
+            .as_u64()
+            .zip(r["jobs"]["buffered"].as_u64());
+        held.is_some_and(|(computing, waiting)| computing + waiting == 4)
+    });
+    worker.terminate();
+    assert_eq!(worker.exit_code(secs(5)), 0);
+    eventually(SOON, "all four wait again", || {
+        aggregator.depth(&stack.jobs_queue()) == Some((4, 0))
+    });
+}
+
+#[test]
+fn a_broker_short_of_memory_delays_results_and_nothing_else() {
+    let rabbit = Arc::new(Rabbit::started());
+    let stack = Stack::on(Arc::clone(&rabbit), Redis::shared());
+    let worker = stack.worker("w1");
+    worker.ready();
+    let aggregator = stack.aggregator();
+    aggregator.collect_results();
+    let ids: Vec<String> = (0..6).map(|n| format!("job-{n}")).collect();
+    for id in &ids {
+        aggregator.submit(&honest_job(id, id));
+    }
+    aggregator.all_results(&ids, secs(30));
+
+    worker.signal(Signal::SIGSTOP);
+    for id in &ids {
+        aggregator.submit(&honest_job(&format!("{id}-late"), id));
+    }
+    rabbit.memory_alarm(true);
+    worker.signal(Signal::SIGCONT);
+    worker.heartbeat_when(secs(30), "it says that it is held back", |r| {
+        r["broker"]["blocked"] == true
+    });
+    let blocked = worker.next_heartbeat();
+    assert_eq!(blocked["ready"], true, "{blocked}");
+    rabbit.memory_alarm(false);
+    let late: Vec<String> = ids.iter().map(|id| format!("{id}-late")).collect();
+    aggregator.all_results(&late, secs(30));
+    let record = worker.heartbeat_when(SOON, "held back no more", |r| {
+        r["broker"]["blocked"] == false
+    });
+    assert_eq!(
+        record["broker"]["generation"],
+        blocked["broker"]["generation"]
+    );
+    worker.drain();
+    for id in &late {
+        assert_eq!(aggregator.copies(id).len(), 1, "{id}");
+    }
+}
+
+#[test]
+fn a_result_that_could_not_be_settled_is_answered_from_memory() {
+    let rabbit = Arc::new(Rabbit::started());
+    let stack = Stack::on(Arc::clone(&rabbit), Arc::new(Redis::started()));
+    let worker = stack.worker("w1");
+    worker.ready();
+    let aggregator = stack.aggregator();
+    aggregator.collect_results();
+    // A connection that has never published is not held back.
+    aggregator.submit(&honest_job("first", "same"));
+    aggregator.result("first");
+    worker.signal(Signal::SIGSTOP);
+    aggregator.submit(&honest_job("late", "same"));
+    rabbit.memory_alarm(true);
+    worker.signal(Signal::SIGCONT);
+    let computed = worker.heartbeat_when(secs(30), "computed, and held back", |r| {
+        r["broker"]["blocked"] == true
+            && r["jobs"]["in_flight"] == 1
+            && r["progress"]["busy_ms"] == 0
+            && stack.keys("result:*").len() == 2
+    });
+    // Redis forgets: what was computed is known to the worker alone.
+    stack.redis.kill();
+    rabbit.kill();
+    stack.redis.start();
+    rabbit.start();
+    let aggregator = stack.aggregator();
+    aggregator.collect_results();
+    let result = aggregator.result("late").json();
+    assert_eq!(result["status"], "scored", "{result}");
+    let record = worker.heartbeat_when(SOON, "it answered", |r| r["jobs"]["scored"] == 2);
+    assert_eq!(record["jobs"]["duplicates"], 1, "{record}");
+    assert_eq!(
+        record["progress"]["counter"],
+        computed["progress"]["counter"]
+    );
+    worker.drain();
+}
