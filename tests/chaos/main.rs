@@ -4,8 +4,8 @@
 //! (deliveries) and `ledger` (copies).
 //!
 //! The test is a short run with a fixed seed. `ops/chaos` makes long ones: `CHAOS_MINUTES`, `CHAOS_SEED`,
-//! `CHAOS_ROUND` to repeat one round alone, and `CHAOS_CLUSTER=1` for a broker of three nodes. A seed repeats the plan and the jobs; processes and
-//! networks take their own time.
+//! `CHAOS_ROUND` to repeat one round alone, and `CHAOS_CLUSTER=1` for a broker of three nodes. A seed
+//! repeats the plan and the jobs; processes and networks take their own time.
 
 #![expect(clippy::expect_used, reason = "a test fails by panicking")]
 #![expect(

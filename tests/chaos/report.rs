@@ -104,7 +104,7 @@ impl fmt::Display for Report {
         writeln!(f, "faults      {total}: {:?}", self.faults)?;
         writeln!(
             f,
-            "deaths      {:?}; at most {} of one job",
+            "deaths      {:?}; at most {} of one job, those included that Redis forgot",
             self.deaths, self.most_deaths
         )?;
         writeln!(f, "jobs        {jobs}: {:?}", self.jobs)?;
