@@ -60,6 +60,22 @@ impl Broker {
         }
     }
 
+    /// Whether the jobs queue and its ladder are empty to the last: a passive declare does not count
+    /// what waits to arrive elsewhere as a dead letter. False also where nobody answers.
+    pub(crate) fn holds_nothing(&self, jobs: &str) -> bool {
+        let rows = self
+            .leader(jobs)
+            .control(&["list_queues", "name", "messages"]);
+        let rows = rows.as_ref().and_then(serde_json::Value::as_array);
+        rows.is_some_and(|rows| {
+            let mut ours = rows.iter().filter(|row| {
+                let name = row["name"].as_str();
+                name.is_some_and(|name| name.starts_with(jobs))
+            });
+            ours.all(|row| row["messages"] == 0)
+        })
+    }
+
     /// Waits until a node that was struck takes part again, so that the next fault leaves a majority.
     pub(crate) fn rejoined(&self, queue: &str) {
         match &self.nodes {

@@ -10,8 +10,10 @@ use crate::support::wait::secs;
 /// Nothing waits anywhere for so long: nothing more will come. Longer than a beat, so that what
 /// workers say of the jobs they hold is news.
 const STILL: Duration = secs(3);
-/// A ladder, waits for news of the dead, a killer that begins again after Redis forgot its deaths.
-const PATIENCE: Duration = secs(150);
+/// A ladder, waits for news of the dead, a killer that begins again after Redis forgot its deaths; and
+/// RabbitMQ sends a dead letter again only after three minutes, where the queue that it goes to lost its
+/// leader before it was confirmed.
+const PATIENCE: Duration = secs(240);
 /// The broker is well, and takes what is submitted again.
 const CONFIRM: Duration = secs(20);
 const POLL: Duration = Duration::from_millis(100);
@@ -45,8 +47,10 @@ pub(crate) fn settle(site: &Site) -> Settled {
         if !nothing_waits(site, &mut client) {
             still_since = None;
         } else if still_since.get_or_insert_with(Instant::now).elapsed() > STILL {
-            // Read again: the last one may have been answered while we looked.
-            submit_again(site, &mut client, &mut settled);
+            if site.broker.holds_nothing(&site.stack.jobs_queue()) {
+                // Read again: the last one may have been answered while we looked.
+                submit_again(site, &mut client, &mut settled);
+            }
             still_since = None;
         }
         std::thread::sleep(POLL);
