@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 
@@ -15,6 +16,10 @@ use crate::config::Config;
 use crate::control;
 use crate::heartbeat::Vitals;
 use crate::retry::Backoff;
+
+/// A fleet is to be back within 15 s of its broker: with the 30 s that other failures may wait for,
+/// the next try could come too late for that.
+const LONGEST_WAIT: Duration = Duration::from_secs(8);
 
 /// What it takes to make a link, and who is told of it.
 pub(super) struct Keeper {
@@ -29,7 +34,7 @@ pub(super) struct Keeper {
 impl Keeper {
     /// Runs until its task is aborted.
     pub(super) async fn keep(self) {
-        let mut backoff = Backoff::new();
+        let mut backoff = Backoff::between(Duration::from_secs(1), LONGEST_WAIT);
         loop {
             match self.connect().await {
                 Ok((link, control)) => {
