@@ -177,11 +177,14 @@ impl<T> Reply<T> {
 /// What begins the value of a mark whose incarnation was counted dead.
 pub const DEAD: &str = "dead:";
 
-/// Looks a result up and marks the job in one step. Beside marks of others ours waits until it is
+/// Looks a result up and marks the job in one step; a job with a result needs no marks any more. Beside marks of others ours waits until it is
 /// known what became of them.
 const CLAIM: &str = r"
 local stored = redis.call('GET', KEYS[1])
-if stored then return {stored, {}} end
+if stored then
+  redis.call('DEL', KEYS[2])
+  return {stored, {}}
+end
 local marks = redis.call('HGETALL', KEYS[2])
 local alone = true
 for i = 1, #marks, 2 do
