@@ -74,7 +74,7 @@ impl Waiting {
     }
 
     /// What a window takes, before any job has told: measured by the warm-up.
-    pub fn expect(&self, per_window: Duration) {
+    pub fn set_pace(&self, per_window: Duration) {
         self.line().paces = [per_window].into();
     }
 
@@ -209,7 +209,7 @@ mod tests {
     /// Four jobs of 10, 1, 10 and 1 windows, a second each window with the margin.
     fn line() -> (Waiting, Vec<Place>) {
         let waiting = Waiting::default();
-        waiting.expect(SECOND * 4 / 5);
+        waiting.set_pace(SECOND * 4 / 5);
         let windows = [10, 1, 10, 1];
         let places = windows
             .map(|n| waiting.enter(&format!("job-{n}"), n))

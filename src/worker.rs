@@ -408,7 +408,7 @@ impl Worker {
 
     fn report_warm(&self, engine: &EngineHandle, warm: Warm, took: Duration) {
         let windows = u32::try_from(warm.windows).unwrap_or(u32::MAX).max(1);
-        self.waiting.expect(warm.pass / windows);
+        self.waiting.set_pace(warm.pass / windows);
         let package = &engine.package;
         let plan = Plan::new(&package.shards, None, "", package.cut()).ok();
         let mut facts = self.vitals.facts();
