@@ -15,10 +15,12 @@ use tokio_util::sync::CancellationToken;
 use crate::broker::amqp::{Deliveries, Delivery, Link};
 use crate::broker::topology::Topology;
 use crate::broker::{BrokerError, Outgoing, Properties, PublishError};
+use crate::crash::Attempt;
 use crate::failure::{Code, Failure, Status};
 use crate::heartbeat::Vitals;
 use crate::job::{self, Encoding, Kind, Undecodable};
 use crate::lifecycle::Detail;
+use crate::offload;
 use crate::pipeline::{Judged, Pipeline};
 use crate::result::{Addressee, Key, ResultMessage};
 use crate::retry::{Backoff, Disposition, dispose, too_late_for_the_next_rung};
@@ -262,13 +264,12 @@ impl Serving {
             self.vitals.facts().jobs.redelivered += 1;
         }
         let encoding = delivery.properties.encoding();
-        // Off the async threads: a stranger's body may be large, and they also drain and beat.
         let body = std::mem::take(&mut delivery.body);
-        let decoding = tokio::task::spawn_blocking(move || {
+        let decoding = offload::by_size(body.len(), move || {
             let decoded = job::decode(&body, encoding);
             (body, decoded)
         });
-        let Ok((body, decoded)) = decoding.await else {
+        let Some((body, decoded)) = decoding.await else {
             // The body went down with a panic of ours; the end of the channel gives the job back.
             return self.link.lost.cancel();
         };
@@ -306,8 +307,7 @@ impl Serving {
         judged: Judged,
         received: Instant,
     ) {
-        let attempt = addressee.attempt;
-        let (verdict, key) = match judged {
+        let (verdict, key, attempt) = match judged {
             Judged::Stored { message, key } => {
                 self.vitals.facts().jobs.duplicates += 1;
                 let message = ResultMessage {
@@ -319,34 +319,29 @@ impl Serving {
                     .await;
             }
             Judged::Fresh {
-                verdict: Err(failure),
+                verdict,
                 key,
-            } if too_late_for_the_next_rung(&failure, attempt, deadline_ms, &self.retry_delays) => {
-                let message = format!(
-                    "{}; it would still be newer when its deadline passes",
-                    failure.message
-                );
-                (
-                    Err(Failure {
-                        code: Code::DeadlineExceeded,
-                        message,
-                        detail: failure.detail,
-                    }),
-                    key,
-                )
-            }
-            Judged::Fresh { verdict, key } => (verdict, key),
+                attempt,
+            } => (verdict, key, attempt),
             Judged::Undecided => return self.hand_back(delivery).await,
         };
-        let parked = match dispose(&verdict, attempt, deadline_ms, &self.retry_delays) {
-            Disposition::Climb { rung } => return self.climb(delivery, rung, verdict.err()).await,
+        let (number, delays) = (addressee.attempt, &self.retry_delays);
+        let verdict = verdict.map_err(|failure| or_too_late(failure, number, deadline_ms, delays));
+        let parked = match dispose(&verdict, number, deadline_ms, delays) {
+            Disposition::Climb { rung } => {
+                let failure = verdict.err();
+                if let Some(attempt) = attempt {
+                    attempt.end(failure.as_ref().map(|f| f.code), None).await;
+                }
+                return self.climb(delivery, rung, failure).await;
+            }
             Disposition::Answer => None,
             Disposition::AnswerAndPark => verdict.as_ref().err().cloned(),
         };
-        let message = ResultMessage::new(self.pipeline.answerer(), addressee.clone(), verdict);
-        let message = self
-            .first_of_its_key(message, key.as_ref(), &addressee)
-            .await;
+        let mut message = ResultMessage::new(self.pipeline.answerer(), addressee.clone(), verdict);
+        if let Some(attempt) = attempt {
+            message = self.end(attempt, message, &addressee).await;
+        }
         if let Some(key) = key.as_ref().filter(|_| message.may_be_stored()) {
             self.pipeline.unsettled().keep(key, &message);
         }
@@ -408,25 +403,24 @@ impl Serving {
         }
     }
 
-    /// If another worker was first to store a result, its result is the one to publish, so that
-    /// all copies agree.
-    async fn first_of_its_key(
+    /// Ends the attempt and stores its result. If another worker was first to store one, that is the
+    /// one to publish, so that all copies agree.
+    async fn end(
         &self,
+        attempt: Attempt,
         message: ResultMessage,
-        key: Option<&Key>,
         addressee: &Addressee,
     ) -> ResultMessage {
-        let Some(key) = key.filter(|_| message.may_be_stored()) else {
-            return message;
-        };
-        let bare = ResultMessage {
-            context: None,
-            ..message.clone()
-        };
-        let Ok(text) = serde_json::to_string(&bare) else {
-            return message;
-        };
-        let Some(first) = self.store.keep(&key.0, &text, self.results_ttl).await else {
+        let text = message.may_be_stored().then(|| {
+            let bare = ResultMessage {
+                context: None,
+                ..message.clone()
+            };
+            serde_json::to_string(&bare).ok()
+        });
+        let text = text.flatten();
+        let keep = text.as_deref().map(|text| (text, self.results_ttl));
+        let Some(first) = attempt.end(message.code(), keep).await else {
             return message;
         };
         match self.pipeline.answerer().read(&first, addressee) {
@@ -435,7 +429,7 @@ impl Serving {
                 ..first
             },
             Err(error) => {
-                tracing::warn!(%error, key = key.0, "a stored result is ignored");
+                tracing::warn!(%error, job = message.submission_id, "a stored result is ignored");
                 message
             }
         }
@@ -638,6 +632,27 @@ impl Serving {
             duration_ms = millis,
             "job answered"
         );
+    }
+}
+
+/// A job for a newer version that would still be newer at its deadline is late already.
+fn or_too_late(
+    failure: Failure,
+    attempt: u32,
+    deadline_ms: Option<u64>,
+    delays: &[Duration],
+) -> Failure {
+    if !too_late_for_the_next_rung(&failure, attempt, deadline_ms, delays) {
+        return failure;
+    }
+    let message = format!(
+        "{}; it would still be newer when its deadline passes",
+        failure.message
+    );
+    Failure {
+        code: Code::DeadlineExceeded,
+        message,
+        detail: failure.detail,
     }
 }
 

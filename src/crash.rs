@@ -26,9 +26,10 @@ use crate::clock::unix_ms;
 use crate::config::Config;
 use crate::failure::{Code, Failure, Remedy};
 use crate::heartbeat::Vitals;
-use crate::result::Verdict;
 use crate::retry::Backoff;
-use crate::store::{Claim, DEAD, Known, LOOKUP_TIMEOUT, Reply, STORE_TIMEOUT, Store};
+use crate::store::{
+    Claim, DEAD, Keep, Known, LOOKUP_TIMEOUT, Release, Reply, STORE_TIMEOUT, Store,
+};
 
 /// A record must be gone for this many lives of a record.
 const GONE_FOR: u32 = 2;
@@ -200,10 +201,18 @@ impl Inner {
     }
 
     async fn remove(&self, left: &Left) -> bool {
-        let removed = self
-            .store
-            .release(&left.job, &self.own, left.started_ms, left.counted);
+        let release = self.release(left);
+        let removed = self.store.release(&release, None);
         removed.await.answer().is_some()
+    }
+
+    fn release<'a>(&'a self, left: &'a Left) -> Release<'a> {
+        Release {
+            job: &left.job,
+            own: &self.own,
+            started_ms: left.started_ms,
+            counted: left.counted,
+        }
     }
 }
 
@@ -294,30 +303,45 @@ impl Attempt {
         }
     }
 
-    /// Removes the mark; with it those that count as deaths, where the job is answered without
-    /// another death.
-    pub async fn end(mut self, verdict: &Verdict) {
+    /// The job has its verdict: removes the mark, and with it those that count as deaths where the
+    /// job is answered without another death. Stores the result that is to be kept, in the same
+    /// round trip; returns the one that was stored before, if there was one.
+    pub async fn end(
+        mut self,
+        code: Option<Code>,
+        keep: Option<(&str, Duration)>,
+    ) -> Option<String> {
         self.answered = self.late
-            && match verdict {
-                Ok(_) => true,
-                Err(failure) => match failure.code.remedy() {
-                    Remedy::Answer => true,
-                    Remedy::Retry | Remedy::Park => false,
-                },
+            && match code.map(Code::remedy) {
+                None | Some(Remedy::Answer) => true,
+                Some(Remedy::Retry | Remedy::Park) => false,
             };
-        if let Some(left) = self.left()
-            && self.inner.remove(&left).await
-        {
-            (self.marked, self.answered) = (false, false);
+        if !(self.marked || self.answered || keep.is_some()) {
+            return None;
+        }
+        let left = self.as_left();
+        let keep = keep.map(|(text, ttl)| Keep {
+            key: &self.result,
+            text,
+            ttl,
+        });
+        let release = self.inner.release(&left);
+        let released = self.inner.store.release(&release, keep.as_ref());
+        let stored = released.await.answer()?;
+        (self.marked, self.answered) = (false, false);
+        stored
+    }
+
+    fn as_left(&self) -> Left {
+        Left {
+            job: self.job.clone(),
+            started_ms: self.started_ms,
+            counted: self.answered,
         }
     }
 
     fn left(&self) -> Option<Left> {
-        (self.marked || self.answered).then(|| Left {
-            job: self.job.clone(),
-            started_ms: self.started_ms,
-            counted: self.answered,
-        })
+        (self.marked || self.answered).then(|| self.as_left())
     }
 }
 

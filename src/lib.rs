@@ -22,6 +22,7 @@ pub mod health;
 pub mod heartbeat;
 pub mod job;
 pub mod lifecycle;
+pub mod offload;
 pub mod package;
 pub mod pipeline;
 pub mod prove;

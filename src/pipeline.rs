@@ -16,6 +16,7 @@ use crate::engine::patch::Patches;
 use crate::engine::thread::EngineHandle;
 use crate::failure::{Code, Failure};
 use crate::job::{Candidate, Job, Source, Task};
+use crate::offload;
 use crate::package::plan::Plan;
 use crate::result::{
     Addressee, Answerer, Body, CandidateFacts, Key, LossBody, ResultMessage, ScoreBody, Timings,
@@ -33,6 +34,8 @@ pub enum Judged {
         verdict: Verdict,
         /// What was asked, exactly, where that is defined.
         key: Option<Key>,
+        /// To be ended when it is known what becomes of the verdict.
+        attempt: Option<Attempt>,
     },
     /// Another delivery of the same job was answered before, and Redis had the result.
     Stored {
@@ -74,6 +77,7 @@ impl Judged {
         Self::Fresh {
             verdict: Err(failure),
             key: None,
+            attempt: None,
         }
     }
 
@@ -200,7 +204,7 @@ impl Pipeline {
             Entry::Open(attempt) => attempt,
         };
         let loss = self.validate(job, plan, attempt.as_mut()).await;
-        judged(loss, attempt, key).await
+        judged(loss, attempt, key)
     }
 
     async fn judge_candidate(
@@ -241,7 +245,7 @@ impl Pipeline {
             }
             Err(failure) => Err(failure.into()),
         };
-        judged(scored, attempt, key).await
+        judged(scored, attempt, key)
     }
 
     /// Everything that needs no tokens and no bytes.
@@ -310,6 +314,7 @@ impl Pipeline {
             Passage::Poisoned(failure) => Entry::Over(Judged::Fresh {
                 verdict: Err(failure),
                 key: Some(key.clone()),
+                attempt: None,
             }),
             Passage::HandedBack => Entry::Over(Judged::Undecided),
             Passage::Free(attempt) => Entry::Open(Some(attempt)),
@@ -395,7 +400,7 @@ impl Pipeline {
     ) -> Result<(Arc<Patches>, CandidateFacts), Failure> {
         let candidate = candidate.clone();
         let (package, limits) = (Arc::clone(&self.engine.package), Arc::clone(&self.limits));
-        let decoding = tokio::task::spawn_blocking(move || {
+        let decoding = offload::by_size(fetched.bytes.len(), move || {
             let update = candidate::decode(&fetched.bytes, &candidate, &package, &limits)?;
             let (tensors, entries) = (update.tensors.len() as u64, update.entries());
             let l2_norm = update.l2_norm();
@@ -409,9 +414,10 @@ impl Pipeline {
             };
             Ok((Arc::new(patches), facts))
         });
-        decoding.await.map_err(|e| {
-            Failure::new(Code::InferenceFailed, format!("decoding ended early: {e}"))
-        })?
+        decoding.await.unwrap_or_else(|| {
+            let message = "decoding ended early, by a panic; the worker's log says where";
+            Err(Failure::new(Code::InferenceFailed, message))
+        })
     }
 
     fn body(
@@ -441,19 +447,17 @@ impl Pipeline {
     }
 }
 
-/// Ends the attempt. What is sent back is no attempt: dropping it takes the mark away.
-async fn judged(outcome: Result<Body, Unscored>, attempt: Option<Attempt>, key: Key) -> Judged {
+/// What is sent back is no attempt: dropping it takes the mark away.
+fn judged(outcome: Result<Body, Unscored>, attempt: Option<Attempt>, key: Key) -> Judged {
     let verdict = match outcome {
         Ok(body) => Ok(body),
         Err(Unscored::Failed(failure)) => Err(failure),
         Err(Unscored::SentBack) => return Judged::Undecided,
     };
-    if let Some(attempt) = attempt {
-        attempt.end(&verdict).await;
-    }
     Judged::Fresh {
         verdict,
         key: Some(key),
+        attempt,
     }
 }
 

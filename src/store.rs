@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use redis::aio::{ConnectionManager, ConnectionManagerConfig};
-use redis::{AsyncCommands, Script};
+use redis::io::tcp::TcpSettings;
+use redis::{AsyncCommands, IntoConnectionInfo, Script};
 
 use crate::clock::unix_ms;
 use crate::config::RedisConfig;
@@ -19,6 +20,8 @@ pub const LOOKUP_TIMEOUT: Duration = Duration::from_millis(50);
 pub const STORE_TIMEOUT: Duration = Duration::from_millis(300);
 /// After a failure the store is left alone for this long.
 const BREAKER_MS: u64 = 1000;
+/// Records that are read at once.
+const PART: usize = 1000;
 /// A mark is forgotten after this.
 const MARK_LIFE: Duration = Duration::from_secs(24 * 3600);
 
@@ -67,7 +70,16 @@ impl Keys {
 pub struct Store {
     connection: ConnectionManager,
     keys: Keys,
+    scripts: Arc<Scripts>,
     open_again_ms: Arc<AtomicU64>,
+}
+
+/// Their digests are computed once.
+struct Scripts {
+    beat: Script,
+    claim: Script,
+    release: Script,
+    count: Script,
 }
 
 impl std::fmt::Debug for Store {
@@ -79,8 +91,12 @@ impl std::fmt::Debug for Store {
 }
 
 fn manager(config: &RedisConfig) -> Result<ConnectionManager, StoreError> {
-    let client = redis::Client::open(config.url.as_str())
-        .map_err(|e| StoreError(format!("redis.url: {e}")))?;
+    let unusable = |e: redis::RedisError| StoreError(format!("redis.url: {e}"));
+    let info = config.url.as_str().into_connection_info();
+    // Calls are small, and a job waits for each.
+    let tcp = TcpSettings::default().set_nodelay(true);
+    let info = info.map_err(unusable)?.set_tcp_settings(tcp);
+    let client = redis::Client::open(info).map_err(unusable)?;
     let settings = ConnectionManagerConfig::new()
         .set_number_of_retries(2)
         .set_min_delay(Duration::from_millis(50))
@@ -144,6 +160,30 @@ pub struct Claim<'a> {
     pub limit: Duration,
 }
 
+/// An attempt that ends.
+#[derive(Debug, Clone, Copy)]
+pub struct Release<'a> {
+    /// `SUBMISSION:VERSION`.
+    pub job: &'a str,
+    /// Field of our mark.
+    pub own: &'a str,
+    /// Its value.
+    pub started_ms: u64,
+    /// The marks that count as deaths go too.
+    pub counted: bool,
+}
+
+/// A result to store.
+#[derive(Debug, Clone, Copy)]
+pub struct Keep<'a> {
+    /// Its key.
+    pub key: &'a str,
+    /// The result, JSON.
+    pub text: &'a str,
+    /// How long it is kept.
+    pub ttl: Duration,
+}
+
 /// What the store knows of a job.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Known {
@@ -197,8 +237,9 @@ end
 return {false, marks}
 ";
 
-/// Removes our mark, counted or not, unless a later attempt of ours has written it anew; and the
-/// counted marks of others where the job is answered.
+/// Ends an attempt. Stores its result, if it has one to keep and there is none yet (else returns that
+/// one); removes our mark, counted or not, unless a later attempt of ours has written it anew; and
+/// the counted marks of others where the job is answered.
 const RELEASE: &str = r"
 local mark = redis.call('HGET', KEYS[1], ARGV[1])
 if mark == ARGV[2] or mark == 'dead:' .. ARGV[2] then redis.call('HDEL', KEYS[1], ARGV[1]) end
@@ -208,7 +249,8 @@ if ARGV[3] == '1' then
     if string.sub(marks[i + 1], 1, 5) == 'dead:' then redis.call('HDEL', KEYS[1], marks[i]) end
   end
 end
-return 1
+if not KEYS[2] then return false end
+return redis.call('SET', KEYS[2], ARGV[4], 'NX', 'GET', 'EX', ARGV[5])
 ";
 
 /// Counts deaths. A mark that is gone is not brought back, and one that is counted stays as it is.
@@ -293,6 +335,12 @@ impl Store {
         Ok(Self {
             connection: manager(config)?,
             keys,
+            scripts: Arc::new(Scripts {
+                beat: Script::new(BEAT),
+                claim: Script::new(CLAIM),
+                release: Script::new(RELEASE),
+                count: Script::new(COUNT),
+            }),
             open_again_ms: Arc::default(),
         })
     }
@@ -303,8 +351,7 @@ impl Store {
     /// When Redis does not take it in time.
     pub async fn beat(&self, beat: &Beat<'_>) -> Result<Ownership, StoreError> {
         let own_name = own_name(beat.worker_id, beat.incarnation);
-        let script = Script::new(BEAT);
-        let mut call = script.key(self.keys.worker(beat.worker_id));
+        let mut call = self.scripts.beat.key(self.keys.worker(beat.worker_id));
         call.key(self.keys.worker(&own_name))
             .key(self.keys.workers())
             .key(self.keys.events());
@@ -348,8 +395,7 @@ impl Store {
 
     /// Looks up a result and marks its job.
     pub async fn claim(&self, claim: &Claim<'_>) -> Reply<Known> {
-        let script = Script::new(CLAIM);
-        let mut call = script.key(self.keys.result(claim.result));
+        let mut call = self.scripts.claim.key(self.keys.result(claim.result));
         call.key(self.keys.crash(claim.job))
             .arg(claim.own)
             .arg(claim.started_ms)
@@ -363,20 +409,31 @@ impl Store {
         self.bounded(claim.limit, claimed).await
     }
 
-    /// Removes a mark of ours, and with `counted` those that count as deaths.
-    pub async fn release(&self, job: &str, own: &str, started_ms: u64, counted: bool) -> Reply<()> {
-        let script = Script::new(RELEASE);
-        let mut call = script.key(self.keys.crash(job));
-        call.arg(own).arg(started_ms).arg(u8::from(counted));
+    /// Ends an attempt: removes its mark, and stores its result unless there is one already, which
+    /// then is the one to publish.
+    pub async fn release(
+        &self,
+        release: &Release<'_>,
+        keep: Option<&Keep<'_>>,
+    ) -> Reply<Option<String>> {
+        let mut call = self.scripts.release.key(self.keys.crash(release.job));
+        if let Some(keep) = keep {
+            call.key(self.keys.result(keep.key));
+        }
+        call.arg(release.own)
+            .arg(release.started_ms)
+            .arg(u8::from(release.counted));
+        if let Some(keep) = keep {
+            call.arg(keep.text).arg(keep.ttl.as_secs().max(1));
+        }
         let mut connection = self.connection.clone();
-        let released = async move { call.invoke_async::<()>(&mut connection).await };
+        let released = async move { call.invoke_async(&mut connection).await };
         self.bounded(STORE_TIMEOUT, released).await
     }
 
     /// Counts the incarnations behind these marks as dead, however often it is called.
     pub async fn count_deaths(&self, job: &str, fields: &[String]) -> Reply<()> {
-        let script = Script::new(COUNT);
-        let mut call = script.key(self.keys.crash(job));
+        let mut call = self.scripts.count.key(self.keys.crash(job));
         call.arg(fields);
         let mut connection = self.connection.clone();
         let counted = async move { call.invoke_async::<()>(&mut connection).await };
@@ -436,20 +493,6 @@ impl Store {
             Reply::Skipped => Reply::Skipped,
             Reply::Failed => Reply::Failed,
         }
-    }
-
-    /// Stores a result unless there is one already, which then is the one to publish.
-    pub async fn keep(&self, key: &str, result: &str, ttl: Duration) -> Option<String> {
-        let mut connection = self.connection.clone();
-        let mut set = redis::cmd("SET");
-        set.arg(self.keys.result(key))
-            .arg(result)
-            .arg("NX")
-            .arg("GET")
-            .arg("EX")
-            .arg(ttl.as_secs().max(1));
-        let set = async move { set.query_async::<Option<String>>(&mut connection).await };
-        self.bounded(STORE_TIMEOUT, set).await.answer().flatten()
     }
 
     async fn bounded<T>(
@@ -512,11 +555,10 @@ pub async fn read_fleet(
             .zrangebyscore(&index, oldest, "+inf")
             .await
             .map_err(fail)?;
-        let keys: Vec<String> = members
-            .iter()
-            .map(|id| format!("{prefix}:worker:{id}"))
-            .collect();
-        if !keys.is_empty() {
+        // In parts: Redis does nothing else while it answers one call.
+        for members in members.chunks(PART) {
+            let key = |id: &String| format!("{prefix}:worker:{id}");
+            let keys: Vec<String> = members.iter().map(key).collect();
             let found: Vec<Option<String>> = connection.mget(keys).await.map_err(fail)?;
             records.extend(found.into_iter().flatten());
         }

@@ -16,6 +16,7 @@ use url::{Host, Url};
 use crate::config::{CandidatesConfig, format_duration};
 use crate::failure::{Code, Failure};
 use crate::job::{Candidate, Source};
+use crate::offload;
 
 /// A candidate's bytes and their digest.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,15 +27,14 @@ pub struct Fetched {
     pub sha256: [u8; 32],
 }
 
-/// The digest of a candidate's bytes, computed off the async threads.
+/// The digest of a candidate's bytes.
 ///
 /// # Errors
-/// When the process is ending.
+/// When computing it panics.
 pub async fn digest(bytes: Bytes) -> Result<[u8; 32], Failure> {
-    let digest = tokio::task::spawn_blocking(move || Sha256::digest(&bytes).into());
-    digest
-        .await
-        .map_err(|e| unavailable(format!("digest: {e}")))
+    let digest = offload::by_size(bytes.len(), move || Sha256::digest(&bytes).into());
+    let digest = digest.await;
+    digest.ok_or_else(|| unavailable("the digest could not be computed; the worker's log says why"))
 }
 
 /// Fetches candidates within the configuration's bounds.

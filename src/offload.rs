@@ -1,0 +1,41 @@
+//! Work on a stranger's bytes, kept off the async threads where it may take long: those also drain,
+//! beat and settle.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+/// Up to here the way to another thread and back costs more than the work. What so many bytes can
+/// inflate to (a thousand times as much) is decoded in some milliseconds.
+const IN_PLACE: usize = 4 * 1024;
+
+/// Does the work where its size says. `None` = it panicked.
+pub async fn by_size<T: Send + 'static>(
+    bytes: usize,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Option<T> {
+    if bytes <= IN_PLACE {
+        catch_unwind(AssertUnwindSafe(work)).ok()
+    } else {
+        tokio::task::spawn_blocking(work).await.ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn small_work_stays_and_large_work_goes_to_another_thread() {
+        let here = std::thread::current().id();
+        let thread = || std::thread::current().id();
+        assert_eq!(by_size(IN_PLACE, thread).await, Some(here));
+        assert_ne!(by_size(IN_PLACE + 1, thread).await, Some(here));
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_no_answer_wherever_it_happens() {
+        for bytes in [0, IN_PLACE + 1] {
+            let panicking = by_size(bytes, move || assert_eq!(bytes, 7, "on purpose"));
+            assert_eq!(panicking.await, None);
+        }
+    }
+}
