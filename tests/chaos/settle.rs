@@ -10,10 +10,9 @@ use crate::support::wait::secs;
 /// Nothing waits anywhere for so long: nothing more will come. Longer than a beat, so that what
 /// workers say of the jobs they hold is news.
 const STILL: Duration = secs(3);
-/// A ladder, waits for news of the dead, a killer that begins again after Redis forgot its deaths; and
-/// RabbitMQ sends a dead letter again only after three minutes, where the queue that it goes to lost its
-/// leader before it was confirmed.
-const PATIENCE: Duration = secs(240);
+/// A ladder, waits for news of the dead, a killer that begins again after Redis forgot its deaths, and dead
+/// letters that RabbitMQ sends again.
+const PATIENCE: Duration = secs(120);
 /// The broker is well, and takes what is submitted again.
 const CONFIRM: Duration = secs(20);
 const POLL: Duration = Duration::from_millis(100);

@@ -30,6 +30,10 @@ shift 2
 exec chroot "$root" "$@"
 "#;
 
+/// A dead letter that was not confirmed, because the queue it goes to was deleted or lost its leader, is sent again
+/// after one to two times this. RabbitMQ's own three minutes are longer than a test should take.
+const ADVANCED: &str = "[{rabbit, [{dead_letter_worker_publisher_confirm_timeout, 5000}]}].\n";
+
 /// A RabbitMQ node that can be stopped, killed, restarted on its data, and frozen.
 pub(crate) struct Rabbit {
     name: String,
@@ -88,7 +92,11 @@ impl Rabbit {
             .open(node.home.join(".erlang.cookie"));
         let written = cookie_file.and_then(|mut file| file.write_all(cookie.as_bytes()));
         written.expect("a cookie in the node's folder");
-        for (file, content) in [("plugins", "[].\n"), ("env.conf", "")] {
+        for (file, content) in [
+            ("plugins", "[].\n"),
+            ("env.conf", ""),
+            ("advanced.config", ADVANCED),
+        ] {
             std::fs::write(node.home.join(file), content).expect("a file in the node's folder");
         }
         node.configure("");
