@@ -14,17 +14,18 @@ use crate::support::package::MODEL;
 /// Bytes of a result of the bench's jobs.
 const RESULT: usize = 900;
 
-/// Runs until it is killed.
-pub(crate) fn run(url: &str, namespace: &str, prefetch: &str) {
+/// Runs until it is killed; `window` messages may wait for their confirm.
+pub(crate) fn run(url: &str, namespace: &str, prefetch: &str, window: &str) {
     let prefetch = prefetch.parse().expect("a number");
+    let window = window.parse().expect("a number");
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     let threads = builder.worker_threads(2).enable_all().build();
     threads
         .expect("a runtime")
-        .block_on(work(url, namespace, prefetch));
+        .block_on(work(url, namespace, prefetch, window));
 }
 
-async fn work(url: &str, namespace: &str, prefetch: u16) {
+async fn work(url: &str, namespace: &str, prefetch: u16, window: usize) {
     let connection = Connection::connect(url, ConnectionProperties::default());
     let connection = connection.await.expect("a connection");
     let channel = connection.create_channel().await.expect("a channel");
@@ -48,7 +49,7 @@ async fn work(url: &str, namespace: &str, prefetch: u16) {
     loop {
         tokio::select! {
             Some(()) = settling.next(), if !settling.is_empty() => {}
-            delivery = consumer.next() => {
+            delivery = consumer.next(), if settling.len() < window => {
                 let delivery = delivery.expect("a live consumer").expect("a delivery");
                 let sent = publishing.basic_publish(
                     exchange.as_str().into(),

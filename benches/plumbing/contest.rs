@@ -54,7 +54,10 @@ impl Services {
 /// Who works.
 #[derive(Clone)]
 enum Contender {
-    Bare,
+    /// A loop: a message, its answer, the confirm, the acknowledgement, the next message.
+    Loop,
+    /// The same for all that are prefetched at once.
+    Concurrent,
     Scorer(PathBuf),
 }
 
@@ -99,13 +102,8 @@ impl<'a> Course<'a> {
 
     fn start(&self, contender: &Contender, number: usize, prefetch: u16) -> Group {
         let mut command = match contender {
-            Contender::Bare => {
-                let mut command = Command::new(std::env::current_exe().expect("this program"));
-                let namespace = &self.stack.namespace;
-                command.args(["--bare", &self.services.rabbit.url(), namespace]);
-                command.arg(prefetch.to_string());
-                command
-            }
+            Contender::Loop => self.bare(prefetch, 1),
+            Contender::Concurrent => self.bare(prefetch, prefetch),
             Contender::Scorer(program) => {
                 let mut command = Command::new(program);
                 let settings = self.services.settings(&self.stack);
@@ -121,6 +119,15 @@ impl<'a> Course<'a> {
             .stdout(Stdio::null())
             .stderr(Stdio::null());
         Group::spawn(&mut command)
+    }
+
+    fn bare(&self, prefetch: u16, window: u16) -> Command {
+        let mut command = Command::new(std::env::current_exe().expect("this program"));
+        let namespace = &self.stack.namespace;
+        command
+            .args(["--bare", &self.services.rabbit.url(), namespace])
+            .args([prefetch.to_string(), window.to_string()]);
+        command
     }
 
     fn fill(&self, jobs: usize) {
@@ -171,10 +178,14 @@ fn scorer() -> Contender {
     Contender::Scorer(Path::new(env!("CARGO_BIN_EXE_scorer")).to_owned())
 }
 
-/// One worker beside the bare loop, at several prefetches.
+/// One worker beside the bare loops, at several prefetches.
 pub(crate) fn beside_a_bare_loop(services: &Services, arguments: &Arguments) {
     let course = Course::new(services);
-    let mut contenders = vec![("bare lapin loop", Contender::Bare), ("scorer", scorer())];
+    let mut contenders = vec![
+        ("bare loop", Contender::Loop),
+        ("bare, all at once", Contender::Concurrent),
+        ("scorer", scorer()),
+    ];
     if let Some(other) = &arguments.against {
         contenders.push(("the other scorer", Contender::Scorer(other.clone())));
     }
@@ -182,9 +193,7 @@ pub(crate) fn beside_a_bare_loop(services: &Services, arguments: &Arguments) {
         "\n## One worker, {} jobs, median of {} turns\n",
         arguments.jobs, arguments.rounds
     );
-    println!(
-        "| prefetch | worker | jobs/s | of the bare loop | CPU, us/job | beyond the bare loop |"
-    );
+    println!("| prefetch | worker | jobs/s | x the loop | x all at once | CPU, us/job |");
     println!("| --- | --- | --- | --- | --- | --- |");
     for prefetch in [1, 2, PREFETCH, 8, 16] {
         let mut paces = vec![Vec::new(); contenders.len()];
@@ -193,25 +202,26 @@ pub(crate) fn beside_a_bare_loop(services: &Services, arguments: &Arguments) {
                 paces.push(course.turn(contender, 1, prefetch, arguments.jobs));
             }
         }
-        let middle =
-            |paces: &[Pace], figure: fn(&Pace) -> f64| median(paces.iter().map(figure).collect());
-        let bare = paces[0].clone();
-        for (paces, (name, _)) in paces.iter().zip(&contenders) {
-            // Of turns that followed each other, so that the machine's moods cancel.
-            let ratios = paces.iter().zip(&bare);
-            let ratio = median(
-                ratios
-                    .map(|(p, b)| p.jobs_per_second / b.jobs_per_second)
-                    .collect(),
-            );
-            let micros = middle(paces, |p| p.micros);
+        for (own, (name, _)) in paces.iter().zip(&contenders) {
             println!(
-                "| {prefetch} | {name} | {:.0} | {ratio:.2} | {micros:.0} | {:.0} |",
-                middle(paces, |p| p.jobs_per_second),
-                micros - middle(&bare, |p| p.micros),
+                "| {prefetch} | {name} | {:.0} | {:.2} | {:.2} | {:.0} |",
+                median(own.iter().map(|p| p.jobs_per_second).collect()),
+                ratio(own, &paces[0]),
+                ratio(own, &paces[1]),
+                median(own.iter().map(|p| p.micros).collect()),
             );
         }
     }
+}
+
+/// Of turns that followed each other, so that the machine's moods cancel.
+fn ratio(own: &[Pace], other: &[Pace]) -> f64 {
+    let pairs = own.iter().zip(other);
+    median(
+        pairs
+            .map(|(a, b)| a.jobs_per_second / b.jobs_per_second)
+            .collect(),
+    )
 }
 
 /// One, two and four workers on one queue.

@@ -47,8 +47,8 @@ struct Arguments {
     /// `cargo bench` says so.
     #[arg(long, hide = true)]
     bench: bool,
-    /// Becomes the bare loop: URL NAMESPACE PREFETCH.
-    #[arg(long, hide = true, num_args = 3)]
+    /// Becomes the bare loop: URL NAMESPACE PREFETCH WINDOW.
+    #[arg(long, hide = true, num_args = 4)]
     bare: Option<Vec<String>>,
 }
 
@@ -76,7 +76,7 @@ impl Arguments {
 fn main() {
     let arguments = Arguments::parse();
     if let Some(bare) = &arguments.bare {
-        return bare::run(&bare[0], &bare[1], &bare[2]);
+        return bare::run(&bare[0], &bare[1], &bare[2], &bare[3]);
     }
     let stacks = contest::Services::start();
     if arguments.wants(Part::Bare) {
