@@ -10,10 +10,50 @@ use crate::support::jobs::hazard_job;
 use crate::support::package::fixtures;
 use crate::support::process::{Folder, Group};
 
-/// A tenth of ours: they are slower.
-const SHARE: usize = 10;
-/// Redis' numbers of the databases that hold their results, and nothing else.
-const FRAMEWORKS: [(&str, u8); 2] = [("celery", 5), ("dramatiq", 6)];
+/// A fourth of ours: they are slower.
+const SHARE: usize = 4;
+
+/// A framework's worker.
+#[derive(Clone, Copy)]
+struct Worker {
+    name: &'static str,
+    /// Enqueues, when it is run as a program.
+    script: &'static str,
+    /// What Python is told to start a worker.
+    command: &'static str,
+    /// It applies the candidate, which takes a session of its own; else it runs the model as it is.
+    applies: bool,
+}
+
+const CELERY: Worker = Worker {
+    name: "Celery",
+    script: "celery_worker.py",
+    command: "-m celery -A celery_worker worker --pool solo --without-gossip --without-mingle --without-heartbeat",
+    applies: true,
+};
+const DRAMATIQ: Worker = Worker {
+    name: "dramatiq",
+    script: "dramatiq_worker.py",
+    command: "-m dramatiq dramatiq_worker --processes 1 --threads 1",
+    applies: true,
+};
+const WORKERS: [Worker; 4] = [
+    CELERY,
+    DRAMATIQ,
+    Worker {
+        name: "Celery, candidate not applied",
+        applies: false,
+        ..CELERY
+    },
+    Worker {
+        name: "dramatiq, candidate not applied",
+        applies: false,
+        ..DRAMATIQ
+    },
+];
+
+/// Redis' number of the database that holds their results, and nothing else.
+const DATABASE: u8 = 5;
 
 /// Takes turns with them.
 pub(crate) fn beside_python(services: &Services, arguments: &Arguments) {
@@ -21,36 +61,40 @@ pub(crate) fn beside_python(services: &Services, arguments: &Arguments) {
         eprintln!("Celery and dramatiq are left out: --python is not given, ops/plumbing does");
         return;
     };
-    let mut rates = vec![Vec::new(); 1 + FRAMEWORKS.len()];
+    let mut ours = Vec::new();
+    let mut theirs = vec![Vec::new(); WORKERS.len()];
     for _ in 0..arguments.rounds {
-        rates[0].push(scorer_alone(services, arguments.jobs).jobs_per_second);
-        for (rates, framework) in rates[1..].iter_mut().zip(FRAMEWORKS) {
-            rates.push(turn(services, python, framework, arguments.jobs / SHARE));
+        ours.push(scorer_alone(services, arguments.jobs).jobs_per_second);
+        for (rates, worker) in theirs.iter_mut().zip(WORKERS) {
+            rates.push(turn(services, python, worker, arguments.jobs / SHARE));
         }
     }
     println!(
         "\n## Beside Python workers, one of each, median of {} turns\n",
         arguments.rounds
     );
-    println!("| worker | jobs/s | scorer is faster by |\n| --- | --- | --- |");
-    let names = ["scorer"].into_iter().chain(FRAMEWORKS.map(|f| f.0));
-    for (name, own) in names.zip(&rates) {
-        let ratios = rates[0].iter().zip(own).map(|(ours, theirs)| ours / theirs);
+    println!("| worker | jobs/s | scorer's x |\n| --- | --- | --- |");
+    let names = WORKERS.iter().map(|worker| worker.name);
+    for (name, rates) in std::iter::once("scorer")
+        .chain(names)
+        .zip(std::iter::once(&ours).chain(&theirs))
+    {
+        let ratios = ours.iter().zip(rates).map(|(ours, theirs)| ours / theirs);
         println!(
             "| {name} | {:.0} | {:.1} |",
-            median(own.clone()),
+            median(rates.clone()),
             median(ratios.collect())
         );
     }
 }
 
 /// Jobs per second of one framework's worker.
-fn turn(services: &Services, python: &Path, (framework, db): (&str, u8), jobs: usize) -> f64 {
+fn turn(services: &Services, python: &Path, worker: Worker, jobs: usize) -> f64 {
     let folder = Folder::new("python");
     let job = folder.join("job.json");
     let text = hazard_job("job", 2.0).to_string();
     std::fs::write(&job, text).expect("a writable folder");
-    let redis = services.redis.url().replace("/0", &format!("/{db}"));
+    let redis = services.redis.url().replace("/0", &format!("/{DATABASE}"));
     let program = |arguments: &[&str]| {
         let mut command = Command::new(python);
         command
@@ -61,38 +105,17 @@ fn turn(services: &Services, python: &Path, (framework, db): (&str, u8), jobs: u
             .env("BENCH_REDIS", &redis)
             .env("BENCH_MODEL", fixtures().join("hazard"))
             .env("BENCH_JOB", &job)
+            .env("BENCH_APPLY", u8::from(worker.applies).to_string())
             .stdin(Stdio::null());
         command
     };
-    let enqueue = format!("{framework}_worker.py");
-    let enqueued = program(&[&enqueue, &jobs.to_string()])
+    let enqueued = program(&[worker.script, &jobs.to_string()])
         .output()
         .expect("python runs");
     let said = String::from_utf8_lossy(&enqueued.stderr);
-    assert!(enqueued.status.success(), "{framework}: {said}");
-    let mut worker = match framework {
-        "celery" => program(&[
-            "-m",
-            "celery",
-            "-A",
-            "celery_worker",
-            "worker",
-            "--pool",
-            "solo",
-            "--without-gossip",
-            "--without-mingle",
-            "--without-heartbeat",
-        ]),
-        _ => program(&[
-            "-m",
-            "dramatiq",
-            "dramatiq_worker",
-            "--processes",
-            "1",
-            "--threads",
-            "1",
-        ]),
-    };
+    assert!(enqueued.status.success(), "{}: {said}", worker.name);
+    let command: Vec<&str> = worker.command.split(' ').collect();
+    let mut worker = program(&command);
     let mut group = Group::spawn(worker.stdout(Stdio::null()).stderr(Stdio::null()));
     let mut connection = redis::Client::open(redis.as_str())
         .and_then(|client| client.get_connection())

@@ -59,8 +59,7 @@ pub(super) async fn oversee(serving: &Serving) -> Ended {
 }
 
 /// Sends back what has waited here for long, as far as other workers have nothing to do: one job
-/// for each of them, since with more the broker would give every other one back to us. True = some
-/// were.
+/// for each of them, and what comes back again. True = some were.
 async fn share(serving: &Serving) -> bool {
     let line = serving.pipeline.waiting();
     if line.waited(LONG_WAIT) == 0 {

@@ -1,11 +1,10 @@
 //! Jobs of very different length: what waits for long behind a long one goes to workers that have nothing to do.
 
 use crate::support::jobs::hazard_job;
-use crate::support::message::Message;
 use crate::support::pace::Pace;
 use crate::support::package::Package;
 use crate::support::stack::Stack;
-use crate::support::wait::{SOON, eventually, secs};
+use crate::support::wait::{SOON, secs};
 
 #[test]
 fn what_waits_behind_a_long_job_goes_to_an_idle_worker() {
@@ -32,22 +31,16 @@ fn what_waits_behind_a_long_job_goes_to_an_idle_worker() {
     busy.heartbeat_when(SOON, "it holds all four", |r| r["jobs"]["buffered"] == 3);
     let idle = start("idle");
     idle.ready();
-    // The broker may give some of them back to the busy one; those are not sent away again.
-    let by_idle = || {
-        let results = aggregator.results();
-        let ours = |m: &&Message| m.json()["worker_id"] == "idle";
-        results.iter().filter(ours).count()
-    };
-    eventually(secs(20), "an idle worker gets what waits", || by_idle() > 0);
+    aggregator.all_results(&short, secs(15));
     assert_eq!(
         aggregator.copies("long").len(),
         0,
         "the long one is not done yet"
     );
-    aggregator.all_results(&short, secs(60));
     for id in &short {
         let result = aggregator.result(id).json();
         assert_eq!(result["attempt"], 1, "{result}");
+        assert_eq!(result["worker_id"], "idle", "{result}");
     }
     assert_eq!(aggregator.result("long").json()["worker_id"], "busy");
     for worker in [&busy, &idle] {
