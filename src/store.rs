@@ -22,6 +22,8 @@ pub const STORE_TIMEOUT: Duration = Duration::from_millis(300);
 const BREAKER_MS: u64 = 1000;
 /// Records that are read at once.
 const PART: usize = 1000;
+/// Workers that are looked at in search of idle ones.
+const MOST_LOOKED_AT: usize = 64;
 /// A mark is forgotten after this.
 const MARK_LIFE: Duration = Duration::from_secs(24 * 3600);
 
@@ -470,12 +472,15 @@ impl Store {
         Reply::Answer(seqs.collect())
     }
 
-    /// How many workers of this model could take a job at once: ready, and holding none.
+    /// How many workers of this model could take a job at once: ready, and holding none. Of a large
+    /// fleet some are looked at.
     pub async fn idle_workers(&self) -> Reply<usize> {
         let mut connection = self.connection.clone();
         let keys = self.keys.clone();
         let read = async move {
-            let ids: Vec<String> = connection.zrange(keys.workers(), 0, -1).await?;
+            let mut some = redis::cmd("ZRANDMEMBER");
+            some.arg(keys.workers()).arg(MOST_LOOKED_AT);
+            let ids: Vec<String> = some.query_async(&mut connection).await?;
             let records: Vec<String> = ids.iter().map(|id| keys.worker(id)).collect();
             if records.is_empty() {
                 return Ok(Vec::new());

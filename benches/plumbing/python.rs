@@ -94,6 +94,8 @@ fn turn(services: &Services, python: &Path, worker: Worker, jobs: usize) -> f64 
     let job = folder.join("job.json");
     let text = hazard_job("job", 2.0).to_string();
     std::fs::write(&job, text).expect("a writable folder");
+    // What a worker that was killed has not acknowledged is not for the next one.
+    let queue = format!("bench-{}", uuid::Uuid::new_v4().simple());
     let redis = services.redis.url().replace("/0", &format!("/{DATABASE}"));
     let program = |arguments: &[&str]| {
         let mut command = Command::new(python);
@@ -103,6 +105,7 @@ fn turn(services: &Services, python: &Path, worker: Worker, jobs: usize) -> f64 
             .env("PYTHONDONTWRITEBYTECODE", "1")
             .env("BENCH_AMQP", services.rabbit.url())
             .env("BENCH_REDIS", &redis)
+            .env("BENCH_QUEUE", &queue)
             .env("BENCH_MODEL", fixtures().join("hazard"))
             .env("BENCH_JOB", &job)
             .env("BENCH_APPLY", u8::from(worker.applies).to_string())

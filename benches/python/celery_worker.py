@@ -1,6 +1,6 @@
 """A Celery worker that scores; run as a program with a number, it enqueues so many jobs.
 
-Acknowledges late, as a scorer must, and holds as many jobs as ours does.
+Acknowledges late, as a scorer must, holds as many jobs as ours does by default, and uses the same kind of queue.
 """
 
 import os
@@ -13,6 +13,10 @@ import model
 app = celery.Celery("bench", broker=os.environ["BENCH_AMQP"], backend=os.environ["BENCH_REDIS"])
 app.conf.update(
     task_acks_late=True,
+    task_default_queue=os.environ["BENCH_QUEUE"],
+    task_default_queue_type="quorum",
+    worker_detect_quorum_queues=True,
+    broker_transport_options={"confirm_publish": True},
     worker_prefetch_multiplier=4,
     worker_concurrency=1,
     worker_send_task_events=False,

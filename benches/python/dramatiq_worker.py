@@ -1,4 +1,7 @@
-"""A dramatiq worker that scores; run as a program with a number, it enqueues so many jobs."""
+"""A dramatiq worker that scores; run as a program with a number, it enqueues so many jobs.
+
+Its queues are classic ones: it declares them with arguments that quorum queues do not take.
+"""
 
 import os
 import sys
@@ -16,7 +19,7 @@ dramatiq.set_broker(broker)
 scorer = None
 
 
-@dramatiq.actor(actor_name="score", store_results=True)
+@dramatiq.actor(actor_name="score", queue_name=os.environ["BENCH_QUEUE"], store_results=True)
 def score(body):
     global scorer
     if scorer is None:

@@ -1,9 +1,10 @@
 //! `scorer status`: the fleet from Redis, for people and for programs.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use serde::Serialize;
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 
 use super::{Exit, Fault, Outcome, answer, answer_json};
 use crate::broker::BrokerError;
@@ -23,6 +24,49 @@ struct Queues {
     retry: u32,
     dead: u32,
     consumers: u32,
+}
+
+/// What the table shows of a heartbeat record; whatever is missing there is left open here.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Row {
+    worker_id: Option<String>,
+    at_ms: Option<u64>,
+    ready: bool,
+    state: Option<String>,
+    state_detail: Option<String>,
+    model: Model,
+    jobs: Jobs,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Model {
+    name: Option<String>,
+    version: Option<u64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Jobs {
+    scored: Option<u64>,
+    rejected: Option<u64>,
+    failed: Option<u64>,
+    p50_ms: Option<f64>,
+    p95_ms: Option<f64>,
+}
+
+/// A record whose values nobody looks into.
+type Record = BTreeMap<String, Box<RawValue>>;
+
+#[derive(Debug, Serialize)]
+struct Report {
+    alive: usize,
+    at_ms: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    queue: Option<Queues>,
+    ready: usize,
+    workers: Vec<Record>,
 }
 
 pub(super) async fn status(config: &Config, as_json: bool, watch: bool) -> Outcome {
@@ -48,33 +92,41 @@ async fn once(config: &Config, as_json: bool) -> Outcome {
         queues(config, model.as_deref())
     );
     let (at_ms, records) = read.map_err(|e| Fault::new(Exit::Unavailable, e))?;
-    let mut workers: Vec<Value> = records
+    let mut workers: Vec<(Row, &str)> = records
         .iter()
-        .filter_map(|text| serde_json::from_str(text).ok())
-        .filter(Value::is_object)
+        .filter_map(|text| Some((serde_json::from_str(text).ok()?, text.as_str())))
         .collect();
-    for worker in &mut workers {
-        let age = at_ms.saturating_sub(worker["at_ms"].as_u64().unwrap_or(at_ms));
-        worker["age_ms"] = json!(age);
-    }
-    workers.sort_by_key(|w| (text(&w["model"]["name"]), text(&w["worker_id"])));
-    let ready = workers.iter().filter(|w| w["ready"] == json!(true)).count();
+    workers.sort_by(|(a, _), (b, _)| a.name().cmp(&b.name()));
+    let ready = workers.iter().filter(|(row, _)| row.ready).count();
     if as_json {
-        let mut report = json!({
-            "at_ms": at_ms, "alive": workers.len(), "ready": ready, "workers": workers,
-        });
-        if let Some(Ok(queues)) = queues {
-            report["queue"] = json!(queues);
-        }
-        answer_json(&report)?;
+        let aged = workers
+            .iter()
+            .filter_map(|(row, text)| aged(row, text, at_ms));
+        answer_json(&Report {
+            alive: workers.len(),
+            at_ms,
+            queue: queues.and_then(Result::ok),
+            ready,
+            workers: aged.collect(),
+        })?;
     } else {
-        answer(&(table(&workers, ready) + &line(queues)))?;
+        let rows = workers.iter().map(|(row, _)| row);
+        answer(&(table(rows, ready) + &line(queues)))?;
     }
     Ok(if ready > 0 {
         Exit::Done
     } else {
         Exit::Negative
     })
+}
+
+/// The record as it was written, with its age.
+fn aged(row: &Row, text: &str, at_ms: u64) -> Option<Record> {
+    let mut record: Record = serde_json::from_str(text).ok()?;
+    let age = at_ms.saturating_sub(row.at_ms.unwrap_or(at_ms));
+    let age = serde_json::value::to_raw_value(&age).ok()?;
+    record.insert("age_ms".into(), age);
+    Some(record)
 }
 
 /// Asks the broker, where it is known for which model; there may be none yet.
@@ -120,12 +172,32 @@ fn line(queues: Option<Result<Queues, String>>) -> String {
     }
 }
 
-fn text(value: &Value) -> String {
-    value.as_str().unwrap_or_default().to_owned()
+impl Row {
+    fn name(&self) -> (&Option<String>, &Option<String>) {
+        (&self.model.name, &self.worker_id)
+    }
+
+    fn cells(&self) -> [String; 9] {
+        let text = |text: &Option<String>| text.clone().unwrap_or_default();
+        let number = |n: Option<u64>| n.map_or_else(|| "?".into(), |n| n.to_string());
+        let millis = |ms: Option<f64>| ms.map_or_else(|| "-".into(), |ms| format!("{ms:.1}"));
+        [
+            text(&self.worker_id),
+            format!("{} v{}", text(&self.model.name), number(self.model.version)),
+            text(&self.state),
+            text(&self.state_detail),
+            number(self.jobs.scored),
+            number(self.jobs.rejected),
+            number(self.jobs.failed),
+            millis(self.jobs.p50_ms),
+            millis(self.jobs.p95_ms),
+        ]
+    }
 }
 
-fn table(workers: &[Value], ready: usize) -> String {
-    if workers.is_empty() {
+fn table<'a>(rows: impl ExactSizeIterator<Item = &'a Row>, ready: usize) -> String {
+    let alive = rows.len();
+    if alive == 0 {
         return "no worker is alive".into();
     }
     let mut table = comfy_table::Table::new();
@@ -133,29 +205,6 @@ fn table(workers: &[Value], ready: usize) -> String {
     table.set_header([
         "WORKER", "MODEL", "STATE", "DETAIL", "SCORED", "REJECTED", "FAILED", "P50 MS", "P95 MS",
     ]);
-    for w in workers {
-        let jobs = &w["jobs"];
-        let millis = |v: &Value| {
-            v.as_f64()
-                .map_or_else(|| "-".into(), |ms| format!("{ms:.1}"))
-        };
-        table.add_row([
-            text(&w["worker_id"]),
-            format!(
-                "{} v{}",
-                text(&w["model"]["name"]),
-                w["model"]["version"]
-                    .as_u64()
-                    .map_or("?".into(), |v| v.to_string())
-            ),
-            text(&w["state"]),
-            text(&w["state_detail"]),
-            jobs["scored"].to_string(),
-            jobs["rejected"].to_string(),
-            jobs["failed"].to_string(),
-            millis(&jobs["p50_ms"]),
-            millis(&jobs["p95_ms"]),
-        ]);
-    }
-    format!("{table}\n{} alive, {ready} ready", workers.len())
+    table.add_rows(rows.map(Row::cells));
+    format!("{table}\n{alive} alive, {ready} ready")
 }
