@@ -242,7 +242,7 @@ pub(crate) fn from_one_to_four(services: &Services, arguments: &Arguments) {
     }
 }
 
-/// One worker as it comes, for the comparison with others.
-pub(crate) fn scorer_alone(services: &Services, jobs: usize) -> Pace {
-    Course::new(services).turn(&scorer(), 1, PREFETCH, jobs)
+/// One worker, for the comparison with others.
+pub(crate) fn scorer_alone(services: &Services, prefetch: u16, jobs: usize) -> Pace {
+    Course::new(services).turn(&scorer(), 1, prefetch, jobs)
 }

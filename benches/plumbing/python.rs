@@ -52,6 +52,9 @@ const WORKERS: [Worker; 4] = [
     },
 ];
 
+/// Jobs that a worker holds, theirs and ours: enough for none to wait for the broker.
+const PREFETCH: u16 = 16;
+
 /// Redis' number of the database that holds their results, and nothing else.
 const DATABASE: u8 = 5;
 
@@ -64,13 +67,13 @@ pub(crate) fn beside_python(services: &Services, arguments: &Arguments) {
     let mut ours = Vec::new();
     let mut theirs = vec![Vec::new(); WORKERS.len()];
     for _ in 0..arguments.rounds {
-        ours.push(scorer_alone(services, arguments.jobs).jobs_per_second);
+        ours.push(scorer_alone(services, PREFETCH, arguments.jobs).jobs_per_second);
         for (rates, worker) in theirs.iter_mut().zip(WORKERS) {
             rates.push(turn(services, python, worker, arguments.jobs / SHARE));
         }
     }
     println!(
-        "\n## Beside Python workers, one of each, median of {} turns\n",
+        "\n## Beside Python workers, one of each, prefetch {PREFETCH}, median of {} turns\n",
         arguments.rounds
     );
     println!("| worker | jobs/s | scorer's x |\n| --- | --- | --- |");
@@ -106,6 +109,8 @@ fn turn(services: &Services, python: &Path, worker: Worker, jobs: usize) -> f64 
             .env("BENCH_AMQP", services.rabbit.url())
             .env("BENCH_REDIS", &redis)
             .env("BENCH_QUEUE", &queue)
+            .env("BENCH_PREFETCH", PREFETCH.to_string())
+            .env("dramatiq_queue_prefetch", PREFETCH.to_string())
             .env("BENCH_MODEL", fixtures().join("hazard"))
             .env("BENCH_JOB", &job)
             .env("BENCH_APPLY", u8::from(worker.applies).to_string())

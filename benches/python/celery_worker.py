@@ -1,6 +1,6 @@
 """A Celery worker that scores; run as a program with a number, it enqueues so many jobs.
 
-Acknowledges late, as a scorer must, holds as many jobs as ours does by default, and uses the same kind of queue.
+Acknowledges late, as a scorer must, holds as many jobs as ours does, and uses the same kind of queue.
 """
 
 import os
@@ -17,7 +17,7 @@ app.conf.update(
     task_default_queue_type="quorum",
     worker_detect_quorum_queues=True,
     broker_transport_options={"confirm_publish": True},
-    worker_prefetch_multiplier=4,
+    worker_prefetch_multiplier=int(os.environ["BENCH_PREFETCH"]),
     worker_concurrency=1,
     worker_send_task_events=False,
     task_ignore_result=False,

@@ -11,7 +11,8 @@ use nix::sys::signal::Signal;
 use crate::support::aggregator::{Aggregator, runtime};
 use crate::support::broker::Rabbit;
 use crate::support::jobs::{Encoding, honest_job};
-use crate::support::package::MODEL;
+use crate::support::pace::Pace;
+use crate::support::package::{MODEL, Package};
 use crate::support::redis_server::Redis;
 use crate::support::stack::Stack;
 use crate::support::wait::{SOON, eventually, secs};
@@ -305,4 +306,38 @@ fn a_result_that_could_not_be_settled_is_answered_from_memory() {
         computed["progress"]["counter"]
     );
     worker.drain();
+}
+
+#[test]
+fn a_consumer_that_the_broker_ends_for_its_slowness_is_registered_anew() {
+    let rabbit = Rabbit::stopped();
+    rabbit.configure("consumer_timeout = 3000\n");
+    rabbit.start();
+    let stack = Stack::on(Arc::new(rabbit), Redis::shared());
+    let package = Package::hazard_of(16);
+    let worker = stack.worker_with("w1", |s| {
+        s.set("model.dir", package.path().display())
+            .set("engine.micro_batch", 1)
+    });
+    worker.ready();
+    let aggregator = stack.aggregator();
+    aggregator.collect_results();
+    let pace = Pace::measure(&aggregator);
+    aggregator.submit(&pace.job("held", 2.0));
+    worker.heartbeat_when(SOON, "it holds the job", |r| r["jobs"]["in_flight"] == 1);
+    // The link outlives this, the consumer does not.
+    worker.signal(Signal::SIGSTOP);
+    eventually(secs(60), "the broker takes the consumer away", || {
+        let depth = aggregator.depth(&stack.jobs_queue());
+        depth.is_some_and(|(_, consumers)| consumers == 0)
+    });
+    worker.signal(Signal::SIGCONT);
+    aggregator.result("held");
+    worker.ready();
+    let consumers = || aggregator.depth(&stack.jobs_queue()).map(|(_, n)| n);
+    assert_eq!(consumers(), Some(1), "a consumer again");
+    aggregator.submit(&pace.job("next", 0.1));
+    assert_eq!(aggregator.result("next").json()["status"], "scored");
+    worker.drain();
+    aggregator.expect_empty(&stack.jobs_queue());
 }

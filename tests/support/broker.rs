@@ -30,9 +30,10 @@ shift 2
 exec chroot "$root" "$@"
 "#;
 
-/// A dead letter that was not confirmed, because the queue it goes to was deleted or lost its leader, is sent again
-/// after one to two times this. RabbitMQ's own three minutes are longer than a test should take.
-const ADVANCED: &str = "[{rabbit, [{dead_letter_worker_publisher_confirm_timeout, 5000}]}].\n";
+/// What RabbitMQ does every few minutes is longer than a test should take: a dead letter that was not confirmed,
+/// because the queue it goes to lost its leader, is sent again after one to two times the first of these; consumers
+/// that take longer than `consumer_timeout` are looked for every second one.
+const ADVANCED: &str = "[{rabbit, [{dead_letter_worker_publisher_confirm_timeout, 5000}, {channel_tick_interval, 1000}]}].\n";
 
 /// A RabbitMQ node that can be stopped, killed, restarted on its data, and frozen.
 pub(crate) struct Rabbit {
