@@ -12,6 +12,8 @@ use futures_util::FutureExt;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use oversight::Finding;
+
 use crate::broker::amqp::{Deliveries, Delivery, Link};
 use crate::broker::topology::Topology;
 use crate::broker::{BrokerError, Outgoing, Properties, PublishError};
@@ -98,17 +100,10 @@ impl Consumer {
     /// What is lost.
     pub async fn register(serving: Arc<Serving>) -> Result<Self, Ended> {
         serving.pipeline.waiting().open();
-        let prefetch = if serving.cautious {
-            1
-        } else {
-            serving.prefetch
-        };
-        match serving.consume(prefetch).await {
+        match serving.consume().await {
             Ok(deliveries) => {
-                serving
-                    .vitals
-                    .slots
-                    .store(prefetch.into(), Ordering::Relaxed);
+                let slots = serving.slots();
+                serving.vitals.slots.store(slots.into(), Ordering::Relaxed);
                 serving.vitals.consuming.store(true, Ordering::Relaxed);
                 Ok(Self {
                     serving,
@@ -128,8 +123,8 @@ impl Consumer {
     /// Takes jobs until that is no longer possible. Cancel-safe: a delivery is in a task of its
     /// own before the next await.
     pub async fn take(&mut self) -> Ended {
-        let serving = &self.serving;
-        let oversight = oversight::oversee(serving);
+        let serving = Arc::clone(&self.serving);
+        let oversight = oversight::oversee(&serving);
         tokio::pin!(oversight);
         loop {
             tokio::select! {
@@ -153,13 +148,40 @@ impl Consumer {
                     Some(delivery) if !delivery.acker.usable() => {}
                     Some(delivery) => {
                         serving.delivered.fetch_add(1, Ordering::Relaxed);
-                        self.jobs.spawn(Arc::clone(serving).handle(delivery));
+                        self.jobs.spawn(Arc::clone(&serving).handle(delivery));
                     }
                     None => return serving.lost(),
                 },
-                ended = &mut oversight => return ended,
+                finding = &mut oversight => {
+                    match finding {
+                        Finding::Lost(ended) => return ended,
+                        Finding::Doubtful => {
+                            if let Err(ended) = self.renew().await {
+                                return ended;
+                            }
+                        }
+                    }
+                    oversight.set(oversight::oversee(&serving));
+                }
             }
         }
+    }
+
+    /// Registers anew, and lets go of the old consumer only then. Not while jobs are held, which
+    /// settle on its channel. Cancel-safe: with the old consumer's channel go its deliveries.
+    async fn renew(&mut self) -> Result<(), Ended> {
+        if !self.jobs.is_empty() {
+            return Ok(());
+        }
+        tracing::debug!("the consumer is registered anew: the broker may have lost it");
+        let Ok(new) = self.serving.consume().await else {
+            return Err(self.serving.lost());
+        };
+        let mut old = std::mem::replace(&mut self.deliveries, new);
+        for delivery in old.cancel().await {
+            self.serving.hand_back(delivery).await;
+        }
+        Ok(())
     }
 
     /// Leaves the queue, and hands back what was delivered but not begun.
@@ -235,9 +257,14 @@ impl Consumer {
 }
 
 impl Serving {
+    /// Unacknowledged jobs held at a time.
+    fn slots(&self) -> u16 {
+        if self.cautious { 1 } else { self.prefetch }
+    }
+
     /// A consumer on the jobs queue, which is declared again where it was deleted.
-    async fn consume(&self, prefetch: u16) -> Result<Deliveries, BrokerError> {
-        let queue = self.topology.jobs_queue();
+    async fn consume(&self) -> Result<Deliveries, BrokerError> {
+        let (queue, prefetch) = (self.topology.jobs_queue(), self.slots());
         let tag = &self.pipeline.answerer().worker_id;
         match self.link.consume(&queue, tag, prefetch).await {
             Err(BrokerError::Missing(why)) => {

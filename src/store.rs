@@ -472,6 +472,14 @@ impl Store {
         Reply::Answer(seqs.collect())
     }
 
+    /// How many workers of this model beat, ready or not.
+    pub async fn live_workers(&self) -> Reply<u32> {
+        let mut connection = self.connection.clone();
+        let index = self.keys.workers();
+        let count = async move { connection.zcard(index).await };
+        self.bounded(STORE_TIMEOUT, count).await
+    }
+
     /// How many workers of this model could take a job at once: ready, and holding none. Of a large
     /// fleet some are looked at.
     pub async fn idle_workers(&self) -> Reply<usize> {

@@ -8,6 +8,8 @@ use super::{Ended, Serving};
 
 /// How often the broker is asked.
 const LOOK: Duration = Duration::from_secs(3);
+/// Looks without a job after which a worker may doubt its consumer.
+const IDLE_LOOKS: u32 = 2;
 /// How long it may take to answer. With [`LOOK`] this is how long a link that died silently goes
 /// unnoticed.
 const ANSWER: Duration = Duration::from_secs(5);
@@ -16,22 +18,32 @@ const LONG_WAIT: Duration = Duration::from_secs(1);
 /// How often it is looked for.
 const STEP: Duration = Duration::from_millis(500);
 
-/// Resolves when the broker has no consumer of ours any more, or does not answer.
-pub(super) async fn oversee(serving: &Serving) -> Ended {
+/// What is wrong with our consumer.
+pub(super) enum Finding {
+    /// It is lost, or what it lived on.
+    Lost(Ended),
+    /// We get nothing, and the queue may have fewer consumers than there are workers: ours may be
+    /// one of those that the broker lost without a word, as happens to a queue that is deleted and
+    /// declared again in a cluster.
+    Doubtful,
+}
+
+/// Resolves when the broker has no consumer of ours any more, or may have none, or does not answer.
+pub(super) async fn oversee(serving: &Serving) -> Finding {
     let queue = serving.topology.jobs_queue();
-    let mut starved = false;
+    let (mut idle_looks, mut starved) = (0, false);
     loop {
         let before = serving.delivered.load(Ordering::Relaxed);
         let looked = Instant::now();
         while looked.elapsed() < LOOK {
             tokio::time::sleep(STEP).await;
             if let Err(ended) = share(serving, &queue).await {
-                return ended;
+                return Finding::Lost(ended);
             }
         }
         let (waiting, consumers) = match ask(serving, &queue).await {
             Ok(depth) => depth,
-            Err(ended) => return ended,
+            Err(ended) => return Finding::Lost(ended),
         };
         let idle = serving.vitals.in_flight.load(Ordering::Relaxed) == 0
             && serving.delivered.load(Ordering::Relaxed) == before;
@@ -42,9 +54,16 @@ pub(super) async fn oversee(serving: &Serving) -> Ended {
                 consumers,
                 "the broker no longer delivers to our consumer"
             );
-            return Ended::ConsumerLost;
+            return Finding::Lost(Ended::ConsumerLost);
         }
         starved = starves;
+        idle_looks = if idle { idle_looks + 1 } else { 0 };
+        if idle_looks >= IDLE_LOOKS {
+            let workers = serving.store.live_workers().await.answer();
+            if workers.is_none_or(|workers| workers > consumers) {
+                return Finding::Doubtful;
+            }
+        }
     }
 }
 

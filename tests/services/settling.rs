@@ -15,7 +15,7 @@ use crate::support::pace::Pace;
 use crate::support::package::{MODEL, Package};
 use crate::support::redis_server::Redis;
 use crate::support::stack::Stack;
-use crate::support::wait::{SOON, eventually, secs};
+use crate::support::wait::{SOON, eventually, now_ms, secs};
 
 /// Puts a message with a `message_id` that is no UTF-8 on the jobs exchange: lapin refuses to read
 /// such a one, as it refuses to write it.
@@ -340,4 +340,44 @@ fn a_consumer_that_the_broker_ends_for_its_slowness_is_registered_anew() {
     assert_eq!(aggregator.result("next").json()["status"], "scored");
     worker.drain();
     aggregator.expect_empty(&stack.jobs_queue());
+}
+
+#[test]
+fn an_idle_worker_registers_anew_while_the_queue_has_fewer_consumers_than_workers() {
+    let stack = Stack::shared();
+    let worker = stack.worker("w1");
+    worker.ready();
+    let aggregator = stack.aggregator();
+    aggregator.collect_results();
+    let queue = stack.jobs_queue();
+    let channels = || {
+        let consumers = stack
+            .rabbit
+            .list("list_consumers", &["queue_name", "channel_pid"]);
+        let ours = consumers
+            .into_iter()
+            .filter(|row| row["queue_name"] == *queue);
+        ours.map(|row| row["channel_pid"].to_string())
+            .collect::<Vec<_>>()
+    };
+    let first = channels();
+    assert_eq!(first.len(), 1);
+    // Another worker beats, and has no consumer: who of them lost it, nobody can tell.
+    let mut redis = stack.redis.connection();
+    let beat = redis::cmd("ZADD")
+        .arg(stack.key("workers"))
+        .arg(now_ms() + 60_000)
+        .arg("mute")
+        .exec(&mut redis);
+    beat.expect("redis takes a beat");
+    eventually(SOON, "a consumer on another channel", || {
+        let now = channels();
+        now.len() == 1 && now != first
+    });
+    assert_eq!(stack.states("w1").last().map(String::as_str), Some("ready"));
+    aggregator.submit(&honest_job("after", "after"));
+    let result = aggregator.result("after").json();
+    assert_eq!(result["attempt"], 1, "{result}");
+    worker.drain();
+    aggregator.expect_empty(&queue);
 }
