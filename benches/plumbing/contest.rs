@@ -19,7 +19,7 @@ use crate::support::stack::Stack;
 use crate::support::wait::{SOON, eventually, secs};
 use crate::support::worker::Settings;
 
-/// As the worker has it by default.
+/// Of the parts that do not compare prefetches: jobs here are quicker than the broker.
 const PREFETCH: u16 = 4;
 
 /// What all parts share: services of the bench's own and a model of a few hundred parameters.

@@ -471,7 +471,7 @@ mod tests {
                 ("PATH", "/bin"),
             ],
             &[
-                "amqp.prefetch=2",
+                "amqp.prefetch=3",
                 " worker.score_timeout = 5s",
                 "candidates.allow=[\"file:///a=b\"]",
                 "amqp.retry_delays=[\"100ms\"]",
@@ -480,7 +480,7 @@ mod tests {
         assert_eq!(merged.problems, []);
         let config = Config::typed(merged.table).unwrap();
         assert_eq!(config.worker_id(), "7");
-        assert_eq!(config.amqp.prefetch, 2);
+        assert_eq!(config.amqp.prefetch, 3);
         assert_eq!(config.amqp.namespace, "scorer");
         assert_eq!(config.redis.namespace, "file");
         assert_eq!(config.worker.score_timeout, Duration::from_secs(5));

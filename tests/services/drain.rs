@@ -133,9 +133,9 @@ fn the_consumer_leaves_at_once_and_what_it_held_is_answered_or_handed_back() {
         aggregator.results().len() + waiting() == ids.len()
     });
     let after = aggregator.results().len() - before;
-    // It holds `amqp.prefetch` (4) jobs, and the reading above came a little before the signal.
+    // It holds `amqp.prefetch` (2) jobs, and the reading above came a little before the signal.
     assert!(
-        after <= 4 + 8,
+        after <= 2 + 8,
         "{after} more results after SIGTERM: it went on consuming"
     );
 }
