@@ -32,7 +32,12 @@ fn quick(settings: Settings) -> Settings {
 }
 
 fn on(package: &Package) -> impl Fn(Settings) -> Settings + '_ {
-    |settings| quick(settings).set("model.dir", package.path().display())
+    // Room for a job that computes, and for those behind it.
+    |settings| {
+        quick(settings)
+            .set("model.dir", package.path().display())
+            .set("amqp.prefetch", 4)
+    }
 }
 
 /// The marks of a job by worker id; an incarnation more or less makes no difference here.

@@ -213,6 +213,7 @@ fn a_drain_is_not_held_by_a_full_jobs_queue() {
     let worker = stack.worker_with("w1", |s| {
         s.set("worker.drain_timeout", "5s")
             .set("heartbeat.ttl", "30s")
+            .set("amqp.prefetch", 4)
     });
     worker.ready();
     worker.heartbeat_when(SOON, "it holds all four", |r| {
@@ -312,6 +313,7 @@ fn a_result_that_could_not_be_settled_is_answered_from_memory() {
 fn a_consumer_that_the_broker_ends_for_its_slowness_is_registered_anew() {
     let rabbit = Rabbit::stopped();
     rabbit.configure("consumer_timeout = 3000\n");
+    rabbit.look_often_for_slow_consumers();
     rabbit.start();
     let stack = Stack::on(Arc::new(rabbit), Redis::shared());
     let package = Package::hazard_of(16);
