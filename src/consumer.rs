@@ -538,7 +538,7 @@ impl Serving {
                 true
             }
             Err(PublishError::Lost(why)) => {
-                tracing::warn!(%why, "a reply is not confirmed; the broker will deliver its job again");
+                tracing::warn!(%why, %queue, "a reply is not confirmed; the broker will deliver its job again");
                 false
             }
         }
@@ -598,11 +598,16 @@ impl Serving {
             match publisher.publish(message.clone()).await {
                 Ok(()) => return true,
                 Err(PublishError::Lost(why)) => {
-                    tracing::warn!(%why, "a message is not confirmed; the broker will deliver its job again");
+                    tracing::warn!(
+                        %why,
+                        exchange = %message.exchange,
+                        routing_key = %message.routing_key,
+                        "a message is not confirmed; the broker will deliver its job again"
+                    );
                     return false;
                 }
                 Err(PublishError::Refused(why)) => {
-                    tracing::warn!(%why, exchange = message.exchange, key = message.routing_key, "refused, tried again");
+                    tracing::warn!(%why, exchange = message.exchange, routing_key = message.routing_key, "refused, tried again");
                     tokio::select! {
                         () = tokio::time::sleep(backoff.wait()) => {}
                         () = self.link.lost.cancelled() => return false,

@@ -663,7 +663,10 @@ async fn settle(
         }
         Some(Err(error)) => (Err(PublishError::Lost(error.to_string())), false),
         None => (
-            Err(PublishError::Lost("not confirmed in time".into())),
+            Err(PublishError::Lost(format!(
+                "not confirmed in {} s: does every queue bound there have a leader?",
+                CONFIRM_TIMEOUT.as_secs()
+            ))),
             false,
         ),
     };

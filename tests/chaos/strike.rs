@@ -22,6 +22,8 @@ const DEADLY: f32 = 8_000.0;
 const EXECUTION: Duration = secs(40);
 /// Some worker is well, and misses its queue.
 const REDECLARED: Duration = secs(15);
+/// See [`await_settled`].
+const SETTLING: Duration = secs(4);
 const POLL: Duration = Duration::from_millis(50);
 /// Long enough for any of our brokers to take a call.
 const PATIENCE: Duration = secs(60);
@@ -192,8 +194,8 @@ impl<'a> Site<'a> {
     }
 }
 
-/// Waits until a queue is there, and a moment longer. RabbitMQ 3.10 may find no leader for a queue that
-/// was less than about a second old when its node died. And where a queue is deleted in the first second
+/// Waits until a queue is there, and a moment longer: a node that dies before it has written down where the log of a
+/// new queue lies finds no leader for it, ever again, and it writes that some three seconds late. And where a queue is deleted in the first second
 /// of a node, the supervisor of its dead-letter workers gives up: then no queue with at-least-once dead
 /// letters has a leader before the node is restarted.
 /// False = nobody declares it.
@@ -205,6 +207,6 @@ fn await_settled(client: &mut Client, queue: &str) -> bool {
         }
         std::thread::sleep(POLL);
     }
-    std::thread::sleep(Duration::from_millis(1500));
+    std::thread::sleep(SETTLING);
     true
 }

@@ -248,6 +248,19 @@ impl Rabbit {
         self.running().is_some()
     }
 
+    /// Waits until a quorum queue would survive the node's death. RabbitMQ writes the table that leads from a queue's name
+    /// to its log some three seconds after the queue was declared; a node that is killed before finds no leader for it,
+    /// ever again.
+    #[track_caller]
+    pub(crate) fn remembers(&self, queue: &str) {
+        let node = self.home.join("data").join(&self.name);
+        let table = node.join("quorum").join(&self.name).join("names.dets");
+        eventually(secs(30), &format!("{queue} is on the disk"), || {
+            let bytes = std::fs::read(&table).unwrap_or_default();
+            bytes.windows(queue.len()).any(|w| w == queue.as_bytes())
+        });
+    }
+
     /// The name that the nodes of a cluster know each other by.
     pub(crate) fn name(&self) -> &str {
         &self.name
