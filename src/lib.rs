@@ -32,5 +32,6 @@ pub mod schema;
 pub mod score;
 pub mod store;
 pub mod unsettled;
+pub mod update;
 pub mod waiting;
 pub mod worker;

@@ -8,14 +8,16 @@ use crate::heartbeat::Record;
 use crate::job::message::JobMessage;
 use crate::package::Manifest;
 use crate::result::ResultMessage;
+use crate::update::manifest::UpdateManifest;
 
 /// All schemas by name.
-pub const NAMES: [&str; 5] = [
+pub const NAMES: [&str; 6] = [
     "score_job.v1",
     "score_result.v1",
     "heartbeat.v1",
     "control.v1",
     "model_package.v1",
+    "update_manifest.v1",
 ];
 
 /// The schema of this name, draft 2020-12.
@@ -26,6 +28,7 @@ pub fn schema(name: &str) -> Option<Schema> {
         "heartbeat.v1" => Some(of::<Record>()),
         "control.v1" => Some(of::<ControlMessage>()),
         "model_package.v1" => Some(of::<Manifest>()),
+        "update_manifest.v1" => Some(of::<UpdateManifest>()),
         _ => None,
     }
 }

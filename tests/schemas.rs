@@ -43,6 +43,7 @@ fn decoded(name: &str, text: &[u8]) -> Result<(), String> {
         "score_result.v1" => parse::<scorer::result::ResultMessage>(text),
         "heartbeat.v1" => parse::<scorer::heartbeat::Record>(text),
         "model_package.v1" => parse::<scorer::package::Manifest>(text),
+        "update_manifest.v1" => scorer::update::manifest::decode(text).map(drop),
         other => panic!("no decoder for {other}"),
     }
 }
