@@ -46,7 +46,7 @@ fn config() -> Config {
 fn benches(criterion: &mut Criterion) {
     let dir = tempfile::tempdir().expect("a temporary directory");
     make(MODEL, dir.path()).expect("the model is written");
-    let package = Package::load(dir.path(), false).expect("the package is sound");
+    let package = Package::load(dir.path(), false, &[]).expect("the package is sound");
     let (package, config) = (Arc::new(package), config());
     let mut random = StdRng::seed_from_u64(1);
     let bytes = encode(&package, DENSITY, &mut random).expect("memory can be written");

@@ -13,6 +13,7 @@ use url::Url;
 pub use layers::Layers;
 pub use units::format_duration;
 
+use crate::update::signature::UpdateKey;
 use layers::{Merged, Problem};
 
 mod layers;
@@ -21,8 +22,6 @@ pub(crate) mod units;
 /// Keys of the contract that this version reads but cannot honour: ignoring them would be worse
 /// than refusing, since who sets them relies on them.
 const UNSUPPORTED: &[&str] = &[
-    "model.update_url",
-    "model.update_key",
     "amqp.tls.ca",
     "amqp.tls.cert",
     "amqp.tls.key",
@@ -81,6 +80,17 @@ pub struct ModelConfig {
     pub name: Option<String>,
     /// The package directory.
     pub dir: Option<PathBuf>,
+    /// Where updated weights live; see [`Config::state_dir`].
+    pub state_dir: Option<PathBuf>,
+    /// URL of the update manifest.
+    pub update_url: Option<String>,
+    /// Time between two looks at it.
+    #[serde(with = "units::duration")]
+    pub update_interval: Duration,
+    /// The key that it must be signed with, as [`UpdateKey`] reads it.
+    pub update_key: Option<String>,
+    /// Swap weights one worker after another.
+    pub update_stagger: bool,
     /// Accept a package some of whose shards are missing.
     pub allow_shards_subset: bool,
 }
@@ -322,9 +332,23 @@ impl Config {
         })
     }
 
-    /// The effective configuration as TOML, passwords replaced.
+    /// The worker's own folder for updated weights; none without a package.
+    pub fn state_dir(&self) -> Option<PathBuf> {
+        let beside = || Some(self.model.dir.as_ref()?.parent()?.join("state"));
+        let folder = self.model.state_dir.clone().or_else(beside)?;
+        Some(folder.join(self.worker_id()))
+    }
+
+    /// The effective configuration as TOML, secrets replaced: passwords, and what comes behind the
+    /// manifest's path, which may be a token.
     pub fn redacted(&self) -> String {
         let mut table = self.effective.clone();
+        if let Some(Value::String(url)) =
+            table.get_mut("model").and_then(|s| s.get_mut("update_url"))
+            && let Some((place, _)) = url.split_once('?')
+        {
+            *url = format!("{place}?hidden");
+        }
         for section in ["amqp", "redis"] {
             if let Some(Value::String(url)) = table.get_mut(section).and_then(|s| s.get_mut("url"))
             {
@@ -383,6 +407,17 @@ impl Config {
             "heartbeat.ttl",
             "must be at least twice heartbeat.interval, or one late beat hides the worker",
         );
+        let url = self.model.update_url.as_deref().map(Url::parse);
+        check(
+            url.is_none_or(|url| url.is_ok_and(|url| is_manifest_url(&url))),
+            "model.update_url",
+            "must be an http://, https:// or file:// URL without user information",
+        );
+        let key = self.model.update_key.as_deref().map(UpdateKey::parse);
+        if let Some(Err(why)) = key {
+            let text = format!("must be an Ed25519 public key, 32 bytes as base64: {why}");
+            check(false, "model.update_key", &text);
+        }
         for key in UNSUPPORTED {
             check(
                 !self.sets(key),
@@ -428,6 +463,11 @@ pub fn host_name() -> String {
             }
         })
         .collect()
+}
+
+fn is_manifest_url(url: &Url) -> bool {
+    let nobody = url.username().is_empty() && url.password().is_none();
+    nobody && matches!(url.scheme(), "http" | "https" | "file")
 }
 
 fn has_scheme(text: &str, schemes: &[&str]) -> bool {
@@ -514,6 +554,9 @@ mod tests {
             ("model.name=A", "model.name"),
             ("amqp.url=http://h", "amqp.url"),
             ("redis.url=localhost", "redis.url"),
+            ("model.update_url=/srv/manifest.json", "model.update_url"),
+            ("model.update_url=https://u:p@h/m.json", "model.update_url"),
+            ("model.update_key=c2hvcnQ=", "model.update_key"),
             ("heartbeat.ttl=1999ms", "heartbeat.ttl"),
             ("candidates.allow=[\"/srv\"]", "candidates.allow"),
         ] {
@@ -524,8 +567,8 @@ mod tests {
     #[test]
     fn a_key_that_cannot_be_honoured_is_refused_and_not_ignored() {
         assert_eq!(
-            refused(&["amqp.tls.ca=/x.pem", "model.update_url=https://x"]),
-            ["model.update_url", "amqp.tls.ca"]
+            refused(&["amqp.tls.ca=/x.pem", "telemetry.metrics_addr=[::]:1"]),
+            ["amqp.tls.ca", "telemetry.metrics_addr"]
         );
     }
 
@@ -541,6 +584,7 @@ mod tests {
         let config = load(&[
             "amqp.url=amqp://u:hunter2@h/x",
             "redis.url=redis://:hunter2@h/0",
+            "model.update_url=https://h/m.json?token=hunter2",
         ])
         .unwrap();
         assert!(

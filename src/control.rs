@@ -2,6 +2,7 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
 
 use crate::job::Encoding;
 use crate::job::document::from_document;
@@ -53,6 +54,93 @@ pub struct ControlMessage {
     /// Of whom; default everyone who gets it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub worker_id: Option<String>,
+}
+
+/// What became of a command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// It was done.
+    Done,
+    /// It was not tried.
+    Refused,
+    /// It was tried in vain.
+    Failed,
+}
+
+impl Outcome {
+    /// The word on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Refused => "refused",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// What one worker answers to a control message with a `reply_to`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(title = "control_answer.v1")]
+pub struct ControlAnswer {
+    /// Always 1.
+    pub v: V1,
+    /// What was asked.
+    pub command: Command,
+    /// Who answers.
+    pub worker_id: String,
+    /// Which start of it.
+    pub incarnation: String,
+    /// What it serves.
+    pub model: String,
+    /// What became of the command.
+    pub outcome: Outcome,
+    /// What was done, or why not, for a person.
+    pub message: String,
+}
+
+/// A command on its way through the worker, to be answered once.
+#[derive(Debug)]
+pub struct Order {
+    /// What is asked.
+    pub command: Command,
+    answer: oneshot::Sender<(Outcome, String)>,
+}
+
+impl Order {
+    /// An order, and where its answer comes.
+    pub fn new(command: Command) -> (Self, oneshot::Receiver<(Outcome, String)>) {
+        let (answer, answered) = oneshot::channel();
+        (Self { command, answer }, answered)
+    }
+
+    /// Answers that it was done.
+    pub fn done(self, message: impl Into<String>) {
+        self.answer(Outcome::Done, message.into());
+    }
+
+    /// Answers that it is not even tried.
+    pub fn refuse(self, message: impl Into<String>) {
+        self.answer(Outcome::Refused, message.into());
+    }
+
+    /// Answers that it was tried in vain.
+    pub fn fail(self, message: impl Into<String>) {
+        self.answer(Outcome::Failed, message.into());
+    }
+
+    fn answer(self, outcome: Outcome, message: String) {
+        let (command, said) = (self.command.as_str(), outcome.as_str());
+        tracing::info!(
+            command,
+            outcome = said,
+            message,
+            "a control message is answered"
+        );
+        if self.answer.send((outcome, message)).is_err() {
+            tracing::debug!("nobody waits for the answer");
+        }
+    }
 }
 
 /// Decodes a control message.

@@ -238,6 +238,25 @@ impl Engine {
         })
     }
 
+    /// Takes other weights of the same package. What was measured and proven before is forgotten; the
+    /// next thing to do is to warm up.
+    ///
+    /// # Errors
+    /// When the device fails; the weights are then of neither version, and the engine is unsound.
+    pub fn adopt(&mut self, package: Arc<Package>) -> Result<(), EngineError> {
+        self.sound = false;
+        self.baselines.clear();
+        self.proven = None;
+        for slot in &self.slots {
+            let bytes = graph_bytes(&package, slot.tensor, slot.transposed);
+            let filled = self.session.fill(slot.weight, &bytes);
+            filled.map_err(|e| EngineError::from_session(&e, Detail::ModelLoadFailed))?;
+        }
+        self.package = package;
+        self.sound = true;
+        Ok(())
+    }
+
     /// What is done from now on can be ended by this terminator.
     pub fn obey(&mut self, terminator: Terminator) {
         self.session.terminator = terminator;

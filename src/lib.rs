@@ -18,6 +18,7 @@ pub mod control;
 pub mod crash;
 pub mod engine;
 pub mod failure;
+pub mod fetch;
 pub mod health;
 pub mod heartbeat;
 pub mod job;

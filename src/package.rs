@@ -11,6 +11,7 @@ pub mod weights;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use memmap2::Mmap;
@@ -248,6 +249,19 @@ impl PackageError {
     }
 }
 
+/// Weights of another version for the package's graph, kept outside of it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct WeightsFile {
+    /// The version they are.
+    pub version: u64,
+    /// A safetensors file.
+    pub path: PathBuf,
+    /// SHA-256 of the file in hex.
+    pub sha256: String,
+    /// A known answer of this version.
+    pub canary: Option<Canary>,
+}
+
 /// A package whose every file has been checked.
 #[derive(Debug)]
 pub struct Package {
@@ -257,19 +271,23 @@ pub struct Package {
     pub manifest: Manifest,
     /// SHA-256 of what the package measures: everything but version, weights and canary.
     pub package_id: String,
+    /// SHA-256 of the package with its weights and their version: what later versions grow from.
+    pub root: String,
     /// The graph, mapped: its own copy of the weights need never be in memory.
     pub graph: Bytes,
     /// The baseline, in checkpoint layout.
     pub weights: Weights,
     /// Held-out data, ascending by id.
-    pub shards: Vec<Shard>,
+    pub shards: Arc<Vec<Shard>>,
     stamps: Vec<Stamp>,
+    weights_stamp: Option<Stamp>,
 }
 
 /// What the file system said of a file when it was read.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Stamp {
-    file: FileDigest,
+    path: PathBuf,
+    sha256: String,
     seen: Seen,
 }
 
@@ -306,32 +324,89 @@ impl Package {
     }
 
     /// Reads and checks the whole package. With `subset`, shards whose files are missing are left
-    /// out; one that is there and wrong is refused all the same.
+    /// out; one that is there and wrong is refused all the same. The first of the `newer` weights
+    /// that is sound takes the place of the package's own.
     ///
     /// # Errors
     /// Names the file or field that is wrong.
-    pub fn load(dir: &Path, subset: bool) -> Result<Self, PackageError> {
+    pub fn load(dir: &Path, subset: bool, newer: &[WeightsFile]) -> Result<Self, PackageError> {
         let (manifest, package_id) = Self::read_manifest(dir)?;
         // Before the files are read: a change while they are is noticed by the first audit.
         let stamps = manifest.stamps(dir)?;
-        let graph = map_checked(dir, &manifest.graph.file, &manifest.graph.sha256)?;
+        let graph = map_checked(&inside(dir, &manifest.graph.file)?, &manifest.graph.sha256)?;
         for external in manifest.graph.external.iter().flatten() {
-            map_checked(dir, &external.file, &external.sha256)?;
+            map_checked(&inside(dir, &external.file)?, &external.sha256)?;
         }
-        let weights = match &manifest.weights {
-            Some(file) => Weights::open(&inside(dir, &file.file)?, &file.sha256, &manifest)?,
-            None => Weights::from_graph(dir, &graph, &manifest)?,
-        };
         let shards = load_shards(dir, &manifest.shards, manifest.objective, subset)?;
+        let root = root(&manifest, &package_id);
+        let opened = newer.iter().find_map(|file| {
+            let opened = open_weights(&file.path, &file.sha256, &manifest);
+            let refused = |error: &PackageError| {
+                tracing::error!(%error, version = file.version, "weights that were kept are not used");
+            };
+            opened.inspect_err(refused).ok().map(|opened| (file, opened))
+        });
+        let (manifest, weights, weights_stamp) = match opened {
+            Some((file, (weights, stamp))) => (manifest.at(file), weights, Some(stamp)),
+            None => {
+                let (weights, stamp) = own_weights(dir, &manifest, &graph)?;
+                (manifest, weights, stamp)
+            }
+        };
         Ok(Self {
             dir: dir.to_owned(),
             manifest,
             package_id,
+            root,
             graph,
             weights,
-            shards,
+            shards: Arc::new(shards),
             stamps,
+            weights_stamp,
         })
+    }
+
+    /// The same package with other weights, which are checked.
+    ///
+    /// # Errors
+    /// Names the file and what is wrong with it.
+    pub fn with_weights(&self, file: &WeightsFile) -> Result<Self, PackageError> {
+        let (weights, stamp) = open_weights(&file.path, &file.sha256, &self.manifest)?;
+        Ok(self.replaced(file, weights, stamp))
+    }
+
+    /// The same package with weights that were just made, whose digest nobody knows yet.
+    ///
+    /// # Errors
+    /// As [`Package::with_weights`].
+    pub fn with_new_weights(
+        &self,
+        version: u64,
+        path: PathBuf,
+        canary: Option<Canary>,
+    ) -> Result<(Self, WeightsFile), PackageError> {
+        let (weights, stamp) = read_weights(&path, &self.manifest)?;
+        let file = WeightsFile {
+            version,
+            path,
+            sha256: stamp.sha256.clone(),
+            canary,
+        };
+        Ok((self.replaced(&file, weights, stamp), file))
+    }
+
+    fn replaced(&self, file: &WeightsFile, weights: Weights, stamp: Stamp) -> Self {
+        Self {
+            dir: self.dir.clone(),
+            manifest: self.manifest.at(file),
+            package_id: self.package_id.clone(),
+            root: self.root.clone(),
+            graph: self.graph.clone(),
+            weights,
+            shards: Arc::clone(&self.shards),
+            stamps: self.stamps.clone(),
+            weights_stamp: Some(stamp),
+        }
     }
 
     /// Looks whether the files are still those that were loaded. Only a file that was touched is
@@ -340,10 +415,9 @@ impl Package {
     /// # Errors
     /// Names the file that has other contents now, or none.
     pub fn verify(&self) -> Result<(), PackageError> {
-        for stamp in &self.stamps {
-            let path = self.path(&stamp.file.file)?;
-            if look(&path)? != stamp.seen {
-                map_checked(&self.dir, &stamp.file.file, &stamp.file.sha256)?;
+        for stamp in self.stamps.iter().chain(&self.weights_stamp) {
+            if look(&stamp.path)? != stamp.seen {
+                map_checked(&stamp.path, &stamp.sha256)?;
             }
         }
         Ok(())
@@ -406,40 +480,35 @@ impl Package {
         };
         plan.windows.iter().map(counts).sum()
     }
-
-    /// Path of a file of the package.
-    ///
-    /// # Errors
-    /// When the name leads out of the package.
-    pub fn path(&self, file: &str) -> Result<PathBuf, PackageError> {
-        inside(&self.dir, file)
-    }
 }
 
 impl Manifest {
-    /// The files whose digests the manifest has, as they are now; those that are missing are the
-    /// loader's to judge.
+    /// The files whose digests the manifest has, but for the weights, as they are now; those that are
+    /// missing are the loader's to judge.
     fn stamps(&self, dir: &Path) -> Result<Vec<Stamp>, PackageError> {
-        let graph = FileDigest {
-            file: self.graph.file.clone(),
-            sha256: self.graph.sha256.clone(),
-        };
-        let shards = self.shards.iter().map(|s| FileDigest {
-            file: s.file.clone(),
-            sha256: s.sha256.clone(),
-        });
-        let external = self.graph.external.iter().flatten().cloned();
+        let graph = (&self.graph.file, &self.graph.sha256);
+        let external = self.graph.external.iter().flatten();
         let files = std::iter::once(graph)
-            .chain(external)
-            .chain(self.weights.clone())
-            .chain(shards);
+            .chain(external.map(|e| (&e.file, &e.sha256)))
+            .chain(self.shards.iter().map(|s| (&s.file, &s.sha256)));
         let mut stamps = Vec::new();
-        for file in files {
-            if let Ok(seen) = look(&inside(dir, &file.file)?) {
-                stamps.push(Stamp { file, seen });
+        for (file, sha256) in files {
+            let path = inside(dir, file)?;
+            if let Ok(seen) = look(&path) {
+                let sha256 = sha256.clone();
+                stamps.push(Stamp { path, sha256, seen });
             }
         }
         Ok(stamps)
+    }
+
+    /// What the package says, with weights of another version.
+    fn at(&self, file: &WeightsFile) -> Self {
+        Self {
+            version: file.version,
+            canary: file.canary,
+            ..self.clone()
+        }
     }
 
     /// Whether candidates may touch the tensor.
@@ -657,20 +726,57 @@ pub(crate) fn map(path: &Path) -> Result<Bytes, PackageError> {
     Ok(Bytes::from_owner(map))
 }
 
-fn map_checked(dir: &Path, file: &str, sha256: &str) -> Result<Bytes, PackageError> {
-    let path = inside(dir, file)?;
-    let bytes = map(&path)?;
-    check_digest(&path, &Sha256::digest(&bytes), sha256)?;
+fn map_checked(path: &Path, sha256: &str) -> Result<Bytes, PackageError> {
+    let bytes = map(path)?;
+    compare_digests(path, &hex::encode(Sha256::digest(&bytes)), sha256)?;
     Ok(bytes)
 }
 
-fn check_digest(path: &Path, found: &[u8], expected: &str) -> Result<(), PackageError> {
-    let found = hex::encode(found);
+fn open_weights(
+    path: &Path,
+    sha256: &str,
+    manifest: &Manifest,
+) -> Result<(Weights, Stamp), PackageError> {
+    let (weights, stamp) = read_weights(path, manifest)?;
+    compare_digests(path, &stamp.sha256, sha256)?;
+    Ok((weights, stamp))
+}
+
+fn read_weights(path: &Path, manifest: &Manifest) -> Result<(Weights, Stamp), PackageError> {
+    let seen = look(path)?;
+    let (weights, digest) = Weights::open(path, manifest)?;
+    let stamp = Stamp {
+        path: path.to_owned(),
+        sha256: hex::encode(digest),
+        seen,
+    };
+    Ok((weights, stamp))
+}
+
+fn own_weights(
+    dir: &Path,
+    manifest: &Manifest,
+    graph: &Bytes,
+) -> Result<(Weights, Option<Stamp>), PackageError> {
+    let Some(file) = &manifest.weights else {
+        return Ok((Weights::from_graph(dir, graph, manifest)?, None));
+    };
+    let (weights, stamp) = open_weights(&inside(dir, &file.file)?, &file.sha256, manifest)?;
+    Ok((weights, Some(stamp)))
+}
+
+fn root(manifest: &Manifest, package_id: &str) -> String {
+    let weights = manifest.weights.as_ref().map_or("", |w| w.sha256.as_str());
+    let identity = format!("{package_id} {} {weights}", manifest.version);
+    hex::encode(Sha256::digest(identity))
+}
+
+fn compare_digests(path: &Path, found: &str, expected: &str) -> Result<(), PackageError> {
     if found == expected {
         return Ok(());
     }
     Err(PackageError(format!(
-        "{}: its SHA-256 is {found}, the package says {expected}; copy the package again",
+        "{}: its SHA-256 is {found}, it should be {expected}; copy it again",
         path.display()
     )))
 }
@@ -690,7 +796,7 @@ fn load_shards(
             );
             continue;
         }
-        let bytes = map_checked(dir, &file.file, &file.sha256)?;
+        let bytes = map_checked(&inside(dir, &file.file)?, &file.sha256)?;
         shards.push(parse_shard(file.id, &file.file, &bytes, objective)?);
     }
     if shards.is_empty() {

@@ -41,7 +41,7 @@ pub struct Proof {
 /// # Errors
 /// When the package or the provider cannot be loaded at all.
 pub fn run(dir: &Path, config: &Config) -> Result<Vec<Proof>, EngineError> {
-    let package = Package::load(dir, config.model.allow_shards_subset)
+    let package = Package::load(dir, config.model.allow_shards_subset, &[])
         .map_err(|e| EngineError::new(Detail::ModelLoadFailed, e.to_string()))?;
     let package = Arc::new(package);
     let mut engine = Engine::load(Arc::clone(&package), &config.engine, Arc::default())?;

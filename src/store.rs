@@ -62,6 +62,10 @@ impl Keys {
         format!("{}:result:{key}", self.prefix)
     }
 
+    fn swap(&self) -> String {
+        format!("{}:swap", self.prefix)
+    }
+
     fn crash(&self, job: &str) -> String {
         format!("{}:crash:{job}", self.prefix)
     }
@@ -82,6 +86,8 @@ struct Scripts {
     claim: Script,
     release: Script,
     count: Script,
+    hold: Script,
+    let_go: Script,
 }
 
 impl std::fmt::Debug for Store {
@@ -264,6 +270,20 @@ end
 return 1
 ";
 
+/// Takes the lease on swapping weights, or keeps it a while longer.
+const HOLD: &str = r"
+local holder = redis.call('GET', KEYS[1])
+if holder and holder ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return 1
+";
+
+/// Gives the lease on swapping weights back, if it is ours still.
+const LET_GO: &str = r"
+if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
+return 1
+";
+
 /// The part of a heartbeat record that tells whether its incarnation lives.
 #[derive(serde::Deserialize)]
 struct Sign {
@@ -342,6 +362,8 @@ impl Store {
                 claim: Script::new(CLAIM),
                 release: Script::new(RELEASE),
                 count: Script::new(COUNT),
+                hold: Script::new(HOLD),
+                let_go: Script::new(LET_GO),
             }),
             open_again_ms: Arc::default(),
         })
@@ -393,6 +415,25 @@ impl Store {
         if self.bounded(BEAT_TIMEOUT, ping).await.answer().is_none() {
             tracing::debug!("no Redis yet");
         }
+    }
+
+    /// Takes the fleet's lease on swapping weights, or keeps it; false = another has it.
+    pub async fn hold_swap(&self, holder: &str, life: Duration) -> Reply<bool> {
+        let life = u64::try_from(life.as_millis()).unwrap_or(u64::MAX);
+        let mut call = self.scripts.hold.key(self.keys.swap());
+        call.arg(holder).arg(life);
+        let mut connection = self.connection.clone();
+        let held = async move { call.invoke_async(&mut connection).await };
+        self.bounded(STORE_TIMEOUT, held).await
+    }
+
+    /// Gives the lease back.
+    pub async fn let_go_of_swap(&self, holder: &str) -> Reply<()> {
+        let mut call = self.scripts.let_go.key(self.keys.swap());
+        call.arg(holder);
+        let mut connection = self.connection.clone();
+        let gone = async move { call.invoke_async(&mut connection).await };
+        self.bounded(STORE_TIMEOUT, gone).await
     }
 
     /// Looks up a result and marks its job.

@@ -46,7 +46,7 @@ fn each_outside_driver_is_named_in_one_file() {
     only_in("lapin::", &["broker/amqp.rs"]);
     only_in("redis::", &["store.rs"]);
     only_in("ort::", &["engine/session.rs", "engine/session/scratch.rs"]);
-    only_in("reqwest::", &["candidate/fetch.rs"]);
+    only_in("reqwest::", &["fetch.rs"]);
     only_in("prost::", &["engine/graph.rs"]);
 }
 

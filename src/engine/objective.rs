@@ -282,7 +282,7 @@ fn check_vocabulary(package: &Package, graph: &Graph, ignore_index: i64) -> Resu
             "graph: the last dimension of output {logits} (the vocabulary) must be fixed"
         ));
     };
-    for shard in &package.shards {
+    for shard in package.shards.iter() {
         let Data::Tokens { tokens, .. } = &shard.data else {
             return Err(format!("shard {}: holds no tokens", shard.id));
         };

@@ -245,6 +245,14 @@ impl Session {
         })
     }
 
+    /// Fills a scratch weight with other bytes, as many as it holds.
+    ///
+    /// # Errors
+    /// When the device fails or memory is short; the weight holds what it held then.
+    pub fn fill(&mut self, weight: usize, bytes: &[u8]) -> Result<(), SessionError> {
+        self.memory.refill(&mut self.weights[weight], bytes)
+    }
+
     /// Writes absolute values (already rounded to the weight's type) into a scratch weight.
     ///
     /// # Errors

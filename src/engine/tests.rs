@@ -42,7 +42,7 @@ fn fixture() -> Fixture {
         ..Layers::default()
     })
     .unwrap();
-    let package = Arc::new(Package::load(&out, false).unwrap());
+    let package = Arc::new(Package::load(&out, false, &[]).unwrap());
     let plan = Plan::new(&package.shards, None, "", package.cut()).unwrap();
     let engine = Engine::load(package, &config.engine, Arc::default()).unwrap();
     Fixture { engine, plan, dir }

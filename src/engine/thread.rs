@@ -11,11 +11,11 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::patch::Patches;
 use super::session::Terminator;
 use super::{Engine, EngineError, Evaluation, Progress, Warm};
-use crate::config::Config;
+use crate::config::{Config, EngineConfig};
 use crate::failure::{Code, Failure};
 use crate::lifecycle::Detail;
-use crate::package::Package;
 use crate::package::plan::Plan;
+use crate::package::{Package, PackageError};
 
 /// How long a terminated run may take to come back before it counts as stuck.
 pub const TERMINATE_GRACE: Duration = Duration::from_secs(10);
@@ -25,6 +25,7 @@ const LOOK: Duration = Duration::from_millis(250);
 type Reply<T, E> = oneshot::Sender<Result<T, E>>;
 
 enum Work {
+    Adopt(Arc<Package>, Reply<(), EngineError>),
     Warm(Reply<Warm, EngineError>),
     Audit(Reply<(), EngineError>),
     Score {
@@ -42,6 +43,8 @@ enum Work {
 /// that nobody's time runs while somebody else computes.
 struct Command {
     work: Work,
+    /// What the caller takes the engine's package to be.
+    package: Arc<Package>,
     terminator: Terminator,
     turn: OwnedSemaphorePermit,
     /// Tells the caller's side that the work is over, whether anybody waits for it or not.
@@ -94,13 +97,26 @@ impl EngineHandle {
         config: &Config,
         progress: Arc<Progress>,
     ) -> Result<Self, EngineError> {
-        let (dir, config) = (dir.to_owned(), config.clone());
+        let (dir, subset) = (dir.to_owned(), config.model.allow_shards_subset);
+        Self::start(move || Package::load(&dir, subset, &[]), config, progress).await
+    }
+
+    /// The same with a package that is read as the caller says.
+    ///
+    /// # Errors
+    /// As [`EngineHandle::load`].
+    pub async fn start(
+        read: impl FnOnce() -> Result<Package, PackageError> + Send + 'static,
+        config: &Config,
+        progress: Arc<Progress>,
+    ) -> Result<Self, EngineError> {
+        let config = config.engine.clone();
         let (commands, inbox) = mpsc::channel(1);
         let (loaded, loading) = oneshot::channel();
         let loss = Loss(watch::Sender::new(None));
         let ending = Ending(loss.clone());
         let reported = Arc::clone(&progress);
-        let live = move || match load_engine(&dir, &config, reported) {
+        let live = move || match load_engine(read, &config, reported) {
             Ok(engine) => {
                 if loaded.send(Ok(Arc::clone(&engine.package))).is_ok() {
                     serve(engine, inbox, &ending.0);
@@ -180,6 +196,18 @@ impl Turn<'_> {
         self.prove(Work::Audit).await
     }
 
+    /// Takes other weights of the same package; see [`Engine::adopt`]. From then on only the handle
+    /// that is returned computes.
+    ///
+    /// # Errors
+    /// When the device fails; the engine is lost then.
+    pub async fn adopt(self, package: Arc<Package>) -> Result<EngineHandle, EngineError> {
+        let engine = self.engine.clone();
+        let adopted = Arc::clone(&package);
+        self.prove(|reply| Work::Adopt(adopted, reply)).await?;
+        Ok(EngineHandle { package, ..engine })
+    }
+
     async fn prove<T>(
         self,
         work: impl FnOnce(Reply<T, EngineError>) -> Work,
@@ -230,6 +258,7 @@ impl Turn<'_> {
         };
         let command = Command {
             work,
+            package: Arc::clone(&self.engine.package),
             terminator: running.terminator.clone(),
             turn: self.permit?,
             over: running.over.clone().drop_guard(),
@@ -312,20 +341,28 @@ async fn come_back(over: CancellationToken, loss: Loss) {
 }
 
 fn load_engine(
-    dir: &Path,
-    config: &Config,
+    read: impl FnOnce() -> Result<Package, PackageError>,
+    config: &EngineConfig,
     progress: Arc<Progress>,
 ) -> Result<Engine, EngineError> {
-    let package = Package::load(dir, config.model.allow_shards_subset)
-        .map_err(|e| EngineError::new(Detail::ModelLoadFailed, e.to_string()))?;
-    Engine::load(Arc::new(package), &config.engine, progress)
+    let package = read().map_err(|e| EngineError::new(Detail::ModelLoadFailed, e.to_string()))?;
+    Engine::load(Arc::new(package), config, progress)
 }
 
 fn serve(mut engine: Engine, mut inbox: mpsc::Receiver<Command>, loss: &Loss) {
     while let Some(command) = inbox.blocking_recv() {
         let began = Instant::now();
         engine.obey(command.terminator);
+        if !Arc::ptr_eq(&engine.package, &command.package) {
+            // Its sender is told by the reply that is dropped.
+            tracing::error!("refused to compute for weights that are no longer served");
+            continue;
+        }
         match command.work {
+            Work::Adopt(package, reply) => {
+                let adopted = engine.adopt(package);
+                answer(&engine, began, reply, adopted);
+            }
             Work::Warm(reply) => {
                 let warm = engine.warm();
                 answer(&engine, began, reply, warm);

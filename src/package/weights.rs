@@ -8,7 +8,7 @@ use half::{bf16, f16};
 use safetensors::SafeTensors;
 use sha2::{Digest, Sha256};
 
-use super::{Dtype, Manifest, PackageError, TensorEntry, check_digest};
+use super::{Dtype, Manifest, PackageError, TensorEntry};
 use crate::engine::graph::Graph;
 
 /// One tensor of the baseline.
@@ -36,15 +36,12 @@ pub struct Weights {
 }
 
 impl Weights {
-    /// Maps a safetensors file, checking its digest and that it holds exactly what is wanted.
+    /// Maps a safetensors file, checking that it holds what is wanted; with the SHA-256 of the file,
+    /// which is the caller's to compare.
     ///
     /// # Errors
     /// Names the file and the tensor.
-    pub(super) fn open(
-        path: &Path,
-        sha256: &str,
-        manifest: &Manifest,
-    ) -> Result<Self, PackageError> {
+    pub(super) fn open(path: &Path, manifest: &Manifest) -> Result<(Self, Digest32), PackageError> {
         let broken = |e: &dyn std::fmt::Display| PackageError(format!("{}: {e}", path.display()));
         let map = super::map(path)?;
         let views = SafeTensors::deserialize(&map).map_err(|e| broken(&e))?;
@@ -67,8 +64,7 @@ impl Weights {
             contents.push(map.slice_ref(view.data()));
         }
         let (whole, each) = digests(&map, &contents);
-        check_digest(path, &whole, sha256)?;
-        Ok(Self::finish(contents, tensors, &each, manifest))
+        Ok((Self::finish(contents, tensors, &each, manifest), whole))
     }
 
     /// Takes the weights out of the graph's own initializers.
@@ -216,6 +212,28 @@ pub fn round_to(dtype: Dtype, value: f32) -> f32 {
     }
 }
 
+/// Adds values to elements of a tensor's bytes: in f32, rounded once.
+///
+/// # Errors
+/// The first index whose element becomes non-finite, or is not there.
+pub fn add(bytes: &mut [u8], dtype: Dtype, indices: &[u32], values: &[f32]) -> Result<(), u32> {
+    for (index, value) in indices.iter().zip(values) {
+        let at = *index as usize;
+        let sum = round_to(dtype, read_element(bytes, dtype, at) + value);
+        if !sum.is_finite() {
+            return Err(*index);
+        }
+        // What could be read can be written.
+        let at = at * dtype.size()..(at + 1) * dtype.size();
+        match dtype {
+            Dtype::F32 => bytes[at].copy_from_slice(&sum.to_le_bytes()),
+            Dtype::F16 => bytes[at].copy_from_slice(&f16::from_f32(sum).to_le_bytes()),
+            Dtype::Bf16 => bytes[at].copy_from_slice(&bf16::from_f32(sum).to_le_bytes()),
+        }
+    }
+    Ok(())
+}
+
 /// Transposes a row-major `rows` x `columns` matrix of `size`-byte elements.
 pub fn transpose(bytes: &[u8], rows: usize, columns: usize, size: usize) -> Vec<u8> {
     let mut out = Vec::with_capacity(bytes.len());
@@ -255,6 +273,24 @@ mod tests {
         for (part, digest) in parts.iter().zip(each) {
             assert_eq!(digest, Digest32::from(Sha256::digest(part)));
         }
+    }
+
+    #[test]
+    fn adding_rounds_once_and_stops_at_what_is_not_finite() {
+        let mut f32s = [1.0_f32, 2.0].map(f32::to_le_bytes).concat();
+        assert_eq!(add(&mut f32s, Dtype::F32, &[1], &[0.5]), Ok(()));
+        assert_eq!(read_element(&f32s, Dtype::F32, 1), 2.5);
+        assert_eq!(add(&mut f32s, Dtype::F32, &[0], &[f32::MAX]), Ok(()));
+        assert_eq!(add(&mut f32s, Dtype::F32, &[0], &[f32::MAX]), Err(0));
+        assert_eq!(add(&mut f32s, Dtype::F32, &[2], &[1.0]), Err(2));
+        // 2049 lies between two halves; the sum is not rounded before it is complete.
+        let mut halves = f16::from_f32(2048.0).to_le_bytes().to_vec();
+        assert_eq!(add(&mut halves, Dtype::F16, &[0], &[1.5]), Ok(()));
+        assert_eq!(read_element(&halves, Dtype::F16, 0), 2050.0);
+        assert_eq!(add(&mut halves, Dtype::F16, &[0], &[65_000.0]), Err(0));
+        let mut brains = bf16::from_f32(256.0).to_le_bytes().to_vec();
+        assert_eq!(add(&mut brains, Dtype::Bf16, &[0], &[1.5]), Ok(()));
+        assert_eq!(read_element(&brains, Dtype::Bf16, 0), 258.0);
     }
 
     #[test]

@@ -103,6 +103,19 @@ impl Memory {
         })
     }
 
+    /// Makes a scratch weight hold other bytes, as many as before.
+    pub(super) fn refill(
+        &mut self,
+        scratch: &mut Scratch,
+        bytes: &[u8],
+    ) -> Result<(), SessionError> {
+        each!(&mut scratch.values, tensor => {
+            let shape = tensor.shape().to_vec();
+            *tensor = self.place(shape, bytes)?;
+        });
+        Ok(())
+    }
+
     fn place<T: Element>(
         &mut self,
         shape: Vec<i64>,

@@ -1,0 +1,578 @@
+//! Getting bytes from a URL, for candidates and for updates alike: only from where the
+//! configuration allows, from an address that was checked and is then connected to, without
+//! redirects, in pieces, and never more than was announced. The one place that knows how.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use futures_util::StreamExt;
+use futures_util::stream::BoxStream;
+use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use reqwest::header::{
+    CONTENT_RANGE, ETAG, HeaderMap, HeaderName, HeaderValue, IF_MODIFIED_SINCE, IF_NONE_MATCH,
+    LAST_MODIFIED, RANGE,
+};
+use reqwest::{Response, StatusCode};
+use tokio::io::AsyncReadExt;
+use url::{Host, Url};
+
+/// What is read of a file at once.
+const PIECE: usize = 1 << 20;
+
+/// Why there are no bytes.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum FetchError {
+    /// The configuration does not allow the place.
+    #[error("{0}")]
+    Forbidden(String),
+    /// The place did not give them; it may later.
+    #[error("{0}")]
+    Unavailable(String),
+    /// There are more than may be.
+    #[error("{place}: at least {at_least} bytes, not the {most} that were announced")]
+    TooLong {
+        /// Where.
+        place: String,
+        /// Bytes that there are.
+        at_least: u64,
+        /// Bytes that there may be.
+        most: u64,
+    },
+}
+
+fn forbidden(message: impl Into<String>) -> FetchError {
+    FetchError::Forbidden(message.into())
+}
+
+fn unavailable(message: impl Into<String>) -> FetchError {
+    FetchError::Unavailable(message.into())
+}
+
+/// What a place says to tell one state of its contents from another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Revision {
+    /// HTTP's own.
+    Tag(HeaderValue),
+    /// HTTP's other one.
+    Date(HeaderValue),
+    /// A file's size and time of change.
+    File(u64, std::time::SystemTime),
+}
+
+/// Opens what its prefixes cover.
+#[derive(Debug, Clone)]
+pub struct Getter {
+    allow: Arc<[String]>,
+    allow_private: bool,
+    client: reqwest::Client,
+}
+
+/// Bytes on their way.
+pub struct Body {
+    place: String,
+    /// Bytes before the first one that is given.
+    from: u64,
+    /// Bytes up to here.
+    at: u64,
+    most: u64,
+    revision: Option<Revision>,
+    source: Source,
+}
+
+enum Source {
+    Http(BoxStream<'static, reqwest::Result<Bytes>>),
+    File(tokio::fs::File),
+}
+
+impl std::fmt::Debug for Body {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { place, at, .. } = self;
+        write!(f, "Body({place}, {at} bytes)")
+    }
+}
+
+impl Getter {
+    /// Prepares a client for URLs that one of the prefixes covers.
+    ///
+    /// # Errors
+    /// When TLS cannot be set up.
+    pub fn new(allow: &[String], allow_private: bool) -> anyhow::Result<Self> {
+        // Fails only when a provider is installed already, which is as good.
+        let _installed_before = rustls::crypto::ring::default_provider().install_default();
+        let client = reqwest::Client::builder()
+            .redirect(reqwest::redirect::Policy::none())
+            .no_proxy()
+            .dns_resolver(Arc::new(CheckedResolver { allow_private }))
+            .user_agent(concat!("scorer/", env!("CARGO_PKG_VERSION")))
+            .build()?;
+        Ok(Self {
+            allow: allow.into(),
+            allow_private,
+            client,
+        })
+    }
+
+    /// Parses and normalises, then compares with the allowed prefixes.
+    ///
+    /// # Errors
+    /// `Forbidden`, saying why.
+    pub fn check(&self, text: &str) -> Result<Url, FetchError> {
+        let url = Url::parse(text).map_err(|e| forbidden(e.to_string()))?;
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err(forbidden("user information is not allowed"));
+        }
+        let path = url.path().to_ascii_lowercase();
+        if ["%2e", "%2f", "%5c", "%00", "\\"]
+            .iter()
+            .any(|trick| path.contains(trick))
+        {
+            return Err(forbidden(
+                "encoded dots, slashes and zero bytes are not allowed",
+            ));
+        }
+        if !self.covers(&url) {
+            return Err(forbidden("no prefix in candidates.allow covers it"));
+        }
+        let literal = match url.host() {
+            Some(Host::Ipv4(ip)) => Some(IpAddr::V4(ip)),
+            Some(Host::Ipv6(ip)) => Some(IpAddr::V6(ip)),
+            Some(Host::Domain(_)) | None => None,
+        };
+        match literal {
+            Some(ip) if !self.allow_private && !is_public(ip) => Err(forbidden(format!(
+                "{ip} is not a public address (candidates.allow_private)"
+            ))),
+            Some(_) | None => Ok(url),
+        }
+    }
+
+    /// Whether one of the prefixes covers the URL.
+    pub fn covers(&self, url: &Url) -> bool {
+        self.allow.iter().any(|prefix| covers(prefix, url))
+    }
+
+    /// Opens a checked URL at byte `from`, or before it where the place cannot skip. The body ends
+    /// with an error beyond byte `most`.
+    ///
+    /// # Errors
+    /// As the variants say; never the server's own words.
+    pub async fn open(&self, url: Url, from: u64, most: u64) -> Result<Body, FetchError> {
+        let body = match url.scheme() {
+            "file" => self.open_file(&url, from, most).await?,
+            "http" | "https" => {
+                let mut headers = HeaderMap::new();
+                if from > 0 {
+                    headers.insert(RANGE, header(&format!("bytes={from}-"))?);
+                }
+                let response = self.ask(&url, headers).await?;
+                Body::of(&url, response, from, most)?
+            }
+            other => {
+                return Err(forbidden(format!(
+                    "scheme {other} is not supported by this worker"
+                )));
+            }
+        };
+        body.within_bounds()
+    }
+
+    /// Opens a checked URL unless its contents are still those of the revision.
+    ///
+    /// # Errors
+    /// As [`Getter::open`].
+    pub async fn open_if_changed(
+        &self,
+        url: Url,
+        known: Option<&Revision>,
+        most: u64,
+    ) -> Result<Option<Body>, FetchError> {
+        let condition: (HeaderName, _) = match known {
+            Some(Revision::Tag(tag)) => (IF_NONE_MATCH, tag.clone()),
+            Some(Revision::Date(date)) => (IF_MODIFIED_SINCE, date.clone()),
+            Some(Revision::File(..)) | None => {
+                let body = self.open(url, 0, most).await?;
+                return Ok(Some(body).filter(|b| known.is_none() || b.revision.as_ref() != known));
+            }
+        };
+        let response = self.ask(&url, HeaderMap::from_iter([condition])).await?;
+        if response.status() == StatusCode::NOT_MODIFIED {
+            return Ok(None);
+        }
+        Body::of(&url, response, 0, most)?.within_bounds().map(Some)
+    }
+
+    async fn ask(&self, url: &Url, headers: HeaderMap) -> Result<Response, FetchError> {
+        let asked = self.client.get(url.clone()).headers(headers).send().await;
+        asked.map_err(|e| refusal(&e, &place(url)))
+    }
+
+    async fn open_file(&self, url: &Url, from: u64, most: u64) -> Result<Body, FetchError> {
+        let path = url
+            .to_file_path()
+            .map_err(|()| forbidden("not a local path"))?;
+        let place = path.display().to_string();
+        let missing = |e: std::io::Error| unavailable(format!("{place}: {e}"));
+        // A link must not lead out of what is allowed.
+        let real = tokio::fs::canonicalize(&path).await.map_err(missing)?;
+        if !self.allow.iter().any(|prefix| within(prefix, &real)) {
+            return Err(forbidden("leads out of candidates.allow"));
+        }
+        // Opened for what it is: a pipe without a writer would not open at all.
+        let found = tokio::fs::metadata(&real).await.map_err(missing)?;
+        if !found.is_file() {
+            return Err(unavailable(format!("{place}: not a regular file")));
+        }
+        let mut file = tokio::fs::File::open(&real).await.map_err(missing)?;
+        tokio::io::AsyncSeekExt::seek(&mut file, std::io::SeekFrom::Start(from))
+            .await
+            .map_err(missing)?;
+        Ok(Body {
+            place,
+            from,
+            at: from,
+            most,
+            revision: found
+                .modified()
+                .ok()
+                .map(|at| Revision::File(found.len(), at)),
+            source: Source::File(file),
+        })
+    }
+}
+
+fn header(text: &str) -> Result<HeaderValue, FetchError> {
+    HeaderValue::from_str(text).map_err(|e| unavailable(e.to_string()))
+}
+
+impl Body {
+    fn of(url: &Url, response: Response, asked: u64, most: u64) -> Result<Self, FetchError> {
+        let (place, status) = (place(url), response.status());
+        if status.is_redirection() {
+            return Err(unavailable(format!(
+                "{place}: answered {status}; redirects are not followed"
+            )));
+        }
+        let from = match status {
+            StatusCode::PARTIAL_CONTENT => match begins_at(response.headers()) {
+                Some(from) if from == asked => from,
+                Some(_) | None => {
+                    return Err(unavailable(format!(
+                        "{place}: asked for bytes from {asked} on, it answered with others"
+                    )));
+                }
+            },
+            status if status.is_success() => 0,
+            status => return Err(unavailable(format!("{place}: answered {status}"))),
+        };
+        let end = from.saturating_add(response.content_length().unwrap_or(0));
+        if end > most {
+            return Err(FetchError::TooLong {
+                place,
+                at_least: end,
+                most,
+            });
+        }
+        let said = |name| response.headers().get(name).cloned();
+        let revision = said(ETAG).map(Revision::Tag);
+        Ok(Self {
+            place,
+            from,
+            at: from,
+            most,
+            revision: revision.or_else(|| said(LAST_MODIFIED).map(Revision::Date)),
+            source: Source::Http(response.bytes_stream().boxed()),
+        })
+    }
+
+    /// Scheme, host and path, for messages.
+    pub fn place(&self) -> &str {
+        &self.place
+    }
+
+    /// Bytes before the first one that is given.
+    pub fn from(&self) -> u64 {
+        self.from
+    }
+
+    /// What tells this state of the contents from another, if the place says it.
+    pub fn revision(&self) -> Option<&Revision> {
+        self.revision.as_ref()
+    }
+
+    fn within_bounds(self) -> Result<Self, FetchError> {
+        if self.at <= self.most {
+            return Ok(self);
+        }
+        Err(FetchError::TooLong {
+            place: self.place,
+            at_least: self.at,
+            most: self.most,
+        })
+    }
+
+    /// The next bytes; none at the end.
+    ///
+    /// # Errors
+    /// When the rest does not come, or more than may be.
+    pub async fn chunk(&mut self) -> Result<Option<Bytes>, FetchError> {
+        let (place, at) = (&self.place, self.at);
+        let chunk = match &mut self.source {
+            Source::Http(stream) => stream.next().await.transpose().map_err(|e| {
+                unavailable(format!("{place}: broke off after {at} bytes: {}", kind(&e)))
+            })?,
+            Source::File(file) => {
+                let mut piece = BytesMut::with_capacity(PIECE);
+                let read = file.read_buf(&mut piece).await;
+                read.map_err(|e| unavailable(format!("{place}: {e}")))?;
+                Some(piece.freeze()).filter(|piece| !piece.is_empty())
+            }
+        };
+        self.at += chunk.as_ref().map_or(0, |c| c.len() as u64);
+        if self.at <= self.most {
+            return Ok(chunk);
+        }
+        Err(FetchError::TooLong {
+            place: self.place.clone(),
+            at_least: self.at,
+            most: self.most,
+        })
+    }
+
+    /// Everything that is left.
+    ///
+    /// # Errors
+    /// As [`Body::chunk`].
+    pub async fn read(mut self) -> Result<Vec<u8>, FetchError> {
+        let mut bytes = Vec::new();
+        while let Some(chunk) = self.chunk().await? {
+            bytes.extend_from_slice(&chunk);
+        }
+        Ok(bytes)
+    }
+}
+
+/// Where a partial answer begins: `bytes 100-199/200`.
+fn begins_at(headers: &HeaderMap) -> Option<u64> {
+    let range = headers.get(CONTENT_RANGE)?.to_str().ok()?;
+    let (from, _) = range.strip_prefix("bytes ")?.split_once('-')?;
+    from.parse().ok()
+}
+
+/// Scheme, host and path of a URL, without its query, for messages.
+fn place(url: &Url) -> String {
+    let port = url
+        .port()
+        .map(|port| format!(":{port}"))
+        .unwrap_or_default();
+    format!(
+        "{}://{}{port}{}",
+        url.scheme(),
+        url.host_str().unwrap_or_default(),
+        url.path()
+    )
+}
+
+fn kind(error: &reqwest::Error) -> &'static str {
+    if error.is_connect() {
+        "cannot connect"
+    } else if error.is_timeout() {
+        "timed out"
+    } else {
+        "connection failed"
+    }
+}
+
+fn refusal(error: &reqwest::Error, place: &str) -> FetchError {
+    let mut cause: Option<&dyn std::error::Error> = Some(error);
+    while let Some(current) = cause {
+        if let Some(private) = current.downcast_ref::<NotPublic>() {
+            return forbidden(format!("{place}: {private}"));
+        }
+        cause = current.source();
+    }
+    unavailable(format!("{place}: {}", kind(error)))
+}
+
+/// Whether the prefix covers the URL: same scheme, host and port, and its path up to a boundary.
+fn covers(prefix: &str, url: &Url) -> bool {
+    let Ok(prefix) = Url::parse(prefix) else {
+        return false;
+    };
+    let same_place = prefix.scheme() == url.scheme()
+        && prefix.host() == url.host()
+        && prefix.port_or_known_default() == url.port_or_known_default();
+    let bounded = |path: &str| {
+        let rest = url.path().strip_prefix(path);
+        rest.is_some_and(|rest| path.ends_with('/') || rest.is_empty() || rest.starts_with('/'))
+    };
+    same_place && bounded(prefix.path())
+}
+
+fn within(prefix: &str, real: &Path) -> bool {
+    let allowed = Url::parse(prefix)
+        .ok()
+        .filter(|u| u.scheme() == "file")
+        .and_then(|u| u.to_file_path().ok());
+    let canonical = allowed.and_then(|path: PathBuf| path.canonicalize().ok());
+    canonical.is_some_and(|allowed| real.starts_with(allowed))
+}
+
+/// Resolves a host once and hands out only addresses that may be connected to, so that a second
+/// look-up cannot lead elsewhere.
+struct CheckedResolver {
+    allow_private: bool,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("resolves to {0}, which is not a public address (candidates.allow_private)")]
+struct NotPublic(IpAddr);
+
+impl Resolve for CheckedResolver {
+    fn resolve(&self, name: Name) -> Resolving {
+        let allow_private = self.allow_private;
+        Box::pin(async move {
+            let addresses: Vec<SocketAddr> =
+                tokio::net::lookup_host((name.as_str(), 0)).await?.collect();
+            match addresses
+                .iter()
+                .find(|a| !allow_private && !is_public(a.ip()))
+            {
+                Some(private) => Err(NotPublic(private.ip()).into()),
+                None => Ok(Box::new(addresses.into_iter()) as Addrs),
+            }
+        })
+    }
+}
+
+/// Whether an address is on the public internet.
+fn is_public(ip: IpAddr) -> bool {
+    match ip.to_canonical() {
+        IpAddr::V4(ip) => {
+            let [a, b, c, _] = ip.octets();
+            !(ip.is_private()
+                || ip.is_loopback()
+                || ip.is_link_local()
+                || ip.is_unspecified()
+                || ip.is_broadcast()
+                || ip.is_multicast()
+                || ip.is_documentation()
+                || a == 0
+                || a >= 240
+                || (a == 100 && (64..128).contains(&b))
+                || (a == 198 && (b == 18 || b == 19))
+                || (a == 192 && b == 0 && c == 0))
+        }
+        IpAddr::V6(ip) => {
+            let [first, second, ..] = ip.segments();
+            // Only 2000::/3 is global unicast; tunnels in it carry IPv4 addresses nobody checked.
+            (first & 0xe000) == 0x2000
+                && first != 0x2002
+                && !(first == 0x2001 && (second == 0 || second == 0xdb8))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prefixes_end_at_a_boundary() {
+        let url = |text: &str| Url::parse(text).unwrap();
+        assert!(covers(
+            "https://a.example/c/",
+            &url("https://A.example/c/x.json")
+        ));
+        assert!(covers(
+            "https://a.example/c",
+            &url("https://a.example/c/x.json?sig=1")
+        ));
+        assert!(covers("https://a.example", &url("https://a.example:443/x")));
+        for other in [
+            "http://a.example/c/x",
+            "https://a.example/cx",
+            "https://a.example.evil/c/x",
+            "https://a.example:8443/c/x",
+            "https://a.example/c/../d/x",
+        ] {
+            assert!(!covers("https://a.example/c", &url(other)), "{other}");
+        }
+    }
+
+    #[test]
+    fn only_public_addresses_are_public() {
+        for private in [
+            "127.0.0.1",
+            "10.1.2.3",
+            "172.16.0.1",
+            "192.168.1.1",
+            "169.254.169.254",
+            "0.0.0.0",
+            "100.64.0.1",
+            "::1",
+            "fe80::1",
+            "fd00::1",
+            "::ffff:10.0.0.1",
+            "2002:7f00:1::",
+            "224.0.0.1",
+            "255.255.255.255",
+        ] {
+            assert!(!is_public(private.parse().unwrap()), "{private}");
+        }
+        for public in ["1.1.1.1", "93.184.216.34", "2606:4700::1111"] {
+            assert!(is_public(public.parse().unwrap()), "{public}");
+        }
+    }
+
+    #[test]
+    fn tricks_in_a_url_are_refused() {
+        let allow = ["https://a.example/c/".into(), "file:///srv/".into()];
+        let getter = Getter::new(&allow, false).unwrap();
+        for trick in [
+            "https://user@a.example/c/x",
+            "https://a.example/c/%2e%2e/x",
+            "https://a.example/c/..%2fx",
+            "ftp://a.example/c/x",
+            "https://127.0.0.1/c/x",
+            "file:///etc/passwd",
+            "file:///srv/../etc/passwd",
+            "nonsense",
+        ] {
+            let refused = getter.check(trick);
+            assert!(matches!(refused, Err(FetchError::Forbidden(_))), "{trick}");
+        }
+        assert!(getter.check("https://a.example/c/x").is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_file_is_read_from_anywhere_up_to_its_bound_and_unless_it_is_known() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("f");
+        std::fs::write(&path, b"0123456789").unwrap();
+        let url = Url::from_file_path(&path).unwrap();
+        let prefix = Url::from_directory_path(folder.path()).unwrap().to_string();
+        let getter = Getter::new(&[prefix], false).unwrap();
+        let open = |from, most| getter.open(url.clone(), from, most);
+        assert_eq!(
+            open(0, 10).await.unwrap().read().await.unwrap(),
+            b"0123456789"
+        );
+        assert_eq!(open(7, 10).await.unwrap().read().await.unwrap(), b"789");
+        let error = open(0, 9).await.unwrap().read().await.unwrap_err();
+        assert!(
+            matches!(error, FetchError::TooLong { most: 9, .. }),
+            "{error}"
+        );
+        let known = open(0, 10).await.unwrap().revision().cloned();
+        let again = getter.open_if_changed(url.clone(), known.as_ref(), 10);
+        assert!(again.await.unwrap().is_none());
+        std::fs::write(&path, b"changed").unwrap();
+        let again = getter.open_if_changed(url.clone(), known.as_ref(), 10);
+        assert_eq!(
+            again.await.unwrap().unwrap().read().await.unwrap(),
+            b"changed"
+        );
+    }
+}

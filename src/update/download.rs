@@ -1,0 +1,279 @@
+//! Getting a manifest and the files it names: from the place that the configuration names, or from
+//! mirrors that it allows; resumed where they broke off, and used only with the right digest.
+
+use std::io::ErrorKind;
+use std::path::Path;
+use std::time::Duration;
+
+use sha2::{Digest, Sha256};
+use tokio::io::AsyncWriteExt;
+use url::Url;
+
+use super::manifest::MAX_BYTES;
+use super::route::Step;
+use crate::config::CandidatesConfig;
+use crate::fetch::{Body, FetchError, Getter, Revision};
+
+/// A place that sends nothing for so long is left for the next.
+const STALL: Duration = Duration::from_secs(30);
+/// A signature is a line.
+const SIGNATURE_BYTES: u64 = 4096;
+
+/// Why a file is not here.
+#[derive(Debug, thiserror::Error)]
+pub enum DownloadError {
+    /// The disk refuses.
+    #[error("{0}")]
+    Disk(std::io::Error),
+    /// No mirror had it; why, of each.
+    #[error("{}", .0.join("; "))]
+    Mirrors(Vec<String>),
+}
+
+/// A manifest as it was published.
+#[derive(Debug)]
+pub struct Published {
+    /// Its exact bytes.
+    pub bytes: Vec<u8>,
+    /// To ask for changes only.
+    pub revision: Option<Revision>,
+}
+
+/// The places that updates may come from.
+#[derive(Debug)]
+pub struct Mirrors {
+    manifest: Url,
+    /// For what lies beside the manifest: the operator named it, wherever it is.
+    own: Getter,
+    /// For everything else: what candidates may be fetched from.
+    others: Getter,
+}
+
+impl Mirrors {
+    /// Prepares for a manifest at this URL.
+    ///
+    /// # Errors
+    /// When TLS cannot be set up.
+    pub fn new(manifest: Url, candidates: &CandidatesConfig) -> anyhow::Result<Self> {
+        let mut folder = manifest.join(".")?;
+        folder.set_query(None);
+        Ok(Self {
+            own: Getter::new(&[folder.into()], true)?,
+            others: Getter::new(&candidates.allow, candidates.allow_private)?,
+            manifest,
+        })
+    }
+
+    /// The manifest, unless it is still the one with this revision.
+    ///
+    /// # Errors
+    /// When it does not come.
+    pub async fn manifest(
+        &self,
+        known: Option<&Revision>,
+    ) -> Result<Option<Published>, FetchError> {
+        let url = self.own.check(self.manifest.as_str())?;
+        let opening = self.own.open_if_changed(url, known, MAX_BYTES);
+        let Some(body) = in_time(opening).await? else {
+            return Ok(None);
+        };
+        let revision = body.revision().cloned();
+        let bytes = in_time(body.read()).await?;
+        Ok(Some(Published { bytes, revision }))
+    }
+
+    /// The signature beside the manifest.
+    ///
+    /// # Errors
+    /// When it does not come.
+    pub async fn signature(&self) -> Result<Vec<u8>, FetchError> {
+        let mut beside = self.manifest.clone();
+        beside.set_path(&format!("{}.sig", self.manifest.path()));
+        let url = self.own.check(beside.as_str())?;
+        let body = in_time(self.own.open(url, 0, SIGNATURE_BYTES)).await?;
+        in_time(body.read()).await
+    }
+
+    /// Gets a step's file, going on where an earlier try ended. `came` is told of bytes that came.
+    ///
+    /// # Errors
+    /// As the variants say. What came so far is kept for the next try, unless it is wrong.
+    pub async fn fetch(
+        &self,
+        step: Step<'_>,
+        part: &Path,
+        came: impl Fn(u64),
+    ) -> Result<(), DownloadError> {
+        let mut here = Part::read(part, step.size())
+            .await
+            .map_err(DownloadError::Disk)?;
+        let mut refusals = Vec::new();
+        for text in step.urls() {
+            match self.complete(text, step, &mut here, &came).await {
+                Ok(()) => return Ok(()),
+                Err(Broken::Disk(error)) => return Err(DownloadError::Disk(error)),
+                Err(Broken::Mirror(error)) => {
+                    tracing::warn!(%error, bytes = here.at, "a mirror failed");
+                    refusals.push(error.to_string());
+                }
+            }
+        }
+        Err(DownloadError::Mirrors(refusals))
+    }
+
+    /// Fetches what is missing; where an earlier mirror may be to blame for a wrong digest, everything.
+    async fn complete(
+        &self,
+        text: &str,
+        step: Step<'_>,
+        here: &mut Part,
+        came: &impl Fn(u64),
+    ) -> Result<(), Broken> {
+        loop {
+            let resumed = here.at > 0;
+            if here.at < step.size() {
+                self.fetch_rest(text, step, here, came).await?;
+            }
+            match here.finish(step).await? {
+                None => return Ok(()),
+                Some(wrong) if resumed => {
+                    tracing::warn!(url = text, wrong, "fetched again as a whole")
+                }
+                Some(wrong) => {
+                    let why = FetchError::Unavailable(format!("{text}: {wrong}"));
+                    return Err(why.into());
+                }
+            }
+        }
+    }
+
+    async fn fetch_rest(
+        &self,
+        text: &str,
+        step: Step<'_>,
+        here: &mut Part,
+        came: &impl Fn(u64),
+    ) -> Result<(), Broken> {
+        let (getter, url) = self.locate(text)?;
+        let mut body: Body = in_time(getter.open(url, here.at, step.size())).await?;
+        if body.from() != here.at {
+            here.restart().await?;
+        }
+        while let Some(chunk) = in_time(body.chunk()).await? {
+            here.append(&chunk).await?;
+            came(chunk.len() as u64);
+        }
+        if here.at == step.size() {
+            return Ok(());
+        }
+        let (place, at, size) = (body.place(), here.at, step.size());
+        let why = format!("{place}: ended after {at} bytes of {size}");
+        Err(FetchError::Unavailable(why).into())
+    }
+
+    fn locate(&self, text: &str) -> Result<(&Getter, Url), FetchError> {
+        let url = self.manifest.join(text);
+        let url = url.map_err(|e| FetchError::Forbidden(format!("{text:?}: {e}")))?;
+        let getter = if self.own.covers(&url) {
+            &self.own
+        } else {
+            &self.others
+        };
+        let checked = getter.check(url.as_str());
+        let named = |why: FetchError| {
+            FetchError::Forbidden(format!(
+                "{text:?}: {why}, nor does it lie beside the manifest"
+            ))
+        };
+        checked.map(|url| (getter, url)).map_err(named)
+    }
+}
+
+enum Broken {
+    Disk(std::io::Error),
+    Mirror(FetchError),
+}
+
+impl From<FetchError> for Broken {
+    fn from(error: FetchError) -> Self {
+        Self::Mirror(error)
+    }
+}
+
+impl From<std::io::Error> for Broken {
+    fn from(error: std::io::Error) -> Self {
+        Self::Disk(error)
+    }
+}
+
+async fn in_time<T>(work: impl Future<Output = Result<T, FetchError>>) -> Result<T, FetchError> {
+    let late = || FetchError::Unavailable(format!("nothing came for {} s", STALL.as_secs()));
+    tokio::time::timeout(STALL, work)
+        .await
+        .map_err(|_| late())?
+}
+
+/// A file on its way, and the digest of what is here of it.
+struct Part {
+    file: tokio::fs::File,
+    at: u64,
+    digest: Sha256,
+}
+
+impl Part {
+    /// What an earlier try has left is hashed: nothing on the disk is trusted.
+    async fn read(path: &Path, size: u64) -> std::io::Result<Self> {
+        let path = path.to_owned();
+        let read = move || {
+            let mut options = std::fs::OpenOptions::new();
+            let mut file = options.read(true).append(true).create(true).open(&path)?;
+            let mut digest = Sha256::new();
+            let mut at = std::io::copy(&mut file, &mut digest)?;
+            if at > size {
+                file.set_len(0)?;
+                (at, digest) = (0, Sha256::new());
+            }
+            let file = tokio::fs::File::from_std(file);
+            Ok(Self { file, at, digest })
+        };
+        tokio::task::spawn_blocking(read)
+            .await
+            .map_err(std::io::Error::other)?
+    }
+
+    async fn append(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.file.write_all(bytes).await?;
+        self.digest.update(bytes);
+        self.at += bytes.len() as u64;
+        Ok(())
+    }
+
+    async fn restart(&mut self) -> std::io::Result<()> {
+        self.file.flush().await?;
+        self.file.set_len(0).await?;
+        (self.at, self.digest) = (0, Sha256::new());
+        Ok(())
+    }
+
+    /// Writes what is buffered and compares the digest; what is wrong is thrown away.
+    async fn finish(&mut self, step: Step<'_>) -> std::io::Result<Option<String>> {
+        self.file.flush().await?;
+        let found = hex::encode(self.digest.clone().finalize());
+        if found == step.sha256() {
+            return Ok(None);
+        }
+        self.restart().await?;
+        let expected = step.sha256();
+        Ok(Some(format!(
+            "its SHA-256 is {found}, the manifest says {expected}"
+        )))
+    }
+}
+
+/// Whether the disk has no room.
+pub fn is_full(error: &std::io::Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge
+    )
+}

@@ -1,0 +1,428 @@
+//! What a worker keeps of a model that moves on, in a folder of its own: the weights of the version
+//! it serves and of the one before, files on their way, and a journal that says which is which. The
+//! journal alone decides, and is replaced in one step: whatever a crash leaves beside it is swept.
+
+use std::fs::{File, TryLockError};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::job::message::V1;
+use crate::package::{Canary, WeightsFile};
+
+const JOURNAL: &str = "journal.json";
+const LOCK: &str = "lock";
+/// What ends the name of a file on its way.
+const PART: &str = "part";
+
+/// Why nothing can be kept.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// Another process has the folder.
+    #[error("{}: another process holds it; is a worker running under the same worker.id?", .0.display())]
+    Locked(PathBuf),
+    /// The disk refuses.
+    #[error("{}: {error}", path.display())]
+    Disk {
+        /// Which file or folder.
+        path: PathBuf,
+        /// Why.
+        error: std::io::Error,
+    },
+}
+
+impl StateError {
+    fn disk(path: &Path, error: std::io::Error) -> Self {
+        Self::Disk {
+            path: path.to_owned(),
+            error,
+        }
+    }
+}
+
+/// A version that was tried and did not prove itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refused {
+    /// The version.
+    pub version: u64,
+    /// Why.
+    pub why: String,
+    /// When, unix milliseconds.
+    pub at_ms: u64,
+    /// SHA-256 of the manifest that named it: another manifest is another try.
+    pub manifest_sha256: String,
+}
+
+/// Weights that are kept.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Kept {
+    version: u64,
+    file: String,
+    sha256: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    canary: Option<Canary>,
+}
+
+/// `journal.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Journal {
+    v: V1,
+    /// The package that everything here grew from; empty before the first.
+    root: String,
+    /// What is served; the package's own weights where there is none.
+    current: Option<Kept>,
+    previous: Option<Kept>,
+    refused: Option<Refused>,
+}
+
+impl Journal {
+    fn new(root: &str) -> Self {
+        Self {
+            v: V1,
+            root: root.to_owned(),
+            current: None,
+            previous: None,
+            refused: None,
+        }
+    }
+}
+
+/// A worker's folder, locked as long as this lives.
+#[derive(Debug)]
+pub struct StateDir {
+    folder: PathBuf,
+    _lock: File,
+    journal: Mutex<Journal>,
+}
+
+impl StateDir {
+    /// Locks the folder, which is made where it is missing.
+    ///
+    /// # Errors
+    /// When another process has it, or the disk refuses.
+    pub fn open(folder: &Path) -> Result<Self, StateError> {
+        let disk = |e| StateError::disk(folder, e);
+        std::fs::create_dir_all(folder).map_err(disk)?;
+        let lock = File::create(folder.join(LOCK)).map_err(disk)?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(StateError::Locked(folder.to_owned())),
+            Err(TryLockError::Error(e)) => return Err(disk(e)),
+        }
+        Ok(Self {
+            journal: Mutex::new(read_journal(folder).map_err(disk)?),
+            folder: folder.to_owned(),
+            _lock: lock,
+        })
+    }
+
+    fn journal(&self) -> MutexGuard<'_, Journal> {
+        self.journal.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// To be called before what is kept is asked for: drops what was kept for another package, and
+    /// what a crash has left.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn grow_from(&self, root: &str) -> Result<(), StateError> {
+        let before = self.journal().root.clone();
+        if before != root {
+            if !before.is_empty() {
+                tracing::warn!(
+                    "the package has changed: versions that grew from the old one are dropped"
+                );
+            }
+            self.rewrite(|journal| *journal = Journal::new(root))?;
+        }
+        self.sweep();
+        Ok(())
+    }
+
+    /// Weights to be served in the package's place, the best first; none where the package's own are.
+    pub fn kept(&self) -> Vec<WeightsFile> {
+        let journal = self.journal();
+        let previous = journal.previous.iter();
+        let kept = journal
+            .current
+            .iter()
+            .flat_map(|current| std::iter::once(current).chain(previous.clone()));
+        kept.map(|kept| self.locate(kept)).collect()
+    }
+
+    /// The weights of the version before, if they are kept.
+    pub fn previous(&self) -> Option<WeightsFile> {
+        let journal = self.journal();
+        journal.previous.as_ref().map(|kept| self.locate(kept))
+    }
+
+    fn locate(&self, kept: &Kept) -> WeightsFile {
+        WeightsFile {
+            version: kept.version,
+            path: self.folder.join(&kept.file),
+            sha256: kept.sha256.clone(),
+            canary: kept.canary,
+        }
+    }
+
+    /// The version that did not prove itself, unless another manifest has come since.
+    pub fn refused(&self) -> Option<Refused> {
+        self.journal().refused.clone()
+    }
+
+    /// A file of its own for the weights of a version. It counts only once it is [committed](Self::commit).
+    pub fn new_file(&self, version: u64) -> PathBuf {
+        let unique: String = Uuid::new_v4()
+            .simple()
+            .to_string()
+            .chars()
+            .take(8)
+            .collect();
+        self.folder.join(format!("v{version}-{unique}.safetensors"))
+    }
+
+    /// Where a file with this digest is downloaded to.
+    pub fn part(&self, sha256: &str) -> PathBuf {
+        self.folder.join(format!("{sha256}.{PART}"))
+    }
+
+    /// Makes these weights the ones to be served, also by the next process; none for the package's
+    /// own. What is no longer needed is deleted: all but these and those before.
+    ///
+    /// # Errors
+    /// When the disk refuses; what was served before is then served by the next process.
+    pub fn commit(&self, weights: Option<&WeightsFile>) -> Result<(), StateError> {
+        let kept = weights.map(|weights| Kept {
+            version: weights.version,
+            file: file_name(&weights.path),
+            sha256: weights.sha256.clone(),
+            canary: weights.canary,
+        });
+        // The file itself is on the disk already; its name must be too before anything relies on it.
+        self.sync_folder()?;
+        self.rewrite(|journal| {
+            let before = journal.current.take();
+            // Going back, the version left behind is the one before.
+            journal.previous = before.filter(|before| Some(before) != kept.as_ref());
+            journal.current = kept;
+        })?;
+        self.sweep();
+        Ok(())
+    }
+
+    /// Remembers that a version did not prove itself.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn refuse(&self, refused: Option<Refused>) -> Result<(), StateError> {
+        self.rewrite(|journal| journal.refused = refused)
+    }
+
+    /// Makes room. True = something went.
+    pub fn make_room(&self) -> bool {
+        if self.journal().previous.is_none() {
+            return false;
+        }
+        tracing::warn!("the disk is full: the weights of the version before are deleted");
+        let dropped = self.rewrite(|journal| journal.previous = None);
+        self.sweep();
+        dropped.is_ok()
+    }
+
+    /// Writes the journal anew: beside the old one, to the disk, then in its place.
+    fn rewrite(&self, change: impl FnOnce(&mut Journal)) -> Result<(), StateError> {
+        let disk = |e| StateError::disk(&self.folder.join(JOURNAL), e);
+        let mut journal = self.journal();
+        let mut changed = journal.clone();
+        change(&mut changed);
+        if changed == *journal {
+            return Ok(());
+        }
+        let text = serde_json::to_vec_pretty(&changed).map_err(|e| disk(e.into()))?;
+        let beside = self.folder.join(format!("{JOURNAL}.new"));
+        let mut file = File::create(&beside).map_err(disk)?;
+        file.write_all(&text).map_err(disk)?;
+        file.sync_all().map_err(disk)?;
+        std::fs::rename(&beside, self.folder.join(JOURNAL)).map_err(disk)?;
+        // From here on the next process may find either; so that they agree, ours is the new one.
+        *journal = changed;
+        self.sync_folder()
+    }
+
+    fn sync_folder(&self) -> Result<(), StateError> {
+        let synced = File::open(&self.folder).and_then(|folder| folder.sync_all());
+        synced.map_err(|e| StateError::disk(&self.folder, e))
+    }
+
+    /// Deletes downloads that are of no use any more.
+    pub fn sweep_parts(&self, useful: impl Fn(&str) -> bool) {
+        self.remove(|name| {
+            let digest = name
+                .strip_suffix(PART)
+                .and_then(|name| name.strip_suffix('.'));
+            digest.is_some_and(|digest| !useful(digest))
+        });
+    }
+
+    /// Deletes what neither the journal names nor a download can go on with.
+    fn sweep(&self) {
+        let journal = self.journal().clone();
+        let kept = [journal.current, journal.previous];
+        let named = |name: &str| kept.iter().flatten().any(|kept| kept.file == name);
+        self.remove(|name| {
+            name != JOURNAL && name != LOCK && !name.ends_with(PART) && !named(name)
+        });
+    }
+
+    fn remove(&self, useless: impl Fn(&str) -> bool) {
+        let entries = std::fs::read_dir(&self.folder).into_iter().flatten();
+        for path in entries.filter_map(|entry| entry.ok().map(|e| e.path())) {
+            if useless(&file_name(&path))
+                && let Err(error) = std::fs::remove_file(&path)
+            {
+                tracing::warn!(%error, path = %path.display(), "cannot be deleted");
+            }
+        }
+    }
+}
+
+fn file_name(path: &Path) -> String {
+    let name = path.file_name().unwrap_or_default();
+    name.to_string_lossy().into_owned()
+}
+
+/// A journal that cannot be read was not written by us: it is said, and the package is served.
+fn read_journal(folder: &Path) -> std::io::Result<Journal> {
+    let text = match std::fs::read(folder.join(JOURNAL)) {
+        Ok(text) => text,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Journal::new("")),
+        Err(e) => return Err(e),
+    };
+    Ok(serde_json::from_slice(&text).unwrap_or_else(|error| {
+        tracing::error!(%error, folder = %folder.display(), "{JOURNAL} cannot be read; the package's own weights are served");
+        Journal::new("")
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NONE: [u64; 0] = [];
+
+    fn open(folder: &Path, root: &str) -> StateDir {
+        let state = StateDir::open(folder).unwrap();
+        state.grow_from(root).unwrap();
+        state
+    }
+
+    fn put(state: &StateDir, version: u64) -> WeightsFile {
+        let path = state.new_file(version);
+        std::fs::write(&path, version.to_string()).unwrap();
+        WeightsFile {
+            version,
+            path,
+            sha256: "0".repeat(64),
+            canary: None,
+        }
+    }
+
+    fn versions(state: &StateDir) -> Vec<u64> {
+        state.kept().iter().map(|kept| kept.version).collect()
+    }
+
+    fn files(folder: &Path) -> Vec<String> {
+        let entries = std::fs::read_dir(folder).unwrap();
+        let mut names: Vec<String> = entries.map(|e| file_name(&e.unwrap().path())).collect();
+        names.retain(|name| name != LOCK && name != JOURNAL);
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn the_version_served_and_the_one_before_outlive_the_process_and_nothing_else_does() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = open(folder.path(), "root");
+        assert_eq!(versions(&state), NONE);
+        for version in 8..11 {
+            state.commit(Some(&put(&state, version))).unwrap();
+        }
+        let _never_committed = put(&state, 11);
+        std::fs::write(state.part("abc"), "half").unwrap();
+        drop(state);
+        let state = open(folder.path(), "root");
+        assert_eq!(versions(&state), [10, 9]);
+        let left = files(folder.path());
+        assert_eq!(left.len(), 3, "{left:?}");
+        assert!(left.contains(&"abc.part".to_owned()));
+        state.sweep_parts(|digest| digest != "abc");
+        assert_eq!(files(folder.path()).len(), 2);
+    }
+
+    #[test]
+    fn going_back_keeps_what_was_left_behind() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = open(folder.path(), "root");
+        state.commit(Some(&put(&state, 8))).unwrap();
+        state.commit(Some(&put(&state, 9))).unwrap();
+        let before = state.previous().unwrap();
+        state.commit(Some(&before)).unwrap();
+        assert_eq!(versions(&state), [8, 9]);
+        assert!(state.kept().iter().all(|kept| kept.path.exists()));
+        // To the package's own weights: they are never here.
+        state.commit(None).unwrap();
+        assert_eq!(versions(&state), NONE);
+        assert_eq!(state.previous().unwrap().version, 8);
+        assert!(state.make_room());
+        assert!(!state.make_room());
+        assert_eq!(files(folder.path()), [""; 0]);
+    }
+
+    #[test]
+    fn another_package_or_a_strange_journal_begins_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = open(folder.path(), "root");
+        state.commit(Some(&put(&state, 8))).unwrap();
+        drop(state);
+        let state = open(folder.path(), "other");
+        assert_eq!(versions(&state), NONE);
+        assert_eq!(files(folder.path()), [""; 0]);
+        state.commit(Some(&put(&state, 8))).unwrap();
+        state.grow_from("third").unwrap();
+        assert_eq!(versions(&state), NONE);
+        drop(state);
+        std::fs::write(folder.path().join(JOURNAL), "{").unwrap();
+        assert_eq!(versions(&open(folder.path(), "third")), NONE);
+    }
+
+    #[test]
+    fn one_process_has_the_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = open(folder.path(), "root");
+        let second = StateDir::open(folder.path());
+        assert!(matches!(second, Err(StateError::Locked(_))));
+        drop(first);
+        assert!(StateDir::open(folder.path()).is_ok());
+    }
+
+    #[test]
+    fn a_refusal_is_remembered_until_it_is_taken_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let refused = Refused {
+            version: 9,
+            why: "canary".into(),
+            at_ms: 1,
+            manifest_sha256: "m".into(),
+        };
+        let state = open(folder.path(), "root");
+        state.refuse(Some(refused.clone())).unwrap();
+        drop(state);
+        let state = open(folder.path(), "root");
+        assert_eq!(state.refused(), Some(refused));
+        state.refuse(None).unwrap();
+        assert_eq!(state.refused(), None);
+    }
+}
