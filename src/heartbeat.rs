@@ -47,6 +47,7 @@ pub struct Record {
     pub progress: ProgressFacts,
     pub broker: BrokerFacts,
     pub memory: MemoryFacts,
+    pub update: Option<UpdateFacts>,
     pub last_error: Option<LastError>,
 }
 
@@ -147,6 +148,27 @@ pub struct MemoryFacts {
     pub rss_bytes: u64,
 }
 
+/// How the worker follows its model.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[expect(missing_docs, reason = "see Record")]
+pub struct UpdateFacts {
+    pub live_version: Option<u64>,
+    pub looked_at_ms: Option<u64>,
+    pub bytes_here: u64,
+    pub bytes_wanted: u64,
+    pub refused: Option<RefusedVersion>,
+    pub failure: Option<String>,
+}
+
+/// A version that did not prove itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[expect(missing_docs, reason = "see Record")]
+pub struct RefusedVersion {
+    pub version: u64,
+    pub why: String,
+    pub at_ms: u64,
+}
+
 /// The last thing that went wrong.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[expect(missing_docs, reason = "see Record")]
@@ -170,6 +192,8 @@ pub struct Facts {
     pub engine: EngineFacts,
     /// Jobs since the start, but for what is derived.
     pub jobs: JobFacts,
+    /// How the worker follows its model, if it does.
+    pub update: Option<UpdateFacts>,
     /// The last thing that went wrong.
     pub last_error: Option<LastError>,
     durations_ms: std::collections::VecDeque<f64>,
@@ -504,6 +528,7 @@ impl Pulse {
             memory: MemoryFacts {
                 rss_bytes: rss(&mut self.system),
             },
+            update: facts.update.clone(),
             last_error: facts.last_error.clone(),
         }
     }

@@ -10,11 +10,12 @@ use safetensors::SafeTensors;
 use safetensors::tensor::{Metadata, TensorView};
 
 use super::manifest::{Delta, FullWeights};
+use super::route::Step;
 use crate::candidate;
 use crate::config::CandidatesConfig;
 use crate::job::{Candidate, Rule, Source};
 use crate::package::weights::add;
-use crate::package::{Dtype, Package, PackageError};
+use crate::package::{Dtype, Package, WeightsFile, map};
 
 /// Why there are no new weights.
 #[derive(Debug, thiserror::Error)]
@@ -35,64 +36,42 @@ pub enum BuildError {
         /// What is wrong with it.
         why: String,
     },
-    /// What is here already is not what it was.
-    #[error("{0}")]
-    Base(#[from] PackageError),
 }
 
-/// What new weights begin with.
-#[derive(Debug)]
-pub enum Base<'a> {
-    /// A version that is here.
-    Here(&'a Package),
-    /// Whole weights that were downloaded to this path; they are moved.
-    Full(&'a FullWeights, &'a Path),
-}
-
-/// Writes the weights that come of adding the deltas, in order, to the base.
+/// Goes the steps of a way, whose files are at these paths, and writes the weights at its end. A base
+/// is needed where the first step is not whole weights; those are moved, not copied.
 ///
 /// # Errors
 /// As the variants say; what was written is of no use then.
 pub fn build(
     model: &Package,
-    base: &Base<'_>,
-    deltas: &[(&Delta, PathBuf)],
+    base: Option<&Package>,
+    steps: &[(Step<'_>, PathBuf)],
     out: &Path,
 ) -> Result<(), BuildError> {
     let disk = |error| BuildError::Disk {
         path: out.to_owned(),
         error,
     };
-    match base {
-        Base::Here(package) => copy(package, out).map_err(disk)?,
-        Base::Full(full, path) => {
-            let file = crate::package::WeightsFile {
-                version: full.version,
-                path: (*path).to_owned(),
-                sha256: full.sha256.clone(),
-                canary: None,
-            };
-            let checked = model.with_weights(&file);
-            checked.map_err(|e| unfit(&full.sha256, e.to_string()))?;
-            std::fs::rename(path, out).map_err(disk)?;
-        }
+    if let Some(base) = base {
+        copy(base, out).map_err(disk)?;
     }
-    let mut draft = Draft::open(out).map_err(disk)?;
-    for (delta, path) in deltas {
-        let changed = draft.add(model, delta, path);
-        changed.map_err(|error| match error {
-            ApplyError::Disk(e) => disk(e),
-            ApplyError::Unfit(why) => unfit(&delta.sha256, why),
+    for (step, path) in steps {
+        let gone = match step {
+            Step::Full(full) => take(model, full, path, out),
+            Step::Delta(delta) => add_delta(model, delta, path, out),
+        };
+        gone.map_err(|error| match error {
+            StepError::Disk(error) => disk(error),
+            StepError::Unfit(why) => BuildError::Unfit {
+                sha256: step.sha256().to_owned(),
+                why,
+            },
         })?;
     }
-    draft.file.sync_all().map_err(disk)
-}
-
-fn unfit(sha256: &str, why: String) -> BuildError {
-    BuildError::Unfit {
-        sha256: sha256.to_owned(),
-        why,
-    }
+    File::open(out)
+        .and_then(|file| file.sync_all())
+        .map_err(disk)
 }
 
 fn copy(package: &Package, out: &Path) -> std::io::Result<()> {
@@ -115,72 +94,74 @@ fn copy(package: &Package, out: &Path) -> std::io::Result<()> {
     })
 }
 
-/// A weights file that is being made.
-struct Draft {
-    file: File,
-    /// Where the tensors begin.
-    start: usize,
-    header: Metadata,
-}
-
-enum ApplyError {
+enum StepError {
     Disk(std::io::Error),
     Unfit(String),
 }
 
-impl Draft {
-    fn open(path: &Path) -> std::io::Result<Self> {
-        let file = OpenOptions::new().read(true).write(true).open(path)?;
-        let whole = crate::package::map(path).map_err(std::io::Error::other)?;
-        let header = SafeTensors::read_metadata(&whole).map_err(std::io::Error::other)?;
-        let (length, header) = header;
-        let start = size_of::<u64>() + length;
-        Ok(Self {
-            file,
-            start,
-            header,
-        })
+impl From<std::io::Error> for StepError {
+    fn from(error: std::io::Error) -> Self {
+        Self::Disk(error)
     }
+}
 
-    /// Adds one delta, a tensor at a time.
-    fn add(&mut self, model: &Package, delta: &Delta, path: &Path) -> Result<(), ApplyError> {
-        let broken = |why: String| {
-            ApplyError::Unfit(format!(
-                "the update from {} to {}: {why}",
-                delta.from, delta.to
+/// Whole weights: checked where they are, then moved.
+fn take(model: &Package, full: &FullWeights, path: &Path, out: &Path) -> Result<(), StepError> {
+    let file = WeightsFile {
+        version: full.version,
+        path: path.to_owned(),
+        sha256: full.sha256.clone(),
+        canary: None,
+    };
+    let checked = model.with_weights(&file);
+    checked
+        .map_err(|e| StepError::Unfit(format!("the weights of version {}: {e}", full.version)))?;
+    Ok(std::fs::rename(path, out)?)
+}
+
+/// Adds one delta, a tensor at a time.
+fn add_delta(model: &Package, delta: &Delta, path: &Path, out: &Path) -> Result<(), StepError> {
+    let Delta { from, to, .. } = delta;
+    let broken = |why: String| StepError::Unfit(format!("the update from {from} to {to}: {why}"));
+    let bytes = map(path).map_err(|e| broken(e.to_string()))?;
+    let candidate = Candidate {
+        format: delta.format,
+        compression: delta.compression,
+        rule: Rule::ParamDiff,
+        source: Source::Inline(Bytes::new()),
+        sha256: None,
+        size: None,
+    };
+    let update = candidate::decode(&bytes, &candidate, model, &limits(model));
+    let update = update.map_err(|failure| broken(failure.message))?;
+    let file = OpenOptions::new().read(true).write(true).open(out)?;
+    let (start, header) = read_header(out)?;
+    for touched in update.tensors {
+        let info = &model.weights.tensors[touched.tensor];
+        let Some(place) = header.info(&info.name) else {
+            return Err(broken(format!("{} is not among the weights", info.name)));
+        };
+        let (from, to) = place.data_offsets;
+        let (offset, mut tensor) = ((start + from) as u64, vec![0; to - from]);
+        file.read_exact_at(&mut tensor, offset)?;
+        let added = add(&mut tensor, info.dtype, &touched.indices, &touched.values);
+        added.map_err(|index| {
+            broken(format!(
+                "{}: the weight at index {index} becomes non-finite",
+                info.name
             ))
-        };
-        let bytes = crate::package::map(path).map_err(|e| broken(e.to_string()))?;
-        let candidate = Candidate {
-            format: delta.format,
-            compression: delta.compression,
-            rule: Rule::ParamDiff,
-            source: Source::Inline(Bytes::new()),
-            sha256: None,
-            size: None,
-        };
-        let update = candidate::decode(&bytes, &candidate, model, &limits(model));
-        let update = update.map_err(|failure| broken(failure.message))?;
-        for touched in update.tensors {
-            let info = &model.weights.tensors[touched.tensor];
-            let Some(place) = self.header.info(&info.name) else {
-                return Err(broken(format!("{} is not among the weights", info.name)));
-            };
-            let (from, to) = place.data_offsets;
-            let (offset, mut tensor) = ((self.start + from) as u64, vec![0; to - from]);
-            let disk = ApplyError::Disk;
-            self.file.read_exact_at(&mut tensor, offset).map_err(disk)?;
-            let added = add(&mut tensor, info.dtype, &touched.indices, &touched.values);
-            added.map_err(|index| {
-                broken(format!(
-                    "{}: the weight at index {index} becomes non-finite",
-                    info.name
-                ))
-            })?;
-            self.file.write_all_at(&tensor, offset).map_err(disk)?;
-        }
-        Ok(())
+        })?;
+        file.write_all_at(&tensor, offset)?;
     }
+    Ok(())
+}
+
+/// Where the tensors of a weights file begin, and what its header says of them.
+fn read_header(path: &Path) -> std::io::Result<(usize, Metadata)> {
+    let whole = map(path).map_err(std::io::Error::other)?;
+    let header = SafeTensors::read_metadata(&whole).map_err(std::io::Error::other)?;
+    let (length, header) = header;
+    Ok((size_of::<u64>() + length, header))
 }
 
 /// An update may touch every weight once, and say so in as many words as a format needs.
