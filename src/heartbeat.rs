@@ -13,7 +13,7 @@ use crate::clock::unix_ms;
 use crate::config::HeartbeatConfig;
 use crate::engine::Progress;
 use crate::job::message::V1;
-use crate::lifecycle::{Change, Phase, State};
+use crate::lifecycle::{Change, Event, Phase, State};
 use crate::store::{Beat, Ownership, Store};
 
 /// A heartbeat record.
@@ -317,8 +317,8 @@ pub struct Source {
     pub vitals: Arc<Vitals>,
     /// The state.
     pub phase: watch::Receiver<Phase>,
-    /// Every change of it.
-    pub changes: std::sync::mpsc::Receiver<Change>,
+    /// What happens.
+    pub events: std::sync::mpsc::Receiver<Event>,
     /// Where it goes.
     pub store: Store,
     /// How often.
@@ -391,7 +391,7 @@ async fn beat_until(
 struct Pulse {
     seq: u64,
     host: HostFacts,
-    unsent: Vec<Change>,
+    unsent: Vec<Event>,
     dead: Option<String>,
     failing: bool,
     system: sysinfo::System,
@@ -411,7 +411,7 @@ impl Pulse {
 
     async fn beat(&mut self, source: &Source, claims: &watch::Sender<NameClaim>) {
         self.seq += 1;
-        self.unsent.extend(source.changes.try_iter());
+        self.unsent.extend(source.events.try_iter());
         // Redis away for long must not grow the process.
         let surplus = self.unsent.len().saturating_sub(1000);
         self.unsent.drain(..surplus);
@@ -423,7 +423,7 @@ impl Pulse {
         let events: Vec<_> = self
             .unsent
             .iter()
-            .map(|change| event(&source.identity, change))
+            .map(|event| entry(&source.identity, event))
             .collect();
         let beat = Beat {
             worker_id: &source.identity.worker_id,
@@ -498,7 +498,7 @@ impl Pulse {
                 git: option_env!("SCORER_BUILD_GIT").map(Into::into),
             },
             state: phase.state.as_str().into(),
-            state_detail: phase.detail.as_str().into(),
+            state_detail: phase.detail.to_string(),
             ready,
             accepting: ready && in_flight < vitals.slots.load(Ordering::Relaxed),
             last_ready_at_ms: (phase.last_ready_at_ms != 0).then_some(phase.last_ready_at_ms),
@@ -534,17 +534,34 @@ impl Pulse {
     }
 }
 
-fn event(identity: &Identity, change: &Change) -> Vec<(String, String)> {
-    [
+fn entry(identity: &Identity, event: &Event) -> Vec<(String, String)> {
+    let (from, to, at) = match event {
+        Event::Changed(Change { from, to }) => (from, to, to.since_ms),
+        Event::Answered { phase, .. } => (phase, phase, unix_ms()),
+    };
+    let mut fields = vec![
         ("worker_id", identity.worker_id.clone()),
         ("incarnation", identity.incarnation.clone()),
-        ("from", change.from.state.as_str().to_owned()),
-        ("to", change.to.state.as_str().to_owned()),
-        ("detail", change.to.detail.as_str().to_owned()),
-        ("at", change.to.since_ms.to_string()),
-    ]
-    .map(|(field, value)| (field.to_owned(), value))
-    .into()
+        ("from", from.state.as_str().to_owned()),
+        ("to", to.state.as_str().to_owned()),
+        ("detail", to.detail.to_string()),
+        ("at", at.to_string()),
+    ];
+    if let Event::Answered {
+        command,
+        outcome,
+        message,
+        ..
+    } = event
+    {
+        fields.push(("command", command.as_str().to_owned()));
+        fields.push(("outcome", outcome.as_str().to_owned()));
+        fields.push(("message", message.clone()));
+    }
+    let fields = fields.into_iter();
+    fields
+        .map(|(name, value)| (name.to_owned(), value))
+        .collect()
 }
 
 fn progress(progress: &Progress) -> ProgressFacts {

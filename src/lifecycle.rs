@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use crate::clock::unix_ms;
+use crate::control::{Command, Outcome};
 
 /// What a worker is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -61,8 +62,7 @@ impl State {
 }
 
 /// Why a worker is in its state: the stable words of `state_detail`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[expect(
     missing_docs,
     reason = "the words are the contract's; the README's troubleshooting explains each"
@@ -74,6 +74,8 @@ pub enum Detail {
     Serving,
     Paused,
     Rewarm,
+    UpdateTo(u64),
+    ReloadRequest,
     WarmFailed,
     ModelLoadFailed,
     EpUnavailable,
@@ -91,10 +93,12 @@ pub enum Detail {
     Drained,
 }
 
-impl Detail {
-    /// The word of the heartbeat.
-    pub fn as_str(self) -> &'static str {
-        match self {
+/// The word of the heartbeat.
+impl std::fmt::Display for Detail {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::UpdateTo(version) => return write!(f, "update_to_v{version}"),
+            Self::ReloadRequest => "reload_request",
             Self::Initializing => "initializing",
             Self::LoadingModel => "loading_model",
             Self::StartupBaseline => "startup_baseline",
@@ -116,7 +120,7 @@ impl Detail {
             Self::DrainSignal => "drain_signal",
             Self::DrainControl => "drain_control",
             Self::Drained => "drained",
-        }
+        })
     }
 }
 
@@ -144,19 +148,40 @@ pub struct Change {
     pub to: Phase,
 }
 
+/// What the event stream is told of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// The state changed.
+    Changed(Change),
+    /// A control message was answered.
+    Answered {
+        /// What was asked.
+        command: Command,
+        /// What became of it.
+        outcome: Outcome,
+        /// What was done, or why not.
+        message: String,
+        /// The state at that time.
+        phase: Phase,
+    },
+}
+
+/// Where events are sent.
+pub type Events = std::sync::mpsc::Sender<Event>;
+
 /// The worker's state; only its owner can advance it.
 #[derive(Debug)]
 pub struct Lifecycle {
     phase: watch::Sender<Phase>,
-    changes: std::sync::mpsc::Sender<Change>,
+    events: Events,
 }
 
 impl Lifecycle {
-    /// A worker that has just begun, and where its changes can be read.
+    /// A worker that has just begun, and where its phase and what happens can be read.
     pub fn start() -> (
         Self,
         watch::Receiver<Phase>,
-        std::sync::mpsc::Receiver<Change>,
+        std::sync::mpsc::Receiver<Event>,
     ) {
         let phase = Phase {
             state: State::Starting,
@@ -166,21 +191,26 @@ impl Lifecycle {
             changes: 0,
         };
         let (sender, receiver) = watch::channel(phase);
-        let (changes, log) = std::sync::mpsc::channel();
+        let (events, log) = std::sync::mpsc::channel();
         // The first entry of the stream: the process began.
-        let began = changes.send(Change {
+        let began = events.send(Event::Changed(Change {
             from: phase,
             to: phase,
-        });
+        }));
         debug_assert!(began.is_ok());
         (
             Self {
                 phase: sender,
-                changes,
+                events,
             },
             receiver,
             log,
         )
+    }
+
+    /// Where else events may come from.
+    pub fn events(&self) -> Events {
+        self.events.clone()
     }
 
     /// The current phase.
@@ -218,10 +248,11 @@ impl Lifecycle {
         tracing::info!(
             from = from.state.as_str(),
             to = state.as_str(),
-            detail = detail.as_str(),
+            %detail,
             "state changed"
         );
-        if self.changes.send(Change { from, to }).is_err() {
+        let changed = Event::Changed(Change { from, to });
+        if self.events.send(changed).is_err() {
             tracing::debug!("nobody reads state changes any more");
         }
         self.phase.send_replace(to);

@@ -271,7 +271,7 @@ pub struct Package {
     pub manifest: Manifest,
     /// SHA-256 of what the package measures: everything but version, weights and canary.
     pub package_id: String,
-    /// SHA-256 of the package with its weights and their version: what later versions grow from.
+    /// What later versions grow from; see [`Package::root`].
     pub root: String,
     /// The graph, mapped: its own copy of the weights need never be in memory.
     pub graph: Bytes,
@@ -323,6 +323,13 @@ impl Package {
         Ok((manifest, package_id(document)))
     }
 
+    /// Names a package with its weights and their version: SHA-256 in hex.
+    pub fn root(manifest: &Manifest, package_id: &str) -> String {
+        let weights = manifest.weights.as_ref().map_or("", |w| w.sha256.as_str());
+        let identity = format!("{package_id} {} {weights}", manifest.version);
+        hex::encode(Sha256::digest(identity))
+    }
+
     /// Reads and checks the whole package. With `subset`, shards whose files are missing are left
     /// out; one that is there and wrong is refused all the same. The first of the `newer` weights
     /// that is sound takes the place of the package's own.
@@ -338,7 +345,7 @@ impl Package {
             map_checked(&inside(dir, &external.file)?, &external.sha256)?;
         }
         let shards = load_shards(dir, &manifest.shards, manifest.objective, subset)?;
-        let root = root(&manifest, &package_id);
+        let root = Self::root(&manifest, &package_id);
         let opened = newer.iter().find_map(|file| {
             let opened = open_weights(&file.path, &file.sha256, &manifest);
             let refused = |error: &PackageError| {
@@ -763,12 +770,6 @@ fn own_weights(
     };
     let (weights, stamp) = open_weights(&inside(dir, &file.file)?, &file.sha256, manifest)?;
     Ok((weights, Some(stamp)))
-}
-
-fn root(manifest: &Manifest, package_id: &str) -> String {
-    let weights = manifest.weights.as_ref().map_or("", |w| w.sha256.as_str());
-    let identity = format!("{package_id} {} {weights}", manifest.version);
-    hex::encode(Sha256::digest(identity))
 }
 
 fn compare_digests(path: &Path, found: &str, expected: &str) -> Result<(), PackageError> {

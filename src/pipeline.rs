@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::candidate;
@@ -101,6 +102,8 @@ pub struct Pipeline {
     marks: Option<Marks>,
     unsettled: Unsettled,
     waiting: Waiting,
+    /// Told of jobs for a newer version.
+    newer: Arc<Notify>,
     leaving: CancellationToken,
 }
 
@@ -143,16 +146,19 @@ impl Pipeline {
             marks,
             unsettled: Unsettled::default(),
             waiting: Waiting::default(),
+            newer: Arc::default(),
             leaving: CancellationToken::new(),
         })
     }
 
-    /// The same, with what outlives it: results of jobs that come again, and the line of jobs.
+    /// The same, with what outlives it: results of jobs that come again, the line of jobs, and who is
+    /// told of jobs for a newer version.
     #[must_use]
-    pub fn keeping(self, unsettled: Unsettled, waiting: Waiting) -> Self {
+    pub fn keeping(self, unsettled: Unsettled, waiting: Waiting, newer: Arc<Notify>) -> Self {
         Self {
             unsettled,
             waiting,
+            newer,
             ..self
         }
     }
@@ -262,7 +268,10 @@ impl Pipeline {
         let code = match version.cmp(&ours.model_version) {
             std::cmp::Ordering::Equal => return Ok(()),
             std::cmp::Ordering::Less => Code::ModelVersionMismatch,
-            std::cmp::Ordering::Greater => Code::ModelVersionUnavailable,
+            std::cmp::Ordering::Greater => {
+                self.newer.notify_one();
+                Code::ModelVersionUnavailable
+            }
         };
         let message = format!(
             "model_version: the job names {version}, this worker has {}",

@@ -3,7 +3,7 @@
 use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, Schema};
 
-use crate::control::ControlMessage;
+use crate::control::{ControlAnswer, ControlMessage};
 use crate::heartbeat::Record;
 use crate::job::message::JobMessage;
 use crate::package::Manifest;
@@ -11,11 +11,12 @@ use crate::result::ResultMessage;
 use crate::update::manifest::UpdateManifest;
 
 /// All schemas by name.
-pub const NAMES: [&str; 6] = [
+pub const NAMES: [&str; 7] = [
     "score_job.v1",
     "score_result.v1",
     "heartbeat.v1",
     "control.v1",
+    "control_answer.v1",
     "model_package.v1",
     "update_manifest.v1",
 ];
@@ -27,6 +28,7 @@ pub fn schema(name: &str) -> Option<Schema> {
         "score_result.v1" => Some(of::<ResultMessage>()),
         "heartbeat.v1" => Some(of::<Record>()),
         "control.v1" => Some(of::<ControlMessage>()),
+        "control_answer.v1" => Some(of::<ControlAnswer>()),
         "model_package.v1" => Some(of::<Manifest>()),
         "update_manifest.v1" => Some(of::<UpdateManifest>()),
         _ => None,

@@ -2,6 +2,8 @@
 //! newcomer reads [`Worker::live`] from top to bottom.
 
 mod link;
+mod orders;
+mod swap;
 mod watchdog;
 
 use std::path::{Path, PathBuf};
@@ -9,8 +11,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
+use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use crate::broker::amqp::Link;
@@ -18,7 +21,7 @@ use crate::broker::topology::Topology;
 use crate::clock::unix_ms;
 use crate::config::{Config, host_name};
 use crate::consumer::{Consumer, Ended, HAND_BACK, Serving};
-use crate::control::Command;
+use crate::control::Order;
 use crate::crash::Marks;
 use crate::engine::thread::{EngineHandle, TERMINATE_GRACE};
 use crate::engine::{EngineError, Warm};
@@ -30,6 +33,8 @@ use crate::pipeline::{Pipeline, device_name};
 use crate::retry::Backoff;
 use crate::store::Store;
 use crate::unsettled::Unsettled;
+use crate::update::state::{StateDir, StateError};
+use crate::update::{Follower, Offer, Served, Updater};
 use crate::waiting::Waiting;
 use watchdog::Watchdog;
 
@@ -52,9 +57,11 @@ pub enum Stop {
 }
 
 /// What the worker is asked to do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 enum Request {
-    Command(Command),
+    Command(Order),
+    /// The package that is to be loaded was found sound.
+    Reload(Order),
     Signal,
 }
 
@@ -71,6 +78,15 @@ struct Worker {
     waiting: Waiting,
     links: watch::Receiver<Option<Arc<Link>>>,
     requests: mpsc::Receiver<Request>,
+    /// To ask ourselves.
+    asking: mpsc::Sender<Request>,
+    /// Orders that the end of the next warm-up answers.
+    due: Vec<Order>,
+    /// Answers on their way.
+    answers: TaskTracker,
+    follower: Option<Follower>,
+    /// Where newer weights are kept, once it could be locked.
+    state: Option<Arc<StateDir>>,
     claim: watch::Receiver<NameClaim>,
     paused: bool,
     /// See [`Serving::cautious`].
@@ -89,6 +105,15 @@ enum Model {
     Warm(EngineHandle),
 }
 
+impl Model {
+    fn engine(&self) -> Option<EngineHandle> {
+        match self {
+            Self::Absent => None,
+            Self::Unproven(engine) | Self::Warm(engine) => Some(engine.clone()),
+        }
+    }
+}
+
 /// What comes after a phase of the worker's life.
 enum Step {
     /// Look again with the same model.
@@ -99,6 +124,10 @@ enum Step {
     Rewarm,
     /// Load the model anew.
     Reload,
+    /// Serve other weights.
+    Swap(Offer),
+    /// Prove this session, whatever there was before.
+    Prove(EngineHandle),
     /// Leave.
     Stop(Stop),
 }
@@ -108,6 +137,8 @@ struct Leaving {
     state: State,
     detail: Detail,
     then: Step,
+    /// Who asked for it, and waits for an answer.
+    order: Option<Order>,
 }
 
 impl Leaving {
@@ -124,7 +155,13 @@ impl Leaving {
             state,
             detail,
             then,
+            order: None,
         }
+    }
+
+    fn update(offer: Offer) -> Self {
+        let detail = Detail::UpdateTo(offer.package.manifest.version);
+        Self::to(State::Updating, detail, Step::Swap(offer))
     }
 
     fn because(ended: Ended) -> Self {
@@ -168,10 +205,13 @@ pub async fn run(
     let Some(name) = model_name(&config, &dir, &mut inbox).await else {
         return Ok(Stop::Drained);
     };
-    let (mut worker, heartbeat, linking) =
+    let (mut worker, heartbeat, tasks) =
         Worker::start(config, dir, &name, requests, inbox, watchdog)?;
     let stop = worker.live().await;
-    linking.abort();
+    for task in tasks {
+        task.abort();
+    }
+    worker.dismiss().await;
     match stop {
         Stop::Drained | Stop::CutShort => {
             worker.lifecycle.advance(State::Stopped, Detail::Drained);
@@ -233,7 +273,7 @@ impl Worker {
         requests: mpsc::Sender<Request>,
         inbox: mpsc::Receiver<Request>,
         watchdog: Watchdog,
-    ) -> anyhow::Result<(Self, Heartbeat, JoinHandle<()>)> {
+    ) -> anyhow::Result<(Self, Heartbeat, Vec<JoinHandle<()>>)> {
         let identity = Identity {
             worker_id: config.worker_id(),
             incarnation: Uuid::new_v4().to_string(),
@@ -242,22 +282,24 @@ impl Worker {
         };
         let vitals = vitals(&config, name);
         watchdog.watch(Arc::clone(&vitals.progress));
-        let (lifecycle, phase, changes) = Lifecycle::start();
+        let (lifecycle, phase, events) = Lifecycle::start();
         let heartbeat = Heartbeat::start(Source {
             identity: identity.clone(),
             vitals: Arc::clone(&vitals),
             phase: phase.clone(),
-            changes,
+            events,
             // A connection of its own: what jobs do must not delay a beat.
             store: Store::new(&config.redis, name)?,
             config: config.heartbeat,
         })?;
         let (namespace, id) = (&config.redis.namespace, &identity.worker_id);
-        if let Err(error) = crate::health::serve(namespace, id, Arc::clone(&vitals), phase) {
+        let probed = phase.clone();
+        if let Err(error) = crate::health::serve(namespace, id, Arc::clone(&vitals), probed) {
             tracing::warn!(%error, "probes of this host will not reach this worker; is another one running under its id?");
         }
         let topology = Arc::new(Topology::new(&config.amqp, name));
         let (offered, links) = watch::channel(None);
+        let (asking, answers) = (requests.clone(), TaskTracker::new());
         let keeper = link::Keeper {
             config: config.clone(),
             topology: Arc::clone(&topology),
@@ -265,10 +307,22 @@ impl Worker {
             links: offered,
             requests,
             watchdog,
+            incarnation: identity.incarnation.clone(),
+            phase: phase.clone(),
+            events: lifecycle.events(),
+            answers: answers.clone(),
         };
-        let linking = tokio::spawn(keeper.keep());
+        let mut tasks = vec![tokio::spawn(keeper.keep())];
         let store = Store::new(&config.redis, name)?;
         let incarnation = &identity.incarnation;
+        let (lease, facts) = (store.clone(), Arc::clone(&vitals));
+        let follower = match Updater::new(&config, name, incarnation, lease, facts, phase)? {
+            Some((updater, follower)) => {
+                tasks.push(tokio::spawn(updater.follow()));
+                Some(follower)
+            }
+            None => None,
+        };
         let worker = Self {
             marks: Marks::new(store.clone(), &config, incarnation, Arc::clone(&vitals)),
             store,
@@ -280,6 +334,11 @@ impl Worker {
             topology,
             links,
             requests: inbox,
+            asking,
+            due: Vec::new(),
+            answers,
+            follower,
+            state: None,
             unsettled: Unsettled::default(),
             waiting: Waiting::default(),
             paused: false,
@@ -289,7 +348,7 @@ impl Worker {
             registering: Backoff::between(Duration::from_millis(200), Duration::from_secs(10)),
             config,
         };
-        Ok((worker, heartbeat, linking))
+        Ok((worker, heartbeat, tasks))
     }
 
     async fn live(&mut self) -> Stop {
@@ -305,9 +364,14 @@ impl Worker {
                     (None, None) => self.wait(None).await,
                 },
             };
+            let step = match step {
+                Step::Swap(offer) => self.swap(model.engine(), offer).await,
+                step => step,
+            };
             model = match (step, model) {
-                (Step::Again, model) => model,
+                (Step::Again | Step::Swap(_), model) => model,
                 (Step::Warmed(engine), _) => Model::Warm(engine),
+                (Step::Prove(engine), _) => Model::Unproven(engine),
                 (Step::Rewarm, Model::Warm(engine) | Model::Unproven(engine)) => {
                     Model::Unproven(engine)
                 }
@@ -351,8 +415,12 @@ impl Worker {
                 let wait = self.warming.wait();
                 self.report_failure(&error, wait);
                 match self.wait(Some(wait)).await {
-                    Step::Stop(stop) => Step::Stop(stop),
-                    Step::Again | Step::Warmed(_) | Step::Rewarm | Step::Reload => Step::Reload,
+                    then @ (Step::Stop(_) | Step::Swap(_)) => then,
+                    Step::Again
+                    | Step::Warmed(_)
+                    | Step::Rewarm
+                    | Step::Reload
+                    | Step::Prove(_) => Step::Reload,
                 }
             }
         }
@@ -363,11 +431,7 @@ impl Worker {
         &mut self,
         engine: Option<EngineHandle>,
     ) -> Result<Result<(EngineHandle, Warm), EngineError>, Leaving> {
-        {
-            let mut facts = self.vitals.facts();
-            facts.warm.attempt += 1;
-            facts.warm.next_retry_at_ms = None;
-        }
+        self.count_attempt();
         let loaded = match engine {
             Some(engine) => {
                 self.lifecycle.advance(State::Warming, Detail::Rewarm);
@@ -387,12 +451,49 @@ impl Worker {
         Ok(warm.map(|warm| (engine, warm)))
     }
 
+    fn count_attempt(&self) {
+        let mut facts = self.vitals.facts();
+        facts.warm.attempt += 1;
+        facts.warm.next_retry_at_ms = None;
+    }
+
     async fn load(&mut self) -> Result<Result<EngineHandle, EngineError>, Leaving> {
         self.lifecycle.advance(State::Warming, Detail::LoadingModel);
-        let (dir, config) = (self.dir.clone(), self.config.clone());
-        let progress = Arc::clone(&self.vitals.progress);
-        let loading = async move { EngineHandle::load(&dir, &config, progress).await };
+        if let Err(error) = self.open_state() {
+            return Ok(Err(error));
+        }
+        let (dir, state, config) = (self.dir.clone(), self.state.clone(), self.config.clone());
+        let (progress, subset) = (
+            Arc::clone(&self.vitals.progress),
+            config.model.allow_shards_subset,
+        );
+        let read = move || match state {
+            Some(state) => state.load(&dir, subset).map(Arc::new),
+            None => Package::load(&dir, subset, &[]).map(Arc::new),
+        };
+        let loading = async move { EngineHandle::start(read, &config, progress).await };
         self.unless_drained(loading).await
+    }
+
+    /// Locks the worker's folder, which only a worker that follows updates has.
+    fn open_state(&mut self) -> Result<(), EngineError> {
+        if self.state.is_some() || self.follower.is_none() {
+            return Ok(());
+        }
+        let unusable =
+            |detail, e: String| EngineError::new(detail, format!("model.state_dir: {e}"));
+        let Some(folder) = self.config.state_dir() else {
+            return Err(unusable(
+                Detail::ModelLoadFailed,
+                "not set, and model.dir has no parent".into(),
+            ));
+        };
+        let opened = StateDir::open(&folder).map_err(|error| match error {
+            StateError::Locked(_) => unusable(Detail::DuplicateId, error.to_string()),
+            StateError::Disk { .. } => unusable(Detail::ModelLoadFailed, error.to_string()),
+        })?;
+        self.state = Some(Arc::new(opened));
+        Ok(())
     }
 
     /// Queue and keys carry the name that was known at the start.
@@ -406,7 +507,14 @@ impl Worker {
         Err(EngineError::new(Detail::ModelLoadFailed, message))
     }
 
-    fn report_warm(&self, engine: &EngineHandle, warm: Warm, took: Duration) {
+    fn report_warm(&mut self, engine: &EngineHandle, warm: Warm, took: Duration) {
+        let served = self.state.clone().map(|state| Served {
+            package: Arc::clone(&engine.package),
+            state,
+        });
+        if let Some(follower) = &self.follower {
+            follower.served.send_replace(served);
+        }
         let windows = u32::try_from(warm.windows).unwrap_or(u32::MAX).max(1);
         self.waiting.set_pace(warm.pass / windows);
         let package = &engine.package;
@@ -431,11 +539,19 @@ impl Worker {
             duration_ms = took.as_millis(),
             "warm: the baseline repeats, every tensor moves the loss and is restored"
         );
+        drop(facts);
+        let (version, loss) = (package.manifest.version, warm.baseline_loss);
+        for order in self.due.drain(..) {
+            order.done(format!("warm: version {version}, loss {loss}"));
+        }
     }
 
-    fn report_failure(&self, error: &EngineError, wait: Duration) {
+    fn report_failure(&mut self, error: &EngineError, wait: Duration) {
+        for order in self.due.drain(..) {
+            order.fail(error.to_string());
+        }
         let retry_at = unix_ms() + u64::try_from(wait.as_millis()).unwrap_or(0);
-        self.vitals.error(error.detail.as_str(), &error.message);
+        self.vitals.error(&error.detail.to_string(), &error.message);
         {
             let mut facts = self.vitals.facts();
             facts.warm.last_at_ms = Some(unix_ms());
@@ -447,7 +563,7 @@ impl Worker {
         } else {
             error.detail
         };
-        tracing::error!(%error, detail = detail.as_str(), retry_in_ms = wait.as_millis(), "the warm-up failed");
+        tracing::error!(%error, %detail, retry_in_ms = wait.as_millis(), "the warm-up failed");
         self.lifecycle.advance(State::Degraded, detail);
     }
 
@@ -491,8 +607,9 @@ impl Worker {
         let asked_at = Instant::now();
         consumer.unregister().await;
         match asked {
-            Ok(leaving) => {
+            Ok(mut leaving) => {
                 self.lifecycle.advance(leaving.state, leaving.detail);
+                self.take_note(&mut leaving);
                 let time = self.config.worker.drain_timeout;
                 let deadline = asked_at + time.saturating_sub((time / 2).min(GOODBYE) + HAND_BACK);
                 let (cut_short, leaving) = self.finish(consumer, deadline, leaving).await;
@@ -557,12 +674,14 @@ impl Worker {
             tokio::select! {
                 cut_short = &mut finishing => return (cut_short, leaving),
                 request = self.requests.recv(), if leaving.state != State::Draining => {
-                    if let Some(asked) = heed(request, &mut self.paused) {
+                    if let Some(mut asked) = self.heed(request) {
                         self.lifecycle.advance(asked.state, asked.detail);
+                        self.take_note(&mut asked);
                         // What is asked meanwhile does not make forgotten what was due.
                         let then = match (leaving.then, asked.then) {
                             (Step::Reload, Step::Again | Step::Rewarm) => Step::Reload,
                             (Step::Rewarm, Step::Again) => Step::Rewarm,
+                            (Step::Swap(offer), Step::Again | Step::Rewarm) => Step::Swap(offer),
                             (_, then) => then,
                         };
                         leaving = Leaving { then, ..asked };
@@ -580,7 +699,7 @@ impl Worker {
             Leaving::degraded(Detail::ModelLoadFailed, Step::Again)
         })?;
         Ok(Arc::new(Serving {
-            pipeline: pipeline.keeping(self.unsettled.clone(), self.waiting.clone()),
+            pipeline: pipeline.keeping(self.unsettled.clone(), self.waiting.clone(), self.newer()),
             link,
             topology: Arc::clone(&self.topology),
             vitals: Arc::clone(&self.vitals),
@@ -615,11 +734,12 @@ impl Worker {
         loop {
             tokio::select! {
                 request = self.requests.recv() => {
-                    if let Some(leaving) = heed(request, &mut self.paused) {
+                    if let Some(leaving) = self.heed(request) {
                         return leaving;
                     }
                 }
-                Ok(_) = self.claim.wait_for(|c| *c == NameClaim::Taken) => {
+                offer = offer(&mut self.follower) => return Leaving::update(offer),
+                true = taken(&mut self.claim) => {
                     return Leaving::degraded(Detail::DuplicateId, Step::Again);
                 }
             }
@@ -628,8 +748,8 @@ impl Worker {
 
     /// The audit has found the engine changed: nothing it says can be relied on any more.
     fn distrust(&mut self, error: &EngineError) -> Leaving {
-        self.vitals.error(error.detail.as_str(), &error.message);
-        tracing::error!(%error, detail = error.detail.as_str(), "the audit failed; the model is loaded again");
+        self.vitals.error(&error.detail.to_string(), &error.message);
+        tracing::error!(%error, detail = %error.detail, "the audit failed; the model is loaded again");
         self.package_changed |= error.detail == Detail::PackageChanged;
         Leaving::degraded(error.detail, Step::Reload)
     }
@@ -644,11 +764,15 @@ impl Worker {
         };
         tokio::select! {
             () = timer => Step::Again,
-            request = self.requests.recv() => match heed(request, &mut self.paused) {
+            request = self.requests.recv() => match self.heed(request) {
                 Some(leaving @ Leaving { then: Step::Stop(_), .. }) => self.stop_idle(leaving),
-                Some(leaving) => leaving.then,
+                Some(mut leaving) => {
+                    self.take_note(&mut leaving);
+                    leaving.then
+                }
                 None => Step::Again,
             },
+            offer = offer(&mut self.follower) => Step::Swap(offer),
             // With a timer running only a request cuts the wait short.
             Ok(()) = self.links.changed(), if at_most.is_none() => Step::Again,
             Ok(()) = self.claim.changed(), if at_most.is_none() => Step::Again,
@@ -662,8 +786,7 @@ impl Worker {
             tokio::select! {
                 done = &mut work => return Ok(done),
                 request = self.requests.recv() => {
-                    let leaving = heed(request, &mut self.paused);
-                    if let Some(leaving @ Leaving { then: Step::Stop(_), .. }) = leaving {
+                    if let Some(leaving) = self.heed_while_warming(request) {
                         return Err(leaving);
                     }
                 }
@@ -671,9 +794,36 @@ impl Worker {
         }
     }
 
-    fn stop_idle(&self, leaving: Leaving) -> Step {
+    fn stop_idle(&mut self, mut leaving: Leaving) -> Step {
         self.lifecycle.advance(leaving.state, leaving.detail);
+        self.take_note(&mut leaving);
         leaving.then
+    }
+
+    /// Whom jobs for a newer version are told to.
+    fn newer(&self) -> Arc<Notify> {
+        let follower = self.follower.as_ref();
+        follower.map_or_else(Arc::default, |follower| Arc::clone(&follower.newer))
+    }
+}
+
+/// Resolves when another worker has the name; false = nobody looks any more.
+async fn taken(claim: &mut watch::Receiver<NameClaim>) -> bool {
+    claim
+        .wait_for(|claim| *claim == NameClaim::Taken)
+        .await
+        .is_ok()
+}
+
+/// Resolves with new weights; never without an updater.
+async fn offer(follower: &mut Option<Follower>) -> Offer {
+    let offered = match follower {
+        Some(follower) => follower.offers.recv().await,
+        None => None,
+    };
+    match offered {
+        Some(offer) => offer,
+        None => std::future::pending().await,
     }
 }
 
@@ -685,31 +835,5 @@ async fn audits(engine: EngineHandle, interval: Duration) -> EngineError {
             return error;
         }
         tracing::debug!("audit: package, weights and losses are what they were");
-    }
-}
-
-/// What a request means for a worker that takes jobs or waits. `None` = it goes on as before.
-fn heed(request: Option<Request>, paused: &mut bool) -> Option<Leaving> {
-    match request {
-        None | Some(Request::Signal) => Some(Leaving::drain(Detail::DrainSignal)),
-        Some(Request::Command(Command::Drain)) => Some(Leaving::drain(Detail::DrainControl)),
-        Some(Request::Command(Command::Pause)) => {
-            *paused = true;
-            Some(Leaving::degraded(Detail::Paused, Step::Again))
-        }
-        Some(Request::Command(Command::Resume)) => {
-            *paused = false;
-            None
-        }
-        Some(Request::Command(Command::Rewarm)) => {
-            Some(Leaving::to(State::Warming, Detail::Rewarm, Step::Rewarm))
-        }
-        Some(Request::Command(command @ (Command::Update | Command::Reload))) => {
-            tracing::warn!(
-                command = command.as_str(),
-                "refused: this version does not follow updates"
-            );
-            None
-        }
     }
 }

@@ -98,7 +98,8 @@ impl EngineHandle {
         progress: Arc<Progress>,
     ) -> Result<Self, EngineError> {
         let (dir, subset) = (dir.to_owned(), config.model.allow_shards_subset);
-        Self::start(move || Package::load(&dir, subset, &[]), config, progress).await
+        let read = move || Package::load(&dir, subset, &[]).map(Arc::new);
+        Self::start(read, config, progress).await
     }
 
     /// The same with a package that is read as the caller says.
@@ -106,7 +107,7 @@ impl EngineHandle {
     /// # Errors
     /// As [`EngineHandle::load`].
     pub async fn start(
-        read: impl FnOnce() -> Result<Package, PackageError> + Send + 'static,
+        read: impl FnOnce() -> Result<Arc<Package>, PackageError> + Send + 'static,
         config: &Config,
         progress: Arc<Progress>,
     ) -> Result<Self, EngineError> {
@@ -341,19 +342,20 @@ async fn come_back(over: CancellationToken, loss: Loss) {
 }
 
 fn load_engine(
-    read: impl FnOnce() -> Result<Package, PackageError>,
+    read: impl FnOnce() -> Result<Arc<Package>, PackageError>,
     config: &EngineConfig,
     progress: Arc<Progress>,
 ) -> Result<Engine, EngineError> {
     let package = read().map_err(|e| EngineError::new(Detail::ModelLoadFailed, e.to_string()))?;
-    Engine::load(Arc::new(package), config, progress)
+    Engine::load(package, config, progress)
 }
 
 fn serve(mut engine: Engine, mut inbox: mpsc::Receiver<Command>, loss: &Loss) {
     while let Some(command) = inbox.blocking_recv() {
         let began = Instant::now();
         engine.obey(command.terminator);
-        if !Arc::ptr_eq(&engine.package, &command.package) {
+        let adopts = matches!(command.work, Work::Adopt(..));
+        if !adopts && !Arc::ptr_eq(&engine.package, &command.package) {
             // Its sender is told by the reply that is dropped.
             tracing::error!("refused to compute for weights that are no longer served");
             continue;

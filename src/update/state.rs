@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::job::message::V1;
-use crate::package::{Canary, WeightsFile};
+use crate::package::{Canary, Package, PackageError, WeightsFile};
 
 const JOURNAL: &str = "journal.json";
 const LOCK: &str = "lock";
@@ -119,16 +119,24 @@ impl StateDir {
         })
     }
 
+    /// Loads a package with the weights that were committed last and are sound; with its own where
+    /// there are none.
+    ///
+    /// # Errors
+    /// Names the file that is wrong, of the package or of this folder.
+    pub fn load(&self, package: &Path, subset: bool) -> Result<Package, PackageError> {
+        let (manifest, package_id) = Package::read_manifest(package)?;
+        let grown = self.grow_from(&Package::root(&manifest, &package_id));
+        grown.map_err(|e| PackageError(format!("model.state_dir: {e}")))?;
+        Package::load(package, subset, &self.kept())
+    }
+
     fn journal(&self) -> MutexGuard<'_, Journal> {
         self.journal.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// To be called before what is kept is asked for: drops what was kept for another package, and
-    /// what a crash has left.
-    ///
-    /// # Errors
-    /// When the disk refuses.
-    pub fn grow_from(&self, root: &str) -> Result<(), StateError> {
+    /// Drops what was kept for another package, and what a crash has left.
+    fn grow_from(&self, root: &str) -> Result<(), StateError> {
         let before = self.journal().root.clone();
         if before != root {
             if !before.is_empty() {

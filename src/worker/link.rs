@@ -5,16 +5,19 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::task::TaskTracker;
 
 use super::Request;
 use super::watchdog::Watchdog;
-use crate::broker::BrokerError;
-use crate::broker::amqp::{Deliveries, Delivery, Link};
+use crate::broker::amqp::{Deliveries, Delivery, Link, Publisher};
 use crate::broker::topology::Topology;
+use crate::broker::{BrokerError, Outgoing, Properties};
 use crate::config::Config;
-use crate::control;
+use crate::control::{self, ControlAnswer, Order, Outcome};
 use crate::heartbeat::Vitals;
+use crate::job::message::V1;
+use crate::lifecycle::{Event, Events, Phase};
 use crate::retry::Backoff;
 
 /// A fleet is to be back within 15 s of its broker: with the 30 s that other failures may wait for,
@@ -29,6 +32,11 @@ pub(super) struct Keeper {
     pub(super) links: watch::Sender<Option<Arc<Link>>>,
     pub(super) requests: mpsc::Sender<Request>,
     pub(super) watchdog: Watchdog,
+    pub(super) incarnation: String,
+    pub(super) phase: watch::Receiver<Phase>,
+    pub(super) events: Events,
+    /// Answers on their way.
+    pub(super) answers: TaskTracker,
 }
 
 impl Keeper {
@@ -70,7 +78,7 @@ impl Keeper {
         if let Ok(mut blocked) = self.vitals.blocked.lock() {
             *blocked = Arc::clone(&link.blocked);
         }
-        let lost = link.lost.clone();
+        let (lost, publisher) = (link.lost.clone(), link.jobs.clone());
         self.links.send_replace(Some(Arc::new(link)));
         loop {
             let heard = async {
@@ -82,7 +90,7 @@ impl Keeper {
             tokio::select! {
                 () = lost.cancelled() => break,
                 delivery = heard => match delivery {
-                    Some(delivery) => self.forward(&delivery).await,
+                    Some(delivery) => self.forward(&delivery, &publisher).await,
                     // Deaf to control messages: only a new link mends that.
                     None => lost.cancel(),
                 },
@@ -92,7 +100,7 @@ impl Keeper {
         self.links.send_replace(None);
     }
 
-    async fn forward(&self, delivery: &Delivery) {
+    async fn forward(&self, delivery: &Delivery, publisher: &Publisher) {
         let message = match control::decode(&delivery.body, delivery.properties.encoding()) {
             Ok(message) => message,
             Err(error) => return tracing::warn!(%error, "a control message is refused"),
@@ -106,8 +114,79 @@ impl Keeper {
         if command == control::Command::Drain {
             self.watchdog.arm();
         }
-        if self.requests.send(Request::Command(command)).await.is_err() {
+        let (order, answered) = Order::new(command);
+        self.answer(command, answered, &delivery.properties, publisher);
+        if self.requests.send(Request::Command(order)).await.is_err() {
             tracing::debug!("the worker has ended already");
         }
     }
+
+    /// Sees to it that what becomes of a command is told: in the event stream, and to who asked.
+    fn answer(
+        &self,
+        command: control::Command,
+        answered: oneshot::Receiver<(Outcome, String)>,
+        asked: &Properties,
+        publisher: &Publisher,
+    ) {
+        let answer = ControlAnswer {
+            v: V1,
+            command,
+            worker_id: self.config.worker_id(),
+            incarnation: self.incarnation.clone(),
+            model: self.topology.model.clone(),
+            outcome: Outcome::Failed,
+            message: "the worker ended before it was done".into(),
+        };
+        let (phase, events) = (self.phase.clone(), self.events.clone());
+        let (asked, publisher) = (asked.clone(), publisher.clone());
+        self.answers.spawn(async move {
+            let (outcome, message) = answered.await.unwrap_or((answer.outcome, answer.message));
+            let told = events.send(Event::Answered {
+                command,
+                outcome,
+                message: message.clone(),
+                phase: *phase.borrow(),
+            });
+            if told.is_err() {
+                tracing::debug!("nobody writes events any more");
+            }
+            let answer = ControlAnswer {
+                outcome,
+                message,
+                ..answer
+            };
+            if let Err(error) = reply(&answer, asked, &publisher).await {
+                tracing::warn!(%error, "an answer to a control message did not get through");
+            }
+        });
+    }
+}
+
+/// Where the sender wants an answer, it comes in the encoding that was asked in.
+async fn reply(
+    answer: &ControlAnswer,
+    asked: Properties,
+    publisher: &Publisher,
+) -> anyhow::Result<()> {
+    let Some(queue) = asked.reply_to.as_deref().filter(|queue| !queue.is_empty()) else {
+        return Ok(());
+    };
+    let outgoing = Outgoing {
+        exchange: String::new(),
+        routing_key: queue.to_owned(),
+        body: asked
+            .encoding()
+            .encode(answer)
+            .map_err(anyhow::Error::msg)?,
+        properties: Properties {
+            content_type: asked.content_type.clone(),
+            correlation_id: asked.correlation_id.clone(),
+            headers: asked.trace_headers(),
+            attempt: 1,
+            ..Properties::default()
+        },
+        mandatory: false,
+    };
+    Ok(publisher.publish(outgoing).await?)
 }

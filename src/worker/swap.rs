@@ -1,0 +1,110 @@
+//! From one version of the weights to the next, between jobs: the session stays, its weights are
+//! replaced and proven. What does not prove itself is taken back.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::{Leaving, Step, Worker};
+use crate::engine::thread::EngineHandle;
+use crate::engine::{EngineError, Warm};
+use crate::lifecycle::{Detail, State};
+use crate::package::{Package, WeightsFile};
+use crate::update::Offer;
+
+impl Worker {
+    /// Serves the offered weights if they prove themselves, else those before. Without an engine,
+    /// as when the weights before cannot be proven either, one is made.
+    pub(super) async fn swap(&mut self, engine: Option<EngineHandle>, offer: Offer) -> Step {
+        let began = Instant::now();
+        let Offer {
+            package,
+            weights,
+            settled,
+        } = offer;
+        let version = package.manifest.version;
+        self.lifecycle
+            .advance(State::Updating, Detail::UpdateTo(version));
+        self.count_attempt();
+        let proven = match self.prove_offered(engine.clone(), package).await {
+            Ok(proven) => proven,
+            Err(drain) => return self.stop_idle(drain),
+        };
+        let (step, outcome) = match proven {
+            Ok((engine, warm)) => {
+                self.commit(weights).await;
+                self.report_warm(&engine, warm, began.elapsed());
+                (Step::Warmed(engine), Ok(()))
+            }
+            Err(error) => {
+                self.vitals.error(
+                    &error.detail.to_string(),
+                    &format!("version {version}: {error}"),
+                );
+                tracing::error!(%error, version, "the update is taken back");
+                self.lifecycle.advance(State::Degraded, error.detail);
+                (self.take_back(engine).await, Err(error))
+            }
+        };
+        // The updater may be gone in a drain.
+        drop(settled.send(outcome));
+        step
+    }
+
+    async fn prove_offered(
+        &mut self,
+        engine: Option<EngineHandle>,
+        package: Arc<Package>,
+    ) -> Result<Result<(EngineHandle, Warm), EngineError>, Leaving> {
+        let detail = Detail::UpdateTo(package.manifest.version);
+        let (config, progress) = (self.config.clone(), Arc::clone(&self.vitals.progress));
+        let adopting = async move {
+            match engine {
+                Some(engine) => engine.turn().await.adopt(package).await,
+                None => EngineHandle::start(move || Ok(package), &config, progress).await,
+            }
+        };
+        let engine = match self.unless_drained(adopting).await? {
+            Ok(engine) => engine,
+            Err(error) => return Ok(Err(error)),
+        };
+        self.lifecycle.advance(State::Warming, detail);
+        let proving = engine.clone();
+        let warm = async move { proving.turn().await.warm().await };
+        let warm = self.unless_drained(warm).await?;
+        Ok(warm.map(|warm| (engine, warm)))
+    }
+
+    /// Gives the session the weights before, to be proven again; where there is no session any more,
+    /// everything is loaded.
+    async fn take_back(&mut self, engine: Option<EngineHandle>) -> Step {
+        let Some(engine) = engine.filter(|engine| engine.loss().is_none()) else {
+            return Step::Reload;
+        };
+        let package = Arc::clone(&engine.package);
+        let adopting = async move { engine.turn().await.adopt(package).await };
+        match self.unless_drained(adopting).await {
+            Ok(Ok(engine)) => Step::Prove(engine),
+            Ok(Err(error)) => {
+                tracing::error!(%error, "the weights before are loaded again");
+                Step::Reload
+            }
+            Err(drain) => self.stop_idle(drain),
+        }
+    }
+
+    /// From here on the next process serves these weights too.
+    async fn commit(&self, weights: Option<WeightsFile>) {
+        let Some(state) = self.state.clone() else {
+            return;
+        };
+        let committed = tokio::task::spawn_blocking(move || state.commit(weights.as_ref()));
+        let error = match committed.await {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => error.to_string(),
+            Err(error) => error.to_string(),
+        };
+        let why = format!("model.state_dir: {error}; after a restart the version before is served");
+        self.vitals.error("state_not_saved", &why);
+        tracing::error!(why, "the new version is served, but not saved");
+    }
+}
