@@ -35,5 +35,6 @@ mod results;
 mod settling;
 mod sharing;
 mod topology;
+mod trainer;
 mod undecodable;
 mod verdict;

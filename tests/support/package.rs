@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
+use super::jobs::digest;
 use super::process::Folder;
 
 /// The model's name in every test; it is part of queue and key names.
@@ -100,6 +101,17 @@ impl Package {
         change(&mut manifest);
         std::fs::write(&file, serde_json::to_vec_pretty(&manifest).expect("JSON"))
             .expect("a writable package");
+    }
+
+    /// Puts other weights in, a safetensors file, and makes `model.json` say so.
+    pub(crate) fn replace_weights(&self, version: u64, bytes: &[u8]) {
+        self.edit(|manifest| {
+            let file = manifest["weights"]["file"].as_str();
+            let file = self.path().join(file.expect("a package names its weights"));
+            std::fs::write(file, bytes).expect("a writable package");
+            manifest["weights"]["sha256"] = json!(digest(bytes));
+            manifest["version"] = json!(version);
+        });
     }
 
     /// Flips one byte in the last shard, so that its digest is wrong; returns the file's name.
