@@ -24,6 +24,7 @@ mod hand_backs;
 mod hazards;
 mod heartbeat;
 mod identity;
+mod mirror;
 mod mismatches;
 mod outages;
 mod poison;

@@ -6,11 +6,17 @@ use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use super::jobs::digest;
+
 /// What a path answers.
 #[derive(Clone)]
 pub(crate) enum Route {
     /// 200 with these bytes.
     Bytes(Vec<u8>),
+    /// These bytes as a mirror serves them: with an `ETag`, and from any byte on.
+    Mirror(Vec<u8>),
+    /// The same, but every connection breaks after so many bytes of the body.
+    Breaking(Vec<u8>, usize),
     /// 200 with these bytes and no length announced; the connection's end is the body's.
     Unannounced(Vec<u8>),
     /// A status and nothing else.
@@ -25,7 +31,16 @@ pub(crate) enum Route {
 pub(crate) struct Server {
     port: u16,
     routes: Arc<Mutex<HashMap<String, Route>>>,
-    asked: Arc<Mutex<Vec<String>>>,
+    asked: Arc<Mutex<Vec<Asked>>>,
+}
+
+/// One request.
+struct Asked {
+    path: String,
+    /// N of `Range: bytes=N-`.
+    range: Option<u64>,
+    /// The answer was 304.
+    unchanged: bool,
 }
 
 impl Server {
@@ -66,12 +81,133 @@ impl Server {
 
     /// How often a path was asked for.
     pub(crate) fn asked(&self, path: &str) -> usize {
-        self.asked
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .iter()
-            .filter(|p| *p == path)
-            .count()
+        self.of(path, |_| ()).len()
+    }
+
+    /// From which byte on a path was asked for, each time: none is the whole.
+    pub(crate) fn ranges(&self, path: &str) -> Vec<Option<u64>> {
+        self.of(path, |asked| asked.range)
+    }
+
+    /// How often a path was answered with 304, that it has not changed.
+    pub(crate) fn unchanged(&self, path: &str) -> usize {
+        let answers = self.of(path, |asked| asked.unchanged);
+        answers.into_iter().filter(|unchanged| *unchanged).count()
+    }
+
+    fn of<T>(&self, path: &str, what: impl Fn(&Asked) -> T) -> Vec<T> {
+        let asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        let asked = asked.iter().filter(|a| a.path == path);
+        asked.map(what).collect()
+    }
+}
+
+/// What a client sends that matters here.
+struct Request {
+    path: String,
+    /// Names in lower case.
+    headers: HashMap<String, String>,
+}
+
+impl Request {
+    fn read(stream: &TcpStream) -> Option<Self> {
+        let mut lines = BufReader::new(stream.try_clone().ok()?).lines();
+        let path = lines.next()?.ok()?.split(' ').nth(1)?.to_owned();
+        let mut headers = HashMap::new();
+        loop {
+            let line = lines.next()?.ok()?;
+            let Some((name, value)) = line.split_once(':') else {
+                return Some(Self { path, headers });
+            };
+            headers.insert(name.to_ascii_lowercase(), value.trim().to_owned());
+        }
+    }
+
+    fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).map(String::as_str)
+    }
+
+    /// N of `Range: bytes=N-`, the one form that a resumed download needs.
+    fn range(&self) -> Option<u64> {
+        let range = self.header("range")?.strip_prefix("bytes=")?;
+        range.strip_suffix('-')?.parse().ok()
+    }
+}
+
+/// What is sent, and how long nothing is before the connection ends.
+struct Reply {
+    status: u16,
+    headers: String,
+    body: Vec<u8>,
+    pause: Duration,
+}
+
+impl Reply {
+    /// A body whose length is announced.
+    fn new(status: u16, headers: &str, body: Vec<u8>) -> Self {
+        Self {
+            status,
+            headers: format!("{headers}Content-Length: {}\r\n", body.len()),
+            body,
+            pause: Duration::ZERO,
+        }
+    }
+
+    fn to(request: &Request, route: Route) -> Self {
+        match route {
+            Route::Bytes(bytes) => Self::new(200, "", bytes),
+            Route::Mirror(bytes) => Self::from_mirror(request, &bytes),
+            Route::Breaking(bytes, after) => {
+                let mut reply = Self::from_mirror(request, &bytes);
+                reply.body.truncate(after);
+                reply
+            }
+            Route::Unannounced(bytes) => Self {
+                headers: String::new(),
+                ..Self::new(200, "", bytes)
+            },
+            Route::Status(status) => Self::new(status, "", Vec::new()),
+            Route::Redirect(to) => Self::new(302, &format!("Location: {to}\r\n"), Vec::new()),
+            Route::Stall(pause) => Self {
+                pause,
+                headers: "Content-Length: 1000\r\n".to_owned(),
+                ..Self::new(200, "", Vec::new())
+            },
+        }
+    }
+
+    fn from_mirror(request: &Request, bytes: &[u8]) -> Self {
+        let tag = format!("\"{}\"", &digest(bytes)[..16]);
+        let headers = format!("ETag: {tag}\r\nAccept-Ranges: bytes\r\n");
+        let known = request.header("if-none-match").unwrap_or_default();
+        if known
+            .split(',')
+            .any(|k| [tag.as_str(), "*"].contains(&k.trim()))
+        {
+            return Self {
+                headers,
+                ..Self::new(304, "", Vec::new())
+            };
+        }
+        // Whoever holds a part of another file gets this one whole.
+        let resumes = request.header("if-range").is_none_or(|held| held == tag);
+        let Some(from) = request.range().filter(|_| resumes) else {
+            return Self::new(200, &headers, bytes.to_vec());
+        };
+        let length = bytes.len();
+        let rest = usize::try_from(from)
+            .ok()
+            .and_then(|from| bytes.get(from..));
+        match rest.filter(|rest| !rest.is_empty()) {
+            Some(rest) => {
+                let part = format!("Content-Range: bytes {from}-{}/{length}\r\n", length - 1);
+                Self::new(206, &(headers + &part), rest.to_vec())
+            }
+            None => {
+                let part = format!("Content-Range: bytes */{length}\r\n");
+                Self::new(416, &(headers + &part), Vec::new())
+            }
+        }
     }
 }
 
@@ -79,46 +215,28 @@ impl Server {
 fn serve(
     mut stream: TcpStream,
     routes: &Mutex<HashMap<String, Route>>,
-    asked: &Mutex<Vec<String>>,
+    asked: &Mutex<Vec<Asked>>,
 ) -> Option<()> {
-    let mut lines = BufReader::new(stream.try_clone().ok()?).lines();
-    let path = lines.next()?.ok()?.split(' ').nth(1)?.to_owned();
-    while !lines.next()?.ok()?.is_empty() {}
-    asked
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .push(path.clone());
+    let request = Request::read(&stream)?;
     let route = routes
         .lock()
         .unwrap_or_else(PoisonError::into_inner)
-        .get(&path)
+        .get(&request.path)
         .cloned();
-    let head =
-        |status: u16, more: &str| format!("HTTP/1.1 {status} X\r\nConnection: close\r\n{more}\r\n");
-    match route.unwrap_or(Route::Status(404)) {
-        Route::Bytes(bytes) => {
-            stream
-                .write_all(head(200, &format!("Content-Length: {}\r\n", bytes.len())).as_bytes())
-                .ok()?;
-            stream.write_all(&bytes).ok()?;
-        }
-        Route::Unannounced(bytes) => {
-            stream.write_all(head(200, "").as_bytes()).ok()?;
-            stream.write_all(&bytes).ok()?;
-        }
-        Route::Status(status) => stream
-            .write_all(head(status, "Content-Length: 0\r\n").as_bytes())
-            .ok()?,
-        Route::Redirect(to) => {
-            let more = format!("Location: {to}\r\nContent-Length: 0\r\n");
-            stream.write_all(head(302, &more).as_bytes()).ok()?;
-        }
-        Route::Stall(pause) => {
-            stream
-                .write_all(head(200, "Content-Length: 1000\r\n").as_bytes())
-                .ok()?;
-            std::thread::sleep(pause);
-        }
-    }
+    let reply = Reply::to(&request, route.unwrap_or(Route::Status(404)));
+    // Before the answer, so that whoever has it finds the request here.
+    asked
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .push(Asked {
+            range: request.range(),
+            unchanged: reply.status == 304,
+            path: request.path,
+        });
+    let (status, headers) = (reply.status, reply.headers);
+    let head = format!("HTTP/1.1 {status} X\r\nConnection: close\r\n{headers}\r\n");
+    stream.write_all(head.as_bytes()).ok()?;
+    stream.write_all(&reply.body).ok()?;
+    std::thread::sleep(reply.pause);
     Some(())
 }
