@@ -16,6 +16,7 @@ mod cluster;
 mod commands;
 mod control;
 mod crash;
+mod crash_shim;
 mod drain;
 mod fetching;
 mod gating;

@@ -8,6 +8,7 @@
 pub(crate) mod aggregator;
 pub(crate) mod broker;
 pub(crate) mod cluster;
+pub(crate) mod crash;
 pub(crate) mod declare;
 pub(crate) mod http;
 pub(crate) mod jobs;

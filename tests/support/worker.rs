@@ -38,6 +38,12 @@ impl Settings {
         self
     }
 
+    /// Adds a variable of the environment.
+    pub(crate) fn env(mut self, key: &str, value: &str) -> Self {
+        self.environment.push((key.to_owned(), value.to_owned()));
+        self
+    }
+
     /// Puts them on a command; nothing of the test runner's own `SCORER_` environment gets through.
     pub(crate) fn apply<'a>(&self, command: &'a mut Command) -> &'a mut Command {
         let inherited = std::env::vars_os().map(|(key, _)| key);
