@@ -2,17 +2,17 @@
 //! answer; logs and progress go to standard error.
 
 mod bench;
-mod control;
+mod ctl;
 mod offline;
 mod status;
 mod submit;
+mod topology;
 
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{Config, Layers, LogFormat};
-use crate::control::Command as ControlCommand;
 use crate::worker::Stop;
 
 /// How a command ends; the numbers are the contract's.
@@ -114,14 +114,9 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Asks workers to pause, resume, drain or prove their session again.
-    Ctl {
-        /// What to ask.
-        command: ControlCommand,
-        /// Of this worker only.
-        #[arg(long)]
-        worker: Option<String>,
-    },
+    /// Asks workers to pause, resume, drain, look for an update, read their package again or prove
+    /// their session again; prints what each answers.
+    Ctl(ctl::CtlArgs),
     /// Measures the engine beside a bare session, without broker or Redis.
     Bench {
         #[command(flatten)]
@@ -255,8 +250,8 @@ async fn dispatch(command: Command, config: Config) -> Outcome {
         Command::Validate(args) => offline::validate(config, args).await,
         Command::Submit(args) => submit::submit(&config, args).await,
         Command::Status { json, watch } => status::status(&config, json, watch).await,
-        Command::Topology { declare, json } => control::topology(&config, declare, json).await,
-        Command::Ctl { command, worker } => control::ctl(&config, command, worker).await,
+        Command::Topology { declare, json } => topology::topology(&config, declare, json).await,
+        Command::Ctl(args) => ctl::ctl(&config, args).await,
         Command::Bench {
             subject,
             seconds,

@@ -389,11 +389,6 @@ impl Updater {
         let Ok(outcome) = outcome.await else {
             return Err(gone);
         };
-        let ready = self.phase.wait_for(|phase| phase.state == State::Ready);
-        if tokio::time::timeout(READY_AGAIN, ready).await.is_err() {
-            tracing::warn!("not ready again yet; the next worker of the fleet takes its turn");
-        }
-        drop(turn);
         let refused = outcome.as_ref().err().map(|error| Refused {
             version,
             why: error.to_string(),
@@ -406,6 +401,11 @@ impl Updater {
         if let Some(known) = &self.known {
             self.note_live(known.manifest.live_version, served);
         }
+        let ready = self.phase.wait_for(|phase| phase.state == State::Ready);
+        if tokio::time::timeout(READY_AGAIN, ready).await.is_err() {
+            tracing::warn!("not ready again yet; the next worker of the fleet takes its turn");
+        }
+        drop(turn);
         match outcome {
             Ok(()) => {
                 served.state.sweep_parts(|_| false);

@@ -40,6 +40,7 @@ fn decoded(name: &str, text: &[u8]) -> Result<(), String> {
             .map(drop)
             .map_err(|e| format!("{e:?}")),
         "control.v1" => control::decode(text, Encoding::Json).map(drop),
+        "control_answer.v1" => parse::<control::ControlAnswer>(text),
         "score_result.v1" => parse::<scorer::result::ResultMessage>(text),
         "heartbeat.v1" => parse::<scorer::heartbeat::Record>(text),
         "model_package.v1" => parse::<scorer::package::Manifest>(text),

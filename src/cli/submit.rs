@@ -10,7 +10,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Map, Value, json};
 
 use super::offline::{rule, word};
-use super::{Exit, Fault, Outcome, answer, control, model_name};
+use super::topology::link;
+use super::{Exit, Fault, Outcome, answer, model_name};
 use crate::broker::amqp::{Deliveries, Link};
 use crate::broker::topology::Topology;
 use crate::broker::{Outgoing, Properties, PublishError};
@@ -79,7 +80,7 @@ pub(super) async fn submit(config: &Config, args: SubmitArgs) -> Outcome {
             "nothing to submit: give --candidate or --jobs",
         ));
     }
-    let (link, topology) = control::link(config, &model).await?;
+    let (link, topology) = link(config, &model).await?;
     let outcome = exchange(&link, &topology, &jobs, &args).await;
     link.close().await;
     outcome

@@ -39,4 +39,5 @@ mod sharing;
 mod topology;
 mod trainer;
 mod undecodable;
+mod updates;
 mod verdict;

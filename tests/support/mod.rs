@@ -18,6 +18,7 @@ pub(crate) mod pace;
 pub(crate) mod package;
 pub(crate) mod process;
 pub(crate) mod redis_server;
+pub(crate) mod site;
 pub(crate) mod stack;
 pub(crate) mod trainer;
 pub(crate) mod wait;

@@ -1,7 +1,7 @@
 //! What one test has to itself: a namespace on a broker and a Redis, and the settings for both.
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use super::aggregator::Aggregator;
 use super::broker::Rabbit;
+use super::jobs::Case;
 use super::package::{self, MODEL};
 use super::process::Folder;
 use super::redis_server::Redis;
@@ -56,7 +57,7 @@ impl Stack {
             ("SCORER_REDIS__NAMESPACE", &self.namespace),
         ])
         .set("model.dir", package::sound().display())
-        .set("model.state_dir", self.folder.join("state").display())
+        .set("model.state_dir", self.state_dir().display())
         .set("engine.execution_provider", "cpu")
         .set("engine.threads", 1)
         .set("heartbeat.interval", "250ms")
@@ -87,6 +88,29 @@ impl Stack {
     #[track_caller]
     pub(crate) fn aggregator(&self) -> Aggregator {
         Aggregator::connect(&self.rabbit.url(), &self.namespace)
+    }
+
+    /// Where workers keep newer weights.
+    pub(crate) fn state_dir(&self) -> PathBuf {
+        self.folder.join("state")
+    }
+
+    /// What `scorer score` says of a case on a package, on this machine's CPU.
+    #[track_caller]
+    pub(crate) fn offline(&self, case: &Case, package: &Path) -> Value {
+        let file = case.path().display().to_string();
+        let rate = case.learning_rate.map(|rate| rate.to_string());
+        let mut arguments = vec!["score", "--candidate", &file, "--format", "binary_v2"];
+        arguments.extend([
+            "--semantics",
+            case.semantics.as_deref().expect("a score case"),
+        ]);
+        if let Some(rate) = &rate {
+            arguments.extend(["--learning-rate", rate]);
+        }
+        let package = package.display().to_string();
+        arguments.extend(["--model", &package]);
+        self.command(&arguments).expect_code(0).value()
     }
 
     /// Runs one of the other commands to its end.

@@ -1,0 +1,158 @@
+//! `scorer ctl`: asks workers, and waits for what each of them answers.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use clap::Args;
+use uuid::Uuid;
+
+use super::topology::link;
+use super::{Exit, Fault, Outcome, answer, model_name};
+use crate::broker::amqp::{Deliveries, Link};
+use crate::broker::topology::Topology;
+use crate::broker::{Outgoing, Properties};
+use crate::config::{Config, format_duration, units};
+use crate::control::{Command, ControlAnswer, ControlMessage, Outcome as Done};
+use crate::heartbeat::Record;
+use crate::job::Encoding;
+use crate::job::message::V1;
+use crate::lifecycle::State;
+use crate::store::read_fleet;
+
+#[derive(Debug, Args)]
+pub(super) struct CtlArgs {
+    /// What to ask.
+    command: Command,
+    /// Of this worker only.
+    #[arg(long, value_name = "ID")]
+    worker: Option<String>,
+    /// How long to wait for answers.
+    #[arg(long, default_value = "60s", value_parser = units::parse_duration)]
+    timeout: Duration,
+}
+
+pub(super) async fn ctl(config: &Config, args: CtlArgs) -> Outcome {
+    let model = model_name(config)?;
+    let (link, topology) = link(config, &model).await?;
+    let outcome = ask(config, &link, &topology, &args).await;
+    link.close().await;
+    outcome
+}
+
+async fn ask(config: &Config, link: &Link, topology: &Topology, args: &CtlArgs) -> Outcome {
+    let exchange = topology.control_exchange();
+    let subscribed = link.subscribe(&exchange, &[]).await;
+    let (queue, answers) = subscribed.map_err(|e| Fault::new(Exit::Unavailable, e))?;
+    // Before anybody is asked: who drains is gone from the records soon.
+    let expected = match &args.worker {
+        Some(id) => Some(BTreeSet::from([id.clone()])),
+        None => live_workers(config).await,
+    };
+    let asked = Uuid::new_v4().to_string();
+    let to = args.worker.as_ref();
+    let outgoing = Outgoing {
+        exchange,
+        routing_key: to.map_or_else(|| "all".to_owned(), |id| format!("worker.{id}")),
+        body: message(args)?,
+        properties: Properties {
+            content_type: Some("application/json".into()),
+            correlation_id: Some(asked.clone()),
+            reply_to: Some(queue),
+            attempt: 1,
+            ..Properties::default()
+        },
+        mandatory: true,
+    };
+    // One message, not pipelined: "returned" is certain here.
+    let sent = link.jobs.publish(outgoing).await;
+    sent.map_err(|e| Fault::new(Exit::Negative, format!("no worker listens there: {e}")))?;
+    let replies = Replies {
+        asked,
+        expected,
+        all_done: true,
+    };
+    replies.collect(answers, args.timeout).await
+}
+
+fn message(args: &CtlArgs) -> Result<Vec<u8>, Fault> {
+    let message = ControlMessage {
+        v: V1,
+        command: args.command,
+        worker_id: args.worker.clone(),
+    };
+    Encoding::Json.encode(&message).map_err(Fault::internal)
+}
+
+/// Control messages to all reach the workers of every model; so do the records. None = Redis does
+/// not say.
+async fn live_workers(config: &Config) -> Option<BTreeSet<String>> {
+    let read = read_fleet(&config.redis, None, config.heartbeat.ttl).await;
+    let unknown = |error: &crate::store::StoreError| {
+        tracing::warn!(%error, "Redis does not say which workers there are; waiting for answers until --timeout");
+    };
+    let (_, records) = read.inspect_err(unknown).ok()?;
+    let records = records
+        .iter()
+        .filter_map(|text| serde_json::from_str::<Record>(text).ok());
+    let listening = records.filter(|record| record.state != State::Stopped.as_str());
+    Some(listening.map(|record| record.worker_id).collect())
+}
+
+/// Answers to one message.
+struct Replies {
+    asked: String,
+    /// Who has not answered yet; none where it is not known who there is.
+    expected: Option<BTreeSet<String>>,
+    all_done: bool,
+}
+
+impl Replies {
+    /// Prints a line for each answer.
+    async fn collect(mut self, mut answers: Deliveries, limit: Duration) -> Outcome {
+        let deadline = tokio::time::Instant::now() + limit;
+        while !self.expected.as_ref().is_some_and(BTreeSet::is_empty) {
+            match tokio::time::timeout_at(deadline, answers.next()).await {
+                Ok(Some(delivery)) => {
+                    let ours = delivery.properties.correlation_id.as_ref() == Some(&self.asked);
+                    let reply = serde_json::from_slice::<ControlAnswer>(&delivery.body);
+                    if let (true, Ok(reply)) = (ours, reply) {
+                        self.take(&reply)?;
+                    }
+                }
+                Ok(None) => {
+                    return Err(Fault::new(
+                        Exit::Unavailable,
+                        "the link to RabbitMQ is lost; what the others answer is in the event stream",
+                    ));
+                }
+                Err(_) => break,
+            }
+        }
+        for silent in self.expected.iter().flatten() {
+            self.all_done = false;
+            answer(&format!(
+                "{silent}  no answer within {}",
+                format_duration(limit)
+            ))?;
+        }
+        Ok(if self.all_done {
+            Exit::Done
+        } else {
+            Exit::Negative
+        })
+    }
+
+    fn take(&mut self, reply: &ControlAnswer) -> Outcome {
+        if let Some(expected) = &mut self.expected {
+            expected.remove(&reply.worker_id);
+        }
+        self.all_done &= reply.outcome == Done::Done;
+        let ControlAnswer {
+            worker_id,
+            outcome,
+            message,
+            ..
+        } = reply;
+        answer(&format!("{worker_id}  {}: {message}", outcome.as_str()))
+    }
+}

@@ -1,0 +1,328 @@
+//! Workers follow their model by themselves: which way they go, what they refuse, what they keep,
+//! and that a version that does not prove itself is taken back.
+
+use serde_json::{Value, json};
+
+use crate::support::http::Route;
+use crate::support::jobs::{honest, honest_job};
+use crate::support::manifest::{self, ManifestBuilder, public_key, sign, with_canary};
+use crate::support::package::VERSION;
+use crate::support::site::{MANIFEST, Site, delta_name, full_name, path};
+use crate::support::stack::Stack;
+use crate::support::wait::{SOON, eventually, secs};
+use crate::support::worker::Worker;
+
+/// Waits until a worker takes jobs for a version, with the very weights of the training side.
+#[track_caller]
+fn serves(worker: &Worker, site: &Site, version: u64) -> Value {
+    let record = worker.heartbeat_when(secs(30), &format!("version {version}"), |r| {
+        r["ready"] == true && r["model"]["version"] == version
+    });
+    assert_eq!(
+        record["model"]["weights_id"],
+        site.trainer.weights_id(version)
+    );
+    record
+}
+
+/// Waits until the worker says why it does not serve the live version.
+#[track_caller]
+fn fails(worker: &Worker, why: &str) -> Value {
+    worker.heartbeat_when(secs(30), why, |r| {
+        r["update"]["failure"]
+            .as_str()
+            .is_some_and(|f| f.contains(why))
+    })
+}
+
+fn job(name: &str, version: u64) -> Value {
+    let mut job = honest().job(name);
+    job["model_version"] = json!(version);
+    job
+}
+
+fn files(stack: &Stack, worker: &str) -> Vec<String> {
+    let folder = stack.state_dir().join(worker);
+    let entries = std::fs::read_dir(folder).expect("the worker's folder");
+    let names = entries.map(|e| {
+        e.expect("an entry")
+            .file_name()
+            .to_string_lossy()
+            .into_owned()
+    });
+    let mut names: Vec<String> = names.collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn a_worker_follows_by_deltas_and_judges_by_the_version_that_a_job_names() {
+    let stack = Stack::shared();
+    let mut site = Site::new(11);
+    site.publish(&ManifestBuilder::new(VERSION));
+    let worker = stack.worker_with("w1", |s| site.followed(s));
+    serves(&worker, &site, VERSION);
+    let aggregator = stack.aggregator();
+    aggregator.collect_results();
+
+    // Asked for before the version is published: it waits on the ladder.
+    aggregator.submit(&job("early", VERSION + 2));
+    site.advance();
+    serves(&worker, &site, VERSION + 1);
+    let live = site.advance();
+    let record = serves(&worker, &site, live);
+    assert_eq!(record["update"]["live_version"], live);
+    assert_eq!(record["update"]["failure"], Value::Null);
+
+    aggregator.submit(&job("late", VERSION));
+    aggregator.submit(&job("now", live));
+    let late = aggregator.result("late").json();
+    assert_eq!(late["error"]["code"], "model_version_mismatch");
+    assert_eq!(
+        late["error"]["detail"],
+        json!({"worker": live, "job": VERSION})
+    );
+    let early = aggregator.result("early").json();
+    let now = aggregator.result("now").json();
+    let package = site.trainer.package(live);
+    let offline = stack.offline(honest(), &package.path());
+    for result in [&early, &now] {
+        assert_eq!(result["status"], "scored", "{result}");
+        assert_eq!(result["weights_id"], site.trainer.weights_id(live));
+        for field in ["delta", "stderr", "loss_before", "loss_after", "plan"] {
+            assert_eq!(result[field], offline[field], "{field}");
+        }
+    }
+    let events = stack.events("w1");
+    let updating = events.iter().filter(|e| e["to"] == "updating");
+    let details: Vec<&str> = updating.map(|e| e["detail"].as_str()).collect();
+    assert_eq!(details, ["update_to_v8", "update_to_v9"]);
+}
+
+#[test]
+fn what_was_reached_outlives_the_process_and_old_versions_go() {
+    let stack = Stack::shared();
+    let mut site = Site::new(12);
+    site.publish(&ManifestBuilder::new(VERSION));
+    let worker = stack.worker_with("w1", |s| site.followed(s));
+    serves(&worker, &site, VERSION);
+    for _ in 0..3 {
+        let version = site.advance();
+        serves(&worker, &site, version);
+    }
+    eventually(SOON, "two versions are kept, and no download", || {
+        let kept = files(&stack, "w1");
+        let weights = kept.iter().filter(|f| f.ends_with(".safetensors")).count();
+        weights == 2 && !kept.iter().any(|f| f.ends_with(".part"))
+    });
+    worker.kill();
+    let asked = site.server.asked(&path(&delta_name(9, 10)));
+    let worker = stack.worker_with("w1", |s| site.followed(s));
+    serves(&worker, &site, 10);
+    assert_eq!(site.server.asked(&path(&delta_name(9, 10))), asked);
+    let reached = stack
+        .events("w1")
+        .iter()
+        .filter(|e| e["to"] == "updating")
+        .count();
+    assert_eq!(reached, 3, "the restart needs no update");
+
+    // Back to the version before, which is here, and to the package's own.
+    for version in [9, VERSION] {
+        site.publish(&ManifestBuilder::new(version));
+        serves(&worker, &site, version);
+    }
+    // What is kept is checked: a file that was changed is not served.
+    let version = site.trainer.version();
+    site.publish(&ManifestBuilder::new(version).full(site.full(version)));
+    serves(&worker, &site, version);
+    worker.kill();
+    let kept = files(&stack, "w1").into_iter();
+    for file in kept.filter(|f| f.ends_with(".safetensors")) {
+        let file = stack.state_dir().join("w1").join(file);
+        let mut bytes = std::fs::read(&file).expect("kept weights");
+        *bytes.last_mut().expect("not empty") ^= 1;
+        std::fs::write(&file, bytes).expect("writable");
+    }
+    let worker = stack.worker_with("w1", |s| site.followed(s));
+    serves(&worker, &site, version);
+    assert!(worker.log().contains("weights that were kept are not used"));
+}
+
+#[test]
+fn the_cheapest_way_is_gone_and_the_next_where_it_is_closed() {
+    let stack = Stack::shared();
+    let mut site = Site::new(13);
+    for _ in 0..3 {
+        site.trainer.advance();
+    }
+    // Two small steps, the second of which is missing on the server: whole weights are next.
+    let gone = site.delta(8, 9);
+    site.server
+        .put(&path(&delta_name(8, 9)), Route::Status(404));
+    let manifest = ManifestBuilder::new(9)
+        .update(site.delta(7, 8))
+        .update(gone)
+        .full(site.full(9));
+    site.publish(&manifest);
+    let worker = stack.worker_with("w1", |s| site.followed(s));
+    serves(&worker, &site, 9);
+    assert_eq!(site.server.asked(&path(&delta_name(7, 8))), 1);
+    assert_eq!(site.server.asked(&path(&full_name(9))), 1);
+
+    // The delta's digest is right and its contents are not; whole weights of the wrong graph are
+    // no way; whole weights and a delta are.
+    let nonsense = b"[]".to_vec();
+    let mut broken = site.delta(9, 10);
+    broken["sha256"] = json!(crate::support::jobs::digest(&nonsense));
+    broken["size"] = json!(nonsense.len());
+    broken["urls"] = json!(["nonsense"]);
+    site.server.put(&path("nonsense"), Route::Mirror(nonsense));
+    let mut foreign = site.full(10);
+    foreign["graph_sha256"] = json!("0".repeat(64));
+    let manifest = ManifestBuilder::new(10).update(broken).full(foreign);
+    site.publish(&manifest);
+    let record = fails(&worker, "no way from version 7, 9 to 10 is open");
+    assert!(
+        record["update"]["failure"]
+            .to_string()
+            .contains("from 9 to 10")
+    );
+    assert_eq!(record["ready"], true);
+    site.publish(&manifest.full(site.full(9)).update(site.delta(9, 10)));
+    serves(&worker, &site, 10);
+}
+
+#[test]
+fn mirrors_are_tried_in_order_and_downloads_go_on_where_they_broke_off() {
+    let stack = Stack::shared();
+    let mut site = Site::new(14);
+    site.trainer.advance();
+    let bytes = site.trainer.full(8);
+    let half = bytes.len() / 2;
+    let (dying, wrong, sound) = (path("dying"), path("wrong"), path("sound"));
+    site.server
+        .put(&dying, Route::Breaking(bytes.clone(), half));
+    let mut other = bytes.clone();
+    other[half + 1] ^= 1;
+    site.server.put(&wrong, Route::Mirror(other));
+    site.server.put(&sound, Route::Mirror(bytes));
+    let elsewhere = "http://127.0.0.1:9/8";
+    let entry = manifest::full(&site.trainer, 8, &[elsewhere, "dying", "wrong", "sound"]);
+    site.publish(&ManifestBuilder::new(8).full(entry));
+    let worker = stack.worker_with("w1", |s| site.followed(s));
+    serves(&worker, &site, 8);
+    // The second half came from the wrong mirror; then all of it, to be sure; then the next mirror.
+    assert_eq!(site.server.ranges(&dying), [None]);
+    assert_eq!(site.server.ranges(&wrong), [Some(half as u64), None]);
+    assert_eq!(site.server.ranges(&sound), [None]);
+    assert!(worker.log().contains("nor does it lie beside the manifest"));
+}
+
+#[test]
+fn a_manifest_that_nobody_vouches_for_is_refused() {
+    let stack = Stack::shared();
+    let mut site = Site::new(15);
+    site.trainer.advance();
+    let manifest = ManifestBuilder::new(8).update(site.delta(7, 8));
+    site.publish_signed_by(&manifest, None);
+    let keyed = |s| site.followed(s).set("model.update_key", public_key());
+    let worker = stack.worker_with("w1", keyed);
+    fails(&worker, "no signature");
+    site.publish_signed_by(&manifest, Some(&sign(b"another manifest")));
+    let record = fails(&worker, "not that of model.update_key");
+    assert_eq!(record["ready"], true);
+    assert_eq!(record["model"]["version"], VERSION);
+    assert_eq!(site.server.asked(&path(&delta_name(7, 8))), 0);
+    site.publish(&manifest);
+    serves(&worker, &site, 8);
+    // Of another model, or not a manifest at all.
+    site.publish_signed_by(&ManifestBuilder::new(8), Some(""));
+    fails(&worker, "the signature");
+}
+
+#[test]
+fn a_version_that_does_not_prove_itself_is_taken_back_and_tried_again_with_another_manifest() {
+    let stack = Stack::shared();
+    let mut site = Site::new(16);
+    site.trainer.advance();
+    let wrong = with_canary(site.delta(7, 8), 1.0, 0.001);
+    site.publish(&ManifestBuilder::new(8).update(wrong));
+    let worker = stack.worker_with("w1", |s| site.followed(s));
+    let record = worker.heartbeat_when(secs(30), "version 8 is refused", |r| {
+        r["ready"] == true && r["update"]["refused"]["version"] == 8
+    });
+    assert_eq!(record["model"]["version"], VERSION);
+    assert_eq!(
+        record["model"]["weights_id"],
+        site.trainer.weights_id(VERSION)
+    );
+    let why = record["update"]["refused"]["why"]
+        .as_str()
+        .expect("a reason");
+    assert!(why.contains("canary"), "{why}");
+    let tries = || {
+        stack
+            .events("w1")
+            .iter()
+            .filter(|e| e["to"] == "updating")
+            .count()
+    };
+    let aggregator = stack.aggregator();
+    aggregator.collect_results();
+    aggregator.submit(&honest_job("still", "a"));
+    assert_eq!(aggregator.result("still").json()["status"], "scored");
+    // Not at once, not when asked, and not by the next process.
+    let answer = stack
+        .command(&["ctl", "update", "--worker", "w1"])
+        .expect_code(1);
+    assert!(
+        answer.stdout.starts_with("w1  refused: version 8"),
+        "{}",
+        answer.stdout
+    );
+    worker.kill();
+    let worker = stack.worker_with("w1", |s| site.followed(s));
+    let looked = |r: &Value| r["ready"] == true && r["update"]["looked_at_ms"].is_u64();
+    worker.heartbeat_when(secs(30), "a look", looked);
+    assert_eq!(tries(), 1);
+    site.publish(&ManifestBuilder::new(8).update(site.delta(7, 8)));
+    serves(&worker, &site, 8);
+    worker.heartbeat_when(SOON, "nothing is refused any more", |r| {
+        r["update"]["refused"].is_null()
+    });
+    let states = stack.states("w1");
+    assert!(
+        states
+            .join(" ")
+            .contains("updating warming degraded warming ready"),
+        "{states:?}"
+    );
+}
+
+#[test]
+fn the_manifest_is_asked_for_conditionally_and_at_once_when_somebody_asks() {
+    let stack = Stack::shared();
+    let mut site = Site::new(17);
+    site.publish(&ManifestBuilder::new(VERSION));
+    let rarely = |s| site.followed(s).set("model.update_interval", "1h");
+    let worker = stack.worker_with("w1", rarely);
+    serves(&worker, &site, VERSION);
+    let answer = stack.command(&["ctl", "update"]).expect_code(0);
+    assert_eq!(
+        answer.stdout,
+        "w1  done: version 7 is live and served already\n"
+    );
+    assert_eq!(site.server.unchanged(MANIFEST), 1);
+    let version = site.advance();
+    let answer = stack.command(&["ctl", "update"]).expect_code(0);
+    assert_eq!(answer.stdout, "w1  done: version 8 is served\n");
+    serves(&worker, &site, version);
+    // A job for a newer version makes it look, too.
+    let version = site.advance();
+    let aggregator = stack.aggregator();
+    aggregator.collect_results();
+    aggregator.submit(&job("newer", version));
+    serves(&worker, &site, version);
+    assert_eq!(aggregator.result("newer").json()["status"], "scored");
+}
