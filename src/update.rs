@@ -281,10 +281,10 @@ impl Updater {
         if served.package.manifest.version == live {
             return Ok(Followed::Already(live));
         }
-        if let Some(refused) = served.state.refused() {
-            if refused.version == live && refused.manifest_sha256 == sha256 {
-                return Err(Hitch::Refused(live, refused.why));
-            }
+        let refused = served.state.refused();
+        let again = |r: &Refused| r.version == live && r.manifest_sha256 == sha256;
+        if let Some(refused) = refused.filter(again) {
+            return Err(Hitch::Refused(live, refused.why));
         }
         let (package, weights) = self.prepare(&served).await?;
         self.offer(package, weights, &served, sha256).await

@@ -125,7 +125,7 @@ enum Step {
     /// Load the model anew.
     Reload,
     /// Serve other weights.
-    Swap(Offer),
+    Swap(Box<Offer>),
     /// Prove this session, whatever there was before.
     Prove(EngineHandle),
     /// Leave.
@@ -161,7 +161,7 @@ impl Leaving {
 
     fn update(offer: Offer) -> Self {
         let detail = Detail::UpdateTo(offer.package.manifest.version);
-        Self::to(State::Updating, detail, Step::Swap(offer))
+        Self::to(State::Updating, detail, Step::Swap(Box::new(offer)))
     }
 
     fn because(ended: Ended) -> Self {
@@ -364,9 +364,10 @@ impl Worker {
                     (None, None) => self.wait(None).await,
                 },
             };
-            let step = match step {
-                Step::Swap(offer) => self.swap(model.engine(), offer).await,
-                step => step,
+            let step = if let Step::Swap(offer) = step {
+                self.swap(model.engine(), *offer).await
+            } else {
+                step
             };
             model = match (step, model) {
                 (Step::Again | Step::Swap(_), model) => model,
@@ -772,7 +773,7 @@ impl Worker {
                 }
                 None => Step::Again,
             },
-            offer = offer(&mut self.follower) => Step::Swap(offer),
+            offer = offer(&mut self.follower) => Step::Swap(Box::new(offer)),
             // With a timer running only a request cuts the wait short.
             Ok(()) = self.links.changed(), if at_most.is_none() => Step::Again,
             Ok(()) = self.claim.changed(), if at_most.is_none() => Step::Again,

@@ -6,8 +6,8 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use safetensors::SafeTensors;
 use safetensors::tensor::{Metadata, TensorView};
+use safetensors::{SafeTensorError, SafeTensors};
 
 use super::manifest::{Delta, FullWeights};
 use super::route::Step;
@@ -88,9 +88,12 @@ fn copy(package: &Package, out: &Path) -> std::io::Result<()> {
     let views = views
         .collect::<Result<Vec<_>, _>>()
         .map_err(std::io::Error::other)?;
-    safetensors::serialize_to_file(views, None, out).map_err(|error| match error {
-        safetensors::SafeTensorError::IoError(e) => e,
-        other => std::io::Error::other(other),
+    safetensors::serialize_to_file(views, None, out).map_err(|error| {
+        if let SafeTensorError::IoError(error) = error {
+            error
+        } else {
+            std::io::Error::other(error)
+        }
     })
 }
 

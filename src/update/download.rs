@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use sha2::{Digest, Sha256};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncWriteExt, BufWriter};
 use url::Url;
 
 use super::manifest::MAX_BYTES;
@@ -16,6 +16,8 @@ use crate::fetch::{Body, FetchError, Getter, Revision};
 
 /// A place that sends nothing for so long is left for the next.
 const STALL: Duration = Duration::from_secs(30);
+/// What is written to the disk at once.
+const PIECE: usize = 1 << 20;
 /// A signature is a line.
 const SIGNATURE_BYTES: u64 = 4096;
 
@@ -215,7 +217,7 @@ async fn in_time<T>(work: impl Future<Output = Result<T, FetchError>>) -> Result
 
 /// A file on its way, and the digest of what is here of it.
 struct Part {
-    file: tokio::fs::File,
+    file: BufWriter<tokio::fs::File>,
     at: u64,
     digest: Sha256,
 }
@@ -233,7 +235,7 @@ impl Part {
                 file.set_len(0)?;
                 (at, digest) = (0, Sha256::new());
             }
-            let file = tokio::fs::File::from_std(file);
+            let file = BufWriter::with_capacity(PIECE, tokio::fs::File::from_std(file));
             Ok(Self { file, at, digest })
         };
         tokio::task::spawn_blocking(read)
@@ -250,7 +252,7 @@ impl Part {
 
     async fn restart(&mut self) -> std::io::Result<()> {
         self.file.flush().await?;
-        self.file.set_len(0).await?;
+        self.file.get_ref().set_len(0).await?;
         (self.at, self.digest) = (0, Sha256::new());
         Ok(())
     }

@@ -39,5 +39,6 @@ mod sharing;
 mod topology;
 mod trainer;
 mod undecodable;
+mod update_crashes;
 mod updates;
 mod verdict;
