@@ -164,7 +164,8 @@ impl StateDir {
     /// The weights of the version before, if they are kept.
     pub fn previous(&self) -> Option<WeightsFile> {
         let journal = self.journal();
-        journal.previous.as_ref().map(|kept| self.locate(kept))
+        let previous = journal.previous.as_ref().map(|kept| self.locate(kept));
+        previous.filter(|file| file.path.exists())
     }
 
     fn locate(&self, kept: &Kept) -> WeightsFile {
@@ -229,15 +230,25 @@ impl StateDir {
         self.rewrite(|journal| journal.refused = refused)
     }
 
-    /// Makes room. True = something went.
+    /// Makes room by giving up the version before. True = something went.
     pub fn make_room(&self) -> bool {
-        if self.journal().previous.is_none() {
+        let Some(previous) = self.previous() else {
+            return false;
+        };
+        tracing::warn!(
+            version = previous.version,
+            "the disk is full: the version before is deleted"
+        );
+        if let Err(error) = std::fs::remove_file(&previous.path) {
+            tracing::warn!(%error, path = %previous.path.display(), "cannot be deleted");
             return false;
         }
-        tracing::warn!("the disk is full: the weights of the version before are deleted");
-        let dropped = self.rewrite(|journal| journal.previous = None);
-        self.sweep();
-        dropped.is_ok()
+        // Only now there is room for the journal, too. Should even that fail, it names a file that
+        // is not there, and nothing relies on it.
+        if let Err(error) = self.rewrite(|journal| journal.previous = None) {
+            tracing::warn!(%error, "not in the journal yet");
+        }
+        true
     }
 
     /// Writes the journal anew: beside the old one, to the disk, then in its place.

@@ -3,6 +3,7 @@
 
 use serde_json::{Value, json};
 
+use crate::support::crash::Crash;
 use crate::support::http::Route;
 use crate::support::jobs::{honest, honest_job};
 use crate::support::manifest::{self, ManifestBuilder, public_key, sign, with_canary};
@@ -325,4 +326,38 @@ fn the_manifest_is_asked_for_conditionally_and_at_once_when_somebody_asks() {
     aggregator.submit(&job("newer", version));
     serves(&worker, &site, version);
     assert_eq!(aggregator.result("newer").json()["status"], "scored");
+}
+
+#[test]
+fn a_full_disk_is_an_error_that_loses_nothing() {
+    let stack = Stack::shared();
+    let mut site = Site::new(18);
+    site.publish(&ManifestBuilder::new(VERSION));
+    std::fs::create_dir_all(stack.state_dir()).expect("a folder");
+    let crash = Crash::never(&stack.state_dir());
+    let worker = stack.worker_with("w1", |s| crash.settings(site.followed(s)));
+    serves(&worker, &site, VERSION);
+    let first = site.advance();
+    serves(&worker, &site, first);
+    let second = site.advance();
+    serves(&worker, &site, second);
+    let weights = || {
+        let files = files(&stack, "w1").into_iter();
+        files.filter(|f| f.ends_with(".safetensors")).count()
+    };
+    assert_eq!(weights(), 2);
+    crash.fill(true);
+    let third = site.advance();
+    let record = fails(&worker, "No space left on device");
+    assert_eq!(record["ready"], true);
+    assert_eq!(record["model"]["version"], second);
+    // For the sake of room the version before went; the one that is served is there.
+    assert_eq!(weights(), 1);
+    let aggregator = stack.aggregator();
+    aggregator.collect_results();
+    aggregator.submit(&job("meanwhile", second));
+    assert_eq!(aggregator.result("meanwhile").json()["status"], "scored");
+    crash.fill(false);
+    stack.command(&["ctl", "update"]).expect_code(0);
+    serves(&worker, &site, third);
 }

@@ -6,6 +6,7 @@
 //! | `CRASH_DIR` | the folder, absolute and without symbolic links; only changes below it count |
 //! | `CRASH_AT` | the number of the fatal change, from 1; 0 or none: the process lives |
 //! | `CRASH_WHEN` | `after`: the fatal change is made; else it is not |
+//! | `CRASH_FULL` | a file: while it exists, nothing can be written, for want of space |
 //! | `CRASH_LOG` | gets a line `N name path` for each change that is begun, the fatal one too |
 //!
 //! A change is a call of the C library that makes, writes, cuts, renames, flushes or removes
@@ -32,6 +33,7 @@ struct Plan {
     dir: Spot,
     at: u64,
     after: bool,
+    full: Option<&'static CStr>,
     log: Option<c_int>,
 }
 
@@ -52,6 +54,7 @@ impl Plan {
             dir: Spot::default().add(dir.strip_suffix(b"/").unwrap_or(dir))?,
             at: at.unwrap_or(0),
             after: variable(c"CRASH_WHEN").is_some_and(|when| when == c"after"),
+            full: variable(c"CRASH_FULL"),
             log: variable(c"CRASH_LOG").and_then(open_log),
         })
     }
@@ -59,6 +62,12 @@ impl Plan {
     fn covers(&self, spot: &Spot) -> bool {
         let rest = spot.text().strip_prefix(self.dir.text());
         rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
+    }
+
+    fn is_full(&self) -> bool {
+        // SAFETY: the path is a string.
+        let exists = |path: &CStr| unsafe { libc::access(path.as_ptr(), libc::F_OK) } == 0;
+        self.full.is_some_and(exists)
     }
 
     fn note(&self, number: u64, name: &str, spot: &Spot) {
@@ -162,8 +171,13 @@ fn either(to: Option<Spot>, from: Option<Spot>) -> Option<Spot> {
     to.filter(|spot| plan.covers(spot)).or(from)
 }
 
-/// Counts a change if it is one that counts, and makes it unless it is the end before.
-fn change<T>(name: &str, spot: impl FnOnce() -> Option<Spot>, make: impl FnOnce() -> T) -> T {
+/// Counts a change if it is one that counts, and makes it unless it is the end before, or there is
+/// no space for it.
+fn change<T: From<i8>>(
+    name: &str,
+    spot: impl FnOnce() -> Option<Spot>,
+    make: impl FnOnce() -> T,
+) -> T {
     let Some(plan) = Plan::get() else {
         return make();
     };
@@ -174,6 +188,11 @@ fn change<T>(name: &str, spot: impl FnOnce() -> Option<Spot>, make: impl FnOnce(
     plan.note(number, name, &spot);
     if number == plan.at && !plan.after {
         die();
+    }
+    if matches!(name, "write" | "copy") && plan.is_full() {
+        // SAFETY: it is this thread's own.
+        unsafe { *libc::__errno_location() = libc::ENOSPC };
+        return T::from(-1);
     }
     let made = make();
     if number == plan.at {

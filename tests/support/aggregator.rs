@@ -31,7 +31,7 @@ pub(crate) fn runtime() -> &'static Runtime {
     })
 }
 
-type Inbox = Arc<Mutex<Vec<Message>>>;
+pub(crate) type Inbox = Arc<Mutex<Vec<Message>>>;
 
 /// A connection that publishes jobs and gathers results.
 pub(crate) struct Aggregator {
@@ -96,6 +96,17 @@ impl Aggregator {
         let properties =
             BasicProperties::default().with_content_type(encoding.content_type().into());
         self.publish_to("control", routing_key, false, body, properties);
+    }
+
+    /// The same in JSON, with somewhere to answer to.
+    #[track_caller]
+    pub(crate) fn ask(&self, routing_key: &str, message: &Value, reply_to: &str) {
+        let properties = BasicProperties::default()
+            .with_content_type(Encoding::Json.content_type().into())
+            .with_correlation_id("asked".into())
+            .with_reply_to(reply_to.into());
+        let body = Encoding::Json.encode(message);
+        self.publish_to("control", routing_key, false, &body, properties);
     }
 
     #[track_caller]

@@ -62,14 +62,28 @@ impl Crash {
         self.log.join("changes")
     }
 
-    fn environment(&self) -> [(&'static str, String); 5] {
+    fn environment(&self) -> [(&'static str, String); 6] {
         [
             ("LD_PRELOAD", shim().display().to_string()),
             ("CRASH_DIR", self.dir.display().to_string()),
             ("CRASH_AT", self.at.to_string()),
             ("CRASH_WHEN", self.when.to_owned()),
+            ("CRASH_FULL", self.full().display().to_string()),
             ("CRASH_LOG", self.log().display().to_string()),
         ]
+    }
+
+    fn full(&self) -> PathBuf {
+        self.log.join("full")
+    }
+
+    /// From now on there is no space for what is written below the folder, or there is again.
+    pub(crate) fn fill(&self, full: bool) {
+        let done = match full {
+            true => std::fs::write(self.full(), ""),
+            false => std::fs::remove_file(self.full()),
+        };
+        done.expect("a folder of our own");
     }
 
     /// Puts it on a command.
