@@ -52,7 +52,10 @@ fn each_outside_driver_is_named_in_one_file() {
 
 #[test]
 fn the_lifecycle_is_advanced_by_the_worker_alone() {
-    only_in(".advance(", &["worker.rs", "lifecycle.rs"]);
+    only_in(
+        ".advance(",
+        &["worker.rs", "worker/swap.rs", "lifecycle.rs"],
+    );
 }
 
 #[test]

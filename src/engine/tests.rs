@@ -19,6 +19,18 @@ struct Fixture {
     dir: tempfile::TempDir,
 }
 
+fn configuration() -> Config {
+    let set = [
+        "engine.execution_provider=cpu".to_owned(),
+        "engine.threads=1".to_owned(),
+    ];
+    Config::load(&Layers {
+        set: &set,
+        ..Layers::default()
+    })
+    .unwrap()
+}
+
 fn fixture() -> Fixture {
     let model = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/model/hazard");
     let dir = tempfile::tempdir().unwrap();
@@ -33,15 +45,7 @@ fn fixture() -> Fixture {
         objective: Objective::causal_lm(16),
     })
     .unwrap();
-    let set = [
-        "engine.execution_provider=cpu".to_owned(),
-        "engine.threads=1".to_owned(),
-    ];
-    let config = Config::load(&Layers {
-        set: &set,
-        ..Layers::default()
-    })
-    .unwrap();
+    let config = configuration();
     let package = Arc::new(Package::load(&out, false, &[]).unwrap());
     let plan = Plan::new(&package.shards, None, "", package.cut()).unwrap();
     let engine = Engine::load(package, &config.engine, Arc::default()).unwrap();
@@ -164,4 +168,72 @@ fn the_audit_notices_one_wrong_bit_and_a_changed_file() {
     let error = engine.audit().unwrap_err();
     assert_eq!(error.detail, Detail::PackageChanged);
     assert!(error.message.contains("shard_000001"), "{error}");
+}
+
+/// The fixture's weights with one of them changed, in a file of their own.
+fn moved(package: &Package, dir: &std::path::Path) -> Arc<Package> {
+    let checkpoint = dir.join("package/weights.safetensors");
+    let mut bytes = std::fs::read(checkpoint).unwrap();
+    let (at, tensor) = {
+        let views = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let (name, view) = views
+            .tensors()
+            .into_iter()
+            .find(|(n, _)| n != "size.weight")
+            .unwrap();
+        (view.data().as_ptr().addr() - bytes.as_ptr().addr(), name)
+    };
+    assert!(package.tensor(&tensor).is_some());
+    bytes[at..at + 4].copy_from_slice(&0.5_f32.to_le_bytes());
+    let file = dir.join("moved.safetensors");
+    std::fs::write(&file, bytes).unwrap();
+    Arc::new(package.with_new_weights(2, file, None).unwrap().0)
+}
+
+#[test]
+fn adopted_weights_give_the_losses_of_a_session_that_never_had_others() {
+    let Fixture {
+        mut engine,
+        plan,
+        dir,
+    } = fixture();
+    engine.warm().unwrap();
+    let first = engine.validate(&plan).unwrap();
+    let (old, new) = (
+        Arc::clone(&engine.package),
+        moved(&engine.package, dir.path()),
+    );
+    assert_ne!(old.weights.weights_id, new.weights.weights_id);
+    assert_eq!(new.manifest.version, 2);
+    engine.adopt(Arc::clone(&new)).unwrap();
+    engine.warm().unwrap();
+    let adopted = engine.validate(&plan).unwrap();
+    let config = EngineConfig::clone(&configuration().engine);
+    let mut fresh = Engine::load(new, &config, Arc::default()).unwrap();
+    assert_eq!(adopted, fresh.validate(&plan).unwrap());
+    assert_ne!(adopted, first);
+    engine.audit().unwrap();
+    engine.adopt(old).unwrap();
+    engine.warm().unwrap();
+    assert_eq!(engine.validate(&plan).unwrap(), first);
+}
+
+#[tokio::test]
+async fn nothing_is_computed_on_other_weights_than_the_caller_has() {
+    let Fixture { engine, plan, dir } = fixture();
+    let (old, new) = (
+        Arc::clone(&engine.package),
+        moved(&engine.package, dir.path()),
+    );
+    drop(engine);
+    let read = move || Ok(old);
+    let before = thread::EngineHandle::start(read, &configuration(), Arc::default());
+    let before = before.await.unwrap();
+    let after = before.turn().await.adopt(new).await.unwrap();
+    let plan = Arc::new(plan);
+    let limit = std::time::Duration::from_secs(60);
+    let stale = before.turn().await.validate(Arc::clone(&plan), limit).await;
+    assert_eq!(stale.unwrap_err().code, Code::InferenceFailed);
+    assert!(after.turn().await.validate(plan, limit).await.is_ok());
+    assert_eq!(after.loss(), None);
 }
