@@ -227,7 +227,8 @@ async fn nothing_is_computed_on_other_weights_than_the_caller_has() {
     );
     drop(engine);
     let read = move || Ok(old);
-    let before = thread::EngineHandle::start(read, &configuration(), Arc::default());
+    let config = configuration();
+    let before = thread::EngineHandle::start(read, &config, Arc::default());
     let before = before.await.unwrap();
     let after = before.turn().await.adopt(new).await.unwrap();
     let plan = Arc::new(plan);

@@ -28,14 +28,14 @@ enum Way {
 }
 
 impl Way {
-    fn old(self) -> u64 {
+    fn before(self) -> u64 {
         match self {
             Self::FirstDelta => VERSION,
             Self::FullAndDelta => VERSION + 1,
         }
     }
 
-    fn new(self) -> u64 {
+    fn after(self) -> u64 {
         match self {
             Self::FirstDelta => VERSION + 1,
             Self::FullAndDelta => VERSION + 3,
@@ -43,7 +43,7 @@ impl Way {
     }
 
     fn manifest(self, site: &Site) -> ManifestBuilder {
-        let manifest = ManifestBuilder::new(self.new());
+        let manifest = ManifestBuilder::new(self.after());
         match self {
             Self::FirstDelta => manifest.update(site.delta(7, 8)),
             Self::FullAndDelta => manifest.full(site.full(9)).update(site.delta(9, 10)),
@@ -63,7 +63,7 @@ fn prepared(way: Way) -> (Stack, Site) {
         site.trainer.advance();
     }
     std::fs::create_dir_all(stack.state_dir()).expect("a folder");
-    if way.old() != VERSION {
+    if way.before() != VERSION {
         site.publish(&ManifestBuilder::new(8).update(site.delta(7, 8)));
         let worker = stack.worker_with("w1", |s| site.followed(s));
         serves(&worker, &site, 8);
@@ -90,7 +90,7 @@ fn undisturbed(way: Way) -> Vec<Change> {
     let (stack, site) = prepared(way);
     let crash = Crash::never(&stack.state_dir());
     let worker = stack.worker_with("w1", |s| crash.settings(site.followed(s)));
-    serves(&worker, &site, way.new());
+    serves(&worker, &site, way.after());
     eventually(SOON, "downloads are swept", || {
         let last = crash.changes().pop();
         last.is_some_and(|c| c.name == "unlink" && c.path.ends_with(".part"))
@@ -126,7 +126,7 @@ fn dies_at(way: Way, n: u64) -> Death {
     let expected = site.trainer.weights_id(found);
     assert_eq!(record["model"]["weights_id"], expected, "after {fatal:?}");
     site.publish(&way.manifest(&site));
-    serves(&worker, &site, way.new());
+    serves(&worker, &site, way.after());
     Death { done, found }
 }
 
@@ -161,10 +161,10 @@ fn dies_at_every_change(way: Way) {
     let decisive = journals(&changes);
     for death in &deaths {
         let decided = journals(&death.done) == decisive;
-        let expected = if decided { way.new() } else { way.old() };
+        let expected = if decided { way.after() } else { way.before() };
         assert_eq!(death.found, expected, "{death:?}");
     }
-    for version in [way.old(), way.new()] {
+    for version in [way.before(), way.after()] {
         assert!(
             deaths.iter().any(|death| death.found == version),
             "{version}"
