@@ -411,7 +411,7 @@ impl Config {
         check(
             url.is_none_or(|url| url.is_ok_and(|url| is_manifest_url(&url))),
             "model.update_url",
-            "must be an http://, https:// or file:// URL without user information",
+            "must be an http://, https://, s3://, gs://, az:// or file:// URL without user information",
         );
         let key = self.model.update_key.as_deref().map(UpdateKey::parse);
         if let Some(Err(why)) = key {
@@ -467,7 +467,8 @@ pub fn host_name() -> String {
 
 fn is_manifest_url(url: &Url) -> bool {
     let nobody = url.username().is_empty() && url.password().is_none();
-    nobody && matches!(url.scheme(), "http" | "https" | "file")
+    let schemes = ["http", "https", "file", "s3", "gs", "az"];
+    nobody && schemes.contains(&url.scheme())
 }
 
 fn has_scheme(text: &str, schemes: &[&str]) -> bool {

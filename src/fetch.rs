@@ -1,6 +1,9 @@
 //! Getting bytes from a URL, for candidates and for updates alike: only from where the
 //! configuration allows, from an address that was checked and is then connected to, without
-//! redirects, in pieces, and never more than was announced. The one place that knows how.
+//! redirects, in pieces, and never more than was announced. The one place that knows how; what is in
+//! a [`bucket`] is opened there.
+
+mod bucket;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -17,6 +20,8 @@ use reqwest::header::{
 use reqwest::{Response, StatusCode};
 use tokio::io::AsyncReadExt;
 use url::{Host, Url};
+
+use bucket::{Buckets, Object};
 
 /// What is read of a file at once.
 const PIECE: usize = 1 << 20;
@@ -59,6 +64,8 @@ pub enum Revision {
     Date(HeaderValue),
     /// A file's size and time of change.
     File(u64, std::time::SystemTime),
+    /// What a bucket says of an object.
+    Object(String),
 }
 
 /// Opens what its prefixes cover.
@@ -67,6 +74,7 @@ pub struct Getter {
     allow: Arc<[String]>,
     allow_private: bool,
     client: reqwest::Client,
+    buckets: Buckets,
 }
 
 /// Bytes on their way.
@@ -83,6 +91,7 @@ pub struct Body {
 
 enum Source {
     Http(BoxStream<'static, reqwest::Result<Bytes>>),
+    Bucket(bucket::Stream),
     File(tokio::fs::File),
 }
 
@@ -111,6 +120,7 @@ impl Getter {
             allow: allow.into(),
             allow_private,
             client,
+            buckets: Buckets::default(),
         })
     }
 
@@ -169,6 +179,13 @@ impl Getter {
                 let response = self.ask(&url, headers).await?;
                 Body::of(&url, response, from, most)?
             }
+            "s3" | "gs" | "az" => {
+                let opened = self.buckets.open(&url, from, None).await?;
+                let Some(object) = opened else {
+                    return Err(unavailable(format!("{}: not changed", place(&url))));
+                };
+                Body::in_bucket(&url, object, most)
+            }
             other => {
                 return Err(forbidden(format!(
                     "scheme {other} is not supported by this worker"
@@ -191,6 +208,11 @@ impl Getter {
         let condition: (HeaderName, _) = match known {
             Some(Revision::Tag(tag)) => (IF_NONE_MATCH, tag.clone()),
             Some(Revision::Date(date)) => (IF_MODIFIED_SINCE, date.clone()),
+            Some(Revision::Object(tag)) => {
+                let opened = self.buckets.open(&url, 0, Some(tag)).await?;
+                let body = opened.map(|object| Body::in_bucket(&url, object, most));
+                return body.map(Body::within_bounds).transpose();
+            }
             Some(Revision::File(..)) | None => {
                 let body = self.open(url, 0, most).await?;
                 return Ok(Some(body).filter(|b| known.is_none() || b.revision.as_ref() != known));
@@ -286,6 +308,18 @@ impl Body {
         })
     }
 
+    fn in_bucket(url: &Url, object: Object, most: u64) -> Self {
+        Self {
+            place: place(url),
+            from: object.from,
+            // What is said to come is as much as what has come.
+            at: object.from,
+            most,
+            revision: object.tag.map(Revision::Object),
+            source: Source::Bucket(object.bytes),
+        }
+    }
+
     /// Scheme, host and path, for messages.
     pub fn place(&self) -> &str {
         &self.place
@@ -321,6 +355,10 @@ impl Body {
         let chunk = match &mut self.source {
             Source::Http(stream) => stream.next().await.transpose().map_err(|e| {
                 unavailable(format!("{place}: broke off after {at} bytes: {}", kind(&e)))
+            })?,
+            Source::Bucket(stream) => stream.next().await.transpose().map_err(|e| {
+                tracing::debug!(error = %e, "what the bucket said");
+                unavailable(format!("{place}: broke off after {at} bytes"))
             })?,
             Source::File(file) => {
                 let mut piece = BytesMut::with_capacity(PIECE);

@@ -94,8 +94,6 @@ pub struct Updater {
     orders: mpsc::Receiver<Order>,
     newer: Arc<Notify>,
     known: Option<Known>,
-    /// Tries that failed since the last that did not.
-    failures: u32,
 }
 
 /// The manifest that was read last.
@@ -106,6 +104,28 @@ struct Known {
     revision: Option<Revision>,
     /// Files that do not hold what they should, by digest: they will not get better.
     unfit: BTreeSet<String>,
+    /// The last try to follow it, if it failed.
+    failed: Option<Failed>,
+}
+
+/// A try that failed, and when the next one is.
+#[derive(Debug)]
+struct Failed {
+    why: String,
+    tries: u32,
+    again_at: Instant,
+}
+
+impl Known {
+    fn note(&mut self, hitch: Option<&Hitch>, interval: Duration) {
+        let tries = self.failed.take().map_or(0, |failed| failed.tries);
+        let longer = interval.saturating_mul(1 << tries.min(16));
+        self.failed = hitch.map(|hitch| Failed {
+            why: hitch.to_string(),
+            tries: tries + 1,
+            again_at: Instant::now() + longer.min(LONGEST_PAUSE.max(interval)),
+        });
+    }
 }
 
 /// How a look at the manifest ended well.
@@ -128,6 +148,9 @@ enum Hitch {
         "version {0} was tried and did not prove itself ({1}); it is tried again when the manifest changes"
     )]
     Refused(u64, String),
+    /// It failed a while ago, for this reason, and is tried again in a while.
+    #[error("{0}")]
+    Later(String),
     /// There is no way to it.
     #[error("{0}")]
     NoWay(String),
@@ -184,7 +207,6 @@ impl Updater {
             orders,
             newer,
             known: None,
-            failures: 0,
         };
         Ok(Some((updater, follower)))
     }
@@ -194,44 +216,28 @@ impl Updater {
         if self.served.wait_for(Option::is_some).await.is_err() {
             return;
         }
-        let mut waiting: Vec<Order> = Vec::new();
+        let mut orders: Vec<Order> = Vec::new();
         loop {
             let looked_at = Instant::now();
-            let outcome = self.look().await;
-            while let Ok(order) = self.orders.try_recv() {
-                waiting.push(order);
-            }
+            let outcome = self.look(!orders.is_empty()).await;
             self.report(&outcome);
-            for order in waiting.drain(..) {
-                match &outcome {
-                    Ok(Followed::Already(version)) => {
-                        order.done(format!("version {version} is live and served already"))
-                    }
-                    Ok(Followed::Updated(version)) => {
-                        order.done(format!("version {version} is served"))
-                    }
-                    Err(hitch @ (Hitch::Refused(..) | Hitch::Away(_))) => {
-                        order.refuse(hitch.to_string())
-                    }
-                    Err(hitch) => order.fail(hitch.to_string()),
-                }
+            for order in orders.drain(..) {
+                answer(order, &outcome);
             }
             match self.pause(looked_at).await {
-                Some(order) => waiting.extend(order),
+                Some(order) => orders.extend(order),
                 None => return,
             }
         }
     }
 
-    fn report(&mut self, outcome: &Result<Followed, Hitch>) {
+    fn report(&self, outcome: &Result<Followed, Hitch>) {
         match outcome {
-            Ok(_) => self.failures = 0,
             // Said when it happened, and visible since.
-            Err(Hitch::Refused(..)) => self.failures = 0,
+            Ok(_) | Err(Hitch::Refused(..) | Hitch::Later(_)) => {}
             Err(hitch) => {
-                self.failures += 1;
                 self.vitals.error("update_failed", &hitch.to_string());
-                tracing::error!(error = %hitch, tries = self.failures, "not updated; the version before is served");
+                tracing::error!(error = %hitch, "not updated; the version before is served");
             }
         }
         let mut facts = self.vitals.facts();
@@ -242,33 +248,25 @@ impl Updater {
         }
     }
 
-    /// Until the next look: the interval, longer after failures, or less when somebody asks. None =
-    /// the worker is gone.
+    /// Until the next look: the interval, or less when somebody asks. None = the worker is gone.
     async fn pause(&mut self, looked_at: Instant) -> Option<Option<Order>> {
-        let interval = self
-            .config
-            .model
-            .update_interval
-            .mul_f64(rand::random_range(0.9..=1.1));
-        let longer = interval.saturating_mul(1 << self.failures.saturating_sub(1).min(16));
-        let wait = longer.min(LONGEST_PAUSE.max(interval));
+        let interval = self.config.model.update_interval;
+        let next = looked_at + interval.mul_f64(rand::random_range(0.9..=1.1));
         let newer = async {
             self.newer.notified().await;
             tokio::time::sleep_until(looked_at + LEAST_PAUSE).await;
-            // What failed for a reason of its own will not succeed because a stranger asks.
-            if self.failures > 0 {
-                tokio::time::sleep_until(looked_at + wait).await;
-            }
         };
         tokio::select! {
-            () = tokio::time::sleep_until(looked_at + wait) => Some(None),
+            () = tokio::time::sleep_until(next) => Some(None),
             () = newer => Some(None),
+            // Also one that came during the look: it asks for what has happened since.
             order = self.orders.recv() => order.map(Some),
         }
     }
 
-    /// One look: what is live, and all it takes to serve it.
-    async fn look(&mut self) -> Result<Followed, Hitch> {
+    /// One look: what is live, and all it takes to serve it. What failed is not tried again at every
+    /// look, but when somebody `asked`.
+    async fn look(&mut self, asked: bool) -> Result<Followed, Hitch> {
         self.read_manifest().await?;
         let Some(served) = self.served.borrow().clone() else {
             return Err(Hitch::Away("no model is loaded yet"));
@@ -286,8 +284,19 @@ impl Updater {
         if let Some(refused) = refused.filter(again) {
             return Err(Hitch::Refused(live, refused.why));
         }
-        let (package, weights) = self.prepare(&served).await?;
-        self.offer(package, weights, &served, sha256).await
+        let failed = known.failed.as_ref().filter(|f| !asked && Instant::now() < f.again_at);
+        if let Some(failed) = failed {
+            return Err(Hitch::Later(failed.why.clone()));
+        }
+        let outcome = match self.prepare(&served).await {
+            Ok((package, weights)) => self.offer(package, weights, &served, sha256).await,
+            Err(hitch) => Err(hitch),
+        };
+        let interval = self.config.model.update_interval;
+        if let Some(known) = &mut self.known {
+            known.note(outcome.as_ref().err(), interval);
+        }
+        outcome
     }
 
     fn note_live(&self, live: u64, served: &Served) {
@@ -340,6 +349,7 @@ impl Updater {
             sha256,
             revision,
             unfit: BTreeSet::new(),
+            failed: None,
         });
         Ok(())
     }
@@ -413,5 +423,22 @@ impl Updater {
             }
             Err(error) => Err(Hitch::Unproven(version, error.to_string())),
         }
+    }
+}
+
+fn answer(order: Order, outcome: &Result<Followed, Hitch>) {
+    match outcome {
+        Ok(Followed::Already(version)) => {
+            order.done(format!("version {version} is live and served already"));
+        }
+        Ok(Followed::Updated(version)) => order.done(format!("version {version} is served")),
+        Err(hitch @ (Hitch::Refused(..) | Hitch::Away(_))) => order.refuse(hitch.to_string()),
+        Err(
+            hitch @ (Hitch::Manifest(_)
+            | Hitch::Later(_)
+            | Hitch::NoWay(_)
+            | Hitch::Disk(_)
+            | Hitch::Unproven(..)),
+        ) => order.fail(hitch.to_string()),
     }
 }

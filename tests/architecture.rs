@@ -47,6 +47,7 @@ fn each_outside_driver_is_named_in_one_file() {
     only_in("redis::", &["store.rs"]);
     only_in("ort::", &["engine/session.rs", "engine/session/scratch.rs"]);
     only_in("reqwest::", &["fetch.rs"]);
+    only_in("object_store::", &["fetch/bucket.rs"]);
     only_in("prost::", &["engine/graph.rs"]);
 }
 

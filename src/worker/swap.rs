@@ -22,6 +22,10 @@ impl Worker {
             settled,
         } = offer;
         let version = package.manifest.version;
+        if !self.is_of_our_package(&package) {
+            tracing::warn!(version, "an update for another package than the one that is there now");
+            return Step::Rewarm;
+        }
         self.lifecycle
             .advance(State::Updating, Detail::UpdateTo(version));
         self.count_attempt();
@@ -48,6 +52,12 @@ impl Worker {
         // The updater may be gone in a drain.
         drop(settled.send(outcome));
         step
+    }
+
+    /// The package may have been replaced while the update was prepared.
+    fn is_of_our_package(&self, offered: &Package) -> bool {
+        let found = Package::read_manifest(&self.dir);
+        found.is_ok_and(|(manifest, id)| Package::root(&manifest, &id) == offered.root)
     }
 
     async fn prove_offered(

@@ -1,17 +1,21 @@
 //! Workers follow their model by themselves: which way they go, what they refuse, what they keep,
 //! and that a version that does not prove itself is taken back.
 
+use std::sync::Arc;
+
 use serde_json::{Value, json};
 
+use crate::support::broker::Rabbit;
 use crate::support::crash::Crash;
 use crate::support::http::Route;
 use crate::support::jobs::{honest, honest_job};
 use crate::support::manifest::{self, ManifestBuilder, public_key, sign, with_canary};
 use crate::support::package::VERSION;
+use crate::support::redis_server::Redis;
 use crate::support::site::{MANIFEST, Site, delta_name, full_name, path};
 use crate::support::stack::Stack;
 use crate::support::wait::{SOON, eventually, secs};
-use crate::support::worker::Worker;
+use crate::support::worker::{Settings, Worker};
 
 /// Waits until a worker takes jobs for a version, with the very weights of the training side.
 #[track_caller]
@@ -361,4 +365,63 @@ fn a_full_disk_is_an_error_that_loses_nothing() {
     crash.fill(false);
     stack.command(&["ctl", "update"]).expect_code(0);
     serves(&worker, &site, third);
+}
+
+#[test]
+fn buckets_are_read_like_any_other_place() {
+    let stack = Stack::shared();
+    let mut site = Site::new(19);
+    let version = site.trainer.advance();
+    site.publish(&ManifestBuilder::new(version).update(site.delta(VERSION, version)));
+    // `s3://model` is the folder `/model` of this server.
+    let in_bucket = |s: Settings| {
+        site.followed(s)
+            .set("model.update_url", "s3://model/manifest.json")
+            .env("AWS_ENDPOINT", &site.server.url(""))
+            .env("AWS_ALLOW_HTTP", "true")
+            .env("AWS_ACCESS_KEY_ID", "tests")
+            .env("AWS_SECRET_ACCESS_KEY", "no secret")
+    };
+    let worker = stack.worker_with("w1", in_bucket);
+    serves(&worker, &site, version);
+    eventually(SOON, "the manifest is asked for conditionally", || {
+        site.server.unchanged(MANIFEST) > 0
+    });
+    let allowed = |s: Settings| {
+        in_bucket(s)
+            .set("candidates.allow", "[\"s3://model/\"]")
+    };
+    let worker = stack.worker_with("w2", allowed);
+    serves(&worker, &site, version);
+    let case = honest();
+    site.server.put(&path("candidate"), Route::Mirror(case.bytes()));
+    let aggregator = stack.aggregator();
+    aggregator.collect_results();
+    let mut asked = case.job_by_url("from-a-bucket", "s3://model/candidate");
+    asked["model_version"] = json!(version);
+    stack.command(&["ctl", "drain", "--worker", "w1"]).expect_code(0);
+    aggregator.submit(&asked);
+    assert_eq!(aggregator.result("from-a-bucket").json()["status"], "scored");
+    let mut elsewhere = case.job_by_url("from-elsewhere", "s3://other/candidate");
+    elsewhere["model_version"] = json!(version);
+    aggregator.submit(&elsewhere);
+    let refused = aggregator.result("from-elsewhere").json();
+    assert_eq!(refused["error"]["code"], "candidate_url_forbidden");
+}
+
+#[test]
+fn without_redis_nobody_waits_for_a_turn() {
+    let stack = Stack::on(Rabbit::shared(), Arc::new(Redis::started()));
+    let mut site = Site::new(20);
+    site.publish(&ManifestBuilder::new(VERSION));
+    let worker = stack.worker_with("w1", |s| site.followed(s));
+    serves(&worker, &site, VERSION);
+    let aggregator = stack.aggregator();
+    aggregator.collect_results();
+    stack.redis.kill();
+    let version = site.advance();
+    aggregator.submit(&job("without-redis", version));
+    let result = aggregator.result("without-redis").json();
+    assert_eq!(result["status"], "scored");
+    assert_eq!(result["weights_id"], site.trainer.weights_id(version));
 }
