@@ -284,7 +284,10 @@ impl Updater {
         if let Some(refused) = refused.filter(again) {
             return Err(Hitch::Refused(live, refused.why));
         }
-        let failed = known.failed.as_ref().filter(|f| !asked && Instant::now() < f.again_at);
+        let failed = known
+            .failed
+            .as_ref()
+            .filter(|f| !asked && Instant::now() < f.again_at);
         if let Some(failed) = failed {
             return Err(Hitch::Later(failed.why.clone()));
         }

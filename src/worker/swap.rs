@@ -23,7 +23,10 @@ impl Worker {
         } = offer;
         let version = package.manifest.version;
         if !self.is_of_our_package(&package) {
-            tracing::warn!(version, "an update for another package than the one that is there now");
+            tracing::warn!(
+                version,
+                "an update for another package than the one that is there now"
+            );
             return Step::Rewarm;
         }
         self.lifecycle

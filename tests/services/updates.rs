@@ -387,21 +387,24 @@ fn buckets_are_read_like_any_other_place() {
     eventually(SOON, "the manifest is asked for conditionally", || {
         site.server.unchanged(MANIFEST) > 0
     });
-    let allowed = |s: Settings| {
-        in_bucket(s)
-            .set("candidates.allow", "[\"s3://model/\"]")
-    };
+    let allowed = |s: Settings| in_bucket(s).set("candidates.allow", "[\"s3://model/\"]");
     let worker = stack.worker_with("w2", allowed);
     serves(&worker, &site, version);
     let case = honest();
-    site.server.put(&path("candidate"), Route::Mirror(case.bytes()));
+    site.server
+        .put(&path("candidate"), Route::Mirror(case.bytes()));
     let aggregator = stack.aggregator();
     aggregator.collect_results();
     let mut asked = case.job_by_url("from-a-bucket", "s3://model/candidate");
     asked["model_version"] = json!(version);
-    stack.command(&["ctl", "drain", "--worker", "w1"]).expect_code(0);
+    stack
+        .command(&["ctl", "drain", "--worker", "w1"])
+        .expect_code(0);
     aggregator.submit(&asked);
-    assert_eq!(aggregator.result("from-a-bucket").json()["status"], "scored");
+    assert_eq!(
+        aggregator.result("from-a-bucket").json()["status"],
+        "scored"
+    );
     let mut elsewhere = case.job_by_url("from-elsewhere", "s3://other/candidate");
     elsewhere["model_version"] = json!(version);
     aggregator.submit(&elsewhere);

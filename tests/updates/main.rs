@@ -94,7 +94,9 @@ fn a_fleet_follows_fifty_updates_and_no_job_is_lost_or_judged_on_other_weights()
     let start = |id: &&str| stack.worker_with(id, |s| settings(&publisher, s));
     let mut workers: Vec<Worker> = IDS.iter().map(start).collect();
     all_serve(&workers, &publisher, VERSION);
-    let warm_ups = workers.iter().map(|w| w.heartbeat()["warm"]["last_ms"].clone());
+    let warm_ups = workers
+        .iter()
+        .map(|w| w.heartbeat()["warm"]["last_ms"].clone());
     let warm_ups: Vec<_> = warm_ups.collect();
     let gaps = Gaps::watch(&stack);
     let load = Load::start(&stack);
