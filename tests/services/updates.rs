@@ -369,25 +369,33 @@ fn a_full_disk_is_an_error_that_loses_nothing() {
 
 #[test]
 fn buckets_are_read_like_any_other_place() {
+    for scheme in ["s3", "gs", "az"] {
+        reads_a_bucket(scheme);
+    }
+}
+
+/// `SCHEME://model` is the folder `/model` of the test's server.
+fn reads_a_bucket(scheme: &str) {
     let stack = Stack::shared();
     let mut site = Site::new(19);
     let version = site.trainer.advance();
     site.publish(&ManifestBuilder::new(version).update(site.delta(VERSION, version)));
-    // `s3://model` is the folder `/model` of this server.
     let in_bucket = |s: Settings| {
-        site.followed(s)
-            .set("model.update_url", "s3://model/manifest.json")
-            .env("AWS_ENDPOINT", &site.server.url(""))
-            .env("AWS_ALLOW_HTTP", "true")
-            .env("AWS_ACCESS_KEY_ID", "tests")
-            .env("AWS_SECRET_ACCESS_KEY", "no secret")
+        bucket_environment(&site.server.url(""))
+            .into_iter()
+            .fold(site.followed(s), |s, (key, value)| s.env(key, &value))
+            .set(
+                "model.update_url",
+                &format!("{scheme}://model/manifest.json"),
+            )
     };
     let worker = stack.worker_with("w1", in_bucket);
     serves(&worker, &site, version);
     eventually(SOON, "the manifest is asked for conditionally", || {
         site.server.unchanged(MANIFEST) > 0
     });
-    let allowed = |s: Settings| in_bucket(s).set("candidates.allow", "[\"s3://model/\"]");
+    let allowed =
+        |s: Settings| in_bucket(s).set("candidates.allow", &format!("[\"{scheme}://model/\"]"));
     let worker = stack.worker_with("w2", allowed);
     serves(&worker, &site, version);
     let case = honest();
@@ -395,21 +403,37 @@ fn buckets_are_read_like_any_other_place() {
         .put(&path("candidate"), Route::Mirror(case.bytes()));
     let aggregator = stack.aggregator();
     aggregator.collect_results();
-    let mut asked = case.job_by_url("from-a-bucket", "s3://model/candidate");
+    let mut asked = case.job_by_url("from-a-bucket", &format!("{scheme}://model/candidate"));
     asked["model_version"] = json!(version);
     stack
         .command(&["ctl", "drain", "--worker", "w1"])
         .expect_code(0);
     aggregator.submit(&asked);
-    assert_eq!(
-        aggregator.result("from-a-bucket").json()["status"],
-        "scored"
-    );
-    let mut elsewhere = case.job_by_url("from-elsewhere", "s3://other/candidate");
+    let result = aggregator.result("from-a-bucket").json();
+    assert_eq!(result["status"], "scored", "{scheme}: {result}");
+    let mut elsewhere = case.job_by_url("from-elsewhere", &format!("{scheme}://other/candidate"));
     elsewhere["model_version"] = json!(version);
     aggregator.submit(&elsewhere);
     let refused = aggregator.result("from-elsewhere").json();
     assert_eq!(refused["error"]["code"], "candidate_url_forbidden");
+}
+
+/// What sends every cloud's client to this server.
+fn bucket_environment(server: &str) -> Vec<(&'static str, String)> {
+    let server = server.trim_end_matches('/').to_owned();
+    vec![
+        ("AWS_ENDPOINT", server.clone()),
+        ("AWS_ALLOW_HTTP", "true".to_owned()),
+        ("AWS_ACCESS_KEY_ID", "tests".to_owned()),
+        ("AWS_SECRET_ACCESS_KEY", "no secret".to_owned()),
+        ("GOOGLE_BASE_URL", server.clone()),
+        ("GOOGLE_ALLOW_HTTP", "true".to_owned()),
+        ("GOOGLE_SKIP_SIGNATURE", "true".to_owned()),
+        ("AZURE_STORAGE_ACCOUNT_NAME", "tests".to_owned()),
+        ("AZURE_STORAGE_ENDPOINT", server),
+        ("AZURE_ALLOW_HTTP", "true".to_owned()),
+        ("AZURE_SKIP_SIGNATURE", "true".to_owned()),
+    ]
 }
 
 #[test]

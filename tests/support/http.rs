@@ -13,7 +13,7 @@ use super::jobs::digest;
 pub(crate) enum Route {
     /// 200 with these bytes.
     Bytes(Vec<u8>),
-    /// These bytes as a mirror serves them: with an `ETag`, and from any byte on.
+    /// These bytes as a mirror or a bucket serves them: with an `ETag`, and from any byte on.
     Mirror(Vec<u8>),
     /// The same, but every connection breaks after so many bytes of the body.
     Breaking(Vec<u8>, usize),
@@ -26,6 +26,9 @@ pub(crate) enum Route {
     /// The head at once, then nothing for this long.
     Stall(Duration),
 }
+
+/// Buckets send one with every object, and their clients ask for it.
+const MODIFIED: &str = "Last-Modified: Thu, 26 Nov 2026 12:00:00 GMT\r\n";
 
 /// The server; it serves until the test process ends.
 pub(crate) struct Server {
@@ -112,7 +115,10 @@ struct Request {
 impl Request {
     fn read(stream: &TcpStream) -> Option<Self> {
         let mut lines = BufReader::new(stream.try_clone().ok()?).lines();
-        let path = lines.next()?.ok()?.split(' ').nth(1)?.to_owned();
+        let target = lines.next()?.ok()?.split(' ').nth(1)?.to_owned();
+        // Some clients write even dots as `%2E`.
+        let path = url::Url::parse(&format!("file://{target}")).ok()?;
+        let path = path.to_file_path().ok()?.to_str()?.to_owned();
         let mut headers = HashMap::new();
         loop {
             let line = lines.next()?.ok()?;
@@ -178,7 +184,7 @@ impl Reply {
 
     fn from_mirror(request: &Request, bytes: &[u8]) -> Self {
         let tag = format!("\"{}\"", &digest(bytes)[..16]);
-        let headers = format!("ETag: {tag}\r\nAccept-Ranges: bytes\r\n");
+        let headers = format!("ETag: {tag}\r\nAccept-Ranges: bytes\r\n{MODIFIED}");
         let known = request.header("if-none-match").unwrap_or_default();
         if known
             .split(',')
