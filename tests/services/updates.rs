@@ -386,7 +386,7 @@ fn reads_a_bucket(scheme: &str) {
             .fold(site.followed(s), |s, (key, value)| s.env(key, &value))
             .set(
                 "model.update_url",
-                &format!("{scheme}://model/manifest.json"),
+                format!("{scheme}://model/manifest.json"),
             )
     };
     let worker = stack.worker_with("w1", in_bucket);
@@ -395,7 +395,7 @@ fn reads_a_bucket(scheme: &str) {
         site.server.unchanged(MANIFEST) > 0
     });
     let allowed =
-        |s: Settings| in_bucket(s).set("candidates.allow", &format!("[\"{scheme}://model/\"]"));
+        |s: Settings| in_bucket(s).set("candidates.allow", format!("[\"{scheme}://model/\"]"));
     let worker = stack.worker_with("w2", allowed);
     serves(&worker, &site, version);
     let case = honest();
