@@ -1,12 +1,18 @@
 //! A candidate's bytes become a checked update: every name known, every index in range and once,
 //! every value finite, every size within its bound, before anything touches the weights.
 
-pub mod binary_v2;
+mod binary_v2;
+mod cache;
 pub mod fetch;
+mod packed;
+mod pt_chunks;
+mod safetensors;
+pub mod sketch;
+mod zstd;
 
 use crate::config::CandidatesConfig;
 use crate::failure::{Code, Failure};
-use crate::job::{Candidate, Format};
+use crate::job::{Candidate, Compression, Format};
 use crate::package::Package;
 
 /// The entries of one tensor, ascending by index.
@@ -25,6 +31,17 @@ pub struct TensorUpdate {
 pub struct Update {
     /// Ascending by tensor.
     pub tensors: Vec<TensorUpdate>,
+    /// Where it leads from and to, if its container says so.
+    pub versions: Option<Versions>,
+}
+
+/// What a container says of the versions it leads from and to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Versions {
+    /// `old_version`
+    pub old: u64,
+    /// `new_version`
+    pub new: u64,
 }
 
 impl Update {
@@ -50,22 +67,19 @@ pub fn decode(
     package: &Package,
     limits: &CandidatesConfig,
 ) -> Result<Update, Failure> {
-    if candidate.compression.is_some() {
-        return Err(Failure::new(
-            Code::InvalidJob,
-            "candidate.compression: zstd is not supported by this worker",
-        ));
-    }
     let mut gathered = Gathered::new(package, limits);
+    let inflated;
+    let bytes = match candidate.compression {
+        None => bytes,
+        Some(Compression::Zstd) => {
+            inflated = zstd::inflate(bytes, &mut gathered)?;
+            &inflated
+        }
+    };
     match candidate.format {
         Format::BinaryV2 => binary_v2::decode(bytes, &mut gathered)?,
-        Format::Safetensors | Format::PtChunks => {
-            let message = format!(
-                "candidate.format: {} is not supported by this worker",
-                candidate.format.as_str()
-            );
-            return Err(Failure::new(Code::InvalidJob, message));
-        }
+        Format::Safetensors => safetensors::decode(bytes, &mut gathered)?,
+        Format::PtChunks => pt_chunks::decode(bytes, &mut gathered)?,
     }
     gathered.finish()
 }
@@ -77,7 +91,42 @@ pub struct Gathered<'a> {
     limits: &'a CandidatesConfig,
     entries: u64,
     inflated: u64,
+    most_inflated: Bound,
+    versions: Option<Versions>,
     tensors: Vec<(Vec<u32>, Vec<f32>)>,
+}
+
+/// The most bytes that something may take, and who says so.
+#[derive(Debug)]
+struct Bound {
+    bytes: u64,
+    name: String,
+}
+
+impl Bound {
+    /// What all streams of a candidate may inflate to. No format needs more than some words for each
+    /// weight, be it packed twice.
+    fn of_inflated(package: &Package, limits: &CandidatesConfig) -> Self {
+        const OF_A_WEIGHT: u64 = 24;
+        const OF_A_TENSOR: u64 = 4096;
+        const OF_THE_WHOLE: u64 = 1 << 20;
+        let tensors = &package.weights.tensors;
+        let needed = tensors.iter().fold(OF_THE_WHOLE, |sum, tensor| {
+            sum + OF_A_TENSOR + OF_A_WEIGHT * tensor.numel as u64
+        });
+        let configured = limits.max_inflated_bytes;
+        if needed < configured {
+            let name = format!("an update of every weight of the model needs ({needed} bytes)");
+            return Self {
+                bytes: needed,
+                name,
+            };
+        }
+        Self {
+            bytes: configured,
+            name: format!("candidates.max_inflated_bytes = {configured}"),
+        }
+    }
 }
 
 impl<'a> Gathered<'a> {
@@ -88,6 +137,8 @@ impl<'a> Gathered<'a> {
             limits,
             entries: 0,
             inflated: 0,
+            most_inflated: Bound::of_inflated(package, limits),
+            versions: None,
             tensors,
         }
     }
@@ -130,15 +181,14 @@ impl<'a> Gathered<'a> {
                 "{shown}: {entries} entries after {known} for {} elements",
                 tensor.numel
             );
-            return Err(Failure::new(Code::CandidateTooLarge, message).with("tensor", shown));
+            return Err(too_large(message).with("tensor", shown));
         }
         self.entries = self.entries.saturating_add(entries);
         if self.entries > self.limits.max_entries {
-            let message = format!(
-                "more than candidates.max_entries = {} entries",
-                self.limits.max_entries
-            );
-            return Err(Failure::new(Code::CandidateTooLarge, message));
+            let most = self.limits.max_entries;
+            return Err(too_large(format!(
+                "more than candidates.max_entries = {most} entries"
+            )));
         }
         Ok(tensor.index)
     }
@@ -149,14 +199,19 @@ impl<'a> Gathered<'a> {
     /// When the candidate's budget is spent.
     pub fn spend(&mut self, bytes: u64) -> Result<(), Failure> {
         self.inflated = self.inflated.saturating_add(bytes);
-        if self.inflated <= self.limits.max_inflated_bytes {
+        if self.inflated <= self.most_inflated.bytes {
             return Ok(());
         }
-        let message = format!(
-            "inflates to more than candidates.max_inflated_bytes = {}",
-            self.limits.max_inflated_bytes
-        );
-        Err(Failure::new(Code::CandidateTooLarge, message))
+        let most = &self.most_inflated.name;
+        Err(too_large(format!("inflates to more than {most}")))
+    }
+
+    /// Every name by which a candidate may call a tensor.
+    fn names(&self) -> impl Iterator<Item = &str> {
+        let tensors = self.package.weights.tensors.iter();
+        let aliases = self.package.manifest.aliases.iter().flatten();
+        let aliases = aliases.map(|(alias, _)| alias.as_str());
+        tensors.map(|tensor| tensor.name.as_str()).chain(aliases)
     }
 
     /// Takes a tensor's entries in the order they were sent: as many values as indices.
@@ -201,7 +256,10 @@ impl<'a> Gathered<'a> {
     }
 
     fn finish(self) -> Result<Update, Failure> {
-        let mut update = Update::default();
+        let mut update = Update {
+            tensors: Vec::new(),
+            versions: self.versions,
+        };
         for (tensor, (mut indices, mut values)) in self.tensors.into_iter().enumerate() {
             if indices.is_empty() {
                 continue;
@@ -231,6 +289,14 @@ impl<'a> Gathered<'a> {
         }
         Ok(update)
     }
+}
+
+fn malformed(message: impl Into<String>) -> Failure {
+    Failure::new(Code::CandidateMalformed, message)
+}
+
+fn too_large(message: impl Into<String>) -> Failure {
+    Failure::new(Code::CandidateTooLarge, message)
 }
 
 /// A stranger's name, short enough for a log line.

@@ -241,6 +241,12 @@ pub struct CandidatesConfig {
     /// The longest a fetch may take, from the first look-up to the last byte.
     #[serde(with = "units::duration")]
     pub fetch_timeout: Duration,
+    /// The least that a server may send, bytes per second.
+    #[serde(with = "units::size")]
+    pub min_rate: u64,
+    /// The most that is kept of fetched candidates, bytes.
+    #[serde(with = "units::size")]
+    pub cache_bytes: u64,
 }
 
 /// How log lines look.
@@ -337,6 +343,11 @@ impl Config {
         let beside = || Some(self.model.dir.as_ref()?.parent()?.join("state"));
         let folder = self.model.state_dir.clone().or_else(beside)?;
         Some(folder.join(self.worker_id()))
+    }
+
+    /// Where fetched candidates are kept; none without a package.
+    pub fn candidates_dir(&self) -> Option<PathBuf> {
+        Some(self.state_dir()?.join("candidates"))
     }
 
     /// The effective configuration as TOML, secrets replaced: passwords, and what comes behind the

@@ -64,6 +64,7 @@ impl Encoding {
     /// # Errors
     /// A sentence for the sender.
     pub fn decode(self, body: &[u8]) -> Result<Value, String> {
+        document::check_count(self, body)?;
         let value = match self {
             Self::Json => serde_json::from_slice(body).map_err(|e| format!("not JSON: {e}")),
             Self::MessagePack => decode_messagepack(body),

@@ -136,7 +136,7 @@ impl Pipeline {
             incarnation: incarnation.to_owned(),
         };
         Ok(Self {
-            fetcher: Fetcher::new(config.candidates.clone())?,
+            fetcher: Fetcher::new(config.candidates.clone(), config.candidates_dir())?,
             limits: Arc::new(config.candidates.clone()),
             score_timeout: config.worker.score_timeout,
             answerer: Arc::new(answerer),
@@ -420,6 +420,7 @@ impl Pipeline {
                 entries,
                 effective_entries: patches.effective_entries,
                 l2_norm,
+                sketch: patches.sketch.values.clone(),
             };
             Ok((Arc::new(patches), facts))
         });

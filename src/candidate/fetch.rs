@@ -1,16 +1,26 @@
 //! Getting a candidate's bytes: inline or from a URL, within size and time, and with the digest the
 //! job names.
 
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
+use tokio::time::Instant;
+use url::Url;
 
+use super::cache::Cache;
 use crate::config::{CandidatesConfig, format_duration};
 use crate::failure::{Code, Failure};
-use crate::fetch::{FetchError, Getter};
+use crate::fetch::{Body, FetchError, Getter};
 use crate::job::{Candidate, Source};
 use crate::offload;
+
+/// A server's pace is judged over this time.
+const PACE_OVER: Duration = Duration::from_secs(5);
+/// How often a download that breaks off goes on, each time with more than before.
+const MOST_RESUMES: u32 = 8;
 
 /// A candidate's bytes and their digest.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,6 +46,7 @@ pub async fn digest(bytes: Bytes) -> Result<[u8; 32], Failure> {
 pub struct Fetcher {
     config: Arc<CandidatesConfig>,
     getter: Getter,
+    cache: Option<Cache>,
 }
 
 fn unavailable(message: impl Into<String>) -> Failure {
@@ -43,13 +54,15 @@ fn unavailable(message: impl Into<String>) -> Failure {
 }
 
 impl Fetcher {
-    /// Prepares the client.
+    /// Prepares the client; what is fetched is kept in `folder`, if there is one.
     ///
     /// # Errors
     /// When TLS cannot be set up.
-    pub fn new(config: CandidatesConfig) -> anyhow::Result<Self> {
+    pub fn new(config: CandidatesConfig, folder: Option<PathBuf>) -> anyhow::Result<Self> {
         let getter = Getter::new(&config.allow, config.allow_private)?;
+        let cache = folder.filter(|_| config.cache_bytes > 0);
         Ok(Self {
+            cache: cache.map(|folder| Cache::open(folder, config.cache_bytes)),
             config: Arc::new(config),
             getter,
         })
@@ -72,14 +85,20 @@ impl Fetcher {
         if let Some(size) = candidate.size.filter(|size| *size > limit.1) {
             return Err(too_large(size, limit));
         }
-        let bytes = match &candidate.source {
+        let fetched = match &candidate.source {
             Source::Inline(data) if data.len() as u64 > limit.1 => {
                 return Err(too_large(data.len() as u64, limit));
             }
-            Source::Inline(data) => data.clone(),
+            Source::Inline(data) => Fetched {
+                bytes: data.clone(),
+                sha256: match known {
+                    Some(digest) => digest,
+                    None => digest(data.clone()).await?,
+                },
+            },
             Source::Url(url) => {
                 let timeout = self.config.fetch_timeout;
-                let fetch = self.fetch_url(url, candidate.size.unwrap_or(limit.1));
+                let fetch = self.fetch_once(url, candidate, candidate.size.unwrap_or(limit.1));
                 let late = || {
                     unavailable(format!(
                         "not fetched within candidates.fetch_timeout = {}",
@@ -87,21 +106,145 @@ impl Fetcher {
                     ))
                 };
                 let fetched = tokio::time::timeout(timeout, fetch).await;
-                Bytes::from(fetched.map_err(|_| late())??)
+                return fetched.map_err(|_| late())?;
             }
         };
-        let sha256 = match known {
-            Some(digest) => digest,
-            None => digest(bytes.clone()).await?,
-        };
-        check_claims(candidate, bytes.len() as u64, &sha256)?;
-        Ok(Fetched { bytes, sha256 })
+        check_claims(candidate, &fetched)?;
+        Ok(fetched)
     }
 
-    async fn fetch_url(&self, text: &str, expected: u64) -> Result<Vec<u8>, Failure> {
+    /// From the cache, if it is there. Of several that want the same candidate one fetches it.
+    async fn fetch_once(
+        &self,
+        text: &str,
+        candidate: &Candidate,
+        most: u64,
+    ) -> Result<Fetched, Failure> {
+        // Before the cache: what may not be fetched is not given either.
         let url = self.getter.check(text).map_err(refusal)?;
-        let body = self.getter.open(url, 0, expected).await.map_err(refusal)?;
-        body.read().await.map_err(refusal)
+        let (Some(cache), Some(sha256)) = (&self.cache, candidate.sha256) else {
+            return self.fetch_checked(url, candidate, most).await;
+        };
+        let turn = cache.turn(sha256).await;
+        if let Some(bytes) = cache.read(&turn).await {
+            let fetched = Fetched { bytes, sha256 };
+            check_claims(candidate, &fetched)?;
+            return Ok(fetched);
+        }
+        let fetched = self.fetch_checked(url, candidate, most).await?;
+        cache.write(turn, fetched.bytes.clone());
+        Ok(fetched)
+    }
+
+    async fn fetch_checked(
+        &self,
+        url: Url,
+        candidate: &Candidate,
+        most: u64,
+    ) -> Result<Fetched, Failure> {
+        let mut download = Download::new(self.config.min_rate);
+        download.complete(&self.getter, &url, most).await?;
+        let fetched = Fetched {
+            sha256: download.digest.finalize().into(),
+            bytes: download.bytes.into(),
+        };
+        check_claims(candidate, &fetched)?;
+        Ok(fetched)
+    }
+}
+
+/// Bytes on their way.
+struct Download {
+    bytes: Vec<u8>,
+    digest: Sha256,
+    pace: Pace,
+}
+
+impl Download {
+    fn new(min_rate: u64) -> Self {
+        Self {
+            bytes: Vec::new(),
+            digest: Sha256::new(),
+            pace: Pace::new(min_rate),
+        }
+    }
+
+    /// Everything; where it breaks off, it goes on from there, as long as it goes on.
+    async fn complete(&mut self, getter: &Getter, url: &Url, most: u64) -> Result<(), Failure> {
+        for resumed in 1.. {
+            let before = self.bytes.len();
+            match self.fetch_rest(getter, url, most).await {
+                Err(FetchError::Unavailable(why))
+                    if self.bytes.len() > before && resumed <= MOST_RESUMES =>
+                {
+                    tracing::debug!(why, "goes on where it broke off");
+                }
+                outcome => return outcome.map_err(refusal),
+            }
+        }
+        Ok(())
+    }
+
+    async fn fetch_rest(
+        &mut self,
+        getter: &Getter,
+        url: &Url,
+        most: u64,
+    ) -> Result<(), FetchError> {
+        let here = self.bytes.len() as u64;
+        let mut body = getter.open(url.clone(), here, most).await?;
+        if body.from() != here {
+            self.bytes.clear();
+            self.digest = Sha256::new();
+        }
+        while let Some(chunk) = self.pace.next(&mut body).await? {
+            self.digest.update(&chunk);
+            self.bytes.extend_from_slice(&chunk);
+        }
+        Ok(())
+    }
+}
+
+/// Sees to it that a server does not hold a worker by sending next to nothing.
+struct Pace {
+    min_rate: u64,
+    since: Instant,
+    came: u64,
+}
+
+impl Pace {
+    fn new(min_rate: u64) -> Self {
+        Self {
+            min_rate,
+            since: Instant::now(),
+            came: 0,
+        }
+    }
+
+    async fn next(&mut self, body: &mut Body) -> Result<Option<Bytes>, FetchError> {
+        loop {
+            let ends = self.since + PACE_OVER;
+            if Instant::now() >= ends {
+                self.judge(body.place())?;
+            }
+            if let Ok(chunk) = tokio::time::timeout_at(ends, body.chunk()).await {
+                let chunk = chunk?;
+                self.came += chunk.as_ref().map_or(0, |chunk| chunk.len() as u64);
+                return Ok(chunk);
+            }
+        }
+    }
+
+    fn judge(&mut self, place: &str) -> Result<(), FetchError> {
+        let (came, over) = (self.came, PACE_OVER.as_secs());
+        (self.since, self.came) = (Instant::now(), 0);
+        if came >= self.min_rate.saturating_mul(over) {
+            return Ok(());
+        }
+        let least = self.min_rate;
+        Err(FetchError::Unavailable(format!(
+            "{place}: sent {came} bytes in {over} s; candidates.min_rate = {least} bytes per second"
+        )))
     }
 }
 
@@ -132,7 +275,8 @@ fn too_large(size: u64, (key, limit): (&str, u64)) -> Failure {
     .with("limit", limit)
 }
 
-fn check_claims(candidate: &Candidate, size: u64, sha256: &[u8; 32]) -> Result<(), Failure> {
+fn check_claims(candidate: &Candidate, fetched: &Fetched) -> Result<(), Failure> {
+    let (size, sha256) = (fetched.bytes.len() as u64, &fetched.sha256);
     if let Some(claimed) = candidate.size.filter(|claimed| *claimed != size) {
         let message = format!("{size} bytes, the job says {claimed}");
         return Err(Failure::new(Code::CandidateDigestMismatch, message).with("size", size));

@@ -378,7 +378,7 @@ async fn fetch(config: &Config, url: &url::Url) -> Result<Fetched, Failure> {
         sha256: None,
         size: None,
     };
-    let fetcher = Fetcher::new(limits);
+    let fetcher = Fetcher::new(limits, None);
     let fetcher = fetcher.map_err(|e| Failure::new(Code::CandidateUnavailable, e.to_string()))?;
     fetcher.fetch(&wanted, None).await
 }

@@ -95,6 +95,8 @@ const KEYS: &[(&str, Type)] = &[
         "candidates.fetch_timeout",
         Type::Duration(MILLISECOND, YEAR),
     ),
+    ("candidates.min_rate", Type::Size),
+    ("candidates.cache_bytes", Type::Size),
     ("telemetry.log", Type::Text),
     (
         "telemetry.log_format",

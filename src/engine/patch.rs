@@ -3,6 +3,7 @@
 
 use half::{bf16, f16};
 
+use crate::candidate::sketch::Sketch;
 use crate::candidate::{TensorUpdate, Update};
 use crate::failure::{Code, Failure};
 use crate::job::Rule;
@@ -28,6 +29,8 @@ pub struct Patches {
     pub(super) patches: Vec<Patch>,
     /// Entries whose weight really changes after rounding.
     pub effective_entries: u64,
+    /// Of these entries.
+    pub sketch: Sketch,
 }
 
 impl Patches {
@@ -40,10 +43,16 @@ impl Patches {
         let patches: Vec<Patch> = patches
             .map(|touched| Patch::new(package, touched, rule))
             .collect::<Result<_, _>>()?;
-        let effective_entries = patches.iter().map(Patch::effective).sum();
+        let (mut effective_entries, mut sketch) = (0, Sketch::default());
+        for patch in &patches {
+            let name = &package.weights.tensors[patch.tensor].name;
+            let counted = patch.effective().inspect(|_| effective_entries += 1);
+            sketch.note(name, counted);
+        }
         Ok(Self {
             patches,
             effective_entries,
+            sketch,
         })
     }
 }
@@ -98,10 +107,12 @@ impl Patch {
         }
     }
 
-    fn effective(&self) -> u64 {
+    /// The entries whose weight really changes.
+    fn effective(&self) -> impl Iterator<Item = u32> {
         let pairs = self.values.iter().zip(&self.originals);
-        let changed = pairs.filter(|(new, old)| new.to_bits() != old.to_bits());
-        changed.count() as u64
+        let entries = self.indices.iter().zip(pairs);
+        let changed = entries.filter(|(_, (new, old))| new.to_bits() != old.to_bits());
+        changed.map(|(index, _)| *index)
     }
 }
 

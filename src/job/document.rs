@@ -1,15 +1,21 @@
 //! Reading a type out of a decoded document, strictly and alike for both encodings: a struct is a
 //! map with text keys, a word is text, text is UTF-8, and no map has a key twice. serde's derived
 //! code by itself also takes a struct from a list, a field or a word from its number, and text from
-//! bytes, wherever a format offers them. Knows nothing of jobs.
+//! bytes, wherever a format offers them. Nor is a document of more values than any message needs
+//! made at all: each takes a hundred times the byte it came in. Knows nothing of jobs.
 
 use std::collections::HashSet;
 
 use rmpv::Value;
 use rmpv::ext::Error;
 use serde::de::value::{BorrowedStrDeserializer, MapDeserializer, SeqDeserializer};
-use serde::de::{DeserializeOwned, Deserializer, Error as _, IntoDeserializer, Visitor};
+use serde::de::{
+    Deserialize, DeserializeOwned, DeserializeSeed, Deserializer, Error as _, IgnoredAny,
+    IntoDeserializer, MapAccess, SeqAccess, Visitor,
+};
 use serde::forward_to_deserialize_any;
+
+use super::Encoding;
 
 /// Reads a type out of a decoded document, naming the field that is wrong.
 ///
@@ -24,6 +30,96 @@ pub fn from_document<T: DeserializeOwned>(document: &Value) -> Result<T, String>
             path => format!("{path}: {problem}"),
         }
     })
+}
+
+/// Values in a document, keys included.
+const MOST_VALUES: usize = 100_000;
+
+/// Counts what a document would be made of, without making it. What is no document is left to the
+/// decoder to refuse.
+pub(super) fn check_count(encoding: Encoding, body: &[u8]) -> Result<(), String> {
+    let mut counter = Counter(0);
+    let counted = match encoding {
+        Encoding::Json => {
+            let mut reader = serde_json::Deserializer::from_slice(body);
+            counter.deserialize(&mut reader).is_ok()
+        }
+        Encoding::MessagePack => {
+            let mut reader = rmp_serde::Deserializer::from_read_ref(body);
+            counter.deserialize(&mut reader).is_ok()
+        }
+    };
+    match counted || counter.0 <= MOST_VALUES {
+        true => Ok(()),
+        false => Err(format!("more than {MOST_VALUES} values")),
+    }
+}
+
+struct Counter(usize);
+
+impl<'de> DeserializeSeed<'de> for &mut Counter {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        self.0 += 1;
+        match self.0 {
+            0..=MOST_VALUES => deserializer.deserialize_any(self),
+            _ => Err(D::Error::custom("too many")),
+        }
+    }
+}
+
+impl<'de> Visitor<'de> for &mut Counter {
+    type Value = ();
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("anything")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<(), A::Error> {
+        while items.next_element_seed(&mut *self)?.is_some() {}
+        Ok(())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut pairs: A) -> Result<(), A::Error> {
+        while pairs.next_key_seed(&mut *self)?.is_some() {
+            pairs.next_value_seed(&mut *self)?;
+        }
+        Ok(())
+    }
+
+    /// MessagePack's extensions.
+    fn visit_newtype_struct<D: Deserializer<'de>>(self, inner: D) -> Result<(), D::Error> {
+        IgnoredAny::deserialize(inner).map(|_| ())
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_bytes<E>(self, _: &[u8]) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_unit<E>(self) -> Result<(), E> {
+        Ok(())
+    }
 }
 
 /// Whether every key of a map is there once; what a reader does with the second is anyone's guess.
@@ -170,6 +266,28 @@ impl<'de> Deserializer<'de> for Strict<'de> {
 mod tests {
     use super::*;
     use serde::Deserialize;
+
+    #[test]
+    fn a_document_of_too_many_values_is_not_made() {
+        let many = |values: usize| Value::Array(vec![Value::Nil; values - 1]);
+        for encoding in [Encoding::Json, Encoding::MessagePack] {
+            let count = |values| check_count(encoding, &encoding.encode(&many(values)).unwrap());
+            assert_eq!(count(MOST_VALUES), Ok(()));
+            assert_eq!(
+                count(MOST_VALUES + 1),
+                Err("more than 100000 values".into())
+            );
+            assert_eq!(check_count(encoding, b"\xc1 no document"), Ok(()));
+        }
+        let extended = map(vec![
+            ("time", Value::Ext(-1, vec![0; 4])),
+            ("b", Value::Binary(vec![1])),
+        ]);
+        assert_eq!(
+            check_count(Encoding::MessagePack, &packed(&extended)),
+            Ok(())
+        );
+    }
 
     #[derive(Debug, PartialEq, Deserialize)]
     #[serde(rename_all = "lowercase", deny_unknown_fields)]

@@ -11,7 +11,7 @@ use safetensors::{SafeTensorError, SafeTensors};
 
 use super::manifest::{Delta, FullWeights};
 use super::route::Step;
-use crate::candidate;
+use crate::candidate::{self, Versions};
 use crate::config::CandidatesConfig;
 use crate::job::{Candidate, Rule, Source};
 use crate::package::weights::add;
@@ -137,6 +137,12 @@ fn add_delta(model: &Package, delta: &Delta, path: &Path, out: &Path) -> Result<
     };
     let update = candidate::decode(&bytes, &candidate, model, &limits(model));
     let update = update.map_err(|failure| broken(failure.message))?;
+    if let Some(said) = update.versions
+        && (said.old, said.new) != (delta.from, delta.to)
+    {
+        let Versions { old, new } = said;
+        return Err(broken(format!("the file leads from {old} to {new}")));
+    }
     let file = OpenOptions::new().read(true).write(true).open(out)?;
     let (start, header) = read_header(out)?;
     for touched in update.tensors {
@@ -167,16 +173,18 @@ fn read_header(path: &Path) -> std::io::Result<(usize, Metadata)> {
     Ok((size_of::<u64>() + length, header))
 }
 
-/// An update may touch every weight once, and say so in as many words as a format needs.
+/// An update may touch every weight once; the model itself says what that can take.
 fn limits(model: &Package) -> CandidatesConfig {
-    let entries: u64 = model.weights.tensors.iter().map(|t| t.numel as u64).sum();
+    let entries = model.weights.tensors.iter().map(|t| t.numel as u64);
     CandidatesConfig {
         allow: Vec::new(),
         allow_private: false,
         max_inline_bytes: 0,
         max_bytes: 0,
-        max_inflated_bytes: entries.saturating_mul(16).saturating_add(1 << 20),
-        max_entries: entries,
+        max_inflated_bytes: u64::MAX,
+        max_entries: entries.sum(),
         fetch_timeout: std::time::Duration::ZERO,
+        min_rate: 0,
+        cache_bytes: 0,
     }
 }

@@ -1,0 +1,220 @@
+//! Fetched candidates, kept on the disk by their digests: one that is sent again, or comes again after
+//! a crash, is not fetched again. Within a budget, the least recently used go first. What is read is
+//! hashed, so nothing here needs to be trusted, synced or locked; what the disk refuses is fetched.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use sha2::{Digest, Sha256};
+use tokio::sync::OwnedMutexGuard;
+
+type Sha = [u8; 32];
+
+/// A folder of candidates.
+#[derive(Debug, Clone)]
+pub(super) struct Cache {
+    folder: Arc<Path>,
+    most: u64,
+    kept: Arc<Mutex<Vec<Kept>>>,
+    turns: Arc<Mutex<HashMap<Sha, Weak<tokio::sync::Mutex<()>>>>>,
+}
+
+/// A file, the least recently used first.
+#[derive(Debug, Clone, Copy)]
+struct Kept {
+    sha256: Sha,
+    size: u64,
+}
+
+/// Whoever holds it is the only one to fetch a candidate.
+#[derive(Debug)]
+pub(super) struct Turn {
+    sha256: Sha,
+    _guard: OwnedMutexGuard<()>,
+}
+
+impl Cache {
+    /// What is in a folder of at most so many bytes; the folder is made when it is needed.
+    pub(super) fn open(folder: PathBuf, most: u64) -> Self {
+        let mut found: Vec<(SystemTime, Kept)> = std::fs::read_dir(&folder)
+            .into_iter()
+            .flatten()
+            .filter_map(|entry| {
+                let entry = entry.ok()?;
+                let facts = entry.metadata().ok().filter(std::fs::Metadata::is_file)?;
+                let mut sha256 = [0; 32];
+                hex::decode_to_slice(entry.file_name().to_str()?, &mut sha256).ok()?;
+                let size = facts.len();
+                Some((facts.modified().ok()?, Kept { sha256, size }))
+            })
+            .collect();
+        found.sort_by_key(|(used, _)| *used);
+        let kept = found.into_iter().map(|(_, kept)| kept).collect();
+        Self {
+            folder: folder.into(),
+            most,
+            kept: Arc::new(Mutex::new(kept)),
+            turns: Arc::default(),
+        }
+    }
+
+    /// Waits until nobody else fetches the same candidate.
+    pub(super) async fn turn(&self, sha256: Sha) -> Turn {
+        let gate = {
+            let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+            turns.retain(|_, gate| gate.strong_count() > 0);
+            let known = turns.get(&sha256).and_then(Weak::upgrade);
+            known.unwrap_or_else(|| {
+                let gate = Arc::default();
+                turns.insert(sha256, Arc::downgrade(&gate));
+                gate
+            })
+        };
+        let guard = gate.lock_owned().await;
+        Turn {
+            sha256,
+            _guard: guard,
+        }
+    }
+
+    /// The candidate, if it is here and whole.
+    pub(super) async fn read(&self, turn: &Turn) -> Option<Bytes> {
+        let (cache, sha256) = (self.clone(), turn.sha256);
+        let read = move || cache.find(sha256);
+        tokio::task::spawn_blocking(read).await.ok().flatten()
+    }
+
+    /// Keeps a candidate whose digest was computed. The turn ends when it is here.
+    pub(super) fn write(&self, turn: Turn, bytes: Bytes) {
+        let cache = self.clone();
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = cache.keep(turn.sha256, &bytes) {
+                let folder = cache.folder.display();
+                tracing::warn!(%error, %folder, "a candidate is not kept; it may be fetched again");
+            }
+        });
+    }
+
+    fn find(&self, sha256: Sha) -> Option<Bytes> {
+        let known = self.forget(sha256)?;
+        let path = self.path(sha256);
+        let bytes = std::fs::read(&path).ok()?;
+        if Sha256::digest(&bytes)[..] != sha256 {
+            tracing::warn!(path = %path.display(), "is not what it was; it is fetched again");
+            drop(std::fs::remove_file(&path));
+            return None;
+        }
+        // Its time is when it was used, for the next process; without it, that one guesses worse.
+        let file = std::fs::File::options().append(true).open(&path);
+        drop(file.and_then(|file| file.set_modified(SystemTime::now())));
+        self.kept().push(known);
+        Some(bytes.into())
+    }
+
+    fn keep(&self, sha256: Sha, bytes: &[u8]) -> std::io::Result<()> {
+        let size = bytes.len() as u64;
+        if size > self.most {
+            return Ok(());
+        }
+        std::fs::create_dir_all(&self.folder)?;
+        self.make_room(size)?;
+        let file = tempfile::NamedTempFile::new_in(&self.folder)?;
+        std::fs::write(&file, bytes)?;
+        file.persist(self.path(sha256))?;
+        self.forget(sha256);
+        self.kept().push(Kept { sha256, size });
+        Ok(())
+    }
+
+    fn make_room(&self, size: u64) -> std::io::Result<()> {
+        loop {
+            let oldest = {
+                let kept = self.kept();
+                let taken: u64 = kept.iter().map(|kept| kept.size).sum();
+                match kept.first() {
+                    Some(oldest) if taken.saturating_add(size) > self.most => oldest.sha256,
+                    Some(_) | None => return Ok(()),
+                }
+            };
+            match std::fs::remove_file(self.path(oldest)) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+                Ok(()) | Err(_) => drop(self.forget(oldest)),
+            }
+        }
+    }
+
+    fn forget(&self, sha256: Sha) -> Option<Kept> {
+        let mut kept = self.kept();
+        let at = kept.iter().position(|kept| kept.sha256 == sha256)?;
+        Some(kept.remove(at))
+    }
+
+    fn kept(&self) -> std::sync::MutexGuard<'_, Vec<Kept>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn path(&self, sha256: Sha) -> PathBuf {
+        self.folder.join(hex::encode(sha256))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sha(bytes: &[u8]) -> Sha {
+        Sha256::digest(bytes).into()
+    }
+
+    fn keep(cache: &Cache, bytes: &[u8]) {
+        cache.keep(sha(bytes), bytes).unwrap();
+    }
+
+    fn has(cache: &Cache, bytes: &[u8]) -> bool {
+        cache.find(sha(bytes)).is_some_and(|found| found == bytes)
+    }
+
+    #[test]
+    fn the_least_recently_used_go_first_and_the_budget_holds() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path().join("made when needed");
+        let cache = Cache::open(folder.clone(), 10);
+        keep(&cache, b"aaaa");
+        keep(&cache, b"bbbb");
+        assert!(has(&cache, b"aaaa"));
+        keep(&cache, b"cccc");
+        assert!(has(&cache, b"aaaa") && has(&cache, b"cccc"));
+        assert!(!has(&cache, b"bbbb"));
+        keep(&cache, b"longer than 10 bytes");
+        let sizes = std::fs::read_dir(&folder).unwrap();
+        let sizes = sizes.map(|entry| entry.unwrap().metadata().unwrap().len());
+        assert_eq!(sizes.sum::<u64>(), 8);
+    }
+
+    #[test]
+    fn another_process_finds_it_and_nobody_takes_what_was_changed() {
+        let folder = tempfile::tempdir().unwrap();
+        keep(&Cache::open(folder.path().to_owned(), 100), b"candidate");
+        let cache = Cache::open(folder.path().to_owned(), 100);
+        assert!(has(&cache, b"candidate"));
+        std::fs::write(cache.path(sha(b"candidate")), b"candidatE").unwrap();
+        assert!(!has(&cache, b"candidate"));
+        assert!(!cache.path(sha(b"candidate")).exists());
+    }
+
+    #[tokio::test]
+    async fn a_candidate_is_one_fetchers_at_a_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = Cache::open(folder.path().to_owned(), 100);
+        let first = cache.turn([1; 32]).await;
+        let second = cache.turn([1; 32]);
+        tokio::pin!(second);
+        assert!(futures_util::poll!(&mut second).is_pending());
+        drop(cache.turn([2; 32]).await);
+        drop(first);
+        drop(second.await);
+    }
+}
