@@ -191,6 +191,9 @@ impl Code {
     }
 }
 
+/// Characters of a message.
+const MAX_MESSAGE_CHARS: usize = 400;
+
 /// A typed refusal: the code decides, the message explains, the detail is for programs.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[error("{}: {message}", code.as_str())]
@@ -204,11 +207,17 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// A failure without detail.
+    /// A failure without detail. A long message is cut: it may quote a stranger, whose words may be
+    /// as long as a body.
     pub fn new(code: Code, message: impl Into<String>) -> Self {
+        let mut message = message.into();
+        if let Some((end, _)) = message.char_indices().nth(MAX_MESSAGE_CHARS) {
+            message.truncate(end);
+            message.push_str("...");
+        }
         Self {
             code,
-            message: message.into(),
+            message,
             detail: Map::new(),
         }
     }

@@ -17,7 +17,6 @@ pub mod message;
 
 /// Maps and lists in each other; the body itself is one.
 const MAX_NESTING: usize = 64;
-const MAX_MESSAGE_CHARS: usize = 400;
 
 /// How a body is encoded; the result comes back the same way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -303,14 +302,7 @@ pub enum Undecodable {
     },
 }
 
-/// Cut where it is long: it may quote a key or a word of the sender's, and these may be as long as
-/// a body.
 fn invalid(message: impl Into<String>) -> Failure {
-    let mut message = message.into();
-    if let Some((end, _)) = message.char_indices().nth(MAX_MESSAGE_CHARS) {
-        message.truncate(end);
-        message.push_str("...");
-    }
     Failure::new(Code::InvalidJob, message)
 }
 

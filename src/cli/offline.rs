@@ -12,7 +12,7 @@ use crate::engine::EngineError;
 use crate::engine::thread::EngineHandle;
 use crate::failure::Status;
 use crate::heartbeat::Vitals;
-use crate::job::{Candidate, Format, Job, Rule, Semantics, Source, Task, Validation};
+use crate::job::{Candidate, Compression, Format, Job, Rule, Semantics, Source, Task, Validation};
 use crate::lifecycle::Detail;
 use crate::package::Objective;
 use crate::package::build::{Recipe, build};
@@ -38,9 +38,12 @@ pub(super) struct ScoreArgs {
     /// The candidate's file.
     #[arg(long)]
     candidate: PathBuf,
-    /// Its container: `binary_v2`.
+    /// Its container: `binary_v2`, `safetensors` or `pt_chunks`.
     #[arg(long, value_parser = word::<Format>)]
     format: Format,
+    /// Of the whole file: `zstd`.
+    #[arg(long, value_parser = word::<Compression>)]
+    compression: Option<Compression>,
     /// What its values mean: `gradient` or `param_diff`.
     #[arg(long, value_parser = word::<Semantics>)]
     semantics: Semantics,
@@ -201,7 +204,7 @@ pub(super) async fn score(config: Config, args: ScoreArgs) -> Outcome {
         .into_owned();
     let candidate = Candidate {
         format: args.format,
-        compression: None,
+        compression: args.compression,
         rule,
         source: Source::Inline(bytes.into()),
         sha256: None,

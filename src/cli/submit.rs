@@ -19,7 +19,7 @@ use crate::candidate::fetch::{Fetched, Fetcher};
 use crate::config::units::parse_duration;
 use crate::config::{CandidatesConfig, Config, format_duration};
 use crate::failure::{Code, Failure};
-use crate::job::{Candidate, Encoding, Format, Rule, Semantics, Source};
+use crate::job::{Candidate, Compression, Encoding, Format, Rule, Semantics, Source};
 
 #[derive(Debug, Args)]
 pub(super) struct SubmitArgs {
@@ -32,6 +32,9 @@ pub(super) struct SubmitArgs {
     /// The candidates' container.
     #[arg(long, default_value = "binary_v2", value_parser = word::<Format>)]
     format: Format,
+    /// Of the whole files: `zstd`.
+    #[arg(long, value_parser = word::<Compression>)]
+    compression: Option<Compression>,
     /// What their values mean.
     #[arg(long, value_parser = word::<Semantics>)]
     semantics: Option<Semantics>,
@@ -287,6 +290,9 @@ async fn describe(config: &Config, args: &SubmitArgs) -> Result<Vec<Value>, Faul
     for place in &args.candidate {
         let (stem, mut candidate) = candidate(config, place, args.inline).await?;
         candidate.insert("format".into(), json!(args.format.as_str()));
+        if let Some(compression) = args.compression {
+            candidate.insert("compression".into(), json!(compression));
+        }
         candidate.insert("semantics".into(), json!(semantics.as_str()));
         if let Some(rate) = args.learning_rate {
             candidate.insert("learning_rate".into(), json!(rate));
