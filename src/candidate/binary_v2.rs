@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-use super::packed::Unpacker;
+use super::packed::{Packed, Unpacker};
 use super::{Gathered, malformed, shorten};
 use crate::failure::Failure;
 
@@ -19,8 +19,9 @@ struct Entry<'a> {
     name: Option<Cow<'a, str>>,
     shape: Option<Vec<u64>>,
     k: Option<u64>,
-    #[serde(borrow)]
-    data: Option<Cow<'a, str>>,
+    // Not an Option: of one, serde makes a copy.
+    #[serde(borrow, default)]
+    data: Cow<'a, str>,
 }
 
 /// Reads the container in one pass, one tensor at a time.
@@ -32,7 +33,6 @@ pub(super) fn decode(bytes: &[u8], gathered: &mut Gathered<'_>) -> Result<(), Fa
     let mut reader = Reader {
         gathered,
         refused: None,
-        packed: Vec::new(),
         unpacker: Unpacker::default(),
     };
     let read = json
@@ -50,7 +50,6 @@ struct Reader<'g, 'p> {
     gathered: &'g mut Gathered<'p>,
     /// A typed refusal leaves here, because serde's own error cannot carry it.
     refused: Option<Failure>,
-    packed: Vec<u8>,
     unpacker: Unpacker,
 }
 
@@ -164,12 +163,11 @@ impl Reader<'_, '_> {
             None => return Err(wrong("k is missing".into())),
         };
         let tensor = self.gathered.declare(&name, entry.shape.as_deref(), k)?;
-        let data = entry.data.ok_or_else(|| wrong("data is missing".into()))?;
-        self.packed.clear();
-        base64_simd::STANDARD
-            .decode_append(data.as_bytes(), &mut self.packed)
-            .map_err(|_| wrong("data is not base64".into()))?;
+        if entry.data.is_empty() {
+            return Err(wrong("data is missing".into()));
+        }
+        let packed = Packed::Base64(entry.data.as_bytes());
         self.unpacker
-            .unpack(self.gathered, &name, tensor, k, &self.packed)
+            .unpack(self.gathered, &name, tensor, k, packed)
     }
 }

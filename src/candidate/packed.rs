@@ -7,9 +7,54 @@ use half::f16;
 use super::{Gathered, malformed, shorten};
 use crate::failure::Failure;
 
+/// What is read at once; whole groups of base64.
+const PIECE: usize = 1 << 16;
+
+/// A zlib stream, as its container spells it.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Packed<'a> {
+    Bytes(&'a [u8]),
+    Base64(&'a [u8]),
+    /// A byte for each character.
+    Latin1(&'a str),
+}
+
+impl Packed<'_> {
+    /// The next bytes, in the place of what was in `piece`; none at the end.
+    fn next(&mut self, piece: &mut Vec<u8>) -> Result<(), String> {
+        piece.clear();
+        match self {
+            Self::Bytes(rest) => {
+                let (now, later) = rest.split_at(rest.len().min(PIECE));
+                piece.extend_from_slice(now);
+                *rest = later;
+            }
+            Self::Base64(rest) => {
+                let (now, later) = rest.split_at(rest.len().min(PIECE));
+                let decoded = base64_simd::STANDARD.decode_append(now, piece);
+                decoded.map_err(|_| "data is not base64")?;
+                *rest = later;
+            }
+            Self::Latin1(rest) => {
+                let end = rest
+                    .char_indices()
+                    .nth(PIECE)
+                    .map_or(rest.len(), |(at, _)| at);
+                let (now, later) = rest.split_at(end);
+                for character in now.chars() {
+                    piece.push(u8::try_from(character).map_err(|_| "data is not bytes")?);
+                }
+                *rest = later;
+            }
+        }
+        Ok(())
+    }
+}
+
 /// The memory in which one tensor after the other is unpacked.
 pub(super) struct Unpacker {
     zlib: Decompress,
+    piece: Vec<u8>,
     inflated: Vec<u8>,
 }
 
@@ -17,6 +62,7 @@ impl Default for Unpacker {
     fn default() -> Self {
         Self {
             zlib: Decompress::new(true),
+            piece: Vec::new(),
             inflated: Vec::new(),
         }
     }
@@ -30,14 +76,13 @@ impl Unpacker {
         name: &str,
         tensor: usize,
         k: u64,
-        packed: &[u8],
+        packed: Packed<'_>,
     ) -> Result<(), Failure> {
         let wrong = |what: String| malformed(format!("{}: {what}", shorten(name)));
         // k is at most the tensor's elements, so this cannot overflow.
         gathered.spend(8 * k)?;
         let k = usize::try_from(k).map_err(|_| wrong("k is too large".into()))?;
-        self.zlib.reset(true);
-        inflate(&mut self.zlib, packed, k, &mut self.inflated).map_err(wrong)?;
+        self.inflate(packed, k).map_err(wrong)?;
         let half = self.inflated.len() == 6 * k;
         let (values, indices) = self.inflated.split_at(if half { 2 * k } else { 4 * k });
         let indices = indices.as_chunks().0.iter();
@@ -52,50 +97,65 @@ impl Unpacker {
             gathered.add(name, tensor, indices, values)
         }
     }
+
+    /// Inflates to exactly k f16 or f32 values and k indices, never more, and nothing behind it.
+    fn inflate(&mut self, mut packed: Packed<'_>, k: usize) -> Result<(), String> {
+        self.zlib.reset(true);
+        self.inflated.clear();
+        // One byte more than may come shows that more would.
+        self.inflated.reserve_exact(8 * k + 1);
+        let (mut ended, mut behind) = (false, 0);
+        loop {
+            packed.next(&mut self.piece)?;
+            if self.piece.is_empty() {
+                break;
+            }
+            let rest = self.inflate_piece(8 * k, &mut ended)?;
+            behind += rest;
+        }
+        let length = self.inflated.len();
+        if !ended {
+            return Err("data is not zlib: the stream ends early".into());
+        }
+        if length != 6 * k && length != 8 * k {
+            return Err(wrong_length(length, "", k));
+        }
+        match behind {
+            0 => Ok(()),
+            _ => Err(format!("{behind} bytes after the end of the zlib stream")),
+        }
+    }
+
+    /// Inflates the piece at hand; the bytes of it that lie behind the stream.
+    fn inflate_piece(&mut self, most: usize, ended: &mut bool) -> Result<usize, String> {
+        let mut rest = &self.piece[..];
+        while !rest.is_empty() && !*ended {
+            let seen = self.zlib.total_in();
+            let status = self
+                .zlib
+                .decompress_vec(rest, &mut self.inflated, FlushDecompress::None)
+                .map_err(|e| format!("data is not zlib: {e}"))?;
+            if self.inflated.len() > most {
+                return Err(wrong_length(self.inflated.len(), "or more ", most / 8));
+            }
+            // There was room, so it read some, or will not.
+            let read = usize::try_from(self.zlib.total_in() - seen).unwrap_or(rest.len());
+            *ended = status == Status::StreamEnd;
+            if read == 0 && !*ended {
+                return Err("data is not zlib: it does not go on".into());
+            }
+            rest = rest.get(read..).unwrap_or_default();
+        }
+        Ok(rest.len())
+    }
 }
 
-/// Inflates to exactly k f16 or f32 values and k indices, never more, and nothing behind it.
-fn inflate(
-    zlib: &mut Decompress,
-    packed: &[u8],
-    k: usize,
-    inflated: &mut Vec<u8>,
-) -> Result<(), String> {
-    inflated.clear();
-    // One byte more than may come shows that more would.
-    inflated.reserve_exact(8 * k + 1);
-    let end = loop {
-        let (seen, length) = (zlib.total_in(), inflated.len());
-        let rest = usize::try_from(seen)
-            .ok()
-            .and_then(|seen| packed.get(seen..));
-        let status = zlib
-            .decompress_vec(rest.unwrap_or_default(), inflated, FlushDecompress::Finish)
-            .map_err(|e| format!("data is not zlib: {e}"))?;
-        let stalled = zlib.total_in() == seen && inflated.len() == length;
-        if status == Status::StreamEnd || stalled || inflated.len() > 8 * k {
-            break status;
-        }
-    };
-    let length = inflated.len();
-    if length <= 8 * k && end != Status::StreamEnd {
-        return Err("data is not zlib: the stream ends early".into());
-    }
-    if length != 6 * k && length != 8 * k {
-        let more = if length > 8 * k { "or more " } else { "" };
-        return Err(format!(
-            "data inflates to {length} bytes {more}where k = {k} needs {} or {}",
-            6 * k,
-            8 * k
-        ));
-    }
-    if zlib.total_in() != packed.len() as u64 {
-        return Err(format!(
-            "{} bytes after the end of the zlib stream",
-            packed.len() as u64 - zlib.total_in()
-        ));
-    }
-    Ok(())
+fn wrong_length(length: usize, more: &str, k: usize) -> String {
+    format!(
+        "data inflates to {length} bytes {more}where k = {k} needs {} or {}",
+        6 * k,
+        8 * k
+    )
 }
 
 #[cfg(test)]
@@ -107,8 +167,31 @@ mod tests {
     }
 
     fn inflated(packed: &[u8], k: usize) -> Result<Vec<u8>, String> {
-        let mut bytes = Vec::new();
-        inflate(&mut Decompress::new(true), packed, k, &mut bytes).map(|()| bytes)
+        let mut unpacker = Unpacker::default();
+        let bytes = unpacker.inflate(Packed::Bytes(packed), k);
+        bytes.map(|()| unpacker.inflated)
+    }
+
+    #[test]
+    fn every_spelling_gives_the_same_bytes_in_pieces() {
+        let bytes: Vec<u8> = (0..=255).cycle().take(3 * PIECE + 5).collect();
+        let base64 = base64_simd::STANDARD.encode_to_string(&bytes);
+        let latin1: String = bytes.iter().copied().map(char::from).collect();
+        for mut packed in [
+            Packed::Bytes(&bytes),
+            Packed::Base64(base64.as_bytes()),
+            Packed::Latin1(&latin1),
+        ] {
+            let (mut whole, mut piece) = (Vec::new(), Vec::new());
+            loop {
+                packed.next(&mut piece).unwrap();
+                if piece.is_empty() {
+                    break;
+                }
+                whole.extend_from_slice(&piece);
+            }
+            assert!(whole == bytes, "{} bytes", whole.len());
+        }
     }
 
     #[test]

@@ -5,13 +5,12 @@
 
 mod pickle;
 
-use std::borrow::Cow;
 use std::collections::HashMap;
 
 use half::{bf16, f16};
 use rawzip::{CompressionMethod, ZipArchive, ZipSliceArchive};
 
-use super::packed::Unpacker;
+use super::packed::{Packed, Unpacker};
 use super::{Gathered, Versions, malformed, shorten, too_large};
 use crate::failure::Failure;
 use pickle::{Element, Id, MOST_DIMENSIONS, Pickle, Problem, Tensor, Value};
@@ -51,7 +50,6 @@ pub(super) fn decode(bytes: &[u8], gathered: &mut Gathered<'_>) -> Result<(), Fa
         archive,
         pickle,
         unpacker: Unpacker::default(),
-        packed: Vec::new(),
     };
     reader.read(gathered)
 }
@@ -98,8 +96,6 @@ struct Reader<'a> {
     archive: Archive<'a>,
     pickle: Pickle<'a>,
     unpacker: Unpacker,
-    /// Bytes of a compact chunk that are spelled in another way.
-    packed: Vec<u8>,
 }
 
 /// The fields of a chunk.
@@ -139,7 +135,7 @@ impl<'a> Reader<'a> {
             if read.entry("indices")?.is_some() {
                 read.add_tensors(&self.archive, gathered)?;
             } else {
-                read.add_packed(&mut self.unpacker, &mut self.packed, gathered)?;
+                read.add_packed(&mut self.unpacker, gathered)?;
             }
         }
         Ok(())
@@ -259,7 +255,6 @@ impl<'a> Chunk<'_, 'a> {
     fn add_packed(
         &self,
         unpacker: &mut Unpacker,
-        packed: &mut Vec<u8>,
         gathered: &mut Gathered<'_>,
     ) -> Result<(), Failure> {
         let k = match self.entry("k")? {
@@ -269,23 +264,13 @@ impl<'a> Chunk<'_, 'a> {
         let k = k.map_err(|_| self.wrong("k is negative"))?;
         let shape = self.shape()?;
         let tensor = gathered.declare(self.name, shape.as_deref(), k)?;
-        packed.clear();
-        let data: Cow<'_, [u8]> = match self.entry("data")? {
-            Some(Value::Bytes(data)) => Cow::Borrowed(data),
-            Some(Value::Latin1(text)) => {
-                let bytes = text.chars().map(|c| u8::try_from(u32::from(c)));
-                let bytes: Result<Vec<u8>, _> = bytes.collect();
-                Cow::Owned(bytes.map_err(|_| self.wrong("data is not bytes"))?)
-            }
-            Some(Value::Text(text)) => {
-                base64_simd::STANDARD
-                    .decode_append(text.as_bytes(), packed)
-                    .map_err(|_| self.wrong("data is not base64"))?;
-                Cow::Borrowed(packed)
-            }
+        let packed = match self.entry("data")? {
+            Some(Value::Bytes(data)) => Packed::Bytes(data),
+            Some(Value::Latin1(text)) => Packed::Latin1(text),
+            Some(Value::Text(text)) => Packed::Base64(text.as_bytes()),
             Some(_) | None => return Err(self.wrong("data is missing")),
         };
-        unpacker.unpack(gathered, self.name, tensor, k, &data)
+        unpacker.unpack(gathered, self.name, tensor, k, packed)
     }
 }
 

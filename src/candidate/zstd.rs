@@ -1,39 +1,40 @@
 //! Compression `zstd`: frames around a candidate's whole body.
 
-use std::io::Read;
+use zstd::bulk::Decompressor;
 
-use zstd::stream::read::Decoder;
-
-use super::{Gathered, malformed};
+use super::{Gathered, malformed, too_large};
 use crate::failure::Failure;
 
-/// The least that memory grows by.
-const PIECE: usize = 1 << 16;
-/// The windows that zstd's own tool takes without being told to: 128 MiB.
-const WINDOW_LOG: u32 = 27;
+/// How zstd says that there was more than there was room for.
+const NO_ROOM: &str = "Destination buffer is too small";
 
-/// Inflates a body, a piece at a time, and never beyond what the candidate may inflate to; what a
-/// frame says of its own size is not believed.
+/// Inflates a body to never more than the candidate may inflate to; what a frame says of its own size
+/// is not believed.
+///
+/// There is room for all of it at once, of which only what is written ever becomes memory. A buffer
+/// that grows would lie in two places while it moves, and a stream would keep a window beside it, as
+/// large as a frame says.
 ///
 /// # Errors
 /// Too much, or not zstd.
 pub(super) fn inflate(bytes: &[u8], gathered: &mut Gathered<'_>) -> Result<Vec<u8>, Failure> {
-    let broken = |e: std::io::Error| malformed(format!("not zstd: {e}"));
-    let window_log = gathered.most_inflated.bytes.max(1024).ilog2();
-    let mut decoder = Decoder::with_buffer(bytes).map_err(broken)?;
-    decoder
-        .window_log_max(window_log.min(WINDOW_LOG))
-        .map_err(broken)?;
+    let most = &gathered.most_inflated;
+    let room = usize::try_from(most.bytes).unwrap_or(usize::MAX);
     let mut inflated = Vec::new();
-    loop {
-        // To double it, as a Vec does by itself, would take twice as much as there is.
-        inflated.reserve_exact((inflated.len() / 16).max(PIECE));
-        let room = inflated.capacity() - inflated.len();
-        let piece = decoder.by_ref().take(room as u64);
-        let read = { piece }.read_to_end(&mut inflated).map_err(broken)?;
-        if read == 0 {
-            return Ok(inflated);
-        }
-        gathered.spend(read as u64)?;
-    }
+    inflated.try_reserve_exact(room).map_err(|_| {
+        too_large(format!(
+            "may inflate to {room} bytes, which this machine has no memory for; see candidates.max_inflated_bytes"
+        ))
+    })?;
+    let broken = |e: std::io::Error| match e.to_string() {
+        message if message == NO_ROOM => too_large(format!("inflates to more than {}", most.name)),
+        message => malformed(format!("not zstd: {message}")),
+    };
+    let mut decompressor = Decompressor::new().map_err(broken)?;
+    decompressor
+        .decompress_to_buffer(bytes, &mut inflated)
+        .map_err(broken)?;
+    inflated.shrink_to_fit();
+    gathered.spend(inflated.len() as u64)?;
+    Ok(inflated)
 }
