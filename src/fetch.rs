@@ -10,8 +10,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
+use futures_util::{FutureExt, StreamExt};
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::header::{
     CONTENT_RANGE, ETAG, HeaderMap, HeaderName, HeaderValue, IF_MODIFIED_SINCE, IF_NONE_MATCH,
@@ -108,12 +109,21 @@ impl Getter {
     /// # Errors
     /// When TLS cannot be set up.
     pub fn new(allow: &[String], allow_private: bool) -> anyhow::Result<Self> {
+        let resolver = CheckedResolver::of_the_system(allow_private);
+        Self::resolving(allow, allow_private, resolver)
+    }
+
+    fn resolving(
+        allow: &[String],
+        allow_private: bool,
+        resolver: CheckedResolver,
+    ) -> anyhow::Result<Self> {
         // Fails only when a provider is installed already, which is as good.
         let _installed_before = rustls::crypto::ring::default_provider().install_default();
         let client = reqwest::Client::builder()
             .redirect(reqwest::redirect::Policy::none())
             .no_proxy()
-            .dns_resolver(Arc::new(CheckedResolver { allow_private }))
+            .dns_resolver(Arc::new(resolver))
             .user_agent(concat!("scorer/", env!("CARGO_PKG_VERSION")))
             .build()?;
         Ok(Self {
@@ -460,23 +470,31 @@ fn within(prefix: &str, real: &Path) -> bool {
 /// Resolves a host once and hands out only addresses that may be connected to, so that a second
 /// look-up cannot lead elsewhere.
 struct CheckedResolver {
-    allow_private: bool,
+    may: fn(IpAddr) -> bool,
+    look_up: fn(String) -> BoxFuture<'static, std::io::Result<Vec<SocketAddr>>>,
 }
 
 #[derive(Debug, thiserror::Error)]
 #[error("resolves to {0}, which is not a public address (candidates.allow_private)")]
 struct NotPublic(IpAddr);
 
+impl CheckedResolver {
+    fn of_the_system(allow_private: bool) -> Self {
+        Self {
+            may: if allow_private { |_| true } else { is_public },
+            look_up: |name| {
+                async move { Ok(tokio::net::lookup_host((name, 0)).await?.collect()) }.boxed()
+            },
+        }
+    }
+}
+
 impl Resolve for CheckedResolver {
     fn resolve(&self, name: Name) -> Resolving {
-        let allow_private = self.allow_private;
+        let (may, found) = (self.may, (self.look_up)(name.as_str().to_owned()));
         Box::pin(async move {
-            let addresses: Vec<SocketAddr> =
-                tokio::net::lookup_host((name.as_str(), 0)).await?.collect();
-            match addresses
-                .iter()
-                .find(|a| !allow_private && !is_public(a.ip()))
-            {
+            let addresses = found.await?;
+            match addresses.iter().find(|a| !may(a.ip())) {
                 Some(private) => Err(NotPublic(private.ip()).into()),
                 None => Ok(Box::new(addresses.into_iter()) as Addrs),
             }
@@ -515,6 +533,9 @@ fn is_public(ip: IpAddr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::TcpListener;
 
     #[test]
     fn prefixes_end_at_a_boundary() {
@@ -582,6 +603,61 @@ mod tests {
             assert!(matches!(refused, Err(FetchError::Forbidden(_))), "{trick}");
         }
         assert!(getter.check("https://a.example/c/x").is_ok());
+    }
+
+    /// A server that answers every request with its name, until the test ends.
+    async fn named(ip: [u8; 4], port: u16, name: &'static str) -> (u16, Arc<AtomicUsize>) {
+        let listener = TcpListener::bind((IpAddr::from(ip), port)).await.unwrap();
+        let (port, asked) = (
+            listener.local_addr().unwrap().port(),
+            Arc::<AtomicUsize>::default(),
+        );
+        let counter = Arc::clone(&asked);
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                counter.fetch_add(1, Ordering::SeqCst);
+                let length = name.len();
+                let answer = format!(
+                    "HTTP/1.1 200 X\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{name}"
+                );
+                stream.read(&mut [0; 4096]).await.unwrap();
+                stream.write_all(answer.as_bytes()).await.unwrap();
+            }
+        });
+        (port, asked)
+    }
+
+    #[tokio::test]
+    async fn a_name_that_changes_its_address_leads_only_where_the_check_has_been() {
+        static LOOK_UPS: AtomicUsize = AtomicUsize::new(0);
+        // In this test 127.0.0.1 is the internet, and 127.0.0.2 somebody's intranet.
+        let (outside, inside): ([u8; 4], [u8; 4]) = ([127, 0, 0, 1], [127, 0, 0, 2]);
+        let (port, _) = named(outside, 0, "outside").await;
+        let (_, asked_inside) = named(inside, port, "inside").await;
+        let resolver = CheckedResolver {
+            may: |ip| ip == IpAddr::from([127, 0, 0, 1]),
+            look_up: |_| {
+                let outside = SocketAddr::from(([127, 0, 0, 1], 0));
+                let inside = SocketAddr::from(([127, 0, 0, 2], 0));
+                let answer = match LOOK_UPS.fetch_add(1, Ordering::SeqCst) {
+                    0 => vec![outside],
+                    1 => vec![inside],
+                    _ => vec![outside, inside],
+                };
+                async move { Ok(answer) }.boxed()
+            },
+        };
+        let place = format!("http://rebinding.example:{port}/");
+        let getter = Getter::resolving(&[place.clone()], false, resolver).unwrap();
+        let url = getter.check(&place).unwrap();
+        let open = || getter.open(url.clone(), 0, 100);
+        assert_eq!(open().await.unwrap().read().await.unwrap(), b"outside");
+        assert_eq!(LOOK_UPS.load(Ordering::SeqCst), 1);
+        for _ in 0..2 {
+            let refused = open().await.unwrap_err();
+            assert!(matches!(refused, FetchError::Forbidden(_)), "{refused}");
+        }
+        assert_eq!(asked_inside.load(Ordering::SeqCst), 0);
     }
 
     #[tokio::test]

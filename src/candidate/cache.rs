@@ -2,14 +2,12 @@
 //! a crash, is not fetched again. Within a budget, the least recently used go first. What is read is
 //! hashed, so nothing here needs to be trusted, synced or locked; what the disk refuses is fetched.
 
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
-use tokio::sync::OwnedMutexGuard;
 
 type Sha = [u8; 32];
 
@@ -19,7 +17,6 @@ pub(super) struct Cache {
     folder: Arc<Path>,
     most: u64,
     kept: Arc<Mutex<Vec<Kept>>>,
-    turns: Arc<Mutex<HashMap<Sha, Weak<tokio::sync::Mutex<()>>>>>,
 }
 
 /// A file, the least recently used first.
@@ -27,13 +24,6 @@ pub(super) struct Cache {
 struct Kept {
     sha256: Sha,
     size: u64,
-}
-
-/// Whoever holds it is the only one to fetch a candidate.
-#[derive(Debug)]
-pub(super) struct Turn {
-    sha256: Sha,
-    _guard: OwnedMutexGuard<()>,
 }
 
 impl Cache {
@@ -57,45 +47,26 @@ impl Cache {
             folder: folder.into(),
             most,
             kept: Arc::new(Mutex::new(kept)),
-            turns: Arc::default(),
-        }
-    }
-
-    /// Waits until nobody else fetches the same candidate.
-    pub(super) async fn turn(&self, sha256: Sha) -> Turn {
-        let gate = {
-            let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
-            turns.retain(|_, gate| gate.strong_count() > 0);
-            let known = turns.get(&sha256).and_then(Weak::upgrade);
-            known.unwrap_or_else(|| {
-                let gate = Arc::default();
-                turns.insert(sha256, Arc::downgrade(&gate));
-                gate
-            })
-        };
-        let guard = gate.lock_owned().await;
-        Turn {
-            sha256,
-            _guard: guard,
         }
     }
 
     /// The candidate, if it is here and whole.
-    pub(super) async fn read(&self, turn: &Turn) -> Option<Bytes> {
-        let (cache, sha256) = (self.clone(), turn.sha256);
+    pub(super) async fn read(&self, sha256: Sha) -> Option<Bytes> {
+        let cache = self.clone();
         let read = move || cache.find(sha256);
         tokio::task::spawn_blocking(read).await.ok().flatten()
     }
 
-    /// Keeps a candidate whose digest was computed. The turn ends when it is here.
-    pub(super) fn write(&self, turn: Turn, bytes: Bytes) {
+    /// Keeps a candidate whose digest was computed, if the disk lets it.
+    pub(super) async fn write(&self, sha256: Sha, bytes: Bytes) {
         let cache = self.clone();
-        tokio::task::spawn_blocking(move || {
-            if let Err(error) = cache.keep(turn.sha256, &bytes) {
+        let write = move || {
+            if let Err(error) = cache.keep(sha256, &bytes) {
                 let folder = cache.folder.display();
                 tracing::warn!(%error, %folder, "a candidate is not kept; it may be fetched again");
             }
-        });
+        };
+        drop(tokio::task::spawn_blocking(write).await);
     }
 
     fn find(&self, sha256: Sha) -> Option<Bytes> {
@@ -203,18 +174,5 @@ mod tests {
         std::fs::write(cache.path(sha(b"candidate")), b"candidatE").unwrap();
         assert!(!has(&cache, b"candidate"));
         assert!(!cache.path(sha(b"candidate")).exists());
-    }
-
-    #[tokio::test]
-    async fn a_candidate_is_one_fetchers_at_a_time() {
-        let folder = tempfile::tempdir().unwrap();
-        let cache = Cache::open(folder.path().to_owned(), 100);
-        let first = cache.turn([1; 32]).await;
-        let second = cache.turn([1; 32]);
-        tokio::pin!(second);
-        assert!(futures_util::poll!(&mut second).is_pending());
-        drop(cache.turn([2; 32]).await);
-        drop(first);
-        drop(second.await);
     }
 }

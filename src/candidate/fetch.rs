@@ -96,43 +96,40 @@ impl Fetcher {
                     None => digest(data.clone()).await?,
                 },
             },
-            Source::Url(url) => {
-                let timeout = self.config.fetch_timeout;
-                let fetch = self.fetch_once(url, candidate, candidate.size.unwrap_or(limit.1));
-                let late = || {
-                    unavailable(format!(
-                        "not fetched within candidates.fetch_timeout = {}",
-                        format_duration(timeout)
-                    ))
-                };
-                let fetched = tokio::time::timeout(timeout, fetch).await;
-                return fetched.map_err(|_| late())?;
-            }
+            Source::Url(url) => return self.fetch_kept(url, candidate, limit.1).await,
         };
         check_claims(candidate, &fetched)?;
         Ok(fetched)
     }
 
-    /// From the cache, if it is there. Of several that want the same candidate one fetches it.
-    async fn fetch_once(
+    /// From the cache, if it is there, else from its place and into the cache.
+    async fn fetch_kept(
         &self,
         text: &str,
         candidate: &Candidate,
-        most: u64,
+        limit: u64,
     ) -> Result<Fetched, Failure> {
         // Before the cache: what may not be fetched is not given either.
         let url = self.getter.check(text).map_err(refusal)?;
-        let (Some(cache), Some(sha256)) = (&self.cache, candidate.sha256) else {
-            return self.fetch_checked(url, candidate, most).await;
-        };
-        let turn = cache.turn(sha256).await;
-        if let Some(bytes) = cache.read(&turn).await {
+        let cache = self.cache.as_ref().zip(candidate.sha256);
+        if let Some((cache, sha256)) = cache
+            && let Some(bytes) = cache.read(sha256).await
+        {
             let fetched = Fetched { bytes, sha256 };
             check_claims(candidate, &fetched)?;
             return Ok(fetched);
         }
-        let fetched = self.fetch_checked(url, candidate, most).await?;
-        cache.write(turn, fetched.bytes.clone());
+        let timeout = self.config.fetch_timeout;
+        let fetch = self.fetch_checked(url, candidate, candidate.size.unwrap_or(limit));
+        let fetched = tokio::time::timeout(timeout, fetch).await.map_err(|_| {
+            let timeout = format_duration(timeout);
+            unavailable(format!(
+                "not fetched within candidates.fetch_timeout = {timeout}"
+            ))
+        })??;
+        if let Some((cache, sha256)) = cache {
+            cache.write(sha256, fetched.bytes.clone()).await;
+        }
         Ok(fetched)
     }
 

@@ -10,6 +10,7 @@ use crate::support::jobs::{digest, honest};
 use crate::support::process::Folder;
 use crate::support::stack::Stack;
 use crate::support::wait::secs;
+use crate::support::worker::Settings;
 
 const LADDER: &str = r#"["100ms", "200ms", "300ms"]"#;
 
@@ -282,4 +283,81 @@ fn parked_are(aggregator: &Aggregator, n: usize) {
     ids.sort();
     ids.dedup();
     assert_eq!(ids.len(), n, "each job is parked once: {ids:?}");
+}
+
+#[test]
+fn a_server_that_drips_is_left_and_one_that_breaks_off_is_asked_for_the_rest() {
+    let (stack, server) = (Stack::shared(), Server::start());
+    let bytes = honest().bytes();
+    let allow = json!([server.url("/")]).to_string();
+    let worker = stack.worker_with("w1", |s| {
+        s.set("candidates.allow", &allow)
+            .set("candidates.allow_private", true)
+            .set("amqp.retry_delays", r#"["100ms"]"#)
+    });
+    worker.ready();
+    let aggregator = stack.aggregator();
+    aggregator.collect_results();
+    let third = bytes.len() / 3;
+    let broken = server.put("/broken", Route::Breaking(bytes.clone(), third));
+    submit(&aggregator, "broken", &broken);
+    assert_eq!(code(&aggregator, "broken"), "scored");
+    let from = |n: usize| Some((n * third) as u64);
+    let ranges = server.ranges("/broken");
+    assert_eq!(ranges[..3], [None, from(1), from(2)], "{ranges:?}");
+
+    // The second time the server is itself again.
+    let ill = Route::Then(
+        Box::new(Route::Status(500)),
+        Box::new(Route::Bytes(bytes.clone())),
+    );
+    submit(&aggregator, "ill", &server.put("/ill", ill));
+    assert_eq!(code(&aggregator, "ill"), "scored");
+    assert_eq!(aggregator.result("ill").json()["attempt"], 2);
+
+    let started = Instant::now();
+    let drip = Route::Drip(bytes, secs(1) / 10);
+    submit(&aggregator, "drip", &server.put("/drip", drip));
+    assert_eq!(code(&aggregator, "drip"), "candidate_unavailable");
+    let result = aggregator.result("drip").json();
+    let message = result["error"]["message"].as_str().expect("text");
+    assert!(message.contains("candidates.min_rate"), "{message}");
+    assert!(started.elapsed() < secs(30), "{:?}", started.elapsed());
+}
+
+#[test]
+fn a_candidate_is_fetched_once_while_it_is_kept() {
+    let (stack, server) = (Stack::shared(), Server::start());
+    let bytes = honest().bytes();
+    let allow = json!([server.url("/ok/")]).to_string();
+    let keeping = |s: Settings, budget: usize| {
+        s.set("candidates.allow", &allow)
+            .set("candidates.allow_private", true)
+            .set("candidates.cache_bytes", budget)
+    };
+    let worker = stack.worker_with("w1", |s| keeping(s, bytes.len()));
+    worker.ready();
+    let aggregator = stack.aggregator();
+    aggregator.collect_results();
+    let url = server.put("/ok/c", Route::Bytes(bytes.clone()));
+    let ask = |id: &str, url: &str| {
+        submit(&aggregator, id, url);
+        code(&aggregator, id)
+    };
+    assert_eq!(ask("first", &url), "scored");
+    assert_eq!(ask("again", &url), "scored");
+    assert_eq!(server.asked("/ok/c"), 1);
+    // Nobody gets at it by way of a place that is not allowed.
+    let elsewhere = server.put("/secret/c", Route::Bytes(bytes.clone()));
+    assert_eq!(ask("elsewhere", &elsewhere), "candidate_url_forbidden");
+    // It outlives the process, but not a change of what is kept.
+    drop(worker);
+    let worker = stack.worker_with("w1", |s| keeping(s, bytes.len()));
+    worker.ready();
+    assert_eq!(ask("another-process", &url), "scored");
+    assert_eq!(server.asked("/ok/c"), 1);
+    let kept = stack.state_dir().join("w1/candidates").join(digest(&bytes));
+    std::fs::write(kept, b"something else").expect("a writable folder");
+    assert_eq!(ask("changed", &url), "scored");
+    assert_eq!(server.asked("/ok/c"), 2);
 }

@@ -19,6 +19,10 @@ pub(crate) enum Route {
     Breaking(Vec<u8>, usize),
     /// 200 with these bytes and no length announced; the connection's end is the body's.
     Unannounced(Vec<u8>),
+    /// These bytes, one by one, with a pause after each.
+    Drip(Vec<u8>, Duration),
+    /// The first once, then the other.
+    Then(Box<Route>, Box<Route>),
     /// A status and nothing else.
     Status(u16),
     /// 302 to this place.
@@ -145,6 +149,8 @@ struct Reply {
     status: u16,
     headers: String,
     body: Vec<u8>,
+    /// After each byte.
+    drip: Duration,
     pause: Duration,
 }
 
@@ -155,6 +161,7 @@ impl Reply {
             status,
             headers: format!("{headers}Content-Length: {}\r\n", body.len()),
             body,
+            drip: Duration::ZERO,
             pause: Duration::ZERO,
         }
     }
@@ -172,6 +179,11 @@ impl Reply {
                 headers: String::new(),
                 ..Self::new(200, "", bytes)
             },
+            Route::Drip(bytes, drip) => Self {
+                drip,
+                ..Self::new(200, "", bytes)
+            },
+            Route::Then(first, _) => Self::to(request, *first),
             Route::Status(status) => Self::new(status, "", Vec::new()),
             Route::Redirect(to) => Self::new(302, &format!("Location: {to}\r\n"), Vec::new()),
             Route::Stall(pause) => Self {
@@ -217,6 +229,16 @@ impl Reply {
     }
 }
 
+/// What a path answers this time.
+fn take(routes: &Mutex<HashMap<String, Route>>, path: &str) -> Option<Route> {
+    let mut routes = routes.lock().unwrap_or_else(PoisonError::into_inner);
+    let route = routes.get(path).cloned();
+    if let Some(Route::Then(_, next)) = &route {
+        routes.insert(path.to_owned(), Route::clone(next));
+    }
+    route
+}
+
 /// Answers one request and closes; an error is the client going away, which some tests mean.
 fn serve(
     mut stream: TcpStream,
@@ -224,11 +246,7 @@ fn serve(
     asked: &Mutex<Vec<Asked>>,
 ) -> Option<()> {
     let request = Request::read(&stream)?;
-    let route = routes
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .get(&request.path)
-        .cloned();
+    let route = take(routes, &request.path);
     let reply = Reply::to(&request, route.unwrap_or(Route::Status(404)));
     // Before the answer, so that whoever has it finds the request here.
     asked
@@ -242,7 +260,14 @@ fn serve(
     let (status, headers) = (reply.status, reply.headers);
     let head = format!("HTTP/1.1 {status} X\r\nConnection: close\r\n{headers}\r\n");
     stream.write_all(head.as_bytes()).ok()?;
-    stream.write_all(&reply.body).ok()?;
+    if reply.drip.is_zero() {
+        stream.write_all(&reply.body).ok()?;
+    } else {
+        for byte in &reply.body {
+            stream.write_all(&[*byte]).ok()?;
+            std::thread::sleep(reply.drip);
+        }
+    }
     std::thread::sleep(reply.pause);
     Some(())
 }

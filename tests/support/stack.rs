@@ -58,6 +58,8 @@ impl Stack {
         ])
         .set("model.dir", package::sound().display())
         .set("model.state_dir", self.state_dir().display())
+        // Tests give one candidate to many jobs, and mean to have it fetched.
+        .set("candidates.cache_bytes", 0)
         .set("engine.execution_provider", "cpu")
         .set("engine.threads", 1)
         .set("heartbeat.interval", "250ms")
