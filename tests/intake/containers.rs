@@ -55,6 +55,8 @@ pub(crate) struct Container {
     /// Indices of 64 bits, where there is a choice.
     pub(crate) long: bool,
     pub(crate) compression: Option<Compression>,
+    /// From and to, where there is a place for it.
+    pub(crate) versions: (u64, u64),
 }
 
 /// Format, and variety of it.
@@ -103,6 +105,7 @@ impl Container {
                 width,
                 long,
                 compression,
+                versions: (6, 7),
             })
         });
         ways.collect()
@@ -187,9 +190,10 @@ impl Container {
     fn pt_chunks(self, update: &[Entry]) -> Vec<u8> {
         let (mut pickle, mut storages) = (Pickle::new(), Vec::new());
         pickle.op(b"}(");
-        for (key, version) in [("old_version", 6), ("new_version", 7)] {
+        let (old, new) = self.versions;
+        for (key, version) in [("old_version", old), ("new_version", new)] {
             pickle.text(key);
-            pickle.number(version);
+            pickle.number(i64::try_from(version).expect("a small number"));
         }
         pickle.text("chunks");
         pickle.op(b"](");

@@ -199,6 +199,7 @@ async fn what_no_writer_writes_is_refused_in_words() {
         width: Width::F32,
         long: false,
         compression,
+        versions: (6, 7),
     };
     let (json, zstd_json) = (of(Kind::Map, None), of(Kind::Map, Some(Compression::Zstd)));
     let (tensors, torch) = (of(Kind::Pairs, None), of(Kind::Chunks, None));

@@ -12,6 +12,12 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+#[path = "../intake/containers.rs"]
+#[expect(dead_code, reason = "what the tests of the intake use besides")]
+mod containers;
+#[path = "../intake/raw.rs"]
+mod raw;
+
 mod cluster;
 mod commands;
 mod control;

@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
+use crate::containers::{Container, Entry, Kind, Width};
 use crate::support::broker::Rabbit;
 use crate::support::crash::Crash;
 use crate::support::http::Route;
-use crate::support::jobs::{honest, honest_job};
+use crate::support::jobs::{digest, honest, honest_job};
 use crate::support::manifest::{self, ManifestBuilder, public_key, sign, with_canary};
 use crate::support::package::VERSION;
 use crate::support::redis_server::Redis;
@@ -434,6 +435,65 @@ fn bucket_environment(server: &str) -> Vec<(&'static str, String)> {
         ("AZURE_ALLOW_HTTP", "true".to_owned()),
         ("AZURE_SKIP_SIGNATURE", "true".to_owned()),
     ]
+}
+
+/// The file that leads from one version to its neighbour, in a container.
+fn in_container(site: &Site, (from, to): (u64, u64), container: Container) -> Value {
+    let entry = |(name, changes): (String, Vec<(usize, f32)>)| {
+        let index = |(index, _): &(usize, f32)| i64::try_from(*index).expect("a small tensor");
+        Entry {
+            shape: site.trainer.shape(&name),
+            indices: changes.iter().map(index).collect(),
+            values: changes.iter().map(|(_, d)| *d).collect(),
+            name,
+        }
+    };
+    let step: Vec<Entry> = site
+        .trainer
+        .difference(from, to)
+        .into_iter()
+        .map(entry)
+        .collect();
+    let (name, bytes) = (format!("{from}-{to}"), container.write(&step));
+    let mut listed = json!({
+        "from": from, "to": to, "urls": [name], "format": container.format(),
+        "sha256": digest(&bytes), "size": bytes.len(),
+    });
+    if let Some(compression) = container.compression {
+        listed["compression"] = json!(compression);
+    }
+    site.server.put(&path(&name), Route::Mirror(bytes));
+    listed
+}
+
+#[test]
+fn updates_come_in_every_container_and_lead_where_they_say() {
+    let stack = Stack::shared();
+    let mut site = Site::new(21);
+    let mut containers = Container::all(&[Kind::Pairs, Kind::Chunks, Kind::Compact], Width::F32);
+    let mut manifest = Vec::new();
+    let mut from = VERSION;
+    for container in &mut containers {
+        let to = site.trainer.advance();
+        container.versions = (from, to);
+        manifest.push(in_container(&site, (from, to), *container));
+        from = to;
+    }
+    let all = manifest
+        .into_iter()
+        .fold(ManifestBuilder::new(from), ManifestBuilder::update);
+    site.publish(&all);
+    let worker = stack.worker_with("w1", |s| site.followed(s));
+    serves(&worker, &site, from);
+
+    let to = site.trainer.advance();
+    let mut lying = containers[2];
+    lying.versions = (from - 1, to - 1);
+    let lying = in_container(&site, (from, to), lying);
+    site.publish(&ManifestBuilder::new(to).update(lying));
+    let said = format!("the file leads from {} to {}", from - 1, to - 1);
+    fails(&worker, &said);
+    serves(&worker, &site, from);
 }
 
 #[test]

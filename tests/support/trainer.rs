@@ -20,7 +20,7 @@ use super::package::{Package, VERSION, fixtures, sound};
 pub(crate) type Weights = BTreeMap<String, Vec<f32>>;
 
 /// What one version changes: per tensor, some elements, ascending, and what is added to each.
-type Step = BTreeMap<String, Vec<(usize, f32)>>;
+pub(crate) type Step = BTreeMap<String, Vec<(usize, f32)>>;
 
 /// How much a step adds to an element, up or down.
 const SMALLEST: f32 = 0.0005;
@@ -85,29 +85,46 @@ impl Trainer {
         self.versions.keys().last().copied().unwrap_or(VERSION)
     }
 
-    /// A `binary_v2` file that, added to one version, gives its neighbour: the next or the last one.
-    pub(crate) fn delta(&self, from: u64, to: u64) -> Vec<u8> {
-        assert_eq!(from.abs_diff(to), 1, "only neighbours have a delta");
-        let step = self.steps.get(&from.min(to)).expect("both were made");
-        let (old, new) = (self.weights(from), self.weights(to));
-        let mut tensors = Map::new();
-        for (name, changes) in step {
-            let value = |(index, d): &(usize, f32)| {
-                // On the way back it is the difference; `large_elements` sees to it that it is exact.
-                let d = if from < to {
-                    *d
-                } else {
-                    new[name][*index] - old[name][*index]
-                };
-                (*index, d)
-            };
-            let changes: Vec<(usize, f32)> = changes.iter().map(value).collect();
-            let entry = json!({
-                "shape": self.shapes[name], "k": changes.len(), "data": pack(&changes),
-            });
-            tensors.insert(name.clone(), entry);
+    /// What, added to one version, gives its neighbour, the next or the last one: by tensor, in the
+    /// order of their names, index and value.
+    pub(crate) fn difference(&self, from: u64, to: u64) -> Step {
+        assert_eq!(from.abs_diff(to), 1, "only neighbours have a difference");
+        let mut step = self
+            .steps
+            .get(&from.min(to))
+            .expect("both were made")
+            .clone();
+        if from < to {
+            return step;
         }
+        let (old, new) = (self.weights(from), self.weights(to));
+        for (name, changes) in &mut step {
+            for (index, d) in changes {
+                // `large_elements` sees to it that it is exact.
+                *d = new[name][*index] - old[name][*index];
+            }
+        }
+        step
+    }
+
+    /// The difference as a `binary_v2` file.
+    pub(crate) fn delta(&self, from: u64, to: u64) -> Vec<u8> {
+        let entry = |(name, changes): (String, Vec<(usize, f32)>)| {
+            let shape = self.shape(&name);
+            let data = pack(&changes);
+            (
+                name,
+                json!({"shape": shape, "k": changes.len(), "data": data}),
+            )
+        };
+        let tensors: Map<String, Value> =
+            self.difference(from, to).into_iter().map(entry).collect();
         Value::Object(tensors).to_string().into_bytes()
+    }
+
+    /// A tensor's shape.
+    pub(crate) fn shape(&self, name: &str) -> Vec<usize> {
+        self.shapes[name].clone()
     }
 
     /// A safetensors file of all tensors of a version.
