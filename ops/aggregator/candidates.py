@@ -1,0 +1,174 @@
+"""Writes an update as a candidate, in each container that the scorer reads.
+
+An update maps the names of tensors to their shapes, the indices of the entries that change (in the tensor flattened row
+by row, each at most once) and the values. Lists and arrays do. Standard library only, but for zstd.
+"""
+
+import base64
+import io
+import json
+import math
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Update = Mapping[str, tuple[Sequence[int], Sequence[int], Sequence[float]]]
+
+# What safetensors calls a type, and struct; in the order in which the format's own writer puts them.
+TYPES = {"F32": "f", "I32": "i", "F16": "e"}
+
+
+def binary_v2(update: Update, half: bool = False) -> bytes:
+    """JSON of {NAME: {shape, k, data}}, data being base64(zlib(k values, f32 or f16 ++ k i32 indices))."""
+    document = {}
+    for name, (shape, indices, values) in update.items():
+        data = base64.b64encode(_packed(indices, values, half)).decode()
+        document[name] = {"shape": list(shape), "k": len(indices), "data": data}
+    return json.dumps(document, separators=(",", ":")).encode()
+
+
+def safetensors(update: Update, half: bool = False, dense: bool = False) -> bytes:
+    """Tensors NAME::indices (I32) and NAME::values (F32 or F16) behind the format's header.
+
+    Dense: one tensor NAME for the two, of its own shape, zero where the update has no entry.
+    """
+    floats = "F16" if half else "F32"
+    tensors: list[tuple[str, str, Sequence[int], Sequence[float]]] = []
+    for name, (shape, indices, values) in update.items():
+        if dense:
+            every = dict(zip(indices, values, strict=True))
+            tensors.append((floats, name, shape, [every.get(index, 0.0) for index in range(math.prod(shape))]))
+        else:
+            tensors.append((floats, f"{name}::values", [len(values)], values))
+            tensors.append(("I32", f"{name}::indices", [len(indices)], indices))
+    tensors.sort(key=lambda tensor: ([*TYPES].index(tensor[0]), tensor[1]))
+    header, body = {}, bytearray()
+    for dtype, name, shape, numbers in tensors:
+        start = len(body)
+        body += _numbers(TYPES[dtype], numbers)
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, len(body)]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text + body
+
+
+def pt_chunks(update: Update, old_version: int, new_version: int) -> bytes:
+    """What torch.save makes of {old_version, new_version, chunks: [{name, indices, values, shape}]}.
+
+    Indices are int32 tensors, values float32 ones, each with a storage of its own: an entry data/N of the zip.
+    """
+    storages: list[bytes] = []
+
+    def tensor(kind: str, code: str, numbers: Sequence[float]) -> _Call:
+        storage = _Storage(("storage", _Name("torch", kind), str(len(storages)), "cpu", len(numbers)))
+        storages.append(_numbers(code, numbers))
+        no_hooks = _Call(_Name("collections", "OrderedDict"), ())
+        view = (storage, 0, (len(numbers),), (1,), False, no_hooks)
+        return _Call(_Name("torch._utils", "_rebuild_tensor_v2"), view)
+
+    chunks = []
+    for name, (shape, indices, values) in update.items():
+        tensors = {"indices": tensor("IntStorage", "i", indices), "values": tensor("FloatStorage", "f", values)}
+        chunks.append({"name": name, **tensors, "shape": tuple(shape)})
+    return _torch_zip(old_version, new_version, chunks, storages)
+
+
+def pt_chunks_compact(update: Update, old_version: int, new_version: int) -> bytes:
+    """The same with chunks {name, k, data}, data being zlib(k f16 values ++ k i32 indices); no tensor, no storage."""
+    chunks = [
+        {"name": name, "k": len(indices), "data": _packed(indices, values, half=True)}
+        for name, (_, indices, values) in update.items()
+    ]
+    return _torch_zip(old_version, new_version, chunks, [])
+
+
+def zstd(body: bytes) -> bytes:
+    """One zstd frame around a whole candidate, whatever its container; the job then says compression "zstd"."""
+    import zstandard
+
+    return zstandard.compress(body)
+
+
+def _packed(indices: Sequence[int], values: Sequence[float], half: bool) -> bytes:
+    return zlib.compress(_numbers("e" if half else "f", values) + _numbers("i", indices), 1)
+
+
+def _numbers(code: str, numbers: Sequence[float]) -> bytes:
+    return struct.pack(f"<{len(numbers)}{code}", *numbers)
+
+
+def _torch_zip(old_version: int, new_version: int, chunks: list[dict[str, Any]], storages: list[bytes]) -> bytes:
+    root = {"old_version": old_version, "new_version": new_version, "chunks": chunks}
+    entries = {"data.pkl": b"\x80\x02" + _pickled(root, {}) + b".", "byteorder": b"little"}
+    entries |= {f"data/{key}": storage for key, storage in enumerate(storages)}
+    entries["version"] = b"3\n"
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, data in entries.items():
+            # With the time that a ZipInfo has by itself, the same update is always the same bytes.
+            archive.writestr(zipfile.ZipInfo(f"archive/{name}"), data)
+    return file.getvalue()
+
+
+@dataclass(frozen=True)
+class _Name:
+    module: str
+    name: str
+
+
+@dataclass(frozen=True)
+class _Call:
+    name: _Name
+    arguments: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class _Storage:
+    description: tuple[Any, ...]
+
+
+def _pickled(value: Any, memo: dict[Any, int]) -> bytes:
+    """Pickle's protocol 2 as torch.save uses it; pickle itself would have to import torch to name parts of it."""
+
+    def all_of(values: Iterable[Any]) -> bytes:
+        return b"".join(_pickled(value, memo) for value in values)
+
+    def remembered(code: bytes, key: Any = None) -> bytes:
+        memo[key or object()] = number = len(memo)
+        return code + (b"q%c" % number if number < 256 else b"r" + struct.pack("<I", number))
+
+    match value:
+        case str() | _Name() if value in memo:
+            number = memo[value]
+            return b"h%c" % number if number < 256 else b"j" + struct.pack("<I", number)
+        case str():
+            text = value.encode()
+            return remembered(b"X" + struct.pack("<I", len(text)) + text, value)
+        case bytes():  # Protocol 2 has only text: a character for each byte.
+            return _pickled(_Call(_Name("_codecs", "encode"), (value.decode("latin1"), "latin1")), memo)
+        case False:
+            return b"\x89"
+        case int():
+            sizes = (b"K", "<B", 8), (b"M", "<H", 16), (b"J", "<i", 31), (b"\x8a\x08", "<q", 63)
+            code, layout = next((code, layout) for code, layout, bits in sizes if value < 1 << bits)
+            return code + struct.pack(layout, value)
+        case list():
+            return remembered(b"]") + b"(" + all_of(value) + b"e"
+        case ():
+            return b")"
+        case tuple() if len(value) > 3:
+            return remembered(b"(" + all_of(value) + b"t")
+        case tuple():
+            return remembered(all_of(value) + (b"\x85", b"\x86", b"\x87")[len(value) - 1])
+        case dict():
+            return remembered(b"}") + b"(" + all_of(part for pair in value.items() for part in pair) + b"u"
+        case _Name(module, name):
+            return remembered(f"c{module}\n{name}\n".encode(), value)
+        case _Call(name, arguments):
+            return remembered(all_of((name, arguments)) + b"R")
+        case _Storage(description):
+            return _pickled(description, memo) + b"Q"
+    raise TypeError(f"{type(value).__name__} is nothing that a candidate holds")
