@@ -10,6 +10,7 @@
 
 mod containers;
 mod raw;
+mod real_files;
 mod refusals;
 mod round_trips;
 
