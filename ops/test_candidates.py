@@ -137,5 +137,34 @@ class Zstd(unittest.TestCase):
         self.assertEqual(zstandard.decompress(frame), body)
 
 
+class Documentation(unittest.TestCase):
+    """The examples of schemas/README.md are what the writers write."""
+
+    UPDATE = {"w": ([2, 2], [0, 3], [0.5, -0.25])}
+
+    def setUp(self):
+        self.text = (FORMATS.parents[3] / "schemas/README.md").read_text(encoding="utf-8")
+
+    def test_binary_v2(self):
+        for half in (False, True):
+            self.assertIn(candidates.binary_v2(self.UPDATE, half).decode(), self.text)
+
+    def test_safetensors(self):
+        body = candidates.safetensors(self.UPDATE)
+        end = 8 + int.from_bytes(body[:8], "little")
+        said = f"    {body[:8].hex()}\n    {body[8:end].decode().rstrip()}\n    {body[end:].hex(' ', -8)}\n"
+        self.assertIn(said, self.text)
+
+    def test_pt_chunks(self):
+        for name, data in entries(candidates.pt_chunks(self.UPDATE, 7, 8)).items():
+            self.assertIn(f"archive/{name} ", self.text)
+            if name.startswith("data/"):
+                self.assertIn(data.hex(), self.text)
+
+    def test_zstd(self):
+        frame = candidates.zstd(candidates.binary_v2(self.UPDATE)).hex()
+        self.assertIn(f"    {frame[:8]} {frame[8:12]} {frame[12:18]} {frame[18:22]}...", self.text)
+
+
 if __name__ == "__main__":
     unittest.main()

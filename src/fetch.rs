@@ -620,7 +620,7 @@ mod tests {
                 let answer = format!(
                     "HTTP/1.1 200 X\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{name}"
                 );
-                stream.read(&mut [0; 4096]).await.unwrap();
+                assert!(stream.read(&mut [0; 4096]).await.unwrap() > 0);
                 stream.write_all(answer.as_bytes()).await.unwrap();
             }
         });
@@ -648,7 +648,7 @@ mod tests {
             },
         };
         let place = format!("http://rebinding.example:{port}/");
-        let getter = Getter::resolving(&[place.clone()], false, resolver).unwrap();
+        let getter = Getter::resolving(std::slice::from_ref(&place), false, resolver).unwrap();
         let url = getter.check(&place).unwrap();
         let open = || getter.open(url.clone(), 0, 100);
         assert_eq!(open().await.unwrap().read().await.unwrap(), b"outside");

@@ -334,8 +334,8 @@ fn a_job_of_millions_of_values_is_refused_without_making_them() {
         (nested, Encoding::MessagePack),
         (vec![b'['; many], Encoding::Json),
     ] {
-        let (decoded, took) = measured(|| job::decode(&body, encoding));
-        assert!(decoded.is_err());
+        let (refused, took) = measured(|| job::decode(&body, encoding).is_err());
+        assert!(refused);
         assert!(took <= 16 * MIB, "{took} bytes");
     }
 }

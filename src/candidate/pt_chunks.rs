@@ -167,9 +167,11 @@ impl<'a> Chunk<'_, 'a> {
             Some(_) => return Err(self.wrong("shape is no tuple")),
             None => return Ok(None),
         };
-        let number = |id: &Id| match self.pickle.get(*id) {
-            Value::Int(number) => u64::try_from(*number).ok(),
-            _ => None,
+        let number = |id: &Id| {
+            let Value::Int(number) = self.pickle.get(*id) else {
+                return None;
+            };
+            u64::try_from(*number).ok()
         };
         let shape: Option<Vec<u64>> = shape.iter().take(MOST_DIMENSIONS).map(number).collect();
         shape

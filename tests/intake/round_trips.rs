@@ -3,10 +3,12 @@
 use rand::rngs::StdRng;
 use rand::seq::index::sample;
 use rand::{Rng, SeedableRng};
+use scorer::candidate::sketch::Sketch;
 use scorer::candidate::{Update, decode};
 use scorer::config::CandidatesConfig;
 use scorer::job::{Candidate, Rule, Source};
 use scorer::package::Package;
+use scorer::package::weights::TensorInfo;
 use serde_json::{Value, json};
 
 use super::containers::{Container, Entry, Kind, Width};
@@ -131,4 +133,63 @@ async fn a_dense_tensor_is_all_of_its_entries() {
             assert_eq!(found, known, "{dense:?}");
         }
     }
+}
+
+/// Who compares results finds who copied whom, whatever was done to the bytes.
+#[tokio::test(flavor = "multi_thread")]
+async fn results_tell_copies_half_copies_and_strangers_apart() {
+    let bench = Bench::new(&[]).await;
+    let update = |seed, from: usize, to: usize| {
+        let mut random = StdRng::seed_from_u64(seed);
+        let tensors = &bench.package().weights.tensors;
+        let large = tensors.iter().filter(|tensor| tensor.numel > 10_000);
+        let mut entry = |tensor: &TensorInfo| {
+            let indices = sample(&mut random, tensor.numel, 200).into_iter();
+            let indices = indices.map(|i| i64::try_from(i).unwrap());
+            Entry {
+                name: tensor.name.clone(),
+                shape: tensor.shape.clone(),
+                indices: indices.skip(from).take(to - from).collect(),
+                values: vec![0.01; to - from],
+            }
+        };
+        large.map(&mut entry).collect::<Vec<_>>()
+    };
+    let [plain, zipped] =
+        [&[Kind::Map][..], &[Kind::Views]].map(|kind| Container::all(kind, Width::F32)[1]);
+    let original = update(1, 0, 200);
+    let mut copy = original.clone();
+    for entry in &mut copy {
+        entry.indices.reverse();
+        entry.values.fill(-0.003);
+    }
+    copy.reverse();
+    let mut half = update(1, 0, 100);
+    for (entry, own) in half.iter_mut().zip(update(2, 0, 100)) {
+        for (index, value) in own.indices.into_iter().zip(own.values) {
+            if !entry.indices.contains(&index) {
+                entry.indices.push(index);
+                entry.values.push(value);
+            }
+        }
+    }
+    let sketch = async |container: Container, update: &[Entry]| {
+        let result = bench
+            .judge(container, &container.write(update), json!({}))
+            .await;
+        let values = serde_json::from_value(result["candidate"]["sketch"].clone());
+        Sketch {
+            values: values.unwrap_or_else(|e| panic!("{e}: {result}")),
+        }
+    };
+    let first = sketch(plain, &original).await;
+    let similar = async |update: &[Entry]| {
+        let other = sketch(zipped, update).await;
+        first.similarity(&other).unwrap()
+    };
+    assert!(similar(&copy).await > 0.99);
+    let half = similar(&half).await;
+    assert!((0.1..0.6).contains(&half), "{half}");
+    let stranger = similar(&update(3, 0, 200)).await;
+    assert!(stranger < 0.1, "{stranger}");
 }

@@ -294,10 +294,10 @@ impl<'a> Machine<'a> {
     /// The first values of a tuple: of longer ones nobody needs the rest, and a pickle can say a long
     /// one many times.
     fn first_of(&self, tuple: Id) -> Option<Vec<&Value<'a>>> {
-        match self.get(tuple) {
-            Value::Tuple(items) => Some(items.iter().take(6).map(|id| self.get(*id)).collect()),
-            _ => None,
-        }
+        let Value::Tuple(items) = self.get(tuple) else {
+            return None;
+        };
+        Some(items.iter().take(6).map(|id| self.get(*id)).collect())
     }
 
     fn remember_or_recall(&mut self, operation: u8) -> Result<(), Problem> {
@@ -340,10 +340,10 @@ impl<'a> Machine<'a> {
         if !matches!(operation, b'a' | b'e') {
             return self.push(Value::Tuple(items));
         }
-        match self.top()? {
-            Value::List(list) => list.extend(items),
-            _ => return malformed("the pickle appends to what is no list"),
-        }
+        let Value::List(list) = self.top()? else {
+            return malformed("the pickle appends to what is no list");
+        };
+        list.extend(items);
         Ok(())
     }
 
@@ -359,10 +359,10 @@ impl<'a> Machine<'a> {
         let (pairs, []) = items.as_chunks::<2>() else {
             return malformed("the pickle sets a key without a value");
         };
-        match self.top()? {
-            Value::Map(map) => map.extend(pairs.iter().map(|[key, value]| (*key, *value))),
-            _ => return malformed("the pickle sets a key of what is no map"),
-        }
+        let Value::Map(map) = self.top()? else {
+            return malformed("the pickle sets a key of what is no map");
+        };
+        map.extend(pairs.iter().map(|[key, value]| (*key, *value)));
         Ok(())
     }
 
@@ -478,10 +478,10 @@ impl<'a> Machine<'a> {
     /// Attributes of a map, which are of no use here.
     fn set_state(&mut self) -> Result<(), Problem> {
         self.pop()?;
-        match self.top()? {
-            Value::Map(_) => Ok(()),
-            _ => malformed("the pickle sets the state of what is no map"),
-        }
+        let Value::Map(_) = self.top()? else {
+            return malformed("the pickle sets the state of what is no map");
+        };
+        Ok(())
     }
 }
 

@@ -1,0 +1,55 @@
+"""Finds candidates that change the same weights as others, by the sketches in their results.
+
+A sketch is a list of 64 numbers or None, as `candidate.sketch` of a scored result has it; schemas/README.md says what they are.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+
+Sketch = Sequence[int | None]
+
+PLACES = 64
+KEPT = (1 << 53) - 1
+WORD = (1 << 64) - 1
+
+
+def similarity(one: Sketch, other: Sketch) -> float:
+    """Of the weights that either changes, the share that both change, 0 to 1; its standard error is at most 1/16."""
+    pairs = [pair for pair in zip(one, other, strict=True) if pair != (None, None)]
+    return sum(a == b for a, b in pairs) / len(pairs) if pairs else 0.0
+
+
+def alike(sketches: Mapping[str, Sketch], least: float = 0.25) -> Iterable[tuple[str, str, float]]:
+    """Pairs of candidates at least so similar, each with the one that came first in front.
+
+    Only candidates that have a number in common are compared, so that n independent ones take O(n).
+    """
+    seen: dict[tuple[int, int], list[str]] = {}
+    for name, sketch in sketches.items():
+        places = [place for place in enumerate(sketch) if place[1] is not None]
+        met = dict.fromkeys(earlier for place in places for earlier in seen.get(place, ()))
+        for earlier in met:
+            if (found := similarity(sketches[earlier], sketch)) >= least:
+                yield earlier, name, found
+        for place in places:
+            seen.setdefault(place, []).append(name)
+
+
+def sketch(changed: Mapping[str, Iterable[int]]) -> list[int | None]:
+    """The sketch of a candidate that changes these weights: by tensor, their indices."""
+    smallest: list[int | None] = [None] * PLACES
+    for name, indices in changed.items():
+        seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
+        for index in indices:
+            number = _split_mix(seed, index)
+            place, kept = number >> 58, number & KEPT
+            known = smallest[place]
+            smallest[place] = kept if known is None else min(known, kept)
+    return smallest
+
+
+def _split_mix(seed: int, index: int) -> int:
+    z = (seed + 0x9E3779B97F4A7C15 * (index + 1)) & WORD
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & WORD
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & WORD
+    return z ^ (z >> 31)
