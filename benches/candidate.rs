@@ -7,6 +7,12 @@
     reason = "a failed step ends the benchmark; criterion makes undocumented functions"
 )]
 
+#[path = "../tests/intake/containers.rs"]
+#[expect(dead_code, reason = "what the tests of the intake use besides")]
+mod containers;
+#[path = "../tests/intake/raw.rs"]
+mod raw;
+
 use std::hint::black_box;
 use std::sync::Arc;
 
@@ -14,7 +20,7 @@ use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_mai
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use scorer::bench::encode;
-use scorer::candidate;
+use scorer::candidate::{self, TensorUpdate, Update};
 use scorer::config::{Config, Layers};
 use scorer::engine::Engine;
 use scorer::engine::graph::synthetic::Decoder;
@@ -23,6 +29,8 @@ use scorer::job::{Candidate, Format, Rule, Source};
 use scorer::package::Package;
 use scorer::package::plan::Plan;
 use scorer::package::synthetic::make;
+
+use containers::{Container, Entry, Kind, Width};
 
 /// Ten million parameters: beyond the caches, and made in a second.
 const MODEL: Decoder = Decoder {
@@ -41,6 +49,20 @@ fn config() -> Config {
         ..Layers::default()
     };
     Config::load(&layers).expect("the defaults are sound")
+}
+
+/// The same update, to be written in other containers.
+fn entries(update: &Update, package: &Package) -> Vec<Entry> {
+    let entry = |touched: &TensorUpdate| {
+        let info = &package.weights.tensors[touched.tensor];
+        Entry {
+            name: info.name.clone(),
+            shape: info.shape.clone(),
+            indices: touched.indices.iter().copied().map(i64::from).collect(),
+            values: touched.values.clone(),
+        }
+    };
+    update.tensors.iter().map(entry).collect()
 }
 
 fn benches(criterion: &mut Criterion) {
@@ -65,6 +87,19 @@ fn benches(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("candidate");
     group.throughput(Throughput::Elements(update.entries()));
     group.bench_function("decode", |b| b.iter(|| black_box(decode())));
+    for container in Container::all(&[Kind::Map, Kind::Pairs, Kind::Chunks, Kind::Compact], Width::F32) {
+        let written = container.write(&entries(&update, &package));
+        let description = Candidate {
+            format: container.format(),
+            compression: container.compression,
+            ..description.clone()
+        };
+        let zstd = container.compression.map_or("", |_| ", zstd");
+        group.bench_function(format!("decode {:?}{zstd}", container.kind), |b| {
+            let limits = &config.candidates;
+            b.iter(|| black_box(candidate::decode(&written, &description, &package, limits)));
+        });
+    }
     group.bench_function("check", |b| {
         let patches = |update| Patches::new(&package, update, Rule::ParamDiff);
         b.iter_batched(|| update.clone(), patches, BatchSize::LargeInput);
