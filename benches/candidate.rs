@@ -87,7 +87,10 @@ fn benches(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("candidate");
     group.throughput(Throughput::Elements(update.entries()));
     group.bench_function("decode", |b| b.iter(|| black_box(decode())));
-    for container in Container::all(&[Kind::Map, Kind::Pairs, Kind::Chunks, Kind::Compact], Width::F32) {
+    for container in Container::all(
+        &[Kind::Map, Kind::Pairs, Kind::Chunks, Kind::Compact],
+        Width::F32,
+    ) {
         let written = container.write(&entries(&update, &package));
         let description = Candidate {
             format: container.format(),

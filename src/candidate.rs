@@ -15,6 +15,12 @@ use crate::failure::{Code, Failure};
 use crate::job::{Candidate, Compression, Format};
 use crate::package::Package;
 
+/// Of a shape; what has more is none.
+const MOST_DIMENSIONS: usize = 8;
+/// Pieces in which the tensors of a model may come: so many, and so many for each of its names.
+const MOST_PIECES: u64 = 1000;
+const PIECES: u64 = 32;
+
 /// The entries of one tensor, ascending by index.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TensorUpdate {
@@ -90,6 +96,7 @@ pub struct Gathered<'a> {
     package: &'a Package,
     limits: &'a CandidatesConfig,
     entries: u64,
+    pieces: u64,
     inflated: u64,
     most_inflated: Bound,
     versions: Option<Versions>,
@@ -136,6 +143,7 @@ impl<'a> Gathered<'a> {
             package,
             limits,
             entries: 0,
+            pieces: 0,
             inflated: 0,
             most_inflated: Bound::of_inflated(package, limits),
             versions: None,
@@ -174,7 +182,15 @@ impl<'a> Gathered<'a> {
             );
             return Err(Failure::new(Code::CandidateShapeMismatch, message).with("tensor", shown));
         }
-        // One tensor may come in pieces; together they cannot be more than it has.
+        // One tensor may come in pieces; together they cannot be more than it has. Each costs a
+        // little, even an empty one.
+        self.pieces += 1;
+        let most = MOST_PIECES + PIECES * self.names().count() as u64;
+        if self.pieces > most {
+            return Err(too_large(format!(
+                "more than {most} tensors, or pieces of them"
+            )));
+        }
         let known = self.tensors[tensor.index].0.len() as u64;
         if entries > tensor.numel as u64 - known {
             let message = format!(

@@ -100,7 +100,76 @@ fn json_bombs(name: &str) -> Vec<Bomb> {
         bytes,
         codes,
     };
-    vec![
+    // Each nearly fills the budget by itself: nothing of it can be copied.
+    let filled = |name, begin: &str, fill: &str, end: &str, codes| {
+        let times = 30 * MIB as usize / fill.len();
+        let text = [begin, &fill.repeat(times), end].concat();
+        Bomb {
+            compression: Some(Compression::Zstd),
+            ..bomb(name, zstd(text.as_bytes()), codes)
+        }
+    };
+    let of_tensor = |field: &str| format!(r#"{{"{name}":{{"{field}":"#);
+    let filled = [
+        filled(
+            "json: a long name",
+            r#"{""#,
+            "n",
+            r#"":{"k":0,"data":""}}"#,
+            UNKNOWN,
+        ),
+        filled(
+            "json: a long name in a list",
+            r#"[{"name":""#,
+            "n",
+            r#"","k":0}]"#,
+            UNKNOWN,
+        ),
+        filled(
+            "json: a shape of millions",
+            &of_tensor("shape"),
+            "[1,",
+            "",
+            MALFORMED,
+        ),
+        filled(
+            "json: a shape of many ones",
+            &(of_tensor("shape") + "[1"),
+            ",1",
+            "]}}",
+            MALFORMED,
+        ),
+        filled(
+            "json: k is text",
+            &(of_tensor("k") + "\""),
+            "1",
+            "\"}}",
+            MALFORMED,
+        ),
+        filled(
+            "json: a size is text",
+            &(of_tensor("shape") + "[\""),
+            "1",
+            "\"]}}",
+            MALFORMED,
+        ),
+        filled("json: all of it is text", "\"", "1", "\"", MALFORMED),
+        filled(
+            "json: escapes",
+            &(of_tensor("data") + "\""),
+            "\\/",
+            "\",\"k\":1}}",
+            LARGE,
+        ),
+        filled(
+            "json: pieces",
+            "[",
+            &format!(r#"{{"name":"{name}","k":0,"data":"eAEDAAAAAAE="}},"#),
+            "0]",
+            LARGE,
+        ),
+    ];
+    let others = vec![
         bomb(
             "json: zlib of 10 GB",
             packed(4, &zlib_of_zeros(HUGE)),
@@ -132,7 +201,8 @@ fn json_bombs(name: &str) -> Vec<Bomb> {
             compression: Some(Compression::Zstd),
             ..bomb("zstd of 10 GB", zstd_of_spaces(HUGE), LARGE)
         },
-    ]
+    ];
+    filled.into_iter().chain(others).collect()
 }
 
 fn safetensors_bombs() -> Vec<Bomb> {

@@ -10,18 +10,17 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use super::packed::{Packed, Unpacker};
-use super::{Gathered, malformed, shorten};
+use super::{Gathered, MOST_DIMENSIONS, malformed, shorten};
 use crate::failure::Failure;
 
 #[derive(Deserialize)]
 struct Entry<'a> {
     #[serde(borrow, alias = "param_name")]
-    name: Option<Cow<'a, str>>,
-    shape: Option<Vec<u64>>,
-    k: Option<u64>,
-    // Not an Option: of one, serde makes a copy.
-    #[serde(borrow, default)]
-    data: Cow<'a, str>,
+    name: Option<Text<'a>>,
+    shape: Option<Shape>,
+    k: Option<Count>,
+    #[serde(borrow)]
+    data: Option<Text<'a>>,
 }
 
 /// Reads the container in one pass, one tensor at a time.
@@ -29,6 +28,10 @@ struct Entry<'a> {
 /// # Errors
 /// The first thing that is wrong.
 pub(super) fn decode(bytes: &[u8], gathered: &mut Gathered<'_>) -> Result<(), Failure> {
+    // Text with escapes is copied, and the copy moves while it grows.
+    if bytes.contains(&b'\\') {
+        gathered.spend(3 * bytes.len() as u64)?;
+    }
     let mut json = serde_json::Deserializer::from_slice(bytes);
     let mut reader = Reader {
         gathered,
@@ -64,7 +67,7 @@ impl<'de> Visitor<'de> for Container<'_, '_, '_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        while let Some(name) = map.next_key::<Cow<'de, str>>()? {
+        while let Some(Text(name)) = map.next_key()? {
             map.next_value_seed(Slot(self.0, Some(&name)))?;
         }
         Ok(())
@@ -73,6 +76,10 @@ impl<'de> Visitor<'de> for Container<'_, '_, '_> {
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<(), A::Error> {
         while list.next_element_seed(Slot(self.0, None))?.is_some() {}
         Ok(())
+    }
+
+    fn visit_str<E: serde::de::Error>(self, _: &str) -> Result<(), E> {
+        Err(E::custom("text is neither a map nor a list of tensors"))
     }
 }
 
@@ -153,21 +160,103 @@ impl Reader<'_, '_> {
     fn take(&mut self, key: Option<&str>, entry: Entry<'_>) -> Result<(), Failure> {
         let name = match (key, entry.name) {
             (Some(key), _) => Cow::Borrowed(key),
-            (None, Some(name)) => name,
+            (None, Some(Text(name))) => name,
             (None, None) => return Err(malformed("a list entry has no name")),
         };
         let wrong = |what: String| malformed(format!("{}: {what}", shorten(&name)));
         let k = match entry.k {
-            Some(k) => k,
+            Some(Count(k)) => k,
             None if key.is_some() => return Ok(()),
             None => return Err(wrong("k is missing".into())),
         };
-        let tensor = self.gathered.declare(&name, entry.shape.as_deref(), k)?;
-        if entry.data.is_empty() {
-            return Err(wrong("data is missing".into()));
-        }
-        let packed = Packed::Base64(entry.data.as_bytes());
+        let shape = entry.shape.map(|Shape(shape)| shape);
+        let tensor = self.gathered.declare(&name, shape.as_deref(), k)?;
+        let Text(data) = entry.data.ok_or_else(|| wrong("data is missing".into()))?;
+        let packed = Packed::Base64(data.as_bytes());
         self.unpacker
             .unpack(self.gathered, &name, tensor, k, packed)
+    }
+}
+
+/// Text where it stands, if it stands there without escapes. serde's own Cow is always a copy.
+struct Text<'a>(Cow<'a, str>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct TextVisitor;
+        impl<'de> Visitor<'de> for TextVisitor {
+            type Value = Text<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("text")
+            }
+
+            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Text<'de>, E> {
+                Ok(Text(Cow::Borrowed(text)))
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<Text<'de>, E> {
+                Ok(Text(Cow::Owned(text.to_owned())))
+            }
+        }
+        deserializer.deserialize_str(TextVisitor)
+    }
+}
+
+/// A natural number. serde's own refusal of anything else quotes it, however long it is.
+struct Count(u64);
+
+impl<'de> Deserialize<'de> for Count {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct CountVisitor;
+        impl Visitor<'_> for CountVisitor {
+            type Value = Count;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a natural number")
+            }
+
+            fn visit_u64<E>(self, number: u64) -> Result<Count, E> {
+                Ok(Count(number))
+            }
+
+            fn visit_str<E: serde::de::Error>(self, _: &str) -> Result<Count, E> {
+                Err(E::custom("text instead of a natural number"))
+            }
+        }
+        deserializer.deserialize_any(CountVisitor)
+    }
+}
+
+/// A shape, of no more dimensions than any has.
+struct Shape(Vec<u64>);
+
+impl<'de> Deserialize<'de> for Shape {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct ShapeVisitor;
+        impl<'de> Visitor<'de> for ShapeVisitor {
+            type Value = Shape;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list of sizes")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut sizes: A) -> Result<Shape, A::Error> {
+                let mut shape = Vec::new();
+                while let Some(Count(size)) = sizes.next_element()? {
+                    if shape.len() == MOST_DIMENSIONS {
+                        let most = format!("a shape of more than {MOST_DIMENSIONS} dimensions");
+                        return Err(serde::de::Error::custom(most));
+                    }
+                    shape.push(size);
+                }
+                Ok(Shape(shape))
+            }
+
+            fn visit_str<E: serde::de::Error>(self, _: &str) -> Result<Shape, E> {
+                Err(E::custom("text instead of a shape"))
+            }
+        }
+        deserializer.deserialize_any(ShapeVisitor)
     }
 }

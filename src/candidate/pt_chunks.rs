@@ -11,9 +11,9 @@ use half::{bf16, f16};
 use rawzip::{CompressionMethod, ZipArchive, ZipSliceArchive};
 
 use super::packed::{Packed, Unpacker};
-use super::{Gathered, Versions, malformed, shorten, too_large};
+use super::{Gathered, MOST_DIMENSIONS, Versions, malformed, shorten, too_large};
 use crate::failure::Failure;
-use pickle::{Element, Id, MOST_DIMENSIONS, Pickle, Problem, Tensor, Value};
+use pickle::{Element, Id, Pickle, Problem, Tensor, Value};
 
 /// What a file may have whatever the model: the pickle's frame, a few remarks.
 const OF_THE_WHOLE: u64 = 1000;
@@ -249,7 +249,9 @@ impl<'a> Chunk<'_, 'a> {
         if tensor.dimensions != 1 {
             return Err(wrong("must have one dimension"));
         }
-        let stored = archive.get(&format!("data/{}", tensor.storage.key));
+        // A stranger's, and torch's are numbers.
+        let key = shorten(tensor.storage.key);
+        let stored = archive.get(&format!("data/{key}"));
         let stored = stored.ok_or_else(|| wrong("its storage is not in the archive"))?;
         View::of(tensor, stored).ok_or_else(|| wrong("reaches beyond its storage"))
     }

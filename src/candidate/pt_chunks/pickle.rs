@@ -4,8 +4,7 @@
 
 use std::collections::HashMap;
 
-/// Of a tensor's shape; what has more is no shape.
-pub(super) const MOST_DIMENSIONS: usize = 8;
+use super::super::MOST_DIMENSIONS;
 
 /// Why a pickle cannot be read.
 pub(super) enum Problem {
@@ -377,9 +376,9 @@ impl<'a> Machine<'a> {
             }
         };
         let Some(known) = Name::find(module, name) else {
-            let shown = super::shorten(&format!("{module}.{name}"));
+            let (module, name) = (super::shorten(module), super::shorten(name));
             return malformed(format!(
-                "the pickle names {shown}, which is neither a tensor nor a plain container; nothing in it is executed"
+                "the pickle names {module}.{name}, which is neither a tensor nor a plain container; nothing in it is executed"
             ));
         };
         self.push(Value::Name(known))
