@@ -163,10 +163,7 @@ impl Container {
             Width::F16 => Dtype::F16,
             Width::Bf16 => Dtype::BF16,
         };
-        let (indices, index): (_, fn(&[i64]) -> Vec<u8>) = match self.long {
-            true => (Dtype::I64, long),
-            false => (Dtype::I32, short),
-        };
+        let indices = if self.long { Dtype::I64 } else { Dtype::I32 };
         let mut tensors: BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)> = BTreeMap::new();
         for entry in update {
             let (name, bytes) = (&entry.name, self.width.write(&entry.values));
@@ -175,7 +172,10 @@ impl Container {
                 continue;
             }
             let k = vec![entry.indices.len()];
-            let at = index(&entry.indices);
+            let at = match self.long {
+                true => long(&entry.indices),
+                false => short(&entry.indices),
+            };
             tensors.insert(format!("{name}::indices"), (indices, k.clone(), at));
             tensors.insert(format!("{name}::values"), (values, k, bytes));
         }
@@ -208,8 +208,13 @@ impl Container {
             }
             pickle.op(b"t");
             match self.kind {
-                Kind::Compact | Kind::CompactText => self.compact(entry, &mut pickle),
-                _ => self.tensors(entry, &mut pickle, &mut storages),
+                Kind::Chunks | Kind::Views => self.tensors(entry, &mut pickle, &mut storages),
+                Kind::Compact
+                | Kind::CompactText
+                | Kind::Map
+                | Kind::List
+                | Kind::Pairs
+                | Kind::Dense => self.compact(entry, &mut pickle),
             }
             pickle.op(b"u");
         }

@@ -4,11 +4,14 @@
 #![expect(
     clippy::unwrap_used,
     clippy::expect_used,
-    clippy::wildcard_enum_match_arm,
     reason = "a failed step of a test is a failed test"
 )]
 
 mod containers;
+#[path = "../fuzz/src/lib.rs"]
+#[expect(unreachable_pub, reason = "a crate of its own, elsewhere")]
+mod fuzz;
+mod fuzzed;
 mod raw;
 mod real_files;
 mod refusals;

@@ -39,13 +39,13 @@ const FAULTS: [(Fault, Code); 9] = [
         },
         Code::CandidateEmpty,
     ),
-    (more_than_there_are, Code::CandidateTooLarge),
+    (|u| more_than_there_are(&mut u[0]), Code::CandidateTooLarge),
 ];
 
-fn more_than_there_are(update: &mut Vec<Entry>) {
-    let numel: usize = update[0].shape.iter().product();
-    update[0].indices = (0..=i64::try_from(numel).unwrap()).collect();
-    update[0].values = vec![0.0; numel + 1];
+fn more_than_there_are(entry: &mut Entry) {
+    let numel: usize = entry.shape.iter().product();
+    entry.indices = (0..=i64::try_from(numel).unwrap()).collect();
+    entry.values = vec![0.0; numel + 1];
 }
 
 fn code(result: &Value) -> &str {

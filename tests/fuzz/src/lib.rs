@@ -57,9 +57,8 @@ pub fn pt_chunks(data: &[u8]) {
 pub fn url(data: &[u8]) {
     static GETTER: OnceLock<Getter> = OnceLock::new();
     let allow = ["https://a.example/c/", "s3://bucket/", "file:///srv/"];
-    let getter = GETTER.get_or_init(|| {
-        Getter::new(&allow.map(str::to_owned), false).expect("TLS can be set up")
-    });
+    let getter = GETTER
+        .get_or_init(|| Getter::new(&allow.map(str::to_owned), false).expect("TLS can be set up"));
     let Ok(text) = std::str::from_utf8(data) else {
         return;
     };
@@ -68,8 +67,15 @@ pub fn url(data: &[u8]) {
     };
     assert_eq!(Url::parse(url.as_str()), Ok(url.clone()), "another URL");
     assert!(url.username().is_empty() && url.password().is_none());
-    assert!(allow.iter().any(|prefix| url.as_str().starts_with(prefix)), "{url}");
-    assert!(url.path_segments().is_none_or(|mut parts| parts.all(|part| part != "..")), "{url}");
+    assert!(
+        allow.iter().any(|prefix| url.as_str().starts_with(prefix)),
+        "{url}"
+    );
+    assert!(
+        url.path_segments()
+            .is_none_or(|mut parts| parts.all(|part| part != "..")),
+        "{url}"
+    );
 }
 
 /// The first byte says whether zstd is around it.
@@ -102,7 +108,12 @@ fn check(update: &Update, package: &Package, limits: &CandidatesConfig) {
         let numel = package.weights.tensors[touched.tensor].numel;
         assert_eq!(touched.indices.len(), touched.values.len());
         assert!(touched.indices.is_sorted_by(|a, b| a < b));
-        assert!(touched.indices.iter().all(|index| (*index as usize) < numel));
+        assert!(
+            touched
+                .indices
+                .iter()
+                .all(|index| (*index as usize) < numel)
+        );
         assert!(touched.values.iter().all(|value| value.is_finite()));
     }
 }
@@ -124,7 +135,10 @@ fn model() -> &'static (Package, CandidatesConfig) {
         };
         build(&recipe).expect("a package");
         let package = Package::load(&out, false, &[]).expect("a package");
-        let set = ["candidates.max_inflated_bytes=256KiB", "candidates.max_entries=20000"];
+        let set = [
+            "candidates.max_inflated_bytes=256KiB",
+            "candidates.max_entries=20000",
+        ];
         let set = set.map(str::to_owned);
         let layers = Layers {
             set: &set,
@@ -139,5 +153,7 @@ fn model() -> &'static (Package, CandidatesConfig) {
 fn sources() -> PathBuf {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut found = here.ancestors().map(|folder| folder.join("tests/model"));
-    found.find(|folder| folder.is_dir()).expect("the repository is whole")
+    found
+        .find(|folder| folder.is_dir())
+        .expect("the repository is whole")
 }
