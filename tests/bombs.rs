@@ -274,6 +274,19 @@ fn torch_bombs(name: &str) -> Vec<Bomb> {
             pickle.tensor(storage, key, 2, 1 << 31, 0);
         }
     });
+    // One chunk of thousands of fields, said thousands of times.
+    let mut repeated = Pickle::new();
+    repeated.op(b"}");
+    repeated.text("chunks");
+    repeated.op(b"](}q\x00(");
+    for field in 0..3000 {
+        repeated.text(&field.to_string());
+        repeated.op(b"N");
+    }
+    repeated.op(b"u");
+    repeated.op(&b"h\x00".repeat(5000));
+    repeated.op(b"es.");
+    let repeated = torch_zip(repeated.0, Vec::new());
     // One tuple, said a million times.
     let mut recalled = b"(".to_vec();
     recalled.extend_from_slice(&b")".repeat(100));
@@ -291,6 +304,7 @@ fn torch_bombs(name: &str) -> Vec<Bomb> {
     };
     vec![
         bomb("torch: zlib of 10 GB", compact, MALFORMED),
+        bomb("torch: one large chunk many times", repeated, MALFORMED),
         bomb("torch: 2^31 entries", broadcast, LARGE),
         bomb(
             "torch: lists in lists",

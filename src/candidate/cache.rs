@@ -9,6 +9,9 @@ use std::time::SystemTime;
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
+/// How names of files begin that are being written.
+const PART: &str = "part-";
+
 type Sha = [u8; 32];
 
 /// A folder of candidates.
@@ -29,18 +32,22 @@ struct Kept {
 impl Cache {
     /// What is in a folder of at most so many bytes; the folder is made when it is needed.
     pub(super) fn open(folder: PathBuf, most: u64) -> Self {
-        let mut found: Vec<(SystemTime, Kept)> = std::fs::read_dir(&folder)
-            .into_iter()
-            .flatten()
-            .filter_map(|entry| {
-                let entry = entry.ok()?;
-                let facts = entry.metadata().ok().filter(std::fs::Metadata::is_file)?;
-                let mut sha256 = [0; 32];
-                hex::decode_to_slice(entry.file_name().to_str()?, &mut sha256).ok()?;
+        let mut found: Vec<(SystemTime, Kept)> = Vec::new();
+        for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let name = name.to_str().unwrap_or_default();
+            let mut sha256 = [0; 32];
+            if name.starts_with(PART) {
+                // Whoever wrote it has died.
+                drop(std::fs::remove_file(entry.path()));
+            } else if hex::decode_to_slice(name, &mut sha256).is_ok()
+                && let Ok(facts) = entry.metadata()
+                && let Ok(used) = facts.modified()
+            {
                 let size = facts.len();
-                Some((facts.modified().ok()?, Kept { sha256, size }))
-            })
-            .collect();
+                found.push((used, Kept { sha256, size }));
+            }
+        }
         found.sort_by_key(|(used, _)| *used);
         let kept = found.into_iter().map(|(_, kept)| kept).collect();
         Self {
@@ -92,7 +99,8 @@ impl Cache {
         }
         std::fs::create_dir_all(&self.folder)?;
         self.make_room(size)?;
-        let file = tempfile::NamedTempFile::new_in(&self.folder)?;
+        let mut file = tempfile::Builder::new();
+        let file = file.prefix(PART).tempfile_in(&self.folder)?;
         std::fs::write(&file, bytes)?;
         file.persist(self.path(sha256))?;
         self.forget(sha256);
@@ -169,8 +177,10 @@ mod tests {
     fn another_process_finds_it_and_nobody_takes_what_was_changed() {
         let folder = tempfile::tempdir().unwrap();
         keep(&Cache::open(folder.path().to_owned(), 100), b"candidate");
+        let part = folder.path().join("part-of-one-that-died");
+        std::fs::write(&part, b"cand").unwrap();
         let cache = Cache::open(folder.path().to_owned(), 100);
-        assert!(has(&cache, b"candidate"));
+        assert!(has(&cache, b"candidate") && !part.exists());
         std::fs::write(cache.path(sha(b"candidate")), b"candidatE").unwrap();
         assert!(!has(&cache, b"candidate"));
         assert!(!cache.path(sha(b"candidate")).exists());

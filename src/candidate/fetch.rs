@@ -139,7 +139,7 @@ impl Fetcher {
         candidate: &Candidate,
         most: u64,
     ) -> Result<Fetched, Failure> {
-        let mut download = Download::new(self.config.min_rate);
+        let mut download = Download::new(self.config.min_rate, most);
         download.complete(&self.getter, &url, most).await?;
         let fetched = Fetched {
             sha256: download.digest.finalize().into(),
@@ -158,9 +158,12 @@ struct Download {
 }
 
 impl Download {
-    fn new(min_rate: u64) -> Self {
+    fn new(min_rate: u64, most: u64) -> Self {
+        let mut bytes = Vec::new();
+        // Room, not memory: what is not written costs nothing, and what grows would have to move.
+        drop(bytes.try_reserve_exact(usize::try_from(most).unwrap_or(usize::MAX)));
         Self {
-            bytes: Vec::new(),
+            bytes,
             digest: Sha256::new(),
             pace: Pace::new(min_rate),
         }
@@ -172,7 +175,9 @@ impl Download {
             let before = self.bytes.len();
             match self.fetch_rest(getter, url, most).await {
                 Err(FetchError::Unavailable(why))
-                    if self.bytes.len() > before && resumed <= MOST_RESUMES =>
+                    if self.bytes.len() > before
+                        && resumed <= MOST_RESUMES
+                        && !self.pace.too_slow =>
                 {
                     tracing::debug!(why, "goes on where it broke off");
                 }
@@ -190,6 +195,7 @@ impl Download {
     ) -> Result<(), FetchError> {
         let here = self.bytes.len() as u64;
         let mut body = getter.open(url.clone(), here, most).await?;
+        self.pace.begin();
         if body.from() != here {
             self.bytes.clear();
             self.digest = Sha256::new();
@@ -207,6 +213,7 @@ struct Pace {
     min_rate: u64,
     since: Instant,
     came: u64,
+    too_slow: bool,
 }
 
 impl Pace {
@@ -215,7 +222,12 @@ impl Pace {
             min_rate,
             since: Instant::now(),
             came: 0,
+            too_slow: false,
         }
+    }
+
+    fn begin(&mut self) {
+        (self.since, self.came) = (Instant::now(), 0);
     }
 
     async fn next(&mut self, body: &mut Body) -> Result<Option<Bytes>, FetchError> {
@@ -234,8 +246,9 @@ impl Pace {
 
     fn judge(&mut self, place: &str) -> Result<(), FetchError> {
         let (came, over) = (self.came, PACE_OVER.as_secs());
-        (self.since, self.came) = (Instant::now(), 0);
-        if came >= self.min_rate.saturating_mul(over) {
+        self.begin();
+        self.too_slow = came < self.min_rate.saturating_mul(over);
+        if !self.too_slow {
             return Ok(());
         }
         let least = self.min_rate;

@@ -21,6 +21,8 @@ const OF_THE_WHOLE: u64 = 1000;
 /// sixty and two, and a tensor may come in several.
 const STEPS: u64 = 1000;
 const ENTRIES: u64 = 32;
+/// Fields of a chunk. One chunk can be said many times, and is searched each time.
+const MOST_FIELDS: usize = 64;
 
 /// Reads the container.
 ///
@@ -124,6 +126,9 @@ impl<'a> Reader<'a> {
             let Value::Map(fields) = pickle.get(*chunk) else {
                 return Err(malformed("a chunk is no map"));
             };
+            if fields.len() > MOST_FIELDS {
+                return Err(malformed(format!("a chunk of {} fields", fields.len())));
+            }
             let Some(Value::Text(name)) = pickle.entry(fields, "name").map_err(malformed)? else {
                 return Err(malformed("a chunk has no name"));
             };
