@@ -11,6 +11,7 @@
 #[expect(dead_code, reason = "what the tests of the intake use besides")]
 mod containers;
 #[path = "../tests/intake/raw.rs"]
+#[expect(dead_code, reason = "what the tests of the intake use besides")]
 mod raw;
 
 use std::hint::black_box;

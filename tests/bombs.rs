@@ -24,7 +24,7 @@ use scorer::failure::{Code, Failure};
 use scorer::job::{self, Compression, Encoding, Format, Rule, Source};
 use scorer::package::{Package, synthetic};
 
-use raw::{Pickle, torch_zip, zip, zlib, zstd};
+use raw::{Pickle, one_chunk, torch_zip, zip, zlib, zstd};
 
 const MIB: u64 = 1 << 20;
 /// What a candidate may inflate to, and with it the budget.
@@ -249,17 +249,7 @@ fn safetensors_bombs() -> Vec<Bomb> {
 
 fn torch_bombs(name: &str) -> Vec<Bomb> {
     let pickled = |operations: Vec<u8>| torch_zip([vec![0x80, 2], operations].concat(), Vec::new());
-    let chunk = |write: &dyn Fn(&mut Pickle)| {
-        let mut pickle = Pickle::new();
-        pickle.op(b"}");
-        pickle.text("chunks");
-        pickle.op(b"]}(");
-        pickle.text("name");
-        pickle.text(name);
-        write(&mut pickle);
-        pickle.op(b"uas.");
-        torch_zip(pickle.0, vec![vec![0; 8], vec![0; 8]])
-    };
+    let chunk = |write: &dyn Fn(&mut Pickle)| one_chunk(name, write);
     let compact = chunk(&|pickle| {
         pickle.text("k");
         pickle.number(4);

@@ -36,14 +36,15 @@ impl Packed<'_> {
                 *rest = later;
             }
             Self::Latin1(rest) => {
-                let end = rest
-                    .char_indices()
-                    .nth(PIECE)
-                    .map_or(rest.len(), |(at, _)| at);
-                let (now, later) = rest.split_at(end);
-                for character in now.chars() {
-                    piece.push(u8::try_from(character).map_err(|_| "data is not bytes")?);
+                let mut end = rest.len().min(PIECE);
+                while !rest.is_char_boundary(end) {
+                    end -= 1;
                 }
+                let (now, later) = rest.split_at(end);
+                if now.chars().any(|c| u8::try_from(c).is_err()) {
+                    return Err("data is not bytes".into());
+                }
+                piece.extend(now.chars().map(|c| u8::try_from(c).unwrap_or_default()));
                 *rest = later;
             }
         }

@@ -100,7 +100,7 @@ struct Reader<'a> {
     unpacker: Unpacker,
 }
 
-/// The fields of a chunk.
+/// Keys and values of a map.
 type Fields = [(Id, Id)];
 
 impl<'a> Reader<'a> {
@@ -109,17 +109,8 @@ impl<'a> Reader<'a> {
         let Value::Map(root) = pickle.get(pickle.root) else {
             return Err(malformed("the pickle is no map"));
         };
-        let entry = |key| pickle.entry(root, key).map_err(malformed);
-        let version = |key| {
-            Ok::<_, Failure>(match entry(key)? {
-                Some(Value::Int(version)) => u64::try_from(*version).ok(),
-                Some(_) | None => None,
-            })
-        };
-        if let (Some(old), Some(new)) = (version("old_version")?, version("new_version")?) {
-            gathered.versions = Some(Versions { old, new });
-        }
-        let Some(Value::List(chunks)) = entry("chunks")? else {
+        gathered.versions = versions(pickle, root)?;
+        let Some(Value::List(chunks)) = pickle.entry(root, "chunks").map_err(malformed)? else {
             return Err(malformed("the pickle has no list of chunks"));
         };
         for chunk in chunks {
@@ -145,6 +136,19 @@ impl<'a> Reader<'a> {
         }
         Ok(())
     }
+}
+
+/// Where the file says it leads, if it says so in two natural numbers.
+fn versions(pickle: &Pickle<'_>, root: &Fields) -> Result<Option<Versions>, Failure> {
+    let version = |key| {
+        let entry = pickle.entry(root, key).map_err(malformed)?;
+        let Some(Value::Int(version)) = entry else {
+            return Ok(None);
+        };
+        Ok(u64::try_from(*version).ok())
+    };
+    let (old, new) = (version("old_version")?, version("new_version")?);
+    Ok(old.zip(new).map(|(old, new)| Versions { old, new }))
 }
 
 /// One chunk.

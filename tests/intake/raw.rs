@@ -86,3 +86,17 @@ impl Pickle {
         self.op(b"\x89ccollections\nOrderedDict\n)RtR");
     }
 }
+
+/// A torch file of one chunk, whose fields but for the name are written by the caller, and of two
+/// storages of eight zeros.
+pub(crate) fn one_chunk(name: &str, write: impl FnOnce(&mut Pickle)) -> Vec<u8> {
+    let mut pickle = Pickle::new();
+    pickle.op(b"}");
+    pickle.text("chunks");
+    pickle.op(b"]}(");
+    pickle.text("name");
+    pickle.text(name);
+    write(&mut pickle);
+    pickle.op(b"uas.");
+    torch_zip(pickle.0, vec![vec![0; 8], vec![0; 8]])
+}

@@ -4,7 +4,7 @@ use scorer::failure::Code;
 use serde_json::{Value, json};
 
 use super::containers::{Container, Entry, Kind, Width};
-use super::raw::{Pickle, torch_zip, zip, zlib, zstd};
+use super::raw::{Pickle, one_chunk, torch_zip, zip, zlib, zstd};
 use super::{BASE64, Bench};
 use base64::Engine as _;
 use scorer::job::{Compression, Format};
@@ -209,17 +209,7 @@ async fn what_no_writer_writes_is_refused_in_words() {
         bytes
     };
     let pickled = |operations: &[u8]| torch_zip([b"\x80\x02", operations].concat(), Vec::new());
-    let chunk = |write: &dyn Fn(&mut Pickle)| {
-        let mut pickle = Pickle::new();
-        pickle.op(b"}");
-        pickle.text("chunks");
-        pickle.op(b"]}(");
-        pickle.text("name");
-        pickle.text(name);
-        write(&mut pickle);
-        pickle.op(b"uas.");
-        torch_zip(pickle.0, vec![vec![0; 8], vec![0; 8]])
-    };
+    let chunk = |write: &dyn Fn(&mut Pickle)| one_chunk(name, write);
     let pair = |of: i64, length: i64, stride: i64| {
         chunk(&move |pickle: &mut Pickle| {
             for (key, (field, storage)) in

@@ -16,6 +16,7 @@ mod support;
 #[expect(dead_code, reason = "what the tests of the intake use besides")]
 mod containers;
 #[path = "../intake/raw.rs"]
+#[expect(dead_code, reason = "what the tests of the intake use besides")]
 mod raw;
 
 mod cluster;
