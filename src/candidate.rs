@@ -82,6 +82,7 @@ pub fn decode(
             &inflated
         }
     };
+    gathered.unread = bytes.len() as u64;
     match candidate.format {
         Format::BinaryV2 => binary_v2::decode(bytes, &mut gathered)?,
         Format::Safetensors => safetensors::decode(bytes, &mut gathered)?,
@@ -97,6 +98,8 @@ pub struct Gathered<'a> {
     limits: &'a CandidatesConfig,
     entries: u64,
     pieces: u64,
+    /// Bytes of the body that were not inflated yet.
+    unread: u64,
     inflated: u64,
     most_inflated: Bound,
     versions: Option<Versions>,
@@ -144,6 +147,7 @@ impl<'a> Gathered<'a> {
             limits,
             entries: 0,
             pieces: 0,
+            unread: 0,
             inflated: 0,
             most_inflated: Bound::of_inflated(package, limits),
             versions: None,
@@ -207,6 +211,21 @@ impl<'a> Gathered<'a> {
             )));
         }
         Ok(tensor.index)
+    }
+
+    /// Accounts for bytes of the body that are about to be inflated: a container can name the same
+    /// ones many times, and each time would cost as much.
+    ///
+    /// # Errors
+    /// When they are more than the body has.
+    fn read(&mut self, bytes: u64) -> Result<(), Failure> {
+        match self.unread.checked_sub(bytes) {
+            Some(unread) => {
+                self.unread = unread;
+                Ok(())
+            }
+            None => Err(too_large("the same bytes are given for several tensors")),
+        }
     }
 
     /// Accounts for bytes that a stream is about to inflate to.

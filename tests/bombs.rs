@@ -277,6 +277,23 @@ fn torch_bombs(name: &str) -> Vec<Bomb> {
     repeated.op(&b"h\x00".repeat(5000));
     repeated.op(b"es.");
     let repeated = torch_zip(repeated.0, Vec::new());
+    // One stream that inflates to nothing, for a tensor that has no entries, said a thousand times.
+    let mut inflated_again = Pickle::new();
+    inflated_again.op(b"}");
+    inflated_again.text("chunks");
+    inflated_again.op(b"](}q\x00(");
+    inflated_again.text("name");
+    inflated_again.text(name);
+    inflated_again.text("k");
+    inflated_again.number(0);
+    inflated_again.text("data");
+    inflated_again.op(b"c_codecs\nencode\n");
+    inflated_again.text(&zlib(&[]).into_iter().map(char::from).collect::<String>());
+    inflated_again.text("latin1");
+    inflated_again.op(b"\x86Ru");
+    inflated_again.op(&b"h\x00".repeat(1000));
+    inflated_again.op(b"es.");
+    let inflated_again = torch_zip(inflated_again.0, Vec::new());
     // One tuple, said a million times.
     let mut recalled = b"(".to_vec();
     recalled.extend_from_slice(&b")".repeat(100));
@@ -295,6 +312,7 @@ fn torch_bombs(name: &str) -> Vec<Bomb> {
     vec![
         bomb("torch: zlib of 10 GB", compact, MALFORMED),
         bomb("torch: one large chunk many times", repeated, MALFORMED),
+        bomb("torch: one stream many times", inflated_again, LARGE),
         bomb("torch: 2^31 entries", broadcast, LARGE),
         bomb(
             "torch: lists in lists",

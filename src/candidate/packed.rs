@@ -20,6 +20,15 @@ pub(super) enum Packed<'a> {
 }
 
 impl Packed<'_> {
+    /// Bytes of the container that it takes.
+    fn size(self) -> u64 {
+        let size = match self {
+            Self::Bytes(bytes) | Self::Base64(bytes) => bytes.len(),
+            Self::Latin1(text) => text.len(),
+        };
+        size as u64
+    }
+
     /// The next bytes, in the place of what was in `piece`; none at the end.
     fn next(&mut self, piece: &mut Vec<u8>) -> Result<(), String> {
         piece.clear();
@@ -80,6 +89,7 @@ impl Unpacker {
         packed: Packed<'_>,
     ) -> Result<(), Failure> {
         let wrong = |what: String| malformed(format!("{}: {what}", shorten(name)));
+        gathered.read(packed.size())?;
         // k is at most the tensor's elements, so this cannot overflow.
         gathered.spend(8 * k)?;
         let k = usize::try_from(k).map_err(|_| wrong("k is too large".into()))?;
