@@ -19,7 +19,7 @@ use crate::package::Package;
 const MOST_DIMENSIONS: usize = 8;
 /// Pieces in which the tensors of a model may come: so many, and so many for each of its names.
 const MOST_PIECES: u64 = 1000;
-const PIECES: u64 = 32;
+const PIECES: u64 = 8;
 
 /// The entries of one tensor, ascending by index.
 #[derive(Debug, Clone, PartialEq)]
@@ -98,6 +98,7 @@ pub struct Gathered<'a> {
     limits: &'a CandidatesConfig,
     entries: u64,
     pieces: u64,
+    most_pieces: u64,
     /// Bytes of the body that were not inflated yet.
     unread: u64,
     inflated: u64,
@@ -117,7 +118,7 @@ impl Bound {
     /// What all streams of a candidate may inflate to. No format needs more than some words for each
     /// weight, be it packed twice.
     fn of_inflated(package: &Package, limits: &CandidatesConfig) -> Self {
-        const OF_A_WEIGHT: u64 = 24;
+        const OF_A_WEIGHT: u64 = 64;
         const OF_A_TENSOR: u64 = 4096;
         const OF_THE_WHOLE: u64 = 1 << 20;
         let tensors = &package.weights.tensors;
@@ -142,11 +143,14 @@ impl Bound {
 impl<'a> Gathered<'a> {
     fn new(package: &'a Package, limits: &'a CandidatesConfig) -> Self {
         let tensors = vec![Default::default(); package.weights.tensors.len()];
+        let aliases = package.manifest.aliases.iter().flatten();
+        let names = (tensors.len() + aliases.count()) as u64;
         Self {
             package,
             limits,
             entries: 0,
             pieces: 0,
+            most_pieces: MOST_PIECES + PIECES * names,
             unread: 0,
             inflated: 0,
             most_inflated: Bound::of_inflated(package, limits),
@@ -189,7 +193,7 @@ impl<'a> Gathered<'a> {
         // One tensor may come in pieces; together they cannot be more than it has. Each costs a
         // little, even an empty one.
         self.pieces += 1;
-        let most = MOST_PIECES + PIECES * self.names().count() as u64;
+        let most = self.most_pieces;
         if self.pieces > most {
             return Err(too_large(format!(
                 "more than {most} tensors, or pieces of them"
@@ -204,6 +208,7 @@ impl<'a> Gathered<'a> {
             return Err(too_large(message).with("tensor", shown));
         }
         self.entries = self.entries.saturating_add(entries);
+        self.unread = self.unread.saturating_add(entries.saturating_mul(8));
         if self.entries > self.limits.max_entries {
             let most = self.limits.max_entries;
             return Err(too_large(format!(
@@ -217,7 +222,7 @@ impl<'a> Gathered<'a> {
     /// ones many times, and each time would cost as much.
     ///
     /// # Errors
-    /// When they are more than the body has.
+    /// When they are more than the body has and its entries can need.
     fn read(&mut self, bytes: u64) -> Result<(), Failure> {
         match self.unread.checked_sub(bytes) {
             Some(unread) => {

@@ -16,7 +16,7 @@ use crate::engine::Evaluation;
 use crate::engine::patch::Patches;
 use crate::engine::thread::EngineHandle;
 use crate::failure::{Code, Failure};
-use crate::job::{Candidate, Job, Source, Task};
+use crate::job::{Candidate, Compression, Job, Source, Task};
 use crate::offload;
 use crate::package::plan::Plan;
 use crate::result::{
@@ -409,7 +409,12 @@ impl Pipeline {
     ) -> Result<(Arc<Patches>, CandidateFacts), Failure> {
         let candidate = candidate.clone();
         let (package, limits) = (Arc::clone(&self.engine.package), Arc::clone(&self.limits));
-        let decoding = offload::by_size(fetched.bytes.len(), move || {
+        // How much is inside zstd nobody knows.
+        let size = match candidate.compression {
+            None => fetched.bytes.len(),
+            Some(Compression::Zstd) => usize::MAX,
+        };
+        let decoding = offload::by_size(size, move || {
             let update = candidate::decode(&fetched.bytes, &candidate, &package, &limits)?;
             let (tensors, entries) = (update.tensors.len() as u64, update.entries());
             let l2_norm = update.l2_norm();

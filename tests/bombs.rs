@@ -142,18 +142,18 @@ fn json_bombs(name: &str) -> Vec<Bomb> {
         filled(
             "json: k is text",
             &(of_tensor("k") + "\""),
-            "1",
+            "x",
             "\"}}",
             MALFORMED,
         ),
         filled(
             "json: a size is text",
             &(of_tensor("shape") + "[\""),
-            "1",
+            "x",
             "\"]}}",
             MALFORMED,
         ),
-        filled("json: all of it is text", "\"", "1", "\"", MALFORMED),
+        filled("json: all of it is text", "\"", "x", "\"", MALFORMED),
         filled(
             "json: escapes",
             &(of_tensor("data") + "\""),
@@ -161,6 +161,7 @@ fn json_bombs(name: &str) -> Vec<Bomb> {
             "\",\"k\":1}}",
             LARGE,
         ),
+        filled("json: a long number", "{\"remark\":0.", "1", "}", LARGE),
         filled(
             "json: pieces",
             "[",

@@ -28,8 +28,8 @@ struct Entry<'a> {
 /// # Errors
 /// The first thing that is wrong.
 pub(super) fn decode(bytes: &[u8], gathered: &mut Gathered<'_>) -> Result<(), Failure> {
-    // Text with escapes is copied, and the copy moves while it grows.
-    if bytes.contains(&b'\\') {
+    // Text with escapes is copied, as long numbers are, and the copy moves while it grows.
+    if bytes.contains(&b'\\') || has_long_number(bytes) {
         gathered.spend(3 * bytes.len() as u64)?;
     }
     let mut json = serde_json::Deserializer::from_slice(bytes);
@@ -46,6 +46,12 @@ pub(super) fn decode(bytes: &[u8], gathered: &mut Gathered<'_>) -> Result<(), Fa
         (None, Err(e)) => Err(malformed(format!("not binary_v2 JSON: {e}"))),
         (None, Ok(())) => Ok(()),
     }
+}
+
+fn has_long_number(bytes: &[u8]) -> bool {
+    const LONG: usize = 1024;
+    let mut numbers = bytes.split(|byte| !byte.is_ascii_digit());
+    numbers.any(|digits| digits.len() > LONG)
 }
 
 /// Where the entries go, and the memory in which one tensor after the other is unpacked.

@@ -3,7 +3,7 @@
 //! f32. Metadata is ignored.
 
 use ::safetensors::tensor::TensorView;
-use ::safetensors::{Dtype, SafeTensors};
+use ::safetensors::{Dtype, SafeTensorError, SafeTensors};
 use half::{bf16, f16};
 
 use super::{Gathered, malformed, shorten, too_large};
@@ -22,7 +22,13 @@ const OF_THE_WHOLE: u64 = 1 << 16;
 pub(super) fn decode(bytes: &[u8], gathered: &mut Gathered<'_>) -> Result<(), Failure> {
     check_header(bytes, gathered)?;
     let file = SafeTensors::deserialize(bytes);
-    let file = file.map_err(|e| malformed(format!("not safetensors: {e}")))?;
+    let file = file.map_err(|error| {
+        // Which of several the crate names is chance, and the same bytes are to be refused alike.
+        if let SafeTensorError::InvalidOffset(_) = error {
+            return malformed("not safetensors: tensors do not lie one behind the other");
+        }
+        malformed(format!("not safetensors: {error}"))
+    })?;
     // The crate keeps them in an order of chance; what is refused first must not be.
     let mut tensors: Vec<_> = file.iter().collect();
     tensors.sort_unstable_by_key(|(name, _)| *name);
