@@ -5,7 +5,7 @@
 
 mod bucket;
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -251,12 +251,15 @@ impl Getter {
         if !self.allow.iter().any(|prefix| within(prefix, &real)) {
             return Err(forbidden("leads out of candidates.allow"));
         }
-        // Opened for what it is: a pipe without a writer would not open at all.
-        let found = tokio::fs::metadata(&real).await.map_err(missing)?;
+        // What it is, is asked of what was opened, so that nobody puts a link or a pipe in its place;
+        // to open a pipe without a writer would take for ever.
+        let mut options = tokio::fs::OpenOptions::new();
+        let options = options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
+        let mut file = options.read(true).open(&real).await.map_err(missing)?;
+        let found = file.metadata().await.map_err(missing)?;
         if !found.is_file() {
             return Err(unavailable(format!("{place}: not a regular file")));
         }
-        let mut file = tokio::fs::File::open(&real).await.map_err(missing)?;
         tokio::io::AsyncSeekExt::seek(&mut file, std::io::SeekFrom::Start(from))
             .await
             .map_err(missing)?;
@@ -409,7 +412,7 @@ fn begins_at(headers: &HeaderMap) -> Option<u64> {
 }
 
 /// Scheme, host and path of a URL, without its query, for messages.
-fn place(url: &Url) -> String {
+pub fn place(url: &Url) -> String {
     let port = url
         .port()
         .map(|port| format!(":{port}"))
@@ -502,23 +505,27 @@ impl Resolve for CheckedResolver {
     }
 }
 
+const AZURE_WIRE_SERVER: Ipv4Addr = Ipv4Addr::new(168, 63, 129, 16);
+
 /// Whether an address is on the public internet.
 fn is_public(ip: IpAddr) -> bool {
     match ip.to_canonical() {
         IpAddr::V4(ip) => {
             let [a, b, c, _] = ip.octets();
-            !(ip.is_private()
-                || ip.is_loopback()
-                || ip.is_link_local()
-                || ip.is_unspecified()
-                || ip.is_broadcast()
-                || ip.is_multicast()
-                || ip.is_documentation()
-                || a == 0
-                || a >= 240
-                || (a == 100 && (64..128).contains(&b))
-                || (a == 198 && (b == 18 || b == 19))
-                || (a == 192 && b == 0 && c == 0))
+            // A cloud's metadata, at an address like any other.
+            ip != AZURE_WIRE_SERVER
+                && !(ip.is_private()
+                    || ip.is_loopback()
+                    || ip.is_link_local()
+                    || ip.is_unspecified()
+                    || ip.is_broadcast()
+                    || ip.is_multicast()
+                    || ip.is_documentation()
+                    || a == 0
+                    || a >= 240
+                    || (a == 100 && (64..128).contains(&b))
+                    || (a == 198 && (b == 18 || b == 19))
+                    || (a == 192 && b == 0 && c == 0))
         }
         IpAddr::V6(ip) => {
             let [first, second, ..] = ip.segments();
@@ -568,6 +575,7 @@ mod tests {
             "172.16.0.1",
             "192.168.1.1",
             "169.254.169.254",
+            "168.63.129.16",
             "0.0.0.0",
             "100.64.0.1",
             "::1",

@@ -458,8 +458,8 @@ impl Package {
         let index = self
             .weights
             .tensors
-            .iter()
-            .position(|t| t.name == canonical)?;
+            .binary_search_by(|tensor| tensor.name.as_str().cmp(canonical))
+            .ok()?;
         let tensor = &self.weights.tensors[index];
         let trainable = self.manifest.is_trainable(canonical);
         trainable.then_some(TensorRef {

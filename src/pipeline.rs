@@ -372,7 +372,7 @@ impl Pipeline {
             early = Some((place, turn));
             began = Instant::now();
         }
-        let (patches, facts) = self.decode(candidate, fetched).await?;
+        let (patches, facts) = self.decode(candidate, fetched, &plan).await?;
         timings.decode = millis(began);
         let (place, turn) = match early {
             Some(early) => early,
@@ -406,8 +406,9 @@ impl Pipeline {
         &self,
         candidate: &Candidate,
         fetched: Fetched,
+        plan: &Plan,
     ) -> Result<(Arc<Patches>, CandidateFacts), Failure> {
-        let candidate = candidate.clone();
+        let (candidate, plan) = (candidate.clone(), plan.hash);
         let (package, limits) = (Arc::clone(&self.engine.package), Arc::clone(&self.limits));
         // How much is inside zstd nobody knows.
         let size = match candidate.compression {
@@ -425,7 +426,7 @@ impl Pipeline {
                 entries,
                 effective_entries: patches.effective_entries,
                 l2_norm,
-                sketch: patches.sketch.values.clone(),
+                sketch: patches.sketch(&package, &plan).values,
             };
             Ok((Arc::new(patches), facts))
         });

@@ -109,6 +109,7 @@ pub struct CandidateFacts {
     /// Euclidean norm of the values as sent.
     pub l2_norm: f64,
     /// Min-hash sketch of the changed weights, 64 values; null where no changed weight fell into a bin.
+    /// Salted with the plan: only sketches of one plan can be compared.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(min = 64, max = 64))]
     pub sketch: Vec<Option<u64>>,

@@ -1,6 +1,7 @@
 """Finds candidates that change the same weights as others, by the sketches in their results.
 
 A sketch is a list of 64 numbers or None, as `candidate.sketch` of a scored result has it; schemas/README.md says what they are.
+Only sketches from results with the same `plan` can be compared.
 """
 
 import hashlib
@@ -22,11 +23,13 @@ def similarity(one: Sketch, other: Sketch) -> float:
 def alike(sketches: Mapping[str, Sketch], least: float = 0.25) -> Iterable[tuple[str, str, float]]:
     """Pairs of candidates at least so similar, each with the one that came first in front.
 
-    Only candidates that have a number in common are compared, so that n independent ones take O(n).
+    Compared are only those that have two neighbouring numbers in common: nearly all of similarity 0.25, and of
+    independent ones that change a hundredth of the weights, one pair in six hundred.
     """
-    seen: dict[tuple[int, int], list[str]] = {}
+    seen: dict[tuple[int, int | None, int | None], list[str]] = {}
     for name, sketch in sketches.items():
-        places = [place for place in enumerate(sketch) if place[1] is not None]
+        pairs = zip(sketch, [*sketch[1:], sketch[0]], strict=True)
+        places = [(place, *pair) for place, pair in enumerate(pairs) if pair != (None, None)]
         met = dict.fromkeys(earlier for place in places for earlier in seen.get(place, ()))
         for earlier in met:
             if (found := similarity(sketches[earlier], sketch)) >= least:
@@ -35,11 +38,12 @@ def alike(sketches: Mapping[str, Sketch], least: float = 0.25) -> Iterable[tuple
             seen.setdefault(place, []).append(name)
 
 
-def sketch(changed: Mapping[str, Iterable[int]]) -> list[int | None]:
-    """The sketch of a candidate that changes these weights: by tensor, their indices."""
+def sketch(changed: Mapping[str, Iterable[int]], plan: str) -> list[int | None]:
+    """The sketch, in a result with this `plan`, of a candidate that changes these weights: by tensor, their indices."""
+    salt = bytes.fromhex(plan)
     smallest: list[int | None] = [None] * PLACES
     for name, indices in changed.items():
-        seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
+        seed = int.from_bytes(hashlib.sha256(salt + name.encode()).digest()[:8], "big")
         for index in indices:
             number = _split_mix(seed, index)
             place, kept = number >> 58, number & KEPT

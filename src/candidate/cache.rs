@@ -30,7 +30,8 @@ struct Kept {
 }
 
 impl Cache {
-    /// What is in a folder of at most so many bytes; the folder is made when it is needed.
+    /// What is in a folder of at most so many bytes, and what is too much goes; the folder is made when
+    /// it is needed.
     pub(super) fn open(folder: PathBuf, most: u64) -> Self {
         let mut found: Vec<(SystemTime, Kept)> = Vec::new();
         for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
@@ -50,11 +51,16 @@ impl Cache {
         }
         found.sort_by_key(|(used, _)| *used);
         let kept = found.into_iter().map(|(_, kept)| kept).collect();
-        Self {
+        let cache = Self {
             folder: folder.into(),
             most,
             kept: Arc::new(Mutex::new(kept)),
+        };
+        if let Err(error) = cache.make_room(0) {
+            let folder = cache.folder.display();
+            tracing::warn!(%error, %folder, "more than candidates.cache_bytes is kept");
         }
+        cache
     }
 
     /// The candidate, if it is here and whole.
@@ -184,5 +190,21 @@ mod tests {
         std::fs::write(cache.path(sha(b"candidate")), b"candidatE").unwrap();
         assert!(!has(&cache, b"candidate"));
         assert!(!cache.path(sha(b"candidate")).exists());
+    }
+
+    #[test]
+    fn a_smaller_budget_holds_from_the_start() {
+        let folder = tempfile::tempdir().unwrap();
+        let open = |most| Cache::open(folder.path().to_owned(), most);
+        let kept = || std::fs::read_dir(folder.path()).unwrap().count();
+        let cache = open(10);
+        keep(&cache, b"aaaa");
+        keep(&cache, b"bbbb");
+        open(10);
+        assert_eq!(kept(), 2);
+        open(4);
+        assert_eq!(kept(), 1);
+        open(0);
+        assert_eq!(kept(), 0);
     }
 }

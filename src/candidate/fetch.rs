@@ -13,10 +13,12 @@ use url::Url;
 use super::cache::Cache;
 use crate::config::{CandidatesConfig, format_duration};
 use crate::failure::{Code, Failure};
-use crate::fetch::{Body, FetchError, Getter};
+use crate::fetch::{Body, FetchError, Getter, Revision, place};
 use crate::job::{Candidate, Source};
 use crate::offload;
 
+/// The first byte of an answer comes within this time.
+const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 /// A server's pace is judged over this time.
 const PACE_OVER: Duration = Duration::from_secs(5);
 /// How often a download that breaks off goes on, each time with more than before.
@@ -60,9 +62,10 @@ impl Fetcher {
     /// When TLS cannot be set up.
     pub fn new(config: CandidatesConfig, folder: Option<PathBuf>) -> anyhow::Result<Self> {
         let getter = Getter::new(&config.allow, config.allow_private)?;
-        let cache = folder.filter(|_| config.cache_bytes > 0);
+        // Opened even when nothing is to be kept: what was kept before goes.
+        let cache = folder.map(|folder| Cache::open(folder, config.cache_bytes));
         Ok(Self {
-            cache: cache.map(|folder| Cache::open(folder, config.cache_bytes)),
+            cache: cache.filter(|_| config.cache_bytes > 0),
             config: Arc::new(config),
             getter,
         })
@@ -140,6 +143,7 @@ impl Fetcher {
         most: u64,
     ) -> Result<Fetched, Failure> {
         let mut download = Download::new(self.config.min_rate, most);
+        download.proven = candidate.sha256.is_some();
         download.complete(&self.getter, &url, most).await?;
         let fetched = Fetched {
             sha256: download.digest.finalize().into(),
@@ -155,6 +159,10 @@ struct Download {
     bytes: Vec<u8>,
     digest: Sha256,
     pace: Pace,
+    /// Of what the bytes are.
+    revision: Option<Revision>,
+    /// Whether a digest will tell if two halves do not belong together.
+    proven: bool,
 }
 
 impl Download {
@@ -166,6 +174,8 @@ impl Download {
             bytes,
             digest: Sha256::new(),
             pace: Pace::new(min_rate),
+            revision: None,
+            proven: false,
         }
     }
 
@@ -187,6 +197,15 @@ impl Download {
         Ok(())
     }
 
+    /// Whether what is given now belongs to what is here.
+    fn continues(&self, revision: Option<&Revision>) -> bool {
+        match (&self.revision, revision) {
+            (Some(known), Some(given)) => known == given,
+            (None, None) => self.proven,
+            (Some(_), None) | (None, Some(_)) => false,
+        }
+    }
+
     async fn fetch_rest(
         &mut self,
         getter: &Getter,
@@ -194,18 +213,32 @@ impl Download {
         most: u64,
     ) -> Result<(), FetchError> {
         let here = self.bytes.len() as u64;
-        let mut body = getter.open(url.clone(), here, most).await?;
+        let mut body = answer(getter, url, here, most).await?;
+        if body.from() > 0 && !self.continues(body.revision()) {
+            body = answer(getter, url, 0, most).await?;
+        }
         self.pace.begin();
         if body.from() != here {
             self.bytes.clear();
             self.digest = Sha256::new();
         }
+        self.revision = body.revision().cloned();
         while let Some(chunk) = self.pace.next(&mut body).await? {
             self.digest.update(&chunk);
             self.bytes.extend_from_slice(&chunk);
         }
         Ok(())
     }
+}
+
+async fn answer(getter: &Getter, url: &Url, from: u64, most: u64) -> Result<Body, FetchError> {
+    let opening = getter.open(url.clone(), from, most);
+    let opened = tokio::time::timeout(ANSWER_WITHIN, opening).await;
+    opened.unwrap_or_else(|_| {
+        let (place, within) = (place(url), format_duration(ANSWER_WITHIN));
+        let why = format!("{place}: no answer within {within}");
+        Err(FetchError::Unavailable(why))
+    })
 }
 
 /// Sees to it that a server does not hold a worker by sending next to nothing.

@@ -169,12 +169,12 @@ impl<'a> Chunk<'_, 'a> {
             .map_err(|why| self.wrong(why))
     }
 
-    /// None where it is not said, or not as a tuple: other writers' remarks.
+    /// None where it is not said.
     fn shape(&self) -> Result<Option<Vec<u64>>, Failure> {
         let shape = match self.entry("shape")? {
             Some(Value::Tuple(shape) | Value::List(shape)) => shape,
+            None | Some(Value::None) => return Ok(None),
             Some(_) => return Err(self.wrong("shape is no tuple")),
-            None => return Ok(None),
         };
         let number = |id: &Id| {
             let Value::Int(number) = self.pickle.get(*id) else {

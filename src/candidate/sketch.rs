@@ -2,9 +2,12 @@
 //! result: who compares sketches finds copies without fetching a single candidate.
 //!
 //! Every changed weight has a hash of 64 bits: the output number `index` of the `SplitMix64` generator
-//! whose seed is the first eight bytes, big endian, of SHA-256 of the tensor's name. Its upper 6 bits
-//! choose one of 64 bins, its lower 53 are kept where they are the smallest of their bin. (Li, Owen,
-//! Zhang: One Permutation Hashing, 2012.)
+//! whose seed is the first eight bytes, big endian, of SHA-256 of the plan's hash and the tensor's name.
+//! Its upper 6 bits choose one of 64 bins, its lower 53 are kept where they are the smallest of their
+//! bin. (Li, Owen, Zhang: One Permutation Hashing, 2012.)
+//!
+//! The plan is the salt: whoever knew the hashes could add the few weights that fill all bins, to hide
+//! a copy or to look like one. A nonce that is chosen when the candidates are in keeps them unknown.
 
 use sha2::{Digest, Sha256};
 
@@ -18,20 +21,22 @@ const MASK: u64 = (1 << 53) - 1;
 pub struct Sketch {
     /// [`BINS`] of them.
     pub values: Vec<Option<u64>>,
-}
-
-impl Default for Sketch {
-    fn default() -> Self {
-        Self {
-            values: vec![None; BINS],
-        }
-    }
+    salt: [u8; 32],
 }
 
 impl Sketch {
+    /// Of nothing yet; only sketches with the same salt can be compared.
+    pub fn salted(salt: &[u8; 32]) -> Self {
+        Self {
+            values: vec![None; BINS],
+            salt: *salt,
+        }
+    }
+
     /// Takes note of the changed weights of a tensor.
     pub fn note(&mut self, name: &str, indices: impl Iterator<Item = u32>) {
-        let digest = Sha256::digest(name.as_bytes());
+        let digest = Sha256::new_with_prefix(self.salt).chain_update(name);
+        let digest = digest.finalize();
         let seed = digest.first_chunk().map_or(0, |b| u64::from_be_bytes(*b));
         let mut smallest = [u64::MAX; BINS];
         for index in indices {
@@ -47,17 +52,18 @@ impl Sketch {
             };
         }
     }
+}
 
-    /// An estimate of how many of the weights that either changes both change, 0 to 1, with a
-    /// standard error of at most 1/16; none where neither changes any.
-    pub fn similarity(&self, other: &Self) -> Option<f64> {
-        let pairs = || self.values.iter().zip(&other.values);
-        let filled = pairs().filter(|(a, b)| a.is_some() || b.is_some()).count();
-        let equal = pairs().filter(|(a, b)| a.is_some() && a == b).count();
-        #[expect(clippy::cast_precision_loss, reason = "at most 64")]
-        let ratio = |a: usize, b: usize| a as f64 / b as f64;
-        (filled > 0).then(|| ratio(equal, filled))
-    }
+/// An estimate, from the sketches in two results of one plan, of how many of the weights that either
+/// candidate changes both change, 0 to 1, with a standard error of at most 1/16; none where neither
+/// changes any.
+pub fn similarity(one: &[Option<u64>], other: &[Option<u64>]) -> Option<f64> {
+    let pairs = || one.iter().zip(other);
+    let filled = pairs().filter(|(a, b)| a.is_some() || b.is_some()).count();
+    let equal = pairs().filter(|(a, b)| a.is_some() && a == b).count();
+    #[expect(clippy::cast_precision_loss, reason = "at most 64")]
+    let ratio = |a: usize, b: usize| a as f64 / b as f64;
+    (filled > 0).then(|| ratio(equal, filled))
 }
 
 /// Output number `index`, from 0, of the generator with this seed.
@@ -83,12 +89,14 @@ mod tests {
         indices
     }
 
-    fn sketch(parts: &[&[u32]]) -> Sketch {
-        let mut sketch = Sketch::default();
+    const SALT: [u8; 32] = [7; 32];
+
+    fn sketch(parts: &[&[u32]]) -> Vec<Option<u64>> {
+        let mut sketch = Sketch::salted(&SALT);
         for part in parts {
             sketch.note("layer.weight", part.iter().copied());
         }
-        sketch
+        sketch.values
     }
 
     #[test]
@@ -105,7 +113,7 @@ mod tests {
         for seed in 0..100 {
             let (mine, yours) = (chosen(seed, 10_000), chosen(1000 + seed, 10_000));
             let original = sketch(&[&mine]);
-            let similar = |other: &Sketch| original.similarity(other).unwrap();
+            let similar = |other: &[_]| similarity(&original, other).unwrap();
             assert!((similar(&sketch(&[&mine])) - 1.0).abs() < f64::EPSILON);
             // Half of it and as much of something else: a third of what either changes.
             let half = similar(&sketch(&[&mine[..5000], &yours[..5000]]));
@@ -121,17 +129,48 @@ mod tests {
     #[test]
     fn a_sketch_of_few_weights_says_where_it_knows_nothing() {
         let few = sketch(&[&[1, 2, 3]]);
-        assert!(few.values.iter().flatten().count() <= 3);
-        assert_eq!(few.similarity(&sketch(&[&[3, 2, 1]])), Some(1.0));
-        assert_eq!(few.similarity(&sketch(&[&[4, 5, 6]])), Some(0.0));
-        assert_eq!(sketch(&[]).similarity(&sketch(&[])), None);
+        assert!(few.iter().flatten().count() <= 3);
+        assert_eq!(similarity(&few, &sketch(&[&[3, 2, 1]])), Some(1.0));
+        assert_eq!(similarity(&few, &sketch(&[&[4, 5, 6]])), Some(0.0));
+        assert_eq!(similarity(&sketch(&[]), &sketch(&[])), None);
     }
 
     #[test]
     fn tensors_with_other_names_are_other_weights() {
-        let mut other = Sketch::default();
+        let mut other = Sketch::salted(&SALT);
         other.note("other.weight", 0..1000);
         let indices: Vec<u32> = (0..1000).collect();
-        assert!(sketch(&[&indices]).similarity(&other).unwrap() < 0.1);
+        assert!(similarity(&sketch(&[&indices]), &other.values).unwrap() < 0.1);
+    }
+
+    /// For one salt, 64 weights of a million own all bins: whoever adds them to a copy seems to be a
+    /// stranger, and whoever adds another's seems to be the other. For the next salt they own nothing.
+    #[test]
+    fn weights_that_were_chosen_for_one_salt_hide_nothing_under_another() {
+        let mut owners = [(u64::MAX, 0); BINS];
+        for index in 0..1_000_000 {
+            let mut one = Sketch::salted(&SALT);
+            one.note("layer.weight", std::iter::once(index));
+            let at = one.values.iter().position(Option::is_some).unwrap();
+            owners[at] = owners[at].min((one.values[at].unwrap(), index));
+        }
+        let owners = owners.map(|(_, index)| index);
+        let mine = chosen(1, 10_000);
+        let under = |salt: u8| {
+            let of = |parts: &[&[u32]]| {
+                let mut sketch = Sketch::salted(&[salt; 32]);
+                for part in parts {
+                    sketch.note("layer.weight", part.iter().copied());
+                }
+                sketch.values
+            };
+            similarity(&of(&[&mine]), &of(&[&mine, &owners])).unwrap()
+        };
+        assert!(
+            under(7) < 0.1 && under(8) > 0.9,
+            "{}, {}",
+            under(7),
+            under(8)
+        );
     }
 }

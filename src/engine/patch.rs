@@ -29,8 +29,6 @@ pub struct Patches {
     pub(super) patches: Vec<Patch>,
     /// Entries whose weight really changes after rounding.
     pub effective_entries: u64,
-    /// Of these entries.
-    pub sketch: Sketch,
 }
 
 impl Patches {
@@ -43,17 +41,21 @@ impl Patches {
         let patches: Vec<Patch> = patches
             .map(|touched| Patch::new(package, touched, rule))
             .collect::<Result<_, _>>()?;
-        let (mut effective_entries, mut sketch) = (0, Sketch::default());
-        for patch in &patches {
-            let name = &package.weights.tensors[patch.tensor].name;
-            let counted = patch.effective().inspect(|_| effective_entries += 1);
-            sketch.note(name, counted);
-        }
+        let effective = patches.iter().map(|patch| patch.effective().count() as u64);
         Ok(Self {
+            effective_entries: effective.sum(),
             patches,
-            effective_entries,
-            sketch,
         })
+    }
+
+    /// Of the entries whose weight really changes, salted with the hash of a plan.
+    pub fn sketch(&self, package: &Package, plan: &[u8; 32]) -> Sketch {
+        let mut sketch = Sketch::salted(plan);
+        for patch in &self.patches {
+            let name = &package.weights.tensors[patch.tensor].name;
+            sketch.note(name, patch.effective());
+        }
+        sketch
     }
 }
 

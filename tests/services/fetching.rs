@@ -306,6 +306,17 @@ fn a_server_that_drips_is_left_and_one_that_breaks_off_is_asked_for_the_rest() {
     let ranges = server.ranges("/broken");
     assert_eq!(ranges[..3], [None, from(1), from(2)], "{ranges:?}");
 
+    // Half of one file and half of another are no file.
+    let mut before = bytes.clone();
+    before[0] ^= 1;
+    let revised = Route::Then(
+        Box::new(Route::Breaking(before, third)),
+        Box::new(Route::Mirror(bytes.clone())),
+    );
+    submit(&aggregator, "revised", &server.put("/revised", revised));
+    assert_eq!(code(&aggregator, "revised"), "scored");
+    assert_eq!(server.ranges("/revised"), [None, from(1), None]);
+
     // The second time the server is itself again.
     let ill = Route::Then(
         Box::new(Route::Status(500)),
@@ -323,6 +334,12 @@ fn a_server_that_drips_is_left_and_one_that_breaks_off_is_asked_for_the_rest() {
     let message = result["error"]["message"].as_str().expect("text");
     assert!(message.contains("candidates.min_rate"), "{message}");
     assert!(started.elapsed() < secs(30), "{:?}", started.elapsed());
+    let silent = server.put("/silent", Route::Silence(secs(120)));
+    submit(&aggregator, "silent", &silent);
+    assert_eq!(code(&aggregator, "silent"), "candidate_unavailable");
+    let result = aggregator.result("silent").json();
+    let message = result["error"]["message"].as_str().expect("text");
+    assert!(message.contains("no answer within 10s"), "{message}");
 }
 
 #[test]

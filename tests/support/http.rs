@@ -29,6 +29,8 @@ pub(crate) enum Route {
     Redirect(String),
     /// The head at once, then nothing for this long.
     Stall(Duration),
+    /// Nothing at all for this long.
+    Silence(Duration),
 }
 
 /// Buckets send one with every object, and their clients ask for it.
@@ -149,6 +151,8 @@ struct Reply {
     status: u16,
     headers: String,
     body: Vec<u8>,
+    /// Before everything.
+    silence: Duration,
     /// After each byte.
     drip: Duration,
     pause: Duration,
@@ -161,6 +165,7 @@ impl Reply {
             status,
             headers: format!("{headers}Content-Length: {}\r\n", body.len()),
             body,
+            silence: Duration::ZERO,
             drip: Duration::ZERO,
             pause: Duration::ZERO,
         }
@@ -189,6 +194,10 @@ impl Reply {
             Route::Stall(pause) => Self {
                 pause,
                 headers: "Content-Length: 1000\r\n".to_owned(),
+                ..Self::new(200, "", Vec::new())
+            },
+            Route::Silence(silence) => Self {
+                silence,
                 ..Self::new(200, "", Vec::new())
             },
         }
@@ -257,6 +266,7 @@ fn serve(
             unchanged: reply.status == 304,
             path: request.path,
         });
+    std::thread::sleep(reply.silence);
     let (status, headers) = (reply.status, reply.headers);
     let head = format!("HTTP/1.1 {status} X\r\nConnection: close\r\n{headers}\r\n");
     stream.write_all(head.as_bytes()).ok()?;

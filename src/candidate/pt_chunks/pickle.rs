@@ -20,7 +20,8 @@ pub(super) type Id = u32;
 /// A value.
 #[derive(Debug)]
 pub(super) enum Value<'a> {
-    /// None, a truth value, a float: nothing that a candidate needs.
+    None,
+    /// A truth value, a float: nothing that a candidate needs.
     Other,
     Int(i64),
     Text(&'a str),
@@ -181,7 +182,8 @@ impl<'a> Machine<'a> {
     /// A value that stands in the pickle as it is.
     fn plain(&mut self, operation: u8) -> Result<Value<'a>, Problem> {
         Ok(match operation {
-            b'N' | 0x88 | 0x89 => Value::Other,
+            b'N' => Value::None,
+            0x88 | 0x89 => Value::Other,
             b'G' => {
                 self.take(8)?;
                 Value::Other
