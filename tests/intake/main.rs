@@ -16,6 +16,7 @@ mod raw;
 mod real_files;
 mod refusals;
 mod round_trips;
+mod unusual;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
