@@ -88,7 +88,7 @@ async fn a_shape_of_none_is_not_said() {
 /// What text with escapes costs is charged, and an honest update of every weight pays for it.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_update_of_every_weight_may_hold_an_escape() {
-    let bench = Bench::new(&[]).await;
+    let bench = Bench::new(&["candidates.max_inline_bytes=16MiB"]).await;
     let tensors = &bench.package().weights.tensors;
     let all = tensors.iter().map(|tensor| {
         let shape = bench.package().tensor(&tensor.name).unwrap().shape.to_vec();
