@@ -3,14 +3,17 @@
 
 mod bench;
 mod ctl;
+mod dashboard;
+mod dead;
 mod offline;
 mod status;
 mod submit;
 mod topology;
+mod watch;
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::config::{Config, Layers, LogFormat};
 use crate::worker::Stop;
@@ -56,9 +59,21 @@ impl Fault {
 
 type Outcome = Result<Exit, Fault>;
 
+/// What to type, after the help.
+const EXAMPLES: &str = "Examples:
+  scorer package --graph model.onnx --weights model.safetensors --shards shards --name mine --version 1 --out package
+  scorer check --set model.dir=package --set engine.execution_provider=cpu
+  scorer score --model package --candidate update.json --format binary_v2 --semantics param_diff
+  scorer run --config scorer.toml
+  scorer submit --set model.dir=package --candidate update.json --semantics param_diff --wait
+  scorer status --set model.name=mine --watch
+  scorer dead list --set model.name=mine --code poisoned
+
+Each command has its own: scorer help submit";
+
 /// Judges model updates from a RabbitMQ queue with ONNX Runtime.
 #[derive(Debug, Parser)]
-#[command(name = "scorer", version)]
+#[command(name = "scorer", version, after_help = EXAMPLES)]
 struct Cli {
     #[command(flatten)]
     settings: Settings,
@@ -95,6 +110,9 @@ enum Command {
     /// Measures the model's own loss, without broker or Redis.
     Validate(offline::ValidateArgs),
     /// Publishes jobs as an aggregator does.
+    #[command(after_help = "Examples:
+  scorer submit --set model.dir=package --candidate a.json --candidate b.json --semantics gradient --learning-rate 0.1 --wait
+  scorer submit --set model.name=mine --jobs jobs.ndjson --wait --timeout 5m --json")]
     Submit(submit::SubmitArgs),
     /// The fleet, from Redis.
     Status {
@@ -105,6 +123,8 @@ enum Command {
         #[arg(long)]
         watch: bool,
     },
+    /// The fleet as a web page, read-only, until Ctrl-C; prints its address.
+    Dashboard(dashboard::DashboardArgs),
     /// The exchanges and queues.
     Topology {
         /// Declare them.
@@ -114,6 +134,12 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// The parked jobs: lists, shows, tries again or drops them.
+    #[command(after_help = "Examples:
+  scorer dead list --set model.name=mine
+  scorer dead show --set model.name=mine --id miner-7
+  scorer dead requeue --set model.name=mine --code candidate_unavailable")]
+    Dead(dead::DeadArgs),
     /// Asks workers to pause, resume, drain, look for an update, read their package again or prove
     /// their session again; prints what each answers.
     Ctl(ctl::CtlArgs),
@@ -132,6 +158,11 @@ enum Command {
     Package(offline::PackageArgs),
     /// Prints the effective configuration, secrets hidden.
     Config,
+    /// Prints what makes a shell complete the commands: `source <(scorer completions bash)`.
+    Completions {
+        /// Of which shell.
+        shell: clap_complete::Shell,
+    },
     /// Prints a JSON Schema.
     Schema {
         /// Such as `score_job.v1`.
@@ -228,6 +259,9 @@ fn run(cli: Cli) -> Outcome {
     if let Command::Package(args) = &cli.command {
         return offline::package(args);
     }
+    if let Command::Completions { shell } = cli.command {
+        return completions(shell);
+    }
     let config = load(&cli.settings)?;
     init_logs(&config, matches!(cli.command, Command::Run))?;
     let threads = tokio::runtime::Builder::new_multi_thread()
@@ -250,7 +284,9 @@ async fn dispatch(command: Command, config: Config) -> Outcome {
         Command::Validate(args) => offline::validate(config, args).await,
         Command::Submit(args) => submit::submit(&config, args).await,
         Command::Status { json, watch } => status::status(&config, json, watch).await,
+        Command::Dashboard(args) => dashboard::dashboard(config, args).await,
         Command::Topology { declare, json } => topology::topology(&config, declare, json).await,
+        Command::Dead(args) => dead::dead(&config, args).await,
         Command::Ctl(args) => ctl::ctl(&config, args).await,
         Command::Bench {
             subject,
@@ -263,6 +299,7 @@ async fn dispatch(command: Command, config: Config) -> Outcome {
             let good = if ready { health.ready } else { health.live };
             Ok(if good { Exit::Done } else { Exit::Negative })
         }
+        Command::Completions { shell } => completions(shell),
         Command::Schema { name } => print_schema(&name),
         Command::Package(args) => offline::package(&args),
     }
@@ -289,6 +326,12 @@ async fn worker(config: Config) -> Outcome {
             "the device did not come back from a terminated run, so the process ends; start the worker again",
         )),
     }
+}
+
+fn completions(shell: clap_complete::Shell) -> Outcome {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "scorer", &mut script);
+    answer(String::from_utf8_lossy(&script).trim_end())
 }
 
 fn print_schema(name: &str) -> Outcome {
@@ -355,7 +398,6 @@ mod tests {
 
     #[test]
     fn the_command_line_is_sound() {
-        use clap::CommandFactory;
         Cli::command().debug_assert();
     }
 }

@@ -3,6 +3,7 @@
 //! say of them is in `layers`, how durations and sizes are written in `units`. The defaults, with
 //! their reasons, are in `config.default.toml`.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -11,26 +12,19 @@ use toml::{Table, Value};
 use url::Url;
 
 pub use layers::Layers;
+pub use tls::TlsConfig;
 pub use units::format_duration;
 
 use crate::update::signature::UpdateKey;
 use layers::{Merged, Problem};
 
 mod layers;
+pub mod tls;
 pub(crate) mod units;
 
 /// Keys of the contract that this version reads but cannot honour: ignoring them would be worse
 /// than refusing, since who sets them relies on them.
-const UNSUPPORTED: &[&str] = &[
-    "amqp.tls.ca",
-    "amqp.tls.cert",
-    "amqp.tls.key",
-    "redis.tls.ca",
-    "redis.tls.cert",
-    "redis.tls.key",
-    "telemetry.metrics_addr",
-    "telemetry.otlp_endpoint",
-];
+const UNSUPPORTED: &[&str] = &["telemetry.otlp_endpoint"];
 
 /// Bytes of `amqp.namespace`; a model's name, a queue's role and a delay come behind it.
 const LONGEST_NAMESPACE: usize = 100;
@@ -152,17 +146,6 @@ pub struct EngineConfig {
     pub audit_interval: Duration,
 }
 
-/// PEM files of a TLS connection.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-pub struct TlsConfig {
-    /// Certificate authority to trust beside the system's.
-    pub ca: Option<PathBuf>,
-    /// Client certificate.
-    pub cert: Option<PathBuf>,
-    /// Its private key.
-    pub key: Option<PathBuf>,
-}
-
 /// `[amqp]`
 #[derive(Debug, Clone, Deserialize)]
 pub struct AmqpConfig {
@@ -268,6 +251,8 @@ pub struct TelemetryConfig {
     pub log: String,
     /// How log lines look.
     pub log_format: LogFormat,
+    /// Address and port where Prometheus reads.
+    pub metrics_addr: Option<String>,
 }
 
 /// Everything that is wrong with a configuration, a line per key.
@@ -429,6 +414,23 @@ impl Config {
             let text = format!("must be an Ed25519 public key, 32 bytes as base64: {why}");
             check(false, "model.update_key", &text);
         }
+        for (section, tls, url, scheme) in [
+            ("amqp", &self.amqp.tls, &self.amqp.url, "amqps"),
+            ("redis", &self.redis.tls, &self.redis.url, "rediss"),
+        ] {
+            let text = format!("needs a {scheme}:// URL in {section}.url");
+            let used = !tls.is_set() || has_scheme(url, &[scheme]);
+            check(used, &format!("{section}.tls"), &text);
+            if let Err((key, text)) = tls.read() {
+                check(false, &format!("{section}.tls.{key}"), &text);
+            }
+        }
+        let address = self.telemetry.metrics_addr.as_deref();
+        check(
+            address.is_none_or(|text| text.parse::<SocketAddr>().is_ok()),
+            "telemetry.metrics_addr",
+            "must be an address and a port, such as 127.0.0.1:9464",
+        );
         for key in UNSUPPORTED {
             check(
                 !self.sets(key),
@@ -579,9 +581,34 @@ mod tests {
     #[test]
     fn a_key_that_cannot_be_honoured_is_refused_and_not_ignored() {
         assert_eq!(
-            refused(&["amqp.tls.ca=/x.pem", "telemetry.metrics_addr=[::]:1"]),
-            ["amqp.tls.ca", "telemetry.metrics_addr"]
+            refused(&["telemetry.otlp_endpoint=http://h:4317"]),
+            ["telemetry.otlp_endpoint"]
         );
+    }
+
+    #[test]
+    fn what_tls_is_to_use_is_there_and_used() {
+        let missing = ["amqp.url=amqps://h/x", "amqp.tls.ca=/nowhere/ca.pem"];
+        assert_eq!(refused(&missing), ["amqp.tls.ca"]);
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str, text: &str| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            path.display().to_string()
+        };
+        let cert = file("cert.pem", "-----BEGIN CERTIFICATE-----");
+        let plain = format!("redis.tls.ca={cert}");
+        assert_eq!(refused(&[&plain]), ["redis.tls"]);
+        let half = format!("redis.tls.cert={cert}");
+        assert_eq!(refused(&["redis.url=rediss://h", &half]), ["redis.tls.key"]);
+        let other = format!("redis.tls.key={cert}");
+        assert_eq!(
+            refused(&["redis.url=rediss://h", &half, &other]),
+            ["redis.tls.key"]
+        );
+        let key = file("key.pem", "-----BEGIN PRIVATE KEY-----");
+        let key = format!("redis.tls.key={key}");
+        load(&["redis.url=rediss://h", &half, &key, &plain]).unwrap();
     }
 
     #[test]

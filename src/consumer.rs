@@ -22,15 +22,14 @@ use crate::failure::{Code, Failure, Status};
 use crate::heartbeat::Vitals;
 use crate::job::{self, Encoding, Kind, Undecodable};
 use crate::lifecycle::Detail;
+use crate::metrics;
 use crate::offload;
 use crate::pipeline::{Judged, Pipeline};
 use crate::result::{Addressee, Key, ResultMessage};
-use crate::retry::{Backoff, Disposition, dispose, too_late_for_the_next_rung};
+use crate::retry::{
+    Backoff, Disposition, RETURNS_BEFORE_REPUBLISH, dispose, too_late_for_the_next_rung,
+};
 use crate::store::Store;
-
-/// Before RabbitMQ 4.3 every return counts against the queue's delivery limit of 20; from here on
-/// a job is handed back as a fresh message instead.
-const RETURNS_BEFORE_REPUBLISH: u64 = 10;
 
 /// Characters of an error in a header: all headers of a message share one frame.
 const MOST_IN_HEADER: usize = 1000;
@@ -289,6 +288,7 @@ impl Serving {
         let received = Instant::now();
         if delivery.redelivered {
             self.vitals.facts().jobs.redelivered += 1;
+            metrics::redelivered();
         }
         let encoding = delivery.properties.encoding();
         let body = std::mem::take(&mut delivery.body);
@@ -337,6 +337,7 @@ impl Serving {
         let (verdict, key, attempt) = match judged {
             Judged::Stored { message, key } => {
                 self.vitals.facts().jobs.duplicates += 1;
+                metrics::duplicate();
                 let message = ResultMessage {
                     context: addressee.context,
                     ..*message
@@ -549,6 +550,7 @@ impl Serving {
             return self.hand_back(delivery).await;
         };
         let attempt = delivery.properties.attempt;
+        metrics::retried(failure.as_ref());
         tracing::info!(attempt, %queue, error = failure.map(|f| f.to_string()), "the job will be tried again");
         let again = Outgoing {
             exchange: String::new(),
@@ -566,6 +568,7 @@ impl Serving {
     }
 
     async fn park(&self, delivery: &Delivery, failure: &Failure) -> bool {
+        metrics::parked(failure);
         let mut properties = delivery.properties.clone();
         properties
             .headers
@@ -647,7 +650,9 @@ impl Serving {
     }
 
     fn account(&self, message: &ResultMessage, received: Instant) {
-        let millis = received.elapsed().as_secs_f64() * 1e3;
+        let took = received.elapsed();
+        metrics::answered(message, took);
+        let millis = took.as_secs_f64() * 1e3;
         let mut facts = self.vitals.facts();
         facts.finished(millis);
         match message.status {

@@ -15,6 +15,7 @@ use crate::engine::Progress;
 use crate::job::message::V1;
 use crate::lifecycle::{Change, Event, Phase, State};
 use crate::store::{Beat, Ownership, Store};
+use crate::systemd::Notifier;
 
 /// A heartbeat record.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -219,12 +220,24 @@ pub struct Vitals {
     pub slots: AtomicU64,
     /// When a beat last got through, unix milliseconds.
     pub beaten_at_ms: AtomicU64,
+    record: Mutex<Option<Arc<Record>>>,
 }
 
 impl Vitals {
     /// The facts, to be changed.
     pub fn facts(&self) -> MutexGuard<'_, Facts> {
         self.facts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The last record that was made, whether Redis took it or not.
+    pub fn record(&self) -> Option<Arc<Record>> {
+        let record = self.record.lock();
+        record.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_record(&self, record: Arc<Record>) {
+        let known = self.record.lock();
+        *known.unwrap_or_else(PoisonError::into_inner) = Some(record);
     }
 
     /// Notes what went wrong, for the record.
@@ -370,9 +383,13 @@ async fn beat_until(
 ) {
     let mut ticks = tokio::time::interval(source.config.interval);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
-    let mut pulse = Pulse::new();
+    let (mut pulse, mut systemd) = (Pulse::new(), Notifier::default());
     loop {
         let stopping = stop.is_cancelled();
+        let phase = *source.phase.borrow();
+        // How long a micro-batch takes is known only after a warm-up.
+        let measured = !matches!(phase.state, State::Starting | State::Warming);
+        systemd.tell(phase, measured && source.vitals.progress.is_stuck(0));
         pulse.beat(&source, claims).await;
         if stopping {
             return;
@@ -416,8 +433,9 @@ impl Pulse {
         let surplus = self.unsent.len().saturating_sub(1000);
         self.unsent.drain(..surplus);
         let phase = *source.phase.borrow();
-        let record = self.record(source, phase);
-        let Ok(record) = serde_json::to_string(&record) else {
+        let record = Arc::new(self.record(source, phase));
+        source.vitals.set_record(Arc::clone(&record));
+        let Ok(record) = serde_json::to_string(&*record) else {
             return;
         };
         let events: Vec<_> = self
@@ -436,7 +454,9 @@ impl Pulse {
             leaving: phase.state == State::Stopped,
             dead: self.dead.as_deref(),
         };
-        match source.store.beat(&beat).await {
+        let beaten = source.store.beat(&beat).await;
+        crate::metrics::beat(beaten.is_ok());
+        match beaten {
             Ok(ownership) => {
                 self.unsent.clear();
                 source

@@ -31,6 +31,18 @@ pub enum State {
 }
 
 impl State {
+    /// All of them, in the order of a worker's life.
+    pub const ALL: [Self; 8] = [
+        Self::Starting,
+        Self::Warming,
+        Self::Ready,
+        Self::Degraded,
+        Self::Updating,
+        Self::Reloading,
+        Self::Draining,
+        Self::Stopped,
+    ];
+
     /// The word of the heartbeat.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -6,6 +6,10 @@ use crate::clock::unix_ms;
 use crate::failure::{Code, Failure, Remedy};
 use crate::result::Body;
 
+/// Before RabbitMQ 4.3 every return counts against the queue's delivery limit of 20; from here on
+/// a message is handed back as a fresh one instead.
+pub const RETURNS_BEFORE_REPUBLISH: u64 = 10;
+
 /// Waits that double from `first` to `most`, each shortened by up to a quarter so that a fleet
 /// does not knock at the same moment.
 #[derive(Debug, Clone)]

@@ -1,6 +1,7 @@
 //! The only place that knows Redis: the atomic beat, stored results, crash marks, and reading the fleet. Every
 //! call is bounded in time; Redis being away slows nothing down and stops nothing.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -11,6 +12,7 @@ use redis::{AsyncCommands, IntoConnectionInfo, Script};
 
 use crate::clock::unix_ms;
 use crate::config::RedisConfig;
+use crate::config::tls::Pem;
 
 /// One beat, whatever Redis does.
 const BEAT_TIMEOUT: Duration = Duration::from_millis(800);
@@ -104,7 +106,26 @@ fn manager(config: &RedisConfig) -> Result<ConnectionManager, StoreError> {
     // Calls are small, and a job waits for each.
     let tcp = TcpSettings::default().set_nodelay(true);
     let info = info.map_err(unusable)?.set_tcp_settings(tcp);
-    let client = redis::Client::open(info).map_err(unusable)?;
+    let client = match config.tls.read() {
+        Err((key, why)) => return Err(StoreError(format!("redis.tls.{key}: {why}"))),
+        Ok(Pem {
+            ca: None,
+            identity: None,
+        }) => redis::Client::open(info),
+        Ok(Pem { ca, identity }) => {
+            let client_tls = identity.map(|(cert, key)| redis::ClientTlsConfig {
+                client_cert: cert.into(),
+                client_key: key.into(),
+            });
+            let root_cert = ca.map(Into::into);
+            let certificates = redis::TlsCertificates {
+                client_tls,
+                root_cert,
+            };
+            redis::Client::build_with_tls(info, certificates)
+        }
+    };
+    let client = client.map_err(unusable)?;
     let settings = ConnectionManagerConfig::new()
         .set_number_of_retries(2)
         .set_min_delay(Duration::from_millis(50))
@@ -618,6 +639,74 @@ pub async fn read_fleet(
         }
     }
     Ok((now, records))
+}
+
+/// An entry of the stream of events: its id, and its fields.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StreamEntry {
+    /// Milliseconds and a number, as Redis gives it.
+    pub id: String,
+    /// By name.
+    pub fields: BTreeMap<String, String>,
+}
+
+/// Events after an entry, or the last few; oldest first, at most so many as fit a page.
+///
+/// # Errors
+/// When Redis does not answer.
+pub async fn read_events(
+    config: &RedisConfig,
+    model: &str,
+    after: Option<&str>,
+) -> Result<Vec<StreamEntry>, StoreError> {
+    const PAGE: usize = 200;
+    let mut connection = manager(config)?;
+    let key = Keys::new(&config.namespace, model).events();
+    let (command, from, to) = match after {
+        Some(after) => ("XRANGE", format!("({after}"), "+"),
+        None => ("XREVRANGE", "+".to_owned(), "-"),
+    };
+    let mut call = redis::cmd(command);
+    call.arg(key).arg(from).arg(to).arg("COUNT").arg(PAGE);
+    let found = call.query_async(&mut connection).await;
+    let found: Vec<(String, BTreeMap<String, String>)> =
+        found.map_err(|e: redis::RedisError| StoreError(e.to_string()))?;
+    let mut events: Vec<StreamEntry> = found
+        .into_iter()
+        .map(|(id, fields)| StreamEntry { id, fields })
+        .collect();
+    events.sort_by_key(|event| when(&event.id));
+    Ok(events)
+}
+
+/// Milliseconds and number of an entry.
+fn when(id: &str) -> (u64, u64) {
+    let (millis, number) = id.split_once('-').unwrap_or((id, ""));
+    (millis.parse().unwrap_or(0), number.parse().unwrap_or(0))
+}
+
+/// Forgets which workers died of a job, whatever its version, so that it is computed again.
+///
+/// # Errors
+/// When Redis does not answer.
+pub async fn forget_deaths(
+    config: &RedisConfig,
+    model: &str,
+    submission_id: &str,
+) -> Result<(), StoreError> {
+    let fail = |e: redis::RedisError| StoreError(e.to_string());
+    let mut connection = manager(config)?;
+    let prefix = Keys::new(&config.namespace, model).crash(&format!("{submission_id}:"));
+    let found = scan(&mut connection, &format!("{prefix}*")).await;
+    // A name may contain colons, so that of another job may begin like this.
+    let is_version = |rest: &str| rest.bytes().all(|b| b.is_ascii_digit());
+    for key in found.map_err(fail)? {
+        if key.strip_prefix(&prefix).is_some_and(is_version) {
+            let forgotten: redis::RedisResult<()> = connection.del(&key).await;
+            forgotten.map_err(fail)?;
+        }
+    }
+    Ok(())
 }
 
 async fn scan(

@@ -191,6 +191,7 @@ pub async fn run(
     let Some(dir) = config.model.dir.clone() else {
         anyhow::bail!("model.dir: not set; it names the model package")
     };
+    let metrics = crate::metrics::install(config.telemetry.metrics_addr.as_deref()).await?;
     let (requests, mut inbox) = mpsc::channel(16);
     let signals = requests.clone();
     let watchdog = Watchdog::new(config.worker.drain_timeout, overdue);
@@ -207,6 +208,9 @@ pub async fn run(
     };
     let (mut worker, heartbeat, tasks) =
         Worker::start(config, dir, &name, requests, inbox, watchdog)?;
+    if let Some(listener) = metrics {
+        crate::metrics::serve(listener, Arc::clone(&worker.vitals));
+    }
     let stop = worker.live().await;
     for task in tasks {
         task.abort();
@@ -516,6 +520,7 @@ impl Worker {
         if let Some(follower) = &self.follower {
             follower.served.send_replace(served);
         }
+        crate::metrics::warmed(true);
         let windows = u32::try_from(warm.windows).unwrap_or(u32::MAX).max(1);
         self.waiting.set_pace(warm.pass / windows);
         let package = &engine.package;
@@ -551,6 +556,7 @@ impl Worker {
         for order in self.due.drain(..) {
             order.fail(error.to_string());
         }
+        crate::metrics::warmed(false);
         let retry_at = unix_ms() + u64::try_from(wait.as_millis()).unwrap_or(0);
         self.vitals.error(&error.detail.to_string(), &error.message);
         {

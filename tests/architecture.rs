@@ -49,6 +49,13 @@ fn each_outside_driver_is_named_in_one_file() {
     only_in("reqwest::", &["fetch.rs"]);
     only_in("object_store::", &["fetch/bucket.rs"]);
     only_in("prost::", &["engine/graph.rs"]);
+    only_in("prometheus::", &["metrics.rs"]);
+    only_in("ratatui::", &["cli/watch.rs"]);
+    only_in("sd_notify::", &["systemd.rs"]);
+    only_in(
+        "axum::",
+        &["metrics.rs", "dashboard.rs", "dashboard/door.rs"],
+    );
 }
 
 #[test]
@@ -60,9 +67,9 @@ fn the_lifecycle_is_advanced_by_the_worker_alone() {
 }
 
 #[test]
-fn only_the_consumer_acknowledges() {
-    only_in(".acker.ack()", &["consumer.rs"]);
-    only_in("acker.hand_back()", &["consumer.rs"]);
+fn only_the_consumer_acknowledges_jobs_and_only_a_command_parked_ones() {
+    only_in(".acker.ack()", &["consumer.rs", "cli/dead.rs"]);
+    only_in("acker.hand_back()", &["consumer.rs", "cli/dead.rs"]);
 }
 
 #[test]

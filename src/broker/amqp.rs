@@ -4,19 +4,21 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use lapin::options::{
-    BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions,
+    BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicGetOptions, BasicNackOptions,
     BasicPublishOptions, BasicQosOptions, ConfirmSelectOptions, ExchangeDeclareOptions,
     QueueBindOptions, QueueDeclareOptions,
 };
 use lapin::protocol::{AMQPErrorKind, AMQPSoftError};
+use lapin::tcp::{OwnedIdentity, OwnedTLSConfig};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{
-    BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, ErrorKind, Event,
+    BasicProperties, Channel, Confirmation, Connection, ConnectionBuilder, ConnectionProperties,
+    ErrorKind, Event,
 };
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -25,6 +27,7 @@ use url::Url;
 use super::topology::{Argument, ExchangeKind, Topology};
 use super::{ATTEMPT, BrokerError, Outgoing, Properties, PublishError};
 use crate::config::AmqpConfig;
+use crate::metrics::Confirm;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -188,6 +191,17 @@ impl Link {
         }
     }
 
+    /// Looks through a queue without a consumer.
+    ///
+    /// # Errors
+    /// When the broker does not answer.
+    pub async fn browse(&self, queue: &str) -> Result<Browser, BrokerError> {
+        Ok(Browser {
+            channel: self.channel().await?,
+            queue: queue.to_owned(),
+        })
+    }
+
     async fn channel(&self) -> Result<Channel, BrokerError> {
         bounded(
             "open a channel",
@@ -308,7 +322,20 @@ async fn connect(config: &AmqpConfig, name: &str) -> Result<Connection, BrokerEr
             .append_pair("heartbeat", &config.heartbeat.as_secs().max(1).to_string());
     }
     let properties = ConnectionProperties::default().with_connection_name(name.into());
-    let connecting = Connection::connect(url.as_str(), properties);
+    let tls = config.tls.read();
+    let tls = tls.map_err(|(key, why)| BrokerError::Failed(format!("amqp.tls.{key}: {why}")))?;
+    let tls = OwnedTLSConfig {
+        identity: tls.identity.map(|(cert, key)| OwnedIdentity::PKCS8 {
+            pem: cert.into(),
+            key: key.into(),
+        }),
+        cert_chain: tls.ca,
+    };
+    let connecting = async {
+        let builder = ConnectionBuilder::new()?.with_uri_str(url.to_string());
+        let builder = builder.with_properties(properties);
+        builder.with_tls_config(tls).connect().await
+    };
     bounded(&format!("connect to {shown}"), CONNECT_TIMEOUT, connecting).await
 }
 
@@ -420,6 +447,26 @@ impl Deliveries {
             left.push(delivery);
         }
         left
+    }
+}
+
+/// Takes one message after the other out of a queue; what is not settled goes back when this goes.
+#[derive(Debug)]
+pub struct Browser {
+    channel: Channel,
+    queue: String,
+}
+
+impl Browser {
+    /// The next message; none when there is no other.
+    ///
+    /// # Errors
+    /// When the queue is gone or the broker does not answer.
+    pub async fn next(&self) -> Result<Option<Delivery>, BrokerError> {
+        let (queue, options) = (self.queue.as_str().into(), BasicGetOptions::default());
+        let getting = self.channel.basic_get(queue, options);
+        let found = bounded(&self.queue, CALL_TIMEOUT, getting).await?;
+        Ok(found.map(|message| Delivery::new(message.delivery)))
     }
 }
 
@@ -562,6 +609,18 @@ impl Publisher {
                 return Err(PublishError::Refused(why));
             }
         }
+        let began = Instant::now();
+        let outcome = self.send(message).await;
+        let confirm = match &outcome {
+            Ok(()) => Confirm::Confirmed,
+            Err(PublishError::Refused(_)) => Confirm::Refused,
+            Err(PublishError::Lost(_)) => Confirm::Lost,
+        };
+        crate::metrics::confirm(confirm, began.elapsed());
+        outcome
+    }
+
+    async fn send(&self, message: Outgoing) -> Result<(), PublishError> {
         let lost = || PublishError::Lost("the publisher has ended".into());
         let (reply, confirmed) = oneshot::channel();
         self.0.send((message, reply)).await.map_err(|_| lost())?;

@@ -1,6 +1,6 @@
 //! `scorer submit`: publishes jobs as an aggregator does, and waits for their results if asked.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashSet};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -8,6 +8,7 @@ use std::time::Duration;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Map, Value, json};
+use tokio_util::sync::CancellationToken;
 
 use super::offline::{rule, word};
 use super::topology::link;
@@ -90,27 +91,61 @@ pub(super) async fn submit(config: &Config, args: SubmitArgs) -> Outcome {
 }
 
 async fn exchange(link: &Link, topology: &Topology, jobs: &[Value], args: &SubmitArgs) -> Outcome {
-    let unavailable = |e: &dyn std::fmt::Display| Fault::new(Exit::Unavailable, e);
-    let replies = match args.wait {
-        true => Some(
-            link.subscribe(&topology.results_exchange(), &[])
-                .await
-                .map_err(|e| unavailable(&e))?,
-        ),
-        false => None,
+    if !args.wait {
+        let sent = publish_all(link, topology, jobs, None).await;
+        sent.map_err(|(sent, fault)| {
+            let text = format!(
+                "{}; {sent} of {} jobs were submitted",
+                fault.message,
+                jobs.len()
+            );
+            Fault::new(fault.exit, text)
+        })?;
+        let queue = topology.jobs_queue();
+        return answer(&format!("{} jobs submitted to {queue}", jobs.len()));
+    }
+    let subscribed = link.subscribe(&topology.results_exchange(), &[]).await;
+    let (queue, deliveries) = subscribed.map_err(|e| Fault::new(Exit::Unavailable, e))?;
+    let sending = publish_all(link, topology, jobs, Some(&queue));
+    let mut collected = Collected::new(jobs, args.json)?;
+    let limit = args.timeout.unwrap_or(Duration::MAX);
+    let collecting = collected.fill(jobs, sending, deliveries, &link.lost);
+    let ended = tokio::time::timeout(limit, collecting).await;
+    collected.bar.finish_and_clear();
+    let without = || {
+        let missing: Vec<&str> = collected.waiting.keys().map(String::as_str).collect();
+        match missing.is_empty() {
+            true => String::new(),
+            false => format!("; without a result: {}", missing.join(", ")),
+        }
     };
-    let reply_to = replies.as_ref().map(|(queue, _)| queue.as_str());
-    for job in jobs {
-        publish(link, topology, job, reply_to).await?;
+    match ended {
+        Err(_) => {
+            let text = format!(
+                "--timeout {} has passed{}",
+                format_duration(limit),
+                without()
+            );
+            Err(Fault::new(Exit::Unavailable, text))
+        }
+        Ok(Err(fault)) => Err(Fault::new(fault.exit, fault.message + &without())),
+        Ok(Ok(())) if collected.all_scored => Ok(Exit::Done),
+        Ok(Ok(())) => Ok(Exit::Negative),
     }
-    match replies {
-        None => answer(&format!(
-            "{} jobs submitted to {}",
-            jobs.len(),
-            topology.jobs_queue()
-        )),
-        Some((_, deliveries)) => collect(deliveries, jobs, args).await,
+}
+
+/// One after the other; if one fails, how many were taken before it.
+async fn publish_all(
+    link: &Link,
+    topology: &Topology,
+    jobs: &[Value],
+    reply_to: Option<&str>,
+) -> Result<(), (usize, Fault)> {
+    for (at, job) in jobs.iter().enumerate() {
+        let sent = publish(link, topology, job, reply_to).await;
+        sent.map_err(|fault| (at, fault))?;
     }
+    Ok(())
 }
 
 async fn publish(
@@ -143,87 +178,104 @@ async fn publish(
     }
 }
 
-/// Results as they come, and the jobs that still wait for theirs.
+/// Results are printed as they come; here are the jobs that still wait for theirs.
 struct Collected {
     /// Several jobs may share a name; every one is answered.
     waiting: BTreeMap<String, usize>,
-    results: Vec<Value>,
+    all_scored: bool,
+    json: bool,
+    bar: ProgressBar,
 }
 
 impl Collected {
-    fn new(jobs: &[Value]) -> Self {
+    fn new(jobs: &[Value], json: bool) -> Result<Self, Fault> {
         let mut waiting = BTreeMap::new();
         for job in jobs {
-            let id = job["submission_id"].as_str().unwrap_or_default();
-            *waiting.entry(id.to_owned()).or_default() += 1;
+            *waiting.entry(name_of(job)).or_default() += 1;
         }
-        Self {
+        let style = ProgressStyle::with_template("{bar:40} {pos}/{len} results, {elapsed}");
+        let bar = ProgressBar::new(jobs.len() as u64).with_style(style.map_err(Fault::internal)?);
+        bar.enable_steady_tick(Duration::from_millis(200));
+        Ok(Self {
             waiting,
-            results: Vec::with_capacity(jobs.len()),
-        }
+            all_scored: true,
+            json,
+            bar,
+        })
     }
 
-    /// False for a redelivery's second copy, which is no second answer.
-    fn take(&mut self, result: Value) -> bool {
-        let id = result["submission_id"].as_str().unwrap_or_default();
-        let Some(count) = self.waiting.get_mut(id) else {
+    /// Whatever happens to the sending, results of what was sent are waited for.
+    async fn fill(
+        &mut self,
+        jobs: &[Value],
+        sending: impl Future<Output = Result<(), (usize, Fault)>>,
+        mut deliveries: Deliveries,
+        lost: &CancellationToken,
+    ) -> Result<(), Fault> {
+        let gone = || {
+            Fault::new(
+                Exit::Unavailable,
+                "the link to the broker was lost while waiting for results",
+            )
+        };
+        let mut sent = None;
+        tokio::pin!(sending);
+        while sent.is_none() || !self.waiting.is_empty() {
+            tokio::select! {
+                biased;
+                delivery = deliveries.next() => {
+                    let delivery = delivery.ok_or_else(gone)?;
+                    let result = serde_json::from_slice(&delivery.body).map_err(Fault::internal)?;
+                    self.take(&result)?;
+                }
+                outcome = &mut sending, if sent.is_none() => {
+                    let unsent = outcome.as_ref().err().map_or(jobs.len(), |(at, _)| *at);
+                    for job in jobs.iter().skip(unsent) {
+                        self.settle(&name_of(job));
+                    }
+                    sent = Some(outcome.map_err(|(at, fault)| {
+                        let text = format!("{}; {at} of {} jobs were submitted", fault.message, jobs.len());
+                        Fault::new(fault.exit, text)
+                    }));
+                }
+                () = lost.cancelled() => return Err(gone()),
+            }
+        }
+        sent.unwrap_or(Ok(()))
+    }
+
+    /// Prints a result; not a redelivery's second copy, which is no second answer.
+    fn take(&mut self, result: &Value) -> Result<(), Fault> {
+        if !self.settle(&name_of(result)) {
+            return Ok(());
+        }
+        self.all_scored &= result["status"] == "scored";
+        let shown = match self.json {
+            true => result.to_string(),
+            false => line(result),
+        };
+        self.bar.inc(1);
+        self.bar.suspend(|| answer(&shown)).map(drop)
+    }
+
+    /// One job of this name waits no longer; false = none did.
+    fn settle(&mut self, name: &str) -> bool {
+        let Some(count) = self.waiting.get_mut(name) else {
             return false;
         };
         *count -= 1;
         if *count == 0 {
-            self.waiting.remove(id);
+            self.waiting.remove(name);
         }
-        self.results.push(result);
         true
-    }
-
-    async fn fill(&mut self, mut deliveries: Deliveries, bar: &ProgressBar) -> Result<(), Fault> {
-        while !self.waiting.is_empty() {
-            let Some(delivery) = deliveries.next().await else {
-                let lost = "the link to the broker was lost while waiting for results";
-                return Err(Fault::new(Exit::Unavailable, lost));
-            };
-            let result = serde_json::from_slice(&delivery.body).map_err(Fault::internal)?;
-            if self.take(result) {
-                bar.inc(1);
-            }
-        }
-        Ok(())
     }
 }
 
-/// Whatever ends the wait, the results that came are printed.
-async fn collect(deliveries: Deliveries, jobs: &[Value], args: &SubmitArgs) -> Outcome {
-    let style = ProgressStyle::with_template("{bar:40} {pos}/{len} results, {elapsed}")
-        .map_err(Fault::internal)?;
-    let bar = ProgressBar::new(jobs.len() as u64).with_style(style);
-    bar.enable_steady_tick(Duration::from_millis(200));
-    let mut collected = Collected::new(jobs);
-    let limit = args.timeout.unwrap_or(Duration::MAX);
-    let ended = tokio::time::timeout(limit, collected.fill(deliveries, &bar)).await;
-    bar.finish_and_clear();
-    let shown = |result: &Value| match args.json {
-        true => result.to_string(),
-        false => line(result),
-    };
-    let lines: Vec<String> = collected.results.iter().map(shown).collect();
-    if !lines.is_empty() {
-        answer(&lines.join("\n"))?;
-    }
-    let missing: Vec<&str> = collected.waiting.keys().map(String::as_str).collect();
-    let without = format!("without a result: {}", missing.join(", "));
-    match ended {
-        Err(_) => Err(Fault::new(
-            Exit::Unavailable,
-            format!("--timeout {} has passed; {without}", format_duration(limit)),
-        )),
-        Ok(Err(fault)) => Err(Fault::new(
-            fault.exit,
-            format!("{}; {without}", fault.message),
-        )),
-        Ok(Ok(())) if collected.results.iter().all(|r| r["status"] == "scored") => Ok(Exit::Done),
-        Ok(Ok(())) => Ok(Exit::Negative),
-    }
+fn name_of(message: &Value) -> String {
+    message["submission_id"]
+        .as_str()
+        .unwrap_or_default()
+        .to_owned()
 }
 
 fn line(result: &Value) -> String {
@@ -285,7 +337,7 @@ async fn describe(config: &Config, args: &SubmitArgs) -> Result<Vec<Value>, Faul
         .map(serde_json::from_str)
         .transpose()
         .map_err(|e| data(format!("--context: {e}")))?;
-    let mut names: HashMap<String, usize> = HashMap::new();
+    let mut names = HashSet::new();
     let mut jobs = Vec::with_capacity(args.candidate.len());
     for place in &args.candidate {
         let (stem, mut candidate) = candidate(config, place, args.inline).await?;
@@ -298,7 +350,7 @@ async fn describe(config: &Config, args: &SubmitArgs) -> Result<Vec<Value>, Faul
             candidate.insert("learning_rate".into(), json!(rate));
         }
         let mut job = json!({
-            "v": 1, "kind": "score", "submission_id": unique(stem, &mut names), "model_version": version,
+            "v": 1, "kind": "score", "submission_id": unique(&stem, &mut names), "model_version": version,
             "candidate": candidate, "validation": { "nonce": args.nonce },
         });
         if let Some(shards) = &args.shards {
@@ -326,14 +378,13 @@ fn version(config: &Config, args: &SubmitArgs) -> Result<u64, Fault> {
     }
 }
 
-/// The second candidate of a name gets `-2`: results are told apart by the name.
-fn unique(stem: String, names: &mut HashMap<String, usize>) -> String {
-    let count = names.entry(stem.clone()).or_default();
-    *count += 1;
-    match *count {
-        1 => stem,
-        n => format!("{stem}-{n}"),
-    }
+/// The second candidate of a name gets `-2`, or what is free: results are told apart by the name.
+fn unique(stem: &str, names: &mut HashSet<String>) -> String {
+    let numbered = (2..).map(|n| format!("{stem}-{n}"));
+    let mut all = std::iter::once(stem.to_owned()).chain(numbered);
+    let free = all.find(|name| !names.contains(name)).unwrap_or_default();
+    names.insert(free.clone());
+    free
 }
 
 /// A name for the job, and where its candidate's bytes are.
@@ -354,7 +405,13 @@ async fn candidate(
         }
     };
     let fetched = fetch(config, &url).await;
-    let fetched = fetched.map_err(|e| data(format!("--candidate {place}: {}", e.message)))?;
+    let fetched = fetched.map_err(|e| {
+        let whose = match e.code == Code::CandidateTooLarge {
+            true => " (of this command; the workers have limits of their own)",
+            false => "",
+        };
+        data(format!("--candidate {place}: {}{whose}", e.message))
+    })?;
     let mut fields = Map::new();
     fields.insert("sha256".into(), json!(hex::encode(fetched.sha256)));
     fields.insert("size".into(), json!(fetched.bytes.len()));
@@ -412,5 +469,17 @@ fn name(url: &url::Url) -> String {
         "candidate".into()
     } else {
         name
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_two_jobs_get_one_name() {
+        let mut names = HashSet::new();
+        let given = ["a", "a", "a-2", "a", "b"].map(|stem| unique(stem, &mut names));
+        assert_eq!(given, ["a", "a-2", "a-2-2", "a-3", "b"]);
     }
 }

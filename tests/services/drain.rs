@@ -209,17 +209,19 @@ fn what_will_be_done_in_time_ends_here_and_the_rest_is_handed_back_at_once() {
     let package = Package::hazard();
     let worker = stack.worker_with("w1", |s| {
         s.set("model.dir", package.path().display())
-            .set("amqp.prefetch", 8)
+            .set("amqp.prefetch", 10)
             .set("worker.drain_timeout", "8s")
     });
     worker.ready();
     let aggregator = stack.aggregator();
     aggregator.collect_results();
     let pace = Pace::measure(&aggregator);
-    let ids: Vec<String> = (0..8).map(|n| format!("job-{n}")).collect();
+    let ids: Vec<String> = (0..10).map(|n| format!("job-{n}")).collect();
     for id in &ids {
-        aggregator.submit(&pace.job(id, 1.0));
+        aggregator.submit(&pace.job(id, 1.5));
     }
+    // Nine are left for the five seconds and a half of a drain: by the measured pace a good third of them fits, and
+    // there are some of both kinds even where the pace was measured at half or twice the speed.
     // The first has told what the others will take.
     aggregator.result(&ids[0]);
     let asked = Instant::now();
@@ -237,7 +239,7 @@ fn what_will_be_done_in_time_ends_here_and_the_rest_is_handed_back_at_once() {
     eventually(secs(5), "answered + waiting = all", || {
         aggregator.results().len() - 2 + waiting() == ids.len()
     });
-    assert!(waiting() < 7, "some fitted into the time: {}", worker.log());
+    assert!(waiting() < 9, "some fitted into the time: {}", worker.log());
 }
 
 /// A worker that is amid a long computation, and has four seconds to drain.

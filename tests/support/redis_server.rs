@@ -11,6 +11,8 @@ use super::wait::{SOON, eventually, secs};
 /// A Redis server on a port of its own that can be killed, restarted and frozen.
 pub(crate) struct Redis {
     port: u16,
+    /// Further arguments.
+    more: Vec<String>,
     /// Before the folder: the server goes first, then where it writes to.
     running: Mutex<Option<Group>>,
     folder: Folder,
@@ -27,9 +29,16 @@ impl Redis {
     pub(crate) fn stopped() -> Self {
         Self {
             port: free_port(),
+            more: Vec::new(),
             folder: Folder::new("redis"),
             running: Mutex::new(None),
         }
+    }
+
+    /// With further arguments.
+    pub(crate) fn with(self, more: &[&str]) -> Self {
+        let more = more.iter().map(|argument| (*argument).to_owned()).collect();
+        Self { more, ..self }
     }
 
     /// A server of one's own.
@@ -48,6 +57,7 @@ impl Redis {
             .args(["--port", &self.port.to_string(), "--bind", "127.0.0.1"])
             .args(["--save", "", "--appendonly", "no", "--dir"])
             .arg(self.folder.path())
+            .args(&self.more)
             .stdin(Stdio::null())
             .stdout(log)
             .stderr(Stdio::null());

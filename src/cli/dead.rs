@@ -1,0 +1,412 @@
+//! `scorer dead`: the parked jobs, to be seen, tried again or dropped.
+
+use clap::{Args, Subcommand};
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+
+use super::{Exit, Fault, Outcome, answer, answer_json, model_name};
+use crate::broker::amqp::{Acker, Delivery, Link};
+use crate::broker::topology::Topology;
+use crate::broker::{BrokerError, Outgoing, Properties, PublishError};
+use crate::config::Config;
+use crate::failure::Code;
+use crate::job::{self, Undecodable};
+use crate::retry::RETURNS_BEFORE_REPUBLISH;
+use crate::store::forget_deaths;
+
+/// Characters of a text that `show` prints; a candidate may have millions.
+const MOST_SHOWN: usize = 200;
+
+#[derive(Debug, Args)]
+pub(super) struct DeadArgs {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Lists them: who, why, by whom.
+    List {
+        #[command(flatten)]
+        filter: Filter,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Prints them whole, as JSON, but for the candidates' bytes.
+    Show {
+        #[command(flatten)]
+        filter: Filter,
+    },
+    /// Puts them back into the queue of jobs as if they were new; deaths of workers are forgotten.
+    Requeue {
+        #[command(flatten)]
+        filter: Filter,
+    },
+    /// Deletes them.
+    Drop {
+        #[command(flatten)]
+        filter: Filter,
+    },
+}
+
+/// Which of them; without any, all.
+#[derive(Debug, Clone, Args)]
+struct Filter {
+    /// Those with this error code, such as `poisoned`.
+    #[arg(long)]
+    code: Option<String>,
+    /// Those with this `submission_id`.
+    #[arg(long, value_name = "SUBMISSION_ID")]
+    id: Option<String>,
+}
+
+/// What is known of a parked job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+struct Parked {
+    submission_id: Option<String>,
+    model_version: Option<u64>,
+    code: Option<String>,
+    message: Option<String>,
+    worker_id: Option<String>,
+    attempt: u32,
+    bytes: usize,
+}
+
+impl Filter {
+    fn takes(&self, parked: &Parked) -> bool {
+        let fits =
+            |wanted: &Option<String>, found: &Option<String>| wanted.is_none() || wanted == found;
+        fits(&self.code, &parked.code) && fits(&self.id, &parked.submission_id)
+    }
+}
+
+impl Parked {
+    fn of(delivery: &Delivery) -> Self {
+        let properties = &delivery.properties;
+        let header = |name: &str| {
+            let mut headers = properties.headers.iter();
+            headers
+                .find(|(n, _)| n == name)
+                .map(|(_, text)| text.clone())
+        };
+        let (submission_id, model_version) =
+            match job::decode(&delivery.body, properties.encoding()) {
+                Ok(job) => (Some(job.submission_id), job.task.model_version()),
+                Err(Undecodable::Named {
+                    submission_id,
+                    model_version,
+                    ..
+                }) => (Some(submission_id), model_version),
+                Err(Undecodable::Anonymous(_)) => (properties.message_id.clone(), None),
+            };
+        Self {
+            submission_id,
+            model_version,
+            // What the broker itself gave up on carries its own reason.
+            code: header("x-error-code").or_else(|| header("x-first-death-reason")),
+            message: header("x-error-message"),
+            worker_id: header("x-worker-id"),
+            attempt: properties.attempt,
+            bytes: delivery.body.len(),
+        }
+    }
+}
+
+pub(super) async fn dead(config: &Config, args: DeadArgs) -> Outcome {
+    let model = model_name(config)?;
+    let link = Link::connect(&config.amqp, "scorer-cli")
+        .await
+        .map_err(away)?;
+    let graves = Graves {
+        config,
+        link: &link,
+        topology: Topology::new(&config.amqp, &model),
+        left: Vec::new(),
+    };
+    let outcome = graves.act(args.action).await;
+    link.close().await;
+    outcome
+}
+
+fn away(error: BrokerError) -> Fault {
+    Fault::new(Exit::Unavailable, error)
+}
+
+/// The queue of parked jobs, while it is looked through.
+struct Graves<'a> {
+    config: &'a Config,
+    link: &'a Link,
+    topology: Topology,
+    /// Looked at and left where they are; what goes back at once would be met again.
+    left: Vec<Acker>,
+}
+
+impl Graves<'_> {
+    async fn act(mut self, action: Action) -> Outcome {
+        let outcome = match action {
+            Action::List { filter, json } => self.list(&filter, json).await,
+            Action::Show { filter } => self.show(&filter).await,
+            Action::Requeue { filter } => self.requeue(&filter).await,
+            Action::Drop { filter } => self.drop(&filter).await,
+        };
+        for acker in self.left {
+            acker.hand_back().await;
+        }
+        outcome
+    }
+
+    async fn list(&mut self, filter: &Filter, as_json: bool) -> Outcome {
+        let mut found = Vec::new();
+        self.each(async |graves, parked, delivery| {
+            if filter.takes(&parked) {
+                found.push(parked);
+            }
+            graves.leave(delivery).await
+        })
+        .await?;
+        if as_json {
+            answer_json(&found)?;
+        } else if !found.is_empty() {
+            answer(&table(&found))?;
+        }
+        self.verdict(found.len(), "parked")
+    }
+
+    async fn show(&mut self, filter: &Filter) -> Outcome {
+        let mut found = 0;
+        self.each(async |graves, parked, delivery| {
+            if filter.takes(&parked) {
+                found += 1;
+                answer_json(&whole(&parked, &delivery))?;
+            }
+            graves.leave(delivery).await
+        })
+        .await?;
+        self.verdict(found, "parked")
+    }
+
+    async fn requeue(&mut self, filter: &Filter) -> Outcome {
+        let mut found = 0;
+        self.each(async |graves, parked, delivery| {
+            if !filter.takes(&parked) {
+                return graves.leave(delivery).await;
+            }
+            if parked.code.as_deref() == Some(Code::Poisoned.as_str()) {
+                graves.forget_deaths(&parked).await?;
+            }
+            found += 1;
+            let (exchange, key) = (
+                graves.topology.jobs_exchange(),
+                graves.topology.model.clone(),
+            );
+            graves.send(delivery, exchange, key, fresh).await
+        })
+        .await?;
+        self.verdict(found, "put back into the queue of jobs")
+    }
+
+    async fn drop(&mut self, filter: &Filter) -> Outcome {
+        let mut found = 0;
+        self.each(async |graves, parked, delivery| {
+            if !filter.takes(&parked) {
+                return graves.leave(delivery).await;
+            }
+            found += 1;
+            settled(delivery.acker.ack().await)
+        })
+        .await?;
+        self.verdict(found, "dropped")
+    }
+
+    /// Those that were there at the beginning, one after the other.
+    async fn each(
+        &mut self,
+        mut act: impl AsyncFnMut(&mut Self, Parked, Delivery) -> Result<(), Fault>,
+    ) -> Result<(), Fault> {
+        let queue = self.topology.dead_queue();
+        let Some((count, _)) = self.link.depth(&queue).await.map_err(away)? else {
+            return Ok(());
+        };
+        let browser = self.link.browse(&queue).await.map_err(away)?;
+        for _ in 0..count {
+            let Some(delivery) = browser.next().await.map_err(away)? else {
+                break;
+            };
+            act(self, Parked::of(&delivery), delivery).await?;
+        }
+        Ok(())
+    }
+
+    /// Leaves a job where it is. The broker counts how often, and would drop it in the end.
+    async fn leave(&mut self, delivery: Delivery) -> Result<(), Fault> {
+        if delivery.delivery_count < RETURNS_BEFORE_REPUBLISH {
+            self.left.push(delivery.acker);
+            return Ok(());
+        }
+        let (exchange, key) = (self.topology.dead_exchange(), self.topology.model.clone());
+        self.send(delivery, exchange, key, |properties| properties)
+            .await
+    }
+
+    /// Publishes a copy, and lets go of the parked one only when the broker has it.
+    async fn send(
+        &self,
+        delivery: Delivery,
+        exchange: String,
+        routing_key: String,
+        properties: fn(Properties) -> Properties,
+    ) -> Result<(), Fault> {
+        let copy = Outgoing {
+            exchange,
+            routing_key,
+            body: delivery.body,
+            properties: properties(delivery.properties),
+            mandatory: true,
+        };
+        match self.link.jobs.publish(copy).await {
+            Ok(()) => settled(delivery.acker.ack().await),
+            Err(error @ (PublishError::Refused(_) | PublishError::Lost(_))) => {
+                Err(Fault::new(Exit::Unavailable, error))
+            }
+        }
+    }
+
+    /// Else the next worker would answer `poisoned` again, without scoring it.
+    async fn forget_deaths(&self, parked: &Parked) -> Result<(), Fault> {
+        let Some(id) = &parked.submission_id else {
+            return Ok(());
+        };
+        let model = &self.topology.model;
+        forget_deaths(&self.config.redis, model, id)
+            .await
+            .map_err(|e| {
+                let text = format!(
+                    "{id}: the deaths of workers cannot be forgotten, so it is left parked: {e}"
+                );
+                Fault::new(Exit::Unavailable, text)
+            })
+    }
+
+    fn verdict(&self, found: usize, done: &str) -> Outcome {
+        let queue = self.topology.dead_queue();
+        match found {
+            0 => Err(Fault::new(
+                Exit::Negative,
+                format!("{queue}: no such job is parked"),
+            )),
+            1 => say(&format!("1 job {done}")),
+            n => say(&format!("{n} jobs {done}")),
+        }
+    }
+}
+
+/// The answer on standard output is the list itself.
+#[expect(
+    clippy::print_stderr,
+    clippy::unnecessary_wraps,
+    reason = "a remark for a person"
+)]
+fn say(text: &str) -> Outcome {
+    eprintln!("{text}");
+    Ok(Exit::Done)
+}
+
+fn settled(acknowledged: bool) -> Result<(), Fault> {
+    match acknowledged {
+        true => Ok(()),
+        false => Err(Fault::new(
+            Exit::Unavailable,
+            "the link to the broker was lost: what was not settled is still parked",
+        )),
+    }
+}
+
+/// As the sender had sent it, for its first attempt.
+fn fresh(properties: Properties) -> Properties {
+    let ours = |name: &str| {
+        ["x-error-", "x-first-death-", "x-last-death-"]
+            .iter()
+            .any(|p| name.starts_with(p))
+            || name == "x-worker-id"
+    };
+    let headers = properties.headers.into_iter();
+    Properties {
+        headers: headers.filter(|(name, _)| !ours(name)).collect(),
+        attempt: 1,
+        ..properties
+    }
+}
+
+fn table(found: &[Parked]) -> String {
+    let mut table = comfy_table::Table::new();
+    table.load_preset(comfy_table::presets::NOTHING);
+    table.set_header([
+        "SUBMISSION",
+        "VERSION",
+        "CODE",
+        "WORKER",
+        "ATTEMPT",
+        "BYTES",
+        "MESSAGE",
+    ]);
+    let text = |text: &Option<String>| text.clone().unwrap_or_else(|| "?".into());
+    table.add_rows(found.iter().map(|parked| {
+        [
+            text(&parked.submission_id),
+            parked
+                .model_version
+                .map_or_else(|| "?".into(), |v| v.to_string()),
+            text(&parked.code),
+            text(&parked.worker_id),
+            parked.attempt.to_string(),
+            parked.bytes.to_string(),
+            parked.message.clone().unwrap_or_default(),
+        ]
+    }));
+    table.to_string()
+}
+
+/// The job as it was sent, with what the parked copy carries.
+fn whole(parked: &Parked, delivery: &Delivery) -> Value {
+    let properties = &delivery.properties;
+    let job = match properties.encoding().decode(&delivery.body) {
+        Ok(job) => shown(&job),
+        Err(why) => json!({ "undecodable": why }),
+    };
+    let headers: Map<String, Value> = properties
+        .headers
+        .iter()
+        .map(|(name, text)| (name.clone(), json!(text)))
+        .collect();
+    json!({
+        "submission_id": parked.submission_id, "code": parked.code, "message": parked.message,
+        "worker_id": parked.worker_id, "attempt": parked.attempt, "bytes": parked.bytes,
+        "headers": headers, "content_type": properties.content_type, "message_id": properties.message_id,
+        "correlation_id": properties.correlation_id, "reply_to": properties.reply_to, "job": job,
+    })
+}
+
+/// A job's body as JSON, long texts and bytes by their size.
+fn shown(value: &rmpv::Value) -> Value {
+    use rmpv::Value as Packed;
+    let size = |bytes: usize| json!(format!("({bytes} bytes)"));
+    match value {
+        Packed::Nil => Value::Null,
+        Packed::Boolean(is) => json!(is),
+        Packed::Integer(_) => serde_json::to_value(value).unwrap_or_default(),
+        Packed::F32(number) => json!(number),
+        Packed::F64(number) => json!(number),
+        Packed::String(text) => match text.as_str() {
+            Some(text) if text.len() <= MOST_SHOWN => json!(text),
+            Some(_) | None => size(text.as_bytes().len()),
+        },
+        Packed::Binary(bytes) | Packed::Ext(_, bytes) => size(bytes.len()),
+        Packed::Array(values) => values.iter().map(shown).collect(),
+        Packed::Map(pairs) => {
+            let name = |key: &Packed| key.as_str().map_or_else(|| key.to_string(), str::to_owned);
+            let pairs = pairs.iter().map(|(key, value)| (name(key), shown(value)));
+            Value::Object(pairs.collect())
+        }
+    }
+}

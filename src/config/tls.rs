@@ -1,0 +1,65 @@
+//! `[amqp.tls]` and `[redis.tls]`: whom to trust, and who we are, in PEM files.
+
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+/// PEM files of a TLS connection.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+pub struct TlsConfig {
+    /// Certificate authority; for RabbitMQ trusted beside the system's, for Redis in their place.
+    pub ca: Option<PathBuf>,
+    /// Client certificate, with what leads from it to its authority.
+    pub cert: Option<PathBuf>,
+    /// Its private key, without a password.
+    pub key: Option<PathBuf>,
+}
+
+/// What the files say; nothing where none is named.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Pem {
+    /// Certificate authority.
+    pub ca: Option<String>,
+    /// Client certificate and its private key.
+    pub identity: Option<(String, String)>,
+}
+
+impl TlsConfig {
+    /// Reads the files, so that a certificate that was renewed serves the next connection.
+    ///
+    /// # Errors
+    /// The key of the configuration without its section, and what is wrong with its file.
+    pub fn read(&self) -> Result<Pem, (&'static str, String)> {
+        let identity = match (&self.cert, &self.key) {
+            (Some(cert), Some(key)) => Some((
+                pem("cert", cert, "CERTIFICATE-----")?,
+                pem("key", key, "PRIVATE KEY-----")?,
+            )),
+            (None, None) => None,
+            (Some(_), None) => return Err(("key", "missing: tls.cert has a private key".into())),
+            (None, Some(_)) => return Err(("cert", "missing: tls.key has a certificate".into())),
+        };
+        let ca = self.ca.as_deref();
+        Ok(Pem {
+            ca: ca.map(|ca| pem("ca", ca, "CERTIFICATE-----")).transpose()?,
+            identity,
+        })
+    }
+
+    /// Whether any file is named.
+    pub(super) fn is_set(&self) -> bool {
+        *self != Self::default()
+    }
+}
+
+fn pem(key: &'static str, path: &Path, mark: &str) -> Result<String, (&'static str, String)> {
+    let place = path.display();
+    let text = std::fs::read_to_string(path).map_err(|e| (key, format!("{place}: {e}")))?;
+    match text.contains(mark) {
+        true => Ok(text),
+        false => Err((
+            key,
+            format!("{place}: not PEM, there is no \"{mark}\" in it"),
+        )),
+    }
+}

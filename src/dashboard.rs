@@ -1,0 +1,240 @@
+//! `scorer dashboard`: the fleet as a web page that changes by itself. It reads: the records and events
+//! in Redis, the depths of queues, and copies of what goes by at the broker; it settles nothing.
+
+mod door;
+mod history;
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use axum::Router;
+use axum::http::header;
+use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use futures_util::Stream;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+pub use door::Door;
+use history::{History, Parked};
+
+use crate::broker::BrokerError;
+use crate::broker::amqp::{Deliveries, Delivery, Link};
+use crate::broker::topology::Topology;
+use crate::clock::unix_ms;
+use crate::config::Config;
+use crate::fleet::Observer;
+use crate::job::Encoding;
+use crate::result::ResultMessage;
+use crate::retry::Backoff;
+
+const EVERY: Duration = Duration::from_secs(1);
+
+/// What all parts share: the history, and the page that was made of it last.
+#[derive(Clone)]
+struct Board {
+    history: Arc<Mutex<History>>,
+    page: watch::Sender<Arc<str>>,
+}
+
+impl Board {
+    fn history(&self) -> MutexGuard<'_, History> {
+        self.history.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn publish(&self) {
+        if let Ok(page) = serde_json::to_string(self.history().page()) {
+            self.page.send_replace(page.into());
+        }
+    }
+}
+
+/// Serves the page until the process ends.
+///
+/// # Errors
+/// When the listener fails.
+pub async fn serve(
+    config: Config,
+    model: Option<String>,
+    listener: TcpListener,
+    door: Door,
+) -> std::io::Result<()> {
+    let board = Board {
+        history: Arc::default(),
+        page: watch::Sender::new("{}".into()),
+    };
+    tokio::spawn(watch_results(config.clone(), board.clone()));
+    tokio::spawn(look(config, model, board.clone()));
+    let pages = board.page.clone();
+    let routes = Router::new()
+        .route(
+            "/",
+            get(async || {
+                file(
+                    "text/html; charset=utf-8",
+                    include_str!("dashboard/page.html"),
+                )
+            }),
+        )
+        .route(
+            "/page.js",
+            get(async || file("text/javascript", include_str!("dashboard/page.js"))),
+        )
+        .route(
+            "/page.css",
+            get(async || file("text/css", include_str!("dashboard/page.css"))),
+        )
+        .route("/events", get(async move || events(pages.subscribe())))
+        .layer(axum::middleware::from_fn_with_state(
+            Arc::new(door),
+            door::guard,
+        ));
+    axum::serve(
+        listener,
+        routes.into_make_service_with_connect_info::<SocketAddr>(),
+    )
+    .await
+}
+
+fn file(kind: &'static str, text: &'static str) -> Response {
+    ([(header::CONTENT_TYPE, kind)], text).into_response()
+}
+
+/// The page as it is now, and whenever it changes.
+fn events(pages: watch::Receiver<Arc<str>>) -> impl IntoResponse {
+    let next = async |mut pages: watch::Receiver<Arc<str>>| {
+        let page = Arc::clone(&pages.borrow_and_update());
+        let event: Result<Event, Infallible> = Ok(Event::default().data(&*page));
+        // The next is asked for only when this one has been sent: a slow reader skips pages.
+        pages.changed().await.ok()?;
+        Some((event, pages))
+    };
+    Sse::new(stream(pages, next)).keep_alive(KeepAlive::default())
+}
+
+fn stream<S, T>(
+    state: S,
+    next: impl AsyncFn(S) -> Option<(T, S)> + Clone,
+) -> impl Stream<Item = T> {
+    futures_util::stream::unfold(state, move |state| {
+        let next = next.clone();
+        async move { next(state).await }
+    })
+}
+
+/// Looks at the fleet every second.
+async fn look(config: Config, model: Option<String>, board: Board) {
+    let mut observer = Observer::new(&config, model);
+    let mut ticks = tokio::time::interval(EVERY);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        match observer.look().await {
+            Ok(view) => board.history().see(&view),
+            Err(error) => board.history().lose_sight(error.to_string()),
+        }
+        let (model, last) = board.history().events_after();
+        if let Some(model) = model {
+            // What Redis does not tell now it tells at the next look.
+            let events = observer.events(&model, last.as_deref()).await;
+            board.history().add_events(events.unwrap_or_default());
+        }
+        board.publish();
+    }
+}
+
+/// Watches copies of results and of parked jobs go by, for as long as there is a broker.
+async fn watch_results(config: Config, board: Board) {
+    let mut backoff = Backoff::new();
+    loop {
+        let model = config
+            .model
+            .name
+            .clone()
+            .or_else(|| board.history().events_after().0);
+        if let Some(model) = model {
+            let topology = Topology::new(&config.amqp, &model);
+            match subscribe(&config, &topology).await {
+                Ok(watching) => {
+                    backoff.reset();
+                    board.history().watches(Some(unix_ms()));
+                    watching.follow(&board).await;
+                    board.history().watches(None);
+                }
+                Err(error) => tracing::warn!(%error, "results are not seen"),
+            }
+        }
+        tokio::time::sleep(backoff.wait()).await;
+    }
+}
+
+/// Exclusive queues: what goes by while nobody watches is not kept for us.
+struct Watching {
+    link: Link,
+    results: Deliveries,
+    parked: Deliveries,
+}
+
+async fn subscribe(config: &Config, topology: &Topology) -> Result<Watching, BrokerError> {
+    let link = Link::connect(&config.amqp, "scorer-dashboard").await?;
+    let all = format!("{}.*", topology.model);
+    let (_, results) = link.subscribe(&topology.results_exchange(), &[all]).await?;
+    let (dead, model) = (topology.dead_exchange(), topology.model.clone());
+    let (_, parked) = link.subscribe(&dead, &[model]).await?;
+    Ok(Watching {
+        link,
+        results,
+        parked,
+    })
+}
+
+impl Watching {
+    async fn follow(mut self, board: &Board) {
+        loop {
+            tokio::select! {
+                Some(delivery) = self.results.next() => {
+                    let encoding = delivery.properties.encoding();
+                    if let Some(result) = result(&delivery.body, encoding) {
+                        board.history().judge(&result);
+                    }
+                }
+                Some(delivery) = self.parked.next() => board.history().park(parked(&delivery)),
+                () = self.link.lost.cancelled() => return,
+                else => return self.link.close().await,
+            }
+        }
+    }
+}
+
+fn result(body: &[u8], encoding: Encoding) -> Option<ResultMessage> {
+    match encoding {
+        Encoding::Json => serde_json::from_slice(body).ok(),
+        Encoding::MessagePack => rmp_serde::from_slice(body).ok(),
+    }
+}
+
+fn parked(delivery: &Delivery) -> Parked {
+    let properties = &delivery.properties;
+    let header = |name: &str| {
+        let mut headers = properties.headers.iter();
+        headers
+            .find(|(n, _)| n == name)
+            .map(|(_, text)| text.clone())
+    };
+    let id = properties
+        .correlation_id
+        .clone()
+        .or_else(|| properties.message_id.clone());
+    Parked {
+        submission_id: id.unwrap_or_default(),
+        code: header("x-error-code")
+            .or_else(|| header("x-first-death-reason"))
+            .unwrap_or_default(),
+        message: header("x-error-message").unwrap_or_default(),
+        worker: header("x-worker-id").unwrap_or_default(),
+        at_ms: unix_ms(),
+    }
+}

@@ -1,0 +1,93 @@
+//! Parked jobs: an operator sees why, tries them again, or drops them.
+
+use redis::Commands as _;
+use serde_json::{Value, json};
+
+use crate::support::http::{Route, Server};
+use crate::support::jobs::{honest, honest_job};
+use crate::support::package::{MODEL, VERSION};
+use crate::support::stack::Stack;
+use crate::support::wait::{SOON, eventually};
+
+#[test]
+fn parked_jobs_are_listed_shown_tried_again_and_dropped() {
+    let (stack, server) = (Stack::shared(), Server::start());
+    let worker = stack.worker_with("w1", |s| {
+        s.set("amqp.retry_delays", "[]")
+            .set("candidates.allow", json!([server.url("/")]))
+            .set("candidates.allow_private", true)
+    });
+    worker.ready();
+    let aggregator = stack.aggregator();
+    aggregator.collect_results();
+    let url = server.put("/c", Route::Status(404));
+    for id in ["one", "two", "three"] {
+        aggregator.submit(&honest().job_by_url(id, &url));
+        assert_eq!(aggregator.result(id).json()["status"], "failed");
+    }
+    let parked = stack.object(&format!("dead.{MODEL}"));
+    let depth = || aggregator.depth(&parked).map(|(jobs, _)| jobs);
+    eventually(SOON, "three jobs are parked", || depth() == Some(3));
+
+    // Looking takes nothing away, however often.
+    for _ in 0..12 {
+        let listed = stack.command(&["dead", "list", "--json"]).expect_code(0);
+        let listed = listed.value();
+        let listed = listed.as_array().expect("a list");
+        assert_eq!(listed.len(), 3, "{listed:?}");
+        let codes = listed.iter().map(|job| &job["code"]);
+        assert!(codes.into_iter().all(|c| c == "candidate_unavailable"));
+    }
+    let table = stack.command(&["dead", "list"]).expect_code(0);
+    assert!(
+        table.stdout.contains("candidate_unavailable"),
+        "{}",
+        table.stdout
+    );
+    let shown = stack
+        .command(&["dead", "show", "--id", "two"])
+        .expect_code(0);
+    let shown: Value = serde_json::from_str(&shown.stdout).expect("one job");
+    assert_eq!(shown["job"]["candidate"]["url"], url, "{shown}");
+    assert_eq!(shown["headers"]["x-worker-id"], "w1", "{shown}");
+    let nobody = stack.command(&["dead", "list", "--code", "poisoned"]);
+    assert!(nobody.expect_code(1).stderr.contains("no such job"));
+
+    server.put("/c", Route::Mirror(honest().bytes()));
+    stack
+        .command(&["dead", "requeue", "--id", "two"])
+        .expect_code(0);
+    let again = aggregator.nth_result("two", 2).json();
+    assert_eq!(
+        (&again["status"], &again["attempt"]),
+        (&json!("scored"), &json!(1)),
+        "{again}"
+    );
+    eventually(SOON, "two are left", || depth() == Some(2));
+    stack
+        .command(&["dead", "drop", "--id", "one"])
+        .expect_code(0);
+    stack.command(&["dead", "drop"]).expect_code(0);
+    assert_eq!(depth(), Some(0));
+}
+
+#[test]
+fn a_job_that_was_poisoned_gets_another_chance() {
+    let stack = Stack::shared();
+    let key = stack.key(&format!("crash:again:{VERSION}"));
+    let deaths = [("x/1", "dead:1"), ("y/2", "dead:2")];
+    let mut redis = stack.redis.connection();
+    let () = redis.hset_multiple(&key, &deaths).expect("a hash of marks");
+    let worker = stack.worker("w1");
+    worker.ready();
+    let aggregator = stack.aggregator();
+    aggregator.collect_results();
+    aggregator.submit(&honest_job("again", "n"));
+    let first = aggregator.result("again").json();
+    assert_eq!(first["error"]["code"], "poisoned", "{first}");
+    stack
+        .command(&["dead", "requeue", "--code", "poisoned"])
+        .expect_code(0);
+    let second = aggregator.nth_result("again", 2).json();
+    assert_eq!(second["status"], "scored", "{second}");
+}

@@ -1,0 +1,165 @@
+//! What Prometheus and systemd are told.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::os::unix::net::UnixDatagram;
+use std::process::{Command, Stdio};
+
+use serde_json::json;
+
+use crate::support::jobs::{honest, honest_job};
+use crate::support::process::{Folder, free_port};
+use crate::support::stack::Stack;
+use crate::support::wait::{START, eventually_some, secs};
+
+/// The answer's status line and its body.
+fn get(port: u16, path: &str) -> Option<(String, String)> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
+    write!(stream, "GET {path} HTTP/1.0\r\n\r\n").ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    let (head, body) = answer.split_once("\r\n\r\n")?;
+    Some((head.lines().next()?.to_owned(), body.to_owned()))
+}
+
+/// Samples by name and labels.
+fn samples(text: &str) -> BTreeMap<String, f64> {
+    let lines = text.lines().filter(|line| !line.starts_with('#'));
+    let sample = |line: &str| {
+        let (name, value) = line.rsplit_once(' ')?;
+        Some((name.to_owned(), value.parse().ok()?))
+    };
+    lines.filter_map(sample).collect()
+}
+
+#[test]
+fn a_scrape_tells_what_happened_in_prometheus_conventions() {
+    let (stack, port) = (Stack::shared(), free_port());
+    let worker = stack.worker_with("w1", |s| {
+        s.set("telemetry.metrics_addr", format!("127.0.0.1:{port}"))
+    });
+    worker.ready();
+    let aggregator = stack.aggregator();
+    aggregator.collect_results();
+    aggregator.submit(&honest_job("good", "n"));
+    let mut bad = honest().job("bad");
+    bad["candidate"]["data"] = json!("AAAA");
+    bad["candidate"]
+        .as_object_mut()
+        .expect("a map")
+        .remove("sha256");
+    bad["candidate"]
+        .as_object_mut()
+        .expect("a map")
+        .remove("size");
+    aggregator.submit(&bad);
+    for id in ["good", "bad"] {
+        aggregator.result(id);
+    }
+    let (status, text) = eventually_some(secs(10), "both jobs are counted", || {
+        let (status, text) = get(port, "/metrics")?;
+        let counted = samples(&text).get("scorer_job_duration_seconds_count") == Some(&2.0);
+        counted.then_some((status, text))
+    });
+    assert!(status.contains("200"), "{status}");
+    let found = samples(&text);
+    for (name, value) in [
+        (
+            r#"scorer_jobs_total{code="scored",kind="score",status="scored"}"#,
+            1.0,
+        ),
+        (
+            r#"scorer_jobs_total{code="candidate_malformed",kind="score",status="rejected"}"#,
+            1.0,
+        ),
+        (
+            r#"scorer_stage_duration_seconds_count{stage="forward"}"#,
+            1.0,
+        ),
+        (r#"scorer_state{state="ready"}"#, 1.0),
+        (r#"scorer_state{state="degraded"}"#, 0.0),
+        (r#"scorer_state_detail{detail="serving"}"#, 1.0),
+        (r#"scorer_confirms_total{outcome="confirmed"}"#, 2.0),
+        (r#"scorer_warmups_total{outcome="succeeded"}"#, 1.0),
+        ("scorer_ready", 1.0),
+        ("scorer_broker_consuming", 1.0),
+    ] {
+        assert_eq!(found.get(name), Some(&value), "{name} in\n{text}");
+    }
+    assert!(found["scorer_device_busy_seconds_total"] > 0.0);
+    assert!(found["process_resident_memory_bytes"] > 1e6);
+    lint(&text);
+    assert!(get(port, "/").is_some_and(|(status, _)| status.contains("404")));
+
+    let taken = stack
+        .settings()
+        .set("telemetry.metrics_addr", format!("127.0.0.1:{port}"));
+    let refused = stack.command_with(taken, &["run"], "").expect_code(64);
+    assert!(
+        refused.stderr.contains("telemetry.metrics_addr"),
+        "{}",
+        refused.stderr
+    );
+}
+
+/// Every metric is explained and named as its kind and unit want; `promtool` says so too, where it is.
+fn lint(text: &str) {
+    let families = |word: &str| -> BTreeMap<&str, &str> {
+        let lines = text.lines().filter_map(|line| line.strip_prefix(word));
+        lines.filter_map(|line| line.split_once(' ')).collect()
+    };
+    let (help, kinds) = (families("# HELP "), families("# TYPE "));
+    let names: BTreeSet<_> = help.keys().collect();
+    assert_eq!(names, kinds.keys().collect(), "explained and typed");
+    for (name, kind) in kinds {
+        let legal = |b: u8| b.is_ascii_lowercase() || b == b'_';
+        assert!(name.bytes().all(legal), "{name}");
+        assert_eq!(name.ends_with("_total"), kind == "counter", "{name}");
+        assert!(kind != "histogram" || name.ends_with("_seconds"), "{name}");
+    }
+    let promtool = Command::new("promtool")
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .spawn();
+    if let Ok(mut promtool) = promtool {
+        let mut input = promtool.stdin.take().expect("a pipe");
+        input.write_all(text.as_bytes()).expect("promtool reads");
+        drop(input);
+        assert!(
+            promtool.wait().expect("it ends").success(),
+            "see its complaint above"
+        );
+    }
+}
+
+#[test]
+fn systemd_hears_of_readiness_progress_and_the_end() {
+    let (stack, folder) = (Stack::shared(), Folder::new("systemd"));
+    let socket = UnixDatagram::bind(folder.join("notify")).expect("a socket");
+    socket.set_read_timeout(Some(START)).expect("a timeout");
+    let path = folder.join("notify").display().to_string();
+    let worker = stack.worker_with("w1", |s| s.env("NOTIFY_SOCKET", &path));
+    let heard = |wanted: &str| {
+        let mut before = Vec::new();
+        let mut buffer = [0; 4096];
+        loop {
+            let length = socket
+                .recv(&mut buffer)
+                .expect("systemd hears of it in time");
+            let text = String::from_utf8_lossy(&buffer[..length]).into_owned();
+            before.extend(text.lines().map(str::to_owned));
+            if before.iter().any(|line| line == wanted) {
+                return before;
+            }
+        }
+    };
+    let before = heard("READY=1");
+    assert!(before.contains(&"WATCHDOG=1".to_owned()), "{before:?}");
+    assert!(
+        before.contains(&"STATUS=ready / serving".to_owned()),
+        "{before:?}"
+    );
+    worker.terminate();
+    heard("STOPPING=1");
+}
