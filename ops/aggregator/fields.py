@@ -62,7 +62,6 @@ class Fields:
         return value
 
 
-
 def _finite(value: float) -> bool:
     try:
         return math.isfinite(value)
