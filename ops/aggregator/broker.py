@@ -214,5 +214,7 @@ def _close(connection: Any) -> None:
 
 def _why(error: BaseException) -> str:
     """pika wraps what happened, and some of its errors say nothing themselves."""
-    inner = error.args[0] if error.args and isinstance(error.args[0], BaseException) else error
-    return (str(inner) or repr(inner)).rstrip(".")
+    inner = getattr(error, "exception", None) or next(iter(error.args), None)
+    if isinstance(inner, BaseException):
+        return _why(inner)
+    return (str(error) or repr(error)).rstrip(".")

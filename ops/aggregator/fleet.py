@@ -72,9 +72,10 @@ class Fleet:
             keys = [f"{self._prefix}:worker:{id}" for id in beats]
             records = cast(list[bytes | None], self._store.mget(keys)) if keys else []
         except (redis.RedisError, OSError) as error:
+            why = str(error).rstrip(".") or type(error).__name__
             raise FleetUnknown(
-                f"Redis at {self._place} does not tell which workers there are: {error or type(error).__name__}. "
-                "See whether it runs and whether the address is right."
+                f"Redis at {self._place} does not tell which workers there are: {why}. "
+                "See whether it runs and the address is right."
             ) from error
         pairs = zip(beats.items(), records, strict=True)
         # No record: it expired since, so its worker is gone.
