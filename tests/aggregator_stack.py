@@ -3,6 +3,7 @@
 import os
 import pathlib
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -34,7 +35,7 @@ def answers(port: int) -> bool:
 
 
 class Services:
-    """What ops/services starts, under a folder of its own. Killed services come back on the same ports, RabbitMQ with its data."""
+    """What ops/services starts, in a folder of its own. What was killed comes back on its port, RabbitMQ with its data."""
 
     def __init__(self) -> None:
         self._folder = pathlib.Path(tempfile.mkdtemp(prefix="aggregator-live-"))
@@ -54,15 +55,33 @@ class Services:
         for process in self._closing:
             process.wait()
         self._ops("stop")
-        subprocess.run(["rm", "-rf", self._folder], check=True)
+        shutil.rmtree(self._folder)
 
     def kill_rabbitmq(self) -> None:
         self._end("rabbitmq", signal.SIGKILL, self._amqp_port)
+
+    def remembers(self, queues: list[str]) -> None:
+        """Waits until they would survive a kill: RabbitMQ writes the table that leads from a queue's name to its log some three
+        seconds after the queue was declared; killed before, it finds no leader for the queue ever again.
+        """
+        tables = list(self._directory.glob("rabbitmq/data/*/quorum/*/names.dets"))
+
+        def written() -> bool:
+            bytes = b"".join(table.read_bytes() for table in tables)
+            return all(queue.encode() in bytes for queue in queues)
+
+        eventually(f"{queues} are on the disk", written)
 
     def start_rabbitmq(self) -> None:
         """Returns at once; it serves some seconds later."""
         environment = shlex.quote(str(self._directory / "rabbitmq/environment"))
         self._launch("rabbitmq", ["bash", "-c", f"source {environment}; exec {RABBITMQ_BIN}/rabbitmq-server"])
+
+    def freeze_rabbitmq(self) -> None:
+        self._signal("rabbitmq", signal.SIGSTOP)
+
+    def thaw_rabbitmq(self) -> None:
+        self._signal("rabbitmq", signal.SIGCONT)
 
     def close_connections(self) -> None:
         """As an operator does it; returns at once."""
@@ -84,8 +103,11 @@ class Services:
         return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
     def _end(self, name: str, how: signal.Signals, port: int) -> None:
-        os.killpg(int((self._directory / f"{name}.group").read_text()), how)
+        self._signal(name, how)
         eventually(f"{name} is gone", lambda: not answers(port))
+
+    def _signal(self, name: str, signal: signal.Signals) -> None:
+        os.killpg(int((self._directory / f"{name}.group").read_text()), signal)
 
     def _launch(self, name: str, command: list[str]) -> None:
         """As ops/services does it: no child of ours, in a group and with a log that ops/services finds when it stops all."""

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,8 +15,9 @@ from pika.exceptions import (  # type: ignore[import-untyped]
     UnroutableError,
 )
 
-SOCKET_TIMEOUT_S = 10
-BLOCKED_TIMEOUT_S = 60
+CONNECT_WITHIN_S = 5.0
+CLOSE_WITHIN_S = 2.0
+ANSWER_WITHIN_S = 30.0  # As the workers: a queue without a leader confirms nothing, for minutes or for ever.
 UNACKNOWLEDGED = 64  # Results that the broker sends ahead of the handler.
 OWN_QUEUE_EXPIRES_MS = 3_600_000
 NOT_FOUND = 404
@@ -56,8 +58,16 @@ class Broker:
     it outlives a lost connection, and expires an hour after its reader is gone.
     """
 
-    def __init__(self, url: str, model: str, namespace: str = "scorer", own_queue: str | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        namespace: str = "scorer",
+        own_queue: str | None = None,
+        answer_within_s: float = ANSWER_WITHIN_S,
+    ) -> None:
         self._parameters = _parameters(url)
+        self._answer_within_s = answer_within_s
         self._place = f"{self._parameters.host}:{self._parameters.port}"
         self._jobs = f"{namespace}.jobs"
         self._results = f"{namespace}.results"
@@ -76,7 +86,8 @@ class Broker:
     def connect(self) -> None:
         try:
             self._connection = pika.BlockingConnection(self._parameters)
-            self._open_channel()
+            with self._answers():
+                self._open_channel()
         except (AMQPError, OSError) as error:
             raise self._away(error) from error
 
@@ -84,8 +95,11 @@ class Broker:
         """Results that were not acknowledged go back to the queue."""
         connection = self._connection
         self._forget()
-        if connection is not None and connection.is_open:
-            _close(connection)
+        if connection is None or not connection.is_open:
+            return
+        # It may be lost already, which is as good as closed; the broker ends what is silent for two of its heartbeats.
+        with contextlib.suppress(AMQPError, OSError), _within(CLOSE_WITHIN_S, connection):
+            connection.close()
 
     def publish(self, submission_id: str, content_type: str, body: bytes) -> None:
         """Returns once the broker has stored the job. Raises PublishRefused, BrokerAway."""
@@ -96,7 +110,8 @@ class Broker:
             correlation_id=submission_id,
         )
         try:
-            self._channel.basic_publish(self._jobs, self.model, body, properties, mandatory=True)
+            with self._answers():
+                self._channel.basic_publish(self._jobs, self.model, body, properties, mandatory=True)
         except UnroutableError as error:
             raise Unroutable(submission_id, f"no queue gets jobs for {self.model}. {self._make_it()}") from error
         except NackError as error:
@@ -112,9 +127,10 @@ class Broker:
         if self.listening:
             return True
         try:
-            self.listening = self._queue_is_there()
-            if self.listening:
-                self._channel.basic_consume(self.results_queue, self._arrives)
+            with self._answers():
+                self.listening = self._queue_is_there()
+                if self.listening:
+                    self._channel.basic_consume(self.results_queue, self._arrives)
         except (AMQPError, OSError) as error:
             raise self._away(error) from error
         return self.listening
@@ -133,7 +149,8 @@ class Broker:
 
     def acknowledge(self, delivery: Delivery) -> None:
         try:
-            self._channel.basic_ack(delivery.tag)
+            with self._answers():
+                self._channel.basic_ack(delivery.tag)
         except (AMQPError, OSError) as error:
             raise self._away(error) from error
 
@@ -141,13 +158,17 @@ class Broker:
         if self._own_queue is None or not self.connected:
             return
         try:
-            self._channel.queue_delete(self._own_queue)
+            with self._answers():
+                self._channel.queue_delete(self._own_queue)
         except (AMQPError, OSError) as error:
             raise self._away(error) from error
 
     def missing(self) -> str:
         """The sentence for a queue that is not there."""
         return f"RabbitMQ at {self._place} has no results for {self.results_queue}. {self._make_it()}"
+
+    def _answers(self) -> contextlib.AbstractContextManager[None]:
+        return _within(self._answer_within_s, self._connection)
 
     def _open_channel(self) -> None:
         self._channel = self._connection.channel()
@@ -202,14 +223,23 @@ def _parameters(url: str) -> Any:
     if urlsplit(url).scheme not in ("amqp", "amqps"):
         raise ValueError(f"The address of RabbitMQ begins with amqp:// or amqps://, not with '{urlsplit(url).scheme}:'.")
     parameters = pika.URLParameters(url)
-    parameters.socket_timeout = parameters.stack_timeout = SOCKET_TIMEOUT_S
-    parameters.blocked_connection_timeout = BLOCKED_TIMEOUT_S
+    parameters.socket_timeout = parameters.stack_timeout = CONNECT_WITHIN_S
     return parameters
 
 
-def _close(connection: Any) -> None:
-    with contextlib.suppress(AMQPError, OSError):  # It is lost already, which is as good as closed.
-        connection.close()
+@contextlib.contextmanager
+def _within(seconds: float, connection: Any) -> Iterator[None]:
+    """pika's blocking calls wait for an answer without end; what its loop is told to raise comes out of them."""
+
+    def late() -> None:
+        raise TimeoutError(f"no answer in {seconds:g} s")
+
+    loop = connection._impl.ioloop
+    timer = loop.call_later(seconds, late)
+    try:
+        yield
+    finally:
+        loop.remove_timeout(timer)
 
 
 def _why(error: BaseException) -> str:

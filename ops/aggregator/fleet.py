@@ -98,7 +98,7 @@ class Fleet:
     def _worker(self, id: str, age_ms: int, record: bytes) -> Worker:
         try:
             return _read(id, age_ms, record, self._prefetch)
-        except (ValueError, RecursionError) as error:  # A record that nobody can read is no ready worker.
+        except Malformed as error:  # A record that nobody can read is no ready worker.
             return Worker(id, "unreadable", str(error), False, False, None, 0, 0, age_ms)
 
 
@@ -144,7 +144,7 @@ def _read(id: str, age_ms: int, record: bytes, prefetch: int) -> Worker:
 def _json(id: str, record: bytes) -> Any:
     try:
         return json.loads(record)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Malformed(f"the heartbeat of {id} is no JSON: {error}.") from error
 
 

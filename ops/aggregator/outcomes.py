@@ -16,15 +16,16 @@ class Answer:
 
 @dataclass(frozen=True)
 class TimedOut:
-    """No result within the job's time. A published job may be answered yet; one that was held back never left."""
+    """No result within the job's time. What RabbitMQ confirmed is answered later, perhaps; the rest may never have left."""
 
     job: Job
     after_s: float
-    published: bool
+    confirmed: bool
 
     def __str__(self) -> str:
-        where = "though RabbitMQ has it" if self.published else "for it was held back: no worker that could take it was known"
-        return f"Job {self.job.submission_id} has no result after {self.after_s:.0f} s, {where}."
+        held = "it was held back, for no worker that could take it was known, or RabbitMQ did not confirm it"
+        where = "RabbitMQ has it" if self.confirmed else held
+        return f"Job {self.job.submission_id} has no result after {self.after_s:.0f} s: {where}."
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgpack  # type: ignore[import-untyped]
@@ -22,7 +22,7 @@ class Score:
     loss_after: float
     windows: int
     plan: str
-    sketch: Sketch | None
+    sketch: Sketch | None = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Result:
     model_version: int
     worker_id: str
     verdict: Score | Loss | Refusal
-    whole: Mapping[str, Any]
+    whole: Mapping[str, Any] = field(repr=False)
 
     @classmethod
     def read(cls, body: bytes, content_type: str | None) -> "Result":
