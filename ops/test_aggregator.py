@@ -9,6 +9,7 @@ import pathlib
 import tempfile
 import unittest
 from dataclasses import replace
+from unittest import mock
 
 import msgpack
 from aggregator import __main__ as command
@@ -411,9 +412,11 @@ class Clients(unittest.TestCase):
         self.submit("a")
         self.broker.failures["receive"] = BrokerAway("lost")
         self.broker.there = False
-        before = self.clock.now
-        self.steps(100)
-        self.assertGreater(self.clock.now - before, 10)
+        with mock.patch.object(self.broker, "connect", wraps=self.broker.connect) as tried:
+            before = self.clock.now
+            self.steps(200)
+        self.assertGreater(self.clock.now - before, 30)
+        self.assertLess(tried.call_count, 15)
         self.broker.there = True
         self.steps(40)
         self.assertTrue(self.broker.connected)
@@ -425,6 +428,28 @@ class Clients(unittest.TestCase):
         where = [(outcome.job.submission_id, outcome.confirmed) for outcome in self.outcomes]
         self.assertEqual(where, [("published", True), ("held", False)])
         self.assertRegex(str(self.outcomes[1]), "^Job held has no result after 60 s: it was held back")
+
+    def test_an_answer_that_waits_for_the_handler_is_in_time(self):
+        self.submit("a", "b")
+        self.steps()
+        self.broker.coming = [message("a"), message("b")]
+
+        def slow(outcome):
+            self.clock.wait(100)
+            self.outcomes.append(outcome)
+
+        self.aggregator.collect(slow)
+        self.assertEqual(self.answered(), [("a", "scored"), ("b", "scored")])
+
+    def test_jobs_stop_when_redis_goes_away(self):
+        self.steps()
+        self.submit("before")
+        self.steps()
+        self.fleet.now = None
+        self.submit("after")
+        self.clock.wait(1)
+        self.steps()
+        self.assertEqual((self.broker.published, self.aggregator.held), (["before"], 1))
 
     def test_time_runs_out_while_the_broker_is_away(self):
         self.submit("a")
@@ -455,6 +480,17 @@ class Clients(unittest.TestCase):
         with self.assertRaisesRegex(ValueError, "another name"):
             self.submit("a")
         self.submit("a", version=8)
+
+    def test_a_name_without_a_version_is_taken_once_too(self):
+        self.submit("a", version=None)
+        self.steps()
+        self.broker.coming = [message("a"), message("a", "failed")]
+        self.aggregator.collect(self.outcomes.append)
+        self.steps()
+        self.assertEqual(self.answered(), [("a", "scored")])
+        for version in (None, 7):
+            with self.assertRaises(ValueError):
+                self.submit("a", version=version)
 
     def test_a_result_for_another_version_or_kind_is_no_answer(self):
         self.submit("a")
