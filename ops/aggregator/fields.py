@@ -1,0 +1,69 @@
+"""Typed values out of a map that a stranger wrote: what is missing or of another type becomes a sentence."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class Malformed(ValueError):
+    """Says which field of which message is not what it should be."""
+
+
+@dataclass(frozen=True)
+class Fields:
+    """A map and what it is called in sentences."""
+
+    of: str
+    values: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, of: str, value: Any) -> "Fields":
+        if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+            return cls(of, value)
+        raise Malformed(f"{of} is no map with text keys.")
+
+    def part(self, key: str) -> "Fields":
+        return Fields.read(f"{key} of {self.of}", self.values.get(key))
+
+    def text(self, key: str) -> str:
+        return self._of_type(key, str, "text")
+
+    def flag(self, key: str) -> bool:
+        return self._of_type(key, bool, "true or false")
+
+    def whole(self, key: str) -> int:
+        value = self._of_type(key, int, "a whole number")
+        if isinstance(value, bool) or value < 0:
+            raise self.wrong(key, "a whole number from 0")
+        return value
+
+    def number(self, key: str) -> float:
+        value = self.values.get(key)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not _finite(value):
+            raise self.wrong(key, "a finite number")
+        return float(value)
+
+    def has(self, key: str) -> bool:
+        """Null is the same as nothing."""
+        return self.values.get(key) is not None
+
+    def wrong(self, key: str, wanted: str) -> Malformed:
+        if key not in self.values:
+            return Malformed(f"{key} of {self.of} is missing; it must be {wanted}.")
+        return Malformed(f"{key} of {self.of} is {self.values[key]!r:.60}; it must be {wanted}.")
+
+    def _of_type(self, key: str, kind: type[T], wanted: str) -> T:
+        value = self.values.get(key)
+        if not isinstance(value, kind):
+            raise self.wrong(key, wanted)
+        return value
+
+
+def _finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # A whole number that no float holds.
+        return False

@@ -1,0 +1,133 @@
+"""Results, as the schema score_result.v1 has them, read from messages that anyone may have published."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgpack  # type: ignore[import-untyped]
+
+from aggregator.fields import Fields, Malformed
+from aggregator.sketches import PLACES, Sketch
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a candidate does to the loss."""
+
+    score: float
+    delta: float
+    stderr: float | None
+    loss_before: float
+    loss_after: float
+    windows: int
+    plan: str
+    sketch: Sketch | None = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What a validate job measured."""
+
+    loss: float
+    windows: int
+    plan: str
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why there is no number. Rejected jobs are at fault themselves; failed ones may be retryable."""
+
+    code: str
+    message: str
+    retryable: bool
+
+
+@dataclass(frozen=True)
+class Result:
+    """A result; `whole` is the message with every field that is not spelled out here."""
+
+    submission_id: str
+    kind: str
+    status: str
+    model: str
+    model_version: int
+    worker_id: str
+    verdict: Score | Loss | Refusal
+    whole: Mapping[str, Any] = field(repr=False)
+
+    @classmethod
+    def read(cls, body: bytes, content_type: str | None) -> "Result":
+        fields = Fields.read("the result", _decoded(body, content_type))
+        if fields.values.get("v") != 1:
+            raise fields.wrong("v", "1, the only version that this program reads")
+        fields = Fields(f"the result of {fields.text('submission_id'):.128}", fields.values)
+        status = fields.text("status")
+        if status not in ("scored", "rejected", "failed"):
+            raise fields.wrong("status", "scored, rejected or failed")
+        return cls(
+            submission_id=fields.text("submission_id"),
+            kind=fields.text("kind"),
+            status=status,
+            model=fields.text("model"),
+            model_version=fields.whole("model_version"),
+            worker_id=fields.text("worker_id"),
+            verdict=_verdict(fields, status),
+            whole=fields.values,
+        )
+
+
+def _decoded(body: bytes, content_type: str | None) -> Any:
+    try:
+        if content_type == "application/json":
+            return json.loads(body, parse_constant=_refused)
+        return msgpack.unpackb(body)
+    # MessagePack's own errors are ValueErrors, but for those of nesting and of a body that ends early.
+    except (ValueError, RecursionError, msgpack.UnpackException) as error:
+        raise Malformed(f"A result that says it is {content_type or 'MessagePack'} does not decode: {error!r:.200}.") from error
+
+
+def _refused(constant: str) -> None:
+    raise ValueError(f"{constant} is no number of JSON")
+
+
+def _verdict(fields: Fields, status: str) -> Score | Loss | Refusal:
+    if status != "scored":
+        error = fields.part("error")
+        return Refusal(error.text("code"), error.text("message"), error.flag("retryable"))
+    match fields.text("kind"):
+        case "validate":
+            return Loss(fields.number("loss"), fields.whole("windows"), _plan(fields))
+        case "score":
+            return _score(fields)
+    raise fields.wrong("kind", "score or validate")
+
+
+def _score(fields: Fields) -> Score:
+    return Score(
+        score=fields.number("score"),
+        delta=fields.number("delta"),
+        stderr=fields.number("stderr") if fields.has("stderr") else None,
+        loss_before=fields.number("loss_before"),
+        loss_after=fields.number("loss_after"),
+        windows=fields.whole("windows"),
+        plan=_plan(fields),
+        sketch=_sketch(fields.part("candidate")),
+    )
+
+
+def _plan(fields: Fields) -> str:
+    plan = fields.text("plan")
+    if len(plan) != 64 or not set(plan) <= set("0123456789abcdef"):
+        raise fields.wrong("plan", "a SHA-256 of 64 small hexadecimal digits")
+    return plan
+
+
+def _sketch(candidate: Fields) -> Sketch | None:
+    if not candidate.has("sketch"):
+        return None
+    sketch = candidate.values["sketch"]
+    numbers = isinstance(sketch, list) and all(number is None or type(number) is int for number in sketch)
+    if not numbers or len(sketch) != PLACES:
+        raise candidate.wrong("sketch", f"a list of {PLACES} whole numbers or nulls")
+    return list(sketch)

@@ -1,0 +1,56 @@
+"""The verdicts of one command, as they come."""
+
+from pathlib import Path
+
+from aggregator import sketches
+from aggregator.broker import PublishRefused
+from aggregator.console import printable, say
+from aggregator.outcomes import Answer, Outcome, TimedOut, Unreadable
+from aggregator.results import Loss, Refusal, Result, Score
+
+
+class Verdicts:
+    """Prints each as it comes, and keeps the scores."""
+
+    def __init__(self, files: dict[str, Path]) -> None:
+        self._files = files
+        self.scores: dict[str, Score] = {}
+
+    def take(self, outcome: Outcome) -> None:
+        match outcome:
+            case Answer(None, _):
+                pass  # Our own queue gets the results of others too.
+            case Answer(_, result):
+                self._line(result.submission_id, verdict_line(result))
+                if isinstance(result.verdict, Score):
+                    self.scores[result.submission_id] = result.verdict
+            case TimedOut(job):
+                self._line(job.submission_id, f"timed out  {outcome}")
+            case Unreadable(problem):
+                say(problem)
+
+    def refused(self, refused: PublishRefused) -> None:
+        self._line(refused.submission_id, f"not submitted  {refused}")
+
+    def print_copies(self) -> None:
+        """In the order of the command line. Only sketches of one plan can be compared."""
+        for plan in sorted({score.plan for score in self.scores.values()}):
+            known = {name: self.scores[name] for name in self._files if name in self.scores}
+            of_plan = {name: score.sketch for name, score in known.items() if score.plan == plan and score.sketch is not None}
+            for one, other, similarity in sketches.alike(of_plan):
+                print(f"alike  {self._files[one]}  {self._files[other]}  {similarity:.2f} of the changed weights are the same")
+
+    def _line(self, name: str, line: str) -> None:
+        print(f"{self._files[name]}  {printable(line)}", flush=True)
+
+
+def verdict_line(result: Result) -> str:
+    match result.verdict:
+        case Score(delta=delta, stderr=None):
+            return f"scored  delta {delta:+.6f}"
+        case Score(delta=delta, stderr=stderr):
+            return f"scored  delta {delta:+.6f} ± {stderr:.6f}"
+        case Loss(loss=loss):
+            return f"scored  loss {loss:.6f}"
+        case Refusal(code, message, retryable):
+            return f"{result.status}  {code}: {message}{' (may be submitted again)' if retryable else ''}"

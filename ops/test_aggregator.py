@@ -1,0 +1,618 @@
+"""The aggregator in Python without any service: what it makes of records, results, losses of connection, and time."""
+
+import base64
+import contextlib
+import io
+import json
+import logging
+import pathlib
+import tempfile
+import unittest
+from dataclasses import replace
+from unittest import mock
+
+import msgpack
+from aggregator import __main__ as command
+from aggregator.broker import Broker, BrokerAway, Delivery, Unroutable
+from aggregator.client import Aggregator, TopologyMissing
+from aggregator.fields import Malformed
+from aggregator.fleet import Fleet, FleetUnknown, Worker, answering, capacity, free, ready
+from aggregator.jobs import Candidate, Job
+from aggregator.memory import Memory
+from aggregator.outcomes import Answer, TimedOut, Unreadable
+from aggregator.results import Loss, Refusal, Result, Score
+from aggregator.roster import Roster
+from aggregator.settings import Settings
+from aggregator.verdicts import Verdicts, verdict_line
+
+SCHEMAS = pathlib.Path(__file__).parent.parent / "schemas"
+EXAMPLES = SCHEMAS / "examples/valid"
+NOWHERE = "127.0.0.1:1"  # Nobody listens on this port.
+
+
+def setUpModule():
+    logging.getLogger("aggregator").setLevel(logging.CRITICAL)
+
+
+def example(name):
+    return json.loads((EXAMPLES / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def worker(id="w1", **fields):
+    idle = Worker(id, "ready", "serving", True, True, 7, held=0, slots=2, age_ms=5)
+    return replace(idle, **fields)
+
+
+def message(name, status="scored", tag=1, version=7, kind="validate", **fields):
+    """A result as the broker delivers it."""
+    whole = example("score_result.v1-loss" if status == "scored" else "score_result.v1-rejected")
+    whole |= {"submission_id": name, "status": status, "kind": kind, "model_version": version} | fields
+    return Delivery(tag, f"{name}:{version}:{status}:", "application/msgpack", msgpack.packb(whole))
+
+
+class Results(unittest.TestCase):
+    def read(self, value, content_type="application/json"):
+        return Result.read(json.dumps(value).encode(), content_type)
+
+    def test_the_examples_of_the_schema(self):
+        kinds = {"loss": Loss, "one-window": Score, "rejected": Refusal, "scored": Score}
+        for name, kind in kinds.items():
+            whole = example(f"score_result.v1-{name}")
+            packed = Result.read(msgpack.packb(whole), "application/msgpack")
+            self.assertEqual(packed, self.read(whole))
+            self.assertIsInstance(packed.verdict, kind)
+
+    def test_whatever_is_missing_or_of_another_type_is_a_sentence(self):
+        for name in ("loss", "rejected", "scored"):
+            self.bend(example(f"score_result.v1-{name}"), [])
+
+    def bend(self, whole, path):
+        """Every field in turn is left out, and replaced by everything that it cannot be."""
+        part = whole
+        for key in path:
+            part = part[key]
+        for key, kept in list(part.items()):
+            for wrong in (None, [], {}, "?", -1, 1e999, True, 10**400):
+                part[key] = wrong
+                self.read_or_refuse(whole)
+            del part[key]
+            self.read_or_refuse(whole)
+            part[key] = kept
+            if isinstance(kept, dict):
+                self.bend(whole, [*path, key])
+
+    def read_or_refuse(self, whole):
+        with contextlib.suppress(Malformed):
+            self.read(whole)
+
+    def test_the_sentence_names_field_and_result(self):
+        whole = example("score_result.v1-scored")
+        del whole["delta"]
+        with self.assertRaisesRegex(Malformed, "delta of the result of miner-7:epoch-12 is missing; it must be a finite number"):
+            self.read(whole)
+        with self.assertRaisesRegex(Malformed, "sketch of candidate of the result .* must be a list of 64"):
+            self.read(example("score_result.v1-scored") | {"candidate": {"sketch": [1, "2"]}})
+
+    def test_bodies_that_do_not_decode(self):
+        deep = b"\x91" * 100_000
+        for body, kind in ((b"", None), (b"\xc1", None), (deep, None), (b"[" * 100_000, "application/json")):
+            with self.assertRaises(Malformed):
+                Result.read(body, kind)
+        for text in ("{", "[]", '{"v":1', '{"v":NaN}', "\xff"):
+            with self.assertRaises(Malformed):
+                Result.read(text.encode("latin1"), "application/json")
+
+
+class Jobs(unittest.TestCase):
+    candidate = Candidate("binary_v2", "gradient", 0.1, data=b"body")
+
+    def test_only_fields_of_the_schema_are_sent(self):
+        schema = json.loads((SCHEMAS / "score_job.v1.json").read_text(encoding="utf-8"))
+        known = set().union(*(kind.get("properties", {}) for kind in self.kinds(schema)))
+        job = Job("name", 7, self.candidate, "nonce", [1, 2], 5, {"miner_id": 7})
+        self.assertLessEqual(set(msgpack.unpackb(job.body("m", "application/msgpack"))), known)
+
+    def kinds(self, schema):
+        yield schema
+        for part in schema.values():
+            for inner in part if isinstance(part, list) else [part]:
+                if isinstance(inner, dict):
+                    yield from self.kinds(inner)
+
+    def test_both_encodings_say_the_same(self):
+        job = Job("name", 7, self.candidate, shards=[2, 1])
+        packed = msgpack.unpackb(job.body("m", "application/msgpack"))
+        text = json.loads(job.body("m", "application/json"))
+        self.assertEqual(base64.b64decode(text["candidate"].pop("data")), packed["candidate"].pop("data"))
+        self.assertEqual(packed, text)
+        self.assertEqual(packed["candidate"]["size"], 4)
+        self.assertEqual(packed["validation"], {"nonce": "", "shards": [2, 1]})
+
+    def test_without_a_candidate_the_model_is_measured(self):
+        fields = json.loads(Job("name").body("m", "application/json"))
+        self.assertEqual(fields, {"v": 1, "kind": "validate", "submission_id": "name", "model": "m", "validation": {"nonce": ""}})
+
+    def test_what_cannot_be_meant_is_refused(self):
+        for mistake in (
+            lambda: Job("with blank"),
+            lambda: Job("n" * 129),
+            lambda: Job("name", None, self.candidate),
+            lambda: Candidate("binary_v2", "param_diff"),
+            lambda: Candidate("binary_v2", "param_diff", data=b"", url="http://x"),
+        ):
+            with self.assertRaises(ValueError):
+                mistake()
+
+
+class Store:
+    """As much of a Redis as the fleet reads."""
+
+    def __init__(self, now_ms, beats, records):
+        self.now_ms, self.beats, self.records = now_ms, beats, records
+
+    def pipeline(self, transaction):
+        return contextlib.nullcontext(self)
+
+    def time(self):
+        pass
+
+    def zrange(self, key, first, last, withscores):
+        assert key == "scorer:{tinylm}:workers"
+
+    def execute(self):
+        return [(self.now_ms // 1000, self.now_ms % 1000 * 1000), [(id.encode(), at) for id, at in self.beats.items()]]
+
+    def mget(self, keys):
+        return [self.records.get(key.removeprefix("scorer:{tinylm}:worker:")) for key in keys]
+
+
+class Fleets(unittest.TestCase):
+    def fleet(self, beats, records, now_ms=100_000, prefetch=2):
+        return Fleet(f"redis://{NOWHERE}", "tinylm", prefetch=prefetch, store=Store(now_ms, beats, records))
+
+    def record(self, **fields):
+        return json.dumps(example("heartbeat.v1-ready") | fields).encode()
+
+    def test_alive_is_who_reported_by_redis_clock_and_has_a_record(self):
+        beats = {"alive": 95_000.0, "late": 94_999.0, "expired": 99_000.0}
+        (found,) = self.fleet(beats, {"alive": self.record(), "late": self.record()}).workers()
+        self.assertEqual((found.id, found.age_ms, found.ready, found.model_version), ("alive", 5000, True, 7))
+
+    def test_capacity_is_of_ready_workers_of_the_version(self):
+        model = example("heartbeat.v1-ready")["model"]
+        records = {
+            "a": self.record(),
+            "b": self.record(model=model | {"version": 8}),
+            "c": self.record(ready=False, accepting=False, model=model | {"version": None}),
+        }
+        fleet = self.fleet(dict.fromkeys(records, 100_000.0), records)
+        self.assertEqual([fleet.capacity(version) for version in (None, 7, 8, 9)], [4, 2, 2, 0])
+
+    def test_a_worker_that_holds_more_than_is_believed_has_more_places(self):
+        jobs = example("heartbeat.v1-ready")["jobs"] | {"in_flight": 1, "buffered": 4}
+        (found,) = self.fleet({"a": 100_000.0}, {"a": self.record(jobs=jobs)}).workers()
+        self.assertEqual((found.held, found.slots, found.free), (5, 6, 1))
+        (full,) = self.fleet({"a": 100_000.0}, {"a": self.record(jobs=jobs, accepting=False)}).workers()
+        self.assertEqual((full.slots, full.free), (5, 0))
+
+    def test_a_record_that_nobody_can_read_is_no_ready_worker(self):
+        for record in (b"{", b"[]", b"{}", b"\xff", b"[" * 100_000, self.record(ready="yes"), self.record(jobs=None)):
+            (found,) = self.fleet({"a": 100_000.0}, {"a": record}).workers()
+            self.assertEqual((found.state, found.ready, found.slots), ("unreadable", False, 0))
+            self.assertRegex(found.detail, "heartbeat of a (is|does) no|of the heartbeat of a is|of a is no")
+
+    def test_redis_away_is_unknown_and_neither_ready_nor_nobody(self):
+        fleet = Fleet(f"redis://:secret@{NOWHERE}/0", "tinylm")
+        for ask in (fleet.workers, fleet.capacity):
+            with self.assertRaisesRegex(FleetUnknown, f"^Redis at {NOWHERE} does not tell .* address is right.$"):
+                ask()
+
+    def test_a_job_is_for_workers_of_its_version_else_for_newer_ones(self):
+        old, new = worker("old", model_version=7), worker("new", model_version=8)
+        for version, ids in ((7, ["old"]), (8, ["new"]), (6, ["old", "new"]), (9, []), (None, ["old", "new"])):
+            self.assertEqual([found.id for found in answering([old, new], version)], ids)
+        self.assertEqual(ready([worker(ready=False)]), [])
+        self.assertEqual((capacity([old, new]), free([old, worker(accepting=False)])), (4, 2))
+
+
+class Known:
+    """A fleet that is what the test says; None = Redis away."""
+
+    def __init__(self, *workers):
+        self.now = list(workers)
+
+    def workers(self):
+        if self.now is None:
+            raise FleetUnknown("Redis is away.")
+        return self.now
+
+
+class Clock:
+    def __init__(self):
+        self.now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+    def wait(self, seconds):
+        self.now += seconds
+
+
+class Rosters(unittest.TestCase):
+    def room(self, fleet, outstanding, version=7, **settings):
+        roster = Roster(fleet, Settings(**settings), Clock())
+        roster.look()
+        return roster.room(version, outstanding)
+
+    def test_room_is_twice_what_the_ready_workers_hold(self):
+        full = worker(accepting=False, held=2)
+        self.assertEqual(self.room(Known(full, replace(full, id="w2")), 3), 5)
+        self.assertEqual(self.room(Known(full), 4), 0)
+        self.assertEqual(self.room(Known(full), 0, factor=1.5), 3)
+
+    def test_without_a_worker_for_it_there_is_no_room(self):
+        for fleet in (Known(), Known(worker(ready=False, accepting=False)), Known(worker(model_version=6))):
+            self.assertLessEqual(self.room(fleet, 0), 0)
+
+    def test_jobs_on_the_retry_ladder_do_not_keep_idle_workers_waiting(self):
+        roster = Roster(Known(worker(held=1)), Settings(), Clock())
+        roster.look()
+        self.assertEqual(roster.room(7, outstanding=100), 1)
+        roster.sent()
+        self.assertEqual(roster.room(7, outstanding=101), 0)
+
+    def test_unknown_is_no_room_unless_it_is_wanted(self):
+        fleet = Known()
+        fleet.now = None
+        self.assertEqual(self.room(fleet, 0), 0)
+        self.assertEqual(self.room(fleet, 1, outstanding_without_heartbeats=4), 3)
+
+
+class FakeBroker:
+    """Keeps what is published; delivers what the test puts in; fails when it is told to."""
+
+    model = "tinylm"
+
+    def __init__(self, clock):
+        self.clock = clock
+        self.connected = self.listening = False
+        self.there = self.has_queue = True
+        self.published, self.acknowledged, self.coming = [], [], []
+        self.failures = {}
+
+    def connect(self):
+        if not self.there:
+            raise BrokerAway("RabbitMQ is away.")
+        self.connected = True
+
+    def close(self):
+        self.connected = self.listening = False
+
+    def listen(self):
+        self.listening = self.has_queue
+        return self.listening
+
+    def publish(self, submission_id, content_type, body):
+        self.published.append(submission_id)
+        self.fail("publish")
+
+    def receive(self, wait_s):
+        self.clock.wait(wait_s)
+        self.fail("receive")
+        coming, self.coming = self.coming, []
+        return coming
+
+    def acknowledge(self, delivery):
+        self.fail("acknowledge")
+        self.acknowledged.append(delivery.tag)
+
+    def missing(self):
+        return "RabbitMQ has no such queue."
+
+    def fail(self, what):
+        if error := self.failures.pop(what, None):
+            if isinstance(error, BrokerAway):
+                self.close()
+            raise error
+
+
+class Clients(unittest.TestCase):
+    def setUp(self):
+        self.clock = Clock()
+        self.broker = FakeBroker(self.clock)
+        self.fleet = Known(worker())
+        self.outcomes = []
+        self.aggregator = self.opened(Settings(timeout_s=60))
+
+    def opened(self, settings):
+        aggregator = Aggregator(self.broker, self.fleet, settings, self.clock, self.clock.wait)
+        return self.enterContext(aggregator)
+
+    def submit(self, *names, version=7):
+        for name in names:
+            self.aggregator.submit(Job(name, version))
+
+    def steps(self, count=10):
+        for _ in range(count):
+            self.aggregator.step(self.outcomes.append)
+
+    def answered(self):
+        return [(outcome.job and outcome.job.submission_id, outcome.result.status) for outcome in self.outcomes]
+
+    def test_jobs_are_held_back_until_a_worker_is_ready(self):
+        for number, nobody in enumerate(([], [worker(ready=False, accepting=False)], [worker(model_version=6)], None)):
+            self.fleet.now = nobody
+            self.submit(f"job-{number}")
+            self.steps()
+            self.assertEqual(self.broker.published, [])
+        self.fleet.now = [worker()]
+        self.steps()
+        self.assertEqual((len(self.broker.published), self.aggregator.held), (4, 0))
+
+    def test_no_more_are_outstanding_than_twice_what_the_workers_hold(self):
+        self.fleet.now = [worker(accepting=False, held=2)]
+        self.submit(*"abcdef")
+        self.steps()
+        self.assertEqual(self.broker.published, list("abcd"))
+        self.broker.coming = [message("b")]
+        self.steps()
+        self.assertEqual(self.broker.published, list("abcde"))
+
+    def test_a_version_without_workers_holds_up_no_other(self):
+        self.submit("later", version=8)
+        self.submit("now", version=7)
+        self.steps()
+        self.assertEqual(self.broker.published, ["now"])
+
+    def test_a_result_is_acknowledged_after_the_handler(self):
+        self.submit("a")
+        self.steps()
+        self.broker.coming = [message("a", tag=9)]
+
+        def failing(outcome):
+            raise RuntimeError("the disk is full")
+
+        for _ in range(2):
+            with self.assertRaises(RuntimeError):
+                for _ in range(3):
+                    self.aggregator.step(failing)
+            self.assertEqual((self.broker.acknowledged, len(self.aggregator)), ([], 1))
+        self.aggregator.collect(self.outcomes.append)
+        self.assertEqual((self.answered(), self.broker.acknowledged), ([("a", "scored")], [9]))
+
+    def test_copies_and_second_answers_are_dropped_and_acknowledged(self):
+        self.submit("a")
+        self.steps()
+        self.broker.coming = [message("a", tag=1), message("a", tag=2), message("a", "failed", tag=3)]
+        self.broker.coming += [message("other", tag=4), message("other", tag=5)]
+        self.steps()
+        self.assertEqual(self.answered(), [("a", "scored"), (None, "scored")])
+        self.assertEqual(self.broker.acknowledged, [1, 2, 3, 4, 5])
+
+    def test_a_job_that_was_not_confirmed_is_published_again(self):
+        self.submit("a", "b")
+        self.broker.failures["publish"] = BrokerAway("lost")
+        self.steps()
+        self.assertEqual(self.broker.published, ["a", "a", "b"])
+        self.broker.coming = [message("a"), message("a"), message("b")]
+        self.aggregator.collect(self.outcomes.append)
+        self.assertEqual(self.answered(), [("a", "scored"), ("b", "scored")])
+
+    def test_a_result_whose_acknowledgement_was_lost_comes_again_and_is_dropped(self):
+        self.submit("a")
+        self.steps()
+        self.broker.coming = [message("a", tag=1), message("never-handled", tag=2)]
+        self.broker.failures["acknowledge"] = BrokerAway("lost")
+        self.steps()
+        self.broker.coming = [message("a", tag=1)]
+        self.steps()
+        self.assertEqual((self.answered(), self.broker.acknowledged), ([("a", "scored")], [1]))
+
+    def test_the_broker_is_waited_for_with_growing_pauses(self):
+        self.submit("a")
+        self.broker.failures["receive"] = BrokerAway("lost")
+        self.broker.there = False
+        with mock.patch.object(self.broker, "connect", wraps=self.broker.connect) as tried:
+            before = self.clock.now
+            self.steps(200)
+        self.assertGreater(self.clock.now - before, 30)
+        self.assertLess(tried.call_count, 15)
+        self.broker.there = True
+        self.steps(40)
+        self.assertTrue(self.broker.connected)
+
+    def test_a_job_without_an_answer_times_out_and_says_where_it_was(self):
+        self.submit("published")
+        self.submit("held", version=8)
+        self.aggregator.collect(self.outcomes.append)
+        where = [(outcome.job.submission_id, outcome.confirmed) for outcome in self.outcomes]
+        self.assertEqual(where, [("published", True), ("held", False)])
+        self.assertRegex(str(self.outcomes[1]), "^Job held has no result after 60 s: it was held back")
+
+    def test_an_answer_that_waits_for_the_handler_is_in_time(self):
+        self.submit("a", "b")
+        self.steps()
+        self.broker.coming = [message("a"), message("b")]
+
+        def slow(outcome):
+            self.clock.wait(100)
+            self.outcomes.append(outcome)
+
+        self.aggregator.collect(slow)
+        self.assertEqual(self.answered(), [("a", "scored"), ("b", "scored")])
+
+    def test_jobs_stop_when_redis_goes_away(self):
+        self.steps()
+        self.submit("before")
+        self.steps()
+        self.fleet.now = None
+        self.submit("after")
+        self.clock.wait(1)
+        self.steps()
+        self.assertEqual((self.broker.published, self.aggregator.held), (["before"], 1))
+
+    def test_time_runs_out_while_the_broker_is_away(self):
+        self.submit("a")
+        self.broker.failures["receive"] = BrokerAway("lost")
+        self.broker.there = False
+        self.aggregator.collect(self.outcomes.append)
+        self.assertIsInstance(self.outcomes[0], TimedOut)
+
+    def test_a_late_answer_is_handed_over_and_the_job_may_be_submitted_again(self):
+        self.submit("a")
+        self.aggregator.collect(self.outcomes.append)
+        self.broker.coming = [message("a")]
+        self.steps()
+        self.submit("a")
+        self.steps()
+        self.broker.coming = [message("a")]
+        self.aggregator.collect(self.outcomes.append)
+        self.assertEqual([type(outcome) for outcome in self.outcomes], [TimedOut, Answer, Answer])
+        self.assertEqual([outcome.job is None for outcome in self.outcomes], [False, True, False])
+
+    def test_a_name_is_taken_once(self):
+        self.submit("a")
+        with self.assertRaisesRegex(ValueError, "Job a was submitted already"):
+            self.submit("a")
+        self.steps()
+        self.broker.coming = [message("a")]
+        self.aggregator.collect(self.outcomes.append)
+        with self.assertRaisesRegex(ValueError, "another name"):
+            self.submit("a")
+        self.submit("a", version=8)
+
+    def test_a_name_without_a_version_is_taken_once_too(self):
+        self.submit("a", version=None)
+        self.steps()
+        self.broker.coming = [message("a"), message("a", "failed")]
+        self.aggregator.collect(self.outcomes.append)
+        self.steps()
+        self.assertEqual(self.answered(), [("a", "scored")])
+        for version in (None, 7):
+            with self.assertRaises(ValueError):
+                self.submit("a", version=version)
+
+    def test_a_result_for_another_version_or_kind_is_no_answer(self):
+        self.submit("a")
+        self.steps()
+        self.broker.coming = [message("a", version=6), message("a", "rejected", kind="score")]
+        self.steps()
+        self.assertEqual((self.answered(), len(self.aggregator)), ([(None, "scored"), (None, "rejected")], 1))
+
+    def test_what_is_no_result_of_this_model_is_reported_and_acknowledged(self):
+        self.broker.coming = [Delivery(1, None, None, b"\xc1"), message("a", tag=2, model="another")]
+        self.steps()
+        self.assertEqual([type(outcome) for outcome in self.outcomes], [Unreadable, Unreadable])
+        self.assertIn("of the model 'another', not of tinylm", self.outcomes[1].problem)
+        self.assertEqual(self.broker.acknowledged, [1, 2])
+
+    def test_a_refused_job_is_given_back_and_the_others_go_on(self):
+        self.submit("a", "b")
+        self.broker.failures["publish"] = Unroutable("a", "no queue.")
+        with self.assertRaisesRegex(Unroutable, "Job a was not taken: no queue."):
+            self.steps()
+        self.broker.coming = [message("b")]
+        self.aggregator.collect(self.outcomes.append)
+        self.assertEqual(self.answered(), [("b", "scored")])
+        self.submit("a")
+
+    def test_a_queue_that_stays_away_while_workers_are_ready_is_a_fault(self):
+        self.broker.has_queue = False
+        self.fleet.now = []
+        self.submit("a")
+        self.steps(60)
+        self.fleet.now = [worker()]
+        with self.assertRaises(TopologyMissing):
+            self.steps(60)
+        self.broker.has_queue = True
+        self.steps()
+        self.assertEqual(self.broker.published, ["a"])
+
+    def test_a_handler_may_submit_more(self):
+        self.submit("a")
+        self.steps()
+        self.broker.coming = [message("a"), message("b")]
+
+        def handler(outcome):
+            self.outcomes.append(outcome)
+            if outcome.job is not None and outcome.job.submission_id == "a":
+                self.submit("b")
+
+        self.aggregator.step(handler)
+        self.broker.coming = [message("b")]
+        self.aggregator.collect(handler)
+        self.assertIn(("b", "scored"), self.answered())
+
+    def test_a_retryable_failure_carries_its_code(self):
+        self.submit("a")
+        self.steps()
+        error = {"code": "inference_failed", "message": "m", "retryable": True, "detail": {}}
+        self.broker.coming = [message("a", "failed", error=error)]
+        self.aggregator.collect(self.outcomes.append)
+        self.assertEqual(self.outcomes[0].result.verdict, Refusal("inference_failed", "m", True))
+
+
+class Memories(unittest.TestCase):
+    def test_the_oldest_is_forgotten(self):
+        memory = Memory(2)
+        for name in "abac":
+            memory.add(name)
+        self.assertEqual([name in memory for name in "abc"], [True, False, True])
+
+
+class Commands(unittest.TestCase):
+    def run_command(self, *words):
+        places = ["--amqp", f"amqp://{NOWHERE}/%2f", "--redis", f"redis://{NOWHERE}/0"]
+        with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+            try:
+                code = command.main(["--model", "tinylm", *places, *words])
+            except SystemExit as ended:
+                code = ended.code
+        return code, out.getvalue(), err.getvalue()
+
+    def score(self, *words):
+        with tempfile.NamedTemporaryFile() as file:
+            return self.run_command("score", file.name, "--format", "binary_v2", *words)
+
+    def test_usage_is_64(self):
+        self.assertEqual(self.run_command()[0], 64)
+        self.assertEqual(self.run_command("score", "x", "--format", "tar", "--semantics", "gradient")[0], 64)
+        code, _, err = self.score("--semantics", "gradient")
+        self.assertEqual((code, err.count("\n")), (64, 1))
+        self.assertIn("--learning-rate is needed", err)
+        code, _, err = self.run_command(
+            "score", "/nothing/here", "--format", "binary_v2", "--semantics", "param_diff", "--model-version", "7"
+        )
+        self.assertEqual((code, err), (64, "aggregator: /nothing/here cannot be read: No such file or directory.\n"))
+        code, _, err = self.run_command("--amqp", "http://x", "score", "x", "--format", "binary_v2", "--semantics", "param_diff")
+        self.assertEqual((code, err.count("--amqp")), (64, 1))
+
+    def test_a_service_that_is_away_is_69(self):
+        code, out, err = self.run_command("status")
+        self.assertEqual((code, out), (69, "unknown\n"))
+        self.assertIn(f"Redis at {NOWHERE} does not tell", err)
+        code, _, err = self.score("--semantics", "param_diff", "--model-version", "7")
+        self.assertEqual(code, 69)
+        self.assertRegex(err, f"^aggregator: RabbitMQ at {NOWHERE} is away: .*refused.*address is right.\n$")
+
+    def test_a_verdict_is_one_line_whatever_its_message_holds(self):
+        whole = example("score_result.v1-rejected")
+        whole["error"]["message"] = "a\nb\x1b[2J"
+        result = Result.read(json.dumps(whole).encode(), "application/json")
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            Verdicts({result.submission_id: pathlib.Path("file")}).take(Answer(Job(result.submission_id), result))
+        self.assertEqual(out.getvalue(), "file  rejected  candidate_empty: a?b?[2J\n")
+
+    def test_the_lines_of_scores_and_failures(self):
+        scored = Result.read(msgpack.packb(example("score_result.v1-scored")), None)
+        self.assertEqual(verdict_line(scored), "scored  delta +0.000800 ± 0.000100")
+        self.assertEqual(verdict_line(replace(scored, verdict=Refusal("poisoned", "m", True), status="failed")),
+                         "failed  poisoned: m (may be submitted again)")  # fmt: skip
+
+    def test_the_address_of_a_broker_is_checked(self):
+        with self.assertRaisesRegex(ValueError, "begins with amqp://"):
+            Broker("http://x", "tinylm")
+
+
+if __name__ == "__main__":
+    unittest.main()

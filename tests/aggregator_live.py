@@ -1,0 +1,371 @@
+"""The aggregator in Python against real services and a real worker; both are killed meanwhile.
+
+    WORKER_BINARY=target/debug/scorer python3 tests/aggregator_live.py
+
+Starts its own RabbitMQ and Redis (ops/services). ORT_DYLIB_PATH and a python3 with what ops/python.txt names come from
+ops/setup. What is missing is a failure.
+"""
+
+import contextlib
+import io
+import json
+import logging
+import pathlib
+import sys
+import tempfile
+import time
+import unittest
+import uuid
+from collections.abc import Iterable, Iterator
+
+import msgpack
+import pika
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "ops"))
+
+import demo_jobs  # noqa: E402
+import demo_table  # noqa: E402
+from aggregator import __main__ as command  # noqa: E402
+from aggregator.broker import Broker, Nacked, Unroutable  # noqa: E402
+from aggregator.client import Aggregator  # noqa: E402
+from aggregator.fleet import Fleet, FleetUnknown, ready  # noqa: E402
+from aggregator.jobs import Candidate, Job  # noqa: E402
+from aggregator.outcomes import Answer, Outcome, TimedOut  # noqa: E402
+from aggregator.results import Loss, Refusal, Result, Score  # noqa: E402
+from aggregator.settings import Settings  # noqa: E402
+from aggregator_stack import CASES, MODEL, SOON_S, VERSION, Binary, Services, eventually  # noqa: E402
+
+cases = {case["name"]: case for case in json.loads(CASES.read_text())["cases"]}
+services: Services
+binary: Binary
+
+
+def setUpModule() -> None:
+    global services, binary
+    logging.getLogger("pika").setLevel(logging.CRITICAL)
+    logging.getLogger("aggregator").setLevel(logging.CRITICAL)
+    services = Services()
+    unittest.addModuleCleanup(services.stop)
+    binary = Binary(services)
+
+
+def job_of(case: dict, name: str | None = None, nonce: str | None = None) -> Job:
+    """The job of a case of tests/model, as the demonstration submits it."""
+    candidate = Candidate(
+        case["format"],
+        case["semantics"],
+        case["learning_rate"],
+        data=(CASES.parent / case["file"]).read_bytes(),
+        sha256=case["sha256"],
+        compression=case.get("compression"),
+    )
+    nonce = (case["nonce"] or "") if nonce is None else nonce
+    return Job(name or case["name"], case["model_version"], candidate, nonce, case["shards"], context={"kind": case["kind"]})
+
+
+def honest(numbers: Iterable[int]) -> list[Job]:
+    """Many jobs of one candidate; a nonce for each, so that every one costs two passes and takes a while."""
+    return [job_of(cases["gradient-medium-rate"], f"job-{n}", f"nonce-{n}") for n in numbers]
+
+
+class Gathered:
+    """A handler that keeps what it is called with."""
+
+    def __init__(self) -> None:
+        self.outcomes: list[Outcome] = []
+
+    def __call__(self, outcome: Outcome) -> None:
+        self.outcomes.append(outcome)
+
+    @property
+    def results(self) -> list[Result]:
+        return [outcome.result for outcome in self.outcomes if isinstance(outcome, Answer) and outcome.job is not None]
+
+    @property
+    def names(self) -> list[str]:
+        return sorted(result.submission_id for result in self.results)
+
+
+class Live(unittest.TestCase):
+    def setUp(self) -> None:
+        self.namespace = f"live-{uuid.uuid4().hex[:8]}"
+        self.fleet = Fleet(services.redis, MODEL, self.namespace)
+        self.worker = binary.worker(self.namespace)
+        self.addCleanup(self.worker.kill)
+        self.gathered = Gathered()
+
+    def ready_worker(self) -> None:
+        self.worker.start()
+        try:
+            eventually("a worker is ready", lambda: ready(self.fleet.workers()))
+        except AssertionError as error:
+            raise AssertionError(f"{error}; its log ends with:\n{self.worker.last_words()}") from error
+
+    def broker(self, **options: str | float) -> Broker:
+        return Broker(services.amqp, MODEL, self.namespace, **options)
+
+    @contextlib.contextmanager
+    def aggregator(self, broker: Broker | None = None, **settings: float) -> Iterator[Aggregator]:
+        settings = {"timeout_s": SOON_S} | settings
+        with Aggregator(broker or self.broker(), self.fleet, Settings(**settings)) as aggregator:
+            yield aggregator
+
+    def step_until(self, aggregator: Aggregator, what: str, holds) -> None:
+        deadline = time.monotonic() + SOON_S
+        while not holds():
+            self.assertLess(time.monotonic(), deadline, f"in vain: {what}")
+            aggregator.step(self.gathered)
+
+    @contextlib.contextmanager
+    def channel(self) -> Iterator[pika.adapters.blocking_connection.BlockingChannel]:
+        with pika.BlockingConnection(pika.URLParameters(services.amqp)) as connection:
+            yield connection.channel()
+
+    def run_command(self, *words: str) -> tuple[int, str, str]:
+        places = ["--amqp", services.amqp, "--redis", services.redis, "--namespace", self.namespace]
+        with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+            code = command.main(["--model", MODEL, *places, *words])
+        return code, out.getvalue(), err.getvalue()
+
+
+class Answers(Live):
+    def test_a_job_waits_for_the_first_worker(self) -> None:
+        with self.aggregator() as aggregator:
+            aggregator.submit(job_of(cases["gradient-medium-rate"]))
+            aggregator.submit(Job("loss"))
+            for _ in range(10):
+                aggregator.step(self.gathered)
+            self.assertEqual((aggregator.held, self.fleet.workers(), self.gathered.outcomes), (2, [], []))
+            self.worker.start()
+            self.step_until(aggregator, "the jobs go out", lambda: aggregator.held == 0)
+            self.assertTrue(ready(self.fleet.workers(), VERSION), "no job goes out before a worker is ready")
+            aggregator.collect(self.gathered)
+        verdicts = {result.submission_id: result.verdict for result in self.gathered.results}
+        self.assertIsInstance(verdicts["gradient-medium-rate"], Score)
+        self.assertIsInstance(verdicts["loss"], Loss)
+
+    def test_scores_are_the_expected_ones_in_both_encodings(self) -> None:
+        self.ready_worker()
+        usable = [case for case in cases.values() if demo_jobs.usable(case, VERSION)]
+        for encoding in ("application/msgpack", "application/json"):
+            gathered = Gathered()
+            with self.aggregator(encoding=encoding) as aggregator:
+                names = {f"{case['name']}.{encoding[-4:]}": case for case in usable}
+                for name, case in names.items():
+                    aggregator.submit(job_of(case, name))
+                aggregator.collect(gathered)
+            self.assertEqual(gathered.names, sorted(names))
+            for result in gathered.results:
+                agrees, gap = demo_table.judge(result.whole, names[result.submission_id])
+                self.assertTrue(agrees, f"{result.submission_id}: {result.verdict}, off by {gap}")
+
+    def test_a_second_copy_of_a_result_is_dropped(self) -> None:
+        self.ready_worker()
+        with self.channel() as channel, self.aggregator() as aggregator:
+            spy = channel.queue_declare("", exclusive=True).method.queue
+            channel.queue_bind(spy, f"{self.namespace}.results", f"{MODEL}.*")
+            aggregator.submit(job_of(cases["gradient-medium-rate"]))
+            aggregator.collect(self.gathered)
+            _, properties, body = channel.basic_get(spy, auto_ack=True)
+            self.publish_result(channel, properties, body, copies=2)
+            stranger = msgpack.packb(msgpack.unpackb(body) | {"submission_id": "of-an-earlier-run"})
+            self.publish_result(channel, pika.BasicProperties(message_id="earlier"), stranger, copies=2)
+            # Results come in order, so when this one is here the copies have been.
+            aggregator.submit(Job("last"))
+            aggregator.collect(self.gathered)
+        seen = [(outcome.job is not None, outcome.result.submission_id) for outcome in self.gathered.outcomes]
+        self.assertEqual(seen, [(True, "gradient-medium-rate"), (False, "of-an-earlier-run"), (True, "last")])
+
+    def publish_result(self, channel, properties, body: bytes, copies: int) -> None:
+        for _ in range(copies):
+            channel.basic_publish(f"{self.namespace}.results", f"{MODEL}.scored", body, properties)
+
+    def test_a_handler_that_raises_gets_the_result_again(self) -> None:
+        self.ready_worker()
+
+        def failing(outcome: Outcome) -> None:
+            raise RuntimeError("the disk is full")
+
+        with self.aggregator() as aggregator, self.assertRaisesRegex(RuntimeError, "disk"):
+            aggregator.submit(Job("loss"))
+            aggregator.collect(failing)
+        with self.aggregator() as later:  # Another process, which knows of no job.
+            self.step_until(later, "the result comes again", lambda: self.gathered.outcomes)
+        (answer,) = self.gathered.outcomes
+        self.assertEqual((answer.job, answer.result.submission_id), (None, "loss"))
+
+    def test_a_failed_job_is_reported_with_its_code(self) -> None:
+        self.ready_worker()
+        url = (CASES.parent / "nothing-is-here").as_uri()
+        with self.aggregator() as aggregator:
+            aggregator.submit(Job("nowhere", VERSION, Candidate("binary_v2", "param_diff", url=url, sha256="0" * 64, size=1)))
+            aggregator.collect(self.gathered)
+        (result,) = self.gathered.results
+        self.assertEqual((result.status, result.verdict.code), ("failed", "candidate_unavailable"))
+        self.assertIsInstance(result.verdict, Refusal)
+        self.assertTrue(result.verdict.retryable)
+
+
+class BadDays(Live):
+    """The handler hears of every job once, whatever dies."""
+
+    def halfway(self, aggregator: Aggregator, jobs: list[Job]) -> None:
+        for job in jobs:
+            aggregator.submit(job)
+        self.step_until(aggregator, "some are answered", lambda: len(self.gathered.results) >= 5)
+        self.assertLess(len(self.gathered.results), len(jobs) - 5, "the middle has passed")
+
+    def every_job_once(self, jobs: list[Job]) -> None:
+        self.assertEqual(self.gathered.names, sorted(job.submission_id for job in jobs))
+        self.assertEqual(len(self.gathered.outcomes), len(jobs))
+        self.assertEqual({result.status for result in self.gathered.results}, {"scored"})
+
+    def test_rabbitmq_is_killed(self) -> None:
+        self.ready_worker()
+        services.remembers([f"{self.namespace}.{kind}.{MODEL}" for kind in ("dead", "jobs", "results")])
+        broker, jobs = self.broker(), honest(range(40))
+        with self.aggregator(broker) as aggregator:
+            self.halfway(aggregator, jobs)
+            services.kill_rabbitmq()
+            self.step_until(aggregator, "the loss is noticed", lambda: not broker.connected)
+            services.start_rabbitmq()
+            aggregator.collect(self.gathered)
+        self.every_job_once(jobs)
+
+    def test_rabbitmq_is_frozen(self) -> None:
+        self.ready_worker()
+        broker = self.broker(answer_within_s=1.0)
+        with self.aggregator(broker) as aggregator:
+            self.step_until(aggregator, "results are listened for", lambda: broker.listening)
+            services.freeze_rabbitmq()
+            self.addCleanup(services.thaw_rabbitmq)
+            aggregator.submit(Job("frozen"), timeout_s=2.0)
+            aggregator.collect(self.gathered)
+            services.thaw_rabbitmq()
+            aggregator.submit(Job("thawed"))
+            aggregator.collect(self.gathered)
+        self.assertEqual(self.gathered.outcomes[0].job.submission_id, "frozen")
+        self.assertIsInstance(self.gathered.outcomes[0], TimedOut)
+        self.assertIn("thawed", self.gathered.names)
+
+    def test_connections_are_closed_by_force(self) -> None:
+        self.ready_worker()
+        broker, jobs = self.broker(), honest(range(20))
+        with self.aggregator(broker) as aggregator:
+            self.halfway(aggregator, jobs)
+            services.close_connections()
+
+            def lost() -> bool:
+                """However long it takes, it happens amid jobs."""
+                if not aggregator.held:
+                    jobs.extend(honest([len(jobs)]))
+                    aggregator.submit(jobs[-1])
+                return not broker.connected
+
+            self.step_until(aggregator, "the loss is noticed", lost)
+            aggregator.collect(self.gathered)
+        self.every_job_once(jobs)
+
+    def test_the_worker_is_killed(self) -> None:
+        self.ready_worker()
+        jobs = honest(range(40))
+        with self.aggregator() as aggregator:
+            self.halfway(aggregator, jobs)
+            self.worker.kill()
+            self.worker.start()
+            aggregator.collect(self.gathered)
+        self.every_job_once(jobs)
+
+    def test_redis_is_stopped(self) -> None:
+        self.ready_worker()
+        with self.aggregator(self.broker(own_queue=f"{self.namespace}.waits")) as waiting:
+            services.stop_redis()
+            self.addCleanup(self.restart_redis)
+            with self.assertRaises(FleetUnknown):
+                self.fleet.capacity(VERSION)
+            code, out, err = self.run_command("status")
+            self.assertEqual((code, out), (69, "unknown\n"), err)
+            waiting.submit(Job("waits"))
+            for _ in range(10):
+                waiting.step(self.gathered)
+            self.assertEqual(waiting.held, 1)
+            self.submit_all_the_same()
+            self.restart_redis()
+            waiting.collect(self.gathered)
+        self.assertEqual(self.gathered.names, ["goes-on", "waits"])
+
+    def submit_all_the_same(self) -> None:
+        broker = self.broker(own_queue=f"{self.namespace}.goes-on")
+        with self.aggregator(broker, outstanding_without_heartbeats=4) as going_on:
+            going_on.submit(Job("goes-on"))
+            going_on.collect(self.gathered)
+
+    def restart_redis(self) -> None:
+        try:
+            self.fleet.workers()
+        except FleetUnknown:
+            services.start_redis()
+
+
+class Refusals(Live):
+    """What the broker does not take is an exception with a sentence. No worker is needed."""
+
+    def test_without_a_queue_a_job_is_unroutable(self) -> None:
+        with self.assertRaisesRegex(Unroutable, "no exchange .*scorer topology --declare"):
+            self.publish()
+        with self.channel() as channel:
+            channel.exchange_declare(f"{self.namespace}.jobs", "direct")
+            with self.assertRaisesRegex(Unroutable, "no queue gets jobs for tinylm"):
+                self.publish()
+            channel.exchange_delete(f"{self.namespace}.jobs")
+
+    def test_a_full_queue_refuses(self) -> None:
+        with self.channel() as channel:
+            channel.exchange_declare(f"{self.namespace}.jobs", "direct")
+            full = {"x-max-length": 1, "x-overflow": "reject-publish"}
+            queue = channel.queue_declare("", exclusive=True, arguments=full).method.queue
+            channel.queue_bind(queue, f"{self.namespace}.jobs", MODEL)
+            self.publish()
+            with self.assertRaisesRegex(Nacked, "Job name was not taken: the queue .* refuses it"):
+                self.publish()
+            channel.exchange_delete(f"{self.namespace}.jobs")
+
+    def publish(self) -> None:
+        broker = self.broker()
+        broker.connect()
+        try:
+            broker.publish("name", "application/msgpack", b"body")
+        finally:
+            broker.close()
+
+
+class Command(Live):
+    def test_score_finds_a_copy_and_says_what_was_not_scored(self) -> None:
+        self.ready_worker()
+        with tempfile.TemporaryDirectory() as folder:
+            original, stranger = (CASES.parent / cases[name]["file"] for name in ("difference-few-steps", "noise-small"))
+            copy, broken = pathlib.Path(folder, "copy.json"), pathlib.Path(folder, "broken.json")
+            copy.write_text(json.dumps(dict(reversed(json.loads(original.read_text()).items()))))
+            broken.write_text("no candidate")
+            files = [str(path) for path in (original, copy, stranger)]
+            options = ["--format", "binary_v2", "--semantics", "param_diff", "--compression", "zstd"]
+            code, out, err = self.run_command("score", *files, *options)
+            self.assertEqual((code, err), (0, ""), out)
+            self.assertEqual(out.count("scored  delta"), 3, out)
+            alike = [line for line in out.splitlines() if line.startswith("alike")]
+            self.assertEqual(alike, [f"alike  {original}  {copy}  1.00 of the changed weights are the same"])
+            code, out, err = self.run_command("score", str(broken), *options)
+            self.assertEqual(code, 1, err)
+            self.assertRegex(out, "broken.json  rejected  candidate_malformed: ")
+
+    def test_status_has_a_line_for_every_worker(self) -> None:
+        self.assertEqual(self.run_command("status")[:2], (1, ""))
+        self.ready_worker()
+        code, out, err = self.run_command("status")
+        self.assertEqual((code, err), (0, ""))
+        self.assertRegex(out, r"^w1  ready/serving  accepting  v7  holds 0  \d+ ms ago\n$")
+
+
+if __name__ == "__main__":
+    unittest.main()
