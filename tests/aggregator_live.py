@@ -34,7 +34,7 @@ from aggregator.jobs import Candidate, Job  # noqa: E402
 from aggregator.outcomes import Answer, Outcome, TimedOut  # noqa: E402
 from aggregator.results import Loss, Refusal, Result, Score  # noqa: E402
 from aggregator.settings import Settings  # noqa: E402
-from aggregator_stack import CASES, MODEL, SOON_S, VERSION, Binary, Services, eventually  # noqa: E402
+from live_stack import CASES, MODEL, SOON_S, VERSION, Binary, Services, eventually  # noqa: E402
 
 cases = {case["name"]: case for case in json.loads(CASES.read_text())["cases"]}
 services: Services

@@ -249,6 +249,7 @@ impl Change {
         let field = |name: &str| entry.fields.get(name).cloned().unwrap_or_default();
         let text = match entry.fields.get("command") {
             Some(command) => format!("{command}: {} {}", field("outcome"), field("message")),
+            None if field("from") == field("to") => format!("{} ({})", field("to"), field("detail")),
             None => format!("{} → {} ({})", field("from"), field("to"), field("detail")),
         };
         Self {

@@ -40,8 +40,9 @@ function drawing(label, height = 120) {
 // Curves over time, each a list of numbers or null; the label says the last and the largest for who cannot see them.
 function curves(place, points, series, unit) {
   const most = Math.max(1e-9, ...series.flatMap(({ of }) => points.map((point) => of(point) ?? 0)));
-  const told = series.map(({ name, of }) => `${name} ${round(of(points.at(-1)))} now`).join(", ");
-  const svg = drawing(`${told}; at most ${round(most)} ${unit} in the last ${age(points.at(-1).at_ms - points[0].at_ms)}`);
+  const now = series.map(({ name, of }) => `${name} ${round(of(points.at(-1)))} now`).join(", ");
+  const told = `${now}; at most ${round(most)} ${unit} in the last ${age(points.at(-1).at_ms - points[0].at_ms)}`;
+  const svg = drawing(told);
   const x = (at) => (points.length < 2 ? 0 : (600 * at) / (points.length - 1));
   const y = (value) => 110 - (100 * value) / most;
   svg.append(shape("line", { class: "axis", x1: 0, x2: 600, y1: 110, y2: 110 }));
@@ -63,12 +64,14 @@ function sparkline(rates) {
 
 function histogram(place, values) {
   if (!values.length) return place.replaceChildren(element("p", "No candidate was scored since this page's server began.", { class: "since" }));
-  const least = Math.min(...values), most = Math.max(...values), bins = 30;
+  // What is far out is counted at the ends, or one candidate that ruins the model would hide all others.
+  const sorted = [...values].sort((a, b) => a - b), at = (share) => sorted[Math.floor(share * (sorted.length - 1))];
+  const least = at(0.05), most = at(0.95), bins = 30;
   const width = (most - least) / bins || 1;
   const counts = new Array(bins).fill(0);
-  for (const value of values) counts[Math.min(bins - 1, Math.floor((value - least) / width))] += 1;
+  for (const value of values) counts[Math.max(0, Math.min(bins - 1, Math.floor((value - least) / width)))] += 1;
   const better = values.filter((value) => value > 0).length;
-  const told = `${values.length} candidates: ${better} lower the loss; from ${least.toPrecision(3)} to ${most.toPrecision(3)}`;
+  const told = `${values.length} candidates: ${better} lower the loss; nine in ten lie from ${least.toPrecision(3)} to ${most.toPrecision(3)}`;
   const svg = drawing(told), tallest = Math.max(...counts);
   counts.forEach((count, at) => {
     const height = (100 * count) / tallest, middle = least + (at + 0.5) * width;
@@ -84,7 +87,7 @@ function rollout(place, points) {
     const counts = points.map((point) => point.versions[version] ?? 0), most = Math.max(1, ...counts);
     const told = `version ${version}: ${counts.at(-1)} workers now, at most ${most}`;
     const svg = drawing(told, 24);
-    svg.setAttribute("style", "height:1.5rem");
+    svg.classList.add("band");
     counts.forEach((count, at) => {
       const width = 600 / counts.length, height = (20 * count) / most;
       if (count) svg.append(shape("rect", { class: "bar", x: at * width, width: width + 0.5, y: 22 - height, height }));
@@ -171,7 +174,7 @@ function history() {
 
 function verdicts() {
   const since = page.watching_since_ms;
-  document.querySelector(".since").textContent = since ? `since ${clock(since)}` : "not watched: the broker is away";
+  byId("verdicts-since").textContent = since ? `since ${clock(since)}` : "not watched: the broker is away";
   const counts = Object.entries(page.verdicts).sort((a, b) => b[1] - a[1]);
   const all = counts.reduce((sum, [, count]) => sum + count, 0);
   byId("verdicts").replaceChildren(...counts.map(([code, count]) => {

@@ -1,4 +1,4 @@
-"""The RabbitMQ, the Redis and the workers of the aggregator's live tests, to be broken and mended."""
+"""The RabbitMQ, the Redis and the workers of the live tests, to be broken and mended."""
 
 import os
 import pathlib
@@ -132,7 +132,8 @@ class Binary:
         named = ["--name", MODEL, "--version", str(VERSION), "--out", self._package]
         subprocess.run([self._path, "package", *inputs, *named], check=True, stdout=subprocess.DEVNULL, env=self._environment())
 
-    def worker(self, namespace: str, id: str = "w1") -> "Worker":
+    def worker(self, namespace: str, id: str = "w1", **changed: str) -> "Worker":
+        """A changed setting is written with two underscores for the dot."""
         settings = {
             "model.dir": self._package,
             "model.state_dir": self._services.folder / f"state-{namespace}",
@@ -143,9 +144,14 @@ class Binary:
             "engine.threads": "1",
             "candidates.allow": f'["file://{ROOT}/tests/model/"]',
             "worker.id": id,
-        }
+        } | {key.replace("__", "."): value for key, value in changed.items()}
         words = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
         return Worker([self._path, "run", *words], self._environment(), self._services.folder / f"{namespace}-{id}.log")
+
+    def dashboard(self, namespace: str) -> "Dashboard":
+        settings = {"model.name": MODEL, "amqp.namespace": namespace, "redis.namespace": namespace}
+        words = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+        return Dashboard([self._path, "dashboard", "--listen", "127.0.0.1:0", *words], self._environment())
 
     def _environment(self) -> dict[str, str]:
         own = {name: value for name, value in os.environ.items() if not name.startswith("SCORER_")}
@@ -174,3 +180,19 @@ class Worker:
 
     def last_words(self) -> str:
         return self._log.read_text(errors="replace")[-3000:] if self._log.exists() else "(no log)"
+
+
+class Dashboard:
+    """A running `scorer dashboard`."""
+
+    def __init__(self, command: list[str], environment: dict[str, str]) -> None:
+        quiet = subprocess.DEVNULL
+        self._process = subprocess.Popen(command, env=environment, stdin=quiet, stdout=subprocess.PIPE, stderr=quiet, text=True)
+        assert self._process.stdout is not None
+        self.url = self._process.stdout.readline().strip()
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        assert self._process.stdout is not None
+        self._process.stdout.close()

@@ -1,0 +1,33 @@
+//! Programs in Python against the real binary: the aggregator, the page in a browser, the users of the services.
+//! One after the other: each starts services of its own.
+
+#![expect(clippy::expect_used, reason = "a test fails by panicking")]
+
+use std::path::Path;
+use std::process::Command;
+use std::sync::Mutex;
+
+/// Runs a program of `tests`; its own words say what failed.
+fn passes(program: &str) {
+    static ONE: Mutex<()> = Mutex::new(());
+    let _one = ONE.lock();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let output = Command::new("python3")
+        .arg(root.join("tests").join(program))
+        .env("WORKER_BINARY", env!("CARGO_BIN_EXE_scorer"))
+        .current_dir(root)
+        .output()
+        .expect("a python3, see ops/setup");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{program}:\n{said}");
+}
+
+#[test]
+fn the_aggregator_in_python_loses_nothing_and_answers_once() {
+    passes("aggregator_live.py");
+}
+
+#[test]
+fn the_dashboard_is_for_everybody() {
+    passes("dashboard_live.py");
+}
