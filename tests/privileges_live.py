@@ -302,6 +302,11 @@ class TheFleetWorks(Case):
         for words in (["topology", "--declare"], ["submit", "--jobs", str(file), "--wait", "--json"], ["ctl", "rewarm"]):
             answer = self.worker.command("operator", *words)
             self.assertEqual(answer.returncode, 0, f"{words}: {answer.stderr}")
+        # The demonstration, under a name space of its own that it deletes.
+        declared = self.worker.command("operator", "topology", "--declare", "--set", "amqp.namespace=scorer-demo-1")
+        self.assertEqual(declared.returncode, 0, declared.stderr)
+        demo = [sys.executable, "ops/demo_services.py", "delete", "scorer-demo-1", MODEL]
+        subprocess.run(demo, cwd=ROOT, env=self.worker.environment("operator"), check=True)
         with self.assertRaises(urllib.error.HTTPError) as raised:
             self.api("operator", "users/worker", method="DELETE")
         self.assertEqual(raised.exception.code, 401)
