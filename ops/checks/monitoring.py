@@ -1,0 +1,162 @@
+"""ops/prometheus and ops/grafana: every alert is tested and explained, every metric is one that somebody exports."""
+
+import json
+import re
+import sys
+import tempfile
+
+import yaml
+
+from .common import METRICS_PORT, ROOT, run, within
+
+ALERTS = ROOT / "ops/prometheus/alerts.yml"
+TESTS = ROOT / "ops/prometheus/alerts_test.yml"
+SCRAPES = ROOT / "ops/prometheus/prometheus.yml"
+DASHBOARD = ROOT / "ops/grafana/dashboard.json"
+PROVISIONING = ROOT / "ops/grafana/provisioning"
+RUNBOOK = ROOT / "ops/runbook.md"
+WORKER = ROOT / "src/metrics.rs"
+PROMTOOL = "run ops/setup promtool, or ops/test, which does"
+
+# Of RabbitMQ's plugin and of Prometheus itself; tests/privileges_live.py sees the former on a real broker.
+FOREIGN = {"rabbitmq_queue_messages_ready", "rabbitmq_queue_consumers"}
+
+# What the worker is going to export; once src/metrics.rs is there, it alone counts.
+AWAITED = """
+    scorer_build_info scorer_state scorer_state_detail scorer_ready scorer_state_change_timestamp_seconds scorer_model_version
+    scorer_broker_connected scorer_broker_consuming scorer_broker_blocked scorer_jobs_in_flight scorer_jobs_buffered
+    scorer_jobs_total scorer_jobs_duplicates_total scorer_jobs_redelivered_total scorer_jobs_retried_total
+    scorer_jobs_parked_total scorer_job_duration_seconds scorer_stage_duration_seconds scorer_confirm_duration_seconds
+    scorer_confirms_total scorer_device_busy_seconds_total scorer_warmups_total scorer_heartbeats_total
+    process_resident_memory_bytes process_start_time_seconds
+""".split()
+
+
+def exported():
+    """The names in the worker's source, and what a histogram makes of one."""
+    names = set(re.findall(r'"((?:scorer|process)_\w+)"', WORKER.read_text())) if WORKER.is_file() else set(AWAITED)
+    return names | FOREIGN | {name + part for name in names for part in ("_bucket", "_sum", "_count") if "_seconds" in name}
+
+
+def used(text):
+    """Metrics in an expression or in a text with one."""
+    return set(re.findall(r"\b(?:scorer|process|rabbitmq)_\w+", text))
+
+
+def rules():
+    for group in yaml.safe_load(ALERTS.read_text())["groups"]:
+        yield from group["rules"]
+
+
+def problems():
+    yield from alert_problems()
+    yield from test_problems()
+    yield from scrape_problems()
+    yield from dashboard_problems()
+    for words in (("check", "rules", ALERTS), ("test", "rules", TESTS), ("check", "config", SCRAPES)):
+        if said := run("promtool", *words, hint=PROMTOOL):
+            yield f"{within(words[-1])}: promtool {words[0]} {words[1]}: {said}"
+
+
+def alert_problems():
+    where, known = within(ALERTS), exported()
+    if not RUNBOOK.is_file():
+        print(f"    skipped: {within(RUNBOOK)} is not there, so no alert is looked up in it", file=sys.stderr)
+    headings = set(re.findall(r"^#+ (\w+)$", RUNBOOK.read_text(), re.MULTILINE)) if RUNBOOK.is_file() else set()
+    seen = set()
+    for rule in rules():
+        name, notes = rule["alert"], rule.get("annotations", {})
+        if name in seen:
+            yield f"{where}: the alert {name} is there twice: rename one"
+        seen.add(name)
+        if not re.fullmatch(r"Scorer([A-Z][a-z]+)+", name):
+            yield f"{where}: the alert {name} must be named ScorerInCamelCase"
+        if rule.get("labels", {}).get("severity") not in ("page", "ticket"):
+            yield f"{where}: the alert {name} needs labels.severity, page or ticket"
+        for note in {"summary", "description", "runbook"} - set(notes):
+            yield f"{where}: the alert {name} needs annotations.{note}"
+        if notes.get("runbook") != f"{within(RUNBOOK)}#{name.lower()}":
+            yield f"{where}: the alert {name} must point to {within(RUNBOOK)}#{name.lower()}"
+        if RUNBOOK.is_file() and name not in headings:
+            yield f"{within(RUNBOOK)}: there is no heading '### {name}': say there what to do about it"
+        for metric in used(rule["expr"] + notes.get("description", "")) - known:
+            yield f"{where}: the alert {name} uses {metric}, which nobody exports: correct it, or add it to {within(WORKER)}"
+
+
+def test_problems():
+    """Each alert must fire once and be silent once."""
+    where = within(TESTS)
+    cases = [case for test in yaml.safe_load(TESTS.read_text())["tests"] for case in test["alert_rule_test"]]
+    fire = {case["alertname"] for case in cases if case.get("exp_alerts")}
+    silent = {case["alertname"] for case in cases if not case.get("exp_alerts")}
+    names = {rule["alert"] for rule in rules()}
+    for name in sorted(names - fire):
+        yield f"{where}: no case in which {name} fires"
+    for name in sorted(names - silent):
+        yield f"{where}: no case in which {name} is silent"
+    for name in sorted((fire | silent) - names):
+        yield f"{where}: {name} is tested and is no alert of {within(ALERTS)}"
+
+
+def scrape_problems():
+    where, config = within(SCRAPES), yaml.safe_load(SCRAPES.read_text())
+    jobs = {job["job_name"]: job for job in config["scrape_configs"]}
+    for rule in rules():
+        for name in set(re.findall(r'job="(\w+)"', rule["expr"])) - set(jobs):
+            yield f"{where}: the alert {rule['alert']} looks at the job '{name}', which is not scraped"
+    for file in config["rule_files"]:
+        if not (SCRAPES.parent / file).is_file():
+            yield f"{where}: rule_files names {file}, which is not there"
+    ports = {sd["port"] for sd in jobs.get("scorer", {}).get("dns_sd_configs", [])}
+    if ports != {METRICS_PORT}:
+        yield f"{where}: the workers' port must be {METRICS_PORT}, as in docker-compose.yml"
+    # The plain path adds the queues up and leaves out their names.
+    if jobs.get("rabbitmq", {}).get("metrics_path") != "/metrics/per-object":
+        yield f"{where}: the job rabbitmq must ask for /metrics/per-object"
+
+
+def dashboard_problems():
+    where, board, known = within(DASHBOARD), json.loads(DASHBOARD.read_text()), exported()
+    sources = [yaml.safe_load(path.read_text()) for path in sorted(PROVISIONING.glob("datasources/*.yml"))]
+    uids = {source["uid"] for file in sources for source in file["datasources"]}
+    for uid in sorted(set(datasources(board)) - uids):
+        yield f"{where}: the data source '{uid}' is not one of {within(PROVISIONING)}: {', '.join(sorted(uids))}"
+    if not (board.get("uid") and board.get("title")):
+        yield f"{where}: needs uid and title"
+    ids = [panel["id"] for panel in board["panels"]]
+    if len(ids) != len(set(ids)):
+        yield f"{where}: two panels have the same id"
+    for title, expression in expressions(board):
+        for metric in used(expression) - known:
+            yield f"{where}: the panel '{title}' uses {metric}, which nobody exports"
+    if said := parse_all(expression for _, expression in expressions(board)):
+        yield f"{where}: promtool check rules: {said}"
+
+
+def datasources(value):
+    """Every uid of a data source, however deep."""
+    if isinstance(value, dict):
+        if isinstance(value.get("datasource"), dict):
+            yield value["datasource"]["uid"]
+        value = list(value.values())
+    if isinstance(value, list):
+        for item in value:
+            yield from datasources(item)
+
+
+def expressions(board):
+    for panel in board["panels"]:
+        for target in panel.get("targets", []):
+            yield panel["title"], target["expr"]
+    for note in board["annotations"]["list"]:
+        yield note["name"], note["expr"]
+
+
+def parse_all(queries):
+    """Prometheus' own parser sees the panels' queries as rules, Grafana's variables filled in."""
+    filled = (query.replace("$__rate_interval", "5m").replace("$job", ".*").replace("$instance", ".*") for query in queries)
+    recorded = [{"record": f"panel_{number}", "expr": query} for number, query in enumerate(filled)]
+    with tempfile.NamedTemporaryFile("w", suffix=".yml") as file:
+        yaml.safe_dump({"groups": [{"name": "dashboard", "rules": recorded}]}, file)
+        file.flush()
+        return run("promtool", "check", "rules", file.name, hint=PROMTOOL)
