@@ -27,6 +27,9 @@ pub enum BrokerError {
     /// There is no such queue or exchange; the link is sound.
     #[error("RabbitMQ: {0}")]
     Missing(String),
+    /// We may not do that; the link is sound.
+    #[error("RabbitMQ: {0}")]
+    Forbidden(String),
     /// Anything else, a call that took too long included.
     #[error("RabbitMQ: {0}")]
     Failed(String),

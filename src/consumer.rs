@@ -271,7 +271,10 @@ impl Serving {
                 self.link.declare(&self.topology).await?;
                 self.link.consume(&queue, tag, prefetch).await
             }
-            consumed @ (Ok(_) | Err(BrokerError::Differs(_) | BrokerError::Failed(_))) => consumed,
+            consumed @ (Ok(_)
+            | Err(
+                BrokerError::Differs(_) | BrokerError::Forbidden(_) | BrokerError::Failed(_),
+            )) => consumed,
         }
     }
 

@@ -160,11 +160,12 @@ async fn watch_results(config: Config, board: Board) {
             match subscribe(&config, &topology).await {
                 Ok(watching) => {
                     backoff.reset();
-                    board.history().watches(Some(unix_ms()));
+                    board.history().watches(Ok(unix_ms()));
                     watching.follow(&board).await;
-                    board.history().watches(None);
+                    let why = "the link to RabbitMQ is lost".to_owned();
+                    board.history().watches(Err(why));
                 }
-                Err(error) => tracing::warn!(%error, "results are not seen"),
+                Err(error) => board.history().watches(Err(error.to_string())),
             }
         }
         tokio::time::sleep(backoff.wait()).await;

@@ -103,6 +103,21 @@ fn buckets() -> prometheus::Result<Vec<f64>> {
 
 impl Metrics {
     fn new() -> prometheus::Result<Self> {
+        let metrics = Self::empty()?;
+        // A series that begins with its first event has no zero to rise from.
+        for outcome in ["confirmed", "refused", "lost"] {
+            metrics.confirms.with_label_values(&[outcome]);
+        }
+        for outcome in ["succeeded", "failed"] {
+            metrics.warmups.with_label_values(&[outcome]);
+        }
+        for outcome in ["written", "failed"] {
+            metrics.heartbeats.with_label_values(&[outcome]);
+        }
+        Ok(metrics)
+    }
+
+    fn empty() -> prometheus::Result<Self> {
         let registry = Registry::new();
         let make = Maker(&registry);
         let stages = HistogramOpts::new(

@@ -31,3 +31,8 @@ fn the_aggregator_in_python_loses_nothing_and_answers_once() {
 fn the_dashboard_is_for_everybody() {
     passes("dashboard_live.py");
 }
+
+#[test]
+fn every_user_of_the_services_can_do_its_work_and_nothing_more() {
+    passes("privileges_live.py");
+}

@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 import tempfile
 
 import yaml
@@ -21,20 +20,10 @@ PROMTOOL = "run ops/setup promtool, or ops/test, which does"
 # Of RabbitMQ's plugin and of Prometheus itself; tests/privileges_live.py sees the former on a real broker.
 FOREIGN = {"rabbitmq_queue_messages_ready", "rabbitmq_queue_consumers"}
 
-# What the worker is going to export; once src/metrics.rs is there, it alone counts.
-AWAITED = """
-    scorer_build_info scorer_state scorer_state_detail scorer_ready scorer_state_change_timestamp_seconds scorer_model_version
-    scorer_broker_connected scorer_broker_consuming scorer_broker_blocked scorer_jobs_in_flight scorer_jobs_buffered
-    scorer_jobs_total scorer_jobs_duplicates_total scorer_jobs_redelivered_total scorer_jobs_retried_total
-    scorer_jobs_parked_total scorer_job_duration_seconds scorer_stage_duration_seconds scorer_confirm_duration_seconds
-    scorer_confirms_total scorer_device_busy_seconds_total scorer_warmups_total scorer_heartbeats_total
-    process_resident_memory_bytes process_start_time_seconds
-""".split()
-
 
 def exported():
     """The names in the worker's source, and what a histogram makes of one."""
-    names = set(re.findall(r'"((?:scorer|process)_\w+)"', WORKER.read_text())) if WORKER.is_file() else set(AWAITED)
+    names = set(re.findall(r'"((?:scorer|process)_\w+)"', WORKER.read_text()))
     return names | FOREIGN | {name + part for name in names for part in ("_bucket", "_sum", "_count") if "_seconds" in name}
 
 
@@ -60,9 +49,7 @@ def problems():
 
 def alert_problems():
     where, known = within(ALERTS), exported()
-    if not RUNBOOK.is_file():
-        print(f"    skipped: {within(RUNBOOK)} is not there, so no alert is looked up in it", file=sys.stderr)
-    headings = set(re.findall(r"^#+ (\w+)$", RUNBOOK.read_text(), re.MULTILINE)) if RUNBOOK.is_file() else set()
+    headings = set(re.findall(r"^#+ (\w+)$", RUNBOOK.read_text(), re.MULTILINE))
     seen = set()
     for rule in rules():
         name, notes = rule["alert"], rule.get("annotations", {})
@@ -77,7 +64,7 @@ def alert_problems():
             yield f"{where}: the alert {name} needs annotations.{note}"
         if notes.get("runbook") != f"{within(RUNBOOK)}#{name.lower()}":
             yield f"{where}: the alert {name} must point to {within(RUNBOOK)}#{name.lower()}"
-        if RUNBOOK.is_file() and name not in headings:
+        if name not in headings:
             yield f"{within(RUNBOOK)}: there is no heading '### {name}': say there what to do about it"
         for metric in used(rule["expr"] + notes.get("description", "")) - known:
             yield f"{where}: the alert {name} uses {metric}, which nobody exports: correct it, or add it to {within(WORKER)}"

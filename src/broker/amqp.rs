@@ -53,6 +53,7 @@ fn failed(what: &str, error: &lapin::Error) -> BrokerError {
     match refusal.kind() {
         AMQPErrorKind::Soft(AMQPSoftError::PRECONDITIONFAILED) => BrokerError::Differs(text),
         AMQPErrorKind::Soft(AMQPSoftError::NOTFOUND) => BrokerError::Missing(text),
+        AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED) => BrokerError::Forbidden(text),
         _ => BrokerError::Failed(text),
     }
 }
@@ -187,7 +188,11 @@ impl Link {
                 Ok(Some((found.message_count(), found.consumer_count())))
             }
             Err(BrokerError::Missing(_)) => Ok(None),
-            Err(error @ (BrokerError::Differs(_) | BrokerError::Failed(_))) => Err(error),
+            Err(
+                error @ (BrokerError::Differs(_)
+                | BrokerError::Forbidden(_)
+                | BrokerError::Failed(_)),
+            ) => Err(error),
         }
     }
 
@@ -394,7 +399,10 @@ fn tolerate(name: &str, declared: Result<(), BrokerError>) -> Result<(), BrokerE
             tracing::warn!(%name, "exists with other arguments and is used as it is: {error}");
             Ok(())
         }
-        Ok(()) | Err(BrokerError::Missing(_) | BrokerError::Failed(_)) => declared,
+        Ok(())
+        | Err(BrokerError::Missing(_) | BrokerError::Forbidden(_) | BrokerError::Failed(_)) => {
+            declared
+        }
     }
 }
 
@@ -795,8 +803,13 @@ mod tests {
         let missing = failed("q", &soft(AMQPSoftError::NOTFOUND));
         assert!(matches!(missing, BrokerError::Missing(_)), "{missing}");
         let text = "PRECONDITION_FAILED - NOT_FOUND";
+        let forbidden = failed("q", &soft(AMQPSoftError::ACCESSREFUSED));
+        assert!(
+            matches!(forbidden, BrokerError::Forbidden(_)),
+            "{forbidden}"
+        );
         for other in [
-            soft(AMQPSoftError::ACCESSREFUSED),
+            soft(AMQPSoftError::RESOURCELOCKED),
             refusal(AMQPErrorKind::Hard(AMQPHardError::NOTALLOWED), text),
             std::io::Error::other(text).into(),
         ] {

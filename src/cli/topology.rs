@@ -1,6 +1,7 @@
 //! `scorer topology`, and the link of every command that needs one.
 
 use super::{Exit, Fault, Outcome, answer, answer_json, model_name};
+use crate::broker::BrokerError;
 use crate::broker::amqp::Link;
 use crate::broker::topology::{Argument, Topology};
 use crate::config::Config;
@@ -12,8 +13,13 @@ pub(super) async fn link(config: &Config, model: &str) -> Result<(Link, Topology
     let link = Link::connect(&config.amqp, "scorer-cli")
         .await
         .map_err(unavailable)?;
-    link.declare(&topology).await.map_err(unavailable)?;
-    Ok((link, topology))
+    match link.declare(&topology).await {
+        // Who may only publish finds out below whether there is somewhere to publish to.
+        Ok(()) | Err(BrokerError::Forbidden(_)) => Ok((link, topology)),
+        Err(
+            error @ (BrokerError::Differs(_) | BrokerError::Missing(_) | BrokerError::Failed(_)),
+        ) => Err(unavailable(error)),
+    }
 }
 
 pub(super) async fn topology(config: &Config, declare: bool, json: bool) -> Outcome {

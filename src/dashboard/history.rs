@@ -34,6 +34,8 @@ pub(super) struct Page {
     points: VecDeque<Point>,
     /// Since when results and parked jobs are seen.
     watching_since_ms: Option<u64>,
+    /// Why they are not.
+    unwatched: Option<String>,
     verdicts: BTreeMap<String, u64>,
     deltas: VecDeque<f64>,
     events: VecDeque<Change>,
@@ -194,9 +196,12 @@ impl History {
         keep(&mut self.page.events, EVENTS);
     }
 
-    /// From now on results and parked jobs are seen; null = not any more.
-    pub(super) fn watches(&mut self, since_ms: Option<u64>) {
-        self.page.watching_since_ms = since_ms;
+    /// From now on results and parked jobs are seen; or why they are not.
+    pub(super) fn watches(&mut self, since_ms: Result<u64, String>) {
+        (self.page.watching_since_ms, self.page.unwatched) = match since_ms {
+            Ok(since_ms) => (Some(since_ms), None),
+            Err(why) => (None, Some(why)),
+        };
     }
 
     /// A result went by.
@@ -249,7 +254,9 @@ impl Change {
         let field = |name: &str| entry.fields.get(name).cloned().unwrap_or_default();
         let text = match entry.fields.get("command") {
             Some(command) => format!("{command}: {} {}", field("outcome"), field("message")),
-            None if field("from") == field("to") => format!("{} ({})", field("to"), field("detail")),
+            None if field("from") == field("to") => {
+                format!("{} ({})", field("to"), field("detail"))
+            }
             None => format!("{} → {} ({})", field("from"), field("to"), field("detail")),
         };
         Self {

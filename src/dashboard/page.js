@@ -174,7 +174,7 @@ function history() {
 
 function verdicts() {
   const since = page.watching_since_ms;
-  byId("verdicts-since").textContent = since ? `since ${clock(since)}` : "not watched: the broker is away";
+  byId("verdicts-since").textContent = since ? `since ${clock(since)}` : `not watched: ${page.unwatched ?? "not yet"}`;
   const counts = Object.entries(page.verdicts).sort((a, b) => b[1] - a[1]);
   const all = counts.reduce((sum, [, count]) => sum + count, 0);
   byId("verdicts").replaceChildren(...counts.map(([code, count]) => {
@@ -186,7 +186,8 @@ function verdicts() {
 
 function parked() {
   const count = page.queues ? page.queues.dead : "an unknown number of";
-  byId("parked-count").textContent = `${count} parked; below are those since ${page.watching_since_ms ? clock(page.watching_since_ms) : "the broker was last here"}, the others are in scorer dead list.`;
+  const since = page.watching_since_ms ? `below are those since ${clock(page.watching_since_ms)}` : `not watched: ${page.unwatched ?? "not yet"}`;
+  byId("parked-count").textContent = `${count} parked; ${since}; scorer dead list shows all.`;
   byId("parked").replaceChildren(...[...page.parked].reverse().map((job) => line(job.at_ms, job.submission_id, job.code, job.message, job.worker)));
 }
 
