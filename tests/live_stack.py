@@ -44,7 +44,8 @@ class Services:
         urls = dict(line.removeprefix("export ").split("=", 1) for line in printed.splitlines())
         self.amqp = shlex.split(urls["SCORER_AMQP__URL"])[0]
         self.redis = shlex.split(urls["SCORER_REDIS__URL"])[0]
-        self._amqp_port, _, _, self._redis_port = map(int, (self._directory / "ports").read_text().split())
+        ports = map(int, (self._directory / "ports").read_text().split())
+        self._amqp_port, _, _, self._redis_port, *_ = ports
         self._closing: list[subprocess.Popen[bytes]] = []
 
     @property

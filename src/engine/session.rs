@@ -201,7 +201,11 @@ fn environment(
         ))
     };
     let builder = ort::init_from(&path).map_err(|e| fail(&e))?;
-    let environment = builder.with_name("scorer").build().map_err(|e| fail(&e))?;
+    let environment = builder
+        .with_name("scorer")
+        .with_telemetry(false)
+        .build()
+        .map_err(|e| fail(&e))?;
     Ok(ENVIRONMENT.get_or_init(|| environment))
 }
 
