@@ -77,7 +77,7 @@ impl State {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[expect(
     missing_docs,
-    reason = "the words are the contract's; the README's troubleshooting explains each"
+    reason = "the words are the contract's; ops/runbook.md explains each"
 )]
 pub enum Detail {
     Initializing,

@@ -2,15 +2,15 @@
 
 use std::process::Command;
 
-use super::support::jobs::honest;
+use super::support::jobs::{cases, honest};
 use super::support::package::{MODEL, VERSION};
 use super::support::stack::Stack;
 
-fn printed() -> &'static str {
+fn printed(name: &str) -> &'static str {
     let readme = include_str!("../../README.md");
-    let begins = "```python\n# aggregator.py\n";
+    let begins = format!("```python\n# {name}");
     let start = readme
-        .find(begins)
+        .find(&begins)
         .expect("the README has a Python aggregator");
     let rest = &readme[start + "```python\n".len()..];
     &rest[..rest.find("\n```").expect("its block ends")]
@@ -24,7 +24,7 @@ fn the_readmes_python_aggregator_gets_its_verdict() {
     let case = honest();
     let rate = case.learning_rate.expect("a gradient has a rate");
     let ran = Command::new("python3")
-        .args(["-c", printed()])
+        .args(["-c", printed("aggregator.py")])
         .env("SCORER_AMQP__URL", stack.rabbit.url())
         .env("SCORER_REDIS__URL", stack.redis.url())
         .env("SCORER_NAMESPACE", &stack.namespace)
@@ -45,4 +45,37 @@ fn the_readmes_python_aggregator_gets_its_verdict() {
     let words: Vec<&str> = out.split_whitespace().collect();
     assert_eq!(words[1], "scored", "{out}");
     assert!(words[2].parse::<f64>().expect("a number") > 0.0, "{out}");
+}
+
+/// The package of `ops/aggregator`, used as the README says.
+#[test]
+fn the_readmes_program_that_scores_files_prints_every_verdict() {
+    let stack = Stack::shared();
+    let worker = stack.worker("w1");
+    worker.ready();
+    let difference = cases().iter().find(|case| {
+        case.semantics.as_deref() == Some("param_diff")
+            && case.format.as_deref() == Some("binary_v2")
+            && case.expect["status"] == "scored"
+    });
+    let difference = difference.expect("a difference that is scored");
+    // The program names no namespace, so the defaults have to be ours.
+    let program = printed("score_files.py").replace(
+        "URL\"], model)",
+        &format!("URL\"], model, \"{}\")", stack.namespace),
+    );
+    let ran = Command::new("python3")
+        .args(["-c", &program, MODEL, &VERSION.to_string()])
+        .arg(difference.path())
+        .env("PYTHONPATH", concat!(env!("CARGO_MANIFEST_DIR"), "/ops"))
+        .env("SCORER_AMQP__URL", stack.rabbit.url())
+        .env("SCORER_REDIS__URL", stack.redis.url())
+        .output()
+        .expect("python3 runs");
+    let (out, err) = (
+        String::from_utf8_lossy(&ran.stdout),
+        String::from_utf8_lossy(&ran.stderr),
+    );
+    assert!(ran.status.success(), "{err}");
+    assert!(out.contains(" scored "), "{out} {err}");
 }
