@@ -27,7 +27,6 @@ use crate::broker::topology::Topology;
 use crate::clock::unix_ms;
 use crate::config::Config;
 use crate::fleet::Observer;
-use crate::job::Encoding;
 use crate::result::ResultMessage;
 use crate::retry::Backoff;
 
@@ -198,7 +197,7 @@ impl Watching {
             tokio::select! {
                 Some(delivery) = self.results.next() => {
                     let encoding = delivery.properties.encoding();
-                    if let Some(result) = result(&delivery.body, encoding) {
+                    if let Ok(result) = ResultMessage::decode(&delivery.body, encoding) {
                         board.history().judge(&result);
                     }
                 }
@@ -207,13 +206,6 @@ impl Watching {
                 else => return self.link.close().await,
             }
         }
-    }
-}
-
-fn result(body: &[u8], encoding: Encoding) -> Option<ResultMessage> {
-    match encoding {
-        Encoding::Json => serde_json::from_slice(body).ok(),
-        Encoding::MessagePack => rmp_serde::from_slice(body).ok(),
     }
 }
 

@@ -11,6 +11,7 @@ pub mod bench;
 pub mod broker;
 pub mod candidate;
 pub mod cli;
+pub mod client;
 pub mod clock;
 pub mod config;
 pub mod consumer;

@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 
 use crate::failure::{Code, ErrorBody, Failure, Status};
 use crate::job::message::V1;
-use crate::job::{Candidate, Kind};
+use crate::job::{Candidate, Encoding, Kind};
 
 /// A result message.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -251,6 +251,17 @@ impl ResultMessage {
             self.model_version,
             self.status.as_str()
         )
+    }
+
+    /// Reads what a worker has published.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn decode(body: &[u8], encoding: Encoding) -> Result<Self, String> {
+        match encoding {
+            Encoding::Json => serde_json::from_slice(body).map_err(|e| e.to_string()),
+            Encoding::MessagePack => rmp_serde::from_slice(body).map_err(|e| e.to_string()),
+        }
     }
 
     /// The error code, where there is one.

@@ -67,8 +67,8 @@ fn the_lifecycle_is_advanced_by_the_worker_alone() {
 }
 
 #[test]
-fn only_the_consumer_acknowledges_jobs_and_only_a_command_parked_ones() {
-    only_in(".acker.ack()", &["consumer.rs", "cli/dead.rs"]);
+fn only_the_consumer_acknowledges_jobs_a_command_parked_ones_and_the_client_results() {
+    only_in("acker.ack()", &["consumer.rs", "cli/dead.rs", "client.rs"]);
     only_in("acker.hand_back()", &["consumer.rs", "cli/dead.rs"]);
 }
 

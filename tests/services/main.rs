@@ -19,6 +19,7 @@ mod containers;
 #[expect(dead_code, reason = "what the tests of the intake use besides")]
 mod raw;
 
+mod client;
 mod cluster;
 mod commands;
 mod control;

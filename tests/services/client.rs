@@ -1,0 +1,136 @@
+//! The client for aggregators in Rust: every job is answered once, whatever the services do.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use nix::sys::signal::Signal;
+use scorer::client::{Client, SubmitError};
+use scorer::config::{Config, Layers};
+use scorer::job::message::{Blob, CandidateMessage, JobMessage, ScoreMessage, V1};
+use scorer::job::{Format, Semantics, Validation};
+
+use crate::support::aggregator::runtime;
+use crate::support::broker::Rabbit;
+use crate::support::jobs::{Case, honest};
+use crate::support::package::{MODEL, VERSION};
+use crate::support::redis_server::Redis;
+use crate::support::stack::Stack;
+use crate::support::wait::secs;
+
+fn client(stack: &Stack) -> Client {
+    let set = [
+        ("amqp.url", stack.rabbit.url()),
+        ("redis.url", stack.redis.url()),
+        ("amqp.namespace", stack.namespace.clone()),
+        ("redis.namespace", stack.namespace.clone()),
+    ];
+    let set = set.map(|(key, value)| format!("{key}={value}"));
+    let layers = Layers {
+        set: &set,
+        ..Layers::default()
+    };
+    Client::new(Config::load(&layers).expect("a sound configuration"), MODEL)
+}
+
+fn job(case: &Case, id: &str) -> JobMessage {
+    JobMessage::Score(ScoreMessage {
+        v: V1,
+        submission_id: id.to_owned(),
+        model: None,
+        model_version: VERSION,
+        candidate: CandidateMessage {
+            format: Format::BinaryV2,
+            compression: None,
+            semantics: Semantics::Gradient,
+            learning_rate: case.learning_rate,
+            url: None,
+            data: Some(Blob(case.bytes())),
+            sha256: None,
+            size: None,
+        },
+        validation: Some(Validation {
+            nonce: "n".into(),
+            shards: None,
+        }),
+        deadline_ms: None,
+        context: None,
+    })
+}
+
+/// How often each was answered.
+async fn answers(client: &mut Client) -> HashMap<String, usize> {
+    let mut counts: HashMap<String, usize> = HashMap::new();
+    let collecting = async {
+        while let Some(answer) = client.next().await {
+            assert!(answer.asked, "{:?}", answer.result);
+            *counts.entry(answer.result.submission_id).or_default() += 1;
+        }
+    };
+    let ended = tokio::time::timeout(secs(120), collecting).await;
+    ended.expect("every job is answered");
+    counts
+}
+
+#[test]
+fn jobs_wait_for_a_worker_and_every_one_is_answered_once() {
+    let stack = Stack::shared();
+    let mut client = client(&stack);
+    let case = honest();
+    for n in 0..20 {
+        client
+            .submit(&job(case, &format!("job-{n}")))
+            .expect("a job");
+    }
+    let again = client.submit(&job(case, "job-3"));
+    assert_eq!(again, Err(SubmitError::NameTaken("job-3".into())));
+    runtime().block_on(async {
+        // Nobody is there: nothing is published, nothing is answered.
+        let early = tokio::time::timeout(secs(3), client.next()).await;
+        assert!(early.is_err(), "{early:?}");
+    });
+    let aggregator = stack.aggregator();
+    assert_eq!(
+        aggregator.depth(&stack.jobs_queue()),
+        None,
+        "not even a queue is declared"
+    );
+    let worker = stack.worker("w1");
+    worker.ready();
+    let counts = runtime().block_on(answers(&mut client));
+    assert_eq!(counts.len(), 20);
+    assert!(counts.values().all(|count| *count == 1), "{counts:?}");
+    runtime().block_on(client.close());
+    aggregator.expect_empty(&stack.object(&format!("results.{MODEL}")));
+}
+
+#[test]
+fn a_broker_and_a_worker_that_die_cost_no_answer_and_double_none() {
+    let (rabbit, redis) = (Arc::new(Rabbit::started()), Arc::new(Redis::started()));
+    let stack = Stack::on(Arc::clone(&rabbit), redis);
+    let worker = stack.worker("w1");
+    worker.ready();
+    let mut client = client(&stack);
+    for n in 0..60 {
+        client
+            .submit(&job(honest(), &format!("job-{n}")))
+            .expect("a job");
+    }
+    for queue in [stack.jobs_queue(), stack.object(&format!("results.{MODEL}"))] {
+        rabbit.remembers(&queue);
+    }
+    let breaking = std::thread::spawn(move || {
+        rabbit.kill();
+        rabbit.start();
+    });
+    let counts = runtime().block_on(async {
+        let first = client.next().await.expect("an answer");
+        worker.signal(Signal::SIGKILL);
+        let _second = stack.worker("w2");
+        let mut counts = answers(&mut client).await;
+        *counts.entry(first.result.submission_id).or_default() += 1;
+        counts
+    });
+    breaking.join().expect("the broker is back");
+    assert_eq!(counts.len(), 60);
+    assert!(counts.values().all(|count| *count == 1), "{counts:?}");
+}
