@@ -14,8 +14,9 @@ use crate::failure::Status;
 use crate::heartbeat::Vitals;
 use crate::job::{Candidate, Compression, Format, Job, Rule, Semantics, Source, Task, Validation};
 use crate::lifecycle::Detail;
-use crate::package::Objective;
 use crate::package::build::{Recipe, build};
+use crate::package::plan::Plan;
+use crate::package::{Objective, Package};
 use crate::pipeline::{Judged, Pipeline, device_name};
 use crate::result::{Addressee, ResultMessage};
 
@@ -312,14 +313,20 @@ pub(super) fn package(args: &PackageArgs) -> Outcome {
         out: args.out.clone(),
         objective: args.objective(),
     };
-    let built = build(&recipe).map_err(|e| Fault::new(Exit::Data, e))?;
+    let data = |e: &dyn std::fmt::Display| Fault::new(Exit::Data, e);
+    let built = build(&recipe).map_err(|e| data(&e))?;
+    // What a worker would refuse is refused here.
+    let package = Package::load(&args.out, false, &[]).map_err(|e| data(&e))?;
+    let plan = Plan::new(&package.shards, None, "", package.cut());
+    let plan = plan.map_err(|e| data(&format!("{}: {}", args.shards.display(), e.message)))?;
     answer(&format!(
-        "{}: {} version {}, {} tensors ({} renamed or transposed by the exporter), {} shards",
+        "{}: {} version {}, {} tensors ({} renamed or transposed by the exporter), {} shards, {} windows",
         args.out.display(),
         built.manifest.name,
         built.manifest.version,
         built.manifest.tensors.len(),
         built.moved,
-        built.manifest.shards.len()
+        built.manifest.shards.len(),
+        plan.windows.len()
     ))
 }

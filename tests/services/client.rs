@@ -115,7 +115,10 @@ fn a_broker_and_a_worker_that_die_cost_no_answer_and_double_none() {
             .submit(&job(honest(), &format!("job-{n}")))
             .expect("a job");
     }
-    for queue in [stack.jobs_queue(), stack.object(&format!("results.{MODEL}"))] {
+    for queue in [
+        stack.jobs_queue(),
+        stack.object(&format!("results.{MODEL}")),
+    ] {
         rabbit.remembers(&queue);
     }
     let breaking = std::thread::spawn(move || {

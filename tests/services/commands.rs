@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::support::http::{Route, Server};
 use crate::support::jobs::{Case, cases, honest};
-use crate::support::package::{MODEL, VERSION};
+use crate::support::package::{MODEL, VERSION, fixtures};
 use crate::support::process::Folder;
 use crate::support::stack::{Answer, Stack};
 use crate::support::wait::eventually;
@@ -404,4 +404,36 @@ fn bench_reports_every_figure_and_needs_no_service() {
     );
     assert_eq!(report["provider"], "CPUExecutionProvider");
     stack.command_with(settings, &["bench"], "").expect_code(64);
+}
+
+#[test]
+fn a_package_without_a_whole_window_is_refused() {
+    let (stack, folder) = (Stack::shared(), Folder::new("package"));
+    let model = fixtures();
+    let file = |name: &str| model.join(name).display().to_string();
+    let (graph, weights, shards) = (
+        file("graph-named.onnx"),
+        file("checkpoint.safetensors"),
+        file("shards"),
+    );
+    let out = folder.join("out").display().to_string();
+    let mut arguments = vec!["package", "--graph", &graph, "--weights", &weights];
+    arguments.extend([
+        "--shards",
+        &shards,
+        "--name",
+        MODEL,
+        "--version",
+        "1",
+        "--out",
+        &out,
+    ]);
+    arguments.extend(["--window", "1000000"]);
+    let refused = stack.command(&arguments).expect_code(65);
+    assert!(
+        refused.stderr.contains("1000001 tokens of a window"),
+        "{}",
+        refused.stderr
+    );
+    assert!(refused.stderr.contains(&shards), "{}", refused.stderr);
 }
