@@ -63,6 +63,20 @@ impl Properties {
         Encoding::from_content_type(self.content_type.as_deref())
     }
 
+    /// A text header.
+    pub fn header(&self, name: &str) -> Option<String> {
+        let mut headers = self.headers.iter();
+        headers
+            .find(|(n, _)| n == name)
+            .map(|(_, text)| text.clone())
+    }
+
+    /// Why a parked job was parked: our code, else what the broker itself gave up for.
+    pub fn parked_for(&self) -> Option<String> {
+        self.header("x-error-code")
+            .or_else(|| self.header("x-first-death-reason"))
+    }
+
     /// Trace headers, to be passed on.
     pub fn trace_headers(&self) -> Vec<(String, String)> {
         let is_trace = |name: &str| name == "traceparent" || name == "tracestate";

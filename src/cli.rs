@@ -238,6 +238,17 @@ fn answer(text: &str) -> Outcome {
     }
 }
 
+/// Says on a terminal what is waited for, and for how long; elsewhere nothing.
+fn busy(with: String) -> indicatif::ProgressBar {
+    let style = indicatif::ProgressStyle::with_template("{spinner} {msg}, {elapsed}");
+    let bar = indicatif::ProgressBar::new_spinner().with_message(with);
+    bar.enable_steady_tick(std::time::Duration::from_millis(200));
+    match style {
+        Ok(style) => bar.with_style(style),
+        Err(_) => bar,
+    }
+}
+
 fn answer_json(value: &impl serde::Serialize) -> Outcome {
     answer(&serde_json::to_string_pretty(value).map_err(Fault::internal)?)
 }

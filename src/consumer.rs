@@ -668,6 +668,8 @@ impl Serving {
             submission_id = message.submission_id,
             status = message.status.as_str(),
             code = message.code().map(Code::as_str),
+            model_version = message.model_version,
+            delta = message.delta(),
             attempt = message.attempt,
             duration_ms = millis,
             "job answered"

@@ -211,23 +211,15 @@ impl Watching {
 
 fn parked(delivery: &Delivery) -> Parked {
     let properties = &delivery.properties;
-    let header = |name: &str| {
-        let mut headers = properties.headers.iter();
-        headers
-            .find(|(n, _)| n == name)
-            .map(|(_, text)| text.clone())
-    };
     let id = properties
         .correlation_id
         .clone()
         .or_else(|| properties.message_id.clone());
     Parked {
         submission_id: id.unwrap_or_default(),
-        code: header("x-error-code")
-            .or_else(|| header("x-first-death-reason"))
-            .unwrap_or_default(),
-        message: header("x-error-message").unwrap_or_default(),
-        worker: header("x-worker-id").unwrap_or_default(),
+        code: properties.parked_for().unwrap_or_default(),
+        message: properties.header("x-error-message").unwrap_or_default(),
+        worker: properties.header("x-worker-id").unwrap_or_default(),
         at_ms: unix_ms(),
     }
 }

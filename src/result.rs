@@ -253,6 +253,14 @@ impl ResultMessage {
         )
     }
 
+    /// Loss before minus loss after, of a scored candidate.
+    pub fn delta(&self) -> Option<f64> {
+        match &self.body {
+            Body::Score(body) => Some(body.delta),
+            Body::Loss(_) | Body::Error { .. } => None,
+        }
+    }
+
     /// Reads what a worker has published.
     ///
     /// # Errors

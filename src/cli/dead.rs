@@ -84,12 +84,6 @@ impl Filter {
 impl Parked {
     fn of(delivery: &Delivery) -> Self {
         let properties = &delivery.properties;
-        let header = |name: &str| {
-            let mut headers = properties.headers.iter();
-            headers
-                .find(|(n, _)| n == name)
-                .map(|(_, text)| text.clone())
-        };
         let (submission_id, model_version) =
             match job::decode(&delivery.body, properties.encoding()) {
                 Ok(job) => (Some(job.submission_id), job.task.model_version()),
@@ -103,10 +97,9 @@ impl Parked {
         Self {
             submission_id,
             model_version,
-            // What the broker itself gave up on carries its own reason.
-            code: header("x-error-code").or_else(|| header("x-first-death-reason")),
-            message: header("x-error-message"),
-            worker_id: header("x-worker-id"),
+            code: properties.parked_for(),
+            message: properties.header("x-error-message"),
+            worker_id: properties.header("x-worker-id"),
             attempt: properties.attempt,
             bytes: delivery.body.len(),
         }

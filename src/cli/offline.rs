@@ -6,7 +6,7 @@ use std::time::Instant;
 use clap::Args;
 use serde_json::json;
 
-use super::{Exit, Fault, Outcome, answer, answer_json};
+use super::{Exit, Fault, Outcome, answer, answer_json, busy};
 use crate::config::Config;
 use crate::engine::EngineError;
 use crate::engine::thread::EngineHandle;
@@ -152,9 +152,11 @@ async fn judge(
     // A file of our own is bounded like a fetched one.
     config.candidates.max_inline_bytes = config.candidates.max_bytes;
     let vitals = Vitals::default();
+    let bar = busy(format!("loading {}", model.display()));
     let engine = EngineHandle::load(&model, &config, vitals.progress)
         .await
         .map_err(|e| fault(&e))?;
+    bar.set_message(format!("computing {name}"));
     let task = task(engine.package.manifest.version);
     let pipeline = Pipeline::new(engine, &config, "offline", None).map_err(Fault::internal)?;
     let addressee = Addressee {
@@ -176,8 +178,9 @@ async fn judge(
         deadline_ms: None,
         context: None,
     };
-    let Judged::Fresh { verdict, .. } = pipeline.judge(&job, &addressee, Instant::now()).await
-    else {
+    let judged = pipeline.judge(&job, &addressee, Instant::now()).await;
+    bar.finish_and_clear();
+    let Judged::Fresh { verdict, .. } = judged else {
         return Err(Fault::internal("answered from a store that is not there"));
     };
     let message = ResultMessage::new(pipeline.answerer(), addressee, verdict);
@@ -269,9 +272,12 @@ pub(super) async fn check(config: &Config, json: bool) -> Outcome {
     let dir = model_dir(config)?;
     let began = Instant::now();
     let vitals = Vitals::default();
+    let bar = busy(format!("loading {}", dir.display()));
     let load = EngineHandle::load(dir, config, vitals.progress);
     let engine = load.await.map_err(|e| fault(&e))?;
+    bar.set_message("warming up: every tensor is moved and put back");
     let warm = engine.turn().await.warm().await.map_err(|e| fault(&e))?;
+    bar.finish_and_clear();
     let (package, took) = (&engine.package, began.elapsed().as_millis());
     let provider = config.engine.execution_provider.execution_provider();
     if json {

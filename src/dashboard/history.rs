@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::failure::Code;
 use crate::fleet::{Queues, View, Worker};
-use crate::result::{Body, ResultMessage};
+use crate::result::ResultMessage;
 use crate::store::StreamEntry;
 
 /// Between two points of the curves.
@@ -208,8 +208,8 @@ impl History {
     pub(super) fn judge(&mut self, result: &ResultMessage) {
         let word = result.code().map_or("scored", Code::as_str);
         *self.page.verdicts.entry(word.to_owned()).or_default() += 1;
-        if let Body::Score(body) = &result.body {
-            self.page.deltas.push_back(body.delta);
+        if let Some(delta) = result.delta() {
+            self.page.deltas.push_back(delta);
             keep(&mut self.page.deltas, DELTAS);
         }
     }
