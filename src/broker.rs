@@ -13,6 +13,9 @@ pub enum PublishError {
     /// The broker refused it (a full queue); the link is sound, try again.
     #[error("the broker refused the message: {0}")]
     Refused(String),
+    /// No queue takes it; the link is being torn down, for the next one declares what is missing.
+    #[error("no queue takes the message: {0}")]
+    Unroutable(String),
     /// Nobody knows what became of it; the link is being torn down.
     #[error("the link to the broker is lost: {0}")]
     Lost(String),

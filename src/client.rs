@@ -225,7 +225,7 @@ impl Client {
                     tracing::warn!(%why, %id, "the job waits");
                     self.room = 0;
                 }
-                Err(PublishError::Lost(why)) => {
+                Err(PublishError::Lost(why) | PublishError::Unroutable(why)) => {
                     tracing::warn!(%why, %id, "the job will be published again");
                     self.link = None;
                 }

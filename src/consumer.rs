@@ -541,7 +541,7 @@ impl Serving {
                 tracing::warn!(%why, %queue, "the copy for reply_to is refused and left out");
                 true
             }
-            Err(PublishError::Lost(why)) => {
+            Err(PublishError::Lost(why) | PublishError::Unroutable(why)) => {
                 tracing::warn!(%why, %queue, "a reply is not confirmed; the broker will deliver its job again");
                 false
             }
@@ -603,7 +603,7 @@ impl Serving {
         loop {
             match publisher.publish(message.clone()).await {
                 Ok(()) => return true,
-                Err(PublishError::Lost(why)) => {
+                Err(PublishError::Lost(why) | PublishError::Unroutable(why)) => {
                     tracing::warn!(
                         %why,
                         exchange = %message.exchange,
@@ -646,7 +646,7 @@ impl Serving {
             Ok(()) => drop(self.acknowledge(delivery).await),
             // The queue is full, of which this job is a part: it is better counted than held.
             Err(PublishError::Refused(_)) => give_back(delivery).await,
-            Err(PublishError::Lost(why)) => {
+            Err(PublishError::Lost(why) | PublishError::Unroutable(why)) => {
                 tracing::debug!(%why, "the broker takes the job back by itself");
             }
         }

@@ -622,7 +622,7 @@ impl Publisher {
         let confirm = match &outcome {
             Ok(()) => Confirm::Confirmed,
             Err(PublishError::Refused(_)) => Confirm::Refused,
-            Err(PublishError::Lost(_)) => Confirm::Lost,
+            Err(PublishError::Lost(_) | PublishError::Unroutable(_)) => Confirm::Lost,
         };
         crate::metrics::confirm(confirm, began.elapsed());
         outcome
@@ -719,8 +719,8 @@ async fn settle(
     let (outcome, healthy) = match in_time(confirm, &blocked, CONFIRM_TIMEOUT).await {
         Some(Ok(Confirmation::Ack(None))) => (Ok(()), true),
         Some(Ok(Confirmation::Ack(Some(returned)))) => {
-            let why = format!("returned as unroutable: {}", returned.reply_text);
-            (Err(PublishError::Lost(why)), false)
+            let why = returned.reply_text.to_string();
+            (Err(PublishError::Unroutable(why)), false)
         }
         Some(Ok(Confirmation::Nack(_))) => {
             (Err(PublishError::Refused("a queue is full".into())), true)

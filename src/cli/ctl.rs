@@ -10,7 +10,7 @@ use super::topology::link;
 use super::{Exit, Fault, Outcome, answer, model_name};
 use crate::broker::amqp::{Deliveries, Link};
 use crate::broker::topology::Topology;
-use crate::broker::{Outgoing, Properties};
+use crate::broker::{Outgoing, Properties, PublishError};
 use crate::config::{Config, format_duration, units};
 use crate::control::{Command, ControlAnswer, ControlMessage, Outcome as Done};
 use crate::heartbeat::Record;
@@ -65,7 +65,13 @@ async fn ask(config: &Config, link: &Link, topology: &Topology, args: &CtlArgs) 
     };
     // One message, not pipelined: "returned" is certain here.
     let sent = link.jobs.publish(outgoing).await;
-    sent.map_err(|e| Fault::new(Exit::Negative, format!("no worker listens there: {e}")))?;
+    sent.map_err(|error| match error {
+        PublishError::Unroutable(_) => Fault::new(
+            Exit::Negative,
+            "no worker listens there: scorer status shows who is alive",
+        ),
+        PublishError::Refused(_) | PublishError::Lost(_) => Fault::new(Exit::Unavailable, error),
+    })?;
     let replies = Replies {
         asked,
         expected,

@@ -259,9 +259,11 @@ impl Graves<'_> {
         };
         match self.link.jobs.publish(copy).await {
             Ok(()) => settled(delivery.acker.ack().await),
-            Err(error @ (PublishError::Refused(_) | PublishError::Lost(_))) => {
-                Err(Fault::new(Exit::Unavailable, error))
-            }
+            Err(
+                error @ (PublishError::Refused(_)
+                | PublishError::Unroutable(_)
+                | PublishError::Lost(_)),
+            ) => Err(Fault::new(Exit::Unavailable, error)),
         }
     }
 

@@ -172,9 +172,10 @@ async fn publish(
     };
     match link.jobs.publish(outgoing).await {
         Ok(()) => Ok(()),
-        Err(error @ (PublishError::Refused(_) | PublishError::Lost(_))) => {
-            Err(Fault::new(Exit::Unavailable, format!("job {id}: {error}")))
-        }
+        Err(
+            error
+            @ (PublishError::Refused(_) | PublishError::Unroutable(_) | PublishError::Lost(_)),
+        ) => Err(Fault::new(Exit::Unavailable, format!("job {id}: {error}"))),
     }
 }
 
