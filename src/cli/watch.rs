@@ -314,7 +314,7 @@ impl Screen {
             Constraint::Length(8),
         ];
         let head = Row::new([
-            "WORKER", "STATE", "FOR", "WHY", "VER", "JOBS/S", "P50", "P95", "JOBS/S",
+            "WORKER", "STATE", "FOR", "WHY", "VER", "JOBS/S", "P50", "P95", "TREND",
         ]);
         let table = Table::new(rows, widths).header(head.style(Modifier::BOLD));
         frame.render_widget(table, area);
