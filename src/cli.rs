@@ -249,6 +249,15 @@ fn busy(with: String) -> indicatif::ProgressBar {
     }
 }
 
+/// Text of strangers for a terminal, which would obey what stands between control characters.
+fn plain(text: &str) -> String {
+    let shown = |c: char| match c.is_control() {
+        true => c.escape_default().to_string(),
+        false => c.to_string(),
+    };
+    text.chars().map(shown).collect()
+}
+
 fn answer_json(value: &impl serde::Serialize) -> Outcome {
     answer(&serde_json::to_string_pretty(value).map_err(Fault::internal)?)
 }

@@ -1,11 +1,13 @@
 //! An aggregator's side, for programs in Rust: keeps as many jobs at the broker as the ready workers can
 //! use, publishes again what was not confirmed when a link was lost, and hands over every answer once.
+//! A job that the broker never takes, or that is never answered, is handed over as that.
 //!
 //! `ops/aggregator/score_files.rs` is a program that uses it.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
+use tokio::task::{JoinError, JoinHandle};
 use tokio::time::Instant;
 
 use crate::broker::amqp::{Acker, Deliveries, Delivery, Link};
@@ -20,7 +22,7 @@ use crate::result::ResultMessage;
 use crate::retry::Backoff;
 use crate::store::read_fleet;
 
-/// Between two looks at the fleet.
+/// Between two looks at the fleet, and at the time.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Jobs at the broker for each place that a ready worker has: one there, one on the way.
 const AHEAD: usize = 2;
@@ -28,8 +30,13 @@ const AHEAD: usize = 2;
 const UNACKNOWLEDGED: u16 = 64;
 /// Answers that are remembered, so that a second copy is known as one.
 const REMEMBERED: usize = 100_000;
+/// How often the link may be lost over one job before it is given up: a broker ends the link of who
+/// sends what it does not take.
+const MOST_LOSSES: u32 = 3;
+/// How long an answer may take, unless told otherwise.
+const ANSWER_WITHIN: Duration = Duration::from_secs(15 * 60);
 
-/// Why a job cannot be submitted.
+/// Why a job cannot be taken.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SubmitError {
     /// Answers are told apart by the name.
@@ -40,31 +47,76 @@ pub enum SubmitError {
     Unwritable(String),
 }
 
-/// The answer to a job.
-#[derive(Debug)]
-pub struct Answer {
-    /// What a worker says.
-    pub result: ResultMessage,
-    /// False: nobody here asked, or it was long ago. The queue of results keeps answers for whoever
-    /// comes.
-    pub asked: bool,
+/// What became of a job, or came besides.
+#[derive(Debug, PartialEq)]
+pub enum Outcome {
+    /// A worker's answer.
+    Answered(Box<ResultMessage>),
+    /// An answer to somebody else, or to a job of an earlier run; the queue keeps them for whoever comes.
+    Unasked(Box<ResultMessage>),
+    /// No answer came in time. If one comes later it is unasked.
+    Overdue {
+        /// The job.
+        submission_id: String,
+    },
+    /// The broker does not take the job.
+    Unsent {
+        /// The job.
+        submission_id: String,
+        /// What the broker said last.
+        why: String,
+    },
+    /// What came is no result that this version knows.
+    Unreadable {
+        /// Of the message; a result's begins with the name of its job.
+        message_id: Option<String>,
+        /// What is wrong with it.
+        why: String,
+    },
 }
+
+/// A job on its way to the broker.
+#[derive(Debug)]
+struct Pending {
+    id: String,
+    /// The one that it names; a validate job may name none.
+    version: Option<u64>,
+    outgoing: Outgoing,
+    /// The broker may have it.
+    tried: bool,
+    losses: u32,
+}
+
+/// A job at the broker.
+#[derive(Debug)]
+struct Sent {
+    version: Option<u64>,
+    since: Instant,
+}
+
+type Publishing = JoinHandle<Result<(), PublishError>>;
 
 /// Submits jobs and collects their answers from `NAMESPACE.results.MODEL`.
 #[derive(Debug)]
 pub struct Client {
     config: Config,
     topology: Topology,
+    answer_within: Duration,
     link: Option<(Link, Deliveries)>,
     backoff: Backoff,
+    /// The last link was lost, or not made: the next is not to follow at once.
+    pause: bool,
     /// Not at the broker yet, oldest first.
-    waiting: VecDeque<(String, Outgoing)>,
+    waiting: VecDeque<Pending>,
+    /// Asked for a confirm of, in a task of its own: whoever drops [`Client::next`] does not drop it.
+    publishing: Option<(Pending, Publishing)>,
     /// At the broker, without an answer.
-    sent: HashSet<String>,
+    sent: HashMap<String, Sent>,
     answered: Remembered,
-    /// The answer that is dealt with.
-    handed: Option<(String, Acker)>,
-    room: usize,
+    /// What is dealt with: to be acknowledged when the next is asked for.
+    handed: Option<(Option<String>, Acker)>,
+    /// Jobs that the ready workers can use.
+    places: usize,
     looked: Option<Instant>,
 }
 
@@ -74,14 +126,26 @@ impl Client {
         Self {
             topology: Topology::new(&config.amqp, model),
             config,
+            answer_within: ANSWER_WITHIN,
             link: None,
             backoff: Backoff::new(),
+            pause: false,
             waiting: VecDeque::new(),
-            sent: HashSet::new(),
+            publishing: None,
+            sent: HashMap::new(),
             answered: Remembered::default(),
             handed: None,
-            room: 0,
+            places: 0,
             looked: None,
+        }
+    }
+
+    /// How long an answer may take from the broker's confirm of its job on; 15 minutes without this.
+    #[must_use]
+    pub fn answer_within(self, answer_within: Duration) -> Self {
+        Self {
+            answer_within,
+            ..self
         }
     }
 
@@ -90,13 +154,11 @@ impl Client {
     /// # Errors
     /// When its name is taken, or it cannot be written.
     pub fn submit(&mut self, job: &JobMessage) -> Result<(), SubmitError> {
-        let id = match job {
-            JobMessage::Score(job) => &job.submission_id,
-            JobMessage::Validate(job) => &job.submission_id,
+        let (id, version) = match job {
+            JobMessage::Score(job) => (&job.submission_id, Some(job.model_version)),
+            JobMessage::Validate(job) => (&job.submission_id, job.model_version),
         };
-        let waits = self.waiting.iter().any(|(waiting, _)| waiting == id);
-        let handed = self.handed.as_ref().is_some_and(|(handed, _)| handed == id);
-        if waits || handed || self.sent.contains(id) || self.answered.knows(id) {
+        if self.knows(id) {
             return Err(SubmitError::NameTaken(id.clone()));
         }
         let body = Encoding::MessagePack.encode(job);
@@ -114,44 +176,52 @@ impl Client {
             },
             mandatory: true,
         };
-        self.waiting.push_back((id.clone(), outgoing));
+        self.waiting.push_back(Pending {
+            id: id.clone(),
+            version,
+            outgoing,
+            tried: false,
+            losses: 0,
+        });
         Ok(())
+    }
+
+    fn knows(&self, id: &str) -> bool {
+        let handed = self
+            .handed
+            .as_ref()
+            .and_then(|(handed, _)| handed.as_deref());
+        let publishing = self.publishing.as_ref().map(|(job, _)| job.id.as_str());
+        self.waiting.iter().any(|job| job.id == id)
+            || [handed, publishing].contains(&Some(id))
+            || self.sent.contains_key(id)
+            || self.answered.knows(id)
     }
 
     /// Jobs without an answer.
     pub fn outstanding(&self) -> usize {
-        self.waiting.len() + self.sent.len()
+        self.waiting.len() + self.sent.len() + usize::from(self.publishing.is_some())
     }
 
-    /// The next answer; none when every job has its own. Whoever asks has dealt with the one before,
-    /// which is acknowledged now: after a crash it comes again. Waits for as long as it takes, for workers
-    /// to be ready and for services to come back. Cancel-safe: nothing is lost when it is dropped.
-    pub async fn next(&mut self) -> Option<Answer> {
+    /// What comes next; none when every job has its outcome. Whoever asks has dealt with the one before,
+    /// which is acknowledged now: after a crash it comes again. Waits for workers to be ready and for
+    /// services to come back, for as long as it takes. Cancel-safe: nothing is lost when it is dropped.
+    pub async fn next(&mut self) -> Option<Outcome> {
         if let Some((id, acker)) = self.handed.take() {
-            self.answered.add(id);
+            id.into_iter().for_each(|id| self.answered.add(id));
             // If this is lost it is delivered again, and known.
             acker.ack().await;
         }
         while self.outstanding() > 0 {
-            let Some((link, _)) = &self.link else {
-                self.connect().await;
-                continue;
+            if let Some(overdue) = self.overdue() {
+                return Some(overdue);
+            }
+            let outcome = match self.link {
+                Some(_) => self.turn().await,
+                None => self.connect().await,
             };
-            let lost = link.lost.clone();
-            self.look().await;
-            self.send().await;
-            let Some((_, deliveries)) = &mut self.link else {
-                continue;
-            };
-            tokio::select! {
-                delivery = deliveries.next() => match delivery {
-                    Some(delivery) => if let Some(answer) = self.take(delivery).await {
-                        return Some(answer);
-                    },
-                    None => self.link = None,
-                },
-                () = lost.cancelled() => self.link = None,
-                () = tokio::time::sleep(LOOK_EVERY) => {}
+            if outcome.is_some() {
+                return outcome;
             }
         }
         None
@@ -164,17 +234,30 @@ impl Client {
         }
     }
 
-    async fn connect(&mut self) {
-        match self.link().await {
-            Ok(linked) => {
-                self.backoff.reset();
-                self.link = Some(linked);
-            }
-            Err(error) => {
-                tracing::warn!(%error, "no link to the broker yet");
-                tokio::time::sleep(self.backoff.wait()).await;
-            }
+    fn overdue(&mut self) -> Option<Outcome> {
+        let mut late = self.sent.iter();
+        let late = late.find(|(_, sent)| sent.since.elapsed() > self.answer_within);
+        let submission_id = late?.0.clone();
+        self.sent.remove(&submission_id);
+        Some(Outcome::Overdue { submission_id })
+    }
+
+    async fn connect(&mut self) -> Option<Outcome> {
+        // One whose link is gone hears of it at once.
+        if let Some((_, publishing)) = &mut self.publishing {
+            let outcome = publishing.await;
+            return self.confirmed(outcome);
         }
+        if self.pause {
+            // No longer than until somebody has to look at the time again.
+            tokio::time::sleep(self.backoff.wait()).await;
+        }
+        self.pause = true;
+        match self.link().await {
+            Ok(linked) => self.link = Some(linked),
+            Err(error) => tracing::warn!(%error, "no link to the broker yet"),
+        }
+        None
     }
 
     async fn link(&self) -> Result<(Link, Deliveries), BrokerError> {
@@ -184,13 +267,35 @@ impl Client {
         Ok((link, results))
     }
 
-    /// How many more jobs the workers that are ready can use. A fleet that is unknown is given none.
+    /// Looks, sends, and takes what comes within a second.
+    async fn turn(&mut self) -> Option<Outcome> {
+        self.look().await;
+        self.publish();
+        let (link, deliveries) = self.link.as_mut()?;
+        let confirm = async {
+            match &mut self.publishing {
+                Some((_, publishing)) => publishing.await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            delivery = deliveries.next() => match delivery {
+                Some(delivery) => return self.take(delivery).await,
+                None => self.link = None,
+            },
+            outcome = confirm => return self.confirmed(outcome),
+            () = link.lost.cancelled() => self.link = None,
+            () = tokio::time::sleep(LOOK_EVERY) => {}
+        }
+        None
+    }
+
+    /// How many jobs the workers that are ready can use. A fleet that is unknown can use none.
     async fn look(&mut self) {
         let due = self.looked.is_none_or(|at| at.elapsed() >= LOOK_EVERY);
         if self.waiting.is_empty() || !due {
             return;
         }
-        self.looked = Some(Instant::now());
         let (config, model) = (&self.config, &self.topology.model);
         let read = read_fleet(&config.redis, Some(model), config.heartbeat.ttl).await;
         let ready = match read {
@@ -205,57 +310,95 @@ impl Client {
                 0
             }
         };
-        let places = ready * usize::from(config.amqp.prefetch) * AHEAD;
-        self.room = places.saturating_sub(self.sent.len());
+        self.places = ready * usize::from(config.amqp.prefetch) * AHEAD;
+        // After the answer: where Redis is slow, other things come between two looks.
+        self.looked = Some(Instant::now());
     }
 
-    async fn send(&mut self) {
-        while self.room > 0 {
-            let Some((id, outgoing)) = self.waiting.front().cloned() else {
-                return;
-            };
-            let Some((link, _)) = &self.link else { return };
-            match link.jobs.publish(outgoing).await {
-                Ok(()) => {
-                    self.waiting.pop_front();
-                    self.sent.insert(id);
-                    self.room -= 1;
+    /// One at a time, so that "returned" means this one.
+    fn publish(&mut self) {
+        if self.publishing.is_some() || self.sent.len() >= self.places {
+            return;
+        }
+        let (Some((link, _)), Some(mut job)) = (&self.link, self.waiting.pop_front()) else {
+            return;
+        };
+        job.tried = true;
+        let (publisher, outgoing) = (link.jobs.clone(), job.outgoing.clone());
+        let publishing = tokio::spawn(async move { publisher.publish(outgoing).await });
+        self.publishing = Some((job, publishing));
+    }
+
+    fn confirmed(
+        &mut self,
+        outcome: Result<Result<(), PublishError>, JoinError>,
+    ) -> Option<Outcome> {
+        let (mut job, _) = self.publishing.take()?;
+        match outcome.unwrap_or_else(|e| Err(PublishError::Lost(e.to_string()))) {
+            Ok(()) => {
+                self.backoff.reset();
+                let (version, since) = (job.version, Instant::now());
+                self.sent.insert(job.id, Sent { version, since });
+            }
+            Err(PublishError::Refused(why)) => {
+                tracing::warn!(%why, id = job.id, "the job waits");
+                // Until the next look.
+                self.places = 0;
+                self.waiting.push_front(job);
+            }
+            Err(PublishError::Lost(why) | PublishError::Unroutable(why)) => {
+                self.link = None;
+                job.losses += 1;
+                if job.losses >= MOST_LOSSES {
+                    let submission_id = job.id;
+                    return Some(Outcome::Unsent { submission_id, why });
                 }
-                Err(PublishError::Refused(why)) => {
-                    tracing::warn!(%why, %id, "the job waits");
-                    self.room = 0;
-                }
-                Err(PublishError::Lost(why) | PublishError::Unroutable(why)) => {
-                    tracing::warn!(%why, %id, "the job will be published again");
-                    self.link = None;
-                }
+                tracing::warn!(%why, id = job.id, "the job will be published again");
+                self.waiting.push_front(job);
             }
         }
+        None
     }
 
-    /// An answer, if it is one and the first of its job.
-    async fn take(&mut self, delivery: Delivery) -> Option<Answer> {
-        let encoding = delivery.properties.encoding();
-        let result = match ResultMessage::decode(&delivery.body, encoding) {
-            Ok(result) => result,
-            Err(error) => {
-                tracing::warn!(%error, "what is no result is left out");
-                delivery.acker.ack().await;
-                return None;
+    /// What a message is, if it is not the second copy of an answer.
+    async fn take(&mut self, delivery: Delivery) -> Option<Outcome> {
+        let properties = &delivery.properties;
+        let result = match ResultMessage::decode(&delivery.body, properties.encoding()) {
+            Ok(result) => Box::new(result),
+            Err(why) => {
+                let message_id = properties.message_id.clone();
+                self.handed = Some((None, delivery.acker));
+                return Some(Outcome::Unreadable { message_id, why });
             }
         };
-        let id = &result.submission_id;
-        // One that was published when its link was lost may be answered before it is published again.
-        let waited = self.waiting.iter().position(|(waiting, _)| waiting == id);
-        let waited = waited.and_then(|at| self.waiting.remove(at)).is_some();
-        let asked = self.sent.remove(id) || waited;
-        if !asked && self.answered.knows(id) {
+        self.backoff.reset();
+        let asked = self.settles(&result);
+        if !asked && self.answered.knows(&result.submission_id) {
             delivery.acker.ack().await;
             return None;
         }
-        self.room += usize::from(asked);
-        self.handed = Some((id.clone(), delivery.acker));
-        Some(Answer { result, asked })
+        let name = asked.then(|| result.submission_id.clone());
+        self.handed = Some((name, delivery.acker));
+        Some(match asked {
+            true => Outcome::Answered(result),
+            false => Outcome::Unasked(result),
+        })
+    }
+
+    /// Whether it answers a job of ours, which waits no longer then. One whose link was lost may be
+    /// answered before it is published again; one that was never published is not.
+    fn settles(&mut self, result: &ResultMessage) -> bool {
+        let id = &result.submission_id;
+        let fits = |version: Option<u64>| version.is_none_or(|v| v == result.model_version);
+        if self.sent.get(id).is_some_and(|sent| fits(sent.version)) {
+            return self.sent.remove(id).is_some();
+        }
+        let ours = |job: &Pending| job.tried && job.id == *id && fits(job.version);
+        if self.publishing.as_ref().is_some_and(|(job, _)| ours(job)) {
+            return self.publishing.take().is_some();
+        }
+        let waiting = self.waiting.iter().position(ours);
+        waiting.and_then(|at| self.waiting.remove(at)).is_some()
     }
 }
 

@@ -346,7 +346,7 @@ impl Serving {
                     ..*message
                 };
                 return self
-                    .answer(delivery, message, Some(key), None, received)
+                    .answer(delivery, message, Some(key), None, received, true)
                     .await;
             }
             Judged::Fresh {
@@ -376,7 +376,8 @@ impl Serving {
         if let Some(key) = key.as_ref().filter(|_| message.may_be_stored()) {
             self.pipeline.unsettled().keep(key, &message);
         }
-        self.answer(delivery, message, key, parked, received).await;
+        self.answer(delivery, message, key, parked, received, false)
+            .await;
     }
 
     async fn settle_undecodable(
@@ -423,7 +424,8 @@ impl Serving {
         match addressee {
             Some(addressee) => {
                 let message = ResultMessage::new(self.pipeline.answerer(), addressee, Err(failure));
-                self.answer(delivery, message, None, parked, received).await;
+                self.answer(delivery, message, None, parked, received, false)
+                    .await;
             }
             None => {
                 tracing::warn!(error = %failure, "a body that nobody can be answered for is parked");
@@ -474,6 +476,7 @@ impl Serving {
         key: Option<Key>,
         parked: Option<Failure>,
         received: Instant,
+        stored: bool,
     ) {
         let encoding = delivery.properties.encoding();
         let durable = match self.outgoing(&message, key.as_ref(), &delivery.properties, encoding) {
@@ -498,7 +501,7 @@ impl Serving {
         {
             return;
         }
-        self.account(&message, received);
+        self.account(&message, stored, received);
         if self.acknowledge(delivery).await
             && let Some(key) = &key
         {
@@ -553,8 +556,8 @@ impl Serving {
             return self.hand_back(delivery).await;
         };
         let attempt = delivery.properties.attempt;
-        metrics::retried(failure.as_ref());
-        tracing::info!(attempt, %queue, error = failure.map(|f| f.to_string()), "the job will be tried again");
+        let why = failure.as_ref().map(ToString::to_string);
+        tracing::info!(attempt, %queue, error = why, "the job will be tried again");
         let again = Outgoing {
             exchange: String::new(),
             routing_key: queue,
@@ -566,12 +569,12 @@ impl Serving {
             mandatory: true,
         };
         if self.publish(&self.link.jobs, again).await {
+            metrics::retried(failure.as_ref());
             self.acknowledge(delivery).await;
         }
     }
 
     async fn park(&self, delivery: &Delivery, failure: &Failure) -> bool {
-        metrics::parked(failure);
         let mut properties = delivery.properties.clone();
         properties
             .headers
@@ -594,7 +597,11 @@ impl Serving {
             properties,
             mandatory: true,
         };
-        self.publish(&self.link.jobs, copy).await
+        let parked = self.publish(&self.link.jobs, copy).await;
+        if parked {
+            metrics::parked(failure);
+        }
+        parked
     }
 
     /// Publishes until confirmed; false = the link is lost and the broker will deliver again.
@@ -652,9 +659,9 @@ impl Serving {
         }
     }
 
-    fn account(&self, message: &ResultMessage, received: Instant) {
+    fn account(&self, message: &ResultMessage, stored: bool, received: Instant) {
         let took = received.elapsed();
-        metrics::answered(message, took);
+        metrics::answered(message, took, stored);
         let millis = took.as_secs_f64() * 1e3;
         let mut facts = self.vitals.facts();
         facts.finished(millis);

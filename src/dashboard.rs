@@ -103,12 +103,13 @@ fn file(kind: &'static str, text: &'static str) -> Response {
 }
 
 /// The page as it is now, and whenever it changes.
-fn events(pages: watch::Receiver<Arc<str>>) -> impl IntoResponse {
+fn events(mut pages: watch::Receiver<Arc<str>>) -> impl IntoResponse {
+    pages.mark_changed();
     let next = async |mut pages: watch::Receiver<Arc<str>>| {
+        // The next is asked for only when the last has been sent: a slow reader skips pages.
+        pages.changed().await.ok()?;
         let page = Arc::clone(&pages.borrow_and_update());
         let event: Result<Event, Infallible> = Ok(Event::default().data(&*page));
-        // The next is asked for only when this one has been sent: a slow reader skips pages.
-        pages.changed().await.ok()?;
         Some((event, pages))
     };
     Sse::new(stream(pages, next)).keep_alive(KeepAlive::default())

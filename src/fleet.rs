@@ -238,7 +238,7 @@ impl Worker {
     pub fn answered(&self) -> u64 {
         let jobs = &self.jobs;
         let counts = [jobs.scored, jobs.rejected, jobs.failed];
-        counts.into_iter().flatten().sum()
+        counts.into_iter().flatten().fold(0, u64::saturating_add)
     }
 }
 

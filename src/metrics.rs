@@ -304,14 +304,14 @@ fn answer(vitals: &Vitals) -> Response {
     }
 }
 
-/// A job was answered, so long after its delivery.
-pub fn answered(message: &ResultMessage, took: Duration) {
+/// A job was answered, so long after its delivery; a stored result went through no stages.
+pub fn answered(message: &ResultMessage, took: Duration, stored: bool) {
     let Some(metrics) = METRICS.get() else { return };
     let code = message.code().map_or("scored", Code::as_str);
     let labels = [message.kind.as_str(), message.status.as_str(), code];
     metrics.jobs.with_label_values(&labels).inc();
     metrics.job_seconds.observe(took.as_secs_f64());
-    if let Body::Score(body) = &message.body {
+    if let (false, Body::Score(body)) = (stored, &message.body) {
         let times = &body.timings_ms;
         for (stage, millis) in [
             ("queued", times.queued),

@@ -270,6 +270,32 @@ class TheFleetWorks(Case):
         self.assertEqual(answer.returncode, 0, answer.stderr)
         self.assertEqual([w["model"]["name"] for w in json.loads(answer.stdout)["workers"]], [MODEL])
 
+    def test_the_page_says_what_its_user_may_not_see(self):
+        command = [self.worker.binary, "dashboard", "--listen", "127.0.0.1:0"]
+        page = subprocess.Popen(command, env=self.worker.environment("dashboard"), stdout=subprocess.PIPE, text=True)
+        self.addCleanup(page.stdout.close)
+        self.addCleanup(page.wait)
+        self.addCleanup(page.kill)
+        url = page.stdout.readline().strip()
+
+        def told():
+            with urllib.request.urlopen(f"{url}events", timeout=LIMIT_S) as events:
+                return json.loads(next(line for line in events if line.startswith(b"data: ")).removeprefix(b"data: "))
+
+        until("it says why it sees no results", lambda: "ACCESS_REFUSED" in (told().get("unwatched") or ""))
+        until("it counts what waits", lambda: (told().get("queues") or {}).get("consumers") == 1)
+        connections = lambda: [c for c in self.api("dashboard", "connections") if c.get("user") == "dashboard"]  # noqa: E731
+        until("it keeps one link, of two connections", lambda: len(connections()) == 2)
+
+    def test_who_may_only_publish_submits_with_the_program(self):
+        file = CASES.parent / "candidates/difference-one-step.json"
+        asked = ["--candidate", str(file), "--semantics", "param_diff", "--model-version", str(VERSION), "--wait", "--json"]
+        answer = self.worker.command("aggregator", "submit", *asked)
+        self.assertEqual(answer.returncode, 0, answer.stderr)
+        self.assertEqual(json.loads(answer.stdout)["status"], "scored")
+        with self.channel("aggregator") as channel:
+            take(channel, RESULTS, 1)
+
     def test_metrics_of_queues_have_the_names_that_alerts_use(self):
         def line(name):
             with urllib.request.urlopen(self.services.values["SERVICES_METRICS"] + "/metrics/per-object") as answer:

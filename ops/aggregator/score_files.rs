@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use anyhow::Context;
-use scorer::client::Client;
+use scorer::client::{Client, Outcome};
 use scorer::config::{Config, Layers};
 use scorer::job::message::{Blob, CandidateMessage, JobMessage, ScoreMessage, V1};
 use scorer::job::{Format, Semantics, Validation};
@@ -24,13 +24,15 @@ async fn main() -> anyhow::Result<()> {
     for file in words {
         client.submit(&job(Path::new(&file), version)?)?;
     }
-    while let Some(answer) = client.next().await {
-        let result = answer.result;
-        println!(
-            "{} {}",
-            result.submission_id,
-            serde_json::to_string(&result.body)?
-        );
+    while let Some(outcome) = client.next().await {
+        match outcome {
+            Outcome::Answered(result) => println!("{}", serde_json::to_string(&result)?),
+            // Of an earlier run, or of somebody else.
+            Outcome::Unasked(_) => {}
+            missing @ (Outcome::Overdue { .. }
+            | Outcome::Unsent { .. }
+            | Outcome::Unreadable { .. }) => println!("{missing:?}"),
+        }
     }
     client.close().await;
     Ok(())

@@ -39,6 +39,8 @@ const PIPELINE: usize = 64;
 /// Bytes of a stranger's headers that a copy of the job keeps: all headers of a message share one
 /// frame of 128 KiB with ours, and the broker ends the connection of who sends a larger one.
 const MOST_HEADERS: usize = 32 * 1024;
+/// How the headers of a parked job begin that say why.
+const PARKED: [&str; 3] = ["x-error-", "x-worker-id", "x-first-death-"];
 
 /// The decision is taken from the error's kind; the text is for people only.
 #[expect(
@@ -506,7 +508,14 @@ impl Delivery {
             attempt: 1,
         };
         let (mut delivery_count, mut kept, mut left_out) = (0, 0, 0);
-        for (name, value) in source.headers().iter().flat_map(|table| table.inner()) {
+        // What a worker says of a parked job comes first, or a sender's headers could crowd it out.
+        let headers = source.headers().iter().flat_map(|table| table.inner());
+        let (said, others): (Vec<_>, Vec<_>) = headers.partition(|(name, _)| {
+            PARKED
+                .iter()
+                .any(|prefix| name.as_str().starts_with(prefix))
+        });
+        for (name, value) in said.into_iter().chain(others) {
             match (name.as_str(), number(value), value) {
                 (ATTEMPT, Some(n), _) => properties.attempt = u32::try_from(n).unwrap_or(1).max(1),
                 ("x-delivery-count", Some(n), _) => delivery_count = n,

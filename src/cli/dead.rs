@@ -4,7 +4,7 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use super::{Exit, Fault, Outcome, answer, answer_json, model_name};
+use super::{Exit, Fault, Outcome, answer, answer_json, model_name, plain};
 use crate::broker::amqp::{Acker, Delivery, Link};
 use crate::broker::topology::Topology;
 use crate::broker::{BrokerError, Outgoing, Properties, PublishError};
@@ -189,11 +189,7 @@ impl Graves<'_> {
                 graves.forget_deaths(&parked).await?;
             }
             found += 1;
-            let (exchange, key) = (
-                graves.topology.jobs_exchange(),
-                graves.topology.model.clone(),
-            );
-            graves.send(delivery, exchange, key, fresh).await
+            graves.publish_anew(delivery).await
         })
         .await?;
         self.verdict(found, "put back into the queue of jobs")
@@ -237,27 +233,36 @@ impl Graves<'_> {
             self.left.push(delivery.acker);
             return Ok(());
         }
-        let (exchange, key) = (self.topology.dead_exchange(), self.topology.model.clone());
-        self.send(delivery, exchange, key, |properties| properties)
-            .await
-    }
-
-    /// Publishes a copy, and lets go of the parked one only when the broker has it.
-    async fn send(
-        &self,
-        delivery: Delivery,
-        exchange: String,
-        routing_key: String,
-        properties: fn(Properties) -> Properties,
-    ) -> Result<(), Fault> {
         let copy = Outgoing {
-            exchange,
-            routing_key,
+            exchange: self.topology.dead_exchange(),
+            routing_key: self.topology.model.clone(),
             body: delivery.body,
-            properties: properties(delivery.properties),
+            properties: delivery.properties,
             mandatory: true,
         };
         match self.link.jobs.publish(copy).await {
+            Ok(()) => settled(delivery.acker.ack().await),
+            // A full queue is not to keep anybody from making room in it.
+            Err(PublishError::Refused(_)) => {
+                self.left.push(delivery.acker);
+                Ok(())
+            }
+            Err(error @ (PublishError::Unroutable(_) | PublishError::Lost(_))) => {
+                Err(Fault::new(Exit::Unavailable, error))
+            }
+        }
+    }
+
+    /// Publishes the job as a new one, and lets go of the parked one only when the broker has it.
+    async fn publish_anew(&self, delivery: Delivery) -> Result<(), Fault> {
+        let fresh = Outgoing {
+            exchange: self.topology.jobs_exchange(),
+            routing_key: self.topology.model.clone(),
+            body: delivery.body,
+            properties: fresh(delivery.properties),
+            mandatory: true,
+        };
+        match self.link.jobs.publish(fresh).await {
             Ok(()) => settled(delivery.acker.ack().await),
             Err(
                 error @ (PublishError::Refused(_)
@@ -345,7 +350,7 @@ fn table(found: &[Parked]) -> String {
         "BYTES",
         "MESSAGE",
     ]);
-    let text = |text: &Option<String>| text.clone().unwrap_or_else(|| "?".into());
+    let text = |text: &Option<String>| text.as_deref().map_or_else(|| "?".into(), plain);
     table.add_rows(found.iter().map(|parked| {
         [
             text(&parked.submission_id),
@@ -356,7 +361,7 @@ fn table(found: &[Parked]) -> String {
             text(&parked.worker_id),
             parked.attempt.to_string(),
             parked.bytes.to_string(),
-            parked.message.clone().unwrap_or_default(),
+            plain(parked.message.as_deref().unwrap_or_default()),
         ]
     }));
     table.to_string()

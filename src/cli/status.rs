@@ -3,7 +3,7 @@
 use std::io::IsTerminal;
 use std::time::Duration;
 
-use super::{Exit, Fault, Outcome, answer, answer_json};
+use super::{Exit, Fault, Outcome, answer, answer_json, plain};
 use crate::config::Config;
 use crate::fleet::{Observer, Queues, View, Worker};
 
@@ -73,7 +73,7 @@ fn line(queues: Option<&Result<Queues, String>>) -> String {
 }
 
 fn cells(worker: &Worker) -> [String; 9] {
-    let text = |text: &Option<String>| text.clone().unwrap_or_default();
+    let text = |text: &Option<String>| plain(text.as_deref().unwrap_or_default());
     let number = |n: Option<u64>| n.map_or_else(|| "?".into(), |n| n.to_string());
     let millis = |ms: Option<f64>| ms.map_or_else(|| "-".into(), |ms| format!("{ms:.1}"));
     let (model, jobs) = (&worker.model, &worker.jobs);

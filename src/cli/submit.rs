@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::offline::{rule, word};
 use super::topology::link;
-use super::{Exit, Fault, Outcome, answer, model_name};
+use super::{Exit, Fault, Outcome, answer, model_name, plain};
 use crate::broker::amqp::{Deliveries, Link};
 use crate::broker::topology::Topology;
 use crate::broker::{Outgoing, Properties, PublishError};
@@ -293,7 +293,7 @@ fn line(result: &Value) -> String {
             "{id}  {}  {}: {}",
             status.as_str().unwrap_or_default(),
             result["error"]["code"].as_str().unwrap_or_default(),
-            result["error"]["message"].as_str().unwrap_or_default()
+            plain(result["error"]["message"].as_str().unwrap_or_default())
         ),
     }
 }

@@ -158,7 +158,8 @@ function workers() {
 
 function line(at, ...texts) {
   const made = element("li");
-  made.append(element("time", clock(at), { datetime: new Date(at).toISOString() }), ` ${texts.filter(Boolean).join(" · ")}`);
+  const when = Number.isNaN(new Date(at).getTime()) ? 0 : at;
+  made.append(element("time", clock(when), { datetime: new Date(when).toISOString() }), ` ${texts.filter(Boolean).join(" · ")}`);
   return made;
 }
 

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use nix::sys::signal::Signal;
-use scorer::client::{Client, SubmitError};
+use scorer::client::{Client, Outcome, SubmitError};
 use scorer::config::{Config, Layers};
 use scorer::job::message::{Blob, CandidateMessage, JobMessage, ScoreMessage, V1};
 use scorer::job::{Format, Semantics, Validation};
@@ -57,13 +57,32 @@ fn job(case: &Case, id: &str) -> JobMessage {
     })
 }
 
+/// A job with nothing in its candidate: refused, which is an answer.
+fn empty(id: &str) -> JobMessage {
+    let mut empty = job(honest(), id);
+    if let JobMessage::Score(job) = &mut empty {
+        job.candidate.data = Some(Blob(b"{}".to_vec()));
+    }
+    empty
+}
+
+/// Whose answer it is.
+fn name(outcome: Outcome) -> String {
+    match outcome {
+        Outcome::Answered(result) => result.submission_id,
+        other @ (Outcome::Unasked(_)
+        | Outcome::Overdue { .. }
+        | Outcome::Unsent { .. }
+        | Outcome::Unreadable { .. }) => panic!("{other:?}"),
+    }
+}
+
 /// How often each was answered.
 async fn answers(client: &mut Client) -> HashMap<String, usize> {
     let mut counts: HashMap<String, usize> = HashMap::new();
     let collecting = async {
-        while let Some(answer) = client.next().await {
-            assert!(answer.asked, "{:?}", answer.result);
-            *counts.entry(answer.result.submission_id).or_default() += 1;
+        while let Some(outcome) = client.next().await {
+            *counts.entry(name(outcome)).or_default() += 1;
         }
     };
     let ended = tokio::time::timeout(secs(120), collecting).await;
@@ -130,10 +149,47 @@ fn a_broker_and_a_worker_that_die_cost_no_answer_and_double_none() {
         worker.signal(Signal::SIGKILL);
         let _second = stack.worker("w2");
         let mut counts = answers(&mut client).await;
-        *counts.entry(first.result.submission_id).or_default() += 1;
+        *counts.entry(name(first)).or_default() += 1;
         counts
     });
     breaking.join().expect("the broker is back");
     assert_eq!(counts.len(), 60);
     assert!(counts.values().all(|count| *count == 1), "{counts:?}");
+}
+
+#[test]
+fn what_is_never_answered_or_never_taken_is_said_and_holds_up_nothing() {
+    // A broker with a limit, which ends the link of who sends more.
+    let rabbit = Rabbit::stopped();
+    rabbit.configure("max_message_size = 100000\n");
+    rabbit.start();
+    let stack = Stack::on(Arc::new(rabbit), Redis::shared());
+    let worker = stack.worker("w1");
+    worker.ready();
+    let mut client = client(&stack).answer_within(secs(5));
+    let mut large = job(honest(), "large");
+    if let JobMessage::Score(job) = &mut large {
+        job.candidate.data = Some(Blob(vec![0; 200_000]));
+    }
+    client.submit(&large).expect("a job");
+    client.submit(&empty("small")).expect("a job");
+    let (first, second) = runtime().block_on(async {
+        let next = async { (client.next().await, client.next().await) };
+        let ended = tokio::time::timeout(secs(60), next).await;
+        ended.expect("both have their outcome")
+    });
+    let outcomes = [first.expect("an outcome"), second.expect("an outcome")];
+    let unsent = |o: &Outcome| matches!(o, Outcome::Unsent { submission_id, .. } if submission_id == "large");
+    let answered = |o: &Outcome| matches!(o, Outcome::Answered(r) if r.submission_id == "small");
+    assert!(outcomes.iter().any(unsent), "{outcomes:?}");
+    assert!(outcomes.iter().any(answered), "{outcomes:?}");
+
+    // Paused after the look: the job is at the broker, and nobody takes it.
+    client.submit(&empty("late")).expect("a job");
+    worker.signal(Signal::SIGSTOP);
+    let late = runtime().block_on(async { tokio::time::timeout(secs(60), client.next()).await });
+    let late = late.expect("it is said").expect("an outcome");
+    let id = "late".to_owned();
+    assert_eq!(late, Outcome::Overdue { submission_id: id });
+    worker.signal(Signal::SIGCONT);
 }
