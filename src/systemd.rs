@@ -23,14 +23,14 @@ impl Notifier {
                 State::Ready if !std::mem::replace(&mut self.ready, true) => {
                     news.push(NotifyState::Ready);
                 }
-                State::Draining => news.push(NotifyState::Stopping),
+                // A drain that has nothing to do is over before the next beat.
+                State::Draining | State::Stopped => news.push(NotifyState::Stopping),
                 State::Starting
                 | State::Warming
                 | State::Ready
                 | State::Degraded
                 | State::Updating
-                | State::Reloading
-                | State::Stopped => {}
+                | State::Reloading => {}
             }
         }
         if !stuck {
