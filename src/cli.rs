@@ -417,6 +417,12 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_terminal_obeys_no_stranger() {
+        let shown = plain("a\u{1b}]52;c;x\u{7}\nü");
+        assert_eq!(shown, "a\\u{1b}]52;c;x\\u{7}\\nü");
+    }
+
+    #[test]
     fn the_command_line_is_sound() {
         Cli::command().debug_assert();
     }

@@ -14,7 +14,6 @@ use axum::http::header;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use futures_util::Stream;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
@@ -105,24 +104,14 @@ fn file(kind: &'static str, text: &'static str) -> Response {
 /// The page as it is now, and whenever it changes.
 fn events(mut pages: watch::Receiver<Arc<str>>) -> impl IntoResponse {
     pages.mark_changed();
-    let next = async |mut pages: watch::Receiver<Arc<str>>| {
+    let events = futures_util::stream::unfold(pages, async |mut pages| {
         // The next is asked for only when the last has been sent: a slow reader skips pages.
         pages.changed().await.ok()?;
         let page = Arc::clone(&pages.borrow_and_update());
         let event: Result<Event, Infallible> = Ok(Event::default().data(&*page));
         Some((event, pages))
-    };
-    Sse::new(stream(pages, next)).keep_alive(KeepAlive::default())
-}
-
-fn stream<S, T>(
-    state: S,
-    next: impl AsyncFn(S) -> Option<(T, S)> + Clone,
-) -> impl Stream<Item = T> {
-    futures_util::stream::unfold(state, move |state| {
-        let next = next.clone();
-        async move { next(state).await }
-    })
+    });
+    Sse::new(events).keep_alive(KeepAlive::default())
 }
 
 /// Looks at the fleet every second.

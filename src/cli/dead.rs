@@ -151,80 +151,71 @@ impl Graves<'_> {
 
     async fn list(&mut self, filter: &Filter, as_json: bool) -> Outcome {
         let mut found = Vec::new();
-        self.each(async |graves, parked, delivery| {
-            if filter.takes(&parked) {
-                found.push(parked);
-            }
+        let looking = self.each(filter, async |graves, parked, delivery| {
+            found.push(parked);
             graves.leave(delivery).await
-        })
-        .await?;
+        });
+        let count = looking.await?;
         if as_json {
             answer_json(&found)?;
         } else if !found.is_empty() {
             answer(&table(&found))?;
         }
-        self.verdict(found.len(), "parked")
+        self.verdict(count, "parked")
     }
 
     async fn show(&mut self, filter: &Filter) -> Outcome {
-        let mut found = 0;
-        self.each(async |graves, parked, delivery| {
-            if filter.takes(&parked) {
-                found += 1;
-                answer_json(&whole(&parked, &delivery))?;
-            }
+        let looking = self.each(filter, async |graves, parked, delivery| {
+            answer_json(&whole(&parked, &delivery))?;
             graves.leave(delivery).await
-        })
-        .await?;
-        self.verdict(found, "parked")
+        });
+        let count = looking.await?;
+        self.verdict(count, "parked")
     }
 
     async fn requeue(&mut self, filter: &Filter) -> Outcome {
-        let mut found = 0;
-        self.each(async |graves, parked, delivery| {
-            if !filter.takes(&parked) {
-                return graves.leave(delivery).await;
-            }
+        let going = self.each(filter, async |graves, parked, delivery| {
             if parked.code.as_deref() == Some(Code::Poisoned.as_str()) {
                 graves.forget_deaths(&parked).await?;
             }
-            found += 1;
             graves.publish_anew(delivery).await
-        })
-        .await?;
-        self.verdict(found, "put back into the queue of jobs")
+        });
+        let count = going.await?;
+        self.verdict(count, "put back into the queue of jobs")
     }
 
     async fn drop(&mut self, filter: &Filter) -> Outcome {
-        let mut found = 0;
-        self.each(async |graves, parked, delivery| {
-            if !filter.takes(&parked) {
-                return graves.leave(delivery).await;
-            }
-            found += 1;
+        let dropping = self.each(filter, async |_, _, delivery| {
             settled(delivery.acker.ack().await)
-        })
-        .await?;
-        self.verdict(found, "dropped")
+        });
+        let count = dropping.await?;
+        self.verdict(count, "dropped")
     }
 
-    /// Those that were there at the beginning, one after the other.
+    /// Those of the filter that were there at the beginning, one after the other; how many.
     async fn each(
         &mut self,
+        filter: &Filter,
         mut act: impl AsyncFnMut(&mut Self, Parked, Delivery) -> Result<(), Fault>,
-    ) -> Result<(), Fault> {
-        let queue = self.topology.dead_queue();
+    ) -> Result<usize, Fault> {
+        let (queue, mut found) = (self.topology.dead_queue(), 0);
         let Some((count, _)) = self.link.depth(&queue).await.map_err(away)? else {
-            return Ok(());
+            return Ok(0);
         };
         let browser = self.link.browse(&queue).await.map_err(away)?;
         for _ in 0..count {
             let Some(delivery) = browser.next().await.map_err(away)? else {
                 break;
             };
-            act(self, Parked::of(&delivery), delivery).await?;
+            let parked = Parked::of(&delivery);
+            if filter.takes(&parked) {
+                act(self, parked, delivery).await?;
+                found += 1;
+            } else {
+                self.leave(delivery).await?;
+            }
         }
-        Ok(())
+        Ok(found)
     }
 
     /// Leaves a job where it is. The broker counts how often, and would drop it in the end.

@@ -25,7 +25,8 @@ pub struct Pem {
 }
 
 impl TlsConfig {
-    /// Reads the files, so that a certificate that was renewed serves the next connection.
+    /// Reads the files. A certificate that was renewed serves the next link to RabbitMQ; the connections
+    /// to Redis keep to what they began with.
     ///
     /// # Errors
     /// The key of the configuration without its section, and what is wrong with its file.
