@@ -19,6 +19,7 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use crate::candidate;
+use crate::clock::Lap;
 use crate::config::Config;
 use crate::engine::patch::Patches;
 use crate::engine::thread::EngineHandle;
@@ -30,6 +31,7 @@ use crate::package::Package;
 use crate::package::plan::Plan;
 use crate::pipeline::{Judged, Pipeline, device_name};
 use crate::result::{Addressee, Body, Timings};
+use crate::traces::Trace;
 
 /// Shares of all weights that a candidate touches.
 const DENSITIES: [f64; 3] = [0.001, 0.01, 0.05];
@@ -168,8 +170,8 @@ async fn evaluate(
 ) -> Result<f64, EngineError> {
     let turn = engine.turn().await;
     let evaluation = turn.score(Arc::clone(&sample.patches), Arc::clone(plan), LIMIT);
-    let times = evaluation.await.map_err(|f| refused(&f))?.times;
-    Ok(times.apply + times.forward + times.restore)
+    let laps = evaluation.await.map_err(|f| refused(&f))?.laps;
+    Ok(laps.apply.millis() + laps.running() + laps.restore.millis())
 }
 
 /// One entry per repetition and density.
@@ -204,7 +206,7 @@ async fn compare(
             // Each beside a pass of its own: a machine that slows down slows both.
             let began = Instant::now();
             bare.pass(plan).map_err(|f| refused(&f))?;
-            let bare_ms = millis(began);
+            let bare_ms = Lap::since(began).millis();
             let evaluated = evaluate(engine, sample, plan).await?;
             compared.bare.push(bare_ms);
             compared.evaluations[at].push(evaluated);
@@ -256,10 +258,6 @@ async fn first(
     })
 }
 
-fn millis(since: Instant) -> f64 {
-    since.elapsed().as_secs_f64() * 1e3
-}
-
 /// The stages of a job by itself, nothing beside it.
 async fn stages(
     pipeline: &Pipeline,
@@ -299,7 +297,7 @@ fn check(
         let update = update.map_err(|f| refused(&f))?;
         let began = Instant::now();
         Patches::new(package, update, candidate.rule).map_err(|f| refused(&f))?;
-        times.push(millis(began));
+        times.push(Lap::since(began).millis());
     }
     Ok(median(&times))
 }
@@ -363,7 +361,7 @@ async fn judge(pipeline: &Pipeline, sample: &Sample) -> Result<Timings, EngineEr
         context: None,
     };
     let lost = |m: &str| EngineError::new(Detail::WarmFailed, m);
-    match pipeline.judge(&job, &addressee, Instant::now()).await {
+    match pipeline.judge(&job, &addressee, &Trace::silent()).await {
         Judged::Fresh { verdict, .. } => match verdict.map_err(|f| refused(&f))? {
             Body::Score(body) => Ok(body.timings_ms),
             Body::Loss(_) | Body::Error { .. } => Err(lost("a candidate came back unscored")),
@@ -400,11 +398,11 @@ fn decode_speed(package: &Package, config: &Config, sample: &Sample) -> Result<f
             zlib.decompress_vec(stream, &mut inflated, FlushDecompress::Finish)
                 .map_err(|e| EngineError::new(Detail::WarmFailed, e.to_string()))?;
         }
-        let alone = millis(began);
+        let alone = Lap::since(began).millis();
         let began = Instant::now();
         candidate::decode(&sample.bytes, &candidate, package, &config.candidates)
             .map_err(|f| refused(&f))?;
-        ratios.push(alone / millis(began));
+        ratios.push(alone / Lap::since(began).millis());
     }
     Ok(median(&ratios))
 }

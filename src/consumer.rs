@@ -17,10 +17,11 @@ use oversight::Finding;
 use crate::broker::amqp::{Deliveries, Delivery, Link};
 use crate::broker::topology::Topology;
 use crate::broker::{BrokerError, Outgoing, Properties, PublishError};
+use crate::clock::Lap;
 use crate::crash::Attempt;
 use crate::failure::{Code, Failure, Status};
 use crate::heartbeat::Vitals;
-use crate::job::{self, Encoding, Kind, Undecodable};
+use crate::job::{self, Kind, Undecodable};
 use crate::lifecycle::Detail;
 use crate::metrics;
 use crate::offload;
@@ -30,6 +31,7 @@ use crate::retry::{
     Backoff, Disposition, RETURNS_BEFORE_REPUBLISH, dispose, too_late_for_the_next_rung,
 };
 use crate::store::Store;
+use crate::traces::Trace;
 
 /// Characters of an error in a header: all headers of a message share one frame.
 const MOST_IN_HEADER: usize = 1000;
@@ -288,7 +290,7 @@ impl Serving {
 
     async fn handle(self: Arc<Self>, mut delivery: Delivery) {
         let _held = Held::new(&self.vitals);
-        let received = Instant::now();
+        let trace = Trace::begin(&delivery, &self.topology);
         if delivery.redelivered {
             self.vitals.facts().jobs.redelivered += 1;
             metrics::redelivered();
@@ -313,19 +315,16 @@ impl Serving {
                     context: job.context.clone(),
                     attempt: delivery.properties.attempt,
                 };
-                let judging = self.pipeline.judge(&job, &addressee, received);
+                let judging = self.pipeline.judge(&job, &addressee, &trace);
                 let judged = tokio::select! {
                     judged = AssertUnwindSafe(judging).catch_unwind() => judged,
                     () = self.abandon.cancelled() => return self.hand_back(delivery).await,
                 };
                 let judged = judged.unwrap_or_else(|_| Judged::panicked());
-                self.settle(delivery, addressee, job.deadline_ms, judged, received)
+                self.settle(delivery, addressee, job.deadline_ms, judged, &trace)
                     .await;
             }
-            Err(undecodable) => {
-                self.settle_undecodable(delivery, undecodable, received)
-                    .await
-            }
+            Err(undecodable) => self.settle_undecodable(delivery, undecodable, &trace).await,
         }
     }
 
@@ -335,7 +334,7 @@ impl Serving {
         addressee: Addressee,
         deadline_ms: Option<u64>,
         judged: Judged,
-        received: Instant,
+        trace: &Trace,
     ) {
         let (verdict, key, attempt) = match judged {
             Judged::Stored { message, key } => {
@@ -346,7 +345,7 @@ impl Serving {
                     ..*message
                 };
                 return self
-                    .answer(delivery, message, Some(key), None, received, true)
+                    .answer(delivery, message, Some(key), None, trace, true)
                     .await;
             }
             Judged::Fresh {
@@ -364,7 +363,7 @@ impl Serving {
                 if let Some(attempt) = attempt {
                     attempt.end(failure.as_ref().map(|f| f.code), None).await;
                 }
-                return self.climb(delivery, rung, failure).await;
+                return self.climb(delivery, rung, failure, trace).await;
             }
             Disposition::Answer => None,
             Disposition::AnswerAndPark => verdict.as_ref().err().cloned(),
@@ -376,7 +375,7 @@ impl Serving {
         if let Some(key) = key.as_ref().filter(|_| message.may_be_stored()) {
             self.pipeline.unsettled().keep(key, &message);
         }
-        self.answer(delivery, message, key, parked, received, false)
+        self.answer(delivery, message, key, parked, trace, false)
             .await;
     }
 
@@ -384,7 +383,7 @@ impl Serving {
         &self,
         delivery: Delivery,
         undecodable: Undecodable,
-        received: Instant,
+        trace: &Trace,
     ) {
         let attempt = delivery.properties.attempt;
         let (addressee, failure, park) = match undecodable {
@@ -424,12 +423,13 @@ impl Serving {
         match addressee {
             Some(addressee) => {
                 let message = ResultMessage::new(self.pipeline.answerer(), addressee, Err(failure));
-                self.answer(delivery, message, None, parked, received, false)
+                self.answer(delivery, message, None, parked, trace, false)
                     .await;
             }
             None => {
                 tracing::warn!(error = %failure, "a body that nobody can be answered for is parked");
                 if self.park(&delivery, &failure).await {
+                    trace.parked(&failure);
                     self.acknowledge(delivery).await;
                 }
             }
@@ -475,22 +475,27 @@ impl Serving {
         message: ResultMessage,
         key: Option<Key>,
         parked: Option<Failure>,
-        received: Instant,
+        trace: &Trace,
         stored: bool,
     ) {
-        let encoding = delivery.properties.encoding();
-        let durable = match self.outgoing(&message, key.as_ref(), &delivery.properties, encoding) {
+        let job = &delivery.properties;
+        let publishing = trace.publish(
+            &self.topology.results_exchange(),
+            &self.routing_key(&message),
+        );
+        let durable = match self.outgoing(&message, key.as_ref(), job, publishing.headers(job)) {
             Ok(durable) => durable,
             Err(error) => {
                 tracing::error!(%error, "a result cannot be encoded; the job is handed back");
                 return self.hand_back(delivery).await;
             }
         };
-        let reply = delivery.properties.reply_to.as_ref();
+        let reply = job.reply_to.as_ref();
         let reply = reply.map(|queue| durable.to_reply_queue(queue));
         if !self.publish(&self.link.results, durable).await {
-            return;
+            return publishing.lost();
         }
+        drop(publishing);
         if let Some(reply) = reply
             && !self.publish_reply(reply).await
         {
@@ -501,7 +506,7 @@ impl Serving {
         {
             return;
         }
-        self.account(&message, stored, received);
+        self.account(&message, stored, trace);
         if self.acknowledge(delivery).await
             && let Some(key) = &key
         {
@@ -509,25 +514,30 @@ impl Serving {
         }
     }
 
+    fn routing_key(&self, message: &ResultMessage) -> String {
+        format!("{}.{}", self.topology.model, message.status.as_str())
+    }
+
     fn outgoing(
         &self,
         message: &ResultMessage,
         key: Option<&Key>,
         job: &Properties,
-        encoding: Encoding,
+        headers: Vec<(String, String)>,
     ) -> anyhow::Result<Outgoing> {
+        let encoding = job.encoding();
         let properties = Properties {
             content_type: Some(encoding.content_type().into()),
             message_id: Some(message.message_id(key)),
             correlation_id: job.correlation_id.clone(),
             reply_to: None,
             timestamp: Some(message.scored_at_ms / 1000),
-            headers: job.trace_headers(),
+            headers,
             attempt: 1,
         };
         Ok(Outgoing {
             exchange: self.topology.results_exchange(),
-            routing_key: format!("{}.{}", self.topology.model, message.status.as_str()),
+            routing_key: self.routing_key(message),
             body: encoding.encode(message)?,
             properties,
             mandatory: true,
@@ -551,7 +561,13 @@ impl Serving {
         }
     }
 
-    async fn climb(&self, delivery: Delivery, rung: usize, failure: Option<Failure>) {
+    async fn climb(
+        &self,
+        delivery: Delivery,
+        rung: usize,
+        failure: Option<Failure>,
+        trace: &Trace,
+    ) {
         let Some(queue) = self.topology.retry_queue(rung) else {
             return self.hand_back(delivery).await;
         };
@@ -570,6 +586,7 @@ impl Serving {
         };
         if self.publish(&self.link.jobs, again).await {
             metrics::retried(failure.as_ref());
+            trace.retried(failure.as_ref());
             self.acknowledge(delivery).await;
         }
     }
@@ -659,12 +676,12 @@ impl Serving {
         }
     }
 
-    fn account(&self, message: &ResultMessage, stored: bool, received: Instant) {
-        let took = received.elapsed();
-        metrics::answered(message, took, stored);
-        let millis = took.as_secs_f64() * 1e3;
+    fn account(&self, message: &ResultMessage, stored: bool, trace: &Trace) {
+        let lap = Lap::since(trace.received);
+        metrics::answered(message, lap.took, stored);
+        trace.answered(message, stored);
         let mut facts = self.vitals.facts();
-        facts.finished(millis);
+        facts.finished(lap.millis());
         match message.status {
             Status::Scored => facts.jobs.scored += 1,
             Status::Rejected => facts.jobs.rejected += 1,
@@ -678,7 +695,8 @@ impl Serving {
             model_version = message.model_version,
             delta = message.delta(),
             attempt = message.attempt,
-            duration_ms = millis,
+            duration_ms = lap.millis(),
+            trace_id = trace.id(),
             "job answered"
         );
     }

@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
+use crate::clock::Lap;
 use crate::config::EngineConfig;
 use crate::failure::{Code, Failure};
 use crate::lifecycle::Detail;
@@ -96,15 +97,24 @@ impl EngineError {
     }
 }
 
-/// Milliseconds spent in each stage of an evaluation.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct StageTimes {
-    /// Computing and writing the new values.
-    pub apply: f64,
-    /// Running the model, the baseline's pass included where it was needed.
-    pub forward: f64,
+/// The stages of an evaluation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Laps {
+    /// Running the model as it is, where its losses were not known.
+    pub baseline: Option<Lap>,
+    /// Writing the new values.
+    pub apply: Lap,
+    /// Running the model with them.
+    pub forward: Lap,
     /// Copying the baseline back.
-    pub restore: f64,
+    pub restore: Lap,
+}
+
+impl Laps {
+    /// Milliseconds of running the model, both times where it ran twice.
+    pub fn running(&self) -> f64 {
+        self.baseline.map_or(0.0, |lap| lap.millis()) + self.forward.millis()
+    }
 }
 
 /// A candidate's effect.
@@ -113,7 +123,7 @@ pub struct Evaluation {
     /// Losses before and after, and what to make of them.
     pub paired: Paired,
     /// Where the time went.
-    pub times: StageTimes,
+    pub laps: Laps,
 }
 
 /// What a session of its own says when it is asked for four petabytes.
@@ -355,23 +365,25 @@ impl Engine {
         batch: usize,
     ) -> Result<Evaluation, Failure> {
         let began = Instant::now();
+        let known = self.baselines.contains_key(&(plan.hash, batch));
         let before = self.baseline(plan, batch)?;
-        let baseline_ms = millis(began);
+        let baseline = (!known).then(|| Lap::since(began));
         let began = Instant::now();
         let patches = &patches.patches;
         let written = patches.iter().try_for_each(|patch| self.write(patch));
-        let apply = millis(began);
+        let apply = Lap::since(began);
         let began = Instant::now();
         let after = written
             .map_err(|e| failure(&e))
             .and_then(|()| self.losses(plan, batch));
-        let forward = millis(began) + baseline_ms;
+        let forward = Lap::since(began);
         let began = Instant::now();
         self.restore(patches)?;
-        let times = StageTimes {
+        let laps = Laps {
+            baseline,
             apply,
             forward,
-            restore: millis(began),
+            restore: Lap::since(began),
         };
         let after = after?;
         if let Some(window) = after.iter().position(|l| !l.is_finite()) {
@@ -380,7 +392,7 @@ impl Engine {
         }
         Ok(Evaluation {
             paired: score::paired(&before, &after),
-            times,
+            laps,
         })
     }
 
@@ -474,10 +486,6 @@ impl Engine {
         }
         self.measure.losses(windows, batch, &output)
     }
-}
-
-fn millis(since: Instant) -> f64 {
-    since.elapsed().as_secs_f64() * 1e3
 }
 
 fn failure(error: &SessionError) -> Failure {

@@ -118,8 +118,7 @@ impl Getter {
         allow_private: bool,
         resolver: CheckedResolver,
     ) -> anyhow::Result<Self> {
-        // Fails only when a provider is installed already, which is as good.
-        let _installed_before = rustls::crypto::ring::default_provider().install_default();
+        crate::config::tls::install_provider();
         let client = reqwest::Client::builder()
             .redirect(reqwest::redirect::Policy::none())
             .no_proxy()

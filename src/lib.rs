@@ -37,6 +37,7 @@ pub mod schema;
 pub mod score;
 pub mod store;
 pub mod systemd;
+pub mod traces;
 pub mod unsettled;
 pub mod update;
 pub mod waiting;

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::candidate;
 use crate::candidate::fetch::{self, Fetched, Fetcher};
-use crate::clock::unix_ms;
+use crate::clock::{Lap, unix_ms};
 use crate::config::{CandidatesConfig, Config, Provider};
 use crate::crash::{Attempt, Marks, Passage};
 use crate::engine::Evaluation;
@@ -23,6 +23,7 @@ use crate::result::{
     Addressee, Answerer, Body, CandidateFacts, Key, LossBody, ResultMessage, ScoreBody, Timings,
     Verdict,
 };
+use crate::traces::{Stage, Trace};
 use crate::unsettled::Unsettled;
 use crate::waiting::{Place, Waiting};
 
@@ -188,28 +189,34 @@ impl Pipeline {
         self.leaving.cancel();
     }
 
-    /// Judges a job; `received` is when it was delivered.
-    pub async fn judge(&self, job: &Job, addressee: &Addressee, received: Instant) -> Judged {
+    /// Judges a job; its stages go into the trace.
+    pub async fn judge(&self, job: &Job, addressee: &Addressee, trace: &Trace) -> Judged {
         let plan = match self.check(job).and_then(|()| self.plan(job)) {
             Ok(plan) => plan,
             Err(failure) => return Judged::without_key(failure),
         };
         match &job.task {
-            Task::Validate { .. } => self.judge_model(job, addressee, plan).await,
+            Task::Validate { .. } => self.judge_model(job, addressee, plan, trace).await,
             Task::Score { candidate, .. } => {
-                self.judge_candidate(job, candidate, addressee, plan, received)
+                self.judge_candidate(job, candidate, addressee, plan, trace)
                     .await
             }
         }
     }
 
-    async fn judge_model(&self, job: &Job, addressee: &Addressee, plan: Arc<Plan>) -> Judged {
+    async fn judge_model(
+        &self,
+        job: &Job,
+        addressee: &Addressee,
+        plan: Arc<Plan>,
+        trace: &Trace,
+    ) -> Judged {
         let key = Key::new(&self.answerer, addressee, None, &plan.hash);
         let mut attempt = match self.enter(addressee, &key).await {
             Entry::Over(judged) => return judged,
             Entry::Open(attempt) => attempt,
         };
-        let loss = self.validate(job, plan, attempt.as_mut()).await;
+        let loss = self.validate(job, plan, attempt.as_mut(), trace).await;
         judged(loss, attempt, key)
     }
 
@@ -219,7 +226,7 @@ impl Pipeline {
         candidate: &Candidate,
         addressee: &Addressee,
         plan: Arc<Plan>,
-        received: Instant,
+        trace: &Trace,
     ) -> Judged {
         let sha256 = match claimed_digest(candidate).await {
             Ok(sha256) => sha256,
@@ -229,24 +236,25 @@ impl Pipeline {
         let asked = Some((candidate, &sha256));
         let key = Key::new(&self.answerer, addressee, asked, &plan.hash);
         let began = Instant::now();
+        let fetching = async {
+            let fetched = self.fetcher.fetch(candidate, known).await;
+            (fetched, trace.stage(Stage::Fetch, Lap::since(began)))
+        };
         // The look-up is bounded; the fetch is what may take long, and the wait for news of others.
-        let (entry, fetched) = tokio::join!(
-            self.enter(addressee, &key),
-            self.fetcher.fetch(candidate, known)
-        );
+        let (entry, (fetched, fetch)) = tokio::join!(self.enter(addressee, &key), fetching);
         let mut attempt = match entry {
             Entry::Over(judged) => return judged,
             Entry::Open(attempt) => attempt,
         };
         let mut timings = Timings {
-            fetch: millis(began),
+            fetch,
             ..Timings::default()
         };
         let scored = match fetched {
             Ok(fetched) => {
                 let asked = (candidate, fetched);
                 let attempt = attempt.as_mut();
-                self.score(job, asked, plan, attempt, &mut timings, received)
+                self.score(job, asked, plan, attempt, &mut timings, trace)
                     .await
             }
             Err(failure) => Err(failure.into()),
@@ -335,14 +343,20 @@ impl Pipeline {
         job: &Job,
         plan: Arc<Plan>,
         attempt: Option<&mut Attempt>,
+        trace: &Trace,
     ) -> Result<Body, Unscored> {
+        let began = Instant::now();
         let place = self.enter_line(job, &plan);
         let turn = place.turn(&self.engine).await.ok_or(Unscored::SentBack)?;
+        trace.stage(Stage::DeviceWait, Lap::since(began));
         check_deadline(job)?;
         if let Some(attempt) = attempt {
             attempt.mark().await?;
         }
-        let losses = turn.validate(Arc::clone(&plan), self.score_timeout).await?;
+        let began = Instant::now();
+        let losses = turn.validate(Arc::clone(&plan), self.score_timeout).await;
+        trace.stage(Stage::Forward, Lap::since(began));
+        let losses = losses?;
         place.computed();
         Ok(Body::Loss(LossBody {
             loss: crate::score::mean(&losses),
@@ -359,28 +373,29 @@ impl Pipeline {
         plan: Arc<Plan>,
         attempt: Option<&mut Attempt>,
         timings: &mut Timings,
-        received: Instant,
+        trace: &Trace,
     ) -> Result<Body, Unscored> {
         let mut began = Instant::now();
         let mut early = None;
         if let Some(attempt) = attempt.filter(|attempt| attempt.is_suspect()) {
             let place = self.enter_line(job, &plan);
             let turn = place.turn(&self.engine).await.ok_or(Unscored::SentBack)?;
-            timings.queued = millis(began);
+            timings.queued = trace.stage(Stage::DeviceWait, Lap::since(began));
             check_deadline(job)?;
             attempt.mark().await?;
             early = Some((place, turn));
             began = Instant::now();
         }
-        let (patches, facts) = self.decode(candidate, fetched, &plan).await?;
-        timings.decode = millis(began);
+        let decoded = self.decode(candidate, fetched, &plan).await;
+        timings.decode = trace.stage(Stage::Decode, Lap::since(began));
+        let (patches, facts) = decoded?;
         let (place, turn) = match early {
             Some(early) => early,
             None => {
                 let began = Instant::now();
                 let place = self.enter_line(job, &plan);
                 let turn = place.turn(&self.engine).await.ok_or(Unscored::SentBack)?;
-                timings.queued = millis(began);
+                timings.queued = trace.stage(Stage::DeviceWait, Lap::since(began));
                 (place, turn)
             }
         };
@@ -389,10 +404,15 @@ impl Pipeline {
             .score(patches, Arc::clone(&plan), self.score_timeout)
             .await?;
         place.computed();
-        let stages = evaluation.times;
-        (timings.apply, timings.forward, timings.restore) =
-            (stages.apply, stages.forward, stages.restore);
-        timings.total = millis(received);
+        let laps = evaluation.laps;
+        if let Some(lap) = laps.baseline {
+            trace.stage(Stage::Baseline, lap);
+        }
+        timings.apply = trace.stage(Stage::Patch, laps.apply);
+        trace.stage(Stage::Forward, laps.forward);
+        timings.forward = laps.running();
+        timings.restore = trace.stage(Stage::Restore, laps.restore);
+        timings.total = Lap::since(trace.received).millis();
         Ok(self.body(&evaluation, &plan, facts, *timings))
     }
 
@@ -496,8 +516,4 @@ fn check_deadline(job: &Job) -> Result<(), Failure> {
         }
         None => Ok(()),
     }
-}
-
-fn millis(since: Instant) -> f64 {
-    since.elapsed().as_secs_f64() * 1e3
 }

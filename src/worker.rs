@@ -192,6 +192,7 @@ pub async fn run(
         anyhow::bail!("model.dir: not set; it names the model package")
     };
     let metrics = crate::metrics::install(config.telemetry.metrics_addr.as_deref()).await?;
+    crate::traces::install(&config)?;
     let (requests, mut inbox) = mpsc::channel(16);
     let signals = requests.clone();
     let watchdog = Watchdog::new(config.worker.drain_timeout, overdue);
@@ -224,7 +225,12 @@ pub async fn run(
         Stop::Stuck => {}
     }
     // Side by side: each may have to wait for a service that does not answer.
-    tokio::join!(worker.marks.settle(), worker.close_link(), heartbeat.stop());
+    tokio::join!(
+        worker.marks.settle(),
+        worker.close_link(),
+        heartbeat.stop(),
+        crate::traces::flush()
+    );
     Ok(stop)
 }
 

@@ -50,6 +50,13 @@ fn each_outside_driver_is_named_in_one_file() {
     only_in("object_store::", &["fetch/bucket.rs"]);
     only_in("prost::", &["engine/graph.rs"]);
     only_in("prometheus::", &["metrics.rs"]);
+    for driver in [
+        "opentelemetry::",
+        "opentelemetry_sdk::",
+        "opentelemetry_otlp::",
+    ] {
+        only_in(driver, &["traces.rs"]);
+    }
     only_in("ratatui::", &["cli/watch.rs"]);
     only_in("sd_notify::", &["systemd.rs"]);
     only_in(

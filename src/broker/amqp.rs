@@ -371,8 +371,12 @@ fn watch(connection: &Connection, lost: CancellationToken, blocked: Option<Arc<A
                 // channel is told as well.
                 Some(_) if status.connected() => {}
                 Some(Event::Error(error)) => {
-                    // This kind says only that we have closed it ourselves.
-                    if !matches!(error.kind(), ErrorKind::InvalidConnectionState(_)) {
+                    // These kinds say only that we have closed it ourselves.
+                    let ours = matches!(
+                        error.kind(),
+                        ErrorKind::InvalidConnectionState(_) | ErrorKind::InvalidChannelState(..)
+                    );
+                    if !ours {
                         tracing::warn!(%error, "a connection to RabbitMQ is lost");
                     }
                     return lost.cancel();

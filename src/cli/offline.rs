@@ -19,6 +19,7 @@ use crate::package::plan::Plan;
 use crate::package::{Objective, Package};
 use crate::pipeline::{Judged, Pipeline, device_name};
 use crate::result::{Addressee, ResultMessage};
+use crate::traces::Trace;
 
 /// Which windows.
 #[derive(Debug, Args)]
@@ -178,7 +179,7 @@ async fn judge(
         deadline_ms: None,
         context: None,
     };
-    let judged = pipeline.judge(&job, &addressee, Instant::now()).await;
+    let judged = pipeline.judge(&job, &addressee, &Trace::silent()).await;
     bar.finish_and_clear();
     let Judged::Fresh { verdict, .. } = judged else {
         return Err(Fault::internal("answered from a store that is not there"));

@@ -4,6 +4,12 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+/// What encrypts, for clients that leave the choice to the program.
+pub fn install_provider() {
+    // Fails only when a provider is installed already, which is as good.
+    let _installed_before = rustls::crypto::ring::default_provider().install_default();
+}
+
 /// PEM files of a TLS connection.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 pub struct TlsConfig {

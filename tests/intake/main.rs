@@ -20,7 +20,6 @@ mod unusual;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -31,6 +30,7 @@ use scorer::package::Package;
 use scorer::package::build::{Recipe, build};
 use scorer::pipeline::{Judged, Pipeline};
 use scorer::result::{Addressee, ResultMessage};
+use scorer::traces::Trace;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -89,7 +89,10 @@ impl Bench {
             context: None,
             attempt: 1,
         };
-        let judged = self.pipeline.judge(&job, &addressee, Instant::now()).await;
+        let judged = self
+            .pipeline
+            .judge(&job, &addressee, &Trace::silent())
+            .await;
         let Judged::Fresh { verdict, .. } = judged else {
             panic!("there is no store")
         };

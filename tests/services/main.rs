@@ -49,6 +49,7 @@ mod settling;
 mod sharing;
 mod tls;
 mod topology;
+mod traces;
 mod trainer;
 mod undecodable;
 mod update_crashes;
