@@ -5,7 +5,6 @@ mod door;
 mod history;
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -26,6 +25,7 @@ use crate::broker::topology::Topology;
 use crate::clock::unix_ms;
 use crate::config::Config;
 use crate::fleet::Observer;
+use crate::listener;
 use crate::result::ResultMessage;
 use crate::retry::Backoff;
 
@@ -51,15 +51,12 @@ impl Board {
 }
 
 /// Serves the page until the process ends.
-///
-/// # Errors
-/// When the listener fails.
 pub async fn serve(
     config: Config,
     model: Option<String>,
     listener: TcpListener,
     door: Door,
-) -> std::io::Result<()> {
+) {
     let board = Board {
         history: Arc::default(),
         page: watch::Sender::new("{}".into()),
@@ -90,11 +87,7 @@ pub async fn serve(
             Arc::new(door),
             door::guard,
         ));
-    axum::serve(
-        listener,
-        routes.into_make_service_with_connect_info::<SocketAddr>(),
-    )
-    .await
+    listener::serve(listener, routes).await;
 }
 
 fn file(kind: &'static str, text: &'static str) -> Response {

@@ -26,6 +26,7 @@ pub mod health;
 pub mod heartbeat;
 pub mod job;
 pub mod lifecycle;
+pub mod listener;
 pub mod metrics;
 pub mod offload;
 pub mod package;

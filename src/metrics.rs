@@ -285,11 +285,7 @@ pub async fn install(address: Option<&str>) -> anyhow::Result<Option<TcpListener
 pub fn serve(listener: TcpListener, vitals: Arc<Vitals>) {
     let answer = move || std::future::ready(answer(&vitals));
     let routes = Router::new().route("/metrics", get(answer));
-    tokio::spawn(async move {
-        if let Err(error) = axum::serve(listener, routes).await {
-            tracing::warn!(%error, "metrics are no longer served");
-        }
-    });
+    tokio::spawn(crate::listener::serve(listener, routes));
 }
 
 fn answer(vitals: &Vitals) -> Response {

@@ -43,11 +43,21 @@ fn only_in(needle: &str, allowed: &[&str]) {
 
 #[test]
 fn each_outside_driver_is_named_in_one_file() {
-    only_in("lapin::", &["broker/amqp.rs"]);
+    only_in(
+        "lapin::",
+        &[
+            "broker/amqp.rs",
+            "broker/amqp/delivery.rs",
+            "broker/amqp/publisher.rs",
+        ],
+    );
     only_in("redis::", &["store.rs", "store/fleet.rs"]);
     only_in("ort::", &["engine/session.rs", "engine/session/scratch.rs"]);
     only_in("reqwest::", &["fetch.rs"]);
     only_in("object_store::", &["fetch/bucket.rs"]);
+    for driver in ["hyper::", "hyper_util::"] {
+        only_in(driver, &["listener.rs"]);
+    }
     only_in("prost::", &["engine/graph.rs"]);
     only_in("prometheus::", &["metrics.rs"]);
     for driver in [

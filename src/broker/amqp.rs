@@ -2,45 +2,35 @@
 //! task per publishing channel (lapin mixes confirms up otherwise), every wait bounded. No library
 //! recovery: a lost link is dropped whole, and whoever owns it makes the next one.
 
+mod delivery;
+mod publisher;
+
+pub use delivery::{Acker, Browser, Deliveries, Delivery};
+pub use publisher::Publisher;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_util::StreamExt;
-use futures_util::stream::FuturesUnordered;
 use lapin::options::{
-    BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicGetOptions, BasicNackOptions,
-    BasicPublishOptions, BasicQosOptions, ConfirmSelectOptions, ExchangeDeclareOptions,
-    QueueBindOptions, QueueDeclareOptions,
+    BasicConsumeOptions, BasicQosOptions, ExchangeDeclareOptions, QueueBindOptions,
+    QueueDeclareOptions,
 };
 use lapin::protocol::{AMQPErrorKind, AMQPSoftError};
 use lapin::tcp::{OwnedIdentity, OwnedTLSConfig};
-use lapin::types::{AMQPValue, FieldTable, ShortString};
-use lapin::{
-    BasicProperties, Channel, Confirmation, Connection, ConnectionBuilder, ConnectionProperties,
-    ErrorKind, Event,
-};
-use tokio::sync::{mpsc, oneshot};
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{Channel, Connection, ConnectionBuilder, ConnectionProperties, ErrorKind, Event};
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
+use super::BrokerError;
 use super::topology::{Argument, ExchangeKind, Topology};
-use super::{ATTEMPT, BrokerError, Outgoing, Properties, PublishError};
 use crate::config::AmqpConfig;
-use crate::metrics::Confirm;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
-/// A confirm that takes longer counts as lost: a paused broker would hang it for ever.
-const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
-/// Results in flight between publish and confirm.
-const PIPELINE: usize = 64;
-/// Bytes of a stranger's headers that a copy of the job keeps: all headers of a message share one
-/// frame of 128 KiB with ours, and the broker ends the connection of who sends a larger one.
-const MOST_HEADERS: usize = 32 * 1024;
-/// How the headers of a parked job begin that say why.
-const PARKED: [&str; 3] = ["x-error-", "x-worker-id", "x-first-death-"];
 
 /// The decision is taken from the error's kind; the text is for people only.
 #[expect(
@@ -101,8 +91,8 @@ impl Link {
         let blocked = Arc::new(AtomicBool::new(false));
         watch(&consuming, lost.clone(), None);
         watch(&publishing, lost.clone(), Some(Arc::clone(&blocked)));
-        let results = Publisher::open(&publishing, PIPELINE, &lost, &blocked).await?;
-        let jobs = Publisher::open(&publishing, 1, &lost, &blocked).await?;
+        let results = Publisher::pipelined(&publishing, &lost, &blocked).await?;
+        let jobs = Publisher::one_by_one(&publishing, &lost, &blocked).await?;
         Ok(Self {
             consuming,
             publishing,
@@ -203,10 +193,7 @@ impl Link {
     /// # Errors
     /// When the broker does not answer.
     pub async fn browse(&self, queue: &str) -> Result<Browser, BrokerError> {
-        Ok(Browser {
-            channel: self.channel().await?,
-            queue: queue.to_owned(),
-        })
+        Ok(Browser::new(self.channel().await?, queue))
     }
 
     async fn channel(&self) -> Result<Channel, BrokerError> {
@@ -242,12 +229,7 @@ impl Link {
             FieldTable::default(),
         );
         let consumer = bounded(&format!("consume {queue}"), CALL_TIMEOUT, consume).await?;
-        Ok(Deliveries {
-            channel,
-            consumer,
-            tag: tag.to_owned(),
-            lost: self.lost.clone(),
-        })
+        Ok(Deliveries::new(channel, consumer, self.lost.clone()))
     }
 
     /// An exclusive queue bound to an exchange, consumed without acknowledgement.
@@ -294,16 +276,8 @@ impl Link {
             FieldTable::default(),
         );
         let consumer = bounded("consume an exclusive queue", CALL_TIMEOUT, consume).await?;
-        let tag = consumer.tag().to_string();
-        Ok((
-            name,
-            Deliveries {
-                channel,
-                consumer,
-                tag,
-                lost: self.lost.clone(),
-            },
-        ))
+        let deliveries = Deliveries::new(channel, consumer, self.lost.clone());
+        Ok((name, deliveries))
     }
 
     /// Closes both connections, politely but not for long; what was settled has arrived then.
@@ -416,388 +390,6 @@ async fn close(channel: Channel) {
     drop(tokio::time::timeout(CLOSE_TIMEOUT, channel.close(200, "done".into())).await);
 }
 
-/// A stream of deliveries and the way to end it.
-#[derive(Debug)]
-pub struct Deliveries {
-    channel: Channel,
-    consumer: lapin::Consumer,
-    tag: String,
-    lost: CancellationToken,
-}
-
-impl Deliveries {
-    /// The next delivery; `None` when the consumer is gone, however it went. Cancel-safe.
-    pub async fn next(&mut self) -> Option<Delivery> {
-        match self.consumer.next().await {
-            Some(Ok(delivery)) => Some(Delivery::new(delivery)),
-            Some(Err(error)) => {
-                tracing::warn!(%error, "the consumer failed");
-                None
-            }
-            None => None,
-        }
-    }
-
-    /// Takes the consumer off the queue; returns what was delivered but not begun. What was begun
-    /// can be settled as long as this lives: dropping it closes the channel.
-    pub async fn cancel(&mut self) -> Vec<Delivery> {
-        let cancel = self
-            .channel
-            .basic_cancel(self.tag.as_str().into(), BasicCancelOptions::default());
-        let wait = match tokio::time::timeout(CLOSE_TIMEOUT, cancel).await {
-            Ok(Ok(())) => CLOSE_TIMEOUT,
-            Ok(Err(error)) => {
-                tracing::debug!(%error, "the consumer was gone already");
-                CLOSE_TIMEOUT
-            }
-            Err(_) => {
-                tracing::warn!("the broker does not answer; its link is given up");
-                self.lost.cancel();
-                Duration::ZERO
-            }
-        };
-        let mut left = Vec::new();
-        while let Ok(Some(delivery)) = tokio::time::timeout(wait, self.next()).await {
-            left.push(delivery);
-        }
-        left
-    }
-}
-
-/// Takes one message after the other out of a queue; what is not settled goes back when this goes.
-#[derive(Debug)]
-pub struct Browser {
-    channel: Channel,
-    queue: String,
-}
-
-impl Browser {
-    /// The next message; none when there is no other.
-    ///
-    /// # Errors
-    /// When the queue is gone or the broker does not answer.
-    pub async fn next(&self) -> Result<Option<Delivery>, BrokerError> {
-        let (queue, options) = (self.queue.as_str().into(), BasicGetOptions::default());
-        let getting = self.channel.basic_get(queue, options);
-        let found = bounded(&self.queue, CALL_TIMEOUT, getting).await?;
-        Ok(found.map(|message| Delivery::new(message.delivery)))
-    }
-}
-
-/// A delivered message.
-#[derive(Debug)]
-pub struct Delivery {
-    /// The body.
-    pub body: Vec<u8>,
-    /// What came with it.
-    pub properties: Properties,
-    /// Whether the broker has delivered it before.
-    pub redelivered: bool,
-    /// How often, as the broker counts.
-    pub delivery_count: u64,
-    /// Settles it, once.
-    pub acker: Acker,
-}
-
-impl Delivery {
-    fn new(delivery: lapin::message::Delivery) -> Self {
-        let source = delivery.properties;
-        let mut properties = Properties {
-            content_type: source.content_type().as_ref().map(ToString::to_string),
-            message_id: source.message_id().as_ref().map(ToString::to_string),
-            correlation_id: source.correlation_id().as_ref().map(ToString::to_string),
-            reply_to: source.reply_to().as_ref().map(ToString::to_string),
-            timestamp: *source.timestamp(),
-            headers: Vec::new(),
-            attempt: 1,
-        };
-        let (mut delivery_count, mut kept, mut left_out) = (0, 0, 0);
-        // What a worker says of a parked job comes first, or a sender's headers could crowd it out.
-        let headers = source.headers().iter().flat_map(|table| table.inner());
-        let (said, others): (Vec<_>, Vec<_>) = headers.partition(|(name, _)| {
-            PARKED
-                .iter()
-                .any(|prefix| name.as_str().starts_with(prefix))
-        });
-        for (name, value) in said.into_iter().chain(others) {
-            match (name.as_str(), number(value), value) {
-                (ATTEMPT, Some(n), _) => properties.attempt = u32::try_from(n).unwrap_or(1).max(1),
-                ("x-delivery-count", Some(n), _) => delivery_count = n,
-                (name, _, AMQPValue::LongString(text)) => {
-                    let size = name.len() + text.as_bytes().len();
-                    if kept + size <= MOST_HEADERS {
-                        kept += size;
-                        properties.headers.push((name.to_owned(), text.to_string()));
-                    } else {
-                        left_out += 1;
-                    }
-                }
-                (_, _, _) => {}
-            }
-        }
-        if left_out > 0 {
-            tracing::warn!(
-                left_out,
-                "headers that are too large are left out of copies of the job"
-            );
-        }
-        Self {
-            body: delivery.data,
-            properties,
-            redelivered: delivery.redelivered,
-            delivery_count,
-            acker: Acker(delivery.acker),
-        }
-    }
-}
-
-#[expect(
-    clippy::wildcard_enum_match_arm,
-    reason = "a foreign enum: only numbers are counts"
-)]
-fn number(value: &AMQPValue) -> Option<u64> {
-    match value {
-        AMQPValue::ShortShortInt(n) => u64::try_from(*n).ok(),
-        AMQPValue::ShortShortUInt(n) => Some(u64::from(*n)),
-        AMQPValue::ShortInt(n) => u64::try_from(*n).ok(),
-        AMQPValue::ShortUInt(n) => Some(u64::from(*n)),
-        AMQPValue::LongInt(n) => u64::try_from(*n).ok(),
-        AMQPValue::LongUInt(n) => Some(u64::from(*n)),
-        AMQPValue::LongLongInt(n) => u64::try_from(*n).ok(),
-        _ => None,
-    }
-}
-
-/// Settles a delivery, once.
-#[derive(Debug)]
-pub struct Acker(lapin::Acker);
-
-impl Acker {
-    /// Whether settling can still reach the broker.
-    pub fn usable(&self) -> bool {
-        self.0.usable()
-    }
-
-    /// Acknowledges. False = the broker will deliver again: the channel is gone.
-    pub async fn ack(self) -> bool {
-        matches!(self.0.ack(BasicAckOptions::default()).await, Ok(true))
-    }
-
-    /// Gives the message back for somebody else. False = the broker does so by itself.
-    pub async fn hand_back(self) -> bool {
-        let options = BasicNackOptions {
-            requeue: true,
-            ..Default::default()
-        };
-        matches!(self.0.nack(options).await, Ok(true))
-    }
-}
-
-type Order = (Outgoing, oneshot::Sender<Result<(), PublishError>>);
-
-/// A handle to the task that owns a publishing channel.
-#[derive(Debug, Clone)]
-pub struct Publisher(mpsc::Sender<Order>);
-
-impl Publisher {
-    async fn open(
-        connection: &Connection,
-        window: usize,
-        lost: &CancellationToken,
-        blocked: &Arc<AtomicBool>,
-    ) -> Result<Self, BrokerError> {
-        let channel = bounded("open a channel", CALL_TIMEOUT, connection.create_channel()).await?;
-        bounded(
-            "confirms",
-            CALL_TIMEOUT,
-            channel.confirm_select(ConfirmSelectOptions::default()),
-        )
-        .await?;
-        let (orders, inbox) = mpsc::channel(PIPELINE);
-        let publishing = publish_all(channel, inbox, window, lost.clone(), Arc::clone(blocked));
-        tokio::spawn(publishing);
-        Ok(Self(orders))
-    }
-
-    /// Sends a message; returns when the broker has confirmed it.
-    ///
-    /// # Errors
-    /// When it was refused, or when nobody knows.
-    pub async fn publish(&self, message: Outgoing) -> Result<(), PublishError> {
-        for name in [&message.exchange, &message.routing_key] {
-            if short(name).is_none() {
-                let why = format!("{name:?} is longer than a name may be");
-                return Err(PublishError::Refused(why));
-            }
-        }
-        let began = Instant::now();
-        let outcome = self.send(message).await;
-        let confirm = match &outcome {
-            Ok(()) => Confirm::Confirmed,
-            Err(PublishError::Refused(_)) => Confirm::Refused,
-            Err(PublishError::Lost(_) | PublishError::Unroutable(_)) => Confirm::Lost,
-        };
-        crate::metrics::confirm(confirm, began.elapsed());
-        outcome
-    }
-
-    async fn send(&self, message: Outgoing) -> Result<(), PublishError> {
-        let lost = || PublishError::Lost("the publisher has ended".into());
-        let (reply, confirmed) = oneshot::channel();
-        self.0.send((message, reply)).await.map_err(|_| lost())?;
-        confirmed.await.map_err(|_| lost())?
-    }
-}
-
-async fn publish_all(
-    channel: Channel,
-    mut inbox: mpsc::Receiver<Order>,
-    window: usize,
-    lost: CancellationToken,
-    blocked: Arc<AtomicBool>,
-) {
-    // However this task ends, nobody publishes on the link any more.
-    let _lost = lost.clone().drop_guard();
-    let mut pending: FuturesUnordered<futures_util::future::BoxFuture<'static, bool>> =
-        FuturesUnordered::new();
-    loop {
-        tokio::select! {
-            Some(healthy) = pending.next(), if !pending.is_empty() => {
-                if !healthy {
-                    return lost.cancel();
-                }
-            }
-            order = inbox.recv(), if pending.len() < window => match order {
-                Some((message, reply)) => match send(&channel, message).await {
-                    Ok(confirm) => {
-                        pending.push(Box::pin(settle(confirm, Arc::clone(&blocked), reply)));
-                    }
-                    Err(error) => {
-                        drop(reply.send(Err(error)));
-                        return lost.cancel();
-                    }
-                },
-                None => break,
-            },
-            () = lost.cancelled() => return,
-        }
-    }
-    while pending.next().await.is_some() {}
-}
-
-async fn send(
-    channel: &Channel,
-    message: Outgoing,
-) -> Result<lapin::PublisherConfirm, PublishError> {
-    let options = BasicPublishOptions {
-        mandatory: message.mandatory,
-        ..Default::default()
-    };
-    let publish = channel.basic_publish(
-        message.exchange.as_str().into(),
-        message.routing_key.as_str().into(),
-        options,
-        &message.body,
-        properties(&message.properties),
-    );
-    match tokio::time::timeout(CONFIRM_TIMEOUT, publish).await {
-        Ok(sent) => sent.map_err(|e| PublishError::Lost(e.to_string())),
-        Err(_) => Err(PublishError::Lost("a publish was not taken in time".into())),
-    }
-}
-
-/// While the broker holds publishes back (it is short of memory or disk), and says so, the time
-/// does not run: giving the link up would return every job, again and again, until they are parked.
-async fn in_time<T>(
-    confirm: impl Future<Output = T>,
-    blocked: &AtomicBool,
-    limit: Duration,
-) -> Option<T> {
-    tokio::pin!(confirm);
-    loop {
-        match tokio::time::timeout(limit, &mut confirm).await {
-            Ok(confirmed) => return Some(confirmed),
-            Err(_) if blocked.load(Ordering::Relaxed) => {}
-            Err(_) => return None,
-        }
-    }
-}
-
-/// Tells the sender what became of its message; false = the channel can no longer be trusted.
-async fn settle(
-    confirm: lapin::PublisherConfirm,
-    blocked: Arc<AtomicBool>,
-    reply: oneshot::Sender<Result<(), PublishError>>,
-) -> bool {
-    let (outcome, healthy) = match in_time(confirm, &blocked, CONFIRM_TIMEOUT).await {
-        Some(Ok(Confirmation::Ack(None))) => (Ok(()), true),
-        Some(Ok(Confirmation::Ack(Some(returned)))) => {
-            let why = returned.reply_text.to_string();
-            (Err(PublishError::Unroutable(why)), false)
-        }
-        Some(Ok(Confirmation::Nack(_))) => {
-            (Err(PublishError::Refused("a queue is full".into())), true)
-        }
-        Some(Ok(Confirmation::NotRequested)) => {
-            (Err(PublishError::Lost("confirms are off".into())), false)
-        }
-        Some(Err(error)) => (Err(PublishError::Lost(error.to_string())), false),
-        None => (
-            Err(PublishError::Lost(format!(
-                "not confirmed in {} s: does every queue bound there have a leader?",
-                CONFIRM_TIMEOUT.as_secs()
-            ))),
-            false,
-        ),
-    };
-    // A sender that has gone no longer needs to know.
-    drop(reply.send(outcome));
-    healthy
-}
-
-/// Text of at most 255 bytes, AMQP's limit for names; lapin's own conversion panics beyond it.
-fn short(text: &str) -> Option<ShortString> {
-    ShortString::try_new(text).ok()
-}
-
-/// Text that does not fit is left out: a stranger's `message_id` may fill all of the 255 bytes, and
-/// the id of the answer made from it is longer.
-fn properties(source: &Properties) -> BasicProperties {
-    const PERSISTENT: u8 = 2;
-    let mut headers = FieldTable::default();
-    for (name, value) in &source.headers {
-        if let Some(name) = short(name) {
-            headers.insert(name, AMQPValue::LongString(value.as_str().into()));
-        }
-    }
-    if source.attempt > 1 {
-        headers.insert(
-            ATTEMPT.into(),
-            AMQPValue::LongLongInt(source.attempt.into()),
-        );
-    }
-    let mut target = BasicProperties::default()
-        .with_delivery_mode(PERSISTENT)
-        .with_headers(headers);
-    let fitting = |text: &Option<String>| text.as_deref().and_then(short);
-    if let Some(text) = fitting(&source.content_type) {
-        target = target.with_content_type(text);
-    }
-    if let Some(text) = fitting(&source.message_id) {
-        target = target.with_message_id(text);
-    }
-    if let Some(text) = fitting(&source.correlation_id) {
-        target = target.with_correlation_id(text);
-    }
-    if let Some(text) = fitting(&source.reply_to) {
-        target = target.with_reply_to(text);
-    }
-    if let Some(seconds) = source.timestamp {
-        target = target.with_timestamp(seconds);
-    }
-    target
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -833,38 +425,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_time_of_a_confirm_does_not_run_while_the_broker_holds_back() {
-        let limit = Duration::from_millis(10);
-        let blocked = AtomicBool::new(true);
-        let late = async {
-            tokio::time::sleep(limit * 10).await;
-            blocked.store(false, Ordering::Relaxed);
-        };
-        assert_eq!(in_time(late, &blocked, limit).await, Some(()));
-        let never = std::future::pending::<()>();
-        assert_eq!(in_time(never, &blocked, limit).await, None);
-    }
-
-    #[tokio::test]
     async fn a_call_without_an_answer_is_never_tolerated() {
         let call = std::future::pending::<lapin::Result<()>>();
         let late = bounded("q", Duration::ZERO, call).await;
         assert!(matches!(late, Err(BrokerError::Failed(_))), "{late:?}");
         assert_eq!(tolerate("q", late.clone()), late);
-    }
-
-    #[test]
-    fn text_that_is_too_long_for_amqp_is_left_out() {
-        let long = Some("x".repeat(256));
-        let source = Properties {
-            content_type: Some("application/json".into()),
-            message_id: long.clone(),
-            correlation_id: Some("x".repeat(255)),
-            reply_to: long,
-            ..Properties::default()
-        };
-        let target = properties(&source);
-        assert_eq!((target.message_id(), target.reply_to()), (&None, &None));
-        assert!(target.content_type().is_some() && target.correlation_id().is_some());
     }
 }

@@ -39,9 +39,7 @@ pub(super) async fn dashboard(config: Config, args: DashboardArgs) -> Outcome {
     };
     answer(&format!("http://{address}/{path}"))?;
     tokio::select! {
-        served = serve(config, model, listener, door) => {
-            served.map_err(Fault::internal).map(|()| Exit::Done)
-        }
+        () = serve(config, model, listener, door) => Ok(Exit::Done),
         _ = tokio::signal::ctrl_c() => Ok(Exit::Done),
     }
 }

@@ -1,0 +1,259 @@
+//! What the broker delivers, and how it is settled.
+
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use lapin::Channel;
+use lapin::options::{BasicAckOptions, BasicCancelOptions, BasicGetOptions, BasicNackOptions};
+use lapin::types::{AMQPValue, FieldTable};
+use tokio_util::sync::CancellationToken;
+
+use super::{CALL_TIMEOUT, CLOSE_TIMEOUT, bounded};
+use crate::broker::{ATTEMPT, BrokerError, Properties};
+
+/// Bytes of a stranger's headers that a copy of the job keeps: all headers of a message share one
+/// frame of 128 KiB with ours, and the broker ends the connection of who sends a larger one.
+const MOST_HEADERS: usize = 32 * 1024;
+/// How the headers of a parked job begin that say why.
+const PARKED: [&str; 3] = ["x-error-", "x-worker-id", "x-first-death-"];
+
+/// A stream of deliveries and the way to end it.
+#[derive(Debug)]
+pub struct Deliveries {
+    channel: Channel,
+    consumer: lapin::Consumer,
+    tag: String,
+    lost: CancellationToken,
+}
+
+impl Deliveries {
+    pub(super) fn new(
+        channel: Channel,
+        consumer: lapin::Consumer,
+        lost: CancellationToken,
+    ) -> Self {
+        Self {
+            channel,
+            tag: consumer.tag().to_string(),
+            consumer,
+            lost,
+        }
+    }
+
+    /// The next delivery; `None` when the consumer is gone, however it went. Cancel-safe.
+    pub async fn next(&mut self) -> Option<Delivery> {
+        match self.consumer.next().await {
+            Some(Ok(delivery)) => Some(Delivery::new(delivery)),
+            Some(Err(error)) => {
+                tracing::warn!(%error, "the consumer failed");
+                None
+            }
+            None => None,
+        }
+    }
+
+    /// Takes the consumer off the queue; returns what was delivered but not begun. What was begun
+    /// can be settled as long as this lives: dropping it closes the channel.
+    pub async fn cancel(&mut self) -> Vec<Delivery> {
+        let cancel = self
+            .channel
+            .basic_cancel(self.tag.as_str().into(), BasicCancelOptions::default());
+        let wait = match tokio::time::timeout(CLOSE_TIMEOUT, cancel).await {
+            Ok(Ok(())) => CLOSE_TIMEOUT,
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "the consumer was gone already");
+                CLOSE_TIMEOUT
+            }
+            Err(_) => {
+                tracing::warn!("the broker does not answer; its link is given up");
+                self.lost.cancel();
+                Duration::ZERO
+            }
+        };
+        let mut left = Vec::new();
+        while let Ok(Some(delivery)) = tokio::time::timeout(wait, self.next()).await {
+            left.push(delivery);
+        }
+        left
+    }
+}
+
+/// Takes one message after the other out of a queue; what is not settled goes back when this goes.
+#[derive(Debug)]
+pub struct Browser {
+    channel: Channel,
+    queue: String,
+}
+
+impl Browser {
+    pub(super) fn new(channel: Channel, queue: &str) -> Self {
+        Self {
+            channel,
+            queue: queue.to_owned(),
+        }
+    }
+
+    /// The next message; none when there is no other.
+    ///
+    /// # Errors
+    /// When the queue is gone or the broker does not answer.
+    pub async fn next(&self) -> Result<Option<Delivery>, BrokerError> {
+        let (queue, options) = (self.queue.as_str().into(), BasicGetOptions::default());
+        let getting = self.channel.basic_get(queue, options);
+        let found = bounded(&self.queue, CALL_TIMEOUT, getting).await?;
+        Ok(found.map(|message| Delivery::new(message.delivery)))
+    }
+}
+
+/// A delivered message.
+#[derive(Debug)]
+pub struct Delivery {
+    /// The body.
+    pub body: Vec<u8>,
+    /// What came with it.
+    pub properties: Properties,
+    /// Whether the broker has delivered it before.
+    pub redelivered: bool,
+    /// How often, as the broker counts.
+    pub delivery_count: u64,
+    /// Settles it, once.
+    pub acker: Acker,
+}
+
+impl Delivery {
+    fn new(delivery: lapin::message::Delivery) -> Self {
+        let source = delivery.properties;
+        let mut properties = Properties {
+            content_type: source.content_type().as_ref().map(ToString::to_string),
+            message_id: source.message_id().as_ref().map(ToString::to_string),
+            correlation_id: source.correlation_id().as_ref().map(ToString::to_string),
+            reply_to: source.reply_to().as_ref().map(ToString::to_string),
+            timestamp: *source.timestamp(),
+            headers: Vec::new(),
+            attempt: 1,
+        };
+        let headers = source.headers().as_ref().map(Headers::of);
+        let headers = headers.unwrap_or_default();
+        if headers.left_out > 0 {
+            tracing::warn!(
+                left_out = headers.left_out,
+                "headers that are too large are left out of copies of the job"
+            );
+        }
+        let attempt = headers.attempt.and_then(|n| u32::try_from(n).ok());
+        properties.attempt = attempt.unwrap_or(1).max(1);
+        properties.headers = headers.kept;
+        Self {
+            body: delivery.data,
+            properties,
+            redelivered: delivery.redelivered,
+            delivery_count: headers.returned.unwrap_or(0),
+            acker: Acker(delivery.acker),
+        }
+    }
+}
+
+/// What is read of a message's headers.
+#[derive(Debug, Default)]
+struct Headers {
+    /// Text that copies keep.
+    kept: Vec<(String, String)>,
+    /// Texts that they do not.
+    left_out: usize,
+    attempt: Option<u64>,
+    returned: Option<u64>,
+}
+
+impl Headers {
+    fn of(table: &FieldTable) -> Self {
+        let (mut headers, mut size) = (Self::default(), 0);
+        // What a worker says of a parked job comes first, or a sender's headers could crowd it out.
+        let ours = |name: &str| PARKED.iter().any(|prefix| name.starts_with(prefix));
+        let (said, others): (Vec<_>, Vec<_>) =
+            (table.inner().iter()).partition(|(name, _)| ours(name.as_str()));
+        for (name, value) in said.into_iter().chain(others) {
+            match (name.as_str(), number(value), value) {
+                (ATTEMPT, Some(n), _) => headers.attempt = Some(n),
+                ("x-delivery-count", Some(n), _) => headers.returned = Some(n),
+                (name, _, AMQPValue::LongString(text)) => {
+                    let more = name.len() + text.as_bytes().len();
+                    if size + more <= MOST_HEADERS {
+                        size += more;
+                        headers.kept.push((name.to_owned(), text.to_string()));
+                    } else {
+                        headers.left_out += 1;
+                    }
+                }
+                (_, _, _) => {}
+            }
+        }
+        headers
+    }
+}
+
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "a foreign enum: only numbers are counts"
+)]
+fn number(value: &AMQPValue) -> Option<u64> {
+    match value {
+        AMQPValue::ShortShortInt(n) => u64::try_from(*n).ok(),
+        AMQPValue::ShortShortUInt(n) => Some(u64::from(*n)),
+        AMQPValue::ShortInt(n) => u64::try_from(*n).ok(),
+        AMQPValue::ShortUInt(n) => Some(u64::from(*n)),
+        AMQPValue::LongInt(n) => u64::try_from(*n).ok(),
+        AMQPValue::LongUInt(n) => Some(u64::from(*n)),
+        AMQPValue::LongLongInt(n) => u64::try_from(*n).ok(),
+        _ => None,
+    }
+}
+
+/// Settles a delivery, once.
+#[derive(Debug)]
+pub struct Acker(lapin::Acker);
+
+impl Acker {
+    /// Whether settling can still reach the broker.
+    pub fn usable(&self) -> bool {
+        self.0.usable()
+    }
+
+    /// Acknowledges. False = the broker will deliver again: the channel is gone.
+    pub async fn ack(self) -> bool {
+        matches!(self.0.ack(BasicAckOptions::default()).await, Ok(true))
+    }
+
+    /// Gives the message back for somebody else. False = the broker does so by itself.
+    pub async fn hand_back(self) -> bool {
+        let options = BasicNackOptions {
+            requeue: true,
+            ..Default::default()
+        };
+        matches!(self.0.nack(options).await, Ok(true))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_senders_headers_crowd_out_nothing_that_a_worker_says_of_a_parked_job() {
+        let mut table = FieldTable::default();
+        let text = |length: usize| AMQPValue::LongString("x".repeat(length).into());
+        // Before and behind ours, in the alphabet and in the table.
+        for name in ["a-first", "x-error-zzz", "zzz"] {
+            table.insert(name.into(), text(MOST_HEADERS - 100));
+        }
+        table.insert("x-error-code".into(), text(10));
+        table.insert("x-worker-id".into(), text(10));
+        table.insert(ATTEMPT.into(), AMQPValue::LongLongInt(3));
+        table.insert("x-delivery-count".into(), AMQPValue::LongInt(2));
+        let headers = Headers::of(&table);
+        let mut kept: Vec<_> = headers.kept.iter().map(|(name, _)| name.as_str()).collect();
+        kept.sort_unstable();
+        assert_eq!(kept, ["x-error-code", "x-error-zzz", "x-worker-id"]);
+        let numbers = (headers.left_out, headers.attempt, headers.returned);
+        assert_eq!(numbers, (2, Some(3), Some(2)));
+    }
+}

@@ -1,0 +1,278 @@
+//! What is published, and what the broker says of it: one task to a channel, each message confirmed.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
+use lapin::types::{AMQPValue, FieldTable, ShortString};
+use lapin::{BasicProperties, Channel, Confirmation, Connection};
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use super::{CALL_TIMEOUT, bounded};
+use crate::broker::{ATTEMPT, BrokerError, Outgoing, Properties, PublishError};
+use crate::metrics::Confirm;
+
+/// A confirm that takes longer counts as lost: a paused broker would hang it for ever.
+const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
+/// Results in flight between publish and confirm.
+const PIPELINE: usize = 64;
+
+type Order = (Outgoing, oneshot::Sender<Result<(), PublishError>>);
+
+/// A handle to the task that owns a publishing channel.
+#[derive(Debug, Clone)]
+pub struct Publisher(mpsc::Sender<Order>);
+
+impl Publisher {
+    /// Many messages in flight.
+    pub(super) async fn pipelined(
+        connection: &Connection,
+        lost: &CancellationToken,
+        blocked: &Arc<AtomicBool>,
+    ) -> Result<Self, BrokerError> {
+        Self::open(connection, PIPELINE, lost, blocked).await
+    }
+
+    /// One message in flight, so that "returned" means this one.
+    pub(super) async fn one_by_one(
+        connection: &Connection,
+        lost: &CancellationToken,
+        blocked: &Arc<AtomicBool>,
+    ) -> Result<Self, BrokerError> {
+        Self::open(connection, 1, lost, blocked).await
+    }
+
+    async fn open(
+        connection: &Connection,
+        window: usize,
+        lost: &CancellationToken,
+        blocked: &Arc<AtomicBool>,
+    ) -> Result<Self, BrokerError> {
+        let channel = bounded("open a channel", CALL_TIMEOUT, connection.create_channel()).await?;
+        bounded(
+            "confirms",
+            CALL_TIMEOUT,
+            channel.confirm_select(ConfirmSelectOptions::default()),
+        )
+        .await?;
+        let (orders, inbox) = mpsc::channel(PIPELINE);
+        let publishing = publish_all(channel, inbox, window, lost.clone(), Arc::clone(blocked));
+        tokio::spawn(publishing);
+        Ok(Self(orders))
+    }
+
+    /// Sends a message; returns when the broker has confirmed it.
+    ///
+    /// # Errors
+    /// When it was refused, or when nobody knows.
+    pub async fn publish(&self, message: Outgoing) -> Result<(), PublishError> {
+        for name in [&message.exchange, &message.routing_key] {
+            if short(name).is_none() {
+                let why = format!("{name:?} is longer than a name may be");
+                return Err(PublishError::Refused(why));
+            }
+        }
+        let began = Instant::now();
+        let outcome = self.send(message).await;
+        let confirm = match &outcome {
+            Ok(()) => Confirm::Confirmed,
+            Err(PublishError::Refused(_)) => Confirm::Refused,
+            Err(PublishError::Lost(_) | PublishError::Unroutable(_)) => Confirm::Lost,
+        };
+        crate::metrics::confirm(confirm, began.elapsed());
+        outcome
+    }
+
+    async fn send(&self, message: Outgoing) -> Result<(), PublishError> {
+        let lost = || PublishError::Lost("the publisher has ended".into());
+        let (reply, confirmed) = oneshot::channel();
+        self.0.send((message, reply)).await.map_err(|_| lost())?;
+        confirmed.await.map_err(|_| lost())?
+    }
+}
+
+async fn publish_all(
+    channel: Channel,
+    mut inbox: mpsc::Receiver<Order>,
+    window: usize,
+    lost: CancellationToken,
+    blocked: Arc<AtomicBool>,
+) {
+    // However this task ends, nobody publishes on the link any more.
+    let _lost = lost.clone().drop_guard();
+    let mut pending: FuturesUnordered<futures_util::future::BoxFuture<'static, bool>> =
+        FuturesUnordered::new();
+    loop {
+        tokio::select! {
+            Some(healthy) = pending.next(), if !pending.is_empty() => {
+                if !healthy {
+                    return lost.cancel();
+                }
+            }
+            order = inbox.recv(), if pending.len() < window => match order {
+                Some((message, reply)) => match send(&channel, message).await {
+                    Ok(confirm) => {
+                        pending.push(Box::pin(settle(confirm, Arc::clone(&blocked), reply)));
+                    }
+                    Err(error) => {
+                        drop(reply.send(Err(error)));
+                        return lost.cancel();
+                    }
+                },
+                None => break,
+            },
+            () = lost.cancelled() => return,
+        }
+    }
+    while pending.next().await.is_some() {}
+}
+
+async fn send(
+    channel: &Channel,
+    message: Outgoing,
+) -> Result<lapin::PublisherConfirm, PublishError> {
+    let options = BasicPublishOptions {
+        mandatory: message.mandatory,
+        ..Default::default()
+    };
+    let publish = channel.basic_publish(
+        message.exchange.as_str().into(),
+        message.routing_key.as_str().into(),
+        options,
+        &message.body,
+        properties(&message.properties),
+    );
+    match tokio::time::timeout(CONFIRM_TIMEOUT, publish).await {
+        Ok(sent) => sent.map_err(|e| PublishError::Lost(e.to_string())),
+        Err(_) => Err(PublishError::Lost("a publish was not taken in time".into())),
+    }
+}
+
+/// While the broker holds publishes back (it is short of memory or disk), and says so, the time
+/// does not run: giving the link up would return every job, again and again, until they are parked.
+async fn in_time<T>(
+    confirm: impl Future<Output = T>,
+    blocked: &AtomicBool,
+    limit: Duration,
+) -> Option<T> {
+    tokio::pin!(confirm);
+    loop {
+        match tokio::time::timeout(limit, &mut confirm).await {
+            Ok(confirmed) => return Some(confirmed),
+            Err(_) if blocked.load(Ordering::Relaxed) => {}
+            Err(_) => return None,
+        }
+    }
+}
+
+/// Tells the sender what became of its message; false = the channel can no longer be trusted.
+async fn settle(
+    confirm: lapin::PublisherConfirm,
+    blocked: Arc<AtomicBool>,
+    reply: oneshot::Sender<Result<(), PublishError>>,
+) -> bool {
+    let (outcome, healthy) = match in_time(confirm, &blocked, CONFIRM_TIMEOUT).await {
+        Some(Ok(Confirmation::Ack(None))) => (Ok(()), true),
+        Some(Ok(Confirmation::Ack(Some(returned)))) => {
+            let why = returned.reply_text.to_string();
+            (Err(PublishError::Unroutable(why)), false)
+        }
+        Some(Ok(Confirmation::Nack(_))) => {
+            (Err(PublishError::Refused("a queue is full".into())), true)
+        }
+        Some(Ok(Confirmation::NotRequested)) => {
+            (Err(PublishError::Lost("confirms are off".into())), false)
+        }
+        Some(Err(error)) => (Err(PublishError::Lost(error.to_string())), false),
+        None => (
+            Err(PublishError::Lost(format!(
+                "not confirmed in {} s: does every queue bound there have a leader?",
+                CONFIRM_TIMEOUT.as_secs()
+            ))),
+            false,
+        ),
+    };
+    // A sender that has gone no longer needs to know.
+    drop(reply.send(outcome));
+    healthy
+}
+
+/// Text of at most 255 bytes, AMQP's limit for names; lapin's own conversion panics beyond it.
+fn short(text: &str) -> Option<ShortString> {
+    ShortString::try_new(text).ok()
+}
+
+/// Text that does not fit is left out: a stranger's `message_id` may fill all of the 255 bytes, and
+/// the id of the answer made from it is longer.
+fn properties(source: &Properties) -> BasicProperties {
+    const PERSISTENT: u8 = 2;
+    let mut headers = FieldTable::default();
+    for (name, value) in &source.headers {
+        if let Some(name) = short(name) {
+            headers.insert(name, AMQPValue::LongString(value.as_str().into()));
+        }
+    }
+    if source.attempt > 1 {
+        headers.insert(
+            ATTEMPT.into(),
+            AMQPValue::LongLongInt(source.attempt.into()),
+        );
+    }
+    let mut target = BasicProperties::default()
+        .with_delivery_mode(PERSISTENT)
+        .with_headers(headers);
+    let fitting = |text: &Option<String>| text.as_deref().and_then(short);
+    if let Some(text) = fitting(&source.content_type) {
+        target = target.with_content_type(text);
+    }
+    if let Some(text) = fitting(&source.message_id) {
+        target = target.with_message_id(text);
+    }
+    if let Some(text) = fitting(&source.correlation_id) {
+        target = target.with_correlation_id(text);
+    }
+    if let Some(text) = fitting(&source.reply_to) {
+        target = target.with_reply_to(text);
+    }
+    if let Some(seconds) = source.timestamp {
+        target = target.with_timestamp(seconds);
+    }
+    target
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_time_of_a_confirm_does_not_run_while_the_broker_holds_back() {
+        let limit = Duration::from_millis(10);
+        let blocked = AtomicBool::new(true);
+        let late = async {
+            tokio::time::sleep(limit * 10).await;
+            blocked.store(false, Ordering::Relaxed);
+        };
+        assert_eq!(in_time(late, &blocked, limit).await, Some(()));
+        let never = std::future::pending::<()>();
+        assert_eq!(in_time(never, &blocked, limit).await, None);
+    }
+
+    #[test]
+    fn text_that_is_too_long_for_amqp_is_left_out() {
+        let long = Some("x".repeat(256));
+        let source = Properties {
+            content_type: Some("application/json".into()),
+            message_id: long.clone(),
+            correlation_id: Some("x".repeat(255)),
+            reply_to: long,
+            ..Properties::default()
+        };
+        let target = properties(&source);
+        assert_eq!((target.message_id(), target.reply_to()), (&None, &None));
+        assert!(target.content_type().is_some() && target.correlation_id().is_some());
+    }
+}
