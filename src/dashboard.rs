@@ -51,12 +51,7 @@ impl Board {
 }
 
 /// Serves the page until the process ends.
-pub async fn serve(
-    config: Config,
-    model: Option<String>,
-    listener: TcpListener,
-    door: Door,
-) {
+pub async fn serve(config: Config, model: Option<String>, listener: TcpListener, door: Door) {
     let board = Board {
         history: Arc::default(),
         page: watch::Sender::new("{}".into()),
