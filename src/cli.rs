@@ -2,10 +2,12 @@
 //! answer; logs and progress go to standard error.
 
 mod bench;
+mod check;
 mod ctl;
 mod dashboard;
 mod dead;
 mod offline;
+mod progress;
 mod status;
 mod submit;
 mod topology;
@@ -17,6 +19,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::config::{Config, Layers, LogFormat};
 use crate::worker::Stop;
+use progress::Foot;
 
 /// How a command ends; the numbers are the contract's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -283,23 +286,23 @@ fn run(cli: Cli) -> Outcome {
         return completions(shell);
     }
     let config = load(&cli.settings)?;
-    init_logs(&config, matches!(cli.command, Command::Run))?;
+    let foot = init_logs(&config, matches!(cli.command, Command::Run))?;
     let threads = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build();
     let runtime = threads.map_err(Fault::internal)?;
-    let outcome = runtime.block_on(dispatch(cli.command, config));
+    let outcome = runtime.block_on(dispatch(cli.command, config, foot));
     // A fetch or a decode that is still going on must not hold the exit.
     runtime.shutdown_background();
     outcome
 }
 
-async fn dispatch(command: Command, config: Config) -> Outcome {
+async fn dispatch(command: Command, config: Config, foot: Option<Foot>) -> Outcome {
     match command {
-        Command::Run => worker(config).await,
-        Command::Check { json, prove: true } => offline::prove(&config, json).await,
-        Command::Check { json, prove: false } => offline::check(&config, json).await,
+        Command::Run => worker(config, foot).await,
+        Command::Check { json, prove: true } => check::prove(&config, json).await,
+        Command::Check { json, prove: false } => check::check(&config, json).await,
         Command::Score(args) => offline::score(config, args).await,
         Command::Validate(args) => offline::validate(config, args).await,
         Command::Submit(args) => submit::submit(&config, args).await,
@@ -325,7 +328,7 @@ async fn dispatch(command: Command, config: Config) -> Outcome {
     }
 }
 
-async fn worker(config: Config) -> Outcome {
+async fn worker(config: Config, foot: Option<Foot>) -> Outcome {
     use tokio::signal::unix::{SignalKind, signal};
     // Before anything loads: a signal during a long load must find its handler.
     let mut term = signal(SignalKind::terminate()).map_err(Fault::internal)?;
@@ -336,7 +339,12 @@ async fn worker(config: Config) -> Outcome {
             _ = int.recv() => tracing::info!("SIGINT: draining"),
         }
     };
-    let stop = crate::worker::run(config, shutdown, leave_overdue)
+    let show = |vitals, phase| {
+        if let Some(foot) = foot {
+            tokio::spawn(foot.show(vitals, phase));
+        }
+    };
+    let stop = crate::worker::run(config, shutdown, leave_overdue, show)
         .await
         .map_err(|e| Fault::new(Exit::Usage, e))?;
     match stop {
@@ -383,9 +391,11 @@ fn model_name(config: &Config) -> Result<String, Fault> {
         .map_err(|e| Fault::new(Exit::Usage, format!("model.dir: {e}")))
 }
 
-fn init_logs(config: &Config, worker: bool) -> Result<(), Fault> {
+/// Sets the log up. A worker that logs to a terminal has room at its foot.
+fn init_logs(config: &Config, worker: bool) -> Result<Option<Foot>, Fault> {
     use std::io::IsTerminal;
     use tracing_subscriber::EnvFilter;
+    use tracing_subscriber::fmt::writer::BoxMakeWriter;
     // One-shot commands speak for themselves; only what goes wrong is logged.
     let filter = if worker {
         config.telemetry.log.as_str()
@@ -396,20 +406,29 @@ fn init_logs(config: &Config, worker: bool) -> Result<(), Fault> {
     // wrong it also returns or sends as an event, and `broker::amqp` reports that.
     let filter = EnvFilter::try_new(format!("{filter},ort=error,lapin=off"))
         .map_err(|e| Fault::new(Exit::Usage, format!("telemetry.log: {e}")))?;
+    let terminal = std::io::stderr().is_terminal();
     let pretty = match config.telemetry.log_format {
-        LogFormat::Auto => std::io::stderr().is_terminal(),
+        LogFormat::Auto => terminal,
         LogFormat::Pretty => true,
         LogFormat::Json => false,
     };
+    let foot = (worker && pretty && terminal).then(Foot::new);
+    let writer = match foot.clone() {
+        Some(foot) => BoxMakeWriter::new(foot),
+        None => BoxMakeWriter::new(std::io::stderr),
+    };
+    let colourless = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr);
+        .with_ansi(terminal && !colourless)
+        .with_writer(writer);
     let set = if pretty {
         builder.with_target(false).try_init()
     } else {
         builder.json().flatten_event(true).try_init()
     };
-    set.map_err(Fault::internal)
+    set.map_err(Fault::internal)?;
+    Ok(foot)
 }
 
 #[cfg(test)]

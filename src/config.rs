@@ -582,7 +582,7 @@ mod tests {
     fn a_collector_is_a_place_without_secrets() {
         let set = |url: &str| format!("telemetry.otlp_endpoint={url}");
         for fit in ["http://h:4318", "https://h/otlp/", "http://[::1]:4318"] {
-            assert_eq!(refused(&[&set(fit)]), [""; 0], "{fit}");
+            assert!(load(&[&set(fit)]).is_ok(), "{fit}");
         }
         for unfit in [
             "h:4318",

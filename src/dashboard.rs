@@ -201,3 +201,21 @@ fn parked(delivery: &Delivery) -> Parked {
         at_ms: unix_ms(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::StreamExt;
+
+    #[tokio::test]
+    async fn the_first_that_a_page_is_told_is_the_newest_and_comes_at_once() {
+        let board = watch::Sender::new(Arc::from("old"));
+        board.send_replace(Arc::from("new"));
+        let body = events(board.subscribe()).into_response().into_body();
+        let mut told = body.into_data_stream();
+        assert_eq!(told.next().await.unwrap().unwrap(), "data: new\n\n");
+        board.send_replace(Arc::from("skipped"));
+        board.send_replace(Arc::from("newer"));
+        assert_eq!(told.next().await.unwrap().unwrap(), "data: newer\n\n");
+    }
+}

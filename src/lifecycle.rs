@@ -225,6 +225,11 @@ impl Lifecycle {
         self.events.clone()
     }
 
+    /// Where the phase can be followed.
+    pub fn follow(&self) -> watch::Receiver<Phase> {
+        self.phase.subscribe()
+    }
+
     /// The current phase.
     pub fn phase(&self) -> Phase {
         *self.phase.borrow()

@@ -26,7 +26,7 @@ use crate::crash::Marks;
 use crate::engine::thread::{EngineHandle, TERMINATE_GRACE};
 use crate::engine::{EngineError, Warm};
 use crate::heartbeat::{EngineFacts, Heartbeat, Identity, ModelFacts, NameClaim, Source, Vitals};
-use crate::lifecycle::{Detail, Lifecycle, State};
+use crate::lifecycle::{Detail, Lifecycle, Phase, State};
 use crate::package::Package;
 use crate::package::plan::Plan;
 use crate::pipeline::{Pipeline, device_name};
@@ -179,7 +179,8 @@ impl Leaving {
 }
 
 /// Runs a worker until it is drained. `shutdown` resolves on the first signal; `overdue` ends the
-/// process when a drain hangs, and is told whether a computation is cut short by that.
+/// process when a drain hangs, and is told whether a computation is cut short by that. `show` is given
+/// what can be looked at meanwhile.
 ///
 /// # Errors
 /// Only for what no waiting can mend: unusable configuration.
@@ -187,6 +188,7 @@ pub async fn run(
     config: Config,
     shutdown: impl Future<Output = ()> + Send + 'static,
     overdue: fn(bool),
+    show: impl FnOnce(Arc<Vitals>, watch::Receiver<Phase>),
 ) -> anyhow::Result<Stop> {
     let Some(dir) = config.model.dir.clone() else {
         anyhow::bail!("model.dir: not set; it names the model package")
@@ -212,6 +214,7 @@ pub async fn run(
     if let Some(listener) = metrics {
         crate::metrics::serve(listener, Arc::clone(&worker.vitals));
     }
+    show(Arc::clone(&worker.vitals), worker.lifecycle.follow());
     let stop = worker.live().await;
     for task in tasks {
         task.abort();

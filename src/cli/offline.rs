@@ -1,7 +1,6 @@
-//! Commands that need neither broker nor Redis: score, validate, check, package.
+//! Commands that need neither broker nor Redis: score, validate, package.
 
 use std::path::PathBuf;
-use std::time::Instant;
 
 use clap::Args;
 use serde_json::json;
@@ -17,7 +16,7 @@ use crate::lifecycle::Detail;
 use crate::package::build::{Recipe, build};
 use crate::package::plan::Plan;
 use crate::package::{Objective, Package};
-use crate::pipeline::{Judged, Pipeline, device_name};
+use crate::pipeline::{Judged, Pipeline};
 use crate::result::{Addressee, ResultMessage};
 use crate::traces::Trace;
 
@@ -227,87 +226,6 @@ pub(super) async fn validate(config: Config, args: ValidateArgs) -> Outcome {
         model_version: Some(version),
     };
     judge(config, args.model, args.windows, task, "validate".into()).await
-}
-
-fn model_dir(config: &Config) -> Result<&PathBuf, Fault> {
-    let unset = || {
-        Fault::new(
-            Exit::Usage,
-            "model.dir: not set; it names the model package",
-        )
-    };
-    config.model.dir.as_ref().ok_or_else(unset)
-}
-
-pub(super) async fn prove(config: &Config, json: bool) -> Outcome {
-    let (dir, own) = (model_dir(config)?.clone(), config.clone());
-    let proofs = tokio::task::spawn_blocking(move || crate::prove::run(&dir, &own));
-    let proofs = proofs
-        .await
-        .map_err(Fault::internal)?
-        .map_err(|e| fault(&e))?;
-    let exit = if proofs.iter().all(|proof| proof.holds) {
-        Exit::Done
-    } else {
-        Exit::Negative
-    };
-    if json {
-        answer_json(&json!({
-            "execution_provider": config.engine.execution_provider.execution_provider(),
-            "device": device_name(config),
-            "onnxruntime": crate::engine::session::library_version(&config.engine),
-            "proofs": proofs,
-        }))?;
-        return Ok(exit);
-    }
-    let line = |proof: &crate::prove::Proof| {
-        let verdict = if proof.holds { "holds" } else { "FAILS" };
-        format!("{verdict}  {:<32} {}", proof.name, proof.found)
-    };
-    let lines: Vec<String> = proofs.iter().map(line).collect();
-    answer(&lines.join("\n"))?;
-    Ok(exit)
-}
-
-pub(super) async fn check(config: &Config, json: bool) -> Outcome {
-    let dir = model_dir(config)?;
-    let began = Instant::now();
-    let vitals = Vitals::default();
-    let bar = busy(format!("loading {}", dir.display()));
-    let load = EngineHandle::load(dir, config, vitals.progress);
-    let engine = load.await.map_err(|e| fault(&e))?;
-    bar.set_message("warming up: every tensor is moved and put back");
-    let warm = engine.turn().await.warm().await.map_err(|e| fault(&e))?;
-    bar.finish_and_clear();
-    let (package, took) = (&engine.package, began.elapsed().as_millis());
-    let provider = config.engine.execution_provider.execution_provider();
-    if json {
-        return answer_json(&json!({
-            "model": package.manifest.name, "version": package.manifest.version, "dir": dir,
-            "package_id": package.package_id, "weights_id": package.weights.weights_id,
-            "execution_provider": provider, "device": device_name(config),
-            "onnxruntime": crate::engine::session::library_version(&config.engine),
-            "tensors": package.weights.tensors.len(), "shards": package.shards.len(),
-            "windows": warm.windows, "baseline_loss": warm.baseline_loss, "warm_ms": took,
-        }));
-    }
-    answer(&format!(
-        "configuration  sound, worker.id = {}\n\
-         package        {} version {} in {}: {} tensors, {} shards, digests match\n\
-         weights        {}\n\
-         provider       {provider} on {}\n\
-         warm-up        {took} ms: {} windows, baseline loss {}; it repeats bit for bit, every tensor moves it",
-        config.worker_id(),
-        package.manifest.name,
-        package.manifest.version,
-        dir.display(),
-        package.weights.tensors.len(),
-        package.shards.len(),
-        package.weights.weights_id,
-        device_name(config),
-        warm.windows,
-        warm.baseline_loss,
-    ))
 }
 
 pub(super) fn package(args: &PackageArgs) -> Outcome {

@@ -11,11 +11,11 @@ use scorer::job::{Format, Semantics, Validation};
 
 use crate::support::aggregator::runtime;
 use crate::support::broker::Rabbit;
-use crate::support::jobs::{Case, honest};
+use crate::support::jobs::{Case, honest, honest_job};
 use crate::support::package::{MODEL, VERSION};
 use crate::support::redis_server::Redis;
 use crate::support::stack::Stack;
-use crate::support::wait::secs;
+use crate::support::wait::{eventually, secs};
 
 fn client(stack: &Stack) -> Client {
     let set = [
@@ -192,4 +192,52 @@ fn what_is_never_answered_or_never_taken_is_said_and_holds_up_nothing() {
     let id = "late".to_owned();
     assert_eq!(late, Outcome::Overdue { submission_id: id });
     worker.signal(Signal::SIGCONT);
+}
+
+#[test]
+fn answers_of_an_earlier_run_are_handed_over_and_taken_for_nobodys() {
+    let stack = Stack::shared();
+    let worker = stack.worker_with("w1", |s| s.set("amqp.retry_delays", "[]"));
+    worker.ready();
+    let aggregator = stack.aggregator();
+    aggregator.submit(&honest_job("stranger", "n"));
+    let mut newer = honest_job("same", "n");
+    newer["model_version"] = 99.into();
+    aggregator.submit(&newer);
+    let results = stack.object(&format!("results.{MODEL}"));
+    eventually(secs(30), "both are answered", || {
+        aggregator.depth(&results).is_some_and(|(n, _)| n == 2)
+    });
+
+    let mut client = client(&stack);
+    client.submit(&job(honest(), "same")).expect("a job");
+    let outcomes = runtime().block_on(async {
+        let mut outcomes = Vec::new();
+        let collecting = async {
+            while let Some(outcome) = client.next().await {
+                outcomes.push(outcome);
+            }
+        };
+        let ended = tokio::time::timeout(secs(60), collecting).await;
+        ended.expect("the job is answered");
+        client.close().await;
+        outcomes
+    });
+    let said: Vec<_> = outcomes
+        .iter()
+        .filter_map(|outcome| match outcome {
+            Outcome::Answered(r) => Some((true, r.submission_id.as_str(), r.model_version)),
+            Outcome::Unasked(r) => Some((false, r.submission_id.as_str(), r.model_version)),
+            Outcome::Overdue { .. } | Outcome::Unsent { .. } | Outcome::Unreadable { .. } => None,
+        })
+        .collect();
+    let mut sorted = said.clone();
+    sorted.sort_unstable();
+    let expected = [
+        (false, "same", 99),
+        (false, "stranger", VERSION),
+        (true, "same", VERSION),
+    ];
+    assert_eq!(sorted, expected, "{outcomes:?}");
+    aggregator.expect_empty(&results);
 }

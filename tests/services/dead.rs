@@ -91,3 +91,35 @@ fn a_job_that_was_poisoned_gets_another_chance() {
     let second = aggregator.nth_result("again", 2).json();
     assert_eq!(second["status"], "scored", "{second}");
 }
+
+#[test]
+fn a_full_queue_of_parked_jobs_can_be_looked_through_and_emptied() {
+    let (stack, server) = (Stack::shared(), Server::start());
+    let aggregator = stack.aggregator();
+    aggregator.declare_full_dead(2);
+    let worker = stack.worker_with("w1", |s| {
+        s.set("amqp.retry_delays", "[]")
+            .set("candidates.allow", json!([server.url("/")]))
+            .set("candidates.allow_private", true)
+    });
+    worker.ready();
+    aggregator.collect_results();
+    let url = server.put("/c", Route::Status(404));
+    for id in ["one", "two"] {
+        aggregator.submit(&honest().job_by_url(id, &url));
+        aggregator.result(id);
+    }
+    let parked = stack.object(&format!("dead.{MODEL}"));
+    let depth = || aggregator.depth(&parked).map(|(jobs, _)| jobs);
+    eventually(SOON, "two jobs are parked", || depth() == Some(2));
+    // More often than a job may come back before a copy is put in its place, which is refused here.
+    for _ in 0..15 {
+        let listed = stack.command(&["dead", "list", "--json"]).expect_code(0);
+        assert_eq!(listed.value().as_array().map(Vec::len), Some(2));
+    }
+    assert_eq!(depth(), Some(2));
+    stack
+        .command(&["dead", "drop", "--id", "one"])
+        .expect_code(0);
+    assert_eq!(depth(), Some(1));
+}

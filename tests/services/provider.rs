@@ -1,7 +1,11 @@
 //! A provider that is not there is a state with a name, and `scorer check` says what to do.
 
+use std::process::{Command, Stdio};
+
+use crate::support::package::VERSION;
+use crate::support::process::free_port;
 use crate::support::stack::Stack;
-use crate::support::wait::{START, secs, throughout};
+use crate::support::wait::{START, eventually, secs, throughout};
 
 /// No machine has it, so that the test means the same on one with a GPU.
 const NO_SUCH_DEVICE: u32 = 99;
@@ -60,23 +64,104 @@ fn check_says_what_is_missing_and_exits_69() {
 }
 
 #[test]
+fn check_goes_on_where_a_service_is_away_and_says_what_to_do() {
+    let stack = Stack::shared();
+    let nobody = free_port();
+    let settings = stack
+        .settings()
+        .set(
+            "amqp.url",
+            format!("amqp://me:secret@127.0.0.1:{nobody}/%2f"),
+        )
+        .set("redis.url", format!("redis://127.0.0.1:{nobody}/0"));
+    let answer = stack.command_with(settings, &["check"], "").expect_code(0);
+    for (service, key) in [("RabbitMQ", "amqp.url"), ("Redis", "redis.url")] {
+        let mut lines = answer.stdout.lines();
+        let line = lines.find(|line| line.contains(service)).expect(service);
+        assert!(line.starts_with("warn"), "{}", answer.stdout);
+        assert!(lines.next().is_some_and(|advice| advice.contains(key)));
+    }
+    assert!(!answer.stdout.contains("secret"), "{}", answer.stdout);
+    assert!(!answer.stdout.contains('\u{1b}'), "no colours in a pipe");
+}
+
+#[test]
 fn check_passes_where_all_is_well_and_names_a_broken_package() {
     let stack = Stack::shared();
     let answer = stack.command(&["check", "--json"]).expect_code(0);
-    assert!(answer.value().is_object(), "{}", answer.stdout);
+    let report = answer.value();
+    let verdicts: Vec<_> = report["findings"]
+        .as_array()
+        .expect("findings")
+        .iter()
+        .map(|f| (f["part"].as_str(), f["verdict"].as_str()))
+        .collect();
+    let ok = |part| (Some(part), Some("ok"));
+    let parts = [
+        "configuration",
+        "package",
+        "provider",
+        "warm-up",
+        "RabbitMQ",
+        "Redis",
+    ];
+    assert_eq!(verdicts, parts.map(ok), "{report}");
+    assert_eq!(report["version"], VERSION);
+
     let package = crate::support::package::Package::copy();
     let spoilt = package.spoil_a_shard();
     let settings = stack.settings().set("model.dir", package.path().display());
-    let answer = stack.command_with(settings, &["check"], "");
-    assert!(
-        [65, 69, 1].contains(&answer.code),
-        "exit code {}",
-        answer.code
-    );
-    assert!(
-        format!("{}{}", answer.stdout, answer.stderr).contains(&spoilt),
-        "{}\n{}",
-        answer.stdout,
-        answer.stderr
-    );
+    let answer = stack.command_with(settings, &["check"], "").expect_code(65);
+    assert!(answer.stderr.contains(&spoilt), "{}", answer.stderr);
+    let lines: Vec<_> = answer.stdout.lines().collect();
+    let begins = |at: usize, words: &[&str]| {
+        let found: Vec<_> = lines[at].split_whitespace().take(words.len()).collect();
+        assert_eq!(found, words, "{}", answer.stdout);
+    };
+    begins(0, &["ok", "configuration"]);
+    begins(1, &["FAIL", "package"]);
+    begins(2, &["->", "ops/runbook.md"]);
+    begins(3, &["-", "provider", "not", "looked", "at"]);
+    begins(4, &["-", "warm-up"]);
+    begins(5, &["ok", "RabbitMQ"]);
+}
+
+/// What a command says in a terminal, here one that `script` makes.
+fn in_a_terminal(stack: &Stack, command: &str, colours: bool) -> String {
+    let command = format!("{} {command}", env!("CARGO_BIN_EXE_scorer"));
+    let mut script = Command::new("script");
+    script.args(["--quiet", "--return", "--command", &command, "/dev/null"]);
+    script.env_remove("NO_COLOR").env("TERM", "xterm-256color");
+    let mut settings = stack.settings();
+    if !colours {
+        settings = settings.env("NO_COLOR", "1");
+    }
+    let output = settings.apply(&mut script).stdin(Stdio::null()).output();
+    let output = output.expect("script, of Debian's bsdutils");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+#[test]
+fn a_terminal_is_shown_what_is_waited_for_and_colours_unless_they_are_unwanted() {
+    let stack = Stack::shared();
+    let (green, moved) = ("\u{1b}[32m", "warming up: every tensor is moved");
+    let coloured = in_a_terminal(&stack, "check", true);
+    assert!(coloured.contains(green), "{coloured:?}");
+    assert!(coloured.contains(moved), "{coloured:?}");
+    let plain = in_a_terminal(&stack, "check", false);
+    assert!(plain.contains("RabbitMQ"), "{plain:?}");
+    assert!(!plain.contains(green), "{plain:?}");
+
+    // A worker: below its log, and gone when it is ready.
+    let set = "--set worker.id=shown";
+    let shown = std::thread::scope(|scope| {
+        let shown = scope.spawn(|| in_a_terminal(&stack, &format!("run {set}"), true));
+        eventually(START, "it is ready", || {
+            stack.record("shown").is_some_and(|r| r["ready"] == true)
+        });
+        stack.command(&["ctl", "drain", "--worker", "shown"]);
+        shown.join().expect("it ends")
+    });
+    assert!(shown.contains("warming: loading_model,"), "{shown:?}");
+    assert!(shown.contains("\u{1b}[32m INFO"), "{shown:?}");
 }

@@ -34,6 +34,23 @@ impl Aggregator {
         self.declare_jobs_with(FieldTable::default());
     }
 
+    /// Declares the queue of parked jobs as an operator might: with room for so many and no more.
+    #[track_caller]
+    pub(crate) fn declare_full_dead(&self, jobs: i32) {
+        let queue = format!("{}.dead.{MODEL}", self.namespace);
+        let mut arguments = FieldTable::default();
+        arguments.insert("x-max-length".into(), AMQPValue::LongInt(jobs));
+        for (name, value) in [("x-queue-type", "quorum"), ("x-overflow", "reject-publish")] {
+            arguments.insert(name.into(), AMQPValue::LongString(value.into()));
+        }
+        runtime().block_on(async {
+            let channel = self.connection.create_channel().await.expect("a channel");
+            let durable = QueueDeclareOptions::durable();
+            let declared = channel.queue_declare(queue.as_str().into(), durable, arguments);
+            declared.await.expect("the queue of parked jobs");
+        });
+    }
+
     #[track_caller]
     fn declare_jobs_with(&self, arguments: FieldTable) {
         let (exchange, queue) = (

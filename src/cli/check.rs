@@ -1,0 +1,289 @@
+//! `scorer check`: a doctor's report of what a worker needs here, in the order in which it needs it;
+//! and `--prove`, the promises of the engine held to this machine.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use console::style;
+use indicatif::ProgressBar;
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::offline::fault;
+use super::{Exit, Fault, Outcome, answer, answer_json, busy, plain};
+use crate::broker::amqp::Link;
+use crate::broker::topology::Topology;
+use crate::config::Config;
+use crate::engine::EngineError;
+use crate::engine::session::library_version;
+use crate::engine::thread::EngineHandle;
+use crate::lifecycle::Detail;
+use crate::package::Package;
+use crate::pipeline::device_name;
+use crate::store;
+
+/// What a service may take to answer before the report goes on without it.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Columns before what was found: the verdict and the part.
+const INDENT: usize = 20;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Verdict {
+    /// As a worker needs it.
+    Ok,
+    /// A worker starts, and waits for it.
+    Warn,
+    /// No worker becomes ready.
+    Fail,
+    /// Not looked at, for something before it is missing.
+    Skip,
+}
+
+/// What was found of one part.
+#[derive(Debug, Serialize)]
+struct Finding {
+    part: &'static str,
+    verdict: Verdict,
+    found: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    advice: Option<String>,
+}
+
+impl Finding {
+    fn ok(part: &'static str, found: String) -> Self {
+        Self::new(part, Verdict::Ok, found, None)
+    }
+
+    fn new(part: &'static str, verdict: Verdict, found: String, advice: Option<String>) -> Self {
+        Self {
+            part,
+            verdict,
+            found: plain(&found),
+            advice,
+        }
+    }
+
+    fn line(&self) -> String {
+        let word = match self.verdict {
+            Verdict::Ok => style("ok  ").green(),
+            Verdict::Warn => style("warn").yellow(),
+            Verdict::Fail => style("FAIL").red(),
+            Verdict::Skip => style("-   ").dim(),
+        };
+        let advice = self.advice.as_ref();
+        let advice = advice.map(|advice| format!("\n{:INDENT$}-> {advice}", ""));
+        let (part, found) = (self.part, &self.found);
+        format!("{word}  {part:<14}{found}{}", advice.unwrap_or_default())
+    }
+}
+
+/// What is known of the parts that no service has a say in.
+struct Examined {
+    findings: Vec<Finding>,
+    /// For programs, of a model that is warm.
+    facts: Value,
+    /// Why no worker becomes ready.
+    fault: Option<EngineError>,
+}
+
+/// The parts that depend on each other, in this order.
+const PARTS: [&str; 3] = ["package", "provider", "warm-up"];
+
+impl Examined {
+    /// The part at this place fails, and what comes after it was not looked at.
+    fn failed(mut findings: Vec<Finding>, error: EngineError) -> Self {
+        let at = findings.len() - 1;
+        let advice = format!("ops/runbook.md says what to do about {}", error.detail);
+        let failed = Finding::new(PARTS[at], Verdict::Fail, error.to_string(), Some(advice));
+        findings.push(failed);
+        let skipped = PARTS[at + 1..].iter();
+        let missing = || format!("not looked at: it needs the {}", PARTS[at]);
+        findings.extend(skipped.map(|part| Finding::new(part, Verdict::Skip, missing(), None)));
+        Self {
+            findings,
+            facts: json!({}),
+            fault: Some(error),
+        }
+    }
+}
+
+pub(super) async fn check(config: &Config, json: bool) -> Outcome {
+    let dir = model_dir(config)?.clone();
+    let bar = busy(format!("reading {}", dir.display()));
+    let (mut examined, rabbitmq, redis) =
+        tokio::join!(examine(config, dir, &bar), rabbitmq(config), redis(config));
+    bar.finish_and_clear();
+    examined.findings.extend([rabbitmq, redis]);
+    if json {
+        let mut report = examined.facts;
+        report["findings"] = json!(examined.findings);
+        answer_json(&report)?;
+    } else {
+        let lines: Vec<String> = examined.findings.iter().map(Finding::line).collect();
+        answer(&lines.join("\n"))?;
+    }
+    match examined.fault {
+        None => Ok(Exit::Done),
+        Some(error) => Err(fault(&error)),
+    }
+}
+
+async fn examine(config: &Config, dir: PathBuf, bar: &ProgressBar) -> Examined {
+    let named = format!("sound, worker.id = {}", config.worker_id());
+    let mut findings = vec![Finding::ok("configuration", named)];
+    let (read, subset) = (dir.clone(), config.model.allow_shards_subset);
+    let reading = tokio::task::spawn_blocking(move || Package::load(&read, subset, &[]));
+    let unfit = |text: String| EngineError::new(Detail::ModelLoadFailed, text);
+    let package = match reading.await {
+        Ok(Ok(package)) => Arc::new(package),
+        Ok(Err(error)) => return Examined::failed(findings, unfit(error.to_string())),
+        Err(error) => return Examined::failed(findings, unfit(error.to_string())),
+    };
+    let manifest = &package.manifest;
+    let (tensors, shards) = (package.weights.tensors.len(), package.shards.len());
+    findings.push(Finding::ok(
+        "package",
+        format!(
+            "{} version {} in {}: {tensors} tensors, {shards} shards, digests match",
+            manifest.name,
+            manifest.version,
+            dir.display()
+        ),
+    ));
+    let began = Instant::now();
+    bar.set_message("making a session");
+    let given = Arc::clone(&package);
+    let engine = match EngineHandle::start(move || Ok(given), config, Arc::default()).await {
+        Ok(engine) => engine,
+        Err(error) => return Examined::failed(findings, error),
+    };
+    let provider = config.engine.execution_provider.execution_provider();
+    let (device, onnxruntime) = (device_name(config), library_version(&config.engine));
+    let version = onnxruntime.as_deref().unwrap_or("of unknown version");
+    findings.push(Finding::ok(
+        "provider",
+        format!("{provider} on {device}, ONNX Runtime {version}"),
+    ));
+    bar.set_message("warming up: every tensor is moved and put back");
+    let warm = match engine.turn().await.warm().await {
+        Ok(warm) => warm,
+        Err(error) => return Examined::failed(findings, error),
+    };
+    let (took, windows, loss) = (
+        began.elapsed().as_millis(),
+        warm.windows,
+        warm.baseline_loss,
+    );
+    findings.push(Finding::ok(
+        "warm-up",
+        format!(
+            "{took} ms: {windows} windows, baseline loss {loss}; it repeats bit for bit, every tensor moves it"
+        ),
+    ));
+    Examined {
+        findings,
+        facts: json!({
+            "model": manifest.name, "version": manifest.version, "dir": dir,
+            "package_id": package.package_id, "weights_id": package.weights.weights_id,
+            "execution_provider": provider, "device": device, "onnxruntime": onnxruntime,
+            "tensors": tensors, "shards": shards,
+            "windows": windows, "baseline_loss": loss, "warm_ms": took,
+        }),
+        fault: None,
+    }
+}
+
+async fn rabbitmq(config: &Config) -> Finding {
+    const PART: &str = "RabbitMQ";
+    let away = |why: String| {
+        let advice = "without it a worker is ready for nothing: start it, or mend amqp.url";
+        Finding::new(PART, Verdict::Warn, why, Some(advice.into()))
+    };
+    let looking = async {
+        let link = Link::connect(&config.amqp, "scorer/check").await?;
+        let model = super::model_name(config).ok();
+        let queue = model.map(|model| Topology::new(&config.amqp, &model).jobs_queue());
+        let depth = match &queue {
+            Some(queue) => link.depth(queue).await,
+            None => Ok(None),
+        };
+        link.close().await;
+        Ok(match (depth?, queue) {
+            (Some((jobs, consumers)), Some(queue)) => {
+                format!("{jobs} jobs wait in {queue}, with {consumers} consumers")
+            }
+            (None, Some(queue)) => format!("{queue} is not there yet, the first worker makes it"),
+            (_, None) => "it lets us in".into(),
+        })
+    };
+    match tokio::time::timeout(PATIENCE, looking).await {
+        Ok(Ok(found)) => Finding::ok(PART, found),
+        Ok(Err(error)) => away(crate::broker::BrokerError::to_string(&error)),
+        Err(_) => away(format!(
+            "{} does not answer within {} s",
+            crate::config::redact(&config.amqp.url),
+            PATIENCE.as_secs()
+        )),
+    }
+}
+
+async fn redis(config: &Config) -> Finding {
+    const PART: &str = "Redis";
+    let away = |why: String| {
+        let advice = "without it nobody sees the worker, and results are not found again: start it, or mend redis.url";
+        Finding::new(PART, Verdict::Warn, why, Some(advice.into()))
+    };
+    let model = super::model_name(config).ok();
+    let reading = store::read_fleet(&config.redis, model.as_deref(), config.heartbeat.ttl);
+    match tokio::time::timeout(PATIENCE, reading).await {
+        Ok(Ok((_, workers))) => Finding::ok(PART, format!("{} workers are alive", workers.len())),
+        Ok(Err(error)) => away(error.to_string()),
+        Err(_) => away(format!(
+            "{} does not answer within {} s",
+            crate::config::redact(&config.redis.url),
+            PATIENCE.as_secs()
+        )),
+    }
+}
+
+pub(super) async fn prove(config: &Config, json: bool) -> Outcome {
+    let (dir, own) = (model_dir(config)?.clone(), config.clone());
+    let proofs = tokio::task::spawn_blocking(move || crate::prove::run(&dir, &own));
+    let proofs = proofs
+        .await
+        .map_err(Fault::internal)?
+        .map_err(|e| fault(&e))?;
+    let exit = if proofs.iter().all(|proof| proof.holds) {
+        Exit::Done
+    } else {
+        Exit::Negative
+    };
+    if json {
+        answer_json(&json!({
+            "execution_provider": config.engine.execution_provider.execution_provider(),
+            "device": device_name(config),
+            "onnxruntime": library_version(&config.engine),
+            "proofs": proofs,
+        }))?;
+        return Ok(exit);
+    }
+    let line = |proof: &crate::prove::Proof| {
+        let verdict = if proof.holds { "holds" } else { "FAILS" };
+        format!("{verdict}  {:<32} {}", proof.name, proof.found)
+    };
+    let lines: Vec<String> = proofs.iter().map(line).collect();
+    answer(&lines.join("\n"))?;
+    Ok(exit)
+}
+
+fn model_dir(config: &Config) -> Result<&PathBuf, Fault> {
+    let unset = || {
+        Fault::new(
+            Exit::Usage,
+            "model.dir: not set; it names the model package",
+        )
+    };
+    config.model.dir.as_ref().ok_or_else(unset)
+}

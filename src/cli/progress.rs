@@ -1,0 +1,112 @@
+//! What a worker in a terminal shows below its log while it is not ready: what it does and for how
+//! long, and how far a download is.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use tokio::sync::watch;
+use tracing_subscriber::fmt::MakeWriter;
+
+use crate::heartbeat::Vitals;
+use crate::lifecycle::{Phase, State};
+
+/// How often it is drawn again.
+const FRAME: Duration = Duration::from_millis(200);
+const DOING: &str = "{spinner} {msg}, {elapsed}";
+const FETCHING: &str =
+    "{spinner} {msg} {bar:30} {bytes}/{total_bytes}, {bytes_per_sec}, {eta} left";
+
+/// The lines at the foot of the terminal, and the way for log lines to get past them.
+#[derive(Debug, Clone)]
+pub(super) struct Foot(MultiProgress);
+
+impl Foot {
+    /// At the foot of standard error, if that is a terminal.
+    pub(super) fn new() -> Self {
+        Self(MultiProgress::with_draw_target(ProgressDrawTarget::stderr()))
+    }
+
+    /// Shows what the worker does until it has ended.
+    pub(super) async fn show(self, vitals: Arc<Vitals>, mut phase: watch::Receiver<Phase>) {
+        let (mut doing, mut fetching) = (None::<ProgressBar>, None::<ProgressBar>);
+        let mut frame = tokio::time::interval(FRAME);
+        loop {
+            let now = *phase.borrow_and_update();
+            match what(now) {
+                Some(text) => {
+                    let bar =
+                        doing.get_or_insert_with(|| self.line(ProgressBar::new_spinner(), DOING));
+                    bar.set_message(text);
+                }
+                None => clear(&mut doing),
+            }
+            let update = vitals.facts().update.clone();
+            let update = update.map(|update| (update.bytes_here, update.bytes_wanted));
+            if let Some((here, wanted)) = update.filter(|(here, wanted)| here < wanted) {
+                let bar =
+                    fetching.get_or_insert_with(|| self.line(ProgressBar::new(wanted), FETCHING));
+                bar.set_message("downloading the next version");
+                bar.set_length(wanted);
+                bar.set_position(here);
+            } else {
+                clear(&mut fetching);
+            }
+            tokio::select! {
+                _ = frame.tick() => {}
+                changed = phase.changed() => if changed.is_err() { break },
+            }
+        }
+        clear(&mut doing);
+        clear(&mut fetching);
+    }
+
+    fn line(&self, bar: ProgressBar, template: &str) -> ProgressBar {
+        let bar = self.0.add(bar);
+        bar.enable_steady_tick(FRAME);
+        match ProgressStyle::with_template(template) {
+            Ok(style) => bar.with_style(style),
+            Err(_) => bar,
+        }
+    }
+}
+
+fn clear(bar: &mut Option<ProgressBar>) {
+    if let Some(bar) = bar.take() {
+        bar.finish_and_clear();
+    }
+}
+
+/// What is waited for, in words; none = nothing is.
+fn what(phase: Phase) -> Option<String> {
+    match phase.state {
+        State::Starting
+        | State::Warming
+        | State::Updating
+        | State::Reloading
+        | State::Draining
+        | State::Degraded => Some(format!("{}: {}", phase.state.as_str(), phase.detail)),
+        State::Ready | State::Stopped => None,
+    }
+}
+
+impl<'a> MakeWriter<'a> for Foot {
+    type Writer = Self;
+
+    fn make_writer(&'a self) -> Self {
+        self.clone()
+    }
+}
+
+/// A log line at a time: above the foot, which is drawn again below it.
+impl io::Write for Foot {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.0.suspend(|| io::stderr().write_all(line))?;
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stderr().flush()
+    }
+}
