@@ -58,6 +58,8 @@ pub struct Properties {
     pub headers: Vec<(String, String)>,
     /// Which try this is, from 1.
     pub attempt: u32,
+    /// What the broker last took it out of a queue for, without anybody's asking.
+    pub last_death: Option<String>,
 }
 
 impl Properties {
@@ -77,7 +79,7 @@ impl Properties {
     /// Why a parked job was parked: our code, else what the broker itself gave up for.
     pub fn parked_for(&self) -> Option<String> {
         self.header("x-error-code")
-            .or_else(|| self.header("x-first-death-reason"))
+            .or_else(|| self.last_death.clone())
     }
 
     /// Trace headers, to be passed on.

@@ -19,7 +19,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::config::{Config, Layers, LogFormat};
 use crate::worker::Stop;
-use progress::Foot;
+use progress::{Foot, busy};
 
 /// How a command ends; the numbers are the contract's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,8 +98,15 @@ struct Settings {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// The worker: warms up, then takes jobs until it is drained.
+    #[command(after_help = "Examples:
+  scorer run --config scorer.toml
+  scorer run --set model.dir=package --set engine.execution_provider=cpu --set telemetry.metrics_addr=127.0.0.1:9464")]
     Run,
-    /// Checks configuration, package and execution provider with one warm-up.
+    /// Checks what a worker needs: configuration, package, execution provider, one warm-up. Says, too,
+    /// whether RabbitMQ and Redis let us in, which changes no exit code.
+    #[command(after_help = "Examples:
+  scorer check --config scorer.toml
+  scorer check --set model.dir=package --set engine.execution_provider=cpu --prove")]
     Check {
         /// The report as JSON.
         #[arg(long)]
@@ -109,8 +116,13 @@ enum Command {
         prove: bool,
     },
     /// Scores one candidate, without broker or Redis; prints the result as JSON.
+    #[command(after_help = "Examples:
+  scorer score --model package --candidate a.json --format binary_v2 --semantics gradient --learning-rate 0.1
+  scorer score --model package --candidate a.safetensors --format safetensors --semantics param_diff --shards 1,2")]
     Score(offline::ScoreArgs),
     /// Measures the model's own loss, without broker or Redis.
+    #[command(after_help = "Example:
+  scorer validate --model package --nonce round-7")]
     Validate(offline::ValidateArgs),
     /// Publishes jobs as an aggregator does.
     #[command(after_help = "Examples:
@@ -118,6 +130,10 @@ enum Command {
   scorer submit --set model.name=mine --jobs jobs.ndjson --wait --timeout 5m --json")]
     Submit(submit::SubmitArgs),
     /// The fleet, from Redis.
+    #[command(after_help = "Examples:
+  scorer status
+  scorer status --set model.name=mine --json
+  scorer status --set model.name=mine --watch")]
     Status {
         /// As one JSON object.
         #[arg(long)]
@@ -127,8 +143,13 @@ enum Command {
         watch: bool,
     },
     /// The fleet as a web page, read-only, until Ctrl-C; prints its address.
+    #[command(after_help = "Examples:
+  scorer dashboard
+  scorer dashboard --set model.name=mine --listen 0.0.0.0:8088")]
     Dashboard(dashboard::DashboardArgs),
     /// The exchanges and queues.
+    #[command(after_help = "Example:
+  scorer topology --set model.name=mine --declare")]
     Topology {
         /// Declare them.
         #[arg(long)]
@@ -145,8 +166,14 @@ enum Command {
     Dead(dead::DeadArgs),
     /// Asks workers to pause, resume, drain, look for an update, read their package again or prove
     /// their session again; prints what each answers.
+    #[command(after_help = "Examples:
+  scorer ctl --set model.name=mine pause
+  scorer ctl --set model.name=mine drain --worker node7-cuda0")]
     Ctl(ctl::CtlArgs),
     /// Measures the engine beside a bare session, without broker or Redis.
+    #[command(after_help = "Examples:
+  scorer bench --model package
+  scorer bench --synthetic 100m --seconds 60 --json")]
     Bench {
         #[command(flatten)]
         subject: bench::Subject,
@@ -158,6 +185,8 @@ enum Command {
         json: bool,
     },
     /// Makes a model package with digests.
+    #[command(after_help = "Example:
+  scorer package --graph model.onnx --weights model.safetensors --shards shards --name mine --version 1 --out package")]
     Package(offline::PackageArgs),
     /// Prints the effective configuration, secrets hidden.
     Config,
@@ -238,17 +267,6 @@ fn answer(text: &str) -> Outcome {
     {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(Fault::internal(error)),
         Ok(()) | Err(_) => Ok(Exit::Done),
-    }
-}
-
-/// Says on a terminal what is waited for, and for how long; elsewhere nothing.
-fn busy(with: String) -> indicatif::ProgressBar {
-    let style = indicatif::ProgressStyle::with_template("{spinner} {msg}, {elapsed}");
-    let bar = indicatif::ProgressBar::new_spinner().with_message(with);
-    bar.enable_steady_tick(std::time::Duration::from_millis(200));
-    match style {
-        Ok(style) => bar.with_style(style),
-        Err(_) => bar,
     }
 }
 
@@ -346,7 +364,7 @@ async fn worker(config: Config, foot: Option<Foot>) -> Outcome {
     };
     let stop = crate::worker::run(config, shutdown, leave_overdue, show)
         .await
-        .map_err(|e| Fault::new(Exit::Usage, e))?;
+        .map_err(|e| Fault::new(Exit::Usage, format!("{e:#}")))?;
     match stop {
         Stop::Drained => Ok(Exit::Done),
         Stop::CutShort => Ok(Exit::CutShort),
@@ -391,7 +409,12 @@ fn model_name(config: &Config) -> Result<String, Fault> {
         .map_err(|e| Fault::new(Exit::Usage, format!("model.dir: {e}")))
 }
 
-/// Sets the log up. A worker that logs to a terminal has room at its foot.
+/// Whether whoever looks does not want colours: <https://no-color.org>.
+fn colourless() -> bool {
+    std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
+}
+
+/// Sets the log up, and colours. A worker that logs to a terminal has room at its foot.
 fn init_logs(config: &Config, worker: bool) -> Result<Option<Foot>, Fault> {
     use std::io::IsTerminal;
     use tracing_subscriber::EnvFilter;
@@ -417,10 +440,10 @@ fn init_logs(config: &Config, worker: bool) -> Result<Option<Foot>, Fault> {
         Some(foot) => BoxMakeWriter::new(foot),
         None => BoxMakeWriter::new(std::io::stderr),
     };
-    let colourless = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    console::set_colors_enabled(std::io::stdout().is_terminal() && !colourless());
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_ansi(terminal && !colourless)
+        .with_ansi(terminal && !colourless())
         .with_writer(writer);
     let set = if pretty {
         builder.with_target(false).try_init()

@@ -484,7 +484,8 @@ fn is_collector(text: &str) -> bool {
         matches!(url.scheme(), "http" | "https")
             && url.has_host()
             && bare
-            && !url.path().ends_with("/v1/traces")
+            && url.fragment().is_none()
+            && !url.path().trim_end_matches('/').ends_with("/v1/traces")
     })
 }
 
@@ -590,6 +591,8 @@ mod tests {
             "http://me:secret@h:4318",
             "http://h:4318/?key=secret",
             "http://h:4318/v1/traces",
+            "http://h:4318/v1/traces/",
+            "http://h:4318/#x",
         ] {
             assert_eq!(refused(&[&set(unfit)]), ["telemetry.otlp_endpoint"]);
         }

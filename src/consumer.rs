@@ -363,7 +363,8 @@ impl Serving {
                 if let Some(attempt) = attempt {
                     attempt.end(failure.as_ref().map(|f| f.code), None).await;
                 }
-                return self.climb(delivery, rung, failure, trace).await;
+                let name = &addressee.submission_id;
+                return self.climb(delivery, name, rung, failure, trace).await;
             }
             Disposition::Answer => None,
             Disposition::AnswerAndPark => verdict.as_ref().err().cloned(),
@@ -427,7 +428,12 @@ impl Serving {
                     .await;
             }
             None => {
-                tracing::warn!(error = %failure, "a body that nobody can be answered for is parked");
+                tracing::warn!(
+                    error = %failure,
+                    bytes = delivery.body.len(),
+                    trace_id = trace.id(),
+                    "a body that nobody can be answered for is parked"
+                );
                 if self.park(&delivery, &failure).await {
                     trace.parked(&failure);
                     self.acknowledge(delivery).await;
@@ -534,6 +540,7 @@ impl Serving {
             timestamp: Some(message.scored_at_ms / 1000),
             headers,
             attempt: 1,
+            last_death: None,
         };
         Ok(Outgoing {
             exchange: self.topology.results_exchange(),
@@ -564,6 +571,7 @@ impl Serving {
     async fn climb(
         &self,
         delivery: Delivery,
+        submission_id: &str,
         rung: usize,
         failure: Option<Failure>,
         trace: &Trace,
@@ -573,7 +581,14 @@ impl Serving {
         };
         let attempt = delivery.properties.attempt;
         let why = failure.as_ref().map(ToString::to_string);
-        tracing::info!(attempt, %queue, error = why, "the job will be tried again");
+        tracing::info!(
+            submission_id,
+            attempt,
+            %queue,
+            error = why,
+            trace_id = trace.id(),
+            "the job will be tried again"
+        );
         let again = Outgoing {
             exchange: String::new(),
             routing_key: queue,
@@ -586,7 +601,7 @@ impl Serving {
         };
         if self.publish(&self.link.jobs, again).await {
             metrics::retried(failure.as_ref());
-            trace.retried(failure.as_ref());
+            trace.retried(submission_id, failure.as_ref());
             self.acknowledge(delivery).await;
         }
     }

@@ -9,12 +9,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
-use axum::http::header;
+use axum::http::{StatusCode, header};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 pub use door::Door;
 use history::{History, Parked};
@@ -25,11 +25,13 @@ use crate::broker::topology::Topology;
 use crate::clock::unix_ms;
 use crate::config::Config;
 use crate::fleet::Observer;
-use crate::listener;
+use crate::listener::{self, Limits};
 use crate::result::ResultMessage;
 use crate::retry::Backoff;
 
 const EVERY: Duration = Duration::from_secs(1);
+/// Pages that are kept up to date at a time; the listener has room for others beside them.
+const MOST_PAGES: usize = 48;
 
 /// What all parts share: the history, and the page that was made of it last.
 #[derive(Clone)]
@@ -58,7 +60,7 @@ pub async fn serve(config: Config, model: Option<String>, listener: TcpListener,
     };
     tokio::spawn(watch_results(config.clone(), board.clone()));
     tokio::spawn(look(config, model, board.clone()));
-    let pages = board.page.clone();
+    let (pages, places) = (board.page.clone(), Arc::new(Semaphore::new(MOST_PAGES)));
     let routes = Router::new()
         .route(
             "/",
@@ -77,12 +79,12 @@ pub async fn serve(config: Config, model: Option<String>, listener: TcpListener,
             "/page.css",
             get(async || file("text/css", include_str!("dashboard/page.css"))),
         )
-        .route("/events", get(async move || events(pages.subscribe())))
+        .route("/events", get(async move || follow(&pages, &places)))
         .layer(axum::middleware::from_fn_with_state(
             Arc::new(door),
             door::guard,
         ));
-    listener::serve(listener, routes).await;
+    listener::serve(listener, routes, Limits::LASTING).await;
 }
 
 fn file(kind: &'static str, text: &'static str) -> Response {
@@ -90,14 +92,25 @@ fn file(kind: &'static str, text: &'static str) -> Response {
 }
 
 /// The page as it is now, and whenever it changes.
-fn events(mut pages: watch::Receiver<Arc<str>>) -> impl IntoResponse {
+/// A page that stays open has a place of its own: those that only come and go are never kept out.
+fn follow(pages: &watch::Sender<Arc<str>>, places: &Arc<Semaphore>) -> Response {
+    match Arc::clone(places).try_acquire_owned() {
+        Ok(place) => events(pages.subscribe(), place).into_response(),
+        Err(_) => {
+            let why = format!("{MOST_PAGES} pages are open already; close one\n");
+            (StatusCode::SERVICE_UNAVAILABLE, why).into_response()
+        }
+    }
+}
+
+fn events(mut pages: watch::Receiver<Arc<str>>, place: OwnedSemaphorePermit) -> impl IntoResponse {
     pages.mark_changed();
-    let events = futures_util::stream::unfold(pages, async |mut pages| {
+    let events = futures_util::stream::unfold((pages, place), async |(mut pages, place)| {
         // The next is asked for only when the last has been sent: a slow reader skips pages.
         pages.changed().await.ok()?;
         let page = Arc::clone(&pages.borrow_and_update());
         let event: Result<Event, Infallible> = Ok(Event::default().data(&*page));
-        Some((event, pages))
+        Some((event, (pages, place)))
     });
     Sse::new(events).keep_alive(KeepAlive::default())
 }
@@ -209,13 +222,18 @@ mod tests {
 
     #[tokio::test]
     async fn the_first_that_a_page_is_told_is_the_newest_and_comes_at_once() {
-        let board = watch::Sender::new(Arc::from("old"));
-        board.send_replace(Arc::from("new"));
-        let body = events(board.subscribe()).into_response().into_body();
-        let mut told = body.into_data_stream();
+        let pages = watch::Sender::new(Arc::from("old"));
+        pages.send_replace(Arc::from("new"));
+        let places = Arc::new(Semaphore::new(1));
+        let mut told = follow(&pages, &places).into_body().into_data_stream();
         assert_eq!(told.next().await.unwrap().unwrap(), "data: new\n\n");
-        board.send_replace(Arc::from("skipped"));
-        board.send_replace(Arc::from("newer"));
+        pages.send_replace(Arc::from("skipped"));
+        pages.send_replace(Arc::from("newer"));
         assert_eq!(told.next().await.unwrap().unwrap(), "data: newer\n\n");
+
+        let full = follow(&pages, &places);
+        assert_eq!(full.status(), StatusCode::SERVICE_UNAVAILABLE);
+        drop(told);
+        assert_eq!(follow(&pages, &places).status(), StatusCode::OK);
     }
 }

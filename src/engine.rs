@@ -45,6 +45,10 @@ pub struct Progress {
     pub busy_since_ms: AtomicU64,
     /// The slowest micro-batch of the last warm-up, milliseconds.
     pub slowest_ms: AtomicU64,
+    /// Between which counts of micro-batches the warm-up under way lies, about; equal = none is.
+    pub warm_from: AtomicU64,
+    /// See [`Progress::warm_from`].
+    pub warm_until: AtomicU64,
     /// Baselines kept.
     pub baselines: AtomicU64,
     /// Time the computing thread has worked, microseconds.
@@ -60,6 +64,14 @@ impl Progress {
         let last = moved.max(busy_since).max(seen_from);
         let limit = (10 * self.slowest_ms.load(Ordering::Relaxed)).max(10_000);
         busy_since != 0 && crate::clock::unix_ms().saturating_sub(last) > limit
+    }
+
+    /// Micro-batches that the warm-up under way has done, and will have done at its end, about.
+    pub fn warming(&self) -> Option<(u64, u64)> {
+        let from = self.warm_from.load(Ordering::Relaxed);
+        let all = self.warm_until.load(Ordering::Relaxed).checked_sub(from)?;
+        let done = self.counter.load(Ordering::Relaxed).saturating_sub(from);
+        (all > 0).then_some((done.min(all), all))
     }
 
     fn step(&self) {

@@ -13,18 +13,37 @@ use tokio::sync::Semaphore;
 
 /// Connections at a time; others wait until one ends.
 const AT_ONCE: usize = 64;
-/// How long a connection may take to ask, the first time and each time after.
+/// How long a connection may take to ask. It is answered once: whoever asks again has to queue again.
 const TO_ASK: Duration = Duration::from_secs(10);
 /// After which it is tried again to take a connection, when there are no descriptors left.
 const AGAIN: Duration = Duration::from_secs(1);
 
-/// Answers until it is dropped.
-pub async fn serve(listener: TcpListener, routes: Router) {
-    within(listener, routes, AT_ONCE, TO_ASK).await;
+/// How many connect, and for how long.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    at_once: usize,
+    to_ask: Duration,
+    /// From the first byte to the last; none = as long as it takes.
+    in_all: Option<Duration>,
 }
 
-async fn within(listener: TcpListener, routes: Router, at_once: usize, to_ask: Duration) {
-    let places = Arc::new(Semaphore::new(at_once));
+impl Limits {
+    /// For answers that are small.
+    pub const SHORT: Self = Self {
+        at_once: AT_ONCE,
+        to_ask: TO_ASK,
+        in_all: Some(Duration::from_secs(30)),
+    };
+    /// For pages that are kept up to date.
+    pub const LASTING: Self = Self {
+        in_all: None,
+        ..Self::SHORT
+    };
+}
+
+/// Answers until it is dropped.
+pub async fn serve(listener: TcpListener, routes: Router, limits: Limits) {
+    let places = Arc::new(Semaphore::new(limits.at_once));
     // It is never closed.
     while let Ok(place) = Arc::clone(&places).acquire_owned().await {
         let (stream, peer) = match listener.accept().await {
@@ -39,10 +58,16 @@ async fn within(listener: TcpListener, routes: Router, at_once: usize, to_ask: D
         tokio::spawn(async move {
             let serving = http1::Builder::new()
                 .timer(TokioTimer::new())
-                .header_read_timeout(to_ask)
+                .header_read_timeout(limits.to_ask)
+                .keep_alive(false)
                 .serve_connection(TokioIo::new(stream), service);
-            if let Err(error) = serving.await {
-                tracing::debug!(%error, %peer, "a connection to our HTTP listener ended early");
+            let in_all = limits.in_all.unwrap_or(Duration::MAX);
+            match tokio::time::timeout(in_all, serving).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    tracing::debug!(%error, %peer, "a connection to our HTTP listener ended early");
+                }
+                Err(_) => tracing::debug!(%peer, "a client of our HTTP listener reads too slowly"),
             }
             drop(place);
         });
@@ -61,8 +86,12 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let routes = Router::new().route("/", get(async || "here"));
-        let to_ask = Duration::from_millis(200);
-        tokio::spawn(within(listener, routes, 2, to_ask));
+        let limits = Limits {
+            at_once: 2,
+            to_ask: Duration::from_millis(200),
+            in_all: None,
+        };
+        tokio::spawn(serve(listener, routes, limits));
         let mut silent = TcpStream::connect(address).await.unwrap();
         let mut slow = TcpStream::connect(address).await.unwrap();
         slow.write_all(b"GET / HTTP/1.1\r\nHost: ").await.unwrap();
@@ -80,5 +109,39 @@ mod tests {
             client.read_to_string(&mut rest).await.unwrap();
             assert!(!rest.contains("here"), "{rest}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_client_that_does_not_read_and_one_that_goes_on_asking_make_room() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        // More than the buffers of two sockets take.
+        let routes = Router::new()
+            .route("/large", get(async || vec![b'x'; 64 << 20]))
+            .route("/", get(async || "here"));
+        let limits = Limits {
+            at_once: 1,
+            to_ask: Duration::from_secs(60),
+            in_all: Some(Duration::from_millis(300)),
+        };
+        tokio::spawn(serve(listener, routes, limits));
+        let ask = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        let mut deaf = TcpStream::connect(address).await.unwrap();
+        deaf.write_all(ask("/large").as_bytes()).await.unwrap();
+        let mut eager = TcpStream::connect(address).await.unwrap();
+        eager
+            .write_all(ask("/").repeat(50).as_bytes())
+            .await
+            .unwrap();
+        let mut last = TcpStream::connect(address).await.unwrap();
+        last.write_all(ask("/").as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        last.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.ends_with("here"), "{answer}");
+        // What it asked beyond the first may cost it the rest of its answer.
+        let mut answers = Vec::new();
+        drop(eager.read_to_end(&mut answers).await);
+        let answers = String::from_utf8(answers).unwrap();
+        assert!(answers.matches("here").count() <= 1, "{answers}");
     }
 }

@@ -285,7 +285,11 @@ pub async fn install(address: Option<&str>) -> anyhow::Result<Option<TcpListener
 pub fn serve(listener: TcpListener, vitals: Arc<Vitals>) {
     let answer = move || std::future::ready(answer(&vitals));
     let routes = Router::new().route("/metrics", get(answer));
-    tokio::spawn(crate::listener::serve(listener, routes));
+    tokio::spawn(crate::listener::serve(
+        listener,
+        routes,
+        crate::listener::Limits::SHORT,
+    ));
 }
 
 fn answer(vitals: &Vitals) -> Response {

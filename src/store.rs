@@ -11,7 +11,7 @@ use redis::aio::{ConnectionManager, ConnectionManagerConfig};
 use redis::io::tcp::TcpSettings;
 use redis::{AsyncCommands, IntoConnectionInfo, Script};
 
-pub use fleet::{StreamEntry, forget_deaths, read_events, read_fleet};
+pub use fleet::{StreamEntry, forget_deaths, ping, read_events, read_fleet};
 
 use crate::clock::unix_ms;
 use crate::config::RedisConfig;
@@ -78,6 +78,8 @@ impl Keys {
 #[derive(Clone)]
 pub struct Store {
     connection: ConnectionManager,
+    /// The URL without its password.
+    place: Arc<str>,
     keys: Keys,
     scripts: Arc<Scripts>,
     open_again_ms: Arc<AtomicU64>,
@@ -378,6 +380,7 @@ impl Store {
         let keys = Keys::new(&config.namespace, model);
         Ok(Self {
             connection: manager(config)?,
+            place: crate::config::redact(&config.url).into(),
             keys,
             scripts: Arc::new(Scripts {
                 beat: Script::new(BEAT),
@@ -425,8 +428,8 @@ impl Store {
                 host,
                 pid,
             }),
-            Ok(Err(e)) => Err(StoreError(e.to_string())),
-            Err(_) => Err(StoreError("no answer in time".into())),
+            Ok(Err(e)) => Err(StoreError(format!("{}: {e}", self.place))),
+            Err(_) => Err(StoreError(format!("{}: no answer in time", self.place))),
         }
     }
 

@@ -27,8 +27,10 @@ use crate::config::{Config, tls};
 use crate::failure::{Code, Failure, Status as Verdict};
 use crate::result::ResultMessage;
 
-/// How long the end of the worker waits for a collector.
-const FLUSH: Duration = Duration::from_secs(2);
+/// How long the end of the worker waits for a collector; other goodbyes take as long beside it.
+const FLUSH: Duration = Duration::from_secs(1);
+/// Longer than any job waits in a queue.
+const LONGEST_WAIT: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// One for each process, as for logs.
 static TRACES: OnceLock<Traces> = OnceLock::new();
@@ -89,15 +91,8 @@ pub fn install(config: &Config) -> anyhow::Result<()> {
         .build()
         .context("telemetry.otlp_endpoint")?;
     let worker = config.worker_id();
-    let resource = Resource::builder()
-        .with_attributes([
-            KeyValue::new("service.name", "scorer"),
-            KeyValue::new("service.version", env!("CARGO_PKG_VERSION")),
-            KeyValue::new("service.instance.id", worker.clone()),
-        ])
-        .build();
     let provider = SdkTracerProvider::builder()
-        .with_resource(resource)
+        .with_resource(resource(&worker))
         .with_batch_exporter(Reporting {
             exporter,
             endpoint: endpoint.clone(),
@@ -112,6 +107,21 @@ pub fn install(config: &Config) -> anyhow::Result<()> {
     // The first of two workers in one process, which only tests have, keeps it.
     drop(TRACES.set(traces));
     Ok(())
+}
+
+/// Who sends; what the environment says of that goes first.
+fn resource(worker: &str) -> Resource {
+    let ours = Resource::builder_empty().with_attributes([
+        KeyValue::new("service.name", "scorer"),
+        KeyValue::new("service.version", env!("CARGO_PKG_VERSION")),
+        KeyValue::new("service.instance.id", worker.to_owned()),
+    ]);
+    let said = Resource::builder().build();
+    // What the detectors say where nobody has said it.
+    let unsaid = |value: &Value| value.as_str().starts_with("unknown_service");
+    let said = said.iter().filter(|(_, value)| !unsaid(value));
+    let said = said.map(|(key, value)| KeyValue::new(key.clone(), value.clone()));
+    ours.with_attributes(said).build()
 }
 
 fn parties(config: &Config, worker: String) -> Vec<KeyValue> {
@@ -135,7 +145,7 @@ pub async fn flush() {
         if let Some(traces) = TRACES.get()
             && let Err(error) = traces.provider.shutdown_with_timeout(FLUSH)
         {
-            tracing::warn!(%error, "the last spans could not be delivered");
+            tracing::debug!(%error, "the last spans were not delivered");
         }
     });
     if flushing.await.is_err() {
@@ -165,7 +175,8 @@ impl SpanExporter for Reporting {
             (Ok(()), true) => tracing::info!(%endpoint, "spans are taken again"),
             (Err(_), true) | (Ok(()), false) => {}
         }
-        sent
+        // It is said: else the batches' own thread says it each time.
+        Ok(())
     }
 
     fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
@@ -267,13 +278,11 @@ impl Trace {
     }
 
     /// It goes into a retry queue.
-    pub fn retried(&self, failure: Option<&Failure>) {
+    pub fn retried(&self, submission_id: &str, failure: Option<&Failure>) {
         let code = failure.map(|failure| failure.code);
-        self.tell(
-            [Some(KeyValue::new("scorer.outcome", "retried"))],
-            code,
-            failure.is_some(),
-        );
+        let name = KeyValue::new("scorer.submission_id", submission_id.to_owned());
+        let outcome = KeyValue::new("scorer.outcome", "retried");
+        self.tell([Some(outcome), Some(name)], code, failure.is_some());
     }
 
     /// A copy of it goes to the parked jobs, and nobody can be answered.
@@ -333,7 +342,6 @@ impl Traces {
         let properties = &delivery.properties;
         let sent: HashMap<_, _> = properties.trace_headers().into_iter().collect();
         let parent = TraceContextPropagator::new().extract_with_context(&Context::new(), &sent);
-        self.queue_wait(properties, &parent);
         let (exchange, queue) = (topology.jobs_exchange(), topology.jobs_queue());
         let destination = format!("{exchange}:{}:{queue}", topology.model);
         let mut attributes = self.parties.clone();
@@ -361,18 +369,30 @@ impl Traces {
         let builder = SpanBuilder::from_name(format!("process {destination}"))
             .with_kind(SpanKind::Consumer)
             .with_attributes(attributes);
-        parent.with_span(self.tracer.build_with_context(builder, &parent))
+        let context = parent.with_span(self.tracer.build_with_context(builder, &parent));
+        // Beside the job's own span; below it where nobody's is above.
+        let sent = parent.span().span_context().is_valid();
+        self.queue_wait(delivery, if sent { &parent } else { &context });
+        context
     }
 
     /// The wait in the broker as far as it is certain: `timestamp` has whole seconds, so the wait
-    /// shows from the end of the second on. None = it was shorter, or nobody said when it began.
-    fn queue_wait(&self, properties: &Properties, parent: &Context) {
-        let (now, second) = (SystemTime::now(), Duration::from_secs(1));
-        let since = properties.timestamp.and_then(|sent| {
-            let sent = UNIX_EPOCH.checked_add(Duration::from_secs(sent))?;
-            sent.checked_add(second)
+    /// shows from the end of the second on. None = it was shorter, or not the first, or nobody said
+    /// when it began, or what was said makes no sense.
+    fn queue_wait(&self, delivery: &Delivery, parent: &Context) {
+        if delivery.redelivered || delivery.properties.attempt > 1 {
+            return;
+        }
+        let now = SystemTime::now();
+        let since = delivery.properties.timestamp.and_then(|sent| {
+            let second = Duration::from_secs(sent.checked_add(1)?);
+            UNIX_EPOCH.checked_add(second)
         });
-        let Some(since) = since.filter(|since| *since < now) else {
+        let sound = |since: &SystemTime| {
+            let waited = now.duration_since(*since);
+            waited.is_ok_and(|waited| waited < LONGEST_WAIT)
+        };
+        let Some(since) = since.filter(sound) else {
             return;
         };
         let builder = SpanBuilder::from_name("queue wait")

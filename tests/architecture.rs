@@ -71,7 +71,12 @@ fn each_outside_driver_is_named_in_one_file() {
     only_in("sd_notify::", &["systemd.rs"]);
     only_in(
         "axum::",
-        &["metrics.rs", "dashboard.rs", "dashboard/door.rs"],
+        &[
+            "listener.rs",
+            "metrics.rs",
+            "dashboard.rs",
+            "dashboard/door.rs",
+        ],
     );
 }
 

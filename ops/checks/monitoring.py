@@ -18,7 +18,7 @@ WORKER = ROOT / "src/metrics.rs"
 PROMTOOL = "run ops/setup promtool, or ops/test, which does"
 
 # Of RabbitMQ's plugin and of Prometheus itself; tests/privileges_live.py sees the former on a real broker.
-FOREIGN = {"rabbitmq_queue_messages_ready", "rabbitmq_queue_consumers"}
+FOREIGN = {"rabbitmq_queue_messages", "rabbitmq_queue_messages_ready", "rabbitmq_queue_consumers"}
 
 
 def exported():

@@ -11,13 +11,13 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::offline::fault;
-use super::{Exit, Fault, Outcome, answer, answer_json, busy, plain};
+use super::{Exit, Fault, Outcome, answer, answer_json, busy, plain, progress};
 use crate::broker::amqp::Link;
 use crate::broker::topology::Topology;
 use crate::config::Config;
-use crate::engine::EngineError;
 use crate::engine::session::library_version;
 use crate::engine::thread::EngineHandle;
+use crate::engine::{EngineError, Progress};
 use crate::lifecycle::Detail;
 use crate::package::Package;
 use crate::pipeline::device_name;
@@ -88,18 +88,19 @@ struct Examined {
     fault: Option<EngineError>,
 }
 
-/// The parts that depend on each other, in this order.
-const PARTS: [&str; 3] = ["package", "provider", "warm-up"];
-
 impl Examined {
-    /// The part at this place fails, and what comes after it was not looked at.
-    fn failed(mut findings: Vec<Finding>, error: EngineError) -> Self {
-        let at = findings.len() - 1;
+    /// This part fails, and what comes after it was not looked at.
+    fn failed(mut findings: Vec<Finding>, part: &'static str, error: EngineError) -> Self {
         let advice = format!("ops/runbook.md says what to do about {}", error.detail);
-        let failed = Finding::new(PARTS[at], Verdict::Fail, error.to_string(), Some(advice));
+        let failed = Finding::new(part, Verdict::Fail, error.to_string(), Some(advice));
         findings.push(failed);
-        let skipped = PARTS[at + 1..].iter();
-        let missing = || format!("not looked at: it needs the {}", PARTS[at]);
+        let needing: &[_] = match part {
+            "package" => &["provider", "warm-up"],
+            "warm-up" => &[],
+            _ => &["warm-up"],
+        };
+        let missing = || format!("not looked at: it needs the {part}");
+        let skipped = needing.iter();
         findings.extend(skipped.map(|part| Finding::new(part, Verdict::Skip, missing(), None)));
         Self {
             findings,
@@ -138,10 +139,15 @@ async fn examine(config: &Config, dir: PathBuf, bar: &ProgressBar) -> Examined {
     let unfit = |text: String| EngineError::new(Detail::ModelLoadFailed, text);
     let package = match reading.await {
         Ok(Ok(package)) => Arc::new(package),
-        Ok(Err(error)) => return Examined::failed(findings, unfit(error.to_string())),
-        Err(error) => return Examined::failed(findings, unfit(error.to_string())),
+        Ok(Err(error)) => return Examined::failed(findings, "package", unfit(error.to_string())),
+        Err(error) => return Examined::failed(findings, "package", unfit(error.to_string())),
     };
     let manifest = &package.manifest;
+    if let Some(name) = config.model.name.as_ref().filter(|n| **n != manifest.name) {
+        let (dir, found) = (dir.display(), &manifest.name);
+        let text = format!("{dir}: is of the model {found:?}, and model.name says {name:?}");
+        return Examined::failed(findings, "package", unfit(text));
+    }
     let (tensors, shards) = (package.weights.tensors.len(), package.shards.len());
     findings.push(Finding::ok(
         "package",
@@ -155,9 +161,14 @@ async fn examine(config: &Config, dir: PathBuf, bar: &ProgressBar) -> Examined {
     let began = Instant::now();
     bar.set_message("making a session");
     let given = Arc::clone(&package);
-    let engine = match EngineHandle::start(move || Ok(given), config, Arc::default()).await {
+    let progress = Arc::<Progress>::default();
+    let starting = EngineHandle::start(move || Ok(given), config, Arc::clone(&progress));
+    let engine = match starting.await {
         Ok(engine) => engine,
-        Err(error) => return Examined::failed(findings, error),
+        Err(error) if error.detail == Detail::EpUnavailable => {
+            return Examined::failed(findings, "provider", error);
+        }
+        Err(error) => return Examined::failed(findings, "session", error),
     };
     let provider = config.engine.execution_provider.execution_provider();
     let (device, onnxruntime) = (device_name(config), library_version(&config.engine));
@@ -167,9 +178,10 @@ async fn examine(config: &Config, dir: PathBuf, bar: &ProgressBar) -> Examined {
         format!("{provider} on {device}, ONNX Runtime {version}"),
     ));
     bar.set_message("warming up: every tensor is moved and put back");
-    let warm = match engine.turn().await.warm().await {
+    let warming = async { engine.turn().await.warm().await };
+    let warm = match progress::until(bar, &progress, warming).await {
         Ok(warm) => warm,
-        Err(error) => return Examined::failed(findings, error),
+        Err(error) => return Examined::failed(findings, "warm-up", error),
     };
     let (took, windows, loss) = (
         began.elapsed().as_millis(),
@@ -198,6 +210,7 @@ async fn examine(config: &Config, dir: PathBuf, bar: &ProgressBar) -> Examined {
 async fn rabbitmq(config: &Config) -> Finding {
     const PART: &str = "RabbitMQ";
     let away = |why: String| {
+        let why = why.trim_start_matches("RabbitMQ: ").to_owned();
         let advice = "without it a worker is ready for nothing: start it, or mend amqp.url";
         Finding::new(PART, Verdict::Warn, why, Some(advice.into()))
     };
@@ -232,13 +245,12 @@ async fn rabbitmq(config: &Config) -> Finding {
 async fn redis(config: &Config) -> Finding {
     const PART: &str = "Redis";
     let away = |why: String| {
+        let why = why.trim_start_matches("Redis: ").to_owned();
         let advice = "without it nobody sees the worker, and results are not found again: start it, or mend redis.url";
         Finding::new(PART, Verdict::Warn, why, Some(advice.into()))
     };
-    let model = super::model_name(config).ok();
-    let reading = store::read_fleet(&config.redis, model.as_deref(), config.heartbeat.ttl);
-    match tokio::time::timeout(PATIENCE, reading).await {
-        Ok(Ok((_, workers))) => Finding::ok(PART, format!("{} workers are alive", workers.len())),
+    match tokio::time::timeout(PATIENCE, store::ping(&config.redis)).await {
+        Ok(Ok(())) => Finding::ok(PART, "it lets us in".into()),
         Ok(Err(error)) => away(error.to_string()),
         Err(_) => away(format!(
             "{} does not answer within {} s",

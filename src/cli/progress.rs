@@ -9,14 +9,67 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tokio::sync::watch;
 use tracing_subscriber::fmt::MakeWriter;
 
+use crate::engine::Progress;
 use crate::heartbeat::Vitals;
 use crate::lifecycle::{Phase, State};
 
 /// How often it is drawn again.
 const FRAME: Duration = Duration::from_millis(200);
 const DOING: &str = "{spinner} {msg}, {elapsed}";
+const WARMING: &str = "{spinner} {msg} {bar:30} {percent} %, {elapsed}";
 const FETCHING: &str =
     "{spinner} {msg} {bar:30} {bytes}/{total_bytes}, {bytes_per_sec}, {eta} left";
+
+/// Says on a terminal what is waited for, and for how long; elsewhere nothing.
+pub(super) fn busy(with: String) -> ProgressBar {
+    let bar = styled(ProgressBar::new_spinner(), DOING);
+    bar.set_message(with);
+    bar
+}
+
+/// Waits for a warm-up, and shows how far it is.
+pub(super) async fn until<T>(
+    bar: &ProgressBar,
+    progress: &Progress,
+    warmed: impl Future<Output = T>,
+) -> T {
+    let mut frame = tokio::time::interval(FRAME);
+    tokio::pin!(warmed);
+    loop {
+        tokio::select! {
+            warm = &mut warmed => return warm,
+            _ = frame.tick() => measure(bar, progress),
+        }
+    }
+}
+
+/// A bar where it is known how much there is to do, else a spinner.
+fn measure(bar: &ProgressBar, progress: &Progress) {
+    let (template, length) = match progress.warming() {
+        Some((done, all)) => {
+            bar.set_position(done);
+            (WARMING, Some(all))
+        }
+        None => (DOING, None),
+    };
+    if bar.length() != length {
+        match length {
+            Some(length) => bar.set_length(length),
+            None => bar.unset_length(),
+        }
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style);
+        }
+    }
+}
+
+fn styled(bar: ProgressBar, template: &str) -> ProgressBar {
+    bar.enable_steady_tick(FRAME);
+    match ProgressStyle::with_template(template) {
+        Ok(style) => bar.with_style(style),
+        Err(_) => bar,
+    }
+}
 
 /// The lines at the foot of the terminal, and the way for log lines to get past them.
 #[derive(Debug, Clone)]
@@ -31,22 +84,22 @@ impl Foot {
     /// Shows what the worker does until it has ended.
     pub(super) async fn show(self, vitals: Arc<Vitals>, mut phase: watch::Receiver<Phase>) {
         let (mut doing, mut fetching) = (None::<ProgressBar>, None::<ProgressBar>);
-        let mut frame = tokio::time::interval(FRAME);
+        let (mut frame, mut shown) = (tokio::time::interval(FRAME), None);
         loop {
             let now = *phase.borrow_and_update();
-            match what(now) {
-                Some(text) => {
-                    let bar =
-                        doing.get_or_insert_with(|| self.line(ProgressBar::new_spinner(), DOING));
-                    bar.set_message(text);
-                }
-                None => clear(&mut doing),
+            if shown.replace(now.changes) != Some(now.changes) {
+                clear(&mut doing);
+            }
+            if let Some(text) = what(now) {
+                let bar = doing.get_or_insert_with(|| self.add(ProgressBar::new_spinner(), DOING));
+                bar.set_message(text);
+                measure(bar, &vitals.progress);
             }
             let update = vitals.facts().update.clone();
             let update = update.map(|update| (update.bytes_here, update.bytes_wanted));
             if let Some((here, wanted)) = update.filter(|(here, wanted)| here < wanted) {
                 let bar =
-                    fetching.get_or_insert_with(|| self.line(ProgressBar::new(wanted), FETCHING));
+                    fetching.get_or_insert_with(|| self.add(ProgressBar::new(wanted), FETCHING));
                 bar.set_message("downloading the next version");
                 bar.set_length(wanted);
                 bar.set_position(here);
@@ -62,13 +115,8 @@ impl Foot {
         clear(&mut fetching);
     }
 
-    fn line(&self, bar: ProgressBar, template: &str) -> ProgressBar {
-        let bar = self.0.add(bar);
-        bar.enable_steady_tick(FRAME);
-        match ProgressStyle::with_template(template) {
-            Ok(style) => bar.with_style(style),
-            Err(_) => bar,
-        }
+    fn add(&self, bar: ProgressBar, template: &str) -> ProgressBar {
+        styled(self.0.add(bar), template)
     }
 }
 

@@ -167,6 +167,7 @@ async fn publish(
             timestamp: Some(crate::clock::unix_ms() / 1000),
             headers: Vec::new(),
             attempt: 1,
+            last_death: None,
         },
         mandatory: true,
     };

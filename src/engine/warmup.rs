@@ -38,6 +38,30 @@ impl Engine {
     /// # Errors
     /// The first proof that fails.
     pub fn warm(&mut self) -> Result<Warm, EngineError> {
+        let warm = self.prove();
+        let over = self.progress.counter.load(Ordering::Relaxed);
+        self.progress.warm_from.store(over, Ordering::Relaxed);
+        self.progress.warm_until.store(over, Ordering::Relaxed);
+        warm
+    }
+
+    /// Says how much there is to do: three passes, and one window for each place and before them.
+    fn announce(&self, plan: &Plan, batch: usize) {
+        let package = &self.package;
+        let trainable = self.slots.iter().filter(|slot| {
+            let name = &package.weights.tensors[slot.tensor].name;
+            package.manifest.is_trainable(name)
+        });
+        let pass = plan.windows.len().div_ceil(batch);
+        let all = u64::try_from(3 * pass + 1 + trainable.count()).unwrap_or(u64::MAX);
+        let from = self.progress.counter.load(Ordering::Relaxed);
+        self.progress.warm_from.store(from, Ordering::Relaxed);
+        self.progress
+            .warm_until
+            .store(from + all, Ordering::Relaxed);
+    }
+
+    fn prove(&mut self) -> Result<Warm, EngineError> {
         let failed = |f: &Failure| {
             let detail = if f.code == Code::OutOfMemory {
                 Detail::OutOfMemory
@@ -52,6 +76,7 @@ impl Engine {
         let plan = Plan::new(&self.package.shards, None, "", self.package.cut())
             .map_err(|f| failed(&f))?;
         let batch = self.batch_of(&plan);
+        self.announce(&plan, batch);
         let first = self.baseline(&plan, batch).map_err(|f| failed(&f))?;
         let began = std::time::Instant::now();
         let again = self.losses(&plan, batch).map_err(|f| failed(&f))?;

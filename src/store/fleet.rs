@@ -13,6 +13,16 @@ use crate::config::RedisConfig;
 /// Records that are read at once.
 const PART: usize = 1000;
 
+/// Whether Redis lets us in and answers.
+///
+/// # Errors
+/// Why not.
+pub async fn ping(config: &RedisConfig) -> Result<(), StoreError> {
+    let mut connection = manager(config)?;
+    let answered = redis::cmd("PING").query_async(&mut connection).await;
+    answered.map_err(|e| StoreError(format!("{}: {e}", crate::config::redact(&config.url))))
+}
+
 /// The models that have workers, and the records of those alive, by Redis' own clock.
 ///
 /// # Errors

@@ -437,3 +437,19 @@ fn a_package_without_a_whole_window_is_refused() {
     );
     assert!(refused.stderr.contains(&shards), "{}", refused.stderr);
 }
+
+#[test]
+fn every_shell_completes_the_commands() {
+    let stack = Stack::shared();
+    for (shell, word) in [
+        ("bash", "_scorer()"),
+        ("zsh", "#compdef scorer"),
+        ("fish", "complete -c scorer"),
+    ] {
+        let script = stack.command(&["completions", shell]).expect_code(0).stdout;
+        assert!(
+            script.contains(word) && script.contains("healthcheck"),
+            "{script}"
+        );
+    }
+}

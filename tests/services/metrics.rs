@@ -97,7 +97,7 @@ fn a_scrape_tells_what_happened_in_prometheus_conventions() {
         .set("telemetry.metrics_addr", format!("127.0.0.1:{port}"));
     let refused = stack.command_with(taken, &["run"], "").expect_code(64);
     assert!(
-        refused.stderr.contains("telemetry.metrics_addr"),
+        refused.stderr.contains("telemetry.metrics_addr") && refused.stderr.contains("in use"),
         "{}",
         refused.stderr
     );

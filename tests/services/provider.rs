@@ -121,22 +121,41 @@ fn check_passes_where_all_is_well_and_names_a_broken_package() {
     begins(0, &["ok", "configuration"]);
     begins(1, &["FAIL", "package"]);
     begins(2, &["->", "ops/runbook.md"]);
-    begins(3, &["-", "provider", "not", "looked", "at"]);
+    begins(3, &["-", "provider", "not", "looked", "at:"]);
     begins(4, &["-", "warm-up"]);
     begins(5, &["ok", "RabbitMQ"]);
 }
 
 /// What a command says in a terminal, here one that `script` makes.
-fn in_a_terminal(stack: &Stack, command: &str, colours: bool) -> String {
-    let command = format!("{} {command}", env!("CARGO_BIN_EXE_scorer"));
-    let mut script = Command::new("script");
-    script.args(["--quiet", "--return", "--command", &command, "/dev/null"]);
-    script.env_remove("NO_COLOR").env("TERM", "xterm-256color");
+fn in_a_terminal(stack: &Stack, command: &str, set: &[(&str, &str)], colours: bool) -> String {
     let mut settings = stack.settings();
-    if !colours {
-        settings = settings.env("NO_COLOR", "1");
+    for (key, value) in set {
+        settings = settings.set(key, value);
     }
-    let output = settings.apply(&mut script).stdin(Stdio::null()).output();
+    let mut inner = Command::new(env!("CARGO_BIN_EXE_scorer"));
+    settings.apply(inner.arg(command));
+    let words = std::iter::once(inner.get_program()).chain(inner.get_args());
+    let words: Vec<_> = words
+        .map(|word| format!("'{}'", word.to_string_lossy()))
+        .collect();
+    let mut script = Command::new("script");
+    script
+        .args([
+            "--quiet",
+            "--return",
+            "--command",
+            &words.join(" "),
+            "/dev/null",
+        ])
+        .env("TERM", "xterm-256color")
+        .env("NO_COLOR", if colours { "" } else { "1" });
+    for (key, value) in inner.get_envs() {
+        match value {
+            Some(value) => script.env(key, value),
+            None => script.env_remove(key),
+        };
+    }
+    let output = script.stdin(Stdio::null()).output();
     let output = output.expect("script, of Debian's bsdutils");
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
@@ -145,17 +164,16 @@ fn in_a_terminal(stack: &Stack, command: &str, colours: bool) -> String {
 fn a_terminal_is_shown_what_is_waited_for_and_colours_unless_they_are_unwanted() {
     let stack = Stack::shared();
     let (green, moved) = ("\u{1b}[32m", "warming up: every tensor is moved");
-    let coloured = in_a_terminal(&stack, "check", true);
+    let coloured = in_a_terminal(&stack, "check", &[], true);
     assert!(coloured.contains(green), "{coloured:?}");
     assert!(coloured.contains(moved), "{coloured:?}");
-    let plain = in_a_terminal(&stack, "check", false);
+    let plain = in_a_terminal(&stack, "check", &[], false);
     assert!(plain.contains("RabbitMQ"), "{plain:?}");
     assert!(!plain.contains(green), "{plain:?}");
 
     // A worker: below its log, and gone when it is ready.
-    let set = "--set worker.id=shown";
     let shown = std::thread::scope(|scope| {
-        let shown = scope.spawn(|| in_a_terminal(&stack, &format!("run {set}"), true));
+        let shown = scope.spawn(|| in_a_terminal(&stack, "run", &[("worker.id", "shown")], true));
         eventually(START, "it is ready", || {
             stack.record("shown").is_some_and(|r| r["ready"] == true)
         });

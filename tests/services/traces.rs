@@ -265,6 +265,18 @@ fn what_has_no_sound_parent_begins_a_trace_and_what_fails_says_so() {
                 .with_headers(traced("00-1"))
         });
     }
+    // As `scorer submit` sends it: it says when, and carries no trace.
+    let since = now_ms() / 1000 - 5;
+    aggregator.submit_as(
+        &honest_job("alone", "n"),
+        Encoding::MessagePack,
+        |properties| {
+            properties
+                .with_message_id("alone".into())
+                .with_timestamp(since)
+        },
+    );
+    aggregator.result("alone");
     aggregator.result("newer");
     let rejected = aggregator.result("bad");
     // What is still held is sent before the end.
@@ -287,6 +299,16 @@ fn what_has_no_sound_parent_begins_a_trace_and_what_fails_says_so() {
         .collect();
     let said = |outcome: &str| (Some(outcome.to_owned()), true);
     assert_eq!(of_newer, [said("retried"), said("answered")]);
+    let (alone, others) = collector.of_job("alone");
+    assert_eq!(others["queue wait"].parent(), alone.id(), "in one trace");
+    let waits = collector.spans().into_iter();
+    let waits = waits.filter(|s| s.span.name == "queue wait").count();
+    assert_eq!(waits, 1, "nobody says when the others were sent");
+    assert!(
+        worker
+            .log()
+            .contains(r#""submission_id":"newer","attempt":1"#)
+    );
     let newer = collector.of_job("newer").0;
     assert_eq!(
         newer.attribute("error.type").as_deref(),
@@ -317,7 +339,7 @@ fn a_collector_that_is_away_or_silent_costs_nothing_but_its_spans() {
             aggregator.result(&format!("{id}{n}"));
         }
         if said {
-            eventually(secs(20), "the log says what is lost", || {
+            eventually(secs(20), "the log says once what is lost", || {
                 worker.log().contains("telemetry.otlp_endpoint")
             });
         }
@@ -325,4 +347,39 @@ fn a_collector_that_is_away_or_silent_costs_nothing_but_its_spans() {
         let said = worker.log().matches("spans are lost").count();
         assert!(said <= 1, "once, not each time");
     }
+}
+
+#[test]
+fn no_secret_is_logged_whoever_is_away() {
+    let (stack, port) = (Stack::shared(), free_port());
+    let secret = "hunter2";
+    let worker = stack.worker_with("w1", |s| {
+        s.set(
+            "amqp.url",
+            format!("amqp://me:{secret}@127.0.0.1:{port}/%2f"),
+        )
+        .set(
+            "redis.url",
+            format!("redis://me:{secret}@127.0.0.1:{port}/0"),
+        )
+        .set(
+            "model.update_url",
+            format!("http://127.0.0.1:{port}/manifest.json?token={secret}"),
+        )
+        .set(
+            "telemetry.otlp_endpoint",
+            format!("http://127.0.0.1:{port}"),
+        )
+        .set("telemetry.log", "debug")
+        .env(
+            "OTEL_EXPORTER_OTLP_HEADERS",
+            &format!("authorization={secret}"),
+        )
+    });
+    for said in ["me:hidden@", "redis://", "manifest.json"] {
+        eventually(secs(30), said, || worker.log().contains(said));
+    }
+    worker.terminate();
+    worker.exit_code(secs(20));
+    assert!(!worker.log().contains(secret), "{}", worker.log());
 }

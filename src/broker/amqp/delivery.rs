@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use lapin::Channel;
 use lapin::options::{BasicAckOptions, BasicCancelOptions, BasicGetOptions, BasicNackOptions};
-use lapin::types::{AMQPValue, FieldTable};
+use lapin::types::{AMQPValue, FieldArray, FieldTable};
 use tokio_util::sync::CancellationToken;
 
 use super::{CALL_TIMEOUT, CLOSE_TIMEOUT, bounded};
@@ -131,6 +131,7 @@ impl Delivery {
             timestamp: *source.timestamp(),
             headers: Vec::new(),
             attempt: 1,
+            last_death: None,
         };
         let headers = source.headers().as_ref().map(Headers::of);
         let headers = headers.unwrap_or_default();
@@ -143,6 +144,7 @@ impl Delivery {
         let attempt = headers.attempt.and_then(|n| u32::try_from(n).ok());
         properties.attempt = attempt.unwrap_or(1).max(1);
         properties.headers = headers.kept;
+        properties.last_death = headers.last_death;
         Self {
             body: delivery.data,
             properties,
@@ -162,6 +164,7 @@ struct Headers {
     left_out: usize,
     attempt: Option<u64>,
     returned: Option<u64>,
+    last_death: Option<String>,
 }
 
 impl Headers {
@@ -175,6 +178,9 @@ impl Headers {
             match (name.as_str(), number(value), value) {
                 (ATTEMPT, Some(n), _) => headers.attempt = Some(n),
                 ("x-delivery-count", Some(n), _) => headers.returned = Some(n),
+                ("x-death", _, AMQPValue::FieldArray(deaths)) => {
+                    headers.last_death = last_reason(deaths);
+                }
                 (name, _, AMQPValue::LongString(text)) => {
                     let more = name.len() + text.as_bytes().len();
                     if size + more <= MOST_HEADERS {
@@ -188,6 +194,17 @@ impl Headers {
             }
         }
         headers
+    }
+}
+
+/// Of the broker's own account of a message's deaths, which begins with the last.
+fn last_reason(deaths: &FieldArray) -> Option<String> {
+    let Some(AMQPValue::FieldTable(last)) = deaths.as_slice().first() else {
+        return None;
+    };
+    match last.inner().get("reason") {
+        Some(AMQPValue::LongString(reason)) => Some(reason.to_string()),
+        Some(_) | None => None,
     }
 }
 
@@ -255,5 +272,27 @@ mod tests {
         assert_eq!(kept, ["x-error-code", "x-error-zzz", "x-worker-id"]);
         let numbers = (headers.left_out, headers.attempt, headers.returned);
         assert_eq!(numbers, (2, Some(3), Some(2)));
+    }
+
+    #[test]
+    fn the_brokers_last_reason_counts_and_not_its_first() {
+        let death = |reason: &str| {
+            let mut death = FieldTable::default();
+            death.insert("reason".into(), AMQPValue::LongString(reason.into()));
+            AMQPValue::FieldTable(death)
+        };
+        let mut table = FieldTable::default();
+        let deaths = vec![death("delivery_limit"), death("expired")];
+        table.insert("x-death".into(), AMQPValue::FieldArray(deaths.into()));
+        let first = AMQPValue::LongString("expired".into());
+        table.insert("x-first-death-reason".into(), first);
+        let properties = Properties {
+            last_death: Headers::of(&table).last_death,
+            headers: Headers::of(&table).kept,
+            ..Properties::default()
+        };
+        assert_eq!(properties.parked_for().as_deref(), Some("delivery_limit"));
+        table.insert("x-death".into(), AMQPValue::LongString("nonsense".into()));
+        assert_eq!(Headers::of(&table).last_death, None);
     }
 }
