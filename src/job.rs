@@ -17,6 +17,9 @@ pub mod message;
 
 /// Maps and lists in each other; the body itself is one.
 const MAX_NESTING: usize = 64;
+/// How deep a decoder of MessagePack goes: it counts two steps per map or list, and up to three for what
+/// is in the innermost.
+const MAX_STEPS: usize = 2 * MAX_NESTING + 3;
 
 /// How a body is encoded; the result comes back the same way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,8 +80,6 @@ impl Encoding {
 }
 
 fn decode_messagepack(body: &[u8]) -> Result<Value, String> {
-    // Counted are two steps per map or list, and up to three for what is in the innermost.
-    const MAX_STEPS: usize = 2 * MAX_NESTING + 3;
     let mut rest = body;
     let value = rmpv::decode::read_value_with_max_depth(&mut rest, MAX_STEPS)
         .map_err(|e| format!("not MessagePack: {e}"))?;

@@ -139,7 +139,7 @@ fn parties(config: &Config, worker: String) -> Vec<KeyValue> {
     parties
 }
 
-/// Sends what is left, for some seconds at most.
+/// Sends what is left, for a second at most.
 pub async fn flush() {
     let flushing = tokio::task::spawn_blocking(|| {
         if let Some(traces) = TRACES.get()

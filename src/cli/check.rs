@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use super::offline::fault;
 use super::{Exit, Fault, Outcome, answer, answer_json, busy, plain, progress};
+use crate::broker::BrokerError;
 use crate::broker::amqp::Link;
 use crate::broker::topology::Topology;
 use crate::config::Config;
@@ -21,12 +22,12 @@ use crate::engine::{EngineError, Progress};
 use crate::lifecycle::Detail;
 use crate::package::Package;
 use crate::pipeline::device_name;
-use crate::store;
+use crate::store::{self, StoreError};
 
 /// What a service may take to answer before the report goes on without it.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Columns before what was found: the verdict and the part.
-const INDENT: usize = 20;
+const INDENT: usize = 21;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -75,7 +76,7 @@ impl Finding {
         let advice = self.advice.as_ref();
         let advice = advice.map(|advice| format!("\n{:INDENT$}-> {advice}", ""));
         let (part, found) = (self.part, &self.found);
-        format!("{word}  {part:<14}{found}{}", advice.unwrap_or_default())
+        format!("{word}  {part:<15}{found}{}", advice.unwrap_or_default())
     }
 }
 
@@ -208,12 +209,7 @@ async fn examine(config: &Config, dir: PathBuf, bar: &ProgressBar) -> Examined {
 }
 
 async fn rabbitmq(config: &Config) -> Finding {
-    const PART: &str = "RabbitMQ";
-    let away = |why: String| {
-        let why = why.trim_start_matches("RabbitMQ: ").to_owned();
-        let advice = "without it a worker is ready for nothing: start it, or mend amqp.url";
-        Finding::new(PART, Verdict::Warn, why, Some(advice.into()))
-    };
+    let advice = "without it a worker is ready for nothing: start it, or mend amqp.url";
     let looking = async {
         let link = Link::connect(&config.amqp, "scorer/check").await?;
         let model = super::model_name(config).ok();
@@ -223,7 +219,7 @@ async fn rabbitmq(config: &Config) -> Finding {
             None => Ok(None),
         };
         link.close().await;
-        Ok(match (depth?, queue) {
+        Ok::<_, BrokerError>(match (depth?, queue) {
             (Some((jobs, consumers)), Some(queue)) => {
                 format!("{jobs} jobs wait in {queue}, with {consumers} consumers")
             }
@@ -231,33 +227,39 @@ async fn rabbitmq(config: &Config) -> Finding {
             (_, None) => "it lets us in".into(),
         })
     };
-    match tokio::time::timeout(PATIENCE, looking).await {
-        Ok(Ok(found)) => Finding::ok(PART, found),
-        Ok(Err(error)) => away(crate::broker::BrokerError::to_string(&error)),
-        Err(_) => away(format!(
-            "{} does not answer within {} s",
-            crate::config::redact(&config.amqp.url),
-            PATIENCE.as_secs()
-        )),
-    }
+    service("RabbitMQ", &config.amqp.url, advice, looking).await
 }
 
 async fn redis(config: &Config) -> Finding {
-    const PART: &str = "Redis";
-    let away = |why: String| {
-        let why = why.trim_start_matches("Redis: ").to_owned();
-        let advice = "without it nobody sees the worker, and results are not found again: start it, or mend redis.url";
-        Finding::new(PART, Verdict::Warn, why, Some(advice.into()))
+    let advice = "without it nobody sees the worker, and results are not found again: start it, or mend redis.url";
+    let looking = async {
+        store::ping(&config.redis).await?;
+        Ok::<_, StoreError>("it lets us in".into())
     };
-    match tokio::time::timeout(PATIENCE, store::ping(&config.redis)).await {
-        Ok(Ok(())) => Finding::ok(PART, "it lets us in".into()),
-        Ok(Err(error)) => away(error.to_string()),
-        Err(_) => away(format!(
+    service("Redis", &config.redis.url, advice, looking).await
+}
+
+/// One that a worker waits for when it is away.
+async fn service<E: ToString>(
+    part: &'static str,
+    url: &str,
+    advice: &str,
+    looking: impl Future<Output = Result<String, E>>,
+) -> Finding {
+    let why = match tokio::time::timeout(PATIENCE, looking).await {
+        Ok(Ok(found)) => return Finding::ok(part, found),
+        Ok(Err(error)) => {
+            let why = error.to_string();
+            let bare = why.strip_prefix(part).and_then(|w| w.strip_prefix(": "));
+            bare.unwrap_or(&why).to_owned()
+        }
+        Err(_) => format!(
             "{} does not answer within {} s",
-            crate::config::redact(&config.redis.url),
+            crate::config::redact(url),
             PATIENCE.as_secs()
-        )),
-    }
+        ),
+    };
+    Finding::new(part, Verdict::Warn, why, Some(advice.into()))
 }
 
 pub(super) async fn prove(config: &Config, json: bool) -> Outcome {

@@ -15,7 +15,7 @@ use serde::de::{
 };
 use serde::forward_to_deserialize_any;
 
-use super::Encoding;
+use super::{Encoding, MAX_STEPS};
 
 /// Reads a type out of a decoded document, naming the field that is wrong.
 ///
@@ -46,6 +46,7 @@ pub(super) fn check_count(encoding: Encoding, body: &[u8]) -> Result<(), String>
         }
         Encoding::MessagePack => {
             let mut reader = rmp_serde::Deserializer::from_read_ref(body);
+            reader.set_max_depth(MAX_STEPS);
             counter.deserialize(&mut reader).is_ok()
         }
     };
