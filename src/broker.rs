@@ -40,6 +40,8 @@ pub enum BrokerError {
 
 /// Header that counts a job's attempts; the broker's own counters belong to the broker.
 pub const ATTEMPT: &str = "x-attempt";
+/// Header with what the broker last took a message out of a queue for, unasked. Newer brokers set it.
+pub const LAST_DEATH: &str = "x-last-death-reason";
 
 /// What comes with a body.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -58,8 +60,6 @@ pub struct Properties {
     pub headers: Vec<(String, String)>,
     /// Which try this is, from 1.
     pub attempt: u32,
-    /// What the broker last took it out of a queue for, without anybody's asking.
-    pub last_death: Option<String>,
 }
 
 impl Properties {
@@ -79,7 +79,8 @@ impl Properties {
     /// Why a parked job was parked: our code, else what the broker itself gave up for.
     pub fn parked_for(&self) -> Option<String> {
         self.header("x-error-code")
-            .or_else(|| self.last_death.clone())
+            .or_else(|| self.header(LAST_DEATH))
+            .or_else(|| self.header("x-first-death-reason"))
     }
 
     /// Trace headers, to be passed on.

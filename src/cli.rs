@@ -19,7 +19,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::config::{Config, Layers, LogFormat};
 use crate::worker::Stop;
-use progress::{Foot, busy};
+use progress::{AboveFoot, busy};
 
 /// How a command ends; the numbers are the contract's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -304,21 +304,21 @@ fn run(cli: Cli) -> Outcome {
         return completions(shell);
     }
     let config = load(&cli.settings)?;
-    let foot = init_logs(&config, matches!(cli.command, Command::Run))?;
+    init_logs(&config, matches!(cli.command, Command::Run))?;
     let threads = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build();
     let runtime = threads.map_err(Fault::internal)?;
-    let outcome = runtime.block_on(dispatch(cli.command, config, foot));
+    let outcome = runtime.block_on(dispatch(cli.command, config));
     // A fetch or a decode that is still going on must not hold the exit.
     runtime.shutdown_background();
     outcome
 }
 
-async fn dispatch(command: Command, config: Config, foot: Option<Foot>) -> Outcome {
+async fn dispatch(command: Command, config: Config) -> Outcome {
     match command {
-        Command::Run => worker(config, foot).await,
+        Command::Run => worker(config).await,
         Command::Check { json, prove: true } => check::prove(&config, json).await,
         Command::Check { json, prove: false } => check::check(&config, json).await,
         Command::Score(args) => offline::score(config, args).await,
@@ -346,7 +346,7 @@ async fn dispatch(command: Command, config: Config, foot: Option<Foot>) -> Outco
     }
 }
 
-async fn worker(config: Config, foot: Option<Foot>) -> Outcome {
+async fn worker(config: Config) -> Outcome {
     use tokio::signal::unix::{SignalKind, signal};
     // Before anything loads: a signal during a long load must find its handler.
     let mut term = signal(SignalKind::terminate()).map_err(Fault::internal)?;
@@ -357,11 +357,7 @@ async fn worker(config: Config, foot: Option<Foot>) -> Outcome {
             _ = int.recv() => tracing::info!("SIGINT: draining"),
         }
     };
-    let show = |vitals, phase| {
-        if let Some(foot) = foot {
-            tokio::spawn(foot.show(vitals, phase));
-        }
-    };
+    let show = |vitals, phase| drop(tokio::spawn(progress::show(vitals, phase)));
     let stop = crate::worker::run(config, shutdown, leave_overdue, show)
         .await
         .map_err(|e| Fault::new(Exit::Usage, format!("{e:#}")))?;
@@ -414,8 +410,8 @@ fn colourless() -> bool {
     std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
 }
 
-/// Sets the log up, and colours. A worker that logs to a terminal has room at its foot.
-fn init_logs(config: &Config, worker: bool) -> Result<Option<Foot>, Fault> {
+/// Sets the log up, and colours.
+fn init_logs(config: &Config, worker: bool) -> Result<(), Fault> {
     use std::io::IsTerminal;
     use tracing_subscriber::EnvFilter;
     use tracing_subscriber::fmt::writer::BoxMakeWriter;
@@ -435,10 +431,9 @@ fn init_logs(config: &Config, worker: bool) -> Result<Option<Foot>, Fault> {
         LogFormat::Pretty => true,
         LogFormat::Json => false,
     };
-    let foot = (worker && pretty && terminal).then(Foot::new);
-    let writer = match foot.clone() {
-        Some(foot) => BoxMakeWriter::new(foot),
-        None => BoxMakeWriter::new(std::io::stderr),
+    let writer = match terminal {
+        true => BoxMakeWriter::new(AboveFoot),
+        false => BoxMakeWriter::new(std::io::stderr),
     };
     console::set_colors_enabled(std::io::stdout().is_terminal() && !colourless());
     let builder = tracing_subscriber::fmt()
@@ -450,8 +445,7 @@ fn init_logs(config: &Config, worker: bool) -> Result<Option<Foot>, Fault> {
     } else {
         builder.json().flatten_event(true).try_init()
     };
-    set.map_err(Fault::internal)?;
-    Ok(foot)
+    set.map_err(Fault::internal)
 }
 
 #[cfg(test)]
@@ -467,5 +461,20 @@ mod tests {
     #[test]
     fn the_command_line_is_sound() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_example_of_the_help_is_a_command_line() {
+        let cli = Cli::command();
+        let commands = std::iter::once(&cli).chain(cli.get_subcommands());
+        let help = commands.filter_map(|command| command.get_after_help());
+        let help: Vec<_> = help.map(ToString::to_string).collect();
+        let lines = help.iter().flat_map(|text| text.lines());
+        let examples: Vec<_> = lines.filter(|line| line.starts_with("  scorer ")).collect();
+        assert!(examples.len() > 20, "{examples:?}");
+        for example in examples {
+            let parsed = Cli::try_parse_from(example.split_whitespace());
+            assert!(parsed.is_ok(), "{example}: {}", parsed.unwrap_err());
+        }
     }
 }

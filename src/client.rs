@@ -115,8 +115,8 @@ pub struct Client {
     answered: Remembered,
     /// What is dealt with: to be acknowledged when the next is asked for.
     handed: Option<(Option<String>, Acker)>,
-    /// Jobs that the ready workers can use.
-    places: usize,
+    /// The versions that ready workers serve, one for each worker.
+    ready: Vec<Option<u64>>,
     looked: Option<Instant>,
 }
 
@@ -135,7 +135,7 @@ impl Client {
             sent: HashMap::new(),
             answered: Remembered::default(),
             handed: None,
-            places: 0,
+            ready: Vec::new(),
             looked: None,
         }
     }
@@ -290,7 +290,7 @@ impl Client {
         None
     }
 
-    /// How many jobs the workers that are ready can use. A fleet that is unknown can use none.
+    /// Who is ready. A fleet that is unknown can use no jobs.
     async fn look(&mut self) {
         let due = self.looked.is_none_or(|at| at.elapsed() >= LOOK_EVERY);
         if self.waiting.is_empty() || !due {
@@ -298,29 +298,59 @@ impl Client {
         }
         let (config, model) = (&self.config, &self.topology.model);
         let read = read_fleet(&config.redis, Some(model), config.heartbeat.ttl).await;
-        let ready = match read {
+        self.ready = match read {
             Ok((_, records)) => {
                 let parsed = records
                     .iter()
                     .map(|text| serde_json::from_str::<Worker>(text));
-                parsed.flatten().filter(|worker| worker.ready).count()
+                let ready = parsed.flatten().filter(|worker| worker.ready);
+                ready.map(|worker| worker.model.version).collect()
             }
             Err(error) => {
                 tracing::warn!(%error, "the fleet is unknown; jobs wait");
-                0
+                Vec::new()
             }
         };
-        self.places = ready * usize::from(config.amqp.prefetch) * AHEAD;
         // After the answer: where Redis is slow, other things come between two looks.
         self.looked = Some(Instant::now());
     }
 
+    /// Whether the workers that answer a job for this version at once can use another one: those that
+    /// serve it, else newer ones, which say that it is too old. A worker that has still to get there
+    /// would only send the job round the retry ladder.
+    fn has_room(&self, version: Option<u64>) -> bool {
+        let count = |fits: &dyn Fn(Option<u64>) -> bool| {
+            let mut workers = self.ready.iter();
+            workers.by_ref().filter(|serves| fits(**serves)).count()
+        };
+        let answering = match version {
+            None => self.ready.len(),
+            Some(_) => match count(&|serves| serves == version) {
+                0 => count(&|serves| serves > version),
+                ready => ready,
+            },
+        };
+        let sent = self.sent.values().filter(|sent| sent.version == version);
+        sent.count() < answering * usize::from(self.config.amqp.prefetch) * AHEAD
+    }
+
+    /// The next job that somebody can use.
+    fn take_waiting(&mut self) -> Option<Pending> {
+        let mut known = HashMap::new();
+        let at = self.waiting.iter().position(|job| {
+            let known = known.entry(job.version);
+            *known.or_insert_with(|| self.has_room(job.version))
+        });
+        self.waiting.remove(at?)
+    }
+
     /// One at a time, so that "returned" means this one.
     fn publish(&mut self) {
-        if self.publishing.is_some() || self.sent.len() >= self.places {
+        if self.publishing.is_some() || self.link.is_none() {
             return;
         }
-        let (Some((link, _)), Some(mut job)) = (&self.link, self.waiting.pop_front()) else {
+        let job = self.take_waiting();
+        let (Some((link, _)), Some(mut job)) = (&self.link, job) else {
             return;
         };
         job.tried = true;
@@ -343,7 +373,7 @@ impl Client {
             Err(PublishError::Refused(why)) => {
                 tracing::warn!(%why, id = job.id, "the job waits");
                 // Until the next look.
-                self.places = 0;
+                self.ready.clear();
                 self.waiting.push_front(job);
             }
             Err(PublishError::Lost(why) | PublishError::Unroutable(why)) => {

@@ -540,7 +540,6 @@ impl Serving {
             timestamp: Some(message.scored_at_ms / 1000),
             headers,
             attempt: 1,
-            last_death: None,
         };
         Ok(Outgoing {
             exchange: self.topology.results_exchange(),
@@ -678,7 +677,11 @@ impl Serving {
             exchange: self.topology.jobs_exchange(),
             routing_key: self.topology.model.clone(),
             body: delivery.body.clone(),
-            properties: delivery.properties.clone(),
+            properties: Properties {
+                // It does not wait since then.
+                timestamp: None,
+                ..delivery.properties.clone()
+            },
             mandatory: true,
         };
         match self.link.jobs.publish(fresh).await {

@@ -126,12 +126,10 @@ async fn look(config: Config, model: Option<String>, board: Board) {
             Ok(view) => board.history().see(&view),
             Err(error) => board.history().lose_sight(error.to_string()),
         }
-        let (model, last) = board.history().events_after();
-        if let Some(model) = model {
-            // What Redis does not tell now it tells at the next look.
-            let events = observer.events(&model, last.as_deref()).await;
-            board.history().add_events(events.unwrap_or_default());
-        }
+        let last = board.history().last_event();
+        // What Redis does not tell now it tells at the next look.
+        let events = observer.events(last.as_deref()).await;
+        board.history().add_events(events.unwrap_or_default());
         board.publish();
     }
 }
@@ -144,7 +142,7 @@ async fn watch_results(config: Config, board: Board) {
             .model
             .name
             .clone()
-            .or_else(|| board.history().events_after().0);
+            .or_else(|| board.history().model());
         if let Some(model) = model {
             let topology = Topology::new(&config.amqp, &model);
             match subscribe(&config, &topology).await {

@@ -90,6 +90,8 @@ pub struct View {
     pub at_ms: u64,
     /// Live workers by model and name, each with its record as it was written.
     pub workers: Vec<(Worker, String)>,
+    /// The model that is looked at; or whose workers were seen last.
+    pub model: Option<String>,
     /// What waits, where it is known for which model; or why that is unknown.
     pub queues: Option<Result<Queues, String>>,
 }
@@ -111,6 +113,8 @@ pub struct Observer<'a> {
     config: &'a Config,
     /// The only model that is of interest; none = every model in Redis.
     model: Option<String>,
+    /// The one whose workers were seen last.
+    seen: Option<String>,
     link: Option<Link>,
     /// Why the broker's numbers are unknown, and since when.
     unknown: Option<(String, Instant)>,
@@ -122,6 +126,7 @@ impl<'a> Observer<'a> {
         Self {
             config,
             model,
+            seen: None,
             link: None,
             unknown: None,
         }
@@ -148,23 +153,28 @@ impl<'a> Observer<'a> {
             (None, Some(model)) => self.queues(&model).await,
             (queues, _) => queues,
         };
+        let first = workers
+            .iter()
+            .find_map(|(worker, _)| worker.model.name.clone());
+        self.seen = first.or(self.seen.take());
         Ok(View {
             at_ms,
+            model: self.model.clone().or_else(|| self.seen.clone()),
             workers,
             queues,
         })
     }
 
-    /// Changes of state since an entry of the stream, or the last few, oldest first.
+    /// Changes of state since an entry of the stream, or the last few, oldest first; also when the last
+    /// worker is gone.
     ///
     /// # Errors
     /// When Redis does not answer.
-    pub async fn events(
-        &self,
-        model: &str,
-        after: Option<&str>,
-    ) -> Result<Vec<StreamEntry>, StoreError> {
-        store::read_events(&self.config.redis, model, after).await
+    pub async fn events(&self, after: Option<&str>) -> Result<Vec<StreamEntry>, StoreError> {
+        match self.model.as_ref().or(self.seen.as_ref()) {
+            Some(model) => store::read_events(&self.config.redis, model, after).await,
+            None => Ok(Vec::new()),
+        }
     }
 
     /// Lets go of the broker.

@@ -11,9 +11,11 @@ import json
 import os
 import pathlib
 import shutil
+import socket
 import sys
 import unittest
 import uuid
+from urllib.parse import urlsplit
 
 import pika
 from axe_playwright_python.sync_playwright import Axe
@@ -165,6 +167,22 @@ class InTheBrowser(unittest.TestCase):
         expect(page.get_by_role("status")).to_have_text("1 of 2 workers take jobs.", timeout=PATIENCE_MS)
         dashboard.kill()
         expect(page.get_by_role("status")).to_contain_text("does not answer", timeout=PATIENCE_MS)
+
+    def test_a_page_that_finds_no_place_says_so_and_gets_one_later(self) -> None:
+        dashboard = binary.dashboard(self.namespace)
+        self.addCleanup(dashboard.kill)
+        address = urlsplit(dashboard.url)
+        others = [socket.create_connection((address.hostname, address.port)) for _ in range(48)]
+        for other in others:
+            other.sendall(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            other.recv(1024)
+        page = browser.new_page()
+        self.addCleanup(page.close)
+        page.goto(dashboard.url)
+        expect(page.get_by_role("status")).to_contain_text("48 pages are open", timeout=PATIENCE_MS)
+        for other in others:
+            other.close()
+        expect(page.get_by_role("status")).to_have_text("1 of 2 workers take jobs.", timeout=PATIENCE_MS)
 
 
 class WithoutServices(unittest.TestCase):

@@ -302,8 +302,14 @@ class TheFleetWorks(Case):
                 text = answer.read().decode()
             return re.search(rf'^{name}{{.*queue="{JOBS}".*}} (\S+)$', text, re.MULTILINE)
 
-        for name, wanted in (("rabbitmq_queue_consumers", 1), ("rabbitmq_queue_messages_ready", 0)):
+        for name, wanted in (("rabbitmq_queue_consumers", 1), ("rabbitmq_queue_messages_ready", 0), ("rabbitmq_queue_messages", 0)):
             until(f"{name} of {JOBS} is {wanted}", lambda name=name, wanted=wanted: (m := line(name)) and float(m[1]) == wanted)
+
+    def test_who_works_can_ask_for_the_doctors_report(self):
+        answer = self.worker.command("worker", "check", "--json")
+        self.assertEqual(answer.returncode, 0, answer.stderr)
+        verdicts = {finding["part"]: finding["verdict"] for finding in json.loads(answer.stdout)["findings"]}
+        self.assertEqual(set(verdicts.values()), {"ok"}, answer.stdout)
 
     def test_results_and_parked_jobs_outlive_readers_that_hand_them_back(self):
         def policy(queue):  # the pages learn of it with the queue's next report

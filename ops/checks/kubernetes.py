@@ -102,6 +102,7 @@ def fleet_problems(where, objects):
     if not settings["telemetry"]["metrics_addr"].endswith(f":{METRICS_PORT}"):
         yield f"{where}: telemetry.metrics_addr must have the port {METRICS_PORT}, where Prometheus looks"
     yield from reference_problems(where, objects, pod, scaled)
+    yield from scaling_problems(where, scaled["spec"])
     yield from hardening_problems(where, pod["spec"], worker)
 
 
@@ -124,6 +125,17 @@ def reference_problems(where, objects, pod, scaled):
     for volume in pod["spec"]["volumes"]:
         if "configMap" in volume and ("ConfigMap", volume["configMap"]["name"]) not in objects:
             yield f"{where}: the ConfigMap {volume['configMap']['name']} is not there"
+
+
+def scaling_problems(where, spec):
+    """Workers come with the queue's length and go slowly, one at a time: each that goes hands back what it does not finish."""
+    for trigger in spec["triggers"]:
+        asked = trigger["metadata"]
+        if (asked.get("mode"), asked.get("value", "").isdigit()) != ("QueueLength", True) or not asked.get("queueName", "").startswith("scorer.jobs."):
+            yield f"{where}: the ScaledObject must scale by the QueueLength of scorer.jobs.MODEL"
+    leaving = spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]["scaleDown"]
+    if leaving["stabilizationWindowSeconds"] < 300 or [policy["value"] for policy in leaving["policies"]] != [1]:
+        yield f"{where}: the ScaledObject must take workers away one at a time, and only after some minutes"
 
 
 def hardening_problems(where, pod, worker):

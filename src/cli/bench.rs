@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
-use super::{Exit, Fault, Outcome, answer, answer_json, offline};
+use super::{Exit, Fault, Outcome, answer, answer_json, busy, offline};
 use crate::bench::{Report, run};
 use crate::config::Config;
 use crate::engine::graph::synthetic::Decoder;
@@ -54,9 +54,11 @@ pub(super) async fn bench(config: &Config, subject: Subject, seconds: u64, json:
         }
         (None, None) => return Err(Fault::new(Exit::Usage, "--model or --synthetic: missing")),
     };
+    let bar = busy(format!("measuring, for about {} s", seconds + seconds / 2));
     let report = run(model, config, Duration::from_secs(seconds))
         .await
         .map_err(|e| offline::fault(&e))?;
+    bar.finish_and_clear();
     if json {
         answer_json(&report)
     } else {

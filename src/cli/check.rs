@@ -114,8 +114,13 @@ impl Examined {
 pub(super) async fn check(config: &Config, json: bool) -> Outcome {
     let dir = model_dir(config)?.clone();
     let bar = busy(format!("reading {}", dir.display()));
-    let (mut examined, rabbitmq, redis) =
-        tokio::join!(examine(config, dir, &bar), rabbitmq(config), redis(config));
+    let examining = async {
+        let examined = examine(config, dir, &bar).await;
+        bar.unset_length();
+        progress::name(&bar, "asking RabbitMQ and Redis");
+        examined
+    };
+    let (mut examined, rabbitmq, redis) = tokio::join!(examining, rabbitmq(config), redis(config));
     bar.finish_and_clear();
     examined.findings.extend([rabbitmq, redis]);
     if json {
@@ -265,10 +270,10 @@ async fn service<E: ToString>(
 pub(super) async fn prove(config: &Config, json: bool) -> Outcome {
     let (dir, own) = (model_dir(config)?.clone(), config.clone());
     let proofs = tokio::task::spawn_blocking(move || crate::prove::run(&dir, &own));
-    let proofs = proofs
-        .await
-        .map_err(Fault::internal)?
-        .map_err(|e| fault(&e))?;
+    let bar = busy("proving the engine on this machine".into());
+    let proofs = proofs.await;
+    bar.finish_and_clear();
+    let proofs = proofs.map_err(Fault::internal)?.map_err(|e| fault(&e))?;
     let exit = if proofs.iter().all(|proof| proof.holds) {
         Exit::Done
     } else {

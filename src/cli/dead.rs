@@ -324,6 +324,8 @@ fn fresh(properties: Properties) -> Properties {
     let headers = properties.headers.into_iter();
     Properties {
         headers: headers.filter(|(name, _)| !ours(name)).collect(),
+        // It does not wait since then.
+        timestamp: None,
         attempt: 1,
         ..properties
     }

@@ -1,8 +1,8 @@
-//! What a worker in a terminal shows below its log while it is not ready: what it does and for how
-//! long, and how far a download is.
+//! What is shown on a terminal, below the log, while something is waited for: what it is and for how
+//! long, and how far it is where that is known. Elsewhere nothing.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -25,6 +25,14 @@ pub(super) fn busy(with: String) -> ProgressBar {
     let bar = styled(ProgressBar::new_spinner(), DOING);
     bar.set_message(with);
     bar
+}
+
+/// Says what else is waited for.
+pub(super) fn name(bar: &ProgressBar, with: &'static str) {
+    if let Ok(style) = ProgressStyle::with_template(DOING) {
+        bar.set_style(style);
+    }
+    bar.set_message(with);
 }
 
 /// Waits for a warm-up, and shows how far it is.
@@ -63,7 +71,9 @@ fn measure(bar: &ProgressBar, progress: &Progress) {
     }
 }
 
-fn styled(bar: ProgressBar, template: &str) -> ProgressBar {
+/// Puts a bar at the foot.
+pub(super) fn styled(bar: ProgressBar, template: &str) -> ProgressBar {
+    let bar = FOOT.add(bar);
     bar.enable_steady_tick(FRAME);
     match ProgressStyle::with_template(template) {
         Ok(style) => bar.with_style(style),
@@ -71,53 +81,41 @@ fn styled(bar: ProgressBar, template: &str) -> ProgressBar {
     }
 }
 
-/// The lines at the foot of the terminal, and the way for log lines to get past them.
-#[derive(Debug, Clone)]
-pub(super) struct Foot(MultiProgress);
+/// All that is drawn at the foot of standard error.
+static FOOT: LazyLock<MultiProgress> =
+    LazyLock::new(|| MultiProgress::with_draw_target(ProgressDrawTarget::stderr()));
 
-impl Foot {
-    /// At the foot of standard error, if that is a terminal.
-    pub(super) fn new() -> Self {
-        Self(MultiProgress::with_draw_target(ProgressDrawTarget::stderr()))
-    }
-
-    /// Shows what the worker does until it has ended.
-    pub(super) async fn show(self, vitals: Arc<Vitals>, mut phase: watch::Receiver<Phase>) {
-        let (mut doing, mut fetching) = (None::<ProgressBar>, None::<ProgressBar>);
-        let (mut frame, mut shown) = (tokio::time::interval(FRAME), None);
-        loop {
-            let now = *phase.borrow_and_update();
-            if shown.replace(now.changes) != Some(now.changes) {
-                clear(&mut doing);
-            }
-            if let Some(text) = what(now) {
-                let bar = doing.get_or_insert_with(|| self.add(ProgressBar::new_spinner(), DOING));
-                bar.set_message(text);
-                measure(bar, &vitals.progress);
-            }
-            let update = vitals.facts().update.clone();
-            let update = update.map(|update| (update.bytes_here, update.bytes_wanted));
-            if let Some((here, wanted)) = update.filter(|(here, wanted)| here < wanted) {
-                let bar =
-                    fetching.get_or_insert_with(|| self.add(ProgressBar::new(wanted), FETCHING));
-                bar.set_message("downloading the next version");
-                bar.set_length(wanted);
-                bar.set_position(here);
-            } else {
-                clear(&mut fetching);
-            }
-            tokio::select! {
-                _ = frame.tick() => {}
-                changed = phase.changed() => if changed.is_err() { break },
-            }
+/// Shows what a worker does until it has ended.
+pub(super) async fn show(vitals: Arc<Vitals>, mut phase: watch::Receiver<Phase>) {
+    let (mut doing, mut fetching) = (None::<ProgressBar>, None::<ProgressBar>);
+    let (mut frame, mut shown) = (tokio::time::interval(FRAME), None);
+    loop {
+        let now = *phase.borrow_and_update();
+        if shown.replace(now.changes) != Some(now.changes) {
+            clear(&mut doing);
         }
-        clear(&mut doing);
-        clear(&mut fetching);
+        if let Some(text) = what(now) {
+            let bar = doing.get_or_insert_with(|| styled(ProgressBar::new_spinner(), DOING));
+            bar.set_message(text);
+            measure(bar, &vitals.progress);
+        }
+        let update = vitals.facts().update.clone();
+        let update = update.map(|update| (update.bytes_here, update.bytes_wanted));
+        if let Some((here, wanted)) = update.filter(|(here, wanted)| here < wanted) {
+            let bar = fetching.get_or_insert_with(|| styled(ProgressBar::new(wanted), FETCHING));
+            bar.set_message("downloading the next version");
+            bar.set_length(wanted);
+            bar.set_position(here);
+        } else {
+            clear(&mut fetching);
+        }
+        tokio::select! {
+            _ = frame.tick() => {}
+            changed = phase.changed() => if changed.is_err() { break },
+        }
     }
-
-    fn add(&self, bar: ProgressBar, template: &str) -> ProgressBar {
-        styled(self.0.add(bar), template)
-    }
+    clear(&mut doing);
+    clear(&mut fetching);
 }
 
 fn clear(bar: &mut Option<ProgressBar>) {
@@ -139,18 +137,21 @@ fn what(phase: Phase) -> Option<String> {
     }
 }
 
-impl<'a> MakeWriter<'a> for Foot {
+/// The way for log lines to get past what is drawn: above it, and it is drawn again below them.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct AboveFoot;
+
+impl<'a> MakeWriter<'a> for AboveFoot {
     type Writer = Self;
 
     fn make_writer(&'a self) -> Self {
-        self.clone()
+        *self
     }
 }
 
-/// A log line at a time: above the foot, which is drawn again below it.
-impl io::Write for Foot {
+impl io::Write for AboveFoot {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        self.0.suspend(|| io::stderr().write_all(line))?;
+        FOOT.suspend(|| io::stderr().write_all(line))?;
         Ok(line.len())
     }
 

@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use serde_json::{Map, Value, json};
 use tokio_util::sync::CancellationToken;
 
 use super::offline::{rule, word};
+use super::progress::styled;
 use super::topology::link;
 use super::{Exit, Fault, Outcome, answer, model_name, plain};
 use crate::broker::amqp::{Deliveries, Link};
@@ -107,7 +108,7 @@ async fn exchange(link: &Link, topology: &Topology, jobs: &[Value], args: &Submi
     let subscribed = link.subscribe(&topology.results_exchange(), &[]).await;
     let (queue, deliveries) = subscribed.map_err(|e| Fault::new(Exit::Unavailable, e))?;
     let sending = publish_all(link, topology, jobs, Some(&queue));
-    let mut collected = Collected::new(jobs, args.json)?;
+    let mut collected = Collected::new(jobs, args.json);
     let limit = args.timeout.unwrap_or(Duration::MAX);
     let collecting = collected.fill(jobs, sending, deliveries, &link.lost);
     let ended = tokio::time::timeout(limit, collecting).await;
@@ -167,7 +168,6 @@ async fn publish(
             timestamp: Some(crate::clock::unix_ms() / 1000),
             headers: Vec::new(),
             attempt: 1,
-            last_death: None,
         },
         mandatory: true,
     };
@@ -190,20 +190,19 @@ struct Collected {
 }
 
 impl Collected {
-    fn new(jobs: &[Value], json: bool) -> Result<Self, Fault> {
+    fn new(jobs: &[Value], json: bool) -> Self {
         let mut waiting = BTreeMap::new();
         for job in jobs {
             *waiting.entry(name_of(job)).or_default() += 1;
         }
-        let style = ProgressStyle::with_template("{bar:40} {pos}/{len} results, {elapsed}");
-        let bar = ProgressBar::new(jobs.len() as u64).with_style(style.map_err(Fault::internal)?);
-        bar.enable_steady_tick(Duration::from_millis(200));
-        Ok(Self {
+        let bar = ProgressBar::new(jobs.len() as u64);
+        let bar = styled(bar, "{bar:40} {pos}/{len} results, {elapsed}");
+        Self {
             waiting,
             all_scored: true,
             json,
             bar,
-        })
+        }
     }
 
     /// Whatever happens to the sending, results of what was sent are waited for.

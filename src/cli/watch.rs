@@ -17,7 +17,7 @@ use crate::fleet::{Observer, View, Worker};
 use crate::store::StreamEntry;
 
 /// Looks that a sparkline shows.
-const KEPT: usize = 12;
+const KEPT: u16 = 12;
 /// Events that are shown.
 const EVENTS: usize = 200;
 const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
@@ -103,7 +103,7 @@ impl Pace {
                     .push_back(answered.saturating_sub(before) as f64 / seconds);
             }
         }
-        if self.rates.len() > KEPT {
+        if self.rates.len() > usize::from(KEPT) {
             self.rates.pop_front();
         }
     }
@@ -112,8 +112,11 @@ impl Pace {
         self.rates.back().copied()
     }
 
-    fn sparkline(&self) -> String {
-        let most = self.rates.iter().copied().fold(0.0, f64::max);
+    /// The last looks, as many as there is room for.
+    fn sparkline(&self, room: u16) -> String {
+        let surplus = self.rates.len().saturating_sub(room.into());
+        let rates = || self.rates.iter().skip(surplus);
+        let most = rates().copied().fold(0.0, f64::max);
         #[expect(
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss,
@@ -123,9 +126,13 @@ impl Pace {
             true => BARS[((rate / most * 7.0).round() as usize).min(7)],
             false => BARS[0],
         };
-        self.rates.iter().map(bar).collect()
+        rates().map(bar).collect()
     }
 }
+
+/// Columns of the name and of the curve where there are 80. Wider screens widen the curve, then the name.
+const NAME: u16 = 11;
+const TREND: u16 = 5;
 
 /// Everything on the screen.
 struct Screen {
@@ -162,7 +169,18 @@ pub(super) async fn watch(observer: &mut Observer<'_>) -> Outcome {
     outcome
 }
 
+/// What fits of a name. Names of one fleet begin alike.
+fn end_of(name: &str, width: usize) -> String {
+    let surplus = name.chars().count().saturating_sub(width);
+    if surplus == 0 {
+        return name.to_owned();
+    }
+    let end: String = name.chars().skip(surplus + 2).collect();
+    format!("..{end}")
+}
+
 /// What a key asks for.
+#[derive(Debug, PartialEq, Eq)]
 enum Key {
     Quit,
     Sort,
@@ -220,14 +238,9 @@ impl Screen {
 
     async fn look(&mut self, observer: &mut Observer<'_>) {
         self.see(observer.look().await.map_err(|e| e.to_string()));
-        let Ok(view) = &self.view else { return };
-        let mut workers = view.workers.iter();
-        let Some(model) = workers.find_map(|(worker, _)| worker.model.name.clone()) else {
-            return;
-        };
         let last = self.events.back().map(|event| event.id.clone());
         // What Redis does not tell now it tells at the next look.
-        let events = observer.events(&model, last.as_deref()).await;
+        let events = observer.events(last.as_deref()).await;
         self.events.extend(events.unwrap_or_default());
         let surplus = self.events.len().saturating_sub(EVENTS);
         self.events.drain(..surplus);
@@ -289,6 +302,9 @@ impl Screen {
     fn draw_workers(&self, view: &View, frame: &mut Frame<'_>, area: Rect) {
         let mut workers: Vec<&Worker> = view.workers.iter().map(|(worker, _)| worker).collect();
         workers.retain(|worker| self.shown.takes(worker));
+        let extra = area.width.saturating_sub(80);
+        let trend = TREND + extra.min(KEPT - TREND);
+        let name = NAME + extra.saturating_sub(trend - TREND);
         let rate = |worker: &Worker| self.pace(worker).and_then(Pace::now).unwrap_or(0.0);
         match self.order {
             Order::Name => {}
@@ -299,19 +315,26 @@ impl Screen {
                 workers.sort_by(|a, b| slow(b).total_cmp(&slow(a)));
             }
         }
+        let room = usize::from(area.height.saturating_sub(1));
+        let surplus = match workers.len() > room {
+            true => workers.split_off(room.saturating_sub(1)).len(),
+            false => 0,
+        };
         let rows = workers
             .into_iter()
-            .map(|worker| self.row(worker, view.at_ms));
+            .map(|worker| self.row(worker, (name, trend), view.at_ms));
+        let more = (surplus > 0).then(|| Row::new([format!("... {surplus} more")]));
+        let rows = rows.chain(more);
         let widths = [
-            Constraint::Min(12),
+            Constraint::Length(name),
             Constraint::Length(9),
             Constraint::Length(4),
-            Constraint::Length(16),
-            Constraint::Length(4),
+            Constraint::Length(19),
             Constraint::Length(6),
             Constraint::Length(6),
             Constraint::Length(6),
-            Constraint::Length(8),
+            Constraint::Length(6),
+            Constraint::Length(trend),
         ];
         let head = Row::new([
             "WORKER", "STATE", "FOR", "WHY", "VER", "JOBS/S", "P50", "P95", "TREND",
@@ -324,7 +347,7 @@ impl Screen {
         self.paces.get(worker.incarnation.as_deref()?)
     }
 
-    fn row(&self, worker: &Worker, now: u64) -> Row<'static> {
+    fn row(&self, worker: &Worker, (name, trend): (u16, u16), now: u64) -> Row<'static> {
         let text = |text: &Option<String>| text.clone().unwrap_or_else(|| "?".into());
         let number = |n: Option<f64>| n.map_or_else(|| "-".into(), |n| format!("{n:.1}"));
         let pace = self.pace(worker);
@@ -334,7 +357,7 @@ impl Screen {
         };
         let since = worker.last_state_change_at_ms;
         Row::new([
-            Cell::new(text(&worker.worker_id)),
+            Cell::new(end_of(&text(&worker.worker_id), name.into())),
             Cell::new(text(&worker.state)).style(colour),
             Cell::new(since.map_or_else(|| "?".into(), |since| age(now.saturating_sub(since)))),
             Cell::new(text(&worker.state_detail)),
@@ -347,7 +370,7 @@ impl Screen {
             Cell::new(number(pace.and_then(Pace::now))),
             Cell::new(number(worker.jobs.p50_ms)),
             Cell::new(number(worker.jobs.p95_ms)),
-            Cell::new(pace.map(Pace::sparkline).unwrap_or_default()),
+            Cell::new(pace.map(|pace| pace.sparkline(trend)).unwrap_or_default()),
         ])
     }
 
@@ -440,6 +463,7 @@ mod tests {
         };
         View {
             at_ms,
+            model: Some("m".into()),
             workers: vec![worker("a-node", true, scored), worker("b-node", false, 0)],
             queues: Some(Ok(queues)),
         }
@@ -506,6 +530,42 @@ mod tests {
             "01:02:03Z b-node: warming -> degraded (ep_unavailable)"
         );
         assert!(lines[11].starts_with(HELP), "{lines:?}");
+    }
+
+    #[test]
+    fn what_does_not_fit_is_cut_where_it_says_least_and_never_left_out_in_silence() {
+        let mut view = seen(100_000, 10);
+        let (mut worker, text) = view.workers.pop().unwrap();
+        worker.worker_id = Some("scorer-worker-7d4b9c-x2x8k".into());
+        worker.state_detail = Some("broker_disconnected".into());
+        worker.model.version = Some(123_456);
+        view.workers = (0..40).map(|_| (worker.clone(), text.clone())).collect();
+        let mut screen = Screen::new();
+        screen.see(Ok(view));
+        let lines = drawn(&screen);
+        let row = lines[3].split_whitespace().take(5);
+        let shown = [
+            "..b9c-x2x8k",
+            "degraded",
+            "1m",
+            "broker_disconnected",
+            "123456",
+        ];
+        assert_eq!(row.collect::<Vec<_>>(), shown, "{lines:?}");
+        let more = lines.iter().find(|line| line.contains("more"));
+        let hidden = 40 - lines.iter().filter(|line| line.contains("x2x8k")).count();
+        assert_eq!(more.unwrap(), &format!("... {hidden} more"));
+    }
+
+    #[test]
+    fn keys_are_what_the_last_line_says() {
+        let pressed = |code: KeyCode| key(&Event::Key(code.into()));
+        assert_eq!(pressed(KeyCode::Char('s')), Some(Key::Sort));
+        assert_eq!(pressed(KeyCode::Char('f')), Some(Key::Filter));
+        assert_eq!(pressed(KeyCode::Char('q')), Some(Key::Quit));
+        assert_eq!(pressed(KeyCode::Esc), Some(Key::Quit));
+        assert_eq!(pressed(KeyCode::Char('x')), None);
+        assert_eq!(key(&Event::Resize(80, 24)), Some(Key::Redraw));
     }
 
     #[test]

@@ -107,10 +107,14 @@ impl History {
         &self.page
     }
 
-    /// The last event that is known, and the model whose events are wanted.
-    pub(super) fn events_after(&self) -> (Option<String>, Option<String>) {
-        let last = self.page.events.back().map(|change| change.id.clone());
-        (self.page.model.clone(), last)
+    /// The model that is looked at, once it is known.
+    pub(super) fn model(&self) -> Option<String> {
+        self.page.model.clone()
+    }
+
+    /// The last event that is known.
+    pub(super) fn last_event(&self) -> Option<String> {
+        self.page.events.back().map(|change| change.id.clone())
     }
 
     /// Nothing is known: what was seen before stays, marked as old by its time.
@@ -132,8 +136,7 @@ impl History {
             self.page.workers.push(row);
         }
         self.answered.retain(|_, (seen, _)| *seen == view.at_ms);
-        let first = view.workers.first();
-        self.page.model = first.and_then(|(worker, _)| worker.model.name.clone());
+        self.page.model = view.model.clone();
         (self.page.queues, self.page.queues_unknown) = match &view.queues {
             Some(Ok(queues)) => (Some(*queues), None),
             Some(Err(why)) => (None, Some(why.clone())),
@@ -280,6 +283,7 @@ mod tests {
             "model": {"name": "m", "version": 7}, "jobs": {"scored": scored, "p50_ms": 2.0, "p95_ms": 5.0},
         });
         View {
+            model: Some("m".into()),
             at_ms,
             workers: vec![(serde_json::from_value(record).unwrap(), String::new())],
             queues: Some(Err("RabbitMQ: away".into())),
@@ -329,6 +333,6 @@ mod tests {
             page.workers[0].rates.len(),
         );
         assert_eq!(sizes, (POINTS, EVENTS, LOOKS));
-        assert_eq!(history.events_after().1.as_deref(), Some("1999"));
+        assert_eq!(history.last_event().as_deref(), Some("1999"));
     }
 }

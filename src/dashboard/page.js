@@ -7,6 +7,7 @@ const byId = (id) => document.getElementById(id);
 let chosen = null;
 let page = null;
 let heardAt = 0;
+let refused = null;
 
 function element(name, text, attributes = {}) {
   const made = document.createElement(name);
@@ -226,17 +227,30 @@ function close() {
 byId("history-close").addEventListener("click", close);
 document.addEventListener("keydown", (event) => event.key === "Escape" && close());
 
-const source = new EventSource("events");
-source.addEventListener("message", (event) => {
-  const told = JSON.parse(event.data);
-  if (told.at_ms === undefined) return;
-  heardAt = Date.now();
-  page = told;
-  draw();
-});
+// A browser asks again by itself when a connection breaks, but takes a refusal for good.
+function follow() {
+  const source = new EventSource("events");
+  source.addEventListener("message", (event) => {
+    const told = JSON.parse(event.data);
+    if (told.at_ms === undefined) return;
+    [heardAt, refused] = [Date.now(), null];
+    page = told;
+    draw();
+  });
+  source.addEventListener("error", async () => {
+    if (source.readyState !== EventSource.CLOSED) return;
+    setTimeout(follow, 5000);
+    const answer = await fetch("events").catch(() => null);
+    if (answer === null) return;
+    if (answer.ok) await answer.body.cancel();
+    else refused = (await answer.text()).trim();
+  });
+}
+follow();
 
 // What is old is not shown as if it were true.
 setInterval(() => {
   if (Date.now() - heardAt < 5000) return;
-  say("The dashboard's server does not answer: what is below is old.", "warn");
+  const why = refused === null ? "does not answer" : `refuses: ${refused}`;
+  say(`The dashboard's server ${why}. What is below is old.`, "warn");
 }, 1000);

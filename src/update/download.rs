@@ -32,6 +32,15 @@ pub enum DownloadError {
     Mirrors(Vec<String>),
 }
 
+/// How a download goes, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum News {
+    /// So many came.
+    Came(u64),
+    /// So many that were here are thrown away, and have to come again.
+    Again(u64),
+}
+
 /// A manifest as it was published.
 #[derive(Debug)]
 pub struct Published {
@@ -96,7 +105,7 @@ impl Mirrors {
         in_time(body.read()).await
     }
 
-    /// Gets a step's file, going on where an earlier try ended. `came` is told of bytes that came.
+    /// Gets a step's file, going on where an earlier try ended; `told` hears how it goes.
     ///
     /// # Errors
     /// As the variants say. What came so far is kept for the next try, unless it is wrong.
@@ -104,14 +113,14 @@ impl Mirrors {
         &self,
         step: Step<'_>,
         part: &Path,
-        came: impl Fn(u64),
+        told: impl Fn(News),
     ) -> Result<(), DownloadError> {
         let mut here = Part::read(part, step.size())
             .await
             .map_err(DownloadError::Disk)?;
         let mut refusals = Vec::new();
         for text in step.urls() {
-            match self.complete(text, step, &mut here, &came).await {
+            match self.complete(text, step, &mut here, &told).await {
                 Ok(()) => return Ok(()),
                 Err(Broken::Disk(error)) => return Err(DownloadError::Disk(error)),
                 Err(Broken::Mirror(error)) => {
@@ -129,19 +138,22 @@ impl Mirrors {
         text: &str,
         step: Step<'_>,
         here: &mut Part,
-        came: &impl Fn(u64),
+        told: &impl Fn(News),
     ) -> Result<(), Broken> {
         loop {
             let resumed = here.at > 0;
             if here.at < step.size() {
-                self.fetch_rest(text, step, here, came).await?;
+                self.fetch_rest(text, step, here, told).await?;
             }
+            let at = here.at;
             match here.finish(step).await? {
                 None => return Ok(()),
                 Some(wrong) if resumed => {
+                    told(News::Again(at));
                     tracing::warn!(url = text, wrong, "fetched again as a whole")
                 }
                 Some(wrong) => {
+                    told(News::Again(at));
                     let why = FetchError::Unavailable(format!("{text}: {wrong}"));
                     return Err(why.into());
                 }
@@ -154,16 +166,17 @@ impl Mirrors {
         text: &str,
         step: Step<'_>,
         here: &mut Part,
-        came: &impl Fn(u64),
+        told: &impl Fn(News),
     ) -> Result<(), Broken> {
         let (getter, url) = self.locate(text)?;
         let mut body: Body = in_time(getter.open(url, here.at, step.size())).await?;
         if body.from() != here.at {
+            told(News::Again(here.at));
             here.restart().await?;
         }
         while let Some(chunk) = in_time(body.chunk()).await? {
             here.append(&chunk).await?;
-            came(chunk.len() as u64);
+            told(News::Came(chunk.len() as u64));
         }
         if here.at == step.size() {
             return Ok(());

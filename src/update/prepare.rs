@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::build::{BuildError, build};
-use super::download::{DownloadError, Mirrors, is_full};
+use super::download::{DownloadError, Mirrors, News, is_full};
 use super::manifest::UpdateManifest;
 use super::route::{Step, Way, cheapest};
 use super::{Hitch, Served};
@@ -178,13 +178,16 @@ impl Preparation<'_> {
     }
 
     async fn fetch(&self, step: Step<'_>) -> Result<(), Obstacle> {
-        let came = |bytes| {
+        let told = |news| {
             if let Some(update) = &mut self.vitals.facts().update {
-                update.bytes_here += bytes;
+                match news {
+                    News::Came(bytes) => update.bytes_here += bytes,
+                    News::Again(bytes) => update.bytes_wanted += bytes,
+                }
             }
         };
         let part = self.served.state.part(step.sha256());
-        let fetched = self.mirrors.fetch(step, &part, came).await;
+        let fetched = self.mirrors.fetch(step, &part, told).await;
         fetched.map_err(|error| match error {
             DownloadError::Disk(error) => Obstacle::Disk(error, part),
             DownloadError::Mirrors(_) => Obstacle::File {

@@ -241,3 +241,41 @@ fn answers_of_an_earlier_run_are_handed_over_and_taken_for_nobodys() {
     assert_eq!(sorted, expected, "{outcomes:?}");
     aggregator.expect_empty(&results);
 }
+
+#[test]
+fn jobs_for_a_version_that_nobody_serves_yet_wait_and_hold_up_no_others() {
+    let stack = Stack::shared();
+    let worker = stack.worker("w1");
+    worker.ready();
+    let mut client = client(&stack);
+    let mut newer = job(honest(), "newer");
+    if let JobMessage::Score(job) = &mut newer {
+        job.model_version = VERSION + 1;
+    }
+    client.submit(&newer).expect("a job");
+    client.submit(&job(honest(), "now")).expect("a job");
+    let mut older = job(honest(), "older");
+    if let JobMessage::Score(job) = &mut older {
+        job.model_version = VERSION - 1;
+    }
+    client.submit(&older).expect("a job");
+    let (first, second, third) = runtime().block_on(async {
+        let first = tokio::time::timeout(secs(30), client.next()).await;
+        let second = tokio::time::timeout(secs(30), client.next()).await;
+        let third = tokio::time::timeout(secs(3), client.next()).await;
+        (first, second, third)
+    });
+    let mut answered = [first, second].map(|next| name(next.expect("an answer").expect("one")));
+    answered.sort();
+    assert_eq!(answered, ["now", "older"]);
+    assert!(third.is_err(), "{third:?}");
+    let aggregator = stack.aggregator();
+    aggregator.expect_empty(&stack.jobs_queue());
+    for rung in ["5s", "30s", "300s"] {
+        let queue = format!("{}.retry.{rung}", stack.jobs_queue());
+        assert!(
+            aggregator.depth(&queue).is_none_or(|(jobs, _)| jobs == 0),
+            "{queue}"
+        );
+    }
+}

@@ -1,13 +1,15 @@
 //! The commands that talk to the services: submit, status, healthcheck.
 
 use std::collections::HashSet;
+use std::io::{BufRead as _, BufReader};
+use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 
 use crate::support::http::{Route, Server};
 use crate::support::jobs::{Case, cases, honest};
 use crate::support::package::{MODEL, VERSION, fixtures};
-use crate::support::process::Folder;
+use crate::support::process::{Folder, Group};
 use crate::support::stack::{Answer, Stack};
 use crate::support::wait::eventually;
 
@@ -452,4 +454,20 @@ fn every_shell_completes_the_commands() {
             "{script}"
         );
     }
+}
+
+#[test]
+fn a_watched_fleet_is_lines_where_there_is_no_terminal() {
+    let stack = Stack::shared();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_scorer"));
+    stack.settings().apply(command.args(["status", "--watch"]));
+    command.stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut watching = Group::spawn(&mut command);
+    let stdout = watching.child().stdout.take().expect("a pipe");
+    let lines = BufReader::new(stdout).lines().map_while(Result::ok);
+    let looks: Vec<_> = lines
+        .filter(|line| line == "no worker is alive")
+        .take(2)
+        .collect();
+    assert_eq!(looks.len(), 2, "again every second");
 }

@@ -167,6 +167,7 @@ fn a_terminal_is_shown_what_is_waited_for_and_colours_unless_they_are_unwanted()
     let coloured = in_a_terminal(&stack, "check", &[], true);
     assert!(coloured.contains(green), "{coloured:?}");
     assert!(coloured.contains(moved), "{coloured:?}");
+    assert!(coloured.contains(" %, "), "how far it is: {coloured:?}");
     let plain = in_a_terminal(&stack, "check", &[], false);
     assert!(plain.contains("RabbitMQ"), "{plain:?}");
     assert!(!plain.contains(green), "{plain:?}");

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use super::support::jobs::{cases, honest};
+use super::support::jobs::{Case, cases, honest};
 use super::support::package::{MODEL, VERSION};
 use super::support::stack::Stack;
 
@@ -53,12 +53,7 @@ fn the_readmes_program_that_scores_files_prints_every_verdict() {
     let stack = Stack::shared();
     let worker = stack.worker("w1");
     worker.ready();
-    let difference = cases().iter().find(|case| {
-        case.semantics.as_deref() == Some("param_diff")
-            && case.format.as_deref() == Some("binary_v2")
-            && case.expect["status"] == "scored"
-    });
-    let difference = difference.expect("a difference that is scored");
+    let difference = difference();
     // The program names no namespace, so the defaults have to be ours.
     let program = printed("score_files.py").replace(
         "URL\"], model)",
@@ -78,4 +73,46 @@ fn the_readmes_program_that_scores_files_prints_every_verdict() {
     );
     assert!(ran.status.success(), "{err}");
     assert!(out.contains(" scored "), "{out} {err}");
+}
+
+/// The same in Rust, as cargo runs it.
+#[test]
+fn the_rust_program_that_scores_files_prints_every_verdict() {
+    let stack = Stack::shared();
+    let worker = stack.worker("w1");
+    worker.ready();
+    let ran = Command::new(env!("CARGO"))
+        .args([
+            "run",
+            "--quiet",
+            "--locked",
+            "--example",
+            "score_files",
+            "--",
+        ])
+        .args([MODEL, &VERSION.to_string()])
+        .arg(difference().path())
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .env("SCORER_AMQP__URL", stack.rabbit.url())
+        .env("SCORER_REDIS__URL", stack.redis.url())
+        .env("SCORER_AMQP__NAMESPACE", &stack.namespace)
+        .env("SCORER_REDIS__NAMESPACE", &stack.namespace)
+        .output()
+        .expect("cargo runs");
+    let (out, err) = (
+        String::from_utf8_lossy(&ran.stdout),
+        String::from_utf8_lossy(&ran.stderr),
+    );
+    assert!(ran.status.success(), "{err}");
+    assert!(out.contains(r#""status":"scored""#), "{out} {err}");
+}
+
+/// A file as both programs take them.
+fn difference() -> &'static Case {
+    let difference = cases().iter().find(|case| {
+        case.semantics.as_deref() == Some("param_diff")
+            && case.format.as_deref() == Some("binary_v2")
+            && case.expect["status"] == "scored"
+    });
+    difference.expect("a difference that is scored")
 }

@@ -155,6 +155,7 @@ fn a_collector_is_told_of_every_stage_below_the_senders_span() {
         s.set("telemetry.otlp_endpoint", collector.url())
             .env("OTEL_EXPORTER_OTLP_HEADERS", "authorization=a%20token")
             .env("OTEL_BSP_SCHEDULE_DELAY", "200")
+            .env("OTEL_SERVICE_NAME", "judges")
     });
     worker.ready();
     let aggregator = stack.aggregator();
@@ -178,7 +179,7 @@ fn a_collector_is_told_of_every_stage_below_the_senders_span() {
     assert_eq!(process.parent(), PARENT);
     assert_eq!(process.span.kind, SpanKind::Consumer as i32);
     assert!(!process.failed());
-    for (name, value) in [("service.name", "scorer"), ("service.instance.id", "w1")] {
+    for (name, value) in [("service.name", "judges"), ("service.instance.id", "w1")] {
         assert_eq!(process.resource.get(name).map(String::as_str), Some(value));
     }
     let exchange = stack.object("jobs");
@@ -284,6 +285,8 @@ fn what_has_no_sound_parent_begins_a_trace_and_what_fails_says_so() {
 
     let (process, _) = collector.of_job("bad");
     assert_eq!(process.parent(), "", "a root");
+    let service = process.resource.get("service.name").map(String::as_str);
+    assert_eq!(service, Some("scorer"));
     assert!(
         !process.failed(),
         "the candidate is at fault, not the worker"

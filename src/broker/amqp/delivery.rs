@@ -9,13 +9,13 @@ use lapin::types::{AMQPValue, FieldArray, FieldTable};
 use tokio_util::sync::CancellationToken;
 
 use super::{CALL_TIMEOUT, CLOSE_TIMEOUT, bounded};
-use crate::broker::{ATTEMPT, BrokerError, Properties};
+use crate::broker::{ATTEMPT, BrokerError, LAST_DEATH, Properties};
 
 /// Bytes of a stranger's headers that a copy of the job keeps: all headers of a message share one
 /// frame of 128 KiB with ours, and the broker ends the connection of who sends a larger one.
 const MOST_HEADERS: usize = 32 * 1024;
 /// How the headers of a parked job begin that say why.
-const PARKED: [&str; 3] = ["x-error-", "x-worker-id", "x-first-death-"];
+const PARKED: [&str; 4] = ["x-error-", "x-worker-id", "x-first-death-", "x-last-death-"];
 
 /// A stream of deliveries and the way to end it.
 #[derive(Debug)]
@@ -131,7 +131,6 @@ impl Delivery {
             timestamp: *source.timestamp(),
             headers: Vec::new(),
             attempt: 1,
-            last_death: None,
         };
         let headers = source.headers().as_ref().map(Headers::of);
         let headers = headers.unwrap_or_default();
@@ -144,7 +143,6 @@ impl Delivery {
         let attempt = headers.attempt.and_then(|n| u32::try_from(n).ok());
         properties.attempt = attempt.unwrap_or(1).max(1);
         properties.headers = headers.kept;
-        properties.last_death = headers.last_death;
         Self {
             body: delivery.data,
             properties,
@@ -164,7 +162,6 @@ struct Headers {
     left_out: usize,
     attempt: Option<u64>,
     returned: Option<u64>,
-    last_death: Option<String>,
 }
 
 impl Headers {
@@ -179,7 +176,12 @@ impl Headers {
                 (ATTEMPT, Some(n), _) => headers.attempt = Some(n),
                 ("x-delivery-count", Some(n), _) => headers.returned = Some(n),
                 ("x-death", _, AMQPValue::FieldArray(deaths)) => {
-                    headers.last_death = last_reason(deaths);
+                    // As text it outlives a copy of the message.
+                    let reason = last_reason(deaths);
+                    headers.kept.retain(|(name, _)| name != LAST_DEATH);
+                    headers
+                        .kept
+                        .extend(reason.map(|reason| (LAST_DEATH.to_owned(), reason)));
                 }
                 (name, _, AMQPValue::LongString(text)) => {
                     let more = name.len() + text.as_bytes().len();
@@ -286,13 +288,19 @@ mod tests {
         table.insert("x-death".into(), AMQPValue::FieldArray(deaths.into()));
         let first = AMQPValue::LongString("expired".into());
         table.insert("x-first-death-reason".into(), first);
+        // As an older copy says it: the broker's own account counts.
+        let stale = AMQPValue::LongString("expired".into());
+        table.insert(LAST_DEATH.into(), stale);
         let properties = Properties {
-            last_death: Headers::of(&table).last_death,
             headers: Headers::of(&table).kept,
             ..Properties::default()
         };
         assert_eq!(properties.parked_for().as_deref(), Some("delivery_limit"));
-        table.insert("x-death".into(), AMQPValue::LongString("nonsense".into()));
-        assert_eq!(Headers::of(&table).last_death, None);
+        // In a copy of ours the account itself is gone.
+        let copy = Properties {
+            headers: properties.headers.clone(),
+            ..Properties::default()
+        };
+        assert_eq!(copy.parked_for().as_deref(), Some("delivery_limit"));
     }
 }
