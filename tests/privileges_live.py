@@ -306,7 +306,8 @@ class TheFleetWorks(Case):
             until(f"{name} of {JOBS} is {wanted}", lambda name=name, wanted=wanted: (m := line(name)) and float(m[1]) == wanted)
 
     def test_who_works_can_ask_for_the_doctors_report(self):
-        answer = self.worker.command("worker", "check", "--json")
+        settings = ["--set", f"model.dir={self.worker.folder / 'package'}", "--set", "engine.execution_provider=cpu"]
+        answer = self.worker.command("worker", "check", "--json", *settings)
         self.assertEqual(answer.returncode, 0, answer.stderr)
         verdicts = {finding["part"]: finding["verdict"] for finding in json.loads(answer.stdout)["findings"]}
         self.assertEqual(set(verdicts.values()), {"ok"}, answer.stdout)

@@ -269,10 +269,9 @@ fn jobs_for_a_version_that_nobody_serves_yet_wait_and_hold_up_no_others() {
     answered.sort();
     assert_eq!(answered, ["now", "older"]);
     assert!(third.is_err(), "{third:?}");
-    let aggregator = stack.aggregator();
-    aggregator.expect_empty(&stack.jobs_queue());
-    for rung in ["5s", "30s", "300s"] {
-        let queue = format!("{}.retry.{rung}", stack.jobs_queue());
+    let (aggregator, jobs) = (stack.aggregator(), stack.jobs_queue());
+    let rungs = ["5s", "30s", "300s"].map(|rung| format!("{jobs}.retry.{rung}"));
+    for queue in rungs.into_iter().chain([jobs]) {
         assert!(
             aggregator.depth(&queue).is_none_or(|(jobs, _)| jobs == 0),
             "{queue}"
