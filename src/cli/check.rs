@@ -1,7 +1,7 @@
 //! `scorer check`: a doctor's report of what a worker needs here, in the order in which it needs it;
 //! and `--prove`, the promises of the engine held to this machine.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -80,21 +80,22 @@ impl Finding {
     }
 }
 
-/// What is known of the parts that no service has a say in.
-struct Examined {
-    findings: Vec<Finding>,
-    /// For programs, of a model that is warm.
-    facts: Value,
-    /// Why no worker becomes ready.
-    fault: Option<EngineError>,
+/// Why no worker becomes ready.
+struct Broken {
+    part: &'static str,
+    error: EngineError,
 }
 
-impl Examined {
+impl Broken {
+    fn at(part: &'static str) -> impl Fn(EngineError) -> Self {
+        move |error| Self { part, error }
+    }
+
     /// This part fails, and what comes after it was not looked at.
-    fn failed(mut findings: Vec<Finding>, part: &'static str, error: EngineError) -> Self {
+    fn findings(&self) -> Vec<Finding> {
+        let (part, error) = (self.part, &self.error);
         let advice = format!("ops/runbook.md says what to do about {}", error.detail);
         let failed = Finding::new(part, Verdict::Fail, error.to_string(), Some(advice));
-        findings.push(failed);
         let needing: &[_] = match part {
             "package" => &["provider", "warm-up"],
             "warm-up" => &[],
@@ -102,115 +103,121 @@ impl Examined {
         };
         let missing = || format!("not looked at: it needs the {part}");
         let skipped = needing.iter();
-        findings.extend(skipped.map(|part| Finding::new(part, Verdict::Skip, missing(), None)));
-        Self {
-            findings,
-            facts: json!({}),
-            fault: Some(error),
-        }
+        let skipped = skipped.map(|part| Finding::new(part, Verdict::Skip, missing(), None));
+        std::iter::once(failed).chain(skipped).collect()
     }
 }
 
 pub(super) async fn check(config: &Config, json: bool) -> Outcome {
     let dir = model_dir(config)?.clone();
     let bar = busy(format!("reading {}", dir.display()));
+    let mut findings = Vec::new();
     let examining = async {
-        let examined = examine(config, dir, &bar).await;
+        let examined = examine(config, &dir, &bar, &mut findings).await;
         bar.unset_length();
         progress::name(&bar, "asking RabbitMQ and Redis");
         examined
     };
-    let (mut examined, rabbitmq, redis) = tokio::join!(examining, rabbitmq(config), redis(config));
+    let (examined, rabbitmq, redis) = tokio::join!(examining, rabbitmq(config), redis(config));
     bar.finish_and_clear();
-    examined.findings.extend([rabbitmq, redis]);
+    let (mut report, broken) = match examined {
+        Ok(facts) => (facts, None),
+        Err(broken) => (json!({}), Some(broken)),
+    };
+    findings.extend(broken.iter().flat_map(Broken::findings));
+    findings.extend([rabbitmq, redis]);
     if json {
-        let mut report = examined.facts;
-        report["findings"] = json!(examined.findings);
+        report["findings"] = json!(findings);
         answer_json(&report)?;
     } else {
-        let lines: Vec<String> = examined.findings.iter().map(Finding::line).collect();
+        let lines: Vec<String> = findings.iter().map(Finding::line).collect();
         answer(&lines.join("\n"))?;
     }
-    match examined.fault {
+    match broken {
         None => Ok(Exit::Done),
-        Some(error) => Err(fault(&error)),
+        Some(broken) => Err(fault(&broken.error)),
     }
 }
 
-async fn examine(config: &Config, dir: PathBuf, bar: &ProgressBar) -> Examined {
+/// The parts that no service has a say in; what is known of them, for programs, when all are sound.
+async fn examine(
+    config: &Config,
+    dir: &Path,
+    bar: &ProgressBar,
+    findings: &mut Vec<Finding>,
+) -> Result<Value, Broken> {
     let named = format!("sound, worker.id = {}", config.worker_id());
-    let mut findings = vec![Finding::ok("configuration", named)];
-    let (read, subset) = (dir.clone(), config.model.allow_shards_subset);
-    let reading = tokio::task::spawn_blocking(move || Package::load(&read, subset, &[]));
-    let unfit = |text: String| EngineError::new(Detail::ModelLoadFailed, text);
-    let package = match reading.await {
-        Ok(Ok(package)) => Arc::new(package),
-        Ok(Err(error)) => return Examined::failed(findings, "package", unfit(error.to_string())),
-        Err(error) => return Examined::failed(findings, "package", unfit(error.to_string())),
-    };
-    let manifest = &package.manifest;
-    if let Some(name) = config.model.name.as_ref().filter(|n| **n != manifest.name) {
-        let (dir, found) = (dir.display(), &manifest.name);
-        let text = format!("{dir}: is of the model {found:?}, and model.name says {name:?}");
-        return Examined::failed(findings, "package", unfit(text));
-    }
-    let (tensors, shards) = (package.weights.tensors.len(), package.shards.len());
-    findings.push(Finding::ok(
-        "package",
-        format!(
-            "{} version {} in {}: {tensors} tensors, {shards} shards, digests match",
-            manifest.name,
-            manifest.version,
-            dir.display()
-        ),
-    ));
-    let began = Instant::now();
+    findings.push(Finding::ok("configuration", named));
+    let package = read(config, dir).await?;
+    let (manifest, weights) = (&package.manifest, &package.weights);
+    let (tensors, shards) = (weights.tensors.len(), package.shards.len());
+    let (name, version, place) = (&manifest.name, manifest.version, dir.display());
+    let found = format!(
+        "{name} version {version} in {place}: {tensors} tensors, {shards} shards, digests match"
+    );
+    findings.push(Finding::ok("package", found));
+
     bar.set_message("making a session");
-    let given = Arc::clone(&package);
-    let progress = Arc::<Progress>::default();
-    let starting = EngineHandle::start(move || Ok(given), config, Arc::clone(&progress));
-    let engine = match starting.await {
-        Ok(engine) => engine,
-        Err(error) if error.detail == Detail::EpUnavailable => {
-            return Examined::failed(findings, "provider", error);
-        }
-        Err(error) => return Examined::failed(findings, "session", error),
-    };
+    let (began, progress) = (Instant::now(), Arc::<Progress>::default());
+    let engine = start(config, &package, &progress).await?;
     let provider = config.engine.execution_provider.execution_provider();
     let (device, onnxruntime) = (device_name(config), library_version(&config.engine));
-    let version = onnxruntime.as_deref().unwrap_or("of unknown version");
-    findings.push(Finding::ok(
-        "provider",
-        format!("{provider} on {device}, ONNX Runtime {version}"),
-    ));
+    let library = onnxruntime.as_deref().unwrap_or("of unknown version");
+    let found = format!("{provider} on {device}, ONNX Runtime {library}");
+    findings.push(Finding::ok("provider", found));
+
     bar.set_message("warming up: every tensor is moved and put back");
     let warming = async { engine.turn().await.warm().await };
-    let warm = match progress::until(bar, &progress, warming).await {
-        Ok(warm) => warm,
-        Err(error) => return Examined::failed(findings, "warm-up", error),
-    };
+    let warm = progress::until(bar, &progress, warming).await;
+    let warm = warm.map_err(Broken::at("warm-up"))?;
     let (took, windows, loss) = (
         began.elapsed().as_millis(),
         warm.windows,
         warm.baseline_loss,
     );
-    findings.push(Finding::ok(
-        "warm-up",
-        format!(
-            "{took} ms: {windows} windows, baseline loss {loss}; it repeats bit for bit, every tensor moves it"
-        ),
-    ));
-    Examined {
-        findings,
-        facts: json!({
-            "model": manifest.name, "version": manifest.version, "dir": dir,
-            "package_id": package.package_id, "weights_id": package.weights.weights_id,
-            "execution_provider": provider, "device": device, "onnxruntime": onnxruntime,
-            "tensors": tensors, "shards": shards,
-            "windows": windows, "baseline_loss": loss, "warm_ms": took,
-        }),
-        fault: None,
+    let found = format!(
+        "{took} ms: {windows} windows, baseline loss {loss}; it repeats bit for bit, every tensor moves it"
+    );
+    findings.push(Finding::ok("warm-up", found));
+    Ok(json!({
+        "model": name, "version": version, "dir": dir,
+        "package_id": package.package_id, "weights_id": weights.weights_id,
+        "execution_provider": provider, "device": device, "onnxruntime": onnxruntime,
+        "tensors": tensors, "shards": shards,
+        "windows": windows, "baseline_loss": loss, "warm_ms": took,
+    }))
+}
+
+async fn read(config: &Config, dir: &Path) -> Result<Arc<Package>, Broken> {
+    let unfit =
+        |text: String| Broken::at("package")(EngineError::new(Detail::ModelLoadFailed, text));
+    let (from, subset) = (dir.to_owned(), config.model.allow_shards_subset);
+    let reading = tokio::task::spawn_blocking(move || Package::load(&from, subset, &[]));
+    let package = match reading.await {
+        Ok(read) => read.map_err(|e| unfit(e.to_string()))?,
+        Err(error) => return Err(unfit(error.to_string())),
+    };
+    let (found, dir) = (&package.manifest.name, dir.display());
+    match config.model.name.as_ref().filter(|name| *name != found) {
+        None => Ok(Arc::new(package)),
+        Some(name) => Err(unfit(format!(
+            "{dir}: is of the model {found:?}, and model.name says {name:?}"
+        ))),
     }
+}
+
+async fn start(
+    config: &Config,
+    package: &Arc<Package>,
+    progress: &Arc<Progress>,
+) -> Result<EngineHandle, Broken> {
+    let given = Arc::clone(package);
+    let started = EngineHandle::start(move || Ok(given), config, Arc::clone(progress)).await;
+    let part = |error: &EngineError| match error.detail == Detail::EpUnavailable {
+        true => "provider",
+        false => "session",
+    };
+    started.map_err(|error| Broken::at(part(&error))(error))
 }
 
 async fn rabbitmq(config: &Config) -> Finding {
