@@ -1,11 +1,11 @@
 //! Child processes in groups of their own, and the guardian that outlives the test process.
 
-use std::collections::HashSet;
 use std::io::Write as _;
 use std::net::TcpListener;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -72,16 +72,19 @@ impl Folder {
     }
 }
 
-/// A port that was free a moment ago and is given to nobody else by this process.
+/// A port that was free a moment ago and is given to nobody else: below those that the system hands out, and from
+/// another place on for each process, since some run side by side.
 pub(crate) fn free_port() -> u16 {
-    static GIVEN: Mutex<Option<HashSet<u16>>> = Mutex::new(None);
+    const LOWEST: u32 = 11_000;
+    const PROCESSES: u32 = 100;
+    const EACH: u32 = 200;
+    static GIVEN: AtomicU32 = AtomicU32::new(0);
+    let first = std::process::id() % PROCESSES * EACH;
     loop {
-        let socket = TcpListener::bind(("127.0.0.1", 0)).expect("a free port on the loopback");
-        let port = socket.local_addr().expect("a bound address").port();
-        let mut given = GIVEN
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
-        if given.get_or_insert_default().insert(port) {
+        let given = GIVEN.fetch_add(1, Ordering::Relaxed);
+        let port = LOWEST + (first + given) % (PROCESSES * EACH);
+        let port = u16::try_from(port).expect("a port");
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
             return port;
         }
     }
