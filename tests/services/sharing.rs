@@ -24,6 +24,10 @@ fn what_waits_behind_a_long_job_goes_to_an_idle_worker() {
     aggregator.collect_results();
     let pace = Pace::measure(&aggregator);
     aggregator.submit(&pace.job("long", 16.0));
+    // What comes right behind it may be ready for the device before it.
+    busy.heartbeat_when(SOON, "it is at the long one", |r| {
+        r["jobs"]["in_flight"] == 1
+    });
     let short: Vec<String> = (0..3).map(|n| format!("short-{n}")).collect();
     for id in &short {
         aggregator.submit(&hazard_job(id, 2.0));
