@@ -320,8 +320,7 @@ impl Client {
     /// would only send the job round the retry ladder.
     fn has_room(&self, version: Option<u64>) -> bool {
         let count = |fits: &dyn Fn(Option<u64>) -> bool| {
-            let mut workers = self.ready.iter();
-            workers.by_ref().filter(|serves| fits(**serves)).count()
+            self.ready.iter().filter(|serves| fits(**serves)).count()
         };
         let answering = match version {
             None => self.ready.len(),

@@ -87,6 +87,9 @@ static FOOT: LazyLock<MultiProgress> =
 
 /// Shows what a worker does until it has ended.
 pub(super) async fn show(vitals: Arc<Vitals>, mut phase: watch::Receiver<Phase>) {
+    if FOOT.is_hidden() {
+        return;
+    }
     let (mut doing, mut fetching) = (None::<ProgressBar>, None::<ProgressBar>);
     let (mut frame, mut shown) = (tokio::time::interval(FRAME), None);
     loop {
