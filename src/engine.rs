@@ -229,16 +229,18 @@ impl Engine {
         let head = objective::head(&package);
         let (slots, session) = match hold {
             Hold::Inputs => {
-                let prepared = graph.prepare(&names, head, &package.dir);
+                let prepared = graph.prepare(&names, head);
                 let prepared = prepared.map_err(|e| broken(e.to_string()))?;
-                (slots, Session::new(config, Source::Bytes(&prepared), specs))
+                let source = Source::Beside(&prepared, &package.dir);
+                (slots, Session::new(config, source, specs))
             }
             Hold::Constants => {
                 let dir = tempfile::tempdir().map_err(|e| broken(e.to_string()))?;
-                let (model, data) = (dir.path().join("model.onnx"), dir.path().join("weights"));
+                let (model, data) = (dir.path().join("model.onnx"), dir.path().join("scorer.weights"));
                 let constants: Vec<Constant<'_>> = specs.iter().map(WeightSpec::constant).collect();
-                let prepared = graph.with_constants(&constants, head, &package.dir, &data);
+                let prepared = graph.with_constants(&constants, head, &data);
                 let prepared = prepared.map_err(|e| broken(e.to_string()))?;
+                share_external(&package, dir.path()).map_err(|e| broken(e.to_string()))?;
                 std::fs::write(&model, prepared).map_err(|e| broken(e.to_string()))?;
                 let bare = Session::new(config, Source::File(&model), Vec::new());
                 (Vec::new(), bare)
@@ -498,6 +500,19 @@ impl Engine {
         }
         self.measure.losses(windows, batch, &output)
     }
+}
+
+/// Makes the package's files of external data those of a graph in another folder.
+fn share_external(package: &Package, dir: &std::path::Path) -> std::io::Result<()> {
+    for external in package.manifest.graph.external.iter().flatten() {
+        let (from, to) = (package.dir.join(&external.file), dir.join(&external.file));
+        if let Some(parent) = to.parent() {
+            std::fs::create_dir_all(parent)?;
+        }
+        // A link costs nothing; another file system takes a copy.
+        std::fs::hard_link(&from, &to).or_else(|_| std::fs::copy(&from, &to).map(|_| ()))?;
+    }
+    Ok(())
 }
 
 fn failure(error: &SessionError) -> Failure {

@@ -4,7 +4,11 @@
 //! Why inputs: an initializer may be prepacked, folded or merged, and a patch to it silently not
 //! seen. An input cannot.
 
+mod flow;
+mod lift;
+mod proto;
 pub mod synthetic;
+mod tensors;
 pub mod unshare;
 
 use std::collections::HashMap;
@@ -14,181 +18,27 @@ use std::path::Path;
 use bytes::Bytes;
 use prost::Message;
 
+use proto::{
+    Attribute, BFLOAT16, BOOL, Dimension, EXTERNAL, FLOAT, FLOAT16, GraphProto, INT32, INT64, ModelProto, NodeProto, OperatorSetId, StringEntry, TensorProto, TensorShape, TensorType, TypeProto, UINT8, ValueInfo, is_default_domain,
+};
+
 use crate::package::Dtype;
 use crate::package::plan::Elem;
+pub use flow::{Flow, Limit};
+pub use lift::{Elsewhere, lift};
+use tensors::contents;
+pub use tensors::{External, externals, plain_location, relocate};
 
 /// Name of the input that carries the targets, int64 `[batch, seq, 1]`.
 pub const LABELS: &str = "scorer_labels";
 /// Name of the output, f32: log-probability of each target `[batch, seq, 1]`, or losses `[batch]`.
 pub const OUTPUT: &str = "scorer_output";
 const MIN_OPSET: i64 = 13;
-const FLOAT: i32 = 1;
-const UINT8: i32 = 2;
-const INT32: i32 = 6;
-const INT64: i32 = 7;
-const BOOL: i32 = 9;
-const FLOAT16: i32 = 10;
-const BFLOAT16: i32 = 16;
-const EXTERNAL: i32 = 1;
 
 /// What is wrong with a graph, by name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("graph: {0}")]
 pub struct GraphError(String);
-
-#[derive(Clone, PartialEq, Message)]
-struct ModelProto {
-    #[prost(int64, optional, tag = "1")]
-    ir_version: Option<i64>,
-    #[prost(string, optional, tag = "2")]
-    producer_name: Option<String>,
-    #[prost(string, optional, tag = "3")]
-    producer_version: Option<String>,
-    #[prost(string, optional, tag = "4")]
-    domain: Option<String>,
-    #[prost(int64, optional, tag = "5")]
-    model_version: Option<i64>,
-    #[prost(string, optional, tag = "6")]
-    doc_string: Option<String>,
-    #[prost(message, optional, tag = "7")]
-    graph: Option<GraphProto>,
-    #[prost(message, repeated, tag = "8")]
-    opset_import: Vec<OperatorSetId>,
-    #[prost(bytes = "vec", repeated, tag = "14")]
-    metadata_props: Vec<Vec<u8>>,
-    #[prost(bytes = "vec", repeated, tag = "25")]
-    functions: Vec<Vec<u8>>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct OperatorSetId {
-    #[prost(string, optional, tag = "1")]
-    domain: Option<String>,
-    #[prost(int64, optional, tag = "2")]
-    version: Option<i64>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct GraphProto {
-    #[prost(bytes = "vec", repeated, tag = "1")]
-    node: Vec<Vec<u8>>,
-    #[prost(string, optional, tag = "2")]
-    name: Option<String>,
-    #[prost(message, repeated, tag = "5")]
-    initializer: Vec<TensorProto>,
-    #[prost(string, optional, tag = "10")]
-    doc_string: Option<String>,
-    #[prost(message, repeated, tag = "11")]
-    input: Vec<ValueInfo>,
-    #[prost(message, repeated, tag = "12")]
-    output: Vec<ValueInfo>,
-    #[prost(bytes = "vec", repeated, tag = "13")]
-    value_info: Vec<Vec<u8>>,
-    #[prost(bytes = "vec", repeated, tag = "14")]
-    quantization_annotation: Vec<Vec<u8>>,
-    #[prost(bytes = "vec", repeated, tag = "15")]
-    sparse_initializer: Vec<Vec<u8>>,
-    #[prost(bytes = "vec", repeated, tag = "16")]
-    metadata_props: Vec<Vec<u8>>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct TensorProto {
-    #[prost(int64, repeated, tag = "1")]
-    dims: Vec<i64>,
-    #[prost(int32, optional, tag = "2")]
-    data_type: Option<i32>,
-    #[prost(float, repeated, tag = "4")]
-    float_data: Vec<f32>,
-    #[prost(int32, repeated, tag = "5")]
-    int32_data: Vec<i32>,
-    #[prost(bytes = "vec", repeated, tag = "6")]
-    string_data: Vec<Vec<u8>>,
-    #[prost(int64, repeated, tag = "7")]
-    int64_data: Vec<i64>,
-    #[prost(string, optional, tag = "8")]
-    name: Option<String>,
-    #[prost(bytes = "bytes", optional, tag = "9")]
-    raw_data: Option<Bytes>,
-    #[prost(double, repeated, tag = "10")]
-    double_data: Vec<f64>,
-    #[prost(uint64, repeated, tag = "11")]
-    uint64_data: Vec<u64>,
-    #[prost(message, repeated, tag = "13")]
-    external_data: Vec<StringEntry>,
-    #[prost(int32, optional, tag = "14")]
-    data_location: Option<i32>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct StringEntry {
-    #[prost(string, optional, tag = "1")]
-    key: Option<String>,
-    #[prost(string, optional, tag = "2")]
-    value: Option<String>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct ValueInfo {
-    #[prost(string, optional, tag = "1")]
-    name: Option<String>,
-    #[prost(message, optional, tag = "2")]
-    r#type: Option<TypeProto>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct TypeProto {
-    #[prost(message, optional, tag = "1")]
-    tensor_type: Option<TensorType>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct TensorType {
-    #[prost(int32, optional, tag = "1")]
-    elem_type: Option<i32>,
-    #[prost(message, optional, tag = "2")]
-    shape: Option<TensorShape>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct TensorShape {
-    #[prost(message, repeated, tag = "1")]
-    dim: Vec<Dimension>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct Dimension {
-    #[prost(int64, optional, tag = "1")]
-    dim_value: Option<i64>,
-    #[prost(string, optional, tag = "2")]
-    dim_param: Option<String>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct NodeProto {
-    #[prost(string, repeated, tag = "1")]
-    input: Vec<String>,
-    #[prost(string, repeated, tag = "2")]
-    output: Vec<String>,
-    #[prost(string, optional, tag = "3")]
-    name: Option<String>,
-    #[prost(string, optional, tag = "4")]
-    op_type: Option<String>,
-    #[prost(message, repeated, tag = "5")]
-    attribute: Vec<Attribute>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct Attribute {
-    #[prost(string, optional, tag = "1")]
-    name: Option<String>,
-    #[prost(int64, optional, tag = "3")]
-    i: Option<i64>,
-    #[prost(int64, repeated, tag = "8")]
-    ints: Vec<i64>,
-    #[prost(int32, optional, tag = "20")]
-    r#type: Option<i32>,
-}
 
 /// What `scorer package` needs to know of an initializer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -276,7 +126,7 @@ impl Graph {
         let opset = model
             .opset_import
             .iter()
-            .find(|o| o.domain.as_deref().unwrap_or_default().is_empty());
+            .find(|o| is_default_domain(o.domain.as_deref()));
         let version = opset.and_then(|o| o.version).unwrap_or(0);
         if version < MIN_OPSET {
             return Err(GraphError(format!(
@@ -323,19 +173,6 @@ impl Graph {
             .collect()
     }
 
-    /// Files that external data is in, relative to the graph.
-    pub fn external_files(&self) -> Vec<String> {
-        let mut files: Vec<String> = self
-            .proto()
-            .initializer
-            .iter()
-            .filter_map(external_location)
-            .collect();
-        files.sort();
-        files.dedup();
-        files
-    }
-
     /// The size of the last dimension of an output, if it is fixed.
     pub fn last_dimension(&self, output: &str) -> Option<usize> {
         let found = self
@@ -375,9 +212,8 @@ impl Graph {
         mut self,
         weights: &[&str],
         head: Head<'_>,
-        dir: &Path,
     ) -> Result<Vec<u8>, GraphError> {
-        self.edit(head, dir, |graph| move_to_inputs(graph, weights))?;
+        self.edit(head, |graph| move_to_inputs(graph, weights))?;
         Ok(self.model.encode_to_vec())
     }
 
@@ -390,11 +226,10 @@ impl Graph {
         mut self,
         weights: &[Constant<'_>],
         head: Head<'_>,
-        dir: &Path,
         data: &Path,
     ) -> Result<Vec<u8>, GraphError> {
         let constants = self.constants(weights, data)?;
-        self.edit(head, dir, |_| Ok(()))?;
+        self.edit(head, |_| Ok(()))?;
         self.add(constants);
         Ok(self.model.encode_to_vec())
     }
@@ -443,11 +278,11 @@ impl Graph {
         }
     }
 
-    /// Moves the weights, takes in what else is in files, and appends the head.
+    /// Moves the weights and appends the head. What else is in files stays there: a frozen base of
+    /// any size never enters the protobuf.
     fn edit(
         &mut self,
         head: Head<'_>,
-        dir: &Path,
         weights: impl FnOnce(&mut GraphProto) -> Result<(), GraphError>,
     ) -> Result<(), GraphError> {
         let (Head::LogProbs(output) | Head::Loss(output)) = head;
@@ -456,9 +291,6 @@ impl Graph {
             return Err(GraphError("has no graph".into()));
         };
         weights(graph)?;
-        for tensor in &mut graph.initializer {
-            inline(tensor, dir)?;
-        }
         match head {
             Head::LogProbs(logits) => append_loss_head(graph, logits, elem),
             Head::Loss(loss) => {
@@ -578,10 +410,10 @@ fn one_node(op_type: &str, inputs: &[(&str, i32)], output: i32) -> Vec<u8> {
         output: vec!["output".into()],
         name: Some(op_type.to_lowercase()),
         op_type: Some(op_type.into()),
-        attribute: Vec::new(),
+        ..NodeProto::default()
     };
     let graph = GraphProto {
-        node: vec![node.encode_to_vec()],
+        node: vec![node.encode_to_vec().into()],
         name: Some(op_type.to_lowercase()),
         input: inputs
             .iter()
@@ -603,7 +435,7 @@ fn one_node(op_type: &str, inputs: &[(&str, i32)], output: i32) -> Vec<u8> {
     model.encode_to_vec()
 }
 
-fn node(op_type: &str, input: &[&str], output: &str, attribute: &str, value: i64) -> Vec<u8> {
+fn node(op_type: &str, input: &[&str], output: &str, attribute: &str, value: i64) -> Bytes {
     const INT: i32 = 2;
     let attribute = Attribute {
         name: Some(attribute.into()),
@@ -616,9 +448,11 @@ fn node(op_type: &str, input: &[&str], output: &str, attribute: &str, value: i64
         output: vec![output.to_owned()],
         name: Some(format!("{output}_node")),
         op_type: Some(op_type.to_owned()),
-        attribute: vec![attribute],
+        attribute: vec![attribute.encode_to_vec().into()],
+        ..NodeProto::default()
     }
     .encode_to_vec()
+    .into()
 }
 
 fn value_info(name: &str, elem_type: i32, dims: Vec<Option<i64>>) -> ValueInfo {
@@ -656,70 +490,6 @@ fn dtype_of(data_type: i32) -> Option<Dtype> {
         BFLOAT16 => Some(Dtype::Bf16),
         _ => None,
     }
-}
-
-fn external(tensor: &TensorProto, key: &str) -> Option<String> {
-    let found = tensor
-        .external_data
-        .iter()
-        .find(|e| e.key.as_deref() == Some(key));
-    found.and_then(|e| e.value.clone())
-}
-
-fn external_location(tensor: &TensorProto) -> Option<String> {
-    (tensor.data_location == Some(EXTERNAL))
-        .then(|| external(tensor, "location"))
-        .flatten()
-}
-
-fn inline(tensor: &mut TensorProto, dir: &Path) -> Result<(), GraphError> {
-    if tensor.data_location == Some(EXTERNAL) {
-        tensor.raw_data = Some(contents(tensor, dir)?);
-        tensor.data_location = None;
-        tensor.external_data.clear();
-    }
-    Ok(())
-}
-
-fn contents(tensor: &TensorProto, dir: &Path) -> Result<Bytes, GraphError> {
-    let name = tensor.name.as_deref().unwrap_or_default();
-    if let Some(location) = external_location(tensor) {
-        return read_external(tensor, &location, dir)
-            .map_err(|e| GraphError(format!("initializer {name}: {location}: {e}")));
-    }
-    if let Some(raw) = &tensor.raw_data {
-        return Ok(raw.clone());
-    }
-    let floats = tensor.float_data.iter().flat_map(|v| v.to_le_bytes());
-    // Half types travel as 16 bits in an int32.
-    let halves = tensor.int32_data.iter();
-    let halves = halves.flat_map(|v| v.to_le_bytes().into_iter().take(2));
-    Ok(floats.chain(halves).collect::<Vec<u8>>().into())
-}
-
-fn read_external(tensor: &TensorProto, location: &str, dir: &Path) -> Result<Bytes, String> {
-    use std::path::Component;
-    if !Path::new(location)
-        .components()
-        .all(|c| matches!(c, Component::Normal(_)))
-    {
-        return Err("leads out of the package".into());
-    }
-    let number = |key: &str| {
-        external(tensor, key)
-            .map(|v| v.parse::<usize>().map_err(|e| format!("{key}: {e}")))
-            .transpose()
-    };
-    let file = crate::package::map(&dir.join(location)).map_err(|e| e.to_string())?;
-    let start = number("offset")?.unwrap_or(0);
-    let end = match number("length")? {
-        Some(length) => start.saturating_add(length),
-        None => file.len(),
-    };
-    if start > end || end > file.len() {
-        return Err(format!("has no bytes {start} to {end}"));
-    }
-    Ok(file.slice(start..end))
 }
 
 fn input_info(input: &ValueInfo) -> InputInfo {

@@ -18,6 +18,9 @@ use crate::package::Dtype;
 use crate::package::plan::Elem;
 use scratch::{Device, Memory, Names, Scratch};
 
+/// `kOrtSessionOptionsModelExternalInitializersFileFolderPath`.
+const EXTERNAL_FOLDER: &str = "session.model_external_initializers_file_folder_path";
+
 /// What went wrong in ONNX Runtime, as a decision.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SessionError {
@@ -381,6 +384,8 @@ fn typed<T: PrimitiveTensorElementType + Clone + std::fmt::Debug + 'static, cons
 pub enum Source<'a> {
     /// In memory, complete.
     Bytes(&'a [u8]),
+    /// In memory, with its external data in this folder.
+    Beside(&'a [u8], &'a std::path::Path),
     /// In a file, beside its external data.
     File(&'a std::path::Path),
 }
@@ -425,6 +430,11 @@ fn build(config: &EngineConfig, graph: Source<'_>) -> Result<ort::session::Sessi
     };
     let session = match graph {
         Source::Bytes(bytes) => builder.commit_from_memory(bytes),
+        // Without the folder, files would be looked for in the working directory.
+        Source::Beside(bytes, folder) => builder
+            .with_config_entry(EXTERNAL_FOLDER, folder.to_string_lossy())
+            .map_err(|e| model(e.into()))?
+            .commit_from_memory(bytes),
         Source::File(path) => builder.commit_from_file(path),
     };
     session.map_err(model)

@@ -3,55 +3,10 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::{Graph, GraphError, Message, StringEntry};
+use bytes::Bytes;
 
-/// Every field of a node; those we neither read nor write stay raw bytes.
-#[derive(Clone, PartialEq, Message)]
-struct Node {
-    #[prost(string, repeated, tag = "1")]
-    input: Vec<String>,
-    #[prost(string, repeated, tag = "2")]
-    output: Vec<String>,
-    #[prost(string, optional, tag = "3")]
-    name: Option<String>,
-    #[prost(string, optional, tag = "4")]
-    op_type: Option<String>,
-    #[prost(bytes = "vec", repeated, tag = "5")]
-    attribute: Vec<Vec<u8>>,
-    #[prost(bytes = "vec", optional, tag = "6")]
-    doc_string: Option<Vec<u8>>,
-    #[prost(string, optional, tag = "7")]
-    domain: Option<String>,
-    #[prost(bytes = "vec", optional, tag = "8")]
-    overload: Option<Vec<u8>>,
-    #[prost(message, repeated, tag = "9")]
-    metadata_props: Vec<StringEntry>,
-    #[prost(bytes = "vec", repeated, tag = "10")]
-    device_configurations: Vec<Vec<u8>>,
-}
-
-/// The bodies an attribute carries: branches of an If, the body of a Loop or a Scan.
-#[derive(Clone, PartialEq, Message)]
-struct Bodies {
-    #[prost(message, optional, tag = "6")]
-    g: Option<Body>,
-    #[prost(message, repeated, tag = "11")]
-    graphs: Vec<Body>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct Body {
-    #[prost(message, repeated, tag = "1")]
-    node: Vec<Node>,
-    #[prost(message, repeated, tag = "12")]
-    output: Vec<Named>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct Named {
-    #[prost(string, optional, tag = "1")]
-    name: Option<String>,
-}
+use super::proto::{Attribute, GraphProto, NodeProto};
+use super::{Graph, GraphError, Message};
 
 /// The module whose code a node is, as the exporter tells it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -185,11 +140,11 @@ impl Graph {
     }
 }
 
-fn decode(bytes: &[u8]) -> Result<Node, GraphError> {
-    Node::decode(bytes).map_err(|e| GraphError(format!("a node is broken: {e}")))
+pub(super) fn decode(bytes: &Bytes) -> Result<NodeProto, GraphError> {
+    NodeProto::decode(bytes.clone()).map_err(|e| GraphError(format!("a node is broken: {e}")))
 }
 
-fn rewire(bytes: &mut Vec<u8>, input: usize, value: &str) -> Result<(), GraphError> {
+fn rewire(bytes: &mut Bytes, input: usize, value: &str) -> Result<(), GraphError> {
     let mut node = decode(bytes)?;
     let name = node.name.clone().unwrap_or_default();
     // What is not typed here would be dropped without a word.
@@ -201,14 +156,15 @@ fn rewire(bytes: &mut Vec<u8>, input: usize, value: &str) -> Result<(), GraphErr
         return Err(GraphError(format!("node {name} has no input {input}")));
     };
     value.clone_into(slot);
-    *bytes = node.encode_to_vec();
+    *bytes = node.encode_to_vec().into();
     Ok(())
 }
 
-fn bodies(node: &Node) -> Result<Vec<Body>, GraphError> {
+/// The bodies that a node carries: branches of an If, the body of a Loop or a Scan.
+pub(super) fn bodies(node: &NodeProto) -> Result<Vec<GraphProto>, GraphError> {
     let mut found = Vec::new();
     for attribute in &node.attribute {
-        let held = Bodies::decode(attribute.as_slice())
+        let held = Attribute::decode(attribute.clone())
             .map_err(|e| GraphError(format!("an attribute is broken: {e}")))?;
         found.extend(held.g);
         found.extend(held.graphs);
@@ -217,20 +173,21 @@ fn bodies(node: &Node) -> Result<Vec<Body>, GraphError> {
 }
 
 /// Notes what a body reads, its own values included: a name too many only refuses more.
-fn captured(body: &Body, wiring: &mut Wiring) -> Result<(), GraphError> {
+fn captured(body: &GraphProto, wiring: &mut Wiring) -> Result<(), GraphError> {
     let outputs = body.output.iter().filter_map(|o| o.name.clone());
     wiring.escaping.extend(outputs);
-    for node in &body.node {
+    for bytes in &body.node {
+        let node = decode(bytes)?;
         wiring.escaping.extend(node.input.iter().cloned());
         wiring.values.extend(node.output.iter().cloned());
-        for inner in bodies(node)? {
+        for inner in bodies(&node)? {
             captured(&inner, wiring)?;
         }
     }
     Ok(())
 }
 
-fn facts(node: Node) -> NodeFacts {
+fn facts(node: NodeProto) -> NodeFacts {
     let told = |key: &str| {
         let found = node
             .metadata_props
@@ -243,13 +200,9 @@ fn facts(node: Node) -> NodeFacts {
         Some(scopes) => innermost(&scopes).map(Module::Path),
         None => called(&name).map(Module::Called),
     };
-    let op = node.op_type.clone().unwrap_or_default();
     NodeFacts {
         name,
-        op: match node.domain.as_deref() {
-            None | Some("" | "ai.onnx") => op,
-            Some(domain) => format!("{domain}.{op}"),
-        },
+        op: node.op(),
         module,
         call: told("pkg.torch.onnx.fx_node"),
         outputs: node.output,
@@ -281,8 +234,11 @@ fn called(name: &str) -> Option<String> {
 /// Graphs made by hand, for tests here and where packages are made.
 #[cfg(test)]
 pub(crate) mod hand_made {
-    use super::super::{GraphProto, ModelProto, OperatorSetId, TensorProto, ValueInfo};
-    use super::{Bodies, Body, Graph, Message, Node, StringEntry};
+    use super::super::proto::{
+        Attribute, GraphProto, ModelProto, NodeProto as Node, OperatorSetId, StringEntry,
+        TensorProto, ValueInfo,
+    };
+    use super::{Graph, Message};
 
     /// A node and what its exporter says of it.
     #[derive(Debug, Clone, Copy, Default)]
@@ -324,17 +280,17 @@ pub(crate) mod hand_made {
     }
 
     pub(super) fn inside(node: Node) -> Node {
-        let bodies = Bodies {
-            g: Some(Body {
-                node: vec![node],
-                output: Vec::new(),
+        let body = Attribute {
+            g: Some(GraphProto {
+                node: vec![node.encode_to_vec().into()],
+                ..GraphProto::default()
             }),
-            graphs: Vec::new(),
+            ..Attribute::default()
         };
         Node {
             name: Some("if".into()),
             op_type: Some("If".into()),
-            attribute: vec![bodies.encode_to_vec()],
+            attribute: vec![body.encode_to_vec().into()],
             ..Node::default()
         }
     }
@@ -353,7 +309,7 @@ pub(crate) mod hand_made {
         };
         let last = nodes.last().and_then(|n| n.output.last().cloned());
         let proto = GraphProto {
-            node: nodes.iter().map(Message::encode_to_vec).collect(),
+            node: nodes.iter().map(|n| n.encode_to_vec().into()).collect(),
             initializer: initializers.iter().map(tensor).collect(),
             output: vec![ValueInfo {
                 name: last,
@@ -378,6 +334,8 @@ pub(crate) mod hand_made {
 mod tests {
     use super::hand_made::{Made, entry, inside, of_nodes};
     use super::*;
+
+    type Node = NodeProto;
 
     fn node(name: &str, op: &str, input: &[&str], output: &str) -> Node {
         Made {
@@ -445,7 +403,7 @@ mod tests {
     #[test]
     fn a_split_gives_copies_and_keeps_every_other_part_of_a_node() {
         let mut first = node("a", "Mul", &["x", "w"], "y");
-        first.attribute = vec![vec![0x0A, 1, b'k', 0x18, 5]];
+        first.attribute = vec![Bytes::from_static(&[0x0A, 1, b'k', 0x18, 5])];
         first.metadata_props = vec![entry("k", "v")];
         first.overload = Some(b"o".to_vec());
         let second = node("b", "Mul", &["y", "w"], "z");
@@ -466,7 +424,7 @@ mod tests {
     fn a_node_with_unknown_fields_is_not_rewritten() {
         let mut bytes = node("a", "Mul", &["x", "w"], "y").encode_to_vec();
         bytes.extend([0xF8, 0x01, 1]);
-        let error = rewire(&mut bytes, 1, "v").unwrap_err();
+        let error = rewire(&mut bytes.into(), 1, "v").unwrap_err();
         assert!(error.to_string().contains("node a"), "{error}");
     }
 }

@@ -1,0 +1,441 @@
+//! What the graph does with its weights and inputs, as far as that decides what strangers may
+//! change and what held-out data may hold: which weights nobody reads, which decide shapes, and
+//! which inputs count rows. Told by following values through every node, body and local function,
+//! never by names.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::rc::Rc;
+
+use bytes::Bytes;
+
+use super::proto::{
+    Attribute, FunctionProto, GraphProto, INT32, INT64, NodeProto, SparseTensorProto,
+};
+use super::unshare::{bodies, decode};
+use super::{Graph, GraphError, Message};
+
+/// Bodies and functions within each other.
+const DEEPEST: usize = 64;
+/// Rounds after which what a loop carries is taken as it is known by then.
+const ROUNDS: usize = 8;
+
+/// Inputs by which an operator decides on shapes, sizes, counts of turns or axes.
+const DECIDING: [(&str, &[usize]); 45] = [
+    ("AffineGrid", &[1]),
+    ("BlackmanWindow", &[0]),
+    ("CenterCropPad", &[1]),
+    ("Col2Im", &[1, 2]),
+    ("Compress", &[1]),
+    ("ConstantOfShape", &[0]),
+    ("CumProd", &[1]),
+    ("CumSum", &[1]),
+    ("DFT", &[1, 2]),
+    ("Expand", &[1]),
+    ("HammingWindow", &[0]),
+    ("HannWindow", &[0]),
+    ("Loop", &[0, 1]),
+    ("MaxUnpool", &[2]),
+    ("MelWeightMatrix", &[0, 1]),
+    ("NonMaxSuppression", &[2]),
+    ("NonZero", &[0]),
+    ("OneHot", &[1]),
+    ("Pad", &[1, 3]),
+    ("Range", &[0, 1, 2]),
+    ("ReduceL1", &[1]),
+    ("ReduceL2", &[1]),
+    ("ReduceLogSum", &[1]),
+    ("ReduceLogSumExp", &[1]),
+    ("ReduceMax", &[1]),
+    ("ReduceMean", &[1]),
+    ("ReduceMin", &[1]),
+    ("ReduceProd", &[1]),
+    ("ReduceSum", &[1]),
+    ("ReduceSumSquare", &[1]),
+    ("Reshape", &[1]),
+    ("Resize", &[1, 2, 3]),
+    ("STFT", &[1, 3]),
+    ("SequenceAt", &[1]),
+    ("SequenceErase", &[1]),
+    ("SequenceInsert", &[2]),
+    ("Slice", &[1, 2, 3, 4]),
+    ("Split", &[1]),
+    ("SplitToSequence", &[1]),
+    ("Squeeze", &[1]),
+    ("Tile", &[1, 2]),
+    ("TopK", &[1]),
+    ("Unique", &[0]),
+    ("Unsqueeze", &[1]),
+    ("Upsample", &[1]),
+];
+
+/// Operators whose outputs hold no value that their first input does not hold.
+const HAND_ON: [&str; 12] = [
+    "Expand",
+    "Flatten",
+    "Gather",
+    "Identity",
+    "Reshape",
+    "Slice",
+    "Split",
+    "Squeeze",
+    "Tile",
+    "Transpose",
+    "Unsqueeze",
+    "Cast",
+];
+
+/// A rule for what an input may hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limit {
+    /// The input.
+    pub input: String,
+    /// What is below; `None` where the graph does not say.
+    pub below: Option<i64>,
+    /// A value that the operator passes over.
+    pub ignored: Option<i64>,
+    /// In words, what counts with it.
+    pub by: String,
+}
+
+/// What became of the weights and inputs.
+#[derive(Debug, Default)]
+pub struct Flow {
+    /// Weights that decide shapes, and where.
+    deciding: BTreeMap<String, String>,
+    /// Rules for what inputs may hold.
+    pub limits: Vec<Limit>,
+}
+
+impl Flow {
+    /// Where the weight decides shapes, in words, if it does.
+    pub fn decides(&self, name: &str) -> Option<&str> {
+        self.deciding.get(name).map(String::as_str)
+    }
+}
+
+impl Graph {
+    /// Follows the weights (initializers or inputs of these names) and the other inputs.
+    ///
+    /// # Errors
+    /// When a node cannot be decoded, or bodies lie too deep.
+    pub fn flow(&self, weights: &[&str]) -> Result<Flow, GraphError> {
+        let mut functions = HashMap::new();
+        for bytes in &self.model.functions {
+            let function = FunctionProto::decode(bytes.clone())
+                .map_err(|e| GraphError(format!("a function is broken: {e}")))?;
+            let name = (function.domain.clone(), function.name.clone());
+            functions.insert(name, Rc::new(function));
+        }
+        let mut walk = Walk {
+            weights: weights.iter().copied().collect(),
+            functions,
+            flow: Flow::default(),
+            scopes: vec![HashMap::new()],
+        };
+        let graph = self.proto();
+        for input in &graph.input {
+            let name = input.name.clone().unwrap_or_default();
+            let fact = if walk.weights.contains(name.as_str()) {
+                Fact::weight(&name, None)
+            } else {
+                Fact::input(&name)
+            };
+            walk.note(name, fact);
+        }
+        walk.graph(graph)?;
+        Ok(walk.flow)
+    }
+}
+
+/// What is known of a value.
+#[derive(Debug, Clone, PartialEq)]
+struct Fact {
+    /// The weights that it is computed from, where it is from them and constants alone.
+    from: Option<Rc<BTreeSet<String>>>,
+    /// The input whose values it holds, and no others.
+    input: Option<Rc<str>>,
+    /// Its shape, where it is a tensor of the graph.
+    dims: Option<Rc<[i64]>>,
+}
+
+impl Fact {
+    const UNKNOWN: Self = Self {
+        from: None,
+        input: None,
+        dims: None,
+    };
+
+    fn constant() -> Self {
+        Self {
+            from: Some(Rc::default()),
+            ..Self::UNKNOWN
+        }
+    }
+
+    fn weight(name: &str, dims: Option<Rc<[i64]>>) -> Self {
+        Self {
+            from: Some(Rc::new(BTreeSet::from([name.to_owned()]))),
+            dims,
+            input: None,
+        }
+    }
+
+    fn input(name: &str) -> Self {
+        Self {
+            input: Some(name.into()),
+            ..Self::UNKNOWN
+        }
+    }
+
+    /// What is computed from both.
+    fn and(&self, other: &Self) -> Self {
+        let from = match (&self.from, &other.from) {
+            (Some(a), Some(b)) if a.is_superset(b) => Some(Rc::clone(a)),
+            (Some(a), Some(b)) => Some(Rc::new(a.union(b).cloned().collect())),
+            (_, _) => None,
+        };
+        Self {
+            from,
+            ..Self::UNKNOWN
+        }
+    }
+}
+
+struct Walk<'a> {
+    weights: HashSet<&'a str>,
+    functions: HashMap<(Option<String>, Option<String>), Rc<FunctionProto>>,
+    flow: Flow,
+    /// Values by name: of the graph, of the body within it, and so on.
+    scopes: Vec<HashMap<String, Fact>>,
+}
+
+impl Walk<'_> {
+    fn note(&mut self, name: String, fact: Fact) {
+        if let Some(scope) = self.scopes.last_mut() {
+            scope.insert(name, fact);
+        }
+    }
+
+    fn fact(&self, name: &str) -> Fact {
+        let found = self.scopes.iter().rev().find_map(|scope| scope.get(name));
+        found.cloned().unwrap_or(Fact::UNKNOWN)
+    }
+
+    fn graph(&mut self, graph: &GraphProto) -> Result<(), GraphError> {
+        for tensor in &graph.initializer {
+            let name = tensor.name.clone().unwrap_or_default();
+            let fact = if self.weights.contains(name.as_str()) && self.scopes.len() == 1 {
+                Fact::weight(&name, Some(tensor.dims.as_slice().into()))
+            } else {
+                Fact {
+                    dims: Some(tensor.dims.as_slice().into()),
+                    ..Fact::constant()
+                }
+            };
+            self.note(name, fact);
+        }
+        for bytes in &graph.sparse_initializer {
+            let sparse = SparseTensorProto::decode(bytes.clone())
+                .map_err(|e| GraphError(format!("a sparse initializer is broken: {e}")))?;
+            let name = sparse.values.and_then(|values| values.name);
+            self.note(name.unwrap_or_default(), Fact::constant());
+        }
+        self.nodes(&graph.node)
+    }
+
+    fn nodes(&mut self, nodes: &[Bytes]) -> Result<(), GraphError> {
+        if self.scopes.len() > DEEPEST {
+            return Err(GraphError(format!("has more than {DEEPEST} bodies within each other")));
+        }
+        for bytes in nodes {
+            let node = decode(bytes)?;
+            let inputs: Vec<Fact> = node.input.iter().map(|name| self.input(name)).collect();
+            self.decide(&node, &inputs);
+            self.limit(&node, &inputs)?;
+            let outputs = self.outputs(&node, &inputs)?;
+            for (name, fact) in node.output.iter().zip(outputs) {
+                self.note(name.clone(), fact);
+            }
+        }
+        Ok(())
+    }
+
+    /// An input that is left out is as good as a constant.
+    fn input(&self, name: &str) -> Fact {
+        if name.is_empty() {
+            Fact::constant()
+        } else {
+            self.fact(name)
+        }
+    }
+
+    fn decide(&mut self, node: &NodeProto, inputs: &[Fact]) {
+        let op = node.op();
+        let own = op.strip_prefix("com.microsoft.").unwrap_or(&op);
+        let positions = DECIDING.iter().find(|(name, _)| *name == own);
+        for position in positions.map_or(&[][..], |(_, positions)| positions) {
+            if let Some(fact) = inputs.get(*position) {
+                let by = format!("input {position} of {} ({op})", display(node));
+                self.deciding(fact, &by);
+            }
+        }
+    }
+
+    fn deciding(&mut self, fact: &Fact, by: &str) {
+        for weight in fact.from.iter().flat_map(|weights| weights.iter()) {
+            let known = self.flow.deciding.entry(weight.clone());
+            known.or_insert_with(|| by.to_owned());
+        }
+    }
+
+    /// What an operator that picks rows, or entries of a class, expects of an input.
+    fn limit(&mut self, node: &NodeProto, inputs: &[Fact]) -> Result<(), GraphError> {
+        let op = node.op();
+        let picks = matches!(op.as_str(), "Gather" | "GatherElements" | "GatherND");
+        let classes = matches!(op.as_str(), "SoftmaxCrossEntropyLoss" | "NegativeLogLikelihoodLoss");
+        let (Some(data), Some(index)) = (inputs.first(), inputs.get(1)) else {
+            return Ok(());
+        };
+        let Some(input) = index.input.as_deref().filter(|_| picks || classes) else {
+            return Ok(());
+        };
+        let below = match (&data.dims, op.as_str()) {
+            (Some(dims), "Gather" | "GatherElements") => {
+                let axis = integer(node, "axis")?.unwrap_or(0);
+                let from_the_end = i64::try_from(dims.len()).unwrap_or(0) + axis;
+                let axis = usize::try_from(axis).or_else(|_| usize::try_from(from_the_end));
+                axis.ok().and_then(|axis| dims.get(axis).copied())
+            }
+            (_, _) => None,
+        };
+        let limit = Limit {
+            input: input.to_owned(),
+            below,
+            ignored: if classes { integer(node, "ignore_index")? } else { None },
+            by: format!("{} ({op})", display(node)),
+        };
+        self.flow.limits.push(limit);
+        Ok(())
+    }
+
+    fn outputs(&mut self, node: &NodeProto, inputs: &[Fact]) -> Result<Vec<Fact>, GraphError> {
+        let name = (node.domain.clone(), node.op_type.clone());
+        if let Some(function) = self.functions.get(&name).cloned() {
+            return self.call(&function, inputs);
+        }
+        let bodies = bodies(node)?;
+        if !bodies.is_empty() {
+            return self.bodies(node, &bodies, inputs);
+        }
+        let op = node.op();
+        let all = inputs.iter().fold(Fact::constant(), |all, fact| all.and(fact));
+        let fact = match op.as_str() {
+            // Shapes are fixed once the window is; who can change one is found where it is decided.
+            "Shape" | "Size" => Fact::constant(),
+            op if HAND_ON.contains(&op) && is_whole(node)? => {
+                let first = inputs.first().cloned().unwrap_or(Fact::UNKNOWN);
+                let same = matches!(op, "Identity" | "Cast");
+                Fact {
+                    input: first.input,
+                    dims: first.dims.filter(|_| same),
+                    ..all
+                }
+            }
+            _ => all,
+        };
+        Ok(vec![fact; node.output.len()])
+    }
+
+    /// The outputs of a function of the model: it sees nothing but its inputs.
+    fn call(&mut self, function: &FunctionProto, inputs: &[Fact]) -> Result<Vec<Fact>, GraphError> {
+        let formal = function.input.iter().cloned();
+        let values = formal.zip(inputs.iter().cloned()).collect();
+        // As deep as the caller, so that functions that call each other come to an end.
+        let depth = self.scopes.len();
+        let mut inner = vec![HashMap::new(); depth];
+        inner.push(values);
+        let outer = std::mem::replace(&mut self.scopes, inner);
+        self.nodes(&function.node)?;
+        let outputs = function.output.iter().map(|name| self.fact(name)).collect();
+        self.scopes = outer;
+        Ok(outputs)
+    }
+
+    /// The outputs of an If, a Loop, a Scan or the like, whose bodies see what is around them.
+    fn bodies(
+        &mut self,
+        node: &NodeProto,
+        bodies: &[GraphProto],
+        inputs: &[Fact],
+    ) -> Result<Vec<Fact>, GraphError> {
+        let is_loop = node.op() == "Loop";
+        let mut carried: Vec<Fact> = if is_loop {
+            inputs.get(2..).unwrap_or_default().to_vec()
+        } else {
+            inputs.to_vec()
+        };
+        let mut outputs: Vec<Option<Fact>> = vec![None; node.output.len()];
+        for _ in 0..ROUNDS {
+            let before = carried.clone();
+            for body in bodies {
+                let turn: &[Fact] = if is_loop { &[Fact::constant(), Fact::constant()] } else { &[] };
+                let mut made = self.body(body, &[turn, &carried].concat())?;
+                if is_loop && !made.is_empty() {
+                    let again = made.remove(0);
+                    self.deciding(&again, &format!("the condition of {} (Loop)", display(node)));
+                }
+                for (known, made) in carried.iter_mut().zip(&made) {
+                    // What goes round is whatever it has been in any turn.
+                    *known = known.and(made);
+                }
+                for (known, made) in outputs.iter_mut().zip(made) {
+                    *known = Some(known.as_ref().map_or(made.clone(), |known| known.and(&made)));
+                }
+            }
+            if carried == before {
+                break;
+            }
+        }
+        let condition = inputs.iter().fold(Fact::constant(), |all, fact| all.and(fact));
+        let known = |fact: Option<Fact>| fact.map_or(Fact::UNKNOWN, |fact| fact.and(&condition));
+        Ok(outputs.into_iter().map(known).collect())
+    }
+
+    fn body(&mut self, body: &GraphProto, inputs: &[Fact]) -> Result<Vec<Fact>, GraphError> {
+        self.scopes.push(HashMap::new());
+        for (input, fact) in body.input.iter().zip(inputs) {
+            self.note(input.name.clone().unwrap_or_default(), fact.clone());
+        }
+        self.graph(body)?;
+        let names = body.output.iter().map(|output| output.name.as_deref());
+        let outputs = names.map(|name| self.fact(name.unwrap_or_default())).collect();
+        self.scopes.pop();
+        Ok(outputs)
+    }
+}
+
+/// A node's name, or what it makes.
+fn display(node: &NodeProto) -> &str {
+    let name = node.name.as_deref().filter(|name| !name.is_empty());
+    name.or(node.output.first().map(String::as_str)).unwrap_or("a node")
+}
+
+fn integer(node: &NodeProto, name: &str) -> Result<Option<i64>, GraphError> {
+    for bytes in &node.attribute {
+        let attribute = Attribute::decode(bytes.clone())
+            .map_err(|e| GraphError(format!("an attribute is broken: {e}")))?;
+        if attribute.name.as_deref() == Some(name) {
+            return Ok(Some(attribute.i.unwrap_or(0)));
+        }
+    }
+    Ok(None)
+}
+
+/// A Cast hands whole numbers on only to another type of whole numbers.
+fn is_whole(node: &NodeProto) -> Result<bool, GraphError> {
+    if node.op() != "Cast" {
+        return Ok(true);
+    }
+    let to = integer(node, "to")?;
+    Ok([INT32, INT64].iter().any(|whole| to == Some((*whole).into())))
+}
