@@ -3,6 +3,7 @@
 //! checked against its digest before it is used.
 
 pub mod build;
+pub mod checkpoint;
 pub mod plan;
 mod shard;
 pub mod synthetic;

@@ -69,7 +69,7 @@ pub(super) struct PackageArgs {
     /// The exported graph.
     #[arg(long, value_name = "G.onnx")]
     graph: PathBuf,
-    /// The training checkpoint.
+    /// The training checkpoint: a safetensors file, the index of a sharded one, or its directory.
     #[arg(long, value_name = "W.safetensors")]
     weights: Option<PathBuf>,
     /// Directory of held-out shards, *.safetensors.
@@ -240,6 +240,9 @@ pub(super) fn package(args: &PackageArgs) -> Outcome {
     };
     let data = |e: &dyn std::fmt::Display| Fault::new(Exit::Data, e);
     let built = build(&recipe).map_err(|e| data(&e))?;
+    for note in &built.notes {
+        tracing::warn!("{note}");
+    }
     // What a worker would refuse is refused here.
     let package = Package::load(&args.out, false, &[]).map_err(|e| data(&e))?;
     let plan = Plan::new(&package.shards, None, "", package.cut());

@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
-use super::weights::{dtype_of, transpose};
+use super::checkpoint::{self, Checkpoint, Tensor};
+use super::weights::transpose;
 use super::{
     Dtype, FileDigest, GraphFile, Inputs, MANIFEST, Manifest, Objective, Outputs, PackageError,
     Place, ShardFile, TensorEntry,
@@ -43,16 +44,11 @@ pub struct Built {
     pub manifest: Manifest,
     /// Checkpoint tensors that live in the graph under another name or transposed.
     pub moved: usize,
+    /// What the operator should know of the checkpoint.
+    pub notes: Vec<String>,
 }
 
 type Contents = [u8; 32];
-
-struct Tensor {
-    name: String,
-    shape: Vec<usize>,
-    dtype: Dtype,
-    bytes: Vec<u8>,
-}
 
 /// Makes a package; copies, never links.
 ///
@@ -64,13 +60,16 @@ pub fn build(recipe: &Recipe) -> Result<Built, PackageError> {
         .map_err(|e| PackageError(format!("{}: {e}", recipe.graph.display())))?;
     let graph_dir = recipe.graph.parent().unwrap_or(Path::new("."));
     let initializers = weight_initializers(&graph, graph_dir)?;
-    let checkpoint = match &recipe.weights {
-        Some(path) => read_checkpoint(path)?,
-        None => initializers
-            .iter()
-            .filter(|(i, _)| !i.shape.is_empty())
-            .map(own_tensor)
-            .collect(),
+    let (checkpoint, note) = match &recipe.weights {
+        Some(path) => {
+            let checkpoint = Checkpoint::open(path)?;
+            let note = checkpoint.note();
+            (checkpoint.tensors, note)
+        }
+        None => {
+            let own = initializers.iter().filter(|(i, _)| !i.shape.is_empty());
+            (own.map(own_tensor).collect(), None)
+        }
     };
     let (checkpoint, aliases) = split_aliases(checkpoint, &initializers)?;
     let (tensors, rewritten) = place(&checkpoint, &initializers, &mut graph)?;
@@ -107,7 +106,11 @@ pub fn build(recipe: &Recipe) -> Result<Built, PackageError> {
     manifest.check()?;
     let json = serde_json::to_vec_pretty(&manifest).map_err(|e| PackageError(e.to_string()))?;
     write(&recipe.out.join(MANIFEST), &json)?;
-    Ok(Built { manifest, moved })
+    Ok(Built {
+        manifest,
+        moved,
+        notes: note.into_iter().collect(),
+    })
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, PackageError> {
@@ -167,34 +170,7 @@ fn own_tensor((info, bytes): &(InitializerInfo, Bytes)) -> Tensor {
         name: info.name.clone(),
         shape: info.shape.clone(),
         dtype,
-        bytes: bytes.to_vec(),
-    }
-}
-
-fn read_checkpoint(path: &Path) -> Result<Vec<Tensor>, PackageError> {
-    let bytes = read(path)?;
-    let broken = |e: String| PackageError(format!("{}: {e}", path.display()));
-    let views = safetensors::SafeTensors::deserialize(&bytes).map_err(|e| broken(e.to_string()))?;
-    let mut tensors = Vec::new();
-    for (name, view) in views.iter() {
-        let dtype = dtype_of(view.dtype()).ok_or_else(|| {
-            broken(format!(
-                "{name} is {:?}; weights are F32, F16 or BF16",
-                view.dtype()
-            ))
-        })?;
-        tensors.push(Tensor {
-            name: name.into(),
-            shape: view.shape().to_vec(),
-            dtype,
-            bytes: view.data().to_vec(),
-        });
-    }
-    tensors.sort_by(|a, b| a.name.cmp(&b.name));
-    if tensors.is_empty() {
-        Err(broken("holds no tensors".into()))
-    } else {
-        Ok(tensors)
+        bytes: bytes.clone(),
     }
 }
 
@@ -473,20 +449,12 @@ pub(super) fn write_tensors<'a>(
     path: &Path,
     tensors: impl Iterator<Item = (&'a str, Dtype, &'a [usize], &'a [u8])>,
 ) -> Result<FileDigest, PackageError> {
-    let mut views = Vec::new();
-    for (name, dtype, shape, bytes) in tensors {
-        let dtype = match dtype {
-            Dtype::F32 => safetensors::Dtype::F32,
-            Dtype::F16 => safetensors::Dtype::F16,
-            Dtype::Bf16 => safetensors::Dtype::BF16,
-        };
-        let view = safetensors::tensor::TensorView::new(dtype, shape.to_vec(), bytes)
-            .map_err(|e| PackageError(format!("{name}: {e}")))?;
-        views.push((name, view));
-    }
-    let bytes =
-        safetensors::serialize(views, None).map_err(|e| PackageError(format!("weights: {e}")))?;
-    write(path, &bytes)
+    let fail = |e: std::io::Error| PackageError(format!("{}: {e}", path.display()));
+    checkpoint::write(path, tensors).map_err(fail)?;
+    let sha256 = hex::encode(Sha256::digest(super::map(path)?));
+    let file = path.file_name().unwrap_or_default();
+    let file = file.to_string_lossy().into_owned();
+    Ok(FileDigest { file, sha256 })
 }
 
 fn copy_shards(recipe: &Recipe) -> Result<Vec<ShardFile>, PackageError> {
@@ -556,7 +524,7 @@ mod tests {
                     shape: t.shape.clone(),
                     dtype: Some(t.dtype),
                 };
-                (info, t.bytes.clone().into())
+                (info, t.bytes.clone())
             })
             .collect();
         let (tensors, rewritten) = place(checkpoint, &held, &mut graph).map_err(|e| e.0)?;

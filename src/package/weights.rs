@@ -5,9 +5,9 @@ use std::path::Path;
 
 use bytes::Bytes;
 use half::{bf16, f16};
-use safetensors::SafeTensors;
 use sha2::{Digest, Sha256};
 
+use super::checkpoint::{deserialize, weight_type};
 use super::{Dtype, Manifest, PackageError, TensorEntry};
 use crate::engine::graph::Graph;
 
@@ -44,14 +44,14 @@ impl Weights {
     pub(super) fn open(path: &Path, manifest: &Manifest) -> Result<(Self, Digest32), PackageError> {
         let broken = |e: &dyn std::fmt::Display| PackageError(format!("{}: {e}", path.display()));
         let map = super::map(path)?;
-        let views = SafeTensors::deserialize(&map).map_err(|e| broken(&e))?;
+        let views = deserialize(path, &map)?;
         let mut tensors = Vec::with_capacity(manifest.tensors.len());
         let mut contents = Vec::with_capacity(manifest.tensors.len());
         for (name, entry) in &manifest.tensors {
             let view = views
                 .tensor(name)
                 .map_err(|_| broken(&format!("has no tensor {name}")))?;
-            if view.shape() != entry.shape || dtype_of(view.dtype()) != Some(entry.dtype) {
+            if view.shape() != entry.shape || weight_type(view.dtype()) != Some(entry.dtype) {
                 return Err(broken(&format!(
                     "{name} is {:?} {:?}, model.json says {} {:?}",
                     view.dtype(),
@@ -244,20 +244,6 @@ pub fn transpose(bytes: &[u8], rows: usize, columns: usize, size: usize) -> Vec<
         }
     }
     out
-}
-
-/// Our name for a safetensors element type, if it can be a weight.
-pub fn dtype_of(dtype: safetensors::Dtype) -> Option<Dtype> {
-    #[expect(
-        clippy::wildcard_enum_match_arm,
-        reason = "a foreign enum: every other type is not a weight"
-    )]
-    match dtype {
-        safetensors::Dtype::F32 => Some(Dtype::F32),
-        safetensors::Dtype::F16 => Some(Dtype::F16),
-        safetensors::Dtype::BF16 => Some(Dtype::Bf16),
-        _ => None,
-    }
 }
 
 #[cfg(test)]

@@ -6,8 +6,8 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use safetensors::tensor::{Metadata, TensorView};
-use safetensors::{SafeTensorError, SafeTensors};
+use safetensors::SafeTensors;
+use safetensors::tensor::Metadata;
 
 use super::manifest::{Delta, FullWeights};
 use super::route::Step;
@@ -15,7 +15,7 @@ use crate::candidate::{self, Versions};
 use crate::config::CandidatesConfig;
 use crate::job::{Candidate, Rule, Source};
 use crate::package::weights::add;
-use crate::package::{Dtype, Package, WeightsFile, map};
+use crate::package::{Package, WeightsFile, checkpoint, map};
 
 /// Why there are no new weights.
 #[derive(Debug, thiserror::Error)]
@@ -76,25 +76,11 @@ pub fn build(
 
 fn copy(package: &Package, out: &Path) -> std::io::Result<()> {
     let weights = &package.weights;
-    let views = weights.tensors.iter().enumerate().map(|(index, tensor)| {
-        let dtype = match tensor.dtype {
-            Dtype::F32 => safetensors::Dtype::F32,
-            Dtype::F16 => safetensors::Dtype::F16,
-            Dtype::Bf16 => safetensors::Dtype::BF16,
-        };
-        let view = TensorView::new(dtype, tensor.shape.clone(), weights.bytes(index));
-        view.map(|view| (tensor.name.as_str(), view))
+    let tensors = weights.tensors.iter().enumerate().map(|(index, tensor)| {
+        let (name, shape) = (tensor.name.as_str(), tensor.shape.as_slice());
+        (name, tensor.dtype, shape, weights.bytes(index))
     });
-    let views = views
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(std::io::Error::other)?;
-    safetensors::serialize_to_file(views, None, out).map_err(|error| {
-        if let SafeTensorError::IoError(error) = error {
-            error
-        } else {
-            std::io::Error::other(error)
-        }
-    })
+    checkpoint::write(out, tensors)
 }
 
 enum StepError {

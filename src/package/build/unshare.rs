@@ -121,7 +121,7 @@ impl Family<'_> {
     fn assign(&self, by_contents: &HashMap<Contents, Vec<&str>>) -> Result<Vec<Share>, String> {
         let held = self.initializers(by_contents);
         let first = self.tensors[0];
-        if flipped(first) == Some((first.shape.clone(), first.bytes.clone())) {
+        if flipped(first) == Some((first.shape.clone(), first.bytes.to_vec())) {
             let doubt =
                 "they are their own transpose, so whether the graph holds it cannot be seen";
             return Err(self.refusal(&held, &[doubt.to_owned()]));
@@ -414,7 +414,7 @@ mod tests {
             name: name.into(),
             shape: shape.into(),
             dtype: Dtype::F32,
-            bytes: [0, 0, 128, 63].repeat(shape.iter().product()),
+            bytes: [0, 0, 128, 63].repeat(shape.iter().product()).into(),
         }
     }
 
@@ -431,7 +431,7 @@ mod tests {
                     shape: shape.to_vec(),
                     dtype: Some(Dtype::F32),
                 };
-                (info, ones(name, shape).bytes.into())
+                (info, ones(name, shape).bytes)
             })
             .collect();
         let (tensors, rewritten) = place(tensors, &held, &mut graph).map_err(|e| e.0)?;
