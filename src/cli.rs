@@ -250,7 +250,7 @@ fn leave(exit: Exit) -> ! {
 
 #[expect(
     clippy::print_stderr,
-    reason = "the one place where a command's error reaches a person"
+    reason = "the one place where a command's error, or its note, reaches a person"
 )]
 fn complain(message: &str) {
     eprintln!("scorer: {message}");

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::json;
 
-use super::{Exit, Fault, Outcome, answer, answer_json, busy};
+use super::{Exit, Fault, Outcome, answer, answer_json, busy, complain};
 use crate::config::Config;
 use crate::engine::EngineError;
 use crate::engine::thread::EngineHandle;
@@ -241,7 +241,7 @@ pub(super) fn package(args: &PackageArgs) -> Outcome {
     let data = |e: &dyn std::fmt::Display| Fault::new(Exit::Data, e);
     let built = build(&recipe).map_err(|e| data(&e))?;
     for note in &built.notes {
-        tracing::warn!("{note}");
+        complain(&format!("note: {note}"));
     }
     // What a worker would refuse is refused here.
     let package = Package::load(&args.out, false, &[]).map_err(|e| data(&e))?;

@@ -1,6 +1,7 @@
 //! Making a package: finding, by comparing contents, where the exporter put each checkpoint
 //! tensor, and refusing by name what cannot be placed beyond doubt.
 
+mod precision;
 mod unshare;
 
 use std::collections::{BTreeMap, HashMap};
@@ -64,7 +65,9 @@ pub fn build(recipe: &Recipe) -> Result<Built, PackageError> {
         Some(path) => {
             let checkpoint = Checkpoint::open(path)?;
             let note = checkpoint.note();
-            (checkpoint.tensors, note)
+            let tensors =
+                precision::as_in_graph(checkpoint.tensors, &initializers, &graph.inputs())?;
+            (tensors, note)
         }
         None => {
             let own = initializers.iter().filter(|(i, _)| !i.shape.is_empty());
@@ -235,7 +238,7 @@ fn place(
             .or_default()
             .push(&info.name);
     }
-    let fed = graph.inputs();
+    let (all, fed) = (graph.initializers(), graph.inputs());
     let mut found: unshare::Found = checkpoint
         .iter()
         .map(|tensor| match fed_place(tensor, &fed) {
@@ -257,6 +260,7 @@ fn place(
                 tensors.insert(tensor.name.clone(), entry);
             }
             Err(problem) => {
+                let problem = precision::reason(tensor, &all, initializers).unwrap_or(problem);
                 problems.push(format!("  {} {:?}: {problem}", tensor.name, tensor.shape));
             }
         }

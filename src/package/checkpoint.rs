@@ -11,6 +11,7 @@ use safetensors::tensor::TensorView;
 use safetensors::{SafeTensorError, SafeTensors};
 use serde::Deserialize;
 
+use super::weights::read_element;
 use super::{Dtype, PackageError};
 
 /// What the files of a checkpoint are called in a folder of their own.
@@ -189,6 +190,16 @@ pub(crate) fn stored_type(dtype: Dtype) -> safetensors::Dtype {
         Dtype::F16 => safetensors::Dtype::F16,
         Dtype::Bf16 => safetensors::Dtype::BF16,
     }
+}
+
+/// A tensor's 16-bit elements as 32-bit ones, which hold every value of theirs.
+pub(super) fn widen(bytes: &[u8], dtype: Dtype) -> Vec<u8> {
+    let elements = bytes.len() / dtype.size();
+    let mut wide = Vec::with_capacity(elements * Dtype::F32.size());
+    for at in 0..elements {
+        wide.extend_from_slice(&read_element(bytes, dtype, at).to_le_bytes());
+    }
+    wide
 }
 
 /// Reads the header of a safetensors file.
