@@ -1,0 +1,167 @@
+//! How the graph calls the checkpoint's tensors. Whoever exports a model wraps it in a module of
+//! their own, and training wraps it, too: `m.model.norm.weight` in the graph is
+//! `model.norm.weight`, or `module.model.norm.weight`, in the checkpoint. What is put before the
+//! names is the same for all of them.
+
+use std::collections::{BTreeSet, HashSet};
+
+/// Names that candidates for a prefix are read from: those that say most.
+const ASKED: usize = 64;
+
+/// What comes off the checkpoint's names, and what is put before them then.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Naming {
+    off: String,
+    on: String,
+}
+
+impl Naming {
+    /// Finds the one under which the graph (names of its initializers and inputs, paths of its
+    /// modules) knows the most names of the checkpoint. Where names are as well known as they are,
+    /// they stay.
+    pub(super) fn find(
+        checkpoint: &[&str],
+        initializers: &HashSet<&str>,
+        modules: &HashSet<&str>,
+    ) -> Self {
+        let known = |naming: &Self| {
+            let names = checkpoint.iter().filter(|name| {
+                let name = naming.in_graph(name);
+                let module = name.rsplit_once('.').map(|(module, _)| module);
+                initializers.contains(name.as_str()) || module.is_some_and(|m| modules.contains(m))
+            });
+            names.count()
+        };
+        let mut best = (known(&Self::default()), Self::default());
+        for off in common_prefixes(checkpoint) {
+            for on in candidates(checkpoint, &off, initializers, modules) {
+                let naming = Self {
+                    off: off.clone(),
+                    on,
+                };
+                let count = known(&naming);
+                if count > best.0 {
+                    best = (count, naming);
+                }
+            }
+        }
+        best.1
+    }
+
+    /// A checkpoint's name as the graph has it.
+    pub(super) fn in_graph(&self, name: &str) -> String {
+        let rest = name.strip_prefix(self.off.as_str()).unwrap_or(name);
+        format!("{}{rest}", self.on)
+    }
+
+    /// The other way round.
+    pub(super) fn in_checkpoint(&self, name: &str) -> String {
+        let rest = name.strip_prefix(self.on.as_str()).unwrap_or(name);
+        format!("{}{rest}", self.off)
+    }
+
+    /// In words, if the names are not the same.
+    pub(super) fn note(&self) -> Option<String> {
+        (self.off != self.on).then(|| {
+            format!(
+                "the graph says {:?} where the checkpoint says {:?} before every name; the package has the checkpoint's names",
+                self.on, self.off
+            )
+        })
+    }
+}
+
+/// Whole parts that every name begins with, none first; at least the last part of a name stays.
+fn common_prefixes(names: &[&str]) -> Vec<String> {
+    let mut found = vec![String::new()];
+    let Some(first) = names.first() else {
+        return found;
+    };
+    for (at, _) in first.match_indices('.') {
+        let prefix = &first[..=at];
+        if !names.iter().all(|name| name.starts_with(prefix)) {
+            break;
+        }
+        found.push(prefix.to_owned());
+    }
+    found
+}
+
+/// What stands before a name of the checkpoint somewhere in the graph.
+fn candidates(
+    checkpoint: &[&str],
+    off: &str,
+    initializers: &HashSet<&str>,
+    modules: &HashSet<&str>,
+) -> BTreeSet<String> {
+    let mut telling: Vec<&str> = checkpoint.iter().filter_map(|n| n.strip_prefix(off)).collect();
+    telling.sort_by_key(|name| std::cmp::Reverse(name.matches('.').count()));
+    telling.truncate(ASKED);
+    let mut found = BTreeSet::from([String::new()]);
+    for name in telling {
+        let module = name.rsplit_once('.').map(|(module, _)| (module, modules));
+        for (wanted, held) in std::iter::once((name, initializers)).chain(module) {
+            let before = held.iter().filter_map(|held| held.strip_suffix(wanted));
+            let parts = before.filter(|before| before.ends_with('.'));
+            found.extend(parts.map(str::to_owned));
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn find(checkpoint: &[&str], initializers: &[&str], modules: &[&str]) -> (String, String) {
+        let set = |names: &[&'static str]| names.iter().copied().collect::<HashSet<_>>();
+        let owned = |names: &[&str]| -> Vec<&'static str> {
+            names.iter().map(|n| &*n.to_string().leak()).collect()
+        };
+        let naming = Naming::find(
+            checkpoint,
+            &set(&owned(initializers)),
+            &set(&owned(modules)),
+        );
+        for name in checkpoint {
+            assert_eq!(naming.in_checkpoint(&naming.in_graph(name)), *name);
+        }
+        (naming.off, naming.on)
+    }
+
+    #[test]
+    fn what_stands_before_every_name_is_found_on_either_side() {
+        let names = ["model.embed.weight", "model.layers.0.norm.weight", "head.bias"];
+        let with = |prefix: &str| names.map(|name| format!("{prefix}{name}"));
+        for (ours, theirs) in [
+            ("", ""),
+            ("", "m."),
+            ("_orig_mod.", ""),
+            ("module.", "m."),
+            ("base_model.model.", "wrapped.inner."),
+        ] {
+            let (checkpoint, graph) = (with(ours), with(theirs));
+            let refs = |names: &'static [String; 3]| names.each_ref().map(String::as_str);
+            let (checkpoint, graph) = (Box::leak(Box::new(checkpoint)), Box::leak(Box::new(graph)));
+            let found = find(&refs(checkpoint), &refs(graph), &[]);
+            assert_eq!(found, (ours.to_owned(), theirs.to_owned()));
+        }
+    }
+
+    #[test]
+    fn modules_tell_where_initializers_are_renamed() {
+        let found = find(&["norm.weight", "up.weight"], &["val_1", "val_2"], &["m.norm", "m.up"]);
+        assert_eq!(found, (String::new(), "m.".to_owned()));
+    }
+
+    #[test]
+    fn names_that_are_known_as_they_are_stay() {
+        let found = find(
+            &["a.weight", "b.weight"],
+            &["a.weight", "m.a.weight", "m.b.weight", "b.weight"],
+            &[],
+        );
+        assert_eq!(found, (String::new(), String::new()));
+        assert_eq!(find(&["w"], &["val_1"], &[]), (String::new(), String::new()));
+    }
+}

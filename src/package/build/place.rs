@@ -1,0 +1,270 @@
+//! Finds where the graph holds each checkpoint tensor: by contents, as it is or transposed, and by
+//! name where contents say nothing. What is not beyond doubt is refused by name.
+
+use std::collections::{BTreeMap, HashMap};
+
+use bytes::Bytes;
+use sha2::{Digest, Sha256};
+
+use super::super::weights::transpose;
+use super::super::{Dtype, PackageError, Place, TensorEntry};
+use super::unshare;
+use super::{Tensor, precision};
+use crate::engine::graph::{Graph, InitializerInfo, InputInfo};
+
+pub(super) type Contents = [u8; 32];
+
+/// Equal large contents under two names are one tied tensor. The name that the graph uses is the
+/// tensor, the other its alias. Contents of one repeated value (untrained norms, zero biases) say
+/// nothing, and stay apart.
+fn split_aliases(
+    checkpoint: Vec<Tensor>,
+    initializers: &[(InitializerInfo, Bytes)],
+) -> Result<(Vec<Tensor>, BTreeMap<String, String>), PackageError> {
+    let mut aliases = BTreeMap::new();
+    let mut kept: Vec<Tensor> = Vec::new();
+    let in_graph = |name: &str| initializers.iter().any(|(i, _)| i.name == name);
+    for tensor in checkpoint {
+        let twin = kept
+            .iter()
+            .position(|t| t.shape == tensor.shape && t.bytes == tensor.bytes && !is_uniform(t));
+        match twin {
+            None => kept.push(tensor),
+            Some(at) if in_graph(&tensor.name) && in_graph(&kept[at].name) => kept.push(tensor),
+            Some(at) if in_graph(&tensor.name) => {
+                aliases.insert(std::mem::replace(&mut kept[at], tensor).name, String::new());
+                let name = kept[at].name.clone();
+                aliases
+                    .values_mut()
+                    .filter(|v| v.is_empty())
+                    .for_each(|v| v.clone_from(&name));
+            }
+            Some(at) => {
+                aliases.insert(tensor.name, kept[at].name.clone());
+            }
+        }
+    }
+    kept.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok((kept, aliases))
+}
+
+fn is_uniform(tensor: &Tensor) -> bool {
+    let mut elements = tensor.bytes.chunks_exact(tensor.dtype.size());
+    let first = elements.next();
+    elements.all(|e| Some(e) == first)
+}
+
+fn contents(shape: &[usize], dtype: Dtype, bytes: &[u8]) -> Contents {
+    let mut hash = Sha256::new();
+    hash.update(format!("{shape:?} {}", dtype.as_str()));
+    hash.update(bytes);
+    hash.finalize().into()
+}
+
+/// Where every tensor is, and whether the graph had to be rewritten to tell them apart.
+fn place(
+    checkpoint: &[Tensor],
+    initializers: &[(InitializerInfo, Bytes)],
+    graph: &mut Graph,
+) -> Result<(BTreeMap<String, TensorEntry>, bool), PackageError> {
+    let mut by_contents: HashMap<Contents, Vec<&str>> = HashMap::new();
+    for (info, bytes) in initializers {
+        let dtype = info.dtype.unwrap_or(Dtype::F32);
+        by_contents
+            .entry(contents(&info.shape, dtype, bytes))
+            .or_default()
+            .push(&info.name);
+    }
+    let (all, fed) = (graph.initializers(), graph.inputs());
+    let mut found: unshare::Found = checkpoint
+        .iter()
+        .map(|tensor| match fed_place(tensor, &fed) {
+            Some(place) => Ok(vec![place]),
+            None => places(tensor, checkpoint, &by_contents),
+        })
+        .collect();
+    let unshared = unshare::unshare(graph, checkpoint, &by_contents, &mut found)?;
+    let mut problems = unshared.problems;
+    let mut tensors = BTreeMap::new();
+    for (tensor, found) in checkpoint.iter().zip(found) {
+        match found {
+            Ok(places) => {
+                let entry = TensorEntry {
+                    places,
+                    shape: tensor.shape.clone(),
+                    dtype: tensor.dtype,
+                };
+                tensors.insert(tensor.name.clone(), entry);
+            }
+            Err(problem) => {
+                let problem = precision::reason(tensor, &all, initializers).unwrap_or(problem);
+                problems.push(format!("  {} {:?}: {problem}", tensor.name, tensor.shape));
+            }
+        }
+    }
+    if problems.is_empty() {
+        return Ok((tensors, unshared.rewritten));
+    }
+    Err(PackageError(format!(
+        "tensors cannot be placed in the graph:\n{}",
+        problems.join("\n")
+    )))
+}
+
+/// An export may leave a weight as an input under its own name.
+fn fed_place(tensor: &Tensor, inputs: &[InputInfo]) -> Option<Place> {
+    let shape: Vec<Option<usize>> = tensor.shape.iter().copied().map(Some).collect();
+    let is_it = |input: &&InputInfo| input.name == tensor.name && input.shape == shape;
+    inputs.iter().find(is_it).map(|input| Place {
+        initializer: input.name.clone(),
+        transposed: false,
+    })
+}
+
+fn places(
+    tensor: &Tensor,
+    checkpoint: &[Tensor],
+    by_contents: &HashMap<Contents, Vec<&str>>,
+) -> Result<Vec<Place>, String> {
+    let found = copies(tensor, by_contents);
+    let equal: Vec<&str> = checkpoint
+        .iter()
+        .filter(|t| t.shape == tensor.shape && t.bytes == tensor.bytes)
+        .map(|t| t.name.as_str())
+        .collect();
+    if equal.len() > 1 || is_uniform(tensor) {
+        return by_name(tensor, found, &equal);
+    }
+    if found.is_empty() {
+        Err("no initializer holds it, as it is or transposed".into())
+    } else {
+        Ok(found)
+    }
+}
+
+/// Every initializer that holds the tensor's contents, as they are or transposed.
+fn copies(tensor: &Tensor, by_contents: &HashMap<Contents, Vec<&str>>) -> Vec<Place> {
+    let held = |shape: &[usize], bytes: &[u8], transposed| {
+        let names = by_contents.get(&contents(shape, tensor.dtype, bytes));
+        let place = move |name: &&str| Place {
+            initializer: (*name).to_owned(),
+            transposed,
+        };
+        names.into_iter().flatten().map(place)
+    };
+    let mut found: Vec<Place> = held(&tensor.shape, &tensor.bytes, false).collect();
+    if let [rows, columns] = tensor.shape.as_slice() {
+        let flipped = transpose(&tensor.bytes, *rows, *columns, tensor.dtype.size());
+        // What is its own transpose is found as it is already.
+        if rows != columns || flipped != tensor.bytes {
+            found.extend(held(&[*columns, *rows], &flipped, true));
+        }
+    }
+    found
+}
+
+/// Contents cannot tell equal tensors apart; only the name can, and only if every copy has one.
+fn by_name(tensor: &Tensor, found: Vec<Place>, equal: &[&str]) -> Result<Vec<Place>, String> {
+    let (own, others): (Vec<Place>, Vec<Place>) = found
+        .into_iter()
+        .partition(|p| p.initializer == tensor.name && !p.transposed);
+    let nameless: Vec<&str> = others
+        .iter()
+        .map(|p| p.initializer.as_str())
+        .filter(|name| !equal.contains(name))
+        .collect();
+    if own.is_empty() {
+        return Err(
+            "other tensors or constants have the same contents and no initializer has its name; \
+                    export with the checkpoint's names, or train it"
+                .into(),
+        );
+    }
+    if !nameless.is_empty() {
+        return Err(format!(
+            "{} in the graph may be copies of it and have no checkpoint name; train it, or export without them",
+            nameless.join(", ")
+        ));
+    }
+    Ok(own)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tensor(name: &str, shape: &[usize], values: &[f32]) -> Tensor {
+        Tensor {
+            name: name.into(),
+            shape: shape.into(),
+            dtype: Dtype::F32,
+            bytes: values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+        }
+    }
+
+    /// Places where nothing but names and contents can tell.
+    fn placed(checkpoint: &[Tensor], held: &[Tensor]) -> Result<Vec<(String, bool)>, String> {
+        let names: Vec<&str> = held.iter().map(|t| t.name.as_str()).collect();
+        let mut graph = crate::engine::graph::unshare::hand_made::graph(&[], &names);
+        let held: Vec<_> = held
+            .iter()
+            .map(|t| {
+                let info = InitializerInfo {
+                    name: t.name.clone(),
+                    shape: t.shape.clone(),
+                    dtype: Some(t.dtype),
+                };
+                (info, t.bytes.clone())
+            })
+            .collect();
+        let (tensors, rewritten) = place(checkpoint, &held, &mut graph).map_err(|e| e.0)?;
+        assert!(!rewritten);
+        let places = tensors[&checkpoint[0].name].places.iter();
+        Ok(places
+            .map(|p| (p.initializer.clone(), p.transposed))
+            .collect())
+    }
+
+    const MATRIX: [f32; 6] = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0];
+
+    #[test]
+    fn a_tensor_is_found_in_every_place_it_has() {
+        let checkpoint = [tensor("w", &[2, 3], &MATRIX)];
+        let graph = [
+            tensor("renamed", &[2, 3], &MATRIX),
+            tensor("folded", &[3, 2], &[1.0, 4.0, 2.0, 5.0, 3.0, 6.0]),
+            tensor("other", &[3, 2], &MATRIX),
+        ];
+        let expected = [("renamed".to_owned(), false), ("folded".to_owned(), true)];
+        assert_eq!(placed(&checkpoint, &graph).unwrap(), expected);
+        let lost = placed(&checkpoint, &graph[2..]).unwrap_err();
+        assert!(lost.contains("w [2, 3]"), "{lost}");
+    }
+
+    #[test]
+    fn equal_tensors_are_told_apart_by_name_or_refused() {
+        let ones = [1.0; 2];
+        let checkpoint = [tensor("norm.a", &[2], &ones), tensor("norm.b", &[2], &ones)];
+        assert_eq!(
+            placed(&checkpoint, &checkpoint).unwrap(),
+            [("norm.a".to_owned(), false)]
+        );
+        let merged = placed(&checkpoint, &checkpoint[..1]).unwrap_err();
+        assert!(merged.contains("norm.a [2], norm.b [2]"), "{merged}");
+    }
+
+    #[test]
+    fn a_copy_without_a_name_is_refused_where_contents_say_nothing() {
+        let checkpoint = [tensor("w", &[2, 3], &[0.5; 6])];
+        let graph = [
+            tensor("w", &[2, 3], &[0.5; 6]),
+            tensor("val_7", &[3, 2], &[0.5; 6]),
+        ];
+        assert_eq!(
+            placed(&checkpoint, &graph[..1]).unwrap(),
+            [("w".to_owned(), false)]
+        );
+        let doubt = placed(&checkpoint, &graph).unwrap_err();
+        assert!(doubt.contains("val_7"), "{doubt}");
+    }
+}
