@@ -24,7 +24,7 @@ use crate::package::plan::{Elem, Plan, Window};
 use crate::package::weights::transpose;
 use crate::package::{Package, Place};
 use crate::score::{self, Paired};
-use graph::{Constant, Graph};
+use graph::{Constant, Graph, Head};
 use objective::Measure;
 use patch::{Patch, Patches};
 use session::{Feed, Session, SessionError, Source, Terminator, WeightSpec};
@@ -227,6 +227,7 @@ impl Engine {
         let names: Vec<&str> = specs.iter().map(|s| s.input.as_str()).collect();
         let (measure, fixed) = Measure::new(&package, &graph, &names).map_err(broken)?;
         let head = objective::head(&package);
+        check_trainable(&package, &graph, head).map_err(broken)?;
         let (slots, session) = match hold {
             Hold::Inputs => {
                 let prepared = graph.prepare(&names, head);
@@ -500,6 +501,31 @@ impl Engine {
         }
         self.measure.losses(windows, batch, &output)
     }
+}
+
+/// Whether every tensor that candidates may touch is one whose change they have to answer for.
+fn check_trainable(package: &Package, graph: &Graph, head: Head<'_>) -> Result<(), String> {
+    let (Head::LogProbs(output) | Head::Loss(output)) = head;
+    let tensors = package.manifest.tensors.iter();
+    let tensors = tensors.filter(|(name, _)| package.manifest.is_trainable(name));
+    let places: Vec<(&str, &str)> = tensors
+        .flat_map(|(name, tensor)| {
+            let places = tensor.places.iter();
+            places.map(|place| (name.as_str(), place.initializer.as_str()))
+        })
+        .collect();
+    let names: Vec<&str> = places.iter().map(|(_, place)| *place).collect();
+    let barred = graph.barred(&names, output).map_err(|e| e.to_string())?;
+    for (name, place) in places {
+        let empty = package.manifest.tensors.get(name).is_some_and(|t| t.shape.contains(&0));
+        let why = barred.get(place).map(String::as_str);
+        if let Some(why) = why.or(empty.then_some("has no elements")) {
+            return Err(format!(
+                "tensors.{name}: {place} {why}, so candidates may not touch it; package it again"
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// Makes the package's files of external data those of a graph in another folder.

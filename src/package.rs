@@ -9,7 +9,7 @@ mod shard;
 pub mod synthetic;
 pub mod weights;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::config::is_model_name;
+use crate::engine::graph::{External, externals, plain_location};
 use crate::job::message::V1;
 use plan::{Cut, Plan, Shard, TokenCut, Window};
 use shard::parse_shard;
@@ -152,6 +153,31 @@ impl Objective {
             label_shift: one(),
             ignore_index: ignore_index(),
         }
+    }
+
+    /// The bounds of its numbers.
+    fn check(&self) -> Result<(), PackageError> {
+        let Objective::CausalLm {
+            window,
+            windows_per_row,
+            label_shift,
+            ignore_index: _,
+        } = *self
+        else {
+            return Ok(());
+        };
+        require(
+            (1..=1 << 20).contains(&window),
+            "objective.window: must be 1 to 1048576".into(),
+        )?;
+        require(
+            (1..=1 << 20).contains(&windows_per_row),
+            "objective.windows_per_row: must be 1 to 1048576".into(),
+        )?;
+        require(
+            (1..=window.min(255)).contains(&label_shift),
+            "objective.label_shift: must be at least 1 and at most the window".into(),
+        )
     }
 }
 
@@ -345,6 +371,7 @@ impl Package {
         for external in manifest.graph.external.iter().flatten() {
             map_checked(&inside(dir, &external.file)?, &external.sha256)?;
         }
+        manifest.check_external(&graph)?;
         let shards = load_shards(dir, &manifest.shards, manifest.objective, subset)?;
         let root = Self::root(&manifest, &package_id);
         let opened = newer.iter().find_map(|file| {
@@ -510,6 +537,22 @@ impl Manifest {
         Ok(stamps)
     }
 
+    /// Whether every file that the graph has tensors in is one whose digest was compared.
+    fn check_external(&self, graph: &Bytes) -> Result<(), PackageError> {
+        let files = self.graph.external.iter().flatten();
+        let files: BTreeSet<&str> = files.map(|external| external.file.as_str()).collect();
+        for External { location, at, .. } in
+            externals(graph).map_err(|e| PackageError(e.to_string()))?
+        {
+            let known = plain_location(&location).is_some_and(|l| files.contains(l.as_str()));
+            let problem = format!(
+                "graph: {at}: its external data {location:?} is not among graph.external, so nobody compared its digest; package it again"
+            );
+            require(known, problem)?;
+        }
+        Ok(())
+    }
+
     /// What the package says, with weights of another version.
     fn at(&self, file: &WeightsFile) -> Self {
         Self {
@@ -527,13 +570,7 @@ impl Manifest {
     }
 
     fn check(&self) -> Result<(), PackageError> {
-        require(
-            is_model_name(&self.name),
-            format!(
-                "name: {:?} must match [a-z0-9][a-z0-9_-]{{0,63}}",
-                self.name
-            ),
-        )?;
+        check_name(&self.name)?;
         require(
             !self.shards.is_empty(),
             "shards: empty, a score needs held-out data".into(),
@@ -609,27 +646,7 @@ impl Manifest {
                 format!("{field}: {kind} has no such thing"),
             )?;
         }
-        let Objective::CausalLm {
-            window,
-            windows_per_row,
-            label_shift,
-            ignore_index: _,
-        } = self.objective
-        else {
-            return Ok(());
-        };
-        require(
-            (1..=1 << 20).contains(&window),
-            "objective.window: must be 1 to 1048576".into(),
-        )?;
-        require(
-            (1..=1 << 20).contains(&windows_per_row),
-            "objective.windows_per_row: must be 1 to 1048576".into(),
-        )?;
-        require(
-            (1..=window.min(255)).contains(&label_shift),
-            "objective.label_shift: must be at least 1 and at most the window".into(),
-        )
+        self.objective.check()
     }
 
     /// An initializer that two tensors share would let a candidate for one change the other.
@@ -647,6 +664,12 @@ impl Manifest {
         }
         Ok(())
     }
+}
+
+/// A model's name is part of names of queues and keys.
+fn check_name(name: &str) -> Result<(), PackageError> {
+    let problem = format!("name: {name:?} must match [a-z0-9][a-z0-9_-]{{0,63}}");
+    require(is_model_name(name), problem)
 }
 
 fn require(sound: bool, problem: String) -> Result<(), PackageError> {

@@ -7,6 +7,7 @@
 mod flow;
 mod lift;
 mod proto;
+mod reach;
 pub mod synthetic;
 mod tensors;
 pub mod unshare;
@@ -25,7 +26,8 @@ use proto::{
 use crate::package::Dtype;
 use crate::package::plan::Elem;
 pub use flow::{Flow, Limit};
-pub use lift::{Elsewhere, lift};
+pub use lift::{Elsewhere, Lifted, lift};
+pub use reach::Reach;
 use tensors::contents;
 pub use tensors::{External, externals, plain_location, relocate};
 

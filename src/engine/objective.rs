@@ -1,7 +1,7 @@
 //! What goes through the graph besides the weights, and how what comes out becomes losses: checked
 //! against the graph once, at load.
 
-use super::graph::{Graph, Head, InputInfo, LABELS};
+use super::graph::{Graph, Head, InputInfo, LABELS, Limit};
 use super::session::Feed;
 use crate::failure::{Code, Failure};
 use crate::package::plan::{Column, Data, Elem, TokenCut, Window};
@@ -11,7 +11,7 @@ use crate::package::{Objective, Package};
 #[derive(Debug)]
 pub(super) enum Measure {
     CausalLm {
-        tokens: String,
+        tokens: InputInfo,
         /// Fed with ones.
         mask: Option<InputInfo>,
         /// Fed with 0, 1, 2, ...
@@ -34,10 +34,12 @@ impl Measure {
         let inputs: Vec<InputInfo> = inputs
             .filter(|input| !weights.contains(&input.name.as_str()))
             .collect();
+        let limits = graph.flow(weights).map_err(|e| e.to_string())?.limits;
         let measure = match package.manifest.objective {
-            Objective::CausalLm { .. } => causal_lm(package, graph, &inputs)?,
+            Objective::CausalLm { .. } => causal_lm(package, graph, &inputs, &limits)?,
             Objective::GraphLoss {} => {
                 check_columns(package, &inputs)?;
+                check_values(package, &limits)?;
                 Self::GraphLoss
             }
         };
@@ -75,7 +77,7 @@ impl Measure {
                     labels.iter().map(wide).map(target).chain(missing)
                 });
                 let mut feeds = vec![
-                    Feed::integers(tokens, shape.clone(), Elem::I64, inputs),
+                    Feed::integers(&tokens.name, shape, whole(tokens), inputs),
                     Feed::integers(LABELS, vec![batch, seq, 1], Elem::I64, labels),
                 ];
                 feeds.extend(mask.iter().map(|input| constant(input, batch, seq, |_| 1)));
@@ -183,15 +185,23 @@ fn columns(package: &Package, shard: usize) -> &[Column] {
     }
 }
 
+fn whole(input: &InputInfo) -> Elem {
+    input.elem.unwrap_or(Elem::I64)
+}
+
 /// The same for every row of the batch.
 fn constant(input: &InputInfo, batch: usize, seq: usize, value: fn(i64) -> i64) -> Feed<'_> {
     let row = (0_i64..).take(seq).map(value);
     let values = std::iter::repeat_n(row, batch).flatten();
-    let elem = input.elem.unwrap_or(Elem::I64);
-    Feed::integers(&input.name, vec![batch, seq], elem, values)
+    Feed::integers(&input.name, vec![batch, seq], whole(input), values)
 }
 
-fn causal_lm(package: &Package, graph: &Graph, inputs: &[InputInfo]) -> Result<Measure, String> {
+fn causal_lm(
+    package: &Package,
+    graph: &Graph,
+    inputs: &[InputInfo],
+    limits: &[Limit],
+) -> Result<Measure, String> {
     let Objective::CausalLm {
         window,
         windows_per_row,
@@ -201,7 +211,6 @@ fn causal_lm(package: &Package, graph: &Graph, inputs: &[InputInfo]) -> Result<M
     else {
         return Err("objective: is not causal_lm".into());
     };
-    check_vocabulary(package, graph, ignore_index)?;
     let names = &package.manifest.inputs;
     let find = |name: &Option<String>| {
         let Some(name) = name else { return Ok(None) };
@@ -227,17 +236,15 @@ fn causal_lm(package: &Package, graph: &Graph, inputs: &[InputInfo]) -> Result<M
             listed(&unknown)
         ));
     }
-    if tokens.elem != Some(Elem::I64) {
-        return Err(format!("graph: input {} must be int64", tokens.name));
+    for input in std::iter::once(&tokens).chain(&positions) {
+        if !matches!(input.elem, Some(Elem::I64 | Elem::I32)) {
+            return Err(format!("graph: input {} must be int64 or int32", input.name));
+        }
     }
-    if positions
-        .as_ref()
-        .is_some_and(|p| !matches!(p.elem, Some(Elem::I64 | Elem::I32)))
-    {
-        return Err("graph: inputs.position_ids must be int64 or int32".into());
-    }
+    check_tokens(package, graph, &tokens.name, limits)?;
+    check_positions(positions.as_ref(), window, limits)?;
     Ok(Measure::CausalLm {
-        tokens: tokens.name,
+        tokens,
         mask,
         positions,
         cut: TokenCut {
@@ -274,7 +281,14 @@ fn check_row(input: &InputInfo, window: usize) -> Result<(), String> {
     }
 }
 
-fn check_vocabulary(package: &Package, graph: &Graph, ignore_index: i64) -> Result<(), String> {
+/// Whatever a token is besides (a target that does not count), it is a row of the embedding when it
+/// is fed: a negative one would be a row from the end, on some devices one from anywhere.
+fn check_tokens(
+    package: &Package,
+    graph: &Graph,
+    input: &str,
+    limits: &[Limit],
+) -> Result<(), String> {
     let logits = package.manifest.outputs.logits.as_deref();
     let logits = logits.ok_or("outputs.logits: missing")?;
     let Some(vocabulary) = graph.last_dimension(logits) else {
@@ -282,21 +296,83 @@ fn check_vocabulary(package: &Package, graph: &Graph, ignore_index: i64) -> Resu
             "graph: the last dimension of output {logits} (the vocabulary) must be fixed"
         ));
     };
+    let vocabulary = i64::try_from(vocabulary).unwrap_or(i64::MAX);
+    let of_logits = (vocabulary, format!("the vocabulary of {vocabulary}"));
+    let rows = limits.iter().filter(|limit| limit.input == input);
+    let rows = rows.filter_map(|l| Some((l.below?, format!("the {} rows that {} picks from", l.below?, l.by))));
+    let (below, what) = rows.chain([of_logits]).min().unwrap_or_default();
     for shard in package.shards.iter() {
-        let Data::Tokens { tokens, .. } = &shard.data else {
+        let Data::Tokens { tokens, row_length } = &shard.data else {
             return Err(format!("shard {}: holds no tokens", shard.id));
         };
-        let legal = |t: &i32| {
-            usize::try_from(*t).is_ok_and(|t| t < vocabulary) || i64::from(*t) == ignore_index
-        };
-        if let Some(token) = tokens.iter().find(|t| !legal(t)) {
+        let foreign = |t: &i32| !(0..below).contains(&i64::from(*t));
+        if let Some(at) = tokens.iter().position(foreign) {
+            let (row, position) = (at / row_length.max(&1), at % row_length.max(&1));
             return Err(format!(
-                "shard {}: token {token} is outside the vocabulary of {vocabulary}",
-                shard.id
+                "shard {}: row {row}, position {position}: token {} is outside {what}; every token of a shard is fed \
+                 to the model, also one whose target does not count: put a token of the model there, such as its padding",
+                shard.id, tokens[at]
             ));
         }
     }
     Ok(())
+}
+
+/// Positions are 0 to the window's last.
+fn check_positions(
+    input: Option<&InputInfo>,
+    window: usize,
+    limits: &[Limit],
+) -> Result<(), String> {
+    let Some(input) = input else { return Ok(()) };
+    let limits = limits.iter().filter(|limit| limit.input == input.name);
+    let rows = limits.filter_map(|limit| usize::try_from(limit.below?).ok()).min();
+    match rows {
+        Some(rows) if rows < window => Err(format!(
+            "graph: input {} knows {rows} positions, the window has {window}",
+            input.name
+        )),
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// Whole numbers that pick rows or classes pick such as there are.
+fn check_values(package: &Package, limits: &[Limit]) -> Result<(), String> {
+    for (position, shard) in package.shards.iter().enumerate() {
+        for (limit, column) in limits.iter().flat_map(|limit| {
+            let columns = columns(package, position).iter();
+            columns.filter(|c| c.name == limit.input).map(move |column| (limit, column))
+        }) {
+            let below = limit.below.unwrap_or(i64::MAX);
+            let foreign = |v: &i64| !(0..below).contains(v) && Some(*v) != limit.ignored;
+            let values = whole_numbers(column);
+            if let Some(at) = values.iter().position(foreign) {
+                let row_length = column.shape.iter().product::<usize>().max(1);
+                let known = limit.below.map_or(String::new(), |below| format!(" of {below}"));
+                return Err(format!(
+                    "shard {}: {}: row {}, position {}: {} is none{known} that {} picks from",
+                    shard.id,
+                    column.name,
+                    at / row_length,
+                    at % row_length,
+                    values[at],
+                    limit.by
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn whole_numbers(column: &Column) -> Vec<i64> {
+    match column.elem {
+        Elem::I64 => column.bytes.as_chunks().0.iter().map(|b| i64::from_le_bytes(*b)).collect(),
+        Elem::I32 => {
+            let values = column.bytes.as_chunks().0.iter();
+            values.map(|b| i32::from_le_bytes(*b).into()).collect()
+        }
+        Elem::F32 | Elem::F16 | Elem::U8 | Elem::Bool => Vec::new(),
+    }
 }
 
 /// Every shard has a column for every input of the graph, and none besides.

@@ -114,6 +114,26 @@ impl Flow {
 }
 
 impl Graph {
+    /// The weights that nobody may be let change, with the reason: those that decide shapes, and
+    /// those that `output` does not depend on.
+    ///
+    /// # Errors
+    /// When a node cannot be decoded, or bodies lie too deep.
+    pub fn barred(
+        &self,
+        weights: &[&str],
+        output: &str,
+    ) -> Result<BTreeMap<String, String>, GraphError> {
+        let (flow, reach) = (self.flow(weights)?, self.reach(output)?);
+        let reason = |name: &str| match flow.decides(name) {
+            Some(by) => Some(format!("decides shapes, as {by}")),
+            None if reach.leads_from(name) => None,
+            None => Some(format!("is read by nothing that {output} depends on")),
+        };
+        let barred = weights.iter().filter_map(|name| Some(((*name).to_owned(), reason(name)?)));
+        Ok(barred.collect())
+    }
+
     /// Follows the weights (initializers or inputs of these names) and the other inputs.
     ///
     /// # Errors

@@ -2,7 +2,7 @@
 //! or into the bodies of If, Loop and Scan. They become initializers, since only those can be
 //! patched. What a local function holds, or what is sparse, cannot; it is reported.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use bytes::Bytes;
 
@@ -124,24 +124,13 @@ fn definitions(model: &Bytes) -> Result<HashMap<String, usize>, GraphError> {
             return Ok(Change::Replace(bytes.to_vec()));
         }
         if *kind == Kind::Graph {
-            for name in names(&decode_graph(bytes)?)? {
+            for name in decode_graph(bytes)?.names()? {
                 *found.entry(name).or_default() += 1;
             }
         }
         Ok(Change::Keep)
     })?;
     Ok(found)
-}
-
-/// What a graph itself gives names to.
-fn names(graph: &GraphProto) -> Result<HashSet<String>, GraphError> {
-    let inputs = graph.input.iter().filter_map(|i| i.name.clone());
-    let initializers = graph.initializer.iter().filter_map(|t| t.name.clone());
-    let mut names: HashSet<String> = inputs.chain(initializers).collect();
-    for node in &graph.node {
-        names.extend(super::unshare::decode(node)?.output);
-    }
-    Ok(names)
 }
 
 fn decode_graph(bytes: &Bytes) -> Result<GraphProto, GraphError> {

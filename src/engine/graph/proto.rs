@@ -1,8 +1,13 @@
 //! ONNX's messages (`onnx.proto`, IR version 13) as far as we read or write them; what passes
 //! through stays raw bytes.
 
+use std::collections::HashSet;
+
 use bytes::Bytes;
 use prost::Message;
+
+use super::GraphError;
+use super::unshare::decode;
 
 pub(super) const FLOAT: i32 = 1;
 pub(super) const UINT8: i32 = 2;
@@ -226,6 +231,19 @@ pub(super) struct FunctionProto {
 /// ONNX's own operators: `ai.onnx` is another way to write the empty domain.
 pub(super) fn is_default_domain(domain: Option<&str>) -> bool {
     matches!(domain, None | Some("" | "ai.onnx"))
+}
+
+impl GraphProto {
+    /// What the graph itself gives names to: inputs, initializers and what its nodes make.
+    pub(super) fn names(&self) -> Result<HashSet<String>, GraphError> {
+        let inputs = self.input.iter().filter_map(|i| i.name.clone());
+        let initializers = self.initializer.iter().filter_map(|t| t.name.clone());
+        let mut names: HashSet<String> = inputs.chain(initializers).collect();
+        for node in &self.node {
+            names.extend(decode(node)?.output);
+        }
+        Ok(names)
+    }
 }
 
 impl NodeProto {

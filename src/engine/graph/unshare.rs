@@ -100,6 +100,19 @@ impl Graph {
         Ok(wiring)
     }
 
+    /// Paths of the modules whose code the nodes are, as far as the exporter tells them.
+    ///
+    /// # Errors
+    /// When a node cannot be decoded.
+    pub fn modules(&self) -> Result<HashSet<String>, GraphError> {
+        let nodes = self.wiring()?.nodes;
+        let modules = nodes.into_iter().filter_map(|node| match node.module {
+            Some(Module::Path(path) | Module::Called(path)) => Some(path),
+            None => None,
+        });
+        Ok(modules.collect())
+    }
+
     /// Replaces an initializer by copies under the names given, each for the uses given. A copy
     /// may keep the old name; without one the old initializer is gone.
     ///

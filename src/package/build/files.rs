@@ -147,9 +147,9 @@ pub(super) fn check_free(out: &Path) -> Result<(), PackageError> {
         let message = format!("{}: {why}; packages are immutable, choose a new directory", out.display());
         Err(PackageError(message))
     };
-    match std::fs::read_dir(out) {
-        Ok(mut entries) if entries.next().is_some() => refuse("is not empty"),
-        Ok(_) => Ok(()),
+    match std::fs::read_dir(out).map(Iterator::count) {
+        Ok(0) => Ok(()),
+        Ok(_) => refuse("is not empty"),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
         Err(e) if e.kind() == std::io::ErrorKind::NotADirectory => refuse("is a file"),
         Err(e) => Err(failed(out, &e)),

@@ -40,16 +40,25 @@ pub(super) fn inputs(
     })
 }
 
+/// The output from which the loss is computed.
+pub(super) fn output(graph: &Graph, objective: Objective) -> Result<String, PackageError> {
+    let preferred = match objective {
+        Objective::CausalLm { .. } => "logits",
+        Objective::GraphLoss {} => "loss",
+    };
+    sole(&graph.outputs(), &[preferred], "output")
+}
+
 pub(super) fn outputs(graph: &Graph, objective: Objective) -> Result<Outputs, PackageError> {
-    let name = |preferred| sole(&graph.outputs(), &[preferred], "output").map(Some);
+    let output = Some(output(graph, objective)?);
     Ok(match objective {
         Objective::CausalLm { .. } => Outputs {
-            logits: name("logits")?,
+            logits: output,
             loss: None,
         },
         Objective::GraphLoss {} => Outputs {
             logits: None,
-            loss: name("loss")?,
+            loss: output,
         },
     })
 }

@@ -17,7 +17,7 @@ pub(super) type Contents = [u8; 32];
 /// Equal large contents under two names are one tied tensor. The name that the graph uses is the
 /// tensor, the other its alias. Contents of one repeated value (untrained norms, zero biases) say
 /// nothing, and stay apart.
-fn split_aliases(
+pub(super) fn split_aliases(
     checkpoint: Vec<Tensor>,
     initializers: &[(InitializerInfo, Bytes)],
 ) -> Result<(Vec<Tensor>, BTreeMap<String, String>), PackageError> {
@@ -48,24 +48,29 @@ fn split_aliases(
     Ok((kept, aliases))
 }
 
-fn is_uniform(tensor: &Tensor) -> bool {
+pub(super) fn is_uniform(tensor: &Tensor) -> bool {
     let mut elements = tensor.bytes.chunks_exact(tensor.dtype.size());
     let first = elements.next();
     elements.all(|e| Some(e) == first)
 }
 
-fn contents(shape: &[usize], dtype: Dtype, bytes: &[u8]) -> Contents {
+pub(super) fn contents(shape: &[usize], dtype: Dtype, bytes: &[u8]) -> Contents {
     let mut hash = Sha256::new();
     hash.update(format!("{shape:?} {}", dtype.as_str()));
     hash.update(bytes);
     hash.finalize().into()
 }
 
-/// Where every tensor is, and whether the graph had to be rewritten to tell them apart.
-fn place(
+/// What a tensor is told of whose contents are nowhere; it is said once, of all of them.
+const NOWHERE: &str = "no initializer holds it";
+
+/// Where every tensor is, and whether the graph had to be rewritten to tell them apart. `why` may
+/// know why the graph holds a tensor nowhere.
+pub(super) fn place(
     checkpoint: &[Tensor],
     initializers: &[(InitializerInfo, Bytes)],
     graph: &mut Graph,
+    why: impl Fn(&Tensor) -> Option<String>,
 ) -> Result<(BTreeMap<String, TensorEntry>, bool), PackageError> {
     let mut by_contents: HashMap<Contents, Vec<&str>> = HashMap::new();
     for (info, bytes) in initializers {
@@ -84,9 +89,10 @@ fn place(
         })
         .collect();
     let unshared = unshare::unshare(graph, checkpoint, &by_contents, &mut found)?;
-    let mut problems = unshared.problems;
+    let (mut nowhere, mut problems) = (Vec::new(), unshared.problems);
     let mut tensors = BTreeMap::new();
     for (tensor, found) in checkpoint.iter().zip(found) {
+        let line = |problem| format!("  {} {:?}: {problem}", tensor.name, tensor.shape);
         match found {
             Ok(places) => {
                 let entry = TensorEntry {
@@ -97,18 +103,39 @@ fn place(
                 tensors.insert(tensor.name.clone(), entry);
             }
             Err(problem) => {
-                let problem = precision::reason(tensor, &all, initializers).unwrap_or(problem);
-                problems.push(format!("  {} {:?}: {problem}", tensor.name, tensor.shape));
+                let known = || other_values(tensor, initializers);
+                let reason = precision::reason(tensor, &all, initializers);
+                match reason.or_else(|| why(tensor)).or_else(known) {
+                    Some(reason) => problems.push(line(reason)),
+                    None if problem == NOWHERE => nowhere.push(format!("    {} {:?}", tensor.name, tensor.shape)),
+                    None => problems.push(line(problem)),
+                }
             }
         }
     }
-    if problems.is_empty() {
+    if nowhere.is_empty() && problems.is_empty() {
         return Ok((tensors, unshared.rewritten));
+    }
+    if !nowhere.is_empty() {
+        let what = "  no initializer holds these, as they are or transposed; export with \
+                    torch.onnx.export(..., optimize=False), which folds nothing:";
+        nowhere.insert(0, what.to_owned());
     }
     Err(PackageError(format!(
         "tensors cannot be placed in the graph:\n{}",
-        problems.join("\n")
+        [nowhere, problems].concat().join("\n")
     )))
+}
+
+/// Of the tensor's very name, type and shape, and of another version.
+fn other_values(tensor: &Tensor, initializers: &[(InitializerInfo, Bytes)]) -> Option<String> {
+    let (info, bytes) = initializers.iter().find(|(info, _)| info.name == tensor.name)?;
+    let alike = info.dtype == Some(tensor.dtype) && info.shape == tensor.shape;
+    (alike && *bytes != tensor.bytes).then(|| {
+        "an initializer is of this name, type and shape, but has other values; export the graph \
+         from this very checkpoint"
+            .to_owned()
+    })
 }
 
 /// An export may leave a weight as an input under its own name.
@@ -136,14 +163,14 @@ fn places(
         return by_name(tensor, found, &equal);
     }
     if found.is_empty() {
-        Err("no initializer holds it, as it is or transposed".into())
+        Err(NOWHERE.into())
     } else {
         Ok(found)
     }
 }
 
 /// Every initializer that holds the tensor's contents, as they are or transposed.
-fn copies(tensor: &Tensor, by_contents: &HashMap<Contents, Vec<&str>>) -> Vec<Place> {
+pub(super) fn copies(tensor: &Tensor, by_contents: &HashMap<Contents, Vec<&str>>) -> Vec<Place> {
     let held = |shape: &[usize], bytes: &[u8], transposed| {
         let names = by_contents.get(&contents(shape, tensor.dtype, bytes));
         let place = move |name: &&str| Place {
@@ -217,7 +244,7 @@ mod tests {
                 (info, t.bytes.clone())
             })
             .collect();
-        let (tensors, rewritten) = place(checkpoint, &held, &mut graph).map_err(|e| e.0)?;
+        let (tensors, rewritten) = place(checkpoint, &held, &mut graph, |_| None).map_err(|e| e.0)?;
         assert!(!rewritten);
         let places = tensors[&checkpoint[0].name].places.iter();
         Ok(places

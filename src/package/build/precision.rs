@@ -6,12 +6,13 @@ use bytes::Bytes;
 
 use super::super::weights::{read_element, round_to};
 use super::super::{Dtype, PackageError};
-use super::{Tensor, is_uniform};
+use super::Tensor;
+use super::place::is_uniform;
 use crate::engine::graph::{InitializerInfo, InputInfo};
 use crate::package::checkpoint::{stored_type, widen};
 use crate::package::plan::Elem;
 
-type Held = (InitializerInfo, Bytes);
+pub(super) type Held = (InitializerInfo, Bytes);
 
 /// Gives each 16-bit tensor the type in which the graph holds it.
 ///
@@ -89,13 +90,13 @@ fn is_fed_as_f32(tensor: &Tensor, fed: &[InputInfo]) -> bool {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Order {
+pub(super) enum Order {
     AsIs,
     Transposed,
 }
 
 /// Whether an initializer holds the tensor's values once both are rounded to this type, and how.
-fn agrees(tensor: &Tensor, (info, bytes): &Held, rounded: Dtype) -> Option<Order> {
+pub(super) fn agrees(tensor: &Tensor, (info, bytes): &Held, rounded: Dtype) -> Option<Order> {
     let dtype = info.dtype?;
     let numel = tensor.bytes.len() / tensor.dtype.size();
     if bytes.len() != numel * dtype.size() {

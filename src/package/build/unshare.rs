@@ -7,7 +7,8 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::super::weights::transpose;
 use super::super::{PackageError, Place};
-use super::{Contents, Tensor, copies};
+use super::Tensor;
+use super::place::{Contents, copies};
 use crate::engine::graph::unshare::{Module, NodeFacts, Use, Wiring};
 use crate::engine::graph::{Graph, GraphError};
 
@@ -383,7 +384,7 @@ mod tests {
     use super::*;
     use crate::engine::graph::InitializerInfo;
     use crate::engine::graph::unshare::hand_made::{Made, graph};
-    use crate::package::build::place;
+    use crate::package::build::place::place;
     use crate::package::{Dtype, TensorEntry};
 
     const SCOPE_A: &str = "['', 'm', 'm.a', 'mul']";
@@ -434,7 +435,7 @@ mod tests {
                 (info, ones(name, shape).bytes)
             })
             .collect();
-        let (tensors, rewritten) = place(tensors, &held, &mut graph).map_err(|e| e.0)?;
+        let (tensors, rewritten) = place(tensors, &held, &mut graph, |_| None).map_err(|e| e.0)?;
         Ok((tensors, rewritten, graph))
     }
 
