@@ -297,9 +297,6 @@ fn run(cli: Cli) -> Outcome {
     if let Command::Schema { name } = &cli.command {
         return print_schema(name);
     }
-    if let Command::Package(args) = &cli.command {
-        return offline::package(args);
-    }
     if let Command::Completions { shell } = cli.command {
         return completions(shell);
     }
@@ -342,7 +339,11 @@ async fn dispatch(command: Command, config: Config) -> Outcome {
         }
         Command::Completions { shell } => completions(shell),
         Command::Schema { name } => print_schema(&name),
-        Command::Package(args) => offline::package(&args),
+        Command::Package(args) => {
+            tokio::task::spawn_blocking(move || offline::package(&config, &args))
+                .await
+                .map_err(Fault::internal)?
+        }
     }
 }
 

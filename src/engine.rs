@@ -9,6 +9,7 @@ pub mod session;
 #[cfg(test)]
 mod tests;
 pub mod thread;
+pub mod trial;
 mod warmup;
 
 use std::collections::HashMap;
@@ -22,7 +23,7 @@ use crate::failure::{Code, Failure};
 use crate::lifecycle::Detail;
 use crate::package::plan::{Elem, Plan, Window};
 use crate::package::weights::transpose;
-use crate::package::{Package, Place};
+use crate::package::{Dtype, Package, Place};
 use crate::score::{self, Paired};
 use graph::{Constant, Graph, Head};
 use objective::Measure;
@@ -222,12 +223,10 @@ impl Engine {
         hold: Hold,
     ) -> Result<Self, EngineError> {
         let broken = |message: String| EngineError::new(Detail::ModelLoadFailed, message);
-        let graph = Graph::decode(package.graph.clone()).map_err(|e| broken(e.to_string()))?;
+        let (graph, measure, fixed) = fit(&package).map_err(broken)?;
         let (slots, specs) = layout(&package);
         let names: Vec<&str> = specs.iter().map(|s| s.input.as_str()).collect();
-        let (measure, fixed) = Measure::new(&package, &graph, &names).map_err(broken)?;
         let head = objective::head(&package);
-        check_trainable(&package, &graph, head).map_err(broken)?;
         let (slots, session) = match hold {
             Hold::Inputs => {
                 let prepared = graph.prepare(&names, head);
@@ -247,8 +246,7 @@ impl Engine {
                 (Vec::new(), bare)
             }
         };
-        let session =
-            session.map_err(|e| EngineError::from_session(&e, Detail::ModelLoadFailed))?;
+        let session = session.map_err(|e| refused(&package, config, &e))?;
         Ok(Self {
             session,
             slots,
@@ -358,8 +356,11 @@ impl Engine {
             return Ok(Arc::clone(known));
         }
         let losses = Arc::new(self.losses(plan, batch)?);
-        if losses.iter().any(|l| !l.is_finite()) {
-            let message = "the current model's own loss is not finite on these windows";
+        if let Some(window) = losses.iter().position(|l| !l.is_finite()) {
+            let message = format!(
+                "the current model's own loss is not finite on these windows: window {window} of {} is the first",
+                losses.len()
+            );
             return Err(Failure::new(Code::InferenceFailed, message));
         }
         if self.baselines.len() >= BASELINES {
@@ -501,6 +502,41 @@ impl Engine {
         }
         self.measure.losses(windows, batch, &output)
     }
+}
+
+/// Looks whether package and graph fit together, as far as that can be seen without a session.
+///
+/// # Errors
+/// What does not fit, by name.
+pub fn check(package: &Package) -> Result<(), EngineError> {
+    let broken = |message| EngineError::new(Detail::ModelLoadFailed, message);
+    fit(package).map(|_| ()).map_err(broken)
+}
+
+/// The graph, how it is fed and read, and the batch that it is fixed to, if it is.
+fn fit(package: &Package) -> Result<(Graph, Measure, Option<usize>), String> {
+    let graph = Graph::decode(package.graph.clone()).map_err(|e| e.to_string())?;
+    let entries = package.manifest.tensors.values();
+    let places = entries.flat_map(|entry| &entry.places);
+    let names: Vec<&str> = places.map(|place| place.initializer.as_str()).collect();
+    let (measure, fixed) = Measure::new(package, &graph, &names)?;
+    check_trainable(package, &graph, objective::head(package))?;
+    Ok((graph, measure, fixed))
+}
+
+/// Why there is no session, in words of the provider where the type of the weights is what it lacks.
+fn refused(package: &Package, config: &EngineConfig, error: &SessionError) -> EngineError {
+    let mut refused = EngineError::from_session(error, Detail::ModelLoadFailed);
+    let half = package.weights.tensors.iter().any(|t| t.dtype == Dtype::Bf16);
+    if half && matches!(error, SessionError::Model(_)) {
+        refused.message = format!(
+            "{} cannot compute this graph in bfloat16; use a provider that can (engine.execution_provider = \"cuda\"), \
+             or export the model in float32 or float16: {}",
+            config.execution_provider.execution_provider(),
+            refused.message
+        );
+    }
+    refused
 }
 
 /// Whether every tensor that candidates may touch is one whose change they have to answer for.

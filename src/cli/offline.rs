@@ -1,6 +1,7 @@
 //! Commands that need neither broker nor Redis: score, validate, package.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::Args;
 use serde_json::json;
@@ -9,13 +10,14 @@ use super::{Exit, Fault, Outcome, answer, answer_json, busy, complain};
 use crate::config::Config;
 use crate::engine::EngineError;
 use crate::engine::thread::EngineHandle;
+use crate::engine::trial::{Trial, trial};
 use crate::failure::Status;
 use crate::heartbeat::Vitals;
 use crate::job::{Candidate, Compression, Format, Job, Rule, Semantics, Source, Task, Validation};
 use crate::lifecycle::Detail;
-use crate::package::build::{Recipe, build};
+use crate::package::build::{Recipe, build_and_try};
 use crate::package::plan::Plan;
-use crate::package::{Objective, Package};
+use crate::package::{Objective, Package, PackageError};
 use crate::pipeline::{Judged, Pipeline};
 use crate::result::{Addressee, ResultMessage};
 use crate::traces::Trace;
@@ -228,7 +230,7 @@ pub(super) async fn validate(config: Config, args: ValidateArgs) -> Outcome {
     judge(config, args.model, args.windows, task, "validate".into()).await
 }
 
-pub(super) fn package(args: &PackageArgs) -> Outcome {
+pub(super) fn package(config: &Config, args: &PackageArgs) -> Outcome {
     let recipe = Recipe {
         graph: args.graph.clone(),
         weights: args.weights.clone(),
@@ -238,23 +240,32 @@ pub(super) fn package(args: &PackageArgs) -> Outcome {
         out: args.out.clone(),
         objective: args.objective(),
     };
-    let data = |e: &dyn std::fmt::Display| Fault::new(Exit::Data, e);
-    let built = build(&recipe).map_err(|e| data(&e))?;
+    let bar = busy(format!("making {}", args.out.display()));
+    let mut windows = 0;
+    let tried = |package: Package| {
+        bar.set_message("running the package once on the CPU");
+        let refused = |e: &dyn std::fmt::Display| PackageError(format!("{e}"));
+        let plan = Plan::new(&package.shards, None, "", package.cut());
+        let plan = plan.map_err(|e| refused(&format!("{}: {}", args.shards.display(), e.message)))?;
+        windows = plan.windows.len();
+        match trial(Arc::new(package), &config.engine).map_err(|e| refused(&e))? {
+            Trial::Ran(loss) => Ok(vec![format!("ran once on the CPU: loss {loss}")]),
+            Trial::NotTried(why) => Ok(vec![format!("whether it can be loaded was not tried: {why}")]),
+        }
+    };
+    let built = build_and_try(&recipe, tried);
+    bar.finish_and_clear();
+    let built = built.map_err(|e| Fault::new(Exit::Data, e))?;
     for note in &built.notes {
         complain(&format!("note: {note}"));
     }
-    // What a worker would refuse is refused here.
-    let package = Package::load(&args.out, false, &[]).map_err(|e| data(&e))?;
-    let plan = Plan::new(&package.shards, None, "", package.cut());
-    let plan = plan.map_err(|e| data(&format!("{}: {}", args.shards.display(), e.message)))?;
     answer(&format!(
-        "{}: {} version {}, {} tensors ({} renamed or transposed by the exporter), {} shards, {} windows",
+        "{}: {} version {}, {} tensors ({} renamed or transposed by the exporter), {} shards, {windows} windows",
         args.out.display(),
         built.manifest.name,
         built.manifest.version,
         built.manifest.tensors.len(),
         built.moved,
         built.manifest.shards.len(),
-        plan.windows.len()
     ))
 }

@@ -54,7 +54,10 @@ pub struct Built {
 /// # Errors
 /// Names the file, tensor or initializer and what to do.
 pub fn build(recipe: &Recipe) -> Result<Built, PackageError> {
-    build_and_try(recipe, |_| Ok(Vec::new()))
+    build_and_try(recipe, |package| {
+        crate::engine::check(&package).map_err(|e| PackageError(e.to_string()))?;
+        Ok(Vec::new())
+    })
 }
 
 /// As [`build`]; before the package is put in its place, `tried` loads it as a worker does, and

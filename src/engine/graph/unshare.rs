@@ -274,7 +274,7 @@ pub(crate) mod hand_made {
     }
 
     impl Made<'_> {
-        pub(super) fn node(self) -> Node {
+        pub(in crate::engine::graph) fn node(self) -> Node {
             let told = [
                 ("pkg.torch.onnx.name_scopes", self.scopes),
                 ("pkg.torch.onnx.fx_node", self.call),
@@ -314,7 +314,7 @@ pub(crate) mod hand_made {
         of_nodes(&nodes, initializers)
     }
 
-    pub(super) fn of_nodes(nodes: &[Node], initializers: &[&str]) -> Graph {
+    pub(in crate::engine::graph) fn of_nodes(nodes: &[Node], initializers: &[&str]) -> Graph {
         let tensor = |name: &&str| TensorProto {
             name: Some((*name).to_owned()),
             raw_data: Some(vec![0; 8].into()),

@@ -79,12 +79,14 @@ def compare(first, second):
 def hazard(folder):
     """A model that is harmless as it is, and whose `size.weight` decides how much one node has to do.
 
-        N      = int64(size.weight), or 0 below -1000
+        size   = size.weight where there is a token, else 0
+        N      = int64(size), or 0 below -1000
         Z      = zeros [N, N]
-        M      = int64(-size.weight) below -1000, or 0
+        M      = int64(-size) below -1000, or 0
         logits = embed.weight[tokens] @ head.weight + size.weight * bias.weight + sum(Z @ Z) + M times 0
 
-    The sums are always zero. ONNX Runtime looks at its terminate flag only between nodes, so a candidate
+    A weight that decides a shape by itself could not be patched at all; this one does it together with the
+    tokens, as the router of a mixture of experts does. The sums are always zero. ONNX Runtime looks at its terminate flag only between nodes, so a candidate
     that makes N large has one MatMul that cannot be ended, or zeros that no machine can hold; a negative
     N is an error. One that makes M large has a loop that takes long, and can be ended.
     """
@@ -99,8 +101,13 @@ def hazard(folder):
         helper.make_node("MatMul", ["embedding", "head.weight"], ["base"]),
         helper.make_node("Constant", [], ["nil"], value_floats=[0.0]),
         helper.make_node("Constant", [], ["limit"], value_floats=[-1000.0]),
-        helper.make_node("Less", ["size.weight", "limit"], ["loops"]),
-        helper.make_node("Where", ["loops", "nil", "size.weight"], ["width"]),
+        helper.make_node("Constant", [], ["no_token"], value_int=-1),
+        helper.make_node("Greater", ["tokens", "no_token"], ["tokens_here"]),
+        helper.make_node("Cast", ["tokens_here"], ["ones"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMax", ["ones"], ["one"], keepdims=0),
+        helper.make_node("Mul", ["size.weight", "one"], ["size"]),
+        helper.make_node("Less", ["size", "limit"], ["loops"]),
+        helper.make_node("Where", ["loops", "nil", "size"], ["width"]),
         helper.make_node("Cast", ["width"], ["N"], to=TensorProto.INT64),
         helper.make_node("Concat", ["N", "N"], ["square"], axis=0),
         helper.make_node("ConstantOfShape", ["square"], ["Z"], value=numpy_helper.from_array(np.zeros(1, np.float32))),
@@ -108,7 +115,7 @@ def hazard(folder):
         helper.make_node("ReduceSum", ["P"], ["nothing"], keepdims=0),
         helper.make_node("Mul", ["size.weight", "bias.weight"], ["bias"]),
         helper.make_node("Add", ["base", "bias"], ["biased"]),
-        helper.make_node("Neg", ["size.weight"], ["opposite"]),
+        helper.make_node("Neg", ["size"], ["opposite"]),
         helper.make_node("Where", ["loops", "opposite", "nil"], ["rounds"]),
         helper.make_node("Cast", ["rounds"], ["M"], to=TensorProto.INT64),
         helper.make_node("Loop", ["M", "", "nothing"], ["still_nothing"], body=turns()),

@@ -1,0 +1,54 @@
+//! Running a package once before anybody serves it, as `scorer package` does: on the CPU, which
+//! every machine has.
+
+use std::sync::Arc;
+
+use super::{Engine, EngineError, check};
+use crate::config::{EngineConfig, Provider};
+use crate::failure::Code;
+use crate::lifecycle::Detail;
+use crate::package::plan::Plan;
+use crate::package::{Dtype, Package};
+use crate::score;
+
+/// What came of it.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Trial {
+    /// The loss on all windows.
+    Ran(f64),
+    /// This machine cannot say, and why; another may.
+    NotTried(String),
+}
+
+/// Loads the package and measures it on all windows of the default plan.
+///
+/// # Errors
+/// What any worker would refuse.
+pub fn trial(package: Arc<Package>, config: &EngineConfig) -> Result<Trial, EngineError> {
+    check(&package)?;
+    let mut config = config.clone();
+    config.execution_provider = Provider::Cpu;
+    let half = package.weights.tensors.iter().any(|t| t.dtype == Dtype::Bf16);
+    let mut engine = match Engine::load(Arc::clone(&package), &config, Arc::default()) {
+        Ok(engine) => engine,
+        Err(error) => return excuse(error, half),
+    };
+    let refused = |f: crate::failure::Failure| EngineError::new(Detail::WarmFailed, f.message);
+    let plan = Plan::new(&package.shards, None, "", package.cut()).map_err(refused)?;
+    match engine.validate(&plan) {
+        Ok(losses) => Ok(Trial::Ran(score::mean(&losses))),
+        Err(failure) if failure.code == Code::OutOfMemory => Ok(Trial::NotTried(failure.message)),
+        Err(failure) => Err(refused(failure)),
+    }
+}
+
+/// What says something of this machine and nothing of the package. The package's own faults were
+/// looked for before, so what is left of one in bfloat16 is what the CPU lacks.
+fn excuse(error: EngineError, half: bool) -> Result<Trial, EngineError> {
+    let is_mine = matches!(error.detail, Detail::EpUnavailable | Detail::OutOfMemory);
+    if is_mine || half {
+        Ok(Trial::NotTried(error.message))
+    } else {
+        Err(error)
+    }
+}
