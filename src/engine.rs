@@ -229,7 +229,7 @@ impl Engine {
         let head = objective::head(&package);
         let (slots, session) = match hold {
             Hold::Inputs => {
-                let prepared = graph.prepare(&names, head);
+                let prepared = graph.prepare(&names, head, &package.dir);
                 let prepared = prepared.map_err(|e| broken(e.to_string()))?;
                 let source = Source::Beside(&prepared, &package.dir);
                 (slots, Session::new(config, source, specs))
@@ -238,7 +238,7 @@ impl Engine {
                 let dir = tempfile::tempdir().map_err(|e| broken(e.to_string()))?;
                 let (model, data) = (dir.path().join("model.onnx"), dir.path().join("scorer.weights"));
                 let constants: Vec<Constant<'_>> = specs.iter().map(WeightSpec::constant).collect();
-                let prepared = graph.with_constants(&constants, head, &data);
+                let prepared = graph.with_constants(&constants, head, &package.dir, &data);
                 let prepared = prepared.map_err(|e| broken(e.to_string()))?;
                 share_external(&package, dir.path()).map_err(|e| broken(e.to_string()))?;
                 std::fs::write(&model, prepared).map_err(|e| broken(e.to_string()))?;

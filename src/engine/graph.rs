@@ -28,7 +28,7 @@ use crate::package::plan::Elem;
 pub use flow::{Flow, Limit};
 pub use lift::{Elsewhere, Lifted, lift};
 pub use reach::Reach;
-use tensors::contents;
+use tensors::{contents, embed_small};
 pub use tensors::{External, externals, plain_location, relocate};
 
 /// Name of the input that carries the targets, int64 `[batch, seq, 1]`.
@@ -214,9 +214,10 @@ impl Graph {
         mut self,
         weights: &[&str],
         head: Head<'_>,
+        dir: &Path,
     ) -> Result<Vec<u8>, GraphError> {
         self.edit(head, |graph| move_to_inputs(graph, weights))?;
-        Ok(self.model.encode_to_vec())
+        embed_small(self.model.encode_to_vec(), dir)
     }
 
     /// The same computation with the weights as constants in a file `data` beside it, for
@@ -228,10 +229,13 @@ impl Graph {
         mut self,
         weights: &[Constant<'_>],
         head: Head<'_>,
+        dir: &Path,
         data: &Path,
     ) -> Result<Vec<u8>, GraphError> {
         let constants = self.constants(weights, data)?;
         self.edit(head, |_| Ok(()))?;
+        self.model = ModelProto::decode(Bytes::from(embed_small(self.model.encode_to_vec(), dir)?))
+            .map_err(|e| GraphError(e.to_string()))?;
         self.add(constants);
         Ok(self.model.encode_to_vec())
     }

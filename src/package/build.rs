@@ -75,7 +75,10 @@ pub fn build_and_try(
     let mut source = Source::open(recipe)?;
     let mut graph = source.graph.clone();
     let placed = place::place(&source.tensors, &source.pool, &mut graph, |t| source.elsewhere(t));
-    let (placed, rewritten) = placed?;
+    let (placed, rewritten) = placed.map_err(|error| match source.naming.note() {
+        Some(note) => PackageError(format!("{error}\n  ({note})")),
+        None => error,
+    })?;
     let moved = placed.iter().filter(|(name, tensor)| {
         let mut places = tensor.places.iter();
         places.any(|place| place.transposed || place.initializer != **name)

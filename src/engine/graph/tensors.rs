@@ -18,6 +18,9 @@ use super::{GraphError, Message};
 /// Messages that lie within each other; a graph of more levels is none.
 const DEEPEST: usize = 128;
 
+/// Bytes of a tensor that is taken into the model whatever file it is in.
+const SMALL: usize = 1 << 16;
+
 /// A message of ONNX's that is, or may hold, a tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -266,6 +269,33 @@ pub fn relocate(
             Some(_) | None => Ok(Change::Keep),
         }
     })
+}
+
+/// The model with what is small taken in from its files; what is large stays there. ONNX Runtime looks
+/// for constants of branches and the like in the working directory when it folds them.
+///
+/// # Errors
+/// Names the tensor whose contents cannot be read.
+pub(super) fn embed_small(model: Vec<u8>, dir: &Path) -> Result<Vec<u8>, GraphError> {
+    let model = Bytes::from(model);
+    let embedded = edit(&model, &mut |trail| {
+        let Some((Kind::Tensor, bytes)) = trail.last() else {
+            return Ok(Change::Keep);
+        };
+        let mut tensor = decode_tensor(bytes)?;
+        if tensor.data_location != Some(EXTERNAL) {
+            return Ok(Change::Keep);
+        }
+        let contents = contents(&tensor, dir)?;
+        if contents.len() > SMALL {
+            return Ok(Change::Keep);
+        }
+        tensor.raw_data = Some(contents);
+        tensor.data_location = None;
+        tensor.external_data.clear();
+        Ok(Change::Replace(tensor.encode_to_vec()))
+    })?;
+    Ok(embedded.unwrap_or_else(|| model.into()))
 }
 
 /// A location without detours, if it stays in the graph's folder.

@@ -64,7 +64,7 @@ impl Naming {
     pub(super) fn note(&self) -> Option<String> {
         (self.off != self.on).then(|| {
             format!(
-                "the graph says {:?} where the checkpoint says {:?} before every name; the package has the checkpoint's names",
+                "the graph says {:?} where the checkpoint says {:?} before every name",
                 self.on, self.off
             )
         })

@@ -159,11 +159,10 @@ fn places(
         .filter(|t| t.shape == tensor.shape && t.bytes == tensor.bytes)
         .map(|t| t.name.as_str())
         .collect();
-    if equal.len() > 1 || is_uniform(tensor) {
-        return by_name(tensor, found, &equal);
-    }
     if found.is_empty() {
         Err(NOWHERE.into())
+    } else if equal.len() > 1 || is_uniform(tensor) {
+        by_name(tensor, found, &equal)
     } else {
         Ok(found)
     }

@@ -298,8 +298,8 @@ impl Family<'_> {
         let name = |t: &&Tensor| format!("{} {:?}", t.name, t.shape);
         let names: Vec<String> = self.tensors.iter().map(name).collect();
         format!(
-            "  {}: their contents are in {}, and whose each use is cannot be told; export with torch.onnx.export, \
-             which names modules, and keep its metadata, or train them first:\n    {}",
+            "  {}: their contents are in {}, and whose each use is cannot be told; export with \
+             torch.onnx.export(..., optimize=False), which merges nothing, or train them first:\n    {}",
             names.join(", "),
             held.join(", "),
             doubts.join("\n    ")
