@@ -27,6 +27,7 @@ pub mod heartbeat;
 pub mod job;
 pub mod lifecycle;
 pub mod listener;
+pub mod looks;
 pub mod metrics;
 pub mod offload;
 pub mod package;
