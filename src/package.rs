@@ -5,6 +5,7 @@
 pub mod build;
 pub mod checkpoint;
 pub mod plan;
+pub mod prefix;
 mod shard;
 pub mod synthetic;
 pub mod weights;
