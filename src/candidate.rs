@@ -4,6 +4,8 @@
 mod binary_v2;
 mod cache;
 pub mod fetch;
+mod foreign;
+mod keys;
 mod packed;
 mod pt_chunks;
 mod safetensors;
@@ -13,7 +15,10 @@ mod zstd;
 use crate::config::CandidatesConfig;
 use crate::failure::{Code, Failure};
 use crate::job::{Candidate, Compression, Format};
+use crate::looks::{self, Looks};
 use crate::package::Package;
+use crate::package::prefix::{Renaming, prefixes};
+use keys::Keys;
 
 /// Of a shape; what has more is none.
 const MOST_DIMENSIONS: usize = 8;
@@ -83,16 +88,22 @@ pub fn decode(
         }
     };
     gathered.unread = bytes.len() as u64;
-    match candidate.format {
-        Format::BinaryV2 => binary_v2::decode(bytes, &mut gathered)?,
-        Format::Safetensors => safetensors::decode(bytes, &mut gathered)?,
-        Format::PtChunks => pt_chunks::decode(bytes, &mut gathered)?,
-    }
+    let read = match candidate.format {
+        Format::BinaryV2 => binary_v2::decode(bytes, &mut gathered),
+        Format::Safetensors => safetensors::decode(bytes, &mut gathered),
+        Format::PtChunks => pt_chunks::decode(bytes, &mut gathered),
+    };
+    read.map_err(|failure| match candidate.compression {
+        None if Looks::of(bytes) == Looks::Zstd => {
+            malformed(failure.message + "; the job does not say \"compression\": \"zstd\"")
+        }
+        None | Some(Compression::Zstd) => failure,
+    })?;
     gathered.finish()
 }
 
 /// Collects entries from a format's reader and enforces every bound and check that all share.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Gathered<'a> {
     package: &'a Package,
     limits: &'a CandidatesConfig,
@@ -104,11 +115,17 @@ pub struct Gathered<'a> {
     inflated: u64,
     most_inflated: Bound,
     versions: Option<Versions>,
+    /// How the candidate's names become the model's.
+    renaming: Renaming,
+    /// What the container has, to be said where none of it is an entry.
+    keys: Keys,
+    /// Tensors whose type cannot be a weight's.
+    passed_over: Keys,
     tensors: Vec<(Vec<u32>, Vec<f32>)>,
 }
 
 /// The most bytes that something may take, and who says so.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Bound {
     bytes: u64,
     name: String,
@@ -155,8 +172,57 @@ impl<'a> Gathered<'a> {
             inflated: 0,
             most_inflated: Bound::of_inflated(package, limits),
             versions: None,
+            renaming: Renaming::default(),
+            keys: Keys::default(),
+            passed_over: Keys::default(),
             tensors,
         }
+    }
+
+    /// Whether a tensor of the model is called so, be it one that may not be touched.
+    fn knows(&self, name: &str) -> bool {
+        let name = self.renaming.apply(name);
+        name.is_some_and(|name| self.package.position(&name).is_some())
+    }
+
+    /// Whether something of this name may be meant for a tensor of the model: it is called so, or a part
+    /// of it is, as in `NAME.q` and `NAME::idx`.
+    fn may_mean(&self, name: &str) -> bool {
+        let mut ends = name.match_indices(['.', ':']);
+        self.knows(name) || ends.any(|(end, _)| self.knows(&name[..end]))
+    }
+
+    /// Finds the prefix that all entries have and the model has not, or the reverse; true where names
+    /// change. Where there is none, those that are unknown will be refused.
+    fn rename<'n>(&mut self, names: impl Iterator<Item = &'n str> + Clone) -> bool {
+        if names.clone().all(|name| self.knows(name)) {
+            return false;
+        }
+        let tensors = &self.package.weights.tensors;
+        let ours = prefixes(tensors.iter().map(|tensor| tensor.name.as_str()));
+        let known = |name: &str| self.package.position(name).is_some();
+        let Some(renaming) = Renaming::find(names, &ours, known) else {
+            return false;
+        };
+        tracing::debug!(?renaming, "the candidate's names have another prefix");
+        self.renaming = renaming;
+        true
+    }
+
+    /// Leaves out a tensor that the model does not have and whose type cannot be a weight's: whole
+    /// updates come with the counters and masks of the modules.
+    fn pass_over(&mut self, name: &str) {
+        self.passed_over.note(name);
+    }
+
+    /// What is to be said of a name that the model does not have.
+    fn unknown(name: &str) -> Failure {
+        let shown = shorten(name);
+        Failure::new(
+            Code::CandidateUnknownTensor,
+            format!("the model has no trainable tensor {shown:?}"),
+        )
+        .with("tensor", shown)
     }
 
     /// Admits a declared tensor before anything is allocated for it.
@@ -170,13 +236,9 @@ impl<'a> Gathered<'a> {
         entries: u64,
     ) -> Result<usize, Failure> {
         let shown = shorten(name);
-        let tensor = self.package.tensor(name).ok_or_else(|| {
-            Failure::new(
-                Code::CandidateUnknownTensor,
-                format!("the model has no trainable tensor {shown:?}"),
-            )
-            .with("tensor", shown.clone())
-        })?;
+        let called = self.renaming.apply(name);
+        let tensor = called.and_then(|name| self.package.tensor(&name));
+        let tensor = tensor.ok_or_else(|| Self::unknown(name))?;
         let same_shape = |shape: &[u64]| {
             shape
                 .iter()
@@ -296,6 +358,11 @@ impl<'a> Gathered<'a> {
     }
 
     fn finish(self) -> Result<Update, Failure> {
+        if !self.passed_over.is_empty() {
+            let tensors = &self.passed_over;
+            tracing::info!(%tensors, "passed over: neither integers nor truth values are weights");
+        }
+        let nothing = self.nothing();
         let mut update = Update {
             tensors: Vec::new(),
             versions: self.versions,
@@ -322,13 +389,42 @@ impl<'a> Gathered<'a> {
             });
         }
         if update.tensors.is_empty() {
-            return Err(Failure::new(
-                Code::CandidateEmpty,
-                "the candidate has no entries",
-            ));
+            return Err(nothing);
         }
         Ok(update)
     }
+
+    /// What is to be said of a candidate without entries.
+    fn nothing(&self) -> Failure {
+        let mut message = "the candidate has no entries".to_owned();
+        if self.pieces == 0 && !self.keys.is_empty() {
+            message += &format!(
+                "; it has the keys {}, and no tensor is below them",
+                self.keys
+            );
+        }
+        if !self.passed_over.is_empty() {
+            message += &format!("; {} cannot be weights by their type", self.passed_over);
+        }
+        Failure::new(Code::CandidateEmpty, message)
+    }
+}
+
+/// The natural number that a float is, if it is one.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "it has neither a fraction nor a sign, and fits"
+)]
+fn natural(number: f64) -> Option<u64> {
+    const BEYOND: f64 = 18_446_744_073_709_551_616.0;
+    let natural = number.fract() == 0.0 && (0.0..BEYOND).contains(&number);
+    natural.then_some(number as u64)
+}
+
+/// A refusal of bytes that are not of the format at all.
+fn not_a(format: &str, bytes: &[u8]) -> Failure {
+    malformed(format!("not {format}: {}", looks::describe(bytes)))
 }
 
 fn malformed(message: impl Into<String>) -> Failure {
@@ -342,9 +438,12 @@ fn too_large(message: impl Into<String>) -> Failure {
 /// A stranger's name, short enough for a log line.
 fn shorten(name: &str) -> String {
     const MOST: usize = 120;
-    if name.chars().count() <= MOST {
-        name.to_owned()
-    } else {
-        name.chars().take(MOST).chain("...".chars()).collect()
+    cut(name, MOST)
+}
+
+fn cut(name: &str, most: usize) -> String {
+    match name.char_indices().nth(most) {
+        None => name.to_owned(),
+        Some((end, _)) => format!("{}...", &name[..end]),
     }
 }

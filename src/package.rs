@@ -476,21 +476,21 @@ impl Package {
         }
     }
 
+    /// Where in [`Weights::tensors`] the tensor of this checkpoint name or alias is.
+    pub fn position(&self, name: &str) -> Option<usize> {
+        let aliases = self.manifest.aliases.as_ref();
+        let canonical = aliases.and_then(|aliases| aliases.get(name));
+        let canonical = canonical.map_or(name, String::as_str);
+        let tensors = &self.weights.tensors;
+        let found = tensors.binary_search_by(|tensor| tensor.name.as_str().cmp(canonical));
+        found.ok()
+    }
+
     /// Looks a tensor up by its checkpoint name or an alias, if candidates may touch it.
     pub fn tensor(&self, name: &str) -> Option<TensorRef<'_>> {
-        let canonical = self
-            .manifest
-            .aliases
-            .as_ref()
-            .and_then(|a| a.get(name))
-            .map_or(name, String::as_str);
-        let index = self
-            .weights
-            .tensors
-            .binary_search_by(|tensor| tensor.name.as_str().cmp(canonical))
-            .ok()?;
+        let index = self.position(name)?;
         let tensor = &self.weights.tensors[index];
-        let trainable = self.manifest.is_trainable(canonical);
+        let trainable = self.manifest.is_trainable(&tensor.name);
         trainable.then_some(TensorRef {
             index,
             shape: &tensor.shape,

@@ -1,51 +1,72 @@
 //! Format `binary_v2`: UTF-8 JSON, a map (tensor name -> entry) or a list (entries with a name);
 //! an entry is `{shape, k, data}`, data the base64 of a [`packed`](super::packed) tensor. Unknown keys
-//! are ignored.
+//! are ignored: writers add remarks. What stands under a tensor's name is none.
 
 use std::borrow::Cow;
+use std::collections::HashSet;
 use std::fmt;
 
 use serde::Deserialize;
-use serde::de::value::MapAccessDeserializer;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
+use super::keys::Keys;
 use super::packed::{Packed, Unpacker};
-use super::{Gathered, MOST_DIMENSIONS, malformed, shorten};
-use crate::failure::Failure;
+use super::{Gathered, MOST_DIMENSIONS, foreign, malformed, natural, not_a, shorten};
+use crate::failure::{Code, Failure};
+use crate::looks::Looks;
 
-#[derive(Deserialize)]
-struct Entry<'a> {
-    #[serde(borrow, alias = "param_name")]
-    name: Option<Text<'a>>,
-    shape: Option<Shape>,
-    k: Option<Count>,
-    #[serde(borrow)]
-    data: Option<Text<'a>>,
-}
+/// A longer name is not looked at when the names' prefix is looked for.
+const LONGEST_NAME: usize = 4096;
+/// What null is.
+const MISSING: &str = "missing";
 
-/// Reads the container in one pass, one tensor at a time.
+/// Reads the container, one tensor at a time.
 ///
 /// # Errors
 /// The first thing that is wrong.
 pub(super) fn decode(bytes: &[u8], gathered: &mut Gathered<'_>) -> Result<(), Failure> {
+    let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
+    let untouched = gathered.clone();
+    let mut read = read(text, gathered);
+    if let Err(Stop::NoJson(_)) = read
+        && foreign::any(text)
+    {
+        *gathered = untouched;
+        gathered.spend(text.len() as u64)?;
+        read = self::read(&foreign::without(text), gathered);
+    }
+    read.map_err(|stop| match stop {
+        Stop::Refused(failure) => failure,
+        Stop::NoJson(_) if Looks::of(bytes) != Looks::Json => not_a("binary_v2 JSON", bytes),
+        Stop::NoJson(error) => malformed(format!("not binary_v2 JSON: {error}")),
+    })
+}
+
+/// Why a document is not read to its end.
+enum Stop {
+    Refused(Failure),
+    NoJson(serde_json::Error),
+}
+
+/// Reads a document whose names may have a prefix. Only where a name is not known as it is are all of
+/// them looked at first.
+fn read(text: &[u8], gathered: &mut Gathered<'_>) -> Result<(), Stop> {
     // Text with escapes is copied, as long numbers are, and the copy moves while it grows.
-    if bytes.contains(&b'\\') || has_long_number(bytes) {
-        gathered.spend(3 * bytes.len() as u64)?;
+    if text.contains(&b'\\') || has_long_number(text) {
+        let copies = gathered.spend(3 * text.len() as u64);
+        copies.map_err(Stop::Refused)?;
     }
-    let mut json = serde_json::Deserializer::from_slice(bytes);
-    let mut reader = Reader {
-        gathered,
-        refused: None,
-        unpacker: Unpacker::default(),
+    let untouched = gathered.clone();
+    let unknown = match take_all(text, gathered) {
+        Err(Stop::Refused(failure)) if failure.code == Code::CandidateUnknownTensor => failure,
+        read => return read,
     };
-    let read = json
-        .deserialize_any(Container(&mut reader))
-        .and_then(|()| json.end());
-    match (reader.refused, read) {
-        (Some(failure), _) => Err(failure),
-        (None, Err(e)) => Err(malformed(format!("not binary_v2 JSON: {e}"))),
-        (None, Ok(())) => Ok(()),
+    *gathered = untouched;
+    let names = names(text, gathered, &unknown)?;
+    if !gathered.rename(names.iter().map(String::as_str)) {
+        return Err(Stop::Refused(unknown));
     }
+    take_all(text, gathered)
 }
 
 fn has_long_number(bytes: &[u8]) -> bool {
@@ -54,18 +75,116 @@ fn has_long_number(bytes: &[u8]) -> bool {
     numbers.any(|digits| digits.len() > LONG)
 }
 
-/// Where the entries go, and the memory in which one tensor after the other is unpacked.
-struct Reader<'g, 'p> {
-    gathered: &'g mut Gathered<'p>,
+/// The names of all entries; one is known to be unknown, which is said where they are more, or longer,
+/// than a candidate's can be.
+fn names(text: &[u8], gathered: &Gathered<'_>, unknown: &Failure) -> Result<Vec<String>, Stop> {
+    let mut names = Vec::new();
+    walk(text, |place, said| {
+        let Some(name) = entry_name(place, &said, gathered) else {
+            return Ok(());
+        };
+        if names.len() as u64 == gathered.most_pieces || name.len() > LONGEST_NAME {
+            return Err(unknown.clone());
+        }
+        names.push(name.to_owned());
+        Ok(())
+    })?;
+    Ok(names)
+}
+
+/// Takes every entry.
+fn take_all(text: &[u8], gathered: &mut Gathered<'_>) -> Result<(), Stop> {
+    let mut unpacker = Unpacker::default();
+    let mut taken = HashSet::new();
+    walk(text, |place, said| {
+        if let Place::Under(key) = place {
+            gathered.keys.note(key);
+        }
+        let Some(name) = entry_name(place, &said, gathered) else {
+            return match (place, said) {
+                (Place::Under(_), _) => Ok(()),
+                (Place::Listed, Said::Map(entry)) => Err(entry.nameless()),
+                (Place::Listed, said) => {
+                    let what = said.what();
+                    Err(malformed(format!("a list entry is {what}, not a map")))
+                }
+            };
+        };
+        if !gathered.knows(name) {
+            return Err(Gathered::unknown(name));
+        }
+        // Of equal keys other readers take the last.
+        if let Place::Under(key) = place
+            && !taken.insert(key.to_owned())
+        {
+            return Err(malformed(format!("{}: is given twice", shorten(key))));
+        }
+        let Said::Map(entry) = &said else {
+            let (name, what) = (shorten(name), said.what());
+            return Err(malformed(format!(
+                "{name}: is {what}, not {{shape, k, data}}"
+            )));
+        };
+        entry.add(name, &mut unpacker, gathered)
+    })
+}
+
+/// The name of an entry. In the list everything is one. In the map it is whatever stands under the name
+/// of a tensor; and what looks like one under another name, which is wrong or has a prefix.
+fn entry_name<'e>(
+    place: Place<'e>,
+    said: &'e Said<'_>,
+    gathered: &Gathered<'_>,
+) -> Option<&'e str> {
+    match place {
+        Place::Under(key) => {
+            let is_entry = said.looks_like_entry() || !said.is_nothing() && gathered.knows(key);
+            is_entry.then_some(key)
+        }
+        Place::Listed => match said {
+            Said::Map(entry) => entry.name.text(),
+            Said::Null | Said::Natural(_) | Said::Text(_) | Said::Sizes(_) | Said::Other(_) => None,
+        },
+    }
+}
+
+/// Reads a document and shows what it says, in the order in which it does.
+fn walk(
+    text: &[u8],
+    show: impl FnMut(Place<'_>, Said<'_>) -> Result<(), Failure>,
+) -> Result<(), Stop> {
+    let mut json = serde_json::Deserializer::from_slice(text);
+    let mut walker = Walker {
+        show,
+        refused: None,
+    };
+    let read = json
+        .deserialize_any(Document(&mut walker))
+        .and_then(|()| json.end());
+    match (walker.refused, read) {
+        (Some(failure), _) => Err(Stop::Refused(failure)),
+        (None, Err(error)) => Err(Stop::NoJson(error)),
+        (None, Ok(())) => Ok(()),
+    }
+}
+
+/// Where something stands in the document.
+#[derive(Clone, Copy)]
+enum Place<'a> {
+    Under(&'a str),
+    Listed,
+}
+
+struct Walker<F> {
+    show: F,
     /// A typed refusal leaves here, because serde's own error cannot carry it.
     refused: Option<Failure>,
-    unpacker: Unpacker,
 }
 
 /// The whole document.
-struct Container<'a, 'g, 'p>(&'a mut Reader<'g, 'p>);
+struct Document<'a, F>(&'a mut Walker<F>);
 
-impl<'de> Visitor<'de> for Container<'_, '_, '_> {
+impl<'de, F: FnMut(Place<'_>, Said<'_>) -> Result<(), Failure>> Visitor<'de> for Document<'_, F> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -73,14 +192,15 @@ impl<'de> Visitor<'de> for Container<'_, '_, '_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        while let Some(Text(name)) = map.next_key()? {
-            map.next_value_seed(Slot(self.0, Some(&name)))?;
+        while let Some(Text(key)) = map.next_key()? {
+            map.next_value_seed(Slot(self.0, Place::Under(&key)))?;
         }
         Ok(())
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<(), A::Error> {
-        while list.next_element_seed(Slot(self.0, None))?.is_some() {}
+        let mut slot = || list.next_element_seed(Slot(self.0, Place::Listed));
+        while slot()?.is_some() {}
         Ok(())
     }
 
@@ -89,98 +209,208 @@ impl<'de> Visitor<'de> for Container<'_, '_, '_> {
     }
 }
 
-/// What stands under a key, or in the list: a tensor or, in the map form, a writer's remark
-/// ("dtype", "fmt", ...).
-struct Slot<'a, 'g, 'p>(&'a mut Reader<'g, 'p>, Option<&'a str>);
+/// What stands under a key, or in the list.
+struct Slot<'a, F>(&'a mut Walker<F>, Place<'a>);
 
-impl Slot<'_, '_, '_> {
-    fn remark<E: serde::de::Error>(&self) -> Result<(), E> {
-        match self.1 {
-            Some(_) => Ok(()),
-            None => Err(E::custom("a list entry is no map")),
+impl<'de, F: FnMut(Place<'_>, Said<'_>) -> Result<(), Failure>> DeserializeSeed<'de>
+    for Slot<'_, F>
+{
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        let Self(walker, place) = self;
+        let said = Said::deserialize(deserializer)?;
+        (walker.show)(place, said).map_err(|failure| {
+            walker.refused = Some(failure);
+            serde::de::Error::custom("refused")
+        })
+    }
+}
+
+/// A value, as far as an entry can need it. Nothing is an error here: a remark may be anything, and a
+/// refusal by serde would quote it, however long it is.
+#[derive(Default)]
+enum Said<'a> {
+    #[default]
+    Null,
+    Natural(u64),
+    Text(Cow<'a, str>),
+    /// A list of so few natural numbers that it may be a shape.
+    Sizes(Vec<u64>),
+    Map(Box<Entry<'a>>),
+    /// Anything else, and what it is.
+    Other(&'static str),
+}
+
+/// A map, which may be an entry.
+#[derive(Default)]
+struct Entry<'a> {
+    name: Said<'a>,
+    shape: Said<'a>,
+    k: Said<'a>,
+    data: Said<'a>,
+    keys: Keys,
+    /// A field that is there twice.
+    twice: Option<&'static str>,
+}
+
+impl Said<'_> {
+    fn is_nothing(&self) -> bool {
+        match self {
+            Self::Null => true,
+            Self::Map(entry) => entry.keys.is_empty(),
+            Self::Natural(_) | Self::Text(_) | Self::Sizes(_) | Self::Other(_) => false,
+        }
+    }
+
+    /// Remarks have keys of these names, too; hardly two of them.
+    fn looks_like_entry(&self) -> bool {
+        let Self::Map(entry) = self else {
+            return false;
+        };
+        let fields = [&entry.shape, &entry.k, &entry.data];
+        fields.iter().filter(|field| !field.is_nothing()).count() >= 2
+    }
+
+    fn text(&self) -> Option<&str> {
+        match self {
+            Self::Text(text) => Some(text),
+            Self::Null | Self::Natural(_) | Self::Sizes(_) | Self::Map(_) | Self::Other(_) => None,
+        }
+    }
+
+    fn what(&self) -> &'static str {
+        match self {
+            Self::Null => MISSING,
+            Self::Natural(_) => "a number",
+            Self::Text(_) => "text",
+            Self::Sizes(_) => "a list",
+            Self::Map(_) => "a map",
+            Self::Other(what) => what,
         }
     }
 }
 
-impl<'de> DeserializeSeed<'de> for Slot<'_, '_, '_> {
-    type Value = ();
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        deserializer.deserialize_any(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Slot<'_, '_, '_> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a tensor")
+impl Entry<'_> {
+    fn nameless(&self) -> Failure {
+        let keys = &self.keys;
+        malformed(format!("a list entry has no name; it has the keys {keys}"))
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<(), A::Error> {
-        let Self(reader, key) = self;
-        let read = match Entry::deserialize(MapAccessDeserializer::new(map)) {
-            Ok(entry) => reader.take(key, entry),
-            Err(e) => {
-                let place = key.map_or_else(|| "list entry".into(), shorten);
-                Err(malformed(format!("{place}: {e}")))
+    fn add(
+        &self,
+        name: &str,
+        unpacker: &mut Unpacker,
+        gathered: &mut Gathered<'_>,
+    ) -> Result<(), Failure> {
+        let wrong = |what: String| malformed(format!("{}: {what}", shorten(name)));
+        let refuse = |field: &str, said: &Said<'_>, wanted: &str| {
+            wrong(match said.what() {
+                MISSING => format!("{field} is {MISSING}; it has the keys {}", self.keys),
+                what => format!("{field} is {what}, not {wanted}"),
+            })
+        };
+        if let Some(field) = self.twice {
+            return Err(wrong(format!("{field} is given twice")));
+        }
+        let Said::Natural(k) = self.k else {
+            return Err(refuse("k", &self.k, "a natural number"));
+        };
+        let shape = match &self.shape {
+            Said::Null => None,
+            Said::Sizes(shape) => Some(shape.as_slice()),
+            Said::Natural(_) | Said::Text(_) | Said::Map(_) | Said::Other(_) => {
+                return Err(refuse("shape", &self.shape, "a list of sizes"));
             }
         };
-        read.map_err(|failure| {
-            reader.refused = Some(failure);
-            serde::de::Error::custom("refused")
-        })
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<(), A::Error> {
-        while list.next_element::<IgnoredAny>()?.is_some() {}
-        self.remark()
-    }
-
-    fn visit_str<E: serde::de::Error>(self, _: &str) -> Result<(), E> {
-        self.remark()
-    }
-
-    fn visit_bool<E: serde::de::Error>(self, _: bool) -> Result<(), E> {
-        self.remark()
-    }
-
-    fn visit_i64<E: serde::de::Error>(self, _: i64) -> Result<(), E> {
-        self.remark()
-    }
-
-    fn visit_u64<E: serde::de::Error>(self, _: u64) -> Result<(), E> {
-        self.remark()
-    }
-
-    fn visit_f64<E: serde::de::Error>(self, _: f64) -> Result<(), E> {
-        self.remark()
-    }
-
-    fn visit_unit<E: serde::de::Error>(self) -> Result<(), E> {
-        self.remark()
+        let tensor = gathered.declare(name, shape, k)?;
+        let Some(data) = self.data.text() else {
+            return Err(refuse("data", &self.data, "text"));
+        };
+        let packed = Packed::Base64(data.as_bytes());
+        unpacker.unpack(gathered, name, tensor, k, packed)
     }
 }
 
-impl Reader<'_, '_> {
-    fn take(&mut self, key: Option<&str>, entry: Entry<'_>) -> Result<(), Failure> {
-        let name = match (key, entry.name) {
-            (Some(key), _) => Cow::Borrowed(key),
-            (None, Some(Text(name))) => name,
-            (None, None) => return Err(malformed("a list entry has no name")),
-        };
-        let wrong = |what: String| malformed(format!("{}: {what}", shorten(&name)));
-        let k = match entry.k {
-            Some(Count(k)) => k,
-            None if key.is_some() => return Ok(()),
-            None => return Err(wrong("k is missing".into())),
-        };
-        let shape = entry.shape.map(|Shape(shape)| shape);
-        let tensor = self.gathered.declare(&name, shape.as_deref(), k)?;
-        let Text(data) = entry.data.ok_or_else(|| wrong("data is missing".into()))?;
-        let packed = Packed::Base64(data.as_bytes());
-        self.unpacker
-            .unpack(self.gathered, &name, tensor, k, packed)
+impl<'de: 'a, 'a> Deserialize<'de> for Said<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(SaidVisitor)
+    }
+}
+
+struct SaidVisitor;
+
+impl<'de> Visitor<'de> for SaidVisitor {
+    type Value = Said<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("anything")
+    }
+
+    fn visit_unit<E>(self) -> Result<Said<'de>, E> {
+        Ok(Said::Null)
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<Said<'de>, E> {
+        Ok(Said::Other("a truth value"))
+    }
+
+    fn visit_u64<E>(self, number: u64) -> Result<Said<'de>, E> {
+        Ok(Said::Natural(number))
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<Said<'de>, E> {
+        Ok(Said::Other("a negative number"))
+    }
+
+    fn visit_f64<E>(self, number: f64) -> Result<Said<'de>, E> {
+        let other = Said::Other("a number that is negative, too large or has a fraction");
+        Ok(natural(number).map_or(other, Said::Natural))
+    }
+
+    fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Said<'de>, E> {
+        Ok(Said::Text(Cow::Borrowed(text)))
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Said<'de>, E> {
+        Ok(Said::Text(Cow::Owned(text.to_owned())))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Said<'de>, A::Error> {
+        let mut sizes = Vec::new();
+        while let Some(element) = list.next_element()? {
+            if let Said::Natural(size) = element
+                && sizes.len() < MOST_DIMENSIONS
+            {
+                sizes.push(size);
+                continue;
+            }
+            while list.next_element::<IgnoredAny>()?.is_some() {}
+            return Ok(Said::Other("a list of more than sizes"));
+        }
+        Ok(Said::Sizes(sizes))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Said<'de>, A::Error> {
+        let mut entry = Entry::default();
+        while let Some(Text(key)) = map.next_key()? {
+            entry.keys.note(&key);
+            let (field, place) = match &*key {
+                "name" | "param_name" => ("name", &mut entry.name),
+                "shape" => ("shape", &mut entry.shape),
+                "k" => ("k", &mut entry.k),
+                "data" => ("data", &mut entry.data),
+                _ => {
+                    map.next_value::<IgnoredAny>()?;
+                    continue;
+                }
+            };
+            let said = map.next_value()?;
+            if !matches!(std::mem::replace(place, said), Said::Null) {
+                entry.twice = Some(field);
+            }
+        }
+        Ok(Said::Map(Box::new(entry)))
     }
 }
 
@@ -206,63 +436,5 @@ impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
             }
         }
         deserializer.deserialize_str(TextVisitor)
-    }
-}
-
-/// A natural number. serde's own refusal of anything else quotes it, however long it is.
-struct Count(u64);
-
-impl<'de> Deserialize<'de> for Count {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct CountVisitor;
-        impl Visitor<'_> for CountVisitor {
-            type Value = Count;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a natural number")
-            }
-
-            fn visit_u64<E>(self, number: u64) -> Result<Count, E> {
-                Ok(Count(number))
-            }
-
-            fn visit_str<E: serde::de::Error>(self, _: &str) -> Result<Count, E> {
-                Err(E::custom("text instead of a natural number"))
-            }
-        }
-        deserializer.deserialize_any(CountVisitor)
-    }
-}
-
-/// A shape, of no more dimensions than any has.
-struct Shape(Vec<u64>);
-
-impl<'de> Deserialize<'de> for Shape {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct ShapeVisitor;
-        impl<'de> Visitor<'de> for ShapeVisitor {
-            type Value = Shape;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a list of sizes")
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, mut sizes: A) -> Result<Shape, A::Error> {
-                let mut shape = Vec::new();
-                while let Some(Count(size)) = sizes.next_element()? {
-                    if shape.len() == MOST_DIMENSIONS {
-                        let most = format!("a shape of more than {MOST_DIMENSIONS} dimensions");
-                        return Err(serde::de::Error::custom(most));
-                    }
-                    shape.push(size);
-                }
-                Ok(Shape(shape))
-            }
-
-            fn visit_str<E: serde::de::Error>(self, _: &str) -> Result<Shape, E> {
-                Err(E::custom("text instead of a shape"))
-            }
-        }
-        deserializer.deserialize_any(ShapeVisitor)
     }
 }
