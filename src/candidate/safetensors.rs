@@ -1,13 +1,14 @@
 //! Format `safetensors`: for each tensor either `NAME`, every element of it, or the pair
 //! `NAME::indices` (i32 or i64) and `NAME::values`, both of one dimension. Values are f16, bf16 or
-//! f32. Metadata is ignored.
+//! f32. Metadata is ignored, and so are integers that the model does not have.
 
 use ::safetensors::tensor::TensorView;
 use ::safetensors::{Dtype, SafeTensorError, SafeTensors};
 use half::{bf16, f16};
 
-use super::{Gathered, malformed, shorten, too_large};
+use super::{Gathered, malformed, not_a, shorten, too_large};
 use crate::failure::Failure;
+use crate::looks::{self, Looks};
 
 const INDICES: &str = "::indices";
 const VALUES: &str = "::values";
@@ -30,34 +31,141 @@ pub(super) fn decode(bytes: &[u8], gathered: &mut Gathered<'_>) -> Result<(), Fa
         malformed(format!("not safetensors: {error}"))
     })?;
     // The crate keeps them in an order of chance; what is refused first must not be.
-    let mut tensors: Vec<_> = file.iter().collect();
-    tensors.sort_unstable_by_key(|(name, _)| *name);
-    for (name, view) in tensors {
-        let wrong = |what: &str| malformed(format!("{}: {what}", shorten(name)));
-        if let Some(tensor) = name.strip_suffix(INDICES) {
-            let values = file.tensor(&format!("{tensor}{VALUES}"));
-            let values = values.map_err(|_| wrong("has no ::values beside it"))?;
-            add_pair(tensor, &view, &values, gathered)?;
-        } else if let Some(tensor) = name.strip_suffix(VALUES) {
-            let indices = file.tensor(&format!("{tensor}{INDICES}"));
-            indices.map_err(|_| wrong("has no ::indices beside it"))?;
-        } else {
-            add_dense(name, &view, gathered)?;
-        }
+    let mut parts: Vec<_> = file
+        .iter()
+        .map(|(name, view)| Part::of(name, view))
+        .collect();
+    parts.sort_unstable_by_key(|part| part.name);
+    let weights = parts
+        .iter()
+        .filter(|part| !part.is_foreign(&file, gathered));
+    let renamed: Vec<&str> = weights.map(|part| part.tensor).collect();
+    gathered.rename(renamed.iter().copied());
+    for part in &parts {
+        part.add(&file, gathered)?;
     }
     Ok(())
 }
 
-/// The crate reads a header of 100 MB, of which it makes many times as much. One of a candidate
-/// needs no more than a few words for each tensor of the model.
+/// One tensor of the file, and the tensor of the model that it is about.
+struct Part<'f> {
+    name: &'f str,
+    tensor: &'f str,
+    role: Role,
+    view: TensorView<'f>,
+}
+
+/// What of the model's tensor it holds.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Role {
+    Whole,
+    Indices,
+    Values,
+}
+
+impl<'f> Part<'f> {
+    fn of(name: &'f str, view: TensorView<'f>) -> Self {
+        let (tensor, role) = if let Some(tensor) = name.strip_suffix(INDICES) {
+            (tensor, Role::Indices)
+        } else if let Some(tensor) = name.strip_suffix(VALUES) {
+            (tensor, Role::Values)
+        } else {
+            (name, Role::Whole)
+        };
+        Self {
+            name,
+            tensor,
+            role,
+            view,
+        }
+    }
+
+    /// Whether it is meant for no tensor of the model and the type of its values cannot be a weight's, so
+    /// that it is a counter, a mask or the like.
+    fn is_foreign(&self, file: &SafeTensors<'f>, gathered: &Gathered<'_>) -> bool {
+        let values = match self.role {
+            Role::Whole | Role::Values => Some(self.view.dtype()),
+            Role::Indices => self.other(file, VALUES).map(|values| values.dtype()),
+        };
+        values.is_some_and(is_integer) && !gathered.may_mean(self.tensor)
+    }
+
+    fn other(&self, file: &SafeTensors<'f>, suffix: &str) -> Option<TensorView<'f>> {
+        file.tensor(&format!("{}{suffix}", self.tensor)).ok()
+    }
+
+    fn add(&self, file: &SafeTensors<'f>, gathered: &mut Gathered<'_>) -> Result<(), Failure> {
+        let wrong = |what: &str| Err(malformed(format!("{}: {what}", shorten(self.name))));
+        match (
+            self.role,
+            self.other(file, INDICES),
+            self.other(file, VALUES),
+        ) {
+            (Role::Indices, _, None) => wrong("has no ::values beside it"),
+            (Role::Values, None, _) => wrong("has no ::indices beside it"),
+            (Role::Whole, Some(_), _) | (Role::Whole, _, Some(_)) => {
+                wrong("is there as a whole and as ::indices and ::values")
+            }
+            _ if self.is_foreign(file, gathered) => {
+                if self.role != Role::Values {
+                    gathered.pass_over(self.tensor);
+                }
+                Ok(())
+            }
+            (Role::Whole, None, None) => add_dense(self.name, &self.view, gathered),
+            (Role::Indices, _, Some(values)) => {
+                add_pair(self.tensor, &self.view, &values, gathered)
+            }
+            // With its indices.
+            (Role::Values, Some(_), _) => Ok(()),
+        }
+    }
+}
+
+/// Whether elements of this type are whole numbers or truth values.
+fn is_integer(dtype: Dtype) -> bool {
+    matches!(
+        dtype,
+        Dtype::BOOL
+            | Dtype::U8
+            | Dtype::I8
+            | Dtype::U16
+            | Dtype::I16
+            | Dtype::U32
+            | Dtype::I32
+            | Dtype::U64
+            | Dtype::I64
+    )
+}
+
+/// Looks at how the file begins. The crate reads a header of 100 MB, of which it makes many times as
+/// much. One of a candidate needs no more than a few words for each tensor of the model.
 fn check_header(bytes: &[u8], gathered: &Gathered<'_>) -> Result<(), Failure> {
-    let Some(length) = bytes.first_chunk() else {
-        return Err(malformed("not safetensors: shorter than its header"));
+    let Some((length, rest)) = bytes.split_first_chunk() else {
+        let begins = looks::describe(bytes);
+        return Err(malformed(format!(
+            "not safetensors: shorter than its header: {begins}"
+        )));
     };
-    let (length, names) = (u64::from_le_bytes(*length), gathered.names());
+    let (length, there) = (u64::from_le_bytes(*length), rest.len() as u64);
+    if !rest
+        .first()
+        .is_some_and(|byte| *byte == b'{' || byte.is_ascii_whitespace())
+    {
+        return Err(not_a("safetensors", bytes));
+    }
+    let names = gathered.names();
     let most = names.fold(OF_THE_WHOLE, |sum, name| {
         sum + OF_A_TENSOR + 4 * name.len() as u64
     });
+    if length > there {
+        return Err(match Looks::of(bytes) == Looks::Safetensors {
+            true => malformed(format!(
+                "not safetensors: of a header of {length} bytes {there} are there"
+            )),
+            false => not_a("safetensors", bytes),
+        });
+    }
     match length > most {
         true => Err(too_large(format!(
             "a header of {length} bytes, where one that names every tensor of the model needs less than {most}"
