@@ -10,9 +10,11 @@ use std::collections::HashMap;
 use half::{bf16, f16};
 use rawzip::{CompressionMethod, ZipArchive, ZipSliceArchive};
 
+use super::keys::Keys;
 use super::packed::{Packed, Unpacker};
-use super::{Gathered, MOST_DIMENSIONS, Versions, malformed, shorten, too_large};
+use super::{Gathered, MOST_DIMENSIONS, Versions, malformed, not_a, shorten, too_large};
 use crate::failure::Failure;
+use crate::looks::Looks;
 use pickle::{Element, Id, Pickle, Problem, Tensor, Value};
 
 /// What a file may have whatever the model: the pickle's frame, a few remarks.
@@ -21,6 +23,8 @@ const OF_THE_WHOLE: u64 = 1000;
 /// sixty and two, and a tensor may come in several.
 const STEPS: u64 = 1000;
 const ENTRIES: u64 = 32;
+/// What the map of the whole has.
+const FIELDS: [&str; 3] = ["old_version", "new_version", "chunks"];
 /// Fields of a chunk. One chunk can be said many times, and is searched each time.
 const MOST_FIELDS: usize = 64;
 
@@ -30,7 +34,11 @@ const MOST_FIELDS: usize = 64;
 /// The first thing that is wrong.
 pub(super) fn decode(bytes: &[u8], gathered: &mut Gathered<'_>) -> Result<(), Failure> {
     let tensors = gathered.names().count() as u64;
-    let zip = ZipArchive::from_slice(bytes).map_err(no_zip)?;
+    let zip =
+        ZipArchive::from_slice(bytes).map_err(|error| match Looks::of(bytes) == Looks::Zip {
+            true => no_zip(error),
+            false => not_a("a zip archive", bytes),
+        })?;
     let archive = Archive::read(&zip, OF_THE_WHOLE + ENTRIES * tensors)?;
     if archive
         .get("byteorder")
@@ -106,46 +114,68 @@ type Fields = [(Id, Id)];
 impl<'a> Reader<'a> {
     fn read(&mut self, gathered: &mut Gathered<'_>) -> Result<(), Failure> {
         let pickle = &self.pickle;
-        let Value::Map(root) = pickle.get(pickle.root) else {
-            return Err(malformed("the pickle is no map"));
+        let root = pickle.get(pickle.root);
+        let Value::Map(root) = root else {
+            let what = root.what();
+            return Err(malformed(format!("the pickle is {what}, not a map")));
         };
         gathered.versions = versions(pickle, root)?;
-        let Some(Value::List(chunks)) = pickle.entry(root, "chunks").map_err(malformed)? else {
-            return Err(malformed("the pickle has no list of chunks"));
-        };
-        for chunk in chunks {
-            let Value::Map(fields) = pickle.get(*chunk) else {
-                return Err(malformed("a chunk is no map"));
-            };
-            if fields.len() > MOST_FIELDS {
-                return Err(malformed(format!("a chunk of {} fields", fields.len())));
-            }
-            let Some(Value::Text(name)) = pickle.entry(fields, "name").map_err(malformed)? else {
-                return Err(malformed("a chunk has no name"));
-            };
-            let read = Chunk {
-                name,
-                fields,
-                pickle,
-            };
-            if read.entry("indices")?.is_some() {
-                read.add_tensors(&self.archive, gathered)?;
-            } else {
-                read.add_packed(&mut self.unpacker, gathered)?;
-            }
+        gathered.keys = pickle.keys(root).collect();
+        let chunks = chunks(pickle, root, gathered)?;
+        let weights = chunks.iter().filter(|chunk| !chunk.is_foreign(gathered));
+        let names: Vec<&str> = weights.map(|chunk| chunk.name).collect();
+        gathered.rename(names.iter().copied());
+        let mut beside = pickle.keys(root).filter(|key| !FIELDS.contains(key));
+        if let Some(name) = beside.find(|key| gathered.knows(key)) {
+            let name = shorten(name);
+            return Err(malformed(format!(
+                "{name}: stands beside the chunks, not in one of them"
+            )));
+        }
+        for chunk in &chunks {
+            chunk.add(&self.archive, &mut self.unpacker, gathered)?;
         }
         Ok(())
     }
+}
+
+/// Everything in the list of chunks.
+fn chunks<'r, 'a>(
+    pickle: &'r Pickle<'a>,
+    root: &'r Fields,
+    gathered: &Gathered<'_>,
+) -> Result<Vec<Chunk<'r, 'a>>, Failure> {
+    let said = pickle.entry(root, "chunks").map_err(malformed)?;
+    let listed = match said {
+        Some(Value::List(chunks) | Value::Tuple(chunks)) => chunks,
+        None | Some(Value::None) => {
+            let keys = &gathered.keys;
+            return Err(malformed(format!(
+                "the pickle has no list of chunks; it has the keys {keys}"
+            )));
+        }
+        Some(other) => {
+            let what = other.what();
+            return Err(malformed(format!("chunks is {what}, not a list of chunks")));
+        }
+    };
+    let mut chunks = Vec::new();
+    for chunk in listed {
+        // One chunk can be said many times, and every name will be looked at.
+        if chunks.len() as u64 == gathered.most_pieces {
+            let most = gathered.most_pieces;
+            return Err(too_large(format!("more than {most} chunks")));
+        }
+        chunks.push(Chunk::of(pickle, *chunk)?);
+    }
+    Ok(chunks)
 }
 
 /// Where the file says it leads, if it says so in two natural numbers.
 fn versions(pickle: &Pickle<'_>, root: &Fields) -> Result<Option<Versions>, Failure> {
     let version = |key| {
         let entry = pickle.entry(root, key).map_err(malformed)?;
-        let Some(Value::Int(version)) = entry else {
-            return Ok(None);
-        };
-        Ok(u64::try_from(*version).ok())
+        Ok(entry.and_then(Value::natural))
     };
     let (old, new) = (version("old_version")?, version("new_version")?);
     Ok(old.zip(new).map(|(old, new)| Versions { old, new }))
@@ -158,34 +188,102 @@ struct Chunk<'r, 'a> {
     pickle: &'r Pickle<'a>,
 }
 
-impl<'a> Chunk<'_, 'a> {
+impl<'r, 'a> Chunk<'r, 'a> {
+    fn of(pickle: &'r Pickle<'a>, chunk: Id) -> Result<Self, Failure> {
+        let chunk = pickle.get(chunk);
+        let Value::Map(fields) = chunk else {
+            let what = chunk.what();
+            return Err(malformed(format!("a chunk is {what}, not a map")));
+        };
+        if fields.len() > MOST_FIELDS {
+            return Err(malformed(format!("a chunk of {} fields", fields.len())));
+        }
+        let name = pickle.entry(fields, "name").map_err(malformed)?;
+        let Some(Value::Text(name)) = name else {
+            let keys: Keys = pickle.keys(fields).collect();
+            return Err(malformed(format!(
+                "a chunk has no name; it has the keys {keys}"
+            )));
+        };
+        Ok(Self {
+            name,
+            fields,
+            pickle,
+        })
+    }
+
     fn wrong(&self, what: impl std::fmt::Display) -> Failure {
         malformed(format!("{}: {what}", shorten(self.name)))
     }
 
-    fn entry(&self, key: &str) -> Result<Option<&Value<'a>>, Failure> {
-        self.pickle
-            .entry(self.fields, key)
-            .map_err(|why| self.wrong(why))
+    /// What a field has to be, and is not.
+    fn refuse(&self, field: &str, said: Option<&Value<'a>>, wanted: &str) -> Failure {
+        let keys: Keys = self.pickle.keys(self.fields).collect();
+        self.wrong(match said {
+            None => format!("{field} is missing; it has the keys {keys}"),
+            Some(said) => format!("{field} is {}, not {wanted}", said.what()),
+        })
+    }
+
+    /// What a field says; None is as good as no field.
+    fn entry(&self, key: &str) -> Result<Option<&'r Value<'a>>, Failure> {
+        let entry = self.pickle.entry(self.fields, key);
+        let entry = entry.map_err(|why| self.wrong(why))?;
+        Ok(entry.filter(|said| !matches!(said, Value::None)))
+    }
+
+    /// Whether it is meant for no tensor of the model and its values cannot be a weight's.
+    fn is_foreign(&self, gathered: &Gathered<'_>) -> bool {
+        let Ok(Some(Value::Tensor(values))) = self.entry("values") else {
+            return false;
+        };
+        let element = values.storage.element;
+        matches!(element, Element::I32 | Element::I64 | Element::Integer)
+            && !gathered.may_mean(self.name)
+    }
+
+    fn add(
+        &self,
+        archive: &Archive<'a>,
+        unpacker: &mut Unpacker,
+        gathered: &mut Gathered<'_>,
+    ) -> Result<(), Failure> {
+        if self.is_foreign(gathered) {
+            gathered.pass_over(self.name);
+            return Ok(());
+        }
+        if !gathered.knows(self.name) {
+            return Err(Gathered::unknown(self.name));
+        }
+        let has = |field| Ok::<_, Failure>(self.entry(field)?.is_some());
+        let of_tensors = has("indices")? || has("values")?;
+        if of_tensors && has("data")? {
+            return Err(self.wrong("has data beside indices and values"));
+        }
+        match of_tensors {
+            true => self.add_tensors(archive, gathered),
+            false => self.add_packed(unpacker, gathered),
+        }
     }
 
     /// None where it is not said.
     fn shape(&self) -> Result<Option<Vec<u64>>, Failure> {
-        let shape = match self.entry("shape")? {
-            Some(Value::Tuple(shape) | Value::List(shape)) => shape,
-            None | Some(Value::None) => return Ok(None),
-            Some(_) => return Err(self.wrong("shape is no tuple")),
+        let said = self.entry("shape")?;
+        let shape = match said {
+            None => return Ok(None),
+            Some(Value::Tuple(shape) | Value::List(shape)) if shape.len() <= MOST_DIMENSIONS => {
+                shape
+            }
+            Some(Value::Tuple(_) | Value::List(_)) => {
+                let most = MOST_DIMENSIONS;
+                return Err(self.wrong(format!("a shape of more than {most} dimensions")));
+            }
+            other => return Err(self.refuse("shape", other, "a tuple of sizes")),
         };
-        let number = |id: &Id| {
-            let Value::Int(number) = self.pickle.get(*id) else {
-                return None;
-            };
-            u64::try_from(*number).ok()
-        };
-        let shape: Option<Vec<u64>> = shape.iter().take(MOST_DIMENSIONS).map(number).collect();
-        shape
-            .map(Some)
-            .ok_or_else(|| self.wrong("shape holds what is no size"))
+        let size = |id: &Id| self.pickle.get(*id).natural();
+        let shape: Option<Vec<u64>> = shape.iter().map(size).collect();
+        let shape = shape.ok_or_else(|| self.wrong("shape holds what is no size"))?;
+        Ok(Some(shape))
     }
 
     fn add_tensors(
@@ -210,9 +308,12 @@ impl<'a> Chunk<'_, 'a> {
                 let indices = indices.elements(i64::from_le_bytes);
                 self.add_values(tensor, indices, &values, gathered)
             }
-            Element::F16 | Element::Bf16 | Element::F32 | Element::F64 | Element::Unused => {
-                Err(self.wrong("indices are neither int32 nor int64"))
-            }
+            Element::F16
+            | Element::Bf16
+            | Element::F32
+            | Element::F64
+            | Element::Integer
+            | Element::Unused => Err(self.wrong("indices are neither int32 nor int64")),
         }
     }
 
@@ -244,7 +345,7 @@ impl<'a> Chunk<'_, 'a> {
                 let values = values.elements(|b| f64::from_le_bytes(b) as f32);
                 gathered.add(name, tensor, indices, values)
             }
-            Element::I32 | Element::I64 | Element::Unused => {
+            Element::I32 | Element::I64 | Element::Integer | Element::Unused => {
                 Err(self.wrong("values are no floats"))
             }
         }
@@ -252,8 +353,9 @@ impl<'a> Chunk<'_, 'a> {
 
     fn view(&self, field: &str, archive: &Archive<'a>) -> Result<View<'a>, Failure> {
         let wrong = |what: &str| self.wrong(format!("{field}: {what}"));
-        let Some(Value::Tensor(tensor)) = self.entry(field)? else {
-            return Err(wrong("no tensor"));
+        let said = self.entry(field)?;
+        let Some(Value::Tensor(tensor)) = said else {
+            return Err(self.refuse(field, said, "a tensor"));
         };
         if tensor.dimensions != 1 {
             return Err(wrong("must have one dimension"));
@@ -270,20 +372,23 @@ impl<'a> Chunk<'_, 'a> {
         unpacker: &mut Unpacker,
         gathered: &mut Gathered<'_>,
     ) -> Result<(), Failure> {
-        let k = match self.entry("k")? {
-            Some(Value::Int(k)) => u64::try_from(*k),
-            Some(_) | None => return Err(self.wrong("neither indices nor k")),
+        let (k, data) = (self.entry("k")?, self.entry("data")?);
+        if k.is_none() && data.is_none() {
+            let keys: Keys = self.pickle.keys(self.fields).collect();
+            return Err(self.wrong(format!("neither indices nor k; it has the keys {keys}")));
+        }
+        let Some(count) = k.and_then(Value::natural) else {
+            return Err(self.refuse("k", k, "a natural one"));
         };
-        let k = k.map_err(|_| self.wrong("k is negative"))?;
         let shape = self.shape()?;
-        let tensor = gathered.declare(self.name, shape.as_deref(), k)?;
-        let packed = match self.entry("data")? {
+        let tensor = gathered.declare(self.name, shape.as_deref(), count)?;
+        let packed = match data {
             Some(Value::Bytes(data)) => Packed::Bytes(data),
             Some(Value::Latin1(text)) => Packed::Latin1(text),
             Some(Value::Text(text)) => Packed::Base64(text.as_bytes()),
-            Some(_) | None => return Err(self.wrong("data is missing")),
+            other => return Err(self.refuse("data", other, "bytes")),
         };
-        unpacker.unpack(gathered, self.name, tensor, k, packed)
+        unpacker.unpack(gathered, self.name, tensor, count, packed)
     }
 }
 

@@ -1,10 +1,14 @@
 //! The part of pickle in which `torch.save` writes plain containers and tensors. Nothing is executed:
-//! a name that stands for code must be one of those in [`Name`], and to "call" it makes a value here.
-//! Texts and bytes stay in the pickle; memory grows with the steps, which are limited.
+//! a name that stands for code must be one of those in [`Name`], and to "call" it makes a value here,
+//! mostly one of which nothing is known. Texts and bytes stay in the pickle; memory grows with the
+//! steps, which are limited.
 
 use std::collections::HashMap;
 
-use super::super::MOST_DIMENSIONS;
+use super::super::{MOST_DIMENSIONS, natural};
+
+/// Of the arguments of a call so many are looked at: a tuple can be said many times.
+const MOST_ARGUMENTS: usize = 6;
 
 /// Why a pickle cannot be read.
 pub(super) enum Problem {
@@ -21,9 +25,10 @@ pub(super) type Id = u32;
 #[derive(Debug)]
 pub(super) enum Value<'a> {
     None,
-    /// A truth value, a float: nothing that a candidate needs.
+    /// Anything that a candidate does not need.
     Other,
     Int(i64),
+    Float(f64),
     Text(&'a str),
     Bytes(&'a [u8]),
     /// Bytes, one for each character: how protocol 2 writes them.
@@ -34,6 +39,34 @@ pub(super) enum Value<'a> {
     Name(Name),
     Storage(Storage<'a>),
     Tensor(Tensor<'a>),
+    /// What elements of an array of numpy are: a letter for the kind, and their bytes.
+    NumpyType(&'a str),
+}
+
+impl Value<'_> {
+    /// The natural number that it is, if it is one.
+    pub(super) fn natural(&self) -> Option<u64> {
+        if let Self::Float(number) = self {
+            return natural(*number);
+        }
+        let Self::Int(number) = self else { return None };
+        u64::try_from(*number).ok()
+    }
+
+    /// What it is, in words.
+    pub(super) fn what(&self) -> &'static str {
+        match self {
+            Self::None => "missing",
+            Self::Int(_) | Self::Float(_) => "a number",
+            Self::Text(_) => "text",
+            Self::Bytes(_) | Self::Latin1(_) => "bytes",
+            Self::Tuple(_) => "a tuple",
+            Self::List(_) => "a list",
+            Self::Map(_) => "a map",
+            Self::Tensor(_) => "a tensor",
+            Self::Other | Self::Name(_) | Self::Storage(_) | Self::NumpyType(_) => "something else",
+        }
+    }
 }
 
 /// A name that may stand in a pickle, and what it means here.
@@ -45,14 +78,22 @@ pub(super) enum Name {
     RebuildTensor,
     /// A tensor with a flag.
     RebuildParameter,
-    /// An ordered map, made empty.
-    OrderedMap,
+    /// A tensor made by another of these, with attributes.
+    RebuildFromType,
+    /// A map, made empty.
+    EmptyMap,
     /// Bytes out of text.
     Encode,
-    /// Bytes out of nothing.
-    NoBytes,
+    /// Bytes out of nothing, or of bytes.
+    Bytes,
     /// A tuple.
     Size,
+    /// A type of numpy's.
+    NumpyType,
+    /// A single value of such a type.
+    NumpyScalar,
+    /// Something of which a candidate needs nothing, and whatever is made of it.
+    Remark,
 }
 
 /// The type of a storage's elements.
@@ -64,7 +105,9 @@ pub(super) enum Element {
     F64,
     I32,
     I64,
-    /// One that no part of a candidate has.
+    /// A whole number or a truth value that no part of a candidate has.
+    Integer,
+    /// Any other that no part of a candidate has.
     Unused,
 }
 
@@ -75,7 +118,7 @@ impl Element {
             Self::F16 | Self::Bf16 => 2,
             Self::F32 | Self::I32 => 4,
             Self::F64 | Self::I64 => 8,
-            Self::Unused => 0,
+            Self::Integer | Self::Unused => 0,
         }
     }
 }
@@ -110,6 +153,16 @@ impl<'a> Pickle<'a> {
         self.values.get(id as usize).unwrap_or(&Value::Other)
     }
 
+    /// The keys of a map that are text.
+    pub(super) fn keys(&self, map: &[(Id, Id)]) -> impl Iterator<Item = &'a str> {
+        map.iter().filter_map(|(key, _)| {
+            let Value::Text(text) = self.get(*key) else {
+                return None;
+            };
+            Some(*text)
+        })
+    }
+
     /// What a map has under a key; an error where it has two.
     pub(super) fn entry(&self, map: &[(Id, Id)], key: &str) -> Result<Option<&Value<'a>>, String> {
         let is_key = |id: Id| matches!(self.get(id), Value::Text(text) if *text == key);
@@ -141,6 +194,20 @@ pub(super) fn read(bytes: &[u8], most_steps: u64) -> Result<Pickle<'_>, Problem>
     Err(Problem::TooLong)
 }
 
+/// Little endian, two's complement, in as many bytes as needed.
+fn long(bytes: &[u8]) -> Value<'static> {
+    let negative = bytes.last().is_some_and(|last| last & 0x80 != 0);
+    let mut whole = [if negative { 0xff } else { 0 }; 8];
+    match whole.get_mut(..bytes.len()) {
+        Some(part) => {
+            part.copy_from_slice(bytes);
+            Value::Int(i64::from_le_bytes(whole))
+        }
+        // Larger than anything that a candidate counts.
+        None => Value::Other,
+    }
+}
+
 fn malformed<T>(what: impl Into<String>) -> Result<T, Problem> {
     Err(Problem::Malformed(what.into()))
 }
@@ -164,12 +231,14 @@ impl<'a> Machine<'a> {
             0x95 => drop(self.take(8)?),
             b'(' => self.marks.push(self.stack.len()),
             b'0' => drop(self.pop()?),
+            b'1' => drop(self.pop_mark()?),
             b'q' | b'r' | 0x94 | b'h' | b'j' => self.remember_or_recall(operation)?,
             b']' | b')' | 0x85..=0x87 | b't' | b'a' | b'e' => self.build_list(operation)?,
             b'}' | b's' | b'u' => self.build_map(operation)?,
             b'c' | 0x93 => self.name(operation)?,
             b'Q' => self.persistent()?,
-            b'R' => self.call()?,
+            b'R' | 0x81 => self.call()?,
+            0x90 | 0x91 => self.build_set(operation)?,
             b'b' => self.set_state()?,
             _ => {
                 let value = self.plain(operation)?;
@@ -183,21 +252,20 @@ impl<'a> Machine<'a> {
     fn plain(&mut self, operation: u8) -> Result<Value<'a>, Problem> {
         Ok(match operation {
             b'N' => Value::None,
-            0x88 | 0x89 => Value::Other,
-            b'G' => {
-                self.take(8)?;
-                Value::Other
-            }
+            // Truth values, and a set, which is filled later.
+            0x88 | 0x89 | 0x8f => Value::Other,
+            b'G' => Value::Float(f64::from_be_bytes(self.take_array()?)),
             b'K' => Value::Int(self.take_array::<1>()?[0].into()),
             b'M' => Value::Int(u16::from_le_bytes(self.take_array()?).into()),
             b'J' => Value::Int(i32::from_le_bytes(self.take_array()?).into()),
-            0x8a => self.long()?,
+            0x8a => long(self.counted::<1>()?),
+            0x8b => long(self.counted::<4>()?),
             b'X' => Value::Text(self.text::<4>()?),
             0x8c => Value::Text(self.text::<1>()?),
             0x8d => Value::Text(self.text::<8>()?),
             b'B' => Value::Bytes(self.counted::<4>()?),
             b'C' => Value::Bytes(self.counted::<1>()?),
-            0x8e => Value::Bytes(self.counted::<8>()?),
+            0x8e | 0x96 => Value::Bytes(self.counted::<8>()?),
             other => {
                 return malformed(format!(
                     "the pickle has an operation (0x{other:02x}) that is not read"
@@ -243,18 +311,6 @@ impl<'a> Machine<'a> {
         std::str::from_utf8(line).or_else(|_| malformed("text that is not UTF-8"))
     }
 
-    /// Little endian, two's complement, in as many bytes as needed.
-    fn long(&mut self) -> Result<Value<'a>, Problem> {
-        let bytes = self.counted::<1>()?;
-        let negative = bytes.last().is_some_and(|last| last & 0x80 != 0);
-        let mut whole = [if negative { 0xff } else { 0 }; 8];
-        match whole.get_mut(..bytes.len()) {
-            Some(part) => part.copy_from_slice(bytes),
-            None => return malformed("a number of more than 64 bits"),
-        }
-        Ok(Value::Int(i64::from_le_bytes(whole)))
-    }
-
     fn push(&mut self, value: Value<'a>) -> Result<(), Problem> {
         let Ok(id) = Id::try_from(self.values.len()) else {
             return Err(Problem::TooLong);
@@ -298,7 +354,13 @@ impl<'a> Machine<'a> {
         let Value::Tuple(items) = self.get(tuple) else {
             return None;
         };
-        Some(items.iter().take(6).map(|id| self.get(*id)).collect())
+        Some(
+            items
+                .iter()
+                .take(MOST_ARGUMENTS)
+                .map(|id| self.get(*id))
+                .collect(),
+        )
     }
 
     fn remember_or_recall(&mut self, operation: u8) -> Result<(), Problem> {
@@ -341,10 +403,24 @@ impl<'a> Machine<'a> {
         if !matches!(operation, b'a' | b'e') {
             return self.push(Value::Tuple(items));
         }
-        let Value::List(list) = self.top()? else {
+        let top = self.top()?;
+        if let Value::List(list) = top {
+            list.extend(items);
+        } else if !matches!(top, Value::Other) {
             return malformed("the pickle appends to what is no list");
+        }
+        Ok(())
+    }
+
+    /// Sets are remarks: only that there is one is kept.
+    fn build_set(&mut self, operation: u8) -> Result<(), Problem> {
+        drop(self.pop_mark()?);
+        if operation == 0x91 {
+            return self.push(Value::Other);
+        }
+        let Value::Other = self.top()? else {
+            return malformed("the pickle adds to what is no set");
         };
-        list.extend(items);
         Ok(())
     }
 
@@ -360,10 +436,12 @@ impl<'a> Machine<'a> {
         let (pairs, []) = items.as_chunks::<2>() else {
             return malformed("the pickle sets a key without a value");
         };
-        let Value::Map(map) = self.top()? else {
+        let top = self.top()?;
+        if let Value::Map(map) = top {
+            map.extend(pairs.iter().map(|[key, value]| (*key, *value)));
+        } else if !matches!(top, Value::Other) {
             return malformed("the pickle sets a key of what is no map");
-        };
-        map.extend(pairs.iter().map(|[key, value]| (*key, *value)));
+        }
         Ok(())
     }
 
@@ -417,8 +495,13 @@ impl<'a> Machine<'a> {
         let (Some(arguments), Value::Name(name)) = (self.first_of(tuple), self.get(callee)) else {
             return malformed("the pickle calls what is no name");
         };
-        // Behind them are flags and hooks.
-        let made = match (name, arguments.as_slice()) {
+        let made = self.make(*name, &arguments)?;
+        self.push(made)
+    }
+
+    /// What a name stands for, made of its first arguments; behind them are flags and hooks.
+    fn make(&self, name: Name, arguments: &[&Value<'a>]) -> Result<Value<'a>, Problem> {
+        Ok(match (name, arguments) {
             (
                 Name::RebuildTensor,
                 [
@@ -430,21 +513,33 @@ impl<'a> Machine<'a> {
                 ],
             ) => Value::Tensor(self.tensor(*storage, *offset, shape, strides)?),
             (Name::RebuildParameter, [Value::Tensor(tensor), ..]) => Value::Tensor(*tensor),
-            (Name::OrderedMap, []) => Value::Map(Vec::new()),
-            (Name::NoBytes, []) => Value::Bytes(&[]),
-            (Name::Encode, [Value::Text(text), Value::Text("latin1" | "latin-1")]) => {
+            (Name::RebuildFromType, [Value::Name(name), _, Value::Tuple(inner), ..])
+                if *name != Name::RebuildFromType =>
+            {
+                let inner = inner.iter().take(MOST_ARGUMENTS);
+                let inner: Vec<_> = inner.map(|id| self.get(*id)).collect();
+                return self.make(*name, &inner);
+            }
+            // Perhaps with what makes values that are not there.
+            (Name::EmptyMap, [] | [Value::Name(_) | Value::None]) => Value::Map(Vec::new()),
+            (Name::Bytes, []) => Value::Bytes(&[]),
+            (Name::Bytes, [Value::Bytes(bytes)]) => Value::Bytes(bytes),
+            (Name::Bytes, [Value::Latin1(text)])
+            | (Name::Encode, [Value::Text(text), Value::Text("latin1" | "latin-1")]) => {
                 Value::Latin1(text)
             }
             (Name::Size, [Value::Tuple(shape)]) if shape.len() <= MOST_DIMENSIONS => {
                 Value::Tuple(shape.clone())
             }
+            (Name::NumpyType, [Value::Text(kind), ..]) => Value::NumpyType(kind),
+            (Name::NumpyScalar, [Value::NumpyType(kind), data]) => numpy_scalar(kind, data),
+            (Name::Remark | Name::Size | Name::NumpyScalar, _) => Value::Other,
             _ => {
                 return malformed(format!(
                     "the pickle calls {name:?} in another way than torch"
                 ));
             }
-        };
-        self.push(made)
+        })
     }
 
     fn tensor(
@@ -476,13 +571,40 @@ impl<'a> Machine<'a> {
         })
     }
 
-    /// Attributes of a map, which are of no use here.
+    /// Attributes, which are of no use here.
     fn set_state(&mut self) -> Result<(), Problem> {
         self.pop()?;
-        let Value::Map(_) = self.top()? else {
-            return malformed("the pickle sets the state of what is no map");
+        let (Value::Map(_) | Value::Other | Value::NumpyType(_)) = self.top()? else {
+            return malformed("the pickle sets the state of what has none");
         };
         Ok(())
+    }
+}
+
+/// A single value of numpy's, if it is a number. It is written in the order of the machine, which is
+/// the file's.
+fn numpy_scalar<'a>(kind: &str, data: &Value<'_>) -> Value<'a> {
+    const MOST: usize = 8;
+    let mut bytes = Vec::new();
+    if let Value::Bytes(data) = data {
+        bytes.extend(data.iter().take(MOST + 1));
+    } else if let Value::Latin1(text) = data {
+        let data = text.chars().take(MOST + 1);
+        bytes.extend(data.map(|c| u8::try_from(c).unwrap_or_default()));
+    }
+    if bytes.is_empty() || bytes.len() > MOST {
+        return Value::Other;
+    }
+    let mut whole = [0; MOST];
+    whole[..bytes.len()].copy_from_slice(&bytes);
+    match kind {
+        "i1" | "i2" | "i4" | "i8" => long(&bytes),
+        "u1" | "u2" | "u4" | "u8" => {
+            let number = i64::try_from(u64::from_le_bytes(whole));
+            number.map_or(Value::Other, Value::Int)
+        }
+        "f8" => Value::Float(f64::from_le_bytes(whole)),
+        _ => Value::Other,
     }
 }
 
@@ -490,27 +612,125 @@ impl Name {
     fn find(module: &str, name: &str) -> Option<Self> {
         Some(match (module, name) {
             ("torch._utils", "_rebuild_tensor_v2") => Self::RebuildTensor,
-            ("torch._utils", "_rebuild_parameter") => Self::RebuildParameter,
-            ("collections", "OrderedDict") => Self::OrderedMap,
+            ("torch._utils", "_rebuild_parameter" | "_rebuild_parameter_with_state") => {
+                Self::RebuildParameter
+            }
+            ("torch._tensor", "_rebuild_from_type_v2") => Self::RebuildFromType,
+            ("collections", "OrderedDict" | "defaultdict") | (BUILTINS_2 | BUILTINS, "dict") => {
+                Self::EmptyMap
+            }
             ("_codecs", "encode") => Self::Encode,
-            ("__builtin__" | "builtins", "bytes") => Self::NoBytes,
+            (BUILTINS_2 | BUILTINS, "bytes" | "bytearray") => Self::Bytes,
             ("torch", "Size") => Self::Size,
-            ("torch", "HalfStorage") => Self::Storage(Element::F16),
-            ("torch", "BFloat16Storage") => Self::Storage(Element::Bf16),
-            ("torch", "FloatStorage") => Self::Storage(Element::F32),
-            ("torch", "DoubleStorage") => Self::Storage(Element::F64),
-            ("torch", "IntStorage") => Self::Storage(Element::I32),
-            ("torch", "LongStorage") => Self::Storage(Element::I64),
-            (
-                "torch",
-                "BoolStorage"
-                | "ByteStorage"
-                | "CharStorage"
-                | "ShortStorage"
-                | "ComplexFloatStorage"
-                | "ComplexDoubleStorage",
-            ) => Self::Storage(Element::Unused),
+            ("numpy", "dtype") => Self::NumpyType,
+            ("numpy.core.multiarray" | "numpy._core.multiarray", "scalar") => Self::NumpyScalar,
+            ("torch", name) if name.ends_with("Storage") => Self::Storage(Element::find(name)?),
+            ("torch.storage", "UntypedStorage") => Self::Storage(Element::Unused),
+            _ if is_remark(module, name) => Self::Remark,
             _ => return None,
         })
     }
+}
+
+impl Element {
+    /// The type of what a storage of torch's holds.
+    fn find(storage: &str) -> Option<Self> {
+        Some(match storage {
+            "HalfStorage" => Self::F16,
+            "BFloat16Storage" => Self::Bf16,
+            "FloatStorage" => Self::F32,
+            "DoubleStorage" => Self::F64,
+            "IntStorage" => Self::I32,
+            "LongStorage" => Self::I64,
+            "BoolStorage" | "ByteStorage" | "CharStorage" | "ShortStorage" => Self::Integer,
+            "ComplexFloatStorage"
+            | "ComplexDoubleStorage"
+            | "QInt8Storage"
+            | "QUInt8Storage"
+            | "QInt32Storage"
+            | "QUInt4x2Storage"
+            | "QUInt2x4Storage" => Self::Unused,
+            _ => return None,
+        })
+    }
+}
+
+/// Python's own names, as protocol 2 and the later ones call the module.
+const BUILTINS_2: &str = "__builtin__";
+const BUILTINS: &str = "builtins";
+
+/// Whether a name stands for a plain value that writers put beside the data: a type, a date, a set. All
+/// are alike here, and whatever is made of them is not made.
+fn is_remark(module: &str, name: &str) -> bool {
+    match module {
+        "torch" => {
+            is_element_type(name)
+                || name.starts_with("per_tensor_")
+                || name.starts_with("per_channel_")
+                || matches!(name, "device" | "Tensor" | "strided" | "sparse_coo")
+        }
+        "torch.serialization" => name == "_get_layout",
+        "torch._utils" => matches!(
+            name,
+            "torch.contiguous_format"
+                | "torch.preserve_format"
+                | "torch.channels_last"
+                | "torch.channels_last_3d"
+                | "_rebuild_tensor_v3"
+                | "_rebuild_sparse_tensor"
+                | "_rebuild_nested_tensor"
+                | "_rebuild_meta_tensor_no_storage"
+                | "_rebuild_qtensor"
+        ),
+        "torch.nn.parameter" => matches!(name, "Parameter" | "Buffer"),
+        "numpy" => name == "ndarray",
+        "numpy.core.multiarray" | "numpy._core.multiarray" => name == "_reconstruct",
+        BUILTINS_2 | BUILTINS => matches!(
+            name,
+            "set"
+                | "frozenset"
+                | "complex"
+                | "list"
+                | "tuple"
+                | "int"
+                | "long"
+                | "float"
+                | "bool"
+                | "str"
+                | "unicode"
+                | "object"
+                | "slice"
+                | "range"
+                | "xrange"
+                | "Ellipsis"
+                | "NotImplemented"
+        ),
+        "collections" => matches!(name, "deque" | "Counter"),
+        "datetime" => matches!(
+            name,
+            "datetime" | "date" | "time" | "timedelta" | "timezone"
+        ),
+        "decimal" => name == "Decimal",
+        "fractions" => name == "Fraction",
+        "uuid" => matches!(name, "UUID" | "SafeUUID"),
+        "pathlib" | "pathlib._local" => matches!(
+            name,
+            "PosixPath" | "WindowsPath" | "PurePosixPath" | "PureWindowsPath"
+        ),
+        "types" => name == "SimpleNamespace",
+        "argparse" => name == "Namespace",
+        _ => false,
+    }
+}
+
+/// Whether torch calls a type of elements so: `float32`, `float8_e4m3fn`, `bool`.
+fn is_element_type(name: &str) -> bool {
+    const KINDS: [&str; 8] = [
+        "float", "bfloat", "int", "uint", "complex", "qint", "quint", "bits",
+    ];
+    let numbered = |kind| {
+        let rest: Option<&str> = name.strip_prefix(kind);
+        rest.is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
+    };
+    name == "bool" || KINDS.into_iter().any(numbered)
 }
