@@ -4,6 +4,7 @@
 
 pub mod build;
 pub mod checkpoint;
+pub(crate) mod fit;
 pub mod plan;
 pub mod prefix;
 mod shard;

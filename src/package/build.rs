@@ -5,17 +5,18 @@ mod files;
 mod interface;
 mod naming;
 mod place;
-mod precision;
+pub(super) mod precision;
 mod source;
 mod unshare;
 
 use std::path::PathBuf;
 
-use super::checkpoint::{self, Tensor};
+use super::checkpoint::Tensor;
 use super::{Dtype, MANIFEST, Manifest, Objective, Package, PackageError};
 use crate::job::message::V1;
 use files::Staging;
 pub(super) use files::{write, write_tensors};
+pub(super) use place::is_uniform;
 use source::Source;
 
 /// What `scorer package` is told.

@@ -3,16 +3,19 @@
 //! (counters, position ids and masks by their type; what has no elements) is passed over with a note.
 //! Any other float is refused by name: it may be a weight, and one that is left out is missed by nobody.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
 use std::path::{Component, Path, PathBuf};
 
 use bytes::Bytes;
-use safetensors::tensor::TensorView;
+use safetensors::tensor::View;
 use safetensors::{SafeTensorError, SafeTensors};
 use serde::Deserialize;
 
 use super::weights::read_element;
 use super::{Dtype, PackageError};
+use crate::looks::{self, Looks};
 
 /// What the files of a checkpoint are called in a folder of their own.
 const WHOLE: &str = "model.safetensors";
@@ -203,35 +206,101 @@ pub(super) fn widen(bytes: &[u8], dtype: Dtype) -> Vec<u8> {
 }
 
 /// Reads the header of a safetensors file.
+///
+/// # Errors
+/// Says what the file is instead, and what to give.
 pub(super) fn deserialize<'a>(
     file: &Path,
     bytes: &'a [u8],
 ) -> Result<SafeTensors<'a>, PackageError> {
-    let broken =
-        |e: SafeTensorError| PackageError(format!("{}: not safetensors: {e}", file.display()));
+    let broken = |e: SafeTensorError| {
+        let why = match remedy(Looks::of(bytes)) {
+            Some(remedy) => format!("it {}; {remedy}", looks::describe(bytes)),
+            None => e.to_string(),
+        };
+        PackageError(format!("{}: not safetensors: {why}", file.display()))
+    };
     SafeTensors::deserialize(bytes).map_err(broken)
 }
 
-/// Writes weights as a safetensors file, without a second copy of them.
+/// What to give instead of what is no safetensors file; none where its own error says more.
+fn remedy(looks: Looks) -> Option<&'static str> {
+    match looks {
+        Looks::Safetensors | Looks::Unknown => None,
+        Looks::CheckpointIndex | Looks::Json => {
+            Some("the index of a sharded checkpoint is given as a file *.json, beside its shards")
+        }
+        Looks::Zip | Looks::TorchLegacy | Looks::Pickle => {
+            Some("save the weights with safetensors.torch.save_file(model.state_dict(), FILE)")
+        }
+        Looks::Gzip | Looks::Zstd | Looks::Xz | Looks::Bzip2 | Looks::Tar => {
+            Some("unpack it, and give the file in it")
+        }
+        Looks::Empty
+        | Looks::GitLfsPointer
+        | Looks::WebPage
+        | Looks::Xml
+        | Looks::Text
+        | Looks::Utf16
+        | Looks::Onnx
+        | Looks::Numpy
+        | Looks::Hdf5
+        | Looks::Gguf
+        | Looks::MessagePack => Some("give the safetensors file itself"),
+    }
+}
+
+/// Weights to be written.
+pub(crate) struct Stored<'a> {
+    /// As they are here.
+    pub(crate) dtype: Dtype,
+    /// As they are to be in the file: the same, or wider.
+    pub(crate) wanted: Dtype,
+    /// Their shape.
+    pub(crate) shape: &'a [usize],
+    /// Little endian, row-major.
+    pub(crate) bytes: &'a [u8],
+}
+
+impl View for Stored<'_> {
+    fn dtype(&self) -> safetensors::Dtype {
+        stored_type(self.wanted)
+    }
+
+    fn shape(&self) -> &[usize] {
+        self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        match self.dtype == self.wanted {
+            true => Cow::Borrowed(self.bytes),
+            false => Cow::Owned(widen(self.bytes, self.dtype)),
+        }
+    }
+
+    fn data_len(&self) -> usize {
+        self.bytes.len() / self.dtype.size() * self.wanted.size()
+    }
+}
+
+/// Writes weights as a safetensors file, holding at most one of them in memory.
 ///
 /// # Errors
 /// When the disk refuses.
 pub(crate) fn write<'a>(
     file: &Path,
-    tensors: impl Iterator<Item = (&'a str, Dtype, &'a [usize], &'a [u8])>,
+    tensors: impl Iterator<Item = (&'a str, Stored<'a>)>,
 ) -> std::io::Result<()> {
-    let view = |(name, dtype, shape, bytes): (_, _, &[usize], _)| {
-        TensorView::new(stored_type(dtype), shape.to_vec(), bytes).map(|view| (name, view))
-    };
-    let views: Result<Vec<_>, _> = tensors.map(view).collect();
-    let written = views.and_then(|views| safetensors::serialize_to_file(views, None, file));
-    written.map_err(|error| {
+    // The crate puts a file of its own in the place of this one, and lets nobody else read it.
+    let permissions = File::create(file)?.metadata()?.permissions();
+    safetensors::serialize_to_file(tensors, None, file).map_err(|error| {
         if let SafeTensorError::IoError(error) = error {
             error
         } else {
             std::io::Error::other(error)
         }
-    })
+    })?;
+    std::fs::set_permissions(file, permissions)
 }
 
 /// The file to read: of a directory, the one checkpoint that lies in it.
@@ -351,7 +420,7 @@ fn read_index(path: &Path) -> Result<BTreeMap<String, String>, String> {
 }
 
 /// The first names of a list, and how many follow.
-fn list(names: &[String]) -> String {
+pub(super) fn list(names: &[String]) -> String {
     let shown = names[..names.len().min(MOST_NAMED)].join(", ");
     match names.len().saturating_sub(MOST_NAMED) {
         0 => shown,
@@ -362,10 +431,11 @@ fn list(names: &[String]) -> String {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use safetensors::Dtype as Stored;
+    use safetensors::Dtype as Type;
+    use safetensors::tensor::TensorView;
 
     /// A tensor of zeros.
-    pub(crate) type Zeros<'a> = (&'a str, Stored, &'a [usize]);
+    pub(crate) type Zeros<'a> = (&'a str, Type, &'a [usize]);
 
     /// Writes a safetensors file.
     pub(crate) fn put(path: &Path, tensors: &[Zeros<'_>]) {
@@ -407,11 +477,11 @@ pub(crate) mod tests {
     fn every_type_is_a_weight_or_passed_over_with_a_note_or_refused_by_name() {
         let folder = folder();
         let path = folder.path().join("w.safetensors");
-        let weight: Zeros<'_> = ("w", Stored::F32, &[2]);
+        let weight: Zeros<'_> = ("w", Type::F32, &[2]);
         for (stored, dtype) in [
-            (Stored::F32, Dtype::F32),
-            (Stored::F16, Dtype::F16),
-            (Stored::BF16, Dtype::Bf16),
+            (Type::F32, Dtype::F32),
+            (Type::F16, Dtype::F16),
+            (Type::BF16, Dtype::Bf16),
         ] {
             put(&path, &[("other", stored, &[3, 4]), weight]);
             let read = Checkpoint::open(&path).unwrap();
@@ -420,16 +490,16 @@ pub(crate) mod tests {
             assert_eq!(read.note(), None);
         }
         for stored in [
-            Stored::BOOL,
-            Stored::U8,
-            Stored::I8,
-            Stored::I16,
-            Stored::U16,
-            Stored::I32,
-            Stored::U32,
-            Stored::I64,
-            Stored::U64,
-            Stored::C64,
+            Type::BOOL,
+            Type::U8,
+            Type::I8,
+            Type::I16,
+            Type::U16,
+            Type::I32,
+            Type::U32,
+            Type::I64,
+            Type::U64,
+            Type::C64,
         ] {
             put(&path, &[("bn.num_batches_tracked", stored, &[]), weight]);
             let read = Checkpoint::open(&path).unwrap();
@@ -441,15 +511,15 @@ pub(crate) mod tests {
             );
         }
         for stored in [
-            Stored::F64,
-            Stored::F4,
-            Stored::F6_E2M3,
-            Stored::F6_E3M2,
-            Stored::F8_E4M3,
-            Stored::F8_E5M2,
-            Stored::F8_E8M0,
-            Stored::F8_E4M3FNUZ,
-            Stored::F8_E5M2FNUZ,
+            Type::F64,
+            Type::F4,
+            Type::F6_E2M3,
+            Type::F6_E3M2,
+            Type::F8_E4M3,
+            Type::F8_E5M2,
+            Type::F8_E8M0,
+            Type::F8_E4M3FNUZ,
+            Type::F8_E5M2FNUZ,
         ] {
             put(&path, &[("a", stored, &[8]), weight, ("b", stored, &[8])]);
             refused(
@@ -462,8 +532,8 @@ pub(crate) mod tests {
             &path,
             &[
                 weight,
-                ("roi", Stored::F32, &[0]),
-                ("none", Stored::F64, &[0, 3]),
+                ("roi", Type::F32, &[0]),
+                ("none", Type::F64, &[0, 3]),
             ],
         );
         let note = Checkpoint::open(&path).unwrap().note().unwrap();
@@ -479,17 +549,60 @@ pub(crate) mod tests {
         let path = folder.path().join("w.safetensors");
         put(&path, &[]);
         refused(&path, &["w.safetensors", "holds no tensors"]);
-        put(&path, &[("steps", Stored::I64, &[])]);
+        put(&path, &[("steps", Type::I64, &[])]);
         refused(&path, &["holds no weights", "steps (I64)"]);
-        std::fs::write(&path, "version https://git-lfs.github.com/spec/v1\n").unwrap();
-        refused(&path, &["w.safetensors", "not safetensors"]);
+        for (bytes, what, instead) in [
+            (
+                &b"version https://git-lfs.github.com/spec/v1\n"[..],
+                "Git LFS pointer",
+                "the safetensors file",
+            ),
+            (
+                b"<!DOCTYPE html><html>",
+                "a web page",
+                "the safetensors file",
+            ),
+            (b"{\"weight_map\": {}}", "index of a checkpoint", "*.json"),
+            (b"PK\x03\x04", "torch.save", "save_file"),
+            (b"\x80\x02}q\0", "a pickle", "save_file"),
+            (b"\x1f\x8b\x08\0", "gzip", "unpack"),
+            (b"", "is empty", "the safetensors file"),
+            (&[9, 0, 0, 0, 0, 0, 0, 0, b'{'], "invalid header", ""),
+        ] {
+            std::fs::write(&path, bytes).unwrap();
+            refused(&path, &["w.safetensors", "not safetensors", what, instead]);
+        }
+    }
+
+    #[test]
+    fn what_is_written_can_be_read_by_others_and_is_wider_where_that_is_wanted() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = folder();
+        let (path, plain) = (
+            folder.path().join("w.safetensors"),
+            folder.path().join("plain"),
+        );
+        std::fs::write(&plain, "").unwrap();
+        let half = half::f16::from_f32(0.1);
+        let stored = Stored {
+            dtype: Dtype::F16,
+            wanted: Dtype::F32,
+            shape: &[1],
+            bytes: &half.to_le_bytes(),
+        };
+        write(&path, std::iter::once(("w", stored))).unwrap();
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode();
+        assert_eq!(mode(&path), mode(&plain));
+        let read = Checkpoint::open(&path).unwrap();
+        assert_eq!(read.tensors[0].dtype, Dtype::F32);
+        assert_eq!(read.tensors[0].bytes, half.to_f32().to_le_bytes()[..]);
     }
 
     #[test]
     fn nothing_is_copied() {
         let folder = folder();
         let path = folder.path().join("w.safetensors");
-        put(&path, &[("a", Stored::F32, &[4]), ("b", Stored::F32, &[4])]);
+        put(&path, &[("a", Type::F32, &[4]), ("b", Type::F32, &[4])]);
         let read = Checkpoint::open(&path).unwrap();
         let [a, b] = [&read.tensors[0], &read.tensors[1]].map(|t| t.bytes.as_ptr().addr());
         assert_eq!(a.abs_diff(b), 16);
@@ -499,11 +612,11 @@ pub(crate) mod tests {
     fn sharded(folder: &Path) -> PathBuf {
         put(
             &folder.join("model-1-of-2.safetensors"),
-            &[("b", Stored::BF16, &[2]), ("steps", Stored::I64, &[])],
+            &[("b", Type::BF16, &[2]), ("steps", Type::I64, &[])],
         );
         put(
             &folder.join("model-2-of-2.safetensors"),
-            &[("a", Stored::BF16, &[2])],
+            &[("a", Type::BF16, &[2])],
         );
         index(folder, &[("a", 2), ("b", 1), ("steps", 1)])
     }
@@ -542,7 +655,7 @@ pub(crate) mod tests {
         refused(&path, &["does not name b", "model-1-of-2.safetensors"]);
         put(
             &folder.path().join("model-2-of-2.safetensors"),
-            &[("a", Stored::BF16, &[2]), ("b", Stored::BF16, &[2])],
+            &[("a", Type::BF16, &[2]), ("b", Type::BF16, &[2])],
         );
         index(folder.path(), &[("a", 2), ("b", 1), ("steps", 1)]);
         refused(
@@ -577,12 +690,12 @@ pub(crate) mod tests {
         let folder = folder();
         let file = |name: &str| folder.path().join(name);
         refused(folder.path(), &["holds no checkpoint"]);
-        put(&file("a.safetensors"), &[("w", Stored::F32, &[2])]);
+        put(&file("a.safetensors"), &[("w", Type::F32, &[2])]);
         put(&file("._a.safetensors"), &[]);
         assert_eq!(names(&Checkpoint::open(folder.path()).unwrap()), ["w"]);
-        put(&file("b.safetensors"), &[("w", Stored::F32, &[2])]);
+        put(&file("b.safetensors"), &[("w", Type::F32, &[2])]);
         refused(folder.path(), &["a.safetensors, b.safetensors"]);
-        put(&file(WHOLE), &[("whole", Stored::F32, &[2])]);
+        put(&file(WHOLE), &[("whole", Type::F32, &[2])]);
         assert_eq!(names(&Checkpoint::open(folder.path()).unwrap()), ["whole"]);
         sharded(folder.path());
         refused(folder.path(), &["several", WHOLE, INDEX]);

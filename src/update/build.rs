@@ -14,8 +14,10 @@ use super::route::Step;
 use crate::candidate::{self, Versions};
 use crate::config::CandidatesConfig;
 use crate::job::{Candidate, Rule, Source};
+use crate::package::checkpoint::{self, Checkpoint, Stored};
+use crate::package::fit::fit;
 use crate::package::weights::add;
-use crate::package::{Package, WeightsFile, checkpoint, map};
+use crate::package::{Package, PackageError, map};
 
 /// Why there are no new weights.
 #[derive(Debug, thiserror::Error)]
@@ -77,8 +79,13 @@ pub fn build(
 fn copy(package: &Package, out: &Path) -> std::io::Result<()> {
     let weights = &package.weights;
     let tensors = weights.tensors.iter().enumerate().map(|(index, tensor)| {
-        let (name, shape) = (tensor.name.as_str(), tensor.shape.as_slice());
-        (name, tensor.dtype, shape, weights.bytes(index))
+        let stored = Stored {
+            dtype: tensor.dtype,
+            wanted: tensor.dtype,
+            shape: &tensor.shape,
+            bytes: weights.bytes(index),
+        };
+        (tensor.name.as_str(), stored)
     });
     checkpoint::write(out, tensors)
 }
@@ -94,18 +101,20 @@ impl From<std::io::Error> for StepError {
     }
 }
 
-/// Whole weights: checked where they are, then moved.
+/// Whole weights: moved where they are as the package has them, else written anew.
 fn take(model: &Package, full: &FullWeights, path: &Path, out: &Path) -> Result<(), StepError> {
-    let file = WeightsFile {
-        version: full.version,
-        path: path.to_owned(),
-        sha256: full.sha256.clone(),
-        canary: None,
-    };
-    let checked = model.with_weights(&file);
-    checked
-        .map_err(|e| StepError::Unfit(format!("the weights of version {}: {e}", full.version)))?;
-    Ok(std::fs::rename(path, out)?)
+    let unfit =
+        |e: PackageError| StepError::Unfit(format!("the weights of version {}: {e}", full.version));
+    let checkpoint = Checkpoint::read(path).map_err(unfit)?;
+    let fitted = fit(checkpoint, model).map_err(|why| unfit(PackageError(why)))?;
+    if let Some(note) = fitted.note() {
+        tracing::info!(version = full.version, "{note}");
+    }
+    if fitted.as_it_is() {
+        return Ok(std::fs::rename(path, out)?);
+    }
+    checkpoint::write(out, fitted.stored())?;
+    Ok(std::fs::remove_file(path)?)
 }
 
 /// Adds one delta, a tensor at a time.

@@ -11,7 +11,8 @@ use sha2::{Digest, Sha256};
 use super::super::{
     Dtype, FileDigest, GraphFile, MANIFEST, Objective, PackageError, ShardFile, parse_shard,
 };
-use super::{Tensor, checkpoint};
+use super::Tensor;
+use super::super::checkpoint::{self, Stored};
 use crate::engine::graph::{External, externals, plain_location, relocate};
 
 const GRAPH: &str = "model.onnx";
@@ -299,7 +300,16 @@ pub(in super::super) fn write_tensors<'a>(
     path: &Path,
     tensors: impl Iterator<Item = (&'a str, Dtype, &'a [usize], &'a [u8])>,
 ) -> Result<FileDigest, PackageError> {
-    checkpoint::write(path, tensors).map_err(|e| failed(path, &e))?;
+    let stored = tensors.map(|(name, dtype, shape, bytes)| {
+        let stored = Stored {
+            dtype,
+            wanted: dtype,
+            shape,
+            bytes,
+        };
+        (name, stored)
+    });
+    checkpoint::write(path, stored).map_err(|e| failed(path, &e))?;
     Ok(FileDigest {
         file: name_of(path),
         sha256: digest(path)?,

@@ -48,7 +48,7 @@ pub(super) fn split_aliases(
     Ok((kept, aliases))
 }
 
-pub(super) fn is_uniform(tensor: &Tensor) -> bool {
+pub(in crate::package) fn is_uniform(tensor: &Tensor) -> bool {
     let mut elements = tensor.bytes.chunks_exact(tensor.dtype.size());
     let first = elements.next();
     elements.all(|e| Some(e) == first)

@@ -12,7 +12,7 @@ use crate::engine::graph::{InitializerInfo, InputInfo};
 use crate::package::checkpoint::{stored_type, widen};
 use crate::package::plan::Elem;
 
-pub(super) type Held = (InitializerInfo, Bytes);
+pub(in crate::package) type Held = (InitializerInfo, Bytes);
 
 /// Gives each 16-bit tensor the type in which the graph holds it.
 ///
@@ -89,14 +89,19 @@ fn is_fed_as_f32(tensor: &Tensor, fed: &[InputInfo]) -> bool {
     })
 }
 
+/// How an initializer holds a tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Order {
+pub(in crate::package) enum Order {
     AsIs,
     Transposed,
 }
 
 /// Whether an initializer holds the tensor's values once both are rounded to this type, and how.
-pub(super) fn agrees(tensor: &Tensor, (info, bytes): &Held, rounded: Dtype) -> Option<Order> {
+pub(in crate::package) fn agrees(
+    tensor: &Tensor,
+    (info, bytes): &Held,
+    rounded: Dtype,
+) -> Option<Order> {
     let dtype = info.dtype?;
     let numel = tensor.bytes.len() / tensor.dtype.size();
     if bytes.len() != numel * dtype.size() {
@@ -160,7 +165,7 @@ pub(super) fn reason(tensor: &Tensor, all: &[InitializerInfo], held: &[Held]) ->
 }
 
 /// Whether two names are equal but for what a wrapper puts before one of them.
-fn is_named(a: &str, b: &str) -> bool {
+pub(in crate::package) fn is_named(a: &str, b: &str) -> bool {
     let ends = |long: &str, short: &str| {
         let before = long.strip_suffix(short);
         before.is_some_and(|before| before.is_empty() || before.ends_with('.'))
