@@ -1,6 +1,7 @@
 //! The record a worker publishes into Redis, from a thread of its own that scoring cannot starve.
 //! It only relays: the state comes from the lifecycle, progress from the computing thread.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -179,6 +180,8 @@ pub struct LastError {
     pub at_ms: u64,
 }
 
+/// How long before a change of state its reason may have been noted.
+const JUST_BEFORE_MS: u64 = 1000;
 /// Durations kept for the percentiles.
 const KEPT: usize = 256;
 
@@ -195,8 +198,8 @@ pub struct Facts {
     pub jobs: JobFacts,
     /// How the worker follows its model, if it does.
     pub update: Option<UpdateFacts>,
-    /// The last thing that went wrong.
-    pub last_error: Option<LastError>,
+    /// The last thing of each kind that went wrong, by its code.
+    errors: BTreeMap<String, LastError>,
     durations_ms: std::collections::VecDeque<f64>,
 }
 
@@ -247,7 +250,7 @@ impl Vitals {
             message: message.to_owned(),
             at_ms: unix_ms(),
         };
-        self.facts().last_error = Some(error);
+        self.facts().errors.insert(error.code.clone(), error);
     }
 
     /// Whether jobs can be trusted to this worker: warm, confirmed consumer, computing or idle.
@@ -259,6 +262,18 @@ impl Vitals {
 }
 
 impl Facts {
+    /// What went wrong last. While the worker is degraded that is what degraded it: whatever fails
+    /// beside it, and again and again, must not hide the reason.
+    fn last_error(&self, phase: Phase) -> Option<&LastError> {
+        let of_the_state = self.errors.get(&phase.detail.to_string());
+        // It is noted just before the state changes.
+        let is_new = |error: &&LastError| error.at_ms + JUST_BEFORE_MS >= phase.since_ms;
+        let of_the_state = of_the_state.filter(is_new);
+        of_the_state
+            .filter(|_| phase.state == State::Degraded)
+            .or_else(|| self.errors.values().max_by_key(|error| error.at_ms))
+    }
+
     /// Adds a finished job's time.
     pub fn finished(&mut self, millis: f64) {
         if self.durations_ms.len() == KEPT {
@@ -549,7 +564,7 @@ impl Pulse {
                 rss_bytes: rss(&mut self.system),
             },
             update: facts.update.clone(),
-            last_error: facts.last_error.clone(),
+            last_error: facts.last_error(phase).cloned(),
         }
     }
 }
@@ -632,4 +647,41 @@ fn gpu_model() -> Option<String> {
     text.lines()
         .find_map(|line| line.strip_prefix("Model:"))
         .map(|model| model.trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lifecycle::Detail;
+
+    fn error(code: &str, at_ms: u64) -> LastError {
+        LastError {
+            code: code.into(),
+            message: String::new(),
+            at_ms,
+        }
+    }
+
+    #[test]
+    fn what_degraded_a_worker_is_not_hidden_by_what_fails_beside_it() {
+        let mut facts = Facts::default();
+        let mut phase = Phase {
+            state: State::Degraded,
+            detail: Detail::WarmFailed,
+            since_ms: 10_000,
+            last_ready_at_ms: 0,
+            changes: 1,
+        };
+        assert_eq!(facts.last_error(phase), None);
+        for (code, at_ms) in [("warm_failed", 9_990), ("broker_disconnected", 12_000)] {
+            facts.errors.insert(code.into(), error(code, at_ms));
+        }
+        let code = |facts: &Facts, phase| facts.last_error(phase).map(|e| e.code.clone());
+        assert_eq!(code(&facts, phase).as_deref(), Some("warm_failed"));
+        // Of another time, or no reason of the state at all.
+        phase.since_ms = 20_000;
+        assert_eq!(code(&facts, phase).as_deref(), Some("broker_disconnected"));
+        (phase.since_ms, phase.state) = (10_000, State::Warming);
+        assert_eq!(code(&facts, phase).as_deref(), Some("broker_disconnected"));
+    }
 }

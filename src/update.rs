@@ -14,7 +14,6 @@ pub mod signature;
 pub mod state;
 mod turn;
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,7 +32,7 @@ use crate::package::{Package, WeightsFile};
 use crate::store::Store;
 use download::{Mirrors, Published};
 use manifest::UpdateManifest;
-use prepare::Preparation;
+use prepare::{Obstacles, Preparation};
 use signature::UpdateKey;
 use state::{Refused, StateDir};
 use turn::Turn;
@@ -42,6 +41,8 @@ use turn::Turn;
 const LEAST_PAUSE: Duration = Duration::from_secs(1);
 /// The longest a failing worker waits between two tries.
 const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
+/// A failure that does not change is logged again after this.
+const LOG_AGAIN: Duration = Duration::from_secs(3600);
 /// How long a fleet waits for a worker that has swapped its weights to take jobs again.
 const READY_AGAIN: Duration = Duration::from_secs(30);
 
@@ -94,6 +95,8 @@ pub struct Updater {
     orders: mpsc::Receiver<Order>,
     newer: Arc<Notify>,
     known: Option<Known>,
+    /// What the log was told last, and when.
+    logged: Option<(String, Instant)>,
 }
 
 /// The manifest that was read last.
@@ -102,8 +105,8 @@ struct Known {
     manifest: UpdateManifest,
     sha256: String,
     revision: Option<Revision>,
-    /// Files that do not hold what they should, by digest: they will not get better.
-    unfit: BTreeSet<String>,
+    /// Files that do not hold what they should: they will not get better.
+    unfit: Obstacles,
     /// The last try to follow it, if it failed.
     failed: Option<Failed>,
 }
@@ -117,6 +120,13 @@ struct Failed {
 }
 
 impl Known {
+    /// The live version, if it was tried by this very manifest and did not prove itself.
+    fn refused(&self, served: &Served) -> Option<Refused> {
+        let refused = served.state.refused();
+        let live = self.manifest.live_version;
+        refused.filter(|r| r.version == live && r.manifest_sha256 == self.sha256)
+    }
+
     fn note(&mut self, hitch: Option<&Hitch>, interval: Duration) {
         let tries = self.failed.take().map_or(0, |failed| failed.tries);
         let longer = interval.saturating_mul(1 << tries.min(16));
@@ -157,6 +167,9 @@ enum Hitch {
     /// The worker's folder cannot take it.
     #[error("model.state_dir: {0}")]
     Disk(String),
+    /// What is here is not what it was.
+    #[error("the weights that are here: {0}")]
+    Base(String),
     /// It did not prove itself just now.
     #[error("version {0} did not prove itself: {1}")]
     Unproven(u64, String),
@@ -207,6 +220,7 @@ impl Updater {
             orders,
             newer,
             known: None,
+            logged: None,
         };
         Ok(Some((updater, follower)))
     }
@@ -231,21 +245,32 @@ impl Updater {
         }
     }
 
-    fn report(&self, outcome: &Result<Followed, Hitch>) {
-        match outcome {
-            // Said when it happened, and visible since.
-            Ok(_) | Err(Hitch::Refused(..) | Hitch::Later(_)) => {}
-            Err(hitch) => {
-                self.vitals.error("update_failed", &hitch.to_string());
-                tracing::error!(error = %hitch, "not updated; the version before is served");
+    fn report(&mut self, outcome: &Result<Followed, Hitch>) {
+        let failure = outcome.as_ref().err().map(ToString::to_string);
+        match (outcome, &failure) {
+            // What failed before is noted already; only a new try is a new error.
+            (Err(Hitch::Refused(..) | Hitch::Later(_)), _) | (_, None) => {}
+            (_, Some(failure)) => self.vitals.error("update_failed", failure),
+        }
+        match &failure {
+            None => self.logged = None,
+            Some(failure) if self.is_news(failure) => {
+                tracing::error!(error = %failure, "not updated; the version before is served");
+                self.logged = Some((failure.clone(), Instant::now()));
             }
+            Some(_) => {}
         }
         let mut facts = self.vitals.facts();
         if let Some(update) = &mut facts.update {
             update.looked_at_ms = Some(unix_ms());
-            update.failure = outcome.as_ref().err().map(ToString::to_string);
+            update.failure = failure;
             (update.bytes_here, update.bytes_wanted) = (0, 0);
         }
+    }
+
+    fn is_news(&self, failure: &str) -> bool {
+        let logged = self.logged.as_ref();
+        logged.is_none_or(|(logged, at)| logged != failure || at.elapsed() > LOG_AGAIN)
     }
 
     /// Until the next look: the interval, or less when somebody asks. None = the worker is gone.
@@ -267,10 +292,16 @@ impl Updater {
     /// One look: what is live, and all it takes to serve it. What failed is not tried again at every
     /// look, but when somebody `asked`.
     async fn look(&mut self, asked: bool) -> Result<Followed, Hitch> {
-        self.read_manifest().await?;
+        let read = self.read_manifest().await;
         let Some(served) = self.served.borrow().clone() else {
             return Err(Hitch::Away("no model is loaded yet"));
         };
+        if let Err(why) = read {
+            return Err(Hitch::Manifest(match self.closed(&served) {
+                Some(closed) => format!("{why}; by the one that was read last: {closed}"),
+                None => why,
+            }));
+        }
         let Some(known) = &self.known else {
             return Err(Hitch::Away("no manifest was read yet"));
         };
@@ -279,9 +310,7 @@ impl Updater {
         if served.package.manifest.version == live {
             return Ok(Followed::Already(live));
         }
-        let refused = served.state.refused();
-        let again = |r: &Refused| r.version == live && r.manifest_sha256 == sha256;
-        if let Some(refused) = refused.filter(again) {
+        if let Some(refused) = known.refused(&served) {
             return Err(Hitch::Refused(live, refused.why));
         }
         let failed = known
@@ -302,6 +331,17 @@ impl Updater {
         outcome
     }
 
+    /// Why the live version of the manifest that was read last is not served, if that is known.
+    fn closed(&self, served: &Served) -> Option<String> {
+        let known = self.known.as_ref()?;
+        if served.package.manifest.version == known.manifest.live_version {
+            return None;
+        }
+        let refused = known.refused(served);
+        let refused = refused.map(|r| Hitch::Refused(r.version, r.why).to_string());
+        refused.or_else(|| known.failed.as_ref().map(|failed| failed.why.clone()))
+    }
+
     fn note_live(&self, live: u64, served: &Served) {
         let refused = served.state.refused().map(|refused| RefusedVersion {
             version: refused.version,
@@ -314,16 +354,14 @@ impl Updater {
         }
     }
 
-    /// Reads the manifest, if it has changed.
-    async fn read_manifest(&mut self) -> Result<(), Hitch> {
-        let hitch = |why: String| Hitch::Manifest(why);
+    /// Reads the manifest, if it has changed; says why it cannot be followed.
+    async fn read_manifest(&mut self) -> Result<(), String> {
         let revision = self
             .known
             .as_ref()
             .and_then(|known| known.revision.as_ref());
         let published = self.mirrors.manifest(revision).await;
-        let Some(Published { bytes, revision }) = published.map_err(|e| hitch(e.to_string()))?
-        else {
+        let Some(Published { bytes, revision }) = published.map_err(|e| e.to_string())? else {
             return Ok(());
         };
         let sha256 = hex::encode(Sha256::digest(&bytes));
@@ -333,15 +371,15 @@ impl Updater {
         }
         if let Some(key) = &self.key {
             let signature = self.mirrors.signature().await;
-            let signature = signature.map_err(|e| hitch(format!("no signature: {e}")))?;
-            key.verify(&bytes, &signature).map_err(hitch)?;
+            let signature = signature.map_err(|e| format!("no signature: {e}"))?;
+            key.verify(&bytes, &signature)?;
         }
-        let manifest = manifest::decode(&bytes).map_err(hitch)?;
+        let manifest = manifest::decode(&bytes)?;
         if manifest.name != self.model {
             let (name, model) = (&manifest.name, &self.model);
-            return Err(hitch(format!(
+            return Err(format!(
                 "it is for model {name:?}, this worker serves {model:?}"
-            )));
+            ));
         }
         tracing::info!(
             live_version = manifest.live_version,
@@ -351,7 +389,7 @@ impl Updater {
             manifest,
             sha256,
             revision,
-            unfit: BTreeSet::new(),
+            unfit: Obstacles::new(),
             failed: None,
         });
         Ok(())
@@ -395,7 +433,9 @@ impl Updater {
             weights,
             settled,
         };
-        let gone = Hitch::Away("the worker has other things to do; it looks again");
+        let gone = Hitch::Away(
+            "the worker did not take the new weights: it is ending, or its package was replaced meanwhile; it looks again",
+        );
         if self.offers.send(offer).await.is_err() {
             return Err(gone);
         }
@@ -441,7 +481,96 @@ fn answer(order: Order, outcome: &Result<Followed, Hitch>) {
             | Hitch::Later(_)
             | Hitch::NoWay(_)
             | Hitch::Disk(_)
+            | Hitch::Base(_)
             | Hitch::Unproven(..)),
         ) => order.fail(hitch.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Layers;
+    use crate::lifecycle::Lifecycle;
+    use crate::package::checkpoint::tests::put;
+    use std::path::Path;
+    use url::Url;
+
+    /// An updater of a package in this folder, which is to follow `manifest.json` there.
+    fn updater(folder: &Path, package: Package) -> (Updater, Follower) {
+        let url = Url::from_file_path(folder.join("manifest.json")).unwrap();
+        let config = Config::load(&Layers {
+            set: &[format!("model.update_url={url}")],
+            ..Layers::default()
+        });
+        let config = config.unwrap();
+        let store = Store::new(&config.redis, "tiny").unwrap();
+        let (_, phase, _) = Lifecycle::start();
+        let vitals = Arc::default();
+        let made = Updater::new(&config, "tiny", "w1", store, vitals, phase).unwrap();
+        let (updater, follower) = made.unwrap();
+        let state = StateDir::open(&folder.join("state")).unwrap();
+        follower.served.send_replace(Some(Served {
+            package: Arc::new(package),
+            state: Arc::new(state),
+        }));
+        (updater, follower)
+    }
+
+    fn publish(folder: &Path, live_version: u64, graph: &str) {
+        let full = std::fs::read(folder.join("full")).unwrap();
+        let document = serde_json::json!({
+            "v": 1, "name": "tiny", "live_version": live_version,
+            "full": [{
+                "version": 2, "urls": ["full"], "size": full.len(),
+                "sha256": hex::encode(Sha256::digest(&full)), "graph_sha256": graph,
+            }],
+            "updates": [{
+                "from": 1, "to": 2, "urls": ["delta"], "size": 1, "format": "binary_v2",
+                "sha256": "0".repeat(64),
+            }],
+        });
+        std::fs::write(folder.join("manifest.json"), document.to_string()).unwrap();
+    }
+
+    async fn failure(updater: &mut Updater, asked: bool) -> String {
+        let outcome = updater.look(asked).await;
+        updater.report(&outcome);
+        let facts = updater.vitals.facts();
+        facts.update.clone().unwrap().failure.unwrap_or_default()
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn why_the_way_is_closed_is_said_at_every_look_until_the_manifest_changes() {
+        let (package, dir) = crate::package::fit::tests::package();
+        let (folder, graph) = (dir.path(), package.manifest.graph.sha256.clone());
+        put(
+            &folder.join("full"),
+            &[("w", safetensors::Dtype::F32, &[2])],
+        );
+        publish(folder, 2, &graph);
+        let (mut updater, _follower) = updater(folder, package);
+        let first = failure(&mut updater, false).await;
+        for reason in ["w is not a tensor of the package", "delta"] {
+            assert!(first.contains(reason), "{first}");
+        }
+        let logged = updater.logged.clone().unwrap();
+        for asked in [false, true, false, true] {
+            assert_eq!(failure(&mut updater, asked).await, first, "{asked}");
+        }
+        // Nothing new was said to the log.
+        assert_eq!(updater.logged.as_ref(), Some(&logged));
+
+        // Where the manifest cannot be had for a while, the reason is still known.
+        std::fs::write(folder.join("manifest.json"), "{").unwrap();
+        let meanwhile = failure(&mut updater, false).await;
+        assert!(meanwhile.contains("the update manifest: ") && meanwhile.ends_with(&first));
+
+        publish(folder, 2, &"0".repeat(64));
+        let foreign = failure(&mut updater, false).await;
+        assert!(foreign.contains("are for the graph 000"), "{foreign}");
+        publish(folder, 1, &graph);
+        assert_eq!(failure(&mut updater, false).await, "");
+        assert_eq!(updater.logged, None);
     }
 }

@@ -197,7 +197,7 @@ impl Frozen {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::package::Objective;
     use crate::package::build::{Recipe, build};
@@ -214,7 +214,8 @@ mod tests {
         Checkpoint::open(&model().join("checkpoint.safetensors")).unwrap()
     }
 
-    fn package() -> (Package, TempDir) {
+    /// A package of the tests' model, version 1, in `package` of this folder.
+    pub(crate) fn package() -> (Package, TempDir) {
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path().join("package");
         build(&Recipe {

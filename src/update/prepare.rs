@@ -1,7 +1,7 @@
 //! From a manifest to new weights: the cheapest way is gone; where something on it is wrong, the
 //! next one is.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -15,6 +15,12 @@ use crate::package::{Package, PackageError, WeightsFile};
 
 /// New weights, and where they are; none for the package's own.
 type Made = (Arc<Package>, Option<WeightsFile>);
+
+/// Files that close the ways they are on, by digest, and what is wrong with them.
+pub(super) type Obstacles = BTreeMap<String, String>;
+
+/// Obstacles that a message names.
+const MOST_NAMED: usize = 4;
 
 /// What it takes to get a version.
 pub(super) struct Preparation<'a> {
@@ -51,20 +57,60 @@ enum Obstacle {
     Base(PackageError),
 }
 
+/// What stands in the way of a step, for a package with this graph.
+fn obstacle(step: Step<'_>, graph: &str, closed: &Obstacles) -> Option<String> {
+    if let Step::Full(full) = step
+        && full.graph_sha256 != graph
+    {
+        let (version, theirs) = (full.version, &full.graph_sha256);
+        return Some(format!(
+            "the weights of version {version} are for the graph {theirs}, and the package's is {graph}"
+        ));
+    }
+    closed.get(step.sha256()).cloned()
+}
+
+/// Why no way leads to the live version: what stands in the way, if anything does.
+fn no_way(manifest: &UpdateManifest, here: &[u64], graph: &str, closed: &Obstacles) -> String {
+    let live = manifest.live_version;
+    let here: Vec<String> = here.iter().map(u64::to_string).collect();
+    let here = here.join(", ");
+    let full = manifest.full.iter().map(Step::Full);
+    let steps = full.chain(manifest.updates.iter().map(Step::Delta));
+    let obstacles: Vec<String> = steps
+        .filter_map(|step| obstacle(step, graph, closed))
+        .collect();
+    if obstacles.is_empty() {
+        return format!("the manifest shows no way from version {here} to {live}");
+    }
+    let more = match obstacles.len().saturating_sub(MOST_NAMED) {
+        0 => String::new(),
+        more => format!("; and {more} more"),
+    };
+    let named = obstacles[..obstacles.len().min(MOST_NAMED)].join("; ");
+    format!("no way from version {here} to {live} is open: {named}{more}")
+}
+
 impl Preparation<'_> {
-    /// Gets the live version. Files that turn out to be of no use are added to `unfit`.
-    pub(super) async fn run(&self, unfit: &mut BTreeSet<String>) -> Result<Made, Hitch> {
+    /// Gets the live version. Files that turn out to be of no use are added to `unfit`, with what is
+    /// wrong with them: they close the same ways at every later try.
+    pub(super) async fn run(&self, unfit: &mut Obstacles) -> Result<Made, Hitch> {
         let state = &self.served.state;
         state.sweep_parts(|digest| self.names(digest));
-        let mut out_of_reach = unfit.clone();
-        let mut reasons = Vec::new();
+        let mut closed = unfit.clone();
         loop {
             let here = self.here();
             let versions: Vec<u64> = here.keys().copied().collect();
-            let usable = |step: Step<'_>| !out_of_reach.contains(step.sha256());
-            let price = |step| Some(self.missing(step)).filter(|_| self.fits(step) && usable(step));
+            let graph = &self.served.package.manifest.graph.sha256;
+            let usable = |step: Step<'_>| obstacle(step, graph, &closed).is_none();
+            let price = |step| Some(self.missing(step)).filter(|_| usable(step));
             let Some(way) = cheapest(self.manifest, &versions, price) else {
-                return Err(self.no_way(&versions, &reasons));
+                return Err(Hitch::NoWay(no_way(
+                    self.manifest,
+                    &versions,
+                    graph,
+                    &closed,
+                )));
             };
             match self.walk(&way, &here).await {
                 Ok(made) => return Ok(made),
@@ -78,16 +124,15 @@ impl Preparation<'_> {
                         "a way to the live version is closed; looking for another"
                     );
                     if for_good {
-                        unfit.insert(sha256.clone());
+                        unfit.insert(sha256.clone(), why.clone());
                     }
-                    out_of_reach.insert(sha256);
-                    reasons.push(why);
+                    closed.insert(sha256, why);
                 }
                 Err(Obstacle::Disk(error, _)) if is_full(&error) && state.make_room() => {}
                 Err(Obstacle::Disk(error, path)) => {
                     return Err(Hitch::Disk(format!("{}: {error}", path.display())));
                 }
-                Err(Obstacle::Base(error)) => return Err(Hitch::Disk(error.to_string())),
+                Err(Obstacle::Base(error)) => return Err(Hitch::Base(error.to_string())),
             }
         }
     }
@@ -122,13 +167,6 @@ impl Preparation<'_> {
         }
     }
 
-    fn fits(&self, step: Step<'_>) -> bool {
-        match step {
-            Step::Full(full) => full.graph_sha256 == self.served.package.manifest.graph.sha256,
-            Step::Delta(_) => true,
-        }
-    }
-
     /// Bytes of a file that are still to come.
     fn missing(&self, step: Step<'_>) -> u64 {
         let part = std::fs::metadata(self.served.state.part(step.sha256()));
@@ -140,19 +178,6 @@ impl Preparation<'_> {
         let full = self.manifest.full.iter().map(|full| &full.sha256);
         let deltas = self.manifest.updates.iter().map(|delta| &delta.sha256);
         full.chain(deltas).any(|sha256| sha256 == digest)
-    }
-
-    fn no_way(&self, here: &[u64], reasons: &[String]) -> Hitch {
-        let live = self.manifest.live_version;
-        let here: Vec<String> = here.iter().map(u64::to_string).collect();
-        let here = here.join(", ");
-        Hitch::NoWay(match reasons {
-            [] => format!("the manifest shows no way from version {here} to {live}"),
-            reasons => format!(
-                "no way from version {here} to {live} is open: {}",
-                reasons.join("; ")
-            ),
-        })
     }
 
     /// Goes one way: gets its files, then makes the weights at its end.
@@ -233,5 +258,60 @@ impl Preparation<'_> {
                 Err(obstacle)
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::update::manifest::decode;
+
+    fn manifest(full: &[(u64, &str)], deltas: &[(u64, u64)]) -> UpdateManifest {
+        let digest = |begin: String| format!("{begin:0<64}");
+        let full = full.iter().map(|(version, graph)| {
+            serde_json::json!({
+                "version": version, "urls": ["x"], "size": 1,
+                "sha256": digest(version.to_string()), "graph_sha256": digest((*graph).into()),
+            })
+        });
+        let updates = deltas.iter().map(|(from, to)| {
+            serde_json::json!({
+                "from": from, "to": to, "urls": ["x"], "size": 1, "format": "binary_v2",
+                "sha256": digest(format!("{from}{to}")),
+            })
+        });
+        let document = serde_json::json!({
+            "v": 1, "name": "tiny", "live_version": 9,
+            "full": full.collect::<Vec<_>>(), "updates": updates.collect::<Vec<_>>(),
+        });
+        decode(document.to_string().as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn why_no_way_is_open_names_what_closes_each() {
+        let graph = format!("{:0<64}", "aa");
+        let closed = |digests: &[&str]| -> Obstacles {
+            let closed = digests.iter();
+            closed
+                .map(|d| (format!("{d:0<64}"), format!("{d} is bad")))
+                .collect()
+        };
+        let why = |manifest: &UpdateManifest, digests: &[&str]| {
+            no_way(manifest, &[7], &graph, &closed(digests))
+        };
+        let none = "the manifest shows no way from version 7 to 9";
+        assert_eq!(why(&manifest(&[], &[(8, 9)]), &[]), none);
+        // What is not in this manifest any more says nothing of it.
+        assert_eq!(why(&manifest(&[], &[(8, 9)]), &["5"]), none);
+        let both = manifest(&[(9, "aa")], &[(7, 9)]);
+        let open = "no way from version 7 to 9 is open: ";
+        assert_eq!(
+            why(&both, &["9", "79"]),
+            format!("{open}9 is bad; 79 is bad")
+        );
+        let foreign = why(&manifest(&[(9, "bb")], &[]), &[]);
+        assert!(foreign.contains("are for the graph bb0"), "{foreign}");
+        let many = why(&manifest(&[(9, "bb"); 10], &[]), &[]);
+        assert!(many.ends_with("; and 6 more"), "{many}");
     }
 }
