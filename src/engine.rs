@@ -5,6 +5,7 @@
 pub mod graph;
 mod objective;
 pub mod patch;
+mod probe;
 pub mod session;
 #[cfg(test)]
 mod tests;

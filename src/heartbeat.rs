@@ -70,6 +70,12 @@ pub struct WarmFacts {
     pub last_ms: Option<u64>,
     pub baseline_loss: Option<f64>,
     pub next_retry_at_ms: Option<u64>,
+    // Workers of before this was known do not say it.
+    #[serde(default)]
+    #[schemars(length(max = 32))]
+    pub inert: Vec<String>,
+    #[serde(default)]
+    pub inert_count: u64,
 }
 
 /// The model that is served.

@@ -51,7 +51,11 @@ pub fn run(dir: &Path, config: &Config) -> Result<Vec<Proof>, EngineError> {
     let placed = Ok(engine.memory().to_owned());
     let warm = engine.warm().map_err(|e| e.to_string()).map(|warm| {
         let (loss, windows) = (warm.baseline_loss, warm.windows);
-        format!("loss {loss} on {windows} windows repeats; every place of every tensor moves it")
+        let moved = match warm.inert_in_words() {
+            None => "every place of every tensor moves it".into(),
+            Some(inert) => format!("every place of every other tensor moves it, {inert}"),
+        };
+        format!("loss {loss} on {windows} windows repeats; {moved}")
     });
     Ok(vec![
         proof("weights", placed),

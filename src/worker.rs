@@ -25,7 +25,9 @@ use crate::control::Order;
 use crate::crash::Marks;
 use crate::engine::thread::{EngineHandle, TERMINATE_GRACE};
 use crate::engine::{EngineError, Warm};
-use crate::heartbeat::{EngineFacts, Heartbeat, Identity, ModelFacts, NameClaim, Source, Vitals};
+use crate::heartbeat::{
+    EngineFacts, Heartbeat, Identity, ModelFacts, NameClaim, Source, Vitals, WarmFacts,
+};
 use crate::lifecycle::{Detail, Lifecycle, Phase, State};
 use crate::package::Package;
 use crate::package::plan::Plan;
@@ -422,7 +424,7 @@ impl Worker {
             Ok((engine, warm)) => {
                 self.warming.reset();
                 self.package_changed = false;
-                self.report_warm(&engine, warm, began.elapsed());
+                self.report_warm(&engine, &warm, began.elapsed());
                 Step::Warmed(engine)
             }
             Err(error) => {
@@ -521,7 +523,7 @@ impl Worker {
         Err(EngineError::new(Detail::ModelLoadFailed, message))
     }
 
-    fn report_warm(&mut self, engine: &EngineHandle, warm: Warm, took: Duration) {
+    fn report_warm(&mut self, engine: &EngineHandle, warm: &Warm, took: Duration) {
         let served = self.state.clone().map(|state| Served {
             package: Arc::clone(&engine.package),
             state,
@@ -538,6 +540,7 @@ impl Worker {
         facts.warm.last_at_ms = Some(unix_ms());
         facts.warm.last_ms = u64::try_from(took.as_millis()).ok();
         facts.warm.baseline_loss = Some(warm.baseline_loss);
+        note_inert(&mut facts.warm, warm);
         facts.model = ModelFacts {
             name: package.manifest.name.clone(),
             version: Some(package.manifest.version),
@@ -552,7 +555,8 @@ impl Worker {
             baseline_loss = warm.baseline_loss,
             windows = warm.windows,
             duration_ms = took.as_millis(),
-            "warm: the baseline repeats, every tensor moves the loss and is restored"
+            inert = warm.inert.len(),
+            "warm: the baseline repeats, every tensor but the inert ones moves the loss and is restored"
         );
         drop(facts);
         let (version, loss) = (package.manifest.version, warm.baseline_loss);
@@ -840,6 +844,16 @@ async fn offer(follower: &mut Option<Follower>) -> Offer {
     match offered {
         Some(offer) => offer,
         None => std::future::pending().await,
+    }
+}
+
+/// Puts the tensors without effect into the record, and says so in the log when they are others
+/// than before: not with every new version of the weights.
+fn note_inert(facts: &mut WarmFacts, warm: &Warm) {
+    facts.inert_count = warm.inert.len() as u64;
+    let before = std::mem::replace(&mut facts.inert, warm.named_inert().to_vec());
+    if let Some(inert) = warm.inert_in_words().filter(|_| before != facts.inert) {
+        tracing::warn!("{inert}; see \"Inert tensors\" in ops/runbook.md");
     }
 }
 

@@ -26,6 +26,9 @@ use crate::store::{self, StoreError};
 
 /// What a service may take to answer before the report goes on without it.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// What to make of tensors without effect.
+const INERT: &str = "as it should be of adapters beside a zero, gates that are closed, biases before a normalisation and \
+                     experts that nothing reaches; of others, look at the export: ops/runbook.md, \"Inert tensors\"";
 /// Columns before what was found: the verdict and the part.
 const INDENT: usize = 21;
 
@@ -34,7 +37,7 @@ const INDENT: usize = 21;
 enum Verdict {
     /// As a worker needs it.
     Ok,
-    /// A worker starts, and waits for it.
+    /// A worker starts, and waits for it; or serves, and somebody should look.
     Warn,
     /// No worker becomes ready.
     Fail,
@@ -175,16 +178,22 @@ async fn examine(
         warm.windows,
         warm.baseline_loss,
     );
-    let found = format!(
-        "{took} ms: {windows} windows, baseline loss {loss}; it repeats bit for bit, every tensor moves it"
-    );
-    findings.push(Finding::ok("warm-up", found));
+    let measured =
+        format!("{took} ms: {windows} windows, baseline loss {loss}; it repeats bit for bit, ");
+    findings.push(match warm.inert_in_words() {
+        None => Finding::ok("warm-up", measured + "every tensor moves it"),
+        Some(inert) => {
+            let found = measured + &inert;
+            Finding::new("warm-up", Verdict::Warn, found, Some(INERT.into()))
+        }
+    });
     Ok(json!({
         "model": name, "version": version, "dir": dir,
         "package_id": package.package_id, "weights_id": weights.weights_id,
         "execution_provider": provider, "device": device, "onnxruntime": onnxruntime,
         "tensors": tensors, "shards": shards,
         "windows": windows, "baseline_loss": loss, "warm_ms": took,
+        "inert": warm.named_inert(), "inert_count": warm.inert.len(),
     }))
 }
 

@@ -252,6 +252,22 @@ impl Session {
         })
     }
 
+    /// Keeps the weights in memory that stands in for a device's, to be filled anew; each of the graphs
+    /// that write and read it is replaced.
+    #[cfg(test)]
+    pub(super) fn stand_in(
+        &mut self,
+        config: &EngineConfig,
+        dtypes: &[Dtype],
+        replaced: impl Fn(&[u8]) -> Vec<u8>,
+    ) -> Result<(), SessionError> {
+        let make = |graph: &[u8]| build(config, Source::Bytes(&replaced(graph)));
+        let names = Names::stand_in();
+        let device = Device::new(&self.inner, &names, dtypes.iter().copied(), make)?;
+        self.memory = Memory::Device(Box::new(device));
+        Ok(())
+    }
+
     /// Fills a scratch weight with other bytes, as many as it holds.
     ///
     /// # Errors
@@ -280,6 +296,14 @@ impl Session {
     /// When the device fails.
     pub fn equals(&mut self, weight: usize, bytes: &[u8]) -> Result<bool, SessionError> {
         self.memory.equals(&self.weights[weight], bytes)
+    }
+
+    /// Whether a scratch weight holds exactly the given values, already rounded to its type.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn holds(&mut self, weight: usize, values: &[f32]) -> Result<bool, SessionError> {
+        self.memory.holds(&self.weights[weight], values)
     }
 
     /// Where the weights are and how they are written, in words.

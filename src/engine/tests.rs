@@ -19,7 +19,7 @@ struct Fixture {
     dir: tempfile::TempDir,
 }
 
-fn configuration() -> Config {
+pub(super) fn configuration() -> Config {
     let set = [
         "engine.execution_provider=cpu".to_owned(),
         "engine.threads=1".to_owned(),

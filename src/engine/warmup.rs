@@ -5,16 +5,15 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::{Engine, EngineError, Patch, failure, graph_bytes};
+use super::{Engine, EngineError, graph_bytes};
 use crate::failure::{Code, Failure};
 use crate::lifecycle::Detail;
+use crate::package::PackageError;
 use crate::package::plan::Plan;
-use crate::package::weights::{read_element, round_to};
-use crate::package::{Package, PackageError};
 use crate::score;
 
 /// What a warm-up measured.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Warm {
     /// Loss on all windows with an empty nonce.
     pub baseline_loss: f64,
@@ -22,6 +21,35 @@ pub struct Warm {
     pub windows: usize,
     /// What one pass over them took.
     pub pass: std::time::Duration,
+    /// Tensors of which a place moved the loss at no point that was tried, though a way leads from
+    /// there to it: sound as a rule, and worth a look.
+    pub inert: Vec<String>,
+}
+
+/// Tensors without effect that are told by their names.
+const INERT_NAMED: usize = 32;
+
+impl Warm {
+    /// Those of the tensors without effect that records and reports name.
+    pub fn named_inert(&self) -> &[String] {
+        &self.inert[..self.inert.len().min(INERT_NAMED)]
+    }
+
+    /// In words, which tensors have no effect, if there are any.
+    pub fn inert_in_words(&self) -> Option<String> {
+        let named = self.named_inert();
+        let more = match self.inert.len() - named.len() {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        let names = || {
+            format!(
+                "no effect on the loss was seen of {}{more}",
+                named.join(", ")
+            )
+        };
+        (!named.is_empty()).then(names)
+    }
 }
 
 /// Losses that were proven to repeat, kept for the audit.
@@ -33,7 +61,8 @@ pub(super) struct Proven {
 
 impl Engine {
     /// Proves the session: the baseline is finite and repeats bit for bit, the canary is met, and
-    /// every trainable tensor moves the loss when it is patched and leaves no trace when restored.
+    /// every trainable tensor moves the loss when it is patched, or is known to have no effect, and
+    /// leaves no trace when restored.
     ///
     /// # Errors
     /// The first proof that fails.
@@ -46,14 +75,10 @@ impl Engine {
     }
 
     /// Says how much there is to do: three passes, and one window for each place and before them.
+    /// The probe says what comes on top.
     fn announce(&self, plan: &Plan, batch: usize) {
-        let package = &self.package;
-        let trainable = self.slots.iter().filter(|slot| {
-            let name = &package.weights.tensors[slot.tensor].name;
-            package.manifest.is_trainable(name)
-        });
         let pass = plan.windows.len().div_ceil(batch);
-        let all = u64::try_from(3 * pass + 1 + trainable.count()).unwrap_or(u64::MAX);
+        let all = u64::try_from(3 * pass + 1 + self.probed().len()).unwrap_or(u64::MAX);
         let from = self.progress.counter.load(Ordering::Relaxed);
         self.progress.warm_from.store(from, Ordering::Relaxed);
         self.progress
@@ -87,7 +112,7 @@ impl Engine {
         }
         let baseline_loss = score::mean(&first);
         self.check_canary(baseline_loss)?;
-        self.probe(&plan, &again)?;
+        let inert = self.probe(&plan, &again)?;
         let windows = first.len();
         self.proven = Some(Proven {
             plan,
@@ -97,6 +122,7 @@ impl Engine {
             baseline_loss,
             windows,
             pass,
+            inert,
         })
     }
 
@@ -112,59 +138,6 @@ impl Engine {
             canary.loss, canary.tolerance
         );
         Err(EngineError::new(Detail::CanaryMismatch, message))
-    }
-
-    /// Patches each place of each trainable tensor by itself until the first window's loss moves:
-    /// a tensor that lives in two places must be seen in both.
-    fn probe(&mut self, plan: &Plan, baseline: &[f64]) -> Result<(), EngineError> {
-        let broken =
-            |f: &Failure| EngineError::new(Detail::WarmFailed, format!("probe: {}", f.message));
-        let short = Plan {
-            hash: [0; 32],
-            windows: plan.windows[..1].to_vec(),
-        };
-        let still = self
-            .losses(&short, self.batch_of(&short))
-            .map_err(|f| broken(&f))?;
-        for slot in 0..self.slots.len() {
-            let package = Arc::clone(&self.package);
-            let tensor = self.slots[slot].tensor;
-            let name = &package.weights.tensors[tensor].name;
-            if package.manifest.is_trainable(name)
-                && !self.moves(slot, &short, &still).map_err(|f| broken(&f))?
-            {
-                let place = &self.slots[slot].place;
-                let message = format!(
-                    "probe: patching {name} in {place} does not move the loss; the package places it wrongly, \
-                     or it has no effect and belongs out of trainable"
-                );
-                return Err(EngineError::new(Detail::WarmFailed, message));
-            }
-        }
-        self.compare_weights()?;
-        let restored = self.losses(plan, self.batch_of(plan));
-        if same_bits(&restored.map_err(|f| broken(&f))?, baseline) {
-            return Ok(());
-        }
-        let message = "the loss is not what it was before the probe";
-        Err(EngineError::new(Detail::RestoreMismatch, message))
-    }
-
-    /// Whether the loss moves when one place is patched, by a hundredth, a tenth or all of what its
-    /// weights are; restored in every case.
-    fn moves(&mut self, slot: usize, plan: &Plan, still: &[f64]) -> Result<bool, Failure> {
-        let package = Arc::clone(&self.package);
-        for share in [0.01, 0.1, 1.0] {
-            let patch = probe_patch(&package, self.slots[slot].tensor, share);
-            let written = self.write_place(slot, &patch, &patch.values);
-            let written = written.map_err(|e| failure(&e));
-            let losses = written.and_then(|()| self.losses(plan, self.batch_of(plan)));
-            self.restore(std::slice::from_ref(&patch))?;
-            if !same_bits(&losses?, still) {
-                return Ok(true);
-            }
-        }
-        Ok(false)
     }
 
     /// Looks whether package, weights and losses are still what the last warm-up proved.
@@ -212,39 +185,6 @@ impl Engine {
     }
 }
 
-fn same_bits(a: &[f64], b: &[f64]) -> bool {
+pub(super) fn same_bits(a: &[f64], b: &[f64]) -> bool {
     a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits())
-}
-
-/// Every entry moves by `share` of the tensor's root mean square, signs fixed but irregular: a
-/// regular shift could cancel in a softmax or a norm, and a few entries could miss the window.
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_precision_loss,
-    reason = "a perturbation need not be exact"
-)]
-fn probe_patch(package: &Package, tensor: usize, share: f32) -> Patch {
-    let info = &package.weights.tensors[tensor];
-    let bytes = package.weights.bytes(tensor);
-    let element = |i: usize| read_element(bytes, info.dtype, i);
-    let squares: f64 = (0..info.numel).map(|i| f64::from(element(i)).powi(2)).sum();
-    let rms = (squares / info.numel.max(1) as f64).sqrt() as f32;
-    let step = share * rms.max(1e-2);
-    let indices: Vec<u32> = (0..info.numel as u32).collect();
-    let sign = |i: u32| {
-        if (i.wrapping_mul(0x9E37_79B9) >> 16)
-            .count_ones()
-            .is_multiple_of(2)
-        {
-            step
-        } else {
-            -step
-        }
-    };
-    let originals: Vec<f32> = (0..info.numel).map(element).collect();
-    let moved = indices.iter().zip(&originals);
-    let values = moved
-        .map(|(i, old)| round_to(info.dtype, old + sign(*i)))
-        .collect();
-    Patch::at(package, tensor, indices, values, originals)
 }

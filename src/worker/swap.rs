@@ -39,7 +39,7 @@ impl Worker {
         let (step, outcome) = match proven {
             Ok((engine, warm)) => {
                 self.commit(weights).await;
-                self.report_warm(&engine, warm, began.elapsed());
+                self.report_warm(&engine, &warm, began.elapsed());
                 (Step::Warmed(engine), Ok(()))
             }
             Err(error) => {

@@ -21,6 +21,8 @@ trait Element: PrimitiveTensorElementType + Copy + PartialEq + std::fmt::Debug +
     fn read(bytes: &[u8]) -> Vec<Self>;
     /// Whether these are the elements of the bytes, bit for bit.
     fn same(values: &[Self], bytes: &[u8]) -> bool;
+    /// Whether this is what a value becomes, bit for bit.
+    fn is(self, value: f32) -> bool;
 }
 
 macro_rules! element {
@@ -43,6 +45,10 @@ macro_rules! element {
                 rest.is_empty()
                     && values.len() == elements.len()
                     && pairs.map(|(v, b)| v.to_le_bytes() == *b).all(|same| same)
+            }
+
+            fn is(self, value: f32) -> bool {
+                self.to_bits() == Self::narrow(value).to_bits()
             }
         }
     };
@@ -161,6 +167,21 @@ impl Memory {
         }
     }
 
+    /// Whether a scratch weight holds exactly these values.
+    pub(super) fn holds(
+        &mut self,
+        scratch: &Scratch,
+        values: &[f32],
+    ) -> Result<bool, SessionError> {
+        match self {
+            Self::Host => Ok(each!(&scratch.values, tensor => are(tensor, values))),
+            Self::Device(device) => each!(&scratch.values, tensor => device
+                .download(tensor)
+                .map(|host| are(&host, values)))
+            .map_err(|e| classify(&e)),
+        }
+    }
+
     /// In words, for the report of a check.
     pub(super) fn describe(&self) -> &'static str {
         match self {
@@ -182,6 +203,11 @@ fn same<T: Element>(tensor: &Tensor<T>, bytes: &[u8]) -> bool {
     T::same(tensor.extract_tensor().1, bytes)
 }
 
+fn are<T: Element>(tensor: &Tensor<T>, values: &[f32]) -> bool {
+    let (_, found) = tensor.extract_tensor();
+    found.len() == values.len() && found.iter().zip(values).all(|(f, v)| f.is(*v))
+}
+
 /// Memory that the host does not reach, and the graphs that write it and read it back.
 pub(super) struct Device {
     weights: Allocator,
@@ -201,6 +227,18 @@ pub(super) struct Names {
     pub(super) memory: AllocationDevice<'static>,
     pub(super) staging: AllocationDevice<'static>,
     pub(super) id: i32,
+}
+
+#[cfg(test)]
+impl Names {
+    /// The CPU provider's own memory: the same graphs, the same bindings.
+    pub(super) fn stand_in() -> Self {
+        Self {
+            memory: AllocationDevice::CPU,
+            staging: AllocationDevice::CPU,
+            id: 0,
+        }
+    }
 }
 
 impl Device {
@@ -373,7 +411,6 @@ mod tests {
         assert_eq!(found, [0, 0, 1, 1, 1, 3]);
     }
 
-    /// The provider's own memory stands in for a device: the same graphs, the same bindings.
     #[test]
     fn a_device_weight_is_written_in_its_buffer_and_read_back() {
         let set = ["engine.execution_provider=cpu".to_owned()];
@@ -384,11 +421,7 @@ mod tests {
         let config = crate::config::Config::load(&layers).unwrap().engine;
         let make = |graph: &[u8]| super::super::build(&config, super::super::Source::Bytes(graph));
         let main = make(&copy_graph(Dtype::F32)).unwrap();
-        let names = Names {
-            memory: AllocationDevice::CPU,
-            staging: AllocationDevice::CPU,
-            id: 0,
-        };
+        let names = Names::stand_in();
         let dtypes = [Dtype::F32, Dtype::F16, Dtype::Bf16];
         let mut device = Device::new(&main, &names, dtypes.into_iter(), make).unwrap();
         assert!(device.in_place);
@@ -429,6 +462,9 @@ mod tests {
             .write(&mut scratch, &[0, 4, 11], &[-8.0, -0.25, 0.0])
             .unwrap();
         assert!(memory.equals(&scratch, &bytes(&after)).unwrap());
+        assert!(memory.holds(&scratch, &after).unwrap());
+        assert!(!memory.holds(&scratch, &before).unwrap());
+        assert!(!memory.holds(&scratch, &after[..11]).unwrap());
         assert!(!memory.equals(&scratch, &bytes(&before)).unwrap());
         assert!(memory.write(&mut scratch, &[12], &[1.0]).is_err());
         memory

@@ -1,0 +1,426 @@
+//! The probe: every place of every trainable tensor is patched by itself, moves the loss and is
+//! restored. A place that does not is wrong (the session reads something else there), or has no
+//! effect as the weights are: an adapter whose other half is zero, a bias before a normalisation,
+//! an expert that no token reaches. What tells the two apart is whether the patched values are found
+//! where the session reads them, and whether the graph leads from there to the loss.
+
+#[cfg(test)]
+mod tests;
+
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+use super::graph::{Graph, Head};
+use super::patch::Patch;
+use super::warmup::same_bits;
+use super::{Engine, EngineError, failure, objective};
+use crate::failure::{Code, Failure};
+use crate::lifecycle::Detail;
+use crate::package::Package;
+use crate::package::plan::{Plan, Window};
+use crate::package::weights::{TensorInfo, read_element, round_to};
+
+/// By how much of its root mean square a tensor is moved, until the loss moves.
+const SHARES: [f32; 3] = [0.01, 0.1, 1.0];
+/// Windows that are tried with what the first does not show; more would find rarer experts, and
+/// cost a warm-up of a large model minutes.
+const WINDOWS: usize = 64;
+/// How far uniform tensors are moved at random, of what is usual among the others, until the model
+/// gives a finite loss.
+const DISTANCES: [f32; 3] = [1.0, 0.125, 0.015_625];
+
+/// Where the weights are while a place is patched.
+#[derive(Debug, Clone, Copy)]
+enum Point {
+    /// Where the package has them.
+    Baseline,
+    /// There, but for uniform tensors: their entries are random, about this far from their value.
+    Scattered(f32),
+}
+
+impl Engine {
+    /// Patches each place of each trainable tensor by itself until the loss moves: a tensor that
+    /// lives in two places must be seen in both. Gives the tensors of which a place has no effect.
+    pub(super) fn probe(
+        &mut self,
+        plan: &Plan,
+        baseline: &[f64],
+    ) -> Result<Vec<String>, EngineError> {
+        let mut slots = self.unmoved(plan)?;
+        if !slots.is_empty() {
+            self.check_ways(&slots)?;
+            self.look_elsewhere(plan, &mut slots)
+                .map_err(|f| broken(&f))?;
+        }
+        self.compare_weights()?;
+        let restored = self.losses(plan, self.batch_of(plan));
+        if !same_bits(&restored.map_err(|f| broken(&f))?, baseline) {
+            let message = "the loss is not what it was before the probe";
+            return Err(EngineError::new(Detail::RestoreMismatch, message));
+        }
+        let name = |slot: usize| {
+            self.package.weights.tensors[self.slots[slot].tensor]
+                .name
+                .clone()
+        };
+        let mut inert: Vec<String> = slots.into_iter().map(name).collect();
+        // The places of a tensor follow one another.
+        inert.dedup();
+        Ok(inert)
+    }
+
+    /// The places that do not move the loss of the first window.
+    fn unmoved(&mut self, plan: &Plan) -> Result<Vec<usize>, EngineError> {
+        let first = short(&plan.windows[..1]);
+        let still = self.losses(&first, self.batch_of(&first));
+        let still = still.map_err(|f| broken(&f))?;
+        let mut unmoved = Vec::new();
+        for slot in self.probed() {
+            if !self.moves(slot, &first, &still)? {
+                unmoved.push(slot);
+            }
+        }
+        Ok(unmoved)
+    }
+
+    /// The places that candidates can change.
+    pub(super) fn probed(&self) -> Vec<usize> {
+        let trainable = |slot: &usize| self.is_trainable(self.slots[*slot].tensor);
+        (0..self.slots.len()).filter(trainable).collect()
+    }
+
+    fn is_trainable(&self, tensor: usize) -> bool {
+        let name = &self.package.weights.tensors[tensor].name;
+        self.package.manifest.is_trainable(name)
+    }
+
+    /// Whether the loss moves when one place is patched, by a hundredth, a tenth or all of what its
+    /// weights are; restored in every case.
+    fn moves(&mut self, slot: usize, plan: &Plan, still: &[f64]) -> Result<bool, EngineError> {
+        let package = Arc::clone(&self.package);
+        for share in SHARES {
+            let patch = Point::Baseline.patch(&package, self.slots[slot].tensor, share);
+            let losses = self.losses_with(slot, &patch, plan);
+            self.restore(std::slice::from_ref(&patch))
+                .map_err(|f| broken(&f))?;
+            if !same_bits(&losses?, still) {
+                return Ok(true);
+            }
+            self.foresee(1);
+        }
+        Ok(false)
+    }
+
+    /// Writes the patch into one place, sees it there, and measures.
+    fn losses_with(
+        &mut self,
+        slot: usize,
+        patch: &Patch,
+        plan: &Plan,
+    ) -> Result<Vec<f64>, EngineError> {
+        let written = self.write_place(slot, patch, &patch.values);
+        written.map_err(|e| broken(&failure(&e)))?;
+        self.check_arrival(slot, patch)?;
+        let losses = self.losses(plan, self.batch_of(plan));
+        losses.map_err(|f| broken(&f))
+    }
+
+    /// Reads the whole place back: a device may drop entries, as software Vulkan does beyond 128 MiB
+    /// of a tensor, and the loss moves by those that it keeps.
+    fn check_arrival(&mut self, slot: usize, patch: &Patch) -> Result<(), EngineError> {
+        let slot = &self.slots[slot];
+        let info = &self.package.weights.tensors[slot.tensor];
+        let expected = in_graph_order(info, &patch.values, slot.transposed);
+        let arrived = self.session.holds(slot.weight, &expected);
+        if arrived.map_err(|e| broken(&failure(&e)))? {
+            return Ok(());
+        }
+        let message = format!(
+            "probe: what was written into {} for {} is not what the session's memory holds; the device or its \
+             driver drops entries, and no score that touches this tensor would be right",
+            slot.place, info.name
+        );
+        Err(EngineError::new(Detail::WarmFailed, message))
+    }
+
+    /// What does not move the loss must at least lead to it.
+    fn check_ways(&self, slots: &[usize]) -> Result<(), EngineError> {
+        let (Head::LogProbs(output) | Head::Loss(output)) = objective::head(&self.package);
+        let reach = Graph::decode(self.package.graph.clone()).and_then(|g| g.reach(output));
+        let reach = reach.map_err(|e| EngineError::new(Detail::WarmFailed, e.to_string()))?;
+        let lost = |slot: &&usize| !reach.leads_from(&self.slots[**slot].place);
+        let Some(slot) = slots.iter().find(lost).map(|slot| &self.slots[*slot]) else {
+            return Ok(());
+        };
+        let (place, name) = (&slot.place, &self.package.weights.tensors[slot.tensor].name);
+        let message = format!(
+            "probe: patching {name} in {place} does not move the loss, and in the graph no way leads from {place} \
+             to {output}; the package places it wrongly, or it has no effect and belongs out of trainable"
+        );
+        Err(EngineError::new(Detail::WarmFailed, message))
+    }
+
+    /// Takes out what moves the loss of another window, or where uniform tensors are not.
+    fn look_elsewhere(&mut self, plan: &Plan, slots: &mut Vec<usize>) -> Result<(), Failure> {
+        let most = plan.windows.len().min(WINDOWS);
+        self.search(Point::Baseline, &plan.windows[1..most.max(1)], slots)?;
+        let uniform = self.scattered();
+        if uniform.is_empty() {
+            return Ok(());
+        }
+        let usual = usual_size(&self.package);
+        for distance in DISTANCES {
+            if slots.is_empty() {
+                break;
+            }
+            let point = Point::Scattered(distance * usual);
+            match self.visit(point, &uniform, &plan.windows[..most], slots) {
+                Ok(true) => break,
+                Err(failure) if failure.code == Code::ScoreTimeout || !self.sound => {
+                    return Err(failure);
+                }
+                // Such weights give no finite loss, or decide that the graph cannot run at all.
+                Ok(false) | Err(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Searches at another point and goes back, whatever happens there.
+    fn visit(
+        &mut self,
+        point: Point,
+        uniform: &[usize],
+        windows: &[Window],
+        slots: &mut Vec<usize>,
+    ) -> Result<bool, Failure> {
+        let package = Arc::clone(&self.package);
+        let written = uniform.iter().try_for_each(|tensor| {
+            let patch = point.way(&package, *tensor);
+            self.write(&patch).map_err(|e| failure(&e))
+        });
+        let searched = written.and_then(|()| self.search(point, windows, slots));
+        for tensor in uniform {
+            self.restore(&[point.way(&package, *tensor)])?;
+        }
+        searched
+    }
+
+    /// Takes out of the slots what moves the loss of one of these windows at this point. False where
+    /// the loss is not finite, so that nothing can be said.
+    ///
+    /// Windows are taken in growing numbers, and all slots are first patched together: where that
+    /// moves nothing, none of them needs to be tried alone.
+    fn search(
+        &mut self,
+        point: Point,
+        windows: &[Window],
+        slots: &mut Vec<usize>,
+    ) -> Result<bool, Failure> {
+        for windows in growing(windows) {
+            if slots.is_empty() {
+                break;
+            }
+            let plan = short(windows);
+            let runs = windows.len().div_ceil(self.batch_of(&plan));
+            self.foresee(2 * runs);
+            let still = self.losses(&plan, self.batch_of(&plan))?;
+            if still.iter().any(|loss| !loss.is_finite()) {
+                return Ok(false);
+            }
+            if same_bits(&self.losses_at(point, slots, &plan)?, &still) {
+                continue;
+            }
+            self.foresee(slots.len() * runs);
+            let mut unmoved = Vec::new();
+            for slot in std::mem::take(slots) {
+                if same_bits(&self.losses_at(point, &[slot], &plan)?, &still) {
+                    unmoved.push(slot);
+                }
+            }
+            *slots = unmoved;
+        }
+        Ok(true)
+    }
+
+    /// The losses at a point with these places patched by all that their weights are; back at the
+    /// point afterwards. One patch at a time is in memory: all of a large model's would not fit.
+    fn losses_at(
+        &mut self,
+        point: Point,
+        slots: &[usize],
+        plan: &Plan,
+    ) -> Result<Vec<f64>, Failure> {
+        let package = Arc::clone(&self.package);
+        let patch = |tensor: usize| point.patch(&package, tensor, 1.0);
+        let written = slots.iter().try_for_each(|slot| {
+            let patch = patch(self.slots[*slot].tensor);
+            let written = self.write_place(*slot, &patch, &patch.values);
+            written.map_err(|e| failure(&e))
+        });
+        let losses = written.and_then(|()| self.losses(plan, self.batch_of(plan)));
+        for slot in slots {
+            self.restore(&[patch(self.slots[*slot].tensor)])?;
+        }
+        losses
+    }
+
+    /// The tensors that are elsewhere at a scattered point. What candidates cannot change stays as it
+    /// is: what only that keeps without effect has none for good.
+    fn scattered(&self) -> Vec<usize> {
+        let placed = |tensor: &usize| self.slots.iter().any(|slot| slot.tensor == *tensor);
+        let moves = |tensor: &usize| {
+            is_scattered(&self.package, *tensor, &elements(&self.package, *tensor))
+        };
+        let all = 0..self.package.weights.tensors.len();
+        all.filter(placed).filter(moves).collect()
+    }
+
+    /// So many more runs than were announced.
+    fn foresee(&self, runs: usize) {
+        let runs = u64::try_from(runs).unwrap_or(0);
+        self.progress.warm_until.fetch_add(runs, Ordering::Relaxed);
+    }
+}
+
+impl Point {
+    /// The tensor's weights at this point.
+    fn weights(self, package: &Package, tensor: usize) -> Vec<f32> {
+        let baseline = elements(package, tensor);
+        match self {
+            Self::Scattered(distance) if is_scattered(package, tensor, &baseline) => {
+                let dtype = package.weights.tensors[tensor].dtype;
+                // The same values in every worker, so that all of them find the same.
+                let mut random = StdRng::seed_from_u64(tensor as u64);
+                let scatter = |value| round_to(dtype, scatter(value, distance, &mut random));
+                baseline.into_iter().map(scatter).collect()
+            }
+            Self::Baseline | Self::Scattered(_) => baseline,
+        }
+    }
+
+    /// From the baseline to this point, and the way back.
+    fn way(self, package: &Package, tensor: usize) -> Patch {
+        let there = self.weights(package, tensor);
+        every_entry(package, tensor, there, elements(package, tensor))
+    }
+
+    /// Moves every entry by about `share` of the tensor's root mean square: a few entries could miss
+    /// the window.
+    fn patch(self, package: &Package, tensor: usize, share: f32) -> Patch {
+        let dtype = package.weights.tensors[tensor].dtype;
+        let here = self.weights(package, tensor);
+        let step = share * root_mean_square(&here).max(1e-2);
+        let moved = (0..).zip(&here);
+        let moved = moved.map(|(i, old)| round_to(dtype, old + step * irregular(i)));
+        let moved = moved.collect();
+        every_entry(package, tensor, moved, here)
+    }
+}
+
+/// For each entry another number between 1/2 and 3/2, of either sign: what is the same for some
+/// entries, be it two classes, cancels in a softmax or a norm.
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "24 bits are exact, and any would do"
+)]
+fn irregular(entry: u32) -> f32 {
+    let mixed = entry.wrapping_mul(0x9E37_79B9);
+    let size = 0.5 + (mixed >> 8) as f32 / 16_777_216.0;
+    let up = (mixed >> 16).count_ones().is_multiple_of(2);
+    if up { size } else { -size }
+}
+
+/// Away from zero, so that what must not change its sign (a scale, an epsilon) does not; a zero goes
+/// either way. No entry stays close to where it is.
+fn scatter(value: f32, distance: f32, random: &mut StdRng) -> f32 {
+    let step = distance * random.random_range(0.5..1.0);
+    let up = if value == 0.0 {
+        random.random()
+    } else {
+        value > 0.0
+    };
+    if up { value + step } else { value - step }
+}
+
+fn is_scattered(package: &Package, tensor: usize, weights: &[f32]) -> bool {
+    let name = &package.weights.tensors[tensor].name;
+    let mut entries = weights.iter().map(|w| w.to_bits());
+    let first = entries.next();
+    first.is_some() && package.manifest.is_trainable(name) && entries.all(|e| Some(e) == first)
+}
+
+/// The size that weights usually have: of the tensors that are not uniform, the median.
+fn usual_size(package: &Package) -> f32 {
+    const UNKNOWN: f32 = 0.1;
+    let all = (0..package.weights.tensors.len()).map(|tensor| elements(package, tensor));
+    let varied = all.filter(|weights| weights.iter().any(|w| *w != weights[0]));
+    let mut sizes: Vec<f32> = varied.map(|w| root_mean_square(&w)).collect();
+    sizes.retain(|size| size.is_finite());
+    sizes.sort_by(f32::total_cmp);
+    sizes.get(sizes.len() / 2).copied().unwrap_or(UNKNOWN)
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    reason = "the size of a perturbation need not be exact"
+)]
+fn root_mean_square(weights: &[f32]) -> f32 {
+    let squares: f64 = weights.iter().map(|w| f64::from(*w).powi(2)).sum();
+    (squares / weights.len().max(1) as f64).sqrt() as f32
+}
+
+fn elements(package: &Package, tensor: usize) -> Vec<f32> {
+    let (info, bytes) = (
+        &package.weights.tensors[tensor],
+        package.weights.bytes(tensor),
+    );
+    let element = |i| read_element(bytes, info.dtype, i);
+    (0..info.numel).map(element).collect()
+}
+
+fn every_entry(package: &Package, tensor: usize, values: Vec<f32>, originals: Vec<f32>) -> Patch {
+    // A tensor has fewer than 2^32 elements.
+    let indices = (0..=u32::MAX).take(values.len()).collect();
+    Patch::at(package, tensor, indices, values, originals)
+}
+
+/// A tensor's entries as a place holds them. Not by the positions that patches are written with: a
+/// mistake there would not show.
+fn in_graph_order<'a>(info: &TensorInfo, values: &'a [f32], transposed: bool) -> Cow<'a, [f32]> {
+    match (transposed, info.shape.as_slice()) {
+        (true, [_, columns]) if !values.is_empty() => {
+            let column = |start| values[start..].iter().step_by(*columns).copied();
+            (0..*columns).flat_map(column).collect()
+        }
+        (_, _) => values.into(),
+    }
+}
+
+/// Windows in growing numbers: most of what moves at all is seen on few.
+fn growing<T>(mut windows: &[T]) -> impl Iterator<Item = &[T]> {
+    let mut taken = 0_usize;
+    std::iter::from_fn(move || {
+        let (next, rest) = windows.split_at(taken.max(1).min(windows.len()));
+        windows = rest;
+        taken += next.len();
+        (!next.is_empty()).then_some(next)
+    })
+}
+
+/// A plan of some windows that nobody asks for by its hash.
+fn short(windows: &[Window]) -> Plan {
+    Plan {
+        hash: [0; 32],
+        windows: windows.to_vec(),
+    }
+}
+
+fn broken(failure: &Failure) -> EngineError {
+    EngineError::new(Detail::WarmFailed, format!("probe: {}", failure.message))
+}
