@@ -26,7 +26,7 @@ use crate::package::plan::{Elem, Plan, Window};
 use crate::package::weights::transpose;
 use crate::package::{Dtype, Package, Place};
 use crate::score::{self, Paired};
-use graph::{Constant, Graph, Head};
+use graph::{Bar, Constant, Graph, Head};
 use objective::Measure;
 use patch::{Patch, Patches};
 use session::{Feed, Session, SessionError, Source, Terminator, WeightSpec};
@@ -555,8 +555,7 @@ fn check_trainable(package: &Package, graph: &Graph, head: Head<'_>) -> Result<(
     let barred = graph.barred(&names, output).map_err(|e| e.to_string())?;
     for (name, place) in places {
         let empty = package.manifest.tensors.get(name).is_some_and(|t| t.shape.contains(&0));
-        let why = barred.get(place).map(String::as_str);
-        if let Some(why) = why.or(empty.then_some("has no elements")) {
+        if let Some(why) = barred.get(place).or(empty.then_some(&Bar::Empty)) {
             return Err(format!(
                 "tensors.{name}: {place} {why}, so candidates may not touch it; package it again"
             ));

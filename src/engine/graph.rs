@@ -25,7 +25,7 @@ use proto::{
 
 use crate::package::Dtype;
 use crate::package::plan::Elem;
-pub use flow::{Flow, Limit};
+pub use flow::{Bar, Flow, Limit};
 pub use lift::{Elsewhere, Lifted, lift};
 pub use reach::Reach;
 use tensors::{contents, embed_small};

@@ -225,7 +225,7 @@ pub(crate) mod tests {
             name: "tiny".into(),
             version: 1,
             out: out.clone(),
-            objective: Objective::causal_lm(16),
+            objective: Objective::causal_lm(128),
         })
         .unwrap();
         (Package::load(&out, false, &[]).unwrap(), dir)

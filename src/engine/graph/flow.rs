@@ -97,6 +97,20 @@ pub struct Limit {
     pub by: String,
 }
 
+/// Why nobody may be let change a weight.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Bar {
+    /// It decides shapes: whoever changes it decides how much there is to compute.
+    #[error("decides shapes, as {0}")]
+    Decides(String),
+    /// No way leads from it to the output.
+    #[error("is read by nothing that {0} depends on")]
+    Unread(String),
+    /// It has no elements.
+    #[error("has no elements")]
+    Empty,
+}
+
 /// What became of the weights and inputs.
 #[derive(Debug, Default)]
 pub struct Flow {
@@ -114,8 +128,7 @@ impl Flow {
 }
 
 impl Graph {
-    /// The weights that nobody may be let change, with the reason: those that decide shapes, and
-    /// those that `output` does not depend on.
+    /// The weights that nobody may be let change, with the reason.
     ///
     /// # Errors
     /// When a node cannot be decoded, or bodies lie too deep.
@@ -123,12 +136,12 @@ impl Graph {
         &self,
         weights: &[&str],
         output: &str,
-    ) -> Result<BTreeMap<String, String>, GraphError> {
+    ) -> Result<BTreeMap<String, Bar>, GraphError> {
         let (flow, reach) = (self.flow(weights)?, self.reach(output)?);
         let reason = |name: &str| match flow.decides(name) {
-            Some(by) => Some(format!("decides shapes, as {by}")),
+            Some(by) => Some(Bar::Decides(by.to_owned())),
             None if reach.leads_from(name) => None,
-            None => Some(format!("is read by nothing that {output} depends on")),
+            None => Some(Bar::Unread(output.to_owned())),
         };
         let barred = weights.iter().filter_map(|name| Some(((*name).to_owned(), reason(name)?)));
         Ok(barred.collect())

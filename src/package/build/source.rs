@@ -8,10 +8,10 @@ use bytes::Bytes;
 
 use super::interface;
 use super::naming::Naming;
-use super::place::split_aliases;
+use super::place::{is_uniform, split_aliases};
 use super::precision::{self, Held, agrees};
 use super::{Recipe, Tensor};
-use crate::engine::graph::{Elsewhere, Graph, InitializerInfo, Lifted, lift};
+use crate::engine::graph::{Bar, Elsewhere, Graph, InitializerInfo, Lifted, lift};
 use crate::package::checkpoint::Checkpoint;
 use crate::package::{Dtype, PackageError};
 
@@ -76,7 +76,7 @@ impl Source {
     }
 
     /// The tensors are the checkpoint's.
-    fn take(&mut self, checkpoint: Checkpoint, barred: &[(Held, String)]) -> Result<(), PackageError> {
+    fn take(&mut self, checkpoint: Checkpoint, barred: &[(Held, Bar)]) -> Result<(), PackageError> {
         self.notes.extend(checkpoint.note());
         let initializers = self.graph.initializers();
         let inputs = self.graph.inputs();
@@ -109,7 +109,7 @@ impl Source {
     }
 
     /// The tensors are the graph's own.
-    fn take_own(&mut self, barred: &[(Held, String)]) {
+    fn take_own(&mut self, barred: &[(Held, Bar)]) {
         let own = self.pool.iter().filter(|(info, _)| !info.shape.is_empty());
         self.tensors = own.map(own_tensor).collect();
         self.tensors.sort_by(|a, b| a.name.cmp(&b.name));
@@ -181,7 +181,7 @@ fn weights(
     graph: &Graph,
     dir: &Path,
     output: &str,
-) -> Result<(Vec<Held>, Vec<(Held, String)>), PackageError> {
+) -> Result<(Vec<Held>, Vec<(Held, Bar)>), PackageError> {
     let broken = |e: crate::engine::graph::GraphError| PackageError(e.to_string());
     let floats = graph.initializers().into_iter().filter(|i| i.dtype.is_some());
     let floats: Vec<InitializerInfo> = floats.collect();
@@ -190,7 +190,7 @@ fn weights(
     let (mut pool, mut barred) = (Vec::new(), Vec::new());
     for info in floats {
         let why = if info.shape.contains(&0) {
-            Some("has no elements".to_owned())
+            Some(Bar::Empty)
         } else {
             reasons.get(&info.name).cloned()
         };
@@ -203,16 +203,15 @@ fn weights(
     Ok((pool, barred))
 }
 
-/// Why a tensor cannot be trained, if the graph has it only where that is so.
-fn bars(tensor: &Tensor, pool: &[Held], barred: &[(Held, String)]) -> Option<String> {
-    let holds = |held: &&Held| agrees(tensor, held, Dtype::F32).is_some();
-    let named = |held: &&Held| held.0.name == tensor.name && holds(held);
-    let (_, why) = match barred.iter().find(|(held, _)| named(&held)) {
-        Some(found) => found,
-        None if pool.iter().any(|held| holds(&held)) => return None,
-        None => barred.iter().find(|(held, _)| holds(&held))?,
-    };
-    Some(why.clone())
+/// Why a tensor cannot be trained, if the graph has it only where that is so. Where contents say
+/// nothing, or the graph shapes something by it, its name is what counts.
+fn bars<'a>(tensor: &Tensor, pool: &[Held], barred: &'a [(Held, Bar)]) -> Option<&'a Bar> {
+    let holds = |held: &Held| agrees(tensor, held, Dtype::F32).is_some();
+    let mut holding = barred.iter().filter(|(held, _)| holds(held)).peekable();
+    let (_, any) = holding.peek()?;
+    let named = holding.find(|(held, _)| held.0.name == tensor.name).map(|(_, bar)| bar);
+    let told = named.filter(|bar| is_uniform(tensor) || matches!(bar, Bar::Decides(_)));
+    told.or_else(|| (!pool.iter().any(holds)).then_some(any))
 }
 
 fn own_tensor((info, bytes): &Held) -> Tensor {
