@@ -23,6 +23,7 @@ use proto::{
     Attribute, BFLOAT16, BOOL, Dimension, EXTERNAL, FLOAT, FLOAT16, GraphProto, INT32, INT64, ModelProto, NodeProto, OperatorSetId, StringEntry, TensorProto, TensorShape, TensorType, TypeProto, UINT8, ValueInfo, is_default_domain,
 };
 
+use crate::looks;
 use crate::package::Dtype;
 use crate::package::plan::Elem;
 pub use flow::{Bar, Flow, Limit};
@@ -120,10 +121,11 @@ impl Graph {
     /// # Errors
     /// When it is none, or too old for the loss head.
     pub fn decode(bytes: Bytes) -> Result<Self, GraphError> {
-        let model =
-            ModelProto::decode(bytes).map_err(|e| GraphError(format!("not an ONNX file: {e}")))?;
+        let none = |why: &dyn std::fmt::Display| GraphError(format!("not an ONNX file: {why}"));
+        let model = ModelProto::decode(bytes.clone())
+            .map_err(|e| none(&format!("{}: {e}", looks::describe(&bytes))))?;
         if model.graph.is_none() {
-            return Err(GraphError("not an ONNX file: it has no graph".into()));
+            return Err(none(&"it has no graph"));
         }
         let opset = model
             .opset_import

@@ -4,6 +4,8 @@
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 
+use crate::looks;
+
 use super::plan::{Column, Data, Elem, Shard};
 use super::{Objective, PackageError};
 
@@ -18,7 +20,8 @@ pub(super) fn parse_shard(
     objective: Objective,
 ) -> Result<Shard, PackageError> {
     let broken = |problem: String| PackageError(format!("{file}: {problem}"));
-    let tensors = SafeTensors::deserialize(bytes).map_err(|e| broken(e.to_string()))?;
+    let tensors = SafeTensors::deserialize(bytes)
+        .map_err(|e| broken(format!("not safetensors: {}: {e}", looks::describe(bytes))))?;
     let data = match objective {
         Objective::CausalLm { .. } => {
             let view = tensors

@@ -73,7 +73,13 @@ pub(super) fn place(
     why: impl Fn(&Tensor) -> Option<String>,
 ) -> Result<(BTreeMap<String, TensorEntry>, bool), PackageError> {
     let mut by_contents: HashMap<Contents, Vec<&str>> = HashMap::new();
-    for (info, bytes) in initializers {
+    // A frozen base of any size need not be read.
+    let wanted = |info: &InitializerInfo| {
+        let reversed = info.shape.iter().rev();
+        let alike = |t: &Tensor| t.shape == info.shape || t.shape.iter().eq(reversed.clone());
+        checkpoint.iter().any(alike)
+    };
+    for (info, bytes) in initializers.iter().filter(|(info, _)| wanted(info)) {
         let dtype = info.dtype.unwrap_or(Dtype::F32);
         by_contents
             .entry(contents(&info.shape, dtype, bytes))
