@@ -237,7 +237,10 @@ impl Engine {
             }
             Hold::Constants => {
                 let dir = tempfile::tempdir().map_err(|e| broken(e.to_string()))?;
-                let (model, data) = (dir.path().join("model.onnx"), dir.path().join("scorer.weights"));
+                let (model, data) = (
+                    dir.path().join("model.onnx"),
+                    dir.path().join("scorer.weights"),
+                );
                 let constants: Vec<Constant<'_>> = specs.iter().map(WeightSpec::constant).collect();
                 let prepared = graph.with_constants(&constants, head, &package.dir, &data);
                 let prepared = prepared.map_err(|e| broken(e.to_string()))?;
@@ -528,7 +531,11 @@ fn fit(package: &Package) -> Result<(Graph, Measure, Option<usize>), String> {
 /// Why there is no session, in words of the provider where the type of the weights is what it lacks.
 fn refused(package: &Package, config: &EngineConfig, error: &SessionError) -> EngineError {
     let mut refused = EngineError::from_session(error, Detail::ModelLoadFailed);
-    let half = package.weights.tensors.iter().any(|t| t.dtype == Dtype::Bf16);
+    let half = package
+        .weights
+        .tensors
+        .iter()
+        .any(|t| t.dtype == Dtype::Bf16);
     if half && matches!(error, SessionError::Model(_)) {
         refused.message = format!(
             "{} cannot compute this graph in bfloat16; use a provider that can (engine.execution_provider = \"cuda\"), \
@@ -554,7 +561,11 @@ fn check_trainable(package: &Package, graph: &Graph, head: Head<'_>) -> Result<(
     let names: Vec<&str> = places.iter().map(|(_, place)| *place).collect();
     let barred = graph.barred(&names, output).map_err(|e| e.to_string())?;
     for (name, place) in places {
-        let empty = package.manifest.tensors.get(name).is_some_and(|t| t.shape.contains(&0));
+        let empty = package
+            .manifest
+            .tensors
+            .get(name)
+            .is_some_and(|t| t.shape.contains(&0));
         if let Some(why) = barred.get(place).or(empty.then_some(&Bar::Empty)) {
             return Err(format!(
                 "tensors.{name}: {place} {why}, so candidates may not touch it; package it again"

@@ -246,11 +246,14 @@ pub(super) fn package(config: &Config, args: &PackageArgs) -> Outcome {
         bar.set_message("running the package once on the CPU");
         let refused = |e: &dyn std::fmt::Display| PackageError(format!("{e}"));
         let plan = Plan::new(&package.shards, None, "", package.cut());
-        let plan = plan.map_err(|e| refused(&format!("{}: {}", args.shards.display(), e.message)))?;
+        let plan =
+            plan.map_err(|e| refused(&format!("{}: {}", args.shards.display(), e.message)))?;
         windows = plan.windows.len();
         match trial(Arc::new(package), &config.engine).map_err(|e| refused(&e))? {
             Trial::Ran(loss) => Ok(vec![format!("ran once on the CPU: loss {loss}")]),
-            Trial::NotTried(why) => Ok(vec![format!("whether it can be loaded was not tried: {why}")]),
+            Trial::NotTried(why) => Ok(vec![format!(
+                "whether it can be loaded was not tried: {why}"
+            )]),
         }
     };
     let built = build_and_try(&recipe, tried);

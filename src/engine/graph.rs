@@ -20,7 +20,9 @@ use bytes::Bytes;
 use prost::Message;
 
 use proto::{
-    Attribute, BFLOAT16, BOOL, Dimension, EXTERNAL, FLOAT, FLOAT16, GraphProto, INT32, INT64, ModelProto, NodeProto, OperatorSetId, StringEntry, TensorProto, TensorShape, TensorType, TypeProto, UINT8, ValueInfo, is_default_domain,
+    Attribute, BFLOAT16, BOOL, Dimension, EXTERNAL, FLOAT, FLOAT16, GraphProto, INT32, INT64,
+    ModelProto, NodeProto, OperatorSetId, StringEntry, TensorProto, TensorShape, TensorType,
+    TypeProto, UINT8, ValueInfo, is_default_domain,
 };
 
 use crate::looks;
@@ -29,8 +31,8 @@ use crate::package::plan::Elem;
 pub use flow::{Bar, Flow, Limit};
 pub use lift::{Elsewhere, Lifted, lift};
 pub use reach::Reach;
-use tensors::{contents, embed_small};
 pub use tensors::{External, externals, plain_location, relocate};
+use tensors::{contents, embed_small};
 
 /// Name of the input that carries the targets, int64 `[batch, seq, 1]`.
 pub const LABELS: &str = "scorer_labels";

@@ -238,7 +238,10 @@ fn causal_lm(
     }
     for input in std::iter::once(&tokens).chain(&positions) {
         if !matches!(input.elem, Some(Elem::I64 | Elem::I32)) {
-            return Err(format!("graph: input {} must be int64 or int32", input.name));
+            return Err(format!(
+                "graph: input {} must be int64 or int32",
+                input.name
+            ));
         }
     }
     check_tokens(package, graph, &tokens.name, limits)?;
@@ -299,7 +302,12 @@ fn check_tokens(
     let vocabulary = i64::try_from(vocabulary).unwrap_or(i64::MAX);
     let of_logits = (vocabulary, format!("the vocabulary of {vocabulary}"));
     let rows = limits.iter().filter(|limit| limit.input == input);
-    let rows = rows.filter_map(|l| Some((l.below?, format!("the {} rows that {} picks from", l.below?, l.by))));
+    let rows = rows.filter_map(|l| {
+        Some((
+            l.below?,
+            format!("the {} rows that {} picks from", l.below?, l.by),
+        ))
+    });
     let (below, what) = rows.chain([of_logits]).min().unwrap_or_default();
     for shard in package.shards.iter() {
         let Data::Tokens { tokens, row_length } = &shard.data else {
@@ -326,7 +334,9 @@ fn check_positions(
 ) -> Result<(), String> {
     let Some(input) = input else { return Ok(()) };
     let limits = limits.iter().filter(|limit| limit.input == input.name);
-    let rows = limits.filter_map(|limit| usize::try_from(limit.below?).ok()).min();
+    let rows = limits
+        .filter_map(|limit| usize::try_from(limit.below?).ok())
+        .min();
     match rows {
         Some(rows) if rows < window => Err(format!(
             "graph: input {} knows {rows} positions, the window has {window}",
@@ -341,14 +351,18 @@ fn check_values(package: &Package, limits: &[Limit]) -> Result<(), String> {
     for (position, shard) in package.shards.iter().enumerate() {
         for (limit, column) in limits.iter().flat_map(|limit| {
             let columns = columns(package, position).iter();
-            columns.filter(|c| c.name == limit.input).map(move |column| (limit, column))
+            columns
+                .filter(|c| c.name == limit.input)
+                .map(move |column| (limit, column))
         }) {
             let below = limit.below.unwrap_or(i64::MAX);
             let foreign = |v: &i64| !(0..below).contains(v) && Some(*v) != limit.ignored;
             let values = whole_numbers(column);
             if let Some(at) = values.iter().position(foreign) {
                 let row_length = column.shape.iter().product::<usize>().max(1);
-                let known = limit.below.map_or(String::new(), |below| format!(" of {below}"));
+                let known = limit
+                    .below
+                    .map_or(String::new(), |below| format!(" of {below}"));
                 return Err(format!(
                     "shard {}: {}: row {}, position {}: {} is none{known} that {} picks from",
                     shard.id,
@@ -366,7 +380,13 @@ fn check_values(package: &Package, limits: &[Limit]) -> Result<(), String> {
 
 fn whole_numbers(column: &Column) -> Vec<i64> {
     match column.elem {
-        Elem::I64 => column.bytes.as_chunks().0.iter().map(|b| i64::from_le_bytes(*b)).collect(),
+        Elem::I64 => column
+            .bytes
+            .as_chunks()
+            .0
+            .iter()
+            .map(|b| i64::from_le_bytes(*b))
+            .collect(),
         Elem::I32 => {
             let values = column.bytes.as_chunks().0.iter();
             values.map(|b| i32::from_le_bytes(*b).into()).collect()

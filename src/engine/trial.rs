@@ -28,7 +28,11 @@ pub fn trial(package: Arc<Package>, config: &EngineConfig) -> Result<Trial, Engi
     check(&package)?;
     let mut config = config.clone();
     config.execution_provider = Provider::Cpu;
-    let half = package.weights.tensors.iter().any(|t| t.dtype == Dtype::Bf16);
+    let half = package
+        .weights
+        .tensors
+        .iter()
+        .any(|t| t.dtype == Dtype::Bf16);
     let mut engine = match Engine::load(Arc::clone(&package), &config, Arc::default()) {
         Ok(engine) => engine,
         Err(error) => return excuse(error, half),

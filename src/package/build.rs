@@ -75,7 +75,9 @@ pub fn build_and_try(
     files::check_free(&recipe.out)?;
     let mut source = Source::open(recipe)?;
     let mut graph = source.graph.clone();
-    let placed = place::place(&source.tensors, &source.pool, &mut graph, |t| source.elsewhere(t));
+    let placed = place::place(&source.tensors, &source.pool, &mut graph, |t| {
+        source.elsewhere(t)
+    });
     let (placed, rewritten) = placed.map_err(|error| match source.naming.note() {
         Some(note) => PackageError(format!("{error}\n  ({note})")),
         None => error,
@@ -88,13 +90,23 @@ pub fn build_and_try(
     let inputs = interface::inputs(&graph, &placed, recipe.objective)?;
     let outputs = interface::outputs(&graph, recipe.objective)?;
     // An export that is good as it is goes into the package byte for byte.
-    let bytes = if rewritten { graph.encode().into() } else { source.bytes.clone() };
+    let bytes = if rewritten {
+        graph.encode().into()
+    } else {
+        source.bytes.clone()
+    };
     let staging = Staging::begin(&recipe.out)?;
     let (shards, others) = staging.shards(&recipe.shards, recipe.objective)?;
     let naming = source.naming.clone();
     let named = |name: &str| naming.in_checkpoint(name);
-    source.tensors.iter_mut().for_each(|t| t.name = named(&t.name));
-    let aliases = source.aliases.iter().map(|(alias, name)| (named(alias), named(name)));
+    source
+        .tensors
+        .iter_mut()
+        .for_each(|t| t.name = named(&t.name));
+    let aliases = source
+        .aliases
+        .iter()
+        .map(|(alias, name)| (named(alias), named(name)));
     let manifest = Manifest {
         v: V1,
         name: recipe.name.clone(),
@@ -105,7 +117,10 @@ pub fn build_and_try(
         outputs,
         objective: recipe.objective,
         precision: source.tensors.first().map_or(Dtype::F32, |t| t.dtype),
-        tensors: placed.into_iter().map(|(name, tensor)| (named(&name), tensor)).collect(),
+        tensors: placed
+            .into_iter()
+            .map(|(name, tensor)| (named(&name), tensor))
+            .collect(),
         trainable: None,
         aliases: (!source.aliases.is_empty()).then(|| aliases.collect()),
         shards,

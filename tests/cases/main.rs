@@ -7,7 +7,9 @@
     reason = "a failed step of a test is a failed test"
 )]
 
+mod architectures;
 mod merged;
+mod packaging;
 mod small;
 mod tinylm;
 

@@ -143,7 +143,9 @@ impl Graph {
             None if reach.leads_from(name) => None,
             None => Some(Bar::Unread(output.to_owned())),
         };
-        let barred = weights.iter().filter_map(|name| Some(((*name).to_owned(), reason(name)?)));
+        let barred = weights
+            .iter()
+            .filter_map(|name| Some(((*name).to_owned(), reason(name)?)));
         Ok(barred.collect())
     }
 
@@ -278,7 +280,9 @@ impl Walk<'_> {
 
     fn nodes(&mut self, nodes: &[Bytes]) -> Result<(), GraphError> {
         if self.scopes.len() > DEEPEST {
-            return Err(GraphError(format!("has more than {DEEPEST} bodies within each other")));
+            return Err(GraphError(format!(
+                "has more than {DEEPEST} bodies within each other"
+            )));
         }
         for bytes in nodes {
             let node = decode(bytes)?;
@@ -325,7 +329,10 @@ impl Walk<'_> {
     fn limit(&mut self, node: &NodeProto, inputs: &[Fact]) -> Result<(), GraphError> {
         let op = node.op();
         let picks = matches!(op.as_str(), "Gather" | "GatherElements" | "GatherND");
-        let classes = matches!(op.as_str(), "SoftmaxCrossEntropyLoss" | "NegativeLogLikelihoodLoss");
+        let classes = matches!(
+            op.as_str(),
+            "SoftmaxCrossEntropyLoss" | "NegativeLogLikelihoodLoss"
+        );
         let (Some(data), Some(index)) = (inputs.first(), inputs.get(1)) else {
             return Ok(());
         };
@@ -344,7 +351,11 @@ impl Walk<'_> {
         let limit = Limit {
             input: input.to_owned(),
             below,
-            ignored: if classes { integer(node, "ignore_index")? } else { None },
+            ignored: if classes {
+                integer(node, "ignore_index")?
+            } else {
+                None
+            },
             by: format!("{} ({op})", display(node)),
         };
         self.flow.limits.push(limit);
@@ -361,7 +372,9 @@ impl Walk<'_> {
             return self.bodies(node, &bodies, inputs);
         }
         let op = node.op();
-        let all = inputs.iter().fold(Fact::constant(), |all, fact| all.and(fact));
+        let all = inputs
+            .iter()
+            .fold(Fact::constant(), |all, fact| all.and(fact));
         let fact = match op.as_str() {
             // Shapes are fixed once the window is; who can change one is found where it is decided.
             "Shape" | "Size" => Fact::constant(),
@@ -411,25 +424,38 @@ impl Walk<'_> {
         for _ in 0..ROUNDS {
             let before = carried.clone();
             for body in bodies {
-                let turn: &[Fact] = if is_loop { &[Fact::constant(), Fact::constant()] } else { &[] };
+                let turn: &[Fact] = if is_loop {
+                    &[Fact::constant(), Fact::constant()]
+                } else {
+                    &[]
+                };
                 let mut made = self.body(body, &[turn, &carried].concat())?;
                 if is_loop && !made.is_empty() {
                     let again = made.remove(0);
-                    self.deciding(&again, &format!("the condition of {} (Loop)", display(node)));
+                    self.deciding(
+                        &again,
+                        &format!("the condition of {} (Loop)", display(node)),
+                    );
                 }
                 for (known, made) in carried.iter_mut().zip(&made) {
                     // What goes round is whatever it has been in any turn.
                     *known = known.and(made);
                 }
                 for (known, made) in outputs.iter_mut().zip(made) {
-                    *known = Some(known.as_ref().map_or(made.clone(), |known| known.and(&made)));
+                    *known = Some(
+                        known
+                            .as_ref()
+                            .map_or(made.clone(), |known| known.and(&made)),
+                    );
                 }
             }
             if carried == before {
                 break;
             }
         }
-        let condition = inputs.iter().fold(Fact::constant(), |all, fact| all.and(fact));
+        let condition = inputs
+            .iter()
+            .fold(Fact::constant(), |all, fact| all.and(fact));
         let known = |fact: Option<Fact>| fact.map_or(Fact::UNKNOWN, |fact| fact.and(&condition));
         Ok(outputs.into_iter().map(known).collect())
     }
@@ -441,7 +467,9 @@ impl Walk<'_> {
         }
         self.graph(body)?;
         let names = body.output.iter().map(|output| output.name.as_deref());
-        let outputs = names.map(|name| self.fact(name.unwrap_or_default())).collect();
+        let outputs = names
+            .map(|name| self.fact(name.unwrap_or_default()))
+            .collect();
         self.scopes.pop();
         Ok(outputs)
     }
@@ -450,7 +478,8 @@ impl Walk<'_> {
 /// A node's name, or what it makes.
 fn display(node: &NodeProto) -> &str {
     let name = node.name.as_deref().filter(|name| !name.is_empty());
-    name.or(node.output.first().map(String::as_str)).unwrap_or("a node")
+    name.or(node.output.first().map(String::as_str))
+        .unwrap_or("a node")
 }
 
 fn integer(node: &NodeProto, name: &str) -> Result<Option<i64>, GraphError> {
@@ -470,5 +499,284 @@ fn is_whole(node: &NodeProto) -> Result<bool, GraphError> {
         return Ok(true);
     }
     let to = integer(node, "to")?;
-    Ok([INT32, INT64].iter().any(|whole| to == Some((*whole).into())))
+    Ok([INT32, INT64]
+        .iter()
+        .any(|whole| to == Some((*whole).into())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::proto::{ModelProto, OperatorSetId, TensorProto, ValueInfo};
+    use super::*;
+
+    /// A node; the first of its outputs names it.
+    fn node(op: &str, inputs: &[&str], outputs: &[&str]) -> NodeProto {
+        let owned = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect();
+        NodeProto {
+            op_type: Some(op.into()),
+            input: owned(inputs),
+            output: owned(outputs),
+            ..NodeProto::default()
+        }
+    }
+
+    fn with(mut node: NodeProto, attribute: Attribute) -> NodeProto {
+        node.attribute.push(attribute.encode_to_vec().into());
+        node
+    }
+
+    fn number(name: &str, value: i64) -> Attribute {
+        Attribute {
+            name: Some(name.into()),
+            i: Some(value),
+            ..Attribute::default()
+        }
+    }
+
+    fn graph(
+        nodes: &[NodeProto],
+        inputs: &[&str],
+        outputs: &[&str],
+        weights: &[&str],
+    ) -> GraphProto {
+        let named = |names: &[&str]| -> Vec<ValueInfo> {
+            let value = |name: &&str| ValueInfo {
+                name: Some((*name).to_owned()),
+                r#type: None,
+            };
+            names.iter().map(value).collect()
+        };
+        let tensor = |name: &&str| TensorProto {
+            name: Some((*name).to_owned()),
+            dims: vec![6, 4],
+            ..TensorProto::default()
+        };
+        GraphProto {
+            node: nodes.iter().map(|n| n.encode_to_vec().into()).collect(),
+            input: named(inputs),
+            output: named(outputs),
+            initializer: weights.iter().map(tensor).collect(),
+            ..GraphProto::default()
+        }
+    }
+
+    fn body(graph: GraphProto) -> Attribute {
+        Attribute {
+            g: Some(graph),
+            ..Attribute::default()
+        }
+    }
+
+    /// A model of the nodes with weights `w` and `v`, a constant `c`, and inputs `tokens` and `labels`.
+    fn model(nodes: &[NodeProto], functions: &[FunctionProto]) -> Graph {
+        let graph = graph(nodes, &["tokens", "labels"], &["out"], &["w", "v", "c"]);
+        let opset = OperatorSetId {
+            domain: Some("ai.onnx".into()),
+            version: Some(18),
+        };
+        let model = ModelProto {
+            graph: Some(graph),
+            opset_import: vec![opset],
+            functions: functions.iter().map(|f| f.encode_to_vec().into()).collect(),
+            ..ModelProto::default()
+        };
+        Graph::decode(model.encode_to_vec().into()).unwrap()
+    }
+
+    fn flow_of(nodes: &[NodeProto], functions: &[FunctionProto]) -> Flow {
+        model(nodes, functions).flow(&["w", "v"]).unwrap()
+    }
+
+    #[track_caller]
+    fn decides(nodes: &[NodeProto], expected: bool) {
+        let flow = flow_of(nodes, &[]);
+        assert_eq!(flow.decides("w").is_some(), expected, "{nodes:?}");
+        assert_eq!(flow.decides("v"), None, "{nodes:?}");
+    }
+
+    /// A node of this operator that has `value` at this input and activations at all others.
+    fn at(op: &str, position: usize, value: &str) -> NodeProto {
+        let mut inputs = vec!["x"; position];
+        inputs.push(value);
+        node(op, &inputs, &["out"])
+    }
+
+    #[test]
+    fn every_input_that_decides_is_found_with_constants_between_and_not_with_activations() {
+        for (op, positions) in DECIDING.iter().filter(|(op, _)| *op != "Loop") {
+            for position in *positions {
+                let activations = node("Gather", &["v", "tokens"], &["x"]);
+                let direct = at(op, *position, "w");
+                decides(&[activations.clone(), direct], true);
+                let derived = [
+                    activations.clone(),
+                    node("Mul", &["w", "c"], &["scaled"]),
+                    node("Cast", &["scaled"], &["whole"]),
+                    node("Shape", &["x"], &["shape"]),
+                    node("Concat", &["shape", "whole"], &["wanted"]),
+                    at(op, *position, "wanted"),
+                ];
+                decides(&derived, true);
+                let routed = [
+                    activations,
+                    node("MatMul", &["x", "w"], &["scores"]),
+                    node("TopK", &["scores", "c"], &["best", "which"]),
+                    node("NonZero", &["which"], &["rows"]),
+                    at(op, *position, "rows"),
+                ];
+                decides(&routed, false);
+            }
+        }
+    }
+
+    #[test]
+    fn what_has_a_shape_does_not_decide_it() {
+        let shape = node("Shape", &["w"], &["shape"]);
+        decides(
+            &[shape, node("Reshape", &["tokens", "shape"], &["out"])],
+            false,
+        );
+        for (op, position) in [
+            ("Resize", 0),
+            ("Slice", 0),
+            ("Pad", 2),
+            ("Expand", 0),
+            ("TopK", 0),
+        ] {
+            decides(&[at(op, position, "w")], false);
+        }
+    }
+
+    #[test]
+    fn bodies_are_followed_in_and_out() {
+        let shaped = |name: &str| node("ConstantOfShape", &[name], &["zeros"]);
+        let inner = graph(&[shaped("w")], &[], &["zeros"], &[]);
+        decides(&[with(node("If", &["c"], &["out"]), body(inner))], true);
+        let own = graph(&[shaped("w")], &[], &["zeros"], &["w"]);
+        decides(&[with(node("If", &["c"], &["out"]), body(own))], false);
+        let branch = graph(&[node("Neg", &["w"], &["n"])], &[], &["n"], &[]);
+        let chosen = with(node("If", &["c"], &["size"]), body(branch.clone()));
+        decides(&[chosen, shaped("size")], true);
+        let asked = with(node("If", &["tokens"], &["size"]), body(branch));
+        decides(&[asked, shaped("size")], false);
+    }
+
+    #[test]
+    fn loops_are_followed_round_and_by_their_counts_and_conditions() {
+        let turns = |nodes: &[NodeProto], condition: &str, carried: &[&str]| {
+            let outputs: Vec<&str> = std::iter::once(condition)
+                .chain(carried.iter().copied())
+                .collect();
+            body(graph(nodes, &["turn", "go", "a", "b"], &outputs, &[]))
+        };
+        let keep = node("Identity", &["go"], &["again"]);
+        let plain = turns(std::slice::from_ref(&keep), "again", &["a", "b"]);
+        let looped = |inputs: &[&str]| node("Loop", inputs, &["out", "other"]);
+        decides(&[with(looped(&["w", "", "c", "c"]), plain.clone())], true);
+        decides(&[with(looped(&["c", "w", "c", "c"]), plain.clone())], true);
+        decides(&[with(looped(&["tokens", "", "w", "c"]), plain)], false);
+        let asks = node("Less", &["w", "c"], &["again"]);
+        decides(
+            &[with(
+                looped(&["c", "", "c", "c"]),
+                turns(&[asks], "again", &["a", "b"]),
+            )],
+            true,
+        );
+        // What one turn makes, the next but one uses: `w` goes to `a` and from there to `b`.
+        let swap = [keep, node("Expand", &["c", "b"], &["wide"])];
+        let rotating = turns(&swap, "again", &["a", "a"]);
+        decides(&[with(looped(&["c", "", "w", "c"]), rotating)], true);
+        let step = graph(
+            &[node("Tile", &["row", "state"], &["rows"])],
+            &["state", "row"],
+            &["rows"],
+            &[],
+        );
+        decides(
+            &[with(node("Scan", &["w", "tokens"], &["out"]), body(step))],
+            true,
+        );
+    }
+
+    #[test]
+    fn functions_are_followed_and_see_only_what_they_are_given() {
+        let function = |nodes: &[NodeProto]| FunctionProto {
+            name: Some("F".into()),
+            domain: Some("local".into()),
+            input: vec!["x".into(), "size".into()],
+            output: vec!["y".into()],
+            node: nodes.iter().map(|n| n.encode_to_vec().into()).collect(),
+            ..FunctionProto::default()
+        };
+        let call = |inputs: &[&str], output: &str| NodeProto {
+            domain: Some("local".into()),
+            ..node("F", inputs, &[output])
+        };
+        let reshapes = function(&[node("Reshape", &["x", "size"], &["y"])]);
+        let flow = flow_of(
+            &[call(&["tokens", "w"], "out")],
+            std::slice::from_ref(&reshapes),
+        );
+        assert!(flow.decides("w").is_some_and(|by| by.contains("Reshape")));
+        let flow = flow_of(&[call(&["w", "c"], "out")], &[reshapes]);
+        assert_eq!(flow.decides("w"), None);
+        let hands_on = function(&[node("Neg", &["size"], &["y"])]);
+        let nodes = [
+            call(&["tokens", "w"], "n"),
+            node("Range", &["c", "n", "c"], &["out"]),
+        ];
+        assert!(flow_of(&nodes, &[hands_on]).decides("w").is_some());
+        let itself = function(&[call(&["x", "size"], "y")]);
+        let error = model(&[call(&["tokens", "w"], "out")], &[itself]).flow(&["w"]);
+        assert!(error.unwrap_err().to_string().contains("within each other"));
+    }
+
+    #[test]
+    fn who_picks_rows_or_classes_by_an_input_limits_it() {
+        let limits = |nodes: &[NodeProto]| -> Vec<(String, Option<i64>, Option<i64>)> {
+            let limits = flow_of(nodes, &[]).limits.into_iter();
+            limits
+                .map(|limit| (limit.input, limit.below, limit.ignored))
+                .collect()
+        };
+        let of = |input: &str, below, ignored| vec![(input.to_owned(), below, ignored)];
+        let picks = |axis| {
+            with(
+                node("Gather", &["w", "tokens"], &["out"]),
+                number("axis", axis),
+            )
+        };
+        assert_eq!(
+            limits(&[node("Gather", &["w", "tokens"], &["out"])]),
+            of("tokens", Some(6), None)
+        );
+        assert_eq!(limits(&[picks(1)]), of("tokens", Some(4), None));
+        assert_eq!(limits(&[picks(-2)]), of("tokens", Some(6), None));
+        let handed = [
+            with(
+                node("Cast", &["tokens"], &["a"]),
+                number("to", INT64.into()),
+            ),
+            node("Unsqueeze", &["a", "c"], &["b"]),
+            node("Cast", &["w"], &["table"]),
+            node("Gather", &["table", "b"], &["out"]),
+        ];
+        assert_eq!(limits(&handed[..3]), []);
+        assert_eq!(limits(&handed), of("tokens", None, None));
+        let clamped = [
+            node("Max", &["tokens", "c"], &["a"]),
+            node("Gather", &["w", "a"], &["out"]),
+        ];
+        assert_eq!(limits(&clamped), []);
+        let loss = |attribute| {
+            let plain = node("SoftmaxCrossEntropyLoss", &["x", "labels"], &["out"]);
+            limits(&[with(plain, attribute)])
+        };
+        assert_eq!(
+            loss(number("ignore_index", -100)),
+            of("labels", None, Some(-100))
+        );
+        assert_eq!(loss(number("other", 1)), of("labels", None, None));
+    }
 }

@@ -75,7 +75,9 @@ pub fn lift(
         append(&mut initializers, INITIALIZER, &tensor.encode_to_vec());
     }
     let whole = edit(&changed, &mut |trail| match trail {
-        [(Kind::Model, _), (Kind::Graph, _)] => Ok(Change::Prepend(std::mem::take(&mut initializers))),
+        [(Kind::Model, _), (Kind::Graph, _)] => {
+            Ok(Change::Prepend(std::mem::take(&mut initializers)))
+        }
         _ => Ok(Change::Keep),
     })?;
     Ok(Lifted {
@@ -110,7 +112,9 @@ impl Tensor<'_> {
 }
 
 fn shape(dims: &[i64]) -> Vec<usize> {
-    dims.iter().map(|d| usize::try_from(*d).unwrap_or(0)).collect()
+    dims.iter()
+        .map(|d| usize::try_from(*d).unwrap_or(0))
+        .collect()
 }
 
 /// How often each name is given in the graph and its bodies.
@@ -151,7 +155,11 @@ impl Lifting<'_> {
             return Ok(Change::Keep);
         };
         let in_function = trail.iter().any(|(kind, _)| *kind == Kind::Function);
-        let in_body = trail.iter().filter(|(kind, _)| *kind == Kind::Graph).count() > 1;
+        let in_body = trail
+            .iter()
+            .filter(|(kind, _)| *kind == Kind::Graph)
+            .count()
+            > 1;
         match kind {
             Kind::Sparse => {
                 self.note_sparse(trail, bytes)?;
@@ -165,7 +173,11 @@ impl Lifting<'_> {
             Kind::Tensor if in_body && is_initializer(trail) => {
                 let tensor = decode_tensor(bytes)?;
                 let name = tensor.name.clone().unwrap_or_default();
-                Ok(if self.is_wanted(&name, &tensor) { Change::Drop } else { Change::Keep })
+                Ok(if self.is_wanted(&name, &tensor) {
+                    Change::Drop
+                } else {
+                    Change::Keep
+                })
             }
             Kind::Node if !in_function => self.constant(trail, bytes, in_body),
             Kind::Model
@@ -204,7 +216,12 @@ impl Lifting<'_> {
         })
     }
 
-    fn constant(&mut self, trail: &Trail, bytes: &Bytes, in_body: bool) -> Result<Change, GraphError> {
+    fn constant(
+        &mut self,
+        trail: &Trail,
+        bytes: &Bytes,
+        in_body: bool,
+    ) -> Result<Change, GraphError> {
         let node = super::unshare::decode(bytes)?;
         let [output] = node.output.as_slice() else {
             return Ok(Change::Keep);
@@ -222,7 +239,12 @@ impl Lifting<'_> {
         }
         let holder = trail.iter().rev().find(|(kind, _)| *kind == Kind::Graph);
         let body = holder.map(|(_, bytes)| decode_graph(bytes)).transpose()?;
-        let lifted = self.take(output, tensor, &body.unwrap_or_default(), whereabouts(trail));
+        let lifted = self.take(
+            output,
+            tensor,
+            &body.unwrap_or_default(),
+            whereabouts(trail),
+        );
         Ok(if lifted == *output {
             Change::Drop
         } else {

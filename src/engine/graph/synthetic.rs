@@ -67,7 +67,10 @@ impl Builder {
             output: vec![output.to_owned()],
             name: Some(output.to_owned()),
             op_type: Some(op.to_owned()),
-            attribute: attributes.iter().map(|a| a.encode_to_vec().into()).collect(),
+            attribute: attributes
+                .iter()
+                .map(|a| a.encode_to_vec().into())
+                .collect(),
             ..NodeProto::default()
         };
         self.graph.node.push(node.encode_to_vec().into());

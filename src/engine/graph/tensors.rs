@@ -375,3 +375,237 @@ fn entry(tensor: &TensorProto, key: &str) -> Option<String> {
     let found = entries.find(|e| e.key.as_deref() == Some(key))?;
     found.value.clone()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::proto::{Attribute, GraphProto, ModelProto, SparseTensorProto, StringEntry};
+    use super::*;
+
+    fn external(name: &str, location: &str) -> TensorProto {
+        let entry = |key: &str, value: &str| StringEntry {
+            key: Some(key.into()),
+            value: Some(value.into()),
+        };
+        TensorProto {
+            name: Some(name.into()),
+            dims: vec![2],
+            data_type: Some(FLOAT),
+            external_data: vec![entry("location", location), entry("offset", "8")],
+            data_location: Some(EXTERNAL),
+            ..TensorProto::default()
+        }
+    }
+
+    fn node(name: &str, attribute: Attribute) -> Bytes {
+        let node = NodeProto {
+            name: Some(name.into()),
+            op_type: Some("Op".into()),
+            attribute: vec![attribute.encode_to_vec().into()],
+            ..NodeProto::default()
+        };
+        node.encode_to_vec().into()
+    }
+
+    /// A field that is not typed here, as raw bytes behind an attribute's own.
+    fn untyped(attribute: Attribute, number: u32, message: &[u8]) -> Bytes {
+        let mut bytes = attribute.encode_to_vec();
+        append(&mut bytes, number, message);
+        let node = NodeProto {
+            name: Some("untyped".into()),
+            op_type: Some("Op".into()),
+            attribute: vec![bytes.into()],
+            ..NodeProto::default()
+        };
+        node.encode_to_vec().into()
+    }
+
+    /// A tensor in every place that can hold one, each in a file of its name.
+    fn everywhere() -> (Bytes, Vec<String>) {
+        let mut names = Vec::new();
+        let mut tensor = |name: &str| {
+            names.push(name.to_owned());
+            external(name, &format!("{name}.data"))
+        };
+        let sparse = |tensor: TensorProto| SparseTensorProto {
+            values: Some(tensor),
+            dims: vec![4],
+        };
+        let held = |t| Attribute {
+            t: Some(t),
+            ..Attribute::default()
+        };
+        let graph = |node, initializer| GraphProto {
+            node,
+            initializer,
+            ..GraphProto::default()
+        };
+        let inner = graph(
+            vec![node("deep", held(tensor("attribute in a body")))],
+            vec![tensor("in a body")],
+        );
+        let branches = Attribute {
+            graphs: vec![graph(vec![], vec![tensor("in graphs")])],
+            ..Attribute::default()
+        };
+        let nodes = vec![
+            node("constant", held(tensor("attribute"))),
+            node(
+                "loop",
+                Attribute {
+                    g: Some(inner),
+                    ..Attribute::default()
+                },
+            ),
+            node("branches", branches),
+            untyped(
+                Attribute::default(),
+                10,
+                &tensor("in tensors").encode_to_vec(),
+            ),
+            untyped(
+                Attribute::default(),
+                22,
+                &sparse(tensor("in a sparse tensor")).encode_to_vec(),
+            ),
+            untyped(
+                Attribute::default(),
+                23,
+                &sparse(tensor("in sparse tensors")).encode_to_vec(),
+            ),
+        ];
+        let main = GraphProto {
+            node: nodes,
+            initializer: vec![tensor("initializer")],
+            sparse_initializer: vec![sparse(tensor("sparse initializer")).encode_to_vec().into()],
+            ..GraphProto::default()
+        };
+        let function = FunctionProto {
+            name: Some("F".into()),
+            node: vec![node("inside", held(tensor("in a function")))],
+            ..FunctionProto::default()
+        };
+        let mut function = function.encode_to_vec();
+        append(
+            &mut function,
+            11,
+            &held(tensor("default of a function")).encode_to_vec(),
+        );
+        let model = ModelProto {
+            graph: Some(main),
+            functions: vec![function.into()],
+            ..ModelProto::default()
+        };
+        (model.encode_to_vec().into(), names)
+    }
+
+    fn locations(model: &Bytes) -> Vec<String> {
+        let mut found: Vec<String> = externals(model)
+            .unwrap()
+            .into_iter()
+            .map(|e| e.location)
+            .collect();
+        found.sort();
+        found
+    }
+
+    #[test]
+    fn every_tensor_is_found_wherever_it_stands_and_can_move_to_another_file() {
+        let (model, names) = everywhere();
+        let mut files: Vec<String> = names.iter().map(|name| format!("{name}.data")).collect();
+        files.sort();
+        assert_eq!(locations(&model), files);
+        let all = externals(&model).unwrap();
+        assert!(all.iter().all(|e| e.span == (8, Some(16))), "{all:?}");
+        let at = |name: &str| {
+            &all.iter()
+                .find(|e| e.location.starts_with(name))
+                .unwrap()
+                .at
+        };
+        assert_eq!(
+            at("attribute in"),
+            "Op loop, Op deep, tensor attribute in a body"
+        );
+        assert_eq!(
+            at("in a function"),
+            "function F, Op inside, tensor in a function"
+        );
+        let moved = files
+            .iter()
+            .map(|file| (file.clone(), format!("moved/{file}")))
+            .collect();
+        let elsewhere: Bytes = relocate(&model, &moved).unwrap().unwrap().into();
+        let expected: Vec<String> = files.iter().map(|file| format!("moved/{file}")).collect();
+        assert_eq!(locations(&elsewhere), expected);
+        let back = moved
+            .into_iter()
+            .map(|(file, moved)| (moved, file))
+            .collect();
+        assert_eq!(relocate(&elsewhere, &back).unwrap().unwrap(), model);
+        assert_eq!(relocate(&model, &BTreeMap::new()).unwrap(), None);
+    }
+
+    #[test]
+    fn what_is_small_is_taken_in_and_what_is_large_stays() {
+        let (model, names) = everywhere();
+        let dir = tempfile::tempdir().unwrap();
+        for name in &names {
+            std::fs::write(dir.path().join(format!("{name}.data")), [7; 16]).unwrap();
+        }
+        let taken: Bytes = embed_small(model.to_vec(), dir.path()).unwrap().into();
+        assert_eq!(externals(&taken).unwrap(), []);
+        std::fs::write(dir.path().join("attribute.data"), [7; 15]).unwrap();
+        let error = embed_small(model.to_vec(), dir.path())
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("attribute.data: has no bytes 8 to 16"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn what_is_cut_off_or_lies_too_deep_is_refused() {
+        let (model, _) = everywhere();
+        let cut = externals(&model.slice(..model.len() - 3))
+            .unwrap_err()
+            .to_string();
+        assert!(cut.contains("ends in the middle"), "{cut}");
+        let mut deep = GraphProto::default();
+        for _ in 0..DEEPEST {
+            let inner = Attribute {
+                g: Some(deep),
+                ..Attribute::default()
+            };
+            deep = GraphProto {
+                node: vec![node("n", inner)],
+                ..GraphProto::default()
+            };
+        }
+        let model = ModelProto {
+            graph: Some(deep),
+            ..ModelProto::default()
+        };
+        let error = externals(&model.encode_to_vec().into())
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("levels"), "{error}");
+    }
+
+    #[test]
+    fn locations_lose_their_detours_and_never_lead_out() {
+        for (location, plain) in [
+            ("m.data", Some("m.data")),
+            ("./m.data", Some("m.data")),
+            ("a/./b/../m.data", Some("a/m.data")),
+            ("a/../../m.data", None),
+            ("../m.data", None),
+            ("/m.data", None),
+            ("..", None),
+            (".", None),
+            ("", None),
+        ] {
+            assert_eq!(plain_location(location).as_deref(), plain, "{location}");
+        }
+    }
+}

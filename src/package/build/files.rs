@@ -8,11 +8,11 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
+use super::super::checkpoint::{self, Stored};
 use super::super::{
     Dtype, FileDigest, GraphFile, MANIFEST, Objective, PackageError, ShardFile, parse_shard,
 };
 use super::Tensor;
-use super::super::checkpoint::{self, Stored};
 use crate::engine::graph::{External, externals, plain_location, relocate};
 
 const GRAPH: &str = "model.onnx";
@@ -36,7 +36,9 @@ impl Staging {
         check_free(out)?;
         let parent = out.ancestors().skip(1).find(|dir| dir.is_dir());
         let parent = parent.unwrap_or(Path::new("."));
-        let folder = tempfile::Builder::new().prefix(".scorer-package-").tempdir_in(parent);
+        let folder = tempfile::Builder::new()
+            .prefix(".scorer-package-")
+            .tempdir_in(parent);
         let staging = Self {
             folder: folder.map_err(|e| failed(parent, &e))?,
             out: out.to_owned(),
@@ -145,7 +147,10 @@ fn failed(path: &Path, error: &std::io::Error) -> PackageError {
 /// When something is there already.
 pub(super) fn check_free(out: &Path) -> Result<(), PackageError> {
     let refuse = |why: &str| {
-        let message = format!("{}: {why}; packages are immutable, choose a new directory", out.display());
+        let message = format!(
+            "{}: {why}; packages are immutable, choose a new directory",
+            out.display()
+        );
         Err(PackageError(message))
     };
     match std::fs::read_dir(out).map(Iterator::count) {
@@ -221,7 +226,8 @@ fn find_shards(from: &Path) -> Result<(BTreeMap<u64, PathBuf>, Vec<String>), Pac
             others.push(name);
             continue;
         }
-        let id = shard_id(&name).map_err(|why| PackageError(format!("{}: {why}", path.display())))?;
+        let id =
+            shard_id(&name).map_err(|why| PackageError(format!("{}: {why}", path.display())))?;
         if let Some(first) = shards.insert(id, path) {
             return Err(PackageError(format!(
                 "{}: {} and {name} are both shard {id}: the first number in a file's name is the shard's id; rename one of them",
@@ -248,7 +254,9 @@ fn shard_id(name: &str) -> Result<u64, &'static str> {
     if digits.is_empty() {
         return Err("no number in the file name; it is the shard's id");
     }
-    digits.parse().map_err(|_| "the number in the file name, which is the shard's id, is above 2^64 - 1")
+    digits
+        .parse()
+        .map_err(|_| "the number in the file name, which is the shard's id, is above 2^64 - 1")
 }
 
 fn name_of(path: &Path) -> String {
@@ -276,7 +284,8 @@ fn copy(from: &Path, to: &Path) -> Result<String, PackageError> {
     if let Some(parent) = to.parent() {
         std::fs::create_dir_all(parent).map_err(|e| failed(to, &e))?;
     }
-    std::fs::copy(from, to).map_err(|e| PackageError(format!("{} to {}: {e}", from.display(), to.display())))?;
+    std::fs::copy(from, to)
+        .map_err(|e| PackageError(format!("{} to {}: {e}", from.display(), to.display())))?;
     digest(to)
 }
 
@@ -353,7 +362,10 @@ mod tests {
         assert_eq!(found["model.json"], "external/external/model.json");
         for outside in ["../m.data", "/etc/passwd", "a/../../m.data", ".", ""] {
             let refusal = names(&[outside]).unwrap_err().0;
-            assert!(refusal.contains("tensor w") && refusal.contains("outside"), "{refusal}");
+            assert!(
+                refusal.contains("tensor w") && refusal.contains("outside"),
+                "{refusal}"
+            );
         }
     }
 
@@ -361,8 +373,18 @@ mod tests {
     fn shards_are_told_by_the_first_number_in_their_names() {
         let folder = tempfile::tempdir().unwrap();
         let put = |name: &str| std::fs::write(folder.path().join(name), "").unwrap();
-        assert!(find_shards(folder.path()).unwrap_err().0.contains("holds no"));
-        for name in ["shard_000002.safetensors", "10.safetensors", "._10.safetensors", "notes.txt"] {
+        assert!(
+            find_shards(folder.path())
+                .unwrap_err()
+                .0
+                .contains("holds no")
+        );
+        for name in [
+            "shard_000002.safetensors",
+            "10.safetensors",
+            "._10.safetensors",
+            "notes.txt",
+        ] {
             put(name);
         }
         let (found, notes) = find_shards(folder.path()).unwrap();
@@ -371,10 +393,15 @@ mod tests {
         put("2024_b.safetensors");
         put("2024_a.safetensors");
         let refusal = find_shards(folder.path()).unwrap_err().0;
-        let said = "2024_a.safetensors and 2024_b.safetensors are both shard 2024: the first number";
+        let said =
+            "2024_a.safetensors and 2024_b.safetensors are both shard 2024: the first number";
         assert!(refusal.contains(said), "{refusal}");
         assert!(shard_id("x.safetensors").unwrap_err().contains("no number"));
-        assert!(shard_id("99999999999999999999.safetensors").unwrap_err().contains("2^64"));
+        assert!(
+            shard_id("99999999999999999999.safetensors")
+                .unwrap_err()
+                .contains("2^64")
+        );
     }
 
     #[test]
@@ -392,6 +419,11 @@ mod tests {
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
         let refusal = Staging::begin(&out).err().unwrap().0;
         assert!(refusal.contains("is not empty"), "{refusal}");
-        assert!(check_free(&out.join("x")).unwrap_err().0.contains("is a file"));
+        assert!(
+            check_free(&out.join("x"))
+                .unwrap_err()
+                .0
+                .contains("is a file")
+        );
     }
 }

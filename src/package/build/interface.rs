@@ -76,4 +76,3 @@ fn sole(names: &[String], preferred: &[&str], what: &str) -> Result<String, Pack
         ))),
     }
 }
-

@@ -94,7 +94,10 @@ fn candidates(
     initializers: &HashSet<&str>,
     modules: &HashSet<&str>,
 ) -> BTreeSet<String> {
-    let mut telling: Vec<&str> = checkpoint.iter().filter_map(|n| n.strip_prefix(off)).collect();
+    let mut telling: Vec<&str> = checkpoint
+        .iter()
+        .filter_map(|n| n.strip_prefix(off))
+        .collect();
     telling.sort_by_key(|name| std::cmp::Reverse(name.matches('.').count()));
     telling.truncate(ASKED);
     let mut found = BTreeSet::from([String::new()]);
@@ -131,7 +134,11 @@ mod tests {
 
     #[test]
     fn what_stands_before_every_name_is_found_on_either_side() {
-        let names = ["model.embed.weight", "model.layers.0.norm.weight", "head.bias"];
+        let names = [
+            "model.embed.weight",
+            "model.layers.0.norm.weight",
+            "head.bias",
+        ];
         let with = |prefix: &str| names.map(|name| format!("{prefix}{name}"));
         for (ours, theirs) in [
             ("", ""),
@@ -150,7 +157,11 @@ mod tests {
 
     #[test]
     fn modules_tell_where_initializers_are_renamed() {
-        let found = find(&["norm.weight", "up.weight"], &["val_1", "val_2"], &["m.norm", "m.up"]);
+        let found = find(
+            &["norm.weight", "up.weight"],
+            &["val_1", "val_2"],
+            &["m.norm", "m.up"],
+        );
         assert_eq!(found, (String::new(), "m.".to_owned()));
     }
 
@@ -162,6 +173,9 @@ mod tests {
             &[],
         );
         assert_eq!(found, (String::new(), String::new()));
-        assert_eq!(find(&["w"], &["val_1"], &[]), (String::new(), String::new()));
+        assert_eq!(
+            find(&["w"], &["val_1"], &[]),
+            (String::new(), String::new())
+        );
     }
 }

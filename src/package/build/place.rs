@@ -113,7 +113,9 @@ pub(super) fn place(
                 let reason = precision::reason(tensor, &all, initializers);
                 match reason.or_else(|| why(tensor)).or_else(known) {
                     Some(reason) => problems.push(line(reason)),
-                    None if problem == NOWHERE => nowhere.push(format!("    {} {:?}", tensor.name, tensor.shape)),
+                    None if problem == NOWHERE => {
+                        nowhere.push(format!("    {} {:?}", tensor.name, tensor.shape))
+                    }
                     None => problems.push(line(problem)),
                 }
             }
@@ -135,7 +137,9 @@ pub(super) fn place(
 
 /// Of the tensor's very name, type and shape, and of another version.
 fn other_values(tensor: &Tensor, initializers: &[(InitializerInfo, Bytes)]) -> Option<String> {
-    let (info, bytes) = initializers.iter().find(|(info, _)| info.name == tensor.name)?;
+    let (info, bytes) = initializers
+        .iter()
+        .find(|(info, _)| info.name == tensor.name)?;
     let alike = info.dtype == Some(tensor.dtype) && info.shape == tensor.shape;
     (alike && *bytes != tensor.bytes).then(|| {
         "an initializer is of this name, type and shape, but has other values; export the graph \
@@ -249,7 +253,8 @@ mod tests {
                 (info, t.bytes.clone())
             })
             .collect();
-        let (tensors, rewritten) = place(checkpoint, &held, &mut graph, |_| None).map_err(|e| e.0)?;
+        let (tensors, rewritten) =
+            place(checkpoint, &held, &mut graph, |_| None).map_err(|e| e.0)?;
         assert!(!rewritten);
         let places = tensors[&checkpoint[0].name].places.iter();
         Ok(places

@@ -44,7 +44,11 @@ impl Source {
     /// Names the file or the tensor and what to do.
     pub(super) fn open(recipe: &Recipe) -> Result<Self, PackageError> {
         let dir = recipe.graph.parent().unwrap_or(Path::new("."));
-        let checkpoint = recipe.weights.as_deref().map(Checkpoint::open).transpose()?;
+        let checkpoint = recipe
+            .weights
+            .as_deref()
+            .map(Checkpoint::open)
+            .transpose()?;
         let bytes = super::super::map(&recipe.graph)?;
         let broken =
             |e: &dyn std::fmt::Display| PackageError(format!("{}: {e}", recipe.graph.display()));
@@ -82,7 +86,10 @@ impl Source {
         let inputs = self.graph.inputs();
         let held = initializers.iter().map(|i| i.name.as_str());
         let held: HashSet<&str> = held.chain(inputs.iter().map(|i| i.name.as_str())).collect();
-        let modules = self.graph.modules().map_err(|e| PackageError(e.to_string()))?;
+        let modules = self
+            .graph
+            .modules()
+            .map_err(|e| PackageError(e.to_string()))?;
         let modules = modules.iter().map(String::as_str).collect();
         let names: Vec<&str> = checkpoint.tensors.iter().map(|t| t.name.as_str()).collect();
         self.naming = Naming::find(&names, &held, &modules);
@@ -95,15 +102,20 @@ impl Source {
         let mut passed_over = Vec::new();
         for tensor in tensors {
             match bars(&tensor, &self.pool, barred) {
-                Some(why) => passed_over.push(format!("{} {why}", self.naming.in_checkpoint(&tensor.name))),
+                Some(why) => {
+                    passed_over.push(format!("{} {why}", self.naming.in_checkpoint(&tensor.name)))
+                }
                 None => self.tensors.push(tensor),
             }
         }
         self.tensors.sort_by(|a, b| a.name.cmp(&b.name));
-        self.notes.extend(note("not trainable, and not in the package", &passed_over));
+        self.notes
+            .extend(note("not trainable, and not in the package", &passed_over));
         if self.tensors.is_empty() {
             let message = "nothing of the checkpoint can be trained in this graph".to_owned();
-            return Err(PackageError([vec![message], passed_over].concat().join("\n  ")));
+            return Err(PackageError(
+                [vec![message], passed_over].concat().join("\n  "),
+            ));
         }
         Ok(())
     }
@@ -113,11 +125,21 @@ impl Source {
         let own = self.pool.iter().filter(|(info, _)| !info.shape.is_empty());
         self.tensors = own.map(own_tensor).collect();
         self.tensors.sort_by(|a, b| a.name.cmp(&b.name));
-        let barred = barred.iter().filter(|((info, _), _)| !info.shape.is_empty());
-        let barred: Vec<String> = barred.map(|((info, _), why)| format!("{} {why}", info.name)).collect();
-        self.notes.extend(note("not trainable, and not in the package", &barred));
-        let matrices = self.elsewhere.iter().filter(|e| e.shape.len() > 1 && e.shape.iter().product::<usize>() > 1);
-        let matrices: Vec<String> = matrices.map(|e| format!("{} {:?}", e.at, e.shape)).collect();
+        let barred = barred
+            .iter()
+            .filter(|((info, _), _)| !info.shape.is_empty());
+        let barred: Vec<String> = barred
+            .map(|((info, _), why)| format!("{} {why}", info.name))
+            .collect();
+        self.notes
+            .extend(note("not trainable, and not in the package", &barred));
+        let matrices = self
+            .elsewhere
+            .iter()
+            .filter(|e| e.shape.len() > 1 && e.shape.iter().product::<usize>() > 1);
+        let matrices: Vec<String> = matrices
+            .map(|e| format!("{} {:?}", e.at, e.shape))
+            .collect();
         let what = "not in the package, since nobody can patch them where they are";
         self.notes.extend(note(what, &matrices));
     }
@@ -138,7 +160,7 @@ impl Source {
         let found = self.elsewhere.iter().find(holds)?;
         Some(format!(
             "the graph holds it in {}, where nobody can patch it; export it as an initializer \
-             (torch.onnx.export(..., dynamo=True) writes neither functions nor sparse tensors)",
+             of the graph: without local functions, sparse tensors, or weights in attributes",
             found.at
         ))
     }
@@ -172,7 +194,8 @@ fn lifted(
         };
         let held = (info, contents);
         // A single number is like many others; only its name tells that it is a weight.
-        alike.any(|t| (several || name.ends_with(&t.name)) && agrees(t, &held, Dtype::F32).is_some())
+        alike
+            .any(|t| (several || name.ends_with(&t.name)) && agrees(t, &held, Dtype::F32).is_some())
     })
 }
 
@@ -183,7 +206,10 @@ fn weights(
     output: &str,
 ) -> Result<(Vec<Held>, Vec<(Held, Bar)>), PackageError> {
     let broken = |e: crate::engine::graph::GraphError| PackageError(e.to_string());
-    let floats = graph.initializers().into_iter().filter(|i| i.dtype.is_some());
+    let floats = graph
+        .initializers()
+        .into_iter()
+        .filter(|i| i.dtype.is_some());
     let floats: Vec<InitializerInfo> = floats.collect();
     let names: Vec<&str> = floats.iter().map(|i| i.name.as_str()).collect();
     let reasons = graph.barred(&names, output).map_err(broken)?;
@@ -209,7 +235,9 @@ fn bars<'a>(tensor: &Tensor, pool: &[Held], barred: &'a [(Held, Bar)]) -> Option
     let holds = |held: &Held| agrees(tensor, held, Dtype::F32).is_some();
     let mut holding = barred.iter().filter(|(held, _)| holds(held)).peekable();
     let (_, any) = holding.peek()?;
-    let named = holding.find(|(held, _)| held.0.name == tensor.name).map(|(_, bar)| bar);
+    let named = holding
+        .find(|(held, _)| held.0.name == tensor.name)
+        .map(|(_, bar)| bar);
     let told = named.filter(|bar| is_uniform(tensor) || matches!(bar, Bar::Decides(_)));
     told.or_else(|| (!pool.iter().any(holds)).then_some(any))
 }
@@ -224,7 +252,10 @@ fn own_tensor((info, bytes): &Held) -> Tensor {
 }
 
 fn note_lifted(moved: &[(String, String)]) -> Option<String> {
-    let moved: Vec<String> = moved.iter().map(|(name, at)| format!("{name} ({at})")).collect();
+    let moved: Vec<String> = moved
+        .iter()
+        .map(|(name, at)| format!("{name} ({at})"))
+        .collect();
     note("made initializers, so that they can be patched", &moved)
 }
 

@@ -1,0 +1,536 @@
+//! What `scorer package` makes of exports that hold tensors in unusual places, and what it refuses
+//! because every worker would: run as a user runs it.
+
+use std::process::{Command, Output};
+
+use safetensors::tensor::{Dtype, TensorView};
+
+use super::*;
+
+/// A folder with inputs and outputs of its own.
+struct Bench(tempfile::TempDir);
+
+impl Bench {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn out(&self) -> PathBuf {
+        self.path("out/package")
+    }
+
+    /// Packages with these arguments.
+    fn package(&self, arguments: &[(&str, &Path)], more: &[&str]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_scorer"));
+        command.arg("package");
+        for (flag, path) in arguments {
+            command.arg(flag).arg(path);
+        }
+        let more = more.iter().chain(&["--name", "model", "--version", "1"]);
+        command.args(more).arg("--out").arg(self.out());
+        command.output().unwrap()
+    }
+
+    /// Packages one of the committed models with a window of 16.
+    fn model(&self, dir: &Path, graph: &str) -> Output {
+        let (graph, weights) = (dir.join(graph), dir.join("checkpoint.safetensors"));
+        let arguments = [
+            ("--graph", &*graph),
+            ("--weights", &weights),
+            ("--shards", &dir.join("shards")),
+        ];
+        self.package(&arguments, &["--window", "16"])
+    }
+
+    /// A refusal says all of this, and leaves nothing behind.
+    #[track_caller]
+    fn refused(&self, output: &Output, said: &[&str]) {
+        let text = said_by(output);
+        assert_eq!(output.status.code(), Some(65), "{text}");
+        for part in said {
+            assert!(text.contains(part), "{part:?} is not in: {text}");
+        }
+        let left: Vec<_> = std::fs::read_dir(self.0.path()).unwrap().collect();
+        let names: Vec<_> = left.into_iter().map(|e| e.unwrap().file_name()).collect();
+        let foreign = names
+            .iter()
+            .filter(|n| !n.to_string_lossy().starts_with("in-"));
+        assert_eq!(foreign.count(), 0, "{names:?}");
+    }
+}
+
+fn said_by(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[track_caller]
+fn made(output: &Output) -> String {
+    let text = said_by(output);
+    assert!(output.status.success(), "{text}");
+    text
+}
+
+/// The loss of a package, measured by a process that works in `cwd`.
+fn loss_from(package: &Path, cwd: &Path) -> f64 {
+    let output = Command::new(env!("CARGO_BIN_EXE_scorer"))
+        .args([
+            "validate",
+            "--set",
+            "engine.execution_provider=cpu",
+            "--model",
+        ])
+        .arg(package)
+        .current_dir(cwd)
+        .output()
+        .unwrap();
+    let said: Value =
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", said_by(&output)));
+    said["loss"].as_f64().unwrap()
+}
+
+#[test]
+fn external_data_is_the_package_s_own_wherever_the_graph_has_it_and_whatever_the_working_directory()
+{
+    let dir = model_dir().join("external");
+    let whole = Bench::new();
+    made(&whole.model(&dir, "inline.onnx"));
+    let expected = loss_from(&whole.out(), Path::new("/"));
+    let bench = Bench::new();
+    made(&bench.model(&dir, "graph.onnx"));
+    let manifest = manifest(&bench.out());
+    let files = manifest["graph"]["external"].as_array().unwrap();
+    assert_eq!(files.len(), 6, "{files:?}");
+    // Files of the same names with other contents, as another version of the model has them.
+    let decoy = Bench::new();
+    for name in [
+        "weights.safetensors",
+        "model.onnx",
+        "model.json",
+        "small.data",
+        "parts/function.data",
+        "parts/constant.data",
+    ] {
+        for name in [name.to_owned(), format!("external/{name}")] {
+            let path = decoy.path(&name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, [0_u8; 140_000]).unwrap();
+        }
+    }
+    for cwd in [Path::new("/"), &bench.out(), decoy.0.path()] {
+        assert_eq!(
+            loss_from(&bench.out(), cwd).to_bits(),
+            expected.to_bits(),
+            "{}",
+            cwd.display()
+        );
+    }
+    // Each of the files is covered by a digest.
+    for file in files {
+        let path = bench.out().join(file["file"].as_str().unwrap());
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes[0] ^= 1;
+        std::fs::write(&path, &bytes).unwrap();
+        let error = scorer::package::Package::load(&bench.out(), false, &[])
+            .unwrap_err()
+            .0;
+        assert!(error.contains("SHA-256"), "{error}");
+        bytes[0] ^= 1;
+        std::fs::write(&path, &bytes).unwrap();
+    }
+    // A file that model.json does not know is not loaded.
+    let mut bent = manifest.clone();
+    bent["graph"]["external"].as_array_mut().unwrap().remove(4);
+    std::fs::write(bench.out().join("model.json"), bent.to_string()).unwrap();
+    let error = scorer::package::Package::load(&bench.out(), false, &[])
+        .unwrap_err()
+        .0;
+    assert!(
+        error.contains("parts/function.data") && error.contains("package it again"),
+        "{error}"
+    );
+}
+
+#[test]
+fn external_data_that_is_missing_or_cut_off_is_refused_by_the_name_of_the_tensor() {
+    let dir = model_dir().join("external");
+    let bench = Bench::new();
+    let copy = bench.path("in-export");
+    std::fs::create_dir_all(copy.join("parts")).unwrap();
+    for file in [
+        "graph.onnx",
+        "weights.safetensors",
+        "model.onnx",
+        "model.json",
+        "small.data",
+        "parts/function.data",
+        "parts/constant.data",
+    ] {
+        std::fs::copy(dir.join(file), copy.join(file)).unwrap();
+    }
+    let weights = dir.join("checkpoint.safetensors");
+    let shards = dir.join("shards");
+    let graph = copy.join("graph.onnx");
+    let arguments = [
+        ("--graph", &*graph),
+        ("--weights", &*weights),
+        ("--shards", &*shards),
+    ];
+    let package = || bench.package(&arguments, &["--window", "16"]);
+    std::fs::remove_file(copy.join("parts/function.data")).unwrap();
+    bench.refused(
+        &package(),
+        &[
+            "function Shift",
+            "function_table",
+            "keep the export's files together",
+        ],
+    );
+    std::fs::write(copy.join("parts/function.data"), [0; 66_559]).unwrap();
+    bench.refused(
+        &package(),
+        &["function_table", "has 66559 bytes", "0 to 66560"],
+    );
+}
+
+/// What each tensor's change does to the loss.
+async fn effects(package: &Path) -> Vec<(String, Value)> {
+    let pipeline = pipeline(package).await;
+    let mut found = Vec::new();
+    for (name, tensor) in manifest(package)["tensors"].as_object().unwrap() {
+        let shape: Vec<usize> = serde_json::from_value(tensor["shape"].clone()).unwrap();
+        let count: usize = shape.iter().product();
+        let values: Vec<u8> = (0..count)
+            .flat_map(|i| (0.1 + 0.01 * i as f32).to_le_bytes())
+            .collect();
+        let view = TensorView::new(Dtype::F32, shape, &values).unwrap();
+        let candidate = safetensors::serialize([(name.as_str(), view)], None).unwrap();
+        let body = json!({
+            "v": 1, "kind": "score", "submission_id": "c", "model_version": 1,
+            "candidate": {"format": "safetensors", "semantics": "param_diff", "data": BASE64.encode(candidate)},
+        });
+        let result = judge(&pipeline, &serde_json::to_vec(&body).unwrap()).await;
+        assert_eq!(result["status"], "scored", "{result}");
+        found.push((name.clone(), result["delta"].clone()));
+    }
+    found
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn weights_in_constants_and_bodies_are_weights() {
+    let dir = model_dir().join("elsewhere");
+    let (plain, lifted) = (Bench::new(), Bench::new());
+    made(&plain.model(&dir, "initializers.onnx"));
+    let said = made(&lifted.model(&dir, "graph.onnx"));
+    assert!(
+        said.contains("made initializers") && said.contains("If choose, tensor bias"),
+        "{said}"
+    );
+    let expected = effects(&plain.out()).await;
+    assert_eq!(effects(&lifted.out()).await, expected);
+    let without = |name: &str| name == "else.bias" || name == "scale.b";
+    for (name, delta) in &expected {
+        assert_eq!(*delta == json!(0.0), without(name), "{name}: {delta}");
+    }
+}
+
+#[test]
+fn weights_where_nobody_can_patch_them_are_named_with_their_place() {
+    let dir = model_dir().join("elsewhere");
+    let bench = Bench::new();
+    let place = "function Head, Constant constant_table";
+    bench.refused(
+        &bench.model(&dir, "in-function.onnx"),
+        &["head.weight [8, 16]: the graph holds it in", place],
+    );
+    let (graph, shards) = (dir.join("in-function.onnx"), dir.join("shards"));
+    let own = bench.package(
+        &[("--graph", &graph), ("--shards", &shards)],
+        &["--window", "16"],
+    );
+    let said = made(&own);
+    assert!(
+        said.contains(place) && said.contains("not in the package"),
+        "{said}"
+    );
+}
+
+/// The shards of the hazard model with one token changed.
+fn shards_with(bench: &Bench, token: i32, at: usize) -> PathBuf {
+    let bytes = std::fs::read(model_dir().join("hazard/shards/shard_000001.safetensors")).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let view = tensors.tensor("tokens").unwrap();
+    let mut data = view.data().to_vec();
+    data[4 * at..4 * at + 4].copy_from_slice(&token.to_le_bytes());
+    let view = TensorView::new(view.dtype(), view.shape().to_vec(), &data).unwrap();
+    let folder = bench.path("in-shards");
+    std::fs::create_dir_all(&folder).unwrap();
+    let changed = safetensors::serialize([("tokens", view)], None).unwrap();
+    std::fs::write(folder.join("shard_000007.safetensors"), changed).unwrap();
+    folder
+}
+
+#[test]
+fn no_token_that_the_model_does_not_have_reaches_the_graph() {
+    let dir = model_dir().join("hazard");
+    let (graph, weights) = (dir.join("graph.onnx"), dir.join("checkpoint.safetensors"));
+    for token in [-100, -1, 16, i32::MAX, i32::MIN] {
+        let bench = Bench::new();
+        let shards = shards_with(&bench, token, 43);
+        let arguments = [
+            ("--graph", &*graph),
+            ("--weights", &*weights),
+            ("--shards", &*shards),
+        ];
+        let output = bench.package(&arguments, &["--window", "16"]);
+        bench.refused(
+            &output,
+            &[&format!(
+                "shard 7: row 1, position 3: token {token} is outside"
+            )],
+        );
+    }
+    // The last of the vocabulary is one; so is it where targets of its kind do not count.
+    let bench = Bench::new();
+    let shards = shards_with(&bench, 15, 43);
+    let arguments = [
+        ("--graph", &*graph),
+        ("--weights", &*weights),
+        ("--shards", &*shards),
+    ];
+    made(&bench.package(&arguments, &["--window", "16"]));
+    let model = bench.out().join("model.json");
+    let before = loss_from(&bench.out(), Path::new("/"));
+    let mut bent = manifest(&bench.out());
+    bent["objective"]["ignore_index"] = json!(15);
+    std::fs::write(&model, bent.to_string()).unwrap();
+    assert_ne!(loss_from(&bench.out(), Path::new("/")), before);
+    // At the load of a package that was made otherwise, too.
+    let shard = "shards/shard_000007.safetensors";
+    let shards = shards_with(&bench, -100, 43);
+    std::fs::copy(
+        shards.join("shard_000007.safetensors"),
+        bench.out().join(shard),
+    )
+    .unwrap();
+    bent["shards"][0]["sha256"] = json!(sha256(&std::fs::read(bench.out().join(shard)).unwrap()));
+    bent["objective"]["ignore_index"] = json!(-100);
+    std::fs::write(&model, bent.to_string()).unwrap();
+    let package = scorer::package::Package::load(&bench.out(), false, &[]).unwrap();
+    let error = scorer::engine::check(&package).unwrap_err().message;
+    assert!(error.contains("row 1, position 3: token -100"), "{error}");
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    use sha2::Digest as _;
+    hex::encode(sha2::Sha256::digest(bytes))
+}
+
+#[test]
+fn a_package_that_lets_strangers_decide_shapes_is_refused_at_load() {
+    let dir = model_dir().join("digits");
+    let bench = Bench::new();
+    let (graph, weights) = (dir.join("graph.onnx"), dir.join("checkpoint.safetensors"));
+    let arguments = [
+        ("--graph", &*graph),
+        ("--weights", &*weights),
+        ("--shards", &dir.join("shards")),
+    ];
+    made(&bench.package(&arguments, &["--objective", "graph_loss"]));
+    let mut bent = manifest(&bench.out());
+    bent["tensors"]["nothing"] = json!({
+        "places": [{"initializer": "nothing", "transposed": false}], "shape": [0], "dtype": "f32",
+    });
+    let mut weights = std::fs::read(bench.out().join("weights.safetensors")).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&weights).unwrap();
+    let empty = TensorView::new(Dtype::F32, vec![0], &[]).unwrap();
+    let all = tensors
+        .iter()
+        .map(|(name, view)| (name.to_owned(), view))
+        .chain([("nothing".to_owned(), empty)]);
+    weights = safetensors::serialize(all.collect::<Vec<_>>(), None).unwrap();
+    bent["weights"]["sha256"] = json!(sha256(&weights));
+    std::fs::write(bench.out().join("weights.safetensors"), weights).unwrap();
+    std::fs::write(bench.out().join("model.json"), bent.to_string()).unwrap();
+    let package = scorer::package::Package::load(&bench.out(), false, &[]).unwrap();
+    let error = scorer::engine::check(&package).unwrap_err().message;
+    assert!(
+        error.contains("tensors.nothing") && error.contains("package it again"),
+        "{error}"
+    );
+}
+
+#[test]
+fn what_no_worker_would_serve_is_refused_and_leaves_nothing() {
+    let hazard = model_dir().join("hazard");
+    let folder = model_dir();
+    let lm = |graph: &Path, window: &str| {
+        let bench = Bench::new();
+        let weights = hazard.join("checkpoint.safetensors");
+        let shards = hazard.join("shards");
+        let arguments = [
+            ("--graph", graph),
+            ("--weights", &*weights),
+            ("--shards", &*shards),
+        ];
+        let output = bench.package(&arguments, &["--window", window]);
+        (bench, output)
+    };
+    let (bench, output) = lm(&hazard.join("graph.onnx"), "64");
+    bench.refused(&output, &["no row with the 65 tokens of a window"]);
+    let (bench, output) = lm(&hazard.join("graph.onnx"), "0");
+    bench.refused(&output, &["objective.window"]);
+    let (bench, output) = lm(&folder.join("README.md"), "16");
+    bench.refused(&output, &["README.md", "not an ONNX file", "text"]);
+    // A shape that the graph fixes to another window.
+    let bench = Bench::new();
+    let (graph, weights) = (
+        folder.join("graph-named.onnx"),
+        folder.join("checkpoint.safetensors"),
+    );
+    let arguments = [
+        ("--graph", &*graph),
+        ("--weights", &*weights),
+        ("--shards", &folder.join("shards")),
+    ];
+    bench.refused(
+        &bench.package(&arguments, &["--window", "64"]),
+        &["input tokens takes 128 tokens, the window has 64"],
+    );
+    // Shards of another objective, and an output that is no loss of each example.
+    let bench = Bench::new();
+    let digits = folder.join("digits");
+    let (graph, weights) = (
+        digits.join("graph.onnx"),
+        digits.join("checkpoint.safetensors"),
+    );
+    let arguments = [
+        ("--graph", &*graph),
+        ("--weights", &*weights),
+        ("--shards", &hazard.join("shards")),
+    ];
+    bench.refused(
+        &bench.package(&arguments, &["--objective", "graph_loss"]),
+        &["shard 1", "the graph has no input tokens"],
+    );
+    let bench = Bench::new();
+    let (graph, weights) = (
+        hazard.join("graph.onnx"),
+        hazard.join("checkpoint.safetensors"),
+    );
+    let arguments = [
+        ("--graph", &*graph),
+        ("--weights", &*weights),
+        ("--shards", &hazard.join("shards")),
+    ];
+    bench.refused(
+        &bench.package(&arguments, &["--objective", "graph_loss"]),
+        &["tokens"],
+    );
+    // Names and folders are looked at before anything is read.
+    let bench = Bench::new();
+    let output = bench.package(
+        &[
+            ("--graph", Path::new("nowhere.onnx")),
+            ("--shards", Path::new("nowhere")),
+        ],
+        &["--name", "Model"],
+    );
+    assert_eq!(output.status.code(), Some(64), "{}", said_by(&output));
+}
+
+#[test]
+fn a_second_try_with_other_arguments_finds_a_free_place() {
+    let dir = model_dir().join("hazard");
+    let bench = Bench::new();
+    let (graph, weights, shards) = (
+        dir.join("graph.onnx"),
+        dir.join("checkpoint.safetensors"),
+        dir.join("shards"),
+    );
+    let arguments = [
+        ("--graph", &*graph),
+        ("--weights", &*weights),
+        ("--shards", &*shards),
+    ];
+    bench.refused(&bench.package(&arguments, &["--window", "64"]), &[]);
+    let said = made(&bench.package(&arguments, &["--window", "16"]));
+    assert!(said.contains("ran once on the CPU: loss"), "{said}");
+    let again = bench.package(&arguments, &["--window", "16"]);
+    assert!(
+        said_by(&again).contains("is not empty"),
+        "{}",
+        said_by(&again)
+    );
+}
+
+#[test]
+fn where_onnx_runtime_is_missing_the_package_is_made_and_the_note_says_so() {
+    let dir = model_dir().join("hazard");
+    let bench = Bench::new();
+    let (graph, weights, shards) = (
+        dir.join("graph.onnx"),
+        dir.join("checkpoint.safetensors"),
+        dir.join("shards"),
+    );
+    let arguments = [
+        ("--graph", &*graph),
+        ("--weights", &*weights),
+        ("--shards", &*shards),
+    ];
+    let missing = [
+        "--window",
+        "16",
+        "--set",
+        "engine.onnxruntime=/nowhere/libonnxruntime.so",
+    ];
+    let said = made(&bench.package(&arguments, &missing));
+    assert!(
+        said.contains("was not tried") && said.contains("/nowhere/libonnxruntime.so"),
+        "{said}"
+    );
+}
+
+#[test]
+fn shards_that_collide_are_named_with_the_rule_and_other_files_are_said() {
+    let dir = model_dir().join("hazard");
+    let bench = Bench::new();
+    let folder = shards_with(&bench, 1, 0);
+    for name in ["._shard_000007.safetensors", "README"] {
+        std::fs::write(folder.join(name), "x").unwrap();
+    }
+    let (graph, weights) = (dir.join("graph.onnx"), dir.join("checkpoint.safetensors"));
+    let arguments = [
+        ("--graph", &*graph),
+        ("--weights", &*weights),
+        ("--shards", &*folder),
+    ];
+    let said = made(&bench.package(&arguments, &["--window", "16"]));
+    assert!(
+        said.contains("not taken for shards: ._shard_000007.safetensors, README"),
+        "{said}"
+    );
+    let other = Bench::new();
+    let folder = shards_with(&other, 1, 0);
+    let (first, second) = (
+        folder.join("shard_000007.safetensors"),
+        folder.join("7_of_9.safetensors"),
+    );
+    std::fs::copy(first, second).unwrap();
+    let arguments = [
+        ("--graph", &*graph),
+        ("--weights", &*weights),
+        ("--shards", &*folder),
+    ];
+    let output = other.package(&arguments, &["--window", "16"]);
+    other.refused(
+        &output,
+        &[
+            "7_of_9.safetensors and shard_000007.safetensors are both shard 7",
+            "first number",
+        ],
+    );
+}

@@ -1,0 +1,107 @@
+"""Makes ../elsewhere: a model whose weights stand in Constant nodes and in the bodies of If and Loop, and the same with
+every weight as an initializer of the graph.
+
+Run by hand in the folder above, `python -m generator.elsewhere`; the results are committed and no test runs this.
+It needs onnx, onnxruntime, numpy and safetensors. The same inputs give the same bytes.
+
+Both branches call their bias `bias`; one branch gives a weight as it is. `in-function.onnx` has the head in a local
+function, where nobody can patch it.
+"""
+
+import numpy as np
+import onnxruntime
+from onnx import TensorProto, helper, numpy_helper
+
+from .handmade import MODEL, VOCAB, WIDTH, irregular, save, write
+
+OUT = MODEL / "elsewhere"
+FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
+SHAPES = {
+    "embed.weight": (VOCAB, WIDTH), "head.weight": (WIDTH, VOCAB), "then.bias": (VOCAB,), "else.bias": (VOCAB,),
+    "scale.a": (WIDTH,), "scale.b": (WIDTH,), "loop.weight": (WIDTH,),
+}
+
+
+def main():
+    onnxruntime.set_default_logger_severity(3)
+    (OUT / "shards").mkdir(parents=True, exist_ok=True)
+    weights = {name: irregular(shape, 17 + 41 * at) for at, (name, shape) in enumerate(SHAPES.items())}
+    tokens = np.array([[(row * 5 + i * i + i // 3) % VOCAB for i in range(40)] for row in range(4)], np.int32)
+    save(weights, OUT / "checkpoint.safetensors")
+    save({"tokens": tokens}, OUT / "shards" / "shard_1.safetensors")
+    write(model(weights, plain=True), OUT / "initializers.onnx")
+    write(model(weights, plain=False), OUT / "graph.onnx")
+    write(in_function(weights), OUT / "in-function.onnx")
+    runs = [session(name).run(None, {"tokens": tokens.astype(np.int64)})[0] for name in ("initializers.onnx", "graph.onnx")]
+    assert np.array_equal(*runs)
+
+
+def value(name, kind, shape):
+    return helper.make_tensor_value_info(name, kind, shape)
+
+
+def constant(output, array):
+    return helper.make_node("Constant", [], [output], name=f"constant_{output}", value=numpy_helper.from_array(array))
+
+
+def model(weights, plain):
+    """`plain` has every weight as an initializer of the graph itself."""
+    nodes = [helper.make_node("Gather", ["embed.weight", "tokens"], ["embedded"], name="embed")]
+    held = lambda name: [] if plain else [numpy_helper.from_array(weights[name], "bias")]
+    bias = lambda name: name if plain else "bias"
+    branch = lambda name, op: helper.make_graph(
+        [helper.make_node(op, ["base", bias(name)], [f"{name}_out"])], name, [], [value(f"{name}_out", FLOAT, None)], held(name)
+    )
+    pick = lambda name: helper.make_graph(
+        [helper.make_node("Identity", [name], [f"{name}_out"]) if plain else constant(f"{name}_out", weights[name])],
+        name, [], [value(f"{name}_out", FLOAT, [WIDTH])],
+    )
+    turns = helper.make_graph(
+        [helper.make_node("Identity", ["go_on"], ["go_on_again"]), helper.make_node("Add", ["before", "loop.weight"], ["after"])],
+        "turns",
+        [value("turn", INT64, []), value("go_on", BOOL, []), value("before", FLOAT, None)],
+        [value("go_on_again", BOOL, []), value("after", FLOAT, None)],
+        [] if plain else [numpy_helper.from_array(weights["loop.weight"], "loop.weight")],
+    )
+    nodes += [
+        helper.make_node("If", ["yes"], ["scale"], name="pick", then_branch=pick("scale.a"), else_branch=pick("scale.b")),
+        helper.make_node("Mul", ["embedded", "scale"], ["scaled"]),
+        helper.make_node("Loop", ["two", "", "scaled"], ["looped"], name="turn", body=turns),
+        *([] if plain else [constant("head.weight", weights["head.weight"])]),
+        helper.make_node("MatMul", ["looped", "head.weight"], ["base"]),
+        helper.make_node(
+            "If", ["yes"], ["logits"], name="choose", then_branch=branch("then.bias", "Add"), else_branch=branch("else.bias", "Sub")
+        ),
+    ]
+    own = weights if plain else {"embed.weight": weights["embed.weight"]}
+    return of(nodes, own | {"yes": np.array(True), "two": np.array(2, np.int64)})
+
+
+def in_function(weights):
+    head = helper.make_function(
+        "local", "Head", ["x"], ["y"],
+        [constant("table", weights["head.weight"]), helper.make_node("MatMul", ["x", "table"], ["y"])],
+        [helper.make_opsetid("", 18)],
+    )
+    nodes = [
+        helper.make_node("Gather", ["embed.weight", "tokens"], ["embedded"], name="embed"),
+        helper.make_node("Head", ["embedded"], ["logits"], domain="local"),
+    ]
+    return of(nodes, {"embed.weight": weights["embed.weight"]}, [head])
+
+
+def of(nodes, initializers, functions=()):
+    graph = helper.make_graph(
+        nodes, "elsewhere", [value("tokens", INT64, ["batch", "seq"])], [value("logits", FLOAT, ["batch", "seq", VOCAB])],
+        [numpy_helper.from_array(array, name) for name, array in initializers.items()],
+    )
+    opsets = [helper.make_opsetid("ai.onnx", 18), helper.make_opsetid("local", 1)]
+    return helper.make_model(graph, opset_imports=opsets, functions=list(functions), ir_version=10)
+
+
+def session(name):
+    return onnxruntime.InferenceSession(OUT / name, providers=["CPUExecutionProvider"])
+
+
+if __name__ == "__main__":
+    main()
