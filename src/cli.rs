@@ -8,6 +8,7 @@ mod dashboard;
 mod dead;
 mod offline;
 mod progress;
+mod signals;
 mod status;
 mod submit;
 mod topology;
@@ -36,7 +37,7 @@ pub enum Exit {
     Unavailable = 69,
     /// A fault of ours.
     Internal = 70,
-    /// The drain's deadline cut a computation short.
+    /// The drain's deadline, or a second signal, cut a computation short.
     CutShort = 75,
 }
 
@@ -227,12 +228,16 @@ pub fn main() -> ! {
 }
 
 /// Ends the process of a drain that takes too long.
-fn leave_overdue(cut_short: bool) {
-    leave(if cut_short {
-        Exit::CutShort
-    } else {
-        Exit::Internal
-    })
+fn leave_overdue(stop: Stop) {
+    leave(exit_of(stop));
+}
+
+fn exit_of(stop: Stop) -> Exit {
+    match stop {
+        Stop::Drained => Exit::Done,
+        Stop::CutShort => Exit::CutShort,
+        Stop::Stuck => Exit::Internal,
+    }
 }
 
 /// Ends the process without the destructors that returning from `main` would run: those of ONNX
@@ -348,23 +353,14 @@ async fn dispatch(command: Command, config: Config) -> Outcome {
 }
 
 async fn worker(config: Config) -> Outcome {
-    use tokio::signal::unix::{SignalKind, signal};
     // Before anything loads: a signal during a long load must find its handler.
-    let mut term = signal(SignalKind::terminate()).map_err(Fault::internal)?;
-    let mut int = signal(SignalKind::interrupt()).map_err(Fault::internal)?;
-    let shutdown = async move {
-        tokio::select! {
-            _ = term.recv() => tracing::info!("SIGTERM: draining"),
-            _ = int.recv() => tracing::info!("SIGINT: draining"),
-        }
-    };
+    let wishes = signals::listen().map_err(Fault::internal)?;
     let show = |vitals, phase| drop(tokio::spawn(progress::show(vitals, phase)));
-    let stop = crate::worker::run(config, shutdown, leave_overdue, show)
+    let stop = crate::worker::run(config, wishes, leave_overdue, show)
         .await
         .map_err(|e| Fault::new(Exit::Usage, format!("{e:#}")))?;
     match stop {
-        Stop::Drained => Ok(Exit::Done),
-        Stop::CutShort => Ok(Exit::CutShort),
+        Stop::Drained | Stop::CutShort => Ok(exit_of(stop)),
         Stop::Stuck => Err(Fault::internal(
             "the device did not come back from a terminated run, so the process ends; start the worker again",
         )),
@@ -440,6 +436,9 @@ fn init_logs(config: &Config, worker: bool) -> Result<(), Fault> {
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(terminal && !colourless())
+        // Where the log cannot be written (its terminal was closed, its reader has died), saying so
+        // on standard error is a panic.
+        .log_internal_errors(false)
         .with_writer(writer);
     let set = if pretty {
         builder.with_target(false).try_init()

@@ -33,3 +33,38 @@ impl Lap {
         self.took.as_secs_f64() * 1e3
     }
 }
+
+/// What a short wait was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tick {
+    /// So much time passed.
+    Passed(Duration),
+    /// The process was stopped meanwhile, as by Ctrl-Z or a frozen container: nobody had any time.
+    Stopped,
+}
+
+/// Waits, and looks whether the process was there all the time.
+pub async fn tick(pause: Duration) -> Tick {
+    let began = Instant::now();
+    tokio::time::sleep(pause).await;
+    let passed = began.elapsed();
+    if passed > pause * 8 {
+        Tick::Stopped
+    } else {
+        Tick::Passed(passed)
+    }
+}
+
+/// Resolves when the process has had so much time. A run that did not end while it was stopped has
+/// not taken long.
+pub async fn had(time: Duration) {
+    const LOOK: Duration = Duration::from_millis(250);
+    let mut left = time;
+    while !left.is_zero() {
+        let pause = left.min(LOOK);
+        left = left.saturating_sub(match tick(pause).await {
+            Tick::Passed(passed) => passed,
+            Tick::Stopped => pause,
+        });
+    }
+}

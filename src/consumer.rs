@@ -200,8 +200,8 @@ impl Consumer {
     }
 
     /// Lets those jobs end that will be done by the deadline, hands the others back at once, and
-    /// abandons what is left then. True = a computation was cut short.
-    pub async fn finish(mut self, deadline: Instant) -> bool {
+    /// abandons what is left then, or when there is a hurry. True = a computation was cut short.
+    pub async fn finish(mut self, deadline: Instant, hurry: CancellationToken) -> bool {
         let (stay, go) = self.serving.pipeline.waiting().close(deadline);
         if stay + go > 0 {
             tracing::info!(
@@ -211,10 +211,8 @@ impl Consumer {
                 "jobs that will be done in time end here, the others are handed back"
             );
         }
-        if tokio::time::timeout_at(deadline.into(), self.join())
-            .await
-            .is_ok()
-        {
+        let joined = tokio::time::timeout_at(deadline.into(), self.join());
+        if let Some(Ok(())) = hurry.run_until_cancelled(joined).await {
             return false;
         }
         let busy_since = &self.serving.vitals.progress.busy_since_ms;

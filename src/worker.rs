@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
@@ -58,6 +59,15 @@ pub enum Stop {
     Stuck,
 }
 
+/// What whoever runs the worker wishes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wish {
+    /// It is to drain.
+    Drain,
+    /// The drain is to end now: what can be handed back is.
+    EndNow,
+}
+
 /// What the worker is asked to do.
 #[derive(Debug)]
 enum Request {
@@ -91,6 +101,8 @@ struct Worker {
     state: Option<Arc<StateDir>>,
     claim: watch::Receiver<NameClaim>,
     paused: bool,
+    /// A drain is to end now.
+    hurry: CancellationToken,
     /// See [`Serving::cautious`].
     cautious: bool,
     /// The package is no longer the one that was served, and no other could be loaded since.
@@ -180,16 +192,16 @@ impl Leaving {
     }
 }
 
-/// Runs a worker until it is drained. `shutdown` resolves on the first signal; `overdue` ends the
-/// process when a drain hangs, and is told whether a computation is cut short by that. `show` is given
-/// what can be looked at meanwhile.
+/// Runs a worker until it is drained, by a control message or as one of the `wishes`. `overdue` ends
+/// the process when a drain hangs, and is told how it ends. `show` is given what can be looked at
+/// meanwhile.
 ///
 /// # Errors
 /// Only for what no waiting can mend: unusable configuration.
 pub async fn run(
     config: Config,
-    shutdown: impl Future<Output = ()> + Send + 'static,
-    overdue: fn(bool),
+    wishes: mpsc::Receiver<Wish>,
+    overdue: fn(Stop),
     show: impl FnOnce(Arc<Vitals>, watch::Receiver<Phase>),
 ) -> anyhow::Result<Stop> {
     let Some(dir) = config.model.dir.clone() else {
@@ -198,26 +210,22 @@ pub async fn run(
     let metrics = crate::metrics::install(config.telemetry.metrics_addr.as_deref()).await?;
     crate::traces::install(&config)?;
     let (requests, mut inbox) = mpsc::channel(16);
-    let signals = requests.clone();
     let watchdog = Watchdog::new(config.worker.drain_timeout, overdue);
-    let dog = watchdog.clone();
-    tokio::spawn(async move {
-        shutdown.await;
-        dog.arm();
-        if signals.send(Request::Signal).await.is_err() {
-            tracing::debug!("the worker has ended already");
-        }
-    });
+    let hurry = CancellationToken::new();
+    let granting = grant(wishes, requests.clone(), watchdog.clone(), hurry.clone());
+    tokio::spawn(granting);
     let Some(name) = model_name(&config, &dir, &mut inbox).await else {
         return Ok(Stop::Drained);
     };
+    let dog = watchdog.clone();
     let (mut worker, heartbeat, tasks) =
-        Worker::start(config, dir, &name, requests, inbox, watchdog)?;
+        Worker::start(config, dir, &name, requests, inbox, watchdog, hurry)?;
     if let Some(listener) = metrics {
         crate::metrics::serve(listener, Arc::clone(&worker.vitals));
     }
     show(Arc::clone(&worker.vitals), worker.lifecycle.follow());
     let stop = worker.live().await;
+    dog.ended(stop);
     for task in tasks {
         task.abort();
     }
@@ -237,6 +245,33 @@ pub async fn run(
         crate::traces::flush()
     );
     Ok(stop)
+}
+
+/// Passes on what whoever runs the worker wishes.
+async fn grant(
+    mut wishes: mpsc::Receiver<Wish>,
+    requests: mpsc::Sender<Request>,
+    watchdog: Watchdog,
+    hurry: CancellationToken,
+) {
+    while let Some(wish) = wishes.recv().await {
+        match wish {
+            Wish::Drain => {
+                watchdog.arm();
+                let requests = requests.clone();
+                // Not here: a worker that drains already takes no requests, and the next wish counts.
+                tokio::spawn(async move {
+                    if requests.send(Request::Signal).await.is_err() {
+                        tracing::debug!("the worker has ended already");
+                    }
+                });
+            }
+            Wish::EndNow => {
+                watchdog.hurry();
+                hurry.cancel();
+            }
+        }
+    }
 }
 
 /// The queue and the keys carry the model's name: without it there is nowhere to report to.
@@ -288,6 +323,7 @@ impl Worker {
         requests: mpsc::Sender<Request>,
         inbox: mpsc::Receiver<Request>,
         watchdog: Watchdog,
+        hurry: CancellationToken,
     ) -> anyhow::Result<(Self, Heartbeat, Vec<JoinHandle<()>>)> {
         let identity = Identity {
             worker_id: config.worker_id(),
@@ -357,6 +393,7 @@ impl Worker {
             unsettled: Unsettled::default(),
             waiting: Waiting::default(),
             paused: false,
+            hurry,
             cautious: false,
             package_changed: false,
             warming: Backoff::new(),
@@ -688,7 +725,7 @@ impl Worker {
         deadline: Instant,
         mut leaving: Leaving,
     ) -> (bool, Leaving) {
-        let finishing = consumer.finish(deadline);
+        let finishing = consumer.finish(deadline, self.hurry.clone());
         tokio::pin!(finishing);
         loop {
             tokio::select! {
@@ -729,7 +766,7 @@ impl Worker {
             cautious: self.cautious,
             delivered: Default::default(),
             retry_delays: self.config.amqp.retry_delays.clone(),
-            abandon: tokio_util::sync::CancellationToken::new(),
+            abandon: CancellationToken::new(),
         }))
     }
 

@@ -11,6 +11,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::patch::Patches;
 use super::session::Terminator;
 use super::{Engine, EngineError, Evaluation, Progress, Warm};
+use crate::clock::{self, Tick};
 use crate::config::{Config, EngineConfig};
 use crate::failure::{Code, Failure};
 use crate::lifecycle::Detail;
@@ -279,7 +280,7 @@ impl Turn<'_> {
         let running = self.begin(work(reply)).await.ok_or_else(gone)?;
         let message = tokio::select! {
             answer = &mut answer => return answer.map_err(|_| gone())?,
-            () = tokio::time::sleep(limit) => format!(
+            () = clock::had(limit) => format!(
                 "the evaluation took longer than worker.score_timeout = {}",
                 crate::config::format_duration(limit)
             ),
@@ -297,13 +298,12 @@ impl Turn<'_> {
 /// Resolves when the thread that computes is stuck, as far as we were there to see it: a process
 /// that was frozen has made no progress either.
 async fn stalls(progress: &Progress) {
-    let (mut looked, mut seen_from) = (Instant::now(), 0);
+    let mut seen_from = 0;
     while !progress.is_stuck(seen_from) {
-        tokio::time::sleep(LOOK).await;
-        if looked.elapsed() > LOOK * 8 {
-            seen_from = crate::clock::unix_ms();
+        match clock::tick(LOOK).await {
+            Tick::Passed(_) => {}
+            Tick::Stopped => seen_from = clock::unix_ms(),
         }
-        looked = Instant::now();
     }
     tracing::error!("a run makes no progress any more; it is ended");
 }
@@ -332,12 +332,12 @@ impl Drop for Running {
 
 /// Waits for a terminated command; one that does not come back in time costs the engine.
 async fn come_back(over: CancellationToken, loss: Loss) {
-    if tokio::time::timeout(TERMINATE_GRACE, over.cancelled())
-        .await
-        .is_err()
-    {
-        tracing::error!("a terminated run did not come back; the engine is given up");
-        loss.tell(Detail::Stuck);
+    tokio::select! {
+        () = over.cancelled() => {}
+        () = clock::had(TERMINATE_GRACE) => {
+            tracing::error!("a terminated run did not come back; the engine is given up");
+            loss.tell(Detail::Stuck);
+        }
     }
 }
 

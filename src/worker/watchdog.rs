@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use super::Stop;
 use crate::engine::Progress;
 
 /// A drain that is given no time still hands back what it holds, and says goodbye.
@@ -18,17 +19,21 @@ pub(super) struct Watchdog(Arc<Inner>);
 struct Inner {
     time: Duration,
     armed: AtomicBool,
+    hurried: AtomicBool,
     progress: OnceLock<Arc<Progress>>,
-    overdue: fn(bool),
+    ended: OnceLock<Stop>,
+    overdue: fn(Stop),
 }
 
 impl Watchdog {
-    pub(super) fn new(drain_timeout: Duration, overdue: fn(bool)) -> Self {
+    pub(super) fn new(drain_timeout: Duration, overdue: fn(Stop)) -> Self {
         Self(Arc::new(Inner {
             time: drain_timeout.max(LEAST),
             overdue,
             armed: AtomicBool::new(false),
+            hurried: AtomicBool::new(false),
             progress: OnceLock::new(),
+            ended: OnceLock::new(),
         }))
     }
 
@@ -37,14 +42,29 @@ impl Watchdog {
         self.0.progress.get_or_init(|| progress);
     }
 
+    /// The worker is done, but for its goodbyes.
+    pub(super) fn ended(&self, stop: Stop) {
+        self.0.ended.get_or_init(|| stop);
+    }
+
     /// The time begins to run.
     pub(super) fn arm(&self) {
-        if self.0.armed.swap(true, Ordering::Relaxed) {
-            return;
+        if !self.0.armed.swap(true, Ordering::Relaxed) {
+            self.bite_after(self.0.time);
         }
+    }
+
+    /// The time is over: what is left is the least that a goodbye takes.
+    pub(super) fn hurry(&self) {
+        if !self.0.hurried.swap(true, Ordering::Relaxed) {
+            self.bite_after(LEAST);
+        }
+    }
+
+    fn bite_after(&self, time: Duration) {
         let inner = Arc::clone(&self.0);
         let waiting = move || {
-            std::thread::sleep(inner.time);
+            std::thread::sleep(time);
             inner.bite();
         };
         let thread = std::thread::Builder::new().name("scorer-watchdog".into());
@@ -56,12 +76,24 @@ impl Watchdog {
 
 impl Inner {
     fn bite(&self) {
-        let computing = |p: &Arc<Progress>| p.busy_since_ms.load(Ordering::Relaxed) != 0;
-        let cut_short = self.progress.get().is_some_and(computing);
+        let stop = self.stop();
         tracing::error!(
-            cut_short = u8::from(cut_short),
-            "the drain takes longer than worker.drain_timeout; the process ends, the broker delivers again what it held"
+            cut_short = u8::from(stop == Stop::CutShort),
+            "the drain takes longer than it may; the process ends, the broker delivers again what it held"
         );
-        (self.overdue)(cut_short);
+        (self.overdue)(stop);
+    }
+
+    /// How the process ends. One that was told twice to end has not failed by doing so.
+    fn stop(&self) -> Stop {
+        let computing = |p: &Arc<Progress>| p.busy_since_ms.load(Ordering::Relaxed) != 0;
+        let computing = self.progress.get().is_some_and(computing);
+        let hurried = self.hurried.load(Ordering::Relaxed);
+        match (self.ended.get(), computing) {
+            (Some(stop), _) => *stop,
+            (None, true) => Stop::CutShort,
+            (None, false) if hurried => Stop::Drained,
+            (None, false) => Stop::Stuck,
+        }
     }
 }

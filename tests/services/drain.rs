@@ -1,16 +1,19 @@
 //! Draining: the consumer leaves first, nothing is scored twice or lost, and the process says how it went.
 
 use std::collections::HashSet;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
+use serde_json::Value;
 
 use crate::support::aggregator::Aggregator;
 use crate::support::broker::Rabbit;
 use crate::support::jobs::{hazard_job, honest_job};
 use crate::support::pace::Pace;
 use crate::support::package::Package;
+use crate::support::process::Group;
 use crate::support::redis_server::Redis;
 use crate::support::stack::Stack;
 use crate::support::wait::{SOON, START, eventually, secs};
@@ -317,4 +320,104 @@ fn a_drain_keeps_its_time_whatever_the_services_do() {
     let heir = start("heir");
     assert_eq!(aggregator.result("held").json()["status"], "scored");
     heir.drain();
+}
+
+/// A worker of the hazardous model, whose jobs may take four seconds.
+fn hazardous(stack: &Stack, package: &Package) -> Worker {
+    let worker = stack.worker_with("w1", |s| {
+        s.set("model.dir", package.path().display())
+            .set("worker.score_timeout", "4s")
+    });
+    worker.ready();
+    worker
+}
+
+/// Submits a job and waits until the worker computes for it.
+fn begin(worker: &Worker, aggregator: &Aggregator, job: &Value) {
+    aggregator.submit(job);
+    worker.heartbeat_when(SOON, "it computes", |r| {
+        r["progress"]["busy_ms"].as_u64() > Some(200)
+    });
+}
+
+#[test]
+fn no_signal_of_ordinary_life_costs_the_job_that_is_being_scored() {
+    let stack = Stack::shared();
+    let package = Package::hazard();
+    let worker = hazardous(&stack, &package);
+    let aggregator = stack.aggregator();
+    aggregator.collect_results();
+    let pace = Pace::measure(&aggregator);
+    begin(&worker, &aggregator, &pace.job("held", 1.5));
+    // Stopped for longer than a job may take: it took none of that time.
+    worker.signal(Signal::SIGSTOP);
+    std::thread::sleep(Duration::from_millis(4500));
+    worker.signal(Signal::SIGCONT);
+    for signal in [
+        Signal::SIGUSR1,
+        Signal::SIGUSR2,
+        Signal::SIGVTALRM,
+        Signal::SIGPROF,
+        Signal::SIGIO,
+        Signal::SIGSTKFLT,
+        Signal::SIGXFSZ,
+        Signal::SIGPIPE,
+        Signal::SIGWINCH,
+    ] {
+        worker.signal(signal);
+    }
+    worker.signal(Signal::SIGHUP);
+    assert_eq!(worker.exit_code(secs(30)), 0, "{}", worker.log());
+    assert_eq!(aggregator.result("held").json()["status"], "scored");
+    assert_eq!(stack.keys("crash:*"), Vec::<String>::new());
+    for line in [
+        "SIGUSR1: means nothing",
+        "SIGXFSZ: means nothing",
+        "SIGHUP: draining",
+    ] {
+        assert!(worker.log().contains(line), "{line}: {}", worker.log());
+    }
+}
+
+#[test]
+fn a_second_signal_ends_the_drain_and_the_job_waits_again() {
+    let stack = Stack::shared();
+    let package = Package::hazard();
+    let worker = hazardous(&stack, &package);
+    let aggregator = stack.aggregator();
+    begin(&worker, &aggregator, &hazard_job("endless", 16_000.0));
+    worker.terminate();
+    std::thread::sleep(Duration::from_millis(500));
+    assert_eq!(worker.ended(), None, "it has a minute to drain");
+    worker.signal(Signal::SIGQUIT);
+    assert_eq!(worker.exit_code(secs(4)), 75, "{}", worker.log());
+    assert_eq!(worker.heartbeat()["state"], "stopped");
+    assert_eq!(stack.keys("crash:*"), Vec::<String>::new());
+    eventually(secs(5), "its job waits again", || {
+        aggregator.depth(&stack.jobs_queue()) == Some((1, 0))
+    });
+}
+
+/// `nohup`, whose terminal is gone: nobody reads the log either.
+#[test]
+fn a_hangup_that_is_ignored_stays_ignored_and_a_log_that_nobody_reads_ends_nothing() {
+    let stack = Stack::shared();
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", "trap '' HUP; exec \"$0\" \"$@\""])
+        .args([env!("CARGO_BIN_EXE_scorer"), "run"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped());
+    let settings = stack.settings().set("worker.id", "nohup");
+    let mut process = Group::spawn(settings.apply(&mut command));
+    drop(process.child().stderr.take());
+    let ready = || stack.record("nohup").is_some_and(|r| r["ready"] == true);
+    eventually(START, "ready", ready);
+    process.signal(Signal::SIGHUP);
+    std::thread::sleep(Duration::from_millis(500));
+    assert_eq!(process.ended(), None);
+    assert!(ready());
+    process.signal(Signal::SIGTERM);
+    let status = process.wait(SOON).and_then(|status| status.code());
+    assert_eq!(status, Some(0));
 }

@@ -1,0 +1,215 @@
+//! What the worker makes of the signals that people, shells and supervisors send: none of them may
+//! end it amid a job, which would count as a crash of that job.
+
+use std::time::{Duration, Instant};
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+
+use crate::worker::Wish;
+
+/// What comes within this time of the first is the same: a terminal that closes, or a Ctrl-C in it,
+/// reaches the worker by several ways, and systemd sends a pair.
+const TOGETHER: Duration = Duration::from_millis(200);
+
+/// What a signal is taken for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Meaning {
+    /// The worker is to end: it drains. Sent again, it is to end now.
+    End,
+    /// It drains, however often this comes: the system repeats it while the reason lasts.
+    Leave,
+    /// Nothing that a worker does.
+    Nothing,
+}
+
+/// All that would end the process otherwise, but for faults of its own and SIGKILL. SIGPIPE is
+/// ignored by Rust's own start.
+const MEANINGS: [(i32, &str, Meaning); 14] = [
+    (libc::SIGTERM, "SIGTERM", Meaning::End),
+    (libc::SIGINT, "SIGINT", Meaning::End),
+    (libc::SIGHUP, "SIGHUP", Meaning::End),
+    (libc::SIGQUIT, "SIGQUIT", Meaning::End),
+    // The power fails, or a container's host shuts down.
+    (libc::SIGPWR, "SIGPWR", Meaning::Leave),
+    // A batch system's limit, once a second until it kills; a wrapper's time is up.
+    (libc::SIGXCPU, "SIGXCPU", Meaning::Leave),
+    (libc::SIGALRM, "SIGALRM", Meaning::Leave),
+    (libc::SIGUSR1, "SIGUSR1", Meaning::Nothing),
+    (libc::SIGUSR2, "SIGUSR2", Meaning::Nothing),
+    (libc::SIGVTALRM, "SIGVTALRM", Meaning::Nothing),
+    (libc::SIGPROF, "SIGPROF", Meaning::Nothing),
+    (libc::SIGIO, "SIGIO", Meaning::Nothing),
+    (libc::SIGSTKFLT, "SIGSTKFLT", Meaning::Nothing),
+    // The write that was too long is an error, as on a full disk.
+    (libc::SIGXFSZ, "SIGXFSZ", Meaning::Nothing),
+];
+
+/// Every signal that is listened to, and what it is called.
+fn meanings() -> impl Iterator<Item = (i32, String, Meaning)> {
+    let named = MEANINGS.iter();
+    let named = named.map(|(signal, name, meaning)| (*signal, (*name).to_owned(), *meaning));
+    let first = libc::SIGRTMIN();
+    let real_time = (first..=libc::SIGRTMAX()).map(move |signal| {
+        let name = format!("SIGRTMIN+{}", signal - first);
+        (signal, name, Meaning::Nothing)
+    });
+    named.chain(real_time)
+}
+
+/// Listens from now on; what was heard is told, in this order.
+///
+/// # Errors
+/// When the system refuses.
+pub(super) fn listen() -> std::io::Result<mpsc::Receiver<Wish>> {
+    let (heard, mut hearing) = mpsc::channel(16);
+    let (wishing, wishes) = mpsc::channel(2);
+    for (number, name, meaning) in meanings() {
+        // What was to be ignored before there was a worker (`nohup`) stays so, and what something
+        // else in the process listens to (a profiler) stays its own. Who sends these two means us.
+        let ours = matches!(number, libc::SIGTERM | libc::SIGINT);
+        if !ours && !is_default(number) {
+            continue;
+        }
+        let mut signals = signal(SignalKind::from_raw(number))?;
+        let heard = heard.clone();
+        tokio::spawn(async move {
+            let mut times = 0_u64;
+            while signals.recv().await.is_some() {
+                times += 1;
+                if meaning == Meaning::Nothing {
+                    ignore(&name, times);
+                } else if heard.send((name.clone(), meaning)).await.is_err() {
+                    return;
+                }
+            }
+        });
+    }
+    tokio::spawn(async move {
+        let mut ear = Ear::default();
+        while let Some((name, meaning)) = hearing.recv().await {
+            let Some(wish) = ear.hear(meaning, Instant::now()) else {
+                tracing::debug!("{name}: draining already");
+                continue;
+            };
+            match wish {
+                Wish::Drain => tracing::info!("{name}: draining"),
+                Wish::EndNow => tracing::warn!("{name} again: the drain ends now"),
+            }
+            if wishing.send(wish).await.is_err() {
+                return;
+            }
+        }
+    });
+    Ok(wishes)
+}
+
+/// Some senders never stop: one line is enough.
+fn ignore(name: &str, times: u64) {
+    if times == 1 {
+        tracing::warn!("{name}: means nothing to a worker, and is ignored; SIGTERM drains it");
+    } else {
+        tracing::debug!(times, "{name}: ignored");
+    }
+}
+
+/// What was heard so far.
+#[derive(Debug, Default)]
+struct Ear {
+    first: Option<Instant>,
+}
+
+impl Ear {
+    fn hear(&mut self, meaning: Meaning, now: Instant) -> Option<Wish> {
+        match (meaning, self.first) {
+            (Meaning::Nothing, _) => None,
+            (Meaning::End | Meaning::Leave, None) => {
+                self.first = Some(now);
+                Some(Wish::Drain)
+            }
+            (Meaning::End, Some(first)) => {
+                (now.duration_since(first) > TOGETHER).then_some(Wish::EndNow)
+            }
+            (Meaning::Leave, Some(_)) => None,
+        }
+    }
+}
+
+/// Whether the process does with a signal what processes do with it by default.
+fn is_default(signal: i32) -> bool {
+    let mut action = std::mem::MaybeUninit::<libc::sigaction>::zeroed();
+    #[expect(unsafe_code, reason = "the standard library does not say it")]
+    // SAFETY: nothing is set; what is set is written to our own memory, which zeros are sound for.
+    unsafe {
+        libc::sigaction(signal, std::ptr::null(), action.as_mut_ptr()) == 0
+            && action.assume_init().sa_sigaction == libc::SIG_DFL
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_signal_that_would_end_the_process_is_listened_to_or_a_fault() {
+        let faults = [
+            libc::SIGKILL,
+            libc::SIGILL,
+            libc::SIGABRT,
+            libc::SIGBUS,
+            libc::SIGFPE,
+            libc::SIGSEGV,
+            libc::SIGTRAP,
+            libc::SIGSYS,
+        ];
+        // These stop it, go on with it or do nothing; Rust's start has seen to SIGPIPE.
+        let harmless = [
+            libc::SIGSTOP,
+            libc::SIGTSTP,
+            libc::SIGTTIN,
+            libc::SIGTTOU,
+            libc::SIGCONT,
+            libc::SIGCHLD,
+            libc::SIGURG,
+            libc::SIGWINCH,
+            libc::SIGPIPE,
+        ];
+        assert!(!is_default(libc::SIGPIPE));
+        // Between the standard and the real-time signals lie those of the C library.
+        let all = (1..32).chain(libc::SIGRTMIN()..=libc::SIGRTMAX());
+        for number in all {
+            let times = meanings().filter(|(listened, ..)| *listened == number);
+            let left = faults.contains(&number) || harmless.contains(&number);
+            assert_eq!(times.count(), usize::from(!left), "signal {number}");
+        }
+        let ends = MEANINGS.iter().filter(|(.., m)| *m == Meaning::End);
+        let ends: Vec<&str> = ends.map(|(_, name, _)| *name).collect();
+        assert_eq!(ends, ["SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT"]);
+    }
+
+    #[test]
+    fn the_first_drains_and_a_second_ends_the_drain_unless_it_is_the_same() {
+        use Meaning::{End, Leave, Nothing};
+        let begin = Instant::now();
+        let wishes = |heard: &[(Meaning, u64)]| -> Vec<Option<Wish>> {
+            let mut ear = Ear::default();
+            let heard = heard.iter();
+            heard
+                .map(|(m, ms)| ear.hear(*m, begin + Duration::from_millis(*ms)))
+                .collect()
+        };
+        let (drain, now) = (Some(Wish::Drain), Some(Wish::EndNow));
+        assert_eq!(
+            wishes(&[(Nothing, 0), (End, 1), (End, 900)]),
+            [None, drain, now]
+        );
+        // A terminal that closes: the shell and the system each say so.
+        assert_eq!(
+            wishes(&[(End, 0), (End, 50), (End, 700)]),
+            [drain, None, now]
+        );
+        // A limit on processor time, once a second; then somebody has had enough.
+        let repeated = [(Leave, 0), (Leave, 1000), (Leave, 2000), (End, 2500)];
+        assert_eq!(wishes(&repeated), [drain, None, None, now]);
+    }
+}
