@@ -253,12 +253,10 @@ fn leave(exit: Exit) -> ! {
     }
 }
 
-#[expect(
-    clippy::print_stderr,
-    reason = "the one place where a command's error, or its note, reaches a person"
-)]
+/// The one place where a command's error, or its note, reaches a person, if one is there to read it.
 fn complain(message: &str) {
-    eprintln!("scorer: {message}");
+    use std::io::Write;
+    drop(writeln!(std::io::stderr(), "scorer: {message}"));
 }
 
 /// Writes an answer; a reader that has gone (`| head`) is no error.

@@ -183,3 +183,56 @@ fn limits(model: &Package) -> CandidatesConfig {
         cache_bytes: 0,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::package::Dtype;
+
+    #[test]
+    fn whole_weights_are_moved_or_written_as_the_package_has_them() {
+        let (package, dir) = crate::package::fit::tests::package();
+        let (part, out) = (dir.path().join("part"), dir.path().join("out"));
+        let full = FullWeights {
+            version: 2,
+            urls: Vec::new(),
+            sha256: "0".repeat(64),
+            size: 1,
+            graph_sha256: package.manifest.graph.sha256.clone(),
+            canary: None,
+        };
+        let built = || {
+            build(&package, None, &[(Step::Full(&full), part.clone())], &out).unwrap();
+            assert!(!part.exists());
+            let (made, _) = package.with_new_weights(2, out.clone(), None).unwrap();
+            made.weights.weights_id
+        };
+        let weights = &package.weights;
+        let tensors = || weights.tensors.iter().enumerate();
+        let wrapped: Vec<String> = tensors()
+            .map(|(_, t)| format!("module.{}", t.name))
+            .collect();
+        for names in [None, Some(&wrapped)] {
+            let stored = tensors().map(|(at, tensor)| {
+                let name = names.map_or(tensor.name.as_str(), |names| &names[at]);
+                let stored = Stored {
+                    dtype: Dtype::F32,
+                    wanted: Dtype::F32,
+                    shape: &tensor.shape,
+                    bytes: weights.bytes(at),
+                };
+                (name, stored)
+            });
+            checkpoint::write(&part, stored).unwrap();
+            assert_eq!(built(), weights.weights_id, "{names:?}");
+        }
+
+        checkpoint::write(&part, std::iter::empty()).unwrap();
+        let refused = build(&package, None, &[(Step::Full(&full), part)], &out).unwrap_err();
+        let why = refused.to_string();
+        assert!(
+            why.starts_with("the weights of version 2: ") && why.contains("no tensors"),
+            "{why}"
+        );
+    }
+}
