@@ -240,6 +240,7 @@ pub(super) fn package(config: &Config, args: &PackageArgs) -> Outcome {
         out: args.out.clone(),
         objective: args.objective(),
     };
+    recipe.check().map_err(|e| Fault::new(Exit::Usage, e))?;
     let bar = busy(format!("making {}", args.out.display()));
     let mut windows = 0;
     let tried = |package: Package| {

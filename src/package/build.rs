@@ -38,6 +38,17 @@ pub struct Recipe {
     pub objective: Objective,
 }
 
+impl Recipe {
+    /// Looks at what can be judged without reading anything.
+    ///
+    /// # Errors
+    /// Names the value that is wrong and its bounds.
+    pub fn check(&self) -> Result<(), PackageError> {
+        super::check_name(&self.name)?;
+        self.objective.check()
+    }
+}
+
 /// What was made.
 #[derive(Debug, Clone)]
 pub struct Built {
@@ -70,8 +81,7 @@ pub fn build_and_try(
     recipe: &Recipe,
     tried: impl FnOnce(Package) -> Result<Vec<String>, PackageError>,
 ) -> Result<Built, PackageError> {
-    super::check_name(&recipe.name)?;
-    recipe.objective.check()?;
+    recipe.check()?;
     files::check_free(&recipe.out)?;
     let mut source = Source::open(recipe)?;
     let mut graph = source.graph.clone();

@@ -30,8 +30,13 @@ impl Bench {
         for (flag, path) in arguments {
             command.arg(flag).arg(path);
         }
-        let more = more.iter().chain(&["--name", "model", "--version", "1"]);
-        command.args(more).arg("--out").arg(self.out());
+        if !more.contains(&"--name") {
+            command.args(["--name", "model"]);
+        }
+        command
+            .args(more)
+            .args(["--version", "1", "--out"])
+            .arg(self.out());
         command.output().unwrap()
     }
 
@@ -381,8 +386,6 @@ fn what_no_worker_would_serve_is_refused_and_leaves_nothing() {
     };
     let (bench, output) = lm(&hazard.join("graph.onnx"), "64");
     bench.refused(&output, &["no row with the 65 tokens of a window"]);
-    let (bench, output) = lm(&hazard.join("graph.onnx"), "0");
-    bench.refused(&output, &["objective.window"]);
     let (bench, output) = lm(&folder.join("README.md"), "16");
     bench.refused(&output, &["README.md", "not an ONNX file", "text"]);
     // A shape that the graph fixes to another window.
@@ -430,16 +433,25 @@ fn what_no_worker_would_serve_is_refused_and_leaves_nothing() {
         &bench.package(&arguments, &["--objective", "graph_loss"]),
         &["tokens"],
     );
-    // Names and folders are looked at before anything is read.
-    let bench = Bench::new();
-    let output = bench.package(
-        &[
+    // Arguments are looked at before anything is read.
+    for (arguments, said) in [
+        (
+            ["--name", "Model", "--window", "16"],
+            "name: \"Model\" must match",
+        ),
+        (
+            ["--name", "model", "--window", "0"],
+            "objective.window: must be 1 to",
+        ),
+    ] {
+        let nowhere = [
             ("--graph", Path::new("nowhere.onnx")),
             ("--shards", Path::new("nowhere")),
-        ],
-        &["--name", "Model"],
-    );
-    assert_eq!(output.status.code(), Some(64), "{}", said_by(&output));
+        ];
+        let output = Bench::new().package(&nowhere, &arguments);
+        assert_eq!(output.status.code(), Some(64), "{}", said_by(&output));
+        assert!(said_by(&output).contains(said), "{}", said_by(&output));
+    }
 }
 
 #[test]
