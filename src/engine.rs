@@ -103,7 +103,7 @@ impl EngineError {
 
     fn from_session(error: &SessionError, otherwise: Detail) -> Self {
         let detail = match error {
-            SessionError::Unavailable(_) => Detail::EpUnavailable,
+            SessionError::Unavailable(_) | SessionError::NoKernel(_) => Detail::EpUnavailable,
             SessionError::OutOfMemory(_) => Detail::OutOfMemory,
             SessionError::Model(_) | SessionError::Terminated | SessionError::Other(_) => otherwise,
         };
@@ -528,18 +528,22 @@ fn fit(package: &Package) -> Result<(Graph, Measure, Option<usize>), String> {
     Ok((graph, measure, fixed))
 }
 
-/// Why there is no session, in words of the provider where the type of the weights is what it lacks.
+/// Why there is no session; in words of the provider where it is that which lacks something.
 fn refused(package: &Package, config: &EngineConfig, error: &SessionError) -> EngineError {
     let mut refused = EngineError::from_session(error, Detail::ModelLoadFailed);
-    let half = package
-        .weights
-        .tensors
-        .iter()
-        .any(|t| t.dtype == Dtype::Bf16);
-    if half && matches!(error, SessionError::Model(_)) {
+    if matches!(error, SessionError::NoKernel(_)) {
+        let half = package
+            .weights
+            .tensors
+            .iter()
+            .any(|t| t.dtype == Dtype::Bf16);
+        let (what, instead) = if half {
+            ("bfloat16", "export the model in float32 or float16")
+        } else {
+            ("this graph", "export the model otherwise")
+        };
         refused.message = format!(
-            "{} cannot compute this graph in bfloat16; use a provider that can (engine.execution_provider = \"cuda\"), \
-             or export the model in float32 or float16: {}",
+            "{} cannot compute {what}; use a provider that can (engine.execution_provider), or {instead}: {}",
             config.execution_provider.execution_provider(),
             refused.message
         );
@@ -592,9 +596,10 @@ fn failure(error: &SessionError) -> Failure {
     let code = match error {
         SessionError::OutOfMemory(_) => Code::OutOfMemory,
         SessionError::Terminated => Code::ScoreTimeout,
-        SessionError::Unavailable(_) | SessionError::Model(_) | SessionError::Other(_) => {
-            Code::InferenceFailed
-        }
+        SessionError::Unavailable(_)
+        | SessionError::NoKernel(_)
+        | SessionError::Model(_)
+        | SessionError::Other(_) => Code::InferenceFailed,
     };
     Failure::new(code, error.to_string())
 }

@@ -27,6 +27,9 @@ pub enum SessionError {
     /// The library, the provider or the device is not there.
     #[error("{0}")]
     Unavailable(String),
+    /// The provider lacks a kernel that the graph needs; another may have it.
+    #[error("{0}")]
+    NoKernel(String),
     /// The model cannot be made into a session.
     #[error("{0}")]
     Model(String),
@@ -41,7 +44,8 @@ pub enum SessionError {
     Other(String),
 }
 
-/// ONNX Runtime has no error code for these two: its texts are matched, as measured for 1.31.
+/// ONNX Runtime has no error code for the first two, and ort none for the third: its texts are
+/// matched, as measured for 1.31.
 fn classify(error: &ort::Error) -> SessionError {
     let text = error.to_string();
     let memory = [
@@ -54,6 +58,8 @@ fn classify(error: &ort::Error) -> SessionError {
         SessionError::Terminated
     } else if memory.iter().any(|m| text.contains(m)) {
         SessionError::OutOfMemory(text)
+    } else if text.contains("Could not find an implementation") {
+        SessionError::NoKernel(text)
     } else {
         SessionError::Other(text)
     }
@@ -418,6 +424,7 @@ fn build(config: &EngineConfig, graph: Source<'_>) -> Result<ort::session::Sessi
     let environment = environment(config)?;
     let model = |e: ort::Error| match classify(&e) {
         SessionError::OutOfMemory(text) => SessionError::OutOfMemory(text),
+        SessionError::NoKernel(text) => SessionError::NoKernel(text),
         SessionError::Unavailable(_)
         | SessionError::Model(_)
         | SessionError::Terminated

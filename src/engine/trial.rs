@@ -7,8 +7,8 @@ use super::{Engine, EngineError, check};
 use crate::config::{EngineConfig, Provider};
 use crate::failure::Code;
 use crate::lifecycle::Detail;
+use crate::package::Package;
 use crate::package::plan::Plan;
-use crate::package::{Dtype, Package};
 use crate::score;
 
 /// What came of it.
@@ -28,14 +28,13 @@ pub fn trial(package: Arc<Package>, config: &EngineConfig) -> Result<Trial, Engi
     check(&package)?;
     let mut config = config.clone();
     config.execution_provider = Provider::Cpu;
-    let half = package
-        .weights
-        .tensors
-        .iter()
-        .any(|t| t.dtype == Dtype::Bf16);
     let mut engine = match Engine::load(Arc::clone(&package), &config, Arc::default()) {
         Ok(engine) => engine,
-        Err(error) => return excuse(error, half),
+        // Says something of this machine, and nothing of the package.
+        Err(e) if matches!(e.detail, Detail::EpUnavailable | Detail::OutOfMemory) => {
+            return Ok(Trial::NotTried(e.message));
+        }
+        Err(error) => return Err(error),
     };
     let refused = |f: crate::failure::Failure| EngineError::new(Detail::WarmFailed, f.message);
     let plan = Plan::new(&package.shards, None, "", package.cut()).map_err(refused)?;
@@ -43,16 +42,5 @@ pub fn trial(package: Arc<Package>, config: &EngineConfig) -> Result<Trial, Engi
         Ok(losses) => Ok(Trial::Ran(score::mean(&losses))),
         Err(failure) if failure.code == Code::OutOfMemory => Ok(Trial::NotTried(failure.message)),
         Err(failure) => Err(refused(failure)),
-    }
-}
-
-/// What says something of this machine and nothing of the package. The package's own faults were
-/// looked for before, so what is left of one in bfloat16 is what the CPU lacks.
-fn excuse(error: EngineError, half: bool) -> Result<Trial, EngineError> {
-    let is_mine = matches!(error.detail, Detail::EpUnavailable | Detail::OutOfMemory);
-    if is_mine || half {
-        Ok(Trial::NotTried(error.message))
-    } else {
-        Err(error)
     }
 }

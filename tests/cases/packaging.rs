@@ -507,6 +507,25 @@ fn where_onnx_runtime_is_missing_the_package_is_made_and_the_note_says_so() {
 }
 
 #[test]
+fn what_only_the_cpu_lacks_is_a_note_at_packaging_and_said_in_these_words_by_a_worker() {
+    let dir = model_dir().join("elsewhere");
+    let bench = Bench::new();
+    let (graph, shards) = (dir.join("bfloat16.onnx"), dir.join("shards"));
+    let arguments = [("--graph", &*graph), ("--shards", &*shards)];
+    let words = "CPUExecutionProvider cannot compute bfloat16";
+    let said = made(&bench.package(&arguments, &["--window", "16"]));
+    assert!(said.contains("was not tried") && said.contains(words), "{said}");
+    let checked = Command::new(env!("CARGO_BIN_EXE_scorer"))
+        .args(["check", "--set", "engine.execution_provider=cpu", "--set"])
+        .arg(format!("model.dir={}", bench.out().display()))
+        .output()
+        .unwrap();
+    assert_eq!(checked.status.code(), Some(69), "{}", said_by(&checked));
+    let report = String::from_utf8_lossy(&checked.stdout);
+    assert!(report.contains(words), "{report}");
+}
+
+#[test]
 fn shards_that_collide_are_named_with_the_rule_and_other_files_are_said() {
     let dir = model_dir().join("hazard");
     let bench = Bench::new();

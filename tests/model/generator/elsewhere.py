@@ -2,12 +2,13 @@
 every weight as an initializer of the graph.
 
 Run by hand in the folder above, `python -m generator.elsewhere`; the results are committed and no test runs this.
-It needs onnx, onnxruntime, numpy and safetensors. The same inputs give the same bytes.
+It needs onnx, onnxruntime, numpy, ml_dtypes and safetensors. The same inputs give the same bytes.
 
 Both branches call their bias `bias`; one branch gives a weight as it is. `in-function.onnx` has the head in a local
-function, where nobody can patch it.
+function, where nobody can patch it; `bfloat16.onnx` multiplies in bfloat16, for which ONNX Runtime's CPU provider has no kernel.
 """
 
+import ml_dtypes
 import numpy as np
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
@@ -32,6 +33,7 @@ def main():
     write(model(weights, plain=True), OUT / "initializers.onnx")
     write(model(weights, plain=False), OUT / "graph.onnx")
     write(in_function(weights), OUT / "in-function.onnx")
+    write(in_bfloat16(weights), OUT / "bfloat16.onnx")
     runs = [session(name).run(None, {"tokens": tokens.astype(np.int64)})[0] for name in ("initializers.onnx", "graph.onnx")]
     assert np.array_equal(*runs)
 
@@ -88,6 +90,16 @@ def in_function(weights):
         helper.make_node("Head", ["embedded"], ["logits"], domain="local"),
     ]
     return of(nodes, {"embed.weight": weights["embed.weight"]}, [head])
+
+
+def in_bfloat16(weights):
+    nodes = [
+        helper.make_node("Gather", ["embed.weight", "tokens"], ["embedded"], name="embed"),
+        helper.make_node("Mul", ["embedded", "scale.a"], ["scaled"], name="scale"),
+        helper.make_node("MatMul", ["scaled", "head.weight"], ["narrow"]),
+        helper.make_node("Cast", ["narrow"], ["logits"], to=FLOAT),
+    ]
+    return of(nodes, {name: weights[name].astype(ml_dtypes.bfloat16) for name in ("embed.weight", "scale.a", "head.weight")})
 
 
 def of(nodes, initializers, functions=()):
