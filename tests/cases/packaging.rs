@@ -514,7 +514,10 @@ fn what_only_the_cpu_lacks_is_a_note_at_packaging_and_said_in_these_words_by_a_w
     let arguments = [("--graph", &*graph), ("--shards", &*shards)];
     let words = "CPUExecutionProvider cannot compute bfloat16";
     let said = made(&bench.package(&arguments, &["--window", "16"]));
-    assert!(said.contains("was not tried") && said.contains(words), "{said}");
+    assert!(
+        said.contains("was not tried") && said.contains(words),
+        "{said}"
+    );
     let checked = Command::new(env!("CARGO_BIN_EXE_scorer"))
         .args(["check", "--set", "engine.execution_provider=cpu", "--set"])
         .arg(format!("model.dir={}", bench.out().display()))

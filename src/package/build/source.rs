@@ -18,6 +18,9 @@ use crate::package::{Dtype, PackageError};
 /// Names that a note lists.
 const MOST_NAMED: usize = 20;
 
+/// An initializer that cannot be a weight, and why.
+type Barred = (Held, Bar);
+
 /// What is packaged.
 pub(super) struct Source {
     /// The graph's folder, which has its files of external data.
@@ -80,7 +83,7 @@ impl Source {
     }
 
     /// The tensors are the checkpoint's.
-    fn take(&mut self, checkpoint: Checkpoint, barred: &[(Held, Bar)]) -> Result<(), PackageError> {
+    fn take(&mut self, checkpoint: Checkpoint, barred: &[Barred]) -> Result<(), PackageError> {
         self.notes.extend(checkpoint.note());
         let initializers = self.graph.initializers();
         let inputs = self.graph.inputs();
@@ -121,7 +124,7 @@ impl Source {
     }
 
     /// The tensors are the graph's own.
-    fn take_own(&mut self, barred: &[(Held, Bar)]) {
+    fn take_own(&mut self, barred: &[Barred]) {
         let own = self.pool.iter().filter(|(info, _)| !info.shape.is_empty());
         self.tensors = own.map(own_tensor).collect();
         self.tensors.sort_by(|a, b| a.name.cmp(&b.name));
@@ -204,7 +207,7 @@ fn weights(
     graph: &Graph,
     dir: &Path,
     output: &str,
-) -> Result<(Vec<Held>, Vec<(Held, Bar)>), PackageError> {
+) -> Result<(Vec<Held>, Vec<Barred>), PackageError> {
     let broken = |e: crate::engine::graph::GraphError| PackageError(e.to_string());
     let floats = graph
         .initializers()
@@ -231,7 +234,7 @@ fn weights(
 
 /// Why a tensor cannot be trained, if the graph has it only where that is so. Where contents say
 /// nothing, or the graph shapes something by it, its name is what counts.
-fn bars<'a>(tensor: &Tensor, pool: &[Held], barred: &'a [(Held, Bar)]) -> Option<&'a Bar> {
+fn bars<'a>(tensor: &Tensor, pool: &[Held], barred: &'a [Barred]) -> Option<&'a Bar> {
     let holds = |held: &Held| agrees(tensor, held, Dtype::F32).is_some();
     let mut holding = barred.iter().filter(|(held, _)| holds(held)).peekable();
     let (_, any) = holding.peek()?;
