@@ -58,7 +58,14 @@ fn each_outside_driver_is_named_in_one_file() {
     for driver in ["hyper::", "hyper_util::"] {
         only_in(driver, &["listener.rs"]);
     }
-    only_in("prost::", &["engine/graph.rs", "engine/graph/proto.rs"]);
+    only_in(
+        "prost::",
+        &[
+            "engine/graph.rs",
+            "engine/graph/proto.rs",
+            "engine/graph/tensors.rs",
+        ],
+    );
     only_in("prometheus::", &["metrics.rs"]);
     for driver in [
         "opentelemetry::",
