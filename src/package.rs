@@ -101,7 +101,7 @@ pub struct GraphFile {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Inputs {
-    /// int64 `[batch, seq]`; required for `causal_lm`.
+    /// int64 or int32 `[batch, seq]`; required for `causal_lm`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tokens: Option<String>,
     /// `[batch, seq]`, fed with ones: every token of a window is a real one.
