@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use redis::Commands as _;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::support::jobs::{honest, honest_job};
-use crate::support::package::{MODEL, VERSION};
+use crate::support::package::{MODEL, Package, VERSION};
 use crate::support::stack::Stack;
 use crate::support::wait::{eventually, now_ms, secs};
 
@@ -22,6 +22,7 @@ const NUMBERS: &[&str] = &[
     "/warm/last_at_ms",
     "/warm/last_ms",
     "/warm/baseline_loss",
+    "/warm/inert_count",
     "/model/version",
     "/model/baseline_cache_entries",
     "/host_info/cores",
@@ -100,6 +101,30 @@ fn has_every_field(record: &Value) {
         );
     }
     assert!(!record["model"]["shards"].is_null(), "{}", record["model"]);
+}
+
+#[test]
+fn a_tensor_without_effect_is_a_warning_and_the_worker_serves() {
+    let stack = Stack::shared();
+    let package = Package::with_an_idle_expert();
+    let worker = stack.worker_on("w1", &package.path());
+    worker.ready();
+    let warm = &worker.next_heartbeat()["warm"];
+    let (inert, count) = (&json!(["experts.2.weight"]), &json!(1));
+    assert_eq!((&warm["inert"], &warm["inert_count"]), (inert, count));
+    let warned = |line: &&str| line.contains("WARN") && line.contains("experts.2.weight");
+    assert_eq!(worker.log().lines().filter(warned).count(), 1);
+
+    let settings = stack.settings().set("model.dir", package.path().display());
+    let answer = stack.command_with(settings, &["check", "--json"], "");
+    let report = &answer.expect_code(0).values()[0];
+    assert_eq!((&report["inert"], &report["inert_count"]), (inert, count));
+    let findings = report["findings"].as_array().expect("findings");
+    let warm_up = findings.iter().find(|f| f["part"] == "warm-up");
+    let warm_up = warm_up.expect("a finding of the warm-up");
+    assert_eq!(warm_up["verdict"], "warn", "{warm_up}");
+    let found = warm_up["found"].as_str().unwrap_or_default();
+    assert!(found.contains("experts.2.weight"), "{warm_up}");
 }
 
 #[test]

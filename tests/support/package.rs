@@ -38,17 +38,23 @@ fn make(out: &Path) {
 
 /// Runs `scorer package` on a folder with a graph, a checkpoint and shards.
 fn build(from: &Path, graph: &str, window: u32, windows_per_row: u32, out: &Path) {
+    let (window, windows_per_row) = (window.to_string(), windows_per_row.to_string());
+    let objective = ["--window", &window, "--windows-per-row", &windows_per_row];
+    build_for(from, graph, "checkpoint.safetensors", &objective, out);
+}
+
+fn build_for(from: &Path, graph: &str, weights: &str, objective: &[&str], out: &Path) {
     let output = Command::new(env!("CARGO_BIN_EXE_scorer"))
         .arg("package")
         .arg("--graph")
         .arg(from.join(graph))
         .arg("--weights")
-        .arg(from.join("checkpoint.safetensors"))
+        .arg(from.join(weights))
         .arg("--shards")
         .arg(from.join("shards"))
         .args(["--name", MODEL, "--version", &VERSION.to_string()])
-        .args(["--window", &window.to_string()])
-        .args(["--windows-per-row", &windows_per_row.to_string(), "--out"])
+        .args(objective)
+        .arg("--out")
         .arg(out)
         .output()
         .expect("the binary runs");
@@ -86,6 +92,15 @@ impl Package {
             windows_per_row,
             &folder.join(MODEL),
         );
+        Self(folder)
+    }
+
+    /// A model of which one expert is never chosen, `experts.2.weight`.
+    pub(crate) fn with_an_idle_expert() -> Self {
+        let folder = Folder::new("experts");
+        let (from, objective) = (fixtures().join("inert"), ["--objective", "graph_loss"]);
+        let (graph, weights) = ("experts.onnx", "experts.safetensors");
+        build_for(&from, graph, weights, &objective, &folder.join(MODEL));
         Self(folder)
     }
 
