@@ -244,14 +244,14 @@ pub(super) fn package(config: &Config, args: &PackageArgs) -> Outcome {
     let bar = busy(format!("making {}", args.out.display()));
     let mut windows = 0;
     let tried = |package: Package| {
-        bar.set_message("running the package once on the CPU");
+        bar.set_message("trying the package on the CPU");
         let refused = |e: &dyn std::fmt::Display| PackageError(format!("{e}"));
         let plan = Plan::new(&package.shards, None, "", package.cut());
         let plan =
             plan.map_err(|e| refused(&format!("{}: {}", args.shards.display(), e.message)))?;
         windows = plan.windows.len();
         match trial(Arc::new(package), &config.engine).map_err(|e| refused(&e))? {
-            Trial::Ran(loss) => Ok(vec![format!("ran once on the CPU: loss {loss}")]),
+            Trial::Ran(loss) => Ok(vec![format!("tried on the CPU: loss {loss}")]),
             Trial::NotTried(why) => Ok(vec![format!(
                 "whether it can be loaded was not tried: {why}"
             )]),

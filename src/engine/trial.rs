@@ -1,11 +1,10 @@
-//! Running a package once before anybody serves it, as `scorer package` does: on the CPU, which
+//! Running a package before anybody serves it, as `scorer package` does: on the CPU, which
 //! every machine has.
 
 use std::sync::Arc;
 
 use super::{Engine, EngineError, check};
 use crate::config::{EngineConfig, Provider};
-use crate::failure::Code;
 use crate::lifecycle::Detail;
 use crate::package::Package;
 use crate::package::plan::Plan;
@@ -20,7 +19,7 @@ pub enum Trial {
     NotTried(String),
 }
 
-/// Loads the package and measures it on all windows of the default plan.
+/// Loads the package and measures it twice on all windows of the default plan.
 ///
 /// # Errors
 /// What any worker would refuse.
@@ -28,19 +27,20 @@ pub fn trial(package: Arc<Package>, config: &EngineConfig) -> Result<Trial, Engi
     check(&package)?;
     let mut config = config.clone();
     config.execution_provider = Provider::Cpu;
-    let mut engine = match Engine::load(Arc::clone(&package), &config, Arc::default()) {
-        Ok(engine) => engine,
+    match run(package, &config) {
+        Ok(loss) => Ok(Trial::Ran(loss)),
         // Says something of this machine, and nothing of the package.
         Err(e) if matches!(e.detail, Detail::EpUnavailable | Detail::OutOfMemory) => {
-            return Ok(Trial::NotTried(e.message));
+            Ok(Trial::NotTried(e.message))
         }
-        Err(error) => return Err(error),
-    };
-    let refused = |f: crate::failure::Failure| EngineError::new(Detail::WarmFailed, f.message);
-    let plan = Plan::new(&package.shards, None, "", package.cut()).map_err(refused)?;
-    match engine.validate(&plan) {
-        Ok(losses) => Ok(Trial::Ran(score::mean(&losses))),
-        Err(failure) if failure.code == Code::OutOfMemory => Ok(Trial::NotTried(failure.message)),
-        Err(failure) => Err(refused(failure)),
+        Err(error) => Err(error),
     }
+}
+
+fn run(package: Arc<Package>, config: &EngineConfig) -> Result<f64, EngineError> {
+    let mut engine = Engine::load(Arc::clone(&package), config, Arc::default())?;
+    let plan = Plan::new(&package.shards, None, "", package.cut())
+        .map_err(|failure| EngineError::new(Detail::WarmFailed, failure.message))?;
+    let (losses, _) = engine.measured_twice(&plan)?;
+    Ok(score::mean(&losses))
 }

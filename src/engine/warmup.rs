@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use super::{Engine, EngineError, graph_bytes};
 use crate::failure::{Code, Failure};
@@ -20,7 +21,7 @@ pub struct Warm {
     /// How many windows that were.
     pub windows: usize,
     /// What one pass over them took.
-    pub pass: std::time::Duration,
+    pub pass: Duration,
     /// Tensors of which a place moved the loss at no point that was tried, though a way leads from
     /// there to it: sound as a rule, and worth a look.
     pub inert: Vec<String>,
@@ -87,32 +88,16 @@ impl Engine {
     }
 
     fn prove(&mut self) -> Result<Warm, EngineError> {
-        let failed = |f: &Failure| {
-            let detail = if f.code == Code::OutOfMemory {
-                Detail::OutOfMemory
-            } else {
-                Detail::WarmFailed
-            };
-            EngineError::new(detail, f.message.clone())
-        };
         self.baselines.clear();
         self.proven = None;
         self.progress.slowest_ms.store(0, Ordering::Relaxed);
-        let plan = Plan::new(&self.package.shards, None, "", self.package.cut())
-            .map_err(|f| failed(&f))?;
-        let batch = self.batch_of(&plan);
-        self.announce(&plan, batch);
-        let first = self.baseline(&plan, batch).map_err(|f| failed(&f))?;
-        let began = std::time::Instant::now();
-        let again = self.losses(&plan, batch).map_err(|f| failed(&f))?;
-        let pass = began.elapsed();
-        if !same_bits(&first, &again) {
-            let message = "two runs of the same windows gave different losses; the provider is not deterministic";
-            return Err(EngineError::new(Detail::WarmFailed, message));
-        }
+        let plan = Plan::new(&self.package.shards, None, "", self.package.cut());
+        let plan = plan.map_err(|f| failed(&f))?;
+        self.announce(&plan, self.batch_of(&plan));
+        let (first, pass) = self.measured_twice(&plan)?;
         let baseline_loss = score::mean(&first);
         self.check_canary(baseline_loss)?;
-        let inert = self.probe(&plan, &again)?;
+        let inert = self.probe(&plan, &first)?;
         let windows = first.len();
         self.proven = Some(Proven {
             plan,
@@ -124,6 +109,23 @@ impl Engine {
             pass,
             inert,
         })
+    }
+
+    /// The losses of the unchanged model, seen twice, and what the second pass took.
+    pub(super) fn measured_twice(
+        &mut self,
+        plan: &Plan,
+    ) -> Result<(Arc<Vec<f64>>, Duration), EngineError> {
+        let batch = self.batch_of(plan);
+        let first = self.baseline(plan, batch).map_err(|f| failed(&f))?;
+        let began = std::time::Instant::now();
+        let again = self.losses(plan, batch).map_err(|f| failed(&f))?;
+        if same_bits(&first, &again) {
+            return Ok((first, began.elapsed()));
+        }
+        let message = "two runs of the same windows gave different losses: the graph draws random numbers \
+                       (export it in evaluation mode), or the provider is not deterministic";
+        Err(EngineError::new(Detail::WarmFailed, message))
     }
 
     fn check_canary(&self, baseline_loss: f64) -> Result<(), EngineError> {
@@ -183,6 +185,15 @@ impl Engine {
         }
         Ok(())
     }
+}
+
+fn failed(failure: &Failure) -> EngineError {
+    let detail = if failure.code == Code::OutOfMemory {
+        Detail::OutOfMemory
+    } else {
+        Detail::WarmFailed
+    };
+    EngineError::new(detail, failure.message.clone())
 }
 
 pub(super) fn same_bits(a: &[f64], b: &[f64]) -> bool {

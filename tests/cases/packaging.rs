@@ -433,6 +433,15 @@ fn what_no_worker_would_serve_is_refused_and_leaves_nothing() {
         &bench.package(&arguments, &["--objective", "graph_loss"]),
         &["tokens"],
     );
+    // A model in training mode.
+    let bench = Bench::new();
+    let elsewhere = folder.join("elsewhere");
+    let (graph, shards) = (elsewhere.join("random.onnx"), elsewhere.join("shards"));
+    let output = bench.package(
+        &[("--graph", &graph), ("--shards", &shards)],
+        &["--window", "16"],
+    );
+    bench.refused(&output, &["different losses", "evaluation mode"]);
     // Arguments are looked at before anything is read.
     for (arguments, said) in [
         (
@@ -470,7 +479,7 @@ fn a_second_try_with_other_arguments_finds_a_free_place() {
     ];
     bench.refused(&bench.package(&arguments, &["--window", "64"]), &[]);
     let said = made(&bench.package(&arguments, &["--window", "16"]));
-    assert!(said.contains("ran once on the CPU: loss"), "{said}");
+    assert!(said.contains("tried on the CPU: loss"), "{said}");
     let again = bench.package(&arguments, &["--window", "16"]);
     assert!(
         said_by(&again).contains("is not empty"),

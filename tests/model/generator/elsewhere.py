@@ -5,7 +5,8 @@ Run by hand in the folder above, `python -m generator.elsewhere`; the results ar
 It needs onnx, onnxruntime, numpy, ml_dtypes and safetensors. The same inputs give the same bytes.
 
 Both branches call their bias `bias`; one branch gives a weight as it is. `in-function.onnx` has the head in a local
-function, where nobody can patch it; `bfloat16.onnx` multiplies in bfloat16, for which ONNX Runtime's CPU provider has no kernel.
+function, where nobody can patch it; `bfloat16.onnx` multiplies in bfloat16, for which ONNX Runtime's CPU provider has no kernel;
+`random.onnx` adds noise, as dropout in training mode does.
 """
 
 import ml_dtypes
@@ -34,6 +35,7 @@ def main():
     write(model(weights, plain=False), OUT / "graph.onnx")
     write(in_function(weights), OUT / "in-function.onnx")
     write(in_bfloat16(weights), OUT / "bfloat16.onnx")
+    write(random(weights), OUT / "random.onnx")
     runs = [session(name).run(None, {"tokens": tokens.astype(np.int64)})[0] for name in ("initializers.onnx", "graph.onnx")]
     assert np.array_equal(*runs)
 
@@ -100,6 +102,16 @@ def in_bfloat16(weights):
         helper.make_node("Cast", ["narrow"], ["logits"], to=FLOAT),
     ]
     return of(nodes, {name: weights[name].astype(ml_dtypes.bfloat16) for name in ("embed.weight", "scale.a", "head.weight")})
+
+
+def random(weights):
+    nodes = [
+        helper.make_node("Gather", ["embed.weight", "tokens"], ["embedded"], name="embed"),
+        helper.make_node("RandomNormalLike", ["embedded"], ["noise"], name="noise"),
+        helper.make_node("Add", ["embedded", "noise"], ["noisy"]),
+        helper.make_node("MatMul", ["noisy", "head.weight"], ["logits"]),
+    ]
+    return of(nodes, {name: weights[name] for name in ("embed.weight", "head.weight")})
 
 
 def of(nodes, initializers, functions=()):
