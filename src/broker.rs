@@ -5,7 +5,7 @@
 pub mod amqp;
 pub mod topology;
 
-use crate::job::Encoding;
+use crate::job::{Encoding, Label};
 
 /// Why a message was not confirmed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -48,6 +48,8 @@ pub const LAST_DEATH: &str = "x-last-death-reason";
 pub struct Properties {
     /// How the body is encoded.
     pub content_type: Option<String>,
+    /// What was done to the encoded body, such as compression.
+    pub content_encoding: Option<String>,
     /// The sender's id of the message.
     pub message_id: Option<String>,
     /// Echoed in replies.
@@ -66,6 +68,15 @@ impl Properties {
     /// How the body is encoded.
     pub fn encoding(&self) -> Encoding {
         Encoding::from_content_type(self.content_type.as_deref())
+    }
+
+    /// What the message says of its body.
+    pub fn label(&self) -> Label {
+        Label {
+            content_type: self.content_type.clone(),
+            content_encoding: self.content_encoding.clone(),
+            compression: self.header("compression"),
+        }
     }
 
     /// A text header.

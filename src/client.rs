@@ -17,6 +17,7 @@ use crate::clock::unix_ms;
 use crate::config::Config;
 use crate::fleet::Worker;
 use crate::job::Encoding;
+use crate::job::document::from_json;
 use crate::job::message::JobMessage;
 use crate::result::ResultMessage;
 use crate::retry::Backoff;
@@ -302,7 +303,7 @@ impl Client {
             Ok((_, records)) => {
                 let parsed = records
                     .iter()
-                    .map(|text| serde_json::from_str::<Worker>(text));
+                    .map(|text| from_json::<Worker>(text.as_bytes()));
                 let ready = parsed.flatten().filter(|worker| worker.ready);
                 ready.map(|worker| worker.model.version).collect()
             }
@@ -392,7 +393,7 @@ impl Client {
     /// What a message is, if it is not the second copy of an answer.
     async fn take(&mut self, delivery: Delivery) -> Option<Outcome> {
         let properties = &delivery.properties;
-        let result = match ResultMessage::decode(&delivery.body, properties.encoding()) {
+        let result = match ResultMessage::decode(&delivery.body, properties.label()) {
             Ok(result) => Box::new(result),
             Err(why) => {
                 let message_id = properties.message_id.clone();

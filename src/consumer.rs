@@ -293,10 +293,10 @@ impl Serving {
             self.vitals.facts().jobs.redelivered += 1;
             metrics::redelivered();
         }
-        let encoding = delivery.properties.encoding();
+        let label = delivery.properties.label();
         let body = std::mem::take(&mut delivery.body);
         let decoding = offload::by_size(body.len(), move || {
-            let decoded = job::decode(&body, encoding);
+            let decoded = job::decode(&body, label);
             (body, decoded)
         });
         let Some((body, decoded)) = decoding.await else {
@@ -532,6 +532,7 @@ impl Serving {
         let encoding = job.encoding();
         let properties = Properties {
             content_type: Some(encoding.content_type().into()),
+            content_encoding: None,
             message_id: Some(message.message_id(key)),
             correlation_id: job.correlation_id.clone(),
             reply_to: None,

@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
-use crate::job::Encoding;
+use crate::job::Label;
 use crate::job::document::from_document;
 use crate::job::message::V1;
 
@@ -143,17 +143,28 @@ impl Order {
     }
 }
 
-/// Decodes a control message.
+impl ControlAnswer {
+    /// Reads what a worker answers.
+    ///
+    /// # Errors
+    /// A sentence that names the field.
+    pub fn decode(body: &[u8], said: impl Into<Label>) -> Result<Self, String> {
+        from_document(&said.into().decode(body)?)
+    }
+}
+
+/// Decodes a control message. `said` is what it says of its body.
 ///
 /// # Errors
 /// A sentence that names the field.
-pub fn decode(body: &[u8], encoding: Encoding) -> Result<ControlMessage, String> {
-    from_document(&encoding.decode(body)?)
+pub fn decode(body: &[u8], said: impl Into<Label>) -> Result<ControlMessage, String> {
+    from_document(&said.into().decode(body)?)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::job::Encoding;
 
     #[test]
     fn a_message_that_names_a_place_is_refused() {

@@ -185,8 +185,8 @@ impl Watching {
         loop {
             tokio::select! {
                 Some(delivery) = self.results.next() => {
-                    let encoding = delivery.properties.encoding();
-                    if let Ok(result) = ResultMessage::decode(&delivery.body, encoding) {
+                    let label = delivery.properties.label();
+                    if let Ok(result) = ResultMessage::decode(&delivery.body, label) {
                         board.history().judge(&result);
                     }
                 }

@@ -11,6 +11,7 @@ use crate::broker::BrokerError;
 use crate::broker::amqp::Link;
 use crate::broker::topology::Topology;
 use crate::config::Config;
+use crate::job::document::from_json;
 use crate::store::{self, StoreError, StreamEntry};
 
 /// A broker that does not answer may delay the view by this much, and never prevents it.
@@ -146,7 +147,7 @@ impl<'a> Observer<'a> {
         };
         let (at_ms, records) = read?;
         let parsed = records.into_iter();
-        let parsed = parsed.filter_map(|text| Some((serde_json::from_str(&text).ok()?, text)));
+        let parsed = parsed.filter_map(|text| Some((from_json(text.as_bytes()).ok()?, text)));
         let mut workers: Vec<(Worker, String)> = parsed.collect();
         workers.sort_by(|(a, _), (b, _)| a.name().cmp(&b.name()));
         let queues = match (queues, only_model(&workers)) {

@@ -1,18 +1,25 @@
 //! Jobs as the rest of the crate works with them, and how a body (MessagePack or JSON) becomes one
 //! or says who is to be told why not. What the wire carries, and the checks of it, are in
-//! `message`; how a type is read out of a decoded body is in `document`. Pure; an invalid job
-//! cannot leave here.
+//! `message`; what comes back with the result in `context`; what is said of a body in `label`; how
+//! JSON becomes a tree of values in `json`, and a type is read out of a tree in `document`. Pure; an
+//! invalid job cannot leave here.
 
 use rmpv::Value;
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 
 use crate::failure::{Code, Failure};
+pub use context::Context;
 use document::from_document;
-use message::{ScoreMessage, ValidateMessage, sound_context};
+pub use label::Label;
+use message::{ScoreMessage, ValidateMessage};
 
+mod context;
 pub mod document;
+pub(crate) mod json;
+mod label;
 pub mod message;
 
 /// Maps and lists in each other; the body itself is one.
@@ -33,11 +40,11 @@ pub enum Encoding {
 impl Encoding {
     /// What an AMQP `content_type` says; anything that does not name JSON is MessagePack.
     pub fn from_content_type(content_type: Option<&str>) -> Self {
-        let essence = content_type
-            .and_then(|t| t.split(';').next())
-            .map(str::trim);
-        match essence {
-            Some(t) if t.eq_ignore_ascii_case("application/json") => Self::Json,
+        let essence = content_type.and_then(|said| said.split(';').next());
+        let essence = essence.unwrap_or_default().trim().to_ascii_lowercase();
+        match essence.split_once('/') {
+            Some(("application" | "text", "json")) => Self::Json,
+            Some((_, subtype)) if subtype.ends_with("+json") => Self::Json,
             Some(_) | None => Self::MessagePack,
         }
     }
@@ -61,34 +68,57 @@ impl Encoding {
         })
     }
 
-    /// Decodes any document into a dynamic value, nothing left over.
+    /// Decodes a message into a tree of values, nothing left over. A float without a fraction is the
+    /// integer that it equals, but for what is under the outermost `context`.
     ///
     /// # Errors
     /// A sentence for the sender.
     pub fn decode(self, body: &[u8]) -> Result<Value, String> {
-        document::check_count(self, body)?;
-        let value = match self {
-            Self::Json => serde_json::from_slice(body).map_err(|e| format!("not JSON: {e}")),
-            Self::MessagePack => decode_messagepack(body),
-        }?;
-        // The decoders' own limits keep the stack whole, but differ from each other.
-        match document::depth(&value) {
-            0..=MAX_NESTING => Ok(value),
-            _ => Err(format!("nested deeper than {MAX_NESTING} levels")),
+        self.decode_within(body, document::MOST_VALUES)
+    }
+
+    /// As [`Encoding::decode`], of at most so many values, keys included.
+    ///
+    /// # Errors
+    /// A sentence for the sender.
+    pub fn decode_within(self, body: &[u8], most_values: usize) -> Result<Value, String> {
+        match self {
+            Self::Json => json::read(body, most_values),
+            Self::MessagePack => decode_messagepack(body, most_values),
+        }
+    }
+
+    /// The `context` of a body that was decoded, as it is to be echoed.
+    pub(crate) fn context_text(self, body: &[u8]) -> Option<Box<RawValue>> {
+        match self {
+            Self::Json => json::context(body),
+            Self::MessagePack => None,
         }
     }
 }
 
-fn decode_messagepack(body: &[u8]) -> Result<Value, String> {
+fn decode_messagepack(body: &[u8], most_values: usize) -> Result<Value, String> {
+    document::check_count(body, most_values)?;
     let mut rest = body;
-    let value = rmpv::decode::read_value_with_max_depth(&mut rest, MAX_STEPS)
+    let mut value = rmpv::decode::read_value_with_max_depth(&mut rest, MAX_STEPS)
         .map_err(|e| format!("not MessagePack: {e}"))?;
-    match rest.len() {
-        0 => Ok(value),
-        n => Err(format!(
+    if !rest.is_empty() {
+        let n = rest.len();
+        return Err(format!(
             "not MessagePack: {n} bytes after the end of the value"
-        )),
+        ));
     }
+    // The decoder's own limit keeps the stack whole, but counts otherwise.
+    if document::depth(&value) > MAX_NESTING {
+        return Err(format!("nested deeper than {MAX_NESTING} levels"));
+    }
+    if let Value::Map(fields) = &mut value {
+        let ours = fields
+            .iter_mut()
+            .filter(|(key, _)| key.as_str() != Some("context"));
+        ours.for_each(|(_, value)| document::make_whole(value));
+    }
+    Ok(value)
 }
 
 /// The container of a candidate's bytes.
@@ -280,7 +310,7 @@ pub struct Job {
     /// Unix milliseconds after which the answer is of no use.
     pub deadline_ms: Option<u64>,
     /// Echoed untouched.
-    pub context: Option<Value>,
+    pub context: Option<Context>,
 }
 
 /// A body that is no sound job.
@@ -297,7 +327,7 @@ pub enum Undecodable {
         /// The version it names, as far as it can be read.
         model_version: Option<u64>,
         /// Its context, if that is sound.
-        context: Option<Value>,
+        context: Option<Context>,
         /// What is wrong with it.
         failure: Failure,
     },
@@ -307,31 +337,37 @@ fn invalid(message: impl Into<String>) -> Failure {
     Failure::new(Code::InvalidJob, message)
 }
 
-/// Decodes and checks a job.
+/// Decodes and checks a job. `said` is what its message says of the body.
 ///
 /// # Errors
 /// Says who can be answered and what is wrong, naming the field.
 #[expect(clippy::result_large_err, reason = "one refusal per body, moved once")]
-pub fn decode(body: &[u8], encoding: Encoding) -> Result<Job, Undecodable> {
-    let document = encoding
-        .decode(body)
-        .map_err(|m| Undecodable::Anonymous(invalid(m)))?;
+pub fn decode(body: &[u8], said: impl Into<Label>) -> Result<Job, Undecodable> {
+    let label = said.into();
+    let encoding = label.encoding();
+    let anonymous = |why: String| Undecodable::Anonymous(invalid(why));
+    let document = label.decode(body).map_err(anonymous)?;
     let Value::Map(fields) = document else {
-        return Err(Undecodable::Anonymous(invalid("the body is not a map")));
+        let found = document::kind(&document);
+        return Err(anonymous(format!("the body is not a map but {found}")));
     };
     let submission_id = text_field(&fields, "submission_id").filter(|id| is_submission_id(id));
     let Some(submission_id) = submission_id.map(str::to_owned) else {
-        return Err(Undecodable::Anonymous(invalid(
-            "submission_id: must be given once, 1 to 128 of the characters A-Z a-z 0-9 . _ : -",
-        )));
+        return Err(anonymous(
+            "submission_id: must be given once, 1 to 128 of the characters A-Z a-z 0-9 . _ : -"
+                .into(),
+        ));
     };
     let kind = match text_field(&fields, "kind") {
         Some("validate") => Kind::Validate,
         Some(_) | None => Kind::Score,
     };
     let model_version = field(&fields, "model_version").and_then(Value::as_u64);
-    let context = field(&fields, "context").and_then(sound_context);
-    parse(fields, encoding).map_err(|failure| Undecodable::Named {
+    let text = encoding.context_text(body);
+    let context = field(&fields, "context")
+        .and_then(|context| from_document(context).ok())
+        .and_then(|context| Context::new(context, text.clone()).ok());
+    parse(fields, encoding, text).map_err(|failure| Undecodable::Named {
         submission_id,
         kind,
         model_version,
@@ -340,11 +376,15 @@ pub fn decode(body: &[u8], encoding: Encoding) -> Result<Job, Undecodable> {
     })
 }
 
-fn parse(mut fields: Vec<(Value, Value)>, encoding: Encoding) -> Result<Job, Failure> {
+fn parse(
+    mut fields: Vec<(Value, Value)>,
+    encoding: Encoding,
+    text: Option<Box<RawValue>>,
+) -> Result<Job, Failure> {
     document::check_unique(&fields).map_err(invalid)?;
     let kind = match fields.iter().position(|(k, _)| k.as_str() == Some("kind")) {
-        Some(at) => fields.remove(at).1,
-        None => {
+        Some(at) if !fields[at].1.is_nil() => fields.remove(at).1,
+        Some(_) | None => {
             return Err(invalid(
                 "kind: missing, it must be \"score\" or \"validate\"",
             ));
@@ -356,8 +396,8 @@ fn parse(mut fields: Vec<(Value, Value)>, encoding: Encoding) -> Result<Job, Fai
         return Err(invalid("candidate.data: must be MessagePack bin, not text"));
     }
     match kind.as_str() {
-        Some("score") => read::<ScoreMessage>(&fields)?.try_into(),
-        Some("validate") => read::<ValidateMessage>(&fields)?.try_into(),
+        Some("score") => read::<ScoreMessage>(&fields)?.check(text),
+        Some("validate") => read::<ValidateMessage>(&fields)?.check(text),
         Some(_) | None => Err(invalid(format!(
             "kind: {kind} is neither \"score\" nor \"validate\""
         ))),

@@ -19,11 +19,14 @@ use std::sync::Arc;
 use bytes::Bytes;
 use memmap2::Mmap;
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::config::is_model_name;
 use crate::engine::graph::{External, externals, plain_location};
+use crate::job::Encoding;
+use crate::job::document::from_document;
 use crate::job::message::V1;
 use plan::{Cut, Plan, Shard, TokenCut, Window};
 use shard::parse_shard;
@@ -125,7 +128,7 @@ pub struct Outputs {
 }
 
 /// What is measured.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Objective {
     /// Negative log-likelihood of tokens to come.
@@ -144,6 +147,56 @@ pub enum Objective {
     },
     /// What the graph itself computes, one loss for each example.
     GraphLoss {},
+}
+
+/// What either kind of objective may have. Read as one struct: what serde derives for an enum with a
+/// tag knows neither that null is absent nor which field is wrong.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ObjectiveFields {
+    kind: ObjectiveKind,
+    window: Option<usize>,
+    windows_per_row: Option<usize>,
+    label_shift: Option<usize>,
+    ignore_index: Option<i64>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum ObjectiveKind {
+    CausalLm,
+    GraphLoss,
+}
+
+impl<'de> Deserialize<'de> for Objective {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let fields = ObjectiveFields::deserialize(deserializer)?;
+        match fields {
+            ObjectiveFields {
+                kind: ObjectiveKind::GraphLoss,
+                window: None,
+                windows_per_row: None,
+                label_shift: None,
+                ignore_index: None,
+            } => Ok(Self::GraphLoss {}),
+            ObjectiveFields {
+                kind: ObjectiveKind::GraphLoss,
+                ..
+            } => Err(D::Error::custom("graph_loss has no fields but kind")),
+            ObjectiveFields {
+                kind: ObjectiveKind::CausalLm,
+                window,
+                windows_per_row,
+                label_shift,
+                ignore_index: ignored,
+            } => Ok(Self::CausalLm {
+                window: window.ok_or_else(|| D::Error::missing_field("window"))?,
+                windows_per_row: windows_per_row.unwrap_or_else(one),
+                label_shift: label_shift.unwrap_or_else(one),
+                ignore_index: ignored.unwrap_or_else(ignore_index),
+            }),
+        }
+    }
 }
 
 impl Objective {
@@ -345,11 +398,7 @@ impl Package {
             .map_err(|e| PackageError::new(format!("{}: {e}", path.display())))?;
         let broken =
             |e: &dyn std::fmt::Display| PackageError::new(format!("{}: {e}", path.display()));
-        let document: serde_json::Value = serde_json::from_slice(&text).map_err(|e| broken(&e))?;
-        let manifest: Manifest =
-            serde_path_to_error::deserialize(&document).map_err(|e| broken(&e))?;
-        manifest.check().map_err(|e| broken(&e))?;
-        Ok((manifest, package_id(document)))
+        Manifest::decode(&text).map_err(|e| broken(&e))
     }
 
     /// Names a package with its weights and their version: SHA-256 in hex.
@@ -569,6 +618,21 @@ impl Manifest {
         self.trainable
             .as_ref()
             .is_none_or(|globs| globs.iter().any(|glob| matches_glob(glob, name)))
+    }
+
+    /// Reads `model.json`, and gives the package's id with it. It is the operator's own file, so it
+    /// may be of any size.
+    ///
+    /// # Errors
+    /// Names the field that is wrong.
+    pub fn decode(text: &[u8]) -> Result<(Self, String), PackageError> {
+        let document = Encoding::Json.decode_within(text, usize::MAX);
+        let document = document.map_err(PackageError)?;
+        let manifest: Self = from_document(&document).map_err(PackageError)?;
+        manifest.check()?;
+        let document = serde_json::to_value(&document);
+        let document = document.map_err(|e| PackageError::new(e.to_string()))?;
+        Ok((manifest, package_id(document)))
     }
 
     fn check(&self) -> Result<(), PackageError> {

@@ -3,12 +3,14 @@
 
 use rmpv::Value;
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::failure::{Code, ErrorBody, Failure, Status};
+use crate::job::document::{from_document, from_json};
 use crate::job::message::V1;
-use crate::job::{Candidate, Encoding, Kind};
+use crate::job::{Candidate, Context, Kind, Label};
 
 /// A result message.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -23,7 +25,7 @@ pub struct ResultMessage {
     /// The job's context, untouched.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<serde_json::Map<String, serde_json::Value>>")]
-    pub context: Option<Value>,
+    pub context: Option<Context>,
     /// The model's name.
     pub model: String,
     /// The version the job names, else the worker's.
@@ -48,7 +50,7 @@ pub struct ResultMessage {
 }
 
 /// The part of a result that depends on its status and kind.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 #[serde(untagged)]
 pub enum Body {
     /// A scored candidate.
@@ -60,6 +62,41 @@ pub enum Body {
         /// Why.
         error: ErrorBody,
     },
+}
+
+/// The part of a result that has no numbers.
+#[derive(Deserialize)]
+struct Refused {
+    error: ErrorBody,
+}
+
+/// The first form that it has. What serde derives for this does not say what is wrong with it, and
+/// does not know that null is absent.
+impl<'de> Deserialize<'de> for Body {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let fields = Value::deserialize(deserializer)?;
+        let score = match from_document(&fields) {
+            Ok(score) => return Ok(Self::Score(Box::new(score))),
+            Err(why) => why,
+        };
+        let loss = match from_document(&fields) {
+            Ok(loss) => return Ok(Self::Loss(loss)),
+            Err(why) => why,
+        };
+        let error = match from_document::<Refused>(&fields) {
+            Ok(refused) => {
+                let error = refused.error;
+                return Ok(Self::Error { error });
+            }
+            Err(why) => why,
+        };
+        let has = |name: &str| !fields[name].is_nil();
+        Err(D::Error::custom(match (has("error"), has("loss")) {
+            (true, _) => error,
+            (false, true) => loss,
+            (false, false) => score,
+        }))
+    }
 }
 
 /// The numbers of a scored candidate. Full precision, never NaN or infinite.
@@ -174,7 +211,7 @@ pub struct Addressee {
     /// The version it names.
     pub model_version: Option<u64>,
     /// Its context.
-    pub context: Option<Value>,
+    pub context: Option<Context>,
     /// Which try this is, from 1.
     pub attempt: u32,
 }
@@ -186,7 +223,7 @@ impl Answerer {
     /// # Errors
     /// Why it is not.
     pub fn read(&self, text: &str, addressee: &Addressee) -> Result<ResultMessage, String> {
-        let read = serde_json::from_str::<ResultMessage>(text);
+        let read = from_json::<ResultMessage>(text.as_bytes());
         let message = read.map_err(|e| format!("it cannot be read: {e}"))?;
         let version = addressee.model_version.unwrap_or(self.model_version);
         let same_job = message.submission_id == addressee.submission_id
@@ -261,15 +298,18 @@ impl ResultMessage {
         }
     }
 
-    /// Reads what a worker has published.
+    /// Reads what a worker has published. `said` is what its message says of the body.
     ///
     /// # Errors
     /// What is wrong with it.
-    pub fn decode(body: &[u8], encoding: Encoding) -> Result<Self, String> {
-        match encoding {
-            Encoding::Json => serde_json::from_slice(body).map_err(|e| e.to_string()),
-            Encoding::MessagePack => rmp_serde::from_slice(body).map_err(|e| e.to_string()),
-        }
+    pub fn decode(body: &[u8], said: impl Into<Label>) -> Result<Self, String> {
+        let label = said.into();
+        let message: Self = from_document(&label.decode(body)?)?;
+        let text = label.encoding().context_text(body).map(Context::Text);
+        Ok(Self {
+            context: text.or(message.context),
+            ..message
+        })
     }
 
     /// The error code, where there is one.

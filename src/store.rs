@@ -16,6 +16,7 @@ pub use fleet::{StreamEntry, forget_deaths, ping, read_events, read_fleet};
 use crate::clock::unix_ms;
 use crate::config::RedisConfig;
 use crate::config::tls::Pem;
+use crate::job::document::from_json;
 
 /// One beat, whatever Redis does.
 const BEAT_TIMEOUT: Duration = Duration::from_millis(800);
@@ -531,7 +532,7 @@ impl Store {
         let seqs = owners.iter().zip(records.chunks(2));
         let seqs = seqs.map(|((_, incarnation), records)| {
             let signs = records.iter().flatten();
-            let mut signs = signs.filter_map(|text| serde_json::from_str::<Sign>(text).ok());
+            let mut signs = signs.filter_map(|text| from_json::<Sign>(text.as_bytes()).ok());
             let sign = signs.find(|s| s.incarnation == *incarnation && s.state != "stopped");
             sign.map(|sign| sign.seq)
         });
@@ -564,7 +565,7 @@ impl Store {
         match self.bounded(STORE_TIMEOUT, read).await {
             Reply::Answer(records) => {
                 let loads = records.iter().flatten();
-                let loads = loads.filter_map(|text| serde_json::from_str::<Load>(text).ok());
+                let loads = loads.filter_map(|text| from_json::<Load>(text.as_bytes()).ok());
                 let idle =
                     |load: &Load| load.accepting && load.jobs.in_flight + load.jobs.buffered == 0;
                 Reply::Answer(loads.filter(idle).count())

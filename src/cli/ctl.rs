@@ -15,6 +15,7 @@ use crate::config::{Config, format_duration, units};
 use crate::control::{Command, ControlAnswer, ControlMessage, Outcome as Done};
 use crate::heartbeat::Record;
 use crate::job::Encoding;
+use crate::job::document::from_json;
 use crate::job::message::V1;
 use crate::lifecycle::State;
 use crate::store::read_fleet;
@@ -99,7 +100,7 @@ async fn live_workers(config: &Config) -> Option<BTreeSet<String>> {
     let (_, records) = read.inspect_err(unknown).ok()?;
     let records = records
         .iter()
-        .filter_map(|text| serde_json::from_str::<Record>(text).ok());
+        .filter_map(|text| from_json::<Record>(text.as_bytes()).ok());
     let listening = records.filter(|record| record.state != State::Stopped.as_str());
     Some(listening.map(|record| record.worker_id).collect())
 }
@@ -120,7 +121,7 @@ impl Replies {
             match tokio::time::timeout_at(deadline, answers.next()).await {
                 Ok(Some(delivery)) => {
                     let ours = delivery.properties.correlation_id.as_ref() == Some(&self.asked);
-                    let reply = serde_json::from_slice::<ControlAnswer>(&delivery.body);
+                    let reply = ControlAnswer::decode(&delivery.body, delivery.properties.label());
                     if let (true, Ok(reply)) = (ours, reply) {
                         self.take(&reply)?;
                     }

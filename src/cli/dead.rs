@@ -84,16 +84,15 @@ impl Filter {
 impl Parked {
     fn of(delivery: &Delivery) -> Self {
         let properties = &delivery.properties;
-        let (submission_id, model_version) =
-            match job::decode(&delivery.body, properties.encoding()) {
-                Ok(job) => (Some(job.submission_id), job.task.model_version()),
-                Err(Undecodable::Named {
-                    submission_id,
-                    model_version,
-                    ..
-                }) => (Some(submission_id), model_version),
-                Err(Undecodable::Anonymous(_)) => (properties.message_id.clone(), None),
-            };
+        let (submission_id, model_version) = match job::decode(&delivery.body, properties.label()) {
+            Ok(job) => (Some(job.submission_id), job.task.model_version()),
+            Err(Undecodable::Named {
+                submission_id,
+                model_version,
+                ..
+            }) => (Some(submission_id), model_version),
+            Err(Undecodable::Anonymous(_)) => (properties.message_id.clone(), None),
+        };
         Self {
             submission_id,
             model_version,
@@ -363,7 +362,7 @@ fn table(found: &[Parked]) -> String {
 /// The job as it was sent, with what the parked copy carries.
 fn whole(parked: &Parked, delivery: &Delivery) -> Value {
     let properties = &delivery.properties;
-    let job = match properties.encoding().decode(&delivery.body) {
+    let job = match properties.label().decode(&delivery.body) {
         Ok(job) => shown(&job),
         Err(why) => json!({ "undecodable": why }),
     };

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use clap::Args;
 use indicatif::ProgressBar;
+use serde::Serialize;
+use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 use tokio_util::sync::CancellationToken;
 
@@ -14,14 +16,14 @@ use super::offline::{rule, word};
 use super::progress::styled;
 use super::topology::link;
 use super::{Exit, Fault, Outcome, answer, model_name, plain};
-use crate::broker::amqp::{Deliveries, Link};
+use crate::broker::amqp::{Deliveries, Delivery, Link};
 use crate::broker::topology::Topology;
 use crate::broker::{Outgoing, Properties, PublishError};
 use crate::candidate::fetch::{Fetched, Fetcher};
 use crate::config::units::parse_duration;
 use crate::config::{CandidatesConfig, Config, format_duration};
 use crate::failure::{Code, Failure};
-use crate::job::{Candidate, Compression, Encoding, Format, Rule, Semantics, Source};
+use crate::job::{Candidate, Compression, Encoding, Format, Rule, Semantics, Source, json as text};
 
 #[derive(Debug, Args)]
 pub(super) struct SubmitArgs {
@@ -69,6 +71,13 @@ pub(super) struct SubmitArgs {
     json: bool,
 }
 
+/// A job as it is published: of what came as text, every digit is kept.
+#[derive(Debug, PartialEq)]
+struct Submission {
+    id: String,
+    body: String,
+}
+
 fn data(message: impl std::fmt::Display) -> Fault {
     Fault::new(Exit::Data, message)
 }
@@ -91,7 +100,12 @@ pub(super) async fn submit(config: &Config, args: SubmitArgs) -> Outcome {
     outcome
 }
 
-async fn exchange(link: &Link, topology: &Topology, jobs: &[Value], args: &SubmitArgs) -> Outcome {
+async fn exchange(
+    link: &Link,
+    topology: &Topology,
+    jobs: &[Submission],
+    args: &SubmitArgs,
+) -> Outcome {
     if !args.wait {
         let sent = publish_all(link, topology, jobs, None).await;
         sent.map_err(|(sent, fault)| {
@@ -139,7 +153,7 @@ async fn exchange(link: &Link, topology: &Topology, jobs: &[Value], args: &Submi
 async fn publish_all(
     link: &Link,
     topology: &Topology,
-    jobs: &[Value],
+    jobs: &[Submission],
     reply_to: Option<&str>,
 ) -> Result<(), (usize, Fault)> {
     for (at, job) in jobs.iter().enumerate() {
@@ -152,18 +166,19 @@ async fn publish_all(
 async fn publish(
     link: &Link,
     topology: &Topology,
-    job: &Value,
+    job: &Submission,
     reply_to: Option<&str>,
 ) -> Result<(), Fault> {
-    let id = job["submission_id"].as_str().unwrap_or_default();
+    let id = &job.id;
     let outgoing = Outgoing {
         exchange: topology.jobs_exchange(),
         routing_key: topology.model.clone(),
-        body: Encoding::Json.encode(job).map_err(Fault::internal)?,
+        body: job.body.clone().into_bytes(),
         properties: Properties {
             content_type: Some(Encoding::Json.content_type().into()),
-            message_id: Some(id.to_owned()),
-            correlation_id: Some(id.to_owned()),
+            content_encoding: None,
+            message_id: Some(id.clone()),
+            correlation_id: Some(id.clone()),
             reply_to: reply_to.map(str::to_owned),
             timestamp: Some(crate::clock::unix_ms() / 1000),
             headers: Vec::new(),
@@ -190,10 +205,10 @@ struct Collected {
 }
 
 impl Collected {
-    fn new(jobs: &[Value], json: bool) -> Self {
+    fn new(jobs: &[Submission], json: bool) -> Self {
         let mut waiting = BTreeMap::new();
         for job in jobs {
-            *waiting.entry(name_of(job)).or_default() += 1;
+            *waiting.entry(job.id.clone()).or_default() += 1;
         }
         let bar = ProgressBar::new(jobs.len() as u64);
         let bar = styled(bar, "{bar:40} {pos}/{len} results, {elapsed}");
@@ -208,7 +223,7 @@ impl Collected {
     /// Whatever happens to the sending, results of what was sent are waited for.
     async fn fill(
         &mut self,
-        jobs: &[Value],
+        jobs: &[Submission],
         sending: impl Future<Output = Result<(), (usize, Fault)>>,
         mut deliveries: Deliveries,
         lost: &CancellationToken,
@@ -226,13 +241,12 @@ impl Collected {
                 biased;
                 delivery = deliveries.next() => {
                     let delivery = delivery.ok_or_else(gone)?;
-                    let result = serde_json::from_slice(&delivery.body).map_err(Fault::internal)?;
-                    self.take(&result)?;
+                    self.take(&delivery)?;
                 }
                 outcome = &mut sending, if sent.is_none() => {
                     let unsent = outcome.as_ref().err().map_or(jobs.len(), |(at, _)| *at);
                     for job in jobs.iter().skip(unsent) {
-                        self.settle(&name_of(job));
+                        self.settle(&job.id);
                     }
                     sent = Some(outcome.map_err(|(at, fault)| {
                         let text = format!("{}; {at} of {} jobs were submitted", fault.message, jobs.len());
@@ -246,14 +260,18 @@ impl Collected {
     }
 
     /// Prints a result; not a redelivery's second copy, which is no second answer.
-    fn take(&mut self, result: &Value) -> Result<(), Fault> {
-        if !self.settle(&name_of(result)) {
+    fn take(&mut self, delivery: &Delivery) -> Result<(), Fault> {
+        let result = delivery.properties.label().decode(&delivery.body);
+        let result = serde_json::to_value(result.map_err(Fault::internal)?);
+        let result = result.map_err(Fault::internal)?;
+        if !self.settle(result["submission_id"].as_str().unwrap_or_default()) {
             return Ok(());
         }
         self.all_scored &= result["status"] == "scored";
         let shown = match self.json {
-            true => result.to_string(),
-            false => line(result),
+            // The answer's own text: a context comes back to the digit.
+            true => text::compact(&String::from_utf8_lossy(&delivery.body)),
+            false => line(&result),
         };
         self.bar.inc(1);
         self.bar.suspend(|| answer(&shown)).map(drop)
@@ -270,13 +288,6 @@ impl Collected {
         }
         true
     }
-}
-
-fn name_of(message: &Value) -> String {
-    message["submission_id"]
-        .as_str()
-        .unwrap_or_default()
-        .to_owned()
 }
 
 fn line(result: &Value) -> String {
@@ -298,16 +309,23 @@ fn line(result: &Value) -> String {
     }
 }
 
-fn read_jobs(path: &Path) -> Result<Vec<Value>, Fault> {
-    let mut text = String::new();
+fn read_jobs(path: &Path) -> Result<Vec<Submission>, Fault> {
+    let mut bytes = Vec::new();
     let read = if path == Path::new("-") {
-        std::io::stdin().read_to_string(&mut text)
+        std::io::stdin().read_to_end(&mut bytes)
     } else {
-        std::fs::File::open(path).and_then(|mut file| file.read_to_string(&mut text))
+        std::fs::File::open(path).and_then(|mut file| file.read_to_end(&mut bytes))
     };
-    read.map_err(|e| data(format!("--jobs {}: {e}", path.display())))?;
-    let lines = text
+    let named = |why: &dyn std::fmt::Display| data(format!("--jobs {}: {why}", path.display()));
+    read.map_err(|e| named(&e))?;
+    if matches!(bytes.as_slice(), [0xff, 0xfe, ..] | [0xfe, 0xff, ..]) {
+        return Err(named(&"UTF-16 text, it must be UTF-8"));
+    }
+    let lines = String::from_utf8(bytes).map_err(|_| named(&"not UTF-8 text"))?;
+    let lines = lines
         .lines()
+        .map(|line| line.trim_start_matches('\u{feff}'));
+    let lines = lines
         .enumerate()
         .filter(|(_, line)| !line.trim().is_empty());
     lines
@@ -318,26 +336,43 @@ fn read_jobs(path: &Path) -> Result<Vec<Value>, Fault> {
 }
 
 /// A line is published as it is, so that refusals can be seen; it only must have a name.
-fn read_job(line: &str) -> Result<Value, String> {
-    let job: Value = serde_json::from_str(line).map_err(|e| e.to_string())?;
+fn read_job(line: &str) -> Result<Submission, String> {
+    let job = Encoding::Json.decode(line.as_bytes())?;
     match job["submission_id"].as_str() {
-        Some(_) => Ok(job),
+        Some(id) => Ok(Submission {
+            id: id.to_owned(),
+            body: line.to_owned(),
+        }),
         None => Err("submission_id: missing, its result could not be told from others".into()),
     }
 }
 
-async fn describe(config: &Config, args: &SubmitArgs) -> Result<Vec<Value>, Fault> {
+/// As it was given: it comes back to the digit.
+fn read_context(text: &str) -> Result<Box<RawValue>, Fault> {
+    let named = |why: &dyn std::fmt::Display| data(format!("--context: {why}"));
+    let read = Encoding::Json.decode(text.as_bytes());
+    match read.map_err(|e| named(&e))?.is_map() {
+        true => serde_json::from_str(text).map_err(|e| named(&e)),
+        false => Err(named(&"must be a JSON object")),
+    }
+}
+
+/// What is made of the command's arguments.
+#[derive(Serialize)]
+struct Described<'a> {
+    #[serde(flatten)]
+    job: Value,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    context: Option<&'a RawValue>,
+}
+
+async fn describe(config: &Config, args: &SubmitArgs) -> Result<Vec<Submission>, Fault> {
     let semantics = args
         .semantics
         .ok_or_else(|| Fault::new(Exit::Usage, "--semantics: missing, gradient or param_diff"))?;
     rule(semantics, args.learning_rate)?;
     let version = version(config, args)?;
-    let context: Option<Map<String, Value>> = args
-        .context
-        .as_deref()
-        .map(serde_json::from_str)
-        .transpose()
-        .map_err(|e| data(format!("--context: {e}")))?;
+    let context = args.context.as_deref().map(read_context).transpose()?;
     let mut names = HashSet::new();
     let mut jobs = Vec::with_capacity(args.candidate.len());
     for place in &args.candidate {
@@ -350,17 +385,18 @@ async fn describe(config: &Config, args: &SubmitArgs) -> Result<Vec<Value>, Faul
         if let Some(rate) = args.learning_rate {
             candidate.insert("learning_rate".into(), json!(rate));
         }
+        let id = unique(&stem, &mut names);
         let mut job = json!({
-            "v": 1, "kind": "score", "submission_id": unique(&stem, &mut names), "model_version": version,
+            "v": 1, "kind": "score", "submission_id": id, "model_version": version,
             "candidate": candidate, "validation": { "nonce": args.nonce },
         });
         if let Some(shards) = &args.shards {
             job["validation"]["shards"] = json!(shards);
         }
-        if let Some(context) = &context {
-            job["context"] = json!(context);
-        }
-        jobs.push(job);
+        let context = context.as_deref();
+        let body = serde_json::to_string(&Described { job, context });
+        let body = body.map_err(Fault::internal)?;
+        jobs.push(Submission { id, body });
     }
     Ok(jobs)
 }

@@ -1,8 +1,9 @@
 //! Reading a type out of a decoded document, strictly and alike for both encodings: a struct is a
-//! map with text keys, a word is text, text is UTF-8, and no map has a key twice. serde's derived
-//! code by itself also takes a struct from a list, a field or a word from its number, and text from
-//! bytes, wherever a format offers them. Nor is a document of more values than any message needs
-//! made at all: each takes a hundred times the byte it came in. Knows nothing of jobs.
+//! map with text keys, a word is text, text is UTF-8, a number is finite, no map has a key twice, and
+//! a field that is null is one that is absent. serde's derived code by itself also takes a struct
+//! from a list, a field or a word from its number, and text from bytes, wherever a format offers
+//! them, and null only where it is told for each field. Nor is a document of more values than any
+//! message needs made at all: each takes a hundred times the byte it came in. Knows nothing of jobs.
 
 use std::collections::HashSet;
 
@@ -32,40 +33,109 @@ pub fn from_document<T: DeserializeOwned>(document: &Value) -> Result<T, String>
     })
 }
 
-/// Values in a document, keys included.
-const MOST_VALUES: usize = 100_000;
+/// Reads a type out of JSON that is no job, such as what workers write for others to read.
+///
+/// # Errors
+/// `field: what is wrong`, or why it is no JSON.
+pub fn from_json<T: DeserializeOwned>(text: &[u8]) -> Result<T, String> {
+    from_document(&Encoding::Json.decode(text)?)
+}
 
-/// Counts what a document would be made of, without making it. What is no document is left to the
-/// decoder to refuse.
-pub(super) fn check_count(encoding: Encoding, body: &[u8]) -> Result<(), String> {
-    let mut counter = Counter(0);
-    let counted = match encoding {
-        Encoding::Json => {
-            let mut reader = serde_json::Deserializer::from_slice(body);
-            counter.deserialize(&mut reader).is_ok()
+/// Values in a message, keys included.
+pub(super) const MOST_VALUES: usize = 100_000;
+
+/// Makes integers of the floats that are some, at every depth: writers that keep all numbers as
+/// floats, or the large ones, write integers so.
+pub(super) fn make_whole(value: &mut Value) {
+    match value {
+        Value::F32(float) => {
+            if let Some(whole) = whole(f64::from(*float)) {
+                *value = whole;
+            }
         }
-        Encoding::MessagePack => {
-            let mut reader = rmp_serde::Deserializer::from_read_ref(body);
-            reader.set_max_depth(MAX_STEPS);
-            counter.deserialize(&mut reader).is_ok()
+        Value::F64(float) => {
+            if let Some(whole) = whole(*float) {
+                *value = whole;
+            }
         }
-    };
-    match counted || counter.0 <= MOST_VALUES {
-        true => Ok(()),
-        false => Err(format!("more than {MOST_VALUES} values")),
+        Value::Array(items) => items.iter_mut().for_each(make_whole),
+        Value::Map(pairs) => pairs.iter_mut().for_each(|(_, value)| make_whole(value)),
+        Value::Nil
+        | Value::Boolean(_)
+        | Value::Integer(_)
+        | Value::String(_)
+        | Value::Binary(_)
+        | Value::Ext(..) => {}
     }
 }
 
-struct Counter(usize);
+/// 2 to the power of 63, and of 64.
+const TWO_63: f64 = 9_223_372_036_854_775_808.0;
+const TWO_64: f64 = 2.0 * TWO_63;
+
+/// The integer of 64 bits that a float equals.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "whole and in range: nothing is lost"
+)]
+fn whole(float: f64) -> Option<Value> {
+    match float.trunc() == float {
+        true if (0.0..TWO_64).contains(&float) => Some((float as u64).into()),
+        true if (-TWO_63..0.0).contains(&float) => Some((float as i64).into()),
+        true | false => None,
+    }
+}
+
+/// What a value is, in words.
+pub(super) fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Nil => "null",
+        Value::Boolean(_) => "true or false",
+        Value::Integer(_) | Value::F32(_) | Value::F64(_) => "a number",
+        Value::String(_) => "text",
+        Value::Binary(_) => "bytes",
+        Value::Array(_) => "a list",
+        Value::Map(_) => "a map",
+        Value::Ext(..) => "an extension",
+    }
+}
+
+/// Counts what MessagePack would be made of, without making it. What is none is left to the decoder
+/// to refuse.
+pub(super) fn check_count(body: &[u8], most: usize) -> Result<(), String> {
+    let mut counter = Counter {
+        left: most,
+        over: false,
+    };
+    let mut reader = rmp_serde::Deserializer::from_read_ref(body);
+    reader.set_max_depth(MAX_STEPS);
+    match counter.deserialize(&mut reader) {
+        Err(_) if counter.over => Err(format!("more than {most} values")),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+struct Counter {
+    /// Values that may still come.
+    left: usize,
+    /// One more came.
+    over: bool,
+}
 
 impl<'de> DeserializeSeed<'de> for &mut Counter {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        self.0 += 1;
-        match self.0 {
-            0..=MOST_VALUES => deserializer.deserialize_any(self),
-            _ => Err(D::Error::custom("too many")),
+        match self.left.checked_sub(1) {
+            Some(left) => {
+                self.left = left;
+                deserializer.deserialize_any(self)
+            }
+            None => {
+                self.over = true;
+                Err(D::Error::custom("too many"))
+            }
         }
     }
 }
@@ -162,6 +232,20 @@ pub(super) fn depth(value: &Value) -> usize {
     }
 }
 
+const FINITE: &str = "must be a finite number";
+
+/// Reads a map of those pairs that are to be seen, none twice.
+fn read_pairs<'de, V: Visitor<'de>>(
+    pairs: &'de [(Value, Value)],
+    seen: impl Fn(&Value, &Value) -> bool,
+    visitor: V,
+) -> Result<V::Value, Error> {
+    check_unique(pairs).map_err(Error::custom)?;
+    let pairs = pairs.iter().filter(|(key, value)| seen(key, value));
+    let pairs = pairs.map(|(key, value)| (Strict(key), Strict(value)));
+    MapDeserializer::new(pairs).deserialize_any(visitor)
+}
+
 #[derive(Clone, Copy)]
 struct Strict<'a>(&'a Value);
 
@@ -191,13 +275,7 @@ impl<'de> Deserializer<'de> for Strict<'de> {
             Value::Array(items) => {
                 SeqDeserializer::new(items.iter().map(Strict)).deserialize_any(visitor)
             }
-            Value::Map(pairs) => {
-                check_unique(pairs).map_err(Error::custom)?;
-                let pairs = pairs
-                    .iter()
-                    .map(|(key, value)| (Strict(key), Strict(value)));
-                MapDeserializer::new(pairs).deserialize_any(visitor)
-            }
+            Value::Map(pairs) => read_pairs(pairs, |_, _| true, visitor),
             Value::String(_) => self.deserialize_str(visitor),
             Value::Nil
             | Value::Boolean(_)
@@ -219,16 +297,39 @@ impl<'de> Deserializer<'de> for Strict<'de> {
     fn deserialize_struct<V: Visitor<'de>>(
         self,
         _name: &'static str,
-        _fields: &'static [&'static str],
+        fields: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, Error> {
         let Value::Map(pairs) = self.0 else {
             return Err(Error::custom("must be a map"));
         };
-        match pairs.iter().find(|(key, _)| !key.is_str()) {
-            None => self.deserialize_any(visitor),
-            Some((key, _)) => Err(Error::custom(format!("the key {key} is not text"))),
+        if let Some((key, _)) = pairs.iter().find(|(key, _)| !key.is_str()) {
+            return Err(Error::custom(format!("the key {key} is not text")));
         }
+        // A name that is none of ours stays, to be refused where a typing error must not pass.
+        let known = |key: &Value| key.as_str().is_some_and(|key| fields.contains(&key));
+        read_pairs(pairs, |key, value| !(value.is_nil() && known(key)), visitor)
+    }
+
+    fn deserialize_f64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        match self.0 {
+            Value::F32(number) if !number.is_finite() => Err(Error::custom(FINITE)),
+            Value::F64(number) if !number.is_finite() => Err(Error::custom(FINITE)),
+            Value::F32(_)
+            | Value::F64(_)
+            | Value::Nil
+            | Value::Boolean(_)
+            | Value::Integer(_)
+            | Value::String(_)
+            | Value::Binary(_)
+            | Value::Array(_)
+            | Value::Map(_)
+            | Value::Ext(..) => self.deserialize_any(visitor),
+        }
+    }
+
+    fn deserialize_f32<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        self.deserialize_f64(visitor)
     }
 
     fn deserialize_enum<V: Visitor<'de>>(
@@ -258,7 +359,7 @@ impl<'de> Deserializer<'de> for Strict<'de> {
     }
 
     forward_to_deserialize_any! {
-        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char bytes byte_buf unit
+        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 char bytes byte_buf unit
         unit_struct seq tuple tuple_struct map identifier ignored_any
     }
 }
@@ -272,22 +373,55 @@ mod tests {
     fn a_document_of_too_many_values_is_not_made() {
         let many = |values: usize| Value::Array(vec![Value::Nil; values - 1]);
         for encoding in [Encoding::Json, Encoding::MessagePack] {
-            let count = |values| check_count(encoding, &encoding.encode(&many(values)).unwrap());
-            assert_eq!(count(MOST_VALUES), Ok(()));
-            assert_eq!(
-                count(MOST_VALUES + 1),
-                Err("more than 100000 values".into())
-            );
-            assert_eq!(check_count(encoding, b"\xc1 no document"), Ok(()));
+            let read = |values| encoding.decode(&encoding.encode(&many(values)).unwrap());
+            assert!(read(MOST_VALUES).is_ok());
+            assert_eq!(read(MOST_VALUES + 1), Err("more than 100000 values".into()));
         }
+        assert_eq!(check_count(b"\xc1 no document", 10), Ok(()));
         let extended = map(vec![
             ("time", Value::Ext(-1, vec![0; 4])),
             ("b", Value::Binary(vec![1])),
         ]);
-        assert_eq!(
-            check_count(Encoding::MessagePack, &packed(&extended)),
-            Ok(())
-        );
+        assert_eq!(check_count(&packed(&extended), 5), Ok(()));
+        assert!(check_count(&packed(&extended), 4).is_err());
+    }
+
+    #[test]
+    fn a_float_that_equals_an_integer_of_64_bits_is_that_integer() {
+        let made = |mut value: Value| {
+            make_whole(&mut value);
+            value
+        };
+        for (float, whole) in [
+            (0.0, 0),
+            (-0.0, 0),
+            (7.0, 7),
+            (4_102_444_800_000.0, 4_102_444_800_000),
+            (9_007_199_254_740_992.0, 1 << 53),
+            (TWO_63, 1 << 63),
+            (18_446_744_073_709_549_568.0, u64::MAX - 2047),
+        ] {
+            assert_eq!(made(Value::F64(float)), Value::from(whole), "{float}");
+        }
+        assert_eq!(made(Value::F64(-TWO_63)), Value::from(i64::MIN));
+        assert_eq!(made(Value::F32(16_777_216.0)), Value::from(1 << 24));
+        let unlike = [
+            7.5,
+            -0.5,
+            TWO_64,
+            -1e19,
+            1e300,
+            f64::INFINITY,
+            -f64::INFINITY,
+            5e-324,
+        ];
+        for float in unlike {
+            assert_eq!(made(Value::F64(float)), Value::F64(float));
+        }
+        assert_eq!(made(Value::F32(0.1)), Value::F32(0.1));
+        assert!(matches!(made(Value::F64(f64::NAN)), Value::F64(n) if n.is_nan()));
+        let nested = |value: Value| map(vec![("a", Value::Array(vec![map(vec![("b", value)])]))]);
+        assert_eq!(made(nested(Value::F64(1.0))), nested(1.into()));
     }
 
     #[derive(Debug, PartialEq, Deserialize)]
@@ -340,9 +474,62 @@ mod tests {
                 "word: must be text, one of one"
             );
         }
-        for name in [Value::Nil, 7.into(), bytes(b"n")] {
+        for name in [7.into(), bytes(b"n")] {
             assert_eq!(refused(map(vec![("name", name)])), "name: must be text");
         }
+    }
+
+    #[test]
+    fn a_field_that_is_null_is_absent_and_a_name_that_is_none_of_ours_is_refused() {
+        #[derive(Debug, PartialEq, Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Many {
+            #[serde(default)]
+            list: Vec<u64>,
+            #[serde(default = "seven")]
+            number: u64,
+        }
+        fn seven() -> u64 {
+            7
+        }
+        let nothing = map(vec![("list", Value::Nil), ("number", Value::Nil)]);
+        let expected = Many {
+            list: Vec::new(),
+            number: 7,
+        };
+        assert_eq!(from_document(&nothing), Ok(expected));
+        let within = map(vec![("list", Value::Array(vec![Value::Nil]))]);
+        assert!(
+            from_document::<Many>(&within)
+                .unwrap_err()
+                .starts_with("list[0]: ")
+        );
+        let unknown = from_document::<Many>(&map(vec![("colour", Value::Nil)]));
+        assert!(unknown.unwrap_err().contains("unknown field `colour`"));
+        assert_eq!(
+            refused(map(vec![("name", Value::Nil)])),
+            "missing field `name`"
+        );
+        let twice = map(vec![("name", Value::Nil), ("name", "n".into())]);
+        assert_eq!(refused(twice), "\"name\" is given twice");
+    }
+
+    #[test]
+    fn a_number_of_ours_is_finite() {
+        #[derive(Debug, Deserialize)]
+        struct Number {
+            #[expect(dead_code, reason = "only whether it is read")]
+            a: Option<f64>,
+        }
+        for endless in [
+            Value::F64(f64::NAN),
+            Value::F64(f64::INFINITY),
+            Value::F32(f32::NAN),
+        ] {
+            let refused = from_document::<Number>(&map(vec![("a", endless)])).unwrap_err();
+            assert_eq!(refused, "a: must be a finite number");
+        }
+        assert!(from_document::<Number>(&map(vec![("a", 7.into())])).is_ok());
     }
 
     #[test]

@@ -6,16 +6,13 @@ use base64::Engine as _;
 use rmpv::Value;
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use serde_json::value::RawValue;
 
-use super::document::{from_document, packed};
 use super::{
-    Candidate, Compression, Format, Job, Rule, Semantics, Source, Task, Validation, invalid,
-    is_submission_id,
+    Candidate, Compression, Context, Format, Job, Rule, Semantics, Source, Task, Validation,
+    invalid, is_submission_id,
 };
 use crate::failure::Failure;
-
-/// The most bytes the `context` of a job may take as MessagePack.
-const MAX_CONTEXT_BYTES: usize = 4096;
 
 /// The version of every message of this crate: the number 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -196,26 +193,6 @@ pub enum JobMessage {
     Validate(ValidateMessage),
 }
 
-/// The context of a job that is refused for something else, if it can be echoed.
-pub(super) fn sound_context(context: &Value) -> Option<Value> {
-    let read = from_document(context).ok();
-    read.filter(|context| check_context(context).is_ok())
-}
-
-/// Measured as MessagePack whatever the job came in, so that both encodings have one limit.
-fn check_context(context: &Value) -> Result<(), Failure> {
-    if !context.is_map() {
-        return Err(invalid("context: must be a map"));
-    }
-    let size = packed(context).len();
-    if size > MAX_CONTEXT_BYTES {
-        return Err(invalid(format!(
-            "context: {size} bytes encoded, at most {MAX_CONTEXT_BYTES} are allowed"
-        )));
-    }
-    Ok(())
-}
-
 fn check_validation(validation: Option<Validation>) -> Result<Validation, Failure> {
     let validation = validation.unwrap_or_default();
     if validation.nonce.chars().count() > 64 {
@@ -244,41 +221,39 @@ fn check_submission_id(id: &str) -> Result<(), Failure> {
     }
 }
 
-impl TryFrom<ScoreMessage> for Job {
-    type Error = Failure;
-
-    fn try_from(message: ScoreMessage) -> Result<Self, Failure> {
-        check_submission_id(&message.submission_id)?;
-        message.context.as_ref().map_or(Ok(()), check_context)?;
-        Ok(Self {
-            submission_id: message.submission_id,
-            model: message.model,
+impl ScoreMessage {
+    /// `text` is the context as it was sent, if that was JSON.
+    pub(super) fn check(self, text: Option<Box<RawValue>>) -> Result<Job, Failure> {
+        check_submission_id(&self.submission_id)?;
+        let context = self.context.map(|context| Context::new(context, text));
+        Ok(Job {
+            submission_id: self.submission_id,
+            model: self.model,
             task: Task::Score {
-                model_version: message.model_version,
-                candidate: Box::new(message.candidate.try_into()?),
+                model_version: self.model_version,
+                candidate: Box::new(self.candidate.try_into()?),
             },
-            validation: check_validation(message.validation)?,
-            deadline_ms: message.deadline_ms,
-            context: message.context,
+            validation: check_validation(self.validation)?,
+            deadline_ms: self.deadline_ms,
+            context: context.transpose()?,
         })
     }
 }
 
-impl TryFrom<ValidateMessage> for Job {
-    type Error = Failure;
-
-    fn try_from(message: ValidateMessage) -> Result<Self, Failure> {
-        check_submission_id(&message.submission_id)?;
-        message.context.as_ref().map_or(Ok(()), check_context)?;
-        Ok(Self {
-            submission_id: message.submission_id,
-            model: message.model,
+impl ValidateMessage {
+    /// `text` is the context as it was sent, if that was JSON.
+    pub(super) fn check(self, text: Option<Box<RawValue>>) -> Result<Job, Failure> {
+        check_submission_id(&self.submission_id)?;
+        let context = self.context.map(|context| Context::new(context, text));
+        Ok(Job {
+            submission_id: self.submission_id,
+            model: self.model,
             task: Task::Validate {
-                model_version: message.model_version,
+                model_version: self.model_version,
             },
-            validation: check_validation(message.validation)?,
-            deadline_ms: message.deadline_ms,
-            context: message.context,
+            validation: check_validation(self.validation)?,
+            deadline_ms: self.deadline_ms,
+            context: context.transpose()?,
         })
     }
 }

@@ -6,12 +6,15 @@ use std::collections::BTreeSet;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::job::document::from_document;
 use crate::job::message::V1;
-use crate::job::{Compression, Format};
+use crate::job::{Compression, Encoding, Format};
 use crate::package::Canary;
 
 /// The most bytes of a manifest: some ten thousand entries.
 pub const MAX_BYTES: u64 = 8 << 20;
+/// Values in a manifest, keys included: more than such an entry has fit into the bytes.
+const MOST_VALUES: usize = 1 << 19;
 
 /// `update_manifest.v1`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -92,15 +95,8 @@ pub fn decode(bytes: &[u8]) -> Result<UpdateManifest, String> {
     if bytes.len() as u64 > MAX_BYTES {
         return Err(format!("more than {MAX_BYTES} bytes"));
     }
-    let mut json = serde_json::Deserializer::from_slice(bytes);
-    let manifest: UpdateManifest =
-        serde_path_to_error::deserialize(&mut json).map_err(|error| {
-            match error.path().iter().next() {
-                Some(_) => format!("{}: {}", error.path(), error.inner()),
-                None => error.into_inner().to_string(),
-            }
-        })?;
-    json.end().map_err(|e| e.to_string())?;
+    let document = Encoding::Json.decode_within(bytes, MOST_VALUES)?;
+    let manifest: UpdateManifest = from_document(&document)?;
     manifest.check()?;
     Ok(manifest)
 }

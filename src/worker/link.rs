@@ -101,7 +101,7 @@ impl Keeper {
     }
 
     async fn forward(&self, delivery: &Delivery, publisher: &Publisher) {
-        let message = match control::decode(&delivery.body, delivery.properties.encoding()) {
+        let message = match control::decode(&delivery.body, delivery.properties.label()) {
             Ok(message) => message,
             Err(error) => return tracing::warn!(%error, "a control message is refused"),
         };
@@ -172,15 +172,13 @@ async fn reply(
     let Some(queue) = asked.reply_to.as_deref().filter(|queue| !queue.is_empty()) else {
         return Ok(());
     };
+    let encoding = asked.encoding();
     let outgoing = Outgoing {
         exchange: String::new(),
         routing_key: queue.to_owned(),
-        body: asked
-            .encoding()
-            .encode(answer)
-            .map_err(anyhow::Error::msg)?,
+        body: encoding.encode(answer).map_err(anyhow::Error::msg)?,
         properties: Properties {
-            content_type: asked.content_type.clone(),
+            content_type: Some(encoding.content_type().into()),
             correlation_id: asked.correlation_id.clone(),
             headers: asked.trace_headers(),
             attempt: 1,

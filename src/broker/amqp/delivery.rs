@@ -125,6 +125,7 @@ impl Delivery {
         let source = delivery.properties;
         let mut properties = Properties {
             content_type: source.content_type().as_ref().map(ToString::to_string),
+            content_encoding: source.content_encoding().as_ref().map(ToString::to_string),
             message_id: source.message_id().as_ref().map(ToString::to_string),
             correlation_id: source.correlation_id().as_ref().map(ToString::to_string),
             reply_to: source.reply_to().as_ref().map(ToString::to_string),

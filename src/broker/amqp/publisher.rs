@@ -229,6 +229,9 @@ fn properties(source: &Properties) -> BasicProperties {
     if let Some(text) = fitting(&source.content_type) {
         target = target.with_content_type(text);
     }
+    if let Some(text) = fitting(&source.content_encoding) {
+        target = target.with_content_encoding(text);
+    }
     if let Some(text) = fitting(&source.message_id) {
         target = target.with_message_id(text);
     }
