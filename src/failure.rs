@@ -3,7 +3,7 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 /// What became of a job, as the `status` of its result says it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -235,7 +235,7 @@ impl Failure {
             code: self.code,
             message: self.message.clone(),
             retryable: self.code.retryable(),
-            detail: json!(self.detail),
+            detail: self.detail.clone(),
         }
     }
 }
@@ -249,8 +249,8 @@ pub struct ErrorBody {
     pub message: String,
     /// Whether submitting the same job again later can help.
     pub retryable: bool,
-    /// Facts for programs; an object.
-    pub detail: Value,
+    /// Facts for programs.
+    pub detail: Map<String, Value>,
 }
 
 #[cfg(test)]
@@ -265,7 +265,10 @@ mod tests {
             Code::NonFiniteLoss,
             Code::Poisoned,
         ] {
-            assert_eq!(serde_json::to_value(code).unwrap(), json!(code.as_str()));
+            assert_eq!(
+                serde_json::to_value(code).unwrap(),
+                serde_json::json!(code.as_str())
+            );
         }
     }
 

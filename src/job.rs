@@ -178,6 +178,7 @@ impl Semantics {
 pub struct Validation {
     /// Shard ids, order kept, none twice; default all.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1), extend("uniqueItems" = true))]
     pub shards: Option<Vec<u64>>,
     /// Chooses the windows; 0 to 64 characters.
     #[serde(default)]
@@ -514,8 +515,19 @@ mod tests {
 
     #[test]
     fn the_same_job_decodes_equally_from_json_and_messagepack() {
-        let [json, packed] = BOTH.map(|encoding| decoded(sound(encoding), encoding).unwrap());
+        let [json, packed] = BOTH.map(|encoding| {
+            let job = decoded(sound(encoding), encoding).unwrap();
+            let context = read_back(encoding, job.context);
+            (
+                Job {
+                    context: None,
+                    ..job
+                },
+                context,
+            )
+        });
         assert_eq!(json, packed);
+        let (json, _) = json;
         assert_eq!(json.validation.shards, Some(vec![3, 1]), "order kept");
     }
 
@@ -572,8 +584,14 @@ mod tests {
             };
             assert_eq!((submission_id.as_str(), kind), ("s-1", Kind::Score));
             assert_eq!(model_version, Some(7));
-            assert_eq!(context, Some(value(json!({"miner_id": 5}))));
+            assert_eq!(read_back(encoding, context), value(json!({"miner_id": 5})));
         }
+    }
+
+    fn read_back(encoding: Encoding, context: Option<Context>) -> Value {
+        encoding
+            .decode(&encoding.encode(&context).unwrap())
+            .unwrap()
     }
 
     #[test]
@@ -633,11 +651,31 @@ mod tests {
     }
 
     #[test]
-    fn a_number_no_type_holds_is_no_json() {
-        let body = br#"{"v":1,"submission_id":"s","kind":"validate","context":{"a":1e999}}"#;
-        assert!(matches!(
-            decode(body, Encoding::Json),
-            Err(Undecodable::Anonymous(_))
-        ));
+    fn what_the_body_is_instead_of_a_map_is_said() {
+        for (body, found) in [
+            ("[1]", "a list"),
+            ("\"{}\"", "text"),
+            ("7", "a number"),
+            ("null", "null"),
+        ] {
+            let refused = decode(body.as_bytes(), Encoding::Json);
+            let Err(Undecodable::Anonymous(failure)) = refused else {
+                panic!("{refused:?}")
+            };
+            assert_eq!(
+                failure.message,
+                format!("the body is not a map but {found}")
+            );
+        }
+    }
+
+    #[test]
+    fn a_job_without_a_content_type_hears_what_it_looks_like() {
+        let refused = decode(br#"{"v":1}"#, Label::default());
+        let Err(Undecodable::Anonymous(failure)) = refused else {
+            panic!("{refused:?}")
+        };
+        let expected = "looks like JSON; content_type is missing, application/json is needed";
+        assert!(failure.message.starts_with(expected), "{failure}");
     }
 }

@@ -18,9 +18,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use memmap2::Mmap;
-use schemars::JsonSchema;
+use schemars::{JsonSchema, Schema};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::config::is_model_name;
@@ -28,6 +29,7 @@ use crate::engine::graph::{External, externals, plain_location};
 use crate::job::Encoding;
 use crate::job::document::from_document;
 use crate::job::message::V1;
+use crate::schema::{given, says};
 use plan::{Cut, Plan, Shard, TokenCut, Window};
 use shard::parse_shard;
 use weights::Weights;
@@ -38,7 +40,7 @@ pub const MANIFEST: &str = "model.json";
 /// `model.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-#[schemars(title = "model_package.v1")]
+#[schemars(title = "model_package.v1", transform = names_of_the_objective)]
 pub struct Manifest {
     /// Always 1.
     pub v: V1,
@@ -59,6 +61,7 @@ pub struct Manifest {
     /// What is measured.
     pub objective: Objective,
     /// Checkpoint tensors and their places in the graph.
+    #[schemars(extend("minProperties" = 1))]
     pub tensors: BTreeMap<String, TensorEntry>,
     /// Globs of the tensors a candidate may touch; default all.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -69,10 +72,49 @@ pub struct Manifest {
     /// Element type of the weights.
     pub precision: Dtype,
     /// Held-out data, ascending by id.
+    #[schemars(length(min = 1))]
     pub shards: Vec<ShardFile>,
     /// A known answer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub canary: Option<Canary>,
+}
+
+/// What `check_objective` checks of inputs and outputs.
+fn names_of_the_objective(schema: &mut Schema) {
+    let part = |part: &str, rule: Value| json!({ "properties": { part: rule } });
+    let absent = |name: &str| json!({ "not": given(name) });
+    let rules = json!([
+        {
+            "if": part("objective", says("kind", "causal_lm")),
+            "then": { "allOf": [
+                part("inputs", given("tokens")),
+                part("outputs", given("logits")),
+                part("outputs", absent("loss")),
+            ] },
+            "else": { "allOf": [
+                part("inputs", absent("tokens")),
+                part("inputs", absent("attention_mask")),
+                part("inputs", absent("position_ids")),
+                part("outputs", absent("logits")),
+                part("outputs", given("loss")),
+            ] },
+        },
+    ]);
+    schema.insert("allOf".into(), rules);
+}
+
+/// What `check` checks of a tensor's shape.
+fn only_matrices_are_transposed(schema: &mut Schema) {
+    let transposed =
+        json!({ "required": ["transposed"], "properties": { "transposed": { "const": true } } });
+    let some =
+        json!({ "required": ["places"], "properties": { "places": { "contains": transposed } } });
+    let matrix = json!({
+        "required": ["shape"],
+        "properties": { "shape": { "minItems": 2, "maxItems": 2 } },
+    });
+    schema.insert("if".into(), some);
+    schema.insert("then".into(), matrix);
 }
 
 /// A file of the package and its SHA-256 in hex.
@@ -134,12 +176,15 @@ pub enum Objective {
     /// Negative log-likelihood of tokens to come.
     CausalLm {
         /// Input tokens of a window, L.
+        #[schemars(range(min = 1, max = 1_048_576))]
         window: usize,
         /// Windows taken from each row of a shard.
         #[serde(default = "one")]
+        #[schemars(range(min = 1, max = 1_048_576))]
         windows_per_row: usize,
-        /// 1 = the next token; 2 = two ahead.
+        /// 1 = the next token; 2 = two ahead. At most the window.
         #[serde(default = "one")]
+        #[schemars(range(min = 1, max = 255))]
         label_shift: usize,
         /// Targets with this value do not count.
         #[serde(default = "ignore_index")]
@@ -278,8 +323,10 @@ impl Dtype {
 /// A checkpoint tensor.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(transform = only_matrices_are_transposed)]
 pub struct TensorEntry {
     /// Where it lives in the graph; all of them are patched.
+    #[schemars(length(min = 1))]
     pub places: Vec<Place>,
     /// In the checkpoint.
     pub shape: Vec<usize>,
@@ -317,7 +364,29 @@ pub struct Canary {
     /// Nats per target.
     pub loss: f64,
     /// Largest accepted difference.
+    #[schemars(range(min = 0.0))]
     pub tolerance: f64,
+}
+
+impl Canary {
+    /// Whether it can be met at all.
+    ///
+    /// # Errors
+    /// Names the field.
+    pub fn check(self) -> Result<(), String> {
+        match self.tolerance >= 0.0 {
+            true => Ok(()),
+            false => Err("canary.tolerance: must be at least 0".into()),
+        }
+    }
+}
+
+/// Whether the text is a SHA-256 as packages and manifests write it.
+pub fn is_digest(text: &str) -> bool {
+    text.len() == 64
+        && text
+            .bytes()
+            .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 /// What is wrong with a package: the file or field, and what to do.
@@ -650,6 +719,10 @@ impl Manifest {
             "tensors: empty, there is nothing to patch".into(),
         )?;
         self.check_objective()?;
+        self.check_digests()?;
+        if let Some(canary) = self.canary {
+            canary.check().map_err(PackageError)?;
+        }
         for (name, tensor) in &self.tensors {
             require(
                 !tensor.places.is_empty(),
@@ -671,6 +744,21 @@ impl Manifest {
             )?;
         }
         self.check_places()
+    }
+
+    fn check_digests(&self) -> Result<(), PackageError> {
+        let graph = [("graph", &self.graph.sha256)].into_iter();
+        let external = self.graph.external.iter().flatten();
+        let external = external.map(|file| ("graph.external", &file.sha256));
+        let weights = self.weights.iter().map(|file| ("weights", &file.sha256));
+        let shards = self.shards.iter().map(|file| ("shards", &file.sha256));
+        let mut all = graph.chain(external).chain(weights).chain(shards);
+        all.try_for_each(|(field, digest)| {
+            require(
+                is_digest(digest),
+                format!("{field}.sha256: {digest:?} is not 64 lower-case hex digits"),
+            )
+        })
     }
 
     /// The objective's own bounds, and the names it needs; others would silently mean nothing.
@@ -769,7 +857,7 @@ fn matches_glob(glob: &str, name: &str) -> bool {
     true
 }
 
-fn package_id(mut document: serde_json::Value) -> String {
+fn package_id(mut document: Value) -> String {
     if let Some(fields) = document.as_object_mut() {
         for field in ["version", "canary", "weights"] {
             fields.remove(field);

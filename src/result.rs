@@ -7,6 +7,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::candidate::sketch::BINS;
 use crate::failure::{Code, ErrorBody, Failure, Status};
 use crate::job::document::{from_document, from_json};
 use crate::job::message::V1;
@@ -147,9 +148,23 @@ pub struct CandidateFacts {
     pub l2_norm: f64,
     /// Min-hash sketch of the changed weights, 64 values; null where no changed weight fell into a bin.
     /// Salted with the plan: only sketches of one plan can be compared.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(min = 64, max = 64))]
+    #[serde(
+        default,
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "whole_sketch"
+    )]
+    #[schemars(length(min = BINS, max = BINS))]
     pub sketch: Vec<Option<u64>>,
+}
+
+fn whole_sketch<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Option<u64>>, D::Error> {
+    let sketch = Vec::deserialize(deserializer)?;
+    match sketch.len() {
+        BINS => Ok(sketch),
+        places => Err(D::Error::custom(format!(
+            "must have {BINS} places, not {places}"
+        ))),
+    }
 }
 
 /// Milliseconds per stage.
@@ -386,10 +401,7 @@ mod tests {
             submission_id: "s".into(),
             kind: Kind::Validate,
             model_version: None,
-            context: Some(Value::Map(vec![(
-                Value::from(1),
-                Value::Binary(vec![1, 2]),
-            )])),
+            context: Some(Value::Map(vec![(1.into(), Value::Binary(vec![1, 2]))]).into()),
             attempt: 1,
         }
     }
@@ -404,14 +416,87 @@ mod tests {
         });
         let mut message = ResultMessage::new(&answerer(), addressee(), Ok(body));
         let packed = Encoding::MessagePack.encode(&message).unwrap();
-        let read: ResultMessage = rmp_serde::from_slice(&packed).unwrap();
-        assert_eq!(read, message);
+        let read = ResultMessage::decode(&packed, Encoding::MessagePack);
+        assert_eq!(read.as_ref(), Ok(&message));
         message.context = None;
         let json = Encoding::Json.encode(&message).unwrap();
-        assert_eq!(
-            serde_json::from_slice::<ResultMessage>(&json).unwrap(),
-            message
-        );
+        assert_eq!(ResultMessage::decode(&json, Encoding::Json), Ok(message));
+    }
+
+    /// The result of a job, as it is published.
+    fn answered(body: &[u8], encoding: Encoding) -> Vec<u8> {
+        let job = crate::job::decode(body, encoding).unwrap();
+        let addressee = Addressee {
+            context: job.context,
+            ..addressee()
+        };
+        let failure = Failure::new(Code::OutOfMemory, "x");
+        let message = ResultMessage::new(&answerer(), addressee, Err(failure));
+        encoding.encode(&message).unwrap()
+    }
+
+    #[test]
+    fn a_context_of_json_comes_back_to_the_digit() {
+        let context = r#"{"a":[1.10,1e400,-0.0,7.0,123456789012345678901234567890,1E+2,0.1e1],"b":null,"é\u00e9":{"context":{}}}"#;
+        let body =
+            format!(r#"{{"v":1,"kind":"validate","submission_id":"s","context": {context}}}"#);
+        let answer = answered(body.as_bytes(), Encoding::Json);
+        let text = String::from_utf8(answer.clone()).unwrap();
+        assert!(text.contains(&format!(r#""context":{context},"#)), "{text}");
+        // And by who reads results and hands them on.
+        let read = ResultMessage::decode(&answer, Encoding::Json).unwrap();
+        assert_eq!(Encoding::Json.encode(&read).unwrap(), answer);
+        assert!(Encoding::MessagePack.encode(&read).is_err());
+    }
+
+    #[test]
+    fn a_context_of_messagepack_comes_back_with_every_type() {
+        let numbers = vec![
+            Value::F32(0.1),
+            Value::F32(7.0),
+            Value::F64(7.0),
+            Value::F64(-0.0),
+            Value::F64(f64::NAN),
+            Value::F32(f32::INFINITY),
+            u64::MAX.into(),
+            i64::MIN.into(),
+        ];
+        let context = Value::Map(vec![
+            ("numbers".into(), Value::Array(numbers)),
+            (Value::F64(1.0), Value::Nil),
+            (1.into(), Value::Binary(vec![0xff])),
+            (Value::Array(vec![]), Value::Boolean(false)),
+            ("time".into(), Value::Ext(-1, vec![0; 12])),
+            ("own".into(), Value::Ext(5, vec![1])),
+            (
+                "context".into(),
+                Value::Map(vec![("context".into(), Value::F64(2.0))]),
+            ),
+        ]);
+        let field = |name: &str, value: Value| (Value::from(name), value);
+        let body = Value::Map(vec![
+            field("v", 1.into()),
+            field("kind", "validate".into()),
+            field("submission_id", "s".into()),
+            field("context", context.clone()),
+        ]);
+        let packed = |value: &Value| Encoding::MessagePack.encode(value).unwrap();
+        let answer = answered(&packed(&body), Encoding::MessagePack);
+        let as_sent = packed(&context);
+        assert!(answer.windows(as_sent.len()).any(|part| part == as_sent));
+        let read = ResultMessage::decode(&answer, Encoding::MessagePack).unwrap();
+        assert_eq!(Encoding::MessagePack.encode(&read).unwrap(), answer);
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_result_is_named() {
+        let known = include_str!("../schemas/examples/valid/score_result.v1-scored.json");
+        let bent = |from: &str, to: &str| {
+            assert!(known.contains(from), "{from}");
+            ResultMessage::decode(known.replace(from, to).as_bytes(), Encoding::Json).unwrap_err()
+        };
+        assert!(bent("\"windows\": ", "\"windows\": 0.5e-").starts_with("windows: "));
+        assert!(bent("\"loss_before\"", "\"loss_befor\"").contains("missing field `loss_before`"));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! echoed as it came: the values of MessagePack with their types, the text of JSON with its digits.
 
 use rmpv::Value;
-use serde::{Deserialize, Deserializer, Serialize, Serializer, ser};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser};
 use serde_json::value::RawValue;
 
 use super::document::packed;
@@ -85,6 +85,10 @@ impl Serialize for Context {
 /// What a tree holds; the text of JSON is put in by who has the body.
 impl<'de> Deserialize<'de> for Context {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Value::deserialize(deserializer).map(Self::Packed)
+        let value = Value::deserialize(deserializer)?;
+        match value.is_map() {
+            true => Ok(Self::Packed(value)),
+            false => Err(de::Error::custom("must be a map")),
+        }
     }
 }

@@ -136,17 +136,31 @@ impl<'de> Visitor<'de> for Node<'_> {
 /// The integer that a number of JSON equals, if a field of ours can hold it; else the nearest float,
 /// infinite where there is none.
 fn number(text: &str) -> Value {
-    let whole = whole(text);
-    let unsigned = whole.and_then(|n| u64::try_from(n).ok());
-    let signed = whole.and_then(|n| i64::try_from(n).ok());
+    let float = text.parse().unwrap_or(f64::INFINITY);
+    let digits = whole(text);
+    let meant = match digits {
+        // Beyond 2^53 a float is written with the fewest digits that name it, and zeros for the others.
+        Some(_) if text.contains(['.', 'e', 'E']) && digits == whole(&format!("{float:e}")) => {
+            exact(float)
+        }
+        Some(_) | None => digits,
+    };
+    let unsigned = meant.and_then(|n| u64::try_from(n).ok());
+    let signed = meant.and_then(|n| i64::try_from(n).ok());
     match (unsigned, signed) {
         (Some(n), _) => n.into(),
         (None, Some(n)) => n.into(),
-        (None, None) => Value::F64(text.parse().unwrap_or(f64::INFINITY)),
+        (None, None) => Value::F64(float),
     }
 }
 
-/// None for what has a fraction or is beyond 64 bits.
+/// A float without a fraction; one beyond 128 bits as their end, which no field holds either.
+#[expect(clippy::cast_possible_truncation, reason = "it has no fraction")]
+fn exact(float: f64) -> Option<i128> {
+    Some(float as i128)
+}
+
+/// What the digits say; none for what has a fraction or is beyond 128 bits.
 fn whole(text: &str) -> Option<i128> {
     let (sign, text) = match text.strip_prefix('-') {
         Some(text) => (-1, text),
@@ -210,12 +224,19 @@ mod tests {
             ("0e999999999999999999999", 0),
             ("9007199254740993.0", 9_007_199_254_740_993),
             ("9.007199254740993e15", 9_007_199_254_740_993),
+            // A float of 2^60, as it is written.
+            ("1.152921504606847e+18", 1 << 60),
+            ("1152921504606847000", 1_152_921_504_606_847_000),
             ("18446744073709551615", u64::MAX),
             ("18446744073709551615.000", u64::MAX),
         ] {
             assert_eq!(read_text(text), Value::from(whole), "{text}");
         }
-        for (text, whole) in [("-7.0", -7), ("-9223372036854775808.0", i64::MIN)] {
+        for (text, whole) in [
+            ("-7.0", -7),
+            ("-9223372036854775808.0", i64::MIN),
+            ("-9.223372036854776e18", i64::MIN),
+        ] {
             assert_eq!(read_text(text), Value::from(whole), "{text}");
         }
     }
@@ -226,6 +247,7 @@ mod tests {
             "7.5",
             "9007199254740992.5",
             "18446744073709551616",
+            "1.8446744073709552e19",
             "-9223372036854775809",
             "123456789012345678901234567890",
             "1e30",

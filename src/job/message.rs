@@ -6,6 +6,7 @@ use base64::Engine as _;
 use rmpv::Value;
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use serde_json::json;
 use serde_json::value::RawValue;
 
 use super::{
@@ -13,6 +14,7 @@ use super::{
     invalid, is_submission_id,
 };
 use crate::failure::Failure;
+use crate::schema::{given, says};
 
 /// The version of every message of this crate: the number 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -94,13 +96,18 @@ impl JsonSchema for Blob {
         true
     }
     fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-        schemars::json_schema!({ "type": "string", "contentEncoding": "base64" })
+        schemars::json_schema!({
+            "type": "string",
+            "contentEncoding": "base64",
+            "pattern": "^(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}[AEIMQUYcgkosw048]=|[A-Za-z0-9+/][AQgw]==)?$",
+        })
     }
 }
 
 /// A candidate as the wire carries it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(transform = one_source_and_its_rate)]
 pub struct CandidateMessage {
     /// The container.
     pub format: Format,
@@ -111,6 +118,7 @@ pub struct CandidateMessage {
     pub semantics: Semantics,
     /// Required for `gradient`, refused for `param_diff`; finite and positive.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("exclusiveMinimum" = 0))]
     pub learning_rate: Option<f64>,
     /// Where to fetch the bytes; exactly one of `url` and `data`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -125,6 +133,20 @@ pub struct CandidateMessage {
     /// Number of the bytes as fetched; required with `url`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub size: Option<u64>,
+}
+
+/// What [`Candidate`]'s conversion checks of several fields together.
+fn one_source_and_its_rate(schema: &mut schemars::Schema) {
+    let rules = json!([
+        { "oneOf": [given("url"), given("data")] },
+        { "if": given("url"), "then": { "allOf": [given("sha256"), given("size")] } },
+        {
+            "if": says("semantics", "gradient"),
+            "then": given("learning_rate"),
+            "else": { "not": given("learning_rate") },
+        },
+    ]);
+    schema.insert("allOf".into(), rules);
 }
 
 /// A score job as the wire carries it (without `kind`).
@@ -326,10 +348,10 @@ fn parse_sha256(text: &str) -> Result<[u8; 32], Failure> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::context::MAX_BYTES;
     use super::super::tests::{BOTH, Fields, decoded, holder, put, refusal, remove, sound, value};
     use super::super::{Encoding, Kind};
     use super::*;
-    use serde_json::json;
 
     /// Both encodings must refuse the bent job with a message that begins with the name.
     #[track_caller]
@@ -368,12 +390,12 @@ mod tests {
 
     #[test]
     fn every_broken_field_of_a_job_is_named() {
-        all_refused("v", json!([2, 1.0, "1", null, -1, [1]]));
+        all_refused("v", json!([2, 1.5, "1", -1, [1]]));
         all_refused("kind", json!(["guess", null, 0, ["score"]]));
         all_refused("model", json!([5, ["m"]]));
         all_refused(
             "model_version",
-            json!([-1, 7.0, "7", null, 18446744073709551616.0]),
+            json!([-1, 7.5, "7", 18446744073709551616.0, 1e300]),
         );
         all_refused("deadline_ms", json!([-1, 1.5, "tomorrow"]));
         all_refused("context", json!([[1], "x", 1, {"long": "x".repeat(4200)}]));
@@ -387,13 +409,13 @@ mod tests {
             "0".repeat(64),
             9
         ]);
-        all_refused("candidate", json!([null, "x", list]));
+        all_refused("candidate", json!(["x", list]));
         all_refused("validation", json!([[[3], "n"], "n", 3]));
     }
 
     #[test]
     fn every_broken_field_of_a_candidate_is_named() {
-        let format = json!(["pickle", "BINARY_V2", 0, null, {"binary_v2": null}]);
+        let format = json!(["pickle", "BINARY_V2", 0, {"binary_v2": null}]);
         all_refused("candidate.format", format);
         all_refused("candidate.compression", json!(["gzip", "", 0]));
         all_refused("candidate.semantics", json!(["sum", 0, ["gradient"]]));
@@ -403,7 +425,7 @@ mod tests {
         all_refused("candidate.data", json!([[1, 2], {}, 5, true]));
         let digest = json!(["12", "g".repeat(64), "0".repeat(66), "", 0]);
         all_refused("candidate.sha256", digest);
-        all_refused("candidate.size", json!([-1, 2.0, "2"]));
+        all_refused("candidate.size", json!([-1, 2.5, "2"]));
         refused_in(Encoding::Json, "candidate.data", |job| {
             put(job, "candidate.data", "%%".into());
         });
@@ -414,9 +436,9 @@ mod tests {
 
     #[test]
     fn every_broken_field_of_a_validation_is_named() {
-        let shards = json!([[3, 3], [1, 2, 1], [], [1.0], [-1], [null], 3, {"0": 3}]);
+        let shards = json!([[3, 3], [1, 2, 1.0], [], [1.5], [-1], [null], 3, {"0": 3}]);
         all_refused("validation.shards", shards);
-        let nonce = json!(["x".repeat(65), "é".repeat(65), null, 5, ["n"]]);
+        let nonce = json!(["x".repeat(65), "é".repeat(65), 5, ["n"]]);
         all_refused("validation.nonce", nonce);
     }
 
@@ -440,6 +462,7 @@ mod tests {
             ("candidate.data", "candidate.url, candidate.data: neither"),
         ] {
             refused(named, |job| remove(job, path));
+            refused(named, |job| put(job, path, Value::Nil));
         }
     }
 
@@ -488,6 +511,7 @@ mod tests {
             "context",
             "validation",
             "validation.shards",
+            "validation.nonce",
             "candidate.compression",
             "candidate.url",
             "candidate.sha256",
@@ -511,14 +535,16 @@ mod tests {
             ("candidate.learning_rate", json!(5e-324)),
             ("candidate.sha256", json!("aB".repeat(32))),
             ("candidate.size", json!(0)),
+            ("v", json!(1.0)),
+            ("model_version", json!(7.0)),
+            ("deadline_ms", json!(4_102_444_800_000.0)),
+            ("validation.shards", json!([3.0, -0.0])),
+            ("candidate.size", json!(2.0)),
         ] {
             accepted(|job| put(job, path, super::super::tests::value(value.clone())));
         }
         // A map of one, a key of one letter and the head of a long text are six bytes.
-        for (length, fits) in [
-            (MAX_CONTEXT_BYTES - 6, true),
-            (MAX_CONTEXT_BYTES - 5, false),
-        ] {
+        for (length, fits) in [(MAX_BYTES - 6, true), (MAX_BYTES - 5, false)] {
             for encoding in BOTH {
                 let mut job = sound(encoding);
                 put(&mut job, "context", value(json!({"a": "x".repeat(length)})));
@@ -555,6 +581,68 @@ mod tests {
             put(job, "candidate.semantics", "param_diff".into());
             remove(job, "candidate.learning_rate");
         });
+    }
+
+    #[test]
+    fn a_float_without_a_fraction_is_its_integer_and_the_context_keeps_it() {
+        for job in accepted(|job| {
+            put(job, "model_version", Value::F64(9_007_199_254_740_994.0));
+            put(
+                job,
+                "validation.shards",
+                Value::Array(vec![Value::F64(3.0)]),
+            );
+            put(job, "candidate.size", Value::F32(16_777_216.0));
+            put(
+                job,
+                "context",
+                value(json!({"nothing": null, "share": 7.0})),
+            );
+        }) {
+            assert_eq!(job.task.model_version(), Some(9_007_199_254_740_994));
+            assert_eq!(job.validation.shards, Some(vec![3]));
+            let expected = match job.context.unwrap() {
+                Context::Packed(value) => serde_json::to_string(&value),
+                Context::Text(text) => serde_json::to_string(&text),
+            };
+            assert_eq!(expected.unwrap(), r#"{"nothing":null,"share":7.0}"#);
+        }
+    }
+
+    #[test]
+    fn a_number_beyond_all_floats_is_no_learning_rate() {
+        let text = br#"{"v":1,"kind":"score","submission_id":"s","model_version":7,
+            "candidate":{"format":"binary_v2","semantics":"gradient","data":"","learning_rate":1e400}}"#;
+        let refused = super::super::decode(text, Encoding::Json);
+        let Err(super::super::Undecodable::Named { failure, .. }) = refused else {
+            panic!("{refused:?}")
+        };
+        assert_eq!(
+            failure.message,
+            "candidate.learning_rate: must be a finite number"
+        );
+    }
+
+    #[test]
+    fn a_context_may_be_written_longer_in_json_but_not_without_end() {
+        let job = |context: &str| {
+            let body =
+                format!(r#"{{"v":1,"kind":"validate","submission_id":"s","context":{context}}}"#);
+            super::super::decode(body.as_bytes(), Encoding::Json)
+        };
+        let escaped = "\\u0001".repeat(MAX_BYTES - 6);
+        assert!(job(&format!(r#"{{"a":"{escaped}"}}"#)).is_ok());
+        assert!(job(&format!(r#"{{"a":{}1}}"#, " ".repeat(100_000))).is_ok());
+        let refused = job(&format!(r#"{{"a":0.{}}}"#, "1".repeat(33_000)));
+        let Err(super::super::Undecodable::Named {
+            failure,
+            context: None,
+            ..
+        }) = refused
+        else {
+            panic!("{refused:?}")
+        };
+        assert!(failure.message.starts_with("context: "), "{failure}");
     }
 
     #[test]
@@ -635,6 +723,6 @@ mod tests {
         let mut job = sound(Encoding::MessagePack);
         put(&mut job, "context", context.clone());
         let job = decoded(job, Encoding::MessagePack).unwrap();
-        assert_eq!(job.context, Some(context));
+        assert_eq!(job.context, Some(context.into()));
     }
 }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::job::document::from_document;
 use crate::job::message::V1;
 use crate::job::{Compression, Encoding, Format};
-use crate::package::Canary;
+use crate::package::{Canary, is_digest};
 
 /// The most bytes of a manifest: some ten thousand entries.
 pub const MAX_BYTES: u64 = 8 << 20;
@@ -43,7 +43,7 @@ pub struct FullWeights {
     /// The version they are.
     pub version: u64,
     /// Where the file is: mirrors, tried in order. Relative ones start at the manifest.
-    #[schemars(length(min = 1))]
+    #[schemars(length(min = 1), inner(length(min = 1)))]
     pub urls: Vec<String>,
     /// SHA-256 of the file, 64 hex digits.
     #[schemars(regex(pattern = r"^[0-9a-f]{64}$"))]
@@ -68,7 +68,7 @@ pub struct Delta {
     /// The version it gives; an older one is a way back.
     pub to: u64,
     /// Where the file is: mirrors, tried in order. Relative ones start at the manifest.
-    #[schemars(length(min = 1))]
+    #[schemars(length(min = 1), inner(length(min = 1)))]
     pub urls: Vec<String>,
     /// The container, one of a candidate's; the values are added.
     pub format: Format,
@@ -147,16 +147,13 @@ fn check_file(
         return Err(format!("{entry}.size: a file has at least one byte"));
     }
     match canary {
-        Some(canary) if !(canary.loss.is_finite() && canary.tolerance >= 0.0) => Err(format!(
-            "{entry}.canary: a finite loss and a tolerance of at least 0"
-        )),
-        Some(_) | None => Ok(()),
+        Some(canary) => canary.check().map_err(|why| format!("{entry}.{why}")),
+        None => Ok(()),
     }
 }
 
 fn check_digest(field: &str, digest: &str) -> Result<(), String> {
-    let lower_hex = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
-    if digest.len() == 64 && digest.bytes().all(lower_hex) {
+    if is_digest(digest) {
         Ok(())
     } else {
         Err(format!("{field}: not 64 lower-case hex digits"))
