@@ -20,81 +20,74 @@ pub(crate) fn unmarked(text: &[u8]) -> &[u8] {
 
 /// Reads a document of at most so many values, keys included.
 pub(super) fn read(text: &[u8], most_values: usize) -> Result<Value, String> {
-    let mut bounds = Bounds {
-        left: most_values,
-        refusal: None,
-    };
-    let node = Node {
-        bounds: &mut bounds,
-        depth: 0,
+    // The reader keeps a byte for each level that is open, and reads each level anew.
+    if !is_flat(text) {
+        return Err(format!("nested deeper than {MAX_NESTING} levels"));
+    }
+    let mut left = Left {
+        values: most_values,
+        over: false,
     };
     let mut reader = serde_json::Deserializer::from_slice(unmarked(text));
-    let read = node.deserialize(&mut reader);
+    let read = Node(&mut left).deserialize(&mut reader);
     let read = read.and_then(|value| reader.end().map(|()| value));
-    match (read, bounds.refusal) {
-        (_, Some(refusal)) if refusal == Refusal::Values => {
-            Err(format!("more than {most_values} values"))
+    if left.over {
+        return Err(format!("more than {most_values} values"));
+    }
+    read.map_err(|e| format!("not JSON: {e}"))
+}
+
+/// Whether no bracket is open within more than so many others, whatever else is wrong.
+fn is_flat(text: &[u8]) -> bool {
+    let (mut depth, mut quoted, mut escaped) = (0_usize, false, false);
+    for byte in text {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if quoted => escaped = true,
+            b'"' => quoted = !quoted,
+            b'[' | b'{' if !quoted => depth += 1,
+            b']' | b'}' if !quoted => depth = depth.saturating_sub(1),
+            _ => {}
         }
-        (_, Some(_)) => Err(format!("nested deeper than {MAX_NESTING} levels")),
-        (read, None) => read.map_err(|e| format!("not JSON: {e}")),
+        if depth > MAX_NESTING {
+            return false;
+        }
     }
+    true
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Refusal {
-    Values,
-    Depth,
+/// Values that may still come, counted before they are made.
+struct Left {
+    values: usize,
+    over: bool,
 }
 
-/// What is checked before anything is made.
-struct Bounds {
-    /// Values that may still come.
-    left: usize,
-    refusal: Option<Refusal>,
-}
-
-impl Bounds {
-    fn refuse(&mut self, refusal: Refusal) -> serde_json::Error {
-        self.refusal = Some(refusal);
-        serde_json::Error::custom("too much")
-    }
-
+impl Left {
     fn count(&mut self) -> serde_json::Result<()> {
-        match self.left.checked_sub(1) {
+        match self.values.checked_sub(1) {
             Some(left) => {
-                self.left = left;
+                self.values = left;
                 Ok(())
             }
-            None => Err(self.refuse(Refusal::Values)),
+            None => {
+                self.over = true;
+                Err(serde_json::Error::custom("too many values"))
+            }
         }
     }
 }
 
 /// A place in the document.
-struct Node<'a> {
-    bounds: &'a mut Bounds,
-    /// Maps and lists around it.
-    depth: usize,
-}
+struct Node<'a>(&'a mut Left);
 
 impl Node<'_> {
     fn read(self, text: &str) -> serde_json::Result<Value> {
-        self.bounds.count()?;
+        self.0.count()?;
         let mut reader = serde_json::Deserializer::from_str(text);
         match text.as_bytes().first() {
-            Some(b'{' | b'[') if self.depth == MAX_NESTING => {
-                Err(self.bounds.refuse(Refusal::Depth))
-            }
             Some(b'{' | b'[') => reader.deserialize_any(self),
             Some(b'-' | b'0'..=b'9') => Ok(number(text)),
             Some(_) | None => Value::deserialize(&mut reader),
-        }
-    }
-
-    fn inner(&mut self) -> Node<'_> {
-        Node {
-            bounds: self.bounds,
-            depth: self.depth + 1,
         }
     }
 }
@@ -115,19 +108,19 @@ impl<'de> Visitor<'de> for Node<'_> {
         f.write_str("a map or a list")
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(mut self, mut items: A) -> Result<Value, A::Error> {
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
         let mut list = Vec::new();
-        while let Some(item) = items.next_element_seed(self.inner())? {
+        while let Some(item) = items.next_element_seed(Node(self.0))? {
             list.push(item);
         }
         Ok(Value::Array(list))
     }
 
-    fn visit_map<A: MapAccess<'de>>(mut self, mut pairs: A) -> Result<Value, A::Error> {
+    fn visit_map<A: MapAccess<'de>>(self, mut pairs: A) -> Result<Value, A::Error> {
         let mut map = Vec::new();
         while let Some(key) = pairs.next_key::<String>()? {
-            self.bounds.count().map_err(A::Error::custom)?;
-            map.push((key.into(), pairs.next_value_seed(self.inner())?));
+            self.0.count().map_err(A::Error::custom)?;
+            map.push((key.into(), pairs.next_value_seed(Node(self.0))?));
         }
         Ok(Value::Map(map))
     }
