@@ -15,8 +15,8 @@ use futures_util::stream::BoxStream;
 use futures_util::{FutureExt, StreamExt};
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::header::{
-    CONTENT_RANGE, ETAG, HeaderMap, HeaderName, HeaderValue, IF_MODIFIED_SINCE, IF_NONE_MATCH,
-    LAST_MODIFIED, RANGE,
+    ACCEPT_ENCODING, AsHeaderName, CONTENT_ENCODING, CONTENT_RANGE, ETAG, HeaderMap, HeaderName,
+    HeaderValue, IF_MODIFIED_SINCE, IF_NONE_MATCH, LAST_MODIFIED, RANGE, TRANSFER_ENCODING,
 };
 use reqwest::{Response, StatusCode};
 use tokio::io::AsyncReadExt;
@@ -123,6 +123,7 @@ impl Getter {
             .redirect(reqwest::redirect::Policy::none())
             .no_proxy()
             .dns_resolver(Arc::new(resolver))
+            .default_headers(plain())
             .user_agent(concat!("scorer/", env!("CARGO_PKG_VERSION")))
             .build()?;
         Ok(Self {
@@ -276,6 +277,39 @@ impl Getter {
     }
 }
 
+/// Asks for the bytes as they are: their size and digest are known.
+fn plain() -> HeaderMap {
+    let identity = HeaderValue::from_static("identity");
+    HeaderMap::from_iter([(ACCEPT_ENCODING, identity)])
+}
+
+/// What hides nothing. S3 keeps the mark of an upload in pieces beside some objects.
+const UNCODED: [&str; 4] = ["", "identity", "chunked", "aws-chunked"];
+/// What is named; a server's other words are not repeated.
+const CODINGS: [&str; 6] = ["gzip", "x-gzip", "deflate", "br", "zstd", "compress"];
+
+/// The first of the codings, if the bytes are not those that lie there.
+fn coding<'a>(mut said: impl Iterator<Item = &'a str>) -> Option<&'static str> {
+    said.find_map(|list| {
+        let mut codings = list
+            .split(',')
+            .map(|coding| coding.trim().to_ascii_lowercase());
+        let coding = codings.find(|coding| !UNCODED.contains(&coding.as_str()))?;
+        let known = CODINGS.iter().find(|known| **known == coding);
+        Some(known.copied().unwrap_or("something unknown"))
+    })
+}
+
+/// It is the server that answers otherwise than it was asked, whoever named it.
+fn uncoded<'a>(place: &str, said: impl Iterator<Item = &'a str>) -> Result<(), FetchError> {
+    match coding(said) {
+        None => Ok(()),
+        Some(coding) => Err(unavailable(format!(
+            "{place}: the answer is coded ({coding}), although only identity is accepted; serve the bytes as they are"
+        ))),
+    }
+}
+
 fn header(text: &str) -> Result<HeaderValue, FetchError> {
     HeaderValue::from_str(text).map_err(|e| unavailable(e.to_string()))
 }
@@ -300,6 +334,9 @@ impl Body {
             status if status.is_success() => 0,
             status => return Err(unavailable(format!("{place}: answered {status}"))),
         };
+        let headers = response.headers();
+        uncoded(&place, texts(headers, CONTENT_ENCODING))?;
+        uncoded(&place, texts(headers, TRANSFER_ENCODING))?;
         let end = from.saturating_add(response.content_length().unwrap_or(0));
         if end > most {
             return Err(FetchError::TooLong {
@@ -401,6 +438,12 @@ impl Body {
         }
         Ok(bytes)
     }
+}
+
+/// The values of a header, also of one that is no text.
+fn texts(headers: &HeaderMap, name: impl AsHeaderName) -> impl Iterator<Item = &str> {
+    let values = headers.get_all(name).into_iter();
+    values.map(|value| value.to_str().unwrap_or("unreadable"))
 }
 
 /// Where a partial answer begins: `bytes 100-199/200`.
@@ -610,6 +653,75 @@ mod tests {
             assert!(matches!(refused, Err(FetchError::Forbidden(_))), "{trick}");
         }
         assert!(getter.check("https://a.example/c/x").is_ok());
+    }
+
+    /// A server that says these lines beside its answer; what it is asked comes back.
+    async fn saying(lines: &'static str) -> (String, tokio::task::JoinHandle<String>) {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let place = format!("http://{}/", listener.local_addr().unwrap());
+        let asked = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = vec![0; 4096];
+            let read = stream.read(&mut request).await.unwrap();
+            let answer =
+                format!("HTTP/1.1 200 X\r\nConnection: close\r\n{lines}\r\n1\r\nx\r\n0\r\n\r\n");
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            String::from_utf8_lossy(&request[..read]).to_ascii_lowercase()
+        });
+        (place, asked)
+    }
+
+    #[tokio::test]
+    async fn only_the_bytes_themselves_are_asked_for_and_taken() {
+        for (lines, fits) in [
+            ("Transfer-Encoding: chunked\r\n", true),
+            (
+                "Transfer-Encoding: chunked\r\nContent-Encoding: identity\r\n",
+                true,
+            ),
+            (
+                "Transfer-Encoding: chunked\r\nContent-Encoding: aws-chunked\r\n",
+                true,
+            ),
+            ("Transfer-Encoding: chunked\r\nContent-Encoding:\r\n", true),
+            (
+                "Transfer-Encoding: chunked\r\nContent-Encoding: gzip\r\n",
+                false,
+            ),
+            (
+                "Transfer-Encoding: chunked\r\nContent-Encoding: Identity, Zstd\r\n",
+                false,
+            ),
+            (
+                "Transfer-Encoding: chunked\r\nContent-Encoding: identity\r\nContent-Encoding: br\r\n",
+                false,
+            ),
+            (
+                "Transfer-Encoding: chunked\r\nContent-Encoding: \u{e9}\r\n",
+                false,
+            ),
+            ("Transfer-Encoding: gzip, chunked\r\n", false),
+        ] {
+            let (place, asked) = saying(lines).await;
+            let getter = Getter::new(std::slice::from_ref(&place), true).unwrap();
+            let opened = getter.open(getter.check(&place).unwrap(), 0, 100).await;
+            assert!(
+                asked
+                    .await
+                    .unwrap()
+                    .contains("\r\naccept-encoding: identity\r\n")
+            );
+            match opened {
+                Ok(body) => {
+                    assert!(fits, "{lines}");
+                    assert_eq!(body.read().await.unwrap(), b"x");
+                }
+                Err(FetchError::Unavailable(why)) => {
+                    assert!(!fits && why.contains("is coded"), "{lines}: {why}");
+                }
+                Err(other) => panic!("{lines}: {other}"),
+            }
+        }
     }
 
     /// A server that answers every request with its name, until the test ends.

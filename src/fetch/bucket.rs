@@ -10,12 +10,13 @@ use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 use object_store::aws::AmazonS3Builder;
 use object_store::azure::MicrosoftAzureBuilder;
+use object_store::client::{HttpClient, HttpConnector, ReqwestConnector};
 use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::path::Path;
-use object_store::{GetOptions, GetRange, ObjectStore, RetryConfig};
+use object_store::{Attribute, ClientOptions, GetOptions, GetRange, ObjectStore, RetryConfig};
 use url::Url;
 
-use super::{FetchError, forbidden, place, unavailable};
+use super::{FetchError, forbidden, place, plain, unavailable, uncoded};
 
 /// Retries are for whoever fetches to decide: jobs have a ladder, updates have mirrors.
 const RETRIES: usize = 1;
@@ -61,6 +62,8 @@ impl Buckets {
                 return Err(unavailable(format!("{place}: {}", kind(&error))));
             }
         };
+        let coding = got.attributes.get(&Attribute::ContentEncoding);
+        uncoded(&place, coding.iter().map(|coding| coding.as_ref()))?;
         Ok(Some(Object {
             from: got.range.start,
             tag: got.meta.e_tag.clone(),
@@ -81,6 +84,17 @@ impl Buckets {
     }
 }
 
+/// Asks as [`plain`] does, whatever else the environment says of connections.
+#[derive(Debug)]
+struct Plain;
+
+impl HttpConnector for Plain {
+    fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
+        let options = options.clone().with_default_headers(plain());
+        ReqwestConnector::default().connect(&options)
+    }
+}
+
 fn make(scheme: &str, bucket: &str) -> object_store::Result<Arc<dyn ObjectStore>> {
     let retry = RetryConfig {
         max_retries: RETRIES,
@@ -90,15 +104,30 @@ fn make(scheme: &str, bucket: &str) -> object_store::Result<Arc<dyn ObjectStore>
     Ok(match scheme {
         "s3" => {
             let builder = AmazonS3Builder::from_env().with_url(bucket);
-            Arc::new(builder.with_retry(retry).build()?)
+            Arc::new(
+                builder
+                    .with_retry(retry)
+                    .with_http_connector(Plain)
+                    .build()?,
+            )
         }
         "gs" => {
             let builder = GoogleCloudStorageBuilder::from_env().with_url(bucket);
-            Arc::new(builder.with_retry(retry).build()?)
+            Arc::new(
+                builder
+                    .with_retry(retry)
+                    .with_http_connector(Plain)
+                    .build()?,
+            )
         }
         _ => {
             let builder = MicrosoftAzureBuilder::from_env().with_url(bucket);
-            Arc::new(builder.with_retry(retry).build()?)
+            Arc::new(
+                builder
+                    .with_retry(retry)
+                    .with_http_connector(Plain)
+                    .build()?,
+            )
         }
     })
 }

@@ -208,7 +208,7 @@ fn what_was_promised_is_checked_and_what_is_not_there_climbs_the_ladder() {
     );
 
     let started = Instant::now();
-    let target = server.put("/target", Route::Bytes(bytes));
+    let target = server.put("/target", Route::Bytes(bytes.clone()));
     submit(&aggregator, "missing", &server.url("/missing"));
     submit(
         &aggregator,
@@ -222,10 +222,15 @@ fn what_was_promised_is_checked_and_what_is_not_there_climbs_the_ladder() {
     );
     submit(
         &aggregator,
+        "coded",
+        &server.put("/coded", Route::Coded(bytes)),
+    );
+    submit(
+        &aggregator,
         "moved",
         &server.put("/moved", Route::Redirect(target)),
     );
-    for id in ["missing", "broken", "stalled"] {
+    for id in ["missing", "broken", "stalled", "coded"] {
         assert_eq!(code(&aggregator, id), "candidate_unavailable", "{id}");
         let result = aggregator.result(id).json();
         assert_eq!(
@@ -254,9 +259,9 @@ fn what_was_promised_is_checked_and_what_is_not_there_climbs_the_ladder() {
     parked_are(
         &aggregator,
         if moved == "candidate_unavailable" {
-            4
+            5
         } else {
-            3
+            4
         },
     );
     worker.drain();

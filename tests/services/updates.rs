@@ -212,9 +212,14 @@ fn mirrors_are_tried_in_order_and_downloads_go_on_where_they_broke_off() {
     let mut other = bytes.clone();
     other[half + 1] ^= 1;
     site.server.put(&wrong, Route::Mirror(other));
+    site.server.put(&path("coded"), Route::Coded(bytes.clone()));
     site.server.put(&sound, Route::Mirror(bytes));
     let elsewhere = "http://127.0.0.1:9/8";
-    let entry = manifest::full(&site.trainer, 8, &[elsewhere, "dying", "wrong", "sound"]);
+    let entry = manifest::full(
+        &site.trainer,
+        8,
+        &[elsewhere, "coded", "dying", "wrong", "sound"],
+    );
     site.publish(&ManifestBuilder::new(8).full(entry));
     let worker = stack.worker_with("w1", |s| site.followed(s));
     serves(&worker, &site, 8);
@@ -417,6 +422,14 @@ fn reads_a_bucket(scheme: &str) {
     aggregator.submit(&elsewhere);
     let refused = aggregator.result("from-elsewhere").json();
     assert_eq!(refused["error"]["code"], "candidate_url_forbidden");
+    site.server.put(&path("coded"), Route::Coded(case.bytes()));
+    let mut coded = case.job_by_url("coded", &format!("{scheme}://model/coded"));
+    coded["model_version"] = json!(version);
+    aggregator.submit(&coded);
+    let failed = aggregator.result("coded").json();
+    assert_eq!(failed["error"]["code"], "candidate_unavailable", "{failed}");
+    let why = failed["error"]["message"].as_str().expect("a message");
+    assert!(why.contains("is coded (gzip)"), "{why}");
 }
 
 /// What sends every cloud's client to this server.

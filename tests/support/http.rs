@@ -25,6 +25,8 @@ pub(crate) enum Route {
     Then(Box<Route>, Box<Route>),
     /// A status and nothing else.
     Status(u16),
+    /// 200 with these bytes, said to be gzip.
+    Coded(Vec<u8>),
     /// 302 to this place.
     Redirect(String),
     /// The head at once, then nothing for this long.
@@ -188,6 +190,10 @@ impl Reply {
                 drip,
                 ..Self::new(200, "", bytes)
             },
+            Route::Coded(bytes) => {
+                let headers = format!("{MODIFIED}Content-Encoding: gzip\r\n");
+                Self::new(200, &headers, bytes)
+            }
             Route::Then(first, _) => Self::to(request, *first),
             Route::Status(status) => Self::new(status, "", Vec::new()),
             Route::Redirect(to) => Self::new(302, &format!("Location: {to}\r\n"), Vec::new()),
@@ -256,7 +262,11 @@ fn serve(
 ) -> Option<()> {
     let request = Request::read(&stream)?;
     let route = take(routes, &request.path);
-    let reply = Reply::to(&request, route.unwrap_or(Route::Status(404)));
+    // What else a client would take, some servers would send.
+    let reply = match request.header("accept-encoding") {
+        Some("identity") => Reply::to(&request, route.unwrap_or(Route::Status(404))),
+        Some(_) | None => Reply::new(406, "", Vec::new()),
+    };
     // Before the answer, so that whoever has it finds the request here.
     asked
         .lock()
