@@ -244,7 +244,7 @@ impl Engine {
                 let constants: Vec<Constant<'_>> = specs.iter().map(WeightSpec::constant).collect();
                 let prepared = graph.with_constants(&constants, head, &package.dir, &data);
                 let prepared = prepared.map_err(|e| broken(e.to_string()))?;
-                share_external(&package, dir.path()).map_err(|e| broken(e.to_string()))?;
+                copy_external(&package, dir.path()).map_err(|e| broken(e.to_string()))?;
                 std::fs::write(&model, prepared).map_err(|e| broken(e.to_string()))?;
                 let bare = Session::new(config, Source::File(&model), Vec::new());
                 (Vec::new(), bare)
@@ -579,15 +579,15 @@ fn check_trainable(package: &Package, graph: &Graph, head: Head<'_>) -> Result<(
     Ok(())
 }
 
-/// Makes the package's files of external data those of a graph in another folder.
-fn share_external(package: &Package, dir: &std::path::Path) -> std::io::Result<()> {
+/// Gives a graph in another folder the package's files of external data.
+fn copy_external(package: &Package, dir: &std::path::Path) -> std::io::Result<()> {
     for external in package.manifest.graph.external.iter().flatten() {
         let (from, to) = (package.dir.join(&external.file), dir.join(&external.file));
         if let Some(parent) = to.parent() {
             std::fs::create_dir_all(parent)?;
         }
-        // A link costs nothing; another file system takes a copy.
-        std::fs::hard_link(&from, &to).or_else(|_| std::fs::copy(&from, &to).map(|_| ()))?;
+        // ONNX Runtime takes links of either kind for an attack.
+        std::fs::copy(&from, &to)?;
     }
     Ok(())
 }
