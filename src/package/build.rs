@@ -9,10 +9,14 @@ pub(super) mod precision;
 mod source;
 mod unshare;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use bytes::Bytes;
+
 use super::checkpoint::Tensor;
-use super::{Dtype, MANIFEST, Manifest, Objective, Package, PackageError};
+use super::{Dtype, MANIFEST, Manifest, Objective, Package, PackageError, ShardFile, TensorEntry};
+use crate::engine::graph::Graph;
 use crate::job::message::V1;
 use files::Staging;
 pub(super) use files::{write, write_tensors};
@@ -83,62 +87,13 @@ pub fn build_and_try(
 ) -> Result<Built, PackageError> {
     recipe.check()?;
     files::check_free(&recipe.out)?;
-    let mut source = Source::open(recipe)?;
-    let mut graph = source.graph.clone();
-    let placed = place::place(&source.tensors, &source.pool, &mut graph, |t| {
-        source.elsewhere(t)
-    });
-    let (placed, rewritten) = placed.map_err(|error| match source.naming.note() {
-        Some(note) => PackageError(format!("{error}\n  ({note})")),
-        None => error,
-    })?;
-    let moved = placed.iter().filter(|(name, tensor)| {
-        let mut places = tensor.places.iter();
-        places.any(|place| place.transposed || place.initializer != **name)
-    });
-    let moved = moved.count();
-    let inputs = interface::inputs(&graph, &placed, recipe.objective)?;
-    let outputs = interface::outputs(&graph, recipe.objective)?;
-    // An export that is good as it is goes into the package byte for byte.
-    let bytes = if rewritten {
-        graph.encode().into()
-    } else {
-        source.bytes.clone()
-    };
+    let source = Source::open(recipe)?;
+    let placed = Placed::find(&source)?;
+    let moved = placed.moved();
     let staging = Staging::begin(&recipe.out)?;
     let (shards, others) = staging.shards(&recipe.shards, recipe.objective)?;
-    let naming = source.naming.clone();
-    let named = |name: &str| naming.in_checkpoint(name);
-    source
-        .tensors
-        .iter_mut()
-        .for_each(|t| t.name = named(&t.name));
-    let aliases = source
-        .aliases
-        .iter()
-        .map(|(alias, name)| (named(alias), named(name)));
-    let manifest = Manifest {
-        v: V1,
-        name: recipe.name.clone(),
-        version: recipe.version,
-        graph: staging.graph(bytes, &source.dir)?,
-        weights: Some(staging.weights(&source.tensors)?),
-        inputs,
-        outputs,
-        objective: recipe.objective,
-        precision: source.tensors.first().map_or(Dtype::F32, |t| t.dtype),
-        tensors: placed
-            .into_iter()
-            .map(|(name, tensor)| (named(&name), tensor))
-            .collect(),
-        trainable: None,
-        aliases: (!source.aliases.is_empty()).then(|| aliases.collect()),
-        shards,
-        canary: None,
-    };
-    let json = serde_json::to_vec_pretty(&manifest).map_err(|e| PackageError(e.to_string()))?;
-    write(&staging.dir().join(MANIFEST), &json)?;
-    let mut notes = [source.notes, others].concat();
+    let mut notes = [source.notes.clone(), others].concat();
+    let manifest = write_package(recipe, &staging, source, placed, shards)?;
     notes.extend(tried(Package::load(&staging.dir(), false, &[])?)?);
     staging.finish()?;
     Ok(Built {
@@ -146,4 +101,86 @@ pub fn build_and_try(
         moved,
         notes,
     })
+}
+
+/// Where the tensors are, in the graph as it goes into the package.
+struct Placed {
+    /// By their names in the graph.
+    tensors: BTreeMap<String, TensorEntry>,
+    graph: Graph,
+    bytes: Bytes,
+}
+
+impl Placed {
+    fn find(source: &Source) -> Result<Self, PackageError> {
+        let mut graph = source.graph.clone();
+        let elsewhere = |tensor: &Tensor| source.elsewhere(tensor);
+        let placed = place::place(&source.tensors, &source.pool, &mut graph, elsewhere);
+        let (tensors, rewritten) = placed.map_err(|error| match source.naming.note() {
+            Some(note) => PackageError(format!("{error}\n  ({note})")),
+            None => error,
+        })?;
+        // An export that is good as it is goes into the package byte for byte.
+        let bytes = if rewritten {
+            graph.encode().into()
+        } else {
+            source.bytes.clone()
+        };
+        Ok(Self {
+            tensors,
+            graph,
+            bytes,
+        })
+    }
+
+    /// How many tensors are not where their names say, as they are.
+    fn moved(&self) -> usize {
+        let moved = self.tensors.iter().filter(|(name, tensor)| {
+            let mut places = tensor.places.iter();
+            places.any(|place| place.transposed || place.initializer != **name)
+        });
+        moved.count()
+    }
+}
+
+/// Writes all files but the shards, under the checkpoint's names.
+fn write_package(
+    recipe: &Recipe,
+    staging: &Staging,
+    mut source: Source,
+    placed: Placed,
+    shards: Vec<ShardFile>,
+) -> Result<Manifest, PackageError> {
+    let naming = &source.naming;
+    let named = |name: &str| naming.in_checkpoint(name);
+    let inputs = interface::inputs(&placed.graph, &placed.tensors, recipe.objective)?;
+    let outputs = interface::outputs(&placed.graph, recipe.objective)?;
+    let aliases = source.aliases.iter();
+    let aliases: BTreeMap<String, String> = aliases.map(|(a, n)| (named(a), named(n))).collect();
+    let tensors = placed.tensors.into_iter();
+    let tensors = tensors
+        .map(|(name, tensor)| (named(&name), tensor))
+        .collect();
+    for tensor in &mut source.tensors {
+        tensor.name = named(&tensor.name);
+    }
+    let manifest = Manifest {
+        v: V1,
+        name: recipe.name.clone(),
+        version: recipe.version,
+        graph: staging.graph(placed.bytes, &source.dir)?,
+        weights: Some(staging.weights(&source.tensors)?),
+        inputs,
+        outputs,
+        objective: recipe.objective,
+        precision: source.tensors.first().map_or(Dtype::F32, |t| t.dtype),
+        tensors,
+        trainable: None,
+        aliases: (!aliases.is_empty()).then_some(aliases),
+        shards,
+        canary: None,
+    };
+    let json = serde_json::to_vec_pretty(&manifest).map_err(|e| PackageError(e.to_string()))?;
+    write(&staging.dir().join(MANIFEST), &json)?;
+    Ok(manifest)
 }

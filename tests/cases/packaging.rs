@@ -133,6 +133,23 @@ fn external_data_is_the_package_s_own_wherever_the_graph_has_it_and_whatever_the
             cwd.display()
         );
     }
+    // What candidates cannot touch stays in its file, however large it is.
+    let graph = std::fs::read(bench.out().join("model.onnx")).unwrap();
+    let graph = scorer::engine::graph::Graph::decode(graph.into()).unwrap();
+    let head = scorer::engine::graph::Head::LogProbs("logits");
+    let prepared = graph.prepare(&["embed.weight", "head.weight"], head, &bench.out());
+    let (prepared, frozen) = (prepared.unwrap().len(), 6 * 66_560);
+    assert!(
+        prepared < 20_000,
+        "{prepared} bytes with {frozen} of frozen weights"
+    );
+    // The session that `scorer bench` compares with has the weights in files of its own.
+    let package = Arc::new(scorer::package::Package::load(&bench.out(), false, &[]).unwrap());
+    let plan = scorer::package::plan::Plan::new(&package.shards, None, "", package.cut()).unwrap();
+    let mut bare = scorer::engine::Engine::load_bare(package, &config(&[]).engine).unwrap();
+    let losses = bare.pass(&plan).unwrap();
+    let mean = losses.iter().sum::<f64>() / losses.len() as f64;
+    assert!((mean - expected).abs() < 1e-6, "{mean}");
     // Each of the files is covered by a digest.
     for file in files {
         let path = bench.out().join(file["file"].as_str().unwrap());

@@ -98,41 +98,42 @@ pub(super) fn place(
     let (mut nowhere, mut problems) = (Vec::new(), unshared.problems);
     let mut tensors = BTreeMap::new();
     for (tensor, found) in checkpoint.iter().zip(found) {
-        let line = |problem| format!("  {} {:?}: {problem}", tensor.name, tensor.shape);
-        match found {
+        let (name, shape) = (&tensor.name, &tensor.shape);
+        let problem = match found {
             Ok(places) => {
                 let entry = TensorEntry {
                     places,
-                    shape: tensor.shape.clone(),
+                    shape: shape.clone(),
                     dtype: tensor.dtype,
                 };
-                tensors.insert(tensor.name.clone(), entry);
+                tensors.insert(name.clone(), entry);
+                continue;
             }
-            Err(problem) => {
-                let known = || other_values(tensor, initializers);
-                let reason = precision::reason(tensor, &all, initializers);
-                match reason.or_else(|| why(tensor)).or_else(known) {
-                    Some(reason) => problems.push(line(reason)),
-                    None if problem == NOWHERE => {
-                        nowhere.push(format!("    {} {:?}", tensor.name, tensor.shape))
-                    }
-                    None => problems.push(line(problem)),
-                }
-            }
+            Err(problem) => problem,
+        };
+        let reason = precision::reason(tensor, &all, initializers).or_else(|| why(tensor));
+        match reason.or_else(|| other_values(tensor, initializers)) {
+            None if problem == NOWHERE => nowhere.push(format!("    {name} {shape:?}")),
+            reason => problems.push(format!("  {name} {shape:?}: {}", reason.unwrap_or(problem))),
         }
     }
     if nowhere.is_empty() && problems.is_empty() {
         return Ok((tensors, unshared.rewritten));
     }
+    Err(refusal(nowhere, problems))
+}
+
+/// What helps most tensors is said first.
+fn refusal(mut nowhere: Vec<String>, problems: Vec<String>) -> PackageError {
     if !nowhere.is_empty() {
         let what = "  no initializer holds these, as they are or transposed; export with \
                     torch.onnx.export(..., optimize=False), which folds nothing:";
         nowhere.insert(0, what.to_owned());
     }
-    Err(PackageError(format!(
+    PackageError(format!(
         "tensors cannot be placed in the graph:\n{}",
         [nowhere, problems].concat().join("\n")
-    )))
+    ))
 }
 
 /// Of the tensor's very name, type and shape, and of another version.
