@@ -32,7 +32,7 @@ pub use flow::{Bar, Flow, Limit};
 pub use lift::{Elsewhere, Lifted, lift};
 pub use reach::Reach;
 pub use tensors::{External, externals, plain_location, relocate};
-use tensors::{contents, embed_small};
+use tensors::{contents, embed};
 
 /// Name of the input that carries the targets, int64 `[batch, seq, 1]`.
 pub const LABELS: &str = "scorer_labels";
@@ -221,7 +221,7 @@ impl Graph {
         dir: &Path,
     ) -> Result<Vec<u8>, GraphError> {
         self.edit(head, |graph| move_to_inputs(graph, weights))?;
-        embed_small(self.model.encode_to_vec(), dir)
+        embed(self.model.encode_to_vec(), dir)
     }
 
     /// The same computation with the weights as constants in a file `data` beside it, for
@@ -238,7 +238,7 @@ impl Graph {
     ) -> Result<Vec<u8>, GraphError> {
         let constants = self.constants(weights, data)?;
         self.edit(head, |_| Ok(()))?;
-        self.model = ModelProto::decode(Bytes::from(embed_small(self.model.encode_to_vec(), dir)?))
+        self.model = ModelProto::decode(Bytes::from(embed(self.model.encode_to_vec(), dir)?))
             .map_err(|e| GraphError(e.to_string()))?;
         self.add(constants);
         Ok(self.model.encode_to_vec())

@@ -21,6 +21,9 @@ const DEEPEST: usize = 128;
 /// Bytes of a tensor that is taken into the model whatever file it is in.
 const SMALL: usize = 1 << 16;
 
+/// Bytes of a model that protobuf can hold, with room for what else is added.
+const LARGEST: usize = (2 << 30) - (16 << 20);
+
 /// A message of ONNX's that is, or may hold, a tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -272,12 +275,14 @@ pub fn relocate(
 }
 
 /// The model with what is small taken in from its files; what is large stays there. ONNX Runtime looks
-/// for constants of branches and the like in the working directory when it folds them.
+/// for constants of branches and the like in the working directory when it folds them, and takes a
+/// file that is a link for an attack: what is in such a file is taken in, too.
 ///
 /// # Errors
-/// Names the tensor whose contents cannot be read.
-pub(super) fn embed_small(model: Vec<u8>, dir: &Path) -> Result<Vec<u8>, GraphError> {
+/// Names the tensor whose contents cannot be read, or the link behind which too much is.
+pub(super) fn embed(model: Vec<u8>, dir: &Path) -> Result<Vec<u8>, GraphError> {
     let model = Bytes::from(model);
+    let mut room = LARGEST.saturating_sub(model.len());
     let embedded = edit(&model, &mut |trail| {
         let Some((Kind::Tensor, bytes)) = trail.last() else {
             return Ok(Change::Keep);
@@ -287,15 +292,32 @@ pub(super) fn embed_small(model: Vec<u8>, dir: &Path) -> Result<Vec<u8>, GraphEr
             return Ok(Change::Keep);
         }
         let contents = contents(&tensor, dir)?;
-        if contents.len() > SMALL {
+        let location = entry(&tensor, "location").unwrap_or_default();
+        if contents.len() > SMALL && !is_link(dir, &location) {
             return Ok(Change::Keep);
         }
+        room = room.checked_sub(contents.len()).ok_or_else(|| {
+            let at = whereabouts(trail);
+            GraphError(format!(
+                "{at}: {location} is a link, and more is behind links than a graph can hold; copy the file itself into the package"
+            ))
+        })?;
         tensor.raw_data = Some(contents);
         tensor.data_location = None;
         tensor.external_data.clear();
         Ok(Change::Replace(tensor.encode_to_vec()))
     })?;
     Ok(embedded.unwrap_or_else(|| model.into()))
+}
+
+/// Whether the file has another name, or another place outside of the folder.
+fn is_link(dir: &Path, location: &str) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let path = dir.join(plain_location(location).unwrap_or_default());
+    let alone = std::fs::metadata(&path).is_ok_and(|found| found.nlink() == 1);
+    let (real, folder) = (path.canonicalize(), dir.canonicalize());
+    let inside = real.is_ok_and(|real| folder.is_ok_and(|folder| real.starts_with(folder)));
+    !(alone && inside)
 }
 
 /// A location without detours, if it stays in the graph's folder.
@@ -498,6 +520,21 @@ mod tests {
         (model.encode_to_vec().into(), names)
     }
 
+    /// A model of one initializer that is above what is taken in.
+    fn large_tensor() -> ModelProto {
+        let mut tensor = external("initializer", "initializer.data");
+        tensor.dims = vec![i64::try_from(SMALL / 4 + 1).unwrap()];
+        tensor.external_data.truncate(1);
+        let graph = GraphProto {
+            initializer: vec![tensor],
+            ..GraphProto::default()
+        };
+        ModelProto {
+            graph: Some(graph),
+            ..ModelProto::default()
+        }
+    }
+
     fn locations(model: &Bytes) -> Vec<String> {
         let mut found: Vec<String> = externals(model)
             .unwrap()
@@ -546,18 +583,36 @@ mod tests {
     }
 
     #[test]
-    fn what_is_small_is_taken_in_and_what_is_large_stays() {
+    fn what_is_small_or_behind_a_link_is_taken_in_and_what_is_large_stays() {
         let (model, names) = everywhere();
         let dir = tempfile::tempdir().unwrap();
         for name in &names {
             std::fs::write(dir.path().join(format!("{name}.data")), [7; 16]).unwrap();
         }
-        let taken: Bytes = embed_small(model.to_vec(), dir.path()).unwrap().into();
+        let taken: Bytes = embed(model.to_vec(), dir.path()).unwrap().into();
         assert_eq!(externals(&taken).unwrap(), []);
+        let (large, linked) = (
+            dir.path().join("initializer.data"),
+            dir.path().join("elsewhere"),
+        );
+        std::fs::write(&large, vec![7; SMALL + 10]).unwrap();
+        let model: Bytes = large_tensor().encode_to_vec().into();
+        let left = |model: &Bytes| {
+            let embedded: Bytes = embed(model.to_vec(), dir.path()).unwrap().into();
+            externals(&embedded).unwrap().len()
+        };
+        assert_eq!(left(&model), 1);
+        std::fs::hard_link(&large, &linked).unwrap();
+        assert_eq!(left(&model), 0);
+        std::fs::remove_file(&linked).unwrap();
+        assert_eq!(left(&model), 1);
+        let outside = tempfile::tempdir().unwrap();
+        std::fs::rename(&large, outside.path().join("x")).unwrap();
+        std::os::unix::fs::symlink(outside.path().join("x"), &large).unwrap();
+        assert_eq!(left(&model), 0);
+        let (model, _) = everywhere();
         std::fs::write(dir.path().join("attribute.data"), [7; 15]).unwrap();
-        let error = embed_small(model.to_vec(), dir.path())
-            .unwrap_err()
-            .to_string();
+        let error = embed(model.to_vec(), dir.path()).unwrap_err().to_string();
         assert!(
             error.contains("attribute.data: has no bytes 8 to 16"),
             "{error}"
