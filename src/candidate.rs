@@ -397,14 +397,14 @@ impl<'a> Gathered<'a> {
     /// What is to be said of a candidate without entries.
     fn nothing(&self) -> Failure {
         let mut message = "the candidate has no entries".to_owned();
-        if self.pieces == 0 && !self.keys.is_empty() {
+        if !self.passed_over.is_empty() {
+            let tensors = &self.passed_over;
+            message += &format!("; of these the type cannot be a weight's: {tensors}");
+        } else if self.pieces == 0 && !self.keys.is_empty() {
             message += &format!(
                 "; it has the keys {}, and no tensor is below them",
                 self.keys
             );
-        }
-        if !self.passed_over.is_empty() {
-            message += &format!("; {} cannot be weights by their type", self.passed_over);
         }
         Failure::new(Code::CandidateEmpty, message)
     }

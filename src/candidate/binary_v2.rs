@@ -13,12 +13,9 @@ use super::keys::Keys;
 use super::packed::{Packed, Unpacker};
 use super::{Gathered, MOST_DIMENSIONS, foreign, malformed, natural, not_a, shorten};
 use crate::failure::{Code, Failure};
-use crate::looks::Looks;
 
 /// A longer name is not looked at when the names' prefix is looked for.
 const LONGEST_NAME: usize = 4096;
-/// What null is.
-const MISSING: &str = "missing";
 
 /// Reads the container, one tensor at a time.
 ///
@@ -26,6 +23,9 @@ const MISSING: &str = "missing";
 /// The first thing that is wrong.
 pub(super) fn decode(bytes: &[u8], gathered: &mut Gathered<'_>) -> Result<(), Failure> {
     let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
+    if !matches!(text.trim_ascii_start(), [b'{' | b'[', ..]) {
+        return Err(not_a("binary_v2 JSON", bytes));
+    }
     let untouched = gathered.clone();
     let mut read = read(text, gathered);
     if let Err(Stop::NoJson(_)) = read
@@ -37,7 +37,6 @@ pub(super) fn decode(bytes: &[u8], gathered: &mut Gathered<'_>) -> Result<(), Fa
     }
     read.map_err(|stop| match stop {
         Stop::Refused(failure) => failure,
-        Stop::NoJson(_) if Looks::of(bytes) != Looks::Json => not_a("binary_v2 JSON", bytes),
         Stop::NoJson(error) => malformed(format!("not binary_v2 JSON: {error}")),
     })
 }
@@ -203,10 +202,6 @@ impl<'de, F: FnMut(Place<'_>, Said<'_>) -> Result<(), Failure>> Visitor<'de> for
         while slot()?.is_some() {}
         Ok(())
     }
-
-    fn visit_str<E: serde::de::Error>(self, _: &str) -> Result<(), E> {
-        Err(E::custom("text is neither a map nor a list of tensors"))
-    }
 }
 
 /// What stands under a key, or in the list.
@@ -281,7 +276,7 @@ impl Said<'_> {
 
     fn what(&self) -> &'static str {
         match self {
-            Self::Null => MISSING,
+            Self::Null => "null",
             Self::Natural(_) => "a number",
             Self::Text(_) => "text",
             Self::Sizes(_) => "a list",
@@ -305,9 +300,9 @@ impl Entry<'_> {
     ) -> Result<(), Failure> {
         let wrong = |what: String| malformed(format!("{}: {what}", shorten(name)));
         let refuse = |field: &str, said: &Said<'_>, wanted: &str| {
-            wrong(match said.what() {
-                MISSING => format!("{field} is {MISSING}; it has the keys {}", self.keys),
-                what => format!("{field} is {what}, not {wanted}"),
+            wrong(match matches!(said, Said::Null) {
+                true => format!("{field} is missing; it has the keys {}", self.keys),
+                false => format!("{field} is {}, not {wanted}", said.what()),
             })
         };
         if let Some(field) = self.twice {

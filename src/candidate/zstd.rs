@@ -2,8 +2,9 @@
 
 use zstd::bulk::Decompressor;
 
-use super::{Gathered, malformed, too_large};
+use super::{Gathered, malformed, not_a, too_large};
 use crate::failure::Failure;
+use crate::looks::Looks;
 
 /// How zstd says that there was more than there was room for.
 const NO_ROOM: &str = "Destination buffer is too small";
@@ -28,7 +29,8 @@ pub(super) fn inflate(bytes: &[u8], gathered: &mut Gathered<'_>) -> Result<Vec<u
     })?;
     let broken = |e: std::io::Error| match e.to_string() {
         message if message == NO_ROOM => too_large(format!("inflates to more than {}", most.name)),
-        message => malformed(format!("not zstd: {message}")),
+        message if Looks::of(bytes) == Looks::Zstd => malformed(format!("not zstd: {message}")),
+        _ => not_a("zstd", bytes),
     };
     let mut decompressor = Decompressor::new().map_err(broken)?;
     decompressor

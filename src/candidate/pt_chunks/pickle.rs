@@ -56,7 +56,7 @@ impl Value<'_> {
     /// What it is, in words.
     pub(super) fn what(&self) -> &'static str {
         match self {
-            Self::None => "missing",
+            Self::None => "None",
             Self::Int(_) | Self::Float(_) => "a number",
             Self::Text(_) => "text",
             Self::Bytes(_) | Self::Latin1(_) => "bytes",
@@ -685,6 +685,7 @@ fn is_remark(module: &str, name: &str) -> bool {
         "torch.nn.parameter" => matches!(name, "Parameter" | "Buffer"),
         "numpy" => name == "ndarray",
         "numpy.core.multiarray" | "numpy._core.multiarray" => name == "_reconstruct",
+        "numpy.core.numeric" | "numpy._core.numeric" => name == "_frombuffer",
         BUILTINS_2 | BUILTINS => matches!(
             name,
             "set"
