@@ -12,6 +12,7 @@ mod containers;
 #[expect(unreachable_pub, reason = "a crate of its own, elsewhere")]
 mod fuzz;
 mod fuzzed;
+mod lenient;
 mod raw;
 mod real_files;
 mod refusals;
