@@ -88,6 +88,13 @@ fn json_bombs(name: &str) -> Vec<Bomb> {
     for n in 0..2_000_000 {
         write!(names, r#""t{n}":{{"k":0,"data":""}},"#).unwrap();
     }
+    // Each has a prefix of many parts, and a renaming fails at the last of them.
+    let mut wrapped = "{".to_owned();
+    for n in 0..100_000 {
+        let parts = "a.".repeat(20);
+        write!(wrapped, r#""{parts}{name}":{{"k":0,"data":"","n":{n}}},"#).unwrap();
+    }
+    write!(wrapped, r#""{name}":{{"k":0,"data":""}}}}"#).unwrap();
     let mut remarks = "{".to_owned();
     for n in 0..2_000_000 {
         write!(remarks, r#""t{n}":0,"#).unwrap();
@@ -162,6 +169,15 @@ fn json_bombs(name: &str) -> Vec<Bomb> {
             LARGE,
         ),
         filled("json: a long number", "{\"remark\":0.", "1", "}", LARGE),
+        // What Python writes and JSON does not know is replaced in a copy.
+        filled("json: no numbers", "{\"remark\":[", "NaN,", "0]}", LARGE),
+        filled(
+            "json: an entry in an entry",
+            &of_tensor("data"),
+            r#"{"data":"#,
+            "",
+            MALFORMED,
+        ),
         filled(
             "json: pieces",
             "[",
@@ -179,6 +195,7 @@ fn json_bombs(name: &str) -> Vec<Bomb> {
         bomb("json: 2^31 entries", packed(1 << 31, &zlib(&[])), LARGE),
         bomb("json: 2^64 entries", packed(u64::MAX, &zlib(&[])), LARGE),
         bomb("json: millions of tensors", names.into_bytes(), UNKNOWN),
+        bomb("json: a long prefix", wrapped.into_bytes(), UNKNOWN),
         bomb(
             "json: millions of remarks",
             remarks.into_bytes(),
@@ -304,6 +321,15 @@ fn torch_bombs(name: &str) -> Vec<Bomb> {
     recalled.extend_from_slice(&b")".repeat(100));
     recalled.extend_from_slice(b"tq\x00");
     recalled.extend_from_slice(&b"h\x00".repeat(1_000_000));
+    // A set of one tuple, filled a million times; and the tuple as a size, a set and an argument.
+    let mut filled = b"(".to_vec();
+    filled.extend_from_slice(&b")".repeat(100));
+    filled.extend_from_slice(b"tq\x00\x8f");
+    filled.extend_from_slice(&b"(h\x00\x90".repeat(1_000_000));
+    let mut made = b"(".to_vec();
+    made.extend_from_slice(&b")".repeat(100));
+    made.extend_from_slice(b"tq\x00ctorch\nSize\nq\x01c__builtin__\nset\nq\x02");
+    made.extend_from_slice(&b"h\x01h\x00\x85Rh\x02h\x00\x85R(h\x00\x91".repeat(300_000));
     let entries: Vec<_> = (0..200_000)
         .map(|n| (format!("a/{n}"), Vec::new()))
         .collect();
@@ -326,6 +352,8 @@ fn torch_bombs(name: &str) -> Vec<Bomb> {
         ),
         bomb("torch: marks", pickled(b"(".repeat(5_000_000)), LARGE),
         bomb("torch: remembered without end", pickled(recalled), LARGE),
+        bomb("torch: a set without end", pickled(filled), LARGE),
+        bomb("torch: made without end", pickled(made), LARGE),
         bomb(
             "torch: text of 2^32 bytes",
             pickled(b"X\xff\xff\xff\xff".to_vec()),

@@ -67,11 +67,6 @@ impl Renaming {
             put => Cow::Owned(format!("{put}{rest}")),
         })
     }
-
-    /// Whether every name stays as it is.
-    pub fn changes_nothing(&self) -> bool {
-        self.taken == self.put
-    }
 }
 
 /// What all names begin with, whole parts of them: nothing, then the first part, then the first two.
