@@ -305,6 +305,9 @@ fn run(cli: Cli) -> Outcome {
     }
     let config = load(&cli.settings)?;
     init_logs(&config, matches!(cli.command, Command::Run))?;
+    for note in &config.notes {
+        tracing::info!("{note}");
+    }
     let threads = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()

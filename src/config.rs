@@ -14,6 +14,7 @@ use url::Url;
 pub use layers::Layers;
 pub use tls::TlsConfig;
 pub use units::format_duration;
+pub use urls::redact;
 
 use crate::update::signature::UpdateKey;
 use layers::{Merged, Problem};
@@ -21,6 +22,7 @@ use layers::{Merged, Problem};
 mod layers;
 pub mod tls;
 pub(crate) mod units;
+pub(crate) mod urls;
 
 /// Bytes of `amqp.namespace`; a model's name, a queue's role and a delay come behind it.
 const LONGEST_NAMESPACE: usize = 100;
@@ -46,6 +48,9 @@ pub struct Config {
     pub candidates: CandidatesConfig,
     /// Logs.
     pub telemetry: TelemetryConfig,
+    /// Remarks for the log.
+    #[serde(skip)]
+    pub notes: Vec<String>,
     #[serde(skip)]
     effective: Table,
 }
@@ -281,13 +286,14 @@ impl Config {
         let Merged {
             table,
             mut problems,
+            notes,
         } = Merged::of(layers);
         match Self::typed(table) {
             Err(problem) => problems.push(problem),
             Ok(config) => {
                 problems.extend(config.contradictions(&problems));
                 if problems.is_empty() {
-                    return Ok(config);
+                    return Ok(Self { notes, ..config });
                 }
             }
         }
@@ -374,30 +380,14 @@ impl Config {
             "must match [a-z0-9][a-z0-9_-]{0,63}",
         );
         check(
-            has_scheme(&self.amqp.url, &["amqp", "amqps"]),
-            "amqp.url",
-            "must be an amqp:// or amqps:// URL",
-        );
-        check(
             self.amqp.namespace.len() <= LONGEST_NAMESPACE,
             "amqp.namespace",
             "must be at most 100 bytes: with it, names of queues must stay below AMQP's 255",
         );
         check(
-            has_scheme(&self.redis.url, &["redis", "rediss", "redis+unix", "unix"]),
-            "redis.url",
-            "must be a redis:// or rediss:// URL",
-        );
-        check(
             refused("heartbeat.interval") || self.heartbeat.ttl >= 2 * self.heartbeat.interval,
             "heartbeat.ttl",
             "must be at least twice heartbeat.interval, or one late beat hides the worker",
-        );
-        let url = self.model.update_url.as_deref().map(Url::parse);
-        check(
-            url.is_none_or(|url| url.is_ok_and(|url| is_manifest_url(&url))),
-            "model.update_url",
-            "must be an http://, https://, s3://, gs://, az:// or file:// URL without user information",
         );
         let key = self.model.update_key.as_deref().map(UpdateKey::parse);
         if let Some(Err(why)) = key {
@@ -427,11 +417,27 @@ impl Config {
             "telemetry.otlp_endpoint",
             "must be the http:// or https:// URL of a collector without its path /v1/traces, such as http://127.0.0.1:4318",
         );
+        for (key, why) in self.unusable_urls() {
+            check(false, key, &why);
+        }
+        found
+    }
+
+    /// URLs that cannot be, or of which something would be ignored.
+    fn unusable_urls(&self) -> Vec<(&'static str, String)> {
+        let mut found = Vec::new();
+        let mut note =
+            |key, checked: Result<(), String>| found.extend(checked.err().map(|why| (key, why)));
+        note("amqp.url", crate::broker::amqp::check_url(&self.amqp.url));
+        note("redis.url", crate::store::check_url(&self.redis.url));
+        if let Some(text) = &self.model.update_url {
+            note("model.update_url", urls::check_manifest(text));
+        }
         for prefix in &self.candidates.allow {
-            check(
-                Url::parse(prefix).is_ok(),
+            let checked = urls::check_prefix(prefix);
+            note(
                 "candidates.allow",
-                &format!("{prefix:?} is not a URL prefix"),
+                checked.map_err(|why| format!("{:?}: {why}", redact(prefix))),
             );
         }
         found
@@ -467,12 +473,6 @@ pub fn host_name() -> String {
         .collect()
 }
 
-fn is_manifest_url(url: &Url) -> bool {
-    let nobody = url.username().is_empty() && url.password().is_none();
-    let schemes = ["http", "https", "file", "s3", "gs", "az"];
-    nobody && schemes.contains(&url.scheme())
-}
-
 fn has_scheme(text: &str, schemes: &[&str]) -> bool {
     Url::parse(text).is_ok_and(|url| schemes.contains(&url.scheme()))
 }
@@ -487,18 +487,6 @@ fn is_collector(text: &str) -> bool {
             && url.fragment().is_none()
             && !url.path().trim_end_matches('/').ends_with("/v1/traces")
     })
-}
-
-/// A URL without its password.
-pub fn redact(text: &str) -> String {
-    match Url::parse(text) {
-        Ok(mut url) if url.password().is_some() => match url.set_password(Some("hidden")) {
-            Ok(()) => url.into(),
-            Err(()) => "hidden".into(),
-        },
-        Ok(_) => text.to_owned(),
-        Err(_) => "hidden".into(),
-    }
 }
 
 #[cfg(test)]
@@ -568,6 +556,10 @@ mod tests {
             ("worker.id=a b", "worker.id"),
             ("model.name=A", "model.name"),
             ("amqp.url=http://h", "amqp.url"),
+            ("amqp.url=amqp://h/v?connection_timeout=5", "amqp.url"),
+            ("redis.url=redis://h/abc", "redis.url"),
+            ("redis.url=redis://h?database=3", "redis.url"),
+            ("candidates.allow=[\"https://h/?x\"]", "candidates.allow"),
             ("redis.url=localhost", "redis.url"),
             ("model.update_url=/srv/manifest.json", "model.update_url"),
             ("model.update_url=https://u:p@h/m.json", "model.update_url"),

@@ -143,11 +143,7 @@ impl Getter {
         if !url.username().is_empty() || url.password().is_some() {
             return Err(forbidden("user information is not allowed"));
         }
-        let path = url.path().to_ascii_lowercase();
-        if ["%2e", "%2f", "%5c", "%00", "\\"]
-            .iter()
-            .any(|trick| path.contains(trick))
-        {
+        if has_tricks(&url) {
             return Err(forbidden(
                 "encoded dots, slashes and zero bytes are not allowed",
             ));
@@ -275,6 +271,13 @@ impl Getter {
             source: Source::File(file),
         })
     }
+}
+
+/// Whether a path is written so that it may mean another.
+pub(crate) fn has_tricks(url: &Url) -> bool {
+    let path = url.path().to_ascii_lowercase();
+    let tricks = ["%2e", "%2f", "%5c", "%00", "\\"];
+    tricks.iter().any(|trick| path.contains(trick))
 }
 
 /// Asks for the bytes as they are: their size and digest are known.

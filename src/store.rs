@@ -1,6 +1,7 @@
 //! The only place that knows Redis: the atomic beat, stored results, crash marks, and what watchers read. Every
 //! call is bounded in time; Redis being away slows nothing down and stops nothing.
 
+mod address;
 mod fleet;
 
 use std::sync::Arc;
@@ -9,8 +10,9 @@ use std::time::Duration;
 
 use redis::aio::{ConnectionManager, ConnectionManagerConfig};
 use redis::io::tcp::TcpSettings;
-use redis::{AsyncCommands, IntoConnectionInfo, Script};
+use redis::{AsyncCommands, Script};
 
+pub use address::check_url;
 pub use fleet::{StreamEntry, forget_deaths, ping, read_events, read_fleet};
 
 use crate::clock::unix_ms;
@@ -106,10 +108,11 @@ impl std::fmt::Debug for Store {
 
 fn manager(config: &RedisConfig) -> Result<ConnectionManager, StoreError> {
     let unusable = |e: redis::RedisError| StoreError(format!("redis.url: {e}"));
-    let info = config.url.as_str().into_connection_info();
+    let info = address::parse(&config.url);
+    let info = info.map_err(|why| StoreError(format!("redis.url: {why}")))?;
     // Calls are small, and a job waits for each.
     let tcp = TcpSettings::default().set_nodelay(true);
-    let info = info.map_err(unusable)?.set_tcp_settings(tcp);
+    let info = info.set_tcp_settings(tcp);
     let client = match config.tls.read() {
         Err((key, why)) => return Err(StoreError(format!("redis.tls.{key}: {why}"))),
         Ok(Pem {

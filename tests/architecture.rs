@@ -47,11 +47,15 @@ fn each_outside_driver_is_named_in_one_file() {
         "lapin::",
         &[
             "broker/amqp.rs",
+            "broker/amqp/address.rs",
             "broker/amqp/delivery.rs",
             "broker/amqp/publisher.rs",
         ],
     );
-    only_in("redis::", &["store.rs", "store/fleet.rs"]);
+    only_in(
+        "redis::",
+        &["store.rs", "store/address.rs", "store/fleet.rs"],
+    );
     only_in("ort::", &["engine/session.rs", "engine/session/scratch.rs"]);
     only_in("reqwest::", &["fetch.rs"]);
     only_in("object_store::", &["fetch/bucket.rs"]);

@@ -2,9 +2,11 @@
 //! task per publishing channel (lapin mixes confirms up otherwise), every wait bounded. No library
 //! recovery: a lost link is dropped whole, and whoever owns it makes the next one.
 
+mod address;
 mod delivery;
 mod publisher;
 
+pub use address::check_url;
 pub use delivery::{Acker, Browser, Deliveries, Delivery};
 pub use publisher::Publisher;
 
@@ -22,7 +24,6 @@ use lapin::tcp::{OwnedIdentity, OwnedTLSConfig};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, Connection, ConnectionBuilder, ConnectionProperties, ErrorKind, Event};
 use tokio_util::sync::CancellationToken;
-use url::Url;
 
 use super::BrokerError;
 use super::topology::{Argument, ExchangeKind, Topology};
@@ -296,12 +297,10 @@ impl Link {
 
 async fn connect(config: &AmqpConfig, name: &str) -> Result<Connection, BrokerError> {
     let shown = crate::config::redact(&config.url);
-    let mut url =
-        Url::parse(&config.url).map_err(|e| BrokerError::Failed(format!("amqp.url: {e}")))?;
-    if !url.query_pairs().any(|(key, _)| key == "heartbeat") {
-        url.query_pairs_mut()
-            .append_pair("heartbeat", &config.heartbeat.as_secs().max(1).to_string());
-    }
+    let uri = address::parse(&config.url);
+    let mut uri = uri.map_err(|why| BrokerError::Failed(format!("amqp.url: {why}")))?;
+    let heartbeat = u16::try_from(config.heartbeat.as_secs()).unwrap_or(u16::MAX);
+    uri.query.heartbeat.get_or_insert(heartbeat.max(1));
     let properties = ConnectionProperties::default().with_connection_name(name.into());
     let tls = config.tls.read();
     let tls = tls.map_err(|(key, why)| BrokerError::Failed(format!("amqp.tls.{key}: {why}")))?;
@@ -313,7 +312,7 @@ async fn connect(config: &AmqpConfig, name: &str) -> Result<Connection, BrokerEr
         cert_chain: tls.ca,
     };
     let connecting = async {
-        let builder = ConnectionBuilder::new()?.with_uri_str(url.to_string());
+        let builder = ConnectionBuilder::new()?.with_uri(uri);
         let builder = builder.with_properties(properties);
         builder.with_tls_config(tls).connect().await
     };

@@ -171,6 +171,8 @@ impl std::fmt::Display for Place<'_> {
 pub(super) struct Merged {
     pub(super) table: Table,
     pub(super) problems: Vec<Problem>,
+    /// For the log.
+    pub(super) notes: Vec<String>,
 }
 
 impl Merged {
@@ -239,6 +241,12 @@ impl Merged {
             let place = Place::Environment(&shown);
             let bare = shown.strip_prefix(ENVIRONMENT_PREFIX).unwrap_or_default();
             let key = bare.to_ascii_lowercase().replace("__", ".");
+            if type_of(&key).is_none() && is_service_link(&shown, text) {
+                self.notes.push(format!(
+                    "{shown} is passed over: Kubernetes and docker set such names for a service"
+                ));
+                continue;
+            }
             match text.to_str() {
                 Some(text) => self.put_text(&key, text, place),
                 None => self.refuse(&key, format!("is not UTF-8 ({place})")),
@@ -288,6 +296,38 @@ impl Merged {
 fn is_ours(name: &OsStr) -> bool {
     let prefix = ENVIRONMENT_PREFIX.as_bytes();
     name.as_encoded_bytes().starts_with(prefix)
+}
+
+/// What an orchestrator sets in every container for a service, here one whose name begins with
+/// `scorer`: `NAME_SERVICE_HOST`, `NAME_SERVICE_PORT`, `NAME_SERVICE_PORT_HTTP`,
+/// `NAME_PORT=tcp://10.0.0.1:80`, `NAME_PORT_80_TCP` and `NAME_PORT_80_TCP_ADDR`.
+fn is_service_link(name: &str, value: &OsStr) -> bool {
+    if name.ends_with("_SERVICE_HOST") || name.ends_with("_SERVICE_PORT") {
+        return true;
+    }
+    let port_name = name.split_once("_SERVICE_PORT_");
+    if port_name.is_some_and(|(_, port)| !port.is_empty()) || is_linked_port(name) {
+        return true;
+    }
+    let value = value.to_str().and_then(|value| value.split_once("://"));
+    name.ends_with("_PORT") && value.is_some_and(|(protocol, _)| is_transport(protocol))
+}
+
+/// `NAME_PORT_80_TCP`, or what is said of it.
+fn is_linked_port(name: &str) -> bool {
+    let mut said = ["_PROTO", "_PORT", "_ADDR"].iter();
+    let port = said.find_map(|said| name.strip_suffix(said));
+    let (port, transport) = port.unwrap_or(name).rsplit_once('_').unwrap_or_default();
+    let (name, number) = port.rsplit_once('_').unwrap_or_default();
+    let numbered = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
+    name.ends_with("_PORT") && numbered && is_transport(transport)
+}
+
+fn is_transport(protocol: &str) -> bool {
+    let known = ["tcp", "udp", "sctp"];
+    known
+        .iter()
+        .any(|known| protocol.eq_ignore_ascii_case(known))
 }
 
 fn type_of(key: &str) -> Option<Type> {
@@ -593,6 +633,54 @@ mod tests {
             found,
             ["Worker.Id: unknown key; did you mean worker.id? (--set)"]
         );
+    }
+
+    #[test]
+    fn what_an_orchestrator_sets_for_a_service_is_passed_over_with_a_note() {
+        let links = [
+            ("SCORER_SERVICE_HOST", "10.96.0.10"),
+            ("SCORER_SERVICE_PORT", "80"),
+            ("SCORER_SERVICE_PORT_HTTP_METRICS", "80"),
+            ("SCORER_PORT", "tcp://10.96.0.10:80"),
+            ("SCORER_PORT_80_TCP", "tcp://10.96.0.10:80"),
+            ("SCORER_PORT_80_TCP_PROTO", "tcp"),
+            ("SCORER_PORT_80_TCP_PORT", "80"),
+            ("SCORER_PORT_80_TCP_ADDR", "10.96.0.10"),
+            ("SCORER_AMQP_SERVICE_HOST", "10.96.0.11"),
+            ("SCORER_AMQP_PORT", "udp://10.96.0.11:5672"),
+            ("SCORER_A__B_V2_PORT_53_UDP_ADDR", "10.96.0.12"),
+            ("SCORER_PORT_9_SCTP", "sctp://10.96.0.12:9"),
+        ];
+        let merged = merged("", &links, &[]);
+        assert_eq!(merged.problems, []);
+        let noted = merged.notes.iter().zip(links);
+        assert!(noted.clone().all(|(note, (name, _))| note.contains(name)));
+        assert_eq!(noted.count(), links.len());
+    }
+
+    #[test]
+    fn what_only_looks_like_an_orchestrators_name_stays_an_error() {
+        for (name, value) in [
+            ("SCORER_PORT", "80"),
+            ("SCORER_PORT", "http://10.96.0.10:80"),
+            ("SCORER_AMQP__PORT", "5672"),
+            ("SCORER_SERVICE_HOSTS", "x"),
+            ("SCORER_SERVICE_PORT_", "x"),
+            ("SCORER_SERVICE", "x"),
+            ("SCORER_PORT_TCP", "x"),
+            ("SCORER_PORT_80", "x"),
+            ("SCORER_PORT_HTTP_TCP", "x"),
+            ("SCORER_PORT_80_HTTP", "x"),
+            ("SCORER_PORT_80_TCP_NAME", "x"),
+            ("SCORER_NAME", "/web/scorer"),
+            ("SCORER_ENV_PATH", "/bin"),
+        ] {
+            let found = problems("", &[(name, value)], &[]);
+            let [problem] = found.as_slice() else {
+                panic!("{name}: {found:?}")
+            };
+            assert!(problem.contains("unknown key"), "{problem}");
+        }
     }
 
     #[test]

@@ -1,0 +1,204 @@
+//! URLs of the configuration, of which nothing is passed over: what is not honoured is refused. What
+//! a driver makes of its own URL is with the driver.
+
+use std::collections::BTreeMap;
+
+use url::Url;
+
+/// The URL of a service.
+#[derive(Debug)]
+pub(crate) struct ServiceUrl {
+    pub(crate) url: Url,
+    /// Percent-decoded.
+    pub(crate) query: BTreeMap<String, String>,
+}
+
+impl ServiceUrl {
+    /// Takes a URL apart that has one of these schemes, and of these query keys each at most once.
+    ///
+    /// # Errors
+    /// What is wrong, never quoting what may be a password.
+    pub(crate) fn parse(text: &str, schemes: &[&str], keys: &[&str]) -> Result<Self, String> {
+        let url = Url::parse(text).map_err(|e| format!("is no URL: {e}"))?;
+        if !schemes.contains(&url.scheme()) || url.cannot_be_a_base() {
+            let forms: Vec<_> = schemes.iter().map(|s| format!("{s}://")).collect();
+            return Err(format!(
+                "must be an URL that begins with {}",
+                forms.join(" or ")
+            ));
+        }
+        if url.fragment().is_some() {
+            return Err(
+                "what comes behind # would be ignored; in a password it is written %23".into(),
+            );
+        }
+        let mut query = BTreeMap::new();
+        for (key, value) in url.query_pairs() {
+            if !keys.contains(&key.as_ref()) {
+                let keys = keys.join(", ");
+                return Err(format!(
+                    "the query key {key:?} is not honoured, only {keys}"
+                ));
+            }
+            if query.insert(key.to_string(), value.into_owned()).is_some() {
+                return Err(format!("the query key {key:?} is given twice"));
+            }
+        }
+        Ok(Self { url, query })
+    }
+}
+
+/// Checks the place of a manifest.
+///
+/// # Errors
+/// What is wrong with it.
+pub(super) fn check_manifest(text: &str) -> Result<(), String> {
+    let url = Url::parse(text).map_err(|e| format!("is no URL: {e}"))?;
+    check_place(&url)?;
+    match (url.scheme(), url.query()) {
+        ("http" | "https", _) | (_, None) => Ok(()),
+        (scheme, Some(_)) => Err(format!("the query of a {scheme}:// URL would be ignored")),
+    }
+}
+
+/// Checks what is to cover URLs.
+///
+/// # Errors
+/// What is wrong with it.
+pub(super) fn check_prefix(text: &str) -> Result<(), String> {
+    let url = Url::parse(text).map_err(|e| format!("is no URL prefix: {e}"))?;
+    check_place(&url)?;
+    if url.query().is_some() {
+        return Err("the query of a prefix would be ignored".into());
+    }
+    let wildcard = |part: &str| part == "*" || part == "**";
+    let mut segments = url.path_segments().into_iter().flatten();
+    if url.host_str().is_some_and(|host| host.contains('*')) || segments.any(wildcard) {
+        return Err("* stands for nothing: a prefix covers all that lies below it".into());
+    }
+    Ok(())
+}
+
+/// What holds for every place that is fetched from.
+fn check_place(url: &Url) -> Result<(), String> {
+    let bucket = match url.scheme() {
+        "http" | "https" | "file" => false,
+        "s3" | "gs" | "az" => true,
+        _ => return Err("must be an http://, https://, s3://, gs://, az:// or file:// URL".into()),
+    };
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err("user information is not allowed".into());
+    }
+    if url.fragment().is_some() {
+        return Err("what comes behind # would be ignored".into());
+    }
+    if crate::fetch::has_tricks(url) {
+        return Err("encoded dots, slashes and zero bytes are not fetched".into());
+    }
+    match url.host_str() {
+        Some(_) if url.scheme() == "file" => Err("a file:// URL has no host: file:///path".into()),
+        None | Some("") if bucket => Err("names no bucket".into()),
+        Some(_) if bucket && url.port().is_some() => {
+            Err("the port of a bucket would be ignored".into())
+        }
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// A URL without its password, wherever that stands.
+pub fn redact(text: &str) -> String {
+    const HIDDEN: &str = "hidden";
+    let secret = |key: &str| ["pass", "password"].contains(&key);
+    let Ok(mut url) = Url::parse(text) else {
+        return HIDDEN.into();
+    };
+    if url.password().is_some() && url.set_password(Some(HIDDEN)).is_err() {
+        return HIDDEN.into();
+    }
+    if url.query_pairs().any(|(key, _)| secret(&key)) {
+        let query = url.query_pairs().into_owned();
+        let query: Vec<_> = query
+            .map(|(key, value)| match secret(&key) {
+                true => (key, HIDDEN.to_owned()),
+                false => (key, value),
+            })
+            .collect();
+        url.query_pairs_mut().clear().extend_pairs(query);
+    }
+    url.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_password_is_hidden_wherever_it_stands() {
+        for (url, shown) in [
+            ("amqp://u:hunter2@h/%2f", "amqp://u:hidden@h/%2f"),
+            ("redis://:hunter2@h:1/0", "redis://:hidden@h:1/0"),
+            (
+                "unix:///run/r.sock?db=1&pass=hunter2",
+                "unix:///run/r.sock?db=1&pass=hidden",
+            ),
+            ("redis://h/0?db=1", "redis://h/0?db=1"),
+            ("amqp://u:hunter2", "hidden"),
+        ] {
+            assert_eq!(redact(url), shown);
+        }
+    }
+
+    #[test]
+    fn what_a_place_would_ignore_is_refused() {
+        for fit in [
+            "https://h/m.json?token=x",
+            "http://h:8080",
+            "s3://bucket/a/b",
+            "gs://bucket",
+            "file:///srv/a b",
+            "file:/srv",
+        ] {
+            assert_eq!(check_manifest(fit), Ok(()), "{fit}");
+        }
+        for unfit in [
+            "/srv/manifest.json",
+            "h:8080/m.json",
+            "ftp://h/m.json",
+            "https://u:p@h/m.json",
+            "https://u@h/m.json",
+            "https://h/m.json#v1",
+            "https://h/a%2fb",
+            "file://srv/m.json",
+            "file:///m.json?x",
+            "s3://bucket:9000/m.json",
+            "s3:///m.json",
+            "s3://bucket/m.json?versionId=1",
+            "az://key:secret@bucket/m.json",
+        ] {
+            assert!(check_manifest(unfit).is_err(), "{unfit}");
+        }
+    }
+
+    #[test]
+    fn a_prefix_covers_what_lies_below_it_and_is_no_pattern() {
+        for fit in [
+            "https://h/c/",
+            "https://h",
+            "file:///",
+            "s3://bucket/",
+            "http://[::1]:80/",
+        ] {
+            assert_eq!(check_prefix(fit), Ok(()), "{fit}");
+        }
+        for unfit in [
+            "https://h/c?x",
+            "https://*.h/",
+            "https://h/*",
+            "file:///srv/**",
+            "h/c",
+            "https://h/#x",
+        ] {
+            assert!(check_prefix(unfit).is_err(), "{unfit}");
+        }
+    }
+}
