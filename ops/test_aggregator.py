@@ -9,11 +9,12 @@ import pathlib
 import tempfile
 import unittest
 from dataclasses import replace
+from decimal import Decimal
 from unittest import mock
 
 import msgpack
 from aggregator import __main__ as command
-from aggregator.broker import Broker, BrokerAway, Delivery, Unroutable
+from aggregator.broker import Broker, BrokerAway, Delivery, Unroutable, _parameters
 from aggregator.client import Aggregator, TopologyMissing
 from aggregator.fields import Malformed
 from aggregator.fleet import Fleet, FleetUnknown, Worker, answering, capacity, free, ready
@@ -61,6 +62,43 @@ class Results(unittest.TestCase):
             packed = Result.read(msgpack.packb(whole), "application/msgpack")
             self.assertEqual(packed, self.read(whole))
             self.assertIsInstance(packed.verdict, kind)
+
+    def test_a_float_without_a_fraction_is_a_whole_number(self):
+        scored = example("score_result.v1-scored")
+        floats = scored | {"v": 1.0, "model_version": 7.0, "windows": float(scored["windows"])}
+        self.assertEqual(self.read(floats), self.read(scored))
+        self.assertEqual(Result.read(msgpack.packb(floats), None), self.read(scored))
+        self.assertIs(type(self.read(floats).model_version), int)
+        with self.assertRaisesRegex(Malformed, "windows"):
+            self.read(scored | {"windows": 7.5})
+
+    def test_json_has_many_names_and_may_begin_with_a_mark(self):
+        scored = example("score_result.v1-scored")
+        body = b"\xef\xbb\xbf" + json.dumps(scored).encode()
+        for name in ("application/json", "text/json", "Application/JSON; charset=utf-8", "application/vnd.acme+json"):
+            self.assertEqual(Result.read(body, name), self.read(scored))
+        for name in (None, "application/x-msgpack", "text/plain"):
+            self.assertEqual(Result.read(msgpack.packb(scored), name), self.read(scored))
+
+    def test_a_context_keeps_its_digits_and_its_keys(self):
+        text = json.dumps(example("score_result.v1-rejected") | {"context": "CONTEXT"})
+        numbers = "[1.5, 1e400, 123456789012345678901234567890, 0.10000000000000000001, 7.0]"
+        read = Result.read(text.replace('"CONTEXT"', f'{{"a": {numbers}}}').encode(), "application/json")
+        exact = [1.5, Decimal("1e400"), 123456789012345678901234567890, Decimal("0.10000000000000000001"), 7.0]
+        self.assertEqual(read.whole["context"], {"a": exact})
+        whole = example("score_result.v1-rejected")
+        read = Result.read(msgpack.packb(whole | {"context": {1: 2.0, b"x": None}}), None)
+        self.assertEqual(read.whole["context"], {1: 2.0, b"x": None})
+        packed = msgpack.packb(whole | {"context": {}})
+        with self.assertRaisesRegex(Malformed, "does not decode"):
+            Result.read(packed.replace(b"\xa7context\x80", b"\xa7context\x81\x90\x01"), None)
+
+    def test_what_a_context_cannot_be_written_as_is_named(self):
+        for context in ({"a": 1 << 70}, {"a": object()}):
+            with self.assertRaisesRegex(ValueError, "Job name cannot be written"):
+                Job("name", context=context).body("m", "application/msgpack")
+        with self.assertRaisesRegex(ValueError, "Job name cannot be written"):
+            Job("name", context={"a": float("nan")}).body("m", "application/json")
 
     def test_whatever_is_missing_or_of_another_type_is_a_sentence(self):
         for name in ("loss", "rejected", "scored"):
@@ -612,6 +650,13 @@ class Commands(unittest.TestCase):
     def test_the_address_of_a_broker_is_checked(self):
         with self.assertRaisesRegex(ValueError, "begins with amqp://"):
             Broker("http://x", "tinylm")
+        self.assertEqual(_parameters("amqp://u:p@h//").virtual_host, "/")
+
+    def test_the_address_of_redis_names_a_database_or_none(self):
+        for path in ("", "/", "/3", "?db=3"):
+            Fleet(f"redis://{NOWHERE}{path}", "tinylm")
+        with self.assertRaisesRegex(ValueError, "'abc', is not the number"):
+            Fleet(f"redis://{NOWHERE}/abc", "tinylm")
 
 
 if __name__ == "__main__":

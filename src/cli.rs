@@ -305,8 +305,9 @@ fn run(cli: Cli) -> Outcome {
     }
     let config = load(&cli.settings)?;
     init_logs(&config, matches!(cli.command, Command::Run))?;
-    for note in &config.notes {
-        tracing::info!("{note}");
+    if !config.passed_over.is_empty() {
+        let names = config.passed_over.join(", ");
+        tracing::warn!(%names, "passed over, for Kubernetes and docker set them for a service (enableServiceLinks: false ends it)");
     }
     let threads = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)

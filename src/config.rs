@@ -48,9 +48,9 @@ pub struct Config {
     pub candidates: CandidatesConfig,
     /// Logs.
     pub telemetry: TelemetryConfig,
-    /// Remarks for the log.
+    /// Names of the environment that an orchestrator made of its services' names.
     #[serde(skip)]
-    pub notes: Vec<String>,
+    pub passed_over: Vec<String>,
     #[serde(skip)]
     effective: Table,
 }
@@ -286,14 +286,17 @@ impl Config {
         let Merged {
             table,
             mut problems,
-            notes,
+            passed_over,
         } = Merged::of(layers);
         match Self::typed(table) {
             Err(problem) => problems.push(problem),
             Ok(config) => {
                 problems.extend(config.contradictions(&problems));
                 if problems.is_empty() {
-                    return Ok(Self { notes, ..config });
+                    return Ok(Self {
+                        passed_over,
+                        ..config
+                    });
                 }
             }
         }

@@ -223,6 +223,9 @@ def _parameters(url: str) -> Any:
     if urlsplit(url).scheme not in ("amqp", "amqps"):
         raise ValueError(f"The address of RabbitMQ begins with amqp:// or amqps://, not with '{urlsplit(url).scheme}:'.")
     parameters = pika.URLParameters(url)
+    # As the workers read it, and Celery writes it.
+    if urlsplit(url).path == "//":
+        parameters.virtual_host = "/"
     parameters.socket_timeout = parameters.stack_timeout = CONNECT_WITHIN_S
     return parameters
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -35,14 +36,17 @@ class Fields:
         return self._of_type(key, bool, "true or false")
 
     def whole(self, key: str) -> int:
-        value = self._of_type(key, int, "a whole number")
-        if isinstance(value, bool) or value < 0:
+        """A float without a fraction is the number that it equals."""
+        value = self.values.get(key)
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
             raise self.wrong(key, "a whole number from 0")
         return value
 
     def number(self, key: str) -> float:
         value = self.values.get(key)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not _finite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float | Decimal) or not _finite(value):
             raise self.wrong(key, "a finite number")
         return float(value)
 
@@ -62,8 +66,8 @@ class Fields:
         return value
 
 
-def _finite(value: float) -> bool:
+def _finite(value: float | Decimal) -> bool:
     try:
-        return math.isfinite(value)
+        return math.isfinite(float(value))
     except OverflowError:  # A whole number that no float holds.
         return False

@@ -57,6 +57,7 @@ class Fleet:
         store: redis.Redis | None = None,
     ) -> None:
         self._place = _place(url)
+        _check_database(url)
         # Without retries of the library's own: "unknown" is an answer, and must not take long.
         self._store = store or redis.Redis.from_url(
             url, socket_timeout=ANSWER_WITHIN_S, socket_connect_timeout=ANSWER_WITHIN_S, retry=Retry(NoBackoff(), 0)
@@ -146,6 +147,14 @@ def _json(id: str, record: bytes) -> Any:
         return json.loads(record)
     except (ValueError, RecursionError) as error:
         raise Malformed(f"the heartbeat of {id} is no JSON: {error}.") from error
+
+
+def _check_database(url: str) -> None:
+    """The library by itself takes database 0 for a path that is none."""
+    parts = urlsplit(url)
+    path = parts.path.strip("/")
+    if parts.scheme in ("redis", "rediss") and path and not path.isdecimal():
+        raise ValueError(f"The path of Redis's address, '{path}', is not the number of a database.")
 
 
 def _place(url: str) -> str:

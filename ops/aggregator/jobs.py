@@ -70,10 +70,13 @@ class Job:
 
     def body(self, model: str, encoding: Encoding) -> bytes:
         fields = self._fields(model)
-        if encoding == "application/msgpack":
-            packed: bytes = msgpack.packb(fields)
-            return packed
-        return json.dumps(fields, allow_nan=False, default=_base64).encode()
+        try:
+            if encoding == "application/msgpack":
+                packed: bytes = msgpack.packb(fields)
+                return packed
+            return json.dumps(fields, allow_nan=False, default=_base64).encode()
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ValueError(f"Job {self.submission_id} cannot be written as {encoding}: {error}.") from error
 
     def _fields(self, model: str) -> dict[str, Any]:
         validation = _without_nothing({"nonce": self.nonce, "shards": self.shards and list(self.shards)})

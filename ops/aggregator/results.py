@@ -1,8 +1,11 @@
 """Results, as the schema score_result.v1 has them, read from messages that anyone may have published."""
 
+import codecs
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any
 
 import msgpack  # type: ignore[import-untyped]
@@ -79,12 +82,28 @@ class Result:
 
 def _decoded(body: bytes, content_type: str | None) -> Any:
     try:
-        if content_type == "application/json":
-            return json.loads(body, parse_constant=_refused)
-        return msgpack.unpackb(body)
-    # MessagePack's own errors are ValueErrors, but for those of nesting and of a body that ends early.
-    except (ValueError, RecursionError, msgpack.UnpackException) as error:
+        if is_json(content_type):
+            return json.loads(body.removeprefix(codecs.BOM_UTF8), parse_constant=_refused, parse_float=_float)
+        # A context may have keys of any type.
+        return msgpack.unpackb(body, strict_map_key=False)
+    # MessagePack's own errors are ValueErrors, but for those of nesting, of a body that ends early, and of a key
+    # that Python cannot have.
+    except (ValueError, RecursionError, TypeError, msgpack.UnpackException) as error:
         raise Malformed(f"A result that says it is {content_type or 'MessagePack'} does not decode: {error!r:.200}.") from error
+
+
+def is_json(content_type: str | None) -> bool:
+    """As the workers see it; anything else is MessagePack."""
+    essence = (content_type or "").partition(";")[0].strip().lower()
+    return essence in ("application/json", "text/json") or ("/" in essence and essence.endswith("+json"))
+
+
+def _float(digits: str) -> float | Decimal:
+    """What no float holds keeps its digits: a context comes back as it was sent."""
+    number = float(digits)
+    if not math.isfinite(number) or Decimal(repr(number)) != Decimal(digits):
+        return Decimal(digits)
+    return number
 
 
 def _refused(constant: str) -> None:
@@ -127,7 +146,7 @@ def _sketch(candidate: Fields) -> Sketch | None:
     if not candidate.has("sketch"):
         return None
     sketch = candidate.values["sketch"]
-    numbers = isinstance(sketch, list) and all(number is None or type(number) is int for number in sketch)
-    if not numbers or len(sketch) != PLACES:
+    if not isinstance(sketch, list) or len(sketch) != PLACES:
         raise candidate.wrong("sketch", f"a list of {PLACES} whole numbers or nulls")
-    return list(sketch)
+    places = Fields("the sketch", {str(place): number for place, number in enumerate(sketch)})
+    return [places.whole(place) if places.has(place) else None for place in places.values]

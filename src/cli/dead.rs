@@ -1,7 +1,10 @@
 //! `scorer dead`: the parked jobs, to be seen, tried again or dropped.
 
+use std::collections::BTreeMap;
+
 use clap::{Args, Subcommand};
 use serde::Serialize;
+use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Map, Value, json};
 
 use super::{Exit, Fault, Outcome, answer, answer_json, model_name, plain};
@@ -10,12 +13,14 @@ use crate::broker::topology::Topology;
 use crate::broker::{BrokerError, Outgoing, Properties, PublishError};
 use crate::config::Config;
 use crate::failure::Code;
-use crate::job::{self, Undecodable};
+use crate::job::{self, Label, Undecodable};
 use crate::retry::RETURNS_BEFORE_REPUBLISH;
 use crate::store::forget_deaths;
 
 /// Characters of a text that `show` prints; a candidate may have millions.
 const MOST_SHOWN: usize = 200;
+/// Bytes of a context that `show` prints as they are.
+const MOST_AS_SENT: usize = 4096;
 
 #[derive(Debug, Args)]
 pub(super) struct DeadArgs {
@@ -165,7 +170,7 @@ impl Graves<'_> {
 
     async fn show(&mut self, filter: &Filter) -> Outcome {
         let looking = self.each(filter, async |graves, parked, delivery| {
-            answer_json(&whole(&parked, &delivery))?;
+            answer_json(&whole(&parked, &delivery).map_err(Fault::internal)?)?;
             graves.leave(delivery).await
         });
         let count = looking.await?;
@@ -359,24 +364,51 @@ fn table(found: &[Parked]) -> String {
     table.to_string()
 }
 
-/// The job as it was sent, with what the parked copy carries.
-fn whole(parked: &Parked, delivery: &Delivery) -> Value {
+/// A parked job, with what the parked copy carries.
+#[derive(Serialize)]
+struct Whole {
+    #[serde(flatten)]
+    known: Value,
+    job: Box<RawValue>,
+}
+
+fn whole(parked: &Parked, delivery: &Delivery) -> serde_json::Result<Whole> {
     let properties = &delivery.properties;
-    let job = match properties.label().decode(&delivery.body) {
-        Ok(job) => shown(&job),
-        Err(why) => json!({ "undecodable": why }),
-    };
     let headers: Map<String, Value> = properties
         .headers
         .iter()
         .map(|(name, text)| (name.clone(), json!(text)))
         .collect();
-    json!({
-        "submission_id": parked.submission_id, "code": parked.code, "message": parked.message,
-        "worker_id": parked.worker_id, "attempt": parked.attempt, "bytes": parked.bytes,
-        "headers": headers, "content_type": properties.content_type, "message_id": properties.message_id,
-        "correlation_id": properties.correlation_id, "reply_to": properties.reply_to, "job": job,
+    Ok(Whole {
+        known: json!({
+            "submission_id": parked.submission_id, "code": parked.code, "message": parked.message,
+            "worker_id": parked.worker_id, "attempt": parked.attempt, "bytes": parked.bytes,
+            "headers": headers, "content_type": properties.content_type,
+            "content_encoding": properties.content_encoding, "message_id": properties.message_id,
+            "correlation_id": properties.correlation_id, "reply_to": properties.reply_to,
+        }),
+        job: as_sent(&properties.label(), &delivery.body)?,
     })
+}
+
+/// The job as it was sent: a context of JSON to the digit.
+fn as_sent(label: &Label, body: &[u8]) -> serde_json::Result<Box<RawValue>> {
+    let job = match label.decode(body) {
+        Ok(job) => shown(&job),
+        Err(why) => json!({ "undecodable": why }),
+    };
+    let Value::Object(fields) = job else {
+        return to_raw_value(&job);
+    };
+    let fields = fields
+        .iter()
+        .map(|(name, field)| Ok((name.as_str(), to_raw_value(field)?)));
+    let mut fields: BTreeMap<&str, Box<RawValue>> = fields.collect::<serde_json::Result<_>>()?;
+    let text = label.encoding().context_text(body);
+    if let Some(text) = text.filter(|text| text.get().len() <= MOST_AS_SENT) {
+        fields.insert("context", text);
+    }
+    to_raw_value(&fields)
 }
 
 /// A job's body as JSON, long texts and bytes by their size.
@@ -400,5 +432,22 @@ fn shown(value: &rmpv::Value) -> Value {
             let pairs = pairs.iter().map(|(key, value)| (name(key), shown(value)));
             Value::Object(pairs.collect())
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::job::Encoding;
+
+    #[test]
+    fn a_job_is_shown_as_it_was_sent_but_for_what_is_long() {
+        let long = "x".repeat(MOST_SHOWN + 1);
+        let body = format!(r#"{{"v": 7.0, "data": "{long}", "context": {{"a": [1.10, 1e400]}}}}"#);
+        let text = as_sent(&Encoding::Json.into(), body.as_bytes()).unwrap();
+        let expected = r#"{"context":{"a":[1.10,1e400]},"data":"(201 bytes)","v":7}"#;
+        assert_eq!(text.get(), expected);
+        let text = as_sent(&Label::default(), b"{}").unwrap();
+        assert!(text.get().starts_with(r#"{"undecodable":"looks like JSON"#));
     }
 }

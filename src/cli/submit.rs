@@ -519,4 +519,55 @@ mod tests {
         let given = ["a", "a", "a-2", "a", "b"].map(|stem| unique(stem, &mut names));
         assert_eq!(given, ["a", "a-2", "a-2-2", "a-3", "b"]);
     }
+
+    fn jobs(bytes: &[u8]) -> Result<Vec<Submission>, String> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(&file, bytes).unwrap();
+        read_jobs(file.path()).map_err(|fault| fault.message)
+    }
+
+    #[test]
+    fn a_line_is_published_to_the_digit_whatever_marks_its_beginning() {
+        let line = r#"{"submission_id": "a", "v": 1.0, "context": {"a": [1.10, 1e400]}}"#;
+        let file = format!(
+            "\u{feff}{line}\r\n\n\u{feff}{}\n",
+            line.replace("\"a\",", "\"b\",")
+        );
+        let read = jobs(file.as_bytes()).unwrap();
+        assert_eq!(read[0].body, line);
+        let names: Vec<_> = read.iter().map(|job| job.id.as_str()).collect();
+        assert_eq!(names, ["a", "b"]);
+    }
+
+    #[test]
+    fn a_file_that_is_no_list_of_jobs_is_named_with_its_line() {
+        for (bytes, why) in [
+            (&b"\xff\xfe{\0}\0"[..], ": UTF-16 text, it must be UTF-8"),
+            (b"\xfe\xff\0{\0}", ": UTF-16 text, it must be UTF-8"),
+            (b"{\"submission_id\": \"\xe9\"}", ": not UTF-8 text"),
+            (b"\n{\"v\": 1}", ":2: submission_id: missing"),
+            (b"[]", ":1: submission_id: missing"),
+            (b"{\"submission_id\": null}", ":1: submission_id: missing"),
+            (b"{", ":1: not JSON"),
+        ] {
+            let refused = jobs(bytes).unwrap_err();
+            assert!(refused.contains(why), "{refused}");
+        }
+    }
+
+    #[test]
+    fn a_context_goes_into_the_job_as_it_was_given() {
+        let given = r#"{"a": [1.10, 1e400, 123456789012345678901234567890]}"#;
+        let context = read_context(given).unwrap();
+        let job = json!({"v": 1});
+        let described = Described {
+            job,
+            context: Some(&context),
+        };
+        let body = serde_json::to_string(&described).unwrap();
+        assert_eq!(body, format!(r#"{{"v":1,"context":{given}}}"#));
+        for unfit in ["[1]", "7", "null", "{", ""] {
+            assert_eq!(read_context(unfit).unwrap_err().exit, Exit::Data, "{unfit}");
+        }
+    }
 }

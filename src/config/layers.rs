@@ -171,8 +171,8 @@ impl std::fmt::Display for Place<'_> {
 pub(super) struct Merged {
     pub(super) table: Table,
     pub(super) problems: Vec<Problem>,
-    /// For the log.
-    pub(super) notes: Vec<String>,
+    /// Names of the environment that an orchestrator made.
+    pub(super) passed_over: Vec<String>,
 }
 
 impl Merged {
@@ -242,9 +242,7 @@ impl Merged {
             let bare = shown.strip_prefix(ENVIRONMENT_PREFIX).unwrap_or_default();
             let key = bare.to_ascii_lowercase().replace("__", ".");
             if type_of(&key).is_none() && is_service_link(&shown, text) {
-                self.notes.push(format!(
-                    "{shown} is passed over: Kubernetes and docker set such names for a service"
-                ));
+                self.passed_over.push(shown.into_owned());
                 continue;
             }
             match text.to_str() {
@@ -653,9 +651,7 @@ mod tests {
         ];
         let merged = merged("", &links, &[]);
         assert_eq!(merged.problems, []);
-        let noted = merged.notes.iter().zip(links);
-        assert!(noted.clone().all(|(note, (name, _))| note.contains(name)));
-        assert_eq!(noted.count(), links.len());
+        assert_eq!(merged.passed_over, links.map(|(name, _)| name));
     }
 
     #[test]

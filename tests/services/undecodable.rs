@@ -118,6 +118,66 @@ fn a_body_that_names_nobody_is_parked_and_answered_under_its_message_id() {
     );
 }
 
+/// As clients send it that know JSON alone, or compress what they send.
+#[test]
+fn json_of_every_name_is_read_and_whoever_sends_something_else_hears_what_it_looks_like() {
+    let stack = Stack::shared();
+    let worker = stack.worker("w1");
+    worker.ready();
+    let aggregator = stack.aggregator();
+    aggregator.collect_results();
+    let context = r#"{"share":1.10,"block":123456789012345678901234567890,"none":null}"#;
+    let job = |id: &str| {
+        format!(
+            r#"{{"v":1.0,"kind":"validate","submission_id":"{id}","deadline_ms":4102444800000.0,
+                "validation":{{"nonce":null}},"context":{context}}}"#
+        )
+    };
+    let typed = |name: &str| BasicProperties::default().with_content_type(name.into());
+    for (id, name) in [
+        ("text", "text/json"),
+        ("suffix", "application/vnd.acme+json; charset=utf-8"),
+    ] {
+        let marked = format!("\u{feff}{}", job(id));
+        aggregator.publish(marked.as_bytes(), typed(name));
+        let result = aggregator.result(id);
+        assert_eq!(result.json()["status"], "scored", "{}", result.json());
+        assert_eq!(result.content_type.as_deref(), Some("application/json"));
+        let text = String::from_utf8_lossy(&result.body).into_owned();
+        assert!(text.contains(&format!("\"context\":{context}")), "{text}");
+    }
+    let gzip = b"\x1f\x8b\x08\0\0\0\0\0\0\x03\xabV*S\xb22\xac\x05\0".to_vec();
+    let json = |id: &str| job(id).into_bytes();
+    for (id, body, properties, why) in [
+        (
+            "untyped",
+            json("untyped"),
+            BasicProperties::default(),
+            "looks like JSON; content_type is missing",
+        ),
+        (
+            "plain",
+            json("plain"),
+            typed("text/plain"),
+            "looks like JSON; content_type is text/plain",
+        ),
+        (
+            "coded",
+            gzip,
+            typed("application/json").with_content_encoding("gzip".into()),
+            "content_encoding gzip is not read",
+        ),
+    ] {
+        aggregator.publish(&body, properties.with_message_id(id.into()));
+        let result = aggregator.result(id).json();
+        let message = result["error"]["message"].as_str().expect("a message");
+        assert!(message.starts_with(why), "{message}");
+        aggregator.take_parked();
+    }
+    worker.drain();
+    aggregator.expect_empty(&stack.jobs_queue());
+}
+
 #[test]
 fn an_id_that_fills_all_that_amqp_allows_stops_nobody() {
     let stack = Stack::shared();

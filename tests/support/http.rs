@@ -191,8 +191,9 @@ impl Reply {
                 ..Self::new(200, "", bytes)
             },
             Route::Coded(bytes) => {
-                let headers = format!("{MODIFIED}Content-Encoding: gzip\r\n");
-                Self::new(200, &headers, bytes)
+                let mut reply = Self::from_mirror(request, &bytes);
+                reply.headers += "Content-Encoding: gzip\r\n";
+                reply
             }
             Route::Then(first, _) => Self::to(request, *first),
             Route::Status(status) => Self::new(status, "", Vec::new()),
