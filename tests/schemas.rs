@@ -218,7 +218,9 @@ fn bent(document: &Value, place: &str, by: Option<Value>) -> Value {
         match bent.pointer_mut(holder).unwrap() {
             Value::Object(fields) => drop(fields.remove(&name.replace("~1", "/"))),
             Value::Array(items) => drop(items.remove(name.parse().unwrap())),
-            other => panic!("{other} holds nothing"),
+            other @ (Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_)) => {
+                panic!("{other} holds nothing")
+            }
         }
         return bent;
     };

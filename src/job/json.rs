@@ -20,65 +20,76 @@ pub(crate) fn unmarked(text: &[u8]) -> &[u8] {
 
 /// Reads a document of at most so many values, keys included.
 pub(super) fn read(text: &[u8], most_values: usize) -> Result<Value, String> {
-    // The reader keeps a byte for each level that is open, and reads each level anew.
-    if !is_flat(text) {
+    let text = unmarked(text);
+    if is_deep(text) {
         return Err(format!("nested deeper than {MAX_NESTING} levels"));
     }
-    let mut left = Left {
-        values: most_values,
+    let mut bounds = Bounds {
+        left: most_values,
         over: false,
     };
-    let mut reader = serde_json::Deserializer::from_slice(unmarked(text));
-    let read = Node(&mut left).deserialize(&mut reader);
+    let mut reader = serde_json::Deserializer::from_slice(text);
+    let read = Node(&mut bounds).deserialize(&mut reader);
     let read = read.and_then(|value| reader.end().map(|()| value));
-    if left.over {
-        return Err(format!("more than {most_values} values"));
+    match bounds.over {
+        true => Err(format!("more than {most_values} values")),
+        false => read.map_err(|e| format!("not JSON: {e}")),
     }
-    read.map_err(|e| format!("not JSON: {e}"))
 }
 
-/// Whether no bracket is open within more than so many others, whatever else is wrong.
-fn is_flat(text: &[u8]) -> bool {
-    let (mut depth, mut quoted, mut escaped) = (0_usize, false, false);
-    for byte in text {
-        match byte {
-            _ if escaped => escaped = false,
-            b'\\' if quoted => escaped = true,
-            b'"' => quoted = !quoted,
-            b'[' | b'{' if !quoted => depth += 1,
-            b']' | b'}' if !quoted => depth = depth.saturating_sub(1),
-            _ => {}
-        }
-        if depth > MAX_NESTING {
-            return false;
-        }
-    }
-    true
+/// Where text is quoted, for who looks at it character by character.
+#[derive(Default)]
+struct Quotes {
+    quoted: bool,
+    escaped: bool,
 }
 
-/// Values that may still come, counted before they are made.
-struct Left {
-    values: usize,
+impl Quotes {
+    /// Whether this character, the next one, is within quotes.
+    fn hold(&mut self, c: char) -> bool {
+        let held = self.quoted;
+        self.quoted ^= c == '"' && !self.escaped;
+        self.escaped = self.quoted && c == '\\' && !self.escaped;
+        held
+    }
+}
+
+/// Looked at before anything is made: even to skip a list, a reader remembers each that is around it.
+fn is_deep(text: &[u8]) -> bool {
+    let (mut quotes, mut depth) = (Quotes::default(), 0_usize);
+    text.iter().any(|byte| {
+        match (quotes.hold(char::from(*byte)), byte) {
+            (false, b'{' | b'[') => depth += 1,
+            (false, b'}' | b']') => depth = depth.saturating_sub(1),
+            (_, _) => {}
+        }
+        depth > MAX_NESTING
+    })
+}
+
+/// What is checked before anything is made.
+struct Bounds {
+    /// Values that may still come.
+    left: usize,
+    /// One more came.
     over: bool,
 }
 
-impl Left {
+impl Bounds {
     fn count(&mut self) -> serde_json::Result<()> {
-        match self.values.checked_sub(1) {
-            Some(left) => {
-                self.values = left;
+        self.over = self.left == 0;
+        match self.over {
+            true => Err(serde_json::Error::custom("too many values")),
+            false => {
+                self.left -= 1;
                 Ok(())
-            }
-            None => {
-                self.over = true;
-                Err(serde_json::Error::custom("too many values"))
             }
         }
     }
 }
 
 /// A place in the document.
-struct Node<'a>(&'a mut Left);
+struct Node<'a>(&'a mut Bounds);
 
 impl Node<'_> {
     fn read(self, text: &str) -> serde_json::Result<Value> {
@@ -110,7 +121,7 @@ impl<'de> Visitor<'de> for Node<'_> {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
         let mut list = Vec::new();
-        while let Some(item) = items.next_element_seed(Node(self.0))? {
+        while let Some(item) = items.next_element_seed(Node(&mut *self.0))? {
             list.push(item);
         }
         Ok(Value::Array(list))
@@ -120,7 +131,7 @@ impl<'de> Visitor<'de> for Node<'_> {
         let mut map = Vec::new();
         while let Some(key) = pairs.next_key::<String>()? {
             self.0.count().map_err(A::Error::custom)?;
-            map.push((key.into(), pairs.next_value_seed(Node(self.0))?));
+            map.push((key.into(), pairs.next_value_seed(Node(&mut *self.0))?));
         }
         Ok(Value::Map(map))
     }
@@ -187,13 +198,10 @@ pub(super) fn context(text: &[u8]) -> Option<Box<RawValue>> {
 
 /// JSON without what is only space.
 pub(crate) fn compact(text: &str) -> String {
-    let (mut quoted, mut escaped) = (false, false);
-    let kept = text.chars().filter(|c| {
-        let kept = quoted || !c.is_ascii_whitespace();
-        quoted ^= *c == '"' && !escaped;
-        escaped = quoted && *c == '\\' && !escaped;
-        kept
-    });
+    let mut quotes = Quotes::default();
+    let kept = text
+        .chars()
+        .filter(|c| quotes.hold(*c) || !c.is_ascii_whitespace());
     kept.collect()
 }
 
@@ -309,6 +317,8 @@ mod tests {
         assert_eq!(read(b"[1,2,3]", 3), Err("more than 3 values".into()));
         assert_eq!(read(br#"{"a":1}"#, 2), Err("more than 2 values".into()));
         let nested = |levels| "[".repeat(levels) + &"]".repeat(levels);
+        let quoted = format!(r#"["{0}\"{0}", []]"#, "[".repeat(50));
+        assert!(read(quoted.as_bytes(), 100).is_ok());
         assert!(read(nested(MAX_NESTING).as_bytes(), 100).is_ok());
         let deeper = read(nested(MAX_NESTING + 1).as_bytes(), 100);
         assert_eq!(deeper, Err("nested deeper than 64 levels".into()));

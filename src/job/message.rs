@@ -625,6 +625,7 @@ mod tests {
 
     #[test]
     fn a_context_may_be_written_longer_in_json_but_not_without_end() {
+        #[expect(clippy::result_large_err, reason = "as the function it calls")]
         let job = |context: &str| {
             let body =
                 format!(r#"{{"v":1,"kind":"validate","submission_id":"s","context":{context}}}"#);

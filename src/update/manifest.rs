@@ -13,7 +13,7 @@ use crate::package::{Canary, is_digest};
 
 /// The most bytes of a manifest: some ten thousand entries.
 pub const MAX_BYTES: u64 = 8 << 20;
-/// Values in a manifest, keys included: more than such an entry has fit into the bytes.
+/// Values in a manifest, keys included: those of some thirty thousand entries.
 const MOST_VALUES: usize = 1 << 19;
 
 /// `update_manifest.v1`.
