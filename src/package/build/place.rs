@@ -8,44 +8,89 @@ use sha2::{Digest, Sha256};
 
 use super::super::weights::transpose;
 use super::super::{Dtype, PackageError, Place, TensorEntry};
-use super::unshare;
+use super::unshare::{self, Tie};
 use super::{Tensor, precision};
 use crate::engine::graph::{Graph, InitializerInfo, InputInfo};
 
 pub(super) type Contents = [u8; 32];
 
-/// Equal large contents under two names are one tied tensor. The name that the graph uses is the
-/// tensor, the other its alias. Contents of one repeated value (untrained norms, zero biases) say
-/// nothing, and stay apart.
+/// Equal contents under two names are one tied tensor, or copies that nobody trained yet; the graph
+/// tells which. Of a tied tensor the name that the graph uses is the tensor, the others its aliases.
+/// Contents of one repeated value (untrained norms, zero biases) say nothing, and stay apart.
 pub(super) fn split_aliases(
     checkpoint: Vec<Tensor>,
     initializers: &[(InitializerInfo, Bytes)],
+    graph: &Graph,
 ) -> Result<(Vec<Tensor>, BTreeMap<String, String>), PackageError> {
     let mut aliases = BTreeMap::new();
     let mut kept: Vec<Tensor> = Vec::new();
-    let in_graph = |name: &str| initializers.iter().any(|(i, _)| i.name == name);
-    for tensor in checkpoint {
-        let twin = kept
-            .iter()
-            .position(|t| t.shape == tensor.shape && t.bytes == tensor.bytes && !is_uniform(t));
-        match twin {
-            None => kept.push(tensor),
-            Some(at) if in_graph(&tensor.name) && in_graph(&kept[at].name) => kept.push(tensor),
-            Some(at) if in_graph(&tensor.name) => {
-                aliases.insert(std::mem::replace(&mut kept[at], tensor).name, String::new());
-                let name = kept[at].name.clone();
-                aliases
-                    .values_mut()
-                    .filter(|v| v.is_empty())
-                    .for_each(|v| v.clone_from(&name));
+    for mut group in groups(checkpoint) {
+        let in_graph = |t: &Tensor| initializers.iter().any(|(i, _)| i.name == t.name);
+        if group.len() == 1 || group.iter().all(in_graph) {
+            kept.append(&mut group);
+            continue;
+        }
+        let holds = |held: &&precision::Held| {
+            held.0.dtype == Some(group[0].dtype)
+                && precision::agrees(&group[0], held, Dtype::F32).is_some()
+        };
+        let held = initializers.iter().filter(holds);
+        let held: Vec<&str> = held.map(|(info, _)| info.name.as_str()).collect();
+        let wiring = graph.wiring().map_err(|e| PackageError(e.to_string()))?;
+        match unshare::tie(&wiring, &group, &held) {
+            Tie::Apart => kept.append(&mut group),
+            Tie::Tied => {
+                let named = group.iter().position(in_graph).unwrap_or(0);
+                let tensor = group.swap_remove(named);
+                let others = group.into_iter().map(|other| (other.name, tensor.name.clone()));
+                aliases.extend(others);
+                kept.push(tensor);
             }
-            Some(at) => {
-                aliases.insert(tensor.name, kept[at].name.clone());
-            }
+            Tie::Unclear => return Err(unclear(&group, &held)),
         }
     }
     kept.sort_by(|a, b| a.name.cmp(&b.name));
     Ok((kept, aliases))
+}
+
+/// Tensors of equal contents together, unless these are of one value.
+fn groups(checkpoint: Vec<Tensor>) -> Vec<Vec<Tensor>> {
+    let mut groups: Vec<Vec<Tensor>> = Vec::new();
+    for tensor in checkpoint {
+        let alike = |group: &&mut Vec<Tensor>| {
+            let first = &group[0];
+            first.shape == tensor.shape && first.dtype == tensor.dtype && first.bytes == tensor.bytes
+        };
+        match groups.iter_mut().find(alike).filter(|group| !is_uniform(&group[0])) {
+            Some(group) => group.push(tensor),
+            None => groups.push(vec![tensor]),
+        }
+    }
+    groups
+}
+
+fn unclear(group: &[Tensor], held: &[&str]) -> PackageError {
+    let names: Vec<&str> = group.iter().map(|t| t.name.as_str()).collect();
+    PackageError(format!(
+        "{} are equal in the checkpoint, and the graph holds them in {}: whether they are one tied tensor cannot be seen. \
+         If they are, leave all names but one out of the checkpoint, as save_pretrained does; if not, export with \
+         torch.onnx.export(..., optimize=False), which merges nothing",
+        names.join(", "),
+        if held.is_empty() { "no initializer".to_owned() } else { held.join(", ") }
+    ))
+}
+
+/// Whether a matrix is its own transpose, so that contents do not tell which of them a place holds.
+fn is_symmetric(tensor: &Tensor) -> bool {
+    let [rows, columns] = *tensor.shape.as_slice() else {
+        return false;
+    };
+    let size = tensor.dtype.size();
+    let entry = |row: usize, column: usize| {
+        let at = (row * columns + column) * size;
+        &tensor.bytes[at..at + size]
+    };
+    rows == columns && (0..rows).all(|r| (0..r).all(|c| entry(r, c) == entry(c, r)))
 }
 
 pub(in crate::package) fn is_uniform(tensor: &Tensor) -> bool {
@@ -172,7 +217,7 @@ fn places(
         .collect();
     if found.is_empty() {
         Err(NOWHERE.into())
-    } else if equal.len() > 1 || is_uniform(tensor) {
+    } else if equal.len() > 1 || is_uniform(tensor) || is_symmetric(tensor) {
         by_name(tensor, found, &equal)
     } else {
         Ok(found)

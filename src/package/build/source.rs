@@ -78,7 +78,7 @@ impl Source {
             None => source.take_own(&barred),
         }
         let tensors = std::mem::take(&mut source.tensors);
-        (source.tensors, source.aliases) = split_aliases(tensors, &source.pool)?;
+        (source.tensors, source.aliases) = split_aliases(tensors, &source.pool, &source.graph)?;
         Ok(source)
     }
 

@@ -30,6 +30,43 @@ const INPUTS: [(&str, &[&str]); 8] = [
 ];
 const WORDS: [&str; 4] = ["weight", "bias", "running_mean", "running_var"];
 
+/// Whether tensors of equal contents are one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Tie {
+    /// An embedding and the head that shares it, under two names.
+    Tied,
+    /// Parameters of their own, which the exporter merged.
+    Apart,
+    /// Nothing tells.
+    Unclear,
+}
+
+/// Looks at who reads what holds them. An exporter names each parameter that is one, also where it
+/// merged several; a tied one has a single name, and is looked up as well as multiplied with. Equal
+/// uses alone may be of one parameter, or of several whose uses were merged, too.
+pub(super) fn tie(wiring: &Wiring, tensors: &[Tensor], held: &[&str]) -> Tie {
+    let readers = held.iter().flat_map(|name| wiring.uses(name));
+    let readers: Vec<(&NodeFacts, usize)> =
+        readers.map(|place| (&wiring.nodes[place.node], place.input)).collect();
+    let named = |tensor: &&Tensor| {
+        let reads = |(node, _): &(&NodeFacts, usize)| {
+            let called = node.call.as_ref().is_some_and(|call| mentions(call, &tensor.name));
+            called || node.outputs.contains(&tensor.name)
+        };
+        held.contains(&tensor.name.as_str()) || readers.iter().any(reads)
+    };
+    let named = tensors.iter().filter(named).count();
+    let looks_up = |(node, input): &(&NodeFacts, usize)| node.op == "Gather" && *input == 0;
+    let looked_up = readers.iter().filter(|reader| looks_up(reader)).count();
+    if named > 1 {
+        Tie::Apart
+    } else if looked_up > 0 && looked_up < readers.len() {
+        Tie::Tied
+    } else {
+        Tie::Unclear
+    }
+}
+
 /// Where each tensor is, or why it cannot be placed.
 pub(super) type Found = Vec<Result<Vec<Place>, String>>;
 
