@@ -8,9 +8,8 @@ use crate::support::http::{Route, Server};
 /// Status, head and body of one request, as far as they come.
 fn get(server: &Server, path: &str, header: &str) -> (u16, String, Vec<u8>) {
     let mut stream = TcpStream::connect(("127.0.0.1", server.port())).expect("a server");
-    let request = format!(
-        "GET {path} HTTP/1.1\r\nHost: t\r\nAccept-Encoding: identity\r\n{header}\r\n"
-    );
+    let request =
+        format!("GET {path} HTTP/1.1\r\nHost: t\r\nAccept-Encoding: identity\r\n{header}\r\n");
     stream.write_all(request.as_bytes()).expect("it reads");
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).expect("it answers");

@@ -42,7 +42,9 @@ pub(super) fn split_aliases(
             Tie::Tied => {
                 let named = group.iter().position(in_graph).unwrap_or(0);
                 let tensor = group.swap_remove(named);
-                let others = group.into_iter().map(|other| (other.name, tensor.name.clone()));
+                let others = group
+                    .into_iter()
+                    .map(|other| (other.name, tensor.name.clone()));
                 aliases.extend(others);
                 kept.push(tensor);
             }
@@ -59,9 +61,15 @@ fn groups(checkpoint: Vec<Tensor>) -> Vec<Vec<Tensor>> {
     for tensor in checkpoint {
         let alike = |group: &&mut Vec<Tensor>| {
             let first = &group[0];
-            first.shape == tensor.shape && first.dtype == tensor.dtype && first.bytes == tensor.bytes
+            first.shape == tensor.shape
+                && first.dtype == tensor.dtype
+                && first.bytes == tensor.bytes
         };
-        match groups.iter_mut().find(alike).filter(|group| !is_uniform(&group[0])) {
+        match groups
+            .iter_mut()
+            .find(alike)
+            .filter(|group| !is_uniform(&group[0]))
+        {
             Some(group) => group.push(tensor),
             None => groups.push(vec![tensor]),
         }
@@ -76,7 +84,11 @@ fn unclear(group: &[Tensor], held: &[&str]) -> PackageError {
          If they are, leave all names but one out of the checkpoint, as save_pretrained does; if not, export with \
          torch.onnx.export(..., optimize=False), which merges nothing",
         names.join(", "),
-        if held.is_empty() { "no initializer".to_owned() } else { held.join(", ") }
+        if held.is_empty() {
+            "no initializer".to_owned()
+        } else {
+            held.join(", ")
+        }
     ))
 }
 

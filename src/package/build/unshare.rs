@@ -46,11 +46,15 @@ pub(super) enum Tie {
 /// uses alone may be of one parameter, or of several whose uses were merged, too.
 pub(super) fn tie(wiring: &Wiring, tensors: &[Tensor], held: &[&str]) -> Tie {
     let readers = held.iter().flat_map(|name| wiring.uses(name));
-    let readers: Vec<(&NodeFacts, usize)> =
-        readers.map(|place| (&wiring.nodes[place.node], place.input)).collect();
+    let readers: Vec<(&NodeFacts, usize)> = readers
+        .map(|place| (&wiring.nodes[place.node], place.input))
+        .collect();
     let named = |tensor: &&Tensor| {
         let reads = |(node, _): &(&NodeFacts, usize)| {
-            let called = node.call.as_ref().is_some_and(|call| mentions(call, &tensor.name));
+            let called = node
+                .call
+                .as_ref()
+                .is_some_and(|call| mentions(call, &tensor.name));
             called || node.outputs.contains(&tensor.name)
         };
         held.contains(&tensor.name.as_str()) || readers.iter().any(reads)
