@@ -16,27 +16,33 @@ use super::{Graph, GraphError, Message};
 
 /// Bodies and functions within each other.
 const DEEPEST: usize = 64;
-/// Rounds after which what a loop carries is taken as it is known by then.
-const ROUNDS: usize = 8;
 
-/// Inputs by which an operator decides on shapes, sizes, counts of turns or axes.
-const DECIDING: [(&str, &[usize]); 45] = [
+/// Inputs by which an operator, ONNX's own or one of ONNX Runtime's, decides on shapes, sizes, counts of
+/// turns or axes. Nearly all of them are whole numbers, so a weight that is cast to one decides, too,
+/// whatever reads it: nobody can train through such a Cast.
+const DECIDING: [(&str, &[usize]); 54] = [
     ("AffineGrid", &[1]),
+    ("BeamSearch", &[1, 2, 3, 4]),
     ("BlackmanWindow", &[0]),
     ("CenterCropPad", &[1]),
     ("Col2Im", &[1, 2]),
     ("Compress", &[1]),
     ("ConstantOfShape", &[0]),
+    ("ConvTransposeWithDynamicPads", &[2]),
+    ("CropAndResize", &[3]),
     ("CumProd", &[1]),
     ("CumSum", &[1]),
     ("DFT", &[1, 2]),
     ("Expand", &[1]),
+    ("ExpandDims", &[1]),
+    ("GreedySearch", &[1, 2]),
+    ("GroupQueryAttention", &[5, 6]),
     ("HammingWindow", &[0]),
     ("HannWindow", &[0]),
     ("Loop", &[0, 1]),
     ("MaxUnpool", &[2]),
     ("MelWeightMatrix", &[0, 1]),
-    ("NonMaxSuppression", &[2]),
+    ("NonMaxSuppression", &[2, 3, 4]),
     ("NonZero", &[0]),
     ("OneHot", &[1]),
     ("Pad", &[1, 3]),
@@ -51,9 +57,11 @@ const DECIDING: [(&str, &[usize]); 45] = [
     ("ReduceProd", &[1]),
     ("ReduceSum", &[1]),
     ("ReduceSumSquare", &[1]),
+    ("RelativePositionBias", &[1, 2]),
     ("Reshape", &[1]),
     ("Resize", &[1, 2, 3]),
     ("STFT", &[1, 3]),
+    ("Sampling", &[1, 2]),
     ("SequenceAt", &[1]),
     ("SequenceErase", &[1]),
     ("SequenceInsert", &[2]),
@@ -66,6 +74,7 @@ const DECIDING: [(&str, &[usize]); 45] = [
     ("Unique", &[0]),
     ("Unsqueeze", &[1]),
     ("Upsample", &[1]),
+    ("WhisperBeamSearch", &[1, 2, 3, 4]),
 ];
 
 /// Operators whose outputs hold no value that their first input does not hold.
@@ -158,7 +167,7 @@ impl Graph {
         for bytes in &self.model.functions {
             let function = FunctionProto::decode(bytes.clone())
                 .map_err(|e| GraphError(format!("a function is broken: {e}")))?;
-            let name = (function.domain.clone(), function.name.clone());
+            let name = called(&function.domain, &function.name, &function.overload);
             functions.insert(name, Rc::new(function));
         }
         let mut walk = Walk {
@@ -222,6 +231,16 @@ impl Fact {
         }
     }
 
+    /// What is one or the other, as the turn or the branch has it: from weights alone where either is.
+    fn or(&self, other: &Self) -> Self {
+        match (&self.from, &other.from) {
+            (Some(_), Some(_)) => self.and(other),
+            (Some(_), None) => self.and(&Self::constant()),
+            (None, Some(_)) => other.and(&Self::constant()),
+            (None, None) => Self::UNKNOWN,
+        }
+    }
+
     /// What is computed from both.
     fn and(&self, other: &Self) -> Self {
         let from = match (&self.from, &other.from) {
@@ -236,9 +255,21 @@ impl Fact {
     }
 }
 
+/// Domain, name and overload of a function.
+type Name = (String, String, Vec<u8>);
+
+fn called(domain: &Option<String>, name: &Option<String>, overload: &Option<Vec<u8>>) -> Name {
+    let text = |text: &Option<String>| text.clone().unwrap_or_default();
+    (
+        text(domain),
+        text(name),
+        overload.clone().unwrap_or_default(),
+    )
+}
+
 struct Walk<'a> {
     weights: HashSet<&'a str>,
-    functions: HashMap<(Option<String>, Option<String>), Rc<FunctionProto>>,
+    functions: HashMap<Name, Rc<FunctionProto>>,
     flow: Flow,
     /// Values by name: of the graph, of the body within it, and so on.
     scopes: Vec<HashMap<String, Fact>>,
@@ -287,7 +318,7 @@ impl Walk<'_> {
         for bytes in nodes {
             let node = decode(bytes)?;
             let inputs: Vec<Fact> = node.input.iter().map(|name| self.input(name)).collect();
-            self.decide(&node, &inputs);
+            self.decide(&node, &inputs)?;
             self.limit(&node, &inputs)?;
             let outputs = self.outputs(&node, &inputs)?;
             for (name, fact) in node.output.iter().zip(outputs) {
@@ -306,7 +337,7 @@ impl Walk<'_> {
         }
     }
 
-    fn decide(&mut self, node: &NodeProto, inputs: &[Fact]) {
+    fn decide(&mut self, node: &NodeProto, inputs: &[Fact]) -> Result<(), GraphError> {
         let op = node.op();
         let own = op.strip_prefix("com.microsoft.").unwrap_or(&op);
         let positions = DECIDING.iter().find(|(name, _)| *name == own);
@@ -316,6 +347,11 @@ impl Walk<'_> {
                 self.deciding(fact, &by);
             }
         }
+        if op == "Cast" && is_whole(node)? {
+            let by = format!("whole number, by {} (Cast)", display(node));
+            inputs.iter().for_each(|fact| self.deciding(fact, &by));
+        }
+        Ok(())
     }
 
     fn deciding(&mut self, fact: &Fact, by: &str) {
@@ -363,7 +399,7 @@ impl Walk<'_> {
     }
 
     fn outputs(&mut self, node: &NodeProto, inputs: &[Fact]) -> Result<Vec<Fact>, GraphError> {
-        let name = (node.domain.clone(), node.op_type.clone());
+        let name = called(&node.domain, &node.op_type, &node.overload);
         if let Some(function) = self.functions.get(&name).cloned() {
             return self.call(&function, inputs);
         }
@@ -421,7 +457,7 @@ impl Walk<'_> {
             inputs.to_vec()
         };
         let mut outputs: Vec<Option<Fact>> = vec![None; node.output.len()];
-        for _ in 0..ROUNDS {
+        loop {
             let before = carried.clone();
             for body in bodies {
                 let turn: &[Fact] = if is_loop {
@@ -432,32 +468,28 @@ impl Walk<'_> {
                 let mut made = self.body(body, &[turn, &carried].concat())?;
                 if is_loop && !made.is_empty() {
                     let again = made.remove(0);
-                    self.deciding(
-                        &again,
-                        &format!("the condition of {} (Loop)", display(node)),
-                    );
+                    self.deciding(&again, &format!("condition of {} (Loop)", display(node)));
                 }
                 for (known, made) in carried.iter_mut().zip(&made) {
                     // What goes round is whatever it has been in any turn.
-                    *known = known.and(made);
+                    *known = known.or(made);
                 }
                 for (known, made) in outputs.iter_mut().zip(made) {
-                    *known = Some(
-                        known
-                            .as_ref()
-                            .map_or(made.clone(), |known| known.and(&made)),
-                    );
+                    *known = Some(known.as_ref().map_or(made.clone(), |known| known.or(&made)));
                 }
             }
-            if carried == before {
+            // It comes to an end: what is carried only ever grows, by weights of which there are so many.
+            if carried == before || node.op() == "If" {
                 break;
             }
         }
-        let condition = inputs
-            .iter()
-            .fold(Fact::constant(), |all, fact| all.and(fact));
-        let known = |fact: Option<Fact>| fact.map_or(Fact::UNKNOWN, |fact| fact.and(&condition));
-        Ok(outputs.into_iter().map(known).collect())
+        // A loop may make no turn at all.
+        let initial = carried.into_iter().map(Some).chain(std::iter::repeat(None));
+        let known = |(made, initial): (Option<Fact>, Option<Fact>)| match (made, initial) {
+            (Some(made), Some(initial)) if is_loop => made.or(&initial),
+            (made, _) => made.unwrap_or(Fact::UNKNOWN),
+        };
+        Ok(outputs.into_iter().zip(initial).map(known).collect())
     }
 
     fn body(&mut self, body: &GraphProto, inputs: &[Fact]) -> Result<Vec<Fact>, GraphError> {
@@ -630,6 +662,18 @@ mod tests {
     }
 
     #[test]
+    fn what_is_cast_to_a_whole_number_decides_whatever_reads_it() {
+        let cast = |to: i32| with(node("Cast", &["w"], &["n"]), number("to", to.into()));
+        let reads = NodeProto {
+            domain: Some("com.example".into()),
+            ..node("Anything", &["tokens", "n"], &["out"])
+        };
+        decides(&[cast(INT64), reads.clone()], true);
+        decides(&[cast(INT32), reads.clone()], true);
+        decides(&[cast(1), reads], false);
+    }
+
+    #[test]
     fn what_has_a_shape_does_not_decide_it() {
         let shape = node("Shape", &["w"], &["shape"]);
         decides(
@@ -658,7 +702,13 @@ mod tests {
         let chosen = with(node("If", &["c"], &["size"]), body(branch.clone()));
         decides(&[chosen, shaped("size")], true);
         let asked = with(node("If", &["tokens"], &["size"]), body(branch));
-        decides(&[asked, shaped("size")], false);
+        decides(&[asked, shaped("size")], true);
+        let dynamic = graph(&[node("Neg", &["tokens"], &["n"])], &[], &["n"], &[]);
+        let branches = with(
+            node("If", &["tokens"], &["size"]),
+            body(graph(&[node("Neg", &["w"], &["n"])], &[], &["n"], &[])),
+        );
+        decides(&[with(branches, body(dynamic)), shaped("size")], true);
     }
 
     #[test]
@@ -687,6 +737,20 @@ mod tests {
         let swap = [keep, node("Expand", &["c", "b"], &["wide"])];
         let rotating = turns(&swap, "again", &["a", "a"]);
         decides(&[with(looped(&["c", "", "w", "c"]), rotating)], true);
+        // One turn after the other hands a weight on, and the last but one a constant of its own.
+        let names: Vec<String> = (0..12).map(|n| format!("v{n}")).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let inputs = [&["turn", "go"], &names[..]].concat();
+        let outputs = [&["again", "v11"], &names[..11]].concat();
+        let shift = [
+            node("Identity", &["go"], &["again"]),
+            node("ConstantOfShape", &["v11"], &["zeros"]),
+        ];
+        let long = body(graph(&shift, &inputs, &outputs, &[]));
+        let start = [&["c", "", "w"], &["c"; 11][..]].concat();
+        decides(&[with(node("Loop", &start, &["out"]), long.clone())], true);
+        let start = [&["c", "", "w"], &["tokens"; 11][..]].concat();
+        decides(&[with(node("Loop", &start, &["out"]), long)], true);
         let step = graph(
             &[node("Tile", &["row", "state"], &["rows"])],
             &["state", "row"],
@@ -727,6 +791,18 @@ mod tests {
             node("Range", &["c", "n", "c"], &["out"]),
         ];
         assert!(flow_of(&nodes, &[hands_on]).decides("w").is_some());
+        let of = |overload: &str, op: &str| FunctionProto {
+            overload: Some(overload.into()),
+            ..function(&[node(op, &["x", "size"], &["y"])])
+        };
+        let overloaded = NodeProto {
+            overload: Some(b"a".to_vec()),
+            ..call(&["tokens", "w"], "out")
+        };
+        let both = [of("a", "Reshape"), of("b", "Add")];
+        assert!(flow_of(&[overloaded.clone()], &both).decides("w").is_some());
+        let other = [of("b", "Reshape"), of("a", "Add")];
+        assert_eq!(flow_of(&[overloaded], &other).decides("w"), None);
         let itself = function(&[call(&["x", "size"], "y")]);
         let error = model(&[call(&["tokens", "w"], "out")], &[itself]).flow(&["w"]);
         assert!(error.unwrap_err().to_string().contains("within each other"));
