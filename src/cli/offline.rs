@@ -74,6 +74,10 @@ pub(super) struct PackageArgs {
     /// The training checkpoint: a safetensors file, the index of a sharded one, or its directory.
     #[arg(long, value_name = "W.safetensors")]
     weights: Option<PathBuf>,
+    /// Checkpoint tensors to leave out, such as buffers that the model does not use; `*` stands for
+    /// any characters; repeatable.
+    #[arg(long, value_name = "GLOB")]
+    exclude: Vec<String>,
     /// Directory of held-out shards, *.safetensors.
     #[arg(long, value_name = "DIR")]
     shards: PathBuf,
@@ -234,6 +238,7 @@ pub(super) fn package(config: &Config, args: &PackageArgs) -> Outcome {
     let recipe = Recipe {
         graph: args.graph.clone(),
         weights: args.weights.clone(),
+        exclude: args.exclude.clone(),
         shards: args.shards.clone(),
         name: args.name.clone(),
         version: args.version,

@@ -36,6 +36,7 @@ fn fixture() -> Fixture {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("package");
     build(&Recipe {
+        exclude: Vec::new(),
         graph: model.join("graph.onnx"),
         weights: Some(model.join("checkpoint.safetensors")),
         shards: model.join("shards"),

@@ -30,6 +30,8 @@ pub struct Recipe {
     pub graph: PathBuf,
     /// The checkpoint; without it the graph's own initializers are the tensors.
     pub weights: Option<PathBuf>,
+    /// Globs of checkpoint tensors that are left out.
+    pub exclude: Vec<String>,
     /// Directory of `*.safetensors` shards.
     pub shards: PathBuf,
     /// The model's name.
@@ -49,6 +51,11 @@ impl Recipe {
     /// Names the value that is wrong and its bounds.
     pub fn check(&self) -> Result<(), PackageError> {
         super::check_name(&self.name)?;
+        let nothing =
+            || PackageError("--exclude: there is no checkpoint to leave anything out of".into());
+        if self.weights.is_none() && !self.exclude.is_empty() {
+            return Err(nothing());
+        }
         self.objective.check()
     }
 }
@@ -92,7 +99,12 @@ pub fn build_and_try(
     let moved = placed.moved();
     let staging = Staging::begin(&recipe.out)?;
     let (shards, others) = staging.shards(&recipe.shards, recipe.objective)?;
-    let mut notes = [source.notes.clone(), others].concat();
+    let mut notes = [
+        source.notes.clone(),
+        source.left(&placed.graph, &placed.tensors),
+        others,
+    ]
+    .concat();
     let manifest = write_package(recipe, &staging, source, placed, shards)?;
     notes.extend(tried(Package::load(&staging.dir(), false, &[])?)?);
     staging.finish()?;

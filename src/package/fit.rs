@@ -219,6 +219,7 @@ pub(crate) mod tests {
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path().join("package");
         build(&Recipe {
+            exclude: Vec::new(),
             graph: model().join("graph-named.onnx"),
             weights: Some(model().join("checkpoint.safetensors")),
             shards: model().join("shards"),

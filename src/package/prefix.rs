@@ -83,7 +83,8 @@ pub fn prefixes<'n>(names: impl IntoIterator<Item = &'n str>) -> Vec<&'n str> {
     ends.map(|end| &common[..end]).collect()
 }
 
-fn is_wrapper(prefix: &str) -> bool {
+/// Whether it is one of the known wrappers, or several of them.
+pub(super) fn is_wrapper(prefix: &str) -> bool {
     let mut rest = prefix;
     while let Some(inner) = WRAPPERS.iter().find_map(|one| rest.strip_prefix(one)) {
         rest = inner;

@@ -42,6 +42,7 @@ fn table(dir: &Path) -> Value {
 /// How to package a model whose graph, weights and shards lie in one folder.
 fn recipe(dir: &Path, graph: &str, weights: &str, objective: Objective, out: &Path) -> Recipe {
     Recipe {
+        exclude: Vec::new(),
         graph: dir.join(graph),
         weights: Some(dir.join(weights)),
         shards: dir.join("shards"),

@@ -12,6 +12,7 @@ use super::*;
 
 fn package(graph: &str, out: &Path) -> Result<Built, PackageError> {
     build(&Recipe {
+        exclude: Vec::new(),
         graph: model_dir().join("merged").join(graph),
         weights: Some(model_dir().join("merged/checkpoint.safetensors")),
         shards: model_dir().join("hazard/shards"),

@@ -16,6 +16,7 @@ const GRAPHS: [&str; 3] = ["graph-named.onnx", "graph-folded.onnx", TWO_PLACES];
 fn package(graph: &str, label_shift: usize, out: &Path) -> PathBuf {
     let out = out.join(format!("{graph}-{label_shift}"));
     let recipe = Recipe {
+        exclude: Vec::new(),
         graph: model_dir().join(graph),
         weights: Some(model_dir().join("checkpoint.safetensors")),
         shards: model_dir().join("shards"),
@@ -272,6 +273,7 @@ fn hazard_package(out: &Path) -> PathBuf {
     let source = model_dir().join("hazard");
     let out = out.join("hazard");
     let recipe = Recipe {
+        exclude: Vec::new(),
         graph: source.join("graph.onnx"),
         weights: Some(source.join("checkpoint.safetensors")),
         shards: source.join("shards"),

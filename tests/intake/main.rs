@@ -126,6 +126,7 @@ fn model_dir() -> PathBuf {
 fn make(out: &Path) {
     let dir = model_dir();
     let recipe = Recipe {
+        exclude: Vec::new(),
         graph: dir.join("graph-named.onnx"),
         weights: Some(dir.join("checkpoint.safetensors")),
         shards: dir.join("shards"),

@@ -348,7 +348,7 @@ impl Walk<'_> {
             }
         }
         if op == "Cast" && is_whole(node)? {
-            let by = format!("whole number, by {} (Cast)", display(node));
+            let by = format!("a whole number, by {} (Cast)", display(node));
             inputs.iter().for_each(|fact| self.deciding(fact, &by));
         }
         Ok(())

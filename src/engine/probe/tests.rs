@@ -26,6 +26,7 @@ fn try_bent(name: &str, bend: impl FnOnce(&mut Value)) -> Result<Engine, EngineE
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("package");
     build(&Recipe {
+        exclude: Vec::new(),
         graph: models().join(format!("{name}.onnx")),
         weights: Some(models().join(format!("{name}.safetensors"))),
         shards: models().join("shards"),

@@ -5,6 +5,8 @@
 
 use std::collections::{BTreeSet, HashSet};
 
+use crate::package::prefix::is_wrapper;
+
 /// Names that candidates for a prefix are read from: those that say most.
 const ASKED: usize = 64;
 
@@ -18,34 +20,49 @@ pub(super) struct Naming {
 impl Naming {
     /// Finds the one under which the graph (names of its initializers and inputs, paths of its
     /// modules) knows the most names of the checkpoint. Where names are as well known as they are,
-    /// they stay.
+    /// or in several ways, they stay.
     pub(super) fn find(
         checkpoint: &[&str],
         initializers: &HashSet<&str>,
         modules: &HashSet<&str>,
     ) -> Self {
+        // Paths of modules are the exporter's word for calls; names of initializers are the model's.
         let known = |naming: &Self| {
-            let names = checkpoint.iter().filter(|name| {
-                let name = naming.in_graph(name);
+            let (mut held, mut called) = (0_usize, 0_usize);
+            for name in checkpoint.iter().map(|name| naming.in_graph(name)) {
                 let module = name.rsplit_once('.').map(|(module, _)| module);
-                initializers.contains(name.as_str()) || module.is_some_and(|m| modules.contains(m))
-            });
-            names.count()
+                held += usize::from(initializers.contains(name.as_str()));
+                called += usize::from(module.is_some_and(|m| modules.contains(m)));
+            }
+            (held, called)
         };
-        let mut best = (known(&Self::default()), Self::default());
+        let unchanged = Self::default();
+        let (mut best, mut found) = (known(&unchanged), vec![unchanged]);
         for off in common_prefixes(checkpoint) {
             for on in candidates(checkpoint, &off, initializers, modules) {
-                let naming = Self {
-                    off: off.clone(),
-                    on,
-                };
+                // `layers.2.` is not another way to write `layers.0.`.
+                if !off.is_empty() && !on.is_empty() && !is_wrapper(&off) {
+                    continue;
+                }
+                let off = off.clone();
+                let naming = Self { off, on };
                 let count = known(&naming);
-                if count > best.0 {
-                    best = (count, naming);
+                if count > best {
+                    (best, found) = (count, vec![naming]);
+                } else if count == best {
+                    found.push(naming);
                 }
             }
         }
-        best.1
+        // The first is the one that changes nothing, if it is among the best.
+        let first = found.swap_remove(0);
+        let name = checkpoint.first().copied().unwrap_or_default();
+        let same = |other: &Self| other.in_graph(name) == first.in_graph(name);
+        if first == Self::default() || found.iter().all(same) {
+            first
+        } else {
+            Self::default()
+        }
     }
 
     /// A checkpoint's name as the graph has it.
@@ -163,6 +180,22 @@ mod tests {
             &["m.norm", "m.up"],
         );
         assert_eq!(found, (String::new(), "m.".to_owned()));
+    }
+
+    #[test]
+    fn a_part_of_a_model_is_no_other_part() {
+        let layers = [
+            "layers.0.0.weight",
+            "layers.1.0.weight",
+            "layers.2.0.weight",
+        ];
+        let nothing = (String::new(), String::new());
+        assert_eq!(find(&["layers.2.0.weight"], &layers[..2], &[]), nothing);
+        assert_eq!(find(&["layers.2.0.weight"], &layers, &[]), nothing);
+        // It may be of any of them.
+        assert_eq!(find(&["0.weight"], &layers, &[]), nothing);
+        let found = find(&["0.weight"], &layers[..1], &[]);
+        assert_eq!(found, (String::new(), "layers.0.".to_owned()));
     }
 
     #[test]

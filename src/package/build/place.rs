@@ -1,7 +1,7 @@
 //! Finds where the graph holds each checkpoint tensor: by contents, as it is or transposed, and by
 //! name where contents say nothing. What is not beyond doubt is refused by name.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
@@ -13,6 +13,48 @@ use super::{Tensor, precision};
 use crate::engine::graph::{Graph, InitializerInfo, InputInfo};
 
 pub(super) type Contents = [u8; 32];
+
+/// A tensor, and what its contents are found by, as they are and transposed.
+pub(super) struct Known<'a> {
+    tensor: &'a Tensor,
+    own: Contents,
+    flipped: Option<Contents>,
+}
+
+impl<'a> Known<'a> {
+    pub(super) fn new(tensor: &'a Tensor) -> Self {
+        let flipped = match *tensor.shape {
+            [rows, columns] => {
+                let bytes = transpose(&tensor.bytes, rows, columns, tensor.dtype.size());
+                Some(contents(&[columns, rows], tensor.dtype, &bytes))
+            }
+            _ => None,
+        };
+        Self {
+            tensor,
+            own: contents(&tensor.shape, tensor.dtype, &tensor.bytes),
+            flipped,
+        }
+    }
+
+    /// Whether it is its own transpose, so that contents do not tell which of them a place holds.
+    pub(super) fn is_symmetric(&self) -> bool {
+        self.flipped == Some(self.own)
+    }
+
+    /// Equal contents, as they are or transposed.
+    pub(super) fn is_like(&self, other: &Self) -> bool {
+        self.own == other.own || self.flipped == Some(other.own)
+    }
+}
+
+impl std::ops::Deref for Known<'_> {
+    type Target = Tensor;
+
+    fn deref(&self) -> &Tensor {
+        self.tensor
+    }
+}
 
 /// Equal contents under two names are one tied tensor, or copies that nobody trained yet; the graph
 /// tells which. Of a tied tensor the name that the graph uses is the tensor, the others its aliases.
@@ -58,20 +100,15 @@ pub(super) fn split_aliases(
 /// Tensors of equal contents together, unless these are of one value.
 fn groups(checkpoint: Vec<Tensor>) -> Vec<Vec<Tensor>> {
     let mut groups: Vec<Vec<Tensor>> = Vec::new();
+    let mut by_contents: HashMap<Contents, usize> = HashMap::new();
     for tensor in checkpoint {
-        let alike = |group: &&mut Vec<Tensor>| {
-            let first = &group[0];
-            first.shape == tensor.shape
-                && first.dtype == tensor.dtype
-                && first.bytes == tensor.bytes
-        };
-        match groups
-            .iter_mut()
-            .find(alike)
-            .filter(|group| !is_uniform(&group[0]))
-        {
-            Some(group) => group.push(tensor),
-            None => groups.push(vec![tensor]),
+        let contents = contents(&tensor.shape, tensor.dtype, &tensor.bytes);
+        match by_contents.get(&contents) {
+            Some(at) if !is_uniform(&tensor) => groups[*at].push(tensor),
+            Some(_) | None => {
+                by_contents.insert(contents, groups.len());
+                groups.push(vec![tensor]);
+            }
         }
     }
     groups
@@ -90,19 +127,6 @@ fn unclear(group: &[Tensor], held: &[&str]) -> PackageError {
             held.join(", ")
         }
     ))
-}
-
-/// Whether a matrix is its own transpose, so that contents do not tell which of them a place holds.
-fn is_symmetric(tensor: &Tensor) -> bool {
-    let [rows, columns] = *tensor.shape.as_slice() else {
-        return false;
-    };
-    let size = tensor.dtype.size();
-    let entry = |row: usize, column: usize| {
-        let at = (row * columns + column) * size;
-        &tensor.bytes[at..at + size]
-    };
-    rows == columns && (0..rows).all(|r| (0..r).all(|c| entry(r, c) == entry(c, r)))
 }
 
 pub(in crate::package) fn is_uniform(tensor: &Tensor) -> bool {
@@ -144,14 +168,15 @@ pub(super) fn place(
             .push(&info.name);
     }
     let (all, fed) = (graph.initializers(), graph.inputs());
-    let mut found: unshare::Found = checkpoint
+    let known: Vec<Known<'_>> = checkpoint.iter().map(Known::new).collect();
+    let mut found: unshare::Found = known
         .iter()
         .map(|tensor| match fed_place(tensor, &fed) {
             Some(place) => Ok(vec![place]),
-            None => places(tensor, checkpoint, &by_contents),
+            None => places(tensor, &known, &by_contents),
         })
         .collect();
-    let unshared = unshare::unshare(graph, checkpoint, &by_contents, &mut found)?;
+    let unshared = unshare::unshare(graph, &known, &by_contents, &mut found)?;
     let (mut nowhere, mut problems) = (Vec::new(), unshared.problems);
     let mut tensors = BTreeMap::new();
     for (tensor, found) in checkpoint.iter().zip(found) {
@@ -175,16 +200,61 @@ pub(super) fn place(
         }
     }
     if nowhere.is_empty() && problems.is_empty() {
+        problems = stale(
+            checkpoint,
+            initializers,
+            &graph.initializers(),
+            &tensors,
+            &why,
+        );
+    }
+    if nowhere.is_empty() && problems.is_empty() {
         return Ok((tensors, unshared.rewritten));
     }
     Err(refusal(nowhere, problems))
+}
+
+/// Tensors of which the graph has more than what was found: values that were made from them when it
+/// was exported, and that a change to them would not reach.
+fn stale(
+    checkpoint: &[Tensor],
+    initializers: &[(InitializerInfo, Bytes)],
+    graph: &[InitializerInfo],
+    placed: &BTreeMap<String, TensorEntry>,
+    why: impl Fn(&Tensor) -> Option<String>,
+) -> Vec<String> {
+    let places = placed.values().flat_map(|entry| &entry.places);
+    let taken: HashSet<&str> = places.map(|place| place.initializer.as_str()).collect();
+    // One that was shared is no more.
+    let is_left = |(info, _): &&(InitializerInfo, Bytes)| {
+        let there = graph.iter().any(|i| i.name == info.name);
+        there && !taken.contains(info.name.as_str())
+    };
+    let left: Vec<_> = initializers.iter().filter(is_left).collect();
+    let problem = |tensor: &Tensor| {
+        let made = left
+            .iter()
+            .find(|held| precision::is_multiple(tensor, held));
+        let made = made.map(|(info, _)| {
+            format!(
+                "{} in the graph was made from it, scaled or rounded, and a change to the tensor would not reach it; \
+                 export with torch.onnx.export(..., optimize=False), which folds nothing, and in one type",
+                info.name
+            )
+        });
+        let reason = made.or_else(|| why(tensor))?;
+        Some(format!("  {} {:?}: {reason}", tensor.name, tensor.shape))
+    };
+    let varied = checkpoint.iter().filter(|tensor| !is_uniform(tensor));
+    varied.filter_map(problem).collect()
 }
 
 /// What helps most tensors is said first.
 fn refusal(mut nowhere: Vec<String>, problems: Vec<String>) -> PackageError {
     if !nowhere.is_empty() {
         let what = "  no initializer holds these, as they are or transposed; export with \
-                    torch.onnx.export(..., optimize=False), which folds nothing:";
+                    torch.onnx.export(..., optimize=False), which folds nothing; \
+                    what the model does not use, leave out with --exclude NAME:";
         nowhere.insert(0, what.to_owned());
     }
     PackageError(format!(
@@ -217,19 +287,19 @@ fn fed_place(tensor: &Tensor, inputs: &[InputInfo]) -> Option<Place> {
 }
 
 fn places(
-    tensor: &Tensor,
-    checkpoint: &[Tensor],
+    tensor: &Known<'_>,
+    checkpoint: &[Known<'_>],
     by_contents: &HashMap<Contents, Vec<&str>>,
 ) -> Result<Vec<Place>, String> {
     let found = copies(tensor, by_contents);
     let equal: Vec<&str> = checkpoint
         .iter()
-        .filter(|t| t.shape == tensor.shape && t.bytes == tensor.bytes)
+        .filter(|t| t.own == tensor.own)
         .map(|t| t.name.as_str())
         .collect();
     if found.is_empty() {
         Err(NOWHERE.into())
-    } else if equal.len() > 1 || is_uniform(tensor) || is_symmetric(tensor) {
+    } else if equal.len() > 1 || is_uniform(tensor) || tensor.is_symmetric() {
         by_name(tensor, found, &equal)
     } else {
         Ok(found)
@@ -237,24 +307,20 @@ fn places(
 }
 
 /// Every initializer that holds the tensor's contents, as they are or transposed.
-pub(super) fn copies(tensor: &Tensor, by_contents: &HashMap<Contents, Vec<&str>>) -> Vec<Place> {
-    let held = |shape: &[usize], bytes: &[u8], transposed| {
-        let names = by_contents.get(&contents(shape, tensor.dtype, bytes));
-        let place = move |name: &&str| Place {
+pub(super) fn copies(tensor: &Known<'_>, by_contents: &HashMap<Contents, Vec<&str>>) -> Vec<Place> {
+    let held = |contents: Contents, transposed| {
+        let names = by_contents.get(&contents).into_iter().flatten();
+        names.map(move |name| Place {
             initializer: (*name).to_owned(),
             transposed,
-        };
-        names.into_iter().flatten().map(place)
+        })
     };
-    let mut found: Vec<Place> = held(&tensor.shape, &tensor.bytes, false).collect();
-    if let [rows, columns] = tensor.shape.as_slice() {
-        let flipped = transpose(&tensor.bytes, *rows, *columns, tensor.dtype.size());
-        // What is its own transpose is found as it is already.
-        if rows != columns || flipped != tensor.bytes {
-            found.extend(held(&[*columns, *rows], &flipped, true));
-        }
-    }
-    found
+    // What is its own transpose is found as it is already.
+    let flipped = tensor.flipped.filter(|_| !tensor.is_symmetric());
+    let flipped = flipped
+        .into_iter()
+        .flat_map(|contents| held(contents, true));
+    held(tensor.own, false).chain(flipped).collect()
 }
 
 /// Contents cannot tell equal tensors apart; only the name can, and only if every copy has one.
@@ -265,7 +331,7 @@ fn by_name(tensor: &Tensor, found: Vec<Place>, equal: &[&str]) -> Result<Vec<Pla
     let nameless: Vec<&str> = others
         .iter()
         .map(|p| p.initializer.as_str())
-        .filter(|name| !equal.contains(name))
+        .filter(|name| !equal.contains(name) && !is_parameter(name))
         .collect();
     if own.is_empty() {
         return Err(
@@ -281,6 +347,12 @@ fn by_name(tensor: &Tensor, found: Vec<Place>, equal: &[&str]) -> Result<Vec<Pla
         ));
     }
     Ok(own)
+}
+
+/// Whether an exporter took a name from the model (`layers.0.norm.weight`) or made it up (`val_7`,
+/// `onnx::MatMul_7`): another parameter, which is frozen, is no copy of this one.
+fn is_parameter(name: &str) -> bool {
+    name.contains('.') && !name.contains("::")
 }
 
 #[cfg(test)]

@@ -123,6 +123,42 @@ pub(in crate::package) fn agrees(
     is_flipped.then_some(Order::Transposed)
 }
 
+/// Whether a matrix of the graph is this one times a number, but for rounding: what exporters fold of a
+/// scaled head, or cast to a smaller type.
+pub(super) fn is_multiple(tensor: &Tensor, (info, bytes): &Held) -> bool {
+    /// Fewer entries may be proportional by chance.
+    const FEWEST: usize = 8;
+    let ([rows, columns], Some(dtype)) = (&*tensor.shape, info.dtype) else {
+        return false;
+    };
+    let numel = rows * columns;
+    if numel < FEWEST || bytes.len() != numel * dtype.size() {
+        return false;
+    }
+    // Of each entry, and of the largest one: small halves have fewer bits.
+    let (rounding, floor) = match dtype {
+        Dtype::F32 => (1e-5, 1e-7),
+        Dtype::F16 => (1e-3, 1e-5),
+        Dtype::Bf16 => (8e-3, 1e-7),
+    };
+    let own = |at: usize| read_element(&tensor.bytes, tensor.dtype, at);
+    let held = |at: usize| read_element(bytes, dtype, at);
+    let largest = (0..numel).max_by(|a, b| own(*a).abs().total_cmp(&own(*b).abs()));
+    let largest = largest.unwrap_or(0);
+    let flipped = |at: usize| (at % columns) * rows + at / columns;
+    let proportional = |place: &dyn Fn(usize) -> usize| {
+        let factor = held(place(largest)) / own(largest);
+        let least = (factor * own(largest)).abs() * floor;
+        let fits = |at| {
+            let made = factor * own(at);
+            (held(place(at)) - made).abs() <= made.abs() * rounding + least
+        };
+        factor.is_finite() && factor != 0.0 && (0..numel).all(fits)
+    };
+    (info.shape == [*rows, *columns] && proportional(&|at| at))
+        || (info.shape == [*columns, *rows] && proportional(&flipped))
+}
+
 /// Why a tensor has no place, if that is because of its type.
 pub(super) fn reason(tensor: &Tensor, all: &[InitializerInfo], held: &[Held]) -> Option<String> {
     let fits = |info: &InitializerInfo| {

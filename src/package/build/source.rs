@@ -13,7 +13,7 @@ use super::precision::{self, Held, agrees};
 use super::{Recipe, Tensor};
 use crate::engine::graph::{Bar, Elsewhere, Graph, InitializerInfo, Lifted, lift};
 use crate::package::checkpoint::Checkpoint;
-use crate::package::{Dtype, PackageError};
+use crate::package::{Dtype, PackageError, TensorEntry, matches_glob};
 
 /// Names that a note lists.
 const MOST_NAMED: usize = 20;
@@ -74,7 +74,10 @@ impl Source {
             elsewhere: lifted.elsewhere,
         };
         match checkpoint {
-            Some(checkpoint) => source.take(checkpoint, &barred)?,
+            Some(checkpoint) => {
+                let checkpoint = without(checkpoint, &recipe.exclude, &mut source.notes)?;
+                source.take(checkpoint, &barred)?;
+            }
             None => source.take_own(&barred),
         }
         let tensors = std::mem::take(&mut source.tensors);
@@ -147,6 +150,27 @@ impl Source {
         self.notes.extend(note(what, &matrices));
     }
 
+    /// Matrices of the graph that are no tensors of the checkpoint: they stay as they are.
+    pub(super) fn left(
+        &self,
+        graph: &Graph,
+        placed: &BTreeMap<String, TensorEntry>,
+    ) -> Vec<String> {
+        // One that was shared is no more.
+        let there: HashSet<String> = graph.initializers().into_iter().map(|i| i.name).collect();
+        let places = placed.values().flat_map(|entry| &entry.places);
+        let taken: HashSet<&str> = places.map(|place| place.initializer.as_str()).collect();
+        let left = self.pool.iter().filter(|(info, _)| {
+            let several = info.shape.iter().filter(|size| **size > 1).count() > 1;
+            several && there.contains(&info.name) && !taken.contains(info.name.as_str())
+        });
+        let left: Vec<String> = left
+            .map(|(info, _)| format!("{} {:?}", info.name, info.shape))
+            .collect();
+        let what = "matrices of the graph that are not the checkpoint's, and stay as they are";
+        note(what, &left).into_iter().collect()
+    }
+
     /// Where a tensor's contents are, if that is where nobody can patch them.
     pub(super) fn elsewhere(&self, tensor: &Tensor) -> Option<String> {
         let holds = |place: &&Elsewhere| {
@@ -167,6 +191,28 @@ impl Source {
             found.at
         ))
     }
+}
+
+/// The checkpoint without the tensors that one of the globs names.
+fn without(
+    mut checkpoint: Checkpoint,
+    globs: &[String],
+    notes: &mut Vec<String>,
+) -> Result<Checkpoint, PackageError> {
+    let names = |glob: &&String| {
+        let mut tensors = checkpoint.tensors.iter();
+        tensors.any(|tensor| matches_glob(glob, &tensor.name))
+    };
+    if let Some(glob) = globs.iter().find(|glob| !names(glob)) {
+        let message = format!("--exclude {glob}: the checkpoint has no such tensor");
+        return Err(PackageError(message));
+    }
+    let excluded = |tensor: &Tensor| globs.iter().any(|glob| matches_glob(glob, &tensor.name));
+    let (left, kept): (Vec<_>, Vec<_>) = checkpoint.tensors.into_iter().partition(excluded);
+    checkpoint.tensors = kept;
+    let left: Vec<String> = left.into_iter().map(|tensor| tensor.name).collect();
+    notes.extend(note("left out (--exclude)", &left));
+    Ok(checkpoint)
 }
 
 /// The graph with its weights as initializers: the checkpoint's, or what else looks like some.

@@ -5,10 +5,9 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use super::super::weights::transpose;
 use super::super::{PackageError, Place};
 use super::Tensor;
-use super::place::{Contents, copies};
+use super::place::{Contents, Known, copies};
 use crate::engine::graph::unshare::{Module, NodeFacts, Use, Wiring};
 use crate::engine::graph::{Graph, GraphError};
 
@@ -86,7 +85,7 @@ pub(super) struct Unshared {
 /// Tells tensors of equal contents apart where their names alone do not.
 pub(super) fn unshare(
     graph: &mut Graph,
-    checkpoint: &[Tensor],
+    checkpoint: &[Known<'_>],
     by_contents: &HashMap<Contents, Vec<&str>>,
     found: &mut Found,
 ) -> Result<Unshared, PackageError> {
@@ -97,7 +96,7 @@ pub(super) fn unshare(
             continue;
         }
         let members: Vec<usize> = (0..checkpoint.len())
-            .filter(|other| alike(tensor, &checkpoint[*other]))
+            .filter(|other| tensor.is_like(&checkpoint[*other]))
             .collect();
         let wiring = graph.wiring().map_err(broken)?;
         let family = Family {
@@ -125,21 +124,6 @@ fn broken(error: GraphError) -> PackageError {
     PackageError(error.to_string())
 }
 
-/// Equal contents, as they are or transposed.
-fn alike(a: &Tensor, b: &Tensor) -> bool {
-    a.dtype == b.dtype
-        && ((a.shape == b.shape && a.bytes == b.bytes)
-            || flipped(a).is_some_and(|(shape, bytes)| shape == b.shape && bytes == b.bytes))
-}
-
-fn flipped(tensor: &Tensor) -> Option<(Vec<usize>, Vec<u8>)> {
-    let [rows, columns] = *tensor.shape.as_slice() else {
-        return None;
-    };
-    let bytes = transpose(&tensor.bytes, rows, columns, tensor.dtype.size());
-    Some((vec![columns, rows], bytes))
-}
-
 /// The uses of one initializer, by the position of the tensor whose they are.
 struct Share {
     initializer: String,
@@ -155,7 +139,7 @@ struct Claim {
 
 /// Tensors of equal contents.
 struct Family<'a> {
-    tensors: Vec<&'a Tensor>,
+    tensors: Vec<&'a Known<'a>>,
     wiring: &'a Wiring,
 }
 
@@ -163,7 +147,7 @@ impl Family<'_> {
     fn assign(&self, by_contents: &HashMap<Contents, Vec<&str>>) -> Result<Vec<Share>, String> {
         let held = self.initializers(by_contents);
         let first = self.tensors[0];
-        if flipped(first) == Some((first.shape.clone(), first.bytes.to_vec())) {
+        if first.is_symmetric() {
             let doubt =
                 "they are their own transpose, so whether the graph holds it cannot be seen";
             return Err(self.refusal(&held, &[doubt.to_owned()]));
@@ -223,7 +207,7 @@ impl Family<'_> {
         owners: BTreeMap<usize, Vec<Use>>,
         by_contents: &HashMap<Contents, Vec<&str>>,
     ) -> Share {
-        let held = |t: &&Tensor| {
+        let held = |t: &&Known<'_>| {
             copies(t, by_contents)
                 .iter()
                 .any(|p| p.initializer == initializer && p.transposed)
@@ -314,7 +298,7 @@ impl Family<'_> {
         let is_number = |n: &str| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit());
         path.split('.').any(|part| {
             part.rsplit_once('_').is_some_and(|(base, number)| {
-                let has = |t: &&&Tensor| module_of(&t.name).0.split('.').any(|p| p == base);
+                let has = |t: &&&Known<'_>| module_of(&t.name).0.split('.').any(|p| p == base);
                 is_number(number) && self.tensors.iter().any(|t| has(&t))
             })
         })
@@ -331,12 +315,12 @@ impl Family<'_> {
             .flatten()
     }
 
-    fn position(&self, is_it: impl Fn(&Tensor) -> bool) -> Option<usize> {
+    fn position(&self, is_it: impl Fn(&Known<'_>) -> bool) -> Option<usize> {
         self.tensors.iter().position(|t| is_it(t))
     }
 
     fn refusal(&self, held: &[String], doubts: &[String]) -> String {
-        let name = |t: &&Tensor| format!("{} {:?}", t.name, t.shape);
+        let name = |t: &&Known<'_>| format!("{} {:?}", t.name, t.shape);
         let names: Vec<String> = self.tensors.iter().map(name).collect();
         format!(
             "  {}: their contents are in {}, and whose each use is cannot be told; export with \

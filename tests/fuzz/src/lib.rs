@@ -125,6 +125,7 @@ fn model() -> &'static (Package, CandidatesConfig) {
         let folder = TempDir::new().expect("a folder for a moment");
         let (sources, out) = (sources(), folder.path().join("package"));
         let recipe = Recipe {
+            exclude: Vec::new(),
             graph: sources.join("graph-named.onnx"),
             weights: Some(sources.join("checkpoint.safetensors")),
             shards: sources.join("shards"),
