@@ -42,6 +42,13 @@ impl<'a> Known<'a> {
         self.flipped == Some(self.own)
     }
 
+    /// The contents of initializers that hold it, as it is and transposed; what is its own transpose is
+    /// found as it is.
+    pub(super) fn held(&self) -> impl Iterator<Item = (Contents, bool)> {
+        let flipped = self.flipped.filter(|_| !self.is_symmetric());
+        std::iter::once((self.own, false)).chain(flipped.map(|contents| (contents, true)))
+    }
+
     /// Equal contents, as they are or transposed.
     pub(super) fn is_like(&self, other: &Self) -> bool {
         self.own == other.own || self.flipped == Some(other.own)
@@ -292,7 +299,7 @@ fn places(
     by_contents: &HashMap<Contents, Vec<&str>>,
 ) -> Result<Vec<Place>, String> {
     let found = copies(tensor, by_contents);
-    let equal: Vec<&str> = checkpoint
+    let equal: HashSet<&str> = checkpoint
         .iter()
         .filter(|t| t.own == tensor.own)
         .map(|t| t.name.as_str())
@@ -308,30 +315,29 @@ fn places(
 
 /// Every initializer that holds the tensor's contents, as they are or transposed.
 pub(super) fn copies(tensor: &Known<'_>, by_contents: &HashMap<Contents, Vec<&str>>) -> Vec<Place> {
-    let held = |contents: Contents, transposed| {
+    let places = |(contents, transposed)| {
         let names = by_contents.get(&contents).into_iter().flatten();
         names.map(move |name| Place {
             initializer: (*name).to_owned(),
             transposed,
         })
     };
-    // What is its own transpose is found as it is already.
-    let flipped = tensor.flipped.filter(|_| !tensor.is_symmetric());
-    let flipped = flipped
-        .into_iter()
-        .flat_map(|contents| held(contents, true));
-    held(tensor.own, false).chain(flipped).collect()
+    tensor.held().flat_map(places).collect()
 }
 
 /// Contents cannot tell equal tensors apart; only the name can, and only if every copy has one.
-fn by_name(tensor: &Tensor, found: Vec<Place>, equal: &[&str]) -> Result<Vec<Place>, String> {
+fn by_name(
+    tensor: &Tensor,
+    found: Vec<Place>,
+    equal: &HashSet<&str>,
+) -> Result<Vec<Place>, String> {
     let (own, others): (Vec<Place>, Vec<Place>) = found
         .into_iter()
         .partition(|p| p.initializer == tensor.name && !p.transposed);
     let nameless: Vec<&str> = others
         .iter()
         .map(|p| p.initializer.as_str())
-        .filter(|name| !equal.contains(name) && !is_parameter(name))
+        .filter(|name| !is_parameter(name) && !equal.contains(name))
         .collect();
     if own.is_empty() {
         return Err(

@@ -3,7 +3,7 @@
 //! A use that is given to the wrong tensor is a wrong score that no probe sees, so what is not
 //! certain is refused.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use super::super::{PackageError, Place};
 use super::Tensor;
@@ -155,7 +155,7 @@ impl Family<'_> {
         let mut doubts = Vec::new();
         let mut by_module = vec![0_usize; self.tensors.len()];
         let mut shares = Vec::new();
-        for initializer in &held {
+        for (initializer, contents) in &held {
             if self.wiring.escapes(initializer) {
                 doubts.push(format!(
                     "{initializer} is read in the body of a node, or is an output"
@@ -171,7 +171,7 @@ impl Family<'_> {
                     Err(doubt) => doubts.push(doubt),
                 }
             }
-            shares.push(self.share(initializer.clone(), owners, by_contents));
+            shares.push(self.share(initializer, *contents, owners));
         }
         for (at, tensor) in self.tensors.iter().enumerate() {
             if !shares.iter().any(|s| s.owners.contains_key(&at)) {
@@ -193,29 +193,33 @@ impl Family<'_> {
         }
     }
 
-    fn initializers(&self, by_contents: &HashMap<Contents, Vec<&str>>) -> Vec<String> {
-        let all = self.tensors.iter().flat_map(|t| copies(t, by_contents));
-        let mut names: Vec<String> = all.map(|p| p.initializer).collect();
-        names.sort();
-        names.dedup();
-        names
+    /// What holds their contents, by name, with the contents.
+    fn initializers(
+        &self,
+        by_contents: &HashMap<Contents, Vec<&str>>,
+    ) -> BTreeMap<String, Contents> {
+        let all: BTreeSet<Contents> = self
+            .tensors
+            .iter()
+            .flat_map(|t| t.held().map(|(contents, _)| contents))
+            .collect();
+        let named = |contents: Contents| {
+            let names = by_contents.get(&contents).into_iter().flatten();
+            names.map(move |name| ((*name).to_owned(), contents))
+        };
+        all.into_iter().flat_map(named).collect()
     }
 
     fn share(
         &self,
-        initializer: String,
+        initializer: &str,
+        contents: Contents,
         owners: BTreeMap<usize, Vec<Use>>,
-        by_contents: &HashMap<Contents, Vec<&str>>,
     ) -> Share {
-        let held = |t: &&Known<'_>| {
-            copies(t, by_contents)
-                .iter()
-                .any(|p| p.initializer == initializer && p.transposed)
-        };
-        let transposed = self.tensors.iter().map(held).collect();
+        let transposed = |t: &&Known<'_>| t.held().any(|held| held == (contents, true));
         Share {
-            initializer,
-            transposed,
+            initializer: initializer.to_owned(),
+            transposed: self.tensors.iter().map(transposed).collect(),
             owners,
         }
     }
@@ -319,7 +323,8 @@ impl Family<'_> {
         self.tensors.iter().position(|t| is_it(t))
     }
 
-    fn refusal(&self, held: &[String], doubts: &[String]) -> String {
+    fn refusal(&self, held: &BTreeMap<String, Contents>, doubts: &[String]) -> String {
+        let held: Vec<&str> = held.keys().map(String::as_str).collect();
         let name = |t: &&Known<'_>| format!("{} {:?}", t.name, t.shape);
         let names: Vec<String> = self.tensors.iter().map(name).collect();
         format!(
