@@ -346,11 +346,7 @@ async fn dispatch(command: Command, config: Config) -> Outcome {
         }
         Command::Completions { shell } => completions(shell),
         Command::Schema { name } => print_schema(&name),
-        Command::Package(args) => {
-            tokio::task::spawn_blocking(move || offline::package(&config, &args))
-                .await
-                .map_err(Fault::internal)?
-        }
+        Command::Package(args) => offline::package(config, args).await,
     }
 }
 

@@ -895,10 +895,31 @@ fn look(path: &Path) -> Result<Seen, PackageError> {
     ))
 }
 
+/// Whether this is a file: a pipe would be waited for, and for ever.
+fn check_regular(path: &Path, found: &std::fs::Metadata) -> Result<(), PackageError> {
+    if found.is_file() {
+        return Ok(());
+    }
+    let kind = if found.is_dir() {
+        "a folder"
+    } else {
+        "a pipe, a socket or a device"
+    };
+    let message = format!("{}: is {kind}; give a regular file", path.display());
+    Err(PackageError(message))
+}
+
+/// Opens a regular file.
+fn open(path: &Path) -> Result<File, PackageError> {
+    let fail = |e: std::io::Error| PackageError(format!("{}: {e}", path.display()));
+    check_regular(path, &std::fs::metadata(path).map_err(fail)?)?;
+    File::open(path).map_err(fail)
+}
+
 /// Maps a file that is only read.
 pub(crate) fn map(path: &Path) -> Result<Bytes, PackageError> {
     let fail = |e: std::io::Error| PackageError(format!("{}: {e}", path.display()));
-    let file = File::open(path).map_err(fail)?;
+    let file = open(path)?;
     if file.metadata().map_err(fail)?.len() == 0 {
         return Ok(Bytes::new());
     }

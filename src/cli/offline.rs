@@ -6,7 +6,7 @@ use std::sync::Arc;
 use clap::Args;
 use serde_json::json;
 
-use super::{Exit, Fault, Outcome, answer, answer_json, busy, complain};
+use super::{Exit, Fault, Outcome, answer, answer_json, busy, complain, signals};
 use crate::config::Config;
 use crate::engine::EngineError;
 use crate::engine::thread::EngineHandle;
@@ -15,7 +15,7 @@ use crate::failure::Status;
 use crate::heartbeat::Vitals;
 use crate::job::{Candidate, Compression, Format, Job, Rule, Semantics, Source, Task, Validation};
 use crate::lifecycle::Detail;
-use crate::package::build::{Recipe, build_and_try};
+use crate::package::build::{Recipe, Unfinished, build_and_try};
 use crate::package::plan::Plan;
 use crate::package::{Objective, Package, PackageError};
 use crate::pipeline::{Judged, Pipeline};
@@ -234,7 +234,22 @@ pub(super) async fn validate(config: Config, args: ValidateArgs) -> Outcome {
     judge(config, args.model, args.windows, task, "validate".into()).await
 }
 
-pub(super) fn package(config: &Config, args: &PackageArgs) -> Outcome {
+/// A signal ends it as it ends any process, but for what is not finished, which it takes along.
+pub(super) async fn package(config: Config, args: PackageArgs) -> Outcome {
+    let unfinished = Unfinished::default();
+    let end = signals::end().map_err(Fault::internal)?;
+    let left = unfinished.clone();
+    tokio::spawn(async move {
+        let signal = end.await;
+        let _removed = left.remove();
+        signals::die(signal)
+    });
+    tokio::task::spawn_blocking(move || make(&config, &args, &unfinished))
+        .await
+        .map_err(Fault::internal)?
+}
+
+fn make(config: &Config, args: &PackageArgs, unfinished: &Unfinished) -> Outcome {
     let recipe = Recipe {
         graph: args.graph.clone(),
         weights: args.weights.clone(),
@@ -262,7 +277,7 @@ pub(super) fn package(config: &Config, args: &PackageArgs) -> Outcome {
             )]),
         }
     };
-    let built = build_and_try(&recipe, tried);
+    let built = build_and_try(&recipe, unfinished, tried);
     bar.finish_and_clear();
     let built = built.map_err(|e| Fault::new(Exit::Data, e))?;
     for note in &built.notes {

@@ -3,6 +3,8 @@
 
 use std::time::{Duration, Instant};
 
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
@@ -102,6 +104,41 @@ pub(super) fn listen() -> std::io::Result<mpsc::Receiver<Wish>> {
         }
     });
     Ok(wishes)
+}
+
+/// The first signal, from now on, that is to end a process which is no worker. What was to be ignored
+/// before stays so.
+///
+/// # Errors
+/// When the system refuses.
+pub(super) fn end() -> std::io::Result<impl Future<Output = i32> + Send> {
+    let mut heard = FuturesUnordered::new();
+    let ends = MEANINGS.iter().filter(|(.., m)| *m != Meaning::Nothing);
+    for (number, ..) in ends.filter(|(number, ..)| is_default(*number)) {
+        let mut signals = signal(SignalKind::from_raw(*number))?;
+        heard.push(async move {
+            signals.recv().await;
+            *number
+        });
+    }
+    Ok(async move {
+        match heard.next().await {
+            Some(number) => number,
+            None => std::future::pending().await,
+        }
+    })
+}
+
+/// Ends the process as this signal does by default, which is what whoever waits for it is told.
+pub(super) fn die(signal: i32) -> ! {
+    #[expect(unsafe_code, reason = "the standard library raises no signals")]
+    // SAFETY: no memory of ours is touched, and the process ends here.
+    unsafe {
+        libc::signal(signal, libc::SIG_DFL);
+        libc::raise(signal);
+        // Where that signal is blocked.
+        libc::_exit(128 + signal)
+    }
 }
 
 /// Some senders never stop: one line is enough.

@@ -19,6 +19,7 @@ use super::{Dtype, MANIFEST, Manifest, Objective, Package, PackageError, ShardFi
 use crate::engine::graph::Graph;
 use crate::job::message::V1;
 use files::Staging;
+pub use files::Unfinished;
 pub(super) use files::{write, write_tensors};
 pub(super) use place::is_uniform;
 use source::Source;
@@ -77,27 +78,28 @@ pub struct Built {
 /// # Errors
 /// Names the file, tensor or initializer and what to do.
 pub fn build(recipe: &Recipe) -> Result<Built, PackageError> {
-    build_and_try(recipe, |package| {
+    build_and_try(recipe, &Unfinished::default(), |package| {
         crate::engine::check(&package).map_err(|e| PackageError(e.to_string()))?;
         Ok(Vec::new())
     })
 }
 
 /// As [`build`]; before the package is put in its place, `tried` loads it as a worker does, and
-/// says what the operator should know of that.
+/// says what the operator should know of that. What is `unfinished` can be removed meanwhile.
 ///
 /// # Errors
 /// As [`build`], and what `tried` says.
 pub fn build_and_try(
     recipe: &Recipe,
+    unfinished: &Unfinished,
     tried: impl FnOnce(Package) -> Result<Vec<String>, PackageError>,
 ) -> Result<Built, PackageError> {
     recipe.check()?;
-    files::check_free(&recipe.out)?;
+    // Before all that takes time: what cannot be written is said at once.
+    let staging = Staging::begin(&recipe.out, unfinished)?;
     let source = Source::open(recipe)?;
     let placed = Placed::find(&source)?;
     let moved = placed.moved();
-    let staging = Staging::begin(&recipe.out)?;
     let (shards, others) = staging.shards(&recipe.shards, recipe.objective)?;
     let mut notes = [
         source.notes.clone(),
@@ -106,7 +108,7 @@ pub fn build_and_try(
     ]
     .concat();
     let manifest = write_package(recipe, &staging, source, placed, shards)?;
-    notes.extend(tried(Package::load(&staging.dir(), false, &[])?)?);
+    notes.extend(tried(Package::load(staging.dir(), false, &[])?)?);
     staging.finish()?;
     Ok(Built {
         manifest,

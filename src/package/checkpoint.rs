@@ -404,7 +404,11 @@ fn read_shards(index: &Path) -> Result<Checkpoint, PackageError> {
 }
 
 fn read_index(path: &Path) -> Result<BTreeMap<String, String>, String> {
-    let size = std::fs::metadata(path).map_err(|e| e.to_string())?.len();
+    let found = std::fs::metadata(path).map_err(|e| e.to_string())?;
+    if !found.is_file() {
+        return Err("is no regular file".into());
+    }
+    let size = found.len();
     if size > MAX_INDEX_BYTES {
         return Err(format!(
             "{size} bytes, where the index of a sharded checkpoint has at most {MAX_INDEX_BYTES}"

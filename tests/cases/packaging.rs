@@ -3,6 +3,7 @@
 
 use std::process::{Command, Output};
 
+use nix::sys::signal::Signal;
 use safetensors::tensor::{Dtype, TensorView};
 
 use super::*;
@@ -176,11 +177,8 @@ fn external_data_is_the_package_s_own_wherever_the_graph_has_it_and_whatever_the
     );
 }
 
-#[test]
-fn external_data_that_is_missing_or_cut_off_is_refused_by_the_name_of_the_tensor() {
-    let dir = model_dir().join("external");
-    let bench = Bench::new();
-    let copy = bench.path("in-export");
+/// Copies a graph and its files of external data.
+fn copy_export(dir: &Path, copy: &Path) {
     std::fs::create_dir_all(copy.join("parts")).unwrap();
     for file in [
         "graph.onnx",
@@ -193,6 +191,14 @@ fn external_data_that_is_missing_or_cut_off_is_refused_by_the_name_of_the_tensor
     ] {
         std::fs::copy(dir.join(file), copy.join(file)).unwrap();
     }
+}
+
+#[test]
+fn external_data_that_is_missing_or_cut_off_is_refused_by_the_name_of_the_tensor() {
+    let dir = model_dir().join("external");
+    let bench = Bench::new();
+    let copy = bench.path("in-export");
+    copy_export(&dir, &copy);
     let weights = dir.join("checkpoint.safetensors");
     let shards = dir.join("shards");
     let graph = copy.join("graph.onnx");
@@ -216,6 +222,14 @@ fn external_data_that_is_missing_or_cut_off_is_refused_by_the_name_of_the_tensor
         &package(),
         &["function_table", "has 66559 bytes", "0 to 66560"],
     );
+    for file in ["parts/function.data", "small.data", "graph.onnx"] {
+        std::fs::remove_file(copy.join(file)).unwrap();
+        let made = Command::new("mkfifo").arg(copy.join(file)).status();
+        assert!(made.unwrap().success());
+        bench.refused(&package(), &[file, "is a pipe"]);
+        std::fs::remove_file(copy.join(file)).unwrap();
+        std::fs::copy(dir.join(file), copy.join(file)).unwrap();
+    }
 }
 
 /// What each tensor's change does to the loss.
@@ -593,4 +607,82 @@ fn shards_that_collide_are_named_with_the_rule_and_other_files_are_said() {
             "first number",
         ],
     );
+}
+
+/// An export with a file so large that copying it takes longer than anything here: it is all hole.
+fn large_export(bench: &Bench) -> PathBuf {
+    let from = model_dir().join("external");
+    let export = bench.path("in-export");
+    copy_export(&from, &export);
+    let large = std::fs::File::options()
+        .write(true)
+        .open(export.join(LARGE));
+    large.unwrap().set_len(2 << 30).unwrap();
+    export.join("graph.onnx")
+}
+
+const LARGE: &str = "parts/function.data";
+
+/// A packaging that is copying the large file, in a hidden folder in `beside`.
+fn copying(graph: &Path, out: &Path, beside: &Path, ignored: &str) -> std::process::Child {
+    let dir = model_dir().join("external");
+    let mut command = Command::new("sh");
+    command.args(["-c", &format!("{ignored} exec \"$@\""), "sh"]);
+    command.arg(env!("CARGO_BIN_EXE_scorer")).arg("package");
+    command.arg("--graph").arg(graph);
+    let weights = dir.join("checkpoint.safetensors");
+    command.arg("--weights").arg(weights);
+    command.arg("--shards").arg(dir.join("shards"));
+    command.args(["--name", "model", "--version", "1", "--window", "16"]);
+    command.arg("--out").arg(out);
+    let mut child = command.spawn().unwrap();
+    let copies = |entry: std::io::Result<std::fs::DirEntry>| {
+        let entry = entry.unwrap();
+        let hidden = entry.file_name().to_string_lossy().starts_with('.');
+        hidden && entry.path().join("package").join(LARGE).exists()
+    };
+    while !std::fs::read_dir(beside).unwrap().any(copies) {
+        assert!(
+            child.try_wait().unwrap().is_none(),
+            "it has ended by itself"
+        );
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    child
+}
+
+#[test]
+fn a_signal_ends_packaging_as_any_process_and_leaves_nothing() {
+    use std::os::unix::process::ExitStatusExt;
+    let send = |child: &std::process::Child, signal: Signal| {
+        let id = i32::try_from(child.id()).unwrap();
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(id), signal).unwrap();
+    };
+    let bench = Bench::new();
+    let empty = bench.path("in-empty");
+    std::fs::create_dir(&empty).unwrap();
+    let graph = large_export(&bench);
+    let new = bench.path("new/package");
+    let names = |folder: &Path| {
+        let entries = std::fs::read_dir(folder).unwrap();
+        let mut names: Vec<_> = entries.map(|e| e.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    for (out, beside) in [(&empty, &*empty), (&new, bench.0.path())] {
+        for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+            let mut child = copying(&graph, out, beside, "");
+            send(&child, signal);
+            assert_eq!(child.wait().unwrap().signal(), Some(signal as i32));
+            assert_eq!(names(bench.0.path()), ["in-empty", "in-export"]);
+            assert!(names(&empty).is_empty());
+        }
+    }
+    // As under `nohup`.
+    let mut child = copying(&graph, &empty, &empty, "trap '' HUP;");
+    send(&child, Signal::SIGHUP);
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    send(&child, Signal::SIGTERM);
+    assert_eq!(child.wait().unwrap().signal(), Some(Signal::SIGTERM as i32));
+    assert!(names(&empty).is_empty());
 }

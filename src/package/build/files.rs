@@ -1,12 +1,16 @@
-//! The files of a package, written beside the place where it is to be and moved there when it is
-//! whole: a refusal leaves nothing behind.
+//! The files of a package, written beside the place where it is to be, or in a hidden folder inside
+//! it, and moved there when it is whole: a refusal leaves nothing behind, and neither does a signal.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
+use std::fs::File;
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
+use tempfile::TempDir;
 
 use super::super::checkpoint::{self, Stored};
 use super::super::{
@@ -20,38 +24,164 @@ const WEIGHTS: &str = "weights.safetensors";
 const SHARDS: &str = "shards";
 /// Where an export's own files go whose names a package uses itself.
 const EXTERNAL: &str = "external";
+/// What to do where something is already.
+const CHOOSE: &str = "packages are immutable, choose a new directory";
+
+/// What the hidden folders are called in which packages are made.
+const STAGING: &str = ".scorer-package-";
+
+/// The folder of a package that is not finished yet, for whoever ends the process before it is.
+#[derive(Debug, Clone, Default)]
+pub struct Unfinished(Arc<Mutex<Option<TempDir>>>);
+
+impl Unfinished {
+    /// Removes the folder. Until what is returned is dropped, whoever makes the package waits, in
+    /// the middle of nothing: a package that is being moved to its place is moved first.
+    #[must_use]
+    pub fn remove(&self) -> impl Sized {
+        let mut folder = self.lock();
+        if let Some(folder) = folder.take().map(TempDir::keep) {
+            // Under this name nobody writes on while it is removed, and nobody makes it again.
+            let gone = folder.with_extension("gone");
+            if std::fs::rename(&folder, &gone).is_ok() {
+                // A file that was just being made can be in the way, once.
+                let _removed = (0..3).any(|_| std::fs::remove_dir_all(&gone).is_ok());
+            }
+        }
+        folder
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<TempDir>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Where a package is to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Place {
+    /// In this empty folder, which may be a mount point, or lie where nothing else can be made.
+    Inside(PathBuf),
+    /// As this folder, which is not there yet.
+    New {
+        /// The folder.
+        out: PathBuf,
+        /// The nearest folder above it that is there.
+        above: PathBuf,
+    },
+}
+
+impl Place {
+    /// # Errors
+    /// When something is there already, or nothing can be.
+    fn find(out: &Path) -> Result<Self, PackageError> {
+        let refuse = |why: String| Err(PackageError(format!("--out {}: {why}", out.display())));
+        // Without what says nothing: `a/` may be a file, and nothing can be renamed to `a/.`.
+        let out: &Path = &out.components().collect::<PathBuf>();
+        for above in out.ancestors() {
+            let here = if above.as_os_str().is_empty() {
+                Path::new(".")
+            } else {
+                above
+            };
+            match std::fs::metadata(here) {
+                Ok(found) if !found.is_dir() => {
+                    return refuse(format!("{} is a file; {CHOOSE}", here.display()));
+                }
+                Ok(_) if above == out && above == here => {
+                    check_empty(out, None)?;
+                    let inside = out.canonicalize().map_err(|e| failed(out, &e))?;
+                    return Ok(Self::Inside(inside));
+                }
+                Ok(_) => {
+                    let below = out.strip_prefix(above).unwrap_or(out);
+                    let named = |part| matches!(part, Component::Normal(_) | Component::CurDir);
+                    if out.file_name().is_none() || !below.components().all(named) {
+                        return refuse("names no folder that can be made".to_owned());
+                    }
+                    let out = out.to_owned();
+                    let above = here.to_owned();
+                    return Ok(Self::New { out, above });
+                }
+                Err(e) if is_missing(&e) => {
+                    if let Ok(target) = std::fs::read_link(here) {
+                        let (link, target) = (here.display(), target.display());
+                        return refuse(format!(
+                            "{link} is a symbolic link to {target}, which is not there; make that folder, or choose another"
+                        ));
+                    }
+                }
+                Err(e) => return refuse(format!("{}: {e}", here.display())),
+            }
+        }
+        refuse("is below no folder".to_owned())
+    }
+
+    /// Where the hidden folder is made.
+    fn folder(&self) -> &Path {
+        match self {
+            Self::Inside(out) => out,
+            Self::New { above, .. } => above,
+        }
+    }
+
+    /// Puts what is in `made`, inside of `staging`, here.
+    fn fill(&self, made: &Path, staging: &Path) -> Result<(), PackageError> {
+        match self {
+            Self::Inside(out) => {
+                check_empty(out, staging.file_name())?;
+                move_up(made, out)
+            }
+            Self::New { out, .. } => {
+                let fail = |e: std::io::Error| failed(out, &e);
+                if let Some(parent) = out.parent() {
+                    std::fs::create_dir_all(parent).map_err(fail)?;
+                }
+                if out.exists() {
+                    check_empty(out, None)?;
+                }
+                std::fs::rename(made, out).map_err(fail)
+            }
+        }
+    }
+}
 
 /// A package under construction.
 pub(super) struct Staging {
-    folder: tempfile::TempDir,
-    out: PathBuf,
+    dir: PathBuf,
+    place: Place,
+    unfinished: Unfinished,
 }
 
 impl Staging {
-    /// Begins beside `out`, on the same file system.
+    /// Begins on the file system of `out`.
     ///
     /// # Errors
-    /// When `out` holds anything, or its folder cannot be written to.
-    pub(super) fn begin(out: &Path) -> Result<Self, PackageError> {
-        check_free(out)?;
-        let parent = out.ancestors().skip(1).find(|dir| dir.is_dir());
-        let parent = parent.unwrap_or(Path::new("."));
+    /// When `out` holds anything, or cannot be written to.
+    pub(super) fn begin(out: &Path, unfinished: &Unfinished) -> Result<Self, PackageError> {
+        let place = Place::find(out)?;
+        let mut begun = unfinished.lock();
         let folder = tempfile::Builder::new()
-            .prefix(".scorer-package-")
-            .tempdir_in(parent);
-        let staging = Self {
-            folder: folder.map_err(|e| failed(parent, &e))?,
-            out: out.to_owned(),
-        };
-        let dir = staging.dir();
-        std::fs::create_dir(&dir).map_err(|e| failed(&dir, &e))?;
-        Ok(staging)
+            .prefix(STAGING)
+            .tempdir_in(place.folder());
+        let folder = folder.map_err(|e| {
+            let (out, at) = (out.display(), place.folder().display());
+            PackageError(format!("--out {out}: nothing can be written in {at}: {e}"))
+        })?;
+        // The outer folder is its maker's alone; this one has the usual rights.
+        let dir = folder.path().join("package");
+        make_folder(&dir)?;
+        *begun = Some(folder);
+        drop(begun);
+        Ok(Self {
+            dir,
+            place,
+            unfinished: unfinished.clone(),
+        })
     }
 
     /// Where the files are meanwhile.
-    pub(super) fn dir(&self) -> PathBuf {
-        // The outer folder is its maker's alone; this one has the usual rights.
-        self.folder.path().join("package")
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
     }
 
     /// Puts the package in its place.
@@ -59,12 +189,12 @@ impl Staging {
     /// # Errors
     /// When there is something by now, or the disk refuses.
     pub(super) fn finish(self) -> Result<(), PackageError> {
-        let fail = |e: std::io::Error| failed(&self.out, &e);
-        if let Some(parent) = self.out.parent() {
-            std::fs::create_dir_all(parent).map_err(fail)?;
-        }
-        check_free(&self.out)?;
-        std::fs::rename(self.dir(), &self.out).map_err(fail)
+        // A signal waits until all of it is there.
+        let folder = self.unfinished.lock();
+        let staging = self.dir.parent().unwrap_or(&self.dir);
+        let filled = self.place.fill(&self.dir, staging);
+        drop(folder);
+        filled
     }
 
     /// Writes the graph and copies its files of external data.
@@ -85,8 +215,7 @@ impl Staging {
         for (location, name) in &names {
             if !copied.contains_key(name.as_str()) {
                 let plain = plain_location(location).unwrap_or_default();
-                let to = self.dir().join(name);
-                let sha256 = copy(&from.join(plain), &to)?;
+                let sha256 = self.copy(&from.join(plain), name)?;
                 let file = name.clone();
                 copied.insert(name, FileDigest { file, sha256 });
             }
@@ -135,30 +264,77 @@ impl Staging {
         }
         Ok((shards, notes))
     }
+
+    /// Copies a file of any size, with the rights of a new one, and gives its SHA-256.
+    fn copy(&self, from: &Path, name: &str) -> Result<String, PackageError> {
+        let mut folder = self.dir.clone();
+        for part in Path::new(name).parent().into_iter().flat_map(Path::iter) {
+            folder.push(part);
+            make_folder(&folder)?;
+        }
+        let to = self.dir.join(name);
+        let mut source = super::super::open(from)?;
+        let copied = File::create(&to).and_then(|mut file| std::io::copy(&mut source, &mut file));
+        copied.map_err(|e| PackageError(format!("{} to {}: {e}", from.display(), to.display())))?;
+        digest(&to)
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        drop(self.unfinished.lock().take());
+    }
 }
 
 fn failed(path: &Path, error: &std::io::Error) -> PackageError {
     PackageError(format!("{}: {error}", path.display()))
 }
 
-/// Whether a package may be put here.
-///
+fn is_missing(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{NotADirectory, NotFound};
+    matches!(error.kind(), NotFound | NotADirectory)
+}
+
 /// # Errors
-/// When something is there already.
-pub(super) fn check_free(out: &Path) -> Result<(), PackageError> {
-    let refuse = |why: &str| {
-        let message = format!(
-            "{}: {why}; packages are immutable, choose a new directory",
-            out.display()
-        );
-        Err(PackageError(message))
-    };
-    match std::fs::read_dir(out).map(Iterator::count) {
-        Ok(0) => Ok(()),
-        Ok(_) => refuse("is not empty"),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(e) if e.kind() == std::io::ErrorKind::NotADirectory => refuse("is a file"),
-        Err(e) => Err(failed(out, &e)),
+/// When the folder holds anything but what is `ours`.
+fn check_empty(folder: &Path, ours: Option<&OsStr>) -> Result<(), PackageError> {
+    for entry in std::fs::read_dir(folder).map_err(|e| failed(folder, &e))? {
+        let name = entry.map_err(|e| failed(folder, &e))?.file_name();
+        if Some(&*name) != ours {
+            let (folder, name) = (folder.display(), name.display());
+            return Err(PackageError(format!(
+                "--out {folder}: is not empty, it holds {name}; {CHOOSE}"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Moves what a folder holds to another on the same file system, the manifest last: a worker that
+/// finds it finds all. Where that fails, nothing is left there.
+fn move_up(from: &Path, to: &Path) -> Result<(), PackageError> {
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(from).map_err(|e| failed(from, &e))? {
+        names.push(entry.map_err(|e| failed(from, &e))?.file_name());
+    }
+    names.sort_by_key(|name| name == MANIFEST);
+    for (moved, name) in names.iter().enumerate() {
+        if let Err(error) = std::fs::rename(from.join(name), to.join(name)) {
+            for name in &names[..moved] {
+                // Back to what is removed with all that it holds.
+                drop(std::fs::rename(to.join(name), from.join(name)));
+            }
+            return Err(failed(&to.join(name), &error));
+        }
+    }
+    Ok(())
+}
+
+/// Makes a folder in one that is there: not above, for what is removed must not come back.
+fn make_folder(folder: &Path) -> Result<(), PackageError> {
+    match std::fs::create_dir(folder) {
+        Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => Err(failed(folder, &e)),
+        Ok(()) | Err(_) => Ok(()),
     }
 }
 
@@ -200,6 +376,8 @@ fn check_external(tensor: &External, from: &Path) -> Result<(), PackageError> {
             "graph: {at}: its external data cannot be read: {path}: {e}; keep the export's files together"
         ))
     })?;
+    super::super::check_regular(&path, &found)
+        .map_err(|e| PackageError(format!("graph: {at}: its external data: {e}")))?;
     let (start, end) = tensor.span;
     let length = usize::try_from(found.len()).unwrap_or(usize::MAX);
     if start.max(end.unwrap_or(start)) <= length {
@@ -221,6 +399,9 @@ fn find_shards(from: &Path) -> Result<(BTreeMap<u64, PathBuf>, Vec<String>), Pac
     let (mut shards, mut others) = (BTreeMap::new(), Vec::new());
     for path in paths {
         let name = name_of(&path);
+        if name.starts_with(STAGING) {
+            continue;
+        }
         // Other systems leave files of their own: `._shard_1.safetensors`, `.DS_Store`.
         if name.starts_with('.') || !name.ends_with(".safetensors") || !path.is_file() {
             others.push(name);
@@ -270,7 +451,7 @@ fn name_of(path: &Path) -> String {
 /// When the disk refuses.
 pub(in super::super) fn write(path: &Path, bytes: &[u8]) -> Result<FileDigest, PackageError> {
     if let Some(parent) = path.parent() {
-        std::fs::create_dir_all(parent).map_err(|e| failed(path, &e))?;
+        make_folder(parent)?;
     }
     std::fs::write(path, bytes).map_err(|e| failed(path, &e))?;
     Ok(FileDigest {
@@ -279,19 +460,9 @@ pub(in super::super) fn write(path: &Path, bytes: &[u8]) -> Result<FileDigest, P
     })
 }
 
-/// Copies a file of any size, and gives its SHA-256.
-fn copy(from: &Path, to: &Path) -> Result<String, PackageError> {
-    if let Some(parent) = to.parent() {
-        std::fs::create_dir_all(parent).map_err(|e| failed(to, &e))?;
-    }
-    std::fs::copy(from, to)
-        .map_err(|e| PackageError(format!("{} to {}: {e}", from.display(), to.display())))?;
-    digest(to)
-}
-
 /// A file's SHA-256, a part at a time: what is mapped would count as memory.
 fn digest(path: &Path) -> Result<String, PackageError> {
-    let mut file = std::fs::File::open(path).map_err(|e| failed(path, &e))?;
+    let mut file = File::open(path).map_err(|e| failed(path, &e))?;
     let (mut hash, mut part) = (Sha256::new(), vec![0; 1 << 20]);
     loop {
         match file.read(&mut part).map_err(|e| failed(path, &e))? {
@@ -404,26 +575,195 @@ mod tests {
         );
     }
 
+    fn begin(out: &Path) -> Result<Staging, PackageError> {
+        Staging::begin(out, &Unfinished::default())
+    }
+
+    fn holds(folder: &Path) -> BTreeSet<String> {
+        let entries = std::fs::read_dir(folder).unwrap();
+        entries.map(|e| name_of(&e.unwrap().path())).collect()
+    }
+
     #[test]
     fn what_is_not_finished_leaves_nothing_behind() {
         let folder = tempfile::tempdir().unwrap();
         let out = folder.path().join("a/b/package");
-        let staging = Staging::begin(&out).unwrap();
+        let staging = begin(&out).unwrap();
         write(&staging.dir().join("shards/x"), b"x").unwrap();
         drop(staging);
-        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
-        let staging = Staging::begin(&out).unwrap();
+        assert!(holds(folder.path()).is_empty());
+        let staging = begin(&out).unwrap();
         write(&staging.dir().join("x"), b"x").unwrap();
         staging.finish().unwrap();
         assert_eq!(std::fs::read(out.join("x")).unwrap(), b"x");
-        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
-        let refusal = Staging::begin(&out).err().unwrap().0;
-        assert!(refusal.contains("is not empty"), "{refusal}");
-        assert!(
-            check_free(&out.join("x"))
-                .unwrap_err()
-                .0
-                .contains("is a file")
-        );
+        assert_eq!(holds(folder.path()).len(), 1);
+        let refusal = begin(&out).err().unwrap().0;
+        assert!(refusal.contains("is not empty, it holds x"), "{refusal}");
+    }
+
+    #[test]
+    fn an_empty_folder_is_filled_where_it_is_however_it_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let empty = folder.path().join("empty");
+        let link = folder.path().join("link");
+        std::fs::create_dir(&empty).unwrap();
+        std::os::unix::fs::symlink("empty", &link).unwrap();
+        for out in [
+            &empty,
+            &link,
+            &empty.join("."),
+            &link.join(""),
+            &empty.join("../empty"),
+        ] {
+            // It may be a mount point, and nothing may be writable beside it.
+            let inside = Place::Inside(empty.canonicalize().unwrap());
+            assert_eq!(Place::find(out).unwrap(), inside);
+            let before = begin(out).unwrap();
+            write(&before.dir().join("shards/x"), b"x").unwrap();
+            assert!(begin(out).is_err(), "another is being made there");
+            drop(before);
+            assert!(holds(&empty).is_empty());
+            let staging = begin(out).unwrap();
+            for file in [MANIFEST, GRAPH, "shards/x"] {
+                write(&staging.dir().join(file), b"x").unwrap();
+            }
+            assert_eq!(holds(&empty).len(), 1);
+            staging.finish().unwrap();
+            assert_eq!(
+                holds(&empty),
+                [MANIFEST, GRAPH, SHARDS].map(String::from).into()
+            );
+            std::fs::remove_dir_all(&empty).unwrap();
+            std::fs::create_dir(&empty).unwrap();
+        }
+        // What somebody else has put there meanwhile stays, and is all that does.
+        let staging = begin(&empty).unwrap();
+        write(&staging.dir().join(GRAPH), b"x").unwrap();
+        write(&empty.join("theirs"), b"x").unwrap();
+        let refusal = staging.finish().unwrap_err().0;
+        assert!(refusal.contains("it holds theirs"), "{refusal}");
+        assert_eq!(holds(&empty), ["theirs".to_owned()].into());
+    }
+
+    #[test]
+    fn where_not_all_can_be_moved_nothing_is_left() {
+        let folder = tempfile::tempdir().unwrap();
+        let (from, to) = (folder.path().join("from"), folder.path().join("to"));
+        for name in ["from/a", "from/model.json", "from/z", "to/model.json/x"] {
+            let path = folder.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, "").unwrap();
+        }
+        assert!(move_up(&from, &to).is_err());
+        assert_eq!(holds(&to), [MANIFEST.to_owned()].into());
+        assert_eq!(holds(&from).len(), 3);
+    }
+
+    #[test]
+    fn what_cannot_be_a_package_s_place_is_refused_in_words() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        std::fs::write(at("file"), "").unwrap();
+        std::os::unix::fs::symlink("nowhere", at("dangling")).unwrap();
+        for (out, said) in [
+            ("file", "is a file"),
+            ("file/", "is a file"),
+            ("file/package", "file is a file"),
+            ("dangling", "dangling is a symbolic link to nowhere"),
+            ("dangling/.", "dangling is a symbolic link to nowhere"),
+            ("dangling/package", "dangling is a symbolic link to nowhere"),
+            ("new/..", "names no folder"),
+            ("new/../package", "names no folder"),
+        ] {
+            let refusal = begin(&at(out)).err().unwrap().0;
+            assert!(refusal.contains(said), "{out}: {refusal}");
+        }
+        assert!(begin(Path::new("")).is_err());
+        let new = |out: &str| Place::find(&at(out)).unwrap();
+        let expected = Place::New {
+            out: at("a2"),
+            above: folder.path().to_owned(),
+        };
+        for out in ["a2", "a2/", "a2/."] {
+            assert_eq!(new(out), expected);
+        }
+        let here = Place::New {
+            out: "a2".into(),
+            above: ".".into(),
+        };
+        assert_eq!(Place::find(Path::new("a2")).unwrap(), here);
+        assert_eq!(holds(folder.path()).len(), 2);
+    }
+
+    #[test]
+    fn what_is_removed_early_does_not_come_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let export = folder.path().join("m.data");
+        std::fs::write(&export, "x").unwrap();
+        let unfinished = Unfinished::default();
+        let staging = Staging::begin(&folder.path().join("a/package"), &unfinished).unwrap();
+        write(&staging.dir().join("shards/x"), b"x").unwrap();
+        drop(unfinished.remove());
+        assert_eq!(holds(folder.path()), ["m.data".to_owned()].into());
+        for name in ["x", "shards/y"] {
+            assert!(write(&staging.dir().join(name), b"x").is_err());
+        }
+        assert!(staging.copy(&export, "a/b/m.data").is_err());
+        assert!(staging.weights(&[]).is_err());
+        assert!(staging.finish().is_err());
+        assert!(!folder.path().join("a/package").exists());
+    }
+
+    #[test]
+    fn what_is_copied_can_be_read_as_what_is_written_can() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let export = folder.path().join("m.data");
+        std::fs::write(&export, "x").unwrap();
+        std::fs::set_permissions(&export, PermissionsExt::from_mode(0o600)).unwrap();
+        let staging = begin(&folder.path().join("package")).unwrap();
+        write(&staging.dir().join("x"), b"x").unwrap();
+        let copied = staging.copy(&export, "parts/m.data").unwrap();
+        assert_eq!(copied, hex::encode(Sha256::digest("x")));
+        let mode = |name: &str| {
+            let found = std::fs::metadata(staging.dir().join(name)).unwrap();
+            found.permissions().mode()
+        };
+        assert_eq!(mode("parts/m.data"), mode("x"));
+    }
+
+    #[test]
+    fn only_regular_files_are_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let (pipe, inner) = (folder.path().join("pipe"), folder.path().join("folder"));
+        let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+        assert!(made.unwrap().success());
+        std::fs::create_dir(&inner).unwrap();
+        let index = folder.path().join("x.safetensors.index.json");
+        for (name, said) in [
+            ("pipe", "pipe: is a pipe"),
+            ("folder", "folder: is a folder"),
+        ] {
+            let path = folder.path().join(name);
+            let tensor = external(name);
+            let refusals = [
+                check_external(&tensor, folder.path()).unwrap_err(),
+                super::super::super::map(&path).unwrap_err(),
+                begin(&folder.path().join("package"))
+                    .unwrap()
+                    .copy(&path, "x")
+                    .unwrap_err(),
+            ];
+            for PackageError(refusal) in refusals {
+                assert!(refusal.contains(said), "{refusal}");
+            }
+            std::fs::write(&index, format!(r#"{{"weight_map": {{"w": "{name}"}}}}"#)).unwrap();
+            let refusal = checkpoint::Checkpoint::open(&index).unwrap_err().0;
+            assert!(refusal.contains(name), "{refusal}");
+        }
+        let piped = folder.path().join("pipe.json");
+        std::fs::rename(&pipe, &piped).unwrap();
+        let refusal = checkpoint::Checkpoint::open(&piped).unwrap_err().0;
+        assert!(refusal.contains("is no regular file"), "{refusal}");
     }
 }
