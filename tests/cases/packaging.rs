@@ -569,6 +569,41 @@ fn what_only_the_cpu_lacks_is_a_note_at_packaging_and_said_in_these_words_by_a_w
 }
 
 #[test]
+fn buffers_that_the_model_does_not_use_can_be_left_out_by_name() {
+    let dir = model_dir().join("hazard");
+    let bench = Bench::new();
+    let bytes = std::fs::read(dir.join("checkpoint.safetensors")).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let frequencies = [0_u8; 32];
+    let buffer = TensorView::new(Dtype::F32, vec![8], &frequencies).unwrap();
+    let all = tensors
+        .iter()
+        .map(|(name, view)| (name.to_owned(), view))
+        .chain([("rotary.inv_freq".to_owned(), buffer)]);
+    let weights = bench.path("in-weights.safetensors");
+    std::fs::write(
+        &weights,
+        safetensors::serialize(all.collect::<Vec<_>>(), None).unwrap(),
+    )
+    .unwrap();
+    let (graph, shards) = (dir.join("graph.onnx"), dir.join("shards"));
+    let arguments = [
+        ("--graph", &*graph),
+        ("--weights", &*weights),
+        ("--shards", &*shards),
+    ];
+    let output = bench.package(&arguments, &["--window", "16"]);
+    bench.refused(&output, &["rotary.inv_freq [8]", "--exclude NAME"]);
+    let unknown = bench.package(&arguments, &["--window", "16", "--exclude", "*.nothing"]);
+    bench.refused(&unknown, &["--exclude *.nothing", "no such tensor"]);
+    let said = made(&bench.package(&arguments, &["--window", "16", "--exclude", "*.inv_freq"]));
+    assert!(
+        said.contains("left out (--exclude): rotary.inv_freq"),
+        "{said}"
+    );
+}
+
+#[test]
 fn shards_that_collide_are_named_with_the_rule_and_other_files_are_said() {
     let dir = model_dir().join("hazard");
     let bench = Bench::new();

@@ -364,6 +364,7 @@ fn is_parameter(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::graph::unshare::hand_made::{Made, graph};
 
     fn tensor(name: &str, shape: &[usize], values: &[f32]) -> Tensor {
         Tensor {
@@ -396,6 +397,150 @@ mod tests {
         Ok(places
             .map(|p| (p.initializer.clone(), p.transposed))
             .collect())
+    }
+
+    /// A graph in which these nodes read the initializers that a tensor of these values is held by.
+    fn aliases(
+        names: &[&str],
+        held: &[&str],
+        nodes: &[Made<'_>],
+    ) -> Result<Vec<(String, String)>, String> {
+        let checkpoint = names.iter().map(|name| tensor(name, &[2, 3], &MATRIX));
+        let graph = graph(nodes, held);
+        let info = |name: &&str| InitializerInfo {
+            name: (*name).to_owned(),
+            shape: vec![2, 3],
+            dtype: Some(Dtype::F32),
+        };
+        let held: Vec<_> = held
+            .iter()
+            .map(|name| (info(name), tensor("", &[2, 3], &MATRIX).bytes))
+            .collect();
+        let (_, aliases) = split_aliases(checkpoint.collect(), &held, &graph).map_err(|e| e.0)?;
+        Ok(aliases.into_iter().collect())
+    }
+
+    fn reader<'a>(op: &'a str, input: &'a [&'a str], output: &'a str, call: &'a str) -> Made<'a> {
+        Made {
+            name: output,
+            op,
+            input,
+            output,
+            call,
+            ..Made::default()
+        }
+    }
+
+    #[test]
+    fn equal_tensors_are_tied_where_one_is_looked_up_and_multiplied_with_and_apart_where_each_is_named()
+     {
+        let names = ["embed", "head"];
+        let tied = [
+            reader(
+                "Gather",
+                &["head", "tokens"],
+                "x",
+                "%e : embedding(args = (%p_head, %tokens))",
+            ),
+            reader(
+                "MatMul",
+                &["x", "head"],
+                "y",
+                "%l : linear(args = (%x, %p_head))",
+            ),
+        ];
+        let pair = |a: &str, b: &str| (a.to_owned(), b.to_owned());
+        assert_eq!(
+            aliases(&names, &["head"], &tied).unwrap(),
+            [pair("embed", "head")]
+        );
+        // Copies of a layer, which the exporter merged but still calls by their names.
+        let named = [
+            reader(
+                "MatMul",
+                &["x", "val_1"],
+                "y",
+                "%a : linear(args = (%x, %p_embed))",
+            ),
+            reader(
+                "MatMul",
+                &["y", "val_1"],
+                "z",
+                "%b : linear(args = (%y, %p_head))",
+            ),
+        ];
+        assert_eq!(aliases(&names, &["val_1"], &named).unwrap(), []);
+        assert_eq!(aliases(&names, &["embed", "head"], &named).unwrap(), []);
+        let silent = [
+            reader("MatMul", &["x", "val_1"], "y", ""),
+            reader("MatMul", &["y", "val_1"], "z", ""),
+        ];
+        let refusal = aliases(&names, &["val_1"], &silent).unwrap_err();
+        assert!(
+            refusal.contains("embed, head are equal") && refusal.contains("val_1"),
+            "{refusal}"
+        );
+        // One use may be what is left of two.
+        let merged = [reader(
+            "MatMul",
+            &["x", "val_1"],
+            "y",
+            "%a : linear(args = (%x, %p_embed))",
+        )];
+        assert!(aliases(&names, &["val_1"], &merged).is_err());
+    }
+
+    #[test]
+    fn a_matrix_that_is_its_own_transpose_is_told_by_its_name_or_refused() {
+        let identity = [1.0, 0.0, 0.0, 1.0];
+        let own = tensor("mix", &[2, 2], &identity);
+        let folded = tensor("val_0", &[2, 2], &identity);
+        let found = placed(std::slice::from_ref(&own), std::slice::from_ref(&own)).unwrap();
+        assert_eq!(found, [("mix".to_owned(), false)]);
+        for held in [&[folded.clone()][..], &[own.clone(), folded]] {
+            assert!(placed(std::slice::from_ref(&own), held).is_err());
+        }
+    }
+
+    #[test]
+    fn what_was_made_from_a_tensor_and_would_not_follow_it_is_refused() {
+        let values: Vec<f32> = (0..12_u8).map(|n| f32::from(n) * 0.37 - 1.9).collect();
+        let flipped: Vec<f32> = (0..12).map(|at| values[(at % 3) * 4 + at / 3]).collect();
+        let scaled: Vec<f32> = flipped.iter().map(|v| v * 0.25).collect();
+        let near: Vec<f32> = values.iter().map(|v| v * 1.001 + 0.01).collect();
+        let checkpoint = [tensor("w", &[3, 4], &values)];
+        let made = |other: Tensor| placed(&checkpoint, &[checkpoint[0].clone(), other]);
+        let refusal = made(tensor("t", &[4, 3], &scaled)).unwrap_err();
+        assert!(
+            refusal.contains("t in the graph was made from it"),
+            "{refusal}"
+        );
+        for dtype in [Dtype::F16, Dtype::Bf16] {
+            let round = |v: &f32| crate::package::weights::round_to(dtype, *v);
+            let narrow = values.iter().map(round).flat_map(|v| match dtype {
+                Dtype::F16 => half::f16::from_f32(v).to_le_bytes(),
+                Dtype::F32 | Dtype::Bf16 => half::bf16::from_f32(v).to_le_bytes(),
+            });
+            let rounded = Tensor {
+                dtype,
+                bytes: narrow.collect(),
+                ..tensor("h", &[3, 4], &[])
+            };
+            assert!(made(rounded).is_err(), "{dtype:?}");
+        }
+        // Weights of another version, a mask, and one of another shape are none of its business.
+        assert!(made(tensor("reference", &[3, 4], &near)).is_ok());
+        assert!(made(tensor("mask", &[3, 4], &[1.0; 12])).is_ok());
+        assert!(made(tensor("flat", &[12, 1], &values)).is_ok());
+    }
+
+    #[test]
+    fn another_parameter_of_equal_contents_is_no_copy() {
+        let ones = [1.0; 4];
+        let checkpoint = [tensor("layers.2.norm", &[4], &ones)];
+        let frozen = tensor("layers.0.norm", &[4], &ones);
+        let found = placed(&checkpoint, &[frozen, checkpoint[0].clone()]).unwrap();
+        assert_eq!(found, [("layers.2.norm".to_owned(), false)]);
     }
 
     const MATRIX: [f32; 6] = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0];
