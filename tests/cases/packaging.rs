@@ -52,6 +52,18 @@ impl Bench {
         self.package(&arguments, &["--window", "16"])
     }
 
+    /// Packages the hazard model with these shards.
+    fn hazard(&self, shards: &Path, more: &[&str]) -> Output {
+        let dir = model_dir().join("hazard");
+        let (graph, weights) = (dir.join("graph.onnx"), dir.join("checkpoint.safetensors"));
+        let arguments = [
+            ("--graph", &*graph),
+            ("--weights", &weights),
+            ("--shards", shards),
+        ];
+        self.package(&arguments, more)
+    }
+
     /// A refusal says all of this, and leaves nothing behind.
     #[track_caller]
     fn refused(&self, output: &Output, said: &[&str]) {
@@ -311,17 +323,10 @@ fn shards_with(bench: &Bench, token: i32, at: usize) -> PathBuf {
 
 #[test]
 fn no_token_that_the_model_does_not_have_reaches_the_graph() {
-    let dir = model_dir().join("hazard");
-    let (graph, weights) = (dir.join("graph.onnx"), dir.join("checkpoint.safetensors"));
     for token in [-100, -1, 16, i32::MAX, i32::MIN] {
         let bench = Bench::new();
         let shards = shards_with(&bench, token, 43);
-        let arguments = [
-            ("--graph", &*graph),
-            ("--weights", &*weights),
-            ("--shards", &*shards),
-        ];
-        let output = bench.package(&arguments, &["--window", "16"]);
+        let output = bench.hazard(&shards, &["--window", "16"]);
         bench.refused(
             &output,
             &[&format!(
@@ -332,12 +337,7 @@ fn no_token_that_the_model_does_not_have_reaches_the_graph() {
     // The last of the vocabulary is one; so is it where targets of its kind do not count.
     let bench = Bench::new();
     let shards = shards_with(&bench, 15, 43);
-    let arguments = [
-        ("--graph", &*graph),
-        ("--weights", &*weights),
-        ("--shards", &*shards),
-    ];
-    made(&bench.package(&arguments, &["--window", "16"]));
+    made(&bench.hazard(&shards, &["--window", "16"]));
     let model = bench.out().join("model.json");
     let before = loss_from(&bench.out(), Path::new("/"));
     let mut bent = manifest(&bench.out());
@@ -498,20 +498,11 @@ fn what_no_worker_would_serve_is_refused_and_leaves_nothing() {
 fn a_second_try_with_other_arguments_finds_a_free_place() {
     let dir = model_dir().join("hazard");
     let bench = Bench::new();
-    let (graph, weights, shards) = (
-        dir.join("graph.onnx"),
-        dir.join("checkpoint.safetensors"),
-        dir.join("shards"),
-    );
-    let arguments = [
-        ("--graph", &*graph),
-        ("--weights", &*weights),
-        ("--shards", &*shards),
-    ];
-    bench.refused(&bench.package(&arguments, &["--window", "64"]), &[]);
-    let said = made(&bench.package(&arguments, &["--window", "16"]));
+    let shards = dir.join("shards");
+    bench.refused(&bench.hazard(&shards, &["--window", "64"]), &[]);
+    let said = made(&bench.hazard(&shards, &["--window", "16"]));
     assert!(said.contains("tried on the CPU: loss"), "{said}");
-    let again = bench.package(&arguments, &["--window", "16"]);
+    let again = bench.hazard(&shards, &["--window", "16"]);
     assert!(
         said_by(&again).contains("is not empty"),
         "{}",
@@ -523,23 +514,14 @@ fn a_second_try_with_other_arguments_finds_a_free_place() {
 fn where_onnx_runtime_is_missing_the_package_is_made_and_the_note_says_so() {
     let dir = model_dir().join("hazard");
     let bench = Bench::new();
-    let (graph, weights, shards) = (
-        dir.join("graph.onnx"),
-        dir.join("checkpoint.safetensors"),
-        dir.join("shards"),
-    );
-    let arguments = [
-        ("--graph", &*graph),
-        ("--weights", &*weights),
-        ("--shards", &*shards),
-    ];
+    let shards = dir.join("shards");
     let missing = [
         "--window",
         "16",
         "--set",
         "engine.onnxruntime=/nowhere/libonnxruntime.so",
     ];
-    let said = made(&bench.package(&arguments, &missing));
+    let said = made(&bench.hazard(&shards, &missing));
     assert!(
         said.contains("was not tried") && said.contains("/nowhere/libonnxruntime.so"),
         "{said}"
@@ -605,19 +587,12 @@ fn buffers_that_the_model_does_not_use_can_be_left_out_by_name() {
 
 #[test]
 fn shards_that_collide_are_named_with_the_rule_and_other_files_are_said() {
-    let dir = model_dir().join("hazard");
     let bench = Bench::new();
     let folder = shards_with(&bench, 1, 0);
     for name in ["._shard_000007.safetensors", "README"] {
         std::fs::write(folder.join(name), "x").unwrap();
     }
-    let (graph, weights) = (dir.join("graph.onnx"), dir.join("checkpoint.safetensors"));
-    let arguments = [
-        ("--graph", &*graph),
-        ("--weights", &*weights),
-        ("--shards", &*folder),
-    ];
-    let said = made(&bench.package(&arguments, &["--window", "16"]));
+    let said = made(&bench.hazard(&folder, &["--window", "16"]));
     assert!(
         said.contains("not taken for shards: ._shard_000007.safetensors, README"),
         "{said}"
@@ -629,12 +604,7 @@ fn shards_that_collide_are_named_with_the_rule_and_other_files_are_said() {
         folder.join("7_of_9.safetensors"),
     );
     std::fs::copy(first, second).unwrap();
-    let arguments = [
-        ("--graph", &*graph),
-        ("--weights", &*weights),
-        ("--shards", &*folder),
-    ];
-    let output = other.package(&arguments, &["--window", "16"]);
+    let output = other.hazard(&folder, &["--window", "16"]);
     other.refused(
         &output,
         &[

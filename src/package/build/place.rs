@@ -152,15 +152,12 @@ pub(super) fn contents(shape: &[usize], dtype: Dtype, bytes: &[u8]) -> Contents 
 /// What a tensor is told of whose contents are nowhere; it is said once, of all of them.
 const NOWHERE: &str = "no initializer holds it";
 
-/// Where every tensor is, and whether the graph had to be rewritten to tell them apart. `why` may
-/// know why the graph holds a tensor nowhere.
-pub(super) fn place(
+/// The initializers that may hold a tensor, by their contents.
+fn by_contents<'a>(
     checkpoint: &[Tensor],
-    initializers: &[(InitializerInfo, Bytes)],
-    graph: &mut Graph,
-    why: impl Fn(&Tensor) -> Option<String>,
-) -> Result<(BTreeMap<String, TensorEntry>, bool), PackageError> {
-    let mut by_contents: HashMap<Contents, Vec<&str>> = HashMap::new();
+    initializers: &'a [(InitializerInfo, Bytes)],
+) -> HashMap<Contents, Vec<&'a str>> {
+    let mut by_contents: HashMap<Contents, Vec<&'a str>> = HashMap::new();
     // A frozen base of any size need not be read.
     let wanted = |info: &InitializerInfo| {
         let reversed = info.shape.iter().rev();
@@ -174,6 +171,18 @@ pub(super) fn place(
             .or_default()
             .push(&info.name);
     }
+    by_contents
+}
+
+/// Where every tensor is, and whether the graph had to be rewritten to tell them apart. `why` may
+/// know why the graph holds a tensor nowhere.
+pub(super) fn place(
+    checkpoint: &[Tensor],
+    initializers: &[(InitializerInfo, Bytes)],
+    graph: &mut Graph,
+    why: impl Fn(&Tensor) -> Option<String>,
+) -> Result<(BTreeMap<String, TensorEntry>, bool), PackageError> {
+    let by_contents = by_contents(checkpoint, initializers);
     let (all, fed) = (graph.initializers(), graph.inputs());
     let known: Vec<Known<'_>> = checkpoint.iter().map(Known::new).collect();
     let mut found: unshare::Found = known
