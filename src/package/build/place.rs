@@ -85,6 +85,11 @@ pub(super) fn split_aliases(
         };
         let held = initializers.iter().filter(holds);
         let held: Vec<&str> = held.map(|(info, _)| info.name.as_str()).collect();
+        if held.is_empty() {
+            // Buffers, say: each is told that it is nowhere.
+            kept.append(&mut group);
+            continue;
+        }
         let wiring = graph.wiring().map_err(|e| PackageError(e.to_string()))?;
         match unshare::tie(&wiring, &group, &held) {
             Tie::Apart => kept.append(&mut group),
@@ -128,11 +133,7 @@ fn unclear(group: &[Tensor], held: &[&str]) -> PackageError {
          If they are, leave all names but one out of the checkpoint, as save_pretrained does; if not, export with \
          torch.onnx.export(..., optimize=False), which merges nothing",
         names.join(", "),
-        if held.is_empty() {
-            "no initializer".to_owned()
-        } else {
-            held.join(", ")
-        }
+        held.join(", ")
     ))
 }
 
@@ -489,6 +490,8 @@ mod tests {
             refusal.contains("embed, head are equal") && refusal.contains("val_1"),
             "{refusal}"
         );
+        // What the graph does not hold is told that, each by itself.
+        assert_eq!(aliases(&names, &[], &silent).unwrap(), []);
         // One use may be what is left of two.
         let merged = [reader(
             "MatMul",
