@@ -179,21 +179,13 @@ impl Graph {
             .collect()
     }
 
-    /// The size of the last dimension of an output, if it is fixed.
-    pub fn last_dimension(&self, output: &str) -> Option<usize> {
-        let found = self
-            .proto()
-            .output
-            .iter()
-            .find(|o| o.name.as_deref() == Some(output))?;
-        let shape = found
-            .r#type
-            .as_ref()?
-            .tensor_type
-            .as_ref()?
-            .shape
-            .as_ref()?;
-        usize::try_from(shape.dim.last()?.dim_value?).ok()
+    /// The sizes of an output's dimensions, as far as the graph says them; `None` where one is free.
+    pub fn output_shape(&self, output: &str) -> Option<Vec<Option<usize>>> {
+        let mut outputs = self.proto().output.iter();
+        let found = outputs.find(|o| o.name.as_deref() == Some(output))?;
+        let tensor = found.r#type.as_ref()?.tensor_type.as_ref()?;
+        let size = |d: &Dimension| d.dim_value.and_then(|v| usize::try_from(v).ok());
+        Some(tensor.shape.as_ref()?.dim.iter().map(size).collect())
     }
 
     /// An initializer's little-endian bytes, from the graph or its external file in `dir`.

@@ -38,6 +38,7 @@ impl Measure {
         let measure = match package.manifest.objective {
             Objective::CausalLm { .. } => causal_lm(package, graph, &inputs, &limits)?,
             Objective::GraphLoss {} => {
+                check_loss(package, graph)?;
                 check_columns(package, &inputs)?;
                 check_values(package, &limits)?;
                 Self::GraphLoss
@@ -294,7 +295,14 @@ fn check_tokens(
 ) -> Result<(), String> {
     let logits = package.manifest.outputs.logits.as_deref();
     let logits = logits.ok_or("outputs.logits: missing")?;
-    let Some(vocabulary) = graph.last_dimension(logits) else {
+    let shape = graph.output_shape(logits);
+    if let Some(shape) = shape.as_ref().filter(|shape| shape.len() != 3) {
+        return Err(format!(
+            "graph: output {logits} has {} dimensions, [batch, seq, vocab] is needed",
+            shape.len()
+        ));
+    }
+    let Some(vocabulary) = shape.and_then(|shape| *shape.last()?) else {
         return Err(format!(
             "graph: the last dimension of output {logits} (the vocabulary) must be fixed"
         ));
@@ -392,6 +400,17 @@ fn whole_numbers(column: &Column) -> Vec<i64> {
             values.map(|b| i32::from_le_bytes(*b).into()).collect()
         }
         Elem::F32 | Elem::F16 | Elem::U8 | Elem::Bool => Vec::new(),
+    }
+}
+
+/// A mean over the batch would be the same for every example.
+fn check_loss(package: &Package, graph: &Graph) -> Result<(), String> {
+    let loss = package.manifest.outputs.loss.as_deref().unwrap_or_default();
+    match graph.output_shape(loss) {
+        Some(shape) if shape.is_empty() => Err(format!(
+            "graph: output {loss} is a single number, [batch] is needed: the loss of each example, not their mean"
+        )),
+        Some(_) | None => Ok(()),
     }
 }
 

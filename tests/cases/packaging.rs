@@ -473,6 +473,25 @@ fn what_no_worker_would_serve_is_refused_and_leaves_nothing() {
         &["--window", "16"],
     );
     bench.refused(&output, &["different losses", "evaluation mode"]);
+    // Outputs of another shape.
+    for (graph, objective, said) in [
+        (
+            "flat.onnx",
+            "causal_lm",
+            "output logits has 2 dimensions, [batch, seq, vocab]",
+        ),
+        (
+            "mean.onnx",
+            "graph_loss",
+            "output loss is a single number, [batch] is needed",
+        ),
+    ] {
+        let bench = Bench::new();
+        let (graph, shards) = (elsewhere.join(graph), elsewhere.join("shards"));
+        let arguments = [("--graph", &*graph), ("--shards", &*shards)];
+        let more = ["--window", "16", "--objective", objective];
+        bench.refused(&bench.package(&arguments, &more), &[said]);
+    }
     // Arguments are looked at before anything is read.
     for (arguments, said) in [
         (

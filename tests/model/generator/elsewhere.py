@@ -6,7 +6,8 @@ It needs onnx, onnxruntime, numpy, ml_dtypes and safetensors. The same inputs gi
 
 Both branches call their bias `bias`; one branch gives a weight as it is. `in-function.onnx` has the head in a local
 function, where nobody can patch it; `bfloat16.onnx` multiplies in bfloat16, for which ONNX Runtime's CPU provider has no kernel;
-`random.onnx` adds noise, as dropout in training mode does.
+`random.onnx` adds noise, as dropout in training mode does; `flat.onnx` gives the logits of all windows in one row after the
+other, and `mean.onnx` one number for all of them.
 """
 
 import ml_dtypes
@@ -36,6 +37,8 @@ def main():
     write(in_function(weights), OUT / "in-function.onnx")
     write(in_bfloat16(weights), OUT / "bfloat16.onnx")
     write(random(weights), OUT / "random.onnx")
+    write(other_output(weights, "logits", [None, VOCAB], ("Reshape", "rows")), OUT / "flat.onnx")
+    write(other_output(weights, "loss", [], ("ReduceMean", None)), OUT / "mean.onnx")
     runs = [session(name).run(None, {"tokens": tokens.astype(np.int64)})[0] for name in ("initializers.onnx", "graph.onnx")]
     assert np.array_equal(*runs)
 
@@ -114,9 +117,24 @@ def random(weights):
     return of(nodes, {name: weights[name] for name in ("embed.weight", "head.weight")})
 
 
-def of(nodes, initializers, functions=()):
+def other_output(weights, name, shape, last):
+    op, shape_input = last
+    options = {"keepdims": 0} if op == "ReduceMean" else {}
+    nodes = [
+        helper.make_node("Gather", ["embed.weight", "tokens"], ["embedded"], name="embed"),
+        helper.make_node("MatMul", ["embedded", "head.weight"], ["base"]),
+        helper.make_node(op, ["base", *([shape_input] if shape_input else [])], [name], **options),
+    ]
+    held = {key: weights[key] for key in ("embed.weight", "head.weight")}
+    if shape_input:
+        held[shape_input] = np.array([-1, VOCAB], np.int64)
+    return of(nodes, held, output=value(name, FLOAT, shape))
+
+
+def of(nodes, initializers, functions=(), output=None):
+    output = output or value("logits", FLOAT, ["batch", "seq", VOCAB])
     graph = helper.make_graph(
-        nodes, "elsewhere", [value("tokens", INT64, ["batch", "seq"])], [value("logits", FLOAT, ["batch", "seq", VOCAB])],
+        nodes, "elsewhere", [value("tokens", INT64, ["batch", "seq"])], [output],
         [numpy_helper.from_array(array, name) for name, array in initializers.items()],
     )
     opsets = [helper.make_opsetid("ai.onnx", 18), helper.make_opsetid("local", 1)]
