@@ -129,7 +129,8 @@ impl Placed {
     fn find(source: &Source) -> Result<Self, PackageError> {
         let mut graph = source.graph.clone();
         let elsewhere = |tensor: &Tensor| source.elsewhere(tensor);
-        let placed = place::place(&source.tensors, &source.pool, &mut graph, elsewhere);
+        let called = |name: &str| source.naming.in_checkpoint(name);
+        let placed = place::place(&source.tensors, &source.pool, &mut graph, elsewhere, called);
         let (tensors, rewritten) = placed.map_err(|error| match source.naming.note() {
             Some(note) => PackageError(format!("{error}\n  ({note})")),
             None => error,

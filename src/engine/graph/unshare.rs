@@ -100,17 +100,21 @@ impl Graph {
         Ok(wiring)
     }
 
-    /// Paths of the modules whose code the nodes are, as far as the exporter tells them.
+    /// Paths of the modules whose code the nodes are, and of those that hold them, as far as the
+    /// exporter tells them.
     ///
     /// # Errors
     /// When a node cannot be decoded.
     pub fn modules(&self) -> Result<HashSet<String>, GraphError> {
-        let nodes = self.wiring()?.nodes;
-        let modules = nodes.into_iter().filter_map(|node| match node.module {
-            Some(Module::Path(path) | Module::Called(path)) => Some(path),
-            None => None,
-        });
-        Ok(modules.collect())
+        let mut found = HashSet::new();
+        for node in self.wiring()?.nodes {
+            if let Some(Module::Path(path) | Module::Called(path)) = node.module {
+                let ends = path.match_indices('.').map(|(at, _)| at);
+                found.extend(ends.map(|end| path[..end].to_owned()));
+                found.insert(path);
+            }
+        }
+        Ok(found)
     }
 
     /// Replaces an initializer by copies under the names given, each for the uses given. A copy

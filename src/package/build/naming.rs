@@ -3,7 +3,7 @@
 //! `model.norm.weight`, or `module.model.norm.weight`, in the checkpoint. What is put before the
 //! names is the same for all of them.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use crate::package::prefix::is_wrapper;
 
@@ -15,6 +15,9 @@ const ASKED: usize = 64;
 pub(super) struct Naming {
     off: String,
     on: String,
+    /// Where PEFT saves an adapter's tensor without the adapter's name: `lora_B.weight` is
+    /// `lora_B.default.weight` in the model.
+    adapters: BTreeMap<String, String>,
 }
 
 impl Naming {
@@ -44,8 +47,11 @@ impl Naming {
                 if !off.is_empty() && !on.is_empty() && !is_wrapper(&off) {
                     continue;
                 }
-                let off = off.clone();
-                let naming = Self { off, on };
+                let naming = Self {
+                    off: off.clone(),
+                    on,
+                    adapters: BTreeMap::new(),
+                };
                 let count = known(&naming);
                 if count > best {
                     (best, found) = (count, vec![naming]);
@@ -55,24 +61,30 @@ impl Naming {
             }
         }
         // The first is the one that changes nothing, if it is among the best.
-        let first = found.swap_remove(0);
+        let mut first = found.swap_remove(0);
         let name = checkpoint.first().copied().unwrap_or_default();
         let same = |other: &Self| other.in_graph(name) == first.in_graph(name);
-        if first == Self::default() || found.iter().all(same) {
-            first
-        } else {
-            Self::default()
+        if first != Self::default() && !found.iter().all(same) {
+            first = Self::default();
         }
+        let names = checkpoint.iter().map(|name| first.in_graph(name));
+        let adapters =
+            names.filter_map(|name| Some((adapter(&name, initializers, modules)?, name)));
+        first.adapters = adapters.map(|(full, name)| (name, full)).collect();
+        first
     }
 
     /// A checkpoint's name as the graph has it.
     pub(super) fn in_graph(&self, name: &str) -> String {
         let rest = name.strip_prefix(self.off.as_str()).unwrap_or(name);
-        format!("{}{rest}", self.on)
+        let name = format!("{}{rest}", self.on);
+        self.adapters.get(&name).cloned().unwrap_or(name)
     }
 
     /// The other way round.
     pub(super) fn in_checkpoint(&self, name: &str) -> String {
+        let adapter = self.adapters.iter().find(|(_, full)| *full == name);
+        let name = adapter.map_or(name, |(saved, _)| saved);
         let rest = name.strip_prefix(self.on.as_str()).unwrap_or(name);
         format!("{}{rest}", self.off)
     }
@@ -85,6 +97,25 @@ impl Naming {
                 self.on, self.off
             )
         })
+    }
+}
+
+/// The name in the model of an adapter's tensor that was saved without the adapter's name, if there is
+/// one adapter.
+fn adapter(name: &str, initializers: &HashSet<&str>, modules: &HashSet<&str>) -> Option<String> {
+    let (head, last) = name.rsplit_once('.')?;
+    let is_adapter = head.rsplit('.').next()?.starts_with("lora_");
+    if !is_adapter || initializers.contains(name) {
+        return None;
+    }
+    let within = |held: &&str| Some(held.strip_prefix(head)?.strip_prefix('.')?.to_owned());
+    let held = initializers.iter().filter_map(within);
+    let held = held.filter_map(|rest| Some(rest.strip_suffix(last)?.strip_suffix('.')?.to_owned()));
+    let found = held.chain(modules.iter().filter_map(within));
+    let found: BTreeSet<String> = found.filter(|found| !found.contains('.')).collect();
+    match found.first() {
+        Some(only) if found.len() == 1 => Some(format!("{head}.{only}.{last}")),
+        Some(_) | None => None,
     }
 }
 
@@ -180,6 +211,28 @@ mod tests {
             &["m.norm", "m.up"],
         );
         assert_eq!(found, (String::new(), "m.".to_owned()));
+    }
+
+    #[test]
+    fn an_adapter_is_saved_without_its_name() {
+        let saved = "base_model.model.q.lora_B.weight";
+        let set = |names: &[&'static str]| names.iter().copied().collect::<HashSet<_>>();
+        let named = |initializers: &[&'static str], modules: &[&'static str]| {
+            let naming = Naming::find(&[saved], &set(initializers), &set(modules));
+            let name = naming.in_graph(saved);
+            assert_eq!(naming.in_checkpoint(&name), saved);
+            name
+        };
+        let full = "base_model.model.q.lora_B.default.weight";
+        assert_eq!(named(&[full], &[]), full);
+        assert_eq!(
+            named(&["val_1"], &["base_model.model.q.lora_B.default"]),
+            full
+        );
+        assert_eq!(named(&[saved, full], &[]), saved);
+        // Of two adapters it may be either.
+        let two = [full, "base_model.model.q.lora_B.other.weight"];
+        assert_eq!(named(&two, &[]), saved);
     }
 
     #[test]

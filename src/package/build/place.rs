@@ -176,12 +176,13 @@ fn by_contents<'a>(
 }
 
 /// Where every tensor is, and whether the graph had to be rewritten to tell them apart. `why` may
-/// know why the graph holds a tensor nowhere.
+/// know why the graph holds a tensor nowhere, and `called` what the checkpoint calls it.
 pub(super) fn place(
     checkpoint: &[Tensor],
     initializers: &[(InitializerInfo, Bytes)],
     graph: &mut Graph,
     why: impl Fn(&Tensor) -> Option<String>,
+    called: impl Fn(&str) -> String,
 ) -> Result<(BTreeMap<String, TensorEntry>, bool), PackageError> {
     let by_contents = by_contents(checkpoint, initializers);
     let (all, fed) = (graph.initializers(), graph.inputs());
@@ -212,8 +213,11 @@ pub(super) fn place(
         };
         let reason = precision::reason(tensor, &all, initializers).or_else(|| why(tensor));
         match reason.or_else(|| other_values(tensor, initializers)) {
-            None if problem == NOWHERE => nowhere.push(format!("    {name} {shape:?}")),
-            reason => problems.push(format!("  {name} {shape:?}: {}", reason.unwrap_or(problem))),
+            None if problem == NOWHERE => nowhere.push(format!("    {} {shape:?}", called(name))),
+            reason => {
+                let (name, reason) = (called(name), reason.unwrap_or(problem));
+                problems.push(format!("  {name} {shape:?}: {reason}"));
+            }
         }
     }
     if nowhere.is_empty() && problems.is_empty() {
@@ -270,7 +274,8 @@ fn stale(
 fn refusal(mut nowhere: Vec<String>, problems: Vec<String>) -> PackageError {
     if !nowhere.is_empty() {
         let what = "  no initializer holds these, as they are or transposed; export with \
-                    torch.onnx.export(..., optimize=False), which folds nothing; \
+                    torch.onnx.export(..., optimize=False), which folds nothing, and give the checkpoint \
+                    under the names and shapes that the model has when it is exported (model.state_dict()); \
                     what the model does not use, leave out with --exclude NAME:";
         nowhere.insert(0, what.to_owned());
     }
@@ -401,7 +406,7 @@ mod tests {
             })
             .collect();
         let (tensors, rewritten) =
-            place(checkpoint, &held, &mut graph, |_| None).map_err(|e| e.0)?;
+            place(checkpoint, &held, &mut graph, |_| None, str::to_owned).map_err(|e| e.0)?;
         assert!(!rewritten);
         let places = tensors[&checkpoint[0].name].places.iter();
         Ok(places

@@ -465,7 +465,8 @@ mod tests {
                 (info, ones(name, shape).bytes)
             })
             .collect();
-        let (tensors, rewritten) = place(tensors, &held, &mut graph, |_| None).map_err(|e| e.0)?;
+        let (tensors, rewritten) =
+            place(tensors, &held, &mut graph, |_| None, str::to_owned).map_err(|e| e.0)?;
         Ok((tensors, rewritten, graph))
     }
 
