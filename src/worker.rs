@@ -314,6 +314,27 @@ fn vitals(config: &Config, name: &str) -> Arc<Vitals> {
     Arc::new(vitals)
 }
 
+fn identity(config: &Config) -> Identity {
+    Identity {
+        worker_id: config.worker_id(),
+        incarnation: Uuid::new_v4().to_string(),
+        host: host_name(),
+        started_at_ms: unix_ms(),
+    }
+}
+
+fn serve_probes(
+    config: &Config,
+    identity: &Identity,
+    vitals: &Arc<Vitals>,
+    phase: &watch::Receiver<Phase>,
+) {
+    let (namespace, id) = (&config.redis.namespace, &identity.worker_id);
+    if let Err(error) = crate::health::serve(namespace, id, Arc::clone(vitals), phase.clone()) {
+        tracing::warn!(%error, "probes of this host will not reach this worker; is another one running under its id?");
+    }
+}
+
 impl Worker {
     /// Starts what runs beside the worker: the heartbeat, the probes, the link to the broker.
     fn start(
@@ -325,12 +346,7 @@ impl Worker {
         watchdog: Watchdog,
         hurry: CancellationToken,
     ) -> anyhow::Result<(Self, Heartbeat, Vec<JoinHandle<()>>)> {
-        let identity = Identity {
-            worker_id: config.worker_id(),
-            incarnation: Uuid::new_v4().to_string(),
-            host: host_name(),
-            started_at_ms: unix_ms(),
-        };
+        let identity = identity(&config);
         let vitals = vitals(&config, name);
         watchdog.watch(Arc::clone(&vitals.progress));
         let (lifecycle, phase, events) = Lifecycle::start();
@@ -343,11 +359,7 @@ impl Worker {
             store: Store::new(&config.redis, name)?,
             config: config.heartbeat,
         })?;
-        let (namespace, id) = (&config.redis.namespace, &identity.worker_id);
-        let probed = phase.clone();
-        if let Err(error) = crate::health::serve(namespace, id, Arc::clone(&vitals), probed) {
-            tracing::warn!(%error, "probes of this host will not reach this worker; is another one running under its id?");
-        }
+        serve_probes(&config, &identity, &vitals, &phase);
         let topology = Arc::new(Topology::new(&config.amqp, name));
         let (offered, links) = watch::channel(None);
         let (asking, answers) = (requests.clone(), TaskTracker::new());
@@ -367,13 +379,9 @@ impl Worker {
         let store = Store::new(&config.redis, name)?;
         let incarnation = &identity.incarnation;
         let (lease, facts) = (store.clone(), Arc::clone(&vitals));
-        let follower = match Updater::new(&config, name, incarnation, lease, facts, phase)? {
-            Some((updater, follower)) => {
-                tasks.push(tokio::spawn(updater.follow()));
-                Some(follower)
-            }
-            None => None,
-        };
+        let (updater, follower) =
+            Updater::new(&config, name, incarnation, lease, facts, phase)?.unzip();
+        tasks.extend(updater.map(|updater| tokio::spawn(updater.follow())));
         let worker = Self {
             marks: Marks::new(store.clone(), &config, incarnation, Arc::clone(&vitals)),
             store,

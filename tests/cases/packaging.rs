@@ -435,35 +435,23 @@ fn what_no_worker_would_serve_is_refused_and_leaves_nothing() {
         &["input tokens takes 128 tokens, the window has 64"],
     );
     // Shards of another objective, and an output that is no loss of each example.
-    let bench = Bench::new();
-    let digits = folder.join("digits");
-    let (graph, weights) = (
-        digits.join("graph.onnx"),
-        digits.join("checkpoint.safetensors"),
-    );
-    let arguments = [
-        ("--graph", &*graph),
-        ("--weights", &*weights),
-        ("--shards", &hazard.join("shards")),
+    let unlike: [(_, &[&str]); 2] = [
+        (
+            folder.join("digits"),
+            &["shard 1", "the graph has no input tokens"],
+        ),
+        (hazard.clone(), &["tokens"]),
     ];
-    bench.refused(
-        &bench.package(&arguments, &["--objective", "graph_loss"]),
-        &["shard 1", "the graph has no input tokens"],
-    );
-    let bench = Bench::new();
-    let (graph, weights) = (
-        hazard.join("graph.onnx"),
-        hazard.join("checkpoint.safetensors"),
-    );
-    let arguments = [
-        ("--graph", &*graph),
-        ("--weights", &*weights),
-        ("--shards", &hazard.join("shards")),
-    ];
-    bench.refused(
-        &bench.package(&arguments, &["--objective", "graph_loss"]),
-        &["tokens"],
-    );
+    for (model, words) in unlike {
+        let bench = Bench::new();
+        let arguments = [
+            ("--graph", &*model.join("graph.onnx")),
+            ("--weights", &*model.join("checkpoint.safetensors")),
+            ("--shards", &*hazard.join("shards")),
+        ];
+        let output = bench.package(&arguments, &["--objective", "graph_loss"]);
+        bench.refused(&output, words);
+    }
     // A model in training mode.
     let bench = Bench::new();
     let elsewhere = folder.join("elsewhere");
