@@ -51,7 +51,7 @@ impl Recipe {
     /// # Errors
     /// Names the value that is wrong and its bounds.
     pub fn check(&self) -> Result<(), PackageError> {
-        super::check_name(&self.name)?;
+        super::manifest::check_name(&self.name)?;
         let nothing =
             || PackageError("--exclude: there is no checkpoint to leave anything out of".into());
         if self.weights.is_none() && !self.exclude.is_empty() {

@@ -13,7 +13,8 @@ use super::precision::{self, Held, agrees};
 use super::{Recipe, Tensor};
 use crate::engine::graph::{Bar, Elsewhere, Graph, InitializerInfo, Lifted, lift};
 use crate::package::checkpoint::Checkpoint;
-use crate::package::{Dtype, PackageError, TensorEntry, matches_glob};
+use crate::package::manifest::matches_glob;
+use crate::package::{Dtype, PackageError, TensorEntry};
 
 /// Names that a note lists.
 const MOST_NAMED: usize = 20;
