@@ -45,7 +45,8 @@ pub enum Tick {
 
 /// Waits, and looks whether the process was there all the time.
 pub async fn tick(pause: Duration) -> Tick {
-    let began = Instant::now();
+    // Tokio's, so that tests can let it pass at once.
+    let began = tokio::time::Instant::now();
     tokio::time::sleep(pause).await;
     let passed = began.elapsed();
     if passed > pause * 8 {
@@ -58,13 +59,22 @@ pub async fn tick(pause: Duration) -> Tick {
 /// Resolves when the process has had so much time. A run that did not end while it was stopped has
 /// not taken long.
 pub async fn had(time: Duration) {
+    had_while(time, || true).await;
+}
+
+/// The same, of the time in which it `counts`.
+pub async fn had_while(time: Duration, counts: impl Fn() -> bool) {
     const LOOK: Duration = Duration::from_millis(250);
     let mut left = time;
     while !left.is_zero() {
         let pause = left.min(LOOK);
-        left = left.saturating_sub(match tick(pause).await {
+        let counted = counts();
+        let passed = match tick(pause).await {
             Tick::Passed(passed) => passed,
             Tick::Stopped => pause,
-        });
+        };
+        if counted && counts() {
+            left = left.saturating_sub(passed);
+        }
     }
 }

@@ -220,7 +220,7 @@ pub struct Vitals {
     /// The broker has confirmed our consumer.
     pub consuming: AtomicBool,
     /// The broker holds our publishes back.
-    pub blocked: Mutex<Arc<AtomicBool>>,
+    blocked: Mutex<Arc<AtomicBool>>,
     /// How often a link was made.
     pub generation: AtomicU64,
     /// Jobs held.
@@ -247,6 +247,12 @@ impl Vitals {
     fn set_record(&self, record: Arc<Record>) {
         let known = self.record.lock();
         *known.unwrap_or_else(PoisonError::into_inner) = Some(record);
+    }
+
+    /// From now on this says whether the broker holds our publishes back.
+    pub fn holds_back(&self, blocked: Arc<AtomicBool>) {
+        let known = self.blocked.lock();
+        *known.unwrap_or_else(PoisonError::into_inner) = blocked;
     }
 
     /// Notes what went wrong, for the record.

@@ -75,9 +75,7 @@ impl Keeper {
     async fn hold(&self, link: Link, mut control: Option<Deliveries>) {
         self.vitals.generation.fetch_add(1, Ordering::Relaxed);
         self.vitals.connected.store(true, Ordering::Relaxed);
-        if let Ok(mut blocked) = self.vitals.blocked.lock() {
-            *blocked = Arc::clone(&link.blocked);
-        }
+        self.vitals.holds_back(Arc::clone(&link.blocked));
         let (lost, publisher) = (link.lost.clone(), link.jobs.clone());
         self.links.send_replace(Some(Arc::new(link)));
         loop {
@@ -97,6 +95,8 @@ impl Keeper {
             }
         }
         self.vitals.connected.store(false, Ordering::Relaxed);
+        // A link that is gone holds nothing back.
+        self.vitals.holds_back(Arc::default());
         self.links.send_replace(None);
     }
 

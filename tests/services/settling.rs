@@ -15,7 +15,7 @@ use crate::support::pace::Pace;
 use crate::support::package::{MODEL, Package};
 use crate::support::redis_server::Redis;
 use crate::support::stack::Stack;
-use crate::support::wait::{SOON, eventually, now_ms, secs};
+use crate::support::wait::{SOON, eventually, now_ms, secs, throughout};
 
 /// Puts a message with a `message_id` that is no UTF-8 on the jobs exchange: lapin refuses to read
 /// such a one, as it refuses to write it.
@@ -254,6 +254,12 @@ fn a_broker_short_of_memory_delays_results_and_nothing_else() {
     });
     let blocked = worker.next_heartbeat();
     assert_eq!(blocked["ready"], true, "{blocked}");
+    // Longer than a publish and a confirm may take otherwise.
+    throughout(secs(35), "it keeps its link and its jobs", || {
+        let record = worker.heartbeat();
+        record["broker"]["connected"] == true
+            && record["broker"]["generation"] == blocked["broker"]["generation"]
+    });
     rabbit.memory_alarm(false);
     let late: Vec<String> = ids.iter().map(|id| format!("{id}-late")).collect();
     aggregator.all_results(&late, secs(30));
@@ -264,6 +270,7 @@ fn a_broker_short_of_memory_delays_results_and_nothing_else() {
         record["broker"]["generation"],
         blocked["broker"]["generation"]
     );
+    assert_eq!(record["jobs"]["redelivered"], 0, "{record}");
     worker.drain();
     for id in &late {
         assert_eq!(aggregator.copies(id).len(), 1, "{id}");

@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use futures_util::StreamExt;
+use futures_util::future::{Fuse, FusedFuture};
 use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{BasicProperties, Channel, Confirmation, Connection};
@@ -14,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{CALL_TIMEOUT, bounded};
 use crate::broker::{ATTEMPT, BrokerError, Outgoing, Properties, PublishError};
+use crate::clock;
 use crate::metrics::Confirm;
 
 /// A confirm that takes longer counts as lost: a paused broker would hang it for ever.
@@ -106,23 +108,31 @@ async fn publish_all(
     let _lost = lost.clone().drop_guard();
     let mut pending: FuturesUnordered<futures_util::future::BoxFuture<'static, bool>> =
         FuturesUnordered::new();
+    // One at a time, and beside the confirms: a broker that holds publishes back still confirms.
+    let sending = Fuse::terminated();
+    tokio::pin!(sending);
     loop {
+        let may_send = sending.is_terminated() && pending.len() < window;
         tokio::select! {
             Some(healthy) = pending.next(), if !pending.is_empty() => {
                 if !healthy {
                     return lost.cancel();
                 }
             }
-            order = inbox.recv(), if pending.len() < window => match order {
-                Some((message, reply)) => match send(&channel, message).await {
-                    Ok(confirm) => {
-                        pending.push(Box::pin(settle(confirm, Arc::clone(&blocked), reply)));
-                    }
-                    Err(error) => {
-                        drop(reply.send(Err(error)));
-                        return lost.cancel();
-                    }
-                },
+            (sent, reply) = &mut sending, if !sending.is_terminated() => match sent {
+                Ok(confirm) => {
+                    pending.push(Box::pin(settle(confirm, Arc::clone(&blocked), reply)));
+                }
+                Err(error) => {
+                    drop(reply.send(Err(error)));
+                    return lost.cancel();
+                }
+            },
+            order = inbox.recv(), if may_send => match order {
+                Some((message, reply)) => {
+                    let sent = send(&channel, message, &blocked);
+                    sending.set(sent.map(|sent| (sent, reply)).fuse());
+                }
                 None => break,
             },
             () = lost.cancelled() => return,
@@ -134,6 +144,7 @@ async fn publish_all(
 async fn send(
     channel: &Channel,
     message: Outgoing,
+    blocked: &AtomicBool,
 ) -> Result<lapin::PublisherConfirm, PublishError> {
     let options = BasicPublishOptions {
         mandatory: message.mandatory,
@@ -146,26 +157,23 @@ async fn send(
         &message.body,
         properties(&message.properties),
     );
-    match tokio::time::timeout(CONFIRM_TIMEOUT, publish).await {
-        Ok(sent) => sent.map_err(|e| PublishError::Lost(e.to_string())),
-        Err(_) => Err(PublishError::Lost("a publish was not taken in time".into())),
+    match in_time(publish, blocked, CONFIRM_TIMEOUT).await {
+        Some(sent) => sent.map_err(|e| PublishError::Lost(e.to_string())),
+        None => Err(PublishError::Lost("a publish was not taken in time".into())),
     }
 }
 
 /// While the broker holds publishes back (it is short of memory or disk), and says so, the time
 /// does not run: giving the link up would return every job, again and again, until they are parked.
 async fn in_time<T>(
-    confirm: impl Future<Output = T>,
+    work: impl Future<Output = T>,
     blocked: &AtomicBool,
     limit: Duration,
 ) -> Option<T> {
-    tokio::pin!(confirm);
-    loop {
-        match tokio::time::timeout(limit, &mut confirm).await {
-            Ok(confirmed) => return Some(confirmed),
-            Err(_) if blocked.load(Ordering::Relaxed) => {}
-            Err(_) => return None,
-        }
+    tokio::select! {
+        biased;
+        done = work => Some(done),
+        () = clock::had_while(limit, || !blocked.load(Ordering::Relaxed)) => None,
     }
 }
 
@@ -251,13 +259,15 @@ fn properties(source: &Properties) -> BasicProperties {
 mod tests {
     use super::*;
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn the_time_of_a_confirm_does_not_run_while_the_broker_holds_back() {
-        let limit = Duration::from_millis(10);
+        let limit = Duration::from_secs(30);
         let blocked = AtomicBool::new(true);
         let late = async {
             tokio::time::sleep(limit * 10).await;
             blocked.store(false, Ordering::Relaxed);
+            // What is left is the whole limit, not what remains of the last thirty seconds.
+            tokio::time::sleep(limit.mul_f64(0.9)).await;
         };
         assert_eq!(in_time(late, &blocked, limit).await, Some(()));
         let never = std::future::pending::<()>();
