@@ -19,6 +19,7 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use crate::candidate;
+use crate::candidate::fetch::Fetcher;
 use crate::clock::Lap;
 use crate::config::Config;
 use crate::engine::patch::Patches;
@@ -101,8 +102,9 @@ pub async fn run(dir: &Path, config: &Config, aim: Duration) -> Result<Report, E
     let began = Instant::now();
     evaluate(&engine, &usual, &plan).await?;
     let repetitions = repetitions(began.elapsed(), aim);
-    let pipeline = Pipeline::new(engine.clone(), &config, "bench", None)
+    let fetcher = Fetcher::new(config.candidates.clone(), None)
         .map_err(|e| EngineError::new(Detail::ModelLoadFailed, e.to_string()))?;
+    let pipeline = Pipeline::new(engine.clone(), &config, fetcher, "bench", None);
     let stages = stages(&pipeline, &package, &usual, &config, repetitions.min(20)).await?;
     let peak_rss_bytes = peak();
 

@@ -14,7 +14,7 @@ use crate::config::{CandidatesConfig, Config, Provider};
 use crate::crash::{Attempt, Marks, Passage};
 use crate::engine::Evaluation;
 use crate::engine::patch::Patches;
-use crate::engine::thread::EngineHandle;
+use crate::engine::thread::{EngineHandle, Turn};
 use crate::failure::{Code, Failure};
 use crate::job::{Candidate, Compression, Job, Source, Task};
 use crate::offload;
@@ -65,14 +65,6 @@ impl From<Failure> for Unscored {
     }
 }
 
-/// What a job met before it could be computed.
-enum Entry {
-    /// It is over.
-    Over(Judged),
-    /// It goes on, with its crash mark where there is a Redis.
-    Open(Option<Attempt>),
-}
-
 impl Judged {
     /// Refused before it was clear what exactly is asked.
     fn without_key(failure: Failure) -> Self {
@@ -118,15 +110,13 @@ pub fn device_name(config: &Config) -> String {
 
 impl Pipeline {
     /// Puts the parts together. Without marks nothing is looked up either.
-    ///
-    /// # Errors
-    /// When the fetcher cannot be made.
     pub fn new(
         engine: EngineHandle,
         config: &Config,
+        fetcher: Fetcher,
         incarnation: &str,
         marks: Option<Marks>,
-    ) -> anyhow::Result<Self> {
+    ) -> Self {
         let manifest = &engine.package.manifest;
         let answerer = Answerer {
             model: manifest.name.clone(),
@@ -136,8 +126,8 @@ impl Pipeline {
             worker_id: config.worker_id(),
             incarnation: incarnation.to_owned(),
         };
-        Ok(Self {
-            fetcher: Fetcher::new(config.candidates.clone(), config.candidates_dir())?,
+        Self {
+            fetcher,
             limits: Arc::new(config.candidates.clone()),
             score_timeout: config.worker.score_timeout,
             answerer: Arc::new(answerer),
@@ -149,7 +139,7 @@ impl Pipeline {
             waiting: Waiting::default(),
             newer: Arc::default(),
             leaving: CancellationToken::new(),
-        })
+        }
     }
 
     /// The same, with what outlives it: results of jobs that come again, the line of jobs, and who is
@@ -184,7 +174,8 @@ impl Pipeline {
         &self.waiting
     }
 
-    /// Ends the waits for what became of other workers: their jobs are handed back.
+    /// Ends the waits for candidates on their way and for what became of other workers: their jobs
+    /// are handed back.
     pub fn leave(&self) {
         self.leaving.cancel();
     }
@@ -213,8 +204,8 @@ impl Pipeline {
     ) -> Judged {
         let key = Key::new(&self.answerer, addressee, None, &plan.hash);
         let mut attempt = match self.enter(addressee, &key).await {
-            Entry::Over(judged) => return judged,
-            Entry::Open(attempt) => attempt,
+            Ok(attempt) => attempt,
+            Err(judged) => return judged,
         };
         let loss = self.validate(job, plan, attempt.as_mut(), trace).await;
         judged(loss, attempt, key)
@@ -235,16 +226,12 @@ impl Pipeline {
         let known = matches!(candidate.source, Source::Inline(_)).then_some(sha256);
         let asked = Some((candidate, &sha256));
         let key = Key::new(&self.answerer, addressee, asked, &plan.hash);
-        let began = Instant::now();
-        let fetching = async {
-            let fetched = self.fetcher.fetch(candidate, known).await;
-            (fetched, trace.stage(Stage::Fetch, Lap::since(began)))
-        };
-        // The look-up is bounded; the fetch is what may take long, and the wait for news of others.
-        let (entry, (fetched, fetch)) = tokio::join!(self.enter(addressee, &key), fetching);
-        let mut attempt = match entry {
-            Entry::Over(judged) => return judged,
-            Entry::Open(attempt) => attempt,
+        let fetching = self.fetch(job, candidate, known, trace);
+        // Whatever ends the job drops the fetch: a stranger's server may take minutes.
+        let entered = tokio::try_join!(self.enter(addressee, &key), fetching);
+        let (mut attempt, (fetched, fetch)) = match entered {
+            Ok(entered) => entered,
+            Err(judged) => return judged,
         };
         let mut timings = Timings {
             fetch,
@@ -302,16 +289,36 @@ impl Pipeline {
         .map(Arc::new)
     }
 
-    /// Looks the result up and marks the job; waits where others have marked it.
-    async fn enter(&self, addressee: &Addressee, key: &Key) -> Entry {
+    /// The candidate's bytes, and how long it took to get them; what is not here when the deadline
+    /// passes, or when the worker leaves, is not waited for.
+    async fn fetch(
+        &self,
+        job: &Job,
+        candidate: &Candidate,
+        known: Option<[u8; 32]>,
+        trace: &Trace,
+    ) -> Result<(Result<Fetched, Failure>, f64), Judged> {
+        let began = Instant::now();
+        let fetched = tokio::select! {
+            biased;
+            fetched = self.fetcher.fetch(candidate, known) => fetched,
+            failure = past_deadline(job) => Err(failure),
+            () = self.leaving.cancelled() => return Err(Judged::Undecided),
+        };
+        Ok((fetched, trace.stage(Stage::Fetch, Lap::since(began))))
+    }
+
+    /// Looks the result up and marks the job, where there is a Redis; waits where others have marked
+    /// it. The error is how the job ends here.
+    async fn enter(&self, addressee: &Addressee, key: &Key) -> Result<Option<Attempt>, Judged> {
         if let Some(message) = self.unsettled.find(key) {
-            return Entry::Over(Judged::Stored {
+            return Err(Judged::Stored {
                 message: Box::new(message),
                 key: key.clone(),
             });
         }
         let Some(marks) = &self.marks else {
-            return Entry::Open(None);
+            return Ok(None);
         };
         let version = addressee
             .model_version
@@ -319,22 +326,22 @@ impl Pipeline {
         let name = format!("{}:{version}", addressee.submission_id);
         match marks.enter(&key.0, name, &self.leaving).await {
             Passage::Stored(text, attempt) => match self.answerer.read(&text, addressee) {
-                Ok(message) => Entry::Over(Judged::Stored {
+                Ok(message) => Err(Judged::Stored {
                     message: Box::new(message),
                     key: key.clone(),
                 }),
                 Err(error) => {
                     tracing::warn!(%error, key = key.0, "a stored result is ignored");
-                    Entry::Open(Some(attempt))
+                    Ok(Some(attempt))
                 }
             },
-            Passage::Poisoned(failure) => Entry::Over(Judged::Fresh {
+            Passage::Poisoned(failure) => Err(Judged::Fresh {
                 verdict: Err(failure),
                 key: Some(key.clone()),
                 attempt: None,
             }),
-            Passage::HandedBack => Entry::Over(Judged::Undecided),
-            Passage::Free(attempt) => Entry::Open(Some(attempt)),
+            Passage::HandedBack => Err(Judged::Undecided),
+            Passage::Free(attempt) => Ok(Some(attempt)),
         }
     }
 
@@ -345,11 +352,7 @@ impl Pipeline {
         attempt: Option<&mut Attempt>,
         trace: &Trace,
     ) -> Result<Body, Unscored> {
-        let began = Instant::now();
-        let place = self.enter_line(job, &plan);
-        let turn = place.turn(&self.engine).await.ok_or(Unscored::SentBack)?;
-        trace.stage(Stage::DeviceWait, Lap::since(began));
-        check_deadline(job)?;
+        let (place, turn, _) = self.turn(job, &plan, trace).await?;
         if let Some(attempt) = attempt {
             attempt.mark().await?;
         }
@@ -375,30 +378,21 @@ impl Pipeline {
         timings: &mut Timings,
         trace: &Trace,
     ) -> Result<Body, Unscored> {
-        let mut began = Instant::now();
         let mut early = None;
         if let Some(attempt) = attempt.filter(|attempt| attempt.is_suspect()) {
-            let place = self.enter_line(job, &plan);
-            let turn = place.turn(&self.engine).await.ok_or(Unscored::SentBack)?;
-            timings.queued = trace.stage(Stage::DeviceWait, Lap::since(began));
-            check_deadline(job)?;
+            early = Some(self.turn(job, &plan, trace).await?);
             attempt.mark().await?;
-            early = Some((place, turn));
-            began = Instant::now();
         }
+        let began = Instant::now();
         let decoded = self.decode(candidate, fetched, &plan).await;
         timings.decode = trace.stage(Stage::Decode, Lap::since(began));
         let (patches, facts) = decoded?;
-        let (place, turn) = match early {
+        let (place, turn, queued) = match early {
             Some(early) => early,
-            None => {
-                let began = Instant::now();
-                let place = self.enter_line(job, &plan);
-                let turn = place.turn(&self.engine).await.ok_or(Unscored::SentBack)?;
-                timings.queued = trace.stage(Stage::DeviceWait, Lap::since(began));
-                (place, turn)
-            }
+            None => self.turn(job, &plan, trace).await?,
         };
+        timings.queued = queued;
+        // A suspect was decoded since.
         check_deadline(job)?;
         let evaluation = turn
             .score(patches, Arc::clone(&plan), self.score_timeout)
@@ -416,8 +410,21 @@ impl Pipeline {
         Ok(self.body(&evaluation, &plan, facts, *timings))
     }
 
-    fn enter_line(&self, job: &Job, plan: &Plan) -> Place {
-        self.waiting.enter(&job.submission_id, plan.windows.len())
+    /// The device, and how long the job waited for it, unless its deadline passes first.
+    async fn turn(
+        &self,
+        job: &Job,
+        plan: &Plan,
+        trace: &Trace,
+    ) -> Result<(Place, Turn<'_>, f64), Unscored> {
+        let began = Instant::now();
+        let place = self.waiting.enter(&job.submission_id, plan.windows.len());
+        let turn = tokio::select! {
+            turn = place.turn(&self.engine) => turn.ok_or(Unscored::SentBack)?,
+            failure = past_deadline(job) => return Err(failure.into()),
+        };
+        let queued = trace.stage(Stage::DeviceWait, Lap::since(began));
+        Ok((place, turn, queued))
     }
 
     /// Off the async threads, beside the computation of another job: everything that can be known
@@ -502,6 +509,22 @@ async fn claimed_digest(candidate: &Candidate) -> Result<[u8; 32], Failure> {
     match &candidate.source {
         Source::Inline(data) => fetch::digest(data.clone()).await,
         Source::Url(_) => Ok(candidate.sha256.unwrap_or_default()),
+    }
+}
+
+/// Resolves when the job's deadline has passed, by the clock that it is given in; that may be set
+/// meanwhile.
+async fn past_deadline(job: &Job) -> Failure {
+    const LOOK: Duration = Duration::from_secs(1);
+    loop {
+        if let Err(failure) = check_deadline(job) {
+            return failure;
+        }
+        let left = job.deadline_ms.map(|at| at.saturating_sub(unix_ms()) + 1);
+        match left {
+            Some(left) => tokio::time::sleep(Duration::from_millis(left).min(LOOK)).await,
+            None => std::future::pending().await,
+        }
     }
 }
 

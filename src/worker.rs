@@ -19,6 +19,7 @@ use uuid::Uuid;
 
 use crate::broker::amqp::Link;
 use crate::broker::topology::Topology;
+use crate::candidate::fetch::Fetcher;
 use crate::clock::unix_ms;
 use crate::config::{Config, host_name};
 use crate::consumer::{Consumer, Ended, HAND_BACK, Serving};
@@ -88,6 +89,8 @@ struct Worker {
     marks: Marks,
     unsettled: Unsettled,
     waiting: Waiting,
+    /// Once something was served: connections and files outlive the consumer.
+    fetcher: Option<Fetcher>,
     links: watch::Receiver<Option<Arc<Link>>>,
     requests: mpsc::Receiver<Request>,
     /// To ask ourselves.
@@ -400,6 +403,7 @@ impl Worker {
             state: None,
             unsettled: Unsettled::default(),
             waiting: Waiting::default(),
+            fetcher: None,
             paused: false,
             hurry,
             cautious: false,
@@ -655,7 +659,7 @@ impl Worker {
         }
         let since = Instant::now();
         let audits = audits(engine.clone(), self.config.engine.audit_interval);
-        let serving = match self.serving(engine.clone(), link) {
+        let serving = match self.serving(engine.clone(), link).await {
             Ok(serving) => serving,
             Err(leaving) => return self.leave(leaving, since).await,
         };
@@ -756,13 +760,17 @@ impl Worker {
         }
     }
 
-    fn serving(&self, engine: EngineHandle, link: Arc<Link>) -> Result<Arc<Serving>, Leaving> {
-        let marks = Some(self.marks.clone());
-        let pipeline = Pipeline::new(engine, &self.config, &self.incarnation, marks);
-        let pipeline = pipeline.map_err(|error| {
+    async fn serving(
+        &mut self,
+        engine: EngineHandle,
+        link: Arc<Link>,
+    ) -> Result<Arc<Serving>, Leaving> {
+        let fetcher = self.fetcher().await.map_err(|error| {
             self.vitals.error("model_load_failed", &error.to_string());
             Leaving::degraded(Detail::ModelLoadFailed, Step::Again)
         })?;
+        let marks = Some(self.marks.clone());
+        let pipeline = Pipeline::new(engine, &self.config, fetcher, &self.incarnation, marks);
         Ok(Arc::new(Serving {
             pipeline: pipeline.keeping(self.unsettled.clone(), self.waiting.clone(), self.newer()),
             link,
@@ -776,6 +784,17 @@ impl Worker {
             retry_delays: self.config.amqp.retry_delays.clone(),
             abandon: CancellationToken::new(),
         }))
+    }
+
+    /// Made once, off the async threads: it looks through the folder of what was fetched before.
+    async fn fetcher(&mut self) -> anyhow::Result<Fetcher> {
+        if let Some(fetcher) = &self.fetcher {
+            return Ok(fetcher.clone());
+        }
+        let (limits, folder) = (self.config.candidates.clone(), self.config.candidates_dir());
+        let making = tokio::task::spawn_blocking(move || Fetcher::new(limits, folder));
+        let fetcher = self.fetcher.insert(making.await??);
+        Ok(fetcher.clone())
     }
 
     /// What follows a failure to serve: where a new try could fail at once, only after a while.

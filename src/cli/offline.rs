@@ -7,6 +7,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::{Exit, Fault, Outcome, answer, answer_json, busy, complain, signals};
+use crate::candidate::fetch::Fetcher;
 use crate::config::Config;
 use crate::engine::EngineError;
 use crate::engine::thread::EngineHandle;
@@ -164,7 +165,9 @@ async fn judge(
         .map_err(|e| fault(&e))?;
     bar.set_message(format!("computing {name}"));
     let task = task(engine.package.manifest.version);
-    let pipeline = Pipeline::new(engine, &config, "offline", None).map_err(Fault::internal)?;
+    let fetcher = Fetcher::new(config.candidates.clone(), config.candidates_dir());
+    let fetcher = fetcher.map_err(Fault::internal)?;
+    let pipeline = Pipeline::new(engine, &config, fetcher, "offline", None);
     let addressee = Addressee {
         submission_id: name.clone(),
         kind: task.kind(),

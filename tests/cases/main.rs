@@ -18,6 +18,7 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use scorer::candidate::fetch::Fetcher;
 use scorer::config::{Config, Layers};
 use scorer::engine::thread::EngineHandle;
 use scorer::job::{self, Encoding};
@@ -78,7 +79,8 @@ async fn pipeline_with(dir: &Path, config: &Config) -> Pipeline {
         .await
         .unwrap();
     engine.turn().await.warm().await.unwrap();
-    Pipeline::new(engine, config, "test", None).unwrap()
+    let fetcher = Fetcher::new(config.candidates.clone(), None).unwrap();
+    Pipeline::new(engine, config, fetcher, "test", None)
 }
 
 /// The job of a case whose candidate is a file in `dir`.

@@ -205,7 +205,8 @@ async fn a_model_above_two_gigabytes_is_packaged_and_scored() {
     let engine = EngineHandle::load(out.path(), &config(&[]), Arc::default())
         .await
         .unwrap();
-    let pipeline = Pipeline::new(engine, &config(&[]), "test", None).unwrap();
+    let fetcher = Fetcher::new(config(&[]).candidates, None).unwrap();
+    let pipeline = Pipeline::new(engine, &config(&[]), fetcher, "test", None);
     let candidate = json!({"head.weight": {"shape": [1536, 10_000], "k": 1,
         "data": BASE64.encode(zlib(&[1.0_f32.to_le_bytes(), 7_i32.to_le_bytes()].concat()))}});
     let job = json!({

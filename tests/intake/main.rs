@@ -24,6 +24,7 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use scorer::candidate::fetch::Fetcher;
 use scorer::config::{Config, Layers};
 use scorer::engine::thread::EngineHandle;
 use scorer::job::{self, Encoding};
@@ -55,7 +56,8 @@ impl Bench {
         let engine = EngineHandle::load(&out, &config, Arc::default());
         let engine = engine.await.unwrap();
         engine.turn().await.warm().await.unwrap();
-        let pipeline = Pipeline::new(engine, &config, "test", None).unwrap();
+        let fetcher = Fetcher::new(config.candidates.clone(), None).unwrap();
+        let pipeline = Pipeline::new(engine, &config, fetcher, "test", None);
         Self {
             _folder: folder,
             pipeline,

@@ -2,14 +2,16 @@
 
 use std::time::Instant;
 
+use redis::Commands as _;
 use serde_json::{Value, json};
 
 use crate::support::aggregator::Aggregator;
 use crate::support::http::{Route, Server};
 use crate::support::jobs::{digest, honest};
+use crate::support::package::VERSION;
 use crate::support::process::Folder;
 use crate::support::stack::Stack;
-use crate::support::wait::secs;
+use crate::support::wait::{SOON, eventually, now_ms, secs};
 use crate::support::worker::Settings;
 
 const LADDER: &str = r#"["100ms", "200ms", "300ms"]"#;
@@ -382,4 +384,59 @@ fn a_candidate_is_fetched_once_while_it_is_kept() {
     std::fs::write(kept, b"something else").expect("a writable folder");
     assert_eq!(ask("changed", &url), "scored");
     assert_eq!(server.asked("/ok/c"), 2);
+}
+
+/// A stranger's server that takes its time holds only the jobs whose outcome hangs on it.
+#[test]
+fn what_is_decided_without_the_candidate_does_not_wait_for_it() {
+    let (stack, server) = (Stack::shared(), Server::start());
+    let bytes = honest().bytes();
+    let worker = stack.worker_with("w1", |s| {
+        s.set("candidates.allow", json!([server.url("/")]))
+            .set("candidates.allow_private", true)
+            .set("candidates.min_rate", 1)
+    });
+    worker.ready();
+    let aggregator = stack.aggregator();
+    aggregator.collect_results();
+    let quick = server.put("/quick", Route::Bytes(bytes.clone()));
+    let slow = server.put("/slow", Route::Drip(bytes, secs(1)));
+    let answers_soon = |id: &str, expected: &str| {
+        let asked = Instant::now();
+        assert_eq!(code(&aggregator, id), expected);
+        let took = asked.elapsed();
+        assert!(took < secs(4), "{id} took {took:?}");
+    };
+
+    submit(&aggregator, "stored", &quick);
+    assert_eq!(code(&aggregator, "stored"), "scored");
+    submit(&aggregator, "stored", &slow);
+    eventually(secs(4), "answered from the store", || {
+        aggregator.copies("stored").len() == 2
+    });
+
+    let deaths = [("x/1", "dead:1"), ("y/2", "dead:2")];
+    let key = stack.key(&format!("crash:poisoned:{VERSION}"));
+    let marked: redis::RedisResult<()> = stack.redis.connection().hset_multiple(key, &deaths);
+    marked.expect("marks");
+    submit(&aggregator, "poisoned", &slow);
+    answers_soon("poisoned", "poisoned");
+
+    let mut late = honest().job_by_url("late", &slow);
+    late["deadline_ms"] = json!(now_ms() + 1500);
+    aggregator.submit(&late);
+    answers_soon("late", "deadline_exceeded");
+
+    submit(&aggregator, "on-its-way", &slow);
+    let key = stack.key(&format!("crash:held:{VERSION}"));
+    let marked: redis::RedisResult<()> = stack.redis.connection().hset(key, "ghost/gone", "1");
+    marked.expect("a mark");
+    submit(&aggregator, "held", &slow);
+    worker.heartbeat_when(SOON, "it holds both", |r| r["jobs"]["buffered"] == 1);
+    worker.terminate();
+    assert_eq!(worker.exit_code(secs(4)), 0, "{}", worker.log());
+    eventually(SOON, "both wait again", || {
+        aggregator.depth(&stack.jobs_queue()) == Some((2, 0))
+    });
+    assert_eq!(stack.keys("crash:on-its-way*"), Vec::<String>::new());
 }
