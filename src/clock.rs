@@ -1,5 +1,7 @@
-//! Wall-clock time as the wire carries it, and time that was measured.
+//! Wall-clock time as the wire carries it, and time that was measured. Nothing inside is decided by
+//! the wall clock: it may be set at any moment.
 
+use std::sync::LazyLock;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Unix time in milliseconds.
@@ -8,6 +10,18 @@ pub fn unix_ms() -> u64 {
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Milliseconds by a clock that nobody sets, and that rests while the machine sleeps; never 0, and of
+/// no meaning outside this process.
+pub fn steady_ms() -> u64 {
+    static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+    let start = tokio::time::Instant::from_std(*START);
+    // Tokio's, so that tests can let it pass at once.
+    let since = tokio::time::Instant::now().saturating_duration_since(start);
+    u64::try_from(since.as_millis())
+        .unwrap_or(u64::MAX)
+        .saturating_add(1)
 }
 
 /// Something that is over: when it began, and how long it took.

@@ -215,8 +215,7 @@ impl Consumer {
         if let Some(Ok(())) = hurry.run_until_cancelled(joined).await {
             return false;
         }
-        let busy_since = &self.serving.vitals.progress.busy_since_ms;
-        let computing = busy_since.load(Ordering::Relaxed) != 0;
+        let computing = self.serving.vitals.progress.is_busy();
         tracing::warn!(
             left = self.jobs.len(),
             cut_short = u8::from(computing),

@@ -22,7 +22,7 @@ use serde_json::json;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::clock::unix_ms;
+use crate::clock::{steady_ms, unix_ms};
 use crate::config::Config;
 use crate::failure::{Code, Failure, Remedy};
 use crate::heartbeat::Vitals;
@@ -160,8 +160,8 @@ impl Inner {
         let Some(seqs) = self.store.last_seqs(open).await.answer() else {
             return false;
         };
-        let beaten = self.vitals.beaten_at_ms.load(Ordering::Relaxed);
-        let since_beat = Duration::from_millis(unix_ms().saturating_sub(beaten));
+        let beaten = self.vitals.beaten_ms.load(Ordering::Relaxed);
+        let since_beat = Duration::from_millis(steady_ms().saturating_sub(beaten));
         let dead = watch.look(open, &seqs, since_beat, Instant::now());
         if dead.is_empty() {
             return false;

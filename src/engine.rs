@@ -6,6 +6,7 @@ pub mod graph;
 mod objective;
 pub mod patch;
 mod probe;
+mod progress;
 pub mod session;
 #[cfg(test)]
 mod tests;
@@ -15,7 +16,7 @@ mod warmup;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use crate::clock::Lap;
@@ -29,58 +30,13 @@ use crate::score::{self, Paired};
 use graph::{Bar, Constant, Graph, Head};
 use objective::Measure;
 use patch::{Patch, Patches};
+pub use progress::Progress;
 use session::{Feed, Session, SessionError, Source, Terminator, WeightSpec};
 use warmup::Proven;
 pub use warmup::Warm;
 
 /// Baselines kept; a fresh nonce for every job must not grow the process.
 const BASELINES: usize = 64;
-
-/// What the computing thread tells about itself; everybody else only reads.
-#[derive(Debug, Default)]
-pub struct Progress {
-    /// Micro-batches done since the start.
-    pub counter: AtomicU64,
-    /// When the last one was done, unix milliseconds.
-    pub at_ms: AtomicU64,
-    /// When the computation going on began, unix milliseconds; 0 = idle.
-    pub busy_since_ms: AtomicU64,
-    /// The slowest micro-batch of the last warm-up, milliseconds.
-    pub slowest_ms: AtomicU64,
-    /// Between which counts of micro-batches the warm-up under way lies, about; equal = none is.
-    pub warm_from: AtomicU64,
-    /// See [`Progress::warm_from`].
-    pub warm_until: AtomicU64,
-    /// Baselines kept.
-    pub baselines: AtomicU64,
-    /// Time the computing thread has worked, microseconds.
-    pub worked_us: AtomicU64,
-}
-
-impl Progress {
-    /// Whether a computation has made no progress for too long: 10 s, or ten times the slowest
-    /// micro-batch of the warm-up. Time before `seen_from` (unix milliseconds) does not count.
-    pub fn is_stuck(&self, seen_from: u64) -> bool {
-        let busy_since = self.busy_since_ms.load(Ordering::Relaxed);
-        let moved = self.at_ms.load(Ordering::Relaxed);
-        let last = moved.max(busy_since).max(seen_from);
-        let limit = (10 * self.slowest_ms.load(Ordering::Relaxed)).max(10_000);
-        busy_since != 0 && crate::clock::unix_ms().saturating_sub(last) > limit
-    }
-
-    /// Micro-batches that the warm-up under way has done, and will have done at its end, about.
-    pub fn warming(&self) -> Option<(u64, u64)> {
-        let from = self.warm_from.load(Ordering::Relaxed);
-        let all = self.warm_until.load(Ordering::Relaxed).checked_sub(from)?;
-        let done = self.counter.load(Ordering::Relaxed).saturating_sub(from);
-        (all > 0).then_some((done.min(all), all))
-    }
-
-    fn step(&self) {
-        self.counter.fetch_add(1, Ordering::Relaxed);
-        self.at_ms.store(crate::clock::unix_ms(), Ordering::Relaxed);
-    }
-}
 
 /// Why a model cannot be served: the word for the heartbeat and the sentence for a person.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -251,6 +207,7 @@ impl Engine {
             }
         };
         let session = session.map_err(|e| refused(&package, config, &e))?;
+        progress.forget_pace();
         Ok(Self {
             session,
             slots,
@@ -274,7 +231,9 @@ impl Engine {
         self.sound = false;
         self.baselines.clear();
         self.proven = None;
+        let _busy = self.progress.begin();
         for slot in &self.slots {
+            self.progress.moved();
             let bytes = graph_bytes(&package, slot.tensor, slot.transposed);
             let filled = self.session.fill(slot.weight, &bytes);
             filled.map_err(|e| EngineError::from_session(&e, Detail::ModelLoadFailed))?;
@@ -384,6 +343,7 @@ impl Engine {
         plan: &Plan,
         batch: usize,
     ) -> Result<Evaluation, Failure> {
+        let _busy = self.progress.begin();
         let began = Instant::now();
         let known = self.baselines.contains_key(&(plan.hash, batch));
         let before = self.baseline(plan, batch)?;
@@ -452,6 +412,7 @@ impl Engine {
         } else {
             &patch.indices
         };
+        self.progress.moved();
         self.session.write(slot.weight, positions, values)
     }
 
@@ -477,15 +438,12 @@ impl Engine {
     }
 
     fn losses(&mut self, plan: &Plan, batch: usize) -> Result<Vec<f64>, Failure> {
-        self.progress
-            .busy_since_ms
-            .store(crate::clock::unix_ms(), Ordering::Relaxed);
+        let _busy = self.progress.begin();
         let losses = plan
             .windows
             .chunks(batch)
             .map(|windows| self.micro_batch_losses(windows))
             .collect::<Result<Vec<_>, _>>();
-        self.progress.busy_since_ms.store(0, Ordering::Relaxed);
         Ok(losses?.concat())
     }
 
@@ -501,8 +459,7 @@ impl Engine {
         self.progress.step();
         // Jobs do not count: what is slow today must not be the measure of what is stuck.
         if self.proven.is_none() {
-            let took = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
-            self.progress.slowest_ms.fetch_max(took, Ordering::Relaxed);
+            self.progress.note_pace(began.elapsed());
         }
         self.measure.losses(windows, batch, &output)
     }

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::clock::unix_ms;
+use crate::clock::{steady_ms, unix_ms};
 use crate::config::HeartbeatConfig;
 use crate::engine::Progress;
 use crate::job::message::V1;
@@ -204,8 +204,8 @@ pub struct Facts {
     pub jobs: JobFacts,
     /// How the worker follows its model, if it does.
     pub update: Option<UpdateFacts>,
-    /// The last thing of each kind that went wrong, by its code.
-    errors: BTreeMap<String, LastError>,
+    /// The last thing of each kind that went wrong, by its code, and when by the steady clock.
+    errors: BTreeMap<String, (u64, LastError)>,
     durations_ms: std::collections::VecDeque<f64>,
 }
 
@@ -227,8 +227,8 @@ pub struct Vitals {
     pub in_flight: AtomicU64,
     /// Jobs that may be held.
     pub slots: AtomicU64,
-    /// When a beat last got through, unix milliseconds.
-    pub beaten_at_ms: AtomicU64,
+    /// When a beat last got through, by the steady clock.
+    pub beaten_ms: AtomicU64,
     record: Mutex<Option<Arc<Record>>>,
 }
 
@@ -262,14 +262,15 @@ impl Vitals {
             message: message.to_owned(),
             at_ms: unix_ms(),
         };
-        self.facts().errors.insert(error.code.clone(), error);
+        let noted = (steady_ms(), error);
+        self.facts().errors.insert(code.to_owned(), noted);
     }
 
     /// Whether jobs can be trusted to this worker: warm, confirmed consumer, computing or idle.
     pub fn ready(&self, phase: Phase) -> bool {
         phase.state == State::Ready
             && self.consuming.load(Ordering::Relaxed)
-            && !self.progress.is_stuck(0)
+            && !self.progress.is_stuck()
     }
 }
 
@@ -279,11 +280,12 @@ impl Facts {
     fn last_error(&self, phase: Phase) -> Option<&LastError> {
         let of_the_state = self.errors.get(&phase.detail.to_string());
         // It is noted just before the state changes.
-        let is_new = |error: &&LastError| error.at_ms + JUST_BEFORE_MS >= phase.since_ms;
+        let is_new = |(at, _): &&(u64, LastError)| at + JUST_BEFORE_MS >= phase.since;
         let of_the_state = of_the_state.filter(is_new);
-        of_the_state
+        let found = of_the_state
             .filter(|_| phase.state == State::Degraded)
-            .or_else(|| self.errors.values().max_by_key(|error| error.at_ms))
+            .or_else(|| self.errors.values().max_by_key(|(at, _)| *at));
+        found.map(|(_, error)| error)
     }
 
     /// Adds a finished job's time.
@@ -408,15 +410,15 @@ async fn beat_until(
     stop: &CancellationToken,
     claims: &watch::Sender<NameClaim>,
 ) {
+    let progress = Arc::clone(&source.vitals.progress);
+    tokio::spawn(async move { progress.watch().await });
     let mut ticks = tokio::time::interval(source.config.interval);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
     let (mut pulse, mut systemd) = (Pulse::new(), Notifier::default());
     loop {
         let stopping = stop.is_cancelled();
         let phase = *source.phase.borrow();
-        // How long a micro-batch takes is known only after a warm-up.
-        let measured = !matches!(phase.state, State::Starting | State::Warming);
-        systemd.tell(phase, measured && source.vitals.progress.is_stuck(0));
+        systemd.tell(phase, source.vitals.progress.is_stuck());
         pulse.beat(&source, claims).await;
         if stopping {
             return;
@@ -486,10 +488,8 @@ impl Pulse {
         match beaten {
             Ok(ownership) => {
                 self.unsent.clear();
-                source
-                    .vitals
-                    .beaten_at_ms
-                    .store(unix_ms(), Ordering::Relaxed);
+                let beaten = &source.vitals.beaten_ms;
+                beaten.store(steady_ms(), Ordering::Relaxed);
                 if std::mem::take(&mut self.failing) {
                     tracing::info!("Redis takes heartbeats again");
                 }
@@ -612,15 +612,10 @@ fn entry(identity: &Identity, event: &Event) -> Vec<(String, String)> {
 }
 
 fn progress(progress: &Progress) -> ProgressFacts {
-    let since = progress.busy_since_ms.load(Ordering::Relaxed);
     ProgressFacts {
         counter: progress.counter.load(Ordering::Relaxed),
         at_ms: progress.at_ms.load(Ordering::Relaxed),
-        busy_ms: if since == 0 {
-            0
-        } else {
-            unix_ms().saturating_sub(since)
-        },
+        busy_ms: u64::try_from(progress.busy_for().as_millis()).unwrap_or(u64::MAX),
     }
 }
 
@@ -666,12 +661,14 @@ mod tests {
     use super::*;
     use crate::lifecycle::Detail;
 
-    fn error(code: &str, at_ms: u64) -> LastError {
-        LastError {
+    fn error(code: &str, at: u64) -> (u64, LastError) {
+        let error = LastError {
             code: code.into(),
             message: String::new(),
-            at_ms,
-        }
+            // A clock that is set says nothing of what came first.
+            at_ms: 1_000_000 - at,
+        };
+        (at, error)
     }
 
     #[test]
@@ -680,7 +677,8 @@ mod tests {
         let mut phase = Phase {
             state: State::Degraded,
             detail: Detail::WarmFailed,
-            since_ms: 10_000,
+            since_ms: 0,
+            since: 10_000,
             last_ready_at_ms: 0,
             changes: 1,
         };
@@ -691,9 +689,9 @@ mod tests {
         let code = |facts: &Facts, phase| facts.last_error(phase).map(|e| e.code.clone());
         assert_eq!(code(&facts, phase).as_deref(), Some("warm_failed"));
         // Of another time, or no reason of the state at all.
-        phase.since_ms = 20_000;
+        phase.since = 20_000;
         assert_eq!(code(&facts, phase).as_deref(), Some("broker_disconnected"));
-        (phase.since_ms, phase.state) = (10_000, State::Warming);
+        (phase.since, phase.state) = (10_000, State::Warming);
         assert_eq!(code(&facts, phase).as_deref(), Some("broker_disconnected"));
     }
 }

@@ -5,7 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use crate::clock::unix_ms;
+use crate::clock::{steady_ms, unix_ms};
 use crate::control::{Command, Outcome};
 
 /// What a worker is doing.
@@ -145,6 +145,8 @@ pub struct Phase {
     pub detail: Detail,
     /// Unix milliseconds.
     pub since_ms: u64,
+    /// The same by the steady clock.
+    pub since: u64,
     /// When `ready` was last entered; 0 = never.
     pub last_ready_at_ms: u64,
     /// Counts changes, so that none is overlooked.
@@ -199,6 +201,7 @@ impl Lifecycle {
             state: State::Starting,
             detail: Detail::Initializing,
             since_ms: unix_ms(),
+            since: steady_ms(),
             last_ready_at_ms: 0,
             changes: 0,
         };
@@ -259,6 +262,7 @@ impl Lifecycle {
             state,
             detail,
             since_ms: now,
+            since: steady_ms(),
             last_ready_at_ms,
             changes: from.changes + 1,
         };

@@ -15,7 +15,7 @@ use redis::{AsyncCommands, Script};
 pub use address::check_url;
 pub use fleet::{StreamEntry, forget_deaths, ping, read_events, read_fleet};
 
-use crate::clock::unix_ms;
+use crate::clock::steady_ms;
 use crate::config::RedisConfig;
 use crate::config::tls::Pem;
 use crate::job::document::from_json;
@@ -583,7 +583,7 @@ impl Store {
         limit: Duration,
         call: impl Future<Output = redis::RedisResult<T>>,
     ) -> Reply<T> {
-        if unix_ms() < self.open_again_ms.load(Ordering::Relaxed) {
+        if steady_ms() < self.open_again_ms.load(Ordering::Relaxed) {
             return Reply::Skipped;
         }
         let error = match tokio::time::timeout(limit, call).await {
@@ -593,7 +593,7 @@ impl Store {
         };
         tracing::debug!(%error, "stored results and crash marks are left alone for a moment");
         self.open_again_ms
-            .store(unix_ms() + BREAKER_MS, Ordering::Relaxed);
+            .store(steady_ms() + BREAKER_MS, Ordering::Relaxed);
         Reply::Failed
     }
 }

@@ -11,7 +11,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::patch::Patches;
 use super::session::Terminator;
 use super::{Engine, EngineError, Evaluation, Progress, Warm};
-use crate::clock::{self, Tick};
+use crate::clock;
 use crate::config::{Config, EngineConfig};
 use crate::failure::{Code, Failure};
 use crate::lifecycle::Detail;
@@ -20,8 +20,6 @@ use crate::package::{Package, PackageError};
 
 /// How long a terminated run may take to come back before it counts as stuck.
 pub const TERMINATE_GRACE: Duration = Duration::from_secs(10);
-/// How often a run is looked at.
-const LOOK: Duration = Duration::from_millis(250);
 
 type Reply<T, E> = oneshot::Sender<Result<T, E>>;
 
@@ -214,10 +212,13 @@ impl Turn<'_> {
         self,
         work: impl FnOnce(Reply<T, EngineError>) -> Work,
     ) -> Result<T, EngineError> {
-        let gone = || EngineError::new(Detail::EngineLost, GONE);
-        let (reply, answer) = oneshot::channel();
-        let _running = self.begin(work(reply)).await.ok_or_else(gone)?;
-        answer.await.map_err(|_| gone())?
+        match self.run(None, work).await {
+            Ok(answer) => answer,
+            Err(Broken::Gone) => Err(EngineError::new(Detail::EngineLost, GONE)),
+            Err(broken @ (Broken::Late(_) | Broken::Stalled(_))) => {
+                Err(EngineError::new(Detail::Stuck, broken.to_string()))
+            }
+        }
     }
 
     /// Measures a candidate, ending the run when it takes longer than `limit`. A caller that goes
@@ -274,38 +275,58 @@ impl Turn<'_> {
         limit: Duration,
         work: impl FnOnce(Reply<T, Failure>) -> Work,
     ) -> Result<T, Failure> {
-        let gone = || Failure::new(Code::InferenceFailed, GONE);
-        let engine = self.engine;
+        let stalled = self.engine.stalled.clone();
+        match self.run(Some(limit), work).await {
+            Ok(answer) => answer,
+            Err(Broken::Gone) => Err(Failure::new(Code::InferenceFailed, GONE)),
+            Err(broken @ (Broken::Late(_) | Broken::Stalled(_))) => {
+                if let Broken::Stalled(_) = broken {
+                    stalled.cancel();
+                }
+                Err(Failure::new(Code::ScoreTimeout, broken.to_string()))
+            }
+        }
+    }
+
+    /// Has the thread work, and ends what takes too long or makes no progress any more. The device may
+    /// be lost then.
+    async fn run<T, E>(
+        self,
+        limit: Option<Duration>,
+        work: impl FnOnce(Reply<T, E>) -> Work,
+    ) -> Result<Result<T, E>, Broken> {
+        let progress = Arc::clone(&self.engine.progress);
         let (reply, mut answer) = oneshot::channel();
-        let running = self.begin(work(reply)).await.ok_or_else(gone)?;
-        let message = tokio::select! {
-            answer = &mut answer => return answer.map_err(|_| gone())?,
-            () = clock::had(limit) => format!(
-                "the evaluation took longer than worker.score_timeout = {}",
-                crate::config::format_duration(limit)
-            ),
-            () = stalls(&engine.progress) => {
-                engine.stalled.cancel();
-                "the evaluation made no progress any more and was ended".to_owned()
+        let running = self.begin(work(reply)).await.ok_or(Broken::Gone)?;
+        let late = async {
+            match limit {
+                Some(limit) => clock::had(limit).await,
+                None => std::future::pending().await,
+            }
+        };
+        let broken = tokio::select! {
+            answer = &mut answer => return answer.map_err(|_| Broken::Gone),
+            () = late => Broken::Late(limit.unwrap_or_default()),
+            () = progress.stuck() => {
+                tracing::error!("a run makes no progress any more; it is ended");
+                Broken::Stalled(progress.patience())
             }
         };
         running.terminator.terminate();
         come_back(running.over.clone(), running.loss.clone()).await;
-        Err(Failure::new(Code::ScoreTimeout, message))
+        Err(broken)
     }
 }
 
-/// Resolves when the thread that computes is stuck, as far as we were there to see it: a process
-/// that was frozen has made no progress either.
-async fn stalls(progress: &Progress) {
-    let mut seen_from = 0;
-    while !progress.is_stuck(seen_from) {
-        match clock::tick(LOOK).await {
-            Tick::Passed(_) => {}
-            Tick::Stopped => seen_from = clock::unix_ms(),
-        }
-    }
-    tracing::error!("a run makes no progress any more; it is ended");
+/// Why a command has no answer.
+#[derive(Debug, thiserror::Error)]
+enum Broken {
+    #[error("{GONE}")]
+    Gone,
+    #[error("the evaluation took longer than worker.score_timeout = {}", crate::config::format_duration(*.0))]
+    Late(Duration),
+    #[error("the model made no progress any more for {} s and was ended", .0.as_secs())]
+    Stalled(Duration),
 }
 
 const GONE: &str = "the engine's thread has ended; see the worker's log for why";

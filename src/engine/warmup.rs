@@ -68,7 +68,11 @@ impl Engine {
     /// # Errors
     /// The first proof that fails.
     pub fn warm(&mut self) -> Result<Warm, EngineError> {
+        let _busy = self.progress.begin();
         let warm = self.prove();
+        if warm.is_ok() {
+            self.progress.settle_pace();
+        }
         let over = self.progress.counter.load(Ordering::Relaxed);
         self.progress.warm_from.store(over, Ordering::Relaxed);
         self.progress.warm_until.store(over, Ordering::Relaxed);
@@ -90,7 +94,6 @@ impl Engine {
     fn prove(&mut self) -> Result<Warm, EngineError> {
         self.baselines.clear();
         self.proven = None;
-        self.progress.slowest_ms.store(0, Ordering::Relaxed);
         let plan = Plan::new(&self.package.shards, None, "", self.package.cut());
         let plan = plan.map_err(|f| failed(&f))?;
         self.announce(&plan, self.batch_of(&plan));
@@ -150,6 +153,8 @@ impl Engine {
     pub fn audit(&mut self) -> Result<(), EngineError> {
         let changed = |e: PackageError| EngineError::new(Detail::PackageChanged, e.to_string());
         self.package.verify().map_err(changed)?;
+        // From here on it is the device that is waited for.
+        let _busy = self.progress.begin();
         self.compare_weights()?;
         let Some(proven) = self.proven.take() else {
             return Ok(());
@@ -173,6 +178,7 @@ impl Engine {
     /// `restore_mismatch`, naming the tensor.
     pub fn compare_weights(&mut self) -> Result<(), EngineError> {
         for slot in &self.slots {
+            self.progress.moved();
             let bytes = graph_bytes(&self.package, slot.tensor, slot.transposed);
             let same = self.session.equals(slot.weight, &bytes);
             if !same.map_err(|e| EngineError::from_session(&e, Detail::RestoreMismatch))? {

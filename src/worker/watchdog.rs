@@ -86,8 +86,7 @@ impl Inner {
 
     /// How the process ends. One that was told twice to end has not failed by doing so.
     fn stop(&self) -> Stop {
-        let computing = |p: &Arc<Progress>| p.busy_since_ms.load(Ordering::Relaxed) != 0;
-        let computing = self.progress.get().is_some_and(computing);
+        let computing = self.progress.get().is_some_and(|p| p.is_busy());
         let hurried = self.hurried.load(Ordering::Relaxed);
         match (self.ended.get(), computing) {
             (Some(stop), _) => *stop,

@@ -20,6 +20,7 @@ mod containers;
 mod raw;
 
 mod client;
+mod clock;
 mod cluster;
 mod commands;
 mod control;

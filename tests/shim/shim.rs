@@ -8,6 +8,7 @@
 //! | `CRASH_WHEN` | `after`: the fatal change is made; else it is not |
 //! | `CRASH_FULL` | a file: while it exists, nothing can be written, for want of space |
 //! | `CRASH_LOG` | gets a line `N name path` for each change that is begun, the fatal one too |
+//! | `CLOCK_STEP` | a file of eight bytes, little-endian: by so many seconds the wall clock is off, at any moment |
 //!
 //! A change is a call of the C library that makes, writes, cuts, renames, flushes or removes
 //! something, whether it succeeds or not; each process counts for itself. Not seen are changes by
@@ -24,7 +25,7 @@
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::io::{Cursor, Write as _};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicPtr, AtomicU64, Ordering};
 
 use libc::{iovec, mode_t, off_t, size_t, ssize_t};
 
@@ -274,4 +275,44 @@ hooks! {
     rmdir "rmdir" (path: Name) -> c_int, Spot::at(HERE, path);
     mkdir "mkdir" (path: Name, mode: mode_t) -> c_int, Spot::at(HERE, path);
     mkdirat "mkdir" (dir: c_int, path: Name, mode: mode_t) -> c_int, Spot::at(dir, path);
+}
+
+/// By how many seconds the wall clock is off.
+fn clock_step() -> i64 {
+    static STEP: OnceLock<Option<&'static AtomicI64>> = OnceLock::new();
+    let step = STEP.get_or_init(|| map_step(variable(c"CLOCK_STEP")?));
+    step.map_or(0, |step| step.load(Ordering::Relaxed))
+}
+
+/// The file is mapped, so that whoever writes it sets the clock.
+fn map_step(path: &CStr) -> Option<&'static AtomicI64> {
+    let (at, path, flags) = (
+        libc::AT_FDCWD,
+        path.as_ptr(),
+        libc::O_RDONLY | libc::O_CLOEXEC,
+    );
+    // SAFETY: the path is a string. Not by `open`, which is ours.
+    let opened = unsafe { libc::syscall(libc::SYS_openat, at, path, flags) };
+    let fd = c_int::try_from(opened).ok().filter(|fd| *fd >= 0)?;
+    let size = size_of::<AtomicI64>();
+    let nowhere = std::ptr::null_mut();
+    // SAFETY: a new mapping, of a file that is as long.
+    let mapped = unsafe { libc::mmap(nowhere, size, libc::PROT_READ, libc::MAP_SHARED, fd, 0) };
+    // SAFETY: it stays mapped for ever, begins at a page, and others change it only as a whole.
+    (mapped != libc::MAP_FAILED).then(|| unsafe { &*mapped.cast::<AtomicI64>() })
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn clock_gettime(clock: libc::clockid_t, time: *mut libc::timespec) -> c_int {
+    static NEXT: AtomicPtr<c_void> = AtomicPtr::new(std::ptr::null_mut());
+    type Call = unsafe extern "C" fn(libc::clockid_t, *mut libc::timespec) -> c_int;
+    // SAFETY: it is the function that was called, so it has this type.
+    let next: Call = unsafe { std::mem::transmute(next("clock_gettime\0", &NEXT)) };
+    // SAFETY: who called answers for what was passed.
+    let done = unsafe { next(clock, time) };
+    if done == 0 && matches!(clock, libc::CLOCK_REALTIME | libc::CLOCK_REALTIME_COARSE) {
+        // SAFETY: the time was written there a moment ago.
+        unsafe { (*time).tv_sec += clock_step() };
+    }
+    done
 }

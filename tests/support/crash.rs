@@ -1,5 +1,6 @@
 //! Processes that die at a given change to their files: `tests/shim` is preloaded into them.
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -112,5 +113,35 @@ impl Crash {
             name: name.to_owned(),
             path: path.expect("below the folder").display().to_string(),
         }
+    }
+}
+
+/// A wall clock that can be set while a process runs.
+pub(crate) struct Clock(Folder);
+
+impl Clock {
+    pub(crate) fn right() -> Self {
+        let clock = Self(Folder::new("clock"));
+        clock.set_off(0);
+        clock
+    }
+
+    /// From now on it is off by so many seconds.
+    pub(crate) fn set_off(&self, seconds: i64) {
+        let file = std::fs::OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(self.0.join("step"));
+        // In place: the process has it mapped.
+        let set = file.and_then(|mut file| file.write_all(&seconds.to_le_bytes()));
+        set.expect("a folder of our own");
+    }
+
+    /// Puts it on a worker.
+    pub(crate) fn settings(&self, settings: Settings) -> Settings {
+        settings
+            .env("LD_PRELOAD", &shim().display().to_string())
+            .env("CLOCK_STEP", &self.0.join("step").display().to_string())
     }
 }
