@@ -35,7 +35,7 @@ use manifest::UpdateManifest;
 use prepare::{Obstacles, Preparation};
 use signature::UpdateKey;
 use state::{Refused, StateDir};
-use turn::Turn;
+use turn::{Signs, Turn};
 
 /// Jobs for a newer version make the worker look at once, but not more often than this.
 const LEAST_PAUSE: Duration = Duration::from_secs(1);
@@ -62,6 +62,8 @@ pub struct Offer {
     pub package: Arc<Package>,
     /// Where they are; none for the package's own.
     pub weights: Option<WeightsFile>,
+    /// Of the manifest that names them: another one is another try.
+    pub manifest_sha256: String,
     /// Told whether they proved themselves.
     pub settled: oneshot::Sender<Result<(), EngineError>>,
 }
@@ -424,13 +426,20 @@ impl Updater {
     ) -> Result<Followed, Hitch> {
         let version = package.manifest.version;
         let turn = match self.config.model.update_stagger {
-            true => Turn::wait(&self.store, &self.holder).await,
+            true => {
+                let signs = Signs {
+                    vitals: Arc::clone(&self.vitals),
+                    phase: self.phase.clone(),
+                };
+                Turn::wait(&self.store, &self.holder, signs).await
+            }
             false => None,
         };
         let (settled, outcome) = oneshot::channel();
         let offer = Offer {
             package,
             weights,
+            manifest_sha256,
             settled,
         };
         let gone = Hitch::Away(
@@ -442,15 +451,6 @@ impl Updater {
         let Ok(outcome) = outcome.await else {
             return Err(gone);
         };
-        let refused = outcome.as_ref().err().map(|error| Refused {
-            version,
-            why: error.to_string(),
-            at_ms: unix_ms(),
-            manifest_sha256,
-        });
-        if let Err(error) = served.state.refuse(refused) {
-            tracing::error!(%error, "what was tried cannot be remembered");
-        }
         if let Some(known) = &self.known {
             self.note_live(known.manifest.live_version, served);
         }

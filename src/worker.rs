@@ -100,6 +100,8 @@ struct Worker {
     /// Answers on their way.
     answers: TaskTracker,
     follower: Option<Follower>,
+    /// What becomes of the session that was proven last, or is being proven; without holding it.
+    loss: Option<watch::Receiver<Option<Detail>>>,
     /// Where newer weights are kept, once it could be locked.
     state: Option<Arc<StateDir>>,
     claim: watch::Receiver<NameClaim>,
@@ -400,6 +402,7 @@ impl Worker {
             due: Vec::new(),
             answers,
             follower,
+            loss: None,
             state: None,
             unsettled: Unsettled::default(),
             waiting: Waiting::default(),
@@ -433,6 +436,7 @@ impl Worker {
             } else {
                 step
             };
+            let step = self.unless_stranded(step);
             model = match (step, model) {
                 (Step::Again | Step::Swap(_), model) => model,
                 (Step::Warmed(engine), _) => Model::Warm(engine),
@@ -443,6 +447,19 @@ impl Worker {
                 (Step::Rewarm, Model::Absent) | (Step::Reload, _) => Model::Absent,
                 (Step::Stop(stop), _) => return stop,
             };
+        }
+    }
+
+    /// A device that never came back is held by its thread: only the end of the process frees it.
+    fn unless_stranded(&mut self, step: Step) -> Step {
+        let lost = self.loss.as_ref().and_then(|loss| *loss.borrow());
+        match (step, lost) {
+            (step @ Step::Stop(_), _) => step,
+            (_, Some(Detail::Stuck)) => {
+                let lost = Ended::EngineLost(Detail::Stuck);
+                self.stop_idle(Leaving::because(lost))
+            }
+            (step, _) => step,
         }
     }
 
@@ -510,10 +527,15 @@ impl Worker {
         };
         self.lifecycle
             .advance(State::Warming, Detail::StartupBaseline);
+        let warm = self.warm(&engine).await?;
+        Ok(warm.map(|warm| (engine, warm)))
+    }
+
+    async fn warm(&mut self, engine: &EngineHandle) -> Result<Result<Warm, EngineError>, Leaving> {
+        self.loss = Some(engine.follow_loss());
         let proving = engine.clone();
         let warm = async move { proving.turn().await.warm().await };
-        let warm = self.unless_drained(warm).await?;
-        Ok(warm.map(|warm| (engine, warm)))
+        self.unless_drained(warm).await
     }
 
     fn count_attempt(&self) {

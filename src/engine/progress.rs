@@ -96,6 +96,11 @@ impl Progress {
         }
     }
 
+    /// When work last got on, by the steady clock.
+    pub fn moved_at(&self) -> u64 {
+        self.moved_ms.load(Ordering::Relaxed)
+    }
+
     /// How long work may be without progress before it counts as stuck.
     pub fn patience(&self) -> Duration {
         let slowest = self.slowest_ms.load(Ordering::Relaxed);
@@ -162,7 +167,7 @@ impl Progress {
     }
 
     /// A micro-batch is done.
-    pub(super) fn step(&self) {
+    pub(crate) fn step(&self) {
         self.counter.fetch_add(1, Ordering::Relaxed);
         self.at_ms.store(unix_ms(), Ordering::Relaxed);
         self.moved();
@@ -176,12 +181,12 @@ impl Progress {
     }
 
     /// What a micro-batch of a warm-up took.
-    pub(super) fn note_pace(&self, took: Duration) {
+    pub(crate) fn note_pace(&self, took: Duration) {
         self.slowest_ms.fetch_max(millis(took), Ordering::Relaxed);
     }
 
     /// The warm-up is over: what it took is the measure from now on.
-    pub(super) fn settle_pace(&self) {
+    pub(crate) fn settle_pace(&self) {
         let slowest = self.slowest_ms.swap(0, Ordering::Relaxed);
         let patience = millis(LEAST_PATIENCE).max(slowest * MOST_TIMES_SLOWER);
         self.patience_ms.store(patience, Ordering::Relaxed);

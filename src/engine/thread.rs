@@ -157,6 +157,11 @@ impl EngineHandle {
         *self.loss.0.borrow()
     }
 
+    /// The same, for whoever wants to hear of it without holding the engine.
+    pub fn follow_loss(&self) -> watch::Receiver<Option<Detail>> {
+        self.loss.0.subscribe()
+    }
+
     /// Resolves when a run makes no progress any more. It is ended, and what it was asked for is
     /// answered; whether the device comes back shows then.
     pub async fn stalled(&self) {

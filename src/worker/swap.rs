@@ -5,11 +5,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::{Leaving, Step, Worker};
+use crate::clock::unix_ms;
 use crate::engine::thread::EngineHandle;
 use crate::engine::{EngineError, Warm};
 use crate::lifecycle::{Detail, State};
 use crate::package::{Package, WeightsFile};
 use crate::update::Offer;
+use crate::update::state::Refused;
 
 impl Worker {
     /// Serves the offered weights if they prove themselves, else those before. Without an engine,
@@ -19,6 +21,7 @@ impl Worker {
         let Offer {
             package,
             weights,
+            manifest_sha256,
             settled,
         } = offer;
         let version = package.manifest.version;
@@ -36,6 +39,13 @@ impl Worker {
             Ok(proven) => proven,
             Err(drain) => return self.stop_idle(drain),
         };
+        let refused = proven.as_ref().err().map(|error| Refused {
+            version,
+            why: error.to_string(),
+            at_ms: unix_ms(),
+            manifest_sha256,
+        });
+        self.refuse(refused).await;
         let (step, outcome) = match proven {
             Ok((engine, warm)) => {
                 self.commit(weights).await;
@@ -81,9 +91,7 @@ impl Worker {
             Err(error) => return Ok(Err(error)),
         };
         self.lifecycle.advance(State::Warming, detail);
-        let proving = engine.clone();
-        let warm = async move { proving.turn().await.warm().await };
-        let warm = self.unless_drained(warm).await?;
+        let warm = self.warm(&engine).await?;
         Ok(warm.map(|warm| (engine, warm)))
     }
 
@@ -103,6 +111,21 @@ impl Worker {
             }
             Err(drain) => self.stop_idle(drain),
         }
+    }
+
+    /// Remembers which version did not prove itself, if one did not: also for the next process, should
+    /// this one have to end.
+    async fn refuse(&self, refused: Option<Refused>) {
+        let Some(state) = self.state.clone() else {
+            return;
+        };
+        let remembered = tokio::task::spawn_blocking(move || state.refuse(refused));
+        let error = match remembered.await {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => error.to_string(),
+            Err(error) => error.to_string(),
+        };
+        tracing::error!(error, "what was tried cannot be remembered");
     }
 
     /// From here on the next process serves these weights too.

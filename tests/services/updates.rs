@@ -8,10 +8,10 @@ use serde_json::{Value, json};
 use crate::containers::{Container, Entry, Kind, Width};
 use crate::support::broker::Rabbit;
 use crate::support::crash::Crash;
-use crate::support::http::Route;
-use crate::support::jobs::{digest, honest, honest_job};
+use crate::support::http::{Route, Server};
+use crate::support::jobs::{digest, hazard_candidate, honest, honest_job};
 use crate::support::manifest::{self, ManifestBuilder, public_key, sign, with_canary};
-use crate::support::package::VERSION;
+use crate::support::package::{Package, VERSION};
 use crate::support::redis_server::Redis;
 use crate::support::site::{MANIFEST, Site, delta_name, full_name, path};
 use crate::support::stack::Stack;
@@ -523,4 +523,47 @@ fn without_redis_nobody_waits_for_a_turn() {
     let result = aggregator.result("without-redis").json();
     assert_eq!(result["status"], "scored");
     assert_eq!(result["weights_id"], site.trainer.weights_id(version));
+}
+
+/// Weights that never come to an end: of a model whose loop turns as often as one of them says.
+#[test]
+fn a_version_that_hangs_holds_up_neither_its_worker_nor_the_fleet() {
+    let (stack, server, package) = (Stack::shared(), Server::start(), Package::hazard());
+    let follows = |s: Settings| {
+        s.set("model.dir", package.path().display())
+            .set("model.update_url", server.url(MANIFEST))
+            .set("model.update_interval", "1s")
+    };
+    let publish = |version: u64, size: f32| {
+        let delta = hazard_candidate(size);
+        let entry = json!({
+            "from": VERSION, "to": version, "urls": ["delta"], "format": "binary_v2",
+            "sha256": digest(&delta), "size": delta.len(),
+        });
+        server.put(&path("delta"), Route::Mirror(delta));
+        let manifest = ManifestBuilder::new(version).update(entry);
+        server.put(MANIFEST, Route::Mirror(manifest.bytes()));
+    };
+    let fleet = ["w1", "w2"].map(|id| stack.worker_with(id, follows));
+    fleet.iter().for_each(|worker| drop(worker.ready()));
+    publish(VERSION + 1, -1e12);
+    for worker in &fleet {
+        let record = worker.heartbeat_when(secs(60), "it has tried the version", |r| {
+            r["ready"] == true && r["update"]["refused"]["version"] == VERSION + 1
+        });
+        let why = record["update"]["refused"]["why"].as_str().expect("why");
+        assert!(why.contains("no progress"), "{why}");
+        assert_eq!(record["model"]["version"], VERSION, "{record}");
+    }
+    let details = stack.events("w1");
+    assert!(
+        details.iter().any(|e| e["detail"] == "stuck"),
+        "{details:?}"
+    );
+    publish(VERSION + 2, 1.0);
+    for worker in &fleet {
+        worker.heartbeat_when(secs(30), "the next version is served", |r| {
+            r["ready"] == true && r["model"]["version"] == VERSION + 2
+        });
+    }
 }
