@@ -2,6 +2,7 @@
 //! dashboard. What cannot be seen is unknown, never good.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -12,7 +13,7 @@ use crate::broker::amqp::Link;
 use crate::broker::topology::Topology;
 use crate::config::Config;
 use crate::job::document::from_json;
-use crate::store::{self, StoreError, StreamEntry};
+use crate::store::{FleetStore, StoreError, StreamEntry};
 
 /// A broker that does not answer may delay the view by this much, and never prevents it.
 const BROKER_LIMIT: Duration = Duration::from_secs(2);
@@ -108,10 +109,11 @@ pub struct Report {
     workers: Vec<Record>,
 }
 
-/// Looks at the fleet again and again, on one link to the broker.
+/// Looks at the fleet again and again, on one link to the broker and one connection to Redis.
 #[derive(Debug)]
 pub struct Observer<'a> {
     config: &'a Config,
+    store: Arc<FleetStore>,
     /// The only model that is of interest; none = every model in Redis.
     model: Option<String>,
     /// The one whose workers were seen last.
@@ -126,6 +128,7 @@ impl<'a> Observer<'a> {
     pub fn new(config: &'a Config, model: Option<String>) -> Self {
         Self {
             config,
+            store: Arc::new(FleetStore::new(&config.redis)),
             model,
             seen: None,
             link: None,
@@ -138,9 +141,9 @@ impl<'a> Observer<'a> {
     /// # Errors
     /// When Redis does not answer: then nothing is known.
     pub async fn look(&mut self) -> Result<View, StoreError> {
-        let (config, model) = (self.config, self.model.clone());
+        let (store, model) = (Arc::clone(&self.store), self.model.clone());
         let model = model.as_deref();
-        let reading = store::read_fleet(&config.redis, model, config.heartbeat.ttl);
+        let reading = store.live_records(model, self.config.heartbeat.ttl);
         let (read, queues) = match model {
             Some(model) => tokio::join!(reading, self.queues(model)),
             None => (reading.await, None),
@@ -173,7 +176,7 @@ impl<'a> Observer<'a> {
     /// When Redis does not answer.
     pub async fn events(&self, after: Option<&str>) -> Result<Vec<StreamEntry>, StoreError> {
         match self.model.as_ref().or(self.seen.as_ref()) {
-            Some(model) => store::read_events(&self.config.redis, model, after).await,
+            Some(model) => self.store.events(model, after).await,
             None => Ok(Vec::new()),
         }
     }

@@ -55,3 +55,4 @@ mod undecodable;
 mod update_crashes;
 mod updates;
 mod verdict;
+mod watchers;
