@@ -305,7 +305,7 @@ impl Client {
             Ok((_, records)) => {
                 let parsed = records
                     .iter()
-                    .map(|text| from_json::<Worker>(text.as_bytes()));
+                    .map(|record| from_json::<Worker>(record.text.as_bytes()));
                 let ready = parsed.flatten().filter(|worker| worker.ready);
                 ready.map(|worker| worker.model.version).collect()
             }

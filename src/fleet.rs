@@ -13,7 +13,7 @@ use crate::broker::amqp::Link;
 use crate::broker::topology::Topology;
 use crate::config::Config;
 use crate::job::document::from_json;
-use crate::store::{FleetStore, StoreError, StreamEntry};
+use crate::store::{FleetStore, LiveRecord, StoreError, StreamEntry};
 
 /// A broker that does not answer may delay the view by this much, and never prevents it.
 const BROKER_LIMIT: Duration = Duration::from_secs(2);
@@ -40,7 +40,6 @@ pub struct Queues {
 pub struct Worker {
     pub worker_id: Option<String>,
     pub incarnation: Option<String>,
-    pub at_ms: Option<u64>,
     pub ready: bool,
     pub state: Option<String>,
     pub state_detail: Option<String>,
@@ -90,8 +89,8 @@ type Record = BTreeMap<String, Box<RawValue>>;
 pub struct View {
     /// By Redis' clock, unix milliseconds.
     pub at_ms: u64,
-    /// Live workers by model and name, each with its record as it was written.
-    pub workers: Vec<(Worker, String)>,
+    /// Live workers by model and name, each with its record.
+    pub workers: Vec<(Worker, LiveRecord)>,
     /// The model that is looked at; or whose workers were seen last.
     pub model: Option<String>,
     /// What waits, where it is known for which model; or why that is unknown.
@@ -150,8 +149,9 @@ impl<'a> Observer<'a> {
         };
         let (at_ms, records) = read?;
         let parsed = records.into_iter();
-        let parsed = parsed.filter_map(|text| Some((from_json(text.as_bytes()).ok()?, text)));
-        let mut workers: Vec<(Worker, String)> = parsed.collect();
+        let parsed =
+            parsed.filter_map(|record| Some((from_json(record.text.as_bytes()).ok()?, record)));
+        let mut workers: Vec<(Worker, LiveRecord)> = parsed.collect();
         workers.sort_by(|(a, _), (b, _)| a.name().cmp(&b.name()));
         let queues = match (queues, only_model(&workers)) {
             (None, Some(model)) => self.queues(&model).await,
@@ -235,7 +235,7 @@ impl<'a> Observer<'a> {
 }
 
 /// The model of all live workers, if it is one.
-fn only_model(workers: &[(Worker, String)]) -> Option<String> {
+fn only_model(workers: &[(Worker, LiveRecord)]) -> Option<String> {
     let mut names = workers.iter().map(|(worker, _)| &worker.model.name);
     let first = names.next()?.clone()?;
     names
@@ -268,7 +268,7 @@ impl View {
     /// What programs are told.
     pub fn report(&self) -> Report {
         let aged = self.workers.iter();
-        let aged = aged.filter_map(|(worker, text)| aged_record(worker, text, self.at_ms));
+        let aged = aged.filter_map(|(_, record)| aged_record(record));
         Report {
             alive: self.workers.len(),
             at_ms: self.at_ms,
@@ -283,10 +283,9 @@ impl View {
 }
 
 /// The record as it was written, with its age.
-fn aged_record(worker: &Worker, text: &str, at_ms: u64) -> Option<Record> {
-    let mut record: Record = serde_json::from_str(text).ok()?;
-    let age = at_ms.saturating_sub(worker.at_ms.unwrap_or(at_ms));
-    let age = serde_json::value::to_raw_value(&age).ok()?;
+fn aged_record(live: &LiveRecord) -> Option<Record> {
+    let mut record: Record = serde_json::from_str(&live.text).ok()?;
+    let age = serde_json::value::to_raw_value(&live.age_ms).ok()?;
     record.insert("age_ms".into(), age);
     Some(record)
 }

@@ -13,7 +13,7 @@ use redis::io::tcp::TcpSettings;
 use redis::{AsyncCommands, Script};
 
 pub use address::check_url;
-pub use fleet::{FleetStore, StreamEntry};
+pub use fleet::{FleetStore, LiveRecord, StreamEntry};
 
 use crate::clock::unix_ms;
 use crate::config::RedisConfig;

@@ -101,7 +101,7 @@ async fn live_workers(config: &Config) -> Option<BTreeSet<String>> {
     let (_, records) = read.inspect_err(unknown).ok()?;
     let records = records
         .iter()
-        .filter_map(|text| from_json::<Record>(text.as_bytes()).ok());
+        .filter_map(|record| from_json::<Record>(record.text.as_bytes()).ok());
     let listening = records.filter(|record| record.state != State::Stopped.as_str());
     Some(listening.map(|record| record.worker_id).collect())
 }

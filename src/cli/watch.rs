@@ -436,11 +436,12 @@ fn told(event: &StreamEntry) -> Line<'static> {
 mod tests {
     use super::*;
     use crate::fleet::Queues;
+    use crate::store::LiveRecord;
     use ratatui::Terminal;
     use ratatui::backend::TestBackend;
     use serde_json::json;
 
-    fn worker(id: &str, ready: bool, scored: u64) -> (Worker, String) {
+    fn worker(id: &str, ready: bool, scored: u64) -> (Worker, LiveRecord) {
         let record = json!({
             "worker_id": id, "incarnation": id, "ready": ready, "at_ms": 100_000,
             "state": if ready { "ready" } else { "degraded" },
@@ -449,8 +450,8 @@ mod tests {
             "jobs": {"scored": scored, "p50_ms": 12.25, "p95_ms": if ready { 30.0 } else { 99.0 }},
         });
         (
-            serde_json::from_value(record.clone()).unwrap(),
-            record.to_string(),
+            serde_json::from_value(record).unwrap(),
+            LiveRecord::default(),
         )
     }
 

@@ -275,6 +275,7 @@ impl Change {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::LiveRecord;
     use serde_json::json;
 
     fn view(at_ms: u64, scored: u64) -> View {
@@ -285,7 +286,10 @@ mod tests {
         View {
             model: Some("m".into()),
             at_ms,
-            workers: vec![(serde_json::from_value(record).unwrap(), String::new())],
+            workers: vec![(
+                serde_json::from_value(record).unwrap(),
+                LiveRecord::default(),
+            )],
             queues: Some(Err("RabbitMQ: away".into())),
         }
     }

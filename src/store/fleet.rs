@@ -31,6 +31,15 @@ impl std::fmt::Debug for FleetStore {
     }
 }
 
+/// The record of a live worker.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LiveRecord {
+    /// Since its beat, both by Redis' clock: the worker's own may be wrong.
+    pub age_ms: u64,
+    /// As it was written.
+    pub text: String,
+}
+
 /// An entry of the stream of events: its id, and its fields.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StreamEntry {
@@ -65,7 +74,7 @@ impl FleetStore {
         &self,
         model: Option<&str>,
         ttl: Duration,
-    ) -> Result<(u64, Vec<String>), StoreError> {
+    ) -> Result<(u64, Vec<LiveRecord>), StoreError> {
         let (seconds, micros): (u64, u64) = self.ask(&redis::cmd("TIME")).await?;
         let now = seconds * 1000 + micros / 1000;
         let namespace = &self.config.namespace;
@@ -78,16 +87,20 @@ impl FleetStore {
         for index in indexes {
             let prefix = index.strip_suffix(":workers").unwrap_or(&index).to_owned();
             let mut beats = redis::cmd("ZRANGEBYSCORE");
-            beats.arg(&index).arg(oldest).arg("+inf");
-            let beats: Vec<String> = self.ask(&beats).await?;
+            beats.arg(&index).arg(oldest).arg("+inf").arg("WITHSCORES");
+            let beats: Vec<(String, f64)> = self.ask(&beats).await?;
             // In parts: Redis does nothing else while it answers one call.
             for beats in beats.chunks(PART) {
                 let mut read = redis::cmd("MGET");
-                for id in beats {
+                for (id, _) in beats {
                     read.arg(format!("{prefix}:worker:{id}"));
                 }
                 let found: Vec<Option<String>> = self.ask(&read).await?;
-                records.extend(found.into_iter().flatten());
+                let found = beats.iter().zip(found);
+                records.extend(found.filter_map(|((_, beaten), text)| {
+                    let age_ms = now.saturating_sub(millis(*beaten));
+                    text.map(|text| LiveRecord { age_ms, text })
+                }));
             }
         }
         Ok((now, records))
@@ -181,6 +194,16 @@ impl FleetStore {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// A score of the index of workers. Whoever wrote one that is no time gets what comes nearest.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "milliseconds fit for ages, and others are cut"
+)]
+fn millis(score: f64) -> u64 {
+    score as u64
 }
 
 /// Milliseconds and number of an entry.

@@ -3,9 +3,11 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use redis::Commands as _;
 use scorer::client::Client;
 use scorer::fleet::{Observer, View};
 use scorer::store::StoreError;
+use serde_json::json;
 
 use super::client::{config, empty};
 use crate::support::aggregator::runtime;
@@ -13,7 +15,7 @@ use crate::support::broker::Rabbit;
 use crate::support::package::MODEL;
 use crate::support::redis_server::Redis;
 use crate::support::stack::Stack;
-use crate::support::wait::secs;
+use crate::support::wait::{now_ms, secs};
 
 /// Connections that Redis has taken so far, and how often it was asked for the time, as each look does.
 fn counts(redis: &mut redis::Connection) -> (u64, u64) {
@@ -135,4 +137,28 @@ fn a_view_comes_back_when_its_password_is_the_right_one_again() {
         assert!(blind(&mut observer, &place).await <= 1);
         observer.close().await;
     });
+}
+
+#[test]
+fn a_workers_age_does_not_depend_on_its_clock() {
+    let stack = Stack::shared();
+    let mut redis = stack.redis.connection();
+    let (seconds, _): (u64, u64) = redis::cmd("TIME").query(&mut redis).expect("a time");
+    for (id, off) in [("ahead", 3_600_000), ("behind", -3_600_000)] {
+        let at_ms = now_ms().saturating_add_signed(off);
+        let record = json!({"worker_id": id, "at_ms": at_ms, "model": {"name": MODEL}});
+        let key = stack.key(&format!("worker:{id}"));
+        let _: () = redis.set(key, record.to_string()).expect("a record");
+        let _: () = redis
+            .zadd(stack.key("workers"), id, seconds * 1000)
+            .expect("its beat");
+    }
+    let status = stack.command(&["status", "--json"]).expect_code(1).value();
+    let workers = status["workers"].as_array().expect("a list");
+    let ages = workers
+        .iter()
+        .filter_map(|worker| worker["age_ms"].as_u64());
+    let ages: Vec<u64> = ages.collect();
+    let plausible = |age: &u64| *age < 3000;
+    assert!(ages.len() == 2 && ages.iter().all(plausible), "{status}");
 }
