@@ -40,6 +40,7 @@ pub struct Queues {
 pub struct Worker {
     pub worker_id: Option<String>,
     pub incarnation: Option<String>,
+    pub at_ms: Option<u64>,
     pub ready: bool,
     pub state: Option<String>,
     pub state_detail: Option<String>,
@@ -246,6 +247,13 @@ fn only_model(workers: &[(Worker, LiveRecord)]) -> Option<String> {
 impl Worker {
     fn name(&self) -> (&Option<String>, &Option<String>) {
         (&self.model.name, &self.worker_id)
+    }
+
+    /// How long it has been in its state, where its record is so old. Both times in the record are of
+    /// the worker's own clock, which is right against itself only.
+    pub fn state_ms(&self, age_ms: u64) -> Option<u64> {
+        let then = self.at_ms?.saturating_sub(self.last_state_change_at_ms?);
+        Some(then.saturating_add(age_ms))
     }
 
     /// Jobs answered since its start.
