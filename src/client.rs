@@ -21,7 +21,7 @@ use crate::job::document::from_json;
 use crate::job::message::JobMessage;
 use crate::result::ResultMessage;
 use crate::retry::Backoff;
-use crate::store::read_fleet;
+use crate::store::FleetStore;
 
 /// Between two looks at the fleet, and at the time.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -101,6 +101,7 @@ type Publishing = JoinHandle<Result<(), PublishError>>;
 #[derive(Debug)]
 pub struct Client {
     config: Config,
+    store: FleetStore,
     topology: Topology,
     answer_within: Duration,
     link: Option<(Link, Deliveries)>,
@@ -126,6 +127,7 @@ impl Client {
     pub fn new(config: Config, model: &str) -> Self {
         Self {
             topology: Topology::new(&config.amqp, model),
+            store: FleetStore::new(&config.redis),
             config,
             answer_within: ANSWER_WITHIN,
             link: None,
@@ -297,13 +299,13 @@ impl Client {
         if self.waiting.is_empty() || !due {
             return;
         }
-        let (config, model) = (&self.config, &self.topology.model);
-        let read = read_fleet(&config.redis, Some(model), config.heartbeat.ttl).await;
+        let (model, ttl) = (&self.topology.model, self.config.heartbeat.ttl);
+        let read = self.store.live_records(Some(model), ttl).await;
         self.ready = match read {
             Ok((_, records)) => {
                 let parsed = records
                     .iter()
-                    .map(|text| from_json::<Worker>(text.as_bytes()));
+                    .map(|record| from_json::<Worker>(record.text.as_bytes()));
                 let ready = parsed.flatten().filter(|worker| worker.ready);
                 ready.map(|worker| worker.model.version).collect()
             }

@@ -2,6 +2,7 @@
 //! dashboard. What cannot be seen is unknown, never good.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -12,7 +13,7 @@ use crate::broker::amqp::Link;
 use crate::broker::topology::Topology;
 use crate::config::Config;
 use crate::job::document::from_json;
-use crate::store::{self, StoreError, StreamEntry};
+use crate::store::{FleetStore, LiveRecord, StoreError, StreamEntry};
 
 /// A broker that does not answer may delay the view by this much, and never prevents it.
 const BROKER_LIMIT: Duration = Duration::from_secs(2);
@@ -89,8 +90,8 @@ type Record = BTreeMap<String, Box<RawValue>>;
 pub struct View {
     /// By Redis' clock, unix milliseconds.
     pub at_ms: u64,
-    /// Live workers by model and name, each with its record as it was written.
-    pub workers: Vec<(Worker, String)>,
+    /// Live workers by model and name, each with its record.
+    pub workers: Vec<(Worker, LiveRecord)>,
     /// The model that is looked at; or whose workers were seen last.
     pub model: Option<String>,
     /// What waits, where it is known for which model; or why that is unknown.
@@ -108,10 +109,11 @@ pub struct Report {
     workers: Vec<Record>,
 }
 
-/// Looks at the fleet again and again, on one link to the broker.
+/// Looks at the fleet again and again, on one link to the broker and one connection to Redis.
 #[derive(Debug)]
 pub struct Observer<'a> {
     config: &'a Config,
+    store: Arc<FleetStore>,
     /// The only model that is of interest; none = every model in Redis.
     model: Option<String>,
     /// The one whose workers were seen last.
@@ -126,6 +128,7 @@ impl<'a> Observer<'a> {
     pub fn new(config: &'a Config, model: Option<String>) -> Self {
         Self {
             config,
+            store: Arc::new(FleetStore::new(&config.redis)),
             model,
             seen: None,
             link: None,
@@ -138,17 +141,18 @@ impl<'a> Observer<'a> {
     /// # Errors
     /// When Redis does not answer: then nothing is known.
     pub async fn look(&mut self) -> Result<View, StoreError> {
-        let (config, model) = (self.config, self.model.clone());
+        let (store, model) = (Arc::clone(&self.store), self.model.clone());
         let model = model.as_deref();
-        let reading = store::read_fleet(&config.redis, model, config.heartbeat.ttl);
+        let reading = store.live_records(model, self.config.heartbeat.ttl);
         let (read, queues) = match model {
             Some(model) => tokio::join!(reading, self.queues(model)),
             None => (reading.await, None),
         };
         let (at_ms, records) = read?;
         let parsed = records.into_iter();
-        let parsed = parsed.filter_map(|text| Some((from_json(text.as_bytes()).ok()?, text)));
-        let mut workers: Vec<(Worker, String)> = parsed.collect();
+        let parsed =
+            parsed.filter_map(|record| Some((from_json(record.text.as_bytes()).ok()?, record)));
+        let mut workers: Vec<(Worker, LiveRecord)> = parsed.collect();
         workers.sort_by(|(a, _), (b, _)| a.name().cmp(&b.name()));
         let queues = match (queues, only_model(&workers)) {
             (None, Some(model)) => self.queues(&model).await,
@@ -173,7 +177,7 @@ impl<'a> Observer<'a> {
     /// When Redis does not answer.
     pub async fn events(&self, after: Option<&str>) -> Result<Vec<StreamEntry>, StoreError> {
         match self.model.as_ref().or(self.seen.as_ref()) {
-            Some(model) => store::read_events(&self.config.redis, model, after).await,
+            Some(model) => self.store.events(model, after).await,
             None => Ok(Vec::new()),
         }
     }
@@ -232,7 +236,7 @@ impl<'a> Observer<'a> {
 }
 
 /// The model of all live workers, if it is one.
-fn only_model(workers: &[(Worker, String)]) -> Option<String> {
+fn only_model(workers: &[(Worker, LiveRecord)]) -> Option<String> {
     let mut names = workers.iter().map(|(worker, _)| &worker.model.name);
     let first = names.next()?.clone()?;
     names
@@ -243,6 +247,13 @@ fn only_model(workers: &[(Worker, String)]) -> Option<String> {
 impl Worker {
     fn name(&self) -> (&Option<String>, &Option<String>) {
         (&self.model.name, &self.worker_id)
+    }
+
+    /// How long it has been in its state, where its record is so old. Both times in the record are of
+    /// the worker's own clock, which is right against itself only.
+    pub fn state_ms(&self, age_ms: u64) -> Option<u64> {
+        let then = self.at_ms?.saturating_sub(self.last_state_change_at_ms?);
+        Some(then.saturating_add(age_ms))
     }
 
     /// Jobs answered since its start.
@@ -265,7 +276,7 @@ impl View {
     /// What programs are told.
     pub fn report(&self) -> Report {
         let aged = self.workers.iter();
-        let aged = aged.filter_map(|(worker, text)| aged_record(worker, text, self.at_ms));
+        let aged = aged.filter_map(|(_, record)| aged_record(record));
         Report {
             alive: self.workers.len(),
             at_ms: self.at_ms,
@@ -280,10 +291,9 @@ impl View {
 }
 
 /// The record as it was written, with its age.
-fn aged_record(worker: &Worker, text: &str, at_ms: u64) -> Option<Record> {
-    let mut record: Record = serde_json::from_str(text).ok()?;
-    let age = at_ms.saturating_sub(worker.at_ms.unwrap_or(at_ms));
-    let age = serde_json::value::to_raw_value(&age).ok()?;
+fn aged_record(live: &LiveRecord) -> Option<Record> {
+    let mut record: Record = serde_json::from_str(&live.text).ok()?;
+    let age = serde_json::value::to_raw_value(&live.age_ms).ok()?;
     record.insert("age_ms".into(), age);
     Some(record)
 }

@@ -13,7 +13,7 @@ use redis::io::tcp::TcpSettings;
 use redis::{AsyncCommands, Script};
 
 pub use address::check_url;
-pub use fleet::{StreamEntry, forget_deaths, ping, read_events, read_fleet};
+pub use fleet::{FleetStore, LiveRecord, StreamEntry};
 
 use crate::clock::steady_ms;
 use crate::config::RedisConfig;

@@ -22,7 +22,7 @@ use crate::engine::{EngineError, Progress};
 use crate::lifecycle::Detail;
 use crate::package::Package;
 use crate::pipeline::device_name;
-use crate::store::{self, StoreError};
+use crate::store::{FleetStore, StoreError};
 
 /// What a service may take to answer before the report goes on without it.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -254,7 +254,7 @@ async fn rabbitmq(config: &Config) -> Finding {
 async fn redis(config: &Config) -> Finding {
     let advice = "without it nobody sees the worker, and results are not found again: start it, or mend redis.url";
     let looking = async {
-        store::ping(&config.redis).await?;
+        FleetStore::new(&config.redis).ping().await?;
         Ok::<_, StoreError>("it lets us in".into())
     };
     service("Redis", &config.redis.url, advice, looking).await

@@ -18,7 +18,7 @@ use crate::job::Encoding;
 use crate::job::document::from_json;
 use crate::job::message::V1;
 use crate::lifecycle::State;
-use crate::store::read_fleet;
+use crate::store::FleetStore;
 
 #[derive(Debug, Args)]
 pub(super) struct CtlArgs {
@@ -93,14 +93,15 @@ fn message(args: &CtlArgs) -> Result<Vec<u8>, Fault> {
 /// Control messages to all reach the workers of every model; so do the records. None = Redis does
 /// not say.
 async fn live_workers(config: &Config) -> Option<BTreeSet<String>> {
-    let read = read_fleet(&config.redis, None, config.heartbeat.ttl).await;
+    let store = FleetStore::new(&config.redis);
+    let read = store.live_records(None, config.heartbeat.ttl).await;
     let unknown = |error: &crate::store::StoreError| {
         tracing::warn!(%error, "Redis does not say which workers there are; waiting for answers until --timeout");
     };
     let (_, records) = read.inspect_err(unknown).ok()?;
     let records = records
         .iter()
-        .filter_map(|text| from_json::<Record>(text.as_bytes()).ok());
+        .filter_map(|record| from_json::<Record>(record.text.as_bytes()).ok());
     let listening = records.filter(|record| record.state != State::Stopped.as_str());
     Some(listening.map(|record| record.worker_id).collect())
 }

@@ -15,7 +15,7 @@ use crate::config::Config;
 use crate::failure::Code;
 use crate::job::{self, Label, Undecodable};
 use crate::retry::RETURNS_BEFORE_REPUBLISH;
-use crate::store::forget_deaths;
+use crate::store::FleetStore;
 
 /// Characters of a text that `show` prints; a candidate may have millions.
 const MOST_SHOWN: usize = 200;
@@ -116,7 +116,7 @@ pub(super) async fn dead(config: &Config, args: DeadArgs) -> Outcome {
         .await
         .map_err(away)?;
     let graves = Graves {
-        config,
+        store: FleetStore::new(&config.redis),
         link: &link,
         topology: Topology::new(&config.amqp, &model),
         left: Vec::new(),
@@ -132,7 +132,7 @@ fn away(error: BrokerError) -> Fault {
 
 /// The queue of parked jobs, while it is looked through.
 struct Graves<'a> {
-    config: &'a Config,
+    store: FleetStore,
     link: &'a Link,
     topology: Topology,
     /// Looked at and left where they are; what goes back at once would be met again.
@@ -273,14 +273,13 @@ impl Graves<'_> {
             return Ok(());
         };
         let model = &self.topology.model;
-        forget_deaths(&self.config.redis, model, id)
-            .await
-            .map_err(|e| {
-                let text = format!(
-                    "{id}: the deaths of workers cannot be forgotten, so it is left parked: {e}"
-                );
-                Fault::new(Exit::Unavailable, text)
-            })
+        let forgotten = self.store.forget_deaths(model, id).await;
+        forgotten.map_err(|e| {
+            let text = format!(
+                "{id}: the deaths of workers cannot be forgotten, so it is left parked: {e}"
+            );
+            Fault::new(Exit::Unavailable, text)
+        })
     }
 
     fn verdict(&self, found: usize, done: &str) -> Outcome {

@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use super::status::EVERY;
 use super::{Exit, Fault, Outcome};
 use crate::fleet::{Observer, View, Worker};
-use crate::store::StreamEntry;
+use crate::store::{LiveRecord, StreamEntry};
 
 /// Looks that a sparkline shows.
 const KEPT: u16 = 12;
@@ -300,19 +300,19 @@ impl Screen {
     }
 
     fn draw_workers(&self, view: &View, frame: &mut Frame<'_>, area: Rect) {
-        let mut workers: Vec<&Worker> = view.workers.iter().map(|(worker, _)| worker).collect();
-        workers.retain(|worker| self.shown.takes(worker));
+        let mut workers: Vec<&(Worker, LiveRecord)> = view.workers.iter().collect();
+        workers.retain(|(worker, _)| self.shown.takes(worker));
         let extra = area.width.saturating_sub(80);
         let trend = TREND + extra.min(KEPT - TREND);
         let name = NAME + extra.saturating_sub(trend - TREND);
         let rate = |worker: &Worker| self.pace(worker).and_then(Pace::now).unwrap_or(0.0);
         match self.order {
             Order::Name => {}
-            Order::State => workers.sort_by_key(|worker| (worker.ready, worker.state.clone())),
-            Order::Rate => workers.sort_by(|a, b| rate(b).total_cmp(&rate(a))),
+            Order::State => workers.sort_by_key(|(worker, _)| (worker.ready, worker.state.clone())),
+            Order::Rate => workers.sort_by(|(a, _), (b, _)| rate(b).total_cmp(&rate(a))),
             Order::Slowest => {
                 let slow = |worker: &Worker| worker.jobs.p95_ms.unwrap_or(0.0);
-                workers.sort_by(|a, b| slow(b).total_cmp(&slow(a)));
+                workers.sort_by(|(a, _), (b, _)| slow(b).total_cmp(&slow(a)));
             }
         }
         let room = usize::from(area.height.saturating_sub(1));
@@ -322,7 +322,7 @@ impl Screen {
         };
         let rows = workers
             .into_iter()
-            .map(|worker| self.row(worker, (name, trend), view.at_ms));
+            .map(|(worker, record)| self.row(worker, (name, trend), record.age_ms));
         let more = (surplus > 0).then(|| Row::new([format!("... {surplus} more")]));
         let rows = rows.chain(more);
         let widths = [
@@ -347,7 +347,7 @@ impl Screen {
         self.paces.get(worker.incarnation.as_deref()?)
     }
 
-    fn row(&self, worker: &Worker, (name, trend): (u16, u16), now: u64) -> Row<'static> {
+    fn row(&self, worker: &Worker, (name, trend): (u16, u16), age_ms: u64) -> Row<'static> {
         let text = |text: &Option<String>| text.clone().unwrap_or_else(|| "?".into());
         let number = |n: Option<f64>| n.map_or_else(|| "-".into(), |n| format!("{n:.1}"));
         let pace = self.pace(worker);
@@ -355,11 +355,10 @@ impl Screen {
             true => Color::Green,
             false => Color::Red,
         };
-        let since = worker.last_state_change_at_ms;
         Row::new([
             Cell::new(end_of(&text(&worker.worker_id), name.into())),
             Cell::new(text(&worker.state)).style(colour),
-            Cell::new(since.map_or_else(|| "?".into(), |since| age(now.saturating_sub(since)))),
+            Cell::new(worker.state_ms(age_ms).map_or_else(|| "?".into(), age)),
             Cell::new(text(&worker.state_detail)),
             Cell::new(
                 worker
@@ -440,17 +439,19 @@ mod tests {
     use ratatui::backend::TestBackend;
     use serde_json::json;
 
-    fn worker(id: &str, ready: bool, scored: u64) -> (Worker, String) {
+    fn worker(id: &str, ready: bool, scored: u64) -> (Worker, LiveRecord) {
         let record = json!({
-            "worker_id": id, "incarnation": id, "ready": ready, "at_ms": 100_000,
+            "worker_id": id, "incarnation": id, "ready": ready,
+            // By a clock of its own.
+            "at_ms": 9_100_000,
             "state": if ready { "ready" } else { "degraded" },
             "state_detail": if ready { "serving" } else { "ep_unavailable" },
-            "last_state_change_at_ms": 40_000, "model": {"name": "m", "version": 7},
+            "last_state_change_at_ms": 9_040_000, "model": {"name": "m", "version": 7},
             "jobs": {"scored": scored, "p50_ms": 12.25, "p95_ms": if ready { 30.0 } else { 99.0 }},
         });
         (
-            serde_json::from_value(record.clone()).unwrap(),
-            record.to_string(),
+            serde_json::from_value(record).unwrap(),
+            LiveRecord::default(),
         )
     }
 

@@ -49,6 +49,7 @@ struct Row {
     state: Option<String>,
     detail: Option<String>,
     ready: bool,
+    /// By Redis' clock.
     since_ms: Option<u64>,
     version: Option<u64>,
     scored: u64,
@@ -128,8 +129,10 @@ impl History {
         for row in std::mem::take(&mut self.page.workers) {
             rows.insert(row.id, row.rates);
         }
-        for (worker, _) in &view.workers {
+        for (worker, record) in &view.workers {
+            let state_ms = worker.state_ms(record.age_ms);
             let mut row = Row::of(worker);
+            row.since_ms = state_ms.map(|state_ms| view.at_ms.saturating_sub(state_ms));
             row.rates = rows.remove(&row.id).unwrap_or_default();
             row.rates.push_back(self.rate(worker, view.at_ms));
             keep(&mut row.rates, LOOKS);
@@ -239,7 +242,7 @@ impl Row {
             state: worker.state.clone(),
             detail: worker.state_detail.clone(),
             ready: worker.ready,
-            since_ms: worker.last_state_change_at_ms,
+            since_ms: None,
             version: worker.model.version,
             scored: jobs.scored.unwrap_or_default(),
             rejected: jobs.rejected.unwrap_or_default(),
@@ -275,17 +278,23 @@ impl Change {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::LiveRecord;
     use serde_json::json;
 
     fn view(at_ms: u64, scored: u64) -> View {
         let record = json!({
             "worker_id": "w", "incarnation": "i", "ready": true, "state": "ready",
+            // By a clock of its own.
+            "at_ms": 9_100_000, "last_state_change_at_ms": 9_040_000,
             "model": {"name": "m", "version": 7}, "jobs": {"scored": scored, "p50_ms": 2.0, "p95_ms": 5.0},
         });
         View {
             model: Some("m".into()),
             at_ms,
-            workers: vec![(serde_json::from_value(record).unwrap(), String::new())],
+            workers: vec![(
+                serde_json::from_value(record).unwrap(),
+                LiveRecord::default(),
+            )],
             queues: Some(Err("RabbitMQ: away".into())),
         }
     }
@@ -298,6 +307,7 @@ mod tests {
         }
         let page = history.page();
         assert_eq!(page.workers[0].rates.back(), Some(&3.0));
+        assert_eq!(page.workers[0].since_ms, Some(1_020_000 - 60_000));
         let points: Vec<u64> = page.points.iter().map(|point| point.at_ms).collect();
         assert_eq!(points, [1_000_000, 1_010_000, 1_020_000]);
         let last = page.points.back().unwrap();

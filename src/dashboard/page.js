@@ -6,7 +6,8 @@ const SVG = "http://www.w3.org/2000/svg";
 const byId = (id) => document.getElementById(id);
 let chosen = null;
 let page = null;
-let heardAt = 0;
+// By a clock that nobody sets.
+let heardAt = -Infinity;
 let refused = null;
 
 function element(name, text, attributes = {}) {
@@ -233,7 +234,7 @@ function follow() {
   source.addEventListener("message", (event) => {
     const told = JSON.parse(event.data);
     if (told.at_ms === undefined) return;
-    [heardAt, refused] = [Date.now(), null];
+    [heardAt, refused] = [performance.now(), null];
     page = told;
     draw();
   });
@@ -250,7 +251,7 @@ follow();
 
 // What is old is not shown as if it were true.
 setInterval(() => {
-  if (Date.now() - heardAt < 5000) return;
+  if (performance.now() - heardAt < 5000) return;
   const why = refused === null ? "does not answer" : `refuses: ${refused}`;
   say(`The dashboard's server ${why}. What is below is old.`, "warn");
 }, 1000);

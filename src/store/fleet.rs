@@ -2,70 +2,42 @@
 //! an operator has forgotten.
 
 use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use redis::AsyncCommands;
 use redis::aio::ConnectionManager;
+use redis::{Cmd, FromRedisValue};
 
 use super::{Keys, StoreError, manager};
 use crate::config::RedisConfig;
 
-/// Records that are read at once.
+/// Records that are read at once, and keys that are looked at in one step of a search.
 const PART: usize = 1000;
+/// One command, the connection that it may have to wait for included.
+const LIMIT: Duration = Duration::from_secs(2);
 
-/// Whether Redis lets us in and answers.
-///
-/// # Errors
-/// Why not.
-pub async fn ping(config: &RedisConfig) -> Result<(), StoreError> {
-    let mut connection = manager(config)?;
-    let answered = redis::cmd("PING").query_async(&mut connection).await;
-    answered.map_err(|e| StoreError(format!("{}: {e}", crate::config::redact(&config.url))))
+/// A fleet's Redis for one who looks at it again and again, on one connection.
+pub struct FleetStore {
+    config: RedisConfig,
+    /// None before the first command, and after one that failed: the manager would come back by itself
+    /// from a connection that broke, but not from one that goes silent, and never from a password that
+    /// was once refused.
+    connection: Mutex<Option<ConnectionManager>>,
 }
 
-/// The models that have workers, and the records of those alive, by Redis' own clock.
-///
-/// # Errors
-/// When Redis cannot be read.
-pub async fn read_fleet(
-    config: &RedisConfig,
-    model: Option<&str>,
-    ttl: Duration,
-) -> Result<(u64, Vec<String>), StoreError> {
-    let mut connection = manager(config)?;
-    let fail =
-        |e: redis::RedisError| StoreError(format!("{}: {e}", crate::config::redact(&config.url)));
-    let (seconds, micros): (u64, u64) = redis::cmd("TIME")
-        .query_async(&mut connection)
-        .await
-        .map_err(fail)?;
-    let now = seconds * 1000 + micros / 1000;
-    let indexes = match model {
-        Some(model) => vec![Keys::new(&config.namespace, model).workers()],
-        None => scan(
-            &mut connection,
-            &format!("{}:{{*}}:workers", config.namespace),
-        )
-        .await
-        .map_err(fail)?,
-    };
-    let mut records = Vec::new();
-    let oldest = now.saturating_sub(u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX));
-    for index in indexes {
-        let prefix = index.strip_suffix(":workers").unwrap_or(&index).to_owned();
-        let members: Vec<String> = connection
-            .zrangebyscore(&index, oldest, "+inf")
-            .await
-            .map_err(fail)?;
-        // In parts: Redis does nothing else while it answers one call.
-        for members in members.chunks(PART) {
-            let key = |id: &String| format!("{prefix}:worker:{id}");
-            let keys: Vec<String> = members.iter().map(key).collect();
-            let found: Vec<Option<String>> = connection.mget(keys).await.map_err(fail)?;
-            records.extend(found.into_iter().flatten());
-        }
+impl std::fmt::Debug for FleetStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FleetStore").finish_non_exhaustive()
     }
-    Ok((now, records))
+}
+
+/// The record of a live worker.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LiveRecord {
+    /// Since its beat, both by Redis' clock: the worker's own may be wrong.
+    pub age_ms: u64,
+    /// As it was written.
+    pub text: String,
 }
 
 /// An entry of the stream of events: its id, and its fields.
@@ -77,75 +49,165 @@ pub struct StreamEntry {
     pub fields: BTreeMap<String, String>,
 }
 
-/// Events after an entry, or the last few; oldest first, at most so many as fit a page.
-///
-/// # Errors
-/// When Redis does not answer.
-pub async fn read_events(
-    config: &RedisConfig,
-    model: &str,
-    after: Option<&str>,
-) -> Result<Vec<StreamEntry>, StoreError> {
-    const PAGE: usize = 200;
-    let mut connection = manager(config)?;
-    let key = Keys::new(&config.namespace, model).events();
-    let (command, from, to) = match after {
-        Some(after) => ("XRANGE", format!("({after}"), "+"),
-        None => ("XREVRANGE", "+".to_owned(), "-"),
-    };
-    let mut call = redis::cmd(command);
-    call.arg(key).arg(from).arg(to).arg("COUNT").arg(PAGE);
-    let found = call.query_async(&mut connection).await;
-    let found: Vec<(String, BTreeMap<String, String>)> =
-        found.map_err(|e: redis::RedisError| StoreError(e.to_string()))?;
-    let mut events: Vec<StreamEntry> = found
-        .into_iter()
-        .map(|(id, fields)| StreamEntry { id, fields })
-        .collect();
-    events.sort_by_key(|event| when(&event.id));
-    Ok(events)
+impl FleetStore {
+    /// Connects when it is first asked.
+    pub fn new(config: &RedisConfig) -> Self {
+        Self {
+            config: config.clone(),
+            connection: Mutex::default(),
+        }
+    }
+
+    /// Whether Redis lets us in and answers.
+    ///
+    /// # Errors
+    /// Why not.
+    pub async fn ping(&self) -> Result<(), StoreError> {
+        self.ask(&redis::cmd("PING")).await
+    }
+
+    /// Redis' time, and the records of the workers that live by it; of one model, or of all.
+    ///
+    /// # Errors
+    /// When Redis cannot be read.
+    pub async fn live_records(
+        &self,
+        model: Option<&str>,
+        ttl: Duration,
+    ) -> Result<(u64, Vec<LiveRecord>), StoreError> {
+        let (seconds, micros): (u64, u64) = self.ask(&redis::cmd("TIME")).await?;
+        let now = seconds * 1000 + micros / 1000;
+        let namespace = &self.config.namespace;
+        let indexes = match model {
+            Some(model) => vec![Keys::new(namespace, model).workers()],
+            None => self.scan(&format!("{namespace}:{{*}}:workers")).await?,
+        };
+        let mut records = Vec::new();
+        let oldest = now.saturating_sub(u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX));
+        for index in indexes {
+            let prefix = index.strip_suffix(":workers").unwrap_or(&index).to_owned();
+            let mut beats = redis::cmd("ZRANGEBYSCORE");
+            beats.arg(&index).arg(oldest).arg("+inf").arg("WITHSCORES");
+            let beats: Vec<(String, f64)> = self.ask(&beats).await?;
+            // In parts: Redis does nothing else while it answers one call.
+            for beats in beats.chunks(PART) {
+                let mut read = redis::cmd("MGET");
+                for (id, _) in beats {
+                    read.arg(format!("{prefix}:worker:{id}"));
+                }
+                let found: Vec<Option<String>> = self.ask(&read).await?;
+                let found = beats.iter().zip(found);
+                records.extend(found.filter_map(|((_, beaten), text)| {
+                    let age_ms = now.saturating_sub(millis(*beaten));
+                    text.map(|text| LiveRecord { age_ms, text })
+                }));
+            }
+        }
+        Ok((now, records))
+    }
+
+    /// Events after an entry, or the last few; oldest first, at most so many as fit a page.
+    ///
+    /// # Errors
+    /// When Redis does not answer.
+    pub async fn events(
+        &self,
+        model: &str,
+        after: Option<&str>,
+    ) -> Result<Vec<StreamEntry>, StoreError> {
+        const PAGE: usize = 200;
+        let key = Keys::new(&self.config.namespace, model).events();
+        let (command, from, to) = match after {
+            Some(after) => ("XRANGE", format!("({after}"), "+"),
+            None => ("XREVRANGE", "+".to_owned(), "-"),
+        };
+        let mut call = redis::cmd(command);
+        call.arg(key).arg(from).arg(to).arg("COUNT").arg(PAGE);
+        let found: Vec<(String, BTreeMap<String, String>)> = self.ask(&call).await?;
+        let found = found.into_iter();
+        let mut events: Vec<StreamEntry> = found
+            .map(|(id, fields)| StreamEntry { id, fields })
+            .collect();
+        events.sort_by_key(|event| when(&event.id));
+        Ok(events)
+    }
+
+    /// Forgets which workers died of a job, whatever its version, so that it is computed again.
+    ///
+    /// # Errors
+    /// When Redis does not answer.
+    pub async fn forget_deaths(&self, model: &str, submission_id: &str) -> Result<(), StoreError> {
+        let keys = Keys::new(&self.config.namespace, model);
+        let prefix = keys.crash(&format!("{submission_id}:"));
+        // A name may contain colons, so that of another job may begin like this.
+        let is_version = |rest: &str| rest.bytes().all(|b| b.is_ascii_digit());
+        for key in self.scan(&format!("{prefix}*")).await? {
+            if key.strip_prefix(&prefix).is_some_and(is_version) {
+                self.ask::<()>(redis::cmd("DEL").arg(&key)).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The keys of a pattern, each once.
+    async fn scan(&self, pattern: &str) -> Result<Vec<String>, StoreError> {
+        let (mut found, mut cursor) = (Vec::new(), 0_u64);
+        loop {
+            let mut step = redis::cmd("SCAN");
+            step.arg(cursor).arg("MATCH").arg(pattern);
+            let (next, keys): (u64, Vec<String>) = self.ask(step.arg("COUNT").arg(PART)).await?;
+            found.extend(keys);
+            if next == 0 {
+                found.sort();
+                found.dedup();
+                return Ok(found);
+            }
+            cursor = next;
+        }
+    }
+
+    /// One command, in time.
+    async fn ask<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, StoreError> {
+        let mut connection = self.connection()?;
+        let asked = command.query_async(&mut connection);
+        let why = match tokio::time::timeout(LIMIT, asked).await {
+            Ok(Ok(answer)) => return Ok(answer),
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => format!("no answer within {} s", LIMIT.as_secs()),
+        };
+        *self.held() = None;
+        let place = crate::config::redact(&self.config.url);
+        Err(StoreError(format!("{place}: {why}")))
+    }
+
+    fn connection(&self) -> Result<ConnectionManager, StoreError> {
+        let mut held = self.held();
+        let connection = match held.take() {
+            Some(connection) => connection,
+            None => manager(&self.config)?,
+        };
+        Ok(held.insert(connection).clone())
+    }
+
+    fn held(&self) -> MutexGuard<'_, Option<ConnectionManager>> {
+        self.connection
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A score of the index of workers. Whoever wrote one that is no time gets what comes nearest.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "milliseconds fit for ages, and others are cut"
+)]
+fn millis(score: f64) -> u64 {
+    score as u64
 }
 
 /// Milliseconds and number of an entry.
 fn when(id: &str) -> (u64, u64) {
     let (millis, number) = id.split_once('-').unwrap_or((id, ""));
     (millis.parse().unwrap_or(0), number.parse().unwrap_or(0))
-}
-
-/// Forgets which workers died of a job, whatever its version, so that it is computed again.
-///
-/// # Errors
-/// When Redis does not answer.
-pub async fn forget_deaths(
-    config: &RedisConfig,
-    model: &str,
-    submission_id: &str,
-) -> Result<(), StoreError> {
-    let fail = |e: redis::RedisError| StoreError(e.to_string());
-    let mut connection = manager(config)?;
-    let prefix = Keys::new(&config.namespace, model).crash(&format!("{submission_id}:"));
-    let found = scan(&mut connection, &format!("{prefix}*")).await;
-    // A name may contain colons, so that of another job may begin like this.
-    let is_version = |rest: &str| rest.bytes().all(|b| b.is_ascii_digit());
-    for key in found.map_err(fail)? {
-        if key.strip_prefix(&prefix).is_some_and(is_version) {
-            let forgotten: redis::RedisResult<()> = connection.del(&key).await;
-            forgotten.map_err(fail)?;
-        }
-    }
-    Ok(())
-}
-
-async fn scan(
-    connection: &mut ConnectionManager,
-    pattern: &str,
-) -> redis::RedisResult<Vec<String>> {
-    use futures_util::StreamExt;
-    let mut found: Vec<String> = Vec::new();
-    let mut keys = connection.scan_match::<_, String>(pattern).await?;
-    while let Some(key) = keys.next().await {
-        found.push(key?);
-    }
-    found.sort();
-    Ok(found)
 }

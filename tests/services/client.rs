@@ -17,7 +17,8 @@ use crate::support::redis_server::Redis;
 use crate::support::stack::Stack;
 use crate::support::wait::{eventually, secs};
 
-fn client(stack: &Stack) -> Client {
+/// What programs are told that look at a test's services.
+pub(super) fn config(stack: &Stack) -> Config {
     let set = [
         ("amqp.url", stack.rabbit.url()),
         ("redis.url", stack.redis.url()),
@@ -29,7 +30,11 @@ fn client(stack: &Stack) -> Client {
         set: &set,
         ..Layers::default()
     };
-    Client::new(Config::load(&layers).expect("a sound configuration"), MODEL)
+    Config::load(&layers).expect("a sound configuration")
+}
+
+fn client(stack: &Stack) -> Client {
+    Client::new(config(stack), MODEL)
 }
 
 fn job(case: &Case, id: &str) -> JobMessage {
@@ -58,7 +63,7 @@ fn job(case: &Case, id: &str) -> JobMessage {
 }
 
 /// A job with nothing in its candidate: refused, which is an answer.
-fn empty(id: &str) -> JobMessage {
+pub(super) fn empty(id: &str) -> JobMessage {
     let mut empty = job(honest(), id);
     if let JobMessage::Score(job) = &mut empty {
         job.candidate.data = Some(Blob(b"{}".to_vec()));

@@ -56,3 +56,4 @@ mod undecodable;
 mod update_crashes;
 mod updates;
 mod verdict;
+mod watchers;
