@@ -1,6 +1,7 @@
 //! Taking jobs while the worker is ready, and the one place that settles them: publish, wait for
 //! the confirm, then acknowledge. Nothing is acknowledged without a result or a parked copy.
 
+mod doubt;
 mod oversight;
 
 use std::panic::AssertUnwindSafe;
@@ -9,10 +10,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-
-use oversight::Finding;
 
 use crate::broker::amqp::{Deliveries, Delivery, Link};
 use crate::broker::topology::Topology;
@@ -125,7 +125,8 @@ impl Consumer {
     /// own before the next await.
     pub async fn take(&mut self) -> Ended {
         let serving = Arc::clone(&self.serving);
-        let oversight = oversight::oversee(&serving);
+        let doubtful = Notify::new();
+        let oversight = oversight::oversee(&serving, &doubtful);
         tokio::pin!(oversight);
         loop {
             tokio::select! {
@@ -153,16 +154,11 @@ impl Consumer {
                     }
                     None => return serving.lost(),
                 },
-                finding = &mut oversight => {
-                    match finding {
-                        Finding::Lost(ended) => return ended,
-                        Finding::Doubtful => {
-                            if let Err(ended) = self.renew().await {
-                                return ended;
-                            }
-                        }
+                ended = &mut oversight => return ended,
+                () = doubtful.notified() => {
+                    if let Err(ended) = self.renew().await {
+                        return ended;
                     }
-                    oversight.set(oversight::oversee(&serving));
                 }
             }
         }

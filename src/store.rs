@@ -11,6 +11,7 @@ use std::time::Duration;
 use redis::aio::{ConnectionManager, ConnectionManagerConfig};
 use redis::io::tcp::TcpSettings;
 use redis::{AsyncCommands, Script};
+use serde::de::DeserializeOwned;
 
 pub use address::check_url;
 pub use fleet::{FleetStore, LiveRecord, StreamEntry};
@@ -241,6 +242,15 @@ pub enum Reply<T> {
 }
 
 impl<T> Reply<T> {
+    /// What is made of the answer, if there is one.
+    pub fn map<U>(self, make: impl FnOnce(T) -> U) -> Reply<U> {
+        match self {
+            Self::Answer(answer) => Reply::Answer(make(answer)),
+            Self::Skipped => Reply::Skipped,
+            Self::Failed => Reply::Failed,
+        }
+    }
+
     /// The answer, if there is one.
     pub fn answer(self) -> Option<T> {
         match self {
@@ -325,6 +335,18 @@ struct Sign {
 struct Load {
     accepting: bool,
     jobs: Held,
+}
+
+/// The part of a heartbeat record that tells whether the broker has a consumer of the worker.
+#[derive(serde::Deserialize)]
+struct Consumes {
+    broker: Consuming,
+}
+
+/// See [`Consumes`].
+#[derive(serde::Deserialize)]
+struct Consuming {
+    consuming: bool,
 }
 
 /// How many jobs it holds.
@@ -527,19 +549,17 @@ impl Store {
         let keys: Vec<String> = keys.collect();
         let mut connection = self.connection.clone();
         let read = async move { connection.mget::<_, Vec<Option<String>>>(keys).await };
-        let records = match self.bounded(STORE_TIMEOUT, read).await {
-            Reply::Answer(records) => records,
-            Reply::Skipped => return Reply::Skipped,
-            Reply::Failed => return Reply::Failed,
-        };
-        let seqs = owners.iter().zip(records.chunks(2));
-        let seqs = seqs.map(|((_, incarnation), records)| {
-            let signs = records.iter().flatten();
-            let mut signs = signs.filter_map(|text| from_json::<Sign>(text.as_bytes()).ok());
-            let sign = signs.find(|s| s.incarnation == *incarnation && s.state != "stopped");
-            sign.map(|sign| sign.seq)
-        });
-        Reply::Answer(seqs.collect())
+        let records = self.bounded(STORE_TIMEOUT, read).await;
+        records.map(|records| {
+            let seqs = owners.iter().zip(records.chunks(2));
+            let seqs = seqs.map(|((_, incarnation), records)| {
+                let signs = records.iter().flatten();
+                let mut signs = signs.filter_map(|text| from_json::<Sign>(text.as_bytes()).ok());
+                let sign = signs.find(|s| s.incarnation == *incarnation && s.state != "stopped");
+                sign.map(|sign| sign.seq)
+            });
+            seqs.collect()
+        })
     }
 
     /// How many workers of this model beat, ready or not.
@@ -550,32 +570,48 @@ impl Store {
         self.bounded(STORE_TIMEOUT, count).await
     }
 
+    /// How many of them say that the broker has their consumer.
+    pub async fn consuming_workers(&self) -> Reply<u32> {
+        let mut all = redis::cmd("ZRANGE");
+        all.arg(self.keys.workers()).arg(0).arg(-1);
+        let records = self.records(all).await;
+        records.map(|records: Vec<Consumes>| {
+            let consuming = records.iter().filter(|record| record.broker.consuming);
+            u32::try_from(consuming.count()).unwrap_or(u32::MAX)
+        })
+    }
+
     /// How many workers of this model could take a job at once: ready, and holding none. Of a large
     /// fleet some are looked at.
     pub async fn idle_workers(&self) -> Reply<usize> {
+        let mut some = redis::cmd("ZRANDMEMBER");
+        some.arg(self.keys.workers()).arg(MOST_LOOKED_AT);
+        let records = self.records(some).await;
+        records.map(|records: Vec<Load>| {
+            let idle =
+                |load: &&Load| load.accepting && load.jobs.in_flight + load.jobs.buffered == 0;
+            records.iter().filter(idle).count()
+        })
+    }
+
+    /// The records of the workers that a command names, as far as they are readable.
+    async fn records<T: DeserializeOwned>(&self, named: redis::Cmd) -> Reply<Vec<T>> {
         let mut connection = self.connection.clone();
         let keys = self.keys.clone();
         let read = async move {
-            let mut some = redis::cmd("ZRANDMEMBER");
-            some.arg(keys.workers()).arg(MOST_LOOKED_AT);
-            let ids: Vec<String> = some.query_async(&mut connection).await?;
+            let ids: Vec<String> = named.query_async(&mut connection).await?;
             let records: Vec<String> = ids.iter().map(|id| keys.worker(id)).collect();
             if records.is_empty() {
                 return Ok(Vec::new());
             }
             connection.mget::<_, Vec<Option<String>>>(records).await
         };
-        match self.bounded(STORE_TIMEOUT, read).await {
-            Reply::Answer(records) => {
-                let loads = records.iter().flatten();
-                let loads = loads.filter_map(|text| from_json::<Load>(text.as_bytes()).ok());
-                let idle =
-                    |load: &Load| load.accepting && load.jobs.in_flight + load.jobs.buffered == 0;
-                Reply::Answer(loads.filter(idle).count())
-            }
-            Reply::Skipped => Reply::Skipped,
-            Reply::Failed => Reply::Failed,
-        }
+        let records = self.bounded(STORE_TIMEOUT, read).await;
+        records.map(|records| {
+            let records = records.iter().flatten();
+            let records = records.map(|text| from_json(text.as_bytes()));
+            records.flatten().collect()
+        })
     }
 
     async fn bounded<T>(

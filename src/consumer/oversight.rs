@@ -4,12 +4,13 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use tokio::sync::Notify;
+
+use super::doubt::{Doubt, Should};
 use super::{Ended, Serving};
 
 /// How often the broker is asked.
 const LOOK: Duration = Duration::from_secs(3);
-/// Looks without a job after which a worker may doubt its consumer.
-const IDLE_LOOKS: u32 = 2;
 /// How long it may take to answer. With [`LOOK`] this is how long a link that died silently goes
 /// unnoticed.
 const ANSWER: Duration = Duration::from_secs(5);
@@ -18,32 +19,24 @@ const LONG_WAIT: Duration = Duration::from_secs(1);
 /// How often it is looked for.
 const STEP: Duration = Duration::from_millis(500);
 
-/// What is wrong with our consumer.
-pub(super) enum Finding {
-    /// It is lost, or what it lived on.
-    Lost(Ended),
-    /// We get nothing, and the queue may have fewer consumers than there are workers: ours may be
-    /// one of those that the broker lost without a word, as happens to a queue that is deleted and
-    /// declared again in a cluster.
-    Doubtful,
-}
-
-/// Resolves when the broker has no consumer of ours any more, or may have none, or does not answer.
-pub(super) async fn oversee(serving: &Serving) -> Finding {
+/// Resolves when the broker has no consumer of ours any more, or does not answer. Tells the `doubtful`
+/// when ours may be one of those that it lost without a word, as happens to a queue that is deleted and
+/// declared again in a cluster.
+pub(super) async fn oversee(serving: &Serving, doubtful: &Notify) -> Ended {
     let queue = serving.topology.jobs_queue();
-    let (mut idle_looks, mut starved) = (0, false);
+    let (mut starved, mut doubt) = (false, Doubt::default());
     loop {
         let before = serving.delivered.load(Ordering::Relaxed);
         let looked = Instant::now();
         while looked.elapsed() < LOOK {
             tokio::time::sleep(STEP).await;
             if let Err(ended) = share(serving, &queue).await {
-                return Finding::Lost(ended);
+                return ended;
             }
         }
         let (waiting, consumers) = match ask(serving, &queue).await {
             Ok(depth) => depth,
-            Err(ended) => return Finding::Lost(ended),
+            Err(ended) => return ended,
         };
         let idle = serving.vitals.in_flight.load(Ordering::Relaxed) == 0
             && serving.delivered.load(Ordering::Relaxed) == before;
@@ -54,17 +47,27 @@ pub(super) async fn oversee(serving: &Serving) -> Finding {
                 consumers,
                 "the broker no longer delivers to our consumer"
             );
-            return Finding::Lost(Ended::ConsumerLost);
+            return Ended::ConsumerLost;
         }
         starved = starves;
-        idle_looks = if idle { idle_looks + 1 } else { 0 };
-        if idle_looks >= IDLE_LOOKS {
-            let workers = serving.store.live_workers().await.answer();
-            if workers.is_none_or(|workers| workers > consumers) {
-                return Finding::Doubtful;
-            }
+        if idle && is_doubtful(serving, &mut doubt, consumers).await {
+            doubtful.notify_one();
         }
     }
+}
+
+/// Whether the queue has fewer consumers than there should be, and ours may be the one.
+async fn is_doubtful(serving: &Serving, doubt: &mut Doubt, consumers: u32) -> bool {
+    let alive = serving.store.live_workers().await.answer();
+    if !doubt.sees(consumers, alive) {
+        return false;
+    }
+    let should = match alive {
+        Some(_) => serving.store.consuming_workers().await.answer(),
+        None => None,
+    };
+    let should = should.map_or(Should::Unknown, Should::Be);
+    doubt.is_due(consumers, alive, should)
 }
 
 /// Jobs that wait in the queue, and its consumers.

@@ -3,10 +3,12 @@
 
 use std::process::Command;
 use std::sync::Arc;
+use std::time::Instant;
 
 use lapin::options::{BasicGetOptions, BasicNackOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use nix::sys::signal::Signal;
+use serde_json::json;
 
 use crate::support::aggregator::{Aggregator, runtime};
 use crate::support::broker::Rabbit;
@@ -15,7 +17,7 @@ use crate::support::pace::Pace;
 use crate::support::package::{MODEL, Package};
 use crate::support::redis_server::Redis;
 use crate::support::stack::Stack;
-use crate::support::wait::{SOON, eventually, now_ms, secs, throughout};
+use crate::support::wait::{SOON, eventually, eventually_some, now_ms, secs, throughout};
 
 /// Puts a message with a `message_id` that is no UTF-8 on the jobs exchange: lapin refuses to read
 /// such a one, as it refuses to write it.
@@ -352,42 +354,60 @@ fn a_consumer_that_the_broker_ends_for_its_slowness_is_registered_anew() {
     aggregator.expect_empty(&stack.jobs_queue());
 }
 
+/// The channels that consume the jobs queue.
+fn channels(stack: &Stack) -> Vec<String> {
+    let queue = stack.jobs_queue();
+    let consumers = stack
+        .rabbit
+        .list("list_consumers", &["queue_name", "channel_pid"]);
+    let ours = consumers.iter().filter(|row| row["queue_name"] == *queue);
+    ours.map(|row| row["channel_pid"].to_string()).collect()
+}
+
 #[test]
-fn an_idle_worker_registers_anew_while_the_queue_has_fewer_consumers_than_workers() {
+fn an_idle_worker_registers_anew_once_for_a_consumer_that_is_missing() {
     let stack = Stack::shared();
     let worker = stack.worker("w1");
     worker.ready();
-    let aggregator = stack.aggregator();
-    aggregator.collect_results();
-    let queue = stack.jobs_queue();
-    let channels = || {
-        let consumers = stack
-            .rabbit
-            .list("list_consumers", &["queue_name", "channel_pid"]);
-        let ours = consumers
-            .into_iter()
-            .filter(|row| row["queue_name"] == *queue);
-        ours.map(|row| row["channel_pid"].to_string())
-            .collect::<Vec<_>>()
-    };
-    let first = channels();
+    let first = channels(&stack);
     assert_eq!(first.len(), 1);
-    // Another worker beats, and has no consumer: who of them lost it, nobody can tell.
-    let mut redis = stack.redis.connection();
-    let beat = redis::cmd("ZADD")
-        .arg(stack.key("workers"))
-        .arg(now_ms() + 60_000)
-        .arg("mute")
-        .exec(&mut redis);
+    // Another worker says that it has a consumer, and the broker has none: who of them lost it, nobody
+    // can tell.
+    let record = json!({"broker": {"consuming": true}}).to_string();
+    let beat = redis::pipe()
+        .zadd(stack.key("workers"), "mute", now_ms() + 60_000)
+        .set_ex(stack.key("worker:mute"), record, 60)
+        .exec(&mut stack.redis.connection());
     beat.expect("redis takes a beat");
-    eventually(SOON, "a consumer on another channel", || {
-        let now = channels();
-        now.len() == 1 && now != first
+    let asked = Instant::now();
+    let second = eventually_some(SOON, "a consumer on another channel", || {
+        let now = channels(&stack);
+        (now.len() == 1 && now != first).then_some(now)
     });
-    assert_eq!(stack.states("w1").last().map(String::as_str), Some("ready"));
-    aggregator.submit(&honest_job("after", "after"));
-    let result = aggregator.result("after").json();
-    assert_eq!(result["attempt"], 1, "{result}");
-    worker.drain();
-    aggregator.expect_empty(&queue);
+    let took = asked.elapsed();
+    assert!(
+        took < secs(9),
+        "two looks, and what it takes to see it: {took:?}"
+    );
+    throughout(secs(8), "it was not ours", || channels(&stack) == second);
+}
+
+#[test]
+fn an_idle_worker_keeps_its_consumer_while_another_is_paused_and_while_redis_is_away() {
+    let stack = Stack::on(Rabbit::shared(), Arc::new(Redis::started()));
+    let worker = stack.worker("w1");
+    worker.ready();
+    let other = stack.worker("w2");
+    other.ready();
+    let aggregator = stack.aggregator();
+    let pause = json!({"v": 1, "command": "pause"}).to_string();
+    aggregator.control("worker.w2", pause.as_bytes(), Encoding::Json);
+    other.state("degraded", "paused");
+    let first = channels(&stack);
+    assert_eq!(first.len(), 1);
+    throughout(secs(10), "one is paused", || channels(&stack) == first);
+    stack.redis.freeze();
+    throughout(secs(10), "Redis is away", || channels(&stack) == first);
+    stack.redis.thaw();
+    worker.ready();
 }
