@@ -225,7 +225,7 @@ pub struct CandidatesConfig {
     /// The longest a fetch may take, from the first look-up to the last byte.
     #[serde(with = "units::duration")]
     pub fetch_timeout: Duration,
-    /// The least that a server may send, bytes per second.
+    /// The least that a server may send of a candidate or of an update, bytes per second.
     #[serde(with = "units::size")]
     pub min_rate: u64,
     /// The most that is kept of fetched candidates, bytes.

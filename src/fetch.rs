@@ -1,9 +1,10 @@
 //! Getting bytes from a URL, for candidates and for updates alike: only from where the
 //! configuration allows, from an address that was checked and is then connected to, without
 //! redirects, in pieces, and never more than was announced. The one place that knows how; what is in
-//! a [`bucket`] is opened there.
+//! a [`bucket`] is opened there, and a server's [`pace`] is judged there.
 
 mod bucket;
+pub mod pace;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -36,6 +37,9 @@ pub enum FetchError {
     /// The place did not give them; it may later.
     #[error("{0}")]
     Unavailable(String),
+    /// The place gave too little over too long a time.
+    #[error("{0}")]
+    Slow(String),
     /// There are more than may be.
     #[error("{place}: at least {at_least} bytes, not the {most} that were announced")]
     TooLong {

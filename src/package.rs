@@ -27,7 +27,7 @@ pub use manifest::{
     Canary, Dtype, FileDigest, GraphFile, Inputs, Manifest, Objective, Outputs, PackageError,
     Place, ShardFile, TensorEntry, is_digest,
 };
-use plan::{Cut, Plan, Shard, TokenCut, Window};
+use plan::{Cut, Shard, TokenCut};
 use shard::parse_shard;
 use weights::Weights;
 
@@ -219,11 +219,12 @@ impl Package {
                 window,
                 windows_per_row,
                 label_shift,
-                ignore_index: _,
+                ignore_index,
             } => Cut::Tokens(TokenCut {
                 window,
                 windows_per_row,
                 label_shift,
+                ignore_index,
             }),
             Objective::GraphLoss {} => Cut::Examples,
         }
@@ -249,25 +250,6 @@ impl Package {
             shape: &tensor.shape,
             numel: tensor.numel,
         })
-    }
-
-    /// Targets that count in a plan.
-    pub fn targets(&self, plan: &Plan) -> u64 {
-        let counts = |window: &Window| match (window, self.manifest.objective) {
-            (
-                Window::Tokens(chunk),
-                Objective::CausalLm {
-                    label_shift,
-                    ignore_index,
-                    ..
-                },
-            ) => chunk[label_shift..]
-                .iter()
-                .filter(|t| i64::from(**t) != ignore_index)
-                .count() as u64,
-            (Window::Tokens(_) | Window::Example { .. }, _) => 1,
-        };
-        plan.windows.iter().map(counts).sum()
     }
 }
 

@@ -182,7 +182,10 @@ impl Pipeline {
 
     /// Judges a job; its stages go into the trace.
     pub async fn judge(&self, job: &Job, addressee: &Addressee, trace: &Trace) -> Judged {
-        let plan = match self.check(job).and_then(|()| self.plan(job)) {
+        if let Err(failure) = self.check(job) {
+            return Judged::without_key(failure);
+        }
+        let plan = match self.plan(job).await {
             Ok(plan) => plan,
             Err(failure) => return Judged::without_key(failure),
         };
@@ -277,16 +280,18 @@ impl Pipeline {
             .with("job", version))
     }
 
-    fn plan(&self, job: &Job) -> Result<Arc<Plan>, Failure> {
-        let package = &self.engine.package;
-        let wanted = job.validation.shards.as_deref();
-        Plan::new(
-            &package.shards,
-            wanted,
-            &job.validation.nonce,
-            package.cut(),
-        )
-        .map(Arc::new)
+    /// Large ones off the async threads: every window is hashed, and its tokens are copied.
+    async fn plan(&self, job: &Job) -> Result<Arc<Plan>, Failure> {
+        let (package, validation) = (Arc::clone(&self.engine.package), job.validation.clone());
+        let effort = Plan::effort(&package.shards, package.cut());
+        let planning = offload::by_size(effort, move || {
+            let (wanted, nonce) = (validation.shards.as_deref(), &validation.nonce);
+            Plan::new(&package.shards, wanted, nonce, package.cut()).map(Arc::new)
+        });
+        planning.await.unwrap_or_else(|| {
+            let message = "planning ended early, by a panic; the worker's log says where";
+            Err(Failure::new(Code::InferenceFailed, message))
+        })
     }
 
     /// The candidate's bytes, and how long it took to get them; what is not here when the deadline
@@ -364,7 +369,7 @@ impl Pipeline {
         Ok(Body::Loss(LossBody {
             loss: crate::score::mean(&losses),
             windows: losses.len() as u64,
-            tokens: self.engine.package.targets(&plan),
+            tokens: plan.targets,
             plan: hex::encode(plan.hash),
         }))
     }
@@ -479,7 +484,7 @@ impl Pipeline {
             loss_before: paired.loss_before,
             loss_after: paired.loss_after,
             windows: plan.windows.len() as u64,
-            tokens: self.engine.package.targets(plan),
+            tokens: plan.targets,
             plan: hex::encode(plan.hash),
             candidate,
             execution_provider: self.provider.execution_provider().into(),

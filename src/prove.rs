@@ -148,6 +148,7 @@ fn restored(engine: &mut Engine, plan: &Plan, random: &mut StdRng) -> Result<Str
     let short = Plan {
         hash: [1; 32],
         windows: plan.windows[..1].to_vec(),
+        targets: 0,
     };
     for patch in 0..PATCHES {
         let scale = 10_f32.powi(random.random_range(-6..=1));

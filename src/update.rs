@@ -376,7 +376,8 @@ impl Updater {
             let signature = signature.map_err(|e| format!("no signature: {e}"))?;
             key.verify(&bytes, &signature)?;
         }
-        let manifest = manifest::decode(&bytes)?;
+        // It may have megabytes, which are read strictly: not on a thread that others wait for.
+        let manifest = tokio::task::block_in_place(|| manifest::decode(&bytes))?;
         if manifest.name != self.model {
             let (name, model) = (&manifest.name, &self.model);
             return Err(format!(

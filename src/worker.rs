@@ -32,7 +32,6 @@ use crate::heartbeat::{
 };
 use crate::lifecycle::{Detail, Lifecycle, Phase, State};
 use crate::package::Package;
-use crate::package::plan::Plan;
 use crate::pipeline::{Pipeline, device_name};
 use crate::retry::Backoff;
 use crate::store::Store;
@@ -606,7 +605,6 @@ impl Worker {
         let windows = u32::try_from(warm.windows).unwrap_or(u32::MAX).max(1);
         self.waiting.set_pace(warm.pass / windows);
         let package = &engine.package;
-        let plan = Plan::new(&package.shards, None, "", package.cut()).ok();
         let mut facts = self.vitals.facts();
         facts.warm.last_at_ms = Some(unix_ms());
         facts.warm.last_ms = u64::try_from(took.as_millis()).ok();
@@ -616,7 +614,7 @@ impl Worker {
             name: package.manifest.name.clone(),
             version: Some(package.manifest.version),
             weights_id: Some(package.weights.weights_id.clone()),
-            plan: plan.map(|plan| hex::encode(plan.hash)),
+            plan: Some(hex::encode(warm.plan)),
             shards: package.shards.iter().map(|s| s.id).collect(),
             ..ModelFacts::default()
         };

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use bytes::Bytes;
+use lru::LruCache;
 use sha2::{Digest, Sha256};
 
 /// How names of files begin that are being written.
@@ -19,21 +20,50 @@ type Sha = [u8; 32];
 pub(super) struct Cache {
     folder: Arc<Path>,
     most: u64,
-    kept: Arc<Mutex<Vec<Kept>>>,
+    kept: Arc<Mutex<Kept>>,
 }
 
-/// A file, the least recently used first.
-#[derive(Debug, Clone, Copy)]
+/// What is in the folder. Nothing here is counted or searched through: there may be 100,000 files.
+#[derive(Debug)]
 struct Kept {
-    sha256: Sha,
-    size: u64,
+    /// Bytes of each.
+    sizes: LruCache<Sha, u64>,
+    /// Their sum.
+    taken: u64,
+}
+
+impl Kept {
+    fn nothing() -> Self {
+        Self {
+            sizes: LruCache::unbounded(),
+            taken: 0,
+        }
+    }
+
+    /// As the one that was used last.
+    fn put(&mut self, sha256: Sha, size: u64) {
+        self.forget(sha256);
+        self.sizes.put(sha256, size);
+        self.taken = self.taken.saturating_add(size);
+    }
+
+    fn forget(&mut self, sha256: Sha) -> Option<u64> {
+        let size = self.sizes.pop(&sha256)?;
+        self.taken = self.taken.saturating_sub(size);
+        Some(size)
+    }
+
+    /// The one that was not used for the longest time.
+    fn oldest(&self) -> Option<Sha> {
+        self.sizes.peek_lru().map(|(sha256, _)| *sha256)
+    }
 }
 
 impl Cache {
     /// What is in a folder of at most so many bytes, and what is too much goes; the folder is made when
     /// it is needed.
     pub(super) fn open(folder: PathBuf, most: u64) -> Self {
-        let mut found: Vec<(SystemTime, Kept)> = Vec::new();
+        let mut found: Vec<(SystemTime, Sha, u64)> = Vec::new();
         for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
             let name = entry.file_name();
             let name = name.to_str().unwrap_or_default();
@@ -45,12 +75,14 @@ impl Cache {
                 && let Ok(facts) = entry.metadata()
                 && let Ok(used) = facts.modified()
             {
-                let size = facts.len();
-                found.push((used, Kept { sha256, size }));
+                found.push((used, sha256, facts.len()));
             }
         }
-        found.sort_by_key(|(used, _)| *used);
-        let kept = found.into_iter().map(|(_, kept)| kept).collect();
+        found.sort_by_key(|(used, ..)| *used);
+        let mut kept = Kept::nothing();
+        for (_, sha256, size) in found {
+            kept.put(sha256, size);
+        }
         let cache = Self {
             folder: folder.into(),
             most,
@@ -83,7 +115,8 @@ impl Cache {
     }
 
     fn find(&self, sha256: Sha) -> Option<Bytes> {
-        let known = self.forget(sha256)?;
+        // Not there while it is read, so that it does not go meanwhile.
+        let size = self.kept().forget(sha256)?;
         let path = self.path(sha256);
         let bytes = std::fs::read(&path).ok()?;
         if Sha256::digest(&bytes)[..] != sha256 {
@@ -94,7 +127,7 @@ impl Cache {
         // Its time is when it was used, for the next process; without it, that one guesses worse.
         let file = std::fs::File::options().append(true).open(&path);
         drop(file.and_then(|file| file.set_modified(SystemTime::now())));
-        self.kept().push(known);
+        self.kept().put(sha256, size);
         Some(bytes.into())
     }
 
@@ -109,8 +142,7 @@ impl Cache {
         let file = file.prefix(PART).tempfile_in(&self.folder)?;
         std::fs::write(&file, bytes)?;
         file.persist(self.path(sha256))?;
-        self.forget(sha256);
-        self.kept().push(Kept { sha256, size });
+        self.kept().put(sha256, size);
         Ok(())
     }
 
@@ -118,26 +150,19 @@ impl Cache {
         loop {
             let oldest = {
                 let kept = self.kept();
-                let taken: u64 = kept.iter().map(|kept| kept.size).sum();
-                match kept.first() {
-                    Some(oldest) if taken.saturating_add(size) > self.most => oldest.sha256,
+                match kept.oldest() {
+                    Some(oldest) if kept.taken.saturating_add(size) > self.most => oldest,
                     Some(_) | None => return Ok(()),
                 }
             };
             match std::fs::remove_file(self.path(oldest)) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
-                Ok(()) | Err(_) => drop(self.forget(oldest)),
+                Ok(()) | Err(_) => drop(self.kept().forget(oldest)),
             }
         }
     }
 
-    fn forget(&self, sha256: Sha) -> Option<Kept> {
-        let mut kept = self.kept();
-        let at = kept.iter().position(|kept| kept.sha256 == sha256)?;
-        Some(kept.remove(at))
-    }
-
-    fn kept(&self) -> std::sync::MutexGuard<'_, Vec<Kept>> {
+    fn kept(&self) -> std::sync::MutexGuard<'_, Kept> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -206,5 +231,29 @@ mod tests {
         assert_eq!(kept(), 1);
         open(0);
         assert_eq!(kept(), 0);
+    }
+
+    /// What it takes to keep one more where so many are known already, and one has to go.
+    fn one_more(known: u64) -> std::time::Duration {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = Cache::open(folder.path().to_owned(), known);
+        for number in 0..known {
+            cache.kept().put(sha(&number.to_be_bytes()), 1);
+        }
+        let rounds = (0..50_u8).map(|round| {
+            let began = std::time::Instant::now();
+            cache.keep(sha(&[round]), &[round]).unwrap();
+            cache.find(sha(&[round])).unwrap();
+            began.elapsed()
+        });
+        // What else the machine does only makes it longer.
+        rounds.min().unwrap()
+    }
+
+    #[test]
+    fn to_keep_one_more_takes_no_longer_where_many_are_known() {
+        let (few, many) = (one_more(1000), one_more(100_000));
+        // With a list to search and to sum up it was 25 times as long.
+        assert!(many < few * 8, "{few:?} of 1,000, {many:?} of 100,000");
     }
 }

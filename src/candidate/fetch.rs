@@ -7,20 +7,18 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
-use tokio::time::Instant;
 use url::Url;
 
 use super::cache::Cache;
 use crate::config::{CandidatesConfig, format_duration};
 use crate::failure::{Code, Failure};
+use crate::fetch::pace::Pace;
 use crate::fetch::{Body, FetchError, Getter, Revision, place};
 use crate::job::{Candidate, Source};
 use crate::offload;
 
 /// The first byte of an answer comes within this time.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
-/// A server's pace is judged over this time.
-const PACE_OVER: Duration = Duration::from_secs(5);
 /// How often a download that breaks off goes on, each time with more than before.
 const MOST_RESUMES: u32 = 8;
 
@@ -158,7 +156,7 @@ impl Fetcher {
 struct Download {
     bytes: Vec<u8>,
     digest: Sha256,
-    pace: Pace,
+    min_rate: u64,
     /// Of what the bytes are.
     revision: Option<Revision>,
     /// Whether a digest will tell if two halves do not belong together.
@@ -173,21 +171,19 @@ impl Download {
         Self {
             bytes,
             digest: Sha256::new(),
-            pace: Pace::new(min_rate),
+            min_rate,
             revision: None,
             proven: false,
         }
     }
 
-    /// Everything; where it breaks off, it goes on from there, as long as it goes on.
+    /// Everything; where it breaks off, it goes on from there, as long as it goes on, and not slowly.
     async fn complete(&mut self, getter: &Getter, url: &Url, most: u64) -> Result<(), Failure> {
         for resumed in 1.. {
             let before = self.bytes.len();
             match self.fetch_rest(getter, url, most).await {
                 Err(FetchError::Unavailable(why))
-                    if self.bytes.len() > before
-                        && resumed <= MOST_RESUMES
-                        && !self.pace.too_slow =>
+                    if self.bytes.len() > before && resumed <= MOST_RESUMES =>
                 {
                     tracing::debug!(why, "goes on where it broke off");
                 }
@@ -217,13 +213,13 @@ impl Download {
         if body.from() > 0 && !self.continues(body.revision()) {
             body = answer(getter, url, 0, most).await?;
         }
-        self.pace.begin();
         if body.from() != here {
             self.bytes.clear();
             self.digest = Sha256::new();
         }
         self.revision = body.revision().cloned();
-        while let Some(chunk) = self.pace.next(&mut body).await? {
+        let mut pace = Pace::new(self.min_rate);
+        while let Some(chunk) = pace.next(&mut body).await? {
             self.digest.update(&chunk);
             self.bytes.extend_from_slice(&chunk);
         }
@@ -241,62 +237,12 @@ async fn answer(getter: &Getter, url: &Url, from: u64, most: u64) -> Result<Body
     })
 }
 
-/// Sees to it that a server does not hold a worker by sending next to nothing.
-struct Pace {
-    min_rate: u64,
-    since: Instant,
-    came: u64,
-    too_slow: bool,
-}
-
-impl Pace {
-    fn new(min_rate: u64) -> Self {
-        Self {
-            min_rate,
-            since: Instant::now(),
-            came: 0,
-            too_slow: false,
-        }
-    }
-
-    fn begin(&mut self) {
-        (self.since, self.came) = (Instant::now(), 0);
-    }
-
-    async fn next(&mut self, body: &mut Body) -> Result<Option<Bytes>, FetchError> {
-        loop {
-            let ends = self.since + PACE_OVER;
-            if Instant::now() >= ends {
-                self.judge(body.place())?;
-            }
-            if let Ok(chunk) = tokio::time::timeout_at(ends, body.chunk()).await {
-                let chunk = chunk?;
-                self.came += chunk.as_ref().map_or(0, |chunk| chunk.len() as u64);
-                return Ok(chunk);
-            }
-        }
-    }
-
-    fn judge(&mut self, place: &str) -> Result<(), FetchError> {
-        let (came, over) = (self.came, PACE_OVER.as_secs());
-        self.begin();
-        self.too_slow = came < self.min_rate.saturating_mul(over);
-        if !self.too_slow {
-            return Ok(());
-        }
-        let least = self.min_rate;
-        Err(FetchError::Unavailable(format!(
-            "{place}: sent {came} bytes in {over} s; candidates.min_rate = {least} bytes per second"
-        )))
-    }
-}
-
 fn refusal(error: FetchError) -> Failure {
     match error {
         FetchError::Forbidden(why) => {
             Failure::new(Code::CandidateUrlForbidden, format!("candidate.url: {why}"))
         }
-        FetchError::Unavailable(why) => unavailable(why),
+        FetchError::Unavailable(why) | FetchError::Slow(why) => unavailable(why),
         // More bytes than the job names: the claim is wrong, whatever the limits are.
         FetchError::TooLong {
             place,

@@ -17,7 +17,6 @@ pub(super) enum Measure {
         /// Fed with 0, 1, 2, ...
         positions: Option<InputInfo>,
         cut: TokenCut,
-        ignore_index: i64,
     },
     GraphLoss,
 }
@@ -63,7 +62,6 @@ impl Measure {
                 mask,
                 positions,
                 cut,
-                ignore_index,
             } => {
                 let (seq, chunks) = (cut.window, filled().filter_map(chunk));
                 let (inputs, labels): (Vec<_>, Vec<_>) = chunks
@@ -72,7 +70,7 @@ impl Measure {
                 let shape = vec![batch, seq];
                 let wide = |token: &i32| i64::from(*token);
                 let inputs = inputs.into_iter().flatten().map(wide);
-                let target = |token: i64| if token == *ignore_index { 0 } else { token };
+                let target = |token: i64| if token == cut.ignore_index { 0 } else { token };
                 let labels = labels.into_iter().flat_map(|labels| {
                     let missing = std::iter::repeat_n(0, seq - labels.len());
                     labels.iter().map(wide).map(target).chain(missing)
@@ -141,14 +139,9 @@ impl Measure {
     )]
     fn loss(&self, window: &Window, row: &[f32]) -> f64 {
         match (self, window) {
-            (
-                Self::CausalLm {
-                    cut, ignore_index, ..
-                },
-                Window::Tokens(chunk),
-            ) => {
+            (Self::CausalLm { cut, .. }, Window::Tokens(chunk)) => {
                 let targets = chunk[cut.label_shift..].iter().zip(row);
-                let counted = targets.filter(|(target, _)| i64::from(**target) != *ignore_index);
+                let counted = targets.filter(|(target, _)| i64::from(**target) != cut.ignore_index);
                 let (sum, count) = counted.fold((0.0, 0_u64), |(sum, n), (_, p)| {
                     (sum - f64::from(*p), n + 1)
                 });
@@ -255,8 +248,8 @@ fn causal_lm(
             window,
             windows_per_row,
             label_shift,
+            ignore_index,
         },
-        ignore_index,
     })
 }
 

@@ -399,6 +399,7 @@ fn short(windows: &[Window]) -> Plan {
     Plan {
         hash: [0; 32],
         windows: windows.to_vec(),
+        targets: 0,
     }
 }
 

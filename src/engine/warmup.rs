@@ -18,6 +18,8 @@ use crate::score;
 pub struct Warm {
     /// Loss on all windows with an empty nonce.
     pub baseline_loss: f64,
+    /// Names them.
+    pub plan: [u8; 32],
     /// How many windows that were.
     pub windows: usize,
     /// What one pass over them took.
@@ -101,13 +103,14 @@ impl Engine {
         let baseline_loss = score::mean(&first);
         self.check_canary(baseline_loss)?;
         let inert = self.probe(&plan, &first)?;
-        let windows = first.len();
+        let (hash, windows) = (plan.hash, first.len());
         self.proven = Some(Proven {
             plan,
             losses: first,
         });
         Ok(Warm {
             baseline_loss,
+            plan: hash,
             windows,
             pass,
             inert,

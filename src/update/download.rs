@@ -12,9 +12,11 @@ use url::Url;
 use super::manifest::MAX_BYTES;
 use super::route::Step;
 use crate::config::CandidatesConfig;
+use crate::fetch::pace::Pace;
 use crate::fetch::{Body, FetchError, Getter, Revision};
 
-/// A place that sends nothing for so long is left for the next.
+/// A place that sends nothing for so long is left for the next, and one that has not sent a manifest or a
+/// signature by then; how slow it may be with a file is said by `candidates.min_rate`.
 const STALL: Duration = Duration::from_secs(30);
 /// What is written to the disk at once.
 const PIECE: usize = 1 << 20;
@@ -58,6 +60,8 @@ pub struct Mirrors {
     own: Getter,
     /// For everything else: what candidates may be fetched from.
     others: Getter,
+    /// The least that a server may send, bytes per second.
+    min_rate: u64,
 }
 
 impl Mirrors {
@@ -71,6 +75,7 @@ impl Mirrors {
         Ok(Self {
             own: Getter::new(&[folder.into()], true)?,
             others: Getter::new(&candidates.allow, candidates.allow_private)?,
+            min_rate: candidates.min_rate,
             manifest,
         })
     }
@@ -129,6 +134,8 @@ impl Mirrors {
                 }
             }
         }
+        // A mirror that is left often enough gives the file all the same, as long as nothing is lost.
+        here.file.flush().await.map_err(DownloadError::Disk)?;
         Err(DownloadError::Mirrors(refusals))
     }
 
@@ -174,7 +181,8 @@ impl Mirrors {
             told(News::Again(here.at));
             here.restart().await?;
         }
-        while let Some(chunk) = in_time(body.chunk()).await? {
+        let mut pace = Pace::new(self.min_rate);
+        while let Some(chunk) = in_time(pace.next(&mut body)).await? {
             here.append(&chunk).await?;
             told(News::Came(chunk.len() as u64));
         }
@@ -222,7 +230,7 @@ impl From<std::io::Error> for Broken {
 }
 
 async fn in_time<T>(work: impl Future<Output = Result<T, FetchError>>) -> Result<T, FetchError> {
-    let late = || FetchError::Unavailable(format!("nothing came for {} s", STALL.as_secs()));
+    let late = || FetchError::Unavailable(format!("did not come within {} s", STALL.as_secs()));
     tokio::time::timeout(STALL, work)
         .await
         .map_err(|_| late())?
@@ -291,4 +299,92 @@ pub fn is_full(error: &std::io::Error) -> bool {
         error.kind(),
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Config, Layers};
+    use crate::update::manifest::FullWeights;
+    use std::sync::Arc;
+    use tokio::io::AsyncReadExt;
+    use tokio::net::{TcpListener, TcpStream};
+
+    const FILE: [u8; 1000] = [7; 1000];
+
+    /// Sends the file, byte by byte from where the path says `slow`, else at once from where it is asked.
+    async fn answer(mut stream: TcpStream) -> std::io::Result<()> {
+        let mut request = vec![0; 4096];
+        let read = stream.read(&mut request).await?;
+        let request = String::from_utf8_lossy(&request[..read]).to_ascii_lowercase();
+        let from = request.split_once("range: bytes=").map_or(0, |(_, rest)| {
+            rest.split_once('-').unwrap().0.parse().unwrap()
+        });
+        let (rest, last) = (&FILE[from..], FILE.len() - 1);
+        let length = rest.len();
+        let head = format!(
+            "HTTP/1.1 206 X\r\nConnection: close\r\nContent-Length: {length}\r\n\
+             Content-Range: bytes {from}-{last}/{}\r\n\r\n",
+            FILE.len()
+        );
+        let head = match from {
+            0 => head.replace("206", "200"),
+            _ => head,
+        };
+        stream.write_all(head.as_bytes()).await?;
+        if !request.starts_with("get /slow") {
+            return stream.write_all(rest).await;
+        }
+        for byte in rest {
+            stream.write_all(&[*byte]).await?;
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        Ok(())
+    }
+
+    /// Mirrors of which one drips, and the place that they are at.
+    async fn mirrors() -> Arc<Mirrors> {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let place = format!("http://{}/", listener.local_addr().unwrap());
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                // Who was left cannot send any more.
+                tokio::spawn(async move { drop(answer(stream).await) });
+            }
+        });
+        let config = Config::load(&Layers::default()).unwrap();
+        let manifest = format!("{place}m.json").parse().unwrap();
+        Arc::new(Mirrors::new(manifest, &config.candidates).unwrap())
+    }
+
+    fn file(urls: &[&str]) -> FullWeights {
+        FullWeights {
+            version: 2,
+            urls: urls.iter().map(|url| (*url).to_owned()).collect(),
+            sha256: hex::encode(Sha256::digest(FILE)),
+            size: FILE.len() as u64,
+            graph_sha256: "0".repeat(64),
+            canary: None,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_mirror_that_drips_is_left_for_the_next_and_what_it_gave_is_kept() {
+        let (folder, mirrors) = (tempfile::tempdir().unwrap(), mirrors().await);
+        let fetch = async |name: &str, urls: &[&str]| {
+            let (part, full) = (folder.path().join(name), file(urls));
+            let again = |news| assert!(matches!(news, News::Came(_)), "{news:?}");
+            let fetched = mirrors.fetch(Step::Full(&full), &part, again);
+            let fetched = tokio::time::timeout(Duration::from_secs(20), fetched).await;
+            let here = std::fs::read(&part).unwrap();
+            (fetched.expect("it does not wait for ever"), here)
+        };
+        let alone = fetch("alone", &["slow"]);
+        let (alone, followed) = tokio::join!(alone, fetch("followed", &["slow", "quick"]));
+        followed.0.unwrap();
+        assert_eq!(followed.1, FILE);
+        let why = alone.0.unwrap_err().to_string();
+        assert!(why.contains("candidates.min_rate = 16384 bytes"), "{why}");
+        assert!((20..=100).contains(&alone.1.len()), "{}", alone.1.len());
+    }
 }
