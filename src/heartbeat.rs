@@ -13,9 +13,10 @@ use tokio_util::sync::CancellationToken;
 use crate::clock::{steady_ms, unix_ms};
 use crate::config::HeartbeatConfig;
 use crate::engine::Progress;
+use crate::host;
 use crate::job::message::V1;
 use crate::lifecycle::{Change, Event, Phase, State};
-use crate::store::{Beat, Ownership, Store};
+use crate::store::{Beat, Health, Ownership, Store};
 use crate::systemd::Notifier;
 
 /// A heartbeat record.
@@ -34,6 +35,9 @@ pub struct Record {
     pub started_at_ms: u64,
     pub host: String,
     pub pid: u32,
+    // Workers of before this was known do not say it.
+    #[serde(default)]
+    pub pid_space: Option<String>,
     pub build: Build,
     pub state: String,
     pub state_detail: String,
@@ -48,6 +52,9 @@ pub struct Record {
     pub jobs: JobFacts,
     pub progress: ProgressFacts,
     pub broker: BrokerFacts,
+    // Workers of before this was known do not say it.
+    #[serde(default)]
+    pub store: StoreFacts,
     pub memory: MemoryFacts,
     pub update: Option<UpdateFacts>,
     pub last_error: Option<LastError>,
@@ -147,6 +154,24 @@ pub struct BrokerFacts {
     pub consuming: bool,
     pub blocked: bool,
     pub generation: u64,
+}
+
+/// What jobs ask of Redis.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[expect(missing_docs, reason = "see Record")]
+pub struct StoreFacts {
+    pub ok: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_error: Option<String>,
+}
+
+impl Default for StoreFacts {
+    fn default() -> Self {
+        Self {
+            ok: true,
+            last_error: None,
+        }
+    }
 }
 
 /// Memory of the process.
@@ -326,6 +351,8 @@ pub struct Identity {
     pub incarnation: String,
     /// The host's name.
     pub host: String,
+    /// What its process numbers count in; see [`host::pid_space`].
+    pub pid_space: Option<String>,
     /// When the process began, unix milliseconds.
     pub started_at_ms: u64,
 }
@@ -363,6 +390,8 @@ pub struct Source {
     pub events: std::sync::mpsc::Receiver<Event>,
     /// Where it goes.
     pub store: Store,
+    /// Whether Redis does what jobs ask of it, on a connection of their own.
+    pub health: Arc<Health>,
     /// How often.
     pub config: HeartbeatConfig,
 }
@@ -447,7 +476,7 @@ impl Pulse {
     fn new() -> Self {
         Self {
             seq: 0,
-            host: host_facts(),
+            host: host::facts(),
             unsent: Vec::new(),
             dead: None,
             failing: false,
@@ -475,7 +504,6 @@ impl Pulse {
         let beat = Beat {
             worker_id: &source.identity.worker_id,
             incarnation: &source.identity.incarnation,
-            host: &source.identity.host,
             record: &record,
             ttl: source.config.ttl,
             events: &events,
@@ -513,12 +541,13 @@ impl Pulse {
             Ownership::Ours => NameClaim::Ours,
             Ownership::Theirs {
                 incarnation,
-                host,
                 pid,
+                pid_space,
             } => {
-                // A dead process of this host cannot come back: its record is taken over at once.
-                let dead = host == identity.host
-                    && !std::path::Path::new(&format!("/proc/{pid}")).exists();
+                // A dead process cannot come back: its record is taken over at once. Only where its
+                // number means to us what it means to it: pods that share a host's name have their own.
+                let ours = pid_space.is_some() && pid_space == identity.pid_space;
+                let dead = ours && !std::path::Path::new(&format!("/proc/{pid}")).exists();
                 self.dead = dead.then_some(incarnation);
                 NameClaim::Taken
             }
@@ -540,6 +569,7 @@ impl Pulse {
             started_at_ms: identity.started_at_ms,
             host: identity.host.clone(),
             pid: std::process::id(),
+            pid_space: identity.pid_space.clone(),
             build: Build {
                 version: env!("CARGO_PKG_VERSION").into(),
                 git: option_env!("SCORER_BUILD_GIT").map(Into::into),
@@ -572,8 +602,9 @@ impl Pulse {
                     .is_ok_and(|b| b.load(Ordering::Relaxed)),
                 generation: vitals.generation.load(Ordering::Relaxed),
             },
+            store: store(&source.health),
             memory: MemoryFacts {
-                rss_bytes: rss(&mut self.system),
+                rss_bytes: host::rss(&mut self.system),
             },
             update: facts.update.clone(),
             last_error: facts.last_error(phase).cloned(),
@@ -619,41 +650,12 @@ fn progress(progress: &Progress) -> ProgressFacts {
     }
 }
 
-fn rss(system: &mut sysinfo::System) -> u64 {
-    let pid = sysinfo::Pid::from_u32(std::process::id());
-    let kind = sysinfo::ProcessRefreshKind::nothing().with_memory();
-    system.refresh_processes_specifics(sysinfo::ProcessesToUpdate::Some(&[pid]), true, kind);
-    system.process(pid).map_or(0, sysinfo::Process::memory)
-}
-
-fn host_facts() -> HostFacts {
-    let mut system = sysinfo::System::new();
-    system.refresh_memory();
-    system.refresh_cpu_list(sysinfo::CpuRefreshKind::nothing());
-    HostFacts {
-        cpu_model: system
-            .cpus()
-            .first()
-            .map(|c| c.brand().to_owned())
-            .unwrap_or_default(),
-        cores: std::thread::available_parallelism().map_or(1, |n| n.get() as u64),
-        ram_bytes: system.total_memory(),
-        gpu_model: gpu_model(),
-        gpu_memory_bytes: None,
-        os: sysinfo::System::long_os_version().unwrap_or_default(),
-        arch: std::env::consts::ARCH.into(),
+fn store(health: &Health) -> StoreFacts {
+    let last_error = health.trouble();
+    StoreFacts {
+        ok: last_error.is_none(),
+        last_error,
     }
-}
-
-/// The driver names its cards under `/proc`.
-fn gpu_model() -> Option<String> {
-    let cards = std::fs::read_dir("/proc/driver/nvidia/gpus").ok()?;
-    let mut texts = cards
-        .filter_map(|card| std::fs::read_to_string(card.ok()?.path().join("information")).ok());
-    let text = texts.next()?;
-    text.lines()
-        .find_map(|line| line.strip_prefix("Model:"))
-        .map(|model| model.trim().to_owned())
 }
 
 #[cfg(test)]

@@ -24,6 +24,7 @@ pub mod fetch;
 pub mod fleet;
 pub mod health;
 pub mod heartbeat;
+mod host;
 pub mod job;
 pub mod lifecycle;
 pub mod listener;

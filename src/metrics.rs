@@ -41,6 +41,7 @@ struct Metrics {
     confirm_seconds: Histogram,
     warmups: IntCounterVec,
     heartbeats: IntCounterVec,
+    store_calls: IntCounterVec,
 }
 
 /// What is true now.
@@ -114,6 +115,9 @@ impl Metrics {
         for outcome in ["written", "failed"] {
             metrics.heartbeats.with_label_values(&[outcome]);
         }
+        for outcome in StoreCall::ALL {
+            metrics.store_calls.with_label_values(&[outcome.as_str()]);
+        }
         Ok(metrics)
     }
 
@@ -168,6 +172,11 @@ impl Metrics {
             heartbeats: make.counters(
                 "scorer_heartbeats_total",
                 "Beats that Redis took (written) or not (failed).",
+                &["outcome"],
+            )?,
+            store_calls: make.counters(
+                "scorer_store_calls_total",
+                "What jobs asked of Redis: answered, refused (too old, full, not permitted), failed (no answer) or, for a second after a failure, skipped.",
                 &["outcome"],
             )?,
             registry,
@@ -393,5 +402,39 @@ pub fn beat(written: bool) {
     if let Some(metrics) = METRICS.get() {
         let outcome = if written { "written" } else { "failed" };
         metrics.heartbeats.with_label_values(&[outcome]).inc();
+    }
+}
+
+/// What became of something that jobs asked of Redis.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StoreCall {
+    /// It was done.
+    Answered,
+    /// Redis does not do it.
+    Refused,
+    /// There was no answer.
+    Failed,
+    /// It was not asked, a moment after a failure.
+    Skipped,
+}
+
+impl StoreCall {
+    const ALL: [Self; 4] = [Self::Answered, Self::Refused, Self::Failed, Self::Skipped];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Answered => "answered",
+            Self::Refused => "refused",
+            Self::Failed => "failed",
+            Self::Skipped => "skipped",
+        }
+    }
+}
+
+/// Something was asked of Redis for jobs.
+pub fn store_call(outcome: StoreCall) {
+    if let Some(metrics) = METRICS.get() {
+        let outcome = outcome.as_str();
+        metrics.store_calls.with_label_values(&[outcome]).inc();
     }
 }

@@ -2,15 +2,17 @@
 //! call is bounded in time; Redis being away slows nothing down and stops nothing.
 
 mod address;
+mod connection;
 mod fleet;
+mod health;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use redis::aio::{ConnectionManager, ConnectionManagerConfig};
-use redis::io::tcp::TcpSettings;
-use redis::{AsyncCommands, Script};
+use redis::aio::ConnectionManager;
+use redis::{AsyncCommands, FromRedisValue, RedisResult, Script, ScriptInvocation};
 use serde::de::DeserializeOwned;
 
 pub use address::check_url;
@@ -18,8 +20,11 @@ pub use fleet::{FleetStore, LiveRecord, StreamEntry};
 
 use crate::clock::steady_ms;
 use crate::config::RedisConfig;
-use crate::config::tls::Pem;
 use crate::job::document::from_json;
+use crate::metrics::{self, StoreCall};
+use connection::{CallError, Connection};
+use health::Errand;
+pub use health::Health;
 
 /// One beat, whatever Redis does.
 const BEAT_TIMEOUT: Duration = Duration::from_millis(800);
@@ -31,6 +36,8 @@ pub const STORE_TIMEOUT: Duration = Duration::from_millis(300);
 const BREAKER_MS: u64 = 1000;
 /// Workers that are looked at in search of idle ones.
 const MOST_LOOKED_AT: usize = 64;
+/// The first Redis that tells, where it stores a result, which one was there before.
+const OLDEST: u64 = 7;
 /// A mark is forgotten after this.
 const MARK_LIFE: Duration = Duration::from_secs(24 * 3600);
 
@@ -81,12 +88,12 @@ impl Keys {
 /// Connections to Redis; made when first needed, so that a worker starts without it.
 #[derive(Clone)]
 pub struct Store {
-    connection: ConnectionManager,
-    /// The URL without its password.
-    place: Arc<str>,
+    connection: Arc<Connection>,
     keys: Keys,
     scripts: Arc<Scripts>,
+    /// By the steady clock.
     open_again_ms: Arc<AtomicU64>,
+    health: Arc<Health>,
 }
 
 /// Their digests are computed once.
@@ -107,42 +114,6 @@ impl std::fmt::Debug for Store {
     }
 }
 
-fn manager(config: &RedisConfig) -> Result<ConnectionManager, StoreError> {
-    let unusable = |e: redis::RedisError| StoreError(format!("redis.url: {e}"));
-    let info = address::parse(&config.url);
-    let info = info.map_err(|why| StoreError(format!("redis.url: {why}")))?;
-    // Calls are small, and a job waits for each.
-    let tcp = TcpSettings::default().set_nodelay(true);
-    let info = info.set_tcp_settings(tcp);
-    let client = match config.tls.read() {
-        Err((key, why)) => return Err(StoreError(format!("redis.tls.{key}: {why}"))),
-        Ok(Pem {
-            ca: None,
-            identity: None,
-        }) => redis::Client::open(info),
-        Ok(Pem { ca, identity }) => {
-            let client_tls = identity.map(|(cert, key)| redis::ClientTlsConfig {
-                client_cert: cert.into(),
-                client_key: key.into(),
-            });
-            let root_cert = ca.map(Into::into);
-            let certificates = redis::TlsCertificates {
-                client_tls,
-                root_cert,
-            };
-            redis::Client::build_with_tls(info, certificates)
-        }
-    };
-    let client = client.map_err(unusable)?;
-    let settings = ConnectionManagerConfig::new()
-        .set_number_of_retries(2)
-        .set_min_delay(Duration::from_millis(50))
-        .set_max_delay(Duration::from_millis(300))
-        .set_response_timeout(Some(Duration::from_millis(500)))
-        .set_connection_timeout(Some(Duration::from_millis(500)));
-    ConnectionManager::new_lazy_with_config(client, settings).map_err(|e| StoreError(e.to_string()))
-}
-
 /// What one beat carries.
 #[derive(Debug)]
 pub struct Beat<'a> {
@@ -150,8 +121,6 @@ pub struct Beat<'a> {
     pub worker_id: &'a str,
     /// This start of it.
     pub incarnation: &'a str,
-    /// Its host, to tell a dead process of ours from somebody else's.
-    pub host: &'a str,
     /// The record, JSON.
     pub record: &'a str,
     /// The record's life.
@@ -169,14 +138,14 @@ pub struct Beat<'a> {
 pub enum Ownership {
     /// Ours.
     Ours,
-    /// A live record of another incarnation holds it; its host and pid.
+    /// A live record of another incarnation holds it.
     Theirs {
         /// Its incarnation.
         incarnation: String,
-        /// Its host.
-        host: String,
         /// Its process.
         pid: u32,
+        /// What that number counts in, if its record says it.
+        pid_space: Option<String>,
     },
 }
 
@@ -259,6 +228,9 @@ impl<T> Reply<T> {
         }
     }
 }
+
+/// Incarnation and process of the record that holds a name, and what that counts in; empty = ours.
+type Holder = (String, u32, String);
 
 /// What begins the value of a mark whose incarnation was counted dead.
 pub const DEAD: &str = "dead:";
@@ -393,8 +365,9 @@ while ARGV[at] do
   redis.call('XADD', KEYS[4], 'MAXLEN', '~', 2000, '*', unpack(fields))
   at = at + count + 1
 end
-if mine then return {'', '', '0'} end
-return {tostring(other.incarnation), tostring(other.host), string.format('%.0f', tonumber(other.pid) or 0)}
+if mine then return {'', '0', ''} end
+local space = type(other.pid_space) == 'string' and other.pid_space or ''
+return {tostring(other.incarnation), string.format('%.0f', tonumber(other.pid) or 0), space}
 ";
 
 impl Store {
@@ -405,8 +378,7 @@ impl Store {
     pub fn new(config: &RedisConfig, model: &str) -> Result<Self, StoreError> {
         let keys = Keys::new(&config.namespace, model);
         Ok(Self {
-            connection: manager(config)?,
-            place: crate::config::redact(&config.url).into(),
+            connection: Arc::new(Connection::open(config)?),
             keys,
             scripts: Arc::new(Scripts {
                 beat: Script::new(BEAT),
@@ -417,7 +389,13 @@ impl Store {
                 let_go: Script::new(LET_GO),
             }),
             open_again_ms: Arc::default(),
+            health: Arc::default(),
         })
+    }
+
+    /// Whether Redis does what jobs ask of it.
+    pub fn health(&self) -> Arc<Health> {
+        Arc::clone(&self.health)
     }
 
     /// Writes one beat.
@@ -442,29 +420,33 @@ impl Store {
                 call.arg(field).arg(value);
             }
         }
-        let mut connection = self.connection.clone();
-        let invoked = tokio::time::timeout(
-            BEAT_TIMEOUT,
-            call.invoke_async::<(String, String, u32)>(&mut connection),
-        );
-        match invoked.await {
-            Ok(Ok((incarnation, _, _))) if incarnation.is_empty() => Ok(Ownership::Ours),
-            Ok(Ok((incarnation, host, pid))) => Ok(Ownership::Theirs {
+        let beaten = self
+            .connection
+            .call(BEAT_TIMEOUT, |mut connection| async move {
+                call.invoke_async::<Holder>(&mut connection).await
+            });
+        match beaten.await {
+            Ok((incarnation, _, _)) if incarnation.is_empty() => Ok(Ownership::Ours),
+            Ok((incarnation, pid, pid_space)) => Ok(Ownership::Theirs {
                 incarnation,
-                host,
                 pid,
+                pid_space: Some(pid_space).filter(|space| !space.is_empty()),
             }),
-            Ok(Err(e)) => Err(StoreError(format!("{}: {e}", self.place))),
-            Err(_) => Err(StoreError(format!("{}: no answer in time", self.place))),
+            Err(error) => Err(StoreError(format!("{}: {error}", self.connection.place()))),
         }
     }
 
-    /// Connects, so that the first job does not wait for it.
+    /// Connects, so that the first job does not wait for it, and looks whether Redis is new enough.
     pub async fn connect(&self) {
-        let mut connection = self.connection.clone();
-        let ping = async move { redis::cmd("PING").exec_async(&mut connection).await };
-        if self.bounded(BEAT_TIMEOUT, ping).await.answer().is_none() {
-            tracing::debug!("no Redis yet");
+        let greeted = self.bounded(Errand::Greet, BEAT_TIMEOUT, |mut connection| async move {
+            redis::cmd("HELLO").query_async(&mut connection).await
+        });
+        let Some(hello) = greeted.await.answer() else {
+            return;
+        };
+        if let Some(why) = Server::of(&hello).too_old() {
+            let error = CallError::Refused(why);
+            self.health.failed(Errand::Keep, &error);
         }
     }
 
@@ -473,18 +455,14 @@ impl Store {
         let life = u64::try_from(life.as_millis()).unwrap_or(u64::MAX);
         let mut call = self.scripts.hold.key(self.keys.swap());
         call.arg(holder).arg(life);
-        let mut connection = self.connection.clone();
-        let held = async move { call.invoke_async(&mut connection).await };
-        self.bounded(STORE_TIMEOUT, held).await
+        self.script(Errand::Lease, STORE_TIMEOUT, call).await
     }
 
     /// Gives the lease back.
     pub async fn let_go_of_swap(&self, holder: &str) -> Reply<()> {
         let mut call = self.scripts.let_go.key(self.keys.swap());
         call.arg(holder);
-        let mut connection = self.connection.clone();
-        let gone = async move { call.invoke_async(&mut connection).await };
-        self.bounded(STORE_TIMEOUT, gone).await
+        self.script(Errand::Lease, STORE_TIMEOUT, call).await
     }
 
     /// Looks up a result and marks its job.
@@ -495,12 +473,8 @@ impl Store {
             .arg(claim.started_ms)
             .arg(MARK_LIFE.as_secs())
             .arg(u8::from(claim.anyway));
-        let mut connection = self.connection.clone();
-        let claimed = async move {
-            let (stored, marks) = call.invoke_async(&mut connection).await?;
-            Ok(Known { stored, marks })
-        };
-        self.bounded(claim.limit, claimed).await
+        let claimed = self.script(Errand::Claim, claim.limit, call).await;
+        claimed.map(|(stored, marks)| Known { stored, marks })
     }
 
     /// Ends an attempt: removes its mark, and stores its result unless there is one already, which
@@ -520,18 +494,18 @@ impl Store {
         if let Some(keep) = keep {
             call.arg(keep.text).arg(keep.ttl.as_secs().max(1));
         }
-        let mut connection = self.connection.clone();
-        let released = async move { call.invoke_async(&mut connection).await };
-        self.bounded(STORE_TIMEOUT, released).await
+        let errand = match keep {
+            Some(_) => Errand::Keep,
+            None => Errand::Release,
+        };
+        self.script(errand, STORE_TIMEOUT, call).await
     }
 
     /// Counts the incarnations behind these marks as dead, however often it is called.
     pub async fn count_deaths(&self, job: &str, fields: &[String]) -> Reply<()> {
         let mut call = self.scripts.count.key(self.keys.crash(job));
         call.arg(fields);
-        let mut connection = self.connection.clone();
-        let counted = async move { call.invoke_async::<()>(&mut connection).await };
-        self.bounded(STORE_TIMEOUT, counted).await
+        self.script(Errand::Count, STORE_TIMEOUT, call).await
     }
 
     /// The `seq` in the record of each `WORKER_ID/INCARNATION`; none where that incarnation has no
@@ -547,9 +521,10 @@ impl Store {
             [self.keys.worker(id), self.keys.worker(&own_name)]
         });
         let keys: Vec<String> = keys.collect();
-        let mut connection = self.connection.clone();
-        let read = async move { connection.mget::<_, Vec<Option<String>>>(keys).await };
-        let records = self.bounded(STORE_TIMEOUT, read).await;
+        let read = self.bounded(Errand::Look, STORE_TIMEOUT, |mut connection| async move {
+            connection.mget::<_, Vec<Option<String>>>(keys).await
+        });
+        let records = read.await;
         records.map(|records| {
             let seqs = owners.iter().zip(records.chunks(2));
             let seqs = seqs.map(|((_, incarnation), records)| {
@@ -564,16 +539,18 @@ impl Store {
 
     /// How many workers of this model beat, ready or not.
     pub async fn live_workers(&self) -> Reply<u32> {
-        let mut connection = self.connection.clone();
         let index = self.keys.workers();
-        let count = async move { connection.zcard(index).await };
-        self.bounded(STORE_TIMEOUT, count).await
+        self.bounded(Errand::Look, STORE_TIMEOUT, |mut connection| async move {
+            connection.zcard(index).await
+        })
+        .await
     }
 
     /// How many of them say that the broker has their consumer.
     pub async fn consuming_workers(&self) -> Reply<u32> {
-        let mut all = redis::cmd("ZRANGE");
-        all.arg(self.keys.workers()).arg(0).arg(-1);
+        // All of them; a command less to be permitted.
+        let mut all = redis::cmd("ZRANDMEMBER");
+        all.arg(self.keys.workers()).arg(i32::MAX);
         let records = self.records(all).await;
         records.map(|records: Vec<Consumes>| {
             let consuming = records.iter().filter(|record| record.broker.consuming);
@@ -596,41 +573,83 @@ impl Store {
 
     /// The records of the workers that a command names, as far as they are readable.
     async fn records<T: DeserializeOwned>(&self, named: redis::Cmd) -> Reply<Vec<T>> {
-        let mut connection = self.connection.clone();
         let keys = self.keys.clone();
-        let read = async move {
+        let read = self.bounded(Errand::Look, STORE_TIMEOUT, |mut connection| async move {
             let ids: Vec<String> = named.query_async(&mut connection).await?;
             let records: Vec<String> = ids.iter().map(|id| keys.worker(id)).collect();
             if records.is_empty() {
                 return Ok(Vec::new());
             }
             connection.mget::<_, Vec<Option<String>>>(records).await
-        };
-        let records = self.bounded(STORE_TIMEOUT, read).await;
-        records.map(|records| {
+        });
+        read.await.map(|records| {
             let records = records.iter().flatten();
             let records = records.map(|text| from_json(text.as_bytes()));
             records.flatten().collect()
         })
     }
 
-    async fn bounded<T>(
+    async fn script<T: FromRedisValue>(
         &self,
+        errand: Errand,
         limit: Duration,
-        call: impl Future<Output = redis::RedisResult<T>>,
+        call: ScriptInvocation<'_>,
     ) -> Reply<T> {
+        self.bounded(errand, limit, |mut connection| async move {
+            call.invoke_async(&mut connection).await
+        })
+        .await
+    }
+
+    /// Where Redis does not answer it is left alone for a moment; what it refuses costs no time.
+    async fn bounded<T, F>(
+        &self,
+        errand: Errand,
+        limit: Duration,
+        call: impl FnOnce(ConnectionManager) -> F,
+    ) -> Reply<T>
+    where
+        F: Future<Output = RedisResult<T>>,
+    {
         if steady_ms() < self.open_again_ms.load(Ordering::Relaxed) {
+            metrics::store_call(StoreCall::Skipped);
             return Reply::Skipped;
         }
-        let error = match tokio::time::timeout(limit, call).await {
-            Ok(Ok(value)) => return Reply::Answer(value),
-            Ok(Err(e)) => e.to_string(),
-            Err(_) => "no answer in time".into(),
+        let error = match self.connection.call(limit, call).await {
+            Ok(value) => {
+                self.health.answered(errand);
+                return Reply::Answer(value);
+            }
+            Err(error) => error,
         };
-        tracing::debug!(%error, "stored results and crash marks are left alone for a moment");
-        self.open_again_ms
-            .store(steady_ms() + BREAKER_MS, Ordering::Relaxed);
+        self.health.failed(errand, &error);
+        if let CallError::Away(_) = error {
+            let open_again = steady_ms() + BREAKER_MS;
+            self.open_again_ms.store(open_again, Ordering::Relaxed);
+        }
         Reply::Failed
+    }
+}
+
+/// The name and the version of a server, as it says them.
+struct Server(String);
+
+impl Server {
+    fn of(hello: &HashMap<String, redis::Value>) -> Self {
+        let text = |name| match hello.get(name) {
+            Some(redis::Value::BulkString(text)) => String::from_utf8_lossy(text).into_owned(),
+            Some(redis::Value::SimpleString(text)) => text.clone(),
+            Some(_) | None => "?".to_owned(),
+        };
+        Self(format!("{} {}", text("server"), text("version")))
+    }
+
+    /// Why it cannot do what jobs ask of it, if it says so.
+    fn too_old(&self) -> Option<String> {
+        let Self(said) = self;
+        let (_, version) = said.rsplit_once(' ')?;
+        let major: u64 = version.split('.').next()?.parse().ok()?;
+        (major < OLDEST).then(|| format!("{said} is older than {OLDEST}.0"))
     }
 }
 

@@ -30,6 +30,7 @@ use crate::engine::{EngineError, Warm};
 use crate::heartbeat::{
     EngineFacts, Heartbeat, Identity, ModelFacts, NameClaim, Source, Vitals, WarmFacts,
 };
+use crate::host;
 use crate::lifecycle::{Detail, Lifecycle, Phase, State};
 use crate::package::Package;
 use crate::pipeline::{Pipeline, device_name};
@@ -323,6 +324,7 @@ fn identity(config: &Config) -> Identity {
         worker_id: config.worker_id(),
         incarnation: Uuid::new_v4().to_string(),
         host: host_name(),
+        pid_space: host::pid_space(),
         started_at_ms: unix_ms(),
     }
 }
@@ -354,6 +356,7 @@ impl Worker {
         let vitals = vitals(&config, name);
         watchdog.watch(Arc::clone(&vitals.progress));
         let (lifecycle, phase, events) = Lifecycle::start();
+        let store = Store::new(&config.redis, name)?;
         let heartbeat = Heartbeat::start(Source {
             identity: identity.clone(),
             vitals: Arc::clone(&vitals),
@@ -361,6 +364,7 @@ impl Worker {
             events,
             // A connection of its own: what jobs do must not delay a beat.
             store: Store::new(&config.redis, name)?,
+            health: store.health(),
             config: config.heartbeat,
         })?;
         serve_probes(&config, &identity, &vitals, &phase);
@@ -380,7 +384,6 @@ impl Worker {
             answers: answers.clone(),
         };
         let mut tasks = vec![tokio::spawn(keeper.keep())];
-        let store = Store::new(&config.redis, name)?;
         let incarnation = &identity.incarnation;
         let (lease, facts) = (store.clone(), Arc::clone(&vitals));
         let (updater, follower) =

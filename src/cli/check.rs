@@ -252,10 +252,10 @@ async fn rabbitmq(config: &Config) -> Finding {
 }
 
 async fn redis(config: &Config) -> Finding {
-    let advice = "without it nobody sees the worker, and results are not found again: start it, or mend redis.url";
+    let advice = "without it nobody sees the worker, and results are not found again: start it, update it, or mend redis.url";
     let looking = async {
-        FleetStore::new(&config.redis).ping().await?;
-        Ok::<_, StoreError>("it lets us in".into())
+        let server = FleetStore::new(&config.redis).greet().await?;
+        Ok::<_, StoreError>(format!("{server} lets us in"))
     };
     service("Redis", &config.redis.url, advice, looking).await
 }

@@ -2,13 +2,12 @@
 //! an operator has forgotten.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use redis::aio::ConnectionManager;
 use redis::{Cmd, FromRedisValue};
 
-use super::{Keys, StoreError, manager};
+use super::connection::Connection;
+use super::{Keys, Server, StoreError};
 use crate::config::RedisConfig;
 
 /// Records that are read at once, and keys that are looked at in one step of a search.
@@ -18,11 +17,8 @@ const LIMIT: Duration = Duration::from_secs(2);
 
 /// A fleet's Redis for one who looks at it again and again, on one connection.
 pub struct FleetStore {
-    config: RedisConfig,
-    /// None before the first command, and after one that failed: the manager would come back by itself
-    /// from a connection that broke, but not from one that goes silent, and never from a password that
-    /// was once refused.
-    connection: Mutex<Option<ConnectionManager>>,
+    connection: Connection,
+    namespace: String,
 }
 
 impl std::fmt::Debug for FleetStore {
@@ -53,17 +49,21 @@ impl FleetStore {
     /// Connects when it is first asked.
     pub fn new(config: &RedisConfig) -> Self {
         Self {
-            config: config.clone(),
-            connection: Mutex::default(),
+            connection: Connection::new(config),
+            namespace: config.namespace.clone(),
         }
     }
 
-    /// Whether Redis lets us in and answers.
+    /// Whether Redis lets us in and is new enough; its name and version.
     ///
     /// # Errors
     /// Why not.
-    pub async fn ping(&self) -> Result<(), StoreError> {
-        self.ask(&redis::cmd("PING")).await
+    pub async fn greet(&self) -> Result<String, StoreError> {
+        let server = Server::of(&self.ask(&redis::cmd("HELLO")).await?);
+        match server.too_old() {
+            Some(why) => Err(StoreError(format!("{}: {why}", self.connection.place()))),
+            None => Ok(server.0),
+        }
     }
 
     /// Redis' time, and the records of the workers that live by it; of one model, or of all.
@@ -77,7 +77,7 @@ impl FleetStore {
     ) -> Result<(u64, Vec<LiveRecord>), StoreError> {
         let (seconds, micros): (u64, u64) = self.ask(&redis::cmd("TIME")).await?;
         let now = seconds * 1000 + micros / 1000;
-        let namespace = &self.config.namespace;
+        let namespace = &self.namespace;
         let indexes = match model {
             Some(model) => vec![Keys::new(namespace, model).workers()],
             None => self.scan(&format!("{namespace}:{{*}}:workers")).await?,
@@ -116,7 +116,7 @@ impl FleetStore {
         after: Option<&str>,
     ) -> Result<Vec<StreamEntry>, StoreError> {
         const PAGE: usize = 200;
-        let key = Keys::new(&self.config.namespace, model).events();
+        let key = Keys::new(&self.namespace, model).events();
         let (command, from, to) = match after {
             Some(after) => ("XRANGE", format!("({after}"), "+"),
             None => ("XREVRANGE", "+".to_owned(), "-"),
@@ -137,7 +137,7 @@ impl FleetStore {
     /// # Errors
     /// When Redis does not answer.
     pub async fn forget_deaths(&self, model: &str, submission_id: &str) -> Result<(), StoreError> {
-        let keys = Keys::new(&self.config.namespace, model);
+        let keys = Keys::new(&self.namespace, model);
         let prefix = keys.crash(&format!("{submission_id}:"));
         // A name may contain colons, so that of another job may begin like this.
         let is_version = |rest: &str| rest.bytes().all(|b| b.is_ascii_digit());
@@ -168,31 +168,12 @@ impl FleetStore {
 
     /// One command, in time.
     async fn ask<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, StoreError> {
-        let mut connection = self.connection()?;
-        let asked = command.query_async(&mut connection);
-        let why = match tokio::time::timeout(LIMIT, asked).await {
-            Ok(Ok(answer)) => return Ok(answer),
-            Ok(Err(error)) => error.to_string(),
-            Err(_) => format!("no answer within {} s", LIMIT.as_secs()),
-        };
-        *self.held() = None;
-        let place = crate::config::redact(&self.config.url);
-        Err(StoreError(format!("{place}: {why}")))
-    }
-
-    fn connection(&self) -> Result<ConnectionManager, StoreError> {
-        let mut held = self.held();
-        let connection = match held.take() {
-            Some(connection) => connection,
-            None => manager(&self.config)?,
-        };
-        Ok(held.insert(connection).clone())
-    }
-
-    fn held(&self) -> MutexGuard<'_, Option<ConnectionManager>> {
-        self.connection
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        let asked = self.connection.call(LIMIT, |mut connection| async move {
+            command.query_async(&mut connection).await
+        });
+        let place = self.connection.place();
+        let answered = asked.await;
+        answered.map_err(|why| StoreError(format!("{place}: {why}")))
     }
 }
 

@@ -1,7 +1,9 @@
 //! One id, one worker: a second incarnation waits beside the first and never over it.
 
+use redis::Commands as _;
+
 use crate::support::stack::Stack;
-use crate::support::wait::{START, eventually_some, secs, throughout};
+use crate::support::wait::{START, eventually, eventually_some, secs, throughout};
 
 #[test]
 fn a_second_worker_under_the_same_id_waits_until_the_first_is_gone() {
@@ -58,4 +60,31 @@ fn the_record_of_a_dead_process_on_this_host_is_taken_over_at_once() {
     // A stopped record is nobody's claim either.
     let third = stack.worker_with("w1", long);
     third.ready();
+}
+
+/// Pods that share the network of their host share its name, and not its processes.
+#[test]
+fn the_record_of_a_process_that_is_not_in_sight_is_not_taken_over() {
+    let stack = Stack::shared();
+    let first = stack.worker("w1");
+    let mut record = first.ready();
+    first.kill();
+    record["pid_space"] = "of another pod".into();
+    let mut redis = stack.redis.connection();
+    let kept = redis.set_ex::<_, _, ()>(stack.key("worker:w1"), record.to_string(), 60);
+    kept.expect("a record that lives on");
+    let second = stack.worker("w1");
+    let waits = || {
+        let beside = stack.keys("worker:w1~*").pop()?;
+        let (_, id) = beside.rsplit_once("worker:")?;
+        stack
+            .record(id)
+            .map(|r| r["state_detail"] == "duplicate_id")
+    };
+    eventually(START, "it waits", || waits() == Some(true));
+    throughout(secs(2), "and goes on waiting", || waits() != Some(false));
+    assert_eq!(stack.record("w1"), Some(record));
+    let gone = redis.del::<_, ()>(stack.key("worker:w1"));
+    gone.expect("its record ends");
+    second.ready();
 }

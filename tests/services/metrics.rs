@@ -14,7 +14,7 @@ use crate::support::stack::Stack;
 use crate::support::wait::{START, eventually_some, secs};
 
 /// The answer's status line and its body.
-fn get(port: u16, path: &str) -> Option<(String, String)> {
+pub(crate) fn get(port: u16, path: &str) -> Option<(String, String)> {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
     write!(stream, "GET {path} HTTP/1.0\r\n\r\n").ok()?;
     let mut answer = String::new();
@@ -24,7 +24,7 @@ fn get(port: u16, path: &str) -> Option<(String, String)> {
 }
 
 /// Samples by name and labels.
-fn samples(text: &str) -> BTreeMap<String, f64> {
+pub(crate) fn samples(text: &str) -> BTreeMap<String, f64> {
     let lines = text.lines().filter(|line| !line.starts_with('#'));
     let sample = |line: &str| {
         let (name, value) = line.rsplit_once(' ')?;

@@ -2,8 +2,13 @@
 
 use std::sync::Arc;
 
+use redis::Commands as _;
+use serde_json::{Value, json};
+
+use crate::metrics::{get, samples};
 use crate::support::broker::Rabbit;
 use crate::support::jobs::{honest, honest_job};
+use crate::support::process::free_port;
 use crate::support::redis_server::Redis;
 use crate::support::stack::Stack;
 use crate::support::wait::{SOON, START, eventually, secs};
@@ -168,4 +173,92 @@ fn a_redis_that_refuses_writes_stops_nothing_and_beats_resume_within_two_seconds
             == Ok("string")
     });
     worker.drain();
+}
+
+#[test]
+fn what_redis_does_not_do_is_said_once_and_counted_and_switches_nothing_else_off() {
+    let (stack, port) = (
+        Stack::on(Rabbit::shared(), Arc::new(Redis::started())),
+        free_port(),
+    );
+    let worker = stack.worker_with("w1", |s| {
+        s.set("telemetry.metrics_addr", format!("127.0.0.1:{port}"))
+    });
+    assert_eq!(worker.ready()["store"], json!({"ok": true}));
+    let aggregator = stack.aggregator();
+    aggregator.collect_results();
+    let allow = |words: &str| {
+        let mut command = redis::cmd("ACL");
+        let command = command.arg("SETUSER").arg("default").arg(words);
+        command
+            .exec(&mut stack.redis.connection())
+            .expect("redis changes its user");
+    };
+    let scored = |id: &str| {
+        aggregator.submit(&honest_job(id, id));
+        assert_eq!(aggregator.result(id).json()["status"], "scored");
+    };
+    allow("-hset");
+    ["one", "two", "three"].iter().for_each(|id| scored(id));
+    assert_eq!(
+        stack.keys("result:*").len(),
+        3,
+        "results are stored all the same"
+    );
+    let record = worker.heartbeat_when(SOON, "it says so", |r| r["store"]["ok"] == false);
+    assert_eq!(record["ready"], true, "{record}");
+    let why = record["store"]["last_error"].as_str().expect("why");
+    assert!(why.contains("jobs are not marked"), "{why}");
+    let said = worker
+        .log()
+        .matches("Redis does not do what jobs ask")
+        .count();
+    assert_eq!(said, 1, "{}", worker.log());
+    let (_, text) = get(port, "/metrics").expect("metrics");
+    let refused = samples(&text)
+        .get(r#"scorer_store_calls_total{outcome="refused"}"#)
+        .copied();
+    assert!(refused >= Some(3.0), "{text}");
+    allow("+@all");
+    scored("four");
+    worker.heartbeat_when(SOON, "all is done again", |r| r["store"]["ok"] == true);
+    worker.drain();
+}
+
+/// Sets the password of a Redis, and cuts off who was let in by another.
+pub(crate) fn set_password(redis: &mut redis::Connection, password: &str) {
+    let mut command = redis::cmd("CONFIG");
+    let command = command.arg("SET").arg("requirepass").arg(password);
+    command.exec(redis).expect("redis takes it");
+    let mut end = redis::cmd("CLIENT");
+    let end = end.arg("KILL").arg("TYPE").arg("normal");
+    end.exec(redis).expect("others are cut off");
+}
+
+#[test]
+fn beats_and_marks_resume_when_the_password_is_the_right_one_again() {
+    let stack = Stack::on(Rabbit::shared(), Arc::new(Redis::started()));
+    // It stays let in.
+    let mut redis = stack.redis.connection();
+    let key = stack.key("worker:w1");
+    set_password(&mut redis, "old");
+    let url = stack.redis.url().replace("//", "//:old@");
+    let _worker = stack.worker_with("w1", |s| s.set("redis.url", url));
+    let record = |redis: &mut redis::Connection| {
+        let text: Option<String> = redis.get(&key).expect("redis reads");
+        text.map(|text| serde_json::from_str::<Value>(&text).expect("JSON"))
+    };
+    let ready = |r: &Value| r["ready"] == true && r["store"]["ok"] == true;
+    eventually(START, "it beats", || {
+        record(&mut redis).is_some_and(|r| ready(&r))
+    });
+    set_password(&mut redis, "new");
+    eventually(secs(10), "its record expires", || {
+        record(&mut redis).is_none()
+    });
+    set_password(&mut redis, "old");
+    eventually(secs(5), "beats resume", || record(&mut redis).is_some());
+    eventually(secs(10), "and so does what jobs ask", || {
+        record(&mut redis).is_some_and(|r| ready(&r))
+    });
 }

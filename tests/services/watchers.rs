@@ -10,6 +10,7 @@ use scorer::store::StoreError;
 use serde_json::json;
 
 use super::client::{config, empty};
+use crate::outages::set_password;
 use crate::support::aggregator::runtime;
 use crate::support::broker::Rabbit;
 use crate::support::package::MODEL;
@@ -115,14 +116,7 @@ fn a_view_comes_back_when_redis_does() {
 fn a_view_comes_back_when_its_password_is_the_right_one_again() {
     let stack = Stack::on(Rabbit::shared(), Arc::new(Redis::started()));
     let mut redis = stack.redis.connection();
-    let mut set_password = |password: &str| {
-        let mut command = redis::cmd("CONFIG");
-        let command = command.arg("SET").arg("requirepass").arg(password);
-        command.exec(&mut redis).expect("redis takes it");
-        let mut end = redis::cmd("CLIENT");
-        let end = end.arg("KILL").arg("TYPE").arg("normal");
-        end.exec(&mut redis).expect("others are cut off");
-    };
+    let mut set_password = |password: &str| set_password(&mut redis, password);
     let mut config = config(&stack);
     let url = |password: &str| stack.redis.url().replace("//", &format!("//:{password}@"));
     config.redis.url = url("old");

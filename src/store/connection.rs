@@ -1,0 +1,181 @@
+//! One connection to Redis, made when it is first needed. The driver comes back by itself from a
+//! connection that broke, but never from a password that was once refused, nor from a connection that
+//! went silent: then it is made anew.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use redis::aio::{ConnectionManager, ConnectionManagerConfig};
+use redis::io::tcp::TcpSettings;
+use redis::{ErrorKind, RedisError, RedisResult};
+use tokio::time::Instant;
+
+use super::{StoreError, address};
+use crate::config::RedisConfig;
+use crate::config::tls::Pem;
+
+/// A connection on which nothing was answered for so long is given up.
+const SILENT: Duration = Duration::from_secs(2);
+
+/// Why a call has no answer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum CallError {
+    /// Redis says that it does not do it: too old, out of memory, not permitted.
+    #[error("{0}")]
+    Refused(String),
+    /// There is no connection, or no answer in time: nobody knows whether it was done.
+    #[error("{0}")]
+    Away(String),
+}
+
+/// A connection for many calls at a time.
+pub(super) struct Connection {
+    config: RedisConfig,
+    held: Mutex<Held>,
+}
+
+#[derive(Default)]
+struct Held {
+    manager: Option<ConnectionManager>,
+    /// Since when nothing was answered, if so.
+    silent_since: Option<Instant>,
+}
+
+impl Connection {
+    /// Connects when it is first asked.
+    pub(super) fn new(config: &RedisConfig) -> Self {
+        Self {
+            config: config.clone(),
+            held: Mutex::default(),
+        }
+    }
+
+    /// The same, where what is wrong with the configuration is to be known now.
+    ///
+    /// # Errors
+    /// When the URL is unusable.
+    pub(super) fn open(config: &RedisConfig) -> Result<Self, StoreError> {
+        client(config)?;
+        Ok(Self::new(config))
+    }
+
+    /// The URL without its password.
+    pub(super) fn place(&self) -> String {
+        crate::config::redact(&self.config.url)
+    }
+
+    /// One call, the connection that it may have to wait for included.
+    pub(super) async fn call<T, F>(
+        &self,
+        limit: Duration,
+        call: impl FnOnce(ConnectionManager) -> F,
+    ) -> Result<T, CallError>
+    where
+        F: Future<Output = RedisResult<T>>,
+    {
+        let began = Instant::now();
+        let manager = self.manager().map_err(|e| CallError::Away(e.0))?;
+        let error = match tokio::time::timeout(limit, call(manager)).await {
+            Ok(Ok(answer)) => {
+                self.held().silent_since = None;
+                return Ok(answer);
+            }
+            Ok(Err(error)) => error,
+            Err(_) => {
+                self.was_silent(began);
+                return Err(CallError::Away(format!("no answer within {limit:?}")));
+            }
+        };
+        if is_refusal(&error) {
+            self.held().silent_since = None;
+            return Err(CallError::Refused(error.to_string()));
+        }
+        if error.is_timeout() {
+            self.was_silent(began);
+        } else if !error.is_io_error() {
+            self.held().manager = None;
+        }
+        Err(CallError::Away(error.to_string()))
+    }
+
+    fn manager(&self) -> Result<ConnectionManager, StoreError> {
+        let mut held = self.held();
+        let manager = match held.manager.take() {
+            Some(manager) => manager,
+            None => {
+                let made = manager(&self.config)?;
+                // It connects while whoever waits has time for it; a short call would never end it.
+                let mut connecting = made.clone();
+                tokio::spawn(async move {
+                    drop(redis::cmd("PING").exec_async(&mut connecting).await);
+                });
+                made
+            }
+        };
+        Ok(held.manager.insert(manager).clone())
+    }
+
+    fn was_silent(&self, began: Instant) {
+        let mut held = self.held();
+        let since = *held.silent_since.get_or_insert(began);
+        if since.elapsed() >= SILENT {
+            *held = Held::default();
+        }
+    }
+
+    fn held(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether Redis was there and said no.
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "a foreign enum that may grow: what is not an answer is none"
+)]
+fn is_refusal(error: &RedisError) -> bool {
+    match error.kind() {
+        ErrorKind::Server(_) | ErrorKind::Extension | ErrorKind::UnexpectedReturnType => true,
+        _ => false,
+    }
+}
+
+fn client(config: &RedisConfig) -> Result<redis::Client, StoreError> {
+    let unusable = |e: RedisError| StoreError(format!("redis.url: {e}"));
+    let info = address::parse(&config.url);
+    let info = info.map_err(|why| StoreError(format!("redis.url: {why}")))?;
+    // Calls are small, and a job waits for each.
+    let tcp = TcpSettings::default().set_nodelay(true);
+    let info = info.set_tcp_settings(tcp);
+    let client = match config.tls.read() {
+        Err((key, why)) => return Err(StoreError(format!("redis.tls.{key}: {why}"))),
+        Ok(Pem {
+            ca: None,
+            identity: None,
+        }) => redis::Client::open(info),
+        Ok(Pem { ca, identity }) => {
+            let client_tls = identity.map(|(cert, key)| redis::ClientTlsConfig {
+                client_cert: cert.into(),
+                client_key: key.into(),
+            });
+            let root_cert = ca.map(Into::into);
+            let certificates = redis::TlsCertificates {
+                client_tls,
+                root_cert,
+            };
+            redis::Client::build_with_tls(info, certificates)
+        }
+    };
+    client.map_err(unusable)
+}
+
+fn manager(config: &RedisConfig) -> Result<ConnectionManager, StoreError> {
+    let settings = ConnectionManagerConfig::new()
+        .set_number_of_retries(2)
+        .set_min_delay(Duration::from_millis(50))
+        .set_max_delay(Duration::from_millis(300))
+        .set_response_timeout(Some(Duration::from_millis(500)))
+        .set_connection_timeout(Some(Duration::from_millis(500)));
+    ConnectionManager::new_lazy_with_config(client(config)?, settings)
+        .map_err(|e| StoreError(e.to_string()))
+}
