@@ -236,7 +236,7 @@ fn exit_of(stop: Stop) -> Exit {
     match stop {
         Stop::Drained => Exit::Done,
         Stop::CutShort => Exit::CutShort,
-        Stop::Stuck => Exit::Internal,
+        Stop::Stuck | Stop::PartLost(_) => Exit::Internal,
     }
 }
 
@@ -362,6 +362,10 @@ async fn worker(config: Config) -> Outcome {
         Stop::Stuck => Err(Fault::internal(
             "the device did not come back from a terminated run, so the process ends; start the worker again",
         )),
+        Stop::PartLost(part) => Err(Fault::internal(format!(
+            "a part of the worker has ended: {}; what it held was handed back; the log says why; start the worker again",
+            part.as_str()
+        ))),
     }
 }
 

@@ -78,11 +78,10 @@ pub enum Passage {
 }
 
 impl Marks {
-    /// Prepares the marks of an incarnation, and a task that removes what could not be removed at
-    /// once. Needs a runtime.
+    /// Prepares the marks of an incarnation; [`Marks::sweep`] is to run beside it.
     pub fn new(store: Store, config: &Config, incarnation: &str, vitals: Arc<Vitals>) -> Self {
         let (most, least) = (Duration::from_millis(500), Duration::from_millis(50));
-        let inner = Arc::new(Inner {
+        Self(Arc::new(Inner {
             store,
             own: format!("{}/{incarnation}", config.worker_id()),
             poison_after: usize::try_from(config.amqp.poison_after).unwrap_or(usize::MAX),
@@ -91,9 +90,12 @@ impl Marks {
             vitals,
             left: Mutex::default(),
             more_left: Notify::new(),
-        });
-        tokio::spawn(Arc::clone(&inner).sweep());
-        Self(inner)
+        }))
+    }
+
+    /// Removes what could not be removed at once, for ever.
+    pub async fn sweep(self) {
+        self.0.sweep().await;
     }
 
     /// Looks up the job's result and marks the job, in one round trip. Where others have marked it,
@@ -174,7 +176,7 @@ impl Inner {
         self.left.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn sweep(self: Arc<Self>) {
+    async fn sweep(&self) {
         self.store.connect().await;
         let mut backoff = Backoff::new();
         loop {

@@ -397,11 +397,11 @@ pub struct Source {
 }
 
 impl Heartbeat {
-    /// Starts beating.
+    /// Starts beating; `alive` is dropped when the thread ends, however it does.
     ///
     /// # Errors
     /// When the thread cannot be started.
-    pub fn start(source: Source) -> std::io::Result<Self> {
+    pub fn start(source: Source, alive: impl Send + 'static) -> std::io::Result<Self> {
         let stop = CancellationToken::new();
         let (claims, claim) = watch::channel(NameClaim::Unknown);
         let stopping = stop.clone();
@@ -410,7 +410,10 @@ impl Heartbeat {
             .build()?;
         let thread = std::thread::Builder::new()
             .name("scorer-heartbeat".into())
-            .spawn(move || runtime.block_on(beat_until(source, &stopping, &claims)))?;
+            .spawn(move || {
+                let _alive = alive;
+                runtime.block_on(beat_until(source, &stopping, &claims));
+            })?;
         Ok(Self {
             stop,
             claim,

@@ -3,43 +3,42 @@
 
 mod link;
 mod orders;
+mod parts;
+mod start;
 mod swap;
 mod watchdog;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, mpsc, watch};
-use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use uuid::Uuid;
 
 use crate::broker::amqp::Link;
 use crate::broker::topology::Topology;
 use crate::candidate::fetch::Fetcher;
 use crate::clock::unix_ms;
-use crate::config::{Config, host_name};
+use crate::config::Config;
 use crate::consumer::{Consumer, Ended, HAND_BACK, Serving};
 use crate::control::Order;
 use crate::crash::Marks;
 use crate::engine::thread::{EngineHandle, TERMINATE_GRACE};
 use crate::engine::{EngineError, Warm};
-use crate::heartbeat::{
-    EngineFacts, Heartbeat, Identity, ModelFacts, NameClaim, Source, Vitals, WarmFacts,
-};
-use crate::host;
+use crate::heartbeat::{ModelFacts, NameClaim, Vitals, WarmFacts};
 use crate::lifecycle::{Detail, Lifecycle, Phase, State};
 use crate::package::Package;
-use crate::pipeline::{Pipeline, device_name};
+use crate::pipeline::Pipeline;
 use crate::retry::Backoff;
 use crate::store::Store;
 use crate::unsettled::Unsettled;
 use crate::update::state::{StateDir, StateError};
-use crate::update::{Follower, Offer, Served, Updater};
+use crate::update::{Follower, Offer, Served};
 use crate::waiting::Waiting;
+pub use parts::Part;
+use parts::Parts;
+use start::{Life, grant, model_name};
 use watchdog::Watchdog;
 
 /// How long a start waits for the broker before it warms up without it.
@@ -58,6 +57,8 @@ pub enum Stop {
     CutShort,
     /// A terminated run did not come back: only the end of the process frees the device.
     Stuck,
+    /// A part that must live has ended.
+    PartLost(Part),
 }
 
 /// What whoever runs the worker wishes.
@@ -76,6 +77,8 @@ enum Request {
     /// The package that is to be loaded was found sound.
     Reload(Order),
     Signal,
+    /// A part has ended.
+    Lost(Part),
 }
 
 struct Worker {
@@ -217,20 +220,27 @@ pub async fn run(
     let (requests, mut inbox) = mpsc::channel(16);
     let watchdog = Watchdog::new(config.worker.drain_timeout, overdue);
     let hurry = CancellationToken::new();
-    let granting = grant(wishes, requests.clone(), watchdog.clone(), hurry.clone());
-    tokio::spawn(granting);
-    let Some(name) = model_name(&config, &dir, &mut inbox).await else {
-        return Ok(Stop::Drained);
+    let parts = Parts {
+        requests,
+        watchdog: watchdog.clone(),
     };
-    let dog = watchdog.clone();
-    let (mut worker, heartbeat, tasks) =
-        Worker::start(config, dir, &name, requests, inbox, watchdog, hurry)?;
+    let granting = grant(wishes, parts.clone(), hurry.clone());
+    let mut tasks = vec![parts.spawn(Part::Signals, granting)];
+    let life = Life::begin(&config);
+    watchdog.watch(Arc::clone(&life.vitals.progress));
     if let Some(listener) = metrics {
-        crate::metrics::serve(listener, Arc::clone(&worker.vitals));
+        crate::metrics::serve(listener, Arc::clone(&life.vitals));
     }
+    let name = match model_name(&config, &dir, &mut inbox).await {
+        Ok(name) => name,
+        Err(stop) => return Ok(stop),
+    };
+    let started = Worker::start(config, dir, &name, life, inbox, &parts, hurry);
+    let (mut worker, beside) = started?;
+    tasks.extend(beside.tasks);
     show(Arc::clone(&worker.vitals), worker.lifecycle.follow());
     let stop = worker.live().await;
-    dog.ended(stop);
+    watchdog.ended(stop);
     for task in tasks {
         task.abort();
     }
@@ -240,186 +250,19 @@ pub async fn run(
             worker.lifecycle.advance(State::Stopped, Detail::Drained);
         }
         // The last record says why the process is gone.
-        Stop::Stuck => {}
+        Stop::Stuck | Stop::PartLost(_) => {}
     }
     // Side by side: each may have to wait for a service that does not answer.
     tokio::join!(
         worker.marks.settle(),
         worker.close_link(),
-        heartbeat.stop(),
+        beside.heartbeat.stop(),
         crate::traces::flush()
     );
     Ok(stop)
 }
 
-/// Passes on what whoever runs the worker wishes.
-async fn grant(
-    mut wishes: mpsc::Receiver<Wish>,
-    requests: mpsc::Sender<Request>,
-    watchdog: Watchdog,
-    hurry: CancellationToken,
-) {
-    while let Some(wish) = wishes.recv().await {
-        match wish {
-            Wish::Drain => {
-                watchdog.arm();
-                let requests = requests.clone();
-                // Not here: a worker that drains already takes no requests, and the next wish counts.
-                tokio::spawn(async move {
-                    if requests.send(Request::Signal).await.is_err() {
-                        tracing::debug!("the worker has ended already");
-                    }
-                });
-            }
-            Wish::EndNow => {
-                watchdog.hurry();
-                hurry.cancel();
-            }
-        }
-    }
-}
-
-/// The queue and the keys carry the model's name: without it there is nowhere to report to.
-async fn model_name(
-    config: &Config,
-    dir: &Path,
-    inbox: &mut mpsc::Receiver<Request>,
-) -> Option<String> {
-    let mut backoff = Backoff::new();
-    loop {
-        if let Some(name) = &config.model.name {
-            return Some(name.clone());
-        }
-        match Package::read_manifest(dir) {
-            Ok((manifest, _)) => return Some(manifest.name),
-            Err(error) => {
-                tracing::error!(%error, "the model's name cannot be read; set model.name or mend the package")
-            }
-        }
-        tokio::select! {
-            () = tokio::time::sleep(backoff.wait()) => {}
-            _ = inbox.recv() => return None,
-        }
-    }
-}
-
-fn vitals(config: &Config, name: &str) -> Arc<Vitals> {
-    let vitals = Vitals::default();
-    let slots = config.amqp.prefetch.into();
-    vitals.slots.store(slots, Ordering::Relaxed);
-    {
-        let mut facts = vitals.facts();
-        facts.model.name = name.to_owned();
-        facts.engine = EngineFacts {
-            execution_provider: config.engine.execution_provider.execution_provider().into(),
-            device: device_name(config),
-            ..EngineFacts::default()
-        };
-    }
-    Arc::new(vitals)
-}
-
-fn identity(config: &Config) -> Identity {
-    Identity {
-        worker_id: config.worker_id(),
-        incarnation: Uuid::new_v4().to_string(),
-        host: host_name(),
-        pid_space: host::pid_space(),
-        started_at_ms: unix_ms(),
-    }
-}
-
-fn serve_probes(
-    config: &Config,
-    identity: &Identity,
-    vitals: &Arc<Vitals>,
-    phase: &watch::Receiver<Phase>,
-) {
-    let (namespace, id) = (&config.redis.namespace, &identity.worker_id);
-    if let Err(error) = crate::health::serve(namespace, id, Arc::clone(vitals), phase.clone()) {
-        tracing::warn!(%error, "probes of this host will not reach this worker; is another one running under its id?");
-    }
-}
-
 impl Worker {
-    /// Starts what runs beside the worker: the heartbeat, the probes, the link to the broker.
-    fn start(
-        config: Config,
-        dir: PathBuf,
-        name: &str,
-        requests: mpsc::Sender<Request>,
-        inbox: mpsc::Receiver<Request>,
-        watchdog: Watchdog,
-        hurry: CancellationToken,
-    ) -> anyhow::Result<(Self, Heartbeat, Vec<JoinHandle<()>>)> {
-        let identity = identity(&config);
-        let vitals = vitals(&config, name);
-        watchdog.watch(Arc::clone(&vitals.progress));
-        let (lifecycle, phase, events) = Lifecycle::start();
-        let store = Store::new(&config.redis, name)?;
-        let heartbeat = Heartbeat::start(Source {
-            identity: identity.clone(),
-            vitals: Arc::clone(&vitals),
-            phase: phase.clone(),
-            events,
-            // A connection of its own: what jobs do must not delay a beat.
-            store: Store::new(&config.redis, name)?,
-            health: store.health(),
-            config: config.heartbeat,
-        })?;
-        serve_probes(&config, &identity, &vitals, &phase);
-        let topology = Arc::new(Topology::new(&config.amqp, name));
-        let (offered, links) = watch::channel(None);
-        let (asking, answers) = (requests.clone(), TaskTracker::new());
-        let keeper = link::Keeper {
-            config: config.clone(),
-            topology: Arc::clone(&topology),
-            vitals: Arc::clone(&vitals),
-            links: offered,
-            requests,
-            watchdog,
-            incarnation: identity.incarnation.clone(),
-            phase: phase.clone(),
-            events: lifecycle.events(),
-            answers: answers.clone(),
-        };
-        let mut tasks = vec![tokio::spawn(keeper.keep())];
-        let incarnation = &identity.incarnation;
-        let (lease, facts) = (store.clone(), Arc::clone(&vitals));
-        let (updater, follower) =
-            Updater::new(&config, name, incarnation, lease, facts, phase)?.unzip();
-        tasks.extend(updater.map(|updater| tokio::spawn(updater.follow())));
-        let worker = Self {
-            marks: Marks::new(store.clone(), &config, incarnation, Arc::clone(&vitals)),
-            store,
-            claim: heartbeat.claim.clone(),
-            dir,
-            incarnation: identity.incarnation,
-            lifecycle,
-            vitals,
-            topology,
-            links,
-            requests: inbox,
-            asking,
-            due: Vec::new(),
-            answers,
-            follower,
-            loss: None,
-            state: None,
-            unsettled: Unsettled::default(),
-            waiting: Waiting::default(),
-            fetcher: None,
-            paused: false,
-            hurry,
-            cautious: false,
-            package_changed: false,
-            warming: Backoff::new(),
-            registering: Backoff::between(Duration::from_millis(200), Duration::from_secs(10)),
-            config,
-        };
-        Ok((worker, heartbeat, tasks))
-    }
-
     async fn live(&mut self) -> Stop {
         self.first_link().await;
         let mut model = Model::Absent;
@@ -705,10 +548,9 @@ impl Worker {
                 let time = self.config.worker.drain_timeout;
                 let deadline = asked_at + time.saturating_sub((time / 2).min(GOODBYE) + HAND_BACK);
                 let (cut_short, leaving) = self.finish(consumer, deadline, leaving).await;
-                if cut_short && leaving.state == State::Draining {
-                    Step::Stop(Stop::CutShort)
-                } else {
-                    leaving.then
+                match leaving.then {
+                    Step::Stop(Stop::Drained) if cut_short => Step::Stop(Stop::CutShort),
+                    then => then,
                 }
             }
             Err(ended) => {

@@ -323,6 +323,8 @@ fn watch(connection: &Connection, lost: CancellationToken, blocked: Option<Arc<A
     let mut events = connection.events_listener();
     let status = connection.status().clone();
     tokio::spawn(async move {
+        // However this task ends, nobody hears any more when the link is lost.
+        let _lost = lost.clone().drop_guard();
         loop {
             let event = tokio::select! {
                 // Both connections may go at once, and each has its reason.
@@ -352,9 +354,9 @@ fn watch(connection: &Connection, lost: CancellationToken, blocked: Option<Arc<A
                     if !ours {
                         tracing::warn!(%error, "a connection to RabbitMQ is lost");
                     }
-                    return lost.cancel();
+                    return;
                 }
-                Some(_) | None => return lost.cancel(),
+                Some(_) | None => return,
             }
         }
     });

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 use tokio_util::task::TaskTracker;
 
 use super::Request;
-use super::watchdog::Watchdog;
+use super::parts::Parts;
 use crate::broker::amqp::{Deliveries, Delivery, Link, Publisher};
 use crate::broker::topology::Topology;
 use crate::broker::{BrokerError, Outgoing, Properties};
@@ -30,8 +30,7 @@ pub(super) struct Keeper {
     pub(super) topology: Arc<Topology>,
     pub(super) vitals: Arc<Vitals>,
     pub(super) links: watch::Sender<Option<Arc<Link>>>,
-    pub(super) requests: mpsc::Sender<Request>,
-    pub(super) watchdog: Watchdog,
+    pub(super) parts: Parts,
     pub(super) incarnation: String,
     pub(super) phase: watch::Receiver<Phase>,
     pub(super) events: Events,
@@ -112,11 +111,12 @@ impl Keeper {
         let command = message.command;
         tracing::info!(command = command.as_str(), "asked by a control message");
         if command == control::Command::Drain {
-            self.watchdog.arm();
+            self.parts.watchdog.arm();
         }
         let (order, answered) = Order::new(command);
         self.answer(command, answered, &delivery.properties, publisher);
-        if self.requests.send(Request::Command(order)).await.is_err() {
+        let requests = &self.parts.requests;
+        if requests.send(Request::Command(order)).await.is_err() {
             tracing::debug!("the worker has ended already");
         }
     }

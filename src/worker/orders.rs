@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
-use super::{Leaving, Request, Step, Worker};
+use super::{Leaving, Request, Step, Stop, Worker};
 use crate::control::{Command, Order};
 use crate::lifecycle::{Detail, State};
 use crate::package::Package;
@@ -19,6 +19,14 @@ impl Worker {
         match request {
             None | Some(Request::Signal) => Some(Leaving::drain(Detail::DrainSignal)),
             Some(Request::Command(order)) => self.obey(order),
+            Some(Request::Lost(part)) => {
+                let message = "has ended although the worker has not; see the log for why";
+                tracing::error!(part = part.as_str(), "{message}");
+                let said = format!("{}: {message}", part.as_str());
+                self.vitals.error(&Detail::PartLost.to_string(), &said);
+                let then = Step::Stop(Stop::PartLost(part));
+                Some(Leaving::to(State::Draining, Detail::PartLost, then))
+            }
             Some(Request::Reload(order)) => {
                 let leaving = Leaving::to(State::Reloading, Detail::ReloadRequest, Step::Reload);
                 Some(leaving.answering(order))

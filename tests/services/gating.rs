@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use crate::support::jobs::honest;
 use crate::support::package::Package;
 use crate::support::stack::Stack;
-use crate::support::wait::{START, eventually, now_ms, secs, throughout};
+use crate::support::wait::{SOON, START, eventually, now_ms, secs, throughout};
 use crate::support::watch::{Watch, longest_unready_consumer};
 
 /// What a failed load or warm-up may be called.
@@ -238,5 +238,23 @@ fn a_package_that_changes_under_a_worker_takes_it_off_the_queue_until_it_is_whol
     aggregator.collect_results();
     aggregator.submit(&honest().job("after"));
     assert_eq!(aggregator.result("after").json()["status"], "scored");
+    worker.drain();
+}
+
+/// An orchestrator must not restart what it should wait out.
+#[test]
+fn a_worker_that_does_not_know_its_model_yet_answers_probes_and_drains() {
+    let stack = Stack::shared();
+    let worker = stack.worker_with("w1", |s| s.set("model.dir", "/nowhere"));
+    let probe = |which: &str| {
+        let settings = stack.settings().set("worker.id", "w1");
+        stack
+            .command_with(settings, &["healthcheck", which], "")
+            .code
+    };
+    eventually(SOON, "it waits for its package", || {
+        worker.log().contains("the model's name cannot be read")
+    });
+    assert_eq!((probe("--live"), probe("--ready")), (0, 1));
     worker.drain();
 }
