@@ -12,7 +12,7 @@ use crate::support::package::VERSION;
 use crate::support::process::Folder;
 use crate::support::stack::Stack;
 use crate::support::wait::{SOON, eventually, now_ms, secs};
-use crate::support::worker::Settings;
+use crate::support::worker::{Settings, Worker};
 
 const LADDER: &str = r#"["100ms", "200ms", "300ms"]"#;
 
@@ -386,21 +386,46 @@ fn a_candidate_is_fetched_once_while_it_is_kept() {
     assert_eq!(server.asked("/ok/c"), 2);
 }
 
-/// A stranger's server that takes its time holds only the jobs whose outcome hangs on it.
+/// A worker, a quick server and one that takes its time over the same candidate, and what is marked in Redis.
+struct Slow {
+    stack: Stack,
+    worker: Worker,
+    quick: String,
+    slow: String,
+}
+
+impl Slow {
+    fn new() -> Self {
+        let (stack, server) = (Stack::shared(), Server::start());
+        let bytes = honest().bytes();
+        let worker = stack.worker_with("w1", |s| {
+            s.set("candidates.allow", json!([server.url("/")]))
+                .set("candidates.allow_private", true)
+                .set("candidates.min_rate", 1)
+        });
+        worker.ready();
+        Self {
+            quick: server.put("/quick", Route::Bytes(bytes.clone())),
+            slow: server.put("/slow", Route::Drip(bytes, secs(1))),
+            worker,
+            stack,
+        }
+    }
+
+    fn mark(&self, id: &str, marks: &[(&str, &str)]) {
+        let key = self.stack.key(&format!("crash:{id}:{VERSION}"));
+        let mut redis = self.stack.redis.connection();
+        let marked: redis::RedisResult<()> = redis.hset_multiple(key, marks);
+        marked.expect("marks");
+    }
+}
+
 #[test]
 fn what_is_decided_without_the_candidate_does_not_wait_for_it() {
-    let (stack, server) = (Stack::shared(), Server::start());
-    let bytes = honest().bytes();
-    let worker = stack.worker_with("w1", |s| {
-        s.set("candidates.allow", json!([server.url("/")]))
-            .set("candidates.allow_private", true)
-            .set("candidates.min_rate", 1)
-    });
-    worker.ready();
+    let strangers = Slow::new();
+    let (stack, slow) = (&strangers.stack, &strangers.slow);
     let aggregator = stack.aggregator();
     aggregator.collect_results();
-    let quick = server.put("/quick", Route::Bytes(bytes.clone()));
-    let slow = server.put("/slow", Route::Drip(bytes, secs(1)));
     let answers_soon = |id: &str, expected: &str| {
         let asked = Instant::now();
         assert_eq!(code(&aggregator, id), expected);
@@ -408,30 +433,33 @@ fn what_is_decided_without_the_candidate_does_not_wait_for_it() {
         assert!(took < secs(4), "{id} took {took:?}");
     };
 
-    submit(&aggregator, "stored", &quick);
-    assert_eq!(code(&aggregator, "stored"), "scored");
-    submit(&aggregator, "stored", &slow);
+    strangers.mark("poisoned", &[("x/1", "dead:1"), ("y/2", "dead:2")]);
+    submit(&aggregator, "poisoned", slow);
+    answers_soon("poisoned", "poisoned");
+
+    submit(&aggregator, "stored", &strangers.quick);
+    answers_soon("stored", "scored");
+    submit(&aggregator, "stored", slow);
     eventually(secs(4), "answered from the store", || {
         aggregator.copies("stored").len() == 2
     });
 
-    let deaths = [("x/1", "dead:1"), ("y/2", "dead:2")];
-    let key = stack.key(&format!("crash:poisoned:{VERSION}"));
-    let marked: redis::RedisResult<()> = stack.redis.connection().hset_multiple(key, &deaths);
-    marked.expect("marks");
-    submit(&aggregator, "poisoned", &slow);
-    answers_soon("poisoned", "poisoned");
-
-    let mut late = honest().job_by_url("late", &slow);
+    let mut late = honest().job_by_url("late", slow);
     late["deadline_ms"] = json!(now_ms() + 1500);
     aggregator.submit(&late);
     answers_soon("late", "deadline_exceeded");
+    strangers.worker.drain();
+}
 
-    submit(&aggregator, "on-its-way", &slow);
-    let key = stack.key(&format!("crash:held:{VERSION}"));
-    let marked: redis::RedisResult<()> = stack.redis.connection().hset(key, "ghost/gone", "1");
-    marked.expect("a mark");
-    submit(&aggregator, "held", &slow);
+#[test]
+fn a_drain_hands_back_what_is_on_its_way_and_what_waits_for_news_at_once() {
+    let strangers = Slow::new();
+    let (stack, slow) = (&strangers.stack, &strangers.slow);
+    let aggregator = stack.aggregator();
+    submit(&aggregator, "on-its-way", slow);
+    strangers.mark("held", &[("ghost/gone", "1")]);
+    submit(&aggregator, "held", slow);
+    let worker = &strangers.worker;
     worker.heartbeat_when(SOON, "it holds both", |r| r["jobs"]["buffered"] == 1);
     worker.terminate();
     assert_eq!(worker.exit_code(secs(4)), 0, "{}", worker.log());
