@@ -1,4 +1,4 @@
-//! What an operator declared otherwise costs no result, and no link again and again.
+//! What an operator declared otherwise costs no result, and no link again and again; what a worker may not do, it says.
 
 use std::collections::BTreeSet;
 
@@ -168,4 +168,39 @@ fn an_exchange_that_loses_its_alternate_later_costs_one_link() {
     let kept = settled(&aggregator, &worker, &unrouted(&aggregator), 3);
     let kept: Vec<_> = kept.iter().map(|r| r["submission_id"].as_str()).collect();
     assert_eq!(kept, ["job-1", "job-2", "job-3"].map(Some));
+}
+
+#[test]
+fn a_worker_that_may_not_publish_says_so_and_goes_on_when_it_may() {
+    let stack = Stack::shared();
+    let aggregator = stack.aggregator();
+    let user = format!("user-{}", stack.namespace);
+    let may_write = |pattern: &str| {
+        let permissions = ["set_permissions", &user, ".*", pattern, ".*"];
+        eventually_some(SOON, "rights", || stack.rabbit.control(&permissions));
+    };
+    eventually_some(SOON, "a user", || {
+        stack.rabbit.control(&["add_user", &user, "secret"])
+    });
+    may_write(&format!("^(?!{}$)", stack.object("results")));
+    let url = stack
+        .rabbit
+        .url()
+        .replace("guest:guest", &format!("{user}:secret"));
+    let worker = stack.worker_with("w1", |s| s.env("SCORER_AMQP__URL", &url));
+    worker.ready();
+    aggregator.submit(&honest().job("x"));
+    let told = |r: &Value| {
+        let error = &r["last_error"];
+        let why = error["message"].as_str().unwrap_or_default();
+        error["code"] == "broker_disconnected" && why.contains("ACCESS_REFUSED")
+    };
+    worker.heartbeat_when(SOON, "the reason is in its record", told);
+    may_write(".*");
+    aggregator.collect_results();
+    aggregator.result("x");
+    worker.ready();
+    worker.drain();
+    aggregator.expect_empty(&stack.jobs_queue());
+    assert_eq!(aggregator.copies("x").len(), 1);
 }
