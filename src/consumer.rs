@@ -635,13 +635,17 @@ impl Serving {
         loop {
             match publisher.publish(message.clone()).await {
                 Ok(()) => return true,
-                Err(PublishError::Lost(why) | PublishError::Unroutable(why)) => {
+                Err(error @ (PublishError::Lost(_) | PublishError::Unroutable(_))) => {
+                    let (exchange, routing_key) = (&message.exchange, &message.routing_key);
                     tracing::warn!(
-                        %why,
-                        exchange = %message.exchange,
-                        routing_key = %message.routing_key,
+                        why = %error,
+                        %exchange,
+                        %routing_key,
                         "a message is not confirmed; the broker will deliver its job again"
                     );
+                    // Where this happens again and again, whoever sees the link come and go finds why.
+                    let what = format!("to {exchange:?} for {routing_key:?}: {error}");
+                    self.vitals.error("broker_disconnected", &what);
                     return false;
                 }
                 Err(PublishError::Refused(why)) => {

@@ -26,7 +26,7 @@ use lapin::{Channel, Connection, ConnectionBuilder, ConnectionProperties, ErrorK
 use tokio_util::sync::CancellationToken;
 
 use super::BrokerError;
-use super::topology::{Argument, ExchangeKind, Topology};
+use super::topology::{Argument, Exchange, ExchangeKind, Topology};
 use crate::config::AmqpConfig;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -74,7 +74,7 @@ pub struct Link {
     pub lost: CancellationToken,
     /// Whether the broker holds our publishes back.
     pub blocked: Arc<AtomicBool>,
-    /// Sends results, many in flight; their exchange cannot lose them.
+    /// Sends results, many in flight; their exchange cannot lose them, or there is a detour.
     pub results: Publisher,
     /// Sends jobs to retry and dead queues, one at a time, so that "returned" means this one.
     pub jobs: Publisher,
@@ -104,33 +104,20 @@ impl Link {
         })
     }
 
-    /// Declares everything; a queue that an operator made with other arguments is used as it is.
+    /// Declares everything; what an operator made with other arguments is used as it is. From then on
+    /// results take a detour where their exchange could return them.
     ///
     /// # Errors
     /// When the broker refuses for another reason.
     pub async fn declare(&self, topology: &Topology) -> Result<(), BrokerError> {
+        let mut otherwise = Vec::new();
         for exchange in &topology.exchanges {
-            let kind = match exchange.kind {
-                ExchangeKind::Direct => lapin::ExchangeKind::Direct,
-                ExchangeKind::Topic => lapin::ExchangeKind::Topic,
-                ExchangeKind::Fanout => lapin::ExchangeKind::Fanout,
-            };
-            let options = ExchangeDeclareOptions {
-                durable: true,
-                ..Default::default()
-            };
-            let channel = self.channel().await?;
-            let declared = channel.exchange_declare(
-                exchange.name.as_str().into(),
-                kind,
-                options,
-                table(&exchange.arguments),
-            );
-            tolerate(
-                &exchange.name,
-                bounded(&exchange.name, CALL_TIMEOUT, declared).await,
-            )?;
-            close(channel).await;
+            if !self.declare_exchange(exchange).await? {
+                otherwise.push(exchange.name.clone());
+            }
+        }
+        if let Some(detour) = topology.detour(&otherwise) {
+            self.results.detour(detour);
         }
         for queue in &topology.queues {
             let options = QueueDeclareOptions {
@@ -160,6 +147,26 @@ impl Link {
         }
         close(channel).await;
         Ok(())
+    }
+
+    /// False = there is one that differs.
+    async fn declare_exchange(&self, exchange: &Exchange) -> Result<bool, BrokerError> {
+        let kind = match exchange.kind {
+            ExchangeKind::Direct => lapin::ExchangeKind::Direct,
+            ExchangeKind::Topic => lapin::ExchangeKind::Topic,
+            ExchangeKind::Fanout => lapin::ExchangeKind::Fanout,
+        };
+        let options = ExchangeDeclareOptions {
+            durable: true,
+            ..Default::default()
+        };
+        let channel = self.channel().await?;
+        let name = exchange.name.as_str();
+        let declared =
+            channel.exchange_declare(name.into(), kind, options, table(&exchange.arguments));
+        let same = tolerate(name, bounded(name, CALL_TIMEOUT, declared).await)?;
+        close(channel).await;
+        Ok(same)
     }
 
     /// Messages that wait in a queue, and its consumers; `None` if there is no such queue. Declares
@@ -374,15 +381,16 @@ fn table(arguments: &[(String, Argument)]) -> FieldTable {
     table
 }
 
-fn tolerate(name: &str, declared: Result<(), BrokerError>) -> Result<(), BrokerError> {
+/// False = it differs, and is used as it is.
+fn tolerate(name: &str, declared: Result<(), BrokerError>) -> Result<bool, BrokerError> {
     match declared {
         Err(error @ BrokerError::Differs(_)) => {
             tracing::warn!(%name, "exists with other arguments and is used as it is: {error}");
-            Ok(())
+            Ok(false)
         }
         Ok(())
         | Err(BrokerError::Missing(_) | BrokerError::Forbidden(_) | BrokerError::Failed(_)) => {
-            declared
+            declared.map(|()| true)
         }
     }
 }
@@ -405,7 +413,7 @@ mod tests {
         let soft = |kind| refusal(AMQPErrorKind::Soft(kind), "whatever the broker says");
         let differs = failed("q", &soft(AMQPSoftError::PRECONDITIONFAILED));
         assert!(matches!(differs, BrokerError::Differs(_)), "{differs}");
-        assert_eq!(tolerate("q", Err(differs)), Ok(()));
+        assert_eq!(tolerate("q", Err(differs)), Ok(false));
         let missing = failed("q", &soft(AMQPSoftError::NOTFOUND));
         assert!(matches!(missing, BrokerError::Missing(_)), "{missing}");
         let text = "PRECONDITION_FAILED - NOT_FOUND";
@@ -430,6 +438,6 @@ mod tests {
         let call = std::future::pending::<lapin::Result<()>>();
         let late = bounded("q", Duration::ZERO, call).await;
         assert!(matches!(late, Err(BrokerError::Failed(_))), "{late:?}");
-        assert_eq!(tolerate("q", late.clone()), late);
+        assert_eq!(tolerate("q", late.clone()), late.map(|()| true));
     }
 }

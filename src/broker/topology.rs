@@ -60,6 +60,15 @@ pub struct Binding {
     pub routing_key: String,
 }
 
+/// Where a message goes that its exchange returns.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Detour {
+    /// Empty = the default exchange.
+    pub exchange: String,
+    /// Its own where this is none.
+    pub routing_key: Option<String>,
+}
+
 /// All objects of one model.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Topology {
@@ -154,6 +163,24 @@ impl Topology {
     /// Exchange and queue of results that no queue is bound for.
     pub fn unrouted(&self) -> String {
         format!("{}.results.unrouted", self.namespace)
+    }
+
+    /// Where results go that come back, which they can where an exchange on their way is `otherwise`
+    /// than it is here: with another alternate, or with none.
+    pub fn detour(&self, otherwise: &[String]) -> Option<Detour> {
+        let unrouted = self.unrouted();
+        if otherwise.contains(&unrouted) {
+            // It may lead nowhere, or take no message from a client; the queue has the same name.
+            return Some(Detour {
+                exchange: String::new(),
+                routing_key: Some(unrouted),
+            });
+        }
+        let returns = otherwise.contains(&self.results_exchange());
+        returns.then_some(Detour {
+            exchange: unrouted,
+            routing_key: None,
+        })
     }
 
     /// Exchange of control messages.

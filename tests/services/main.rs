@@ -39,6 +39,7 @@ mod identity;
 mod metrics;
 mod mirror;
 mod mismatches;
+mod otherwise;
 mod outages;
 mod poison;
 mod provider;

@@ -1,7 +1,9 @@
-//! Declares the jobs queue ahead of any worker, rightly or wrongly.
+//! Declares what workers declare, ahead of them or behind their backs, rightly or wrongly.
 
 use lapin::ExchangeKind;
-use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
+use lapin::options::{
+    ExchangeDeclareOptions, ExchangeDeleteOptions, QueueBindOptions, QueueDeclareOptions,
+};
 use lapin::types::{AMQPValue, FieldTable};
 
 use super::aggregator::{Aggregator, runtime};
@@ -49,6 +51,74 @@ impl Aggregator {
             let declared = channel.queue_declare(queue.as_str().into(), durable, arguments);
             declared.await.expect("the queue of parked jobs");
         });
+    }
+
+    /// Declares an exchange of the namespace as an operator might, an internal one or with another
+    /// alternate exchange.
+    #[track_caller]
+    pub(crate) fn declare_exchange(
+        &self,
+        rest: &str,
+        kind: ExchangeKind,
+        internal: bool,
+        alternate: Option<&str>,
+    ) {
+        let name = format!("{}.{rest}", self.namespace);
+        let mut arguments = FieldTable::default();
+        if let Some(alternate) = alternate {
+            let alternate = AMQPValue::LongString(alternate.into());
+            arguments.insert("alternate-exchange".into(), alternate);
+        }
+        let options = ExchangeDeclareOptions {
+            durable: true,
+            internal,
+            ..Default::default()
+        };
+        runtime().block_on(async {
+            let channel = self.connection.create_channel().await.expect("a channel");
+            let declared = channel.exchange_declare(name.into(), kind, options, arguments);
+            declared.await.expect("the exchange");
+        });
+    }
+
+    /// Deletes an exchange of the namespace.
+    #[track_caller]
+    pub(crate) fn delete_exchange(&self, rest: &str) {
+        let name = format!("{}.{rest}", self.namespace);
+        runtime().block_on(async {
+            let channel = self.connection.create_channel().await.expect("a channel");
+            let deleted = channel.exchange_delete(name.into(), ExchangeDeleteOptions::default());
+            deleted.await.expect("the exchange is deleted");
+        });
+    }
+
+    /// A queue of its own for results of one status.
+    #[track_caller]
+    pub(crate) fn declare_results_of(&self, status: &str) -> String {
+        let (exchange, queue) = (
+            format!("{}.results", self.namespace),
+            format!("{}.{status}", self.namespace),
+        );
+        runtime().block_on(async {
+            let channel = self.connection.create_channel().await.expect("a channel");
+            let mut arguments = FieldTable::default();
+            let quorum = AMQPValue::LongString("quorum".into());
+            arguments.insert("x-queue-type".into(), quorum);
+            let durable = QueueDeclareOptions::durable();
+            let declared = channel.queue_declare(queue.as_str().into(), durable, arguments);
+            declared.await.expect("the queue");
+            let key = format!("{MODEL}.{status}");
+            let options = QueueBindOptions::default();
+            let bound = channel.queue_bind(
+                queue.as_str().into(),
+                exchange.into(),
+                key.into(),
+                options,
+                FieldTable::default(),
+            );
+            bound.await.expect("the binding");
+        });
+        queue
     }
 
     #[track_caller]

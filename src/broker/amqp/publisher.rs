@@ -1,7 +1,7 @@
 //! What is published, and what the broker says of it: one task to a channel, each message confirmed.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use futures_util::future::{Fuse, FusedFuture};
@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::{CALL_TIMEOUT, bounded};
+use crate::broker::topology::Detour;
 use crate::broker::{ATTEMPT, BrokerError, Outgoing, Properties, PublishError};
 use crate::clock;
 use crate::metrics::Confirm;
@@ -27,7 +28,18 @@ type Order = (Outgoing, oneshot::Sender<Result<(), PublishError>>);
 
 /// A handle to the task that owns a publishing channel.
 #[derive(Debug, Clone)]
-pub struct Publisher(mpsc::Sender<Order>);
+pub struct Publisher {
+    orders: mpsc::Sender<Order>,
+    returns: Arc<Returns>,
+    lost: CancellationToken,
+}
+
+/// What becomes of messages that come back.
+#[derive(Debug, Default)]
+struct Returns {
+    detour: OnceLock<Detour>,
+    warned: AtomicBool,
+}
 
 impl Publisher {
     /// Many messages in flight.
@@ -62,9 +74,23 @@ impl Publisher {
         )
         .await?;
         let (orders, inbox) = mpsc::channel(PIPELINE);
-        let publishing = publish_all(channel, inbox, window, lost.clone(), Arc::clone(blocked));
+        let returns = Arc::new(Returns::default());
+        let sender = Self {
+            orders,
+            returns: Arc::clone(&returns),
+            lost: lost.clone(),
+        };
+        let blocked = Arc::clone(blocked);
+        let publishing = publish_all(channel, inbox, window, returns, lost.clone(), blocked);
         tokio::spawn(publishing);
-        Ok(Self(orders))
+        Ok(sender)
+    }
+
+    /// From now on a message that comes back is published again, this way. One is in flight at a time
+    /// then, for it must be known which one it was.
+    pub(super) fn detour(&self, detour: Detour) {
+        // The first stays: what else is found later is for the next link.
+        self.returns.detour.get_or_init(|| detour);
     }
 
     /// Sends a message; returns when the broker has confirmed it.
@@ -79,7 +105,10 @@ impl Publisher {
             }
         }
         let began = Instant::now();
-        let outcome = self.send(message).await;
+        let outcome = match self.returns.detour.get() {
+            Some(detour) => self.send_somehow(message, detour).await,
+            None => self.send(message).await,
+        };
         let confirm = match &outcome {
             Ok(()) => Confirm::Confirmed,
             Err(PublishError::Refused(_)) => Confirm::Refused,
@@ -89,10 +118,42 @@ impl Publisher {
         outcome
     }
 
+    /// The link is given up only when the detour leads nowhere, too: the next one declares it again.
+    async fn send_somehow(&self, message: Outgoing, to: &Detour) -> Result<(), PublishError> {
+        let mut again = message.clone();
+        let outcome = self.send(message).await;
+        let Err(PublishError::Unroutable(why)) = &outcome else {
+            return outcome;
+        };
+        if !self.returns.warned.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                %why,
+                exchange = again.exchange,
+                routing_key = again.routing_key,
+                instead = to.routing_key.as_ref().unwrap_or(&to.exchange),
+                "no queue takes this, nor is there an alternate exchange that leads to one: such messages are published \
+                 elsewhere instead, one at a time. Bind a queue, set a policy with alternate-exchange, or delete what \
+                 was declared otherwise, and workers declare it as `scorer topology` prints it"
+            );
+        }
+        again.exchange.clone_from(&to.exchange);
+        if let Some(routing_key) = &to.routing_key {
+            again.routing_key.clone_from(routing_key);
+        }
+        let outcome = self.send(again).await;
+        if matches!(outcome, Err(PublishError::Unroutable(_))) {
+            self.lost.cancel();
+        }
+        outcome
+    }
+
     async fn send(&self, message: Outgoing) -> Result<(), PublishError> {
         let lost = || PublishError::Lost("the publisher has ended".into());
         let (reply, confirmed) = oneshot::channel();
-        self.0.send((message, reply)).await.map_err(|_| lost())?;
+        self.orders
+            .send((message, reply))
+            .await
+            .map_err(|_| lost())?;
         confirmed.await.map_err(|_| lost())?
     }
 }
@@ -101,6 +162,7 @@ async fn publish_all(
     channel: Channel,
     mut inbox: mpsc::Receiver<Order>,
     window: usize,
+    returns: Arc<Returns>,
     lost: CancellationToken,
     blocked: Arc<AtomicBool>,
 ) {
@@ -112,6 +174,8 @@ async fn publish_all(
     let sending = Fuse::terminated();
     tokio::pin!(sending);
     loop {
+        let detour = returns.detour.get().is_some();
+        let window = if detour { 1 } else { window };
         let may_send = sending.is_terminated() && pending.len() < window;
         tokio::select! {
             Some(healthy) = pending.next(), if !pending.is_empty() => {
@@ -119,9 +183,10 @@ async fn publish_all(
                     return lost.cancel();
                 }
             }
-            (sent, reply) = &mut sending, if !sending.is_terminated() => match sent {
+            (sent, alone, reply) = &mut sending, if !sending.is_terminated() => match sent {
                 Ok(confirm) => {
-                    pending.push(Box::pin(settle(confirm, Arc::clone(&blocked), reply)));
+                    let settled = settle(confirm, alone, Arc::clone(&blocked), reply);
+                    pending.push(Box::pin(settled));
                 }
                 Err(error) => {
                     drop(reply.send(Err(error)));
@@ -130,8 +195,10 @@ async fn publish_all(
             },
             order = inbox.recv(), if may_send => match order {
                 Some((message, reply)) => {
+                    // A detour may be known only since this was waited for.
+                    let alone = pending.is_empty() && returns.detour.get().is_some();
                     let sent = send(&channel, message, &blocked);
-                    sending.set(sent.map(|sent| (sent, reply)).fuse());
+                    sending.set(sent.map(move |sent| (sent, alone, reply)).fuse());
                 }
                 None => break,
             },
@@ -177,9 +244,11 @@ async fn in_time<T>(
     }
 }
 
-/// Tells the sender what became of its message; false = the channel can no longer be trusted.
+/// Tells the sender what became of its message; false = the channel can no longer be trusted. What came
+/// back while it was `alone` in flight is this one, and its sender knows what to do.
 async fn settle(
     confirm: lapin::PublisherConfirm,
+    alone: bool,
     blocked: Arc<AtomicBool>,
     reply: oneshot::Sender<Result<(), PublishError>>,
 ) -> bool {
@@ -187,7 +256,7 @@ async fn settle(
         Some(Ok(Confirmation::Ack(None))) => (Ok(()), true),
         Some(Ok(Confirmation::Ack(Some(returned)))) => {
             let why = returned.reply_text.to_string();
-            (Err(PublishError::Unroutable(why)), false)
+            (Err(PublishError::Unroutable(why)), alone)
         }
         Some(Ok(Confirmation::Nack(_))) => {
             (Err(PublishError::Refused("a queue is full".into())), true)
