@@ -50,6 +50,8 @@ pub enum Ended {
     ConsumerLost,
     /// A connection is gone.
     BrokerLost,
+    /// The broker does not let us publish what jobs are answered with.
+    Forbidden,
     /// The engine can no longer be used.
     EngineLost(Detail),
 }
@@ -131,7 +133,7 @@ impl Consumer {
         loop {
             tokio::select! {
                 biased;
-                () = serving.link.lost.cancelled() => return Ended::BrokerLost,
+                () = serving.link.lost.cancelled() => return serving.lost(),
                 detail = serving.pipeline.engine().lost() => return Ended::EngineLost(detail),
                 () = serving.pipeline.engine().stalled() => return Ended::Stalled,
                 Some(done) = self.jobs.join_next(), if !self.jobs.is_empty() => {
@@ -274,10 +276,10 @@ impl Serving {
     }
 
     fn lost(&self) -> Ended {
-        if self.link.lost.is_cancelled() {
-            Ended::BrokerLost
-        } else {
-            Ended::ConsumerLost
+        match self.link.lost.is_cancelled() {
+            true if self.link.is_forbidden() => Ended::Forbidden,
+            true => Ended::BrokerLost,
+            false => Ended::ConsumerLost,
         }
     }
 
@@ -645,7 +647,11 @@ impl Serving {
                     );
                     // Where this happens again and again, whoever sees the link come and go finds why.
                     let what = format!("to {exchange:?} for {routing_key:?}: {error}");
-                    self.vitals.error("broker_disconnected", &what);
+                    let code = match self.link.is_forbidden() {
+                        true => Detail::PublishForbidden,
+                        false => Detail::BrokerDisconnected,
+                    };
+                    self.vitals.error(&code.to_string(), &what);
                     return false;
                 }
                 Err(PublishError::Refused(why)) => {

@@ -117,6 +117,8 @@ struct Worker {
     package_changed: bool,
     warming: Backoff,
     registering: Backoff,
+    /// Each try costs a job one of the returns that the broker counts.
+    forbidden: Backoff,
 }
 
 /// What a worker has to score with.
@@ -191,6 +193,7 @@ impl Leaving {
             Ended::Cleared => Self::to(State::Ready, Detail::Serving, Step::Again),
             Ended::Stalled => Self::degraded(Detail::Stuck, Step::Reload),
             Ended::BrokerLost => Self::degraded(Detail::BrokerDisconnected, Step::Again),
+            Ended::Forbidden => Self::degraded(Detail::PublishForbidden, Step::Again),
             Ended::ConsumerLost => Self::degraded(Detail::ConsumerLost, Step::Again),
             Ended::EngineLost(Detail::Stuck) => {
                 Self::degraded(Detail::Stuck, Step::Stop(Stop::Stuck))
@@ -576,7 +579,7 @@ impl Worker {
             Ended::Stalled => {
                 consumer.settle_stalled(TERMINATE_GRACE * 2).await;
             }
-            Ended::BrokerLost | Ended::ConsumerLost => {
+            Ended::BrokerLost | Ended::Forbidden | Ended::ConsumerLost => {
                 self.cautious = true;
                 consumer.abandon().await;
             }
@@ -665,16 +668,20 @@ impl Worker {
     /// What follows a failure to serve: where a new try could fail at once, only after a while.
     async fn leave(&mut self, leaving: Leaving, served_since: Instant) -> Step {
         self.lifecycle.advance(leaving.state, leaving.detail);
-        if !matches!(
+        let backoff = if leaving.detail == Detail::PublishForbidden {
+            &mut self.forbidden
+        } else if matches!(
             leaving.detail,
             Detail::ConsumerLost | Detail::ModelLoadFailed
         ) {
+            &mut self.registering
+        } else {
             return leaving.then;
-        }
+        };
         if served_since.elapsed() > LASTING {
-            self.registering.reset();
+            backoff.reset();
         }
-        let wait = self.registering.wait();
+        let wait = backoff.wait();
         self.wait(Some(wait)).await
     }
 

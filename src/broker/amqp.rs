@@ -74,13 +74,29 @@ pub struct Link {
     pub lost: CancellationToken,
     /// Whether the broker holds our publishes back.
     pub blocked: Arc<AtomicBool>,
+    forbidden: Arc<AtomicBool>,
     /// Sends results, many in flight; their exchange cannot lose them, or there is a detour.
     pub results: Publisher,
     /// Sends jobs to retry and dead queues, one at a time, so that "returned" means this one.
     pub jobs: Publisher,
 }
 
+/// What is known of a link, shared by all who work on it.
+#[derive(Debug, Clone, Default)]
+struct Signs {
+    lost: CancellationToken,
+    blocked: Arc<AtomicBool>,
+    /// The broker does not let us publish something.
+    forbidden: Arc<AtomicBool>,
+}
+
 impl Link {
+    /// Whether it was lost because the broker does not let us publish something: the next one would
+    /// be lost for the same reason.
+    pub fn is_forbidden(&self) -> bool {
+        self.forbidden.load(Ordering::Relaxed)
+    }
+
     /// Connects and opens the publishing channels.
     ///
     /// # Errors
@@ -88,17 +104,18 @@ impl Link {
     pub async fn connect(config: &AmqpConfig, name: &str) -> Result<Self, BrokerError> {
         let consuming = connect(config, &format!("{name}/consume")).await?;
         let publishing = connect(config, &format!("{name}/publish")).await?;
-        let lost = CancellationToken::new();
-        let blocked = Arc::new(AtomicBool::new(false));
-        watch(&consuming, lost.clone(), None);
-        watch(&publishing, lost.clone(), Some(Arc::clone(&blocked)));
-        let results = Publisher::pipelined(&publishing, &lost, &blocked).await?;
-        let jobs = Publisher::one_by_one(&publishing, &lost, &blocked).await?;
+        let signs = Signs::default();
+        watch(&consuming, signs.lost.clone(), None);
+        let blocked = Some(Arc::clone(&signs.blocked));
+        watch(&publishing, signs.lost.clone(), blocked);
+        let results = Publisher::pipelined(&publishing, &signs).await?;
+        let jobs = Publisher::one_by_one(&publishing, &signs).await?;
         Ok(Self {
             consuming,
             publishing,
-            lost,
-            blocked,
+            lost: signs.lost,
+            blocked: signs.blocked,
+            forbidden: signs.forbidden,
             results,
             jobs,
         })

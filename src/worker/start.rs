@@ -248,6 +248,7 @@ impl Worker {
             package_changed: false,
             warming: Backoff::new(),
             registering: Backoff::between(Duration::from_millis(200), Duration::from_secs(10)),
+            forbidden: Backoff::between(Duration::from_secs(1), Duration::from_secs(300)),
             config,
         };
         Ok((worker, Beside { heartbeat, tasks }))

@@ -15,7 +15,7 @@ use crate::support::jobs::{honest, honest_job};
 use crate::support::message::Message;
 use crate::support::package::MODEL;
 use crate::support::stack::Stack;
-use crate::support::wait::{SOON, eventually, eventually_some};
+use crate::support::wait::{SOON, eventually, eventually_some, secs, throughout};
 use crate::support::worker::Worker;
 
 /// What the worker says, once, when it puts results among the unrouted ones itself.
@@ -193,9 +193,14 @@ fn a_worker_that_may_not_publish_says_so_and_goes_on_when_it_may() {
     let told = |r: &Value| {
         let error = &r["last_error"];
         let why = error["message"].as_str().unwrap_or_default();
-        error["code"] == "broker_disconnected" && why.contains("ACCESS_REFUSED")
+        error["code"] == "publish_forbidden" && why.contains("ACCESS_REFUSED")
     };
-    worker.heartbeat_when(SOON, "the reason is in its record", told);
+    let forbidden = |r: &Value| r["state_detail"] == "publish_forbidden" && told(r);
+    worker.heartbeat_when(SOON, "the reason is its state", forbidden);
+    // It takes the job again after a second, then after two, four and eight.
+    throughout(secs(6), "it does not try all the time", || {
+        generation(&worker.heartbeat()) <= 5
+    });
     may_write(".*");
     aggregator.collect_results();
     aggregator.result("x");

@@ -13,7 +13,7 @@ use lapin::{BasicProperties, Channel, Confirmation, Connection};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use super::{CALL_TIMEOUT, bounded};
+use super::{CALL_TIMEOUT, Signs, bounded, failed};
 use crate::broker::topology::Detour;
 use crate::broker::{ATTEMPT, BrokerError, Outgoing, Properties, PublishError};
 use crate::clock;
@@ -45,26 +45,23 @@ impl Publisher {
     /// Many messages in flight.
     pub(super) async fn pipelined(
         connection: &Connection,
-        lost: &CancellationToken,
-        blocked: &Arc<AtomicBool>,
+        signs: &Signs,
     ) -> Result<Self, BrokerError> {
-        Self::open(connection, PIPELINE, lost, blocked).await
+        Self::open(connection, PIPELINE, signs).await
     }
 
     /// One message in flight, so that "returned" means this one.
     pub(super) async fn one_by_one(
         connection: &Connection,
-        lost: &CancellationToken,
-        blocked: &Arc<AtomicBool>,
+        signs: &Signs,
     ) -> Result<Self, BrokerError> {
-        Self::open(connection, 1, lost, blocked).await
+        Self::open(connection, 1, signs).await
     }
 
     async fn open(
         connection: &Connection,
         window: usize,
-        lost: &CancellationToken,
-        blocked: &Arc<AtomicBool>,
+        signs: &Signs,
     ) -> Result<Self, BrokerError> {
         let channel = bounded("open a channel", CALL_TIMEOUT, connection.create_channel()).await?;
         bounded(
@@ -78,10 +75,9 @@ impl Publisher {
         let sender = Self {
             orders,
             returns: Arc::clone(&returns),
-            lost: lost.clone(),
+            lost: signs.lost.clone(),
         };
-        let blocked = Arc::clone(blocked);
-        let publishing = publish_all(channel, inbox, window, returns, lost.clone(), blocked);
+        let publishing = publish_all(channel, inbox, window, returns, signs.clone());
         tokio::spawn(publishing);
         Ok(sender)
     }
@@ -163,9 +159,9 @@ async fn publish_all(
     mut inbox: mpsc::Receiver<Order>,
     window: usize,
     returns: Arc<Returns>,
-    lost: CancellationToken,
-    blocked: Arc<AtomicBool>,
+    signs: Signs,
 ) {
+    let lost = signs.lost.clone();
     // However this task ends, nobody publishes on the link any more.
     let _lost = lost.clone().drop_guard();
     let mut pending: FuturesUnordered<futures_util::future::BoxFuture<'static, bool>> =
@@ -185,7 +181,7 @@ async fn publish_all(
             }
             (sent, alone, reply) = &mut sending, if !sending.is_terminated() => match sent {
                 Ok(confirm) => {
-                    let settled = settle(confirm, alone, Arc::clone(&blocked), reply);
+                    let settled = settle(confirm, alone, signs.clone(), reply);
                     pending.push(Box::pin(settled));
                 }
                 Err(error) => {
@@ -197,7 +193,7 @@ async fn publish_all(
                 Some((message, reply)) => {
                     // A detour may be known only since this was waited for.
                     let alone = pending.is_empty() && returns.detour.get().is_some();
-                    let sent = send(&channel, message, &blocked);
+                    let sent = send(&channel, message, &signs);
                     sending.set(sent.map(move |sent| (sent, alone, reply)).fuse());
                 }
                 None => break,
@@ -211,7 +207,7 @@ async fn publish_all(
 async fn send(
     channel: &Channel,
     message: Outgoing,
-    blocked: &AtomicBool,
+    signs: &Signs,
 ) -> Result<lapin::PublisherConfirm, PublishError> {
     let options = BasicPublishOptions {
         mandatory: message.mandatory,
@@ -224,10 +220,19 @@ async fn send(
         &message.body,
         properties(&message.properties),
     );
-    match in_time(publish, blocked, CONFIRM_TIMEOUT).await {
-        Some(sent) => sent.map_err(|e| PublishError::Lost(e.to_string())),
+    match in_time(publish, &signs.blocked, CONFIRM_TIMEOUT).await {
+        Some(sent) => sent.map_err(|error| lost_by(&error, signs)),
         None => Err(PublishError::Lost("a publish was not taken in time".into())),
     }
+}
+
+/// Nobody knows what became of the message; unless the broker says that we may not publish it, which
+/// is noted.
+fn lost_by(error: &lapin::Error, signs: &Signs) -> PublishError {
+    if let BrokerError::Forbidden(_) = failed("publish", error) {
+        signs.forbidden.store(true, Ordering::Relaxed);
+    }
+    PublishError::Lost(error.to_string())
 }
 
 /// While the broker holds publishes back (it is short of memory or disk), and says so, the time
@@ -249,10 +254,10 @@ async fn in_time<T>(
 async fn settle(
     confirm: lapin::PublisherConfirm,
     alone: bool,
-    blocked: Arc<AtomicBool>,
+    signs: Signs,
     reply: oneshot::Sender<Result<(), PublishError>>,
 ) -> bool {
-    let (outcome, healthy) = match in_time(confirm, &blocked, CONFIRM_TIMEOUT).await {
+    let (outcome, healthy) = match in_time(confirm, &signs.blocked, CONFIRM_TIMEOUT).await {
         Some(Ok(Confirmation::Ack(None))) => (Ok(()), true),
         Some(Ok(Confirmation::Ack(Some(returned)))) => {
             let why = returned.reply_text.to_string();
@@ -264,7 +269,7 @@ async fn settle(
         Some(Ok(Confirmation::NotRequested)) => {
             (Err(PublishError::Lost("confirms are off".into())), false)
         }
-        Some(Err(error)) => (Err(PublishError::Lost(error.to_string())), false),
+        Some(Err(error)) => (Err(lost_by(&error, &signs)), false),
         None => (
             Err(PublishError::Lost(format!(
                 "not confirmed in {} s: does every queue bound there have a leader?",
