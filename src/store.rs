@@ -438,11 +438,13 @@ impl Store {
 
     /// Connects, so that the first job does not wait for it, and looks whether Redis is new enough.
     pub async fn connect(&self) {
-        let greeted = self.bounded(Errand::Greet, BEAT_TIMEOUT, |mut connection| async move {
+        let greeted = self.connection.call(BEAT_TIMEOUT, |mut connection| async move {
             redis::cmd("HELLO").query_async(&mut connection).await
         });
-        let Some(hello) = greeted.await.answer() else {
-            return;
+        let hello = match greeted.await {
+            Ok(hello) => hello,
+            // Something between us and Redis may not know the command; what it does know, shows.
+            Err(error) => return tracing::debug!(%error, "Redis does not say its version"),
         };
         if let Some(why) = Server::of(&hello).too_old() {
             let error = CallError::Refused(why);

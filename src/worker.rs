@@ -551,9 +551,10 @@ impl Worker {
                 let time = self.config.worker.drain_timeout;
                 let deadline = asked_at + time.saturating_sub((time / 2).min(GOODBYE) + HAND_BACK);
                 let (cut_short, leaving) = self.finish(consumer, deadline, leaving).await;
-                match leaving.then {
-                    Step::Stop(Stop::Drained) if cut_short => Step::Stop(Stop::CutShort),
-                    then => then,
+                if cut_short && matches!(leaving.then, Step::Stop(Stop::Drained)) {
+                    Step::Stop(Stop::CutShort)
+                } else {
+                    leaving.then
                 }
             }
             Err(ended) => {

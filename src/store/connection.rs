@@ -129,15 +129,11 @@ impl Connection {
 }
 
 /// Whether Redis was there and said no.
-#[expect(
-    clippy::wildcard_enum_match_arm,
-    reason = "a foreign enum that may grow: what is not an answer is none"
-)]
 fn is_refusal(error: &RedisError) -> bool {
-    match error.kind() {
-        ErrorKind::Server(_) | ErrorKind::Extension | ErrorKind::UnexpectedReturnType => true,
-        _ => false,
-    }
+    matches!(
+        error.kind(),
+        ErrorKind::Server(_) | ErrorKind::Extension | ErrorKind::UnexpectedReturnType
+    )
 }
 
 fn client(config: &RedisConfig) -> Result<redis::Client, StoreError> {

@@ -15,8 +15,6 @@ const SAY_AGAIN: Duration = Duration::from_secs(600);
 /// What is asked of Redis, by what is off while it does not do it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Errand {
-    /// To say its version.
-    Greet,
     /// To look a result up and mark its job.
     Claim,
     /// To remove a mark.
@@ -34,7 +32,6 @@ pub(super) enum Errand {
 impl Errand {
     fn without(self) -> &'static str {
         match self {
-            Self::Greet => "what it can do is unknown",
             Self::Claim => "stored results are not found, and jobs are not marked",
             Self::Release => "marks stay behind",
             Self::Keep => "results are not stored",
