@@ -438,9 +438,11 @@ impl Store {
 
     /// Connects, so that the first job does not wait for it, and looks whether Redis is new enough.
     pub async fn connect(&self) {
-        let greeted = self.connection.call(BEAT_TIMEOUT, |mut connection| async move {
-            redis::cmd("HELLO").query_async(&mut connection).await
-        });
+        let greeted = self
+            .connection
+            .call(BEAT_TIMEOUT, |mut connection| async move {
+                redis::cmd("HELLO").query_async(&mut connection).await
+            });
         let hello = match greeted.await {
             Ok(hello) => hello,
             // Something between us and Redis may not know the command; what it does know, shows.

@@ -798,9 +798,20 @@ fn note_inert(facts: &mut WarmFacts, warm: &Warm) {
 async fn audits(engine: EngineHandle, interval: Duration) -> EngineError {
     loop {
         tokio::time::sleep(interval).await;
-        if let Err(error) = engine.turn().await.audit().await {
+        if let Err(error) = audit(&engine).await {
             return error;
         }
         tracing::debug!("audit: package, weights and losses are what they were");
+    }
+}
+
+/// Looks at the files before it takes the device: jobs must not wait for a disk.
+async fn audit(engine: &EngineHandle) -> Result<(), EngineError> {
+    let package = Arc::clone(&engine.package);
+    let verified = tokio::task::spawn_blocking(move || package.verify());
+    match verified.await {
+        Ok(Ok(())) => engine.turn().await.audit().await,
+        Ok(Err(error)) => Err(EngineError::new(Detail::PackageChanged, error.to_string())),
+        Err(error) => Err(EngineError::new(Detail::EngineLost, error.to_string())),
     }
 }
