@@ -231,7 +231,7 @@ impl Engine {
         self.sound = false;
         self.baselines.clear();
         self.proven = None;
-        let _busy = self.progress.begin();
+        let _busy = self.progress.begin_proof();
         for slot in &self.slots {
             self.progress.moved();
             let bytes = graph_bytes(&package, slot.tensor, slot.transposed);

@@ -1,7 +1,7 @@
 //! What the computing thread tells about itself, and when that means that it hangs. It goes by the
 //! steady clock, which nobody sets; the record alone is told the time of day.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -10,10 +10,12 @@ use crate::clock::{steady_ms, unix_ms};
 /// Before a warm-up has told how long a micro-batch takes: a provider may compile its kernels when it
 /// first runs.
 const FIRST_PATIENCE: Duration = Duration::from_secs(300);
-/// After it, at least.
+/// After it, at least; and so many times the slowest micro-batch of the warm-up.
 const LEAST_PATIENCE: Duration = Duration::from_secs(10);
-/// And so many times the slowest micro-batch of the warm-up.
 const MOST_TIMES_SLOWER: u64 = 10;
+/// A proof also works on the host, on whole tensors: it may pause for so long at least, and as many
+/// times longer than the warm-up did.
+const LEAST_PROOF_PATIENCE: Duration = Duration::from_secs(30);
 /// How often whoever waits looks.
 const LOOK: Duration = Duration::from_millis(250);
 /// Nobody has looked for so long: the process was stopped.
@@ -40,8 +42,14 @@ pub struct Progress {
     moved_ms: AtomicU64,
     /// The slowest micro-batch of the warm-up under way, milliseconds.
     slowest_ms: AtomicU64,
-    /// How long work may be without progress, milliseconds.
+    /// The longest pause between two signs of progress in it, milliseconds.
+    widest_ms: AtomicU64,
+    /// How long a job may be without progress, milliseconds.
     patience_ms: AtomicU64,
+    /// How long a proof may be.
+    proof_patience_ms: AtomicU64,
+    /// The work under way is a proof.
+    proving: AtomicBool,
     presence: Mutex<Presence>,
 }
 
@@ -59,6 +67,7 @@ pub(super) struct Busy(Option<Arc<Progress>>);
 impl Drop for Busy {
     fn drop(&mut self) {
         if let Some(progress) = &self.0 {
+            progress.proving.store(false, Ordering::Relaxed);
             progress.busy_since_ms.store(0, Ordering::Relaxed);
         }
     }
@@ -76,7 +85,10 @@ impl Default for Progress {
             busy_since_ms: AtomicU64::default(),
             moved_ms: AtomicU64::default(),
             slowest_ms: AtomicU64::default(),
+            widest_ms: AtomicU64::default(),
             patience_ms: AtomicU64::new(millis(FIRST_PATIENCE)),
+            proof_patience_ms: AtomicU64::new(millis(FIRST_PATIENCE)),
+            proving: AtomicBool::default(),
             presence: Mutex::default(),
         }
     }
@@ -101,11 +113,14 @@ impl Progress {
         self.moved_ms.load(Ordering::Relaxed)
     }
 
-    /// How long work may be without progress before it counts as stuck.
+    /// How long the work under way, or the next job, may be without progress before it counts as stuck.
     pub fn patience(&self) -> Duration {
-        let slowest = self.slowest_ms.load(Ordering::Relaxed);
-        let patience = self.patience_ms.load(Ordering::Relaxed);
-        Duration::from_millis(patience.max(slowest * MOST_TIMES_SLOWER))
+        let (patience, seen) = match self.proving.load(Ordering::Relaxed) {
+            true => (&self.proof_patience_ms, &self.widest_ms),
+            false => (&self.patience_ms, &self.slowest_ms),
+        };
+        let seen = seen.load(Ordering::Relaxed) * MOST_TIMES_SLOWER;
+        Duration::from_millis(patience.load(Ordering::Relaxed).max(seen))
     }
 
     /// Whether the work under way has made no progress for too long. Time in which the process was
@@ -161,9 +176,24 @@ impl Progress {
         Busy(Some(Arc::clone(self)))
     }
 
-    /// Something was written to the device.
+    /// A proof begins, as [`Progress::begin`].
+    pub(super) fn begin_proof(self: &Arc<Self>) -> Busy {
+        let busy = self.begin();
+        if busy.0.is_some() {
+            self.proving.store(true, Ordering::Relaxed);
+        }
+        busy
+    }
+
+    /// The work under way gets on.
     pub(super) fn moved(&self) {
-        self.moved_ms.store(steady_ms(), Ordering::Relaxed);
+        let now = steady_ms();
+        let before = self.moved_ms.swap(now, Ordering::Relaxed);
+        let before = before.max(self.busy_since_ms.load(Ordering::Relaxed));
+        if self.proving.load(Ordering::Relaxed) {
+            let pause = now.saturating_sub(before);
+            self.widest_ms.fetch_max(pause, Ordering::Relaxed);
+        }
     }
 
     /// A micro-batch is done.
@@ -175,9 +205,12 @@ impl Progress {
 
     /// Another session: nothing is known of how long it takes.
     pub(super) fn forget_pace(&self) {
-        self.slowest_ms.store(0, Ordering::Relaxed);
-        let patience = millis(FIRST_PATIENCE);
-        self.patience_ms.store(patience, Ordering::Relaxed);
+        for seen in [&self.slowest_ms, &self.widest_ms] {
+            seen.store(0, Ordering::Relaxed);
+        }
+        for patience in [&self.patience_ms, &self.proof_patience_ms] {
+            patience.store(millis(FIRST_PATIENCE), Ordering::Relaxed);
+        }
     }
 
     /// What a micro-batch of a warm-up took.
@@ -187,9 +220,17 @@ impl Progress {
 
     /// The warm-up is over: what it took is the measure from now on.
     pub(crate) fn settle_pace(&self) {
-        let slowest = self.slowest_ms.swap(0, Ordering::Relaxed);
-        let patience = millis(LEAST_PATIENCE).max(slowest * MOST_TIMES_SLOWER);
-        self.patience_ms.store(patience, Ordering::Relaxed);
+        for (seen, patience, least) in [
+            (&self.slowest_ms, &self.patience_ms, LEAST_PATIENCE),
+            (
+                &self.widest_ms,
+                &self.proof_patience_ms,
+                LEAST_PROOF_PATIENCE,
+            ),
+        ] {
+            let seen = seen.swap(0, Ordering::Relaxed) * MOST_TIMES_SLOWER;
+            patience.store(seen.max(millis(least)), Ordering::Relaxed);
+        }
     }
 }
 
@@ -235,15 +276,26 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_first_warm_up_may_compile_and_the_next_is_measured_by_it() {
-        let progress = Arc::new(Progress::default());
-        let _work = progress.begin();
-        looks_for(&progress, FIRST_PATIENCE).await;
-        assert!(!progress.is_stuck());
-        progress.settle_pace();
-        assert!(progress.is_stuck());
-        progress.forget_pace();
-        assert!(!progress.is_stuck());
+    async fn a_first_proof_may_compile_and_the_next_is_measured_by_it() {
+        let secs = Duration::from_secs;
+        for (pause, patience) in [(1, LEAST_PROOF_PATIENCE), (8, secs(80))] {
+            let progress = Arc::new(Progress::default());
+            let work = progress.begin_proof();
+            looks_for(&progress, secs(pause)).await;
+            progress.moved();
+            assert_eq!(progress.patience(), FIRST_PATIENCE);
+            progress.settle_pace();
+            drop(work);
+            assert_eq!(progress.patience(), LEAST_PATIENCE, "of a job");
+            let work = progress.begin_proof();
+            looks_for(&progress, patience).await;
+            assert!(!progress.is_stuck(), "{pause}");
+            looks_for(&progress, secs(1)).await;
+            assert!(progress.is_stuck(), "{pause}");
+            progress.forget_pace();
+            assert!(!progress.is_stuck());
+            drop(work);
+        }
     }
 
     #[tokio::test(start_paused = true)]

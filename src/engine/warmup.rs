@@ -70,7 +70,7 @@ impl Engine {
     /// # Errors
     /// The first proof that fails.
     pub fn warm(&mut self) -> Result<Warm, EngineError> {
-        let _busy = self.progress.begin();
+        let _busy = self.progress.begin_proof();
         let warm = self.prove();
         if warm.is_ok() {
             self.progress.settle_pace();
@@ -157,7 +157,7 @@ impl Engine {
         let changed = |e: PackageError| EngineError::new(Detail::PackageChanged, e.to_string());
         self.package.verify().map_err(changed)?;
         // From here on it is the device that is waited for.
-        let _busy = self.progress.begin();
+        let _busy = self.progress.begin_proof();
         self.compare_weights()?;
         let Some(proven) = self.proven.take() else {
             return Ok(());

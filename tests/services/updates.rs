@@ -15,7 +15,7 @@ use crate::support::package::{Package, VERSION};
 use crate::support::redis_server::Redis;
 use crate::support::site::{MANIFEST, Site, delta_name, full_name, path};
 use crate::support::stack::Stack;
-use crate::support::wait::{SOON, eventually, secs};
+use crate::support::wait::{SOON, eventually, eventually_some, secs};
 use crate::support::worker::{Settings, Worker};
 
 /// Waits until a worker takes jobs for a version, with the very weights of the training side.
@@ -547,23 +547,18 @@ fn a_version_that_hangs_holds_up_neither_its_worker_nor_the_fleet() {
     let fleet = ["w1", "w2"].map(|id| stack.worker_with(id, follows));
     fleet.iter().for_each(|worker| drop(worker.ready()));
     publish(VERSION + 1, -1e12);
-    for worker in &fleet {
-        let record = worker.heartbeat_when(secs(60), "it has tried the version", |r| {
-            r["ready"] == true && r["update"]["refused"]["version"] == VERSION + 1
-        });
-        let why = record["update"]["refused"]["why"].as_str().expect("why");
-        assert!(why.contains("no progress"), "{why}");
-        assert_eq!(record["model"]["version"], VERSION, "{record}");
-    }
-    let details = stack.events("w1");
-    assert!(
-        details.iter().any(|e| e["detail"] == "stuck"),
-        "{details:?}"
-    );
-    publish(VERSION + 2, 1.0);
-    for worker in &fleet {
-        worker.heartbeat_when(secs(30), "the next version is served", |r| {
-            r["ready"] == true && r["model"]["version"] == VERSION + 2
-        });
-    }
+    let refused =
+        |r: &Value| r["ready"] == true && r["update"]["refused"]["version"] == VERSION + 1;
+    let serving = || fleet.iter().position(|worker| refused(&worker.heartbeat()));
+    let first = eventually_some(secs(60), "one has tried the version", serving);
+    let record = fleet[first].heartbeat();
+    let why = record["update"]["refused"]["why"].as_str().expect("why");
+    assert!(why.contains("no progress"), "{why}");
+    assert_eq!(record["model"]["version"], VERSION, "{record}");
+    let tried = format!("update_to_v{}", VERSION + 1);
+    fleet[1 - first].heartbeat_when(secs(15), "the next has its turn", |r| {
+        r["state_detail"] == *tried || refused(r)
+    });
+    let events = stack.events(["w1", "w2"][first]);
+    assert!(events.iter().any(|e| e["detail"] == "stuck"), "{events:?}");
 }
