@@ -429,6 +429,7 @@ impl Pipeline {
             failure = past_deadline(job) => return Err(failure.into()),
         };
         let queued = trace.stage(Stage::DeviceWait, Lap::since(began));
+        check_deadline(job)?;
         Ok((place, turn, queued))
     }
 

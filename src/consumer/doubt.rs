@@ -63,92 +63,58 @@ impl Doubt {
 mod tests {
     use super::*;
 
-    /// Looks at consumers, live workers, and those of them that should have one; when we register anew
-    /// ours is counted again if it was lost.
-    fn renewals(looks: &[(u32, Option<u32>, Should)]) -> Vec<usize> {
+    /// Consumers, live workers, and how many of them should have one.
+    type Look = (u32, Option<u32>, Should);
+
+    const CALM: Look = (3, Some(3), Should::Be(3));
+    const LOST: Look = (2, Some(3), Should::Be(3));
+    const BOTH_LOST: Look = (1, Some(3), Should::Be(3));
+    const PAUSED: Look = (2, Some(3), Should::Be(2));
+
+    /// Without Redis.
+    fn away(consumers: u32) -> Look {
+        (consumers, None, Should::Unknown)
+    }
+
+    /// After which looks we register anew.
+    #[track_caller]
+    fn expect(what: &str, looks: &[Look], expected: &[usize]) {
         let mut doubt = Doubt::default();
-        let due = |(at, (consumers, alive, should)): (usize, &(u32, Option<u32>, Should))| {
+        let due = |(at, (consumers, alive, should)): (usize, &Look)| {
             let sees = doubt.sees(*consumers, *alive);
             (sees && doubt.is_due(*consumers, *alive, *should)).then_some(at)
         };
-        looks.iter().enumerate().filter_map(due).collect()
+        let renewals: Vec<usize> = looks.iter().enumerate().filter_map(due).collect();
+        assert_eq!(renewals, expected, "{what}");
     }
 
     #[test]
     fn a_worker_registers_anew_for_a_consumer_that_is_missing_and_once() {
-        use Should::{Be, Unknown};
-        let calm = (3, Some(3), Be(3));
-        let lost = (2, Some(3), Be(3));
-        let paused = (2, Some(3), Be(2));
-        let away = |consumers| (consumers, None, Unknown);
-        for (what, looks, expected) in [
-            ("nothing is missing", vec![calm; 4], vec![]),
-            ("ours was lost", vec![calm, lost, lost, calm, calm], vec![2]),
-            (
-                "another's was lost",
-                [vec![calm], vec![lost; 9]].concat(),
-                vec![2],
-            ),
-            (
-                "one is paused",
-                [vec![calm], vec![paused; 9]].concat(),
-                vec![],
-            ),
-            (
-                "a count of another moment",
-                vec![calm, lost, calm, lost, calm],
-                vec![],
-            ),
-            (
-                "one is paused, then ours is lost",
-                vec![
-                    paused,
-                    paused,
-                    (1, Some(3), Be(2)),
-                    (1, Some(3), Be(2)),
-                    paused,
-                ],
-                vec![3],
-            ),
-            (
-                "another's is lost, then ours",
-                vec![
-                    lost,
-                    lost,
-                    lost,
-                    (1, Some(3), Be(3)),
-                    (1, Some(3), Be(3)),
-                    lost,
-                ],
-                vec![1, 4],
-            ),
-            (
-                "Redis is away",
-                [vec![calm], vec![away(3); 9]].concat(),
-                vec![],
-            ),
-            (
-                "Redis is away, and was never there",
-                vec![away(1), away(2), away(3), away(3)],
-                vec![],
-            ),
-            (
-                "a worker had left before Redis went",
-                vec![calm, (2, Some(2), Be(2)), away(2), away(2), away(2)],
-                vec![],
-            ),
-            (
-                "Redis is away, and one is lost",
-                vec![calm, away(3), away(2), away(2), away(2), away(2)],
-                vec![3],
-            ),
-            (
-                "Redis is away, and ours is lost again",
-                vec![away(3), away(2), away(2), away(3), away(2), away(2)],
-                vec![2, 5],
-            ),
-        ] {
-            assert_eq!(renewals(&looks), expected, "{what}");
-        }
+        let first = |first: Look, then: Look| [vec![first], vec![then; 9]].concat();
+        expect("nothing is missing", &[CALM; 4], &[]);
+        expect("ours was lost", &[CALM, LOST, LOST, CALM, CALM], &[2]);
+        expect("another's was lost", &first(CALM, LOST), &[2]);
+        expect("one is paused", &first(CALM, PAUSED), &[]);
+        expect("of another moment", &[CALM, LOST, CALM, LOST, CALM], &[]);
+        let lost = (1, Some(3), Should::Be(2));
+        let looks = [PAUSED, PAUSED, lost, lost, PAUSED];
+        expect("one is paused, then ours is lost", &looks, &[3]);
+        let looks = [LOST, LOST, LOST, BOTH_LOST, BOTH_LOST, LOST];
+        expect("another's is lost, then ours", &looks, &[1, 4]);
+    }
+
+    #[test]
+    fn without_redis_only_a_consumer_that_was_there_is_missing() {
+        let looks = [vec![CALM], vec![away(3); 9]].concat();
+        expect("Redis goes", &looks, &[]);
+        let looks = [away(1), away(2), away(3), away(3)];
+        expect("it was never there", &looks, &[]);
+        let left = (2, Some(2), Should::Be(2));
+        let looks = [CALM, left, away(2), away(2), away(2)];
+        expect("a worker had left before", &looks, &[]);
+        let looks = [CALM, away(3), away(2), away(2), away(2), away(2)];
+        expect("one is lost", &looks, &[3]);
+        let looks = [away(3), away(2), away(2), away(3), away(2), away(2)];
+        expect("ours is lost, and again", &looks, &[2, 5]);
     }
 }
