@@ -550,7 +550,7 @@ impl Pulse {
                 // A dead process cannot come back: its record is taken over at once. Only where its
                 // number means to us what it means to it: pods that share a host's name have their own.
                 let ours = pid_space.is_some() && pid_space == identity.pid_space;
-                let dead = ours && !std::path::Path::new(&format!("/proc/{pid}")).exists();
+                let dead = ours && !host::lives(pid);
                 self.dead = dead.then_some(incarnation);
                 NameClaim::Taken
             }

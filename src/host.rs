@@ -1,5 +1,7 @@
 //! The machine that a worker runs on: what it is, and what process numbers count in there.
 
+use rustix::io::Errno;
+use rustix::process::{Pid, test_kill_process};
 use sha2::{Digest, Sha256};
 
 use crate::heartbeat::HostFacts;
@@ -21,6 +23,13 @@ pub(crate) fn rss(system: &mut sysinfo::System) -> u64 {
     let kind = sysinfo::ProcessRefreshKind::nothing().with_memory();
     system.refresh_processes_specifics(sysinfo::ProcessesToUpdate::Some(&[pid]), true, kind);
     system.process(pid).map_or(0, sysinfo::Process::memory)
+}
+
+/// Whether there is a process of this number, also one that is not shown to us.
+pub(crate) fn lives(pid: u32) -> bool {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    let asked = pid.map(test_kill_process);
+    asked.is_some_and(|asked| asked != Err(Errno::SRCH))
 }
 
 /// What the machine is, as far as the system tells.

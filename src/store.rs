@@ -378,7 +378,7 @@ impl Store {
     pub fn new(config: &RedisConfig, model: &str) -> Result<Self, StoreError> {
         let keys = Keys::new(&config.namespace, model);
         Ok(Self {
-            connection: Arc::new(Connection::open(config)?),
+            connection: Arc::new(Connection::open(config, BEAT_TIMEOUT)?),
             keys,
             scripts: Arc::new(Scripts {
                 beat: Script::new(BEAT),

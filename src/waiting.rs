@@ -162,13 +162,16 @@ impl Line {
 }
 
 impl Place {
-    /// Waits until the device is this job's. `None` = it is sent back.
+    /// Waits until the device is this job's. `None` = it is sent back, or the device is lost.
     pub async fn turn<'e>(&self, engine: &'e EngineHandle) -> Option<Turn<'e>> {
         let turn = tokio::select! {
             biased;
             () = self.sent_back.cancelled() => return None,
             turn = engine.turn() => turn,
         };
+        if engine.loss().is_some() {
+            return None;
+        }
         let now = Instant::now();
         let mut line = self.line.line();
         // Those before it may have taken longer than they were expected to.

@@ -593,8 +593,8 @@ impl Worker {
     async fn not_free(&mut self, engine: &EngineHandle) -> Option<Leaving> {
         tokio::select! {
             biased;
-            _ = engine.turn() => None,
             loss = engine.lost() => Some(Leaving::because(Ended::EngineLost(loss))),
+            _ = engine.turn() => None,
             leaving = self.asked_to_leave() => Some(leaving),
         }
     }
@@ -669,20 +669,22 @@ impl Worker {
     /// What follows a failure to serve: where a new try could fail at once, only after a while.
     async fn leave(&mut self, leaving: Leaving, served_since: Instant) -> Step {
         self.lifecycle.advance(leaving.state, leaving.detail);
-        let backoff = if leaving.detail == Detail::PublishForbidden {
-            &mut self.forbidden
-        } else if matches!(
+        if leaving.detail == Detail::PublishForbidden {
+            let wait = self.forbidden.wait();
+            return self.wait(Some(wait)).await;
+        }
+        // Not by time: a job may take long before it turns out that its answer may not be published.
+        self.forbidden.reset();
+        if !matches!(
             leaving.detail,
             Detail::ConsumerLost | Detail::ModelLoadFailed
         ) {
-            &mut self.registering
-        } else {
             return leaving.then;
-        };
-        if served_since.elapsed() > LASTING {
-            backoff.reset();
         }
-        let wait = backoff.wait();
+        if served_since.elapsed() > LASTING {
+            self.registering.reset();
+        }
+        let wait = self.registering.wait();
         self.wait(Some(wait)).await
     }
 

@@ -118,7 +118,15 @@ impl Cache {
         // Not there while it is read, so that it does not go meanwhile.
         let size = self.kept().forget(sha256)?;
         let path = self.path(sha256);
-        let bytes = std::fs::read(&path).ok()?;
+        let bytes = match std::fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return None,
+            Err(error) => {
+                tracing::warn!(%error, path = %path.display(), "cannot be read now; it is fetched again");
+                self.kept().put(sha256, size);
+                return None;
+            }
+        };
         if Sha256::digest(&bytes)[..] != sha256 {
             tracing::warn!(path = %path.display(), "is not what it was; it is fetched again");
             drop(std::fs::remove_file(&path));

@@ -7,55 +7,35 @@ const LOOKS: u32 = 2;
 /// What is known of consumers that are missing.
 #[derive(Debug, Default)]
 pub(super) struct Doubt {
-    /// So many are missing for reasons that are not ours: their workers have none, or we have
-    /// registered anew since.
-    explained: u32,
-    /// As many as there were, for as long as nobody says how many there should be.
+    /// For so many we have registered anew already: they are others'.
+    tried: u32,
+    /// As many as there should be, for as long as nobody says it.
     most: u32,
     looks: u32,
 }
 
-/// How many consumers there should be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Should {
-    /// One for each worker that says that it has one.
-    Be(u32),
-    /// Redis does not say.
-    Unknown,
-}
-
 impl Doubt {
-    /// Whether more are missing than are explained; `alive` workers beat, if Redis says how many. If
-    /// so, it is worth asking how many of them should have one.
-    pub(super) fn sees(&mut self, consumers: u32, alive: Option<u32>) -> bool {
-        self.most = self.most.max(consumers);
-        let missing = alive.unwrap_or(self.most).saturating_sub(consumers);
-        self.explained = self.explained.min(missing);
-        let more = missing > self.explained;
-        if !more {
-            self.looks = 0;
-            if alive.is_some() {
-                self.most = consumers;
-            }
-        }
-        more
+    /// Whether one was missing at the last look.
+    pub(super) fn stirs(&self) -> bool {
+        self.looks > 0
     }
 
     /// Whether it is time to register anew: once for each that is missing, since it may be another's.
-    pub(super) fn is_due(&mut self, consumers: u32, alive: Option<u32>, should: Should) -> bool {
-        let should = match should {
-            Should::Be(number) => number,
-            Should::Unknown => self.most,
-        };
-        let missing = should > consumers;
-        self.looks = if missing { self.looks + 1 } else { 0 };
-        let due = self.looks >= LOOKS;
-        if due || !missing {
-            self.explained = alive.unwrap_or(self.most).saturating_sub(consumers);
-            self.most = consumers;
+    /// There should be one for each worker that says that it has one, if Redis tells.
+    pub(super) fn is_due(&mut self, consumers: u32, should: Option<u32>) -> bool {
+        self.most = should.unwrap_or(self.most).max(consumers);
+        let missing = self.most - consumers;
+        self.tried = self.tried.min(missing);
+        if missing == self.tried {
             self.looks = 0;
+            return false;
         }
-        due
+        self.looks += 1;
+        if self.looks < LOOKS {
+            return false;
+        }
+        (self.tried, self.looks) = (missing, 0);
+        true
     }
 }
 
@@ -63,54 +43,51 @@ impl Doubt {
 mod tests {
     use super::*;
 
-    /// Consumers, live workers, and how many of them should have one.
-    type Look = (u32, Option<u32>, Should);
+    /// Consumers, and how many there should be, if Redis tells.
+    type Look = (u32, Option<u32>);
 
-    const CALM: Look = (3, Some(3), Should::Be(3));
-    const LOST: Look = (2, Some(3), Should::Be(3));
-    const BOTH_LOST: Look = (1, Some(3), Should::Be(3));
-    const PAUSED: Look = (2, Some(3), Should::Be(2));
-
-    /// Without Redis.
-    fn away(consumers: u32) -> Look {
-        (consumers, None, Should::Unknown)
-    }
+    const CALM: Look = (3, Some(3));
+    const LOST: Look = (2, Some(3));
+    const BOTH_LOST: Look = (1, Some(3));
+    const PAUSED: Look = (2, Some(2));
 
     /// After which looks we register anew.
     #[track_caller]
     fn expect(what: &str, looks: &[Look], expected: &[usize]) {
         let mut doubt = Doubt::default();
-        let due = |(at, (consumers, alive, should)): (usize, &Look)| {
-            let sees = doubt.sees(*consumers, *alive);
-            (sees && doubt.is_due(*consumers, *alive, *should)).then_some(at)
-        };
-        let renewals: Vec<usize> = looks.iter().enumerate().filter_map(due).collect();
+        let looks = looks.iter().enumerate();
+        let due = looks.filter(|(_, (consumers, should))| doubt.is_due(*consumers, *should));
+        let renewals: Vec<usize> = due.map(|(at, _)| at).collect();
         assert_eq!(renewals, expected, "{what}");
+    }
+
+    fn ever(first: Look, then: Look) -> Vec<Look> {
+        [vec![first], vec![then; 9]].concat()
     }
 
     #[test]
     fn a_worker_registers_anew_for_a_consumer_that_is_missing_and_once() {
-        let first = |first: Look, then: Look| [vec![first], vec![then; 9]].concat();
         expect("nothing is missing", &[CALM; 4], &[]);
         expect("ours was lost", &[CALM, LOST, LOST, CALM, CALM], &[2]);
-        expect("another's was lost", &first(CALM, LOST), &[2]);
-        expect("one is paused", &first(CALM, PAUSED), &[]);
+        expect("another's was lost", &ever(CALM, LOST), &[2]);
+        expect("one is paused", &ever(CALM, PAUSED), &[]);
         expect("of another moment", &[CALM, LOST, CALM, LOST, CALM], &[]);
-        let lost = (1, Some(3), Should::Be(2));
+        let lost = (1, Some(2));
         let looks = [PAUSED, PAUSED, lost, lost, PAUSED];
         expect("one is paused, then ours is lost", &looks, &[3]);
+        let looks = ever(PAUSED, LOST);
+        expect("one is back, and ours was lost meanwhile", &looks, &[2]);
         let looks = [LOST, LOST, LOST, BOTH_LOST, BOTH_LOST, LOST];
         expect("another's is lost, then ours", &looks, &[1, 4]);
     }
 
     #[test]
     fn without_redis_only_a_consumer_that_was_there_is_missing() {
-        let looks = [vec![CALM], vec![away(3); 9]].concat();
-        expect("Redis goes", &looks, &[]);
+        let away = |consumers| (consumers, None);
+        expect("Redis goes", &ever(CALM, away(3)), &[]);
         let looks = [away(1), away(2), away(3), away(3)];
         expect("it was never there", &looks, &[]);
-        let left = (2, Some(2), Should::Be(2));
-        let looks = [CALM, left, away(2), away(2), away(2)];
+        let looks = [CALM, PAUSED, away(2), away(2), away(2)];
         expect("a worker had left before", &looks, &[]);
         let looks = [CALM, away(3), away(2), away(2), away(2), away(2)];
         expect("one is lost", &looks, &[3]);

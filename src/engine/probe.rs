@@ -16,7 +16,7 @@ use rand::{Rng, SeedableRng};
 
 use super::patch::Patch;
 use super::warmup::same_bits;
-use super::{Engine, EngineError, failure};
+use super::{Engine, EngineError, Progress, failure};
 use crate::failure::{Code, Failure};
 use crate::lifecycle::Detail;
 use crate::package::Package;
@@ -153,7 +153,7 @@ impl Engine {
         if uniform.is_empty() {
             return Ok(());
         }
-        let usual = usual_size(&self.package);
+        let usual = usual_size(&self.package, &self.progress);
         for distance in DISTANCES {
             if slots.is_empty() {
                 break;
@@ -255,6 +255,7 @@ impl Engine {
     fn scattered(&self) -> Vec<usize> {
         let placed = |tensor: &usize| self.slots.iter().any(|slot| slot.tensor == *tensor);
         let moves = |tensor: &usize| {
+            self.progress.moved();
             is_scattered(&self.package, *tensor, &elements(&self.package, *tensor))
         };
         let all = 0..self.package.weights.tensors.len();
@@ -336,9 +337,12 @@ fn is_scattered(package: &Package, tensor: usize, weights: &[f32]) -> bool {
 }
 
 /// The size that weights usually have: of the tensors that are not uniform, the median.
-fn usual_size(package: &Package) -> f32 {
+fn usual_size(package: &Package, progress: &Progress) -> f32 {
     const UNKNOWN: f32 = 0.1;
-    let all = (0..package.weights.tensors.len()).map(|tensor| elements(package, tensor));
+    let all = (0..package.weights.tensors.len()).map(|tensor| {
+        progress.moved();
+        elements(package, tensor)
+    });
     let varied = all.filter(|weights| weights.iter().any(|w| *w != weights[0]));
     let mut sizes: Vec<f32> = varied.map(|w| root_mean_square(&w)).collect();
     sizes.retain(|size| size.is_finite());

@@ -60,15 +60,19 @@ struct Presence {
     looked_ms: u64,
 }
 
-/// Work under way; it is over when this is dropped.
+/// Work under way, and when it began; it is over when this is dropped.
 #[derive(Debug)]
-pub(super) struct Busy(Option<Arc<Progress>>);
+pub(super) struct Busy(Option<(Arc<Progress>, u64)>);
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        if let Some(progress) = &self.0 {
+        let Some((progress, since)) = &self.0 else {
+            return;
+        };
+        // Unless another session has taken over meanwhile.
+        let (busy, order) = (&progress.busy_since_ms, Ordering::Relaxed);
+        if busy.compare_exchange(*since, 0, order, order).is_ok() {
             progress.proving.store(false, Ordering::Relaxed);
-            progress.busy_since_ms.store(0, Ordering::Relaxed);
         }
     }
 }
@@ -172,8 +176,9 @@ impl Progress {
         if self.is_busy() {
             return Busy(None);
         }
-        self.busy_since_ms.store(steady_ms(), Ordering::Relaxed);
-        Busy(Some(Arc::clone(self)))
+        let now = steady_ms();
+        self.busy_since_ms.store(now, Ordering::Relaxed);
+        Busy(Some((Arc::clone(self), now)))
     }
 
     /// A proof begins, as [`Progress::begin`].
@@ -203,8 +208,11 @@ impl Progress {
         self.moved();
     }
 
-    /// Another session: nothing is known of how long it takes.
+    /// Another session: nothing is known of how long it takes, and what the one before may still do is
+    /// not its work.
     pub(super) fn forget_pace(&self) {
+        self.busy_since_ms.store(0, Ordering::Relaxed);
+        self.proving.store(false, Ordering::Relaxed);
         for seen in [&self.slowest_ms, &self.widest_ms] {
             seen.store(0, Ordering::Relaxed);
         }

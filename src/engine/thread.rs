@@ -143,9 +143,14 @@ impl EngineHandle {
         })
     }
 
-    /// Waits until the device is this caller's.
+    /// Waits until the device is this caller's. Of an engine that is lost nobody gets it any more:
+    /// whatever is asked of such a turn fails at once.
     pub async fn turn(&self) -> Turn<'_> {
-        let permit = Arc::clone(&self.turns).acquire_owned().await.ok();
+        let permit = tokio::select! {
+            biased;
+            _ = self.lost() => None,
+            permit = Arc::clone(&self.turns).acquire_owned() => permit.ok(),
+        };
         Turn {
             engine: self,
             permit,

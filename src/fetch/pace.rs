@@ -43,9 +43,10 @@ impl Pace {
             if self.waited >= self.over {
                 self.judge(body.place())?;
             }
-            let began = Instant::now();
-            let next = timeout(self.over.saturating_sub(self.waited), body.chunk()).await;
-            self.waited += began.elapsed();
+            let (began, most) = (Instant::now(), self.over.saturating_sub(self.waited));
+            let next = timeout(most, body.chunk()).await;
+            // What is beyond that the process was stopped for, or had no time itself.
+            self.waited += began.elapsed().min(most);
             if let Ok(chunk) = next {
                 let chunk = chunk?;
                 self.came += chunk.as_ref().map_or(0, |chunk| chunk.len() as u64);

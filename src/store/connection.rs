@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use redis::aio::{ConnectionManager, ConnectionManagerConfig};
 use redis::io::tcp::TcpSettings;
-use redis::{ErrorKind, RedisError, RedisResult};
+use redis::{ErrorKind, RedisError, RedisResult, ServerErrorKind};
 use tokio::time::Instant;
 
 use super::{StoreError, address};
@@ -31,6 +31,8 @@ pub(super) enum CallError {
 /// A connection for many calls at a time.
 pub(super) struct Connection {
     config: RedisConfig,
+    /// No answer takes longer.
+    response: Duration,
     held: Mutex<Held>,
 }
 
@@ -43,9 +45,10 @@ struct Held {
 
 impl Connection {
     /// Connects when it is first asked.
-    pub(super) fn new(config: &RedisConfig) -> Self {
+    pub(super) fn new(config: &RedisConfig, response: Duration) -> Self {
         Self {
             config: config.clone(),
+            response,
             held: Mutex::default(),
         }
     }
@@ -54,9 +57,9 @@ impl Connection {
     ///
     /// # Errors
     /// When the URL is unusable.
-    pub(super) fn open(config: &RedisConfig) -> Result<Self, StoreError> {
+    pub(super) fn open(config: &RedisConfig, response: Duration) -> Result<Self, StoreError> {
         client(config)?;
-        Ok(Self::new(config))
+        Ok(Self::new(config, response))
     }
 
     /// The URL without its password.
@@ -87,7 +90,12 @@ impl Connection {
             }
         };
         if is_refusal(&error) {
-            self.held().silent_since = None;
+            let mut held = self.held();
+            held.silent_since = None;
+            if error.kind() == ErrorKind::Server(ServerErrorKind::ReadOnly) {
+                // A replica now: its name may lead to the master by now.
+                held.manager = None;
+            }
             return Err(CallError::Refused(error.to_string()));
         }
         if error.is_timeout() {
@@ -103,7 +111,7 @@ impl Connection {
         let manager = match held.manager.take() {
             Some(manager) => manager,
             None => {
-                let made = manager(&self.config)?;
+                let made = manager(&self.config, self.response)?;
                 // It connects while whoever waits has time for it; a short call would never end it.
                 let mut connecting = made.clone();
                 tokio::spawn(async move {
@@ -140,8 +148,10 @@ fn client(config: &RedisConfig) -> Result<redis::Client, StoreError> {
     let unusable = |e: RedisError| StoreError(format!("redis.url: {e}"));
     let info = address::parse(&config.url);
     let info = info.map_err(|why| StoreError(format!("redis.url: {why}")))?;
-    // Calls are small, and a job waits for each.
+    // Calls are small, and a job waits for each. What a connection that is given up has not sent yet is
+    // never sent: a mark that arrives after its removal would stay.
     let tcp = TcpSettings::default().set_nodelay(true);
+    let tcp = tcp.set_linger_time(Duration::ZERO);
     let info = info.set_tcp_settings(tcp);
     let client = match config.tls.read() {
         Err((key, why)) => return Err(StoreError(format!("redis.tls.{key}: {why}"))),
@@ -165,12 +175,12 @@ fn client(config: &RedisConfig) -> Result<redis::Client, StoreError> {
     client.map_err(unusable)
 }
 
-fn manager(config: &RedisConfig) -> Result<ConnectionManager, StoreError> {
+fn manager(config: &RedisConfig, response: Duration) -> Result<ConnectionManager, StoreError> {
     let settings = ConnectionManagerConfig::new()
         .set_number_of_retries(2)
         .set_min_delay(Duration::from_millis(50))
         .set_max_delay(Duration::from_millis(300))
-        .set_response_timeout(Some(Duration::from_millis(500)))
+        .set_response_timeout(Some(response))
         .set_connection_timeout(Some(Duration::from_millis(500)));
     ConnectionManager::new_lazy_with_config(client(config)?, settings)
         .map_err(|e| StoreError(e.to_string()))

@@ -49,7 +49,7 @@ impl FleetStore {
     /// Connects when it is first asked.
     pub fn new(config: &RedisConfig) -> Self {
         Self {
-            connection: Connection::new(config),
+            connection: Connection::new(config, LIMIT),
             namespace: config.namespace.clone(),
         }
     }

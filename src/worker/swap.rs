@@ -45,7 +45,11 @@ impl Worker {
             at_ms: unix_ms(),
             manifest_sha256,
         });
-        self.refuse(refused).await;
+        // An engine that is lost says nothing of the version: it may have been before.
+        let lost = |error: &EngineError| error.detail == Detail::EngineLost;
+        if !proven.as_ref().is_err_and(lost) {
+            self.refuse(refused).await;
+        }
         let (step, outcome) = match proven {
             Ok((engine, warm)) => {
                 self.commit(weights).await;

@@ -3,7 +3,7 @@
 
 use serde_json::json;
 
-use crate::support::jobs::hazard_job as job;
+use crate::support::jobs::{Encoding, hazard_job as job};
 use crate::support::package::Package;
 use crate::support::stack::Stack;
 use crate::support::wait::{SOON, secs};
@@ -136,4 +136,29 @@ fn a_run_that_makes_no_progress_is_ended_and_the_worker_proves_itself_anew() {
     ];
     assert!(details.ends_with(&expected), "{details:?}");
     worker.drain();
+}
+
+#[test]
+fn a_run_that_cannot_be_ended_is_noticed_although_something_else_is_asked_meanwhile() {
+    let stack = Stack::shared();
+    let package = Package::hazard();
+    let worker = stack.worker_with("w1", |settings| {
+        settings
+            .set("model.dir", package.path().display())
+            .set("worker.drain_timeout", "4s")
+            .set("heartbeat.ttl", "30s")
+    });
+    worker.ready();
+    let aggregator = stack.aggregator();
+    let before = worker.next_heartbeat()["progress"]["counter"].clone();
+    aggregator.submit(&job("endless", ENDLESS));
+    worker.heartbeat_when(secs(60), "it multiplies", |r| {
+        r["memory"]["rss_bytes"].as_u64() > Some(1_200_000_000)
+            && r["progress"]["counter"] == before
+    });
+    // What is to be proven has to wait for the device, which does not come back.
+    let rewarm = json!({"v": 1, "command": "rewarm"}).to_string();
+    aggregator.control("worker.w1", rewarm.as_bytes(), Encoding::Json);
+    assert_eq!(worker.exit_code(secs(40)), 70, "{}", worker.log());
+    assert_eq!(worker.heartbeat()["state_detail"], "stuck");
 }
