@@ -68,7 +68,9 @@ async fn is_doubtful(serving: &Serving, look: u32, doubt: &mut Doubt, consumers:
     let should = match alive {
         Some(alive) if alive <= consumers => Some(alive),
         // To ask costs Redis a record for each.
-        Some(alive) if alive > SMALL_FLEET && !doubt.stirs() && look % SELDOM != 0 => return false,
+        Some(alive) if alive > SMALL_FLEET && !doubt.stirs() && !look.is_multiple_of(SELDOM) => {
+            return false;
+        }
         Some(_) => serving.store.consuming_workers().await.answer(),
         None => None,
     };
