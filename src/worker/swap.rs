@@ -11,7 +11,7 @@ use crate::engine::{EngineError, Warm};
 use crate::lifecycle::{Detail, State};
 use crate::package::{Package, WeightsFile};
 use crate::update::Offer;
-use crate::update::state::Refused;
+use crate::update::state::{Refused, StateDir, StateError};
 
 impl Worker {
     /// Serves the offered weights if they prove themselves, else those before. Without an engine,
@@ -120,31 +120,34 @@ impl Worker {
     /// Remembers which version did not prove itself, if one did not: also for the next process, should
     /// this one have to end.
     async fn refuse(&self, refused: Option<Refused>) {
-        let Some(state) = self.state.clone() else {
-            return;
-        };
-        let remembered = tokio::task::spawn_blocking(move || state.refuse(refused));
-        let error = match remembered.await {
-            Ok(Ok(())) => return,
-            Ok(Err(error)) => error.to_string(),
-            Err(error) => error.to_string(),
-        };
-        tracing::error!(error, "what was tried cannot be remembered");
+        let written = self.write_journal(move |state| state.refuse(refused));
+        if let Err(error) = written.await {
+            tracing::error!(error, "what was tried cannot be remembered");
+        }
     }
 
     /// From here on the next process serves these weights too.
     async fn commit(&self, weights: Option<WeightsFile>) {
-        let Some(state) = self.state.clone() else {
+        let written = self.write_journal(move |state| state.commit(weights.as_ref()));
+        let Err(error) = written.await else {
             return;
-        };
-        let committed = tokio::task::spawn_blocking(move || state.commit(weights.as_ref()));
-        let error = match committed.await {
-            Ok(Ok(())) => return,
-            Ok(Err(error)) => error.to_string(),
-            Err(error) => error.to_string(),
         };
         let why = format!("model.state_dir: {error}; after a restart the version before is served");
         self.vitals.error("state_not_saved", &why);
         tracing::error!(why, "the new version is served, but not saved");
+    }
+
+    async fn write_journal(
+        &self,
+        write: impl FnOnce(&StateDir) -> Result<(), StateError> + Send + 'static,
+    ) -> Result<(), String> {
+        let Some(state) = self.state.clone() else {
+            return Ok(());
+        };
+        let written = tokio::task::spawn_blocking(move || write(&state));
+        match written.await {
+            Ok(written) => written.map_err(|error| error.to_string()),
+            Err(error) => Err(error.to_string()),
+        }
     }
 }
