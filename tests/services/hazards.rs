@@ -3,10 +3,12 @@
 
 use serde_json::json;
 
+use crate::support::aggregator::Aggregator;
 use crate::support::jobs::{Encoding, hazard_job as job};
 use crate::support::package::Package;
 use crate::support::stack::Stack;
 use crate::support::wait::{SOON, secs};
+use crate::support::worker::Worker;
 
 /// A product of matrices of this size takes ONNX Runtime minutes, and it looks up only after it.
 const ENDLESS: f32 = 16_000.0;
@@ -81,13 +83,12 @@ fn a_run_that_cannot_be_ended_ends_the_process_and_the_last_record_says_why() {
     assert_eq!(aggregator.copies("endless").len(), 1);
 }
 
-#[test]
-fn a_run_that_cannot_be_ended_is_noticed_although_its_job_was_given_up() {
-    let stack = Stack::shared();
-    let package = Package::hazard();
+/// A worker amid a run that cannot be ended.
+fn amid_an_endless_run(stack: &Stack, package: &Package) -> (Worker, Aggregator) {
     let worker = stack.worker_with("w1", |settings| {
         settings
             .set("model.dir", package.path().display())
+            .set("worker.drain_timeout", "4s")
             .set("heartbeat.ttl", "30s")
     });
     worker.ready();
@@ -99,8 +100,26 @@ fn a_run_that_cannot_be_ended_is_noticed_although_its_job_was_given_up() {
         r["memory"]["rss_bytes"].as_u64() > Some(1_200_000_000)
             && r["progress"]["counter"] == before
     });
+    (worker, aggregator)
+}
+
+#[test]
+fn a_run_that_cannot_be_ended_is_noticed_although_its_job_was_given_up() {
+    let (stack, package) = (Stack::shared(), Package::hazard());
+    let (worker, aggregator) = amid_an_endless_run(&stack, &package);
     // Without its queue the job cannot be answered any more: the computation is abandoned.
     aggregator.delete(&stack.jobs_queue());
+    assert_eq!(worker.exit_code(secs(40)), 70, "{}", worker.log());
+    assert_eq!(worker.heartbeat()["state_detail"], "stuck");
+}
+
+#[test]
+fn a_run_that_cannot_be_ended_is_noticed_although_something_else_is_asked_meanwhile() {
+    let (stack, package) = (Stack::shared(), Package::hazard());
+    let (worker, aggregator) = amid_an_endless_run(&stack, &package);
+    // What is to be proven has to wait for the device, which does not come back.
+    let rewarm = json!({"v": 1, "command": "rewarm"}).to_string();
+    aggregator.control("worker.w1", rewarm.as_bytes(), Encoding::Json);
     assert_eq!(worker.exit_code(secs(40)), 70, "{}", worker.log());
     assert_eq!(worker.heartbeat()["state_detail"], "stuck");
 }
@@ -136,29 +155,4 @@ fn a_run_that_makes_no_progress_is_ended_and_the_worker_proves_itself_anew() {
     ];
     assert!(details.ends_with(&expected), "{details:?}");
     worker.drain();
-}
-
-#[test]
-fn a_run_that_cannot_be_ended_is_noticed_although_something_else_is_asked_meanwhile() {
-    let stack = Stack::shared();
-    let package = Package::hazard();
-    let worker = stack.worker_with("w1", |settings| {
-        settings
-            .set("model.dir", package.path().display())
-            .set("worker.drain_timeout", "4s")
-            .set("heartbeat.ttl", "30s")
-    });
-    worker.ready();
-    let aggregator = stack.aggregator();
-    let before = worker.next_heartbeat()["progress"]["counter"].clone();
-    aggregator.submit(&job("endless", ENDLESS));
-    worker.heartbeat_when(secs(60), "it multiplies", |r| {
-        r["memory"]["rss_bytes"].as_u64() > Some(1_200_000_000)
-            && r["progress"]["counter"] == before
-    });
-    // What is to be proven has to wait for the device, which does not come back.
-    let rewarm = json!({"v": 1, "command": "rewarm"}).to_string();
-    aggregator.control("worker.w1", rewarm.as_bytes(), Encoding::Json);
-    assert_eq!(worker.exit_code(secs(40)), 70, "{}", worker.log());
-    assert_eq!(worker.heartbeat()["state_detail"], "stuck");
 }
