@@ -62,3 +62,30 @@ fn gpu_model() -> Option<String> {
         .find_map(|line| line.strip_prefix("Model:"))
         .map(|model| model.trim().to_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_lives_until_it_is_gone_and_numbers_of_nobody_do_not() {
+        let mut child = std::process::Command::new("cat")
+            .stdin(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let pid = child.id();
+        assert!(lives(pid) && lives(std::process::id()));
+        drop(child.stdin.take());
+        child.wait().unwrap();
+        assert!(!lives(pid));
+        assert!(!lives(0) && !lives(u32::MAX));
+        // Of another user, as `init` is for most.
+        assert!(lives(1));
+    }
+
+    #[test]
+    fn processes_beside_each_other_count_in_one_space() {
+        assert!(pid_space().is_some_and(|space| space.len() == 16));
+        assert_eq!(pid_space(), pid_space());
+    }
+}

@@ -4,6 +4,11 @@
 /// So often in a row one must be missing: records and counts are of different moments.
 const LOOKS: u32 = 2;
 
+/// In a fleet of more workers than this, while some are away, it is asked how many should have a consumer
+/// only at each so many looks: to ask costs Redis a record for each.
+const SMALL_FLEET: u32 = 64;
+const SELDOM: u32 = 10;
+
 /// What is known of consumers that are missing.
 #[derive(Debug, Default)]
 pub(super) struct Doubt {
@@ -11,13 +16,17 @@ pub(super) struct Doubt {
     tried: u32,
     /// As many as there should be, for as long as nobody says it.
     most: u32,
+    /// In a row, at which one was missing.
     looks: u32,
+    /// All of them.
+    all: u32,
 }
 
 impl Doubt {
-    /// Whether one was missing at the last look.
-    pub(super) fn stirs(&self) -> bool {
-        self.looks > 0
+    /// Whether it is time to ask how many there should be, where more workers live than consume.
+    pub(super) fn asks(&mut self, alive: u32) -> bool {
+        self.all = self.all.wrapping_add(1);
+        alive <= SMALL_FLEET || self.looks > 0 || self.all.is_multiple_of(SELDOM)
     }
 
     /// Whether it is time to register anew: once for each that is missing, since it may be another's.
@@ -79,6 +88,18 @@ mod tests {
         expect("one is back, and ours was lost meanwhile", &looks, &[2]);
         let looks = [LOST, LOST, LOST, BOTH_LOST, BOTH_LOST, LOST];
         expect("another's is lost, then ours", &looks, &[1, 4]);
+    }
+
+    #[test]
+    fn a_large_fleet_is_asked_seldom_unless_one_is_missing() {
+        let mut doubt = Doubt::default();
+        assert!((0..30).all(|_| doubt.asks(SMALL_FLEET)));
+        let asked = (0..30).filter(|_| doubt.asks(SMALL_FLEET + 1));
+        assert_eq!(asked.count(), 3);
+        assert!(!doubt.is_due(99, Some(100)));
+        assert!(doubt.asks(100), "to make sure");
+        assert!(doubt.is_due(99, Some(100)));
+        assert!(!doubt.asks(100));
     }
 
     #[test]

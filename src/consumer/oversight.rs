@@ -11,10 +11,6 @@ use super::{Ended, Serving};
 
 /// How often the broker is asked.
 const LOOK: Duration = Duration::from_secs(3);
-/// In a fleet of more workers than this, it is asked how many of them should have a consumer only at
-/// each so many looks, while some are away.
-const SMALL_FLEET: u32 = 64;
-const SELDOM: u32 = 10;
 /// How long it may take to answer. With [`LOOK`] this is how long a link that died silently goes
 /// unnoticed.
 const ANSWER: Duration = Duration::from_secs(5);
@@ -29,9 +25,7 @@ const STEP: Duration = Duration::from_millis(500);
 pub(super) async fn oversee(serving: &Serving, doubtful: &Notify) -> Ended {
     let queue = serving.topology.jobs_queue();
     let (mut starved, mut doubt) = (false, Doubt::default());
-    let mut look = 0_u32;
     loop {
-        look = look.wrapping_add(1);
         let before = serving.delivered.load(Ordering::Relaxed);
         let looked = Instant::now();
         while looked.elapsed() < LOOK {
@@ -56,21 +50,18 @@ pub(super) async fn oversee(serving: &Serving, doubtful: &Notify) -> Ended {
             return Ended::ConsumerLost;
         }
         starved = starves;
-        if idle && is_doubtful(serving, look, &mut doubt, consumers).await {
+        if idle && is_doubtful(serving, &mut doubt, consumers).await {
             doubtful.notify_one();
         }
     }
 }
 
 /// Whether the queue has fewer consumers than there should be, and ours may be the one.
-async fn is_doubtful(serving: &Serving, look: u32, doubt: &mut Doubt, consumers: u32) -> bool {
+async fn is_doubtful(serving: &Serving, doubt: &mut Doubt, consumers: u32) -> bool {
     let alive = serving.store.live_workers().await.answer();
     let should = match alive {
         Some(alive) if alive <= consumers => Some(alive),
-        // To ask costs Redis a record for each.
-        Some(alive) if alive > SMALL_FLEET && !doubt.stirs() && !look.is_multiple_of(SELDOM) => {
-            return false;
-        }
+        Some(alive) if !doubt.asks(alive) => return false,
         Some(_) => serving.store.consuming_workers().await.answer(),
         None => None,
     };

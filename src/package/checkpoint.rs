@@ -477,22 +477,29 @@ pub(crate) mod tests {
         }
     }
 
+    const WEIGHT: Zeros<'static> = ("w", Type::F32, &[2]);
+
     #[test]
-    fn every_type_is_a_weight_or_passed_over_with_a_note_or_refused_by_name() {
+    fn floats_of_sixteen_and_of_thirty_two_bits_are_weights() {
         let folder = folder();
         let path = folder.path().join("w.safetensors");
-        let weight: Zeros<'_> = ("w", Type::F32, &[2]);
         for (stored, dtype) in [
             (Type::F32, Dtype::F32),
             (Type::F16, Dtype::F16),
             (Type::BF16, Dtype::Bf16),
         ] {
-            put(&path, &[("other", stored, &[3, 4]), weight]);
+            put(&path, &[("other", stored, &[3, 4]), WEIGHT]);
             let read = Checkpoint::open(&path).unwrap();
             assert_eq!(names(&read), ["other", "w"]);
             assert_eq!(read.tensors[0].dtype, dtype);
             assert_eq!(read.note(), None);
         }
+    }
+
+    #[test]
+    fn what_is_no_float_or_has_no_elements_is_passed_over_with_a_note() {
+        let folder = folder();
+        let path = folder.path().join("w.safetensors");
         for stored in [
             Type::BOOL,
             Type::U8,
@@ -505,15 +512,24 @@ pub(crate) mod tests {
             Type::U64,
             Type::C64,
         ] {
-            put(&path, &[("bn.num_batches_tracked", stored, &[]), weight]);
+            put(&path, &[("bn.num_batches_tracked", stored, &[]), WEIGHT]);
             let read = Checkpoint::open(&path).unwrap();
             assert_eq!(names(&read), ["w"]);
             let note = read.note().unwrap();
-            assert!(
-                note.contains(&format!("bn.num_batches_tracked ({stored})")),
-                "{note}"
-            );
+            let said = format!("bn.num_batches_tracked ({stored})");
+            assert!(note.contains(&said), "{note}");
         }
+        let none: [Zeros<'_>; 2] = [("roi", Type::F32, &[0]), ("none", Type::F64, &[0, 3])];
+        put(&path, &[WEIGHT, none[0], none[1]]);
+        let note = Checkpoint::open(&path).unwrap().note().unwrap();
+        let said = "none (no elements), roi (no elements)";
+        assert!(note.contains(said), "{note}");
+    }
+
+    #[test]
+    fn floats_of_other_sizes_are_refused_by_name() {
+        let folder = folder();
+        let path = folder.path().join("w.safetensors");
         for stored in [
             Type::F64,
             Type::F4,
@@ -525,26 +541,10 @@ pub(crate) mod tests {
             Type::F8_E4M3FNUZ,
             Type::F8_E5M2FNUZ,
         ] {
-            put(&path, &[("a", stored, &[8]), weight, ("b", stored, &[8])]);
-            refused(
-                &path,
-                &[&format!("a ({stored}), b ({stored})"), "tensor.float()"],
-            );
+            put(&path, &[("a", stored, &[8]), WEIGHT, ("b", stored, &[8])]);
+            let both = format!("a ({stored}), b ({stored})");
+            refused(&path, &[&both, "tensor.float()"]);
         }
-        // Of any type, what has no elements is no weight.
-        put(
-            &path,
-            &[
-                weight,
-                ("roi", Type::F32, &[0]),
-                ("none", Type::F64, &[0, 3]),
-            ],
-        );
-        let note = Checkpoint::open(&path).unwrap().note().unwrap();
-        assert!(
-            note.contains("none (no elements), roi (no elements)"),
-            "{note}"
-        );
     }
 
     #[test]

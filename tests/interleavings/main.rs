@@ -83,7 +83,7 @@ fn one_disturbance_of_three_jobs_loses_nothing_and_leaves_nothing_stuck() {
 }
 
 #[test]
-#[ignore = "1.8 million worlds: a quarter of a minute and 600 MB"]
+#[ignore = "1.8 million worlds: three quarters of a minute and 600 MB"]
 fn neither_do_two_disturbances_of_three_jobs() {
     println!("{}", holds(scenario(ALL, 1, 2), &[]));
 }

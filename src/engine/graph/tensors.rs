@@ -441,6 +441,53 @@ mod tests {
         node.encode_to_vec().into()
     }
 
+    fn held(tensor: TensorProto) -> Attribute {
+        Attribute {
+            t: Some(tensor),
+            ..Attribute::default()
+        }
+    }
+
+    fn sparse(tensor: TensorProto) -> SparseTensorProto {
+        SparseTensorProto {
+            values: Some(tensor),
+            dims: vec![4],
+        }
+    }
+
+    fn graph(node: Vec<Bytes>, initializer: Vec<TensorProto>) -> GraphProto {
+        GraphProto {
+            node,
+            initializer,
+            ..GraphProto::default()
+        }
+    }
+
+    /// Every node that can hold tensors, in every field of an attribute.
+    fn nodes(tensor: &mut impl FnMut(&str) -> TensorProto) -> Vec<Bytes> {
+        let deep = node("deep", held(tensor("attribute in a body")));
+        let body = Attribute {
+            g: Some(graph(vec![deep], vec![tensor("in a body")])),
+            ..Attribute::default()
+        };
+        let branches = Attribute {
+            graphs: vec![graph(vec![], vec![tensor("in graphs")])],
+            ..Attribute::default()
+        };
+        let field = |number, message: &[u8]| untyped(Attribute::default(), number, message);
+        let tensors = tensor("in tensors").encode_to_vec();
+        let one = sparse(tensor("in a sparse tensor")).encode_to_vec();
+        let many = sparse(tensor("in sparse tensors")).encode_to_vec();
+        vec![
+            node("constant", held(tensor("attribute"))),
+            node("loop", body),
+            node("branches", branches),
+            field(10, &tensors),
+            field(22, &one),
+            field(23, &many),
+        ]
+    }
+
     /// A tensor in every place that can hold one, each in a file of its name.
     fn everywhere() -> (Bytes, Vec<String>) {
         let mut names = Vec::new();
@@ -448,58 +495,9 @@ mod tests {
             names.push(name.to_owned());
             external(name, &format!("{name}.data"))
         };
-        let sparse = |tensor: TensorProto| SparseTensorProto {
-            values: Some(tensor),
-            dims: vec![4],
-        };
-        let held = |t| Attribute {
-            t: Some(t),
-            ..Attribute::default()
-        };
-        let graph = |node, initializer| GraphProto {
-            node,
-            initializer,
-            ..GraphProto::default()
-        };
-        let inner = graph(
-            vec![node("deep", held(tensor("attribute in a body")))],
-            vec![tensor("in a body")],
-        );
-        let branches = Attribute {
-            graphs: vec![graph(vec![], vec![tensor("in graphs")])],
-            ..Attribute::default()
-        };
-        let nodes = vec![
-            node("constant", held(tensor("attribute"))),
-            node(
-                "loop",
-                Attribute {
-                    g: Some(inner),
-                    ..Attribute::default()
-                },
-            ),
-            node("branches", branches),
-            untyped(
-                Attribute::default(),
-                10,
-                &tensor("in tensors").encode_to_vec(),
-            ),
-            untyped(
-                Attribute::default(),
-                22,
-                &sparse(tensor("in a sparse tensor")).encode_to_vec(),
-            ),
-            untyped(
-                Attribute::default(),
-                23,
-                &sparse(tensor("in sparse tensors")).encode_to_vec(),
-            ),
-        ];
         let main = GraphProto {
-            node: nodes,
-            initializer: vec![tensor("initializer")],
             sparse_initializer: vec![sparse(tensor("sparse initializer")).encode_to_vec().into()],
-            ..GraphProto::default()
+            ..graph(nodes(&mut tensor), vec![tensor("initializer")])
         };
         let function = FunctionProto {
             name: Some("F".into()),
@@ -507,11 +505,8 @@ mod tests {
             ..FunctionProto::default()
         };
         let mut function = function.encode_to_vec();
-        append(
-            &mut function,
-            11,
-            &held(tensor("default of a function")).encode_to_vec(),
-        );
+        let default = held(tensor("default of a function")).encode_to_vec();
+        append(&mut function, 11, &default);
         let model = ModelProto {
             graph: Some(main),
             functions: vec![function.into()],
