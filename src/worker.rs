@@ -6,6 +6,7 @@ mod orders;
 mod parts;
 mod start;
 mod swap;
+mod warmup;
 mod watchdog;
 
 use std::path::PathBuf;
@@ -19,22 +20,20 @@ use tokio_util::task::TaskTracker;
 use crate::broker::amqp::Link;
 use crate::broker::topology::Topology;
 use crate::candidate::fetch::Fetcher;
-use crate::clock::unix_ms;
 use crate::config::Config;
 use crate::consumer::{Consumer, Ended, HAND_BACK, Serving};
 use crate::control::Order;
 use crate::crash::Marks;
+use crate::engine::EngineError;
 use crate::engine::thread::{EngineHandle, TERMINATE_GRACE};
-use crate::engine::{EngineError, Warm};
-use crate::heartbeat::{ModelFacts, NameClaim, Vitals, WarmFacts};
+use crate::heartbeat::{NameClaim, Vitals};
 use crate::lifecycle::{Detail, Lifecycle, Phase, State};
-use crate::package::Package;
 use crate::pipeline::Pipeline;
 use crate::retry::Backoff;
 use crate::store::Store;
 use crate::unsettled::Unsettled;
-use crate::update::state::{StateDir, StateError};
-use crate::update::{Follower, Offer, Served};
+use crate::update::state::StateDir;
+use crate::update::{Follower, Offer};
 use crate::waiting::Waiting;
 pub use parts::Part;
 use parts::Parts;
@@ -326,185 +325,6 @@ impl Worker {
         }
     }
 
-    /// One attempt: load (unless there is an engine), prove, report. A failure waits its back-off
-    /// and is tried again for ever; it never latches.
-    async fn warm_up(&mut self, engine: Option<EngineHandle>) -> Step {
-        let began = Instant::now();
-        let warmed = match self.prove(engine).await {
-            Ok(warmed) => warmed,
-            Err(drain) => return self.stop_idle(drain),
-        };
-        match warmed {
-            Ok((engine, warm)) => {
-                self.warming.reset();
-                self.package_changed = false;
-                self.report_warm(&engine, &warm, began.elapsed());
-                Step::Warmed(engine)
-            }
-            Err(error) => {
-                let wait = self.warming.wait();
-                self.report_failure(&error, wait);
-                match self.wait(Some(wait)).await {
-                    then @ (Step::Stop(_) | Step::Swap(_)) => then,
-                    Step::Again
-                    | Step::Warmed(_)
-                    | Step::Rewarm
-                    | Step::Reload
-                    | Step::Prove(_) => Step::Reload,
-                }
-            }
-        }
-    }
-
-    /// Loads and proves; the outer error is a drain that came in between.
-    async fn prove(
-        &mut self,
-        engine: Option<EngineHandle>,
-    ) -> Result<Result<(EngineHandle, Warm), EngineError>, Leaving> {
-        self.count_attempt();
-        let loaded = match engine {
-            Some(engine) => {
-                self.lifecycle.advance(State::Warming, Detail::Rewarm);
-                Ok(engine)
-            }
-            None => self.load().await?,
-        };
-        let engine = match loaded.and_then(|engine| self.check_name(engine)) {
-            Ok(engine) => engine,
-            Err(error) => return Ok(Err(error)),
-        };
-        self.lifecycle
-            .advance(State::Warming, Detail::StartupBaseline);
-        let warm = self.warm(&engine).await?;
-        Ok(warm.map(|warm| (engine, warm)))
-    }
-
-    async fn warm(&mut self, engine: &EngineHandle) -> Result<Result<Warm, EngineError>, Leaving> {
-        self.loss = Some(engine.follow_loss());
-        let proving = engine.clone();
-        let warm = async move { proving.turn().await.warm().await };
-        self.unless_drained(warm).await
-    }
-
-    fn count_attempt(&self) {
-        let mut facts = self.vitals.facts();
-        facts.warm.attempt += 1;
-        facts.warm.next_retry_at_ms = None;
-    }
-
-    async fn load(&mut self) -> Result<Result<EngineHandle, EngineError>, Leaving> {
-        self.lifecycle.advance(State::Warming, Detail::LoadingModel);
-        if let Err(error) = self.open_state() {
-            return Ok(Err(error));
-        }
-        let (dir, state, config) = (self.dir.clone(), self.state.clone(), self.config.clone());
-        let (progress, subset) = (
-            Arc::clone(&self.vitals.progress),
-            config.model.allow_shards_subset,
-        );
-        let read = move || match state {
-            Some(state) => state.load(&dir, subset).map(Arc::new),
-            None => Package::load(&dir, subset, &[]).map(Arc::new),
-        };
-        let loading = async move { EngineHandle::start(read, &config, progress).await };
-        self.unless_drained(loading).await
-    }
-
-    /// Locks the worker's folder, which only a worker that follows updates has.
-    fn open_state(&mut self) -> Result<(), EngineError> {
-        if self.state.is_some() || self.follower.is_none() {
-            return Ok(());
-        }
-        let unusable =
-            |detail, e: String| EngineError::new(detail, format!("model.state_dir: {e}"));
-        let Some(folder) = self.config.state_dir() else {
-            return Err(unusable(
-                Detail::ModelLoadFailed,
-                "not set, and model.dir has no parent".into(),
-            ));
-        };
-        let opened = StateDir::open(&folder).map_err(|error| match error {
-            StateError::Locked(_) => unusable(Detail::DuplicateId, error.to_string()),
-            StateError::Disk { .. } => unusable(Detail::ModelLoadFailed, error.to_string()),
-        })?;
-        self.state = Some(Arc::new(opened));
-        Ok(())
-    }
-
-    /// Queue and keys carry the name that was known at the start.
-    fn check_name(&self, engine: EngineHandle) -> Result<EngineHandle, EngineError> {
-        let (found, ours) = (&engine.package.manifest.name, &self.topology.model);
-        if found == ours {
-            return Ok(engine);
-        }
-        let dir = self.dir.display();
-        let message = format!("{dir}: names model {found:?}, this worker serves {ours:?}");
-        Err(EngineError::new(Detail::ModelLoadFailed, message))
-    }
-
-    fn report_warm(&mut self, engine: &EngineHandle, warm: &Warm, took: Duration) {
-        let served = self.state.clone().map(|state| Served {
-            package: Arc::clone(&engine.package),
-            state,
-        });
-        if let Some(follower) = &self.follower {
-            follower.served.send_replace(served);
-        }
-        crate::metrics::warmed(true);
-        let windows = u32::try_from(warm.windows).unwrap_or(u32::MAX).max(1);
-        self.waiting.set_pace(warm.pass / windows);
-        let package = &engine.package;
-        let mut facts = self.vitals.facts();
-        facts.warm.last_at_ms = Some(unix_ms());
-        facts.warm.last_ms = u64::try_from(took.as_millis()).ok();
-        facts.warm.baseline_loss = Some(warm.baseline_loss);
-        note_inert(&mut facts.warm, warm);
-        facts.model = ModelFacts {
-            name: package.manifest.name.clone(),
-            version: Some(package.manifest.version),
-            weights_id: Some(package.weights.weights_id.clone()),
-            plan: Some(hex::encode(warm.plan)),
-            shards: package.shards.iter().map(|s| s.id).collect(),
-            ..ModelFacts::default()
-        };
-        facts.engine.precision = Some(package.manifest.precision.as_str().into());
-        facts.engine.onnxruntime = crate::engine::session::library_version(&self.config.engine);
-        tracing::info!(
-            baseline_loss = warm.baseline_loss,
-            windows = warm.windows,
-            duration_ms = took.as_millis(),
-            inert = warm.inert.len(),
-            "warm: the baseline repeats, every tensor but the inert ones moves the loss and is restored"
-        );
-        drop(facts);
-        let (version, loss) = (package.manifest.version, warm.baseline_loss);
-        for order in self.due.drain(..) {
-            order.done(format!("warm: version {version}, loss {loss}"));
-        }
-    }
-
-    fn report_failure(&mut self, error: &EngineError, wait: Duration) {
-        for order in self.due.drain(..) {
-            order.fail(error.to_string());
-        }
-        crate::metrics::warmed(false);
-        let retry_at = unix_ms() + u64::try_from(wait.as_millis()).unwrap_or(0);
-        self.vitals.error(&error.detail.to_string(), &error.message);
-        {
-            let mut facts = self.vitals.facts();
-            facts.warm.last_at_ms = Some(unix_ms());
-            facts.warm.next_retry_at_ms = Some(retry_at);
-        }
-        let changed = self.package_changed && error.detail == Detail::ModelLoadFailed;
-        let detail = if changed {
-            Detail::PackageChanged
-        } else {
-            error.detail
-        };
-        tracing::error!(%error, %detail, retry_in_ms = wait.as_millis(), "the warm-up failed");
-        self.lifecycle.advance(State::Degraded, detail);
-    }
-
     /// The link to serve on, if nothing stands in the way; else the state says what does.
     fn may_serve(&mut self) -> Option<Arc<Link>> {
         let usable = |link: &Arc<Link>| !link.lost.is_cancelled();
@@ -783,16 +603,6 @@ async fn offer(follower: &mut Option<Follower>) -> Offer {
     match offered {
         Some(offer) => offer,
         None => std::future::pending().await,
-    }
-}
-
-/// Puts the tensors without effect into the record, and says so in the log when they are others
-/// than before: not with every new version of the weights.
-fn note_inert(facts: &mut WarmFacts, warm: &Warm) {
-    facts.inert_count = warm.inert.len() as u64;
-    let before = std::mem::replace(&mut facts.inert, warm.named_inert().to_vec());
-    if let Some(inert) = warm.inert_in_words().filter(|_| before != facts.inert) {
-        tracing::warn!("{inert}; see \"Inert tensors\" in ops/runbook.md");
     }
 }
 
