@@ -125,8 +125,9 @@ fn the_lifecycle_is_advanced_by_the_worker_alone() {
 
 #[test]
 fn only_the_consumer_acknowledges_jobs_a_command_parked_ones_and_the_client_results() {
-    only_in("acker.ack()", &["consumer.rs", "cli/dead.rs", "client.rs"]);
-    only_in("acker.hand_back()", &["consumer.rs", "cli/dead.rs"]);
+    let settle = "consumer/settle.rs";
+    only_in("acker.ack()", &[settle, "cli/dead.rs", "client.rs"]);
+    only_in("acker.hand_back()", &[settle, "cli/dead.rs"]);
 }
 
 /// Whatever comes from others is read through `job::Encoding` and `job::document`, where null is absent,
