@@ -19,6 +19,7 @@ pub use urls::redact;
 use crate::update::signature::UpdateKey;
 use layers::{Merged, Problem};
 
+mod keys;
 mod layers;
 pub mod tls;
 pub(crate) mod units;

@@ -1,110 +1,16 @@
-//! The layers of the configuration and how they are merged: which keys there are, what each may
-//! hold by itself, and how bare text is read for a key's type. Every value is checked in its own
-//! layer, so that all problems are found and each names its place. The typed form, and what keys
-//! mean together, are the parent's; how a duration or a size is written is in `units`.
+//! The layers of the configuration and how they are merged. Every value is checked in its own layer, so
+//! that all problems are found and each names its place. Which keys there are is in `keys`; the typed
+//! form, and what keys mean together, are the parent's.
 
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
-use std::time::Duration;
 
 use toml::{Table, Value};
 
-use super::units::{format_duration, parse_duration, parse_size};
+use super::keys::{Type, check, is_section, read, similar, type_of};
 
 const DEFAULTS: &str = include_str!("../config.default.toml");
 const ENVIRONMENT_PREFIX: &str = "SCORER_";
-
-const MILLISECOND: Duration = Duration::from_millis(1);
-const SECOND: Duration = Duration::from_secs(1);
-/// Longer is a slip of the hand, and a time too far ahead to be added to a clock.
-const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
-/// RabbitMQ refuses a queue whose TTL is over 2^32 - 1 ms; this is the last whole hour below.
-const LONGEST_QUEUE_TTL: Duration = Duration::from_secs(1193 * 3600);
-/// AMQP has 16 bits for the seconds.
-const LONGEST_AMQP_HEARTBEAT: Duration = Duration::from_secs(18 * 3600);
-
-/// What a key may hold; two values are the least and the most.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Type {
-    Text,
-    Choice(&'static [&'static str]),
-    Integer(i64, i64),
-    Boolean,
-    Duration(Duration, Duration),
-    Size,
-    TextList,
-    DurationList(Duration, Duration),
-}
-
-const KEYS: &[(&str, Type)] = &[
-    ("worker.id", Type::Text),
-    ("worker.score_timeout", Type::Duration(MILLISECOND, YEAR)),
-    ("worker.drain_timeout", Type::Duration(Duration::ZERO, YEAR)),
-    ("model.name", Type::Text),
-    ("model.dir", Type::Text),
-    ("model.state_dir", Type::Text),
-    ("model.update_url", Type::Text),
-    ("model.update_interval", Type::Duration(SECOND, YEAR)),
-    ("model.update_key", Type::Text),
-    ("model.update_stagger", Type::Boolean),
-    ("model.allow_shards_subset", Type::Boolean),
-    (
-        "engine.execution_provider",
-        Type::Choice(&["cuda", "tensorrt", "cpu"]),
-    ),
-    ("engine.device_id", Type::Integer(0, 0x7fff_ffff)),
-    ("engine.threads", Type::Integer(0, 4096)),
-    ("engine.micro_batch", Type::Integer(1, 65_536)),
-    ("engine.onnxruntime", Type::Text),
-    ("engine.gpu_memory_limit", Type::Size),
-    ("engine.deterministic", Type::Boolean),
-    ("engine.tf32", Type::Boolean),
-    ("engine.audit_interval", Type::Duration(MILLISECOND, YEAR)),
-    ("amqp.url", Type::Text),
-    ("amqp.namespace", Type::Text),
-    ("amqp.prefetch", Type::Integer(1, 65_535)),
-    ("amqp.results_queue", Type::Boolean),
-    (
-        "amqp.retry_delays",
-        Type::DurationList(MILLISECOND, LONGEST_QUEUE_TTL),
-    ),
-    ("amqp.poison_after", Type::Integer(1, 0xffff_ffff)),
-    (
-        "amqp.heartbeat",
-        Type::Duration(SECOND, LONGEST_AMQP_HEARTBEAT),
-    ),
-    ("amqp.control", Type::Boolean),
-    ("amqp.tls.ca", Type::Text),
-    ("amqp.tls.cert", Type::Text),
-    ("amqp.tls.key", Type::Text),
-    ("redis.url", Type::Text),
-    ("redis.namespace", Type::Text),
-    ("redis.tls.ca", Type::Text),
-    ("redis.tls.cert", Type::Text),
-    ("redis.tls.key", Type::Text),
-    ("heartbeat.interval", Type::Duration(MILLISECOND, YEAR)),
-    ("heartbeat.ttl", Type::Duration(MILLISECOND, YEAR)),
-    ("results.ttl", Type::Duration(SECOND, YEAR)),
-    ("candidates.allow", Type::TextList),
-    ("candidates.allow_private", Type::Boolean),
-    ("candidates.max_inline_bytes", Type::Size),
-    ("candidates.max_bytes", Type::Size),
-    ("candidates.max_inflated_bytes", Type::Size),
-    ("candidates.max_entries", Type::Integer(0, i64::MAX)),
-    (
-        "candidates.fetch_timeout",
-        Type::Duration(MILLISECOND, YEAR),
-    ),
-    ("candidates.min_rate", Type::Size),
-    ("candidates.cache_bytes", Type::Size),
-    ("telemetry.log", Type::Text),
-    (
-        "telemetry.log_format",
-        Type::Choice(&["auto", "pretty", "json"]),
-    ),
-    ("telemetry.metrics_addr", Type::Text),
-    ("telemetry.otlp_endpoint", Type::Text),
-];
 
 /// What the layers above the defaults say.
 #[derive(Debug, Default)]
@@ -328,32 +234,6 @@ fn is_transport(protocol: &str) -> bool {
         .any(|known| protocol.eq_ignore_ascii_case(known))
 }
 
-fn type_of(key: &str) -> Option<Type> {
-    let found = KEYS.iter().find(|(name, _)| *name == key);
-    found.map(|(_, kind)| *kind)
-}
-
-fn is_section(key: &str) -> bool {
-    KEYS.iter().any(|(name, _)| {
-        let rest = name.strip_prefix(key);
-        rest.is_some_and(|rest| rest.starts_with('.'))
-    })
-}
-
-/// Keys that differ in dots, underscores and case alone; without any, those with the same last word.
-fn similar(key: &str) -> impl Iterator<Item = &'static str> {
-    let letters = |key: &str| key.replace(['.', '_'], "").to_ascii_lowercase();
-    let last = |key: &str| key.rsplit('.').next().map(str::to_ascii_lowercase);
-    let names = || KEYS.iter().map(|(name, _)| *name);
-    let key = key.to_owned();
-    let close = names().any(|name| letters(name) == letters(&key));
-    names().filter(move |name| match close {
-        true => letters(name) == letters(&key),
-        false => last(name) == last(&key),
-    })
-}
-
-/// The sections on the way are tables: only checked values are ever inserted.
 fn insert(table: &mut Table, key: &str, value: Value) {
     match key.split_once('.') {
         None => drop(table.insert(key.to_owned(), value)),
@@ -367,82 +247,13 @@ fn insert(table: &mut Table, key: &str, value: Value) {
 }
 
 /// Reads bare text for the key's type, so that `worker.id=7` is the string 7.
-fn read(kind: Type, text: &str) -> Result<Value, String> {
-    let trimmed = text.trim();
-    match kind {
-        Type::Text => Ok(text.into()),
-        Type::Choice(_) | Type::Duration(..) | Type::Size => Ok(trimmed.into()),
-        Type::Integer(..) => trimmed
-            .parse()
-            .map(Value::Integer)
-            .map_err(|_| format!("{text:?} is not a whole number")),
-        Type::Boolean => trimmed
-            .parse()
-            .map(Value::Boolean)
-            .map_err(|_| format!("{text:?} is neither true nor false")),
-        Type::TextList | Type::DurationList(..) => trimmed
-            .parse()
-            .ok()
-            .filter(Value::is_array)
-            .ok_or_else(|| format!("{text:?} is not a TOML array such as [\"a\", \"b\"]")),
-    }
-}
-
-fn check(kind: Type, value: &Value) -> Result<(), String> {
-    let wrong = |expected: &str| Err(format!("must be {expected}, not {}", value.type_str()));
-    match (kind, value) {
-        (Type::Text, Value::String(text)) if text.is_empty() => Err("must not be empty".into()),
-        (Type::Text, Value::String(_)) | (Type::Boolean, Value::Boolean(_)) => Ok(()),
-        (Type::Choice(words), Value::String(text)) => check_choice(words, text),
-        (Type::Integer(least, most), Value::Integer(n)) if (least..=most).contains(n) => Ok(()),
-        (Type::Integer(least, most), Value::Integer(n)) => {
-            Err(format!("must be from {least} to {most}, it is {n}"))
-        }
-        (Type::Duration(least, most), Value::String(text)) => check_duration(least, most, text),
-        (Type::Size, Value::String(text)) => parse_size(text).map(drop),
-        (Type::Size, Value::Integer(0..)) => Ok(()),
-        (Type::Size, Value::Integer(n)) => Err(format!("must not be negative, it is {n}")),
-        (Type::TextList, Value::Array(items)) => check_items(Type::Text, items),
-        (Type::DurationList(least, most), Value::Array(items)) => {
-            check_items(Type::Duration(least, most), items)
-        }
-        (Type::Text, _) => wrong("text"),
-        (Type::Choice(words), _) => wrong(&words.join(" or ")),
-        (Type::Integer(..), _) => wrong("a whole number"),
-        (Type::Boolean, _) => wrong("true or false"),
-        (Type::Duration(..), _) => wrong("a duration such as \"5s\""),
-        (Type::Size, _) => wrong("a size such as \"4MiB\""),
-        (Type::TextList, _) => wrong("a list of texts"),
-        (Type::DurationList(..), _) => wrong("a list of durations"),
-    }
-}
-
-fn check_items(kind: Type, items: &[Value]) -> Result<(), String> {
-    let mut numbered = items.iter().zip(1..);
-    numbered.try_for_each(|(item, n)| check(kind, item).map_err(|e| format!("item {n}: {e}")))
-}
-
-fn check_choice(words: &[&str], text: &str) -> Result<(), String> {
-    match words.contains(&text) {
-        true => Ok(()),
-        false => Err(format!("must be {}, it is {text:?}", words.join(" or "))),
-    }
-}
-
-fn check_duration(least: Duration, most: Duration, text: &str) -> Result<(), String> {
-    match parse_duration(text)? {
-        duration if (least..=most).contains(&duration) => Ok(()),
-        _ => {
-            let (least, most) = (format_duration(least), format_duration(most));
-            Err(format!("must be from {least} to {most}, it is {text}"))
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::config::Config;
+    use crate::config::keys::KEYS;
+    use crate::config::units::format_duration;
+    use std::time::Duration;
 
     fn merged(file: &str, environment: &[(&str, &str)], set: &[&str]) -> Merged {
         let mut merged = Merged::default();
