@@ -249,7 +249,7 @@ pub struct ErrorBody {
     pub message: String,
     /// Whether submitting the same job again later can help.
     pub retryable: bool,
-    /// StatusSnapshot for programs.
+    /// StatusFields for programs.
     pub detail: Map<String, Value>,
 }
 
