@@ -476,7 +476,9 @@ fn answer(order: Order, outcome: &Result<Followed, UpdateError>) {
             order.done(format!("version {version} is live and served already"));
         }
         Ok(Followed::Updated(version)) => order.done(format!("version {version} is served")),
-        Err(hitch @ (UpdateError::Refused(..) | UpdateError::Away(_))) => order.refuse(hitch.to_string()),
+        Err(hitch @ (UpdateError::Refused(..) | UpdateError::Away(_))) => {
+            order.refuse(hitch.to_string())
+        }
         Err(
             hitch @ (UpdateError::Manifest(_)
             | UpdateError::Later(_)

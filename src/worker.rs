@@ -30,7 +30,7 @@ use crate::engine::EngineError;
 use crate::engine::thread::{EngineHandle, TERMINATE_GRACE};
 use crate::protocol::control::Order;
 use crate::protocol::state::{Detail, Phase, State};
-use crate::scoring::consumer::{Consumer, ServeEnd, HAND_BACK, Serving};
+use crate::scoring::consumer::{Consumer, HAND_BACK, ServeEnd, Serving};
 use crate::scoring::crash_marks::CrashMarks;
 use crate::scoring::device_queue::Waiting;
 use crate::scoring::pipeline::Pipeline;
@@ -469,7 +469,11 @@ impl Worker {
         let marks = Some(self.marks.clone());
         let pipeline = Pipeline::new(engine, &self.config, fetcher, &self.incarnation, marks);
         Ok(Arc::new(Serving {
-            pipeline: pipeline.keeping(self.recent_results.clone(), self.waiting.clone(), self.newer()),
+            pipeline: pipeline.keeping(
+                self.recent_results.clone(),
+                self.waiting.clone(),
+                self.newer(),
+            ),
             link,
             topology: Arc::clone(&self.topology),
             status: Arc::clone(&self.status),

@@ -12,7 +12,7 @@ use url::Url;
 use super::cache::Cache;
 use crate::config::{CandidatesConfig, format_duration};
 use crate::fetch::pace::Pace;
-use crate::fetch::{Body, FetchError, Downloader, Revision, place};
+use crate::fetch::{Body, Downloader, FetchError, Revision, place};
 use crate::protocol::failure::{Code, Failure};
 use crate::protocol::job::{Candidate, Source};
 use crate::util::blocking;

@@ -18,7 +18,7 @@ use crate::model::plan::Plan;
 use crate::protocol::failure::{Code, Failure};
 use crate::protocol::job::{Candidate, Compression, Job, Source, Task};
 use crate::protocol::result::{
-    JobRef, ResultOrigin, Body, CandidateFacts, Key, LossBody, ResultMessage, ScoreBody, Timings,
+    Body, CandidateFacts, JobRef, Key, LossBody, ResultMessage, ResultOrigin, ScoreBody, Timings,
     Verdict,
 };
 use crate::scoring::crash_marks::{Attempt, CrashMarks, Passage};
@@ -138,7 +138,12 @@ impl Pipeline {
     /// The same, with what outlives it: results of jobs that come again, the line of jobs, and who is
     /// told of jobs for a newer version.
     #[must_use]
-    pub fn keeping(self, recent_results: RecentResults, waiting: Waiting, newer: Arc<Notify>) -> Self {
+    pub fn keeping(
+        self,
+        recent_results: RecentResults,
+        waiting: Waiting,
+        newer: Arc<Notify>,
+    ) -> Self {
         Self {
             recent_results,
             waiting,
@@ -318,9 +323,7 @@ impl Pipeline {
         let Some(marks) = &self.marks else {
             return Ok(None);
         };
-        let version = job_ref
-            .model_version
-            .unwrap_or(self.answerer.model_version);
+        let version = job_ref.model_version.unwrap_or(self.answerer.model_version);
         let name = format!("{}:{version}", job_ref.submission_id);
         match marks.enter(&key.0, name, &self.leaving).await {
             Passage::Stored(text, attempt) => match self.answerer.read(&text, job_ref) {

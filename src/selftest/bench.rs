@@ -29,7 +29,7 @@ use crate::model::package::Package;
 use crate::model::plan::Plan;
 use crate::protocol::failure::Failure;
 use crate::protocol::job::{Candidate, Format, Job, Rule, Source, Task, Validation};
-use crate::protocol::result::{JobRef, Body, Timings};
+use crate::protocol::result::{Body, JobRef, Timings};
 use crate::protocol::state::Detail;
 use crate::scoring::pipeline::{Judged, Pipeline};
 use crate::telemetry::progress::Progress;

@@ -12,7 +12,7 @@ use url::Url;
 use super::route::Step;
 use crate::config::CandidatesConfig;
 use crate::fetch::pace::Pace;
-use crate::fetch::{Body, FetchError, Downloader, Revision};
+use crate::fetch::{Body, Downloader, FetchError, Revision};
 use crate::protocol::update_manifest::MAX_BYTES;
 
 /// A place that sends nothing for so long is left for the next, and one that has not sent a manifest or a

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::build::{BuildError, build};
 use super::download::{DownloadError, Mirrors, News, is_full};
 use super::route::{Step, Way, cheapest};
-use super::{UpdateError, Served};
+use super::{Served, UpdateError};
 use crate::model::manifest::PackageError;
 use crate::model::package::{Package, WeightsFile};
 use crate::protocol::update_manifest::UpdateManifest;

@@ -119,7 +119,9 @@ mod tests {
         assert_eq!(lost(&mut inbox).await, Part::Updater);
         parts.spawn(Part::Link, async { panic!("on purpose") });
         assert_eq!(lost(&mut inbox).await, Part::Link);
-        parts.spawn(Part::CrashMarks, std::future::pending()).abort();
+        parts
+            .spawn(Part::CrashMarks, std::future::pending())
+            .abort();
         assert_eq!(lost(&mut inbox).await, Part::CrashMarks);
         let alive = parts.alive(Part::Heartbeat);
         let beating = std::thread::spawn(move || {

@@ -16,7 +16,11 @@ use crate::util::clock::unix_ms;
 impl Worker {
     /// Serves the offered weights if they prove themselves, else those before. Without an engine,
     /// as when the weights before cannot be proven either, one is made.
-    pub(super) async fn swap(&mut self, engine: Option<EngineHandle>, offer: PreparedUpdate) -> Step {
+    pub(super) async fn swap(
+        &mut self,
+        engine: Option<EngineHandle>,
+        offer: PreparedUpdate,
+    ) -> Step {
         let began = Instant::now();
         let PreparedUpdate {
             package,

@@ -94,10 +94,7 @@ impl Bench {
             context: None,
             attempt: 1,
         };
-        let judged = self
-            .pipeline
-            .judge(&job, &job_ref, &Trace::silent())
-            .await;
+        let judged = self.pipeline.judge(&job, &job_ref, &Trace::silent()).await;
         let Judged::Fresh { verdict, .. } = judged else {
             panic!("there is no store")
         };

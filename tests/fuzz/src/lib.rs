@@ -63,8 +63,9 @@ pub fn pt_chunks(data: &[u8]) {
 pub fn url(data: &[u8]) {
     static GETTER: OnceLock<Downloader> = OnceLock::new();
     let allow = ["https://a.example/c/", "s3://bucket/", "file:///srv/"];
-    let getter = GETTER
-        .get_or_init(|| Downloader::new(&allow.map(str::to_owned), false).expect("TLS can be set up"));
+    let getter = GETTER.get_or_init(|| {
+        Downloader::new(&allow.map(str::to_owned), false).expect("TLS can be set up")
+    });
     let Ok(text) = std::str::from_utf8(data) else {
         return;
     };
