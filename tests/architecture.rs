@@ -307,11 +307,7 @@ fn jobs_are_settled_in_one_place_and_so_are_dead_letters_and_results() {
         &["broker/amqp", "scoring/settle", "cli/dead", "fleet/client"],
         calls("ack"),
     );
-    only_in(
-        "hand_back",
-        &["broker/amqp", "scoring", "cli/dead"],
-        calls("hand_back"),
-    );
+    only_in("hand_back", &["scoring", "cli/dead"], calls("hand_back"));
 }
 
 /// Whatever comes from others is read through `protocol::encoding` and `protocol::document`, where null
