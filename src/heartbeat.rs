@@ -24,7 +24,7 @@ use crate::systemd::Notifier;
 #[schemars(title = "heartbeat.v1")]
 #[expect(
     missing_docs,
-    reason = "the fields are the contract's; schemas/README.md explains each"
+    reason = "the fields are the contract's; docs/observability.md explains each"
 )]
 pub struct Record {
     pub v: V1,
