@@ -7,12 +7,10 @@
 
 pub mod build;
 pub mod download;
-pub mod manifest;
 mod prepare;
+mod rollout_lease;
 pub mod route;
-pub mod signature;
 pub mod state;
-mod turn;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,21 +19,22 @@ use sha2::{Digest, Sha256};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::Instant;
 
-use crate::clock::unix_ms;
 use crate::config::Config;
-use crate::control::Order;
 use crate::engine::EngineError;
 use crate::fetch::Revision;
-use crate::heartbeat::{RefusedVersion, UpdateFacts, Vitals};
-use crate::lifecycle::{Phase, State};
-use crate::package::{Package, WeightsFile};
+use crate::model::package::{Package, WeightsFile};
+use crate::protocol::control::Order;
+use crate::protocol::heartbeat::{RefusedVersion, UpdateFacts};
+use crate::protocol::signature::UpdateKey;
+use crate::protocol::state::{Phase, State};
+use crate::protocol::update_manifest::UpdateManifest;
 use crate::store::Store;
+use crate::telemetry::status::WorkerStatus;
+use crate::update::rollout_lease::{Signs, Turn};
+use crate::util::clock::unix_ms;
 use download::{Mirrors, Published};
-use manifest::UpdateManifest;
 use prepare::{Obstacles, Preparation};
-use signature::UpdateKey;
 use state::{Refused, StateDir};
-use turn::{Signs, Turn};
 
 /// Jobs for a newer version make the worker look at once, but not more often than this.
 const LEAST_PAUSE: Duration = Duration::from_secs(1);
@@ -90,7 +89,7 @@ pub struct Updater {
     config: Config,
     holder: String,
     store: Store,
-    vitals: Arc<Vitals>,
+    vitals: Arc<WorkerStatus>,
     phase: watch::Receiver<Phase>,
     offers: mpsc::Sender<Offer>,
     served: watch::Receiver<Option<Served>>,
@@ -190,7 +189,7 @@ impl Updater {
         model: &str,
         holder: &str,
         store: Store,
-        vitals: Arc<Vitals>,
+        vitals: Arc<WorkerStatus>,
         phase: watch::Receiver<Phase>,
     ) -> anyhow::Result<Option<(Self, Follower)>> {
         let Some(url) = &config.model.update_url else {
@@ -377,7 +376,8 @@ impl Updater {
             key.verify(&bytes, &signature)?;
         }
         // It may have megabytes, which are read strictly: not on a thread that others wait for.
-        let manifest = tokio::task::block_in_place(|| manifest::decode(&bytes))?;
+        let manifest =
+            tokio::task::block_in_place(|| crate::protocol::update_manifest::decode(&bytes))?;
         if manifest.name != self.model {
             let (name, model) = (&manifest.name, &self.model);
             return Err(format!(
@@ -492,8 +492,8 @@ fn answer(order: Order, outcome: &Result<Followed, Hitch>) {
 mod tests {
     use super::*;
     use crate::config::Layers;
-    use crate::lifecycle::Lifecycle;
-    use crate::package::checkpoint::tests::put;
+    use crate::model::checkpoint::tests::put;
+    use crate::worker::lifecycle::Lifecycle;
     use std::path::Path;
     use url::Url;
 
@@ -543,7 +543,7 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread")]
     async fn why_the_way_is_closed_is_said_at_every_look_until_the_manifest_changes() {
-        let (package, dir) = crate::package::fit::tests::package();
+        let (package, dir) = crate::model::fit::tests::package();
         let (folder, graph) = (dir.path(), package.manifest.graph.sha256.clone());
         put(
             &folder.join("full"),

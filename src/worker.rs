@@ -1,11 +1,16 @@
 //! The life of a worker: load, prove, serve, drain. This file alone advances the lifecycle; a
 //! newcomer reads [`Worker::live`] from top to bottom.
 
+pub mod health;
+pub mod heartbeat;
+mod host;
+pub mod lifecycle;
 mod link;
 mod orders;
 mod parts;
 mod start;
 mod swap;
+pub mod systemd;
 mod warmup;
 mod watchdog;
 
@@ -21,20 +26,22 @@ use crate::broker::amqp::Link;
 use crate::broker::topology::Topology;
 use crate::candidate::fetch::Fetcher;
 use crate::config::Config;
-use crate::consumer::{Consumer, Ended, HAND_BACK, Serving};
-use crate::control::Order;
-use crate::crash::Marks;
 use crate::engine::EngineError;
 use crate::engine::thread::{EngineHandle, TERMINATE_GRACE};
-use crate::heartbeat::{NameClaim, Vitals};
-use crate::lifecycle::{Detail, Lifecycle, Phase, State};
-use crate::pipeline::Pipeline;
-use crate::retry::Backoff;
+use crate::protocol::control::Order;
+use crate::protocol::state::{Detail, Phase, State};
+use crate::scoring::consumer::{Consumer, Ended, HAND_BACK, Serving};
+use crate::scoring::crash_marks::Marks;
+use crate::scoring::device_queue::Waiting;
+use crate::scoring::pipeline::Pipeline;
+use crate::scoring::recent_results::Unsettled;
 use crate::store::Store;
-use crate::unsettled::Unsettled;
+use crate::telemetry::status::WorkerStatus;
 use crate::update::state::StateDir;
 use crate::update::{Follower, Offer};
-use crate::waiting::Waiting;
+use crate::util::backoff::Backoff;
+use crate::worker::heartbeat::NameClaim;
+use crate::worker::lifecycle::Lifecycle;
 pub use parts::Part;
 use parts::Parts;
 use start::{Life, grant, model_name};
@@ -85,7 +92,7 @@ struct Worker {
     dir: PathBuf,
     incarnation: String,
     lifecycle: Lifecycle,
-    vitals: Arc<Vitals>,
+    vitals: Arc<WorkerStatus>,
     topology: Arc<Topology>,
     store: Store,
     marks: Marks,
@@ -212,13 +219,14 @@ pub async fn run(
     config: Config,
     wishes: mpsc::Receiver<Wish>,
     overdue: fn(Stop),
-    show: impl FnOnce(Arc<Vitals>, watch::Receiver<Phase>),
+    show: impl FnOnce(Arc<WorkerStatus>, watch::Receiver<Phase>),
 ) -> anyhow::Result<Stop> {
     let Some(dir) = config.model.dir.clone() else {
         anyhow::bail!("model.dir: not set; it names the model package")
     };
-    let metrics = crate::metrics::install(config.telemetry.metrics_addr.as_deref()).await?;
-    crate::traces::install(&config)?;
+    let metrics =
+        crate::telemetry::metrics::install(config.telemetry.metrics_addr.as_deref()).await?;
+    crate::telemetry::traces::install(&config)?;
     let (requests, mut inbox) = mpsc::channel(16);
     let watchdog = Watchdog::new(config.worker.drain_timeout, overdue);
     let hurry = CancellationToken::new();
@@ -231,7 +239,7 @@ pub async fn run(
     let life = Life::begin(&config);
     watchdog.watch(Arc::clone(&life.vitals.progress));
     if let Some(listener) = metrics {
-        crate::metrics::serve(listener, Arc::clone(&life.vitals));
+        crate::telemetry::metrics::serve(listener, Arc::clone(&life.vitals));
     }
     let name = match model_name(&config, &dir, &mut inbox).await {
         Ok(name) => name,
@@ -259,7 +267,7 @@ pub async fn run(
         worker.marks.settle(),
         worker.close_link(),
         beside.heartbeat.stop(),
-        crate::traces::flush()
+        crate::telemetry::traces::flush()
     );
     Ok(stop)
 }

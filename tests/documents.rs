@@ -9,8 +9,8 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use scorer::cli;
+use scorer::cli::schemas as schema;
 use scorer::config;
-use scorer::schema;
 use serde_json::Value;
 
 fn root() -> &'static Path {

@@ -9,12 +9,12 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
+use scorer::cli::schemas as schema;
 use scorer::cli::{self, Exit};
 use scorer::config;
-use scorer::failure::{Code, Remedy};
-use scorer::lifecycle::Detail;
-use scorer::metrics;
-use scorer::schema;
+use scorer::protocol::failure::{Code, Remedy};
+use scorer::protocol::state::Detail;
+use scorer::telemetry::metrics;
 use serde_json::{Map, Value};
 use strum::{EnumMessage, IntoEnumIterator};
 

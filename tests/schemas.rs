@@ -8,9 +8,10 @@
 use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
-use scorer::job::document::from_json;
-use scorer::job::{self, Encoding, Undecodable};
-use scorer::{control, schema};
+use scorer::protocol::document::from_json;
+use scorer::protocol::encoding::Encoding;
+use scorer::protocol::job::{self, Undecodable};
+use scorer::protocol::{control, schema};
 use serde_json::{Value, json};
 
 fn folder() -> PathBuf {
@@ -43,12 +44,14 @@ fn decoded(name: &str, body: &[u8], encoding: Encoding) -> Result<(), String> {
         }),
         "control.v1" => control::decode(body, encoding).map(drop),
         "control_answer.v1" => control::ControlAnswer::decode(body, encoding).map(drop),
-        "score_result.v1" => scorer::result::ResultMessage::decode(body, encoding).map(drop),
-        "heartbeat.v1" => from_json::<scorer::heartbeat::Record>(body).map(drop),
-        "model_package.v1" => scorer::package::Manifest::decode(body)
+        "score_result.v1" => {
+            scorer::protocol::result::ResultMessage::decode(body, encoding).map(drop)
+        }
+        "heartbeat.v1" => from_json::<scorer::protocol::heartbeat::Record>(body).map(drop),
+        "model_package.v1" => scorer::model::manifest::Manifest::decode(body)
             .map(drop)
             .map_err(|e| e.0),
-        "update_manifest.v1" => scorer::update::manifest::decode(body).map(drop),
+        "update_manifest.v1" => scorer::protocol::update_manifest::decode(body).map(drop),
         other => panic!("no decoder for {other}"),
     }
 }

@@ -11,11 +11,11 @@ use url::Url;
 
 use super::cache::Cache;
 use crate::config::{CandidatesConfig, format_duration};
-use crate::failure::{Code, Failure};
 use crate::fetch::pace::Pace;
 use crate::fetch::{Body, FetchError, Getter, Revision, place};
-use crate::job::{Candidate, Source};
-use crate::offload;
+use crate::protocol::failure::{Code, Failure};
+use crate::protocol::job::{Candidate, Source};
+use crate::util::blocking;
 
 /// The first byte of an answer comes within this time.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
@@ -36,7 +36,7 @@ pub struct Fetched {
 /// # Errors
 /// When computing it panics.
 pub async fn digest(bytes: Bytes) -> Result<[u8; 32], Failure> {
-    let digest = offload::by_size(bytes.len(), move || Sha256::digest(&bytes).into());
+    let digest = blocking::by_size(bytes.len(), move || Sha256::digest(&bytes).into());
     let digest = digest.await;
     digest.ok_or_else(|| unavailable("the digest could not be computed; the worker's log says why"))
 }

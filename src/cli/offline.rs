@@ -12,16 +12,19 @@ use crate::config::Config;
 use crate::engine::EngineError;
 use crate::engine::thread::EngineHandle;
 use crate::engine::trial::{Trial, trial};
-use crate::failure::Status;
-use crate::heartbeat::Vitals;
-use crate::job::{Candidate, Compression, Format, Job, Rule, Semantics, Source, Task, Validation};
-use crate::lifecycle::Detail;
-use crate::package::build::{Recipe, Unfinished, build_and_try};
-use crate::package::plan::Plan;
-use crate::package::{Objective, Package, PackageError};
-use crate::pipeline::{Judged, Pipeline};
-use crate::result::{Addressee, ResultMessage};
-use crate::traces::Trace;
+use crate::model::build::{Recipe, Unfinished, build_and_try};
+use crate::model::manifest::{Objective, PackageError};
+use crate::model::package::Package;
+use crate::model::plan::Plan;
+use crate::protocol::failure::Status;
+use crate::protocol::job::{
+    Candidate, Compression, Format, Job, Rule, Semantics, Source, Task, Validation,
+};
+use crate::protocol::result::{Addressee, ResultMessage};
+use crate::protocol::state::Detail;
+use crate::scoring::pipeline::{Judged, Pipeline};
+use crate::telemetry::status::WorkerStatus;
+use crate::telemetry::traces::Trace;
 
 /// Which windows.
 #[derive(Debug, Args)]
@@ -158,7 +161,7 @@ async fn judge(
 ) -> Outcome {
     // A file of our own is bounded like a fetched one.
     config.candidates.max_inline_bytes = config.candidates.max_bytes;
-    let vitals = Vitals::default();
+    let vitals = WorkerStatus::default();
     let bar = busy(format!("loading {}", model.display()));
     let engine = EngineHandle::load(&model, &config, vitals.progress)
         .await

@@ -9,9 +9,9 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tokio::sync::watch;
 use tracing_subscriber::fmt::MakeWriter;
 
-use crate::engine::Progress;
-use crate::heartbeat::Vitals;
-use crate::lifecycle::{Phase, State};
+use crate::protocol::state::{Phase, State};
+use crate::telemetry::progress::Progress;
+use crate::telemetry::status::WorkerStatus;
 
 /// How often it is drawn again.
 const FRAME: Duration = Duration::from_millis(200);
@@ -86,7 +86,7 @@ static FOOT: LazyLock<MultiProgress> =
     LazyLock::new(|| MultiProgress::with_draw_target(ProgressDrawTarget::stderr()));
 
 /// Shows what a worker does until it has ended.
-pub(super) async fn show(vitals: Arc<Vitals>, mut phase: watch::Receiver<Phase>) {
+pub(super) async fn show(vitals: Arc<WorkerStatus>, mut phase: watch::Receiver<Phase>) {
     if FOOT.is_hidden() {
         return;
     }

@@ -7,9 +7,9 @@ use rand::{Rng, SeedableRng};
 use super::*;
 use crate::candidate::{TensorUpdate, Update};
 use crate::config::{Config, Layers};
-use crate::job::Rule;
-use crate::package::Objective;
-use crate::package::build::{Recipe, build};
+use crate::model::build::{Recipe, build};
+use crate::model::manifest::Objective;
+use crate::protocol::job::Rule;
 
 const PATCHES: usize = 100_000;
 

@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use super::{Engine, EngineError, check};
 use crate::config::{EngineConfig, Provider};
-use crate::lifecycle::Detail;
-use crate::package::Package;
-use crate::package::plan::Plan;
-use crate::score;
+use crate::engine::statistics;
+use crate::model::package::Package;
+use crate::model::plan::Plan;
+use crate::protocol::state::Detail;
 
 /// What came of it.
 #[derive(Debug, Clone, PartialEq)]
@@ -42,5 +42,5 @@ fn run(package: Arc<Package>, config: &EngineConfig) -> Result<f64, EngineError>
     let plan = Plan::new(&package.shards, None, "", package.cut())
         .map_err(|failure| EngineError::new(Detail::WarmFailed, failure.message))?;
     let (losses, _) = engine.measured_twice(&plan)?;
-    Ok(score::mean(&losses))
+    Ok(statistics::mean(&losses))
 }

@@ -9,11 +9,11 @@ use sha2::{Digest, Sha256};
 use tokio::io::{AsyncWriteExt, BufWriter};
 use url::Url;
 
-use super::manifest::MAX_BYTES;
 use super::route::Step;
 use crate::config::CandidatesConfig;
 use crate::fetch::pace::Pace;
 use crate::fetch::{Body, FetchError, Getter, Revision};
+use crate::protocol::update_manifest::MAX_BYTES;
 
 /// A place that sends nothing for so long is left for the next, and one that has not sent a manifest or a
 /// signature by then; how slow it may be with a file is said by `candidates.min_rate`.
@@ -305,7 +305,7 @@ pub fn is_full(error: &std::io::Error) -> bool {
 mod tests {
     use super::*;
     use crate::config::{Config, Layers};
-    use crate::update::manifest::FullWeights;
+    use crate::protocol::update_manifest::FullWeights;
     use std::sync::Arc;
     use tokio::io::AsyncReadExt;
     use tokio::net::{TcpListener, TcpStream};

@@ -7,11 +7,12 @@ use std::sync::Arc;
 
 use super::build::{BuildError, build};
 use super::download::{DownloadError, Mirrors, News, is_full};
-use super::manifest::UpdateManifest;
 use super::route::{Step, Way, cheapest};
 use super::{Hitch, Served};
-use crate::heartbeat::Vitals;
-use crate::package::{Package, PackageError, WeightsFile};
+use crate::model::manifest::PackageError;
+use crate::model::package::{Package, WeightsFile};
+use crate::protocol::update_manifest::UpdateManifest;
+use crate::telemetry::status::WorkerStatus;
 
 /// New weights, and where they are; none for the package's own.
 type Made = (Arc<Package>, Option<WeightsFile>);
@@ -25,7 +26,7 @@ const MOST_NAMED: usize = 4;
 /// What it takes to get a version.
 pub(super) struct Preparation<'a> {
     pub(super) mirrors: &'a Mirrors,
-    pub(super) vitals: &'a Vitals,
+    pub(super) vitals: &'a WorkerStatus,
     pub(super) served: &'a Served,
     pub(super) manifest: &'a UpdateManifest,
     /// See `model.allow_shards_subset`.
@@ -264,7 +265,7 @@ impl Preparation<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::update::manifest::decode;
+    use crate::protocol::update_manifest::decode;
 
     fn manifest(full: &[(u64, &str)], deltas: &[(u64, u64)]) -> UpdateManifest {
         let digest = |begin: String| format!("{begin:0<64}");

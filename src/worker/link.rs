@@ -14,11 +14,12 @@ use crate::broker::amqp::{Deliveries, Delivery, Link, Publisher};
 use crate::broker::topology::Topology;
 use crate::broker::{BrokerError, Outgoing, Properties};
 use crate::config::Config;
-use crate::control::{self, ControlAnswer, Order, Outcome};
-use crate::heartbeat::Vitals;
-use crate::job::message::V1;
-use crate::lifecycle::{Event, Events, Phase};
-use crate::retry::Backoff;
+use crate::protocol::control::{self, ControlAnswer, Order, Outcome};
+use crate::protocol::message::V1;
+use crate::protocol::state::Phase;
+use crate::telemetry::status::WorkerStatus;
+use crate::util::backoff::Backoff;
+use crate::worker::lifecycle::{Event, Events};
 
 /// A fleet is to be back within 15 s of its broker: with the 30 s that other failures may wait for,
 /// the next try could come too late for that.
@@ -28,7 +29,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(8);
 pub(super) struct Keeper {
     pub(super) config: Config,
     pub(super) topology: Arc<Topology>,
-    pub(super) vitals: Arc<Vitals>,
+    pub(super) vitals: Arc<WorkerStatus>,
     pub(super) links: watch::Sender<Option<Arc<Link>>>,
     pub(super) parts: Parts,
     pub(super) incarnation: String,

@@ -6,9 +6,9 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use super::{Leaving, Request, Step, Stop, Worker};
-use crate::control::{Command, Order};
-use crate::lifecycle::{Detail, State};
-use crate::package::Package;
+use crate::model::package::Package;
+use crate::protocol::control::{Command, Order};
+use crate::protocol::state::{Detail, State};
 
 /// What the last answers get to leave.
 const LAST_ANSWERS: Duration = Duration::from_millis(500);

@@ -18,19 +18,22 @@ use super::parts::{Part, Parts};
 use super::{Request, Stop, Wish, Worker};
 use crate::broker::amqp::Link;
 use crate::broker::topology::Topology;
-use crate::clock::unix_ms;
+use crate::config::device_name;
 use crate::config::{Config, host_name};
-use crate::crash::Marks;
-use crate::heartbeat::{EngineFacts, Heartbeat, Identity, Source, Vitals};
-use crate::host;
-use crate::lifecycle::{Event, Lifecycle, Phase};
-use crate::package::Package;
-use crate::pipeline::device_name;
-use crate::retry::Backoff;
+use crate::model::package::Package;
+use crate::protocol::heartbeat::EngineFacts;
+use crate::protocol::state::Phase;
+use crate::scoring::crash_marks::Marks;
+use crate::scoring::device_queue::Waiting;
+use crate::scoring::recent_results::Unsettled;
 use crate::store::{Health, Store};
-use crate::unsettled::Unsettled;
+use crate::telemetry::status::WorkerStatus;
 use crate::update::Updater;
-use crate::waiting::Waiting;
+use crate::util::backoff::Backoff;
+use crate::util::clock::unix_ms;
+use crate::worker::heartbeat::{Heartbeat, Identity, Source};
+use crate::worker::host;
+use crate::worker::lifecycle::{Event, Lifecycle};
 
 /// Passes on what whoever runs the worker wishes.
 pub(super) async fn grant(
@@ -91,7 +94,7 @@ pub(super) async fn model_name(
 /// What there is of a worker before it knows its model: it is alive, and answers probes.
 pub(super) struct Life {
     identity: Identity,
-    pub(super) vitals: Arc<Vitals>,
+    pub(super) vitals: Arc<WorkerStatus>,
     lifecycle: Lifecycle,
     phase: watch::Receiver<Phase>,
     /// Until the heartbeat has them.
@@ -100,7 +103,7 @@ pub(super) struct Life {
 
 impl Life {
     pub(super) fn begin(config: &Config) -> Self {
-        let (identity, vitals) = (identity(config), Arc::<Vitals>::default());
+        let (identity, vitals) = (identity(config), Arc::<WorkerStatus>::default());
         let (lifecycle, phase, events) = Lifecycle::start();
         serve_probes(config, &identity, &vitals, &phase);
         Self {
@@ -154,7 +157,7 @@ impl Life {
     }
 }
 
-fn describe(vitals: &Vitals, config: &Config, name: &str) {
+fn describe(vitals: &WorkerStatus, config: &Config, name: &str) {
     let slots = config.amqp.prefetch.into();
     vitals.slots.store(slots, Ordering::Relaxed);
     let mut facts = vitals.facts();
@@ -179,11 +182,13 @@ fn identity(config: &Config) -> Identity {
 fn serve_probes(
     config: &Config,
     identity: &Identity,
-    vitals: &Arc<Vitals>,
+    vitals: &Arc<WorkerStatus>,
     phase: &watch::Receiver<Phase>,
 ) {
     let (namespace, id) = (&config.redis.namespace, &identity.worker_id);
-    if let Err(error) = crate::health::serve(namespace, id, Arc::clone(vitals), phase.clone()) {
+    if let Err(error) =
+        crate::worker::health::serve(namespace, id, Arc::clone(vitals), phase.clone())
+    {
         tracing::warn!(%error, "probes of this host will not reach this worker; is another one running under its id?");
     }
 }

@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::{Leaving, Step, Worker};
-use crate::clock::unix_ms;
 use crate::engine::thread::EngineHandle;
 use crate::engine::{EngineError, Warm};
-use crate::lifecycle::{Detail, State};
-use crate::package::{Package, WeightsFile};
+use crate::model::package::{Package, WeightsFile};
+use crate::protocol::state::{Detail, State};
 use crate::update::Offer;
 use crate::update::state::{Refused, StateDir, StateError};
+use crate::util::clock::unix_ms;
 
 impl Worker {
     /// Serves the offered weights if they prove themselves, else those before. Without an engine,

@@ -4,14 +4,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::{Leaving, Step, Worker};
-use crate::clock::unix_ms;
 use crate::engine::thread::EngineHandle;
 use crate::engine::{EngineError, Warm};
-use crate::heartbeat::{ModelFacts, WarmFacts};
-use crate::lifecycle::{Detail, State};
-use crate::package::Package;
+use crate::model::package::Package;
+use crate::protocol::heartbeat::{ModelFacts, WarmFacts};
+use crate::protocol::state::{Detail, State};
 use crate::update::Served;
 use crate::update::state::{StateDir, StateError};
+use crate::util::clock::unix_ms;
 
 impl Worker {
     /// One attempt: load (unless there is an engine), prove, report. A failure waits its back-off
@@ -141,7 +141,7 @@ impl Worker {
         if let Some(follower) = &self.follower {
             follower.served.send_replace(served);
         }
-        crate::metrics::warmed(true);
+        crate::telemetry::metrics::warmed(true);
         let windows = u32::try_from(warm.windows).unwrap_or(u32::MAX).max(1);
         self.waiting.set_pace(warm.pass / windows);
         let package = &engine.package;
@@ -178,7 +178,7 @@ impl Worker {
         for order in self.due.drain(..) {
             order.fail(error.to_string());
         }
-        crate::metrics::warmed(false);
+        crate::telemetry::metrics::warmed(false);
         let retry_at = unix_ms() + u64::try_from(wait.as_millis()).unwrap_or(0);
         self.vitals.error(&error.detail.to_string(), &error.message);
         {

@@ -21,12 +21,13 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use scorer::candidate::fetch::Fetcher;
 use scorer::config::{Config, Layers};
 use scorer::engine::thread::EngineHandle;
-use scorer::job::{self, Encoding};
-use scorer::package::Objective;
-use scorer::package::build::Recipe;
-use scorer::pipeline::{Judged, Pipeline};
-use scorer::result::{Addressee, ResultMessage};
-use scorer::traces::Trace;
+use scorer::model::build::Recipe;
+use scorer::model::manifest::Objective;
+use scorer::protocol::encoding::Encoding;
+use scorer::protocol::job;
+use scorer::protocol::result::{Addressee, ResultMessage};
+use scorer::scoring::pipeline::{Judged, Pipeline};
+use scorer::telemetry::traces::Trace;
 use serde_json::{Value, json};
 
 /// The largest accepted difference to the independent losses.

@@ -27,12 +27,13 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use scorer::candidate::fetch::Fetcher;
 use scorer::config::{Config, Layers};
 use scorer::engine::thread::EngineHandle;
-use scorer::job::{self, Encoding};
-use scorer::package::Package;
-use scorer::package::build::{Recipe, build};
-use scorer::pipeline::{Judged, Pipeline};
-use scorer::result::{Addressee, ResultMessage};
-use scorer::traces::Trace;
+use scorer::model::build::{Recipe, build};
+use scorer::model::package::Package;
+use scorer::protocol::encoding::Encoding;
+use scorer::protocol::job;
+use scorer::protocol::result::{Addressee, ResultMessage};
+use scorer::scoring::pipeline::{Judged, Pipeline};
+use scorer::telemetry::traces::Trace;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -135,7 +136,7 @@ fn make(out: &Path) {
         name: "model".into(),
         version: VERSION,
         out: out.to_owned(),
-        objective: scorer::package::Objective::causal_lm(128),
+        objective: scorer::model::manifest::Objective::causal_lm(128),
     };
     build(&recipe).unwrap();
     // The head is tied, which the checkpoint does not say.

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use scorer::failure::{Code, Failure};
-use scorer::lifecycle::State;
-use scorer::result::{Body, LossBody, Verdict};
-use scorer::retry::{Disposition, dispose};
+use scorer::protocol::failure::{Code, Failure};
+use scorer::protocol::result::{Body, LossBody, Verdict};
+use scorer::protocol::state::State;
+use scorer::scoring::disposition::{Disposition, dispose};
 
 use crate::moves::Next;
 use crate::world::{

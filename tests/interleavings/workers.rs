@@ -1,6 +1,6 @@
 //! What becomes of workers: `worker.rs`, its link and its end.
 
-use scorer::lifecycle::State;
+use scorer::protocol::state::State;
 
 use crate::moves::Next;
 use crate::world::{Broken, Bug, Item, Link, Model, NEW, Phase, Place, Stage, Then, Worker};

@@ -6,12 +6,15 @@ use std::sync::OnceLock;
 
 use scorer::candidate::{Update, decode};
 use scorer::config::{CandidatesConfig, Config, Layers};
-use scorer::failure::Failure;
 use scorer::fetch::Getter;
-use scorer::job::{Candidate, Compression, Encoding, Format, Rule, Source};
-use scorer::package::build::{Recipe, build};
-use scorer::package::{Objective, Package};
-use scorer::{control, job, update};
+use scorer::model::build::{Recipe, build};
+use scorer::model::manifest::Objective;
+use scorer::model::package::Package;
+use scorer::protocol::encoding::Encoding;
+use scorer::protocol::failure::Failure;
+use scorer::protocol::job::{Candidate, Compression, Format, Rule, Source};
+use scorer::protocol::{control, job};
+use scorer::update;
 use tempfile::TempDir;
 use url::Url;
 
