@@ -115,7 +115,7 @@ class Runbook(unittest.TestCase):
         source = (ROOT / "src/cli.rs").read_text(encoding="utf-8")
         commands = re.search(r"^enum Command \{\n(.*?)^\}", source, flags=re.MULTILINE | re.DOTALL)[1]
         known = {word.lower() for word in re.findall(r"^    ([A-Z][a-z]+)\b", commands, flags=re.MULTILINE)}
-        control = (ROOT / "src/control.rs").read_text(encoding="utf-8")
+        control = (ROOT / "src/protocol/control.rs").read_text(encoding="utf-8")
         control = re.search(r"^pub enum Command \{\n(.*?)^\}", control, flags=re.MULTILINE | re.DOTALL)[1]
         orders = {word.lower() for word in re.findall(r"^    ([A-Z][a-z]+),", control, flags=re.MULTILINE)}
         for code in self.codes:

@@ -22,6 +22,7 @@ use layers::{Merged, Problem};
 
 mod keys;
 mod layers;
+pub(crate) mod service_urls;
 pub mod tls;
 pub(crate) mod units;
 pub(crate) mod urls;
@@ -438,8 +439,8 @@ impl Config {
         let mut found = Vec::new();
         let mut note =
             |key, checked: Result<(), String>| found.extend(checked.err().map(|why| (key, why)));
-        note("amqp.url", crate::broker::amqp::check_url(&self.amqp.url));
-        note("redis.url", crate::store::check_url(&self.redis.url));
+        note("amqp.url", service_urls::amqp(&self.amqp.url).map(drop));
+        note("redis.url", service_urls::redis(&self.redis.url).map(drop));
         if let Some(text) = &self.model.update_url {
             note("model.update_url", urls::check_manifest(text));
         }

@@ -24,7 +24,8 @@ use reqwest::{Response, StatusCode};
 use tokio::io::AsyncReadExt;
 use url::{Host, Url};
 
-pub(crate) use allow::has_tricks;
+use crate::config::urls::has_tricks;
+
 use allow::{covers, is_public, within};
 use bucket::{Buckets, Object};
 

@@ -15,7 +15,6 @@ use redis::aio::ConnectionManager;
 use redis::{AsyncCommands, FromRedisValue, RedisResult, Script, ScriptInvocation};
 use serde::de::DeserializeOwned;
 
-pub use address::check_url;
 pub use fleet::{FleetStore, LiveRecord, StreamEntry};
 
 use crate::config::RedisConfig;

@@ -493,7 +493,6 @@ mod tests {
     use super::*;
     use crate::config::Layers;
     use crate::model::checkpoint::tests::put;
-    use crate::worker::lifecycle::Lifecycle;
     use std::path::Path;
     use url::Url;
 
@@ -506,7 +505,7 @@ mod tests {
         });
         let config = config.unwrap();
         let store = Store::new(&config.redis, "tiny").unwrap();
-        let (_, phase, _) = Lifecycle::start();
+        let (_, phase) = watch::channel(Phase::starting());
         let vitals = Arc::default();
         let made = Updater::new(&config, "tiny", "w1", store, vitals, phase).unwrap();
         let (updater, follower) = made.unwrap();

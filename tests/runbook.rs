@@ -24,12 +24,12 @@ fn every_detail_code_and_exit_has_its_section() {
         .filter_map(|line| line.strip_prefix("### "))
         .collect();
     let details = words(
-        include_str!("../src/lifecycle.rs"),
+        include_str!("../src/protocol/state.rs"),
         "impl std::fmt::Display for Detail",
         "\n}",
     );
     let codes = words(
-        include_str!("../src/failure.rs"),
+        include_str!("../src/protocol/failure.rs"),
         "impl Code {",
         "/// The status",
     );

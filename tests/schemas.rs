@@ -79,8 +79,8 @@ const BEYOND_A_SCHEMA: [(&str, &str); 6] = [
 
 #[test]
 fn the_committed_schemas_are_the_generated_ones() {
-    for name in schema::NAMES {
-        let generated = serde_json::to_value(schema::schema(name).unwrap()).unwrap();
+    for name in schemas::NAMES {
+        let generated = serde_json::to_value(schemas::schema(name).unwrap()).unwrap();
         let committed = read(&folder().join(format!("{name}.json")));
         assert_eq!(
             committed, generated,
@@ -91,7 +91,7 @@ fn the_committed_schemas_are_the_generated_ones() {
 
 #[test]
 fn every_valid_example_is_accepted_by_schema_and_decoder() {
-    for name in schema::NAMES {
+    for name in schemas::NAMES {
         let validator =
             jsonschema::validator_for(&read(&folder().join(format!("{name}.json")))).unwrap();
         for path in examples("valid", name) {
@@ -108,7 +108,7 @@ fn every_valid_example_is_accepted_by_schema_and_decoder() {
 
 #[test]
 fn every_invalid_example_is_refused_by_the_decoder() {
-    for name in schema::NAMES {
+    for name in schemas::NAMES {
         for path in examples("invalid", name) {
             assert!(
                 decoded(name, &std::fs::read(&path).unwrap(), Encoding::Json).is_err(),
@@ -254,7 +254,7 @@ fn field<'a>(map: &'a mut rmpv::Value, name: &str) -> &'a mut rmpv::Value {
 }
 
 fn validator(name: &str) -> jsonschema::Validator {
-    let schema = serde_json::to_value(schema::schema(name).unwrap()).unwrap();
+    let schema = serde_json::to_value(schemas::schema(name).unwrap()).unwrap();
     jsonschema::validator_for(&schema).unwrap()
 }
 
@@ -280,7 +280,7 @@ fn agree(name: &str, validator: &jsonschema::Validator, document: &Value) {
 
 #[test]
 fn schema_and_decoder_agree_on_whatever_is_done_to_a_valid_message() {
-    for name in schema::NAMES {
+    for name in schemas::NAMES {
         let validator = validator(name);
         let mut tried = 0;
         for path in examples("valid", name) {

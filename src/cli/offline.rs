@@ -12,7 +12,7 @@ use crate::config::Config;
 use crate::engine::EngineError;
 use crate::engine::thread::EngineHandle;
 use crate::engine::trial::{Trial, trial};
-use crate::model::build::{Recipe, Unfinished, build_and_try};
+use crate::model::build::{Recipe, Unfinished, build};
 use crate::model::manifest::{Objective, PackageError};
 use crate::model::package::Package;
 use crate::model::plan::Plan;
@@ -283,7 +283,7 @@ fn make(config: &Config, args: &PackageArgs, unfinished: &Unfinished) -> Outcome
             )]),
         }
     };
-    let built = build_and_try(&recipe, unfinished, tried);
+    let built = build(&recipe, unfinished, tried);
     bar.finish_and_clear();
     let built = built.map_err(|e| Fault::new(Exit::Data, e))?;
     for note in &built.notes {

@@ -7,7 +7,8 @@ use rand::{Rng, SeedableRng};
 use super::*;
 use crate::candidate::{TensorUpdate, Update};
 use crate::config::{Config, Layers};
-use crate::model::build::{Recipe, build};
+use crate::engine::trial::build;
+use crate::model::build::Recipe;
 use crate::model::manifest::Objective;
 use crate::protocol::job::Rule;
 

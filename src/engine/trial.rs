@@ -6,9 +6,23 @@ use std::sync::Arc;
 use super::{Engine, EngineError, check};
 use crate::config::{EngineConfig, Provider};
 use crate::engine::statistics;
+use crate::model;
+use crate::model::build::{Built, Recipe, Unfinished};
+use crate::model::manifest::PackageError;
 use crate::model::package::Package;
 use crate::model::plan::Plan;
 use crate::protocol::state::Detail;
+
+/// Makes a package that every worker would accept by looking at its files; nothing is computed.
+///
+/// # Errors
+/// Names the file, tensor or initializer and what to do.
+pub fn build(recipe: &Recipe) -> Result<Built, PackageError> {
+    model::build::build(recipe, &Unfinished::default(), |package| {
+        check(&package).map_err(|e| PackageError(e.to_string()))?;
+        Ok(Vec::new())
+    })
+}
 
 /// What came of it.
 #[derive(Debug, Clone, PartialEq)]

@@ -74,24 +74,13 @@ pub struct Built {
     pub notes: Vec<String>,
 }
 
-/// Makes a package; copies, never links. What every worker would refuse by looking at the files is
-/// refused, and nothing is left behind then.
+/// Makes a package; copies, never links. Before the package is put in its place, `tried` loads it as
+/// a worker does, and says what the operator should know of that; where it refuses, nothing is left
+/// behind. What is `unfinished` can be removed meanwhile.
 ///
 /// # Errors
-/// Names the file, tensor or initializer and what to do.
-pub fn build(recipe: &Recipe) -> Result<Built, PackageError> {
-    build_and_try(recipe, &Unfinished::default(), |package| {
-        crate::engine::check(&package).map_err(|e| PackageError(e.to_string()))?;
-        Ok(Vec::new())
-    })
-}
-
-/// As [`build`]; before the package is put in its place, `tried` loads it as a worker does, and
-/// says what the operator should know of that. What is `unfinished` can be removed meanwhile.
-///
-/// # Errors
-/// As [`build`], and what `tried` says.
-pub fn build_and_try(
+/// Names the file, tensor or initializer and what to do; and what `tried` says.
+pub fn build(
     recipe: &Recipe,
     unfinished: &Unfinished,
     tried: impl FnOnce(Package) -> Result<Vec<String>, PackageError>,

@@ -201,7 +201,8 @@ impl Frozen {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::model::build::{Recipe, build};
+    use crate::engine::trial::build;
+    use crate::model::build::Recipe;
     use crate::model::manifest::Objective;
     use crate::model::weights::Weights;
     use half::bf16;

@@ -320,16 +320,17 @@ fn text_field<'a>(fields: &'a [(Value, Value)], name: &str) -> Option<&'a str> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
+    use crate::protocol::encoding::MAX_NESTING;
     use serde_json::json;
 
-    pub(super) const BOTH: [Encoding; 2] = [Encoding::Json, Encoding::MessagePack];
+    pub(in crate::protocol) const BOTH: [Encoding; 2] = [Encoding::Json, Encoding::MessagePack];
 
-    pub(super) type Fields = Vec<(Value, Value)>;
+    pub(in crate::protocol) type Fields = Vec<(Value, Value)>;
 
     /// A sound job as the encoding carries it.
-    pub(super) fn sound(encoding: Encoding) -> Fields {
+    pub(in crate::protocol) fn sound(encoding: Encoding) -> Fields {
         let mut job = fields(json!({
             "v": 1, "kind": "score", "submission_id": "s-1", "model_version": 7,
             "candidate": {"format": "binary_v2", "semantics": "gradient", "learning_rate": 0.5, "data": "e30="},
@@ -342,7 +343,7 @@ mod tests {
         job
     }
 
-    pub(super) fn value(json: serde_json::Value) -> Value {
+    pub(in crate::protocol) fn value(json: serde_json::Value) -> Value {
         rmpv::ext::to_value(json).unwrap()
     }
 
@@ -354,7 +355,7 @@ mod tests {
     }
 
     /// The map that holds the last name of a dotted path, and that name.
-    pub(super) fn holder<'a>(
+    pub(in crate::protocol) fn holder<'a>(
         mut fields: &'a mut Fields,
         path: &'a str,
     ) -> (&'a mut Fields, &'a str) {
@@ -373,24 +374,30 @@ mod tests {
         (fields, last)
     }
 
-    pub(super) fn remove(job: &mut Fields, path: &str) {
+    pub(in crate::protocol) fn remove(job: &mut Fields, path: &str) {
         let (fields, name) = holder(job, path);
         fields.retain(|(key, _)| key.as_str() != Some(name));
     }
 
-    pub(super) fn put(job: &mut Fields, path: &str, value: Value) {
+    pub(in crate::protocol) fn put(job: &mut Fields, path: &str, value: Value) {
         remove(job, path);
         let (fields, name) = holder(job, path);
         fields.push((name.into(), value));
     }
 
     #[expect(clippy::result_large_err, reason = "as the function it calls")]
-    pub(super) fn decoded(job: Fields, encoding: Encoding) -> Result<Job, Undecodable> {
+    pub(in crate::protocol) fn decoded(
+        job: Fields,
+        encoding: Encoding,
+    ) -> Result<Job, Undecodable> {
         decode(&encoding.encode(&Value::Map(job)).unwrap(), encoding)
     }
 
     /// What the sender is told, and under which name.
-    pub(super) fn refusal(job: Fields, encoding: Encoding) -> (Option<String>, String) {
+    pub(in crate::protocol) fn refusal(
+        job: Fields,
+        encoding: Encoding,
+    ) -> (Option<String>, String) {
         match decoded(job, encoding) {
             Ok(job) => panic!("accepted: {job:?}"),
             Err(Undecodable::Anonymous(failure)) => (None, failure.message),

@@ -7,13 +7,15 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::candidate::sketch::BINS;
 use crate::protocol::context::Context;
 use crate::protocol::document::{from_document, from_json};
 use crate::protocol::failure::{Code, ErrorBody, Failure, Status};
 use crate::protocol::job::{Candidate, Kind};
 use crate::protocol::label::Label;
 use crate::protocol::message::V1;
+
+/// How many values a sketch has.
+pub const SKETCH_BINS: usize = 64;
 
 /// A result message.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -155,16 +157,16 @@ pub struct CandidateFacts {
         skip_serializing_if = "Vec::is_empty",
         deserialize_with = "whole_sketch"
     )]
-    #[schemars(length(min = BINS, max = BINS))]
+    #[schemars(length(min = SKETCH_BINS, max = SKETCH_BINS))]
     pub sketch: Vec<Option<u64>>,
 }
 
 fn whole_sketch<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Option<u64>>, D::Error> {
     let sketch = Vec::deserialize(deserializer)?;
     match sketch.len() {
-        BINS => Ok(sketch),
+        SKETCH_BINS => Ok(sketch),
         places => Err(D::Error::custom(format!(
-            "must have {BINS} places, not {places}"
+            "must have {SKETCH_BINS} places, not {places}"
         ))),
     }
 }
@@ -492,7 +494,7 @@ mod tests {
 
     #[test]
     fn what_is_wrong_with_a_result_is_named() {
-        let known = include_str!("../schemas/examples/valid/score_result.v1-scored.json");
+        let known = include_str!("../../schemas/examples/valid/score_result.v1-scored.json");
         let bent = |from: &str, to: &str| {
             assert!(known.contains(from), "{from}");
             ResultMessage::decode(known.replace(from, to).as_bytes(), Encoding::Json).unwrap_err()

@@ -4,6 +4,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use strum::{EnumIter, EnumMessage};
 
+use crate::util::clock::{steady_ms, unix_ms};
+
 /// What a worker is doing.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema, EnumIter, EnumMessage,
@@ -174,6 +176,35 @@ pub struct Phase {
     pub last_ready_at_ms: u64,
     /// Counts changes, so that none is overlooked.
     pub changes: u64,
+}
+
+impl Phase {
+    /// A process that has just begun.
+    pub fn starting() -> Self {
+        Self {
+            state: State::Starting,
+            detail: Detail::Initializing,
+            since_ms: unix_ms(),
+            since: steady_ms(),
+            last_ready_at_ms: 0,
+            changes: 0,
+        }
+    }
+
+    /// What follows it, from now on.
+    #[must_use]
+    pub fn followed_by(self, state: State, detail: Detail) -> Self {
+        let now = unix_ms();
+        let is_ready = state == State::Ready;
+        Self {
+            state,
+            detail,
+            since_ms: now,
+            since: steady_ms(),
+            last_ready_at_ms: if is_ready { now } else { self.last_ready_at_ms },
+            changes: self.changes + 1,
+        }
+    }
 }
 
 #[cfg(test)]

@@ -21,7 +21,7 @@ use crate::scoring::pipeline::{Judged, Pipeline};
 use crate::store::Store;
 use crate::telemetry::metrics;
 use crate::telemetry::status::WorkerStatus;
-use crate::telemetry::traces::Trace;
+use crate::telemetry::traces::{ReceivedJob, Trace};
 use crate::util::blocking;
 
 /// What abandoned jobs get to hand themselves back.
@@ -271,9 +271,25 @@ impl Serving {
         }
     }
 
+    fn received<'a>(&'a self, delivery: &'a Delivery) -> ReceivedJob<'a> {
+        let properties = &delivery.properties;
+        ReceivedJob {
+            trace_headers: properties.trace_headers(),
+            message_id: properties.message_id.as_deref(),
+            correlation_id: properties.correlation_id.as_deref(),
+            timestamp: properties.timestamp,
+            bytes: delivery.body.len(),
+            attempt: properties.attempt,
+            redelivered: delivery.redelivered,
+            exchange: self.topology.jobs_exchange(),
+            queue: self.topology.jobs_queue(),
+            model: &self.topology.model,
+        }
+    }
+
     async fn handle(self: Arc<Self>, mut delivery: Delivery) {
         let _held = Held::new(&self.vitals);
-        let trace = Trace::begin(&delivery, &self.topology);
+        let trace = Trace::begin(&self.received(&delivery));
         if delivery.redelivered {
             self.vitals.facts().jobs.redelivered += 1;
             metrics::redelivered();

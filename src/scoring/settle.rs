@@ -185,7 +185,8 @@ impl Serving {
             &self.topology.results_exchange(),
             &self.routing_key(&message),
         );
-        let durable = match self.outgoing(&message, key.as_ref(), job, publishing.headers(job)) {
+        let headers = publishing.headers().unwrap_or_else(|| job.trace_headers());
+        let durable = match self.outgoing(&message, key.as_ref(), job, headers) {
             Ok(durable) => durable,
             Err(error) => {
                 tracing::error!(%error, "a result cannot be encoded; the job is handed back");

@@ -19,9 +19,6 @@ use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider, SpanData, SpanExporter};
 
-use crate::broker::Properties;
-use crate::broker::amqp::Delivery;
-use crate::broker::topology::Topology;
 use crate::config::{Config, tls};
 use crate::protocol::failure::{Code, Failure, Status as Verdict};
 use crate::protocol::result::ResultMessage;
@@ -192,6 +189,31 @@ impl SpanExporter for Reporting {
     }
 }
 
+/// A job that was delivered, as far as spans tell of it.
+#[derive(Debug)]
+pub struct ReceivedJob<'a> {
+    /// `traceparent` and `tracestate`, where the sender gave them.
+    pub trace_headers: Vec<(String, String)>,
+    /// The message's name, if it has one.
+    pub message_id: Option<&'a str>,
+    /// What its sender tells conversations apart by.
+    pub correlation_id: Option<&'a str>,
+    /// When it was sent, in unix seconds.
+    pub timestamp: Option<u64>,
+    /// The size of its body.
+    pub bytes: usize,
+    /// From 1.
+    pub attempt: u32,
+    /// The broker delivered it before.
+    pub redelivered: bool,
+    /// Where it was published.
+    pub exchange: String,
+    /// Where it waited.
+    pub queue: String,
+    /// The model it is for.
+    pub model: &'a str,
+}
+
 /// One delivery of a job, from the broker to what becomes of it. Its span ends with it; without an
 /// outcome the broker delivers the job again.
 #[derive(Debug)]
@@ -204,11 +226,9 @@ pub struct Trace {
 
 impl Trace {
     /// Begins now. The parent is whoever sent the job, if its `traceparent` says so.
-    pub fn begin(delivery: &Delivery, topology: &Topology) -> Self {
+    pub fn begin(job: &ReceivedJob<'_>) -> Self {
         let received = Instant::now();
-        let context = TRACES
-            .get()
-            .map(|traces| traces.process(delivery, topology));
+        let context = TRACES.get().map(|traces| traces.process(job));
         Self { received, context }
     }
 
@@ -316,15 +336,13 @@ impl Trace {
 pub struct Publishing(Option<Context>);
 
 impl Publishing {
-    /// What the result carries: this span where there is one, else what the job carried.
-    pub fn headers(&self, job: &Properties) -> Vec<(String, String)> {
-        let Some(context) = &self.0 else {
-            return job.trace_headers();
-        };
+    /// What the result carries of this span, where there is one.
+    pub fn headers(&self) -> Option<Vec<(String, String)>> {
+        let context = self.0.as_ref()?;
         let mut headers = HashMap::new();
         TraceContextPropagator::new().inject_context(context, &mut headers);
         headers.retain(|_, text: &mut String| !text.is_empty());
-        headers.into_iter().collect()
+        Some(headers.into_iter().collect())
     }
 
     /// Nobody knows whether the broker has it.
@@ -338,12 +356,10 @@ impl Publishing {
 }
 
 impl Traces {
-    fn process(&self, delivery: &Delivery, topology: &Topology) -> Context {
-        let properties = &delivery.properties;
-        let sent: HashMap<_, _> = properties.trace_headers().into_iter().collect();
+    fn process(&self, job: &ReceivedJob<'_>) -> Context {
+        let sent: HashMap<_, _> = job.trace_headers.iter().cloned().collect();
         let parent = TraceContextPropagator::new().extract_with_context(&Context::new(), &sent);
-        let (exchange, queue) = (topology.jobs_exchange(), topology.jobs_queue());
-        let destination = format!("{exchange}:{}:{queue}", topology.model);
+        let destination = format!("{}:{}:{}", job.exchange, job.model, job.queue);
         let mut attributes = self.parties.clone();
         attributes.extend([
             KeyValue::new("messaging.operation.name", "process"),
@@ -351,20 +367,17 @@ impl Traces {
             KeyValue::new("messaging.destination.name", destination.clone()),
             KeyValue::new(
                 "messaging.rabbitmq.destination.routing_key",
-                topology.model.clone(),
+                job.model.to_owned(),
             ),
-            KeyValue::new("messaging.message.body.size", count(delivery.body.len())),
-            KeyValue::new("scorer.attempt", i64::from(properties.attempt)),
-            KeyValue::new("scorer.redelivered", delivery.redelivered),
+            KeyValue::new("messaging.message.body.size", count(job.bytes)),
+            KeyValue::new("scorer.attempt", i64::from(job.attempt)),
+            KeyValue::new("scorer.redelivered", job.redelivered),
         ]);
         for (name, value) in [
-            ("messaging.message.id", &properties.message_id),
-            (
-                "messaging.message.conversation_id",
-                &properties.correlation_id,
-            ),
+            ("messaging.message.id", job.message_id),
+            ("messaging.message.conversation_id", job.correlation_id),
         ] {
-            attributes.extend(value.clone().map(|text| KeyValue::new(name, text)));
+            attributes.extend(value.map(|text| KeyValue::new(name, text.to_owned())));
         }
         let builder = SpanBuilder::from_name(format!("process {destination}"))
             .with_kind(SpanKind::Consumer)
@@ -372,19 +385,19 @@ impl Traces {
         let context = parent.with_span(self.tracer.build_with_context(builder, &parent));
         // Beside the job's own span; below it where nobody's is above.
         let sent = parent.span().span_context().is_valid();
-        self.queue_wait(delivery, if sent { &parent } else { &context });
+        self.queue_wait(job, if sent { &parent } else { &context });
         context
     }
 
     /// The wait in the broker as far as it is certain: `timestamp` has whole seconds, so the wait
     /// shows from the end of the second on. None = it was shorter, or not the first, or nobody said
     /// when it began, or what was said makes no sense.
-    fn queue_wait(&self, delivery: &Delivery, parent: &Context) {
-        if delivery.redelivered || delivery.properties.attempt > 1 {
+    fn queue_wait(&self, job: &ReceivedJob<'_>, parent: &Context) {
+        if job.redelivered || job.attempt > 1 {
             return;
         }
         let now = SystemTime::now();
-        let since = delivery.properties.timestamp.and_then(|sent| {
+        let since = job.timestamp.and_then(|sent| {
             let second = Duration::from_secs(sent.checked_add(1)?);
             UNIX_EPOCH.checked_add(second)
         });

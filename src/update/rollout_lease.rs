@@ -94,12 +94,11 @@ impl Signs {
 mod tests {
     use super::*;
     use crate::protocol::state::{Detail, State};
-    use crate::worker::lifecycle::Lifecycle;
 
     #[tokio::test(start_paused = true)]
     async fn the_lease_is_kept_as_long_as_the_swap_gets_on() {
         let secs = Duration::from_secs;
-        let (lifecycle, phase, _events) = Lifecycle::start();
+        let (states, phase) = watch::channel(Phase::starting());
         let vitals = Arc::<WorkerStatus>::default();
         vitals.progress.settle_pace();
         let signs = Signs {
@@ -109,7 +108,8 @@ mod tests {
         let since = steady_ms();
         tokio::time::advance(SILENCE).await;
         assert!(!signs.gone_since(since));
-        lifecycle.advance(State::Warming, Detail::LoadingModel);
+        let warming = Phase::starting().followed_by(State::Warming, Detail::LoadingModel);
+        states.send_replace(warming);
         tokio::time::advance(SILENCE).await;
         assert!(!signs.gone_since(since), "the state changed");
         vitals.progress.step();

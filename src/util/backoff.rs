@@ -44,3 +44,22 @@ impl Default for Backoff {
         Self::new()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_double_to_the_bound_and_begin_again_after_a_success() {
+        let mut backoff = Backoff::new();
+        for expected in [1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0] {
+            let wait = backoff.wait().as_secs_f64();
+            assert!(
+                (0.75 * expected..=expected).contains(&wait),
+                "{wait} for {expected}"
+            );
+        }
+        backoff.reset();
+        assert!(backoff.wait() <= Duration::from_secs(1));
+    }
+}

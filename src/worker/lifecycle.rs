@@ -5,7 +5,6 @@ use crate::protocol::state::{Detail, Phase, State};
 use tokio::sync::watch;
 
 use crate::protocol::control::{Command, Outcome};
-use crate::util::clock::{steady_ms, unix_ms};
 
 /// One change, for the event stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,14 +50,7 @@ impl Lifecycle {
         watch::Receiver<Phase>,
         std::sync::mpsc::Receiver<Event>,
     ) {
-        let phase = Phase {
-            state: State::Starting,
-            detail: Detail::Initializing,
-            since_ms: unix_ms(),
-            since: steady_ms(),
-            last_ready_at_ms: 0,
-            changes: 0,
-        };
+        let phase = Phase::starting();
         let (sender, receiver) = watch::channel(phase);
         let (events, log) = std::sync::mpsc::channel();
         // The first entry of the stream: the process began.
@@ -106,20 +98,7 @@ impl Lifecycle {
             );
             return;
         }
-        let now = unix_ms();
-        let last_ready_at_ms = if state == State::Ready {
-            now
-        } else {
-            from.last_ready_at_ms
-        };
-        let to = Phase {
-            state,
-            detail,
-            since_ms: now,
-            since: steady_ms(),
-            last_ready_at_ms,
-            changes: from.changes + 1,
-        };
+        let to = from.followed_by(state, detail);
         tracing::info!(
             from = from.state.as_str(),
             to = state.as_str(),

@@ -1,7 +1,7 @@
 //! Small models: images whose graph gives the loss itself, weights of 16 bits, and inputs besides
 //! the tokens.
 
-use scorer::model::build::build;
+use scorer::engine::trial::build;
 
 use super::*;
 

@@ -5,7 +5,7 @@ use std::io::Write as _;
 
 use flate2::Compression;
 use flate2::write::ZlibEncoder;
-use scorer::model::build::build;
+use scorer::engine::trial::build;
 use scorer::protocol::result::Body;
 
 use super::*;

@@ -6,15 +6,16 @@ use std::sync::OnceLock;
 
 use scorer::candidate::{Update, decode};
 use scorer::config::{CandidatesConfig, Config, Layers};
+use scorer::engine::trial::build;
 use scorer::fetch::Getter;
-use scorer::model::build::{Recipe, build};
+use scorer::model::build::Recipe;
 use scorer::model::manifest::Objective;
 use scorer::model::package::Package;
 use scorer::protocol::encoding::Encoding;
 use scorer::protocol::failure::Failure;
 use scorer::protocol::job::{Candidate, Compression, Format, Rule, Source};
 use scorer::protocol::{control, job};
-use scorer::update;
+use scorer::protocol::update_manifest;
 use tempfile::TempDir;
 use url::Url;
 
@@ -31,14 +32,14 @@ pub fn job(data: &[u8]) {
         _ => Encoding::MessagePack,
     };
     if let Ok(job) = job::decode(body, encoding) {
-        assert!(job::is_submission_id(&job.submission_id));
+        assert!(scorer::protocol::names::is_submission_id(&job.submission_id));
     }
     drop(control::decode(body, encoding));
 }
 
 /// An update manifest.
 pub fn manifest(data: &[u8]) {
-    drop(update::manifest::decode(data));
+    drop(update_manifest::decode(data));
 }
 
 /// JSON of packed tensors.
