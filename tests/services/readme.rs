@@ -47,7 +47,7 @@ fn the_readmes_python_aggregator_gets_its_verdict() {
     assert!(words[2].parse::<f64>().expect("a number") > 0.0, "{out}");
 }
 
-/// The package of `ops/aggregator`, used as the README says.
+/// The Python client, used as the README says.
 #[test]
 fn the_readmes_program_that_scores_files_prints_every_verdict() {
     let stack = Stack::shared();
@@ -62,7 +62,10 @@ fn the_readmes_program_that_scores_files_prints_every_verdict() {
     let ran = Command::new("python3")
         .args(["-c", &program, MODEL, &VERSION.to_string()])
         .arg(difference.path())
-        .env("PYTHONPATH", concat!(env!("CARGO_MANIFEST_DIR"), "/ops"))
+        .env(
+            "PYTHONPATH",
+            concat!(env!("CARGO_MANIFEST_DIR"), "/clients/python/src"),
+        )
         .env("SCORER_AMQP__URL", stack.rabbit.url())
         .env("SCORER_REDIS__URL", stack.redis.url())
         .output()

@@ -5,10 +5,10 @@ import random
 import unittest
 from unittest import mock
 
-from aggregator import sketches
+from scorer_client import sketches
 
 PLAN = "00" * 32
-README = pathlib.Path(__file__).parent.parent / "schemas/README.md"
+README = pathlib.Path(__file__).resolve().parents[3] / "schemas/README.md"
 
 
 def chosen(seed, count=5000):
