@@ -45,7 +45,7 @@ fn the_printed_python_aggregator_gets_its_verdict() {
     assert!(words[2].parse::<f64>().expect("a number") > 0.0, "{out}");
 }
 
-/// The package of `clients/python`, used as the page says.
+/// The Python client, used as the page says.
 #[test]
 fn the_printed_program_that_scores_files_prints_every_verdict() {
     let stack = Stack::shared();

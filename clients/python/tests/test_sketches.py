@@ -5,10 +5,10 @@ import random
 import unittest
 from unittest import mock
 
-from aggregator import sketches
+from scorer_client import sketches
 
 PLAN = "00" * 32
-PAGE = pathlib.Path(__file__).parent.parent / "docs/candidates.md"
+PAGE = pathlib.Path(__file__).resolve().parents[3] / "docs/candidates.md"
 
 
 def chosen(seed, count=5000):
