@@ -285,11 +285,6 @@ fn the_reference_of_schemas_is_current() {
         )
         .unwrap();
         writeln!(body, "[Schema](../../schemas/{name}.json)\n").unwrap();
-        if name == "heartbeat.v1" {
-            body.push_str(
-                "[Observability](../observability.md#the-heartbeat) says what the fields mean.\n\n",
-            );
-        }
         let mut rows = Vec::new();
         fields(&whole, &whole, "", &mut rows);
         let mut seen = std::collections::HashSet::new();
