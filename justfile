@@ -20,6 +20,11 @@ test *ARGUMENTS:
 demo:
     ops/demo
 
+# The documentation site on this machine, built again on each change.
+docs:
+    ops/setup docs >/dev/null
+    target/ops/docs/bin/mkdocs serve
+
 # Formats the Rust code.
 fmt:
     cargo fmt

@@ -18,13 +18,14 @@ mod watch;
 use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
+use strum::{EnumIter, EnumMessage};
 
 use crate::config::{Config, Layers, LogFormat};
 use crate::worker::Stop;
 use progress::{AboveFoot, busy};
 
 /// How a command ends; the numbers are the contract's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, EnumIter, EnumMessage)]
 pub enum Exit {
     /// Done, or drained.
     Done = 0,
@@ -211,6 +212,11 @@ enum Command {
         #[arg(long)]
         ready: bool,
     },
+}
+
+/// The command line as clap knows it, for the reference and for those who check commands in documents.
+pub fn command() -> clap::Command {
+    Cli::command()
 }
 
 /// Parses, runs, and says how it went.

@@ -30,6 +30,11 @@ pub(crate) mod urls;
 /// Bytes of `amqp.namespace`; a model's name, a queue's role and a delay come behind it.
 const LONGEST_NAMESPACE: usize = 100;
 
+/// The name of every key, in the order of `config.default.toml`.
+pub fn key_names() -> impl Iterator<Item = &'static str> {
+    keys::KEYS.iter().map(|(name, _)| *name)
+}
+
 /// Everything a worker or a command can be told.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Config {

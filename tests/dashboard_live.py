@@ -9,10 +9,8 @@ from ops/setup. What is missing is a failure.
 
 import json
 import os
-import pathlib
 import shutil
 import socket
-import sys
 import unittest
 import uuid
 from urllib.parse import urlsplit
@@ -20,15 +18,12 @@ from urllib.parse import urlsplit
 import pika
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect, sync_playwright
+from scorer_client.broker import Broker
+from scorer_client.client import Aggregator
+from scorer_client.fleet import Fleet, FleetUnknown
+from scorer_client.jobs import Candidate, Job
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "ops"))
-
-from aggregator.broker import Broker  # noqa: E402
-from aggregator.client import Aggregator  # noqa: E402
-from aggregator.fleet import Fleet, FleetUnknown  # noqa: E402
-from aggregator.jobs import Candidate, Job  # noqa: E402
-from live_stack import CASES, MODEL, SOON_S, VERSION, Binary, Services, eventually  # noqa: E402
+from live_stack import CASES, MODEL, ROOT, SOON_S, VERSION, Binary, Services, eventually
 
 PATIENCE_MS = SOON_S * 1000
 HOSTILE = "<img src=x onerror=document.title='broken'>"

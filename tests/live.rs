@@ -1,4 +1,4 @@
-//! Programs in Python against the real binary: the aggregator, the page in a browser, the users of the services.
+//! Programs in Python against the real binary: the Python client, the page in a browser, the users of the services.
 //! One after the other: each starts services of its own.
 
 #![expect(clippy::expect_used, reason = "a test fails by panicking")]
@@ -15,6 +15,7 @@ fn passes(program: &str) {
     let output = Command::new("python3")
         .arg(root.join("tests").join(program))
         .env("WORKER_BINARY", env!("CARGO_BIN_EXE_scorer"))
+        .env("PYTHONPATH", root.join("clients/python/src"))
         .current_dir(root)
         .output()
         .expect("a python3, see ops/setup");
@@ -23,8 +24,8 @@ fn passes(program: &str) {
 }
 
 #[test]
-fn the_aggregator_in_python_loses_nothing_and_answers_once() {
-    passes("aggregator_live.py");
+fn the_python_client_loses_nothing_and_answers_once() {
+    passes("python_client_live.py");
 }
 
 #[test]

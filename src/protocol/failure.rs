@@ -4,9 +4,12 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use strum::{EnumIter, EnumMessage};
 
 /// What became of a job, as the `status` of its result says it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema, EnumIter, EnumMessage,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum Status {
     /// The job was evaluated.
@@ -40,34 +43,64 @@ pub enum Remedy {
 }
 
 /// A stable error code of the wire.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-#[expect(
-    missing_docs,
-    reason = "each code is specified in the README's table under its own name"
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Hash,
+    Serialize,
+    Deserialize,
+    JsonSchema,
+    EnumIter,
+    EnumMessage,
 )]
+#[serde(rename_all = "snake_case")]
 pub enum Code {
+    /// The body does not decode or breaks the schema. The message names the field.
     InvalidJob,
+    /// The job's `model` is another model.
     ModelMismatch,
+    /// The job is for an older version than the worker's. The detail is `{worker, job}`.
     ModelVersionMismatch,
+    /// The job is for a newer version, and still is after the retries.
     ModelVersionUnavailable,
+    /// The job names a shard that the package does not have. The detail is `{missing, available}`.
     UnknownShard,
+    /// The bytes, the inflated bytes or the entries exceed a limit, as declared or as found.
     CandidateTooLarge,
+    /// `sha256` or `size` differs from the bytes.
     CandidateDigestMismatch,
+    /// The bytes do not parse.
     CandidateMalformed,
+    /// The candidate names a tensor that the model does not have, or that candidates may not change.
     CandidateUnknownTensor,
+    /// A tensor's shape is not the model's.
     CandidateShapeMismatch,
+    /// An index is negative or past the end of its tensor.
     CandidateIndexOutOfRange,
+    /// A tensor has the same index twice.
     CandidateDuplicateIndex,
+    /// NaN or infinity in the values or in the updated weights.
     CandidateNonFinite,
+    /// The candidate has no entries.
     CandidateEmpty,
+    /// The URL's scheme, host, port, path or resolved address is not allowed.
     CandidateUrlForbidden,
+    /// The candidate could not be fetched, even after the retries.
     CandidateUnavailable,
+    /// The candidate makes a window's loss NaN or infinite.
     NonFiniteLoss,
+    /// `deadline_ms` passed before the job was evaluated, or would pass before the next retry.
     DeadlineExceeded,
+    /// The evaluation took longer than `worker.score_timeout`, or made no progress.
     ScoreTimeout,
+    /// The device ran out of memory, even with one window at a time.
     OutOfMemory,
+    /// ONNX Runtime failed in any other way, even after the retries.
     InferenceFailed,
+    /// The job was being scored when `amqp.poison_after` workers died. The detail is `{deaths, workers}`.
     Poisoned,
 }
 
@@ -249,7 +282,7 @@ pub struct ErrorBody {
     pub message: String,
     /// Whether submitting the same job again later can help.
     pub retryable: bool,
-    /// StatusFields for programs.
+    /// Facts for programs.
     pub detail: Map<String, Value>,
 }
 

@@ -8,145 +8,205 @@ use super::message::V1;
 /// A heartbeat record.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[schemars(title = "heartbeat.v1")]
-#[expect(
-    missing_docs,
-    reason = "the fields are the contract's; schemas/README.md explains each"
-)]
 pub struct Record {
+    /// Always 1.
     pub v: V1,
+    /// The worker; unique among those that live.
     pub worker_id: String,
+    /// Which start of the worker: a new UUID for each.
     pub incarnation: String,
+    /// Number of this beat, from 1.
     pub seq: u64,
+    /// When it was written, unix milliseconds.
     pub at_ms: u64,
+    /// When the process began, unix milliseconds.
     pub started_at_ms: u64,
+    /// Host name.
     pub host: String,
+    /// Process number on that host.
     pub pid: u32,
+    /// Digest of the machine's boot and of the namespace of `pid`: only a process with the same one can tell whether this one lives; null = unknown.
     // Workers of before this was known do not say it.
     #[serde(default)]
     pub pid_space: Option<String>,
+    /// The program.
     pub build: Build,
+    /// What the worker does.
     pub state: String,
+    /// Why: a detail, see Codes.
     pub state_detail: String,
+    /// The state is `ready`, the broker has confirmed the consumer, and a computation, if any, makes progress.
     pub ready: bool,
+    /// `ready`, and fewer than `amqp.prefetch` jobs are held.
     pub accepting: bool,
+    /// When `ready` was last entered, unix milliseconds; null = never.
     pub last_ready_at_ms: Option<u64>,
+    /// Since when the state is what it is, unix milliseconds.
     pub last_state_change_at_ms: u64,
+    /// Warm-ups.
     pub warm: WarmFacts,
+    /// The model that is served; all but its name are null or empty before the first warm-up.
     pub model: ModelFacts,
+    /// What computes.
     pub engine: EngineFacts,
+    /// The machine.
     pub host_info: HostFacts,
+    /// Jobs since the start.
     pub jobs: JobFacts,
+    /// Written by the computing thread itself, so that a hung device is seen.
     pub progress: ProgressFacts,
+    /// The connection to RabbitMQ.
     pub broker: BrokerFacts,
+    /// Whether Redis does what jobs ask of it: results are found and stored, jobs are marked.
     // Workers of before this was known do not say it.
     #[serde(default)]
     pub store: StoreFacts,
+    /// Memory of the process.
     pub memory: MemoryFacts,
+    /// How the worker follows its model; null without `model.update_url`.
     pub update: Option<UpdateFacts>,
+    /// What degraded the worker, else the last problem; kept after it is fixed.
     pub last_error: Option<LastError>,
 }
 
 /// What was built.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[expect(missing_docs, reason = "see Record")]
 pub struct Build {
+    /// Version of the program.
     pub version: String,
+    /// Commit that it was built from; null = unknown.
     pub git: Option<String>,
 }
 
 /// The last warm-up.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[expect(missing_docs, reason = "see Record")]
 pub struct WarmFacts {
+    /// Warm-ups begun since the start.
     pub attempt: u64,
+    /// When the last one ended, unix milliseconds.
     pub last_at_ms: Option<u64>,
+    /// How long it took, milliseconds.
     pub last_ms: Option<u64>,
+    /// The loss of the last successful one, nats per target.
     pub baseline_loss: Option<f64>,
+    /// When a failed one is repeated, unix milliseconds.
     pub next_retry_at_ms: Option<u64>,
+    /// Tensors without any visible effect on the loss in the last successful one, at most 32 names. A warning.
     // Workers of before this was known do not say it.
     #[serde(default)]
     #[schemars(length(max = 32))]
     pub inert: Vec<String>,
+    /// How many such tensors there are.
     #[serde(default)]
     pub inert_count: u64,
 }
 
 /// The model that is served.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[expect(missing_docs, reason = "see Record")]
 pub struct ModelFacts {
+    /// The model's name.
     pub name: String,
+    /// The version that is served.
     pub version: Option<u64>,
+    /// Digest of the trainable weights.
     pub weights_id: Option<String>,
+    /// Digest of the windows of a job without a nonce, on all shards.
     pub plan: Option<String>,
+    /// Ids of the shards.
     pub shards: Vec<u64>,
+    /// Plans whose baseline is kept.
     pub baseline_cache_entries: u64,
 }
 
 /// What runs it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[expect(missing_docs, reason = "see Record")]
 pub struct EngineFacts {
+    /// ONNX Runtime's name of the execution provider.
     pub execution_provider: String,
+    /// The device.
     pub device: String,
+    /// Element type of the weights.
     pub precision: Option<String>,
+    /// Version of ONNX Runtime.
     pub onnxruntime: Option<String>,
 }
 
 /// The machine.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[expect(missing_docs, reason = "see Record")]
 pub struct HostFacts {
+    /// Processor.
     pub cpu_model: String,
+    /// Cores.
     pub cores: u64,
+    /// Memory.
     pub ram_bytes: u64,
+    /// GPU; null = none or unknown.
     pub gpu_model: Option<String>,
+    /// Memory of the GPU; always null for now.
     pub gpu_memory_bytes: Option<u64>,
+    /// Operating system.
     pub os: String,
+    /// Architecture.
     pub arch: String,
 }
 
 /// Jobs since the start.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[expect(missing_docs, reason = "see Record")]
 pub struct JobFacts {
+    /// 1 if a job is held, else 0.
     pub in_flight: u64,
+    /// Held jobs beside that one.
     pub buffered: u64,
+    /// Results with this status.
     pub scored: u64,
+    /// Results with this status.
     pub rejected: u64,
+    /// Results with this status.
     pub failed: u64,
+    /// Jobs answered from a stored result.
     pub duplicates: u64,
+    /// Deliveries that the broker marked as redelivered.
     pub redelivered: u64,
+    /// Mean time from delivery to the confirmed result over the last 256 jobs, milliseconds.
     pub avg_ms: Option<f64>,
+    /// Median of the same.
     pub p50_ms: Option<f64>,
+    /// 95th percentile of the same.
     pub p95_ms: Option<f64>,
+    /// When the last result was confirmed, unix milliseconds.
     pub last_scored_at_ms: Option<u64>,
 }
 
 /// Advanced by the computing thread itself.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[expect(missing_docs, reason = "see Record")]
 pub struct ProgressFacts {
+    /// Micro-batches computed.
     pub counter: u64,
+    /// When the last one was done, unix milliseconds.
     pub at_ms: u64,
+    /// How long the current computation has taken, milliseconds; 0 = idle.
     pub busy_ms: u64,
 }
 
 /// The link to RabbitMQ.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[expect(missing_docs, reason = "see Record")]
 pub struct BrokerFacts {
+    /// Whether RabbitMQ is connected.
     pub connected: bool,
+    /// Whether it has confirmed the worker's consumer.
     pub consuming: bool,
+    /// Whether it blocks publishing.
     pub blocked: bool,
+    /// Number of connections so far.
     pub generation: u64,
 }
 
 /// What jobs ask of Redis.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[expect(missing_docs, reason = "see Record")]
 pub struct StoreFacts {
+    /// Whether everything works.
     pub ok: bool,
+    /// What is off and why, by the last answer to each kind of call.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_error: Option<String>,
 }
@@ -162,37 +222,46 @@ impl Default for StoreFacts {
 
 /// Memory of the process.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[expect(missing_docs, reason = "see Record")]
 pub struct MemoryFacts {
+    /// Resident memory.
     pub rss_bytes: u64,
 }
 
 /// How the worker follows its model.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[expect(missing_docs, reason = "see Record")]
 pub struct UpdateFacts {
+    /// What the manifest said last.
     pub live_version: Option<u64>,
+    /// When the manifest was last read, unix milliseconds.
     pub looked_at_ms: Option<u64>,
+    /// Bytes of the current download that are here.
     pub bytes_here: u64,
+    /// Bytes of the current download; 0 = none.
     pub bytes_wanted: u64,
+    /// The last version that failed its proof; null = none.
     pub refused: Option<RefusedVersion>,
+    /// Why the live version is not served; null after a successful look.
     pub failure: Option<String>,
 }
 
 /// A version that did not prove itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[expect(missing_docs, reason = "see Record")]
 pub struct RefusedVersion {
+    /// The version.
     pub version: u64,
+    /// What failed.
     pub why: String,
+    /// When, unix milliseconds.
     pub at_ms: u64,
 }
 
 /// The last thing that went wrong.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[expect(missing_docs, reason = "see Record")]
 pub struct LastError {
+    /// A detail of the state, `update_failed` or `state_not_saved`.
     pub code: String,
+    /// What happened and what to do.
     pub message: String,
+    /// When, unix milliseconds.
     pub at_ms: u64,
 }

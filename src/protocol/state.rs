@@ -2,11 +2,14 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use strum::{EnumIter, EnumMessage};
 
 use crate::util::clock::{steady_ms, unix_ms};
 
 /// What a worker is doing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema, EnumIter, EnumMessage,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum State {
     /// The process has begun.
@@ -71,36 +74,57 @@ impl State {
 }
 
 /// Why a worker is in its state: the stable words of `state_detail`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[expect(
-    missing_docs,
-    reason = "the words are the contract's; ops/runbook.md explains each"
-)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, EnumIter, EnumMessage)]
 pub enum Detail {
+    /// The process has begun; it waits up to 3 s for RabbitMQ before it loads the model.
     Initializing,
+    /// The package and the session are being loaded.
     LoadingModel,
+    /// The first warm-up measures the unchanged model and proves the session.
     StartupBaseline,
+    /// The worker takes jobs.
     Serving,
+    /// `scorer ctl pause` was called; it lasts until `resume` or a restart.
     Paused,
+    /// The session is being proven again.
     Rewarm,
+    /// The worker is changing to version N: first the last jobs end (`updating`), then the new weights are proven (`warming`).
     UpdateTo(u64),
+    /// The package directory was read again and replaces the model.
     ReloadRequest,
+    /// The model failed a proof of the warm-up, or ONNX Runtime failed during it.
     WarmFailed,
+    /// The package cannot be read, or ONNX Runtime does not load it.
     ModelLoadFailed,
+    /// The execution provider that was asked for is not available.
     EpUnavailable,
+    /// There is no connection to RabbitMQ.
     BrokerDisconnected,
+    /// RabbitMQ does not let the worker publish results.
     PublishForbidden,
+    /// RabbitMQ no longer has the worker's consumer, or no longer delivers to it.
     ConsumerLost,
+    /// Another live worker has the same id or the same state folder.
     DuplicateId,
+    /// A file of the package no longer has the digest that it was loaded with.
     PackageChanged,
+    /// The weights on the device are not those of the baseline.
     RestoreMismatch,
+    /// The loss is not the canary's or, at an audit, not the one of the warm-up.
     CanaryMismatch,
+    /// The warm-up does not fit the device.
     OutOfMemory,
+    /// A computation makes no progress.
     Stuck,
+    /// The computing thread ended because of a bug; the model is loaded again.
     EngineLost,
+    /// A part of the worker ended because of a bug; the process drains and exits with 70.
     PartLost,
+    /// A signal asked the worker to drain.
     DrainSignal,
+    /// `scorer ctl drain` asked the worker to drain.
     DrainControl,
+    /// The drain is complete, and the process exits.
     Drained,
 }
 

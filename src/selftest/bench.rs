@@ -46,7 +46,7 @@ const LIMIT: Duration = Duration::from_secs(600);
 #[derive(Debug, Clone, Serialize)]
 #[expect(
     missing_docs,
-    reason = "the fields are the contract's; README.md explains each"
+    reason = "the fields are the contract's; docs/performance.md explains each"
 )]
 pub struct Report {
     pub bare_ms: f64,

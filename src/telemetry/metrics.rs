@@ -2,6 +2,7 @@
 //! place that knows the prometheus crate. The parts of the worker report through the functions below,
 //! which do nothing before [`install`]; what has a present value is asked for at every scrape.
 
+use std::cell::RefCell;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -63,38 +64,79 @@ struct Present {
     started: Gauge,
 }
 
-/// Registers what it makes.
-struct Maker<'a>(&'a Registry);
+/// A metric, as the reference describes it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Description {
+    /// Its name, with the unit.
+    pub name: String,
+    /// `counter`, `gauge` or `histogram`.
+    pub kind: &'static str,
+    /// The names of its labels.
+    pub labels: Vec<String>,
+    /// What it says.
+    pub help: String,
+}
 
-impl Maker<'_> {
-    fn add<C>(&self, made: prometheus::Result<C>) -> prometheus::Result<C>
+/// Every metric that a worker exports.
+///
+/// # Errors
+/// When two metrics have one name.
+pub fn descriptions() -> anyhow::Result<Vec<Description>> {
+    let registry = Registry::new();
+    let make = Maker::new(&registry);
+    Metrics::made_by(&make, registry.clone())?;
+    Ok(make.made.into_inner())
+}
+
+/// Registers what it makes, and remembers how it is described.
+struct Maker<'a> {
+    registry: &'a Registry,
+    made: RefCell<Vec<Description>>,
+}
+
+impl<'a> Maker<'a> {
+    fn new(registry: &'a Registry) -> Self {
+        Self {
+            registry,
+            made: RefCell::default(),
+        }
+    }
+
+    fn add<C>(&self, kind: &'static str, made: prometheus::Result<C>) -> prometheus::Result<C>
     where
         C: prometheus::core::Collector + Clone + 'static,
     {
         let made = made?;
-        self.0.register(Box::new(made.clone()))?;
+        self.registry.register(Box::new(made.clone()))?;
+        let described = made.desc().into_iter().map(|desc| Description {
+            name: desc.fq_name.clone(),
+            kind,
+            labels: desc.variable_labels.clone(),
+            help: desc.help.clone(),
+        });
+        self.made.borrow_mut().extend(described);
         Ok(made)
     }
 
     fn counter(&self, name: &str, help: &str) -> prometheus::Result<IntCounter> {
-        self.add(IntCounter::new(name, help))
+        self.add("counter", IntCounter::new(name, help))
     }
 
     fn counters(&self, name: &str, help: &str, of: &[&str]) -> prometheus::Result<IntCounterVec> {
-        self.add(IntCounterVec::new(Opts::new(name, help), of))
+        self.add("counter", IntCounterVec::new(Opts::new(name, help), of))
     }
 
     fn gauge(&self, name: &str, help: &str) -> prometheus::Result<Gauge> {
-        self.add(Gauge::new(name, help))
+        self.add("gauge", Gauge::new(name, help))
     }
 
     fn gauges(&self, name: &str, help: &str, of: &[&str]) -> prometheus::Result<GaugeVec> {
-        self.add(GaugeVec::new(Opts::new(name, help), of))
+        self.add("gauge", GaugeVec::new(Opts::new(name, help), of))
     }
 
     fn seconds(&self, name: &str, help: &str) -> prometheus::Result<Histogram> {
         let options = HistogramOpts::new(name, help).buckets(buckets()?);
-        self.add(Histogram::with_opts(options))
+        self.add("histogram", Histogram::with_opts(options))
     }
 }
 
@@ -124,14 +166,17 @@ impl Metrics {
 
     fn empty() -> prometheus::Result<Self> {
         let registry = Registry::new();
-        let make = Maker(&registry);
+        Self::made_by(&Maker::new(&registry), registry.clone())
+    }
+
+    fn made_by(make: &Maker<'_>, registry: Registry) -> prometheus::Result<Self> {
         let stages = HistogramOpts::new(
             "scorer_stage_duration_seconds",
             "Stages of scored jobs: queued, fetch, decode, apply, forward, restore.",
         );
         let stages = stages.buckets(buckets()?);
         Ok(Self {
-            present: Mutex::new(Present::new(&make)?),
+            present: Mutex::new(Present::new(make)?),
             jobs: make.counters(
                 "scorer_jobs_total",
                 "Answered jobs, by kind, status and, where there is one, error code; else the code is scored.",
@@ -141,7 +186,7 @@ impl Metrics {
                 "scorer_job_duration_seconds",
                 "From a job's delivery to its confirmed result.",
             )?,
-            stage_seconds: make.add(HistogramVec::new(stages, &["stage"]))?,
+            stage_seconds: make.add("histogram", HistogramVec::new(stages, &["stage"]))?,
             duplicates: make.counter(
                 "scorer_jobs_duplicates_total",
                 "Jobs answered with a stored result.",
@@ -223,10 +268,13 @@ impl Present {
             blocked: make.gauge("scorer_broker_blocked", "Whether it holds publishes back.")?,
             in_flight: make.gauge("scorer_jobs_in_flight", "Jobs that are scored.")?,
             buffered: make.gauge("scorer_jobs_buffered", "Jobs held behind them.")?,
-            busy: make.add(Counter::new(
-                "scorer_device_busy_seconds_total",
-                "Time in which the computing thread has worked.",
-            ))?,
+            busy: make.add(
+                "counter",
+                Counter::new(
+                    "scorer_device_busy_seconds_total",
+                    "Time in which the computing thread has worked.",
+                ),
+            )?,
             resident: make.gauge("process_resident_memory_bytes", "Resident memory.")?,
             started: make.gauge("process_start_time_seconds", "When the process began.")?,
         })

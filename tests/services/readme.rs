@@ -1,4 +1,4 @@
-//! The README's aggregator runs as it is printed.
+//! The programs of `docs/aggregators.md` run as they are printed.
 
 use std::process::Command;
 
@@ -7,17 +7,15 @@ use super::support::package::{MODEL, VERSION};
 use super::support::stack::Stack;
 
 fn printed(name: &str) -> &'static str {
-    let readme = include_str!("../../README.md");
+    let page = include_str!("../../docs/aggregators.md");
     let begins = format!("```python\n# {name}");
-    let start = readme
-        .find(&begins)
-        .expect("the README has a Python aggregator");
-    let rest = &readme[start + "```python\n".len()..];
+    let start = page.find(&begins).expect("the page has the program");
+    let rest = &page[start + "```python\n".len()..];
     &rest[..rest.find("\n```").expect("its block ends")]
 }
 
 #[test]
-fn the_readmes_python_aggregator_gets_its_verdict() {
+fn the_printed_python_aggregator_gets_its_verdict() {
     let stack = Stack::shared();
     let worker = stack.worker("w1");
     worker.ready();
@@ -47,9 +45,9 @@ fn the_readmes_python_aggregator_gets_its_verdict() {
     assert!(words[2].parse::<f64>().expect("a number") > 0.0, "{out}");
 }
 
-/// The package of `ops/aggregator`, used as the README says.
+/// The Python client, used as the page says.
 #[test]
-fn the_readmes_program_that_scores_files_prints_every_verdict() {
+fn the_printed_program_that_scores_files_prints_every_verdict() {
     let stack = Stack::shared();
     let worker = stack.worker("w1");
     worker.ready();
@@ -62,7 +60,10 @@ fn the_readmes_program_that_scores_files_prints_every_verdict() {
     let ran = Command::new("python3")
         .args(["-c", &program, MODEL, &VERSION.to_string()])
         .arg(difference.path())
-        .env("PYTHONPATH", concat!(env!("CARGO_MANIFEST_DIR"), "/ops"))
+        .env(
+            "PYTHONPATH",
+            concat!(env!("CARGO_MANIFEST_DIR"), "/clients/python/src"),
+        )
         .env("SCORER_AMQP__URL", stack.rabbit.url())
         .env("SCORER_REDIS__URL", stack.redis.url())
         .output()

@@ -3,8 +3,8 @@
 import logging
 from collections.abc import Callable
 
-from aggregator.fleet import Fleet, FleetUnknown, Worker, answering, capacity, free
-from aggregator.settings import Settings
+from scorer_client.fleet import Fleet, FleetUnknown, Worker, answering, capacity, free
+from scorer_client.settings import Settings
 
 log = logging.getLogger(__name__)
 

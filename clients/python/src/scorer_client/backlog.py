@@ -4,8 +4,8 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from aggregator.jobs import Job
-from aggregator.results import Result
+from scorer_client.jobs import Job
+from scorer_client.results import Result
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from aggregator.jobs import Encoding
+from scorer_client.jobs import Encoding
 
 
 @dataclass(frozen=True)

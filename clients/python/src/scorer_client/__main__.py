@@ -1,7 +1,7 @@
 """The fleet's state, and candidates scored from the command line.
 
-    PYTHONPATH=ops python3 -m aggregator --model tinylm status
-    PYTHONPATH=ops python3 -m aggregator --model tinylm score *.json --format binary_v2 --semantics gradient --learning-rate 0.1
+    python3 -m scorer_client --model tinylm status
+    python3 -m scorer_client --model tinylm score *.json --format binary_v2 --semantics gradient --learning-rate 0.1
 
 Exit codes: 0 done, 1 no worker is ready or a candidate was not scored, 64 bad usage, 69 RabbitMQ or Redis is away.
 """
@@ -18,14 +18,14 @@ from functools import partial
 from pathlib import Path
 from typing import Never
 
-from aggregator import candidates
-from aggregator.broker import Broker, BrokerAway, PublishRefused, Unroutable
-from aggregator.client import Aggregator, TopologyMissing
-from aggregator.console import printable, say
-from aggregator.fleet import Fleet, FleetUnknown, Worker, ready
-from aggregator.jobs import Candidate, Job
-from aggregator.settings import Settings
-from aggregator.verdicts import Verdicts
+from scorer_client import candidates
+from scorer_client.broker import Broker, BrokerAway, PublishRefused, Unroutable
+from scorer_client.client import Aggregator, TopologyMissing
+from scorer_client.console import printable, say
+from scorer_client.fleet import Fleet, FleetUnknown, Worker, ready
+from scorer_client.jobs import Candidate, Job
+from scorer_client.settings import Settings
+from scorer_client.verdicts import Verdicts
 
 DONE, NEGATIVE, USAGE, UNAVAILABLE, INTERRUPTED = 0, 1, 64, 69, 130
 MAX_INLINE_BYTES = 4 * 1024 * 1024  # the default of candidates.max_inline_bytes

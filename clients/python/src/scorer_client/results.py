@@ -10,8 +10,8 @@ from typing import Any
 
 import msgpack  # type: ignore[import-untyped]
 
-from aggregator.fields import Fields, Malformed
-from aggregator.sketches import PLACES, Sketch
+from scorer_client.fields import Fields, Malformed
+from scorer_client.sketches import PLACES, Sketch
 
 
 @dataclass(frozen=True)

@@ -13,26 +13,26 @@ from decimal import Decimal
 from unittest import mock
 
 import msgpack
-from aggregator import __main__ as command
-from aggregator.broker import Broker, BrokerAway, Delivery, Unroutable, _parameters
-from aggregator.client import Aggregator, TopologyMissing
-from aggregator.fields import Malformed
-from aggregator.fleet import Fleet, FleetUnknown, Worker, answering, capacity, free, ready
-from aggregator.jobs import Candidate, Job
-from aggregator.memory import Memory
-from aggregator.outcomes import Answer, TimedOut, Unreadable
-from aggregator.results import Loss, Refusal, Result, Score
-from aggregator.roster import Roster
-from aggregator.settings import Settings
-from aggregator.verdicts import Verdicts, verdict_line
+from scorer_client import __main__ as command
+from scorer_client.broker import Broker, BrokerAway, Delivery, Unroutable, _parameters
+from scorer_client.client import Aggregator, TopologyMissing
+from scorer_client.fields import Malformed
+from scorer_client.fleet import Fleet, FleetUnknown, Worker, answering, capacity, free, ready
+from scorer_client.jobs import Candidate, Job
+from scorer_client.memory import Memory
+from scorer_client.outcomes import Answer, TimedOut, Unreadable
+from scorer_client.results import Loss, Refusal, Result, Score
+from scorer_client.roster import Roster
+from scorer_client.settings import Settings
+from scorer_client.verdicts import Verdicts, verdict_line
 
-SCHEMAS = pathlib.Path(__file__).parent.parent / "schemas"
+SCHEMAS = pathlib.Path(__file__).resolve().parents[3] / "schemas"
 EXAMPLES = SCHEMAS / "examples/valid"
 NOWHERE = "127.0.0.1:1"  # Nobody listens on this port.
 
 
 def setUpModule():
-    logging.getLogger("aggregator").setLevel(logging.CRITICAL)
+    logging.getLogger("scorer_client").setLevel(logging.CRITICAL)
 
 
 def example(name):

@@ -12,9 +12,10 @@ import zipfile
 import zlib
 
 import zstandard
-from aggregator import candidates
+from scorer_client import candidates
 
-FORMATS = pathlib.Path(__file__).parent.parent / "tests/model/candidates/formats"
+ROOT = pathlib.Path(__file__).resolve().parents[3]
+FORMATS = ROOT / "tests/model/candidates/formats"
 
 
 def fixture(name):
@@ -138,12 +139,12 @@ class Zstd(unittest.TestCase):
 
 
 class Documentation(unittest.TestCase):
-    """The examples of schemas/README.md are what the writers write."""
+    """The examples of docs/candidates.md are what the writers write."""
 
     UPDATE = {"w": ([2, 2], [0, 3], [0.5, -0.25])}
 
     def setUp(self):
-        self.text = (FORMATS.parents[3] / "schemas/README.md").read_text(encoding="utf-8")
+        self.text = (ROOT / "docs/candidates.md").read_text(encoding="utf-8")
 
     def test_binary_v2(self):
         for half in (False, True):

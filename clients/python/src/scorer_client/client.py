@@ -6,16 +6,16 @@ from collections import deque
 from collections.abc import Callable
 from types import TracebackType
 
-from aggregator.backlog import Backlog, Pending
-from aggregator.broker import Broker, BrokerAway, Delivery, PublishRefused
-from aggregator.fields import Malformed
-from aggregator.fleet import Fleet
-from aggregator.jobs import Job
-from aggregator.memory import Memory
-from aggregator.outcomes import Answer, Outcome, TimedOut, Unreadable
-from aggregator.results import Result
-from aggregator.roster import Roster
-from aggregator.settings import Settings
+from scorer_client.backlog import Backlog, Pending
+from scorer_client.broker import Broker, BrokerAway, Delivery, PublishRefused
+from scorer_client.fields import Malformed
+from scorer_client.fleet import Fleet
+from scorer_client.jobs import Job
+from scorer_client.memory import Memory
+from scorer_client.outcomes import Answer, Outcome, TimedOut, Unreadable
+from scorer_client.results import Result
+from scorer_client.roster import Roster
+from scorer_client.settings import Settings
 
 log = logging.getLogger(__name__)
 

@@ -1,6 +1,6 @@
 """The aggregator in Python against real services and a real worker; both are killed meanwhile.
 
-    WORKER_BINARY=target/debug/scorer python3 tests/aggregator_live.py
+    WORKER_BINARY=target/debug/scorer python3 tests/python_client_live.py
 
 Starts its own RabbitMQ and Redis (ops/services). ORT_DYLIB_PATH and a python3 with what ops/python.txt names come from
 ops/setup. What is missing is a failure.
@@ -26,14 +26,14 @@ sys.path.insert(0, str(ROOT / "ops"))
 
 import demo_jobs  # noqa: E402
 import demo_table  # noqa: E402
-from aggregator import __main__ as command  # noqa: E402
-from aggregator.broker import Broker, Nacked, Unroutable  # noqa: E402
-from aggregator.client import Aggregator  # noqa: E402
-from aggregator.fleet import Fleet, FleetUnknown, ready  # noqa: E402
-from aggregator.jobs import Candidate, Job  # noqa: E402
-from aggregator.outcomes import Answer, Outcome, TimedOut  # noqa: E402
-from aggregator.results import Loss, Refusal, Result, Score  # noqa: E402
-from aggregator.settings import Settings  # noqa: E402
+from scorer_client import __main__ as command  # noqa: E402
+from scorer_client.broker import Broker, Nacked, Unroutable  # noqa: E402
+from scorer_client.client import Aggregator  # noqa: E402
+from scorer_client.fleet import Fleet, FleetUnknown, ready  # noqa: E402
+from scorer_client.jobs import Candidate, Job  # noqa: E402
+from scorer_client.outcomes import Answer, Outcome, TimedOut  # noqa: E402
+from scorer_client.results import Loss, Refusal, Result, Score  # noqa: E402
+from scorer_client.settings import Settings  # noqa: E402
 from live_stack import CASES, MODEL, SOON_S, VERSION, Binary, Services, eventually  # noqa: E402
 
 cases = {case["name"]: case for case in json.loads(CASES.read_text())["cases"]}
@@ -44,7 +44,7 @@ binary: Binary
 def setUpModule() -> None:
     global services, binary
     logging.getLogger("pika").setLevel(logging.CRITICAL)
-    logging.getLogger("aggregator").setLevel(logging.CRITICAL)
+    logging.getLogger("scorer_client").setLevel(logging.CRITICAL)
     services = Services()
     unittest.addModuleCleanup(services.stop)
     binary = Binary(services)

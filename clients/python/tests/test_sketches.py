@@ -5,10 +5,10 @@ import random
 import unittest
 from unittest import mock
 
-from aggregator import sketches
+from scorer_client import sketches
 
 PLAN = "00" * 32
-README = pathlib.Path(__file__).parent.parent / "schemas/README.md"
+PAGE = pathlib.Path(__file__).resolve().parents[3] / "docs/candidates.md"
 
 
 def chosen(seed, count=5000):
@@ -25,7 +25,7 @@ class Sketches(unittest.TestCase):
         found = sketches.sketch({"w": [0, 3]}, PLAN)
         filled = [(place, number) for place, number in enumerate(found) if number is not None]
         said = " and ".join(f"{number} at place {place}" for place, number in filled)
-        self.assertIn(said, README.read_text(encoding="utf-8"))
+        self.assertIn(said, PAGE.read_text(encoding="utf-8"))
 
     def test_copies_half_copies_and_strangers(self):
         mine, yours = chosen(1), chosen(2)

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from aggregator import sketches
-from aggregator.broker import PublishRefused
-from aggregator.console import printable, say
-from aggregator.outcomes import Answer, Outcome, TimedOut, Unreadable
-from aggregator.results import Loss, Refusal, Result, Score
+from scorer_client import sketches
+from scorer_client.broker import PublishRefused
+from scorer_client.console import printable, say
+from scorer_client.outcomes import Answer, Outcome, TimedOut, Unreadable
+from scorer_client.results import Loss, Refusal, Result, Score
 
 
 class Verdicts:

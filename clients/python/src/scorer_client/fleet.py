@@ -10,7 +10,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from aggregator.fields import Fields, Malformed
+from scorer_client.fields import Fields, Malformed
 
 PREFETCH = 2  # the default of amqp.prefetch
 HEARTBEAT_TTL_MS = 5000  # the default of heartbeat.ttl

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from aggregator.jobs import Job
-from aggregator.results import Result
+from scorer_client.jobs import Job
+from scorer_client.results import Result
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Finds candidates that change the same weights as others, by the sketches in their results.
 
-A sketch is a list of 64 numbers or None, as `candidate.sketch` of a scored result has it; schemas/README.md says what they are.
+A sketch is a list of 64 numbers or None, as `candidate.sketch` of a scored result has it; docs/candidates.md says what they are.
 Only sketches from results with the same `plan` can be compared.
 """
 
