@@ -17,13 +17,14 @@ mod watch;
 use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
+use strum::EnumIter;
 
 use crate::config::{Config, Layers, LogFormat};
 use crate::worker::Stop;
 use progress::{AboveFoot, busy};
 
 /// How a command ends; the numbers are the contract's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, EnumIter)]
 pub enum Exit {
     /// Done, or drained.
     Done = 0,

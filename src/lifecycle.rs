@@ -3,6 +3,7 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use strum::EnumIter;
 use tokio::sync::watch;
 
 use crate::clock::{steady_ms, unix_ms};
@@ -74,7 +75,7 @@ impl State {
 }
 
 /// Why a worker is in its state: the stable words of `state_detail`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, EnumIter)]
 #[expect(
     missing_docs,
     reason = "the words are the contract's; ops/runbook.md explains each"
