@@ -20,16 +20,16 @@ use std::sync::Arc;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
-use scorer::bench::encode;
 use scorer::candidate::{self, TensorUpdate, Update};
 use scorer::config::{Config, Layers};
 use scorer::engine::Engine;
-use scorer::engine::graph::synthetic::Decoder;
 use scorer::engine::patch::Patches;
-use scorer::job::{Candidate, Format, Rule, Source};
-use scorer::package::Package;
-use scorer::package::plan::Plan;
-use scorer::package::synthetic::make;
+use scorer::model::onnx::synthetic::Decoder;
+use scorer::model::package::Package;
+use scorer::model::plan::Plan;
+use scorer::protocol::job::{Candidate, Format, Rule, Source};
+use scorer::selftest::bench::encode;
+use scorer::selftest::synthetic_model::make;
 
 use containers::{Container, Entry, Kind, Width};
 

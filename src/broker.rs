@@ -5,7 +5,8 @@
 pub mod amqp;
 pub mod topology;
 
-use crate::job::{Encoding, Label};
+use crate::protocol::encoding::Encoding;
+use crate::protocol::label::Label;
 
 /// Why a message was not confirmed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

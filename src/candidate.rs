@@ -13,11 +13,11 @@ pub mod sketch;
 mod zstd;
 
 use crate::config::CandidatesConfig;
-use crate::failure::{Code, Failure};
-use crate::job::{Candidate, Compression, Format};
-use crate::looks::{self, Looks};
-use crate::package::Package;
-use crate::package::prefix::{Renaming, prefixes};
+use crate::model::package::Package;
+use crate::model::prefix::{Renaming, prefixes};
+use crate::protocol::failure::{Code, Failure};
+use crate::protocol::job::{Candidate, Compression, Format};
+use crate::util::file_type::{self, Looks};
 use keys::Keys;
 
 /// Of a shape; what has more is none.
@@ -424,7 +424,7 @@ fn natural(number: f64) -> Option<u64> {
 
 /// A refusal of bytes that are not of the format at all.
 fn not_a(format: &str, bytes: &[u8]) -> Failure {
-    malformed(format!("not {format}: {}", looks::describe(bytes)))
+    malformed(format!("not {format}: {}", file_type::describe(bytes)))
 }
 
 fn malformed(message: impl Into<String>) -> Failure {

@@ -8,6 +8,7 @@ mod dashboard;
 mod dead;
 mod offline;
 mod progress;
+pub mod schemas;
 mod signals;
 mod status;
 mod submit;
@@ -341,7 +342,7 @@ async fn dispatch(command: Command, config: Config) -> Outcome {
         } => bench::bench(&config, subject, seconds, json).await,
         Command::Config => answer(config.redacted().trim_end()),
         Command::Healthcheck { ready, .. } => {
-            let health = crate::health::ask(&config.redis.namespace, &config.worker_id());
+            let health = crate::worker::health::ask(&config.redis.namespace, &config.worker_id());
             let good = if ready { health.ready } else { health.live };
             Ok(if good { Exit::Done } else { Exit::Negative })
         }
@@ -354,7 +355,7 @@ async fn dispatch(command: Command, config: Config) -> Outcome {
 async fn worker(config: Config) -> Outcome {
     // Before anything loads: a signal during a long load must find its handler.
     let wishes = signals::listen().map_err(Fault::internal)?;
-    let show = |vitals, phase| drop(tokio::spawn(progress::show(vitals, phase)));
+    let show = |status, phase| drop(tokio::spawn(progress::show(status, phase)));
     let stop = crate::worker::run(config, wishes, leave_overdue, show)
         .await
         .map_err(|e| Fault::new(Exit::Usage, format!("{e:#}")))?;
@@ -377,13 +378,13 @@ fn completions(shell: clap_complete::Shell) -> Outcome {
 }
 
 fn print_schema(name: &str) -> Outcome {
-    match crate::schema::schema(name) {
+    match crate::cli::schemas::schema(name) {
         Some(schema) => answer_json(&schema),
         None => Err(Fault::new(
             Exit::Usage,
             format!(
                 "there is no schema {name:?}; there are {}",
-                crate::schema::NAMES.join(", ")
+                crate::cli::schemas::NAMES.join(", ")
             ),
         )),
     }
@@ -400,7 +401,7 @@ fn model_name(config: &Config) -> Result<String, Fault> {
             "model.name: not set, and model.dir names no package to take it from",
         ));
     };
-    let read = crate::package::Package::read_manifest(dir);
+    let read = crate::model::package::Package::read_manifest(dir);
     read.map(|(manifest, _)| manifest.name)
         .map_err(|e| Fault::new(Exit::Usage, format!("model.dir: {e}")))
 }

@@ -3,6 +3,7 @@
 //! say of them is in `layers`, how durations and sizes are written in `units`. The defaults, with
 //! their reasons, are in `config.default.toml`.
 
+use crate::protocol::names::{is_model_name, is_worker_id};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -16,11 +17,12 @@ pub use tls::TlsConfig;
 pub use units::format_duration;
 pub use urls::redact;
 
-use crate::update::signature::UpdateKey;
+use crate::protocol::signature::UpdateKey;
 use layers::{Merged, Problem};
 
 mod keys;
 mod layers;
+pub(crate) mod service_urls;
 pub mod tls;
 pub(crate) mod units;
 pub(crate) mod urls;
@@ -432,8 +434,8 @@ impl Config {
         let mut found = Vec::new();
         let mut note =
             |key, checked: Result<(), String>| found.extend(checked.err().map(|why| (key, why)));
-        note("amqp.url", crate::broker::amqp::check_url(&self.amqp.url));
-        note("redis.url", crate::store::check_url(&self.redis.url));
+        note("amqp.url", service_urls::amqp(&self.amqp.url).map(drop));
+        note("redis.url", service_urls::redis(&self.redis.url).map(drop));
         if let Some(text) = &self.model.update_url {
             note("model.update_url", urls::check_manifest(text));
         }
@@ -448,19 +450,12 @@ impl Config {
     }
 }
 
-/// Whether the text can name a model.
-pub fn is_model_name(name: &str) -> bool {
-    let legal = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
-    (1..=64).contains(&name.len())
-        && name.bytes().next().is_some_and(legal)
-        && name.bytes().all(|b| legal(b) || b == b'_' || b == b'-')
-}
-
-fn is_worker_id(id: &str) -> bool {
-    (1..=128).contains(&id.len())
-        && id
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || b == b'.' || b == b'_' || b == b'-')
+/// What runs the model, in words.
+pub fn device_name(config: &Config) -> String {
+    match config.engine.execution_provider {
+        Provider::Cpu => "cpu".into(),
+        Provider::Cuda | Provider::Tensorrt => format!("cuda:{}", config.engine.device_id),
+    }
 }
 
 /// The host's name, with what no key may carry replaced.

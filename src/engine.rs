@@ -2,12 +2,11 @@
 //! and checked on the host, written as absolute values, measured, and restored by copying; the
 //! scratch equals the baseline before and after every call, whatever happened in between.
 
-pub mod graph;
 mod objective;
 pub mod patch;
 mod probe;
-mod progress;
 pub mod session;
+pub mod statistics;
 #[cfg(test)]
 mod tests;
 pub mod thread;
@@ -19,19 +18,22 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use crate::clock::Lap;
 use crate::config::EngineConfig;
-use crate::failure::{Code, Failure};
-use crate::lifecycle::Detail;
-use crate::package::plan::{Elem, Plan, Window};
-use crate::package::weights::transpose;
-use crate::package::{Dtype, Package, Place};
-use crate::score::{self, Paired};
-use graph::{Bar, Constant, Graph, Head};
+use crate::model::manifest::Place;
+use crate::model::onnx::{Bar, Constant, Graph, Head};
+use crate::model::package::Package;
+use crate::model::plan::{Plan, Window};
+use crate::model::tensor::Dtype;
+use crate::model::tensor::Elem;
+use crate::model::weights::transpose;
+use crate::protocol::failure::{Code, Failure};
+use crate::protocol::state::Detail;
+use crate::telemetry::progress::Progress;
+use crate::util::clock::Lap;
 use objective::Measure;
 use patch::{Patch, Patches};
-pub use progress::Progress;
 use session::{Feed, Session, SessionError, Source, Terminator, WeightSpec};
+use statistics::Paired;
 use warmup::Proven;
 pub use warmup::Warm;
 
@@ -101,7 +103,7 @@ pub struct Evaluation {
 /// # Errors
 /// When the session cannot be made, or has that much.
 pub fn exhaust(config: &EngineConfig) -> Result<Failure, EngineError> {
-    let graph = graph::synthetic::greedy();
+    let graph = crate::model::onnx::synthetic::greedy();
     let unexpected = |e: &SessionError| EngineError::from_session(e, Detail::WarmFailed);
     let mut session =
         Session::new(config, Source::Bytes(&graph), Vec::new()).map_err(|e| unexpected(&e))?;
@@ -371,7 +373,7 @@ impl Engine {
             return Err(Failure::new(Code::NonFiniteLoss, message));
         }
         Ok(Evaluation {
-            paired: score::paired(&before, &after),
+            paired: statistics::paired(&before, &after),
             laps,
         })
     }

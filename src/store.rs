@@ -15,13 +15,12 @@ use redis::aio::ConnectionManager;
 use redis::{AsyncCommands, FromRedisValue, RedisResult, Script, ScriptInvocation};
 use serde::de::DeserializeOwned;
 
-pub use address::check_url;
 pub use fleet::{FleetStore, LiveRecord, StreamEntry};
 
-use crate::clock::steady_ms;
 use crate::config::RedisConfig;
-use crate::job::document::from_json;
-use crate::metrics::{self, StoreCall};
+use crate::protocol::document::from_json;
+use crate::telemetry::metrics::{self, StoreCall};
+use crate::util::clock::steady_ms;
 use connection::{CallError, Connection};
 use health::Errand;
 pub use health::Health;

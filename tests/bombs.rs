@@ -19,10 +19,12 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use flate2::write::DeflateEncoder;
 use scorer::candidate;
 use scorer::config::{CandidatesConfig, Config, Layers};
-use scorer::engine::graph::synthetic::Decoder;
-use scorer::failure::{Code, Failure};
-use scorer::job::{self, Compression, Encoding, Format, Rule, Source};
-use scorer::package::{Package, synthetic};
+use scorer::model::onnx::synthetic::Decoder;
+use scorer::model::package::Package;
+use scorer::protocol::encoding::Encoding;
+use scorer::protocol::failure::{Code, Failure};
+use scorer::protocol::job::{self, Compression, Format, Rule, Source};
+use scorer::selftest::synthetic_model;
 
 use raw::{Pickle, one_chunk, torch_zip, zip, zlib, zstd};
 
@@ -430,7 +432,7 @@ fn refusal(bomb: &Bomb, package: &Package, limits: &CandidatesConfig) -> Failure
 fn a_bomb_is_refused_within_the_budget() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let folder = tempfile::tempdir().unwrap();
-    synthetic::make(MODEL, folder.path()).unwrap();
+    synthetic_model::make(MODEL, folder.path()).unwrap();
     let package = Package::load(folder.path(), false, &[]).unwrap();
     let name = package.weights.tensors[0].name.clone();
     let limits = limits();

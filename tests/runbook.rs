@@ -10,8 +10,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 
 use scorer::cli::Exit;
-use scorer::failure::Code;
-use scorer::lifecycle::Detail;
+use scorer::protocol::failure::Code;
+use scorer::protocol::state::Detail;
 use strum::IntoEnumIterator as _;
 
 const RUNBOOK: &str = include_str!("../ops/runbook.md");

@@ -8,9 +8,11 @@
 use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
-use scorer::job::document::from_json;
-use scorer::job::{self, Encoding, Undecodable};
-use scorer::{control, schema};
+use scorer::cli::schemas;
+use scorer::protocol::control;
+use scorer::protocol::document::from_json;
+use scorer::protocol::encoding::Encoding;
+use scorer::protocol::job::{self, Undecodable};
 use serde_json::{Value, json};
 
 fn folder() -> PathBuf {
@@ -43,12 +45,14 @@ fn decoded(name: &str, body: &[u8], encoding: Encoding) -> Result<(), String> {
         }),
         "control.v1" => control::decode(body, encoding).map(drop),
         "control_answer.v1" => control::ControlAnswer::decode(body, encoding).map(drop),
-        "score_result.v1" => scorer::result::ResultMessage::decode(body, encoding).map(drop),
-        "heartbeat.v1" => from_json::<scorer::heartbeat::Record>(body).map(drop),
-        "model_package.v1" => scorer::package::Manifest::decode(body)
+        "score_result.v1" => {
+            scorer::protocol::result::ResultMessage::decode(body, encoding).map(drop)
+        }
+        "heartbeat.v1" => from_json::<scorer::protocol::heartbeat::Record>(body).map(drop),
+        "model_package.v1" => scorer::model::manifest::Manifest::decode(body)
             .map(drop)
             .map_err(|e| e.0),
-        "update_manifest.v1" => scorer::update::manifest::decode(body).map(drop),
+        "update_manifest.v1" => scorer::protocol::update_manifest::decode(body).map(drop),
         other => panic!("no decoder for {other}"),
     }
 }
@@ -76,8 +80,8 @@ const BEYOND_A_SCHEMA: [(&str, &str); 6] = [
 
 #[test]
 fn the_committed_schemas_are_the_generated_ones() {
-    for name in schema::NAMES {
-        let generated = serde_json::to_value(schema::schema(name).unwrap()).unwrap();
+    for name in schemas::NAMES {
+        let generated = serde_json::to_value(schemas::schema(name).unwrap()).unwrap();
         let committed = read(&folder().join(format!("{name}.json")));
         assert_eq!(
             committed, generated,
@@ -88,7 +92,7 @@ fn the_committed_schemas_are_the_generated_ones() {
 
 #[test]
 fn every_valid_example_is_accepted_by_schema_and_decoder() {
-    for name in schema::NAMES {
+    for name in schemas::NAMES {
         let validator =
             jsonschema::validator_for(&read(&folder().join(format!("{name}.json")))).unwrap();
         for path in examples("valid", name) {
@@ -105,7 +109,7 @@ fn every_valid_example_is_accepted_by_schema_and_decoder() {
 
 #[test]
 fn every_invalid_example_is_refused_by_the_decoder() {
-    for name in schema::NAMES {
+    for name in schemas::NAMES {
         for path in examples("invalid", name) {
             assert!(
                 decoded(name, &std::fs::read(&path).unwrap(), Encoding::Json).is_err(),
@@ -251,7 +255,7 @@ fn field<'a>(map: &'a mut rmpv::Value, name: &str) -> &'a mut rmpv::Value {
 }
 
 fn validator(name: &str) -> jsonschema::Validator {
-    let schema = serde_json::to_value(schema::schema(name).unwrap()).unwrap();
+    let schema = serde_json::to_value(schemas::schema(name).unwrap()).unwrap();
     jsonschema::validator_for(&schema).unwrap()
 }
 
@@ -277,7 +281,7 @@ fn agree(name: &str, validator: &jsonschema::Validator, document: &Value) {
 
 #[test]
 fn schema_and_decoder_agree_on_whatever_is_done_to_a_valid_message() {
-    for name in schema::NAMES {
+    for name in schemas::NAMES {
         let validator = validator(name);
         let mut tried = 0;
         for path in examples("valid", name) {

@@ -4,10 +4,10 @@
 use std::path::Path;
 
 use anyhow::Context;
-use scorer::client::{Client, Outcome};
 use scorer::config::{Config, Layers};
-use scorer::job::message::{Blob, CandidateMessage, JobMessage, ScoreMessage, V1};
-use scorer::job::{Format, Semantics, Validation};
+use scorer::fleet::client::{Client, Outcome};
+use scorer::protocol::job::{Format, Semantics, Validation};
+use scorer::protocol::message::{Blob, CandidateMessage, JobMessage, ScoreMessage, V1};
 
 #[tokio::main]
 #[expect(clippy::print_stdout, reason = "its answer")]

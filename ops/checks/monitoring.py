@@ -14,7 +14,7 @@ SCRAPES = ROOT / "ops/prometheus/prometheus.yml"
 DASHBOARD = ROOT / "ops/grafana/dashboard.json"
 PROVISIONING = ROOT / "ops/grafana/provisioning"
 RUNBOOK = ROOT / "ops/runbook.md"
-WORKER = ROOT / "src/metrics.rs"
+WORKER = ROOT / "src/telemetry/metrics.rs"
 PROMTOOL = "run ops/setup promtool, or ops/test, which does"
 
 # Of RabbitMQ's plugin and of Prometheus itself; tests/privileges_live.py sees the former on a real broker.

@@ -6,7 +6,6 @@ mod address;
 mod delivery;
 mod publisher;
 
-pub use address::check_url;
 pub use delivery::{Acker, Browser, Deliveries, Delivery};
 pub use publisher::Publisher;
 

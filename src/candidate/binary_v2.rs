@@ -12,7 +12,7 @@ use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess,
 use super::keys::Keys;
 use super::packed::{Packed, Unpacker};
 use super::{Gathered, MOST_DIMENSIONS, foreign, malformed, natural, not_a, shorten};
-use crate::failure::{Code, Failure};
+use crate::protocol::failure::{Code, Failure};
 
 /// A longer name is not looked at when the names' prefix is looked for.
 const LONGEST_NAME: usize = 4096;

@@ -5,7 +5,7 @@ use flate2::{Decompress, FlushDecompress, Status};
 use half::f16;
 
 use super::{Gathered, malformed, shorten};
-use crate::failure::Failure;
+use crate::protocol::failure::Failure;
 
 /// What is read at once; whole groups of base64.
 const PIECE: usize = 1 << 16;

@@ -13,8 +13,8 @@ use rawzip::{CompressionMethod, ZipArchive, ZipSliceArchive};
 use super::keys::Keys;
 use super::packed::{Packed, Unpacker};
 use super::{Gathered, MOST_DIMENSIONS, Versions, malformed, not_a, shorten, too_large};
-use crate::failure::Failure;
-use crate::looks::Looks;
+use crate::protocol::failure::Failure;
+use crate::util::file_type::Looks;
 use pickle::{Element, Id, Pickle, Problem, Tensor, Value};
 
 /// What a file may have whatever the model: the pickle's frame, a few remarks.

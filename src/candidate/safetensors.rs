@@ -7,8 +7,8 @@ use ::safetensors::{Dtype, SafeTensorError, SafeTensors};
 use half::{bf16, f16};
 
 use super::{Gathered, malformed, not_a, shorten, too_large};
-use crate::failure::Failure;
-use crate::looks::{self, Looks};
+use crate::protocol::failure::Failure;
+use crate::util::file_type::{self, Looks};
 
 const INDICES: &str = "::indices";
 const VALUES: &str = "::values";
@@ -142,7 +142,7 @@ fn is_integer(dtype: Dtype) -> bool {
 /// much. One of a candidate needs no more than a few words for each tensor of the model.
 fn check_header(bytes: &[u8], gathered: &Gathered<'_>) -> Result<(), Failure> {
     let Some((length, rest)) = bytes.split_first_chunk() else {
-        let begins = looks::describe(bytes);
+        let begins = file_type::describe(bytes);
         return Err(malformed(format!(
             "not safetensors: shorter than its header: {begins}"
         )));

@@ -9,10 +9,9 @@
 //! The plan is the salt: whoever knew the hashes could add the few weights that fill all bins, to hide
 //! a copy or to look like one. A nonce that is chosen when the candidates are in keeps them unknown.
 
+use crate::protocol::result::SKETCH_BINS as BINS;
 use sha2::{Digest, Sha256};
 
-/// How many values a sketch has.
-pub const BINS: usize = 64;
 /// Whole numbers up to here are read exactly by every JSON reader.
 const MASK: u64 = (1 << 53) - 1;
 

@@ -3,8 +3,8 @@
 use zstd::bulk::Decompressor;
 
 use super::{Gathered, malformed, not_a, too_large};
-use crate::failure::Failure;
-use crate::looks::Looks;
+use crate::protocol::failure::Failure;
+use crate::util::file_type::Looks;
 
 /// How zstd says that there was more than there was room for.
 const NO_ROOM: &str = "Destination buffer is too small";

@@ -6,10 +6,10 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 
 use super::{Exit, Fault, Outcome, answer, answer_json, busy, offline};
-use crate::bench::{Report, run};
 use crate::config::Config;
-use crate::engine::graph::synthetic::Decoder;
-use crate::package::synthetic::{HUNDRED_MILLION, SIX_HUNDRED_MILLION, make};
+use crate::model::onnx::synthetic::Decoder;
+use crate::selftest::bench::{Report, run};
+use crate::selftest::synthetic_model::{HUNDRED_MILLION, SIX_HUNDRED_MILLION, make};
 
 #[derive(Debug, Args)]
 #[group(required = true, multiple = false)]

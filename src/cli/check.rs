@@ -16,13 +16,14 @@ use crate::broker::BrokerError;
 use crate::broker::amqp::Link;
 use crate::broker::topology::Topology;
 use crate::config::Config;
+use crate::config::device_name;
+use crate::engine::EngineError;
 use crate::engine::session::library_version;
 use crate::engine::thread::EngineHandle;
-use crate::engine::{EngineError, Progress};
-use crate::lifecycle::Detail;
-use crate::package::Package;
-use crate::pipeline::device_name;
+use crate::model::package::Package;
+use crate::protocol::state::Detail;
 use crate::store::{FleetStore, StoreError};
+use crate::telemetry::progress::Progress;
 
 /// What a service may take to answer before the report goes on without it.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -285,7 +286,7 @@ async fn service<E: ToString>(
 
 pub(super) async fn prove(config: &Config, json: bool) -> Outcome {
     let (dir, own) = (model_dir(config)?.clone(), config.clone());
-    let proofs = tokio::task::spawn_blocking(move || crate::prove::run(&dir, &own));
+    let proofs = tokio::task::spawn_blocking(move || crate::selftest::proofs::run(&dir, &own));
     let bar = busy("proving the engine on this machine".into());
     let proofs = proofs.await;
     bar.finish_and_clear();
@@ -304,7 +305,7 @@ pub(super) async fn prove(config: &Config, json: bool) -> Outcome {
         }))?;
         return Ok(exit);
     }
-    let line = |proof: &crate::prove::Proof| {
+    let line = |proof: &crate::selftest::proofs::Proof| {
         let verdict = if proof.holds { "holds" } else { "FAILS" };
         format!("{verdict}  {:<32} {}", proof.name, proof.found)
     };

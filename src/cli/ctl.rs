@@ -12,12 +12,12 @@ use crate::broker::amqp::{Deliveries, Link};
 use crate::broker::topology::Topology;
 use crate::broker::{Outgoing, Properties, PublishError};
 use crate::config::{Config, format_duration, units};
-use crate::control::{Command, ControlAnswer, ControlMessage, Outcome as Done};
-use crate::heartbeat::Record;
-use crate::job::Encoding;
-use crate::job::document::from_json;
-use crate::job::message::V1;
-use crate::lifecycle::State;
+use crate::protocol::control::{Command, ControlAnswer, ControlMessage, Outcome as Done};
+use crate::protocol::document::from_json;
+use crate::protocol::encoding::Encoding;
+use crate::protocol::heartbeat::Record;
+use crate::protocol::message::V1;
+use crate::protocol::state::State;
 use crate::store::FleetStore;
 
 #[derive(Debug, Args)]

@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::{Exit, Fault, Outcome, answer, status};
 use crate::config::Config;
-use crate::dashboard::{Door, serve};
+use crate::fleet::dashboard::{Door, serve};
 
 #[derive(Debug, Args)]
 pub(super) struct DashboardArgs {

@@ -12,9 +12,10 @@ use crate::broker::amqp::{Acker, Delivery, Link};
 use crate::broker::topology::Topology;
 use crate::broker::{BrokerError, Outgoing, Properties, PublishError};
 use crate::config::Config;
-use crate::failure::Code;
-use crate::job::{self, Label, Undecodable};
-use crate::retry::RETURNS_BEFORE_REPUBLISH;
+use crate::protocol::failure::Code;
+use crate::protocol::job::{self, Undecodable};
+use crate::protocol::label::Label;
+use crate::scoring::disposition::RETURNS_BEFORE_REPUBLISH;
 use crate::store::FleetStore;
 
 /// Characters of a text that `show` prints; a candidate may have millions.
@@ -437,7 +438,7 @@ fn shown(value: &rmpv::Value) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::job::Encoding;
+    use crate::protocol::encoding::Encoding;
 
     #[test]
     fn a_job_is_shown_as_it_was_sent_but_for_what_is_long() {

@@ -12,16 +12,19 @@ use crate::config::Config;
 use crate::engine::EngineError;
 use crate::engine::thread::EngineHandle;
 use crate::engine::trial::{Trial, trial};
-use crate::failure::Status;
-use crate::heartbeat::Vitals;
-use crate::job::{Candidate, Compression, Format, Job, Rule, Semantics, Source, Task, Validation};
-use crate::lifecycle::Detail;
-use crate::package::build::{Recipe, Unfinished, build_and_try};
-use crate::package::plan::Plan;
-use crate::package::{Objective, Package, PackageError};
-use crate::pipeline::{Judged, Pipeline};
-use crate::result::{Addressee, ResultMessage};
-use crate::traces::Trace;
+use crate::model::build::{Recipe, Unfinished, build};
+use crate::model::manifest::{Objective, PackageError};
+use crate::model::package::Package;
+use crate::model::plan::Plan;
+use crate::protocol::failure::Status;
+use crate::protocol::job::{
+    Candidate, Compression, Format, Job, Rule, Semantics, Source, Task, Validation,
+};
+use crate::protocol::result::{JobRef, ResultMessage};
+use crate::protocol::state::Detail;
+use crate::scoring::pipeline::{Judged, Pipeline};
+use crate::telemetry::status::WorkerStatus;
+use crate::telemetry::traces::Trace;
 
 /// Which windows.
 #[derive(Debug, Args)]
@@ -158,9 +161,9 @@ async fn judge(
 ) -> Outcome {
     // A file of our own is bounded like a fetched one.
     config.candidates.max_inline_bytes = config.candidates.max_bytes;
-    let vitals = Vitals::default();
+    let status = WorkerStatus::default();
     let bar = busy(format!("loading {}", model.display()));
-    let engine = EngineHandle::load(&model, &config, vitals.progress)
+    let engine = EngineHandle::load(&model, &config, status.progress)
         .await
         .map_err(|e| fault(&e))?;
     bar.set_message(format!("computing {name}"));
@@ -168,7 +171,7 @@ async fn judge(
     let fetcher = Fetcher::new(config.candidates.clone(), config.candidates_dir());
     let fetcher = fetcher.map_err(Fault::internal)?;
     let pipeline = Pipeline::new(engine, &config, fetcher, "offline", None);
-    let addressee = Addressee {
+    let job_ref = JobRef {
         submission_id: name.clone(),
         kind: task.kind(),
         model_version: task.model_version(),
@@ -187,12 +190,12 @@ async fn judge(
         deadline_ms: None,
         context: None,
     };
-    let judged = pipeline.judge(&job, &addressee, &Trace::silent()).await;
+    let judged = pipeline.judge(&job, &job_ref, &Trace::silent()).await;
     bar.finish_and_clear();
     let Judged::Fresh { verdict, .. } = judged else {
         return Err(Fault::internal("answered from a store that is not there"));
     };
-    let message = ResultMessage::new(pipeline.answerer(), addressee, verdict);
+    let message = ResultMessage::new(pipeline.answerer(), job_ref, verdict);
     answer_json(&message)?;
     Ok(if message.status == Status::Scored {
         Exit::Done
@@ -280,7 +283,7 @@ fn make(config: &Config, args: &PackageArgs, unfinished: &Unfinished) -> Outcome
             )]),
         }
     };
-    let built = build_and_try(&recipe, unfinished, tried);
+    let built = build(&recipe, unfinished, tried);
     bar.finish_and_clear();
     let built = built.map_err(|e| Fault::new(Exit::Data, e))?;
     for note in &built.notes {

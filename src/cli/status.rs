@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::{Exit, Fault, Outcome, answer, answer_json, plain};
 use crate::config::Config;
-use crate::fleet::{Observer, Queues, View, Worker};
+use crate::fleet::observer::{Observer, Queues, View, Worker};
 
 /// Between two looks.
 pub(super) const EVERY: Duration = Duration::from_secs(1);

@@ -22,8 +22,10 @@ use crate::broker::{Outgoing, Properties, PublishError};
 use crate::candidate::fetch::{Fetched, Fetcher};
 use crate::config::units::parse_duration;
 use crate::config::{CandidatesConfig, Config, format_duration};
-use crate::failure::{Code, Failure};
-use crate::job::{Candidate, Compression, Encoding, Format, Rule, Semantics, Source, json as text};
+use crate::protocol::encoding::Encoding;
+use crate::protocol::failure::{Code, Failure};
+use crate::protocol::job::{Candidate, Compression, Format, Rule, Semantics, Source};
+use crate::protocol::json as text;
 
 #[derive(Debug, Args)]
 pub(super) struct SubmitArgs {
@@ -180,7 +182,7 @@ async fn publish(
             message_id: Some(id.clone()),
             correlation_id: Some(id.clone()),
             reply_to: reply_to.map(str::to_owned),
-            timestamp: Some(crate::clock::unix_ms() / 1000),
+            timestamp: Some(crate::util::clock::unix_ms() / 1000),
             headers: Vec::new(),
             attempt: 1,
         },
@@ -405,7 +407,7 @@ fn version(config: &Config, args: &SubmitArgs) -> Result<u64, Fault> {
     match (args.model_version, &config.model.dir) {
         (Some(version), _) => Ok(version),
         (None, Some(dir)) => {
-            let read = crate::package::Package::read_manifest(dir);
+            let read = crate::model::package::Package::read_manifest(dir);
             read.map(|(manifest, _)| manifest.version).map_err(data)
         }
         (None, None) => Err(Fault::new(

@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 
 use super::status::EVERY;
 use super::{Exit, Fault, Outcome};
-use crate::fleet::{Observer, View, Worker};
+use crate::fleet::observer::{Observer, View, Worker};
 use crate::store::{LiveRecord, StreamEntry};
 
 /// Looks that a sparkline shows.
@@ -434,7 +434,7 @@ fn told(event: &StreamEntry) -> Line<'static> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fleet::Queues;
+    use crate::fleet::observer::Queues;
     use ratatui::Terminal;
     use ratatui::backend::TestBackend;
     use serde_json::json;

@@ -92,7 +92,7 @@ fn check_place(url: &Url) -> Result<(), String> {
     if url.fragment().is_some() {
         return Err("what comes behind # would be ignored".into());
     }
-    if crate::fetch::has_tricks(url) {
+    if has_tricks(url) {
         return Err("encoded dots, slashes and zero bytes are not fetched".into());
     }
     match url.host_str() {
@@ -103,6 +103,13 @@ fn check_place(url: &Url) -> Result<(), String> {
         }
         Some(_) | None => Ok(()),
     }
+}
+
+/// Whether a path is written so that it may mean another.
+pub(crate) fn has_tricks(url: &Url) -> bool {
+    let path = url.path().to_ascii_lowercase();
+    let tricks = ["%2e", "%2f", "%5c", "%00", "\\"];
+    tricks.iter().any(|trick| path.contains(trick))
 }
 
 /// A URL without its password, wherever that stands.

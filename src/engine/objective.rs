@@ -1,11 +1,13 @@
 //! What goes through the graph besides the weights, and how what comes out becomes losses: checked
 //! against the graph once, at load.
 
-use super::graph::{Graph, Head, InputInfo, LABELS, Limit};
 use super::session::Feed;
-use crate::failure::{Code, Failure};
-use crate::package::plan::{Column, Data, Elem, TokenCut, Window};
-use crate::package::{Objective, Package};
+use crate::model::manifest::Objective;
+use crate::model::onnx::{Graph, Head, InputInfo, LABELS, Limit};
+use crate::model::package::Package;
+use crate::model::plan::{Column, Data, TokenCut, Window};
+use crate::model::tensor::Elem;
+use crate::protocol::failure::{Code, Failure};
 
 /// Feeds windows to the graph and reads their losses.
 #[derive(Debug)]

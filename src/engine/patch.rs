@@ -5,10 +5,11 @@ use half::{bf16, f16};
 
 use crate::candidate::sketch::Sketch;
 use crate::candidate::{TensorUpdate, Update};
-use crate::failure::{Code, Failure};
-use crate::job::Rule;
-use crate::package::weights::{TensorInfo, round_to};
-use crate::package::{Dtype, Package};
+use crate::model::package::Package;
+use crate::model::tensor::Dtype;
+use crate::model::weights::{TensorInfo, round_to};
+use crate::protocol::failure::{Code, Failure};
+use crate::protocol::job::Rule;
 
 /// The new values of one tensor, checked, not yet written, and what the baseline has in their
 /// place: read once, so that restoring need not look for it all over memory again.

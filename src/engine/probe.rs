@@ -16,12 +16,13 @@ use rand::{Rng, SeedableRng};
 
 use super::patch::Patch;
 use super::warmup::same_bits;
-use super::{Engine, EngineError, Progress, failure};
-use crate::failure::{Code, Failure};
-use crate::lifecycle::Detail;
-use crate::package::Package;
-use crate::package::plan::{Plan, Window};
-use crate::package::weights::{TensorInfo, read_element, round_to};
+use crate::engine::{Engine, EngineError, failure};
+use crate::model::package::Package;
+use crate::model::plan::{Plan, Window};
+use crate::model::weights::{TensorInfo, read_element, round_to};
+use crate::protocol::failure::{Code, Failure};
+use crate::protocol::state::Detail;
+use crate::telemetry::progress::Progress;
 
 /// By how much of its root mean square a tensor is moved, until the loss moves.
 const SHARES: [f32; 3] = [0.01, 0.1, 1.0];

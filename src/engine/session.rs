@@ -12,10 +12,10 @@ use ort::memory::AllocationDevice;
 use ort::session::{NoSelectedOutputs, RunOptions, SessionInputValue};
 use ort::value::{DynTensor, PrimitiveTensorElementType, Tensor};
 
-use super::graph::OUTPUT;
 use crate::config::{EngineConfig, Provider};
-use crate::package::Dtype;
-use crate::package::plan::Elem;
+use crate::model::onnx::OUTPUT;
+use crate::model::tensor::Dtype;
+use crate::model::tensor::Elem;
 use scratch::{Device, Memory, Names, Scratch};
 
 /// `kOrtSessionOptionsModelExternalInitializersFileFolderPath`.
@@ -80,8 +80,8 @@ pub struct WeightSpec<'a> {
 
 impl WeightSpec<'_> {
     /// The same for a session that holds it as a constant.
-    pub fn constant(&self) -> super::graph::Constant<'_> {
-        super::graph::Constant {
+    pub fn constant(&self) -> crate::model::onnx::Constant<'_> {
+        crate::model::onnx::Constant {
             name: &self.input,
             shape: &self.shape,
             dtype: self.dtype,

@@ -7,9 +7,10 @@ use rand::{Rng, SeedableRng};
 use super::*;
 use crate::candidate::{TensorUpdate, Update};
 use crate::config::{Config, Layers};
-use crate::job::Rule;
-use crate::package::Objective;
-use crate::package::build::{Recipe, build};
+use crate::engine::trial::build;
+use crate::model::build::Recipe;
+use crate::model::manifest::Objective;
+use crate::protocol::job::Rule;
 
 const PATCHES: usize = 100_000;
 

@@ -10,13 +10,15 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::patch::Patches;
 use super::session::Terminator;
-use super::{Engine, EngineError, Evaluation, Progress, Warm};
-use crate::clock;
 use crate::config::{Config, EngineConfig};
-use crate::failure::{Code, Failure};
-use crate::lifecycle::Detail;
-use crate::package::plan::Plan;
-use crate::package::{Package, PackageError};
+use crate::engine::{Engine, EngineError, Evaluation, Warm};
+use crate::model::manifest::PackageError;
+use crate::model::package::Package;
+use crate::model::plan::Plan;
+use crate::protocol::failure::{Code, Failure};
+use crate::protocol::state::Detail;
+use crate::telemetry::progress::Progress;
+use crate::util::clock;
 
 /// How long a terminated run may take to come back before it counts as stuck.
 pub const TERMINATE_GRACE: Duration = Duration::from_secs(10);

@@ -5,10 +5,24 @@ use std::sync::Arc;
 
 use super::{Engine, EngineError, check};
 use crate::config::{EngineConfig, Provider};
-use crate::lifecycle::Detail;
-use crate::package::Package;
-use crate::package::plan::Plan;
-use crate::score;
+use crate::engine::statistics;
+use crate::model;
+use crate::model::build::{Built, Recipe, Unfinished};
+use crate::model::manifest::PackageError;
+use crate::model::package::Package;
+use crate::model::plan::Plan;
+use crate::protocol::state::Detail;
+
+/// Makes a package that every worker would accept by looking at its files; nothing is computed.
+///
+/// # Errors
+/// Names the file, tensor or initializer and what to do.
+pub fn build(recipe: &Recipe) -> Result<Built, PackageError> {
+    model::build::build(recipe, &Unfinished::default(), |package| {
+        check(&package).map_err(|e| PackageError(e.to_string()))?;
+        Ok(Vec::new())
+    })
+}
 
 /// What came of it.
 #[derive(Debug, Clone, PartialEq)]
@@ -42,5 +56,5 @@ fn run(package: Arc<Package>, config: &EngineConfig) -> Result<f64, EngineError>
     let plan = Plan::new(&package.shards, None, "", package.cut())
         .map_err(|failure| EngineError::new(Detail::WarmFailed, failure.message))?;
     let (losses, _) = engine.measured_twice(&plan)?;
-    Ok(score::mean(&losses))
+    Ok(statistics::mean(&losses))
 }

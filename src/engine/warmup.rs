@@ -7,11 +7,11 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::{Engine, EngineError, graph_bytes};
-use crate::failure::{Code, Failure};
-use crate::lifecycle::Detail;
-use crate::package::PackageError;
-use crate::package::plan::Plan;
-use crate::score;
+use crate::engine::statistics;
+use crate::model::manifest::PackageError;
+use crate::model::plan::Plan;
+use crate::protocol::failure::{Code, Failure};
+use crate::protocol::state::Detail;
 
 /// What a warm-up measured.
 #[derive(Debug, Clone, PartialEq)]
@@ -100,7 +100,7 @@ impl Engine {
         let plan = plan.map_err(|f| failed(&f))?;
         self.announce(&plan, self.batch_of(&plan));
         let (first, pass) = self.measured_twice(&plan)?;
-        let baseline_loss = score::mean(&first);
+        let baseline_loss = statistics::mean(&first);
         self.check_canary(baseline_loss)?;
         let inert = self.probe(&plan, &first)?;
         let (hash, windows) = (plan.hash, first.len());

@@ -5,13 +5,6 @@ use std::path::{Path, PathBuf};
 
 use url::Url;
 
-/// Whether a path is written so that it may mean another.
-pub(crate) fn has_tricks(url: &Url) -> bool {
-    let path = url.path().to_ascii_lowercase();
-    let tricks = ["%2e", "%2f", "%5c", "%00", "\\"];
-    tricks.iter().any(|trick| path.contains(trick))
-}
-
 /// Whether the prefix covers the URL: same scheme, host and port, and its path up to a boundary.
 pub(super) fn covers(prefix: &str, url: &Url) -> bool {
     let Ok(prefix) = Url::parse(prefix) else {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::connection::CallError;
-use crate::metrics::{self, StoreCall};
+use crate::telemetry::metrics::{self, StoreCall};
 
 /// What does not change is said again after this.
 const SAY_AGAIN: Duration = Duration::from_secs(600);

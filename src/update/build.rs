@@ -9,15 +9,17 @@ use bytes::Bytes;
 use safetensors::SafeTensors;
 use safetensors::tensor::Metadata;
 
-use super::manifest::{Delta, FullWeights};
 use super::route::Step;
 use crate::candidate::{self, Versions};
 use crate::config::CandidatesConfig;
-use crate::job::{Candidate, Rule, Source};
-use crate::package::checkpoint::{self, Checkpoint, Stored};
-use crate::package::fit::fit;
-use crate::package::weights::add;
-use crate::package::{Package, PackageError, map};
+use crate::model::checkpoint::{self, Checkpoint, Stored};
+use crate::model::files::map;
+use crate::model::fit::fit;
+use crate::model::manifest::PackageError;
+use crate::model::package::Package;
+use crate::model::weights::add;
+use crate::protocol::job::{Candidate, Rule, Source};
+use crate::protocol::update_manifest::{Delta, FullWeights};
 
 /// Why there are no new weights.
 #[derive(Debug, thiserror::Error)]
@@ -187,11 +189,11 @@ fn limits(model: &Package) -> CandidatesConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::package::Dtype;
+    use crate::model::tensor::Dtype;
 
     #[test]
     fn whole_weights_are_moved_or_written_as_the_package_has_them() {
-        let (package, dir) = crate::package::fit::tests::package();
+        let (package, dir) = crate::model::fit::tests::package();
         let (part, out) = (dir.path().join("part"), dir.path().join("out"));
         let full = FullWeights {
             version: 2,

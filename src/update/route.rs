@@ -4,8 +4,8 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 
-use super::manifest::{Delta, FullWeights, UpdateManifest};
-use crate::package::Canary;
+use crate::protocol::update_manifest::Canary;
+use crate::protocol::update_manifest::{Delta, FullWeights, UpdateManifest};
 
 /// One file on the way.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -156,8 +156,8 @@ impl<'m> Ways<'m> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::job::Format;
-    use crate::job::message::V1;
+    use crate::protocol::job::Format;
+    use crate::protocol::message::V1;
     use rand::{Rng, SeedableRng};
 
     fn full(version: u64, size: u64) -> FullWeights {

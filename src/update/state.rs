@@ -10,8 +10,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::job::message::V1;
-use crate::package::{Canary, Package, PackageError, WeightsFile};
+use crate::model::manifest::PackageError;
+use crate::model::package::{Package, WeightsFile};
+use crate::protocol::message::V1;
+use crate::protocol::update_manifest::Canary;
 
 const JOURNAL: &str = "journal.json";
 const LOCK: &str = "lock";

@@ -14,11 +14,12 @@ use crate::broker::amqp::{Deliveries, Delivery, Link, Publisher};
 use crate::broker::topology::Topology;
 use crate::broker::{BrokerError, Outgoing, Properties};
 use crate::config::Config;
-use crate::control::{self, ControlAnswer, Order, Outcome};
-use crate::heartbeat::Vitals;
-use crate::job::message::V1;
-use crate::lifecycle::{Event, Events, Phase};
-use crate::retry::Backoff;
+use crate::protocol::control::{self, ControlAnswer, Order, Outcome};
+use crate::protocol::message::V1;
+use crate::protocol::state::Phase;
+use crate::telemetry::status::WorkerStatus;
+use crate::util::backoff::Backoff;
+use crate::worker::lifecycle::{Event, Events};
 
 /// A fleet is to be back within 15 s of its broker: with the 30 s that other failures may wait for,
 /// the next try could come too late for that.
@@ -28,7 +29,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(8);
 pub(super) struct Keeper {
     pub(super) config: Config,
     pub(super) topology: Arc<Topology>,
-    pub(super) vitals: Arc<Vitals>,
+    pub(super) status: Arc<WorkerStatus>,
     pub(super) links: watch::Sender<Option<Arc<Link>>>,
     pub(super) parts: Parts,
     pub(super) incarnation: String,
@@ -49,11 +50,11 @@ impl Keeper {
                     self.hold(link, control).await;
                 }
                 Err(error) => {
-                    self.vitals.error("broker_disconnected", &error.to_string());
+                    self.status.error("broker_disconnected", &error.to_string());
                     tracing::warn!(%error, "no link to the broker yet");
                 }
             }
-            tokio::time::sleep(backoff.wait()).await;
+            tokio::time::sleep(backoff.next_delay()).await;
         }
     }
 
@@ -72,9 +73,9 @@ impl Keeper {
 
     /// Offers the link until it is lost.
     async fn hold(&self, link: Link, mut control: Option<Deliveries>) {
-        self.vitals.generation.fetch_add(1, Ordering::Relaxed);
-        self.vitals.connected.store(true, Ordering::Relaxed);
-        self.vitals.holds_back(Arc::clone(&link.blocked));
+        self.status.generation.fetch_add(1, Ordering::Relaxed);
+        self.status.connected.store(true, Ordering::Relaxed);
+        self.status.holds_back(Arc::clone(&link.blocked));
         let (lost, publisher) = (link.lost.clone(), link.jobs.clone());
         self.links.send_replace(Some(Arc::new(link)));
         loop {
@@ -93,9 +94,9 @@ impl Keeper {
                 },
             }
         }
-        self.vitals.connected.store(false, Ordering::Relaxed);
+        self.status.connected.store(false, Ordering::Relaxed);
         // A link that is gone holds nothing back.
-        self.vitals.holds_back(Arc::default());
+        self.status.holds_back(Arc::default());
         self.links.send_replace(None);
     }
 

@@ -6,9 +6,9 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use super::{Leaving, Request, Step, Stop, Worker};
-use crate::control::{Command, Order};
-use crate::lifecycle::{Detail, State};
-use crate::package::Package;
+use crate::model::package::Package;
+use crate::protocol::control::{Command, Order};
+use crate::protocol::state::{Detail, State};
 
 /// What the last answers get to leave.
 const LAST_ANSWERS: Duration = Duration::from_millis(500);
@@ -23,7 +23,7 @@ impl Worker {
                 let message = "has ended although the worker has not; see the log for why";
                 tracing::error!(part = part.as_str(), "{message}");
                 let said = format!("{}: {message}", part.as_str());
-                self.vitals.error(&Detail::PartLost.to_string(), &said);
+                self.status.error(&Detail::PartLost.to_string(), &said);
                 let then = Step::Stop(Stop::PartLost(part));
                 Some(Leaving::to(State::Draining, Detail::PartLost, then))
             }

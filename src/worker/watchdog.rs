@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use super::Stop;
-use crate::engine::Progress;
+use crate::telemetry::progress::Progress;
 
 /// A drain that is given no time still hands back what it holds, and says goodbye.
 const LEAST: Duration = Duration::from_secs(3);

@@ -2,7 +2,7 @@
 //! names, with PyTorch's own losses before and after a change to every tensor; or refused with what
 //! helps.
 
-use scorer::package::build::build;
+use scorer::engine::trial::build;
 
 use super::*;
 

@@ -5,8 +5,9 @@ use std::io::Write as _;
 
 use flate2::Compression;
 use flate2::write::ZlibEncoder;
-use scorer::package::PackageError;
-use scorer::package::build::{Built, build};
+use scorer::engine::trial::build;
+use scorer::model::build::Built;
+use scorer::model::manifest::PackageError;
 
 use super::*;
 

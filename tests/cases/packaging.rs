@@ -148,8 +148,8 @@ fn external_data_is_the_package_s_own_wherever_the_graph_has_it_and_whatever_the
     }
     // What candidates cannot touch stays in its file, however large it is.
     let graph = std::fs::read(bench.out().join("model.onnx")).unwrap();
-    let graph = scorer::engine::graph::Graph::decode(graph.into()).unwrap();
-    let head = scorer::engine::graph::Head::LogProbs("logits");
+    let graph = scorer::model::onnx::Graph::decode(graph.into()).unwrap();
+    let head = scorer::model::onnx::Head::LogProbs("logits");
     let prepared = graph.prepare(&["embed.weight", "head.weight"], head, &bench.out());
     let (prepared, frozen) = (prepared.unwrap().len(), 6 * 66_560);
     assert!(
@@ -157,8 +157,9 @@ fn external_data_is_the_package_s_own_wherever_the_graph_has_it_and_whatever_the
         "{prepared} bytes with {frozen} of frozen weights"
     );
     // The session that `scorer bench` compares with has the weights in files of its own.
-    let package = Arc::new(scorer::package::Package::load(&bench.out(), false, &[]).unwrap());
-    let plan = scorer::package::plan::Plan::new(&package.shards, None, "", package.cut()).unwrap();
+    let package =
+        Arc::new(scorer::model::package::Package::load(&bench.out(), false, &[]).unwrap());
+    let plan = scorer::model::plan::Plan::new(&package.shards, None, "", package.cut()).unwrap();
     let mut bare = scorer::engine::Engine::load_bare(package, &config(&[]).engine).unwrap();
     let losses = bare.pass(&plan).unwrap();
     let mean = losses.iter().sum::<f64>() / losses.len() as f64;
@@ -169,7 +170,7 @@ fn external_data_is_the_package_s_own_wherever_the_graph_has_it_and_whatever_the
         let mut bytes = std::fs::read(&path).unwrap();
         bytes[0] ^= 1;
         std::fs::write(&path, &bytes).unwrap();
-        let error = scorer::package::Package::load(&bench.out(), false, &[])
+        let error = scorer::model::package::Package::load(&bench.out(), false, &[])
             .unwrap_err()
             .0;
         assert!(error.contains("SHA-256"), "{error}");
@@ -180,7 +181,7 @@ fn external_data_is_the_package_s_own_wherever_the_graph_has_it_and_whatever_the
     let mut bent = manifest.clone();
     bent["graph"]["external"].as_array_mut().unwrap().remove(4);
     std::fs::write(bench.out().join("model.json"), bent.to_string()).unwrap();
-    let error = scorer::package::Package::load(&bench.out(), false, &[])
+    let error = scorer::model::package::Package::load(&bench.out(), false, &[])
         .unwrap_err()
         .0;
     assert!(
@@ -355,7 +356,7 @@ fn no_token_that_the_model_does_not_have_reaches_the_graph() {
     bent["shards"][0]["sha256"] = json!(sha256(&std::fs::read(bench.out().join(shard)).unwrap()));
     bent["objective"]["ignore_index"] = json!(-100);
     std::fs::write(&model, bent.to_string()).unwrap();
-    let package = scorer::package::Package::load(&bench.out(), false, &[]).unwrap();
+    let package = scorer::model::package::Package::load(&bench.out(), false, &[]).unwrap();
     let error = scorer::engine::check(&package).unwrap_err().message;
     assert!(error.contains("row 1, position 3: token -100"), "{error}");
 }
@@ -391,7 +392,7 @@ fn a_package_that_lets_strangers_decide_shapes_is_refused_at_load() {
     bent["weights"]["sha256"] = json!(sha256(&weights));
     std::fs::write(bench.out().join("weights.safetensors"), weights).unwrap();
     std::fs::write(bench.out().join("model.json"), bent.to_string()).unwrap();
-    let package = scorer::package::Package::load(&bench.out(), false, &[]).unwrap();
+    let package = scorer::model::package::Package::load(&bench.out(), false, &[]).unwrap();
     let error = scorer::engine::check(&package).unwrap_err().message;
     assert!(
         error.contains("tensors.nothing") && error.contains("package it again"),

@@ -1,7 +1,7 @@
 //! Small models: images whose graph gives the loss itself, weights of 16 bits, and inputs besides
 //! the tokens.
 
-use scorer::package::build::build;
+use scorer::engine::trial::build;
 
 use super::*;
 
@@ -130,14 +130,14 @@ fn an_input_that_nothing_feeds_is_refused_by_name() {
 async fn weights_that_are_inputs_of_the_graph_are_placed_by_name() {
     let source = tempfile::tempdir().unwrap();
     let out = tempfile::tempdir().unwrap();
-    let shape = scorer::engine::graph::synthetic::Decoder {
+    let shape = scorer::model::onnx::synthetic::Decoder {
         layers: 1,
         width: 8,
         heads: 2,
         vocabulary: 32,
         window: 16,
     };
-    scorer::package::synthetic::make(shape, source.path()).unwrap();
+    scorer::selftest::synthetic_model::make(shape, source.path()).unwrap();
     let weights = "weights.safetensors";
     let recipe = recipe(
         source.path(),
@@ -156,11 +156,11 @@ async fn weights_that_are_inputs_of_the_graph_are_placed_by_name() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "makes a model of 2.4 GB and needs 8 GB of memory"]
 async fn a_model_above_two_gigabytes_is_packaged_and_scored() {
-    use scorer::engine::graph::{Constant, Graph};
+    use scorer::model::onnx::{Constant, Graph};
     let source = tempfile::tempdir().unwrap();
     let out = tempfile::tempdir().unwrap();
-    let large = scorer::package::synthetic::SIX_HUNDRED_MILLION;
-    scorer::package::synthetic::make(large, source.path()).unwrap();
+    let large = scorer::selftest::synthetic_model::SIX_HUNDRED_MILLION;
+    scorer::selftest::synthetic_model::make(large, source.path()).unwrap();
     let weights = std::fs::File::open(source.path().join("weights.safetensors")).unwrap();
     assert!(weights.metadata().unwrap().len() > 1 << 31);
     {
@@ -182,7 +182,7 @@ async fn a_model_above_two_gigabytes_is_packaged_and_scored() {
             .map(|(name, shape, view)| Constant {
                 name,
                 shape,
-                dtype: scorer::package::Dtype::F32,
+                dtype: scorer::model::tensor::Dtype::F32,
                 bytes: view.data(),
             })
             .collect();

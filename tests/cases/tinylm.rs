@@ -5,8 +5,8 @@ use std::io::Write as _;
 
 use flate2::Compression;
 use flate2::write::ZlibEncoder;
-use scorer::package::build::build;
-use scorer::result::Body;
+use scorer::engine::trial::build;
+use scorer::protocol::result::Body;
 
 use super::*;
 
@@ -247,7 +247,10 @@ async fn a_canary_that_is_not_met_is_a_failed_warm_up() {
         .await
         .unwrap();
     let error = engine.turn().await.warm().await.unwrap_err();
-    assert_eq!(error.detail, scorer::lifecycle::Detail::CanaryMismatch);
+    assert_eq!(
+        error.detail,
+        scorer::protocol::state::Detail::CanaryMismatch
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,7 +6,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use half::{bf16, f16};
 use safetensors::tensor::{Dtype, TensorView};
-use scorer::job::{Compression, Format};
+use scorer::protocol::job::{Compression, Format};
 use serde_json::json;
 
 use super::raw::{Pickle, torch_zip, zlib, zstd};

@@ -8,9 +8,9 @@ use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use scorer::candidate::{Update, decode};
 use scorer::config::CandidatesConfig;
-use scorer::failure::Failure;
-use scorer::job::{Candidate, Compression, Format, Rule, Source};
-use scorer::package::Package;
+use scorer::model::package::Package;
+use scorer::protocol::failure::Failure;
+use scorer::protocol::job::{Candidate, Compression, Format, Rule, Source};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 

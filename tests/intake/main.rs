@@ -27,12 +27,14 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use scorer::candidate::fetch::Fetcher;
 use scorer::config::{Config, Layers};
 use scorer::engine::thread::EngineHandle;
-use scorer::job::{self, Encoding};
-use scorer::package::Package;
-use scorer::package::build::{Recipe, build};
-use scorer::pipeline::{Judged, Pipeline};
-use scorer::result::{Addressee, ResultMessage};
-use scorer::traces::Trace;
+use scorer::engine::trial::build;
+use scorer::model::build::Recipe;
+use scorer::model::package::Package;
+use scorer::protocol::encoding::Encoding;
+use scorer::protocol::job;
+use scorer::protocol::result::{JobRef, ResultMessage};
+use scorer::scoring::pipeline::{Judged, Pipeline};
+use scorer::telemetry::traces::Trace;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -85,21 +87,18 @@ impl Bench {
             "candidate": candidate,
         });
         let job = job::decode(&serde_json::to_vec(&body).unwrap(), Encoding::Json).unwrap();
-        let addressee = Addressee {
+        let job_ref = JobRef {
             submission_id: job.submission_id.clone(),
             kind: job.task.kind(),
             model_version: job.task.model_version(),
             context: None,
             attempt: 1,
         };
-        let judged = self
-            .pipeline
-            .judge(&job, &addressee, &Trace::silent())
-            .await;
+        let judged = self.pipeline.judge(&job, &job_ref, &Trace::silent()).await;
         let Judged::Fresh { verdict, .. } = judged else {
             panic!("there is no store")
         };
-        let message = ResultMessage::new(self.pipeline.answerer(), addressee, verdict);
+        let message = ResultMessage::new(self.pipeline.answerer(), job_ref, verdict);
         serde_json::to_value(message).unwrap()
     }
 
@@ -135,7 +134,7 @@ fn make(out: &Path) {
         name: "model".into(),
         version: VERSION,
         out: out.to_owned(),
-        objective: scorer::package::Objective::causal_lm(128),
+        objective: scorer::model::manifest::Objective::causal_lm(128),
     };
     build(&recipe).unwrap();
     // The head is tied, which the checkpoint does not say.

@@ -3,8 +3,8 @@
 
 use half::{bf16, f16};
 use scorer::candidate::{Update, Versions, decode};
-use scorer::failure::Failure;
-use scorer::job::{Candidate, Compression, Format, Rule, Source};
+use scorer::protocol::failure::Failure;
+use scorer::protocol::job::{Candidate, Compression, Format, Rule, Source};
 use serde::Deserialize;
 
 use super::{Bench, config, model_dir};

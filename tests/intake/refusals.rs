@@ -1,13 +1,13 @@
 //! Every code that the contract has for a candidate, from every container, plain and compressed.
 
-use scorer::failure::Code;
+use scorer::protocol::failure::Code;
 use serde_json::{Value, json};
 
 use super::containers::{Container, Entry, Kind, Width};
 use super::raw::{Pickle, one_chunk, torch_zip, zip, zlib, zstd};
 use super::{BASE64, Bench};
 use base64::Engine as _;
-use scorer::job::{Compression, Format};
+use scorer::protocol::job::{Compression, Format};
 
 /// Something that is wrong with an update.
 type Fault = fn(&mut Vec<Entry>);

@@ -6,9 +6,9 @@ use rand::{Rng, SeedableRng};
 use scorer::candidate::sketch::similarity;
 use scorer::candidate::{Update, decode};
 use scorer::config::CandidatesConfig;
-use scorer::job::{Candidate, Rule, Source};
-use scorer::package::Package;
-use scorer::package::weights::TensorInfo;
+use scorer::model::package::Package;
+use scorer::model::weights::TensorInfo;
+use scorer::protocol::job::{Candidate, Rule, Source};
 use serde_json::{Value, json};
 
 use super::containers::{Container, Entry, Kind, Width};

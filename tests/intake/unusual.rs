@@ -1,6 +1,6 @@
 //! Containers that no common writer writes, and that still say what they mean.
 
-use scorer::job::Compression;
+use scorer::protocol::job::Compression;
 use serde_json::{Value, json};
 
 use super::Bench;

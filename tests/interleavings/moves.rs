@@ -4,7 +4,7 @@ use crate::world::{
     Broken, Bug, Job, Kind, Link, Message, Model, Move, POISON_AFTER, Phase, Place, Scenario,
     Stage, Then, Worker, World,
 };
-use scorer::lifecycle::State;
+use scorer::protocol::state::State;
 
 /// A world in the making: the scenario's rules, and what was broken.
 pub(crate) struct Next<'a> {

@@ -2,7 +2,7 @@
 
 use std::hash::{Hash, Hasher};
 
-use scorer::lifecycle::State;
+use scorer::protocol::state::State;
 
 /// Deaths until a job is answered `poisoned`.
 pub(crate) const POISON_AFTER: u8 = 2;

@@ -4,10 +4,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use nix::sys::signal::Signal;
-use scorer::client::{Client, Outcome, SubmitError};
 use scorer::config::{Config, Layers};
-use scorer::job::message::{Blob, CandidateMessage, JobMessage, ScoreMessage, V1};
-use scorer::job::{Format, Semantics, Validation};
+use scorer::fleet::client::{Client, Outcome, SubmitError};
+use scorer::protocol::job::{Format, Semantics, Validation};
+use scorer::protocol::message::{Blob, CandidateMessage, JobMessage, ScoreMessage, V1};
 
 use crate::support::aggregator::runtime;
 use crate::support::broker::Rabbit;

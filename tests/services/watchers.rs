@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use redis::Commands as _;
-use scorer::client::Client;
-use scorer::fleet::{Observer, View};
+use scorer::fleet::client::Client;
+use scorer::fleet::observer::{Observer, View};
 use scorer::store::StoreError;
 use serde_json::json;
 

@@ -16,8 +16,8 @@ use tokio_util::sync::CancellationToken;
 use super::{CALL_TIMEOUT, Signs, bounded, failed};
 use crate::broker::topology::Detour;
 use crate::broker::{ATTEMPT, BrokerError, Outgoing, Properties, PublishError};
-use crate::clock;
-use crate::metrics::Confirm;
+use crate::telemetry::metrics::Confirm;
+use crate::util::clock;
 
 /// A confirm that takes longer counts as lost: a paused broker would hang it for ever.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
@@ -110,7 +110,7 @@ impl Publisher {
             Err(PublishError::Refused(_)) => Confirm::Refused,
             Err(PublishError::Lost(_) | PublishError::Unroutable(_)) => Confirm::Lost,
         };
-        crate::metrics::confirm(confirm, began.elapsed());
+        crate::telemetry::metrics::confirm(confirm, began.elapsed());
         outcome
     }
 

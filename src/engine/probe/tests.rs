@@ -9,9 +9,12 @@ use super::super::tests::configuration;
 use super::super::{Evaluation, Patches, Warm};
 use super::*;
 use crate::candidate::{TensorUpdate, Update};
-use crate::job::Rule;
-use crate::package::build::{Recipe, build};
-use crate::package::{Dtype, MANIFEST, Objective};
+use crate::engine::trial::build;
+use crate::model::build::Recipe;
+use crate::model::manifest::Objective;
+use crate::model::package::MANIFEST;
+use crate::model::tensor::Dtype;
+use crate::protocol::job::Rule;
 
 fn models() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/model/inert")
@@ -170,7 +173,7 @@ fn entries_that_a_device_drops_are_missed_though_the_loss_moves() {
 
     // Beyond the twelfth entry of a tensor nothing arrives: of the adapter's that is `base.weight`.
     let dropping = std::fs::read(models().join("dropping-scatter.onnx")).unwrap();
-    let usual = super::super::graph::scatter_graph(Dtype::F32);
+    let usual = crate::model::onnx::scatter_graph(Dtype::F32);
     let faulty = |graph: &[u8]| {
         let scatters = graph == usual;
         if scatters {

@@ -8,9 +8,9 @@ use ort::session::Session;
 use ort::session::SessionInputValue;
 use ort::value::{PrimitiveTensorElementType, Tensor};
 
-use super::super::graph::{copy_graph, scatter_graph};
 use super::{SessionError, WeightSpec, classify};
-use crate::package::Dtype;
+use crate::model::onnx::{copy_graph, scatter_graph};
+use crate::model::tensor::Dtype;
 
 /// An element of a weight.
 trait Element: PrimitiveTensorElementType + Copy + PartialEq + std::fmt::Debug + 'static {

@@ -1,0 +1,254 @@
+//! What `amqp.url` and `redis.url` may say. The drivers by themselves pass over what they do not know;
+//! here it is refused, so that a URL that is accepted takes effect as a whole.
+
+use percent_encoding::percent_decode_str;
+use url::Url;
+
+use super::urls::ServiceUrl;
+
+const AMQP_SCHEMES: [&str; 2] = ["amqp", "amqps"];
+/// Those that take effect; `connection_timeout` is for connections that block.
+const AMQP_KEYS: [&str; 4] = ["heartbeat", "channel_max", "frame_max", "auth_mechanism"];
+/// As the AMQP driver spells them, in lower case.
+const MECHANISMS: [&str; 5] = [
+    "plain",
+    "external",
+    "amqplain",
+    "anonymous",
+    "rabbit-cr-demo",
+];
+
+const REDIS_SCHEMES: [&str; 4] = ["redis", "rediss", "redis+unix", "unix"];
+const REDIS_KEYS: [&str; 2] = ["db", "protocol"];
+/// A socket has no place for them elsewhere.
+const SOCKET_KEYS: [&str; 4] = ["db", "protocol", "user", "pass"];
+const PROTOCOLS: [&str; 4] = ["2", "resp2", "3", "resp3"];
+/// Databases of a Redis have numbers of 31 bits.
+const MOST: u32 = i32::MAX.unsigned_abs();
+
+/// Checks an `amqp.url`.
+///
+/// # Errors
+/// What is wrong with it, without the password.
+pub(crate) fn amqp(text: &str) -> Result<Url, String> {
+    let ServiceUrl { url, query } = ServiceUrl::parse(text, &AMQP_SCHEMES, &AMQP_KEYS)?;
+    if url.host_str().is_none_or(str::is_empty) {
+        return Err("names no host".into());
+    }
+    let mechanism = query.get("auth_mechanism").map(|m| m.to_lowercase());
+    let mechanism = mechanism.as_deref();
+    if mechanism.is_some_and(|mechanism| !MECHANISMS.contains(&mechanism)) {
+        return Err(format!(
+            "auth_mechanism must be one of {}",
+            MECHANISMS.join(", ")
+        ));
+    }
+    let by_certificate = mechanism == Some("external");
+    if url.username().is_empty() != url.password().is_none() && !by_certificate {
+        return Err("has a user without a password, or a password without a user".into());
+    }
+    check_virtual_host(url.path())?;
+    check_encoding(&url)?;
+    let number = |key: &str, least: u32, most: u32| match query.get(key).map(|n| n.parse::<u32>()) {
+        None => Ok(()),
+        Some(Ok(n)) if (least..=most).contains(&n) => Ok(()),
+        Some(_) => Err(format!("{key} must be a number from {least} to {most}")),
+    };
+    let short = u32::from(u16::MAX);
+    number("heartbeat", 1, short)?;
+    number("channel_max", 0, short)?;
+    number("frame_max", 0, u32::MAX)?;
+    Ok(url)
+}
+
+fn check_virtual_host(path: &str) -> Result<(), String> {
+    match path {
+        // As Celery writes the host `/`.
+        "" | "//" => Ok(()),
+        "/" => Err(
+            "ends in /, which names a virtual host without a name: write /%2f for the host /"
+                .into(),
+        ),
+        path if path[1..].contains('/') => {
+            Err("has a / within the virtual host's name, where it is written %2f".into())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The drivers take user, password and path as text.
+fn check_encoding(url: &Url) -> Result<(), String> {
+    let parts = [
+        url.username(),
+        url.password().unwrap_or_default(),
+        url.path(),
+    ];
+    let is_text = |part: &&str| percent_decode_str(part).decode_utf8().is_ok();
+    match parts.iter().all(is_text) {
+        true => Ok(()),
+        false => Err("is not UTF-8 once its % signs are decoded".into()),
+    }
+}
+
+/// Checks a `redis.url`. A database may also stand behind `?db=`, as clients in other languages write
+/// it; in what is returned it is where the driver reads it.
+///
+/// # Errors
+/// What is wrong with it, without the password.
+pub(crate) fn redis(text: &str) -> Result<Url, String> {
+    let ServiceUrl { mut url, query } = match is_socket(text) {
+        true => ServiceUrl::parse(text, &REDIS_SCHEMES, &SOCKET_KEYS)?,
+        false => ServiceUrl::parse(text, &REDIS_SCHEMES, &REDIS_KEYS)?,
+    };
+    let protocol = query.get("protocol");
+    if protocol.is_some_and(|protocol| !PROTOCOLS.contains(&protocol.as_str())) {
+        return Err("protocol must be 2 or 3".into());
+    }
+    let asked = query.get("db").map(|db| database(db)).transpose()?;
+    if url.username().is_empty() != url.password().is_none() && !url.username().is_empty() {
+        return Err("has a user without a password".into());
+    }
+    if is_socket(text) {
+        check_socket(&url, query.contains_key("user"), query.contains_key("pass"))?;
+    } else {
+        check_redis_host(&url)?;
+        let path = url.path().trim_start_matches('/');
+        let named = match path.strip_suffix('/').unwrap_or(path) {
+            "" => None,
+            path => Some(database(path)?),
+        };
+        match (named, asked) {
+            (Some(one), Some(other)) if one != other => {
+                return Err(format!("names two databases, {one} and {other}"));
+            }
+            (Some(_) | None, None) => {}
+            (Some(_) | None, Some(asked)) => url.set_path(&format!("/{asked}")),
+        }
+    }
+    check_encoding(&url)?;
+    Ok(url)
+}
+
+fn check_redis_host(url: &Url) -> Result<(), String> {
+    match url.host_str() {
+        None | Some("") => Err("names no host".into()),
+        Some("0.0.0.0" | "[::]") => {
+            Err("names a wildcard address, to listen on and not to connect to".into())
+        }
+        Some(_) => Ok(()),
+    }
+}
+
+fn is_socket(text: &str) -> bool {
+    Url::parse(text).is_ok_and(|url| url.scheme().ends_with("unix"))
+}
+
+fn check_socket(url: &Url, user: bool, password: bool) -> Result<(), String> {
+    if url.has_host() || url.has_authority() && !url.authority().is_empty() {
+        return Err("a socket has no host: unix:///path, with ?db=, &user= and &pass=".into());
+    }
+    if url.path().trim_matches('/').is_empty() {
+        return Err("names no socket: unix:///path".into());
+    }
+    match user && !password {
+        true => Err("has a user without a password".into()),
+        false => Ok(()),
+    }
+}
+
+fn database(text: &str) -> Result<u32, String> {
+    let digits = text.bytes().all(|byte| byte.is_ascii_digit());
+    let number = text.parse().ok().filter(|n| digits && *n <= MOST);
+    number.ok_or_else(|| format!("{text:?} is not the number of a database, from 0 to {MOST}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_amqp_url_that_would_be_half_honoured_is_refused_without_its_password() {
+        for (url, why) in [
+            ("h:5672", "amqp://"),
+            ("http://u:hunter2@h", "amqp://"),
+            ("amqp:h", "amqp://"),
+            ("amqp://", "no host"),
+            ("amqp:///v", "no host"),
+            ("amqp://u:hunter2@h/v#x", "#"),
+            ("amqp://u:hunter2@h:99999/v", "is no URL"),
+            ("amqp://u:hunt#er2@h/v", "is no URL"),
+            ("amqp://u@h/v", "without a password"),
+            ("amqp://:hunter2@h/v", "without a user"),
+            ("amqp://h/", "%2f"),
+            ("amqp://h/a/b", "%2f"),
+            ("amqp://h///", "%2f"),
+            (
+                "amqp://h/v?connection_timeout=5",
+                "\"connection_timeout\" is not honoured",
+            ),
+            ("amqp://h/v?heartbeats=5", "\"heartbeats\" is not honoured"),
+            ("amqp://h/v?cacertfile=x", "\"cacertfile\" is not honoured"),
+            ("amqp://h/v?heartbeat=5&heartbeat=6", "twice"),
+            ("amqp://h/v?heartbeat=soon", "heartbeat must be"),
+            ("amqp://h/v?heartbeat=0", "heartbeat must be"),
+            ("amqp://h/v?heartbeat=65536", "heartbeat must be"),
+            ("amqp://h/v?channel_max=-1", "channel_max must be"),
+            ("amqp://h/v?auth_mechanism=magic", "auth_mechanism must be"),
+            ("amqp://u:%ff@h/v", "UTF-8"),
+        ] {
+            let refused = amqp(url).unwrap_err();
+            assert!(
+                refused.contains(why) && !refused.contains("hunter2"),
+                "{url}: {refused}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_redis_url_that_would_be_half_honoured_is_refused_without_its_password() {
+        for (url, why) in [
+            ("h:6379", "redis://"),
+            ("localhost", "is no URL"),
+            ("http://h", "redis://"),
+            ("redis:h", "redis://"),
+            ("redis://", "host"),
+            ("redis:///0", "host"),
+            ("redis://0.0.0.0/0", "wildcard"),
+            ("redis://h/abc", "\"abc\" is not the number"),
+            ("redis://h/0/1", "\"0/1\" is not the number"),
+            ("redis://h/-1", "is not the number"),
+            ("redis://h/+1", "is not the number"),
+            ("redis://h/2147483648", "is not the number"),
+            ("redis://h?db=", "is not the number"),
+            ("redis://h?db=x", "is not the number"),
+            ("redis://h/1?db=2", "two databases"),
+            ("redis://h?db=1&db=1", "twice"),
+            ("redis://h?DB=1", "\"DB\" is not honoured"),
+            (
+                "redis://h?ssl_cert_reqs=none",
+                "\"ssl_cert_reqs\" is not honoured",
+            ),
+            ("redis://h?timeout=5", "\"timeout\" is not honoured"),
+            ("redis://h?pass=hunter2", "\"pass\" is not honoured"),
+            ("redis://h?protocol=4", "protocol"),
+            ("redis://u@h", "without a password"),
+            ("redis://:hunter2@h#x", "#"),
+            ("rediss://h/0#insecure", "#"),
+            ("redis://:%ff@h", "UTF-8"),
+            ("redis://:hunter2@h:99999", "is no URL"),
+            ("unix://", "no socket"),
+            ("unix://h/redis.sock", "no host"),
+            ("unix:///r.sock?user=u", "without a password"),
+            (
+                "unix:///r.sock?password=hunter2",
+                "\"password\" is not honoured",
+            ),
+        ] {
+            let refused = redis(url).unwrap_err();
+            assert!(
+                refused.contains(why) && !refused.contains("hunter2"),
+                "{url}: {refused}"
+            );
+        }
+    }
+}

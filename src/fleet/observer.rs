@@ -1,0 +1,311 @@
+//! The fleet as Redis and the broker show it: for `scorer status`, its view in the terminal, and the
+//! dashboard. What cannot be seen is unknown, never good.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use crate::broker::BrokerError;
+use crate::broker::amqp::Link;
+use crate::broker::topology::Topology;
+use crate::config::Config;
+use crate::protocol::document::from_json;
+use crate::store::{FleetStore, LiveRecord, StoreError, StreamEntry};
+
+/// A broker that does not answer may delay the view by this much, and never prevents it.
+const BROKER_LIMIT: Duration = Duration::from_secs(2);
+/// After that it is asked again; by then what was begun has ended by itself.
+const ASK_AGAIN: Duration = Duration::from_secs(15);
+
+/// What waits at the broker for one model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct Queues {
+    /// Jobs.
+    pub jobs: u32,
+    /// Jobs in all rungs of the retry ladder.
+    pub retry: u32,
+    /// Parked jobs.
+    pub dead: u32,
+    /// Consumers of the queue of jobs.
+    pub consumers: u32,
+}
+
+/// What people look at in a heartbeat record; whatever is missing there is left open here.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default)]
+#[expect(
+    missing_docs,
+    reason = "the fields of crate::protocol::heartbeat::Record"
+)]
+pub struct Worker {
+    pub worker_id: Option<String>,
+    pub incarnation: Option<String>,
+    pub at_ms: Option<u64>,
+    pub ready: bool,
+    pub state: Option<String>,
+    pub state_detail: Option<String>,
+    pub last_state_change_at_ms: Option<u64>,
+    pub model: Model,
+    pub jobs: Jobs,
+    pub last_error: Option<Fault>,
+}
+
+/// See [`Worker`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+#[expect(
+    missing_docs,
+    reason = "the fields of crate::protocol::heartbeat::Record"
+)]
+pub struct Model {
+    pub name: Option<String>,
+    pub version: Option<u64>,
+}
+
+/// See [`Worker`].
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default)]
+#[expect(
+    missing_docs,
+    reason = "the fields of crate::protocol::heartbeat::Record"
+)]
+pub struct Jobs {
+    pub in_flight: Option<u64>,
+    pub buffered: Option<u64>,
+    pub scored: Option<u64>,
+    pub rejected: Option<u64>,
+    pub failed: Option<u64>,
+    pub p50_ms: Option<f64>,
+    pub p95_ms: Option<f64>,
+}
+
+/// See [`Worker`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+#[expect(
+    missing_docs,
+    reason = "the fields of crate::protocol::heartbeat::Record"
+)]
+pub struct Fault {
+    pub code: Option<String>,
+    pub message: Option<String>,
+}
+
+/// A record whose values nobody looks into.
+type Record = BTreeMap<String, Box<RawValue>>;
+
+/// What was seen at one moment.
+#[derive(Debug)]
+pub struct View {
+    /// By Redis' clock, unix milliseconds.
+    pub at_ms: u64,
+    /// Live workers by model and name, each with its record.
+    pub workers: Vec<(Worker, LiveRecord)>,
+    /// The model that is looked at; or whose workers were seen last.
+    pub model: Option<String>,
+    /// What waits, where it is known for which model; or why that is unknown.
+    pub queues: Option<Result<Queues, String>>,
+}
+
+/// The answer of `scorer status --json`.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    alive: usize,
+    at_ms: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    queue: Option<Queues>,
+    ready: usize,
+    workers: Vec<Record>,
+}
+
+/// Looks at the fleet again and again, on one link to the broker and one connection to Redis.
+#[derive(Debug)]
+pub struct Observer<'a> {
+    config: &'a Config,
+    store: Arc<FleetStore>,
+    /// The only model that is of interest; none = every model in Redis.
+    model: Option<String>,
+    /// The one whose workers were seen last.
+    seen: Option<String>,
+    link: Option<Link>,
+    /// Why the broker's numbers are unknown, and since when.
+    unknown: Option<(String, Instant)>,
+}
+
+impl<'a> Observer<'a> {
+    /// Looks at nothing yet.
+    pub fn new(config: &'a Config, model: Option<String>) -> Self {
+        Self {
+            config,
+            store: Arc::new(FleetStore::new(&config.redis)),
+            model,
+            seen: None,
+            link: None,
+            unknown: None,
+        }
+    }
+
+    /// The fleet as it is now.
+    ///
+    /// # Errors
+    /// When Redis does not answer: then nothing is known.
+    pub async fn look(&mut self) -> Result<View, StoreError> {
+        let (store, model) = (Arc::clone(&self.store), self.model.clone());
+        let model = model.as_deref();
+        let reading = store.live_records(model, self.config.heartbeat.ttl);
+        let (read, queues) = match model {
+            Some(model) => tokio::join!(reading, self.queues(model)),
+            None => (reading.await, None),
+        };
+        let (at_ms, records) = read?;
+        let parsed = records.into_iter();
+        let parsed =
+            parsed.filter_map(|record| Some((from_json(record.text.as_bytes()).ok()?, record)));
+        let mut workers: Vec<(Worker, LiveRecord)> = parsed.collect();
+        workers.sort_by(|(a, _), (b, _)| a.name().cmp(&b.name()));
+        let queues = match (queues, only_model(&workers)) {
+            (None, Some(model)) => self.queues(&model).await,
+            (queues, _) => queues,
+        };
+        let first = workers
+            .iter()
+            .find_map(|(worker, _)| worker.model.name.clone());
+        self.seen = first.or(self.seen.take());
+        Ok(View {
+            at_ms,
+            model: self.model.clone().or_else(|| self.seen.clone()),
+            workers,
+            queues,
+        })
+    }
+
+    /// Changes of state since an entry of the stream, or the last few, oldest first; also when the last
+    /// worker is gone.
+    ///
+    /// # Errors
+    /// When Redis does not answer.
+    pub async fn events(&self, after: Option<&str>) -> Result<Vec<StreamEntry>, StoreError> {
+        match self.model.as_ref().or(self.seen.as_ref()) {
+            Some(model) => self.store.events(model, after).await,
+            None => Ok(Vec::new()),
+        }
+    }
+
+    /// Lets go of the broker.
+    pub async fn close(self) {
+        if let Some(link) = self.link {
+            link.close().await;
+        }
+    }
+
+    async fn queues(&mut self, model: &str) -> Option<Result<Queues, String>> {
+        if let Some((why, since)) = &self.unknown
+            && since.elapsed() < ASK_AGAIN
+        {
+            return Some(Err(why.clone()));
+        }
+        let topology = Topology::new(&self.config.amqp, model);
+        let asked = tokio::time::timeout(BROKER_LIMIT, self.depths(&topology)).await;
+        let answered = asked.unwrap_or_else(|_| {
+            let text = format!("RabbitMQ: no answer within {} s", BROKER_LIMIT.as_secs());
+            Err(text)
+        });
+        self.unknown = answered
+            .as_ref()
+            .err()
+            .map(|why| (why.clone(), Instant::now()));
+        if self.unknown.is_some() {
+            self.link = None;
+        }
+        Some(answered)
+    }
+
+    async fn depths(&mut self, topology: &Topology) -> Result<Queues, String> {
+        let why = |error: BrokerError| error.to_string();
+        let usable = |link: &Link| !link.lost.is_cancelled();
+        let link = match self.link.take().filter(usable) {
+            Some(link) => link,
+            None => Link::connect(&self.config.amqp, "scorer-status")
+                .await
+                .map_err(why)?,
+        };
+        let link = self.link.insert(link);
+        let mut queues = Queues::default();
+        if let Some((jobs, consumers)) = link.depth(&topology.jobs_queue()).await.map_err(why)? {
+            (queues.jobs, queues.consumers) = (jobs, consumers);
+        }
+        for rung in topology.retry_queues() {
+            let depth = link.depth(&rung).await.map_err(why)?;
+            queues.retry += depth.map_or(0, |(jobs, _)| jobs);
+        }
+        let dead = link.depth(&topology.dead_queue()).await.map_err(why)?;
+        queues.dead = dead.map_or(0, |(jobs, _)| jobs);
+        Ok(queues)
+    }
+}
+
+/// The model of all live workers, if it is one.
+fn only_model(workers: &[(Worker, LiveRecord)]) -> Option<String> {
+    let mut names = workers.iter().map(|(worker, _)| &worker.model.name);
+    let first = names.next()?.clone()?;
+    names
+        .all(|name| name.as_ref() == Some(&first))
+        .then_some(first)
+}
+
+impl Worker {
+    fn name(&self) -> (&Option<String>, &Option<String>) {
+        (&self.model.name, &self.worker_id)
+    }
+
+    /// How long it has been in its state, where its record is so old. Both times in the record are of
+    /// the worker's own clock, which is right against itself only.
+    pub fn state_ms(&self, age_ms: u64) -> Option<u64> {
+        let then = self.at_ms?.saturating_sub(self.last_state_change_at_ms?);
+        Some(then.saturating_add(age_ms))
+    }
+
+    /// Jobs answered since its start.
+    pub fn answered(&self) -> u64 {
+        let jobs = &self.jobs;
+        let counts = [jobs.scored, jobs.rejected, jobs.failed];
+        counts.into_iter().flatten().fold(0, u64::saturating_add)
+    }
+}
+
+impl View {
+    /// Workers that take jobs.
+    pub fn ready(&self) -> usize {
+        self.workers
+            .iter()
+            .filter(|(worker, _)| worker.ready)
+            .count()
+    }
+
+    /// What programs are told.
+    pub fn report(&self) -> Report {
+        let aged = self.workers.iter();
+        let aged = aged.filter_map(|(_, record)| aged_record(record));
+        Report {
+            alive: self.workers.len(),
+            at_ms: self.at_ms,
+            queue: self
+                .queues
+                .as_ref()
+                .and_then(|queues| queues.as_ref().ok().copied()),
+            ready: self.ready(),
+            workers: aged.collect(),
+        }
+    }
+}
+
+/// The record as it was written, with its age.
+fn aged_record(live: &LiveRecord) -> Option<Record> {
+    let mut record: Record = serde_json::from_str(&live.text).ok()?;
+    let age = serde_json::value::to_raw_value(&live.age_ms).ok()?;
+    record.insert("age_ms".into(), age);
+    Some(record)
+}

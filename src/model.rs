@@ -1,0 +1,14 @@
+//! A model package on disk: its manifest, its files, its held-out data, and the ONNX graph in it.
+
+pub mod build;
+pub mod checkpoint;
+pub(crate) mod files;
+pub(crate) mod fit;
+pub mod manifest;
+pub mod onnx;
+pub mod package;
+pub mod plan;
+pub mod prefix;
+mod shard;
+pub mod tensor;
+pub mod weights;

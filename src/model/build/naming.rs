@@ -1,0 +1,267 @@
+//! How the graph calls the checkpoint's tensors. Whoever exports a model wraps it in a module of
+//! their own, and training wraps it, too: `m.model.norm.weight` in the graph is
+//! `model.norm.weight`, or `module.model.norm.weight`, in the checkpoint. What is put before the
+//! names is the same for all of them.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+
+use crate::model::prefix::is_wrapper;
+
+/// Names that candidates for a prefix are read from: those that say most.
+const ASKED: usize = 64;
+
+/// What comes off the checkpoint's names, and what is put before them then.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Naming {
+    off: String,
+    on: String,
+    /// Where PEFT saves an adapter's tensor without the adapter's name: `lora_B.weight` is
+    /// `lora_B.default.weight` in the model.
+    adapters: BTreeMap<String, String>,
+}
+
+impl Naming {
+    /// Finds the one under which the graph (names of its initializers and inputs, paths of its
+    /// modules) knows the most names of the checkpoint. Where names are as well known as they are,
+    /// or in several ways, they stay.
+    pub(super) fn find(
+        checkpoint: &[&str],
+        initializers: &HashSet<&str>,
+        modules: &HashSet<&str>,
+    ) -> Self {
+        // Paths of modules are the exporter's word for calls; names of initializers are the model's.
+        let known = |naming: &Self| {
+            let (mut held, mut called) = (0_usize, 0_usize);
+            for name in checkpoint.iter().map(|name| naming.in_graph(name)) {
+                let module = name.rsplit_once('.').map(|(module, _)| module);
+                held += usize::from(initializers.contains(name.as_str()));
+                called += usize::from(module.is_some_and(|m| modules.contains(m)));
+            }
+            (held, called)
+        };
+        let unchanged = Self::default();
+        let (mut best, mut found) = (known(&unchanged), vec![unchanged]);
+        for off in common_prefixes(checkpoint) {
+            for on in candidates(checkpoint, &off, initializers, modules) {
+                // `layers.2.` is not another way to write `layers.0.`.
+                if !off.is_empty() && !on.is_empty() && !is_wrapper(&off) {
+                    continue;
+                }
+                let naming = Self {
+                    off: off.clone(),
+                    on,
+                    adapters: BTreeMap::new(),
+                };
+                let count = known(&naming);
+                if count > best {
+                    (best, found) = (count, vec![naming]);
+                } else if count == best {
+                    found.push(naming);
+                }
+            }
+        }
+        // The first is the one that changes nothing, if it is among the best.
+        let mut first = found.swap_remove(0);
+        let name = checkpoint.first().copied().unwrap_or_default();
+        let same = |other: &Self| other.in_graph(name) == first.in_graph(name);
+        if first != Self::default() && !found.iter().all(same) {
+            first = Self::default();
+        }
+        let names = checkpoint.iter().map(|name| first.in_graph(name));
+        let adapters =
+            names.filter_map(|name| Some((adapter(&name, initializers, modules)?, name)));
+        first.adapters = adapters.map(|(full, name)| (name, full)).collect();
+        first
+    }
+
+    /// A checkpoint's name as the graph has it.
+    pub(super) fn in_graph(&self, name: &str) -> String {
+        let rest = name.strip_prefix(self.off.as_str()).unwrap_or(name);
+        let name = format!("{}{rest}", self.on);
+        self.adapters.get(&name).cloned().unwrap_or(name)
+    }
+
+    /// The other way round.
+    pub(super) fn in_checkpoint(&self, name: &str) -> String {
+        let adapter = self.adapters.iter().find(|(_, full)| *full == name);
+        let name = adapter.map_or(name, |(saved, _)| saved);
+        let rest = name.strip_prefix(self.on.as_str()).unwrap_or(name);
+        format!("{}{rest}", self.off)
+    }
+
+    /// In words, if the names are not the same.
+    pub(super) fn note(&self) -> Option<String> {
+        (self.off != self.on).then(|| {
+            format!(
+                "the graph says {:?} where the checkpoint says {:?} before every name",
+                self.on, self.off
+            )
+        })
+    }
+}
+
+/// The name in the model of an adapter's tensor that was saved without the adapter's name, if there is
+/// one adapter.
+fn adapter(name: &str, initializers: &HashSet<&str>, modules: &HashSet<&str>) -> Option<String> {
+    let (head, last) = name.rsplit_once('.')?;
+    let is_adapter = head.rsplit('.').next()?.starts_with("lora_");
+    if !is_adapter || initializers.contains(name) {
+        return None;
+    }
+    let within = |held: &&str| Some(held.strip_prefix(head)?.strip_prefix('.')?.to_owned());
+    let held = initializers.iter().filter_map(within);
+    let held = held.filter_map(|rest| Some(rest.strip_suffix(last)?.strip_suffix('.')?.to_owned()));
+    let found = held.chain(modules.iter().filter_map(within));
+    let found: BTreeSet<String> = found.filter(|found| !found.contains('.')).collect();
+    match found.first() {
+        Some(only) if found.len() == 1 => Some(format!("{head}.{only}.{last}")),
+        Some(_) | None => None,
+    }
+}
+
+/// Whole parts that every name begins with, none first; at least the last part of a name stays.
+fn common_prefixes(names: &[&str]) -> Vec<String> {
+    let mut found = vec![String::new()];
+    let Some(first) = names.first() else {
+        return found;
+    };
+    for (at, _) in first.match_indices('.') {
+        let prefix = &first[..=at];
+        if !names.iter().all(|name| name.starts_with(prefix)) {
+            break;
+        }
+        found.push(prefix.to_owned());
+    }
+    found
+}
+
+/// What stands before a name of the checkpoint somewhere in the graph.
+fn candidates(
+    checkpoint: &[&str],
+    off: &str,
+    initializers: &HashSet<&str>,
+    modules: &HashSet<&str>,
+) -> BTreeSet<String> {
+    let mut telling: Vec<&str> = checkpoint
+        .iter()
+        .filter_map(|n| n.strip_prefix(off))
+        .collect();
+    telling.sort_by_key(|name| std::cmp::Reverse(name.matches('.').count()));
+    telling.truncate(ASKED);
+    let mut found = BTreeSet::from([String::new()]);
+    for name in telling {
+        let module = name.rsplit_once('.').map(|(module, _)| (module, modules));
+        for (wanted, held) in std::iter::once((name, initializers)).chain(module) {
+            let before = held.iter().filter_map(|held| held.strip_suffix(wanted));
+            let parts = before.filter(|before| before.ends_with('.'));
+            found.extend(parts.map(str::to_owned));
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn find(checkpoint: &[&str], initializers: &[&str], modules: &[&str]) -> (String, String) {
+        let set = |names: &[&'static str]| names.iter().copied().collect::<HashSet<_>>();
+        let owned = |names: &[&str]| -> Vec<&'static str> {
+            names.iter().map(|n| &*n.to_string().leak()).collect()
+        };
+        let naming = Naming::find(
+            checkpoint,
+            &set(&owned(initializers)),
+            &set(&owned(modules)),
+        );
+        for name in checkpoint {
+            assert_eq!(naming.in_checkpoint(&naming.in_graph(name)), *name);
+        }
+        (naming.off, naming.on)
+    }
+
+    #[test]
+    fn what_stands_before_every_name_is_found_on_either_side() {
+        let names = [
+            "model.embed.weight",
+            "model.layers.0.norm.weight",
+            "head.bias",
+        ];
+        let with = |prefix: &str| names.map(|name| format!("{prefix}{name}"));
+        for (ours, theirs) in [
+            ("", ""),
+            ("", "m."),
+            ("_orig_mod.", ""),
+            ("module.", "m."),
+            ("base_model.model.", "wrapped.inner."),
+        ] {
+            let (checkpoint, graph) = (with(ours), with(theirs));
+            let refs = |names: &'static [String; 3]| names.each_ref().map(String::as_str);
+            let (checkpoint, graph) = (Box::leak(Box::new(checkpoint)), Box::leak(Box::new(graph)));
+            let found = find(&refs(checkpoint), &refs(graph), &[]);
+            assert_eq!(found, (ours.to_owned(), theirs.to_owned()));
+        }
+    }
+
+    #[test]
+    fn modules_tell_where_initializers_are_renamed() {
+        let found = find(
+            &["norm.weight", "up.weight"],
+            &["val_1", "val_2"],
+            &["m.norm", "m.up"],
+        );
+        assert_eq!(found, (String::new(), "m.".to_owned()));
+    }
+
+    #[test]
+    fn an_adapter_is_saved_without_its_name() {
+        let saved = "base_model.model.q.lora_B.weight";
+        let set = |names: &[&'static str]| names.iter().copied().collect::<HashSet<_>>();
+        let named = |initializers: &[&'static str], modules: &[&'static str]| {
+            let naming = Naming::find(&[saved], &set(initializers), &set(modules));
+            let name = naming.in_graph(saved);
+            assert_eq!(naming.in_checkpoint(&name), saved);
+            name
+        };
+        let full = "base_model.model.q.lora_B.default.weight";
+        assert_eq!(named(&[full], &[]), full);
+        assert_eq!(
+            named(&["val_1"], &["base_model.model.q.lora_B.default"]),
+            full
+        );
+        assert_eq!(named(&[saved, full], &[]), saved);
+        // Of two adapters it may be either.
+        let two = [full, "base_model.model.q.lora_B.other.weight"];
+        assert_eq!(named(&two, &[]), saved);
+    }
+
+    #[test]
+    fn a_part_of_a_model_is_no_other_part() {
+        let layers = [
+            "layers.0.0.weight",
+            "layers.1.0.weight",
+            "layers.2.0.weight",
+        ];
+        let nothing = (String::new(), String::new());
+        assert_eq!(find(&["layers.2.0.weight"], &layers[..2], &[]), nothing);
+        assert_eq!(find(&["layers.2.0.weight"], &layers, &[]), nothing);
+        // It may be of any of them.
+        assert_eq!(find(&["0.weight"], &layers, &[]), nothing);
+        let found = find(&["0.weight"], &layers[..1], &[]);
+        assert_eq!(found, (String::new(), "layers.0.".to_owned()));
+    }
+
+    #[test]
+    fn names_that_are_known_as_they_are_stay() {
+        let found = find(
+            &["a.weight", "b.weight"],
+            &["a.weight", "m.a.weight", "m.b.weight", "b.weight"],
+            &[],
+        );
+        assert_eq!(found, (String::new(), String::new()));
+        assert_eq!(
+            find(&["w"], &["val_1"], &[]),
+            (String::new(), String::new())
+        );
+    }
+}

@@ -1,0 +1,606 @@
+//! Finds where the graph holds each checkpoint tensor: by contents, as it is or transposed, and by
+//! name where contents say nothing. What is not beyond doubt is refused by name.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use bytes::Bytes;
+use sha2::{Digest, Sha256};
+
+use super::super::weights::transpose;
+use super::{Tensor, precision};
+use crate::model::build::split_shared::{self, Tie};
+use crate::model::manifest::{PackageError, Place, TensorEntry};
+use crate::model::onnx::{Graph, InitializerInfo, InputInfo};
+use crate::model::tensor::Dtype;
+
+pub(super) type Contents = [u8; 32];
+
+/// A tensor, and what its contents are found by, as they are and transposed.
+pub(super) struct Known<'a> {
+    tensor: &'a Tensor,
+    own: Contents,
+    flipped: Option<Contents>,
+}
+
+impl<'a> Known<'a> {
+    pub(super) fn new(tensor: &'a Tensor) -> Self {
+        let flipped = match *tensor.shape {
+            [rows, columns] => {
+                let bytes = transpose(&tensor.bytes, rows, columns, tensor.dtype.size());
+                Some(contents(&[columns, rows], tensor.dtype, &bytes))
+            }
+            _ => None,
+        };
+        Self {
+            tensor,
+            own: contents(&tensor.shape, tensor.dtype, &tensor.bytes),
+            flipped,
+        }
+    }
+
+    /// Whether it is its own transpose, so that contents do not tell which of them a place holds.
+    pub(super) fn is_symmetric(&self) -> bool {
+        self.flipped == Some(self.own)
+    }
+
+    /// The contents of initializers that hold it, as it is and transposed; what is its own transpose is
+    /// found as it is.
+    pub(super) fn held(&self) -> impl Iterator<Item = (Contents, bool)> {
+        let flipped = self.flipped.filter(|_| !self.is_symmetric());
+        std::iter::once((self.own, false)).chain(flipped.map(|contents| (contents, true)))
+    }
+
+    /// Equal contents, as they are or transposed.
+    pub(super) fn is_like(&self, other: &Self) -> bool {
+        self.own == other.own || self.flipped == Some(other.own)
+    }
+}
+
+impl std::ops::Deref for Known<'_> {
+    type Target = Tensor;
+
+    fn deref(&self) -> &Tensor {
+        self.tensor
+    }
+}
+
+/// Equal contents under two names are one tied tensor, or copies that nobody trained yet; the graph
+/// tells which. Of a tied tensor the name that the graph uses is the tensor, the others its aliases.
+/// Contents of one repeated value (untrained norms, zero biases) say nothing, and stay apart.
+pub(super) fn split_aliases(
+    checkpoint: Vec<Tensor>,
+    initializers: &[(InitializerInfo, Bytes)],
+    graph: &Graph,
+) -> Result<(Vec<Tensor>, BTreeMap<String, String>), PackageError> {
+    let mut aliases = BTreeMap::new();
+    let mut kept: Vec<Tensor> = Vec::new();
+    for mut group in groups(checkpoint) {
+        let in_graph = |t: &Tensor| initializers.iter().any(|(i, _)| i.name == t.name);
+        if group.len() == 1 || group.iter().all(in_graph) {
+            kept.append(&mut group);
+            continue;
+        }
+        let holds = |held: &&precision::Held| {
+            held.0.dtype == Some(group[0].dtype)
+                && precision::agrees(&group[0], held, Dtype::F32).is_some()
+        };
+        let held = initializers.iter().filter(holds);
+        let held: Vec<&str> = held.map(|(info, _)| info.name.as_str()).collect();
+        if held.is_empty() {
+            // Buffers, say: each is told that it is nowhere.
+            kept.append(&mut group);
+            continue;
+        }
+        let wiring = graph.wiring().map_err(|e| PackageError(e.to_string()))?;
+        match split_shared::tie(&wiring, &group, &held) {
+            Tie::Apart => kept.append(&mut group),
+            Tie::Tied => {
+                let named = group.iter().position(in_graph).unwrap_or(0);
+                let tensor = group.swap_remove(named);
+                let others = group
+                    .into_iter()
+                    .map(|other| (other.name, tensor.name.clone()));
+                aliases.extend(others);
+                kept.push(tensor);
+            }
+            Tie::Unclear => return Err(unclear(&group, &held)),
+        }
+    }
+    kept.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok((kept, aliases))
+}
+
+/// Tensors of equal contents together, unless these are of one value.
+fn groups(checkpoint: Vec<Tensor>) -> Vec<Vec<Tensor>> {
+    let mut groups: Vec<Vec<Tensor>> = Vec::new();
+    let mut by_contents: HashMap<Contents, usize> = HashMap::new();
+    for tensor in checkpoint {
+        let contents = contents(&tensor.shape, tensor.dtype, &tensor.bytes);
+        match by_contents.get(&contents) {
+            Some(at) if !is_uniform(&tensor) => groups[*at].push(tensor),
+            Some(_) | None => {
+                by_contents.insert(contents, groups.len());
+                groups.push(vec![tensor]);
+            }
+        }
+    }
+    groups
+}
+
+fn unclear(group: &[Tensor], held: &[&str]) -> PackageError {
+    let names: Vec<&str> = group.iter().map(|t| t.name.as_str()).collect();
+    PackageError(format!(
+        "{} are equal in the checkpoint, and the graph holds them in {}: whether they are one tied tensor cannot be seen. \
+         If they are, leave all names but one out of the checkpoint, as save_pretrained does; if not, export with \
+         torch.onnx.export(..., optimize=False), which merges nothing",
+        names.join(", "),
+        held.join(", ")
+    ))
+}
+
+pub(in crate::model) fn is_uniform(tensor: &Tensor) -> bool {
+    let mut elements = tensor.bytes.chunks_exact(tensor.dtype.size());
+    let first = elements.next();
+    elements.all(|e| Some(e) == first)
+}
+
+pub(super) fn contents(shape: &[usize], dtype: Dtype, bytes: &[u8]) -> Contents {
+    let mut hash = Sha256::new();
+    hash.update(format!("{shape:?} {}", dtype.as_str()));
+    hash.update(bytes);
+    hash.finalize().into()
+}
+
+/// What a tensor is told of whose contents are nowhere; it is said once, of all of them.
+const NOWHERE: &str = "no initializer holds it";
+
+/// The initializers that may hold a tensor, by their contents.
+fn by_contents<'a>(
+    checkpoint: &[Tensor],
+    initializers: &'a [(InitializerInfo, Bytes)],
+) -> HashMap<Contents, Vec<&'a str>> {
+    let mut by_contents: HashMap<Contents, Vec<&'a str>> = HashMap::new();
+    // A frozen base of any size need not be read.
+    let wanted = |info: &InitializerInfo| {
+        let reversed = info.shape.iter().rev();
+        let alike = |t: &Tensor| t.shape == info.shape || t.shape.iter().eq(reversed.clone());
+        checkpoint.iter().any(alike)
+    };
+    for (info, bytes) in initializers.iter().filter(|(info, _)| wanted(info)) {
+        let dtype = info.dtype.unwrap_or(Dtype::F32);
+        by_contents
+            .entry(contents(&info.shape, dtype, bytes))
+            .or_default()
+            .push(&info.name);
+    }
+    by_contents
+}
+
+/// Where every tensor is, and whether the graph had to be rewritten to tell them apart. `why` may
+/// know why the graph holds a tensor nowhere, and `called` what the checkpoint calls it.
+pub(super) fn place(
+    checkpoint: &[Tensor],
+    initializers: &[(InitializerInfo, Bytes)],
+    graph: &mut Graph,
+    why: impl Fn(&Tensor) -> Option<String>,
+    called: impl Fn(&str) -> String,
+) -> Result<(BTreeMap<String, TensorEntry>, bool), PackageError> {
+    let by_contents = by_contents(checkpoint, initializers);
+    let (all, fed) = (graph.initializers(), graph.inputs());
+    let known: Vec<Known<'_>> = checkpoint.iter().map(Known::new).collect();
+    let mut found: split_shared::Found = known
+        .iter()
+        .map(|tensor| match fed_place(tensor, &fed) {
+            Some(place) => Ok(vec![place]),
+            None => places(tensor, &known, &by_contents),
+        })
+        .collect();
+    let unshared = split_shared::unshare(graph, &known, &by_contents, &mut found)?;
+    let (mut nowhere, mut problems) = (Vec::new(), unshared.problems);
+    let mut tensors = BTreeMap::new();
+    for (tensor, found) in checkpoint.iter().zip(found) {
+        let (name, shape) = (&tensor.name, &tensor.shape);
+        let problem = match found {
+            Ok(places) => {
+                let entry = TensorEntry {
+                    places,
+                    shape: shape.clone(),
+                    dtype: tensor.dtype,
+                };
+                tensors.insert(name.clone(), entry);
+                continue;
+            }
+            Err(problem) => problem,
+        };
+        let reason = precision::reason(tensor, &all, initializers).or_else(|| why(tensor));
+        match reason.or_else(|| other_values(tensor, initializers)) {
+            None if problem == NOWHERE => nowhere.push(format!("    {} {shape:?}", called(name))),
+            reason => {
+                let (name, reason) = (called(name), reason.unwrap_or(problem));
+                problems.push(format!("  {name} {shape:?}: {reason}"));
+            }
+        }
+    }
+    if nowhere.is_empty() && problems.is_empty() {
+        problems = stale(
+            checkpoint,
+            initializers,
+            &graph.initializers(),
+            &tensors,
+            &why,
+        );
+    }
+    if nowhere.is_empty() && problems.is_empty() {
+        return Ok((tensors, unshared.rewritten));
+    }
+    Err(refusal(nowhere, problems))
+}
+
+/// Tensors of which the graph has more than what was found: values that were made from them when it
+/// was exported, and that a change to them would not reach.
+fn stale(
+    checkpoint: &[Tensor],
+    initializers: &[(InitializerInfo, Bytes)],
+    graph: &[InitializerInfo],
+    placed: &BTreeMap<String, TensorEntry>,
+    why: impl Fn(&Tensor) -> Option<String>,
+) -> Vec<String> {
+    let places = placed.values().flat_map(|entry| &entry.places);
+    let taken: HashSet<&str> = places.map(|place| place.initializer.as_str()).collect();
+    // One that was shared is no more.
+    let is_left = |(info, _): &&(InitializerInfo, Bytes)| {
+        let there = graph.iter().any(|i| i.name == info.name);
+        there && !taken.contains(info.name.as_str())
+    };
+    let left: Vec<_> = initializers.iter().filter(is_left).collect();
+    let problem = |tensor: &Tensor| {
+        let made = left
+            .iter()
+            .find(|held| precision::is_multiple(tensor, held));
+        let made = made.map(|(info, _)| {
+            format!(
+                "{} in the graph was made from it, scaled or rounded, and a change to the tensor would not reach it; \
+                 export with torch.onnx.export(..., optimize=False), which folds nothing, and in one type",
+                info.name
+            )
+        });
+        let reason = made.or_else(|| why(tensor))?;
+        Some(format!("  {} {:?}: {reason}", tensor.name, tensor.shape))
+    };
+    let varied = checkpoint.iter().filter(|tensor| !is_uniform(tensor));
+    varied.filter_map(problem).collect()
+}
+
+/// What helps most tensors is said first.
+fn refusal(mut nowhere: Vec<String>, problems: Vec<String>) -> PackageError {
+    if !nowhere.is_empty() {
+        let what = "  no initializer holds these, as they are or transposed; export with \
+                    torch.onnx.export(..., optimize=False), which folds nothing, and give the checkpoint \
+                    under the names and shapes that the model has when it is exported (model.state_dict()); \
+                    what the model does not use, leave out with --exclude NAME:";
+        nowhere.insert(0, what.to_owned());
+    }
+    PackageError(format!(
+        "tensors cannot be placed in the graph:\n{}",
+        [nowhere, problems].concat().join("\n")
+    ))
+}
+
+/// Of the tensor's very name, type and shape, and of another version.
+fn other_values(tensor: &Tensor, initializers: &[(InitializerInfo, Bytes)]) -> Option<String> {
+    let (info, bytes) = initializers
+        .iter()
+        .find(|(info, _)| info.name == tensor.name)?;
+    let alike = info.dtype == Some(tensor.dtype) && info.shape == tensor.shape;
+    (alike && *bytes != tensor.bytes).then(|| {
+        "an initializer is of this name, type and shape, but has other values; export the graph \
+         from this very checkpoint"
+            .to_owned()
+    })
+}
+
+/// An export may leave a weight as an input under its own name.
+fn fed_place(tensor: &Tensor, inputs: &[InputInfo]) -> Option<Place> {
+    let shape: Vec<Option<usize>> = tensor.shape.iter().copied().map(Some).collect();
+    let is_it = |input: &&InputInfo| input.name == tensor.name && input.shape == shape;
+    inputs.iter().find(is_it).map(|input| Place {
+        initializer: input.name.clone(),
+        transposed: false,
+    })
+}
+
+fn places(
+    tensor: &Known<'_>,
+    checkpoint: &[Known<'_>],
+    by_contents: &HashMap<Contents, Vec<&str>>,
+) -> Result<Vec<Place>, String> {
+    let found = copies(tensor, by_contents);
+    let equal: HashSet<&str> = checkpoint
+        .iter()
+        .filter(|t| t.own == tensor.own)
+        .map(|t| t.name.as_str())
+        .collect();
+    if found.is_empty() {
+        Err(NOWHERE.into())
+    } else if equal.len() > 1 || is_uniform(tensor) || tensor.is_symmetric() {
+        by_name(tensor, found, &equal)
+    } else {
+        Ok(found)
+    }
+}
+
+/// Every initializer that holds the tensor's contents, as they are or transposed.
+pub(super) fn copies(tensor: &Known<'_>, by_contents: &HashMap<Contents, Vec<&str>>) -> Vec<Place> {
+    let places = |(contents, transposed)| {
+        let names = by_contents.get(&contents).into_iter().flatten();
+        names.map(move |name| Place {
+            initializer: (*name).to_owned(),
+            transposed,
+        })
+    };
+    tensor.held().flat_map(places).collect()
+}
+
+/// Contents cannot tell equal tensors apart; only the name can, and only if every copy has one.
+fn by_name(
+    tensor: &Tensor,
+    found: Vec<Place>,
+    equal: &HashSet<&str>,
+) -> Result<Vec<Place>, String> {
+    let (own, others): (Vec<Place>, Vec<Place>) = found
+        .into_iter()
+        .partition(|p| p.initializer == tensor.name && !p.transposed);
+    let nameless: Vec<&str> = others
+        .iter()
+        .map(|p| p.initializer.as_str())
+        .filter(|name| !is_parameter(name) && !equal.contains(name))
+        .collect();
+    if own.is_empty() {
+        return Err(
+            "other tensors or constants have the same contents and no initializer has its name; \
+                    export with the checkpoint's names, or train it"
+                .into(),
+        );
+    }
+    if !nameless.is_empty() {
+        return Err(format!(
+            "{} in the graph may be copies of it and have no checkpoint name; train it, or export without them",
+            nameless.join(", ")
+        ));
+    }
+    Ok(own)
+}
+
+/// Whether an exporter took a name from the model (`layers.0.norm.weight`) or made it up (`val_7`,
+/// `onnx::MatMul_7`): another parameter, which is frozen, is no copy of this one.
+fn is_parameter(name: &str) -> bool {
+    name.contains('.') && !name.contains("::")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::onnx::split_shared::hand_made::{Made, graph};
+
+    fn tensor(name: &str, shape: &[usize], values: &[f32]) -> Tensor {
+        Tensor {
+            name: name.into(),
+            shape: shape.into(),
+            dtype: Dtype::F32,
+            bytes: values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+        }
+    }
+
+    /// Places where nothing but names and contents can tell.
+    fn placed(checkpoint: &[Tensor], held: &[Tensor]) -> Result<Vec<(String, bool)>, String> {
+        let names: Vec<&str> = held.iter().map(|t| t.name.as_str()).collect();
+        let mut graph = crate::model::onnx::split_shared::hand_made::graph(&[], &names);
+        let held: Vec<_> = held
+            .iter()
+            .map(|t| {
+                let info = InitializerInfo {
+                    name: t.name.clone(),
+                    shape: t.shape.clone(),
+                    dtype: Some(t.dtype),
+                };
+                (info, t.bytes.clone())
+            })
+            .collect();
+        let (tensors, rewritten) =
+            place(checkpoint, &held, &mut graph, |_| None, str::to_owned).map_err(|e| e.0)?;
+        assert!(!rewritten);
+        let places = tensors[&checkpoint[0].name].places.iter();
+        Ok(places
+            .map(|p| (p.initializer.clone(), p.transposed))
+            .collect())
+    }
+
+    /// A graph in which these nodes read the initializers that a tensor of these values is held by.
+    fn aliases(
+        names: &[&str],
+        held: &[&str],
+        nodes: &[Made<'_>],
+    ) -> Result<Vec<(String, String)>, String> {
+        let checkpoint = names.iter().map(|name| tensor(name, &[2, 3], &MATRIX));
+        let graph = graph(nodes, held);
+        let info = |name: &&str| InitializerInfo {
+            name: (*name).to_owned(),
+            shape: vec![2, 3],
+            dtype: Some(Dtype::F32),
+        };
+        let held: Vec<_> = held
+            .iter()
+            .map(|name| (info(name), tensor("", &[2, 3], &MATRIX).bytes))
+            .collect();
+        let (_, aliases) = split_aliases(checkpoint.collect(), &held, &graph).map_err(|e| e.0)?;
+        Ok(aliases.into_iter().collect())
+    }
+
+    fn reader<'a>(op: &'a str, input: &'a [&'a str], output: &'a str, call: &'a str) -> Made<'a> {
+        Made {
+            name: output,
+            op,
+            input,
+            output,
+            call,
+            ..Made::default()
+        }
+    }
+
+    #[test]
+    fn equal_tensors_are_tied_where_one_is_looked_up_and_multiplied_with_and_apart_where_each_is_named()
+     {
+        let names = ["embed", "head"];
+        let tied = [
+            reader(
+                "Gather",
+                &["head", "tokens"],
+                "x",
+                "%e : embedding(args = (%p_head, %tokens))",
+            ),
+            reader(
+                "MatMul",
+                &["x", "head"],
+                "y",
+                "%l : linear(args = (%x, %p_head))",
+            ),
+        ];
+        let pair = |a: &str, b: &str| (a.to_owned(), b.to_owned());
+        assert_eq!(
+            aliases(&names, &["head"], &tied).unwrap(),
+            [pair("embed", "head")]
+        );
+        // Copies of a layer, which the exporter merged but still calls by their names.
+        let named = [
+            reader(
+                "MatMul",
+                &["x", "val_1"],
+                "y",
+                "%a : linear(args = (%x, %p_embed))",
+            ),
+            reader(
+                "MatMul",
+                &["y", "val_1"],
+                "z",
+                "%b : linear(args = (%y, %p_head))",
+            ),
+        ];
+        assert_eq!(aliases(&names, &["val_1"], &named).unwrap(), []);
+        assert_eq!(aliases(&names, &["embed", "head"], &named).unwrap(), []);
+        let silent = [
+            reader("MatMul", &["x", "val_1"], "y", ""),
+            reader("MatMul", &["y", "val_1"], "z", ""),
+        ];
+        let refusal = aliases(&names, &["val_1"], &silent).unwrap_err();
+        assert!(
+            refusal.contains("embed, head are equal") && refusal.contains("val_1"),
+            "{refusal}"
+        );
+        // What the graph does not hold is told that, each by itself.
+        assert_eq!(aliases(&names, &[], &silent).unwrap(), []);
+        // One use may be what is left of two.
+        let merged = [reader(
+            "MatMul",
+            &["x", "val_1"],
+            "y",
+            "%a : linear(args = (%x, %p_embed))",
+        )];
+        assert!(aliases(&names, &["val_1"], &merged).is_err());
+    }
+
+    #[test]
+    fn a_matrix_that_is_its_own_transpose_is_told_by_its_name_or_refused() {
+        let identity = [1.0, 0.0, 0.0, 1.0];
+        let own = tensor("mix", &[2, 2], &identity);
+        let folded = tensor("val_0", &[2, 2], &identity);
+        let found = placed(std::slice::from_ref(&own), std::slice::from_ref(&own)).unwrap();
+        assert_eq!(found, [("mix".to_owned(), false)]);
+        for held in [&[folded.clone()][..], &[own.clone(), folded]] {
+            assert!(placed(std::slice::from_ref(&own), held).is_err());
+        }
+    }
+
+    #[test]
+    fn what_was_made_from_a_tensor_and_would_not_follow_it_is_refused() {
+        let values: Vec<f32> = (0..12_u8).map(|n| f32::from(n) * 0.37 - 1.9).collect();
+        let flipped: Vec<f32> = (0..12).map(|at| values[(at % 3) * 4 + at / 3]).collect();
+        let scaled: Vec<f32> = flipped.iter().map(|v| v * 0.25).collect();
+        let near: Vec<f32> = values.iter().map(|v| v * 1.001 + 0.01).collect();
+        let checkpoint = [tensor("w", &[3, 4], &values)];
+        let made = |other: Tensor| placed(&checkpoint, &[checkpoint[0].clone(), other]);
+        let refusal = made(tensor("t", &[4, 3], &scaled)).unwrap_err();
+        assert!(
+            refusal.contains("t in the graph was made from it"),
+            "{refusal}"
+        );
+        for dtype in [Dtype::F16, Dtype::Bf16] {
+            let round = |v: &f32| crate::model::weights::round_to(dtype, *v);
+            let narrow = values.iter().map(round).flat_map(|v| match dtype {
+                Dtype::F16 => half::f16::from_f32(v).to_le_bytes(),
+                Dtype::F32 | Dtype::Bf16 => half::bf16::from_f32(v).to_le_bytes(),
+            });
+            let rounded = Tensor {
+                dtype,
+                bytes: narrow.collect(),
+                ..tensor("h", &[3, 4], &[])
+            };
+            assert!(made(rounded).is_err(), "{dtype:?}");
+        }
+        // Weights of another version, a mask, and one of another shape are none of its business.
+        assert!(made(tensor("reference", &[3, 4], &near)).is_ok());
+        assert!(made(tensor("mask", &[3, 4], &[1.0; 12])).is_ok());
+        assert!(made(tensor("flat", &[12, 1], &values)).is_ok());
+    }
+
+    #[test]
+    fn another_parameter_of_equal_contents_is_no_copy() {
+        let ones = [1.0; 4];
+        let checkpoint = [tensor("layers.2.norm", &[4], &ones)];
+        let frozen = tensor("layers.0.norm", &[4], &ones);
+        let found = placed(&checkpoint, &[frozen, checkpoint[0].clone()]).unwrap();
+        assert_eq!(found, [("layers.2.norm".to_owned(), false)]);
+    }
+
+    const MATRIX: [f32; 6] = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0];
+
+    #[test]
+    fn a_tensor_is_found_in_every_place_it_has() {
+        let checkpoint = [tensor("w", &[2, 3], &MATRIX)];
+        let graph = [
+            tensor("renamed", &[2, 3], &MATRIX),
+            tensor("folded", &[3, 2], &[1.0, 4.0, 2.0, 5.0, 3.0, 6.0]),
+            tensor("other", &[3, 2], &MATRIX),
+        ];
+        let expected = [("renamed".to_owned(), false), ("folded".to_owned(), true)];
+        assert_eq!(placed(&checkpoint, &graph).unwrap(), expected);
+        let lost = placed(&checkpoint, &graph[2..]).unwrap_err();
+        assert!(lost.contains("w [2, 3]"), "{lost}");
+    }
+
+    #[test]
+    fn equal_tensors_are_told_apart_by_name_or_refused() {
+        let ones = [1.0; 2];
+        let checkpoint = [tensor("norm.a", &[2], &ones), tensor("norm.b", &[2], &ones)];
+        assert_eq!(
+            placed(&checkpoint, &checkpoint).unwrap(),
+            [("norm.a".to_owned(), false)]
+        );
+        let merged = placed(&checkpoint, &checkpoint[..1]).unwrap_err();
+        assert!(merged.contains("norm.a [2], norm.b [2]"), "{merged}");
+    }
+
+    #[test]
+    fn a_copy_without_a_name_is_refused_where_contents_say_nothing() {
+        let checkpoint = [tensor("w", &[2, 3], &[0.5; 6])];
+        let graph = [
+            tensor("w", &[2, 3], &[0.5; 6]),
+            tensor("val_7", &[3, 2], &[0.5; 6]),
+        ];
+        assert_eq!(
+            placed(&checkpoint, &graph[..1]).unwrap(),
+            [("w".to_owned(), false)]
+        );
+        let doubt = placed(&checkpoint, &graph).unwrap_err();
+        assert!(doubt.contains("val_7"), "{doubt}");
+    }
+}

@@ -1,0 +1,321 @@
+//! The export and the checkpoint as they are placed: weights are initializers, wherever the exporter
+//! put them, and tensors have the names and types that the graph has for them.
+
+use std::collections::{BTreeMap, HashSet};
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+
+use super::interface;
+use super::naming::Naming;
+use super::place::{is_uniform, split_aliases};
+use super::precision::{self, Held, agrees};
+use super::{Recipe, Tensor};
+use crate::model::checkpoint::Checkpoint;
+use crate::model::manifest::matches_glob;
+use crate::model::manifest::{PackageError, TensorEntry};
+use crate::model::onnx::{Bar, Elsewhere, Graph, InitializerInfo, Lifted, lift};
+use crate::model::tensor::Dtype;
+
+/// Names that a note lists.
+const MOST_NAMED: usize = 20;
+
+/// An initializer that cannot be a weight, and why.
+type Barred = (Held, Bar);
+
+/// What is packaged.
+pub(super) struct Source {
+    /// The graph's folder, which has its files of external data.
+    pub(super) dir: PathBuf,
+    /// The graph as a file.
+    pub(super) bytes: Bytes,
+    pub(super) graph: Graph,
+    /// The initializers that can be weights.
+    pub(super) pool: Vec<Held>,
+    /// The tensors, ascending by name, under the graph's names.
+    pub(super) tensors: Vec<Tensor>,
+    /// Other names of tensors, likewise.
+    pub(super) aliases: BTreeMap<String, String>,
+    pub(super) naming: Naming,
+    pub(super) notes: Vec<String>,
+    /// What could be weights and is where nobody can patch it.
+    elsewhere: Vec<Elsewhere>,
+}
+
+impl Source {
+    /// Reads what the recipe names.
+    ///
+    /// # Errors
+    /// Names the file or the tensor and what to do.
+    pub(super) fn open(recipe: &Recipe) -> Result<Self, PackageError> {
+        let dir = recipe.graph.parent().unwrap_or(Path::new("."));
+        let checkpoint = recipe
+            .weights
+            .as_deref()
+            .map(Checkpoint::open)
+            .transpose()?;
+        let bytes = crate::model::files::map(&recipe.graph)?;
+        let broken =
+            |e: &dyn std::fmt::Display| PackageError(format!("{}: {e}", recipe.graph.display()));
+        // Before all else: what is no graph is said to be none.
+        Graph::decode(bytes.clone()).map_err(|e| broken(&e))?;
+        let lifted = lifted(&bytes, dir, checkpoint.as_ref()).map_err(|e| broken(&e))?;
+        let bytes = lifted.model.map_or(bytes, Bytes::from);
+        let graph = Graph::decode(bytes.clone()).map_err(|e| broken(&e))?;
+        let output = interface::output(&graph, recipe.objective)?;
+        let (pool, barred) = weights(&graph, dir, &output)?;
+        let mut source = Self {
+            dir: dir.to_owned(),
+            bytes,
+            graph,
+            pool,
+            tensors: Vec::new(),
+            aliases: BTreeMap::new(),
+            naming: Naming::default(),
+            notes: note_lifted(&lifted.moved).into_iter().collect(),
+            elsewhere: lifted.elsewhere,
+        };
+        match checkpoint {
+            Some(checkpoint) => {
+                let checkpoint = without(checkpoint, &recipe.exclude, &mut source.notes)?;
+                source.take(checkpoint, &barred)?;
+            }
+            None => source.take_own(&barred),
+        }
+        let tensors = std::mem::take(&mut source.tensors);
+        (source.tensors, source.aliases) = split_aliases(tensors, &source.pool, &source.graph)?;
+        Ok(source)
+    }
+
+    /// The tensors are the checkpoint's.
+    fn take(&mut self, checkpoint: Checkpoint, barred: &[Barred]) -> Result<(), PackageError> {
+        self.notes.extend(checkpoint.note());
+        let initializers = self.graph.initializers();
+        let inputs = self.graph.inputs();
+        let held = initializers.iter().map(|i| i.name.as_str());
+        let held: HashSet<&str> = held.chain(inputs.iter().map(|i| i.name.as_str())).collect();
+        let modules = self
+            .graph
+            .modules()
+            .map_err(|e| PackageError(e.to_string()))?;
+        let modules = modules.iter().map(String::as_str).collect();
+        let names: Vec<&str> = checkpoint.tensors.iter().map(|t| t.name.as_str()).collect();
+        self.naming = Naming::find(&names, &held, &modules);
+        self.notes.extend(self.naming.note());
+        let renamed = checkpoint.tensors.into_iter().map(|tensor| Tensor {
+            name: self.naming.in_graph(&tensor.name),
+            ..tensor
+        });
+        let tensors = precision::as_in_graph(renamed.collect(), &self.pool, &inputs)?;
+        let mut passed_over = Vec::new();
+        for tensor in tensors {
+            match bars(&tensor, &self.pool, barred) {
+                Some(why) => {
+                    passed_over.push(format!("{} {why}", self.naming.in_checkpoint(&tensor.name)))
+                }
+                None => self.tensors.push(tensor),
+            }
+        }
+        self.tensors.sort_by(|a, b| a.name.cmp(&b.name));
+        self.notes
+            .extend(note("not trainable, and not in the package", &passed_over));
+        if self.tensors.is_empty() {
+            let message = "nothing of the checkpoint can be trained in this graph".to_owned();
+            return Err(PackageError(
+                [vec![message], passed_over].concat().join("\n  "),
+            ));
+        }
+        Ok(())
+    }
+
+    /// The tensors are the graph's own.
+    fn take_own(&mut self, barred: &[Barred]) {
+        let own = self.pool.iter().filter(|(info, _)| !info.shape.is_empty());
+        self.tensors = own.map(own_tensor).collect();
+        self.tensors.sort_by(|a, b| a.name.cmp(&b.name));
+        let barred = barred
+            .iter()
+            .filter(|((info, _), _)| !info.shape.is_empty());
+        let barred: Vec<String> = barred
+            .map(|((info, _), why)| format!("{} {why}", info.name))
+            .collect();
+        self.notes
+            .extend(note("not trainable, and not in the package", &barred));
+        let matrices = self
+            .elsewhere
+            .iter()
+            .filter(|e| e.shape.len() > 1 && e.shape.iter().product::<usize>() > 1);
+        let matrices: Vec<String> = matrices
+            .map(|e| format!("{} {:?}", e.at, e.shape))
+            .collect();
+        let what = "not in the package, since nobody can patch them where they are";
+        self.notes.extend(note(what, &matrices));
+    }
+
+    /// Matrices of the graph that are no tensors of the checkpoint: they stay as they are.
+    pub(super) fn left(
+        &self,
+        graph: &Graph,
+        placed: &BTreeMap<String, TensorEntry>,
+    ) -> Vec<String> {
+        // One that was shared is no more.
+        let there: HashSet<String> = graph.initializers().into_iter().map(|i| i.name).collect();
+        let places = placed.values().flat_map(|entry| &entry.places);
+        let taken: HashSet<&str> = places.map(|place| place.initializer.as_str()).collect();
+        let left = self.pool.iter().filter(|(info, _)| {
+            let several = info.shape.iter().filter(|size| **size > 1).count() > 1;
+            several && there.contains(&info.name) && !taken.contains(info.name.as_str())
+        });
+        let left: Vec<String> = left
+            .map(|(info, _)| format!("{} {:?}", info.name, info.shape))
+            .collect();
+        let what = "matrices of the graph that are not the checkpoint's, and stay as they are";
+        note(what, &left).into_iter().collect()
+    }
+
+    /// Where a tensor's contents are, if that is where nobody can patch them.
+    pub(super) fn elsewhere(&self, tensor: &Tensor) -> Option<String> {
+        let holds = |place: &&Elsewhere| {
+            let info = InitializerInfo {
+                name: String::new(),
+                shape: place.shape.clone(),
+                dtype: Some(place.dtype),
+            };
+            match place.contents(&self.dir) {
+                Some(bytes) => agrees(tensor, &(info, bytes), Dtype::F32).is_some(),
+                None => place.shape == tensor.shape && place.at.ends_with(&tensor.name),
+            }
+        };
+        let found = self.elsewhere.iter().find(holds)?;
+        Some(format!(
+            "the graph holds it in {}, where nobody can patch it; export it as an initializer \
+             of the graph: without local functions, sparse tensors, or weights in attributes",
+            found.at
+        ))
+    }
+}
+
+/// The checkpoint without the tensors that one of the globs names.
+fn without(
+    mut checkpoint: Checkpoint,
+    globs: &[String],
+    notes: &mut Vec<String>,
+) -> Result<Checkpoint, PackageError> {
+    let names = |glob: &&String| {
+        let mut tensors = checkpoint.tensors.iter();
+        tensors.any(|tensor| matches_glob(glob, &tensor.name))
+    };
+    if let Some(glob) = globs.iter().find(|glob| !names(glob)) {
+        let message = format!("--exclude {glob}: the checkpoint has no such tensor");
+        return Err(PackageError(message));
+    }
+    let excluded = |tensor: &Tensor| globs.iter().any(|glob| matches_glob(glob, &tensor.name));
+    let (left, kept): (Vec<_>, Vec<_>) = checkpoint.tensors.into_iter().partition(excluded);
+    checkpoint.tensors = kept;
+    let left: Vec<String> = left.into_iter().map(|tensor| tensor.name).collect();
+    notes.extend(note("left out (--exclude)", &left));
+    Ok(checkpoint)
+}
+
+/// The graph with its weights as initializers: the checkpoint's, or what else looks like some.
+fn lifted(
+    bytes: &Bytes,
+    dir: &Path,
+    checkpoint: Option<&Checkpoint>,
+) -> Result<Lifted, crate::model::onnx::GraphError> {
+    lift(bytes, &|name, tensor| {
+        let (shape, dtype) = (tensor.shape(), tensor.dtype());
+        let several = shape.iter().product::<usize>() > 1;
+        let Some(checkpoint) = checkpoint else {
+            return several && !shape.is_empty();
+        };
+        let reversed: Vec<usize> = shape.iter().rev().copied().collect();
+        let alike = |t: &&Tensor| t.shape == shape || t.shape == reversed;
+        let mut alike = checkpoint.tensors.iter().filter(alike).peekable();
+        if alike.peek().is_none() {
+            return false;
+        }
+        let Ok(contents) = tensor.contents(dir) else {
+            return false;
+        };
+        let info = InitializerInfo {
+            name: name.to_owned(),
+            shape: shape.clone(),
+            dtype,
+        };
+        let held = (info, contents);
+        // A single number is like many others; only its name tells that it is a weight.
+        alike
+            .any(|t| (several || name.ends_with(&t.name)) && agrees(t, &held, Dtype::F32).is_some())
+    })
+}
+
+/// The initializers that can be weights, and those that cannot, with the reason.
+fn weights(
+    graph: &Graph,
+    dir: &Path,
+    output: &str,
+) -> Result<(Vec<Held>, Vec<Barred>), PackageError> {
+    let broken = |e: crate::model::onnx::GraphError| PackageError(e.to_string());
+    let floats = graph
+        .initializers()
+        .into_iter()
+        .filter(|i| i.dtype.is_some());
+    let floats: Vec<InitializerInfo> = floats.collect();
+    let names: Vec<&str> = floats.iter().map(|i| i.name.as_str()).collect();
+    let reasons = graph.barred(&names, output).map_err(broken)?;
+    let (mut pool, mut barred) = (Vec::new(), Vec::new());
+    for info in floats {
+        let why = if info.shape.contains(&0) {
+            Some(Bar::Empty)
+        } else {
+            reasons.get(&info.name).cloned()
+        };
+        let bytes = graph.initializer(&info.name, dir).map_err(broken)?;
+        match why {
+            Some(why) => barred.push(((info, bytes), why)),
+            None => pool.push((info, bytes)),
+        }
+    }
+    Ok((pool, barred))
+}
+
+/// Why a tensor cannot be trained, if the graph has it only where that is so. Where contents say
+/// nothing, or the graph shapes something by it, its name is what counts.
+fn bars<'a>(tensor: &Tensor, pool: &[Held], barred: &'a [Barred]) -> Option<&'a Bar> {
+    let holds = |held: &Held| agrees(tensor, held, Dtype::F32).is_some();
+    let mut holding = barred.iter().filter(|(held, _)| holds(held)).peekable();
+    let (_, any) = holding.peek()?;
+    let named = holding
+        .find(|(held, _)| held.0.name == tensor.name)
+        .map(|(_, bar)| bar);
+    let told = named.filter(|bar| is_uniform(tensor) || matches!(bar, Bar::Decides(_)));
+    told.or_else(|| (!pool.iter().any(holds)).then_some(any))
+}
+
+fn own_tensor((info, bytes): &Held) -> Tensor {
+    Tensor {
+        name: info.name.clone(),
+        shape: info.shape.clone(),
+        dtype: info.dtype.unwrap_or(Dtype::F32),
+        bytes: bytes.clone(),
+    }
+}
+
+fn note_lifted(moved: &[(String, String)]) -> Option<String> {
+    let moved: Vec<String> = moved
+        .iter()
+        .map(|(name, at)| format!("{name} ({at})"))
+        .collect();
+    note("made initializers, so that they can be patched", &moved)
+}
+
+fn note(what: &str, items: &[String]) -> Option<String> {
+    let more = items.len().saturating_sub(MOST_NAMED);
+    let named = items[..items.len() - more].join(", ");
+    match (items.len(), more) {
+        (0, _) => None,
+        (_, 0) => Some(format!("{what}: {named}")),
+        (_, more) => Some(format!("{what}: {named}, and {more} more")),
+    }
+}

@@ -1,0 +1,532 @@
+//! `model.json`: what a package says of itself, and what must be true of it before a file is read.
+
+use super::tensor::Dtype;
+use crate::protocol::names::is_digest;
+use crate::protocol::update_manifest::Canary;
+use std::collections::BTreeMap;
+
+use schemars::{JsonSchema, Schema};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use crate::protocol::document::from_document;
+use crate::protocol::encoding::Encoding;
+use crate::protocol::message::V1;
+use crate::protocol::names::is_model_name;
+use crate::protocol::schema::{given, says};
+
+/// What is wrong with a package: the file or field, and what to do.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct PackageError(pub String);
+
+impl PackageError {
+    pub(super) fn new(message: impl Into<String>) -> Self {
+        Self(message.into())
+    }
+}
+
+/// `model.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(title = "model_package.v1", transform = names_of_the_objective)]
+pub struct Manifest {
+    /// Always 1.
+    pub v: V1,
+    /// The model's name: queue, routing key and Redis keys carry it.
+    #[schemars(regex(pattern = r"^[a-z0-9][a-z0-9_-]{0,63}$"))]
+    pub name: String,
+    /// The version of the weights.
+    pub version: u64,
+    /// The ONNX graph.
+    pub graph: GraphFile,
+    /// The checkpoint; without it the graph's own initializers are the weights.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub weights: Option<FileDigest>,
+    /// Names of the graph's inputs.
+    pub inputs: Inputs,
+    /// Names of the graph's outputs.
+    pub outputs: Outputs,
+    /// What is measured.
+    pub objective: Objective,
+    /// Checkpoint tensors and their places in the graph.
+    #[schemars(extend("minProperties" = 1))]
+    pub tensors: BTreeMap<String, TensorEntry>,
+    /// Globs of the tensors a candidate may touch; default all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trainable: Option<Vec<String>>,
+    /// Other names of tensors, as of a tied head.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub aliases: Option<BTreeMap<String, String>>,
+    /// Element type of the weights.
+    pub precision: Dtype,
+    /// Held-out data, ascending by id.
+    #[schemars(length(min = 1))]
+    pub shards: Vec<ShardFile>,
+    /// A known answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub canary: Option<Canary>,
+}
+
+/// What `check_objective` checks of inputs and outputs.
+fn names_of_the_objective(schema: &mut Schema) {
+    let part = |part: &str, rule: Value| json!({ "properties": { part: rule } });
+    let absent = |name: &str| json!({ "not": given(name) });
+    let rules = json!([
+        {
+            "if": part("objective", says("kind", "causal_lm")),
+            "then": { "allOf": [
+                part("inputs", given("tokens")),
+                part("outputs", given("logits")),
+                part("outputs", absent("loss")),
+            ] },
+            "else": { "allOf": [
+                part("inputs", absent("tokens")),
+                part("inputs", absent("attention_mask")),
+                part("inputs", absent("position_ids")),
+                part("outputs", absent("logits")),
+                part("outputs", given("loss")),
+            ] },
+        },
+    ]);
+    schema.insert("allOf".into(), rules);
+}
+
+/// What `check` checks of a tensor's shape.
+fn only_matrices_are_transposed(schema: &mut Schema) {
+    let transposed =
+        json!({ "required": ["transposed"], "properties": { "transposed": { "const": true } } });
+    let some =
+        json!({ "required": ["places"], "properties": { "places": { "contains": transposed } } });
+    let matrix = json!({
+        "required": ["shape"],
+        "properties": { "shape": { "minItems": 2, "maxItems": 2 } },
+    });
+    schema.insert("if".into(), some);
+    schema.insert("then".into(), matrix);
+}
+
+/// A file of the package and its SHA-256 in hex.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct FileDigest {
+    /// Path inside the package.
+    pub file: String,
+    /// SHA-256, 64 hex digits.
+    #[schemars(regex(pattern = r"^[0-9a-f]{64}$"))]
+    pub sha256: String,
+}
+
+/// The graph and the files its external data is in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct GraphFile {
+    /// Path inside the package.
+    pub file: String,
+    /// SHA-256, 64 hex digits.
+    #[schemars(regex(pattern = r"^[0-9a-f]{64}$"))]
+    pub sha256: String,
+    /// Files of external data.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub external: Option<Vec<FileDigest>>,
+}
+
+/// Names of the graph's inputs. The inputs of `graph_loss` are named by its shards.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Inputs {
+    /// int64 or int32 `[batch, seq]`; required for `causal_lm`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokens: Option<String>,
+    /// `[batch, seq]`, fed with ones: every token of a window is a real one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub attention_mask: Option<String>,
+    /// int64 or int32 `[batch, seq]`, fed with 0, 1, 2, ...
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub position_ids: Option<String>,
+}
+
+/// Names of the graph's outputs.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Outputs {
+    /// float `[batch, seq, vocab]`; required for `causal_lm`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub logits: Option<String>,
+    /// float `[batch]`; required for `graph_loss`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub loss: Option<String>,
+}
+
+/// What is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Objective {
+    /// Negative log-likelihood of tokens to come.
+    CausalLm {
+        /// Input tokens of a window, L.
+        #[schemars(range(min = 1, max = 1_048_576))]
+        window: usize,
+        /// Windows taken from each row of a shard.
+        #[serde(default = "one")]
+        #[schemars(range(min = 1, max = 1_048_576))]
+        windows_per_row: usize,
+        /// 1 = the next token; 2 = two ahead. At most the window.
+        #[serde(default = "one")]
+        #[schemars(range(min = 1, max = 255))]
+        label_shift: usize,
+        /// Targets with this value do not count.
+        #[serde(default = "ignore_index")]
+        ignore_index: i64,
+    },
+    /// What the graph itself computes, one loss for each example.
+    GraphLoss {},
+}
+
+/// What either kind of objective may have. Read as one struct: what serde derives for an enum with a
+/// tag knows neither that null is absent nor which field is wrong.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ObjectiveFields {
+    kind: ObjectiveKind,
+    window: Option<usize>,
+    windows_per_row: Option<usize>,
+    label_shift: Option<usize>,
+    ignore_index: Option<i64>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum ObjectiveKind {
+    CausalLm,
+    GraphLoss,
+}
+
+impl<'de> Deserialize<'de> for Objective {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let fields = ObjectiveFields::deserialize(deserializer)?;
+        match fields {
+            ObjectiveFields {
+                kind: ObjectiveKind::GraphLoss,
+                window: None,
+                windows_per_row: None,
+                label_shift: None,
+                ignore_index: None,
+            } => Ok(Self::GraphLoss {}),
+            ObjectiveFields {
+                kind: ObjectiveKind::GraphLoss,
+                ..
+            } => Err(D::Error::custom("graph_loss has no fields but kind")),
+            ObjectiveFields {
+                kind: ObjectiveKind::CausalLm,
+                window,
+                windows_per_row,
+                label_shift,
+                ignore_index: ignored,
+            } => Ok(Self::CausalLm {
+                window: window.ok_or_else(|| D::Error::missing_field("window"))?,
+                windows_per_row: windows_per_row.unwrap_or_else(one),
+                label_shift: label_shift.unwrap_or_else(one),
+                ignore_index: ignored.unwrap_or_else(ignore_index),
+            }),
+        }
+    }
+}
+
+impl Objective {
+    /// The next token, one window of this length from each row.
+    pub fn causal_lm(window: usize) -> Self {
+        Self::CausalLm {
+            window,
+            windows_per_row: one(),
+            label_shift: one(),
+            ignore_index: ignore_index(),
+        }
+    }
+
+    /// The bounds of its numbers.
+    pub(super) fn check(&self) -> Result<(), PackageError> {
+        let Objective::CausalLm {
+            window,
+            windows_per_row,
+            label_shift,
+            ignore_index: _,
+        } = *self
+        else {
+            return Ok(());
+        };
+        require(
+            (1..=1 << 20).contains(&window),
+            "objective.window: must be 1 to 1048576".into(),
+        )?;
+        require(
+            (1..=1 << 20).contains(&windows_per_row),
+            "objective.windows_per_row: must be 1 to 1048576".into(),
+        )?;
+        require(
+            (1..=window.min(255)).contains(&label_shift),
+            "objective.label_shift: must be at least 1 and at most the window".into(),
+        )
+    }
+}
+
+fn one() -> usize {
+    1
+}
+
+fn ignore_index() -> i64 {
+    -100
+}
+
+/// A checkpoint tensor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(transform = only_matrices_are_transposed)]
+pub struct TensorEntry {
+    /// Where it lives in the graph; all of them are patched.
+    #[schemars(length(min = 1))]
+    pub places: Vec<Place>,
+    /// In the checkpoint.
+    pub shape: Vec<usize>,
+    /// In the checkpoint and in the graph.
+    pub dtype: Dtype,
+}
+
+/// One initializer that holds a checkpoint tensor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Place {
+    /// Its name in the graph.
+    pub initializer: String,
+    /// Whether it holds the transpose.
+    pub transposed: bool,
+}
+
+/// A shard of held-out data.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ShardFile {
+    /// The number in the file name.
+    pub id: u64,
+    /// Path inside the package.
+    pub file: String,
+    /// SHA-256, 64 hex digits.
+    #[schemars(regex(pattern = r"^[0-9a-f]{64}$"))]
+    pub sha256: String,
+}
+
+impl Manifest {
+    /// Whether candidates may touch the tensor.
+    pub fn is_trainable(&self, name: &str) -> bool {
+        self.trainable
+            .as_ref()
+            .is_none_or(|globs| globs.iter().any(|glob| matches_glob(glob, name)))
+    }
+
+    /// Reads `model.json`, and gives the package's id with it. It is the operator's own file, so it
+    /// may be of any size.
+    ///
+    /// # Errors
+    /// Names the field that is wrong.
+    pub fn decode(text: &[u8]) -> Result<(Self, String), PackageError> {
+        let document = Encoding::Json.decode_within(text, usize::MAX);
+        let document = document.map_err(PackageError)?;
+        let manifest: Self = from_document(&document).map_err(PackageError)?;
+        manifest.check()?;
+        let document = serde_json::to_value(&document);
+        let document = document.map_err(|e| PackageError::new(e.to_string()))?;
+        Ok((manifest, package_id(document)))
+    }
+
+    fn check(&self) -> Result<(), PackageError> {
+        check_name(&self.name)?;
+        require(
+            !self.shards.is_empty(),
+            "shards: empty, a score needs held-out data".into(),
+        )?;
+        require(
+            self.shards.windows(2).all(|pair| pair[0].id < pair[1].id),
+            "shards: ids must ascend, none twice".into(),
+        )?;
+        require(
+            !self.tensors.is_empty(),
+            "tensors: empty, there is nothing to patch".into(),
+        )?;
+        self.check_objective()?;
+        self.check_digests()?;
+        if let Some(canary) = self.canary {
+            canary.check().map_err(PackageError)?;
+        }
+        for (name, tensor) in &self.tensors {
+            require(
+                !tensor.places.is_empty(),
+                format!("tensors.{name}.places: empty, it would never be patched"),
+            )?;
+            require(
+                tensor.shape.len() == 2 || tensor.places.iter().all(|p| !p.transposed),
+                format!("tensors.{name}.places: only a matrix can be transposed"),
+            )?;
+        }
+        for (alias, name) in self.aliases.iter().flatten() {
+            require(
+                self.tensors.contains_key(name),
+                format!("aliases.{alias}: there is no tensor {name}"),
+            )?;
+            require(
+                !self.tensors.contains_key(alias),
+                format!("aliases.{alias}: is a tensor itself"),
+            )?;
+        }
+        self.check_places()
+    }
+
+    fn check_digests(&self) -> Result<(), PackageError> {
+        let graph = [("graph", &self.graph.sha256)].into_iter();
+        let external = self.graph.external.iter().flatten();
+        let external = external.map(|file| ("graph.external", &file.sha256));
+        let weights = self.weights.iter().map(|file| ("weights", &file.sha256));
+        let shards = self.shards.iter().map(|file| ("shards", &file.sha256));
+        let mut all = graph.chain(external).chain(weights).chain(shards);
+        all.try_for_each(|(field, digest)| {
+            require(
+                is_digest(digest),
+                format!("{field}.sha256: {digest:?} is not 64 lower-case hex digits"),
+            )
+        })
+    }
+
+    /// The objective's own bounds, and the names it needs; others would silently mean nothing.
+    fn check_objective(&self) -> Result<(), PackageError> {
+        let named = [
+            ("inputs.tokens", self.inputs.tokens.is_some()),
+            (
+                "inputs.attention_mask",
+                self.inputs.attention_mask.is_some(),
+            ),
+            ("inputs.position_ids", self.inputs.position_ids.is_some()),
+            ("outputs.logits", self.outputs.logits.is_some()),
+            ("outputs.loss", self.outputs.loss.is_some()),
+        ];
+        let (kind, needed, refused): (_, &[&str], &[&str]) = match self.objective {
+            Objective::CausalLm { .. } => (
+                "causal_lm",
+                &["inputs.tokens", "outputs.logits"],
+                &["outputs.loss"],
+            ),
+            Objective::GraphLoss {} => (
+                "graph_loss",
+                &["outputs.loss"],
+                &[
+                    "inputs.tokens",
+                    "inputs.attention_mask",
+                    "inputs.position_ids",
+                    "outputs.logits",
+                ],
+            ),
+        };
+        for (field, there) in named {
+            require(
+                there || !needed.contains(&field),
+                format!("{field}: missing, {kind} needs it"),
+            )?;
+            require(
+                !there || !refused.contains(&field),
+                format!("{field}: {kind} has no such thing"),
+            )?;
+        }
+        self.objective.check()
+    }
+
+    /// An initializer that two tensors share would let a candidate for one change the other.
+    fn check_places(&self) -> Result<(), PackageError> {
+        let mut owners: BTreeMap<&str, &str> = BTreeMap::new();
+        for (name, tensor) in &self.tensors {
+            for place in &tensor.places {
+                if let Some(owner) = owners.insert(&place.initializer, name) {
+                    return Err(PackageError(format!(
+                        "tensors: initializer {} is the place of both {owner} and {name}; declare one an alias or un-share it",
+                        place.initializer
+                    )));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A model's name is part of names of queues and keys.
+pub(super) fn check_name(name: &str) -> Result<(), PackageError> {
+    let problem = format!("name: {name:?} must match [a-z0-9][a-z0-9_-]{{0,63}}");
+    require(is_model_name(name), problem)
+}
+
+pub(super) fn require(sound: bool, problem: String) -> Result<(), PackageError> {
+    if sound {
+        Ok(())
+    } else {
+        Err(PackageError(problem))
+    }
+}
+
+/// `*` stands for any run of characters, everything else for itself.
+pub(super) fn matches_glob(glob: &str, name: &str) -> bool {
+    let mut parts = glob.split('*');
+    let Some(rest) = parts.next().and_then(|first| name.strip_prefix(first)) else {
+        return false;
+    };
+    let mut rest = rest;
+    let mut parts = parts.peekable();
+    if parts.peek().is_none() {
+        return rest.is_empty();
+    }
+    while let Some(part) = parts.next() {
+        if parts.peek().is_none() {
+            return rest.ends_with(part);
+        }
+        match rest.find(part) {
+            Some(at) => rest = &rest[at + part.len()..],
+            None => return false,
+        }
+    }
+    true
+}
+
+fn package_id(mut document: Value) -> String {
+    if let Some(fields) = document.as_object_mut() {
+        for field in ["version", "canary", "weights"] {
+            fields.remove(field);
+        }
+    }
+    document.sort_all_objects();
+    hex::encode(Sha256::digest(document.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn globs_match_whole_names() {
+        for (glob, name, expected) in [
+            ("*", "a.b", true),
+            ("model.*.weight", "model.layers.0.weight", true),
+            ("model.*.weight", "model.layers.0.bias", false),
+            ("lm_head.weight", "lm_head.weight", true),
+            ("lm_head", "lm_head.weight", false),
+            ("*.norm.*", "x.norm.weight", true),
+            ("*.norm.*", "x.normal.weight", false),
+        ] {
+            assert_eq!(matches_glob(glob, name), expected, "{glob} {name}");
+        }
+    }
+
+    #[test]
+    fn the_package_id_ignores_version_weights_and_canary() {
+        let a = serde_json::json!({"v": 1, "name": "m", "version": 1, "canary": {"loss": 1.0}, "b": [1], "a": 2});
+        let b =
+            serde_json::json!({"a": 2, "b": [1], "name": "m", "v": 1, "version": 9, "weights": {}});
+        assert_eq!(package_id(a), package_id(b));
+    }
+}

@@ -1,0 +1,340 @@
+//! Weights that an exporter put elsewhere than into the graph's initializers: into Constant nodes,
+//! or into the bodies of If, Loop and Scan. They become initializers, since only those can be
+//! patched. What a local function holds, or what is sparse, cannot; it is reported.
+
+use std::collections::HashMap;
+
+use bytes::Bytes;
+
+use super::proto::{
+    Attribute, FLOAT, GraphProto, NodeProto, SparseTensorProto, TensorProto, is_default_domain,
+};
+use super::tensors::{Change, Kind, Trail, append, decode_tensor, edit, whereabouts};
+use super::{Dtype, GraphError, Message, dtype_of};
+
+/// A tensor that could be a weight and cannot be patched where it is.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Elsewhere {
+    /// Its shape.
+    pub shape: Vec<usize>,
+    /// Its element type.
+    pub dtype: Dtype,
+    /// In words, where it is.
+    pub at: String,
+    /// Itself, unless it is sparse.
+    tensor: Option<TensorProto>,
+}
+
+impl Elsewhere {
+    /// Its little-endian bytes, where they can be had; `dir` has the files of external data.
+    pub fn contents(&self, dir: &std::path::Path) -> Option<Bytes> {
+        super::contents(self.tensor.as_ref()?, dir).ok()
+    }
+}
+
+/// A model whose weights are initializers, as far as that can be had.
+#[derive(Debug)]
+pub struct Lifted {
+    /// The model; `None` where nothing had to be moved.
+    pub model: Option<Vec<u8>>,
+    /// What was moved: the name it has now, and where it was.
+    pub moved: Vec<(String, String)>,
+    /// What stays where it is.
+    pub elsewhere: Vec<Elsewhere>,
+}
+
+/// Field numbers of `GraphProto`.
+const NODE: u32 = 1;
+const INITIALIZER: u32 = 5;
+
+/// Moves what is `wanted` (a tensor by its name, with its contents) into the graph's initializers.
+///
+/// # Errors
+/// When the model cannot be decoded.
+pub fn lift(
+    model: &Bytes,
+    wanted: &dyn Fn(&str, &Tensor<'_>) -> bool,
+) -> Result<Lifted, GraphError> {
+    let mut lifting = Lifting {
+        defined: definitions(model)?,
+        wanted,
+        taken: Vec::new(),
+        moved: Vec::new(),
+        elsewhere: Vec::new(),
+    };
+    let changed = edit(model, &mut |trail| lifting.visit(trail))?;
+    let Some(changed) = changed.map(Bytes::from) else {
+        return Ok(Lifted {
+            model: None,
+            moved: Vec::new(),
+            elsewhere: lifting.elsewhere,
+        });
+    };
+    let mut initializers = Vec::new();
+    for tensor in &lifting.taken {
+        append(&mut initializers, INITIALIZER, &tensor.encode_to_vec());
+    }
+    let whole = edit(&changed, &mut |trail| match trail {
+        [(Kind::Model, _), (Kind::Graph, _)] => {
+            Ok(Change::Prepend(std::mem::take(&mut initializers)))
+        }
+        _ => Ok(Change::Keep),
+    })?;
+    Ok(Lifted {
+        model: whole,
+        moved: lifting.moved,
+        elsewhere: lifting.elsewhere,
+    })
+}
+
+/// What is asked about a tensor.
+#[derive(Debug)]
+pub struct Tensor<'a>(&'a TensorProto);
+
+impl Tensor<'_> {
+    /// Its shape.
+    pub fn shape(&self) -> Vec<usize> {
+        shape(&self.0.dims)
+    }
+
+    /// Its element type, if it can be a weight.
+    pub fn dtype(&self) -> Option<Dtype> {
+        self.0.data_type.and_then(dtype_of)
+    }
+
+    /// Its little-endian bytes; `dir` has the files of external data.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub fn contents(&self, dir: &std::path::Path) -> Result<Bytes, GraphError> {
+        super::contents(self.0, dir)
+    }
+}
+
+fn shape(dims: &[i64]) -> Vec<usize> {
+    dims.iter()
+        .map(|d| usize::try_from(*d).unwrap_or(0))
+        .collect()
+}
+
+/// How often each name is given in the graph and its bodies.
+fn definitions(model: &Bytes) -> Result<HashMap<String, usize>, GraphError> {
+    let mut found: HashMap<String, usize> = HashMap::new();
+    edit(model, &mut |trail| {
+        let Some((kind, bytes)) = trail.last() else {
+            return Ok(Change::Keep);
+        };
+        if *kind == Kind::Function {
+            return Ok(Change::Replace(bytes.to_vec()));
+        }
+        if *kind == Kind::Graph {
+            for name in decode_graph(bytes)?.names()? {
+                *found.entry(name).or_default() += 1;
+            }
+        }
+        Ok(Change::Keep)
+    })?;
+    Ok(found)
+}
+
+fn decode_graph(bytes: &Bytes) -> Result<GraphProto, GraphError> {
+    GraphProto::decode(bytes.clone()).map_err(|e| GraphError(format!("a body is broken: {e}")))
+}
+
+struct Lifting<'a> {
+    defined: HashMap<String, usize>,
+    wanted: &'a dyn Fn(&str, &Tensor<'_>) -> bool,
+    taken: Vec<TensorProto>,
+    moved: Vec<(String, String)>,
+    elsewhere: Vec<Elsewhere>,
+}
+
+impl Lifting<'_> {
+    fn visit(&mut self, trail: &Trail) -> Result<Change, GraphError> {
+        let Some((kind, bytes)) = trail.last() else {
+            return Ok(Change::Keep);
+        };
+        let in_function = trail.iter().any(|(kind, _)| *kind == Kind::Function);
+        let in_body = trail
+            .iter()
+            .filter(|(kind, _)| *kind == Kind::Graph)
+            .count()
+            > 1;
+        match kind {
+            Kind::Sparse => {
+                self.note_sparse(trail, bytes)?;
+                Ok(Change::Keep)
+            }
+            Kind::Tensor if in_function || !is_initializer(trail) => {
+                self.note(trail, decode_tensor(bytes)?);
+                Ok(Change::Keep)
+            }
+            Kind::Graph if in_body && !in_function => self.body(trail, bytes),
+            Kind::Tensor if in_body && is_initializer(trail) => {
+                let tensor = decode_tensor(bytes)?;
+                let name = tensor.name.clone().unwrap_or_default();
+                Ok(if self.is_wanted(&name, &tensor) {
+                    Change::Drop
+                } else {
+                    Change::Keep
+                })
+            }
+            Kind::Node if !in_function => self.constant(trail, bytes, in_body),
+            Kind::Model
+            | Kind::Graph
+            | Kind::Node
+            | Kind::Attribute
+            | Kind::Function
+            | Kind::Tensor => Ok(Change::Keep),
+        }
+    }
+
+    fn is_wanted(&self, name: &str, tensor: &TensorProto) -> bool {
+        let could_be = tensor.data_type.and_then(dtype_of).is_some();
+        could_be && (self.wanted)(name, &Tensor(tensor))
+    }
+
+    /// The initializers of a body go to the graph; what shares its name with another value, or is
+    /// an output of the body, comes back through an Identity.
+    fn body(&mut self, trail: &Trail, bytes: &Bytes) -> Result<Change, GraphError> {
+        let body = decode_graph(bytes)?;
+        let mut handed_in = Vec::new();
+        for tensor in &body.initializer {
+            let name = tensor.name.clone().unwrap_or_default();
+            if self.is_wanted(&name, tensor) {
+                let at = format!("{}, tensor {name}", whereabouts(trail));
+                let lifted = self.take(&name, tensor.clone(), &body, at);
+                if lifted != name {
+                    append(&mut handed_in, NODE, &identity(&lifted, &name));
+                }
+            }
+        }
+        Ok(if handed_in.is_empty() {
+            Change::Keep
+        } else {
+            Change::Prepend(handed_in)
+        })
+    }
+
+    fn constant(
+        &mut self,
+        trail: &Trail,
+        bytes: &Bytes,
+        in_body: bool,
+    ) -> Result<Change, GraphError> {
+        let node = crate::model::onnx::split_shared::decode(bytes)?;
+        let [output] = node.output.as_slice() else {
+            return Ok(Change::Keep);
+        };
+        let Some(tensor) = constant(&node)?.filter(|tensor| self.is_wanted(output, tensor)) else {
+            return Ok(Change::Keep);
+        };
+        if !in_body {
+            self.moved.push((output.clone(), whereabouts(trail)));
+            self.taken.push(TensorProto {
+                name: Some(output.clone()),
+                ..tensor
+            });
+            return Ok(Change::Drop);
+        }
+        let holder = trail.iter().rev().find(|(kind, _)| *kind == Kind::Graph);
+        let body = holder.map(|(_, bytes)| decode_graph(bytes)).transpose()?;
+        let lifted = self.take(
+            output,
+            tensor,
+            &body.unwrap_or_default(),
+            whereabouts(trail),
+        );
+        Ok(if lifted == *output {
+            Change::Drop
+        } else {
+            Change::Replace(identity(&lifted, output))
+        })
+    }
+
+    /// Makes it an initializer, under its own name where that stands for nothing else.
+    fn take(&mut self, name: &str, tensor: TensorProto, body: &GraphProto, at: String) -> String {
+        let is_output = body.output.iter().any(|o| o.name.as_deref() == Some(name));
+        let alone = self.defined.get(name) == Some(&1) && !is_output;
+        let mut free = name.to_owned();
+        let mut number = 0;
+        while !alone && self.defined.contains_key(&free) {
+            number += 1;
+            free = format!("{name}.lifted_{number}");
+        }
+        self.defined.entry(free.clone()).or_insert(1);
+        self.moved.push((free.clone(), at));
+        self.taken.push(TensorProto {
+            name: Some(free.clone()),
+            ..tensor
+        });
+        free
+    }
+
+    fn note(&mut self, trail: &Trail, tensor: TensorProto) {
+        if let Some(dtype) = tensor.data_type.and_then(dtype_of) {
+            self.elsewhere.push(Elsewhere {
+                shape: shape(&tensor.dims),
+                dtype,
+                at: whereabouts(trail),
+                tensor: Some(tensor),
+            });
+        }
+    }
+
+    fn note_sparse(&mut self, trail: &Trail, bytes: &Bytes) -> Result<(), GraphError> {
+        let sparse = SparseTensorProto::decode(bytes.clone())
+            .map_err(|e| GraphError(format!("a sparse tensor is broken: {e}")))?;
+        let values = sparse.values.unwrap_or_default();
+        if let Some(dtype) = values.data_type.and_then(dtype_of) {
+            let name = values.name.unwrap_or_default();
+            let at = format!("{} sparse tensor {name}", whereabouts(trail));
+            self.elsewhere.push(Elsewhere {
+                shape: shape(&sparse.dims),
+                dtype,
+                at: at.trim_start().to_owned(),
+                tensor: None,
+            });
+        }
+        Ok(())
+    }
+}
+
+fn is_initializer(trail: &Trail) -> bool {
+    matches!(trail, [.., (Kind::Graph, _), (Kind::Tensor, _)])
+}
+
+/// What a Constant node holds, if it is dense.
+fn constant(node: &NodeProto) -> Result<Option<TensorProto>, GraphError> {
+    if node.op_type.as_deref() != Some("Constant") || !is_default_domain(node.domain.as_deref()) {
+        return Ok(None);
+    }
+    for bytes in &node.attribute {
+        let attribute = Attribute::decode(bytes.clone())
+            .map_err(|e| GraphError(format!("an attribute is broken: {e}")))?;
+        match attribute.name.as_deref() {
+            Some("value") => return Ok(attribute.t),
+            Some("value_floats") => {
+                return Ok(Some(TensorProto {
+                    dims: i64::try_from(attribute.floats.len()).into_iter().collect(),
+                    data_type: Some(FLOAT),
+                    float_data: attribute.floats,
+                    ..TensorProto::default()
+                }));
+            }
+            Some(_) | None => {}
+        }
+    }
+    Ok(None)
+}
+
+fn identity(from: &str, to: &str) -> Vec<u8> {
+    let node = NodeProto {
+        input: vec![from.to_owned()],
+        output: vec![to.to_owned()],
+        name: Some(format!("{to}_lifted")),
+        op_type: Some("Identity".into()),
+        ..NodeProto::default()
+    };
+    node.encode_to_vec()
+}

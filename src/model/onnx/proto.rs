@@ -1,0 +1,258 @@
+//! ONNX's messages (`onnx.proto`, IR version 13) as far as we read or write them; what passes
+//! through stays raw bytes.
+
+use std::collections::HashSet;
+
+use bytes::Bytes;
+use prost::Message;
+
+use super::GraphError;
+use crate::model::onnx::split_shared::decode;
+
+pub(super) const FLOAT: i32 = 1;
+pub(super) const UINT8: i32 = 2;
+pub(super) const INT32: i32 = 6;
+pub(super) const INT64: i32 = 7;
+pub(super) const BOOL: i32 = 9;
+pub(super) const FLOAT16: i32 = 10;
+pub(super) const BFLOAT16: i32 = 16;
+/// `TensorProto.data_location`: the data is in a file.
+pub(super) const EXTERNAL: i32 = 1;
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct ModelProto {
+    #[prost(int64, optional, tag = "1")]
+    pub(super) ir_version: Option<i64>,
+    #[prost(string, optional, tag = "2")]
+    pub(super) producer_name: Option<String>,
+    #[prost(string, optional, tag = "3")]
+    pub(super) producer_version: Option<String>,
+    #[prost(string, optional, tag = "4")]
+    pub(super) domain: Option<String>,
+    #[prost(int64, optional, tag = "5")]
+    pub(super) model_version: Option<i64>,
+    #[prost(string, optional, tag = "6")]
+    pub(super) doc_string: Option<String>,
+    #[prost(message, optional, tag = "7")]
+    pub(super) graph: Option<GraphProto>,
+    #[prost(message, repeated, tag = "8")]
+    pub(super) opset_import: Vec<OperatorSetId>,
+    #[prost(bytes = "vec", repeated, tag = "14")]
+    pub(super) metadata_props: Vec<Vec<u8>>,
+    /// [`FunctionProto`]s.
+    #[prost(bytes = "bytes", repeated, tag = "25")]
+    pub(super) functions: Vec<Bytes>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct OperatorSetId {
+    #[prost(string, optional, tag = "1")]
+    pub(super) domain: Option<String>,
+    #[prost(int64, optional, tag = "2")]
+    pub(super) version: Option<i64>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct GraphProto {
+    /// [`NodeProto`]s.
+    #[prost(bytes = "bytes", repeated, tag = "1")]
+    pub(super) node: Vec<Bytes>,
+    #[prost(string, optional, tag = "2")]
+    pub(super) name: Option<String>,
+    #[prost(message, repeated, tag = "5")]
+    pub(super) initializer: Vec<TensorProto>,
+    #[prost(string, optional, tag = "10")]
+    pub(super) doc_string: Option<String>,
+    #[prost(message, repeated, tag = "11")]
+    pub(super) input: Vec<ValueInfo>,
+    #[prost(message, repeated, tag = "12")]
+    pub(super) output: Vec<ValueInfo>,
+    #[prost(bytes = "vec", repeated, tag = "13")]
+    pub(super) value_info: Vec<Vec<u8>>,
+    #[prost(bytes = "vec", repeated, tag = "14")]
+    pub(super) quantization_annotation: Vec<Vec<u8>>,
+    #[prost(bytes = "bytes", repeated, tag = "15")]
+    pub(super) sparse_initializer: Vec<Bytes>,
+    #[prost(bytes = "vec", repeated, tag = "16")]
+    pub(super) metadata_props: Vec<Vec<u8>>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct TensorProto {
+    #[prost(int64, repeated, tag = "1")]
+    pub(super) dims: Vec<i64>,
+    #[prost(int32, optional, tag = "2")]
+    pub(super) data_type: Option<i32>,
+    #[prost(float, repeated, tag = "4")]
+    pub(super) float_data: Vec<f32>,
+    #[prost(int32, repeated, tag = "5")]
+    pub(super) int32_data: Vec<i32>,
+    #[prost(bytes = "vec", repeated, tag = "6")]
+    pub(super) string_data: Vec<Vec<u8>>,
+    #[prost(int64, repeated, tag = "7")]
+    pub(super) int64_data: Vec<i64>,
+    #[prost(string, optional, tag = "8")]
+    pub(super) name: Option<String>,
+    #[prost(bytes = "bytes", optional, tag = "9")]
+    pub(super) raw_data: Option<Bytes>,
+    #[prost(double, repeated, tag = "10")]
+    pub(super) double_data: Vec<f64>,
+    #[prost(uint64, repeated, tag = "11")]
+    pub(super) uint64_data: Vec<u64>,
+    #[prost(bytes = "vec", optional, tag = "12")]
+    pub(super) doc_string: Option<Vec<u8>>,
+    #[prost(message, repeated, tag = "13")]
+    pub(super) external_data: Vec<StringEntry>,
+    #[prost(int32, optional, tag = "14")]
+    pub(super) data_location: Option<i32>,
+    #[prost(bytes = "vec", repeated, tag = "16")]
+    pub(super) metadata_props: Vec<Vec<u8>>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct SparseTensorProto {
+    /// Its name is the initializer's.
+    #[prost(message, optional, tag = "1")]
+    pub(super) values: Option<TensorProto>,
+    #[prost(int64, repeated, tag = "3")]
+    pub(super) dims: Vec<i64>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct StringEntry {
+    #[prost(string, optional, tag = "1")]
+    pub(super) key: Option<String>,
+    #[prost(string, optional, tag = "2")]
+    pub(super) value: Option<String>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct ValueInfo {
+    #[prost(string, optional, tag = "1")]
+    pub(super) name: Option<String>,
+    #[prost(message, optional, tag = "2")]
+    pub(super) r#type: Option<TypeProto>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct TypeProto {
+    #[prost(message, optional, tag = "1")]
+    pub(super) tensor_type: Option<TensorType>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct TensorType {
+    #[prost(int32, optional, tag = "1")]
+    pub(super) elem_type: Option<i32>,
+    #[prost(message, optional, tag = "2")]
+    pub(super) shape: Option<TensorShape>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct TensorShape {
+    #[prost(message, repeated, tag = "1")]
+    pub(super) dim: Vec<Dimension>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct Dimension {
+    #[prost(int64, optional, tag = "1")]
+    pub(super) dim_value: Option<i64>,
+    #[prost(string, optional, tag = "2")]
+    pub(super) dim_param: Option<String>,
+}
+
+/// Every field of a node; those that we do not look into stay raw bytes.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct NodeProto {
+    #[prost(string, repeated, tag = "1")]
+    pub(super) input: Vec<String>,
+    #[prost(string, repeated, tag = "2")]
+    pub(super) output: Vec<String>,
+    #[prost(string, optional, tag = "3")]
+    pub(super) name: Option<String>,
+    #[prost(string, optional, tag = "4")]
+    pub(super) op_type: Option<String>,
+    /// [`Attribute`]s.
+    #[prost(bytes = "bytes", repeated, tag = "5")]
+    pub(super) attribute: Vec<Bytes>,
+    #[prost(bytes = "vec", optional, tag = "6")]
+    pub(super) doc_string: Option<Vec<u8>>,
+    #[prost(string, optional, tag = "7")]
+    pub(super) domain: Option<String>,
+    #[prost(bytes = "vec", optional, tag = "8")]
+    pub(super) overload: Option<Vec<u8>>,
+    #[prost(message, repeated, tag = "9")]
+    pub(super) metadata_props: Vec<StringEntry>,
+    #[prost(bytes = "vec", repeated, tag = "10")]
+    pub(super) device_configurations: Vec<Vec<u8>>,
+}
+
+/// The parts of an attribute that are read or written here.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct Attribute {
+    #[prost(string, optional, tag = "1")]
+    pub(super) name: Option<String>,
+    #[prost(int64, optional, tag = "3")]
+    pub(super) i: Option<i64>,
+    #[prost(message, optional, tag = "5")]
+    pub(super) t: Option<TensorProto>,
+    /// A branch of an If, the body of a Loop or a Scan.
+    #[prost(message, optional, tag = "6")]
+    pub(super) g: Option<GraphProto>,
+    #[prost(float, repeated, tag = "7")]
+    pub(super) floats: Vec<f32>,
+    #[prost(int64, repeated, tag = "8")]
+    pub(super) ints: Vec<i64>,
+    #[prost(message, repeated, tag = "11")]
+    pub(super) graphs: Vec<GraphProto>,
+    #[prost(int32, optional, tag = "20")]
+    pub(super) r#type: Option<i32>,
+}
+
+/// An operator that the model defines itself.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct FunctionProto {
+    #[prost(string, optional, tag = "1")]
+    pub(super) name: Option<String>,
+    #[prost(string, repeated, tag = "4")]
+    pub(super) input: Vec<String>,
+    #[prost(string, repeated, tag = "5")]
+    pub(super) output: Vec<String>,
+    /// [`NodeProto`]s.
+    #[prost(bytes = "bytes", repeated, tag = "7")]
+    pub(super) node: Vec<Bytes>,
+    #[prost(string, optional, tag = "10")]
+    pub(super) domain: Option<String>,
+    #[prost(bytes = "vec", optional, tag = "13")]
+    pub(super) overload: Option<Vec<u8>>,
+}
+
+/// ONNX's own operators: `ai.onnx` is another way to write the empty domain.
+pub(super) fn is_default_domain(domain: Option<&str>) -> bool {
+    matches!(domain, None | Some("" | "ai.onnx"))
+}
+
+impl GraphProto {
+    /// What the graph itself gives names to: inputs, initializers and what its nodes make.
+    pub(super) fn names(&self) -> Result<HashSet<String>, GraphError> {
+        let inputs = self.input.iter().filter_map(|i| i.name.clone());
+        let initializers = self.initializer.iter().filter_map(|t| t.name.clone());
+        let mut names: HashSet<String> = inputs.chain(initializers).collect();
+        for node in &self.node {
+            names.extend(decode(node)?.output);
+        }
+        Ok(names)
+    }
+}
+
+impl NodeProto {
+    /// The operator; one that is not ONNX's own has its domain before it.
+    pub(super) fn op(&self) -> String {
+        let op = self.op_type.clone().unwrap_or_default();
+        match self.domain.as_deref() {
+            domain if is_default_domain(domain) => op,
+            domain => format!("{}.{op}", domain.unwrap_or_default()),
+        }
+    }
+}

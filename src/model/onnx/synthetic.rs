@@ -1,0 +1,238 @@
+//! A decoder-only language model as a graph, to measure with: the usual operators in the usual
+//! order, its weights as inputs. What it computes means nothing; how long it takes does.
+
+use crate::model::onnx::{
+    Attribute, FLOAT, GraphProto, INT64, Message, ModelProto, NodeProto, OperatorSetId,
+    TensorProto, value_info,
+};
+
+/// The dimensions of a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Decoder {
+    /// Blocks.
+    pub layers: usize,
+    /// Width.
+    pub width: usize,
+    /// Attention heads; divides the width.
+    pub heads: usize,
+    /// Tokens.
+    pub vocabulary: usize,
+    /// Tokens of a window.
+    pub window: usize,
+}
+
+/// A graph under construction.
+struct Builder {
+    graph: GraphProto,
+    weights: Vec<(String, Vec<usize>)>,
+    names: usize,
+}
+
+fn int(name: &str, value: i64) -> Attribute {
+    const INT: i32 = 2;
+    Attribute {
+        name: Some(name.into()),
+        i: Some(value),
+        r#type: Some(INT),
+        ..Attribute::default()
+    }
+}
+
+fn ints(name: &str, values: &[i64]) -> Attribute {
+    const INTS: i32 = 7;
+    Attribute {
+        name: Some(name.into()),
+        ints: values.to_vec(),
+        r#type: Some(INTS),
+        ..Attribute::default()
+    }
+}
+
+#[expect(clippy::cast_possible_wrap, reason = "dimensions are far below 2^63")]
+fn signed(dimensions: &[usize]) -> Vec<i64> {
+    dimensions.iter().map(|d| *d as i64).collect()
+}
+
+impl Builder {
+    fn node(&mut self, op: &str, inputs: &[&str], attributes: Vec<Attribute>) -> String {
+        self.names += 1;
+        let output = format!("{}_{}", op.to_lowercase(), self.names);
+        self.push(op, inputs, &output, attributes);
+        output
+    }
+
+    fn push(&mut self, op: &str, inputs: &[&str], output: &str, attributes: Vec<Attribute>) {
+        let node = NodeProto {
+            input: inputs.iter().map(|i| (*i).to_owned()).collect(),
+            output: vec![output.to_owned()],
+            name: Some(output.to_owned()),
+            op_type: Some(op.to_owned()),
+            attribute: attributes
+                .iter()
+                .map(|a| a.encode_to_vec().into())
+                .collect(),
+            ..NodeProto::default()
+        };
+        self.graph.node.push(node.encode_to_vec().into());
+    }
+
+    fn weight(&mut self, name: &str, shape: &[usize]) -> String {
+        let dims = signed(shape).into_iter().map(Some).collect();
+        self.graph.input.push(value_info(name, FLOAT, dims));
+        self.weights.push((name.to_owned(), shape.to_vec()));
+        name.to_owned()
+    }
+
+    fn constant(&mut self, name: &str, dims: &[usize], elem_type: i32, raw: Vec<u8>) -> String {
+        self.graph.initializer.push(TensorProto {
+            name: Some(name.to_owned()),
+            dims: signed(dims),
+            data_type: Some(elem_type),
+            raw_data: Some(raw.into()),
+            ..TensorProto::default()
+        });
+        name.to_owned()
+    }
+
+    fn linear(&mut self, x: &str, name: &str, from: usize, to: usize) -> String {
+        let weight = self.weight(&format!("{name}.weight"), &[from, to]);
+        self.node("MatMul", &[x, &weight], vec![])
+    }
+
+    fn norm(&mut self, x: &str, name: &str, width: usize) -> String {
+        let gain = self.weight(&format!("{name}.weight"), &[width]);
+        let bias = self.weight(&format!("{name}.bias"), &[width]);
+        self.node("LayerNormalization", &[x, &gain, &bias], vec![])
+    }
+
+    fn heads(&mut self, x: &str, permutation: &[i64]) -> String {
+        let split = self.node("Reshape", &[x, "to_heads"], vec![]);
+        self.node("Transpose", &[&split], vec![ints("perm", permutation)])
+    }
+
+    fn attention(&mut self, x: &str, name: &str, width: usize) -> String {
+        let [q, k, v] =
+            ["q", "k", "v"].map(|part| self.linear(x, &format!("{name}.{part}"), width, width));
+        let q = self.heads(&q, &[0, 2, 1, 3]);
+        let k = self.heads(&k, &[0, 2, 3, 1]);
+        let v = self.heads(&v, &[0, 2, 1, 3]);
+        let scores = self.node("MatMul", &[&q, &k], vec![]);
+        let scaled = self.node("Mul", &[&scores, "scale"], vec![]);
+        let masked = self.node("Add", &[&scaled, "mask"], vec![]);
+        let shares = self.node("Softmax", &[&masked], vec![int("axis", -1)]);
+        let mixed = self.node("MatMul", &[&shares, &v], vec![]);
+        let joined = self.node("Transpose", &[&mixed], vec![ints("perm", &[0, 2, 1, 3])]);
+        let flat = self.node("Reshape", &[&joined, "to_width"], vec![]);
+        self.linear(&flat, &format!("{name}.o"), width, width)
+    }
+
+    fn block(&mut self, x: &str, name: &str, width: usize) -> String {
+        let normed = self.norm(x, &format!("{name}.norm1"), width);
+        let attended = self.attention(&normed, &format!("{name}.attention"), width);
+        let x = self.node("Add", &[x, &attended], vec![]);
+        let normed = self.norm(&x, &format!("{name}.norm2"), width);
+        let up = self.linear(&normed, &format!("{name}.mlp.up"), width, 4 * width);
+        let active = self.node("Gelu", &[&up], vec![]);
+        let down = self.linear(&active, &format!("{name}.mlp.down"), 4 * width, width);
+        self.node("Add", &[&x, &down], vec![])
+    }
+}
+
+/// The graph, `tokens` int64 `[batch, window]` -> `logits` f32 `[batch, window, vocabulary]`, and
+/// the names and shapes of its weights.
+pub fn decoder(model: Decoder) -> (Vec<u8>, Vec<(String, Vec<usize>)>) {
+    let Decoder {
+        layers,
+        width,
+        heads,
+        vocabulary,
+        window,
+    } = model;
+    let mut builder = Builder {
+        graph: GraphProto {
+            name: Some("synthetic".into()),
+            ..GraphProto::default()
+        },
+        weights: Vec::new(),
+        names: 0,
+    };
+    let b = &mut builder;
+    let tokens = value_info("tokens", INT64, vec![None, signed(&[window]).pop()]);
+    b.graph.input.push(tokens);
+    constants(b, model);
+    let embedding = b.weight("embed.weight", &[vocabulary, width]);
+    let positions = b.weight("positions.weight", &[window, width]);
+    let embedded = b.node("Gather", &[&embedding, "tokens"], vec![int("axis", 0)]);
+    let mut x = b.node("Add", &[&embedded, &positions], vec![]);
+    for layer in 0..layers {
+        x = b.block(&x, &format!("layers.{layer:02}"), width);
+    }
+    let normed = b.norm(&x, "norm", width);
+    let head = b.weight("head.weight", &[width, vocabulary]);
+    b.push("MatMul", &[&normed, &head], "logits", vec![]);
+    debug_assert_eq!(width % heads, 0);
+    finish(builder, vocabulary)
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a head is narrow")]
+fn constants(b: &mut Builder, model: Decoder) {
+    let head = model.width / model.heads;
+    let shape = |dims: [usize; 4]| -> Vec<u8> {
+        signed(&dims).iter().flat_map(|d| d.to_le_bytes()).collect()
+    };
+    // 0 takes the dimension over from the input.
+    b.constant("to_heads", &[4], INT64, shape([0, 0, model.heads, head]));
+    let to_width = shape([0, 0, model.width, 0])[..24].to_vec();
+    b.constant("to_width", &[3], INT64, to_width);
+    let scale = (head as f32).sqrt().recip();
+    b.constant("scale", &[], FLOAT, scale.to_le_bytes().to_vec());
+    let future = |row: usize, column: usize| if column > row { -1e9_f32 } else { 0.0 };
+    let mask = (0..model.window)
+        .flat_map(|row| (0..model.window).map(move |column| (row, column)))
+        .flat_map(|(row, column)| future(row, column).to_le_bytes())
+        .collect();
+    b.constant("mask", &[model.window, model.window], FLOAT, mask);
+}
+
+fn finish(mut builder: Builder, vocabulary: usize) -> (Vec<u8>, Vec<(String, Vec<usize>)>) {
+    let dims = vec![None, None, signed(&[vocabulary]).pop()];
+    builder.graph.output.push(value_info("logits", FLOAT, dims));
+    (model(builder.graph), builder.weights)
+}
+
+fn model(graph: GraphProto) -> Vec<u8> {
+    let opset = OperatorSetId {
+        domain: None,
+        version: Some(20),
+    };
+    let model = ModelProto {
+        ir_version: Some(9),
+        graph: Some(graph),
+        opset_import: vec![opset],
+        ..ModelProto::default()
+    };
+    model.encode_to_vec()
+}
+
+/// A graph that asks for as many floats as its int64 input `size` `[1]` says, and adds them up.
+pub fn greedy() -> Vec<u8> {
+    let mut builder = Builder {
+        graph: GraphProto {
+            name: Some("greedy".into()),
+            ..GraphProto::default()
+        },
+        weights: Vec::new(),
+        names: 0,
+    };
+    builder
+        .graph
+        .input
+        .push(value_info("size", INT64, vec![Some(1)]));
+    let zeros = builder.node("ConstantOfShape", &["size"], vec![]);
+    builder.push("ReduceSum", &[&zeros], crate::model::onnx::OUTPUT, vec![]);
+    builder
+        .graph
+        .output
+        .push(value_info(crate::model::onnx::OUTPUT, FLOAT, vec![Some(1)]));
+    model(builder.graph)
+}

@@ -1,0 +1,661 @@
+//! Every tensor of a model, wherever it stands: an initializer, dense or sparse, an attribute of a
+//! node, in the body of an If, Loop or Scan, in a local function. The encoded file is walked, and
+//! what is not changed passes through byte for byte.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::{Component, Path};
+
+use bytes::{Buf, Bytes};
+use prost::encoding::{WireType, decode_key, decode_varint, encode_key, encode_varint};
+
+use super::proto::{
+    BFLOAT16, BOOL, EXTERNAL, FLOAT, FLOAT16, FunctionProto, INT32, INT64, NodeProto, TensorProto,
+    UINT8,
+};
+use super::{GraphError, Message};
+
+/// Messages that lie within each other; a graph of more levels is none.
+const DEEPEST: usize = 128;
+
+/// Bytes of a tensor that is taken into the model whatever file it is in.
+const SMALL: usize = 1 << 16;
+
+/// Bytes of a model that protobuf can hold, with room for what else is added.
+const LARGEST: usize = (2 << 30) - (16 << 20);
+
+/// A message of ONNX's that is, or may hold, a tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Model,
+    Graph,
+    Node,
+    Attribute,
+    Function,
+    Sparse,
+    Tensor,
+}
+
+impl Kind {
+    /// What a field of the message holds, by its number in `onnx.proto`.
+    fn field(self, number: u32) -> Option<Self> {
+        match self {
+            Self::Model => match number {
+                7 => Some(Self::Graph),
+                25 => Some(Self::Function),
+                _ => None,
+            },
+            Self::Graph => match number {
+                1 => Some(Self::Node),
+                5 => Some(Self::Tensor),
+                15 => Some(Self::Sparse),
+                _ => None,
+            },
+            Self::Node => (number == 5).then_some(Self::Attribute),
+            Self::Attribute => match number {
+                5 | 10 => Some(Self::Tensor),
+                6 | 11 => Some(Self::Graph),
+                22 | 23 => Some(Self::Sparse),
+                _ => None,
+            },
+            Self::Function => match number {
+                7 => Some(Self::Node),
+                11 => Some(Self::Attribute),
+                _ => None,
+            },
+            Self::Sparse => matches!(number, 1 | 2).then_some(Self::Tensor),
+            Self::Tensor => None,
+        }
+    }
+}
+
+/// What becomes of a message.
+pub(super) enum Change {
+    /// It stays, and what it holds is looked at.
+    Keep,
+    /// The same, with these bytes before its own.
+    Prepend(Vec<u8>),
+    /// It goes.
+    Drop,
+    /// These bytes take its place.
+    Replace(Vec<u8>),
+}
+
+/// A message and all that hold it, the outermost first.
+pub(super) type Trail = [(Kind, Bytes)];
+
+/// Walks a model and changes what `change` says; `None` when nothing was changed.
+pub(super) fn edit(
+    model: &Bytes,
+    change: &mut impl FnMut(&Trail) -> Result<Change, GraphError>,
+) -> Result<Option<Vec<u8>>, GraphError> {
+    inside(&mut vec![(Kind::Model, model.clone())], change)
+}
+
+fn inside(
+    trail: &mut Vec<(Kind, Bytes)>,
+    change: &mut impl FnMut(&Trail) -> Result<Change, GraphError>,
+) -> Result<Option<Vec<u8>>, GraphError> {
+    if trail.len() > DEEPEST {
+        return Err(GraphError(format!("has more than {DEEPEST} levels")));
+    }
+    let Some((kind, bytes)) = trail.last().cloned() else {
+        return Ok(None);
+    };
+    let (mut out, mut copied) = (Vec::new(), 0);
+    for field in fields(&bytes)? {
+        let (Some(kind), Some(body)) = (kind.field(field.number), field.body) else {
+            continue;
+        };
+        trail.push((kind, body.clone()));
+        let new = match change(trail)? {
+            Change::Keep => inside(trail, change)?.map(Some),
+            Change::Prepend(mut start) => {
+                start.extend(inside(trail, change)?.unwrap_or_else(|| body.to_vec()));
+                Some(Some(start))
+            }
+            Change::Drop => Some(None),
+            Change::Replace(new) => Some(Some(new)),
+        };
+        trail.pop();
+        if let Some(new) = new {
+            out.extend_from_slice(&bytes[copied..field.span.start]);
+            if let Some(new) = new {
+                append(&mut out, field.number, &new);
+            }
+            copied = field.span.end;
+        }
+    }
+    Ok((copied > 0).then(|| {
+        out.extend_from_slice(&bytes[copied..]);
+        out
+    }))
+}
+
+/// Appends a field that holds a message.
+pub(super) fn append(out: &mut Vec<u8>, number: u32, message: &[u8]) {
+    encode_key(number, WireType::LengthDelimited, out);
+    encode_varint(message.len() as u64, out);
+    out.extend_from_slice(message);
+}
+
+/// A field as it is encoded.
+struct Field {
+    number: u32,
+    /// With its key.
+    span: Range<usize>,
+    /// What it holds, if that has a length.
+    body: Option<Bytes>,
+}
+
+fn fields(message: &Bytes) -> Result<Vec<Field>, GraphError> {
+    let broken = |why: &dyn std::fmt::Display| GraphError(format!("not an ONNX file: {why}"));
+    let mut rest = message.clone();
+    let mut found = Vec::new();
+    while rest.has_remaining() {
+        let start = message.len() - rest.len();
+        let (number, wire) = decode_key(&mut rest).map_err(|e| broken(&e))?;
+        let (length, delimited) = match wire {
+            WireType::Varint => {
+                decode_varint(&mut rest).map_err(|e| broken(&e))?;
+                (0, false)
+            }
+            WireType::SixtyFourBit => (8, false),
+            WireType::ThirtyTwoBit => (4, false),
+            WireType::LengthDelimited => {
+                let length = decode_varint(&mut rest).map_err(|e| broken(&e))?;
+                (usize::try_from(length).unwrap_or(usize::MAX), true)
+            }
+            WireType::StartGroup | WireType::EndGroup => return Err(broken(&"it has groups")),
+        };
+        if length > rest.len() {
+            return Err(broken(&"it ends in the middle of a field"));
+        }
+        let body = rest.split_to(length);
+        found.push(Field {
+            number,
+            span: start..message.len() - rest.len(),
+            body: delimited.then_some(body),
+        });
+    }
+    Ok(found)
+}
+
+/// In words, where the last message of a trail is.
+pub(super) fn whereabouts(trail: &Trail) -> String {
+    let named = |kind: &str, name: Option<String>| format!("{kind} {}", name.unwrap_or_default());
+    let words = trail.iter().filter_map(|(kind, bytes)| match kind {
+        Kind::Function => {
+            let function = FunctionProto::decode(bytes.clone()).ok()?;
+            Some(named("function", function.name))
+        }
+        Kind::Node => {
+            let node = NodeProto::decode(bytes.clone()).ok()?;
+            let name = node.name.clone().filter(|n| !n.is_empty());
+            let name = name.or_else(|| node.output.first().cloned());
+            Some(named(&node.op(), name))
+        }
+        Kind::Tensor => {
+            let tensor = TensorProto::decode(bytes.clone()).ok()?;
+            let name = tensor.name.filter(|n| !n.is_empty());
+            name.map(|name| format!("tensor {name}"))
+        }
+        Kind::Model | Kind::Graph | Kind::Attribute | Kind::Sparse => None,
+    });
+    let words: Vec<String> = words.collect();
+    words.join(", ")
+}
+
+pub(super) fn decode_tensor(bytes: &Bytes) -> Result<TensorProto, GraphError> {
+    TensorProto::decode(bytes.clone()).map_err(|e| GraphError(format!("a tensor is broken: {e}")))
+}
+
+/// A tensor whose contents are in a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct External {
+    /// The file, as the graph names it.
+    pub location: String,
+    /// In words, where in the graph the tensor is.
+    pub at: String,
+    /// The bytes of the file that it is; `None` where the graph leaves the end to the type.
+    pub span: (usize, Option<usize>),
+}
+
+/// Every tensor of a model that has its contents in a file.
+///
+/// # Errors
+/// When the file is no ONNX, or a tensor does not say where its contents are.
+pub fn externals(model: &Bytes) -> Result<Vec<External>, GraphError> {
+    let mut found = Vec::new();
+    edit(model, &mut |trail| {
+        let Some((Kind::Tensor, bytes)) = trail.last() else {
+            return Ok(Change::Keep);
+        };
+        let tensor = decode_tensor(bytes)?;
+        if tensor.data_location == Some(EXTERNAL) {
+            let at = whereabouts(trail);
+            let lacking = || GraphError(format!("{at}: external data without a location"));
+            found.push(External {
+                location: entry(&tensor, "location").ok_or_else(lacking)?,
+                span: span(&tensor).map_err(|e| GraphError(format!("{at}: {e}")))?,
+                at,
+            });
+        }
+        Ok(Change::Keep)
+    })?;
+    Ok(found)
+}
+
+/// The model with other names for its files of external data; `None` when all stay.
+///
+/// # Errors
+/// As [`externals`].
+pub fn relocate(
+    model: &Bytes,
+    names: &BTreeMap<String, String>,
+) -> Result<Option<Vec<u8>>, GraphError> {
+    edit(model, &mut |trail| {
+        let Some((Kind::Tensor, bytes)) = trail.last() else {
+            return Ok(Change::Keep);
+        };
+        let mut tensor = decode_tensor(bytes)?;
+        let new = entry(&tensor, "location").and_then(|old| Some((names.get(&old)?, old)));
+        match new {
+            Some((new, old)) if tensor.data_location == Some(EXTERNAL) && *new != old => {
+                for entry in &mut tensor.external_data {
+                    if entry.key.as_deref() == Some("location") {
+                        entry.value = Some(new.clone());
+                    }
+                }
+                Ok(Change::Replace(tensor.encode_to_vec()))
+            }
+            Some(_) | None => Ok(Change::Keep),
+        }
+    })
+}
+
+/// The model with what is small taken in from its files; what is large stays there. ONNX Runtime looks
+/// for constants of branches and the like in the working directory when it folds them, and takes a
+/// file that is a link for an attack: what is in such a file is taken in, too.
+///
+/// # Errors
+/// Names the tensor whose contents cannot be read, or the link behind which too much is.
+pub(super) fn embed(model: Vec<u8>, dir: &Path) -> Result<Vec<u8>, GraphError> {
+    let model = Bytes::from(model);
+    let mut room = LARGEST.saturating_sub(model.len());
+    let embedded = edit(&model, &mut |trail| {
+        let Some((Kind::Tensor, bytes)) = trail.last() else {
+            return Ok(Change::Keep);
+        };
+        let mut tensor = decode_tensor(bytes)?;
+        if tensor.data_location != Some(EXTERNAL) {
+            return Ok(Change::Keep);
+        }
+        let contents = contents(&tensor, dir)?;
+        let location = entry(&tensor, "location").unwrap_or_default();
+        if contents.len() > SMALL && !is_link(dir, &location) {
+            return Ok(Change::Keep);
+        }
+        room = room.checked_sub(contents.len()).ok_or_else(|| {
+            let at = whereabouts(trail);
+            GraphError(format!(
+                "{at}: {location} is a link, and more is behind links than a graph can hold; copy the file itself into the package"
+            ))
+        })?;
+        tensor.raw_data = Some(contents);
+        tensor.data_location = None;
+        tensor.external_data.clear();
+        Ok(Change::Replace(tensor.encode_to_vec()))
+    })?;
+    Ok(embedded.unwrap_or_else(|| model.into()))
+}
+
+/// Whether the file has another name, or another place outside of the folder.
+fn is_link(dir: &Path, location: &str) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let path = dir.join(plain_location(location).unwrap_or_default());
+    let alone = std::fs::metadata(&path).is_ok_and(|found| found.nlink() == 1);
+    let (real, folder) = (path.canonicalize(), dir.canonicalize());
+    let inside = real.is_ok_and(|real| folder.is_ok_and(|folder| real.starts_with(folder)));
+    !(alone && inside)
+}
+
+/// A location without detours, if it stays in the graph's folder.
+pub fn plain_location(location: &str) -> Option<String> {
+    let mut parts: Vec<&str> = Vec::new();
+    for component in Path::new(location).components() {
+        match component {
+            Component::CurDir => {}
+            Component::Normal(part) => parts.push(part.to_str()?),
+            Component::ParentDir => {
+                parts.pop()?;
+            }
+            Component::RootDir | Component::Prefix(_) => return None,
+        }
+    }
+    (!parts.is_empty()).then(|| parts.join("/"))
+}
+
+/// A tensor's little-endian bytes, from the graph or its external file in `dir`.
+pub(super) fn contents(tensor: &TensorProto, dir: &Path) -> Result<Bytes, GraphError> {
+    let name = tensor.name.as_deref().unwrap_or_default();
+    if tensor.data_location == Some(EXTERNAL) {
+        let location = entry(tensor, "location").unwrap_or_default();
+        return read_external(tensor, &location, dir)
+            .map_err(|e| GraphError(format!("initializer {name}: {location}: {e}")));
+    }
+    if let Some(raw) = &tensor.raw_data {
+        return Ok(raw.clone());
+    }
+    let floats = tensor.float_data.iter().flat_map(|v| v.to_le_bytes());
+    // Half types travel as 16 bits in an int32.
+    let halves = tensor.int32_data.iter();
+    let halves = halves.flat_map(|v| v.to_le_bytes().into_iter().take(2));
+    Ok(floats.chain(halves).collect::<Vec<u8>>().into())
+}
+
+fn read_external(tensor: &TensorProto, location: &str, dir: &Path) -> Result<Bytes, String> {
+    let plain = plain_location(location).ok_or("leads out of the graph's folder")?;
+    let file = crate::model::files::map(&dir.join(plain)).map_err(|e| e.to_string())?;
+    let (start, end) = span(tensor)?;
+    let end = end.unwrap_or(file.len());
+    if start > end || end > file.len() {
+        return Err(format!("has no bytes {start} to {end}"));
+    }
+    Ok(file.slice(start..end))
+}
+
+fn span(tensor: &TensorProto) -> Result<(usize, Option<usize>), String> {
+    let number = |key: &str| {
+        let value = entry(tensor, key);
+        let parsed = value.map(|v| v.parse::<usize>().map_err(|e| format!("{key}: {e}")));
+        parsed.transpose()
+    };
+    let start = number("offset")?.unwrap_or(0);
+    // A length of 0 is as good as none: ONNX Runtime goes by the shape then, too.
+    let length = number("length")?.filter(|length| *length > 0);
+    let length = length.or_else(|| size(tensor));
+    Ok((start, length.map(|length| start.saturating_add(length))))
+}
+
+/// Bytes of the contents, for the types that a model usually has.
+fn size(tensor: &TensorProto) -> Option<usize> {
+    let element = match tensor.data_type? {
+        FLOAT | INT32 => 4,
+        INT64 => 8,
+        FLOAT16 | BFLOAT16 => 2,
+        UINT8 | BOOL => 1,
+        _ => return None,
+    };
+    let dims = tensor.dims.iter();
+    dims.map(|d| usize::try_from(*d).ok())
+        .try_fold(element, |n: usize, d| n.checked_mul(d?))
+}
+
+fn entry(tensor: &TensorProto, key: &str) -> Option<String> {
+    let mut entries = tensor.external_data.iter();
+    let found = entries.find(|e| e.key.as_deref() == Some(key))?;
+    found.value.clone()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::proto::{Attribute, GraphProto, ModelProto, SparseTensorProto, StringEntry};
+    use super::*;
+
+    fn external(name: &str, location: &str) -> TensorProto {
+        let entry = |key: &str, value: &str| StringEntry {
+            key: Some(key.into()),
+            value: Some(value.into()),
+        };
+        TensorProto {
+            name: Some(name.into()),
+            dims: vec![2],
+            data_type: Some(FLOAT),
+            external_data: vec![entry("location", location), entry("offset", "8")],
+            data_location: Some(EXTERNAL),
+            ..TensorProto::default()
+        }
+    }
+
+    fn node(name: &str, attribute: Attribute) -> Bytes {
+        let node = NodeProto {
+            name: Some(name.into()),
+            op_type: Some("Op".into()),
+            attribute: vec![attribute.encode_to_vec().into()],
+            ..NodeProto::default()
+        };
+        node.encode_to_vec().into()
+    }
+
+    /// A field that is not typed here, as raw bytes behind an attribute's own.
+    fn untyped(attribute: Attribute, number: u32, message: &[u8]) -> Bytes {
+        let mut bytes = attribute.encode_to_vec();
+        append(&mut bytes, number, message);
+        let node = NodeProto {
+            name: Some("untyped".into()),
+            op_type: Some("Op".into()),
+            attribute: vec![bytes.into()],
+            ..NodeProto::default()
+        };
+        node.encode_to_vec().into()
+    }
+
+    fn held(tensor: TensorProto) -> Attribute {
+        Attribute {
+            t: Some(tensor),
+            ..Attribute::default()
+        }
+    }
+
+    fn sparse(tensor: TensorProto) -> SparseTensorProto {
+        SparseTensorProto {
+            values: Some(tensor),
+            dims: vec![4],
+        }
+    }
+
+    fn graph(node: Vec<Bytes>, initializer: Vec<TensorProto>) -> GraphProto {
+        GraphProto {
+            node,
+            initializer,
+            ..GraphProto::default()
+        }
+    }
+
+    /// Every node that can hold tensors, in every field of an attribute.
+    fn nodes(tensor: &mut impl FnMut(&str) -> TensorProto) -> Vec<Bytes> {
+        let deep = node("deep", held(tensor("attribute in a body")));
+        let body = Attribute {
+            g: Some(graph(vec![deep], vec![tensor("in a body")])),
+            ..Attribute::default()
+        };
+        let branches = Attribute {
+            graphs: vec![graph(vec![], vec![tensor("in graphs")])],
+            ..Attribute::default()
+        };
+        let field = |number, message: &[u8]| untyped(Attribute::default(), number, message);
+        let tensors = tensor("in tensors").encode_to_vec();
+        let one = sparse(tensor("in a sparse tensor")).encode_to_vec();
+        let many = sparse(tensor("in sparse tensors")).encode_to_vec();
+        vec![
+            node("constant", held(tensor("attribute"))),
+            node("loop", body),
+            node("branches", branches),
+            field(10, &tensors),
+            field(22, &one),
+            field(23, &many),
+        ]
+    }
+
+    /// A tensor in every place that can hold one, each in a file of its name.
+    fn everywhere() -> (Bytes, Vec<String>) {
+        let mut names = Vec::new();
+        let mut tensor = |name: &str| {
+            names.push(name.to_owned());
+            external(name, &format!("{name}.data"))
+        };
+        let main = GraphProto {
+            sparse_initializer: vec![sparse(tensor("sparse initializer")).encode_to_vec().into()],
+            ..graph(nodes(&mut tensor), vec![tensor("initializer")])
+        };
+        let function = FunctionProto {
+            name: Some("F".into()),
+            node: vec![node("inside", held(tensor("in a function")))],
+            ..FunctionProto::default()
+        };
+        let mut function = function.encode_to_vec();
+        let default = held(tensor("default of a function")).encode_to_vec();
+        append(&mut function, 11, &default);
+        let model = ModelProto {
+            graph: Some(main),
+            functions: vec![function.into()],
+            ..ModelProto::default()
+        };
+        (model.encode_to_vec().into(), names)
+    }
+
+    /// A model of one initializer that is above what is taken in.
+    fn large_tensor() -> ModelProto {
+        let mut tensor = external("initializer", "initializer.data");
+        tensor.dims = vec![i64::try_from(SMALL / 4 + 1).unwrap()];
+        tensor.external_data.truncate(1);
+        let graph = GraphProto {
+            initializer: vec![tensor],
+            ..GraphProto::default()
+        };
+        ModelProto {
+            graph: Some(graph),
+            ..ModelProto::default()
+        }
+    }
+
+    fn locations(model: &Bytes) -> Vec<String> {
+        let mut found: Vec<String> = externals(model)
+            .unwrap()
+            .into_iter()
+            .map(|e| e.location)
+            .collect();
+        found.sort();
+        found
+    }
+
+    #[test]
+    fn every_tensor_is_found_wherever_it_stands_and_can_move_to_another_file() {
+        let (model, names) = everywhere();
+        let mut files: Vec<String> = names.iter().map(|name| format!("{name}.data")).collect();
+        files.sort();
+        assert_eq!(locations(&model), files);
+        let all = externals(&model).unwrap();
+        assert!(all.iter().all(|e| e.span == (8, Some(16))), "{all:?}");
+        let at = |name: &str| {
+            &all.iter()
+                .find(|e| e.location.starts_with(name))
+                .unwrap()
+                .at
+        };
+        assert_eq!(
+            at("attribute in"),
+            "Op loop, Op deep, tensor attribute in a body"
+        );
+        assert_eq!(
+            at("in a function"),
+            "function F, Op inside, tensor in a function"
+        );
+        let moved = files
+            .iter()
+            .map(|file| (file.clone(), format!("moved/{file}")))
+            .collect();
+        let elsewhere: Bytes = relocate(&model, &moved).unwrap().unwrap().into();
+        let expected: Vec<String> = files.iter().map(|file| format!("moved/{file}")).collect();
+        assert_eq!(locations(&elsewhere), expected);
+        let back = moved
+            .into_iter()
+            .map(|(file, moved)| (moved, file))
+            .collect();
+        assert_eq!(relocate(&elsewhere, &back).unwrap().unwrap(), model);
+        assert_eq!(relocate(&model, &BTreeMap::new()).unwrap(), None);
+    }
+
+    #[test]
+    fn what_is_small_or_behind_a_link_is_taken_in_and_what_is_large_stays() {
+        let (model, names) = everywhere();
+        let dir = tempfile::tempdir().unwrap();
+        for name in &names {
+            std::fs::write(dir.path().join(format!("{name}.data")), [7; 16]).unwrap();
+        }
+        let taken: Bytes = embed(model.to_vec(), dir.path()).unwrap().into();
+        assert_eq!(externals(&taken).unwrap(), []);
+        let (large, linked) = (
+            dir.path().join("initializer.data"),
+            dir.path().join("elsewhere"),
+        );
+        std::fs::write(&large, vec![7; SMALL + 10]).unwrap();
+        let model: Bytes = large_tensor().encode_to_vec().into();
+        let left = |model: &Bytes| {
+            let embedded: Bytes = embed(model.to_vec(), dir.path()).unwrap().into();
+            externals(&embedded).unwrap().len()
+        };
+        assert_eq!(left(&model), 1);
+        std::fs::hard_link(&large, &linked).unwrap();
+        assert_eq!(left(&model), 0);
+        std::fs::remove_file(&linked).unwrap();
+        assert_eq!(left(&model), 1);
+        let outside = tempfile::tempdir().unwrap();
+        std::fs::rename(&large, outside.path().join("x")).unwrap();
+        std::os::unix::fs::symlink(outside.path().join("x"), &large).unwrap();
+        assert_eq!(left(&model), 0);
+        let (model, _) = everywhere();
+        std::fs::write(dir.path().join("attribute.data"), [7; 15]).unwrap();
+        let error = embed(model.to_vec(), dir.path()).unwrap_err().to_string();
+        assert!(
+            error.contains("attribute.data: has no bytes 8 to 16"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn what_is_cut_off_or_lies_too_deep_is_refused() {
+        let (model, _) = everywhere();
+        let cut = externals(&model.slice(..model.len() - 3))
+            .unwrap_err()
+            .to_string();
+        assert!(cut.contains("ends in the middle"), "{cut}");
+        let mut deep = GraphProto::default();
+        for _ in 0..DEEPEST {
+            let inner = Attribute {
+                g: Some(deep),
+                ..Attribute::default()
+            };
+            deep = GraphProto {
+                node: vec![node("n", inner)],
+                ..GraphProto::default()
+            };
+        }
+        let model = ModelProto {
+            graph: Some(deep),
+            ..ModelProto::default()
+        };
+        let error = externals(&model.encode_to_vec().into())
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("levels"), "{error}");
+    }
+
+    #[test]
+    fn locations_lose_their_detours_and_never_lead_out() {
+        for (location, plain) in [
+            ("m.data", Some("m.data")),
+            ("./m.data", Some("m.data")),
+            ("a/./b/../m.data", Some("a/m.data")),
+            ("a/../../m.data", None),
+            ("../m.data", None),
+            ("/m.data", None),
+            ("..", None),
+            (".", None),
+            ("", None),
+        ] {
+            assert_eq!(plain_location(location).as_deref(), plain, "{location}");
+        }
+    }
+}

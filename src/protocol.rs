@@ -1,0 +1,19 @@
+//! What goes over the wire and into Redis: every message, code, name and schema. It does no I/O and
+//! knows no driver, so a client can be built from it alone.
+
+pub mod context;
+pub mod control;
+pub mod document;
+pub mod encoding;
+pub mod failure;
+pub mod heartbeat;
+pub mod job;
+pub(crate) mod json;
+pub mod label;
+pub mod message;
+pub mod names;
+pub mod result;
+pub mod schema;
+pub mod signature;
+pub mod state;
+pub mod update_manifest;

@@ -1,0 +1,182 @@
+//! Control messages: what an operator may ask of a worker. None of them names a URL or a path.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
+
+use crate::protocol::document::from_document;
+use crate::protocol::label::Label;
+use crate::protocol::message::V1;
+
+/// What is asked.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema, clap::ValueEnum,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum Command {
+    /// Take no jobs until `resume`.
+    Pause,
+    /// Take jobs again.
+    Resume,
+    /// Finish what runs, then exit.
+    Drain,
+    /// Look for new weights now.
+    Update,
+    /// Read the package directory again.
+    Reload,
+    /// Prove the session again.
+    Rewarm,
+}
+
+impl Command {
+    /// The word on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pause => "pause",
+            Self::Resume => "resume",
+            Self::Drain => "drain",
+            Self::Update => "update",
+            Self::Reload => "reload",
+            Self::Rewarm => "rewarm",
+        }
+    }
+}
+
+/// A control message.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(title = "control.v1")]
+pub struct ControlMessage {
+    /// Always 1.
+    pub v: V1,
+    /// What is asked.
+    pub command: Command,
+    /// Of whom; default everyone who gets it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub worker_id: Option<String>,
+}
+
+/// What became of a command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// It was done.
+    Done,
+    /// It was not tried.
+    Refused,
+    /// It was tried in vain.
+    Failed,
+}
+
+impl Outcome {
+    /// The word on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Refused => "refused",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// What one worker answers to a control message with a `reply_to`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(title = "control_answer.v1")]
+pub struct ControlAnswer {
+    /// Always 1.
+    pub v: V1,
+    /// What was asked.
+    pub command: Command,
+    /// Who answers.
+    pub worker_id: String,
+    /// Which start of it.
+    pub incarnation: String,
+    /// What it serves.
+    pub model: String,
+    /// What became of the command.
+    pub outcome: Outcome,
+    /// What was done, or why not, for a person.
+    pub message: String,
+}
+
+/// A command on its way through the worker, to be answered once.
+#[derive(Debug)]
+pub struct Order {
+    /// What is asked.
+    pub command: Command,
+    answer: oneshot::Sender<(Outcome, String)>,
+}
+
+impl Order {
+    /// An order, and where its answer comes.
+    pub fn new(command: Command) -> (Self, oneshot::Receiver<(Outcome, String)>) {
+        let (answer, answered) = oneshot::channel();
+        (Self { command, answer }, answered)
+    }
+
+    /// Answers that it was done.
+    pub fn done(self, message: impl Into<String>) {
+        self.answer(Outcome::Done, message.into());
+    }
+
+    /// Answers that it is not even tried.
+    pub fn refuse(self, message: impl Into<String>) {
+        self.answer(Outcome::Refused, message.into());
+    }
+
+    /// Answers that it was tried in vain.
+    pub fn fail(self, message: impl Into<String>) {
+        self.answer(Outcome::Failed, message.into());
+    }
+
+    fn answer(self, outcome: Outcome, message: String) {
+        let (command, said) = (self.command.as_str(), outcome.as_str());
+        tracing::info!(
+            command,
+            outcome = said,
+            message,
+            "a control message is answered"
+        );
+        if self.answer.send((outcome, message)).is_err() {
+            tracing::debug!("nobody waits for the answer");
+        }
+    }
+}
+
+impl ControlAnswer {
+    /// Reads what a worker answers.
+    ///
+    /// # Errors
+    /// A sentence that names the field.
+    pub fn decode(body: &[u8], said: impl Into<Label>) -> Result<Self, String> {
+        from_document(&said.into().decode(body)?)
+    }
+}
+
+/// Decodes a control message. `said` is what it says of its body.
+///
+/// # Errors
+/// A sentence that names the field.
+pub fn decode(body: &[u8], said: impl Into<Label>) -> Result<ControlMessage, String> {
+    from_document(&said.into().decode(body)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::encoding::Encoding;
+
+    #[test]
+    fn a_message_that_names_a_place_is_refused() {
+        assert!(
+            decode(
+                br#"{"v":1,"command":"reload","url":"http://evil"}"#,
+                Encoding::Json
+            )
+            .is_err()
+        );
+        assert!(decode(br#"{"v":1,"command":"explode"}"#, Encoding::Json).is_err());
+        let message = decode(br#"{"v":1,"command":"rewarm"}"#, Encoding::Json).unwrap();
+        assert_eq!(message.command, Command::Rewarm);
+    }
+}

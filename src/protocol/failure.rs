@@ -1,0 +1,320 @@
+//! Why a job was not scored: the error codes of the wire, what each means for the job, and the
+//! stage that refused it. An error here always carries its decision; nobody guesses from text.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use strum::EnumIter;
+
+/// What became of a job, as the `status` of its result says it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Status {
+    /// The job was evaluated.
+    Scored,
+    /// The job or its candidate is at fault; retrying cannot help.
+    Rejected,
+    /// The operation failed; this says nothing about the candidate.
+    Failed,
+}
+
+impl Status {
+    /// The word used on the wire and in routing keys.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Scored => "scored",
+            Self::Rejected => "rejected",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// What is done with a job that ended in an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Remedy {
+    /// Answer at once: trying again cannot change the verdict.
+    Answer,
+    /// Climb the retry ladder; at its end answer `failed` and park a copy.
+    Retry,
+    /// Answer at once and park a copy: somebody has to look at it.
+    Park,
+}
+
+/// A stable error code of the wire.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EnumIter, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[expect(
+    missing_docs,
+    reason = "each code is specified in the README's table under its own name"
+)]
+pub enum Code {
+    InvalidJob,
+    ModelMismatch,
+    ModelVersionMismatch,
+    ModelVersionUnavailable,
+    UnknownShard,
+    CandidateTooLarge,
+    CandidateDigestMismatch,
+    CandidateMalformed,
+    CandidateUnknownTensor,
+    CandidateShapeMismatch,
+    CandidateIndexOutOfRange,
+    CandidateDuplicateIndex,
+    CandidateNonFinite,
+    CandidateEmpty,
+    CandidateUrlForbidden,
+    CandidateUnavailable,
+    NonFiniteLoss,
+    DeadlineExceeded,
+    ScoreTimeout,
+    OutOfMemory,
+    InferenceFailed,
+    Poisoned,
+}
+
+impl Code {
+    /// The word used on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::InvalidJob => "invalid_job",
+            Self::ModelMismatch => "model_mismatch",
+            Self::ModelVersionMismatch => "model_version_mismatch",
+            Self::ModelVersionUnavailable => "model_version_unavailable",
+            Self::UnknownShard => "unknown_shard",
+            Self::CandidateTooLarge => "candidate_too_large",
+            Self::CandidateDigestMismatch => "candidate_digest_mismatch",
+            Self::CandidateMalformed => "candidate_malformed",
+            Self::CandidateUnknownTensor => "candidate_unknown_tensor",
+            Self::CandidateShapeMismatch => "candidate_shape_mismatch",
+            Self::CandidateIndexOutOfRange => "candidate_index_out_of_range",
+            Self::CandidateDuplicateIndex => "candidate_duplicate_index",
+            Self::CandidateNonFinite => "candidate_non_finite",
+            Self::CandidateEmpty => "candidate_empty",
+            Self::CandidateUrlForbidden => "candidate_url_forbidden",
+            Self::CandidateUnavailable => "candidate_unavailable",
+            Self::NonFiniteLoss => "non_finite_loss",
+            Self::DeadlineExceeded => "deadline_exceeded",
+            Self::ScoreTimeout => "score_timeout",
+            Self::OutOfMemory => "out_of_memory",
+            Self::InferenceFailed => "inference_failed",
+            Self::Poisoned => "poisoned",
+        }
+    }
+
+    /// The status a result with this code carries.
+    pub fn status(self) -> Status {
+        match self {
+            Self::InvalidJob
+            | Self::ModelMismatch
+            | Self::ModelVersionMismatch
+            | Self::UnknownShard
+            | Self::CandidateTooLarge
+            | Self::CandidateDigestMismatch
+            | Self::CandidateMalformed
+            | Self::CandidateUnknownTensor
+            | Self::CandidateShapeMismatch
+            | Self::CandidateIndexOutOfRange
+            | Self::CandidateDuplicateIndex
+            | Self::CandidateNonFinite
+            | Self::CandidateEmpty
+            | Self::CandidateUrlForbidden
+            | Self::NonFiniteLoss => Status::Rejected,
+            Self::ModelVersionUnavailable
+            | Self::CandidateUnavailable
+            | Self::DeadlineExceeded
+            | Self::ScoreTimeout
+            | Self::OutOfMemory
+            | Self::InferenceFailed
+            | Self::Poisoned => Status::Failed,
+        }
+    }
+
+    /// Whether a worker tries such a job again by itself.
+    pub fn remedy(self) -> Remedy {
+        match self {
+            Self::CandidateUnavailable | Self::ModelVersionUnavailable | Self::InferenceFailed => {
+                Remedy::Retry
+            }
+            Self::InvalidJob
+            | Self::ModelMismatch
+            | Self::ModelVersionMismatch
+            | Self::UnknownShard
+            | Self::CandidateTooLarge
+            | Self::CandidateDigestMismatch
+            | Self::CandidateMalformed
+            | Self::CandidateUnknownTensor
+            | Self::CandidateShapeMismatch
+            | Self::CandidateIndexOutOfRange
+            | Self::CandidateDuplicateIndex
+            | Self::CandidateNonFinite
+            | Self::CandidateEmpty
+            | Self::CandidateUrlForbidden
+            | Self::NonFiniteLoss
+            | Self::DeadlineExceeded
+            | Self::ScoreTimeout
+            | Self::OutOfMemory => Remedy::Answer,
+            Self::Poisoned => Remedy::Park,
+        }
+    }
+
+    /// Whether the candidate's own bytes prove the refusal, so that any worker with the same
+    /// model would say the same and the result may be stored.
+    pub fn proven_by_candidate(self) -> bool {
+        match self {
+            Self::CandidateMalformed
+            | Self::CandidateUnknownTensor
+            | Self::CandidateShapeMismatch
+            | Self::CandidateIndexOutOfRange
+            | Self::CandidateDuplicateIndex
+            | Self::CandidateNonFinite
+            | Self::CandidateEmpty
+            | Self::NonFiniteLoss => true,
+            Self::InvalidJob
+            | Self::ModelMismatch
+            | Self::ModelVersionMismatch
+            | Self::ModelVersionUnavailable
+            | Self::UnknownShard
+            | Self::CandidateTooLarge
+            | Self::CandidateDigestMismatch
+            | Self::CandidateUrlForbidden
+            | Self::CandidateUnavailable
+            | Self::DeadlineExceeded
+            | Self::ScoreTimeout
+            | Self::OutOfMemory
+            | Self::InferenceFailed
+            | Self::Poisoned => false,
+        }
+    }
+
+    /// Whether the sender may usefully submit the same job again later.
+    pub fn retryable(self) -> bool {
+        self.status() == Status::Failed && !matches!(self, Self::DeadlineExceeded | Self::Poisoned)
+    }
+}
+
+/// Characters of a message.
+const MAX_MESSAGE_CHARS: usize = 400;
+
+/// A typed refusal: the code decides, the message explains, the detail is for programs.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[error("{}: {message}", code.as_str())]
+pub struct Failure {
+    /// What it means for the job.
+    pub code: Code,
+    /// What was wrong and where, for a person.
+    pub message: String,
+    /// The same for a program; an object, possibly empty.
+    pub detail: Map<String, Value>,
+}
+
+impl Failure {
+    /// A failure without detail. A long message is cut: it may quote a stranger, whose words may be
+    /// as long as a body.
+    pub fn new(code: Code, message: impl Into<String>) -> Self {
+        let mut message = message.into();
+        if let Some((end, _)) = message.char_indices().nth(MAX_MESSAGE_CHARS) {
+            message.truncate(end);
+            message.push_str("...");
+        }
+        Self {
+            code,
+            message,
+            detail: Map::new(),
+        }
+    }
+
+    /// Adds one fact for programs.
+    #[must_use]
+    pub fn with(mut self, key: &str, value: impl Into<Value>) -> Self {
+        self.detail.insert(key.to_owned(), value.into());
+        self
+    }
+
+    /// The `error` object of a result.
+    pub fn to_error(&self) -> ErrorBody {
+        ErrorBody {
+            code: self.code,
+            message: self.message.clone(),
+            retryable: self.code.retryable(),
+            detail: self.detail.clone(),
+        }
+    }
+}
+
+/// The `error` of a result that is not scored.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ErrorBody {
+    /// What it means for the job.
+    pub code: Code,
+    /// What was wrong and where.
+    pub message: String,
+    /// Whether submitting the same job again later can help.
+    pub retryable: bool,
+    /// StatusFields for programs.
+    pub detail: Map<String, Value>,
+}
+
+#[cfg(test)]
+mod tests {
+    use strum::IntoEnumIterator as _;
+
+    use super::*;
+
+    /// The contract: each code's word and status, what a worker does with the job, whether the result may be
+    /// stored, and whether the sender may submit the job again.
+    #[rustfmt::skip]
+    const CONTRACT: [(Code, &str, Status, Remedy, bool, bool); 22] = {
+        use Code as C;
+        use Remedy::{Answer, Park, Retry};
+        use Status::{Failed, Rejected};
+        [
+            (C::InvalidJob,                "invalid_job",                  Rejected, Answer, false, false),
+            (C::ModelMismatch,             "model_mismatch",               Rejected, Answer, false, false),
+            (C::ModelVersionMismatch,      "model_version_mismatch",       Rejected, Answer, false, false),
+            (C::ModelVersionUnavailable,   "model_version_unavailable",    Failed,   Retry,  false, true),
+            (C::UnknownShard,              "unknown_shard",                Rejected, Answer, false, false),
+            (C::CandidateTooLarge,         "candidate_too_large",          Rejected, Answer, false, false),
+            (C::CandidateDigestMismatch,   "candidate_digest_mismatch",    Rejected, Answer, false, false),
+            (C::CandidateMalformed,        "candidate_malformed",          Rejected, Answer, true,  false),
+            (C::CandidateUnknownTensor,    "candidate_unknown_tensor",     Rejected, Answer, true,  false),
+            (C::CandidateShapeMismatch,    "candidate_shape_mismatch",     Rejected, Answer, true,  false),
+            (C::CandidateIndexOutOfRange,  "candidate_index_out_of_range", Rejected, Answer, true,  false),
+            (C::CandidateDuplicateIndex,   "candidate_duplicate_index",    Rejected, Answer, true,  false),
+            (C::CandidateNonFinite,        "candidate_non_finite",         Rejected, Answer, true,  false),
+            (C::CandidateEmpty,            "candidate_empty",              Rejected, Answer, true,  false),
+            (C::CandidateUrlForbidden,     "candidate_url_forbidden",      Rejected, Answer, false, false),
+            (C::CandidateUnavailable,      "candidate_unavailable",        Failed,   Retry,  false, true),
+            (C::NonFiniteLoss,             "non_finite_loss",              Rejected, Answer, true,  false),
+            (C::DeadlineExceeded,          "deadline_exceeded",            Failed,   Answer, false, false),
+            (C::ScoreTimeout,              "score_timeout",                Failed,   Answer, false, true),
+            (C::OutOfMemory,               "out_of_memory",                Failed,   Answer, false, true),
+            (C::InferenceFailed,           "inference_failed",             Failed,   Retry,  false, true),
+            (C::Poisoned,                  "poisoned",                     Failed,   Park,   false, false),
+        ]
+    };
+
+    #[test]
+    fn the_contract_has_every_code_once_in_the_order_of_the_type() {
+        let listed: Vec<Code> = CONTRACT.iter().map(|row| row.0).collect();
+        assert_eq!(listed, Code::iter().collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn every_code_is_what_the_contract_says() {
+        for (code, word, status, remedy, stored, again) in CONTRACT {
+            assert_eq!(code.as_str(), word);
+            assert_eq!(code.status(), status, "{word}");
+            assert_eq!(code.remedy(), remedy, "{word}");
+            assert_eq!(code.proven_by_candidate(), stored, "{word}");
+            assert_eq!(code.retryable(), again, "{word}");
+        }
+    }
+
+    #[test]
+    fn every_code_is_written_and_read_by_its_word() {
+        for (code, word, ..) in CONTRACT {
+            assert_eq!(serde_json::to_value(code).unwrap(), word);
+            assert_eq!(serde_json::from_value::<Code>(word.into()).unwrap(), code);
+        }
+    }
+}

@@ -1,0 +1,33 @@
+//! What may name a job, a model and a worker.
+
+/// Whether the text can name a job.
+pub fn is_submission_id(text: &str) -> bool {
+    (1..=128).contains(&text.len())
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"._:-".contains(&b))
+}
+
+/// Whether the text can name a model.
+pub fn is_model_name(name: &str) -> bool {
+    let legal = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+    (1..=64).contains(&name.len())
+        && name.bytes().next().is_some_and(legal)
+        && name.bytes().all(|b| legal(b) || b == b'_' || b == b'-')
+}
+
+/// Whether the text can name a worker.
+pub fn is_worker_id(id: &str) -> bool {
+    (1..=128).contains(&id.len())
+        && id
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b == b'.' || b == b'_' || b == b'-')
+}
+
+/// Whether the text is a SHA-256 as packages and manifests write it.
+pub fn is_digest(text: &str) -> bool {
+    text.len() == 64
+        && text
+            .bytes()
+            .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}

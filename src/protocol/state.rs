@@ -1,0 +1,220 @@
+//! The states of a worker and the reasons for them: the words of the heartbeat.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use strum::EnumIter;
+
+use crate::util::clock::{steady_ms, unix_ms};
+
+/// What a worker is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// The process has begun.
+    Starting,
+    /// A model is being loaded or proven.
+    Warming,
+    /// Jobs are taken.
+    Ready,
+    /// Something is wrong or held; no jobs are taken.
+    Degraded,
+    /// New weights are being swapped in.
+    Updating,
+    /// The package is being read again.
+    Reloading,
+    /// Running jobs end, no new ones are taken.
+    Draining,
+    /// The process is about to exit.
+    Stopped,
+}
+
+impl State {
+    /// All of them, in the order of a worker's life.
+    pub const ALL: [Self; 8] = [
+        Self::Starting,
+        Self::Warming,
+        Self::Ready,
+        Self::Degraded,
+        Self::Updating,
+        Self::Reloading,
+        Self::Draining,
+        Self::Stopped,
+    ];
+
+    /// The word of the heartbeat.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Warming => "warming",
+            Self::Ready => "ready",
+            Self::Degraded => "degraded",
+            Self::Updating => "updating",
+            Self::Reloading => "reloading",
+            Self::Draining => "draining",
+            Self::Stopped => "stopped",
+        }
+    }
+
+    /// Whether a worker may go from here to there.
+    pub fn may_become(self, next: Self) -> bool {
+        match (self, next) {
+            (Self::Stopped, _) => false,
+            (Self::Draining, next) => next == Self::Stopped,
+            (_, Self::Draining) => true,
+            (_, Self::Stopped) => false,
+            (_, Self::Starting) => false,
+            (_, Self::Ready) => matches!(self, Self::Warming | Self::Degraded),
+            (Self::Starting, next) => matches!(next, Self::Warming | Self::Degraded),
+            (_, Self::Warming | Self::Degraded) => true,
+            (_, Self::Updating | Self::Reloading) => matches!(self, Self::Ready | Self::Degraded),
+        }
+    }
+}
+
+/// Why a worker is in its state: the stable words of `state_detail`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, EnumIter)]
+#[expect(
+    missing_docs,
+    reason = "the words are the contract's; ops/runbook.md explains each"
+)]
+pub enum Detail {
+    Initializing,
+    LoadingModel,
+    StartupBaseline,
+    Serving,
+    Paused,
+    Rewarm,
+    UpdateTo(u64),
+    ReloadRequest,
+    WarmFailed,
+    ModelLoadFailed,
+    EpUnavailable,
+    BrokerDisconnected,
+    PublishForbidden,
+    ConsumerLost,
+    DuplicateId,
+    PackageChanged,
+    RestoreMismatch,
+    CanaryMismatch,
+    OutOfMemory,
+    Stuck,
+    EngineLost,
+    PartLost,
+    DrainSignal,
+    DrainControl,
+    Drained,
+}
+
+/// The word of the heartbeat.
+impl std::fmt::Display for Detail {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::UpdateTo(version) => return write!(f, "update_to_v{version}"),
+            Self::ReloadRequest => "reload_request",
+            Self::Initializing => "initializing",
+            Self::LoadingModel => "loading_model",
+            Self::StartupBaseline => "startup_baseline",
+            Self::Serving => "serving",
+            Self::Paused => "paused",
+            Self::Rewarm => "rewarm",
+            Self::WarmFailed => "warm_failed",
+            Self::ModelLoadFailed => "model_load_failed",
+            Self::EpUnavailable => "ep_unavailable",
+            Self::BrokerDisconnected => "broker_disconnected",
+            Self::PublishForbidden => "publish_forbidden",
+            Self::ConsumerLost => "consumer_lost",
+            Self::DuplicateId => "duplicate_id",
+            Self::PackageChanged => "package_changed",
+            Self::RestoreMismatch => "restore_mismatch",
+            Self::CanaryMismatch => "canary_mismatch",
+            Self::OutOfMemory => "out_of_memory",
+            Self::Stuck => "stuck",
+            Self::EngineLost => "engine_lost",
+            Self::PartLost => "part_lost",
+            Self::DrainSignal => "drain_signal",
+            Self::DrainControl => "drain_control",
+            Self::Drained => "drained",
+        })
+    }
+}
+
+/// A state, why, and since when.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Phase {
+    /// What the worker is doing.
+    pub state: State,
+    /// Why.
+    pub detail: Detail,
+    /// Unix milliseconds.
+    pub since_ms: u64,
+    /// The same by the steady clock.
+    pub since: u64,
+    /// When `ready` was last entered; 0 = never.
+    pub last_ready_at_ms: u64,
+    /// Counts changes, so that none is overlooked.
+    pub changes: u64,
+}
+
+impl Phase {
+    /// A process that has just begun.
+    pub fn starting() -> Self {
+        Self {
+            state: State::Starting,
+            detail: Detail::Initializing,
+            since_ms: unix_ms(),
+            since: steady_ms(),
+            last_ready_at_ms: 0,
+            changes: 0,
+        }
+    }
+
+    /// What follows it, from now on.
+    #[must_use]
+    pub fn followed_by(self, state: State, detail: Detail) -> Self {
+        let now = unix_ms();
+        let is_ready = state == State::Ready;
+        Self {
+            state,
+            detail,
+            since_ms: now,
+            since: steady_ms(),
+            last_ready_at_ms: if is_ready { now } else { self.last_ready_at_ms },
+            changes: self.changes + 1,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_warm_or_recovered_worker_becomes_ready() {
+        for state in [
+            State::Starting,
+            State::Updating,
+            State::Reloading,
+            State::Draining,
+            State::Stopped,
+        ] {
+            assert!(!state.may_become(State::Ready), "{state:?}");
+        }
+        assert!(State::Warming.may_become(State::Ready));
+    }
+
+    #[test]
+    fn a_drain_cannot_be_undone() {
+        for next in [
+            State::Starting,
+            State::Warming,
+            State::Ready,
+            State::Degraded,
+            State::Updating,
+            State::Reloading,
+        ] {
+            assert!(!State::Draining.may_become(next));
+            assert!(!State::Stopped.may_become(next));
+        }
+        assert!(State::Draining.may_become(State::Stopped));
+    }
+}

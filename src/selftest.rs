@@ -1,0 +1,5 @@
+//! A worker tried on itself: known answers, benchmarks, and the synthetic models that both need.
+
+pub mod bench;
+pub mod proofs;
+pub mod synthetic_model;

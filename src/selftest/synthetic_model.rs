@@ -1,0 +1,134 @@
+//! A model package with random weights and tokens, made on the fly, to measure with.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+use crate::model::build::{write, write_tensors};
+use crate::model::manifest::{
+    GraphFile, Inputs, Manifest, Objective, Outputs, PackageError, Place, ShardFile, TensorEntry,
+};
+use crate::model::onnx::synthetic::{Decoder, decoder};
+use crate::model::package::MANIFEST;
+use crate::model::tensor::Dtype;
+use crate::protocol::message::V1;
+
+/// About 100 million parameters.
+pub const HUNDRED_MILLION: Decoder = Decoder {
+    layers: 12,
+    width: 768,
+    heads: 12,
+    vocabulary: 10_000,
+    window: 128,
+};
+
+/// About 600 million parameters: more than 2 GB of weights.
+pub const SIX_HUNDRED_MILLION: Decoder = Decoder {
+    layers: 20,
+    width: 1536,
+    heads: 12,
+    vocabulary: 10_000,
+    window: 128,
+};
+
+/// Windows of held-out tokens.
+const ROWS: usize = 8;
+
+/// Makes the package in an empty directory; the same bytes for the same model.
+///
+/// # Errors
+/// When the directory cannot be written.
+pub fn make(model: Decoder, out: &Path) -> Result<(), PackageError> {
+    let mut random = StdRng::seed_from_u64(1);
+    let (graph, weights) = decoder(model);
+    let graph = write(&out.join("model.onnx"), &graph)?;
+    let tensors: Vec<(String, Vec<usize>, Vec<u8>)> = weights
+        .into_iter()
+        .map(|(name, shape)| {
+            let bytes = weight(&name, shape.iter().product(), &mut random);
+            (name, shape, bytes)
+        })
+        .collect();
+    let views = tensors
+        .iter()
+        .map(|(name, shape, bytes)| (name.as_str(), Dtype::F32, shape.as_slice(), &bytes[..]));
+    let weights = write_tensors(&out.join("weights.safetensors"), views)?;
+    let manifest = Manifest {
+        v: V1,
+        name: "synthetic".into(),
+        version: 1,
+        graph: GraphFile {
+            file: graph.file,
+            sha256: graph.sha256,
+            external: None,
+        },
+        weights: Some(weights),
+        inputs: Inputs {
+            tokens: Some("tokens".into()),
+            ..Inputs::default()
+        },
+        outputs: Outputs {
+            logits: Some("logits".into()),
+            ..Outputs::default()
+        },
+        objective: Objective::causal_lm(model.window),
+        tensors: entries(&tensors),
+        trainable: None,
+        aliases: None,
+        precision: Dtype::F32,
+        shards: vec![shard(model, out, &mut random)?],
+        canary: None,
+    };
+    let json = serde_json::to_vec_pretty(&manifest).map_err(|e| PackageError(e.to_string()))?;
+    write(&out.join(MANIFEST), &json)?;
+    Ok(())
+}
+
+/// Gains about 1, everything else about 0: losses stay finite through all layers.
+fn weight(name: &str, numel: usize, random: &mut StdRng) -> Vec<u8> {
+    let centre = if name.contains("norm") && name.ends_with("weight") {
+        1.0
+    } else {
+        0.0
+    };
+    (0..numel)
+        .flat_map(|_| (centre + random.random_range(-0.04_f32..=0.04)).to_le_bytes())
+        .collect()
+}
+
+fn entries(tensors: &[(String, Vec<usize>, Vec<u8>)]) -> BTreeMap<String, TensorEntry> {
+    let entry = |(name, shape, _): &(String, Vec<usize>, Vec<u8>)| {
+        let place = Place {
+            initializer: name.clone(),
+            transposed: false,
+        };
+        let entry = TensorEntry {
+            places: vec![place],
+            shape: shape.clone(),
+            dtype: Dtype::F32,
+        };
+        (name.clone(), entry)
+    };
+    tensors.iter().map(entry).collect()
+}
+
+fn shard(model: Decoder, out: &Path, random: &mut StdRng) -> Result<ShardFile, PackageError> {
+    let length = model.window + 72;
+    let highest = i32::try_from(model.vocabulary).unwrap_or(i32::MAX);
+    let tokens: Vec<u8> = (0..ROWS * length)
+        .flat_map(|_| random.random_range(0..highest).to_le_bytes())
+        .collect();
+    let view =
+        safetensors::tensor::TensorView::new(safetensors::Dtype::I32, vec![ROWS, length], &tokens)
+            .map_err(|e| PackageError(format!("tokens: {e}")))?;
+    let bytes = safetensors::serialize([("tokens", view)], None)
+        .map_err(|e| PackageError(format!("tokens: {e}")))?;
+    let digest = write(&out.join("shards/shard_000001.safetensors"), &bytes)?;
+    Ok(ShardFile {
+        id: 1,
+        file: format!("shards/{}", digest.file),
+        sha256: digest.sha256,
+    })
+}

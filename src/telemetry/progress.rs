@@ -1,0 +1,323 @@
+//! What the computing thread tells about itself, and when that means that it hangs. It goes by the
+//! steady clock, which nobody sets; the record alone is told the time of day.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use crate::util::clock::{steady_ms, unix_ms};
+
+/// Before a warm-up has told how long a micro-batch takes: a provider may compile its kernels when it
+/// first runs.
+const FIRST_PATIENCE: Duration = Duration::from_secs(300);
+/// After it, at least; and so many times the slowest micro-batch of the warm-up.
+const LEAST_PATIENCE: Duration = Duration::from_secs(10);
+const MOST_TIMES_SLOWER: u64 = 10;
+/// A proof also works on the host, on whole tensors: it may pause for so long at least, and as many
+/// times longer than the warm-up did.
+const LEAST_PROOF_PATIENCE: Duration = Duration::from_secs(30);
+/// How often whoever waits looks.
+const LOOK: Duration = Duration::from_millis(250);
+/// Nobody has looked for so long: the process was stopped.
+const ABSENT: Duration = Duration::from_secs(2);
+
+/// Written by the computing thread; everybody else only reads.
+#[derive(Debug)]
+pub struct Progress {
+    /// Micro-batches done since the start.
+    pub counter: AtomicU64,
+    /// When the last one was done, unix milliseconds; for people.
+    pub at_ms: AtomicU64,
+    /// Between which counts of micro-batches the warm-up under way lies, about; equal = none is.
+    pub warm_from: AtomicU64,
+    /// See [`Progress::warm_from`].
+    pub warm_until: AtomicU64,
+    /// Baselines kept.
+    pub baselines: AtomicU64,
+    /// Time the computing thread has worked, microseconds.
+    pub worked_us: AtomicU64,
+    /// When the work under way began, by the steady clock; 0 = idle.
+    busy_since_ms: AtomicU64,
+    /// When it last got on, by the steady clock.
+    moved_ms: AtomicU64,
+    /// The slowest micro-batch of the warm-up under way, milliseconds.
+    slowest_ms: AtomicU64,
+    /// The longest pause between two signs of progress in it, milliseconds.
+    widest_ms: AtomicU64,
+    /// How long a job may be without progress, milliseconds.
+    patience_ms: AtomicU64,
+    /// How long a proof may be.
+    proof_patience_ms: AtomicU64,
+    /// The work under way is a proof.
+    proving: AtomicBool,
+    presence: Mutex<Presence>,
+}
+
+/// Since when the process was there all the time, by the steady clock.
+#[derive(Debug, Default)]
+struct Presence {
+    since_ms: u64,
+    looked_ms: u64,
+}
+
+/// Work under way, and when it began; it is over when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Busy(Option<(Arc<Progress>, u64)>);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        let Some((progress, since)) = &self.0 else {
+            return;
+        };
+        // Unless another session has taken over meanwhile.
+        let (busy, order) = (&progress.busy_since_ms, Ordering::Relaxed);
+        if busy.compare_exchange(*since, 0, order, order).is_ok() {
+            progress.proving.store(false, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Default for Progress {
+    fn default() -> Self {
+        Self {
+            counter: AtomicU64::default(),
+            at_ms: AtomicU64::default(),
+            warm_from: AtomicU64::default(),
+            warm_until: AtomicU64::default(),
+            baselines: AtomicU64::default(),
+            worked_us: AtomicU64::default(),
+            busy_since_ms: AtomicU64::default(),
+            moved_ms: AtomicU64::default(),
+            slowest_ms: AtomicU64::default(),
+            widest_ms: AtomicU64::default(),
+            patience_ms: AtomicU64::new(millis(FIRST_PATIENCE)),
+            proof_patience_ms: AtomicU64::new(millis(FIRST_PATIENCE)),
+            proving: AtomicBool::default(),
+            presence: Mutex::default(),
+        }
+    }
+}
+
+impl Progress {
+    /// Whether something is computed or written.
+    pub fn is_busy(&self) -> bool {
+        self.busy_since_ms.load(Ordering::Relaxed) != 0
+    }
+
+    /// For how long something has been computed or written; zero = idle.
+    pub fn busy_for(&self) -> Duration {
+        match self.busy_since_ms.load(Ordering::Relaxed) {
+            0 => Duration::ZERO,
+            since => Duration::from_millis(steady_ms().saturating_sub(since)),
+        }
+    }
+
+    /// When work last got on, by the steady clock.
+    pub fn moved_at(&self) -> u64 {
+        self.moved_ms.load(Ordering::Relaxed)
+    }
+
+    /// How long the work under way, or the next job, may be without progress before it counts as stuck.
+    pub fn patience(&self) -> Duration {
+        let (patience, seen) = match self.proving.load(Ordering::Relaxed) {
+            true => (&self.proof_patience_ms, &self.widest_ms),
+            false => (&self.patience_ms, &self.slowest_ms),
+        };
+        let seen = seen.load(Ordering::Relaxed) * MOST_TIMES_SLOWER;
+        Duration::from_millis(patience.load(Ordering::Relaxed).max(seen))
+    }
+
+    /// Whether the work under way has made no progress for too long. Time in which the process was
+    /// stopped does not count, provided that somebody looks all the time: see [`Progress::watch`].
+    pub fn is_stuck(&self) -> bool {
+        let (now, there_since) = self.look();
+        let busy_since = self.busy_since_ms.load(Ordering::Relaxed);
+        let moved = self.moved_ms.load(Ordering::Relaxed);
+        let last = moved.max(busy_since).max(there_since);
+        busy_since != 0 && now.saturating_sub(last) > millis(self.patience())
+    }
+
+    /// Resolves when the work under way is stuck.
+    pub async fn stuck(&self) {
+        while !self.is_stuck() {
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// Looks all the time, so that it is known when the process was stopped.
+    pub async fn watch(&self) {
+        loop {
+            self.look();
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// The time, and since when the process was there.
+    fn look(&self) -> (u64, u64) {
+        let mut presence = self.presence.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = steady_ms();
+        if now.saturating_sub(presence.looked_ms) > millis(ABSENT) {
+            presence.since_ms = now;
+        }
+        presence.looked_ms = now;
+        (now, presence.since_ms)
+    }
+
+    /// Micro-batches that the warm-up under way has done, and will have done at its end, about.
+    pub fn warming(&self) -> Option<(u64, u64)> {
+        let from = self.warm_from.load(Ordering::Relaxed);
+        let all = self.warm_until.load(Ordering::Relaxed).checked_sub(from)?;
+        let done = self.counter.load(Ordering::Relaxed).saturating_sub(from);
+        (all > 0).then_some((done.min(all), all))
+    }
+
+    /// Work begins, unless it is part of work under way.
+    pub(crate) fn begin(self: &Arc<Self>) -> Busy {
+        if self.is_busy() {
+            return Busy(None);
+        }
+        let now = steady_ms();
+        self.busy_since_ms.store(now, Ordering::Relaxed);
+        Busy(Some((Arc::clone(self), now)))
+    }
+
+    /// A proof begins, as [`Progress::begin`].
+    pub(crate) fn begin_proof(self: &Arc<Self>) -> Busy {
+        let busy = self.begin();
+        if busy.0.is_some() {
+            self.proving.store(true, Ordering::Relaxed);
+        }
+        busy
+    }
+
+    /// The work under way gets on.
+    pub(crate) fn moved(&self) {
+        let now = steady_ms();
+        let before = self.moved_ms.swap(now, Ordering::Relaxed);
+        let before = before.max(self.busy_since_ms.load(Ordering::Relaxed));
+        if self.proving.load(Ordering::Relaxed) {
+            let pause = now.saturating_sub(before);
+            self.widest_ms.fetch_max(pause, Ordering::Relaxed);
+        }
+    }
+
+    /// A micro-batch is done.
+    pub(crate) fn step(&self) {
+        self.counter.fetch_add(1, Ordering::Relaxed);
+        self.at_ms.store(unix_ms(), Ordering::Relaxed);
+        self.moved();
+    }
+
+    /// Another session: nothing is known of how long it takes, and what the one before may still do is
+    /// not its work.
+    pub(crate) fn forget_pace(&self) {
+        self.busy_since_ms.store(0, Ordering::Relaxed);
+        self.proving.store(false, Ordering::Relaxed);
+        for seen in [&self.slowest_ms, &self.widest_ms] {
+            seen.store(0, Ordering::Relaxed);
+        }
+        for patience in [&self.patience_ms, &self.proof_patience_ms] {
+            patience.store(millis(FIRST_PATIENCE), Ordering::Relaxed);
+        }
+    }
+
+    /// What a micro-batch of a warm-up took.
+    pub(crate) fn note_pace(&self, took: Duration) {
+        self.slowest_ms.fetch_max(millis(took), Ordering::Relaxed);
+    }
+
+    /// The warm-up is over: what it took is the measure from now on.
+    pub(crate) fn settle_pace(&self) {
+        for (seen, patience, least) in [
+            (&self.slowest_ms, &self.patience_ms, LEAST_PATIENCE),
+            (
+                &self.widest_ms,
+                &self.proof_patience_ms,
+                LEAST_PROOF_PATIENCE,
+            ),
+        ] {
+            let seen = seen.swap(0, Ordering::Relaxed) * MOST_TIMES_SLOWER;
+            patience.store(seen.max(millis(least)), Ordering::Relaxed);
+        }
+    }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Lets time pass, looking as often as a worker does.
+    async fn looks_for(progress: &Progress, time: Duration) {
+        drop(tokio::time::timeout(time, progress.watch()).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn work_is_stuck_after_ten_times_the_slowest_micro_batch_or_ten_seconds() {
+        let secs = Duration::from_secs;
+        for (slowest, patience) in [
+            (secs(0), secs(10)),
+            (secs(1), secs(10)),
+            (secs(3), secs(30)),
+        ] {
+            let progress = Arc::new(Progress::default());
+            progress.note_pace(slowest);
+            progress.settle_pace();
+            looks_for(&progress, secs(60)).await;
+            assert!(!progress.is_stuck(), "idle is not stuck");
+            let work = progress.begin();
+            let part = progress.begin();
+            looks_for(&progress, patience).await;
+            drop(part);
+            assert!(progress.is_busy() && !progress.is_stuck());
+            progress.moved();
+            looks_for(&progress, patience).await;
+            assert!(!progress.is_stuck(), "it got on");
+            looks_for(&progress, secs(1)).await;
+            assert!(progress.is_stuck(), "{patience:?}");
+            drop(work);
+            assert!(!progress.is_stuck() && !progress.is_busy());
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_first_proof_may_compile_and_the_next_is_measured_by_it() {
+        let secs = Duration::from_secs;
+        for (pause, patience) in [(1, LEAST_PROOF_PATIENCE), (8, secs(80))] {
+            let progress = Arc::new(Progress::default());
+            let work = progress.begin_proof();
+            looks_for(&progress, secs(pause)).await;
+            progress.moved();
+            assert_eq!(progress.patience(), FIRST_PATIENCE);
+            progress.settle_pace();
+            drop(work);
+            assert_eq!(progress.patience(), LEAST_PATIENCE, "of a job");
+            let work = progress.begin_proof();
+            looks_for(&progress, patience).await;
+            assert!(!progress.is_stuck(), "{pause}");
+            looks_for(&progress, secs(1)).await;
+            assert!(progress.is_stuck(), "{pause}");
+            progress.forget_pace();
+            assert!(!progress.is_stuck());
+            drop(work);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn time_in_which_the_process_was_stopped_does_not_count() {
+        let progress = Arc::new(Progress::default());
+        progress.settle_pace();
+        let _work = progress.begin();
+        looks_for(&progress, Duration::from_secs(9)).await;
+        // Nobody looks: neither the thread that beats nor whoever waits.
+        tokio::time::advance(Duration::from_secs(3600)).await;
+        assert!(!progress.is_stuck());
+        looks_for(&progress, Duration::from_secs(9)).await;
+        assert!(!progress.is_stuck(), "its time begins anew");
+        looks_for(&progress, Duration::from_secs(2)).await;
+        assert!(progress.is_stuck());
+    }
+}

@@ -1,0 +1,342 @@
+//! The record a worker publishes into Redis, from a thread of its own that scoring cannot starve.
+//! It only relays: the state comes from the lifecycle, progress from the computing thread.
+
+use crate::protocol::heartbeat::{
+    BrokerFacts, Build, HostFacts, JobFacts, MemoryFacts, ModelFacts, ProgressFacts, Record,
+    StoreFacts,
+};
+use crate::telemetry::status::WorkerStatus;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::HeartbeatConfig;
+use crate::protocol::message::V1;
+use crate::protocol::state::{Phase, State};
+use crate::store::{Beat, Health, Ownership, Store};
+use crate::telemetry::progress::Progress;
+use crate::util::clock::{steady_ms, unix_ms};
+use crate::worker::host;
+use crate::worker::lifecycle::{Change, Event};
+use crate::worker::systemd::Notifier;
+
+/// Who beats.
+#[derive(Debug, Clone)]
+pub struct Identity {
+    /// The worker's name.
+    pub worker_id: String,
+    /// New for every start.
+    pub incarnation: String,
+    /// The host's name.
+    pub host: String,
+    /// What its process numbers count in; see [`host::pid_space`].
+    pub pid_space: Option<String>,
+    /// When the process began, unix milliseconds.
+    pub started_at_ms: u64,
+}
+
+/// What the beat has found out about our name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NameClaim {
+    /// Redis has not answered yet, or is away.
+    Unknown,
+    /// The name is ours.
+    Ours,
+    /// Another live worker has it.
+    Taken,
+}
+
+/// The thread that beats.
+#[derive(Debug)]
+pub struct Heartbeat {
+    stop: CancellationToken,
+    /// Whether the name is ours.
+    pub claim: watch::Receiver<NameClaim>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+/// Everything the thread needs.
+#[derive(Debug)]
+pub struct Source {
+    /// Who beats.
+    pub identity: Identity,
+    /// What the parts report.
+    pub status: Arc<WorkerStatus>,
+    /// The state.
+    pub phase: watch::Receiver<Phase>,
+    /// What happens.
+    pub events: std::sync::mpsc::Receiver<Event>,
+    /// Where it goes.
+    pub store: Store,
+    /// Whether Redis does what jobs ask of it, on a connection of their own.
+    pub health: Arc<Health>,
+    /// How often.
+    pub config: HeartbeatConfig,
+}
+
+impl Heartbeat {
+    /// Starts beating; `alive` is dropped when the thread ends, however it does.
+    ///
+    /// # Errors
+    /// When the thread cannot be started.
+    pub fn start(source: Source, alive: impl Send + 'static) -> std::io::Result<Self> {
+        let stop = CancellationToken::new();
+        let (claims, claim) = watch::channel(NameClaim::Unknown);
+        let stopping = stop.clone();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        let thread = std::thread::Builder::new()
+            .name("scorer-heartbeat".into())
+            .spawn(move || {
+                let _alive = alive;
+                runtime.block_on(beat_until(source, &stopping, &claims));
+            })?;
+        Ok(Self {
+            stop,
+            claim,
+            thread: Some(thread),
+        })
+    }
+
+    /// Sends the last beat and ends the thread.
+    pub async fn stop(mut self) {
+        self.stop.cancel();
+        if let Some(thread) = self.thread.take() {
+            // Its beats are bounded in time, so is this.
+            drop(tokio::task::spawn_blocking(move || thread.join()).await);
+        }
+    }
+}
+
+impl Drop for Heartbeat {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+async fn beat_until(
+    mut source: Source,
+    stop: &CancellationToken,
+    claims: &watch::Sender<NameClaim>,
+) {
+    let progress = Arc::clone(&source.status.progress);
+    tokio::spawn(async move { progress.watch().await });
+    let mut ticks = tokio::time::interval(source.config.interval);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+    let (mut pulse, mut systemd) = (Pulse::new(), Notifier::default());
+    loop {
+        let stopping = stop.is_cancelled();
+        let phase = *source.phase.borrow();
+        systemd.tell(phase, source.status.progress.is_stuck());
+        pulse.beat(&source, claims).await;
+        if stopping {
+            return;
+        }
+        tokio::select! {
+            _ = ticks.tick() => {}
+            changed = source.phase.changed() => if changed.is_err() {
+                return;
+            },
+            () = stop.cancelled() => {}
+        }
+    }
+}
+
+/// What the thread remembers between beats.
+struct Pulse {
+    seq: u64,
+    host: HostFacts,
+    unsent: Vec<Event>,
+    dead: Option<String>,
+    failing: bool,
+    system: sysinfo::System,
+}
+
+impl Pulse {
+    fn new() -> Self {
+        Self {
+            seq: 0,
+            host: host::facts(),
+            unsent: Vec::new(),
+            dead: None,
+            failing: false,
+            system: sysinfo::System::new(),
+        }
+    }
+
+    async fn beat(&mut self, source: &Source, claims: &watch::Sender<NameClaim>) {
+        self.seq += 1;
+        self.unsent.extend(source.events.try_iter());
+        // Redis away for long must not grow the process.
+        let surplus = self.unsent.len().saturating_sub(1000);
+        self.unsent.drain(..surplus);
+        let phase = *source.phase.borrow();
+        let record = Arc::new(self.record(source, phase));
+        source.status.set_record(Arc::clone(&record));
+        let Ok(record) = serde_json::to_string(&*record) else {
+            return;
+        };
+        let events: Vec<_> = self
+            .unsent
+            .iter()
+            .map(|event| entry(&source.identity, event))
+            .collect();
+        let beat = Beat {
+            worker_id: &source.identity.worker_id,
+            incarnation: &source.identity.incarnation,
+            record: &record,
+            ttl: source.config.ttl,
+            events: &events,
+            // A worker that ends in any other state stays in sight until its record expires.
+            leaving: phase.state == State::Stopped,
+            dead: self.dead.as_deref(),
+        };
+        let beaten = source.store.beat(&beat).await;
+        crate::telemetry::metrics::beat(beaten.is_ok());
+        match beaten {
+            Ok(ownership) => {
+                self.unsent.clear();
+                let beaten = &source.status.beaten_ms;
+                beaten.store(steady_ms(), Ordering::Relaxed);
+                if std::mem::take(&mut self.failing) {
+                    tracing::info!("Redis takes heartbeats again");
+                }
+                self.note(ownership, &source.identity, claims);
+            }
+            Err(error) if !self.failing => {
+                self.failing = true;
+                tracing::warn!(%error, "the heartbeat is not published; scoring goes on, beats are retried");
+            }
+            Err(_) => {}
+        }
+    }
+
+    fn note(
+        &mut self,
+        ownership: Ownership,
+        identity: &Identity,
+        claims: &watch::Sender<NameClaim>,
+    ) {
+        let claim = match ownership {
+            Ownership::Ours => NameClaim::Ours,
+            Ownership::Theirs {
+                incarnation,
+                pid,
+                pid_space,
+            } => {
+                // A dead process cannot come back: its record is taken over at once. Only where its
+                // number means to us what it means to it: pods that share a host's name have their own.
+                let ours = pid_space.is_some() && pid_space == identity.pid_space;
+                let dead = ours && !host::lives(pid);
+                self.dead = dead.then_some(incarnation);
+                NameClaim::Taken
+            }
+        };
+        claims.send_if_modified(|current| std::mem::replace(current, claim) != claim);
+    }
+
+    fn record(&mut self, source: &Source, phase: Phase) -> Record {
+        let (status, identity) = (&source.status, &source.identity);
+        let in_flight = status.in_flight.load(Ordering::Relaxed);
+        let ready = status.ready(phase);
+        let facts = status.facts();
+        Record {
+            v: V1,
+            worker_id: identity.worker_id.clone(),
+            incarnation: identity.incarnation.clone(),
+            seq: self.seq,
+            at_ms: unix_ms(),
+            started_at_ms: identity.started_at_ms,
+            host: identity.host.clone(),
+            pid: std::process::id(),
+            pid_space: identity.pid_space.clone(),
+            build: Build {
+                version: env!("CARGO_PKG_VERSION").into(),
+                git: option_env!("SCORER_BUILD_GIT").map(Into::into),
+            },
+            state: phase.state.as_str().into(),
+            state_detail: phase.detail.to_string(),
+            ready,
+            accepting: ready && in_flight < status.slots.load(Ordering::Relaxed),
+            last_ready_at_ms: (phase.last_ready_at_ms != 0).then_some(phase.last_ready_at_ms),
+            last_state_change_at_ms: phase.since_ms,
+            warm: facts.warm.clone(),
+            model: ModelFacts {
+                baseline_cache_entries: status.progress.baselines.load(Ordering::Relaxed),
+                ..facts.model.clone()
+            },
+            engine: facts.engine.clone(),
+            host_info: self.host.clone(),
+            jobs: JobFacts {
+                in_flight: in_flight.min(1),
+                buffered: in_flight.saturating_sub(1),
+                ..facts.jobs()
+            },
+            progress: progress(&status.progress),
+            broker: BrokerFacts {
+                connected: status.connected.load(Ordering::Relaxed),
+                consuming: status.consuming.load(Ordering::Relaxed),
+                blocked: status
+                    .blocked
+                    .lock()
+                    .is_ok_and(|b| b.load(Ordering::Relaxed)),
+                generation: status.generation.load(Ordering::Relaxed),
+            },
+            store: store(&source.health),
+            memory: MemoryFacts {
+                rss_bytes: host::rss(&mut self.system),
+            },
+            update: facts.update.clone(),
+            last_error: facts.last_error(phase).cloned(),
+        }
+    }
+}
+
+fn entry(identity: &Identity, event: &Event) -> Vec<(String, String)> {
+    let (from, to, at) = match event {
+        Event::Changed(Change { from, to }) => (from, to, to.since_ms),
+        Event::Answered { phase, .. } => (phase, phase, unix_ms()),
+    };
+    let mut fields = vec![
+        ("worker_id", identity.worker_id.clone()),
+        ("incarnation", identity.incarnation.clone()),
+        ("from", from.state.as_str().to_owned()),
+        ("to", to.state.as_str().to_owned()),
+        ("detail", to.detail.to_string()),
+        ("at", at.to_string()),
+    ];
+    if let Event::Answered {
+        command,
+        outcome,
+        message,
+        ..
+    } = event
+    {
+        fields.push(("command", command.as_str().to_owned()));
+        fields.push(("outcome", outcome.as_str().to_owned()));
+        fields.push(("message", message.clone()));
+    }
+    let fields = fields.into_iter();
+    fields
+        .map(|(name, value)| (name.to_owned(), value))
+        .collect()
+}
+
+fn progress(progress: &Progress) -> ProgressFacts {
+    ProgressFacts {
+        counter: progress.counter.load(Ordering::Relaxed),
+        at_ms: progress.at_ms.load(Ordering::Relaxed),
+        busy_ms: u64::try_from(progress.busy_for().as_millis()).unwrap_or(u64::MAX),
+    }
+}
+
+fn store(health: &Health) -> StoreFacts {
+    let last_error = health.trouble();
+    StoreFacts {
+        ok: last_error.is_none(),
+        last_error,
+    }
+}

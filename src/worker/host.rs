@@ -1,0 +1,91 @@
+//! The machine that a worker runs on: what it is, and what process numbers count in there.
+
+use rustix::io::Errno;
+use rustix::process::{Pid, test_kill_process};
+use sha2::{Digest, Sha256};
+
+use crate::protocol::heartbeat::HostFacts;
+
+/// What the numbers of processes count in: this boot of this kernel, and the name space of processes.
+/// A short digest, equal for two processes if the number of each means the same to the other. None
+/// where the system does not say.
+pub(crate) fn pid_space() -> Option<String> {
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    let space = std::fs::read_link("/proc/self/ns/pid").ok()?;
+    let said = format!("{} {}", boot.trim(), space.display());
+    let digest = Sha256::digest(said);
+    Some(hex::encode(&digest[..8]))
+}
+
+/// Resident memory of this process, in bytes.
+pub(crate) fn rss(system: &mut sysinfo::System) -> u64 {
+    let pid = sysinfo::Pid::from_u32(std::process::id());
+    let kind = sysinfo::ProcessRefreshKind::nothing().with_memory();
+    system.refresh_processes_specifics(sysinfo::ProcessesToUpdate::Some(&[pid]), true, kind);
+    system.process(pid).map_or(0, sysinfo::Process::memory)
+}
+
+/// Whether there is a process of this number, also one that is not shown to us.
+pub(crate) fn lives(pid: u32) -> bool {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    let asked = pid.map(test_kill_process);
+    asked.is_some_and(|asked| asked != Err(Errno::SRCH))
+}
+
+/// What the machine is, as far as the system tells.
+pub(crate) fn facts() -> HostFacts {
+    let mut system = sysinfo::System::new();
+    system.refresh_memory();
+    system.refresh_cpu_list(sysinfo::CpuRefreshKind::nothing());
+    HostFacts {
+        cpu_model: system
+            .cpus()
+            .first()
+            .map(|c| c.brand().to_owned())
+            .unwrap_or_default(),
+        cores: std::thread::available_parallelism().map_or(1, |n| n.get() as u64),
+        ram_bytes: system.total_memory(),
+        gpu_model: gpu_model(),
+        gpu_memory_bytes: None,
+        os: sysinfo::System::long_os_version().unwrap_or_default(),
+        arch: std::env::consts::ARCH.into(),
+    }
+}
+
+/// The driver names its cards under `/proc`.
+fn gpu_model() -> Option<String> {
+    let cards = std::fs::read_dir("/proc/driver/nvidia/gpus").ok()?;
+    let mut texts = cards
+        .filter_map(|card| std::fs::read_to_string(card.ok()?.path().join("information")).ok());
+    let text = texts.next()?;
+    text.lines()
+        .find_map(|line| line.strip_prefix("Model:"))
+        .map(|model| model.trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_lives_until_it_is_gone_and_numbers_of_nobody_do_not() {
+        let mut child = std::process::Command::new("cat")
+            .stdin(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let pid = child.id();
+        assert!(lives(pid) && lives(std::process::id()));
+        drop(child.stdin.take());
+        child.wait().unwrap();
+        assert!(!lives(pid));
+        assert!(!lives(0) && !lives(u32::MAX));
+        // Of another user, as `init` is for most.
+        assert!(lives(1));
+    }
+
+    #[test]
+    fn processes_beside_each_other_count_in_one_space() {
+        assert!(pid_space().is_some_and(|space| space.len() == 16));
+        assert_eq!(pid_space(), pid_space());
+    }
+}
