@@ -1,11 +1,6 @@
 //! `ops/runbook.md` has an entry for every word that an operator may meet, and names only commands that exist.
 //! `ops/test_runbook.py` checks the rest: the pattern, links, alerts, keys, fields and metrics.
 
-#![expect(
-    clippy::expect_used,
-    reason = "a failed step of a test is a failed test"
-)]
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 
