@@ -360,7 +360,7 @@ async fn dispatch(command: Command, config: Config) -> Outcome {
 async fn worker(config: Config) -> Outcome {
     // Before anything loads: a signal during a long load must find its handler.
     let wishes = signals::listen().map_err(Fault::internal)?;
-    let show = |vitals, phase| drop(tokio::spawn(progress::show(vitals, phase)));
+    let show = |status, phase| drop(tokio::spawn(progress::show(status, phase)));
     let stop = crate::worker::run(config, wishes, leave_overdue, show)
         .await
         .map_err(|e| Fault::new(Exit::Usage, format!("{e:#}")))?;

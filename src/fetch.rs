@@ -79,7 +79,7 @@ pub enum Revision {
 
 /// Opens what its prefixes cover.
 #[derive(Debug, Clone)]
-pub struct Getter {
+pub struct Downloader {
     allow: Arc<[String]>,
     allow_private: bool,
     client: reqwest::Client,
@@ -111,7 +111,7 @@ impl std::fmt::Debug for Body {
     }
 }
 
-impl Getter {
+impl Downloader {
     /// Prepares a client for URLs that one of the prefixes covers.
     ///
     /// # Errors
@@ -212,7 +212,7 @@ impl Getter {
     /// Opens a checked URL unless its contents are still those of the revision.
     ///
     /// # Errors
-    /// As [`Getter::open`].
+    /// As [`Downloader::open`].
     pub async fn open_if_changed(
         &self,
         url: Url,
@@ -537,7 +537,7 @@ mod tests {
     #[test]
     fn tricks_in_a_url_are_refused() {
         let allow = ["https://a.example/c/".into(), "file:///srv/".into()];
-        let getter = Getter::new(&allow, false).unwrap();
+        let getter = Downloader::new(&allow, false).unwrap();
         for trick in [
             "https://user@a.example/c/x",
             "https://a.example/c/%2e%2e/x",
@@ -602,7 +602,7 @@ mod tests {
             ("Transfer-Encoding: gzip, chunked\r\n", false),
         ] {
             let (place, asked) = saying(lines).await;
-            let getter = Getter::new(std::slice::from_ref(&place), true).unwrap();
+            let getter = Downloader::new(std::slice::from_ref(&place), true).unwrap();
             let opened = getter.open(getter.check(&place).unwrap(), 0, 100).await;
             assert!(
                 asked
@@ -666,7 +666,7 @@ mod tests {
             },
         };
         let place = format!("http://rebinding.example:{port}/");
-        let getter = Getter::resolving(std::slice::from_ref(&place), false, resolver).unwrap();
+        let getter = Downloader::resolving(std::slice::from_ref(&place), false, resolver).unwrap();
         let url = getter.check(&place).unwrap();
         let open = || getter.open(url.clone(), 0, 100);
         assert_eq!(open().await.unwrap().read().await.unwrap(), b"outside");
@@ -685,7 +685,7 @@ mod tests {
         std::fs::write(&path, b"0123456789").unwrap();
         let url = Url::from_file_path(&path).unwrap();
         let prefix = Url::from_directory_path(folder.path()).unwrap().to_string();
-        let getter = Getter::new(&[prefix], false).unwrap();
+        let getter = Downloader::new(&[prefix], false).unwrap();
         let open = |from, most| getter.open(url.clone(), from, most);
         assert_eq!(
             open(0, 10).await.unwrap().read().await.unwrap(),

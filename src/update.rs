@@ -56,7 +56,7 @@ pub struct Served {
 
 /// New weights, checked and on the disk, to be served in place of the old ones.
 #[derive(Debug)]
-pub struct Offer {
+pub struct PreparedUpdate {
     /// The package with the new weights.
     pub package: Arc<Package>,
     /// Where they are; none for the package's own.
@@ -71,7 +71,7 @@ pub struct Offer {
 #[derive(Debug)]
 pub struct Follower {
     /// New weights.
-    pub offers: mpsc::Receiver<Offer>,
+    pub offers: mpsc::Receiver<PreparedUpdate>,
     /// To be told what is served.
     pub served: watch::Sender<Option<Served>>,
     /// To ask for a look now.
@@ -89,9 +89,9 @@ pub struct Updater {
     config: Config,
     holder: String,
     store: Store,
-    vitals: Arc<WorkerStatus>,
+    status: Arc<WorkerStatus>,
     phase: watch::Receiver<Phase>,
-    offers: mpsc::Sender<Offer>,
+    offers: mpsc::Sender<PreparedUpdate>,
     served: watch::Receiver<Option<Served>>,
     orders: mpsc::Receiver<Order>,
     newer: Arc<Notify>,
@@ -128,7 +128,7 @@ impl Known {
         refused.filter(|r| r.version == live && r.manifest_sha256 == self.sha256)
     }
 
-    fn note(&mut self, hitch: Option<&Hitch>, interval: Duration) {
+    fn note(&mut self, hitch: Option<&UpdateError>, interval: Duration) {
         let tries = self.failed.take().map_or(0, |failed| failed.tries);
         let longer = interval.saturating_mul(1 << tries.min(16));
         self.failed = hitch.map(|hitch| Failed {
@@ -150,7 +150,7 @@ enum Followed {
 
 /// Why the live version is not served.
 #[derive(Debug, thiserror::Error)]
-enum Hitch {
+enum UpdateError {
     /// The manifest cannot be had, or must not be followed.
     #[error("the update manifest: {0}")]
     Manifest(String),
@@ -189,7 +189,7 @@ impl Updater {
         model: &str,
         holder: &str,
         store: Store,
-        vitals: Arc<WorkerStatus>,
+        status: Arc<WorkerStatus>,
         phase: watch::Receiver<Phase>,
     ) -> anyhow::Result<Option<(Self, Follower)>> {
         let Some(url) = &config.model.update_url else {
@@ -200,7 +200,7 @@ impl Updater {
         let (serving, served) = watch::channel(None);
         let (ordering, orders) = mpsc::channel(16);
         let newer = Arc::new(Notify::new());
-        vitals.facts().update = Some(UpdateFacts::default());
+        status.facts().update = Some(UpdateFacts::default());
         let follower = Follower {
             offers,
             served: serving,
@@ -214,7 +214,7 @@ impl Updater {
             config: config.clone(),
             holder: holder.to_owned(),
             store,
-            vitals,
+            status,
             phase,
             offers: offering,
             served,
@@ -246,12 +246,12 @@ impl Updater {
         }
     }
 
-    fn report(&mut self, outcome: &Result<Followed, Hitch>) {
+    fn report(&mut self, outcome: &Result<Followed, UpdateError>) {
         let failure = outcome.as_ref().err().map(ToString::to_string);
         match (outcome, &failure) {
             // What failed before is noted already; only a new try is a new error.
-            (Err(Hitch::Refused(..) | Hitch::Later(_)), _) | (_, None) => {}
-            (_, Some(failure)) => self.vitals.error("update_failed", failure),
+            (Err(UpdateError::Refused(..) | UpdateError::Later(_)), _) | (_, None) => {}
+            (_, Some(failure)) => self.status.error("update_failed", failure),
         }
         match &failure {
             None => self.logged = None,
@@ -261,7 +261,7 @@ impl Updater {
             }
             Some(_) => {}
         }
-        let mut facts = self.vitals.facts();
+        let mut facts = self.status.facts();
         if let Some(update) = &mut facts.update {
             update.looked_at_ms = Some(unix_ms());
             update.failure = failure;
@@ -292,19 +292,19 @@ impl Updater {
 
     /// One look: what is live, and all it takes to serve it. What failed is not tried again at every
     /// look, but when somebody `asked`.
-    async fn look(&mut self, asked: bool) -> Result<Followed, Hitch> {
+    async fn look(&mut self, asked: bool) -> Result<Followed, UpdateError> {
         let read = self.read_manifest().await;
         let Some(served) = self.served.borrow().clone() else {
-            return Err(Hitch::Away("no model is loaded yet"));
+            return Err(UpdateError::Away("no model is loaded yet"));
         };
         if let Err(why) = read {
-            return Err(Hitch::Manifest(match self.closed(&served) {
+            return Err(UpdateError::Manifest(match self.closed(&served) {
                 Some(closed) => format!("{why}; by the one that was read last: {closed}"),
                 None => why,
             }));
         }
         let Some(known) = &self.known else {
-            return Err(Hitch::Away("no manifest was read yet"));
+            return Err(UpdateError::Away("no manifest was read yet"));
         };
         let (live, sha256) = (known.manifest.live_version, known.sha256.clone());
         self.note_live(live, &served);
@@ -312,14 +312,14 @@ impl Updater {
             return Ok(Followed::Already(live));
         }
         if let Some(refused) = known.refused(&served) {
-            return Err(Hitch::Refused(live, refused.why));
+            return Err(UpdateError::Refused(live, refused.why));
         }
         let failed = known
             .failed
             .as_ref()
             .filter(|f| !asked && Instant::now() < f.again_at);
         if let Some(failed) = failed {
-            return Err(Hitch::Later(failed.why.clone()));
+            return Err(UpdateError::Later(failed.why.clone()));
         }
         let outcome = match self.prepare(&served).await {
             Ok((package, weights)) => self.offer(package, weights, &served, sha256).await,
@@ -339,7 +339,7 @@ impl Updater {
             return None;
         }
         let refused = known.refused(served);
-        let refused = refused.map(|r| Hitch::Refused(r.version, r.why).to_string());
+        let refused = refused.map(|r| UpdateError::Refused(r.version, r.why).to_string());
         refused.or_else(|| known.failed.as_ref().map(|failed| failed.why.clone()))
     }
 
@@ -349,7 +349,7 @@ impl Updater {
             why: refused.why,
             at_ms: refused.at_ms,
         });
-        if let Some(update) = &mut self.vitals.facts().update {
+        if let Some(update) = &mut self.status.facts().update {
             update.live_version = Some(live);
             update.refused = refused;
         }
@@ -402,13 +402,13 @@ impl Updater {
     async fn prepare(
         &mut self,
         served: &Served,
-    ) -> Result<(Arc<Package>, Option<WeightsFile>), Hitch> {
+    ) -> Result<(Arc<Package>, Option<WeightsFile>), UpdateError> {
         let Some(known) = &mut self.known else {
-            return Err(Hitch::Away("no manifest was read yet"));
+            return Err(UpdateError::Away("no manifest was read yet"));
         };
         let preparation = Preparation {
             mirrors: &self.mirrors,
-            vitals: &self.vitals,
+            status: &self.status,
             served,
             manifest: &known.manifest,
             subset: self.config.model.allow_shards_subset,
@@ -424,12 +424,12 @@ impl Updater {
         weights: Option<WeightsFile>,
         served: &Served,
         manifest_sha256: String,
-    ) -> Result<Followed, Hitch> {
+    ) -> Result<Followed, UpdateError> {
         let version = package.manifest.version;
         let turn = match self.config.model.update_stagger {
             true => {
                 let signs = Signs {
-                    vitals: Arc::clone(&self.vitals),
+                    status: Arc::clone(&self.status),
                     phase: self.phase.clone(),
                 };
                 Turn::wait(&self.store, &self.holder, signs).await
@@ -437,13 +437,13 @@ impl Updater {
             false => None,
         };
         let (settled, outcome) = oneshot::channel();
-        let offer = Offer {
+        let offer = PreparedUpdate {
             package,
             weights,
             manifest_sha256,
             settled,
         };
-        let gone = Hitch::Away(
+        let gone = UpdateError::Away(
             "the worker did not take the new weights: it is ending, or its package was replaced meanwhile; it looks again",
         );
         if self.offers.send(offer).await.is_err() {
@@ -465,25 +465,27 @@ impl Updater {
                 served.state.sweep_parts(|_| false);
                 Ok(Followed::Updated(version))
             }
-            Err(error) => Err(Hitch::Unproven(version, error.to_string())),
+            Err(error) => Err(UpdateError::Unproven(version, error.to_string())),
         }
     }
 }
 
-fn answer(order: Order, outcome: &Result<Followed, Hitch>) {
+fn answer(order: Order, outcome: &Result<Followed, UpdateError>) {
     match outcome {
         Ok(Followed::Already(version)) => {
             order.done(format!("version {version} is live and served already"));
         }
         Ok(Followed::Updated(version)) => order.done(format!("version {version} is served")),
-        Err(hitch @ (Hitch::Refused(..) | Hitch::Away(_))) => order.refuse(hitch.to_string()),
+        Err(hitch @ (UpdateError::Refused(..) | UpdateError::Away(_))) => {
+            order.refuse(hitch.to_string())
+        }
         Err(
-            hitch @ (Hitch::Manifest(_)
-            | Hitch::Later(_)
-            | Hitch::NoWay(_)
-            | Hitch::Disk(_)
-            | Hitch::Base(_)
-            | Hitch::Unproven(..)),
+            hitch @ (UpdateError::Manifest(_)
+            | UpdateError::Later(_)
+            | UpdateError::NoWay(_)
+            | UpdateError::Disk(_)
+            | UpdateError::Base(_)
+            | UpdateError::Unproven(..)),
         ) => order.fail(hitch.to_string()),
     }
 }
@@ -506,8 +508,8 @@ mod tests {
         let config = config.unwrap();
         let store = Store::new(&config.redis, "tiny").unwrap();
         let (_, phase) = watch::channel(Phase::starting());
-        let vitals = Arc::default();
-        let made = Updater::new(&config, "tiny", "w1", store, vitals, phase).unwrap();
+        let status = Arc::default();
+        let made = Updater::new(&config, "tiny", "w1", store, status, phase).unwrap();
         let (updater, follower) = made.unwrap();
         let state = StateDir::open(&folder.join("state")).unwrap();
         follower.served.send_replace(Some(Served {
@@ -536,7 +538,7 @@ mod tests {
     async fn failure(updater: &mut Updater, asked: bool) -> String {
         let outcome = updater.look(asked).await;
         updater.report(&outcome);
-        let facts = updater.vitals.facts();
+        let facts = updater.status.facts();
         facts.update.clone().unwrap().failure.unwrap_or_default()
     }
 

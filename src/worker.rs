@@ -30,15 +30,15 @@ use crate::engine::EngineError;
 use crate::engine::thread::{EngineHandle, TERMINATE_GRACE};
 use crate::protocol::control::Order;
 use crate::protocol::state::{Detail, Phase, State};
-use crate::scoring::consumer::{Consumer, Ended, HAND_BACK, Serving};
-use crate::scoring::crash_marks::Marks;
+use crate::scoring::consumer::{Consumer, HAND_BACK, ServeEnd, Serving};
+use crate::scoring::crash_marks::CrashMarks;
 use crate::scoring::device_queue::Waiting;
 use crate::scoring::pipeline::Pipeline;
-use crate::scoring::recent_results::Unsettled;
+use crate::scoring::recent_results::RecentResults;
 use crate::store::Store;
 use crate::telemetry::status::WorkerStatus;
 use crate::update::state::StateDir;
-use crate::update::{Follower, Offer};
+use crate::update::{Follower, PreparedUpdate};
 use crate::util::backoff::Backoff;
 use crate::worker::heartbeat::NameClaim;
 use crate::worker::lifecycle::Lifecycle;
@@ -92,11 +92,11 @@ struct Worker {
     dir: PathBuf,
     incarnation: String,
     lifecycle: Lifecycle,
-    vitals: Arc<WorkerStatus>,
+    status: Arc<WorkerStatus>,
     topology: Arc<Topology>,
     store: Store,
-    marks: Marks,
-    unsettled: Unsettled,
+    marks: CrashMarks,
+    recent_results: RecentResults,
     waiting: Waiting,
     /// Once something was served: connections and files outlive the consumer.
     fetcher: Option<Fetcher>,
@@ -155,7 +155,7 @@ enum Step {
     /// Load the model anew.
     Reload,
     /// Serve other weights.
-    Swap(Box<Offer>),
+    Swap(Box<PreparedUpdate>),
     /// Prove this session, whatever there was before.
     Prove(EngineHandle),
     /// Leave.
@@ -189,22 +189,22 @@ impl Leaving {
         }
     }
 
-    fn update(offer: Offer) -> Self {
+    fn update(offer: PreparedUpdate) -> Self {
         let detail = Detail::UpdateTo(offer.package.manifest.version);
         Self::to(State::Updating, detail, Step::Swap(Box::new(offer)))
     }
 
-    fn because(ended: Ended) -> Self {
+    fn because(ended: ServeEnd) -> Self {
         match ended {
-            Ended::Cleared => Self::to(State::Ready, Detail::Serving, Step::Again),
-            Ended::Stalled => Self::degraded(Detail::Stuck, Step::Reload),
-            Ended::BrokerLost => Self::degraded(Detail::BrokerDisconnected, Step::Again),
-            Ended::Forbidden => Self::degraded(Detail::PublishForbidden, Step::Again),
-            Ended::ConsumerLost => Self::degraded(Detail::ConsumerLost, Step::Again),
-            Ended::EngineLost(Detail::Stuck) => {
+            ServeEnd::Cleared => Self::to(State::Ready, Detail::Serving, Step::Again),
+            ServeEnd::Stalled => Self::degraded(Detail::Stuck, Step::Reload),
+            ServeEnd::BrokerLost => Self::degraded(Detail::BrokerDisconnected, Step::Again),
+            ServeEnd::Forbidden => Self::degraded(Detail::PublishForbidden, Step::Again),
+            ServeEnd::ConsumerLost => Self::degraded(Detail::ConsumerLost, Step::Again),
+            ServeEnd::EngineLost(Detail::Stuck) => {
                 Self::degraded(Detail::Stuck, Step::Stop(Stop::Stuck))
             }
-            Ended::EngineLost(detail) => Self::degraded(detail, Step::Reload),
+            ServeEnd::EngineLost(detail) => Self::degraded(detail, Step::Reload),
         }
     }
 }
@@ -237,9 +237,9 @@ pub async fn run(
     let granting = grant(wishes, parts.clone(), hurry.clone());
     let mut tasks = vec![parts.spawn(Part::Signals, granting)];
     let life = Life::begin(&config);
-    watchdog.watch(Arc::clone(&life.vitals.progress));
+    watchdog.watch(Arc::clone(&life.status.progress));
     if let Some(listener) = metrics {
-        crate::telemetry::metrics::serve(listener, Arc::clone(&life.vitals));
+        crate::telemetry::metrics::serve(listener, Arc::clone(&life.status));
     }
     let name = match model_name(&config, &dir, &mut inbox).await {
         Ok(name) => name,
@@ -248,7 +248,7 @@ pub async fn run(
     let started = Worker::start(config, dir, &name, life, inbox, &parts, hurry);
     let (mut worker, beside) = started?;
     tasks.extend(beside.tasks);
-    show(Arc::clone(&worker.vitals), worker.lifecycle.follow());
+    show(Arc::clone(&worker.status), worker.lifecycle.follow());
     let stop = worker.live().await;
     watchdog.ended(stop);
     for task in tasks {
@@ -281,7 +281,7 @@ impl Worker {
                 Model::Absent => self.warm_up(None).await,
                 Model::Unproven(engine) => self.warm_up(Some(engine.clone())).await,
                 Model::Warm(engine) => match (engine.loss(), self.may_serve()) {
-                    (Some(loss), _) => self.stop_idle(Leaving::because(Ended::EngineLost(loss))),
+                    (Some(loss), _) => self.stop_idle(Leaving::because(ServeEnd::EngineLost(loss))),
                     (None, Some(link)) => self.serve(engine.clone(), link).await,
                     (None, None) => self.wait(None).await,
                 },
@@ -311,7 +311,7 @@ impl Worker {
         match (step, lost) {
             (step @ Step::Stop(_), _) => step,
             (_, Some(Detail::Stuck)) => {
-                let lost = Ended::EngineLost(Detail::Stuck);
+                let lost = ServeEnd::EngineLost(Detail::Stuck);
                 self.stop_idle(Leaving::because(lost))
             }
             (step, _) => step,
@@ -390,7 +390,7 @@ impl Worker {
                 self.lifecycle.advance(leaving.state, leaving.detail);
                 self.give_up(consumer, ended).await;
                 match engine.loss() {
-                    Some(loss) => self.stop_idle(Leaving::because(Ended::EngineLost(loss))),
+                    Some(loss) => self.stop_idle(Leaving::because(ServeEnd::EngineLost(loss))),
                     None => self.leave(leaving, since).await,
                 }
             }
@@ -398,21 +398,21 @@ impl Worker {
     }
 
     /// What becomes of the jobs that are held when no more can be taken.
-    async fn give_up(&mut self, consumer: Consumer, ended: Ended) {
+    async fn give_up(&mut self, consumer: Consumer, ended: ServeEnd) {
         match ended {
-            Ended::Cleared => {
+            ServeEnd::Cleared => {
                 self.cautious = false;
                 consumer.abandon().await;
             }
             // Its own job is answered, so that it does not stall the next worker too.
-            Ended::Stalled => {
+            ServeEnd::Stalled => {
                 consumer.settle_stalled(TERMINATE_GRACE * 2).await;
             }
-            Ended::BrokerLost | Ended::Forbidden | Ended::ConsumerLost => {
+            ServeEnd::BrokerLost | ServeEnd::Forbidden | ServeEnd::ConsumerLost => {
                 self.cautious = true;
                 consumer.abandon().await;
             }
-            Ended::EngineLost(_) => consumer.abandon().await,
+            ServeEnd::EngineLost(_) => consumer.abandon().await,
         }
     }
 
@@ -421,7 +421,7 @@ impl Worker {
     async fn not_free(&mut self, engine: &EngineHandle) -> Option<Leaving> {
         tokio::select! {
             biased;
-            loss = engine.lost() => Some(Leaving::because(Ended::EngineLost(loss))),
+            loss = engine.lost() => Some(Leaving::because(ServeEnd::EngineLost(loss))),
             _ = engine.turn() => None,
             leaving = self.asked_to_leave() => Some(leaving),
         }
@@ -463,16 +463,20 @@ impl Worker {
         link: Arc<Link>,
     ) -> Result<Arc<Serving>, Leaving> {
         let fetcher = self.fetcher().await.map_err(|error| {
-            self.vitals.error("model_load_failed", &error.to_string());
+            self.status.error("model_load_failed", &error.to_string());
             Leaving::degraded(Detail::ModelLoadFailed, Step::Again)
         })?;
         let marks = Some(self.marks.clone());
         let pipeline = Pipeline::new(engine, &self.config, fetcher, &self.incarnation, marks);
         Ok(Arc::new(Serving {
-            pipeline: pipeline.keeping(self.unsettled.clone(), self.waiting.clone(), self.newer()),
+            pipeline: pipeline.keeping(
+                self.recent_results.clone(),
+                self.waiting.clone(),
+                self.newer(),
+            ),
             link,
             topology: Arc::clone(&self.topology),
-            vitals: Arc::clone(&self.vitals),
+            status: Arc::clone(&self.status),
             store: self.store.clone(),
             results_ttl: self.config.results.ttl,
             prefetch: self.config.amqp.prefetch,
@@ -498,7 +502,7 @@ impl Worker {
     async fn leave(&mut self, leaving: Leaving, served_since: Instant) -> Step {
         self.lifecycle.advance(leaving.state, leaving.detail);
         if leaving.detail == Detail::PublishForbidden {
-            let wait = self.forbidden.wait();
+            let wait = self.forbidden.next_delay();
             return self.wait(Some(wait)).await;
         }
         // Not by time: a job may take long before it turns out that its answer may not be published.
@@ -512,7 +516,7 @@ impl Worker {
         if served_since.elapsed() > LASTING {
             self.registering.reset();
         }
-        let wait = self.registering.wait();
+        let wait = self.registering.next_delay();
         self.wait(Some(wait)).await
     }
 
@@ -535,7 +539,7 @@ impl Worker {
 
     /// The audit has found the engine changed: nothing it says can be relied on any more.
     fn distrust(&mut self, error: &EngineError) -> Leaving {
-        self.vitals.error(&error.detail.to_string(), &error.message);
+        self.status.error(&error.detail.to_string(), &error.message);
         tracing::error!(%error, detail = %error.detail, "the audit failed; the model is loaded again");
         self.package_changed |= error.detail == Detail::PackageChanged;
         Leaving::degraded(error.detail, Step::Reload)
@@ -603,7 +607,7 @@ async fn taken(claim: &mut watch::Receiver<NameClaim>) -> bool {
 }
 
 /// Resolves with new weights; never without an updater.
-async fn offer(follower: &mut Option<Follower>) -> Offer {
+async fn offer(follower: &mut Option<Follower>) -> PreparedUpdate {
     let offered = match follower {
         Some(follower) => follower.offers.recv().await,
         None => None,

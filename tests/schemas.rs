@@ -8,10 +8,11 @@
 use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
+use scorer::cli::schemas;
+use scorer::protocol::control;
 use scorer::protocol::document::from_json;
 use scorer::protocol::encoding::Encoding;
 use scorer::protocol::job::{self, Undecodable};
-use scorer::protocol::{control, schema};
 use serde_json::{Value, json};
 
 fn folder() -> PathBuf {

@@ -12,7 +12,7 @@ use url::Url;
 use super::cache::Cache;
 use crate::config::{CandidatesConfig, format_duration};
 use crate::fetch::pace::Pace;
-use crate::fetch::{Body, FetchError, Getter, Revision, place};
+use crate::fetch::{Body, Downloader, FetchError, Revision, place};
 use crate::protocol::failure::{Code, Failure};
 use crate::protocol::job::{Candidate, Source};
 use crate::util::blocking;
@@ -45,7 +45,7 @@ pub async fn digest(bytes: Bytes) -> Result<[u8; 32], Failure> {
 #[derive(Debug, Clone)]
 pub struct Fetcher {
     config: Arc<CandidatesConfig>,
-    getter: Getter,
+    getter: Downloader,
     cache: Option<Cache>,
 }
 
@@ -59,7 +59,7 @@ impl Fetcher {
     /// # Errors
     /// When TLS cannot be set up.
     pub fn new(config: CandidatesConfig, folder: Option<PathBuf>) -> anyhow::Result<Self> {
-        let getter = Getter::new(&config.allow, config.allow_private)?;
+        let getter = Downloader::new(&config.allow, config.allow_private)?;
         // Opened even when nothing is to be kept: what was kept before goes.
         let cache = folder.map(|folder| Cache::open(folder, config.cache_bytes));
         Ok(Self {
@@ -178,7 +178,7 @@ impl Download {
     }
 
     /// Everything; where it breaks off, it goes on from there, as long as it goes on, and not slowly.
-    async fn complete(&mut self, getter: &Getter, url: &Url, most: u64) -> Result<(), Failure> {
+    async fn complete(&mut self, getter: &Downloader, url: &Url, most: u64) -> Result<(), Failure> {
         for resumed in 1.. {
             let before = self.bytes.len();
             match self.fetch_rest(getter, url, most).await {
@@ -204,7 +204,7 @@ impl Download {
 
     async fn fetch_rest(
         &mut self,
-        getter: &Getter,
+        getter: &Downloader,
         url: &Url,
         most: u64,
     ) -> Result<(), FetchError> {
@@ -227,7 +227,7 @@ impl Download {
     }
 }
 
-async fn answer(getter: &Getter, url: &Url, from: u64, most: u64) -> Result<Body, FetchError> {
+async fn answer(getter: &Downloader, url: &Url, from: u64, most: u64) -> Result<Body, FetchError> {
     let opening = getter.open(url.clone(), from, most);
     let opened = tokio::time::timeout(ANSWER_WITHIN, opening).await;
     opened.unwrap_or_else(|_| {

@@ -20,7 +20,7 @@ use crate::protocol::failure::Status;
 use crate::protocol::job::{
     Candidate, Compression, Format, Job, Rule, Semantics, Source, Task, Validation,
 };
-use crate::protocol::result::{Addressee, ResultMessage};
+use crate::protocol::result::{JobRef, ResultMessage};
 use crate::protocol::state::Detail;
 use crate::scoring::pipeline::{Judged, Pipeline};
 use crate::telemetry::status::WorkerStatus;
@@ -161,9 +161,9 @@ async fn judge(
 ) -> Outcome {
     // A file of our own is bounded like a fetched one.
     config.candidates.max_inline_bytes = config.candidates.max_bytes;
-    let vitals = WorkerStatus::default();
+    let status = WorkerStatus::default();
     let bar = busy(format!("loading {}", model.display()));
-    let engine = EngineHandle::load(&model, &config, vitals.progress)
+    let engine = EngineHandle::load(&model, &config, status.progress)
         .await
         .map_err(|e| fault(&e))?;
     bar.set_message(format!("computing {name}"));
@@ -171,7 +171,7 @@ async fn judge(
     let fetcher = Fetcher::new(config.candidates.clone(), config.candidates_dir());
     let fetcher = fetcher.map_err(Fault::internal)?;
     let pipeline = Pipeline::new(engine, &config, fetcher, "offline", None);
-    let addressee = Addressee {
+    let job_ref = JobRef {
         submission_id: name.clone(),
         kind: task.kind(),
         model_version: task.model_version(),
@@ -190,12 +190,12 @@ async fn judge(
         deadline_ms: None,
         context: None,
     };
-    let judged = pipeline.judge(&job, &addressee, &Trace::silent()).await;
+    let judged = pipeline.judge(&job, &job_ref, &Trace::silent()).await;
     bar.finish_and_clear();
     let Judged::Fresh { verdict, .. } = judged else {
         return Err(Fault::internal("answered from a store that is not there"));
     };
-    let message = ResultMessage::new(pipeline.answerer(), addressee, verdict);
+    let message = ResultMessage::new(pipeline.answerer(), job_ref, verdict);
     answer_json(&message)?;
     Ok(if message.status == Status::Scored {
         Exit::Done

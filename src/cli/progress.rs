@@ -86,7 +86,7 @@ static FOOT: LazyLock<MultiProgress> =
     LazyLock::new(|| MultiProgress::with_draw_target(ProgressDrawTarget::stderr()));
 
 /// Shows what a worker does until it has ended.
-pub(super) async fn show(vitals: Arc<WorkerStatus>, mut phase: watch::Receiver<Phase>) {
+pub(super) async fn show(status: Arc<WorkerStatus>, mut phase: watch::Receiver<Phase>) {
     if FOOT.is_hidden() {
         return;
     }
@@ -100,9 +100,9 @@ pub(super) async fn show(vitals: Arc<WorkerStatus>, mut phase: watch::Receiver<P
         if let Some(text) = what(now) {
             let bar = doing.get_or_insert_with(|| styled(ProgressBar::new_spinner(), DOING));
             bar.set_message(text);
-            measure(bar, &vitals.progress);
+            measure(bar, &status.progress);
         }
-        let update = vitals.facts().update.clone();
+        let update = status.facts().update.clone();
         let update = update.map(|update| (update.bytes_here, update.bytes_wanted));
         if let Some((here, wanted)) = update.filter(|(here, wanted)| here < wanted) {
             let bar = fetching.get_or_insert_with(|| styled(ProgressBar::new(wanted), FETCHING));

@@ -253,7 +253,7 @@ impl Client {
         }
         if self.pause {
             // No longer than until somebody has to look at the time again.
-            tokio::time::sleep(self.backoff.wait()).await;
+            tokio::time::sleep(self.backoff.next_delay()).await;
         }
         self.pause = true;
         match self.link().await {

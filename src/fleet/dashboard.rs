@@ -156,7 +156,7 @@ async fn watch_results(config: Config, board: Board) {
                 Err(error) => board.history().watches(Err(error.to_string())),
             }
         }
-        tokio::time::sleep(backoff.wait()).await;
+        tokio::time::sleep(backoff.next_delay()).await;
     }
 }
 

@@ -205,7 +205,7 @@ pub struct LossBody {
 
 /// Who answers, with which weights: one immutable snapshot per job.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Answerer {
+pub struct ResultOrigin {
     /// The model's name.
     pub model: String,
     /// The worker's version.
@@ -222,7 +222,7 @@ pub struct Answerer {
 
 /// Whose job is answered.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Addressee {
+pub struct JobRef {
     /// The job's name.
     pub submission_id: String,
     /// Its kind.
@@ -235,18 +235,18 @@ pub struct Addressee {
     pub attempt: u32,
 }
 
-impl Answerer {
+impl ResultOrigin {
     /// A stored result, if it is what this worker would have answered: Redis is shared, and what is
     /// read from it is published.
     ///
     /// # Errors
     /// Why it is not.
-    pub fn read(&self, text: &str, addressee: &Addressee) -> Result<ResultMessage, String> {
+    pub fn read(&self, text: &str, job_ref: &JobRef) -> Result<ResultMessage, String> {
         let read = from_json::<ResultMessage>(text.as_bytes());
         let message = read.map_err(|e| format!("it cannot be read: {e}"))?;
-        let version = addressee.model_version.unwrap_or(self.model_version);
-        let same_job = message.submission_id == addressee.submission_id
-            && message.kind == addressee.kind
+        let version = job_ref.model_version.unwrap_or(self.model_version);
+        let same_job = message.submission_id == job_ref.submission_id
+            && message.kind == job_ref.kind
             && (&message.model, message.model_version) == (&self.model, version)
             && message.weights_id.as_ref() == Some(&self.weights_id);
         if !same_job {
@@ -270,7 +270,7 @@ pub type Verdict = Result<Body, Failure>;
 
 impl ResultMessage {
     /// Puts a verdict under its heading.
-    pub fn new(answerer: &Answerer, addressee: Addressee, verdict: Verdict) -> Self {
+    pub fn new(answerer: &ResultOrigin, job_ref: JobRef, verdict: Verdict) -> Self {
         let (status, body) = match verdict {
             Ok(body) => (Status::Scored, body),
             Err(failure) => (
@@ -282,16 +282,16 @@ impl ResultMessage {
         };
         Self {
             v: V1,
-            kind: addressee.kind,
-            submission_id: addressee.submission_id,
-            context: addressee.context,
+            kind: job_ref.kind,
+            submission_id: job_ref.submission_id,
+            context: job_ref.context,
             model: answerer.model.clone(),
-            model_version: addressee.model_version.unwrap_or(answerer.model_version),
+            model_version: job_ref.model_version.unwrap_or(answerer.model_version),
             weights_id: Some(answerer.weights_id.clone()),
             package_id: Some(answerer.package_id.clone()),
             worker_id: answerer.worker_id.clone(),
             incarnation: answerer.incarnation.clone(),
-            attempt: addressee.attempt,
+            attempt: job_ref.attempt,
             status,
             body,
             scored_at_ms: crate::util::clock::unix_ms(),
@@ -356,8 +356,8 @@ impl Key {
     /// The key of a job on these weights and windows. `sha256` is the claimed digest for a URL,
     /// the real one for inline data.
     pub fn new(
-        answerer: &Answerer,
-        addressee: &Addressee,
+        answerer: &ResultOrigin,
+        job_ref: &JobRef,
         candidate: Option<(&Candidate, &[u8; 32])>,
         plan: &[u8; 32],
     ) -> Self {
@@ -365,9 +365,9 @@ impl Key {
         let text = |t: &str| Value::from(t);
         let rule = candidate.map(|(c, _)| c.rule);
         let parts = Value::Array(vec![
-            text(addressee.kind.as_str()),
-            text(&addressee.submission_id),
-            Value::from(addressee.model_version.unwrap_or(answerer.model_version)),
+            text(job_ref.kind.as_str()),
+            text(&job_ref.submission_id),
+            Value::from(job_ref.model_version.unwrap_or(answerer.model_version)),
             text(&answerer.package_id),
             text(&answerer.weights_id),
             candidate.map_or(nil.clone(), |(_, sha256)| text(&hex::encode(sha256))),
@@ -389,8 +389,8 @@ mod tests {
     use super::*;
     use crate::protocol::encoding::Encoding;
 
-    fn answerer() -> Answerer {
-        Answerer {
+    fn answerer() -> ResultOrigin {
+        ResultOrigin {
             model: "m".into(),
             model_version: 7,
             weights_id: "w".into(),
@@ -400,8 +400,8 @@ mod tests {
         }
     }
 
-    fn addressee() -> Addressee {
-        Addressee {
+    fn job_ref() -> JobRef {
+        JobRef {
             submission_id: "s".into(),
             kind: Kind::Validate,
             model_version: None,
@@ -418,7 +418,7 @@ mod tests {
             tokens: 9,
             plan: "x".into(),
         });
-        let mut message = ResultMessage::new(&answerer(), addressee(), Ok(body));
+        let mut message = ResultMessage::new(&answerer(), job_ref(), Ok(body));
         let packed = Encoding::MessagePack.encode(&message).unwrap();
         let read = ResultMessage::decode(&packed, Encoding::MessagePack);
         assert_eq!(read.as_ref(), Ok(&message));
@@ -430,12 +430,12 @@ mod tests {
     /// The result of a job, as it is published.
     fn answered(body: &[u8], encoding: Encoding) -> Vec<u8> {
         let job = crate::protocol::job::decode(body, encoding).unwrap();
-        let addressee = Addressee {
+        let job_ref = JobRef {
             context: job.context,
-            ..addressee()
+            ..job_ref()
         };
         let failure = Failure::new(Code::OutOfMemory, "x");
-        let message = ResultMessage::new(&answerer(), addressee, Err(failure));
+        let message = ResultMessage::new(&answerer(), job_ref, Err(failure));
         encoding.encode(&message).unwrap()
     }
 
@@ -525,13 +525,13 @@ mod tests {
                 error: Failure::new(Code::OutOfMemory, "x").to_error(),
             },
         };
-        let sound = ResultMessage::new(&answerer(), addressee(), Ok(body(Kind::Validate)));
+        let sound = ResultMessage::new(&answerer(), job_ref(), Ok(body(Kind::Validate)));
         let sound = ResultMessage {
             context: None,
             ..sound
         };
         let read = |message: &ResultMessage| {
-            answerer().read(&serde_json::to_string(message).unwrap(), &addressee())
+            answerer().read(&serde_json::to_string(message).unwrap(), &job_ref())
         };
         assert_eq!(read(&sound).as_ref(), Ok(&sound));
         let changes: [fn(&mut ResultMessage); 6] = [
@@ -553,20 +553,20 @@ mod tests {
             ..sound
         };
         assert!(read(&failed).is_err(), "what may not be stored");
-        assert!(answerer().read("[]", &addressee()).is_err());
+        assert!(answerer().read("[]", &job_ref()).is_err());
     }
 
     #[test]
     fn the_key_depends_on_what_is_asked_and_not_on_who_answers() {
-        let key = |answerer: &Answerer, plan| Key::new(answerer, &addressee(), None, plan);
-        let other = Answerer {
+        let key = |answerer: &ResultOrigin, plan| Key::new(answerer, &job_ref(), None, plan);
+        let other = ResultOrigin {
             worker_id: "b".into(),
             incarnation: "j".into(),
             ..answerer()
         };
         assert_eq!(key(&answerer(), &[0; 32]), key(&other, &[0; 32]));
         assert_ne!(key(&answerer(), &[0; 32]), key(&answerer(), &[1; 32]));
-        let newer = Answerer {
+        let newer = ResultOrigin {
             weights_id: "w2".into(),
             ..answerer()
         };
@@ -576,7 +576,7 @@ mod tests {
     #[test]
     fn failures_and_configuration_are_never_stored() {
         let result =
-            |code| ResultMessage::new(&answerer(), addressee(), Err(Failure::new(code, "x")));
+            |code| ResultMessage::new(&answerer(), job_ref(), Err(Failure::new(code, "x")));
         assert!(result(Code::CandidateMalformed).may_be_stored());
         assert!(!result(Code::CandidateTooLarge).may_be_stored());
         assert!(!result(Code::OutOfMemory).may_be_stored());

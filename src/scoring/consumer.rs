@@ -15,7 +15,7 @@ use crate::broker::BrokerError;
 use crate::broker::amqp::{Deliveries, Delivery, Link};
 use crate::broker::topology::Topology;
 use crate::protocol::job;
-use crate::protocol::result::Addressee;
+use crate::protocol::result::JobRef;
 use crate::protocol::state::Detail;
 use crate::scoring::pipeline::{Judged, Pipeline};
 use crate::store::Store;
@@ -29,7 +29,7 @@ pub const HAND_BACK: Duration = Duration::from_millis(500);
 
 /// Why no more jobs can be taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ended {
+pub enum ServeEnd {
     /// The jobs that were taken one at a time are settled: more may be held again.
     Cleared,
     /// A run makes no progress; it is being ended.
@@ -65,7 +65,7 @@ pub struct Serving {
     /// Names of queues and exchanges.
     pub topology: Arc<Topology>,
     /// Reports.
-    pub vitals: Arc<WorkerStatus>,
+    pub status: Arc<WorkerStatus>,
     /// Stored results.
     pub store: Store,
     /// How long they are kept.
@@ -89,13 +89,13 @@ impl Consumer {
     ///
     /// # Errors
     /// What is lost.
-    pub async fn register(serving: Arc<Serving>) -> Result<Self, Ended> {
+    pub async fn register(serving: Arc<Serving>) -> Result<Self, ServeEnd> {
         serving.pipeline.waiting().open();
         match serving.consume().await {
             Ok(deliveries) => {
                 let slots = serving.slots();
-                serving.vitals.slots.store(slots.into(), Ordering::Relaxed);
-                serving.vitals.consuming.store(true, Ordering::Relaxed);
+                serving.status.slots.store(slots.into(), Ordering::Relaxed);
+                serving.status.consuming.store(true, Ordering::Relaxed);
                 Ok(Self {
                     serving,
                     deliveries,
@@ -104,7 +104,7 @@ impl Consumer {
                 })
             }
             Err(error) => {
-                serving.vitals.error("consumer_lost", &error.to_string());
+                serving.status.error("consumer_lost", &error.to_string());
                 tracing::warn!(%error, "no consumer");
                 Err(serving.lost())
             }
@@ -113,7 +113,7 @@ impl Consumer {
 
     /// Takes jobs until that is no longer possible. Cancel-safe: a delivery is in a task of its
     /// own before the next await.
-    pub async fn take(&mut self) -> Ended {
+    pub async fn take(&mut self) -> ServeEnd {
         let serving = Arc::clone(&self.serving);
         let doubtful = Notify::new();
         let oversight = crate::scoring::consumer_health::oversee(&serving, &doubtful);
@@ -122,17 +122,17 @@ impl Consumer {
             tokio::select! {
                 biased;
                 () = serving.link.lost.cancelled() => return serving.lost(),
-                detail = serving.pipeline.engine().lost() => return Ended::EngineLost(detail),
-                () = serving.pipeline.engine().stalled() => return Ended::Stalled,
+                detail = serving.pipeline.engine().lost() => return ServeEnd::EngineLost(detail),
+                () = serving.pipeline.engine().stalled() => return ServeEnd::Stalled,
                 Some(done) = self.jobs.join_next(), if !self.jobs.is_empty() => {
                     if let Err(error) = done {
                         // Its delivery is unsettled, and only the end of the channel gives it back.
                         tracing::error!(%error, "the task of a job ended early");
-                        return Ended::ConsumerLost;
+                        return ServeEnd::ConsumerLost;
                     }
                     self.cleared = self.cleared.saturating_add(1);
                     if serving.cautious && self.cleared >= serving.prefetch {
-                        return Ended::Cleared;
+                        return ServeEnd::Cleared;
                     }
                 }
                 delivery = self.deliveries.next() => match delivery {
@@ -156,7 +156,7 @@ impl Consumer {
 
     /// Registers anew, and lets go of the old consumer only then. Not while jobs are held, which
     /// settle on its channel. Cancel-safe: with the old consumer's channel go its deliveries.
-    async fn renew(&mut self) -> Result<(), Ended> {
+    async fn renew(&mut self) -> Result<(), ServeEnd> {
         if !self.jobs.is_empty() {
             return Ok(());
         }
@@ -177,7 +177,7 @@ impl Consumer {
         // Not before: what is handed back while we have a consumer comes back to us, and is counted again.
         self.serving.pipeline.leave();
         self.serving
-            .vitals
+            .status
             .consuming
             .store(false, Ordering::Relaxed);
         for delivery in left {
@@ -201,7 +201,7 @@ impl Consumer {
         if let Some(Ok(())) = hurry.run_until_cancelled(joined).await {
             return false;
         }
-        let computing = self.serving.vitals.progress.is_busy();
+        let computing = self.serving.status.progress.is_busy();
         tracing::warn!(
             left = self.jobs.len(),
             cut_short = u8::from(computing),
@@ -263,11 +263,11 @@ impl Serving {
         }
     }
 
-    fn lost(&self) -> Ended {
+    fn lost(&self) -> ServeEnd {
         match self.link.lost.is_cancelled() {
-            true if self.link.is_forbidden() => Ended::Forbidden,
-            true => Ended::BrokerLost,
-            false => Ended::ConsumerLost,
+            true if self.link.is_forbidden() => ServeEnd::Forbidden,
+            true => ServeEnd::BrokerLost,
+            false => ServeEnd::ConsumerLost,
         }
     }
 
@@ -288,10 +288,10 @@ impl Serving {
     }
 
     async fn handle(self: Arc<Self>, mut delivery: Delivery) {
-        let _held = Held::new(&self.vitals);
+        let _held = Held::new(&self.status);
         let trace = Trace::begin(&self.received(&delivery));
         if delivery.redelivered {
-            self.vitals.facts().jobs.redelivered += 1;
+            self.status.facts().jobs.redelivered += 1;
             metrics::redelivered();
         }
         let label = delivery.properties.label();
@@ -307,20 +307,20 @@ impl Serving {
         delivery.body = body;
         match decoded {
             Ok(job) => {
-                let addressee = Addressee {
+                let job_ref = JobRef {
                     submission_id: job.submission_id.clone(),
                     kind: job.task.kind(),
                     model_version: job.task.model_version(),
                     context: job.context.clone(),
                     attempt: delivery.properties.attempt,
                 };
-                let judging = self.pipeline.judge(&job, &addressee, &trace);
+                let judging = self.pipeline.judge(&job, &job_ref, &trace);
                 let judged = tokio::select! {
                     judged = AssertUnwindSafe(judging).catch_unwind() => judged,
                     () = self.abandon.cancelled() => return self.hand_back(delivery).await,
                 };
                 let judged = judged.unwrap_or_else(|_| Judged::panicked());
-                self.settle(delivery, addressee, job.deadline_ms, judged, &trace)
+                self.settle(delivery, job_ref, job.deadline_ms, judged, &trace)
                     .await;
             }
             Err(undecodable) => self.settle_undecodable(delivery, undecodable, &trace).await,
@@ -332,9 +332,9 @@ impl Serving {
 struct Held<'a>(&'a WorkerStatus);
 
 impl<'a> Held<'a> {
-    fn new(vitals: &'a WorkerStatus) -> Self {
-        vitals.in_flight.fetch_add(1, Ordering::Relaxed);
-        Self(vitals)
+    fn new(status: &'a WorkerStatus) -> Self {
+        status.in_flight.fetch_add(1, Ordering::Relaxed);
+        Self(status)
     }
 }
 

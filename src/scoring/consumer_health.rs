@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
 use super::doubt::Doubt;
-use crate::scoring::consumer::{Ended, Serving};
+use crate::scoring::consumer::{ServeEnd, Serving};
 
 /// How often the broker is asked.
 const LOOK: Duration = Duration::from_secs(3);
@@ -22,7 +22,7 @@ const STEP: Duration = Duration::from_millis(500);
 /// Resolves when the broker has no consumer of ours any more, or does not answer. Tells the `doubtful`
 /// when ours may be one of those that it lost without a word, as happens to a queue that is deleted and
 /// declared again in a cluster.
-pub(super) async fn oversee(serving: &Serving, doubtful: &Notify) -> Ended {
+pub(super) async fn oversee(serving: &Serving, doubtful: &Notify) -> ServeEnd {
     let queue = serving.topology.jobs_queue();
     let (mut starved, mut doubt) = (false, Doubt::default());
     loop {
@@ -38,7 +38,7 @@ pub(super) async fn oversee(serving: &Serving, doubtful: &Notify) -> Ended {
             Ok(depth) => depth,
             Err(ended) => return ended,
         };
-        let idle = serving.vitals.in_flight.load(Ordering::Relaxed) == 0
+        let idle = serving.status.in_flight.load(Ordering::Relaxed) == 0
             && serving.delivered.load(Ordering::Relaxed) == before;
         let starves = idle && waiting > 0;
         if consumers == 0 || (starves && starved) {
@@ -47,7 +47,7 @@ pub(super) async fn oversee(serving: &Serving, doubtful: &Notify) -> Ended {
                 consumers,
                 "the broker no longer delivers to our consumer"
             );
-            return Ended::ConsumerLost;
+            return ServeEnd::ConsumerLost;
         }
         starved = starves;
         if idle && is_doubtful(serving, &mut doubt, consumers).await {
@@ -69,23 +69,23 @@ async fn is_doubtful(serving: &Serving, doubt: &mut Doubt, consumers: u32) -> bo
 }
 
 /// Jobs that wait in the queue, and its consumers.
-async fn ask(serving: &Serving, queue: &str) -> Result<(u32, u32), Ended> {
+async fn ask(serving: &Serving, queue: &str) -> Result<(u32, u32), ServeEnd> {
     match tokio::time::timeout(ANSWER, serving.link.depth(queue)).await {
         Ok(Ok(Some(depth))) => return Ok(depth),
         Ok(Ok(None)) => {
             tracing::warn!(queue, "the jobs queue is gone");
-            return Err(Ended::ConsumerLost);
+            return Err(ServeEnd::ConsumerLost);
         }
         Ok(Err(error)) => tracing::warn!(%error, "the link to the broker is given up"),
         Err(_) => tracing::warn!("the broker does not answer; its link is given up"),
     }
     serving.link.lost.cancel();
-    Err(Ended::BrokerLost)
+    Err(ServeEnd::BrokerLost)
 }
 
 /// Sends back what has waited here for long, as far as other workers have nothing to do and the
 /// queue has nothing for them: one job for each of them, and what comes back again.
-async fn share(serving: &Serving, queue: &str) -> Result<(), Ended> {
+async fn share(serving: &Serving, queue: &str) -> Result<(), ServeEnd> {
     let line = serving.pipeline.waiting();
     if line.waited(LONG_WAIT) == 0 {
         return Ok(());

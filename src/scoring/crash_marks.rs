@@ -35,14 +35,14 @@ use crate::util::clock::{steady_ms, unix_ms};
 const GONE_FOR: u32 = 2;
 /// No job waits longer than this many lives of a record: then it is scored, and nothing counted.
 const MOST_LIVES: u32 = 20;
-/// Marks to be removed when Redis is back. They expire by themselves, so the oldest may be forgotten.
+/// CrashMarks to be removed when Redis is back. They expire by themselves, so the oldest may be forgotten.
 const MOST_LEFT: usize = 1000;
 /// What the end of the worker leaves for removals: a little more than the breaker stays open.
 const LAST_REMOVALS: Duration = Duration::from_millis(1500);
 
 /// The marks of this incarnation.
 #[derive(Debug, Clone)]
-pub struct Marks(Arc<Inner>);
+pub struct CrashMarks(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
@@ -51,7 +51,7 @@ struct Inner {
     poison_after: usize,
     ttl: Duration,
     poll: Duration,
-    vitals: Arc<WorkerStatus>,
+    status: Arc<WorkerStatus>,
     left: Mutex<Vec<Left>>,
     more_left: Notify,
 }
@@ -77,13 +77,13 @@ pub enum Passage {
     Free(Attempt),
 }
 
-impl Marks {
-    /// Prepares the marks of an incarnation; [`Marks::sweep`] is to run beside it.
+impl CrashMarks {
+    /// Prepares the marks of an incarnation; [`CrashMarks::sweep`] is to run beside it.
     pub fn new(
         store: Store,
         config: &Config,
         incarnation: &str,
-        vitals: Arc<WorkerStatus>,
+        status: Arc<WorkerStatus>,
     ) -> Self {
         let (most, least) = (Duration::from_millis(500), Duration::from_millis(50));
         Self(Arc::new(Inner {
@@ -92,7 +92,7 @@ impl Marks {
             poison_after: usize::try_from(config.amqp.poison_after).unwrap_or(usize::MAX),
             ttl: config.heartbeat.ttl,
             poll: (config.heartbeat.interval / 2).clamp(least, most),
-            vitals,
+            status,
             left: Mutex::default(),
             more_left: Notify::new(),
         }))
@@ -167,7 +167,7 @@ impl Inner {
         let Some(seqs) = self.store.last_seqs(open).await.answer() else {
             return false;
         };
-        let beaten = self.vitals.beaten_ms.load(Ordering::Relaxed);
+        let beaten = self.status.beaten_ms.load(Ordering::Relaxed);
         let since_beat = Duration::from_millis(steady_ms().saturating_sub(beaten));
         let dead = watch.look(open, &seqs, since_beat, Instant::now());
         if dead.is_empty() {
@@ -187,7 +187,7 @@ impl Inner {
         loop {
             self.more_left.notified().await;
             while !self.remove_left().await {
-                tokio::time::sleep(backoff.wait()).await;
+                tokio::time::sleep(backoff.next_delay()).await;
             }
             backoff.reset();
         }
@@ -284,7 +284,7 @@ impl Attempt {
         self.late
     }
 
-    /// Marks a suspect that has the device; any other is marked already.
+    /// CrashMarks a suspect that has the device; any other is marked already.
     ///
     /// # Errors
     /// `poisoned`, when others have died of it while it waited for the device.

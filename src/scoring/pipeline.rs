@@ -18,12 +18,12 @@ use crate::model::plan::Plan;
 use crate::protocol::failure::{Code, Failure};
 use crate::protocol::job::{Candidate, Compression, Job, Source, Task};
 use crate::protocol::result::{
-    Addressee, Answerer, Body, CandidateFacts, Key, LossBody, ResultMessage, ScoreBody, Timings,
+    Body, CandidateFacts, JobRef, Key, LossBody, ResultMessage, ResultOrigin, ScoreBody, Timings,
     Verdict,
 };
-use crate::scoring::crash_marks::{Attempt, Marks, Passage};
+use crate::scoring::crash_marks::{Attempt, CrashMarks, Passage};
 use crate::scoring::device_queue::{Place, Waiting};
-use crate::scoring::recent_results::Unsettled;
+use crate::scoring::recent_results::RecentResults;
 use crate::telemetry::traces::{Stage, Trace};
 use crate::util::blocking;
 use crate::util::clock::{Lap, unix_ms};
@@ -90,11 +90,11 @@ pub struct Pipeline {
     fetcher: Fetcher,
     limits: Arc<CandidatesConfig>,
     score_timeout: Duration,
-    answerer: Arc<Answerer>,
+    answerer: Arc<ResultOrigin>,
     provider: Provider,
     device: String,
-    marks: Option<Marks>,
-    unsettled: Unsettled,
+    marks: Option<CrashMarks>,
+    recent_results: RecentResults,
     waiting: Waiting,
     /// Told of jobs for a newer version.
     newer: Arc<Notify>,
@@ -108,10 +108,10 @@ impl Pipeline {
         config: &Config,
         fetcher: Fetcher,
         incarnation: &str,
-        marks: Option<Marks>,
+        marks: Option<CrashMarks>,
     ) -> Self {
         let manifest = &engine.package.manifest;
-        let answerer = Answerer {
+        let answerer = ResultOrigin {
             model: manifest.name.clone(),
             model_version: manifest.version,
             weights_id: engine.package.weights.weights_id.clone(),
@@ -128,7 +128,7 @@ impl Pipeline {
             device: device_name(config),
             engine,
             marks,
-            unsettled: Unsettled::default(),
+            recent_results: RecentResults::default(),
             waiting: Waiting::default(),
             newer: Arc::default(),
             leaving: CancellationToken::new(),
@@ -138,9 +138,14 @@ impl Pipeline {
     /// The same, with what outlives it: results of jobs that come again, the line of jobs, and who is
     /// told of jobs for a newer version.
     #[must_use]
-    pub fn keeping(self, unsettled: Unsettled, waiting: Waiting, newer: Arc<Notify>) -> Self {
+    pub fn keeping(
+        self,
+        recent_results: RecentResults,
+        waiting: Waiting,
+        newer: Arc<Notify>,
+    ) -> Self {
         Self {
-            unsettled,
+            recent_results,
             waiting,
             newer,
             ..self
@@ -148,7 +153,7 @@ impl Pipeline {
     }
 
     /// Who answers.
-    pub fn answerer(&self) -> &Answerer {
+    pub fn answerer(&self) -> &ResultOrigin {
         &self.answerer
     }
 
@@ -158,8 +163,8 @@ impl Pipeline {
     }
 
     /// Results that are not settled yet.
-    pub fn unsettled(&self) -> &Unsettled {
-        &self.unsettled
+    pub fn recent_results(&self) -> &RecentResults {
+        &self.recent_results
     }
 
     /// The jobs that wait for the device.
@@ -174,7 +179,7 @@ impl Pipeline {
     }
 
     /// Judges a job; its stages go into the trace.
-    pub async fn judge(&self, job: &Job, addressee: &Addressee, trace: &Trace) -> Judged {
+    pub async fn judge(&self, job: &Job, job_ref: &JobRef, trace: &Trace) -> Judged {
         if let Err(failure) = self.check(job) {
             return Judged::without_key(failure);
         }
@@ -183,9 +188,9 @@ impl Pipeline {
             Err(failure) => return Judged::without_key(failure),
         };
         match &job.task {
-            Task::Validate { .. } => self.judge_model(job, addressee, plan, trace).await,
+            Task::Validate { .. } => self.judge_model(job, job_ref, plan, trace).await,
             Task::Score { candidate, .. } => {
-                self.judge_candidate(job, candidate, addressee, plan, trace)
+                self.judge_candidate(job, candidate, job_ref, plan, trace)
                     .await
             }
         }
@@ -194,12 +199,12 @@ impl Pipeline {
     async fn judge_model(
         &self,
         job: &Job,
-        addressee: &Addressee,
+        job_ref: &JobRef,
         plan: Arc<Plan>,
         trace: &Trace,
     ) -> Judged {
-        let key = Key::new(&self.answerer, addressee, None, &plan.hash);
-        let mut attempt = match self.enter(addressee, &key).await {
+        let key = Key::new(&self.answerer, job_ref, None, &plan.hash);
+        let mut attempt = match self.enter(job_ref, &key).await {
             Ok(attempt) => attempt,
             Err(judged) => return judged,
         };
@@ -211,7 +216,7 @@ impl Pipeline {
         &self,
         job: &Job,
         candidate: &Candidate,
-        addressee: &Addressee,
+        job_ref: &JobRef,
         plan: Arc<Plan>,
         trace: &Trace,
     ) -> Judged {
@@ -221,10 +226,10 @@ impl Pipeline {
         };
         let known = matches!(candidate.source, Source::Inline(_)).then_some(sha256);
         let asked = Some((candidate, &sha256));
-        let key = Key::new(&self.answerer, addressee, asked, &plan.hash);
+        let key = Key::new(&self.answerer, job_ref, asked, &plan.hash);
         let fetching = self.fetch(job, candidate, known, trace);
         // Whatever ends the job drops the fetch: a stranger's server may take minutes.
-        let entered = tokio::try_join!(self.enter(addressee, &key), fetching);
+        let entered = tokio::try_join!(self.enter(job_ref, &key), fetching);
         let (mut attempt, (fetched, fetch)) = match entered {
             Ok(entered) => entered,
             Err(judged) => return judged,
@@ -308,8 +313,8 @@ impl Pipeline {
 
     /// Looks the result up and marks the job, where there is a Redis; waits where others have marked
     /// it. The error is how the job ends here.
-    async fn enter(&self, addressee: &Addressee, key: &Key) -> Result<Option<Attempt>, Judged> {
-        if let Some(message) = self.unsettled.find(key) {
+    async fn enter(&self, job_ref: &JobRef, key: &Key) -> Result<Option<Attempt>, Judged> {
+        if let Some(message) = self.recent_results.find(key) {
             return Err(Judged::Stored {
                 message: Box::new(message),
                 key: key.clone(),
@@ -318,12 +323,10 @@ impl Pipeline {
         let Some(marks) = &self.marks else {
             return Ok(None);
         };
-        let version = addressee
-            .model_version
-            .unwrap_or(self.answerer.model_version);
-        let name = format!("{}:{version}", addressee.submission_id);
+        let version = job_ref.model_version.unwrap_or(self.answerer.model_version);
+        let name = format!("{}:{version}", job_ref.submission_id);
         match marks.enter(&key.0, name, &self.leaving).await {
-            Passage::Stored(text, attempt) => match self.answerer.read(&text, addressee) {
+            Passage::Stored(text, attempt) => match self.answerer.read(&text, job_ref) {
                 Ok(message) => Err(Judged::Stored {
                     message: Box::new(message),
                     key: key.clone(),

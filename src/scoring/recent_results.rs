@@ -11,9 +11,9 @@ const MOST_KEPT: usize = 64;
 
 /// The results of this process that may have to be published again; the oldest are forgotten.
 #[derive(Debug, Clone, Default)]
-pub struct Unsettled(Arc<Mutex<VecDeque<(Key, ResultMessage)>>>);
+pub struct RecentResults(Arc<Mutex<VecDeque<(Key, ResultMessage)>>>);
 
-impl Unsettled {
+impl RecentResults {
     /// Keeps a result until it is settled.
     pub fn keep(&self, key: &Key, message: &ResultMessage) {
         let mut kept = self.kept();

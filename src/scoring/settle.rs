@@ -7,7 +7,7 @@ use crate::broker::amqp::Delivery;
 use crate::broker::{Outgoing, Properties, PublishError};
 use crate::protocol::failure::{Code, Failure, Status};
 use crate::protocol::job::{Kind, Undecodable};
-use crate::protocol::result::{Addressee, Key, ResultMessage};
+use crate::protocol::result::{JobRef, Key, ResultMessage};
 use crate::protocol::state::Detail;
 use crate::scoring::consumer::Serving;
 use crate::scoring::crash_marks::Attempt;
@@ -27,17 +27,17 @@ impl Serving {
     pub(super) async fn settle(
         &self,
         delivery: Delivery,
-        addressee: Addressee,
+        job_ref: JobRef,
         deadline_ms: Option<u64>,
         judged: Judged,
         trace: &Trace,
     ) {
         let (verdict, key, attempt) = match judged {
             Judged::Stored { message, key } => {
-                self.vitals.facts().jobs.duplicates += 1;
+                self.status.facts().jobs.duplicates += 1;
                 metrics::duplicate();
                 let message = ResultMessage {
-                    context: addressee.context,
+                    context: job_ref.context,
                     ..*message
                 };
                 return self
@@ -51,7 +51,7 @@ impl Serving {
             } => (verdict, key, attempt),
             Judged::Undecided => return self.hand_back(delivery).await,
         };
-        let (number, delays) = (addressee.attempt, &self.retry_delays);
+        let (number, delays) = (job_ref.attempt, &self.retry_delays);
         let verdict = verdict.map_err(|failure| or_too_late(failure, number, deadline_ms, delays));
         let parked = match dispose(&verdict, number, deadline_ms, delays) {
             Disposition::Climb { rung } => {
@@ -59,18 +59,18 @@ impl Serving {
                 if let Some(attempt) = attempt {
                     attempt.end(failure.as_ref().map(|f| f.code), None).await;
                 }
-                let name = &addressee.submission_id;
+                let name = &job_ref.submission_id;
                 return self.climb(delivery, name, rung, failure, trace).await;
             }
             Disposition::Answer => None,
             Disposition::AnswerAndPark => verdict.as_ref().err().cloned(),
         };
-        let mut message = ResultMessage::new(self.pipeline.answerer(), addressee.clone(), verdict);
+        let mut message = ResultMessage::new(self.pipeline.answerer(), job_ref.clone(), verdict);
         if let Some(attempt) = attempt {
-            message = self.end(attempt, message, &addressee).await;
+            message = self.end(attempt, message, &job_ref).await;
         }
         if let Some(key) = key.as_ref().filter(|_| message.may_be_stored()) {
-            self.pipeline.unsettled().keep(key, &message);
+            self.pipeline.recent_results().keep(key, &message);
         }
         self.answer(delivery, message, key, parked, trace, false)
             .await;
@@ -83,7 +83,7 @@ impl Serving {
         trace: &Trace,
     ) {
         let attempt = delivery.properties.attempt;
-        let (addressee, failure, park) = match undecodable {
+        let (job_ref, failure, park) = match undecodable {
             Undecodable::Named {
                 submission_id,
                 kind,
@@ -91,7 +91,7 @@ impl Serving {
                 context,
                 failure,
             } => (
-                Some(Addressee {
+                Some(JobRef {
                     submission_id,
                     kind,
                     model_version,
@@ -106,7 +106,7 @@ impl Serving {
                     .properties
                     .message_id
                     .clone()
-                    .map(|submission_id| Addressee {
+                    .map(|submission_id| JobRef {
                         submission_id,
                         kind: Kind::Score,
                         model_version: None,
@@ -117,9 +117,9 @@ impl Serving {
             }
         };
         let parked = park.then(|| failure.clone());
-        match addressee {
-            Some(addressee) => {
-                let message = ResultMessage::new(self.pipeline.answerer(), addressee, Err(failure));
+        match job_ref {
+            Some(job_ref) => {
+                let message = ResultMessage::new(self.pipeline.answerer(), job_ref, Err(failure));
                 self.answer(delivery, message, None, parked, trace, false)
                     .await;
             }
@@ -144,7 +144,7 @@ impl Serving {
         &self,
         attempt: Attempt,
         message: ResultMessage,
-        addressee: &Addressee,
+        job_ref: &JobRef,
     ) -> ResultMessage {
         let text = message.may_be_stored().then(|| {
             let bare = ResultMessage {
@@ -158,7 +158,7 @@ impl Serving {
         let Some(first) = attempt.end(message.code(), keep).await else {
             return message;
         };
-        match self.pipeline.answerer().read(&first, addressee) {
+        match self.pipeline.answerer().read(&first, job_ref) {
             Ok(first) => ResultMessage {
                 context: message.context,
                 ..first
@@ -213,7 +213,7 @@ impl Serving {
         if self.acknowledge(delivery).await
             && let Some(key) = &key
         {
-            self.pipeline.unsettled().forget(key);
+            self.pipeline.recent_results().forget(key);
         }
     }
 
@@ -353,13 +353,13 @@ impl Serving {
                         true => Detail::PublishForbidden,
                         false => Detail::BrokerDisconnected,
                     };
-                    self.vitals.error(&code.to_string(), &what);
+                    self.status.error(&code.to_string(), &what);
                     return false;
                 }
                 Err(PublishError::Refused(why)) => {
                     tracing::warn!(%why, exchange = message.exchange, routing_key = message.routing_key, "refused, tried again");
                     tokio::select! {
-                        () = tokio::time::sleep(backoff.wait()) => {}
+                        () = tokio::time::sleep(backoff.next_delay()) => {}
                         () = self.link.lost.cancelled() => return false,
                     }
                 }
@@ -404,7 +404,7 @@ impl Serving {
         let lap = Lap::since(trace.received);
         metrics::answered(message, lap.took, stored);
         trace.answered(message, stored);
-        let mut facts = self.vitals.facts();
+        let mut facts = self.status.facts();
         facts.finished(lap.millis());
         match message.status {
             Status::Scored => facts.jobs.scored += 1,

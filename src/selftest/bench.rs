@@ -29,7 +29,7 @@ use crate::model::package::Package;
 use crate::model::plan::Plan;
 use crate::protocol::failure::Failure;
 use crate::protocol::job::{Candidate, Format, Job, Rule, Source, Task, Validation};
-use crate::protocol::result::{Addressee, Body, Timings};
+use crate::protocol::result::{Body, JobRef, Timings};
 use crate::protocol::state::Detail;
 use crate::scoring::pipeline::{Judged, Pipeline};
 use crate::telemetry::progress::Progress;
@@ -349,7 +349,7 @@ async fn judge(pipeline: &Pipeline, sample: &Sample) -> Result<Timings, EngineEr
         model_version: pipeline.answerer().model_version,
         candidate: Box::new(description(Source::Inline(sample.bytes.clone()))),
     };
-    let addressee = Addressee {
+    let job_ref = JobRef {
         submission_id: "bench".into(),
         kind: task.kind(),
         model_version: task.model_version(),
@@ -365,7 +365,7 @@ async fn judge(pipeline: &Pipeline, sample: &Sample) -> Result<Timings, EngineEr
         context: None,
     };
     let lost = |m: &str| EngineError::new(Detail::WarmFailed, m);
-    match pipeline.judge(&job, &addressee, &Trace::silent()).await {
+    match pipeline.judge(&job, &job_ref, &Trace::silent()).await {
         Judged::Fresh { verdict, .. } => match verdict.map_err(|f| refused(&f))? {
             Body::Score(body) => Ok(body.timings_ms),
             Body::Loss(_) | Body::Error { .. } => Err(lost("a candidate came back unscored")),

@@ -340,8 +340,8 @@ pub async fn install(address: Option<&str>) -> anyhow::Result<Option<TcpListener
 }
 
 /// Answers `GET /metrics` until the process ends.
-pub fn serve(listener: TcpListener, vitals: Arc<WorkerStatus>) {
-    let answer = move || std::future::ready(answer(&vitals));
+pub fn serve(listener: TcpListener, status: Arc<WorkerStatus>) {
+    let answer = move || std::future::ready(answer(&status));
     let routes = Router::new().route("/metrics", get(answer));
     tokio::spawn(crate::telemetry::listener::serve(
         listener,
@@ -350,12 +350,12 @@ pub fn serve(listener: TcpListener, vitals: Arc<WorkerStatus>) {
     ));
 }
 
-fn answer(vitals: &WorkerStatus) -> Response {
-    let record = vitals.record();
+fn answer(status: &WorkerStatus) -> Response {
+    let record = status.record();
     let (Some(metrics), Some(record)) = (METRICS.get(), record) else {
         return (StatusCode::SERVICE_UNAVAILABLE, "the worker is starting\n").into_response();
     };
-    let busy = Duration::from_micros(vitals.progress.worked_us.load(Ordering::Relaxed));
+    let busy = Duration::from_micros(status.progress.worked_us.load(Ordering::Relaxed));
     match metrics.render(&record, busy) {
         Ok(text) => ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),

@@ -19,7 +19,7 @@ const KEPT: usize = 256;
 
 /// The facts that the worker's parts report and the beat relays.
 #[derive(Debug, Default)]
-pub struct StatusSnapshot {
+pub struct StatusFields {
     /// The last warm-up.
     pub warm: WarmFacts,
     /// The model that is served.
@@ -38,7 +38,7 @@ pub struct StatusSnapshot {
 /// Shared between the worker's parts.
 #[derive(Debug, Default)]
 pub struct WorkerStatus {
-    facts: Mutex<StatusSnapshot>,
+    facts: Mutex<StatusFields>,
     /// Advanced by the computing thread.
     pub progress: Arc<Progress>,
     /// Both connections are up.
@@ -60,7 +60,7 @@ pub struct WorkerStatus {
 
 impl WorkerStatus {
     /// The facts, to be changed.
-    pub fn facts(&self) -> MutexGuard<'_, StatusSnapshot> {
+    pub fn facts(&self) -> MutexGuard<'_, StatusFields> {
         self.facts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -100,7 +100,7 @@ impl WorkerStatus {
     }
 }
 
-impl StatusSnapshot {
+impl StatusFields {
     /// What went wrong last. While the worker is degraded that is what degraded it: whatever fails
     /// beside it, and again and again, must not hide the reason.
     pub(crate) fn last_error(&self, phase: Phase) -> Option<&LastError> {
@@ -160,7 +160,7 @@ mod tests {
 
     #[test]
     fn what_degraded_a_worker_is_not_hidden_by_what_fails_beside_it() {
-        let mut facts = StatusSnapshot::default();
+        let mut facts = StatusFields::default();
         let mut phase = Phase {
             state: State::Degraded,
             detail: Detail::WarmFailed,
@@ -173,7 +173,7 @@ mod tests {
         for (code, at_ms) in [("warm_failed", 9_990), ("broker_disconnected", 12_000)] {
             facts.errors.insert(code.into(), error(code, at_ms));
         }
-        let code = |facts: &StatusSnapshot, phase| facts.last_error(phase).map(|e| e.code.clone());
+        let code = |facts: &StatusFields, phase| facts.last_error(phase).map(|e| e.code.clone());
         assert_eq!(code(&facts, phase).as_deref(), Some("warm_failed"));
         // Of another time, or no reason of the state at all.
         phase.since = 20_000;

@@ -12,7 +12,7 @@ use url::Url;
 use super::route::Step;
 use crate::config::CandidatesConfig;
 use crate::fetch::pace::Pace;
-use crate::fetch::{Body, FetchError, Getter, Revision};
+use crate::fetch::{Body, Downloader, FetchError, Revision};
 use crate::protocol::update_manifest::MAX_BYTES;
 
 /// A place that sends nothing for so long is left for the next, and one that has not sent a manifest or a
@@ -57,9 +57,9 @@ pub struct Published {
 pub struct Mirrors {
     manifest: Url,
     /// For what lies beside the manifest: the operator named it, wherever it is.
-    own: Getter,
+    own: Downloader,
     /// For everything else: what candidates may be fetched from.
-    others: Getter,
+    others: Downloader,
     /// The least that a server may send, bytes per second.
     min_rate: u64,
 }
@@ -73,8 +73,8 @@ impl Mirrors {
         let mut folder = manifest.join(".")?;
         folder.set_query(None);
         Ok(Self {
-            own: Getter::new(&[folder.into()], true)?,
-            others: Getter::new(&candidates.allow, candidates.allow_private)?,
+            own: Downloader::new(&[folder.into()], true)?,
+            others: Downloader::new(&candidates.allow, candidates.allow_private)?,
             min_rate: candidates.min_rate,
             manifest,
         })
@@ -194,7 +194,7 @@ impl Mirrors {
         Err(FetchError::Unavailable(why).into())
     }
 
-    fn locate(&self, text: &str) -> Result<(&Getter, Url), FetchError> {
+    fn locate(&self, text: &str) -> Result<(&Downloader, Url), FetchError> {
         let url = self.manifest.join(text);
         let url = url.map_err(|e| FetchError::Forbidden(format!("{text:?}: {e}")))?;
         let getter = if self.own.covers(&url) {

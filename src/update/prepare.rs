@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::build::{BuildError, build};
 use super::download::{DownloadError, Mirrors, News, is_full};
 use super::route::{Step, Way, cheapest};
-use super::{Hitch, Served};
+use super::{Served, UpdateError};
 use crate::model::manifest::PackageError;
 use crate::model::package::{Package, WeightsFile};
 use crate::protocol::update_manifest::UpdateManifest;
@@ -26,7 +26,7 @@ const MOST_NAMED: usize = 4;
 /// What it takes to get a version.
 pub(super) struct Preparation<'a> {
     pub(super) mirrors: &'a Mirrors,
-    pub(super) vitals: &'a WorkerStatus,
+    pub(super) status: &'a WorkerStatus,
     pub(super) served: &'a Served,
     pub(super) manifest: &'a UpdateManifest,
     /// See `model.allow_shards_subset`.
@@ -95,7 +95,7 @@ fn no_way(manifest: &UpdateManifest, here: &[u64], graph: &str, closed: &Obstacl
 impl Preparation<'_> {
     /// Gets the live version. Files that turn out to be of no use are added to `unfit`, with what is
     /// wrong with them: they close the same ways at every later try.
-    pub(super) async fn run(&self, unfit: &mut Obstacles) -> Result<Made, Hitch> {
+    pub(super) async fn run(&self, unfit: &mut Obstacles) -> Result<Made, UpdateError> {
         let state = &self.served.state;
         state.sweep_parts(|digest| self.names(digest));
         let mut closed = unfit.clone();
@@ -106,7 +106,7 @@ impl Preparation<'_> {
             let usable = |step: Step<'_>| obstacle(step, graph, &closed).is_none();
             let price = |step| Some(self.missing(step)).filter(|_| usable(step));
             let Some(way) = cheapest(self.manifest, &versions, price) else {
-                return Err(Hitch::NoWay(no_way(
+                return Err(UpdateError::NoWay(no_way(
                     self.manifest,
                     &versions,
                     graph,
@@ -131,9 +131,9 @@ impl Preparation<'_> {
                 }
                 Err(Obstacle::Disk(error, _)) if is_full(&error) && state.make_room() => {}
                 Err(Obstacle::Disk(error, path)) => {
-                    return Err(Hitch::Disk(format!("{}: {error}", path.display())));
+                    return Err(UpdateError::Disk(format!("{}: {error}", path.display())));
                 }
-                Err(Obstacle::Base(error)) => return Err(Hitch::Base(error.to_string())),
+                Err(Obstacle::Base(error)) => return Err(UpdateError::Base(error.to_string())),
             }
         }
     }
@@ -192,7 +192,7 @@ impl Preparation<'_> {
             bytes,
             "getting a new version"
         );
-        if let Some(update) = &mut self.vitals.facts().update {
+        if let Some(update) = &mut self.status.facts().update {
             (update.bytes_here, update.bytes_wanted) = (0, bytes);
         }
         for step in &way.steps {
@@ -205,7 +205,7 @@ impl Preparation<'_> {
 
     async fn fetch(&self, step: Step<'_>) -> Result<(), Obstacle> {
         let told = |news| {
-            if let Some(update) = &mut self.vitals.facts().update {
+            if let Some(update) = &mut self.status.facts().update {
                 match news {
                     News::Came(bytes) => update.bytes_here += bytes,
                     News::Again(bytes) => update.bytes_wanted += bytes,

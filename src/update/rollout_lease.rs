@@ -74,14 +74,14 @@ impl Turn {
 /// What shows that a swap gets on: the state, and the progress of the device.
 #[derive(Debug, Clone)]
 pub(super) struct Signs {
-    pub(super) vitals: Arc<WorkerStatus>,
+    pub(super) status: Arc<WorkerStatus>,
     pub(super) phase: watch::Receiver<Phase>,
 }
 
 impl Signs {
     /// Whether there was none for too long; `since` is when they were first looked for.
     fn gone_since(&self, since: u64) -> bool {
-        let progress = &self.vitals.progress;
+        let progress = &self.status.progress;
         let last = since
             .max(progress.moved_at())
             .max(self.phase.borrow().since);
@@ -99,10 +99,10 @@ mod tests {
     async fn the_lease_is_kept_as_long_as_the_swap_gets_on() {
         let secs = Duration::from_secs;
         let (states, phase) = watch::channel(Phase::starting());
-        let vitals = Arc::<WorkerStatus>::default();
-        vitals.progress.settle_pace();
+        let status = Arc::<WorkerStatus>::default();
+        status.progress.settle_pace();
         let signs = Signs {
-            vitals: Arc::clone(&vitals),
+            status: Arc::clone(&status),
             phase,
         };
         let since = steady_ms();
@@ -112,12 +112,12 @@ mod tests {
         states.send_replace(warming);
         tokio::time::advance(SILENCE).await;
         assert!(!signs.gone_since(since), "the state changed");
-        vitals.progress.step();
+        status.progress.step();
         tokio::time::advance(SILENCE).await;
         assert!(!signs.gone_since(since), "a micro-batch was done");
         tokio::time::advance(secs(1)).await;
         assert!(signs.gone_since(since));
-        vitals.progress.note_pace(secs(6));
+        status.progress.note_pace(secs(6));
         assert!(!signs.gone_since(since), "a micro-batch may take a minute");
     }
 }

@@ -27,7 +27,7 @@ impl Backoff {
     }
 
     /// The next wait.
-    pub fn wait(&mut self) -> Duration {
+    pub fn next_delay(&mut self) -> Duration {
         let wait = self.next;
         self.next = (self.next * 2).min(self.most);
         wait.mul_f64(rand::random_range(0.75..=1.0))
@@ -53,13 +53,13 @@ mod tests {
     fn waits_double_to_the_bound_and_begin_again_after_a_success() {
         let mut backoff = Backoff::new();
         for expected in [1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0] {
-            let wait = backoff.wait().as_secs_f64();
+            let wait = backoff.next_delay().as_secs_f64();
             assert!(
                 (0.75 * expected..=expected).contains(&wait),
                 "{wait} for {expected}"
             );
         }
         backoff.reset();
-        assert!(backoff.wait() <= Duration::from_secs(1));
+        assert!(backoff.next_delay() <= Duration::from_secs(1));
     }
 }

@@ -34,13 +34,13 @@ fn address(namespace: &str, worker_id: &str) -> std::io::Result<SocketAddr> {
 pub fn serve(
     namespace: &str,
     worker_id: &str,
-    vitals: Arc<WorkerStatus>,
+    status: Arc<WorkerStatus>,
     phase: watch::Receiver<Phase>,
 ) -> std::io::Result<()> {
     let listener = UnixListener::bind_addr(&address(namespace, worker_id)?)?;
     let answer = move || {
         for stream in listener.incoming() {
-            let ready = vitals.ready(*phase.borrow());
+            let ready = status.ready(*phase.borrow());
             let word: &[u8] = if ready { b"ready" } else { b"live" };
             if let Err(error) = stream.and_then(|mut stream| stream.write_all(word)) {
                 tracing::debug!(%error, "a probe went away");

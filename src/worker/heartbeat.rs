@@ -63,7 +63,7 @@ pub struct Source {
     /// Who beats.
     pub identity: Identity,
     /// What the parts report.
-    pub vitals: Arc<WorkerStatus>,
+    pub status: Arc<WorkerStatus>,
     /// The state.
     pub phase: watch::Receiver<Phase>,
     /// What happens.
@@ -122,7 +122,7 @@ async fn beat_until(
     stop: &CancellationToken,
     claims: &watch::Sender<NameClaim>,
 ) {
-    let progress = Arc::clone(&source.vitals.progress);
+    let progress = Arc::clone(&source.status.progress);
     tokio::spawn(async move { progress.watch().await });
     let mut ticks = tokio::time::interval(source.config.interval);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
@@ -130,7 +130,7 @@ async fn beat_until(
     loop {
         let stopping = stop.is_cancelled();
         let phase = *source.phase.borrow();
-        systemd.tell(phase, source.vitals.progress.is_stuck());
+        systemd.tell(phase, source.status.progress.is_stuck());
         pulse.beat(&source, claims).await;
         if stopping {
             return;
@@ -175,7 +175,7 @@ impl Pulse {
         self.unsent.drain(..surplus);
         let phase = *source.phase.borrow();
         let record = Arc::new(self.record(source, phase));
-        source.vitals.set_record(Arc::clone(&record));
+        source.status.set_record(Arc::clone(&record));
         let Ok(record) = serde_json::to_string(&*record) else {
             return;
         };
@@ -199,7 +199,7 @@ impl Pulse {
         match beaten {
             Ok(ownership) => {
                 self.unsent.clear();
-                let beaten = &source.vitals.beaten_ms;
+                let beaten = &source.status.beaten_ms;
                 beaten.store(steady_ms(), Ordering::Relaxed);
                 if std::mem::take(&mut self.failing) {
                     tracing::info!("Redis takes heartbeats again");
@@ -239,10 +239,10 @@ impl Pulse {
     }
 
     fn record(&mut self, source: &Source, phase: Phase) -> Record {
-        let (vitals, identity) = (&source.vitals, &source.identity);
-        let in_flight = vitals.in_flight.load(Ordering::Relaxed);
-        let ready = vitals.ready(phase);
-        let facts = vitals.facts();
+        let (status, identity) = (&source.status, &source.identity);
+        let in_flight = status.in_flight.load(Ordering::Relaxed);
+        let ready = status.ready(phase);
+        let facts = status.facts();
         Record {
             v: V1,
             worker_id: identity.worker_id.clone(),
@@ -260,12 +260,12 @@ impl Pulse {
             state: phase.state.as_str().into(),
             state_detail: phase.detail.to_string(),
             ready,
-            accepting: ready && in_flight < vitals.slots.load(Ordering::Relaxed),
+            accepting: ready && in_flight < status.slots.load(Ordering::Relaxed),
             last_ready_at_ms: (phase.last_ready_at_ms != 0).then_some(phase.last_ready_at_ms),
             last_state_change_at_ms: phase.since_ms,
             warm: facts.warm.clone(),
             model: ModelFacts {
-                baseline_cache_entries: vitals.progress.baselines.load(Ordering::Relaxed),
+                baseline_cache_entries: status.progress.baselines.load(Ordering::Relaxed),
                 ..facts.model.clone()
             },
             engine: facts.engine.clone(),
@@ -275,15 +275,15 @@ impl Pulse {
                 buffered: in_flight.saturating_sub(1),
                 ..facts.jobs()
             },
-            progress: progress(&vitals.progress),
+            progress: progress(&status.progress),
             broker: BrokerFacts {
-                connected: vitals.connected.load(Ordering::Relaxed),
-                consuming: vitals.consuming.load(Ordering::Relaxed),
-                blocked: vitals
+                connected: status.connected.load(Ordering::Relaxed),
+                consuming: status.consuming.load(Ordering::Relaxed),
+                blocked: status
                     .blocked
                     .lock()
                     .is_ok_and(|b| b.load(Ordering::Relaxed)),
-                generation: vitals.generation.load(Ordering::Relaxed),
+                generation: status.generation.load(Ordering::Relaxed),
             },
             store: store(&source.health),
             memory: MemoryFacts {

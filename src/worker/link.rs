@@ -29,7 +29,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(8);
 pub(super) struct Keeper {
     pub(super) config: Config,
     pub(super) topology: Arc<Topology>,
-    pub(super) vitals: Arc<WorkerStatus>,
+    pub(super) status: Arc<WorkerStatus>,
     pub(super) links: watch::Sender<Option<Arc<Link>>>,
     pub(super) parts: Parts,
     pub(super) incarnation: String,
@@ -50,11 +50,11 @@ impl Keeper {
                     self.hold(link, control).await;
                 }
                 Err(error) => {
-                    self.vitals.error("broker_disconnected", &error.to_string());
+                    self.status.error("broker_disconnected", &error.to_string());
                     tracing::warn!(%error, "no link to the broker yet");
                 }
             }
-            tokio::time::sleep(backoff.wait()).await;
+            tokio::time::sleep(backoff.next_delay()).await;
         }
     }
 
@@ -73,9 +73,9 @@ impl Keeper {
 
     /// Offers the link until it is lost.
     async fn hold(&self, link: Link, mut control: Option<Deliveries>) {
-        self.vitals.generation.fetch_add(1, Ordering::Relaxed);
-        self.vitals.connected.store(true, Ordering::Relaxed);
-        self.vitals.holds_back(Arc::clone(&link.blocked));
+        self.status.generation.fetch_add(1, Ordering::Relaxed);
+        self.status.connected.store(true, Ordering::Relaxed);
+        self.status.holds_back(Arc::clone(&link.blocked));
         let (lost, publisher) = (link.lost.clone(), link.jobs.clone());
         self.links.send_replace(Some(Arc::new(link)));
         loop {
@@ -94,9 +94,9 @@ impl Keeper {
                 },
             }
         }
-        self.vitals.connected.store(false, Ordering::Relaxed);
+        self.status.connected.store(false, Ordering::Relaxed);
         // A link that is gone holds nothing back.
-        self.vitals.holds_back(Arc::default());
+        self.status.holds_back(Arc::default());
         self.links.send_replace(None);
     }
 

@@ -23,7 +23,7 @@ impl Worker {
                 let message = "has ended although the worker has not; see the log for why";
                 tracing::error!(part = part.as_str(), "{message}");
                 let said = format!("{}: {message}", part.as_str());
-                self.vitals.error(&Detail::PartLost.to_string(), &said);
+                self.status.error(&Detail::PartLost.to_string(), &said);
                 let then = Step::Stop(Stop::PartLost(part));
                 Some(Leaving::to(State::Draining, Detail::PartLost, then))
             }

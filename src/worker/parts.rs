@@ -16,7 +16,7 @@ pub enum Part {
     /// Keeps the link to the broker.
     Link,
     /// Removes crash marks that could not be removed at once.
-    Marks,
+    CrashMarks,
     /// Follows the model.
     Updater,
     /// Hears the signals that the process gets.
@@ -29,7 +29,7 @@ impl Part {
         match self {
             Self::Heartbeat => "heartbeat",
             Self::Link => "link",
-            Self::Marks => "marks",
+            Self::CrashMarks => "marks",
             Self::Updater => "updater",
             Self::Signals => "signals",
         }
@@ -119,8 +119,10 @@ mod tests {
         assert_eq!(lost(&mut inbox).await, Part::Updater);
         parts.spawn(Part::Link, async { panic!("on purpose") });
         assert_eq!(lost(&mut inbox).await, Part::Link);
-        parts.spawn(Part::Marks, std::future::pending()).abort();
-        assert_eq!(lost(&mut inbox).await, Part::Marks);
+        parts
+            .spawn(Part::CrashMarks, std::future::pending())
+            .abort();
+        assert_eq!(lost(&mut inbox).await, Part::CrashMarks);
         let alive = parts.alive(Part::Heartbeat);
         let beating = std::thread::spawn(move || {
             let _alive = alive;

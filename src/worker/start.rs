@@ -23,9 +23,9 @@ use crate::config::{Config, host_name};
 use crate::model::package::Package;
 use crate::protocol::heartbeat::EngineFacts;
 use crate::protocol::state::Phase;
-use crate::scoring::crash_marks::Marks;
+use crate::scoring::crash_marks::CrashMarks;
 use crate::scoring::device_queue::Waiting;
-use crate::scoring::recent_results::Unsettled;
+use crate::scoring::recent_results::RecentResults;
 use crate::store::{Health, Store};
 use crate::telemetry::status::WorkerStatus;
 use crate::update::Updater;
@@ -80,7 +80,7 @@ pub(super) async fn model_name(
             }
         }
         tokio::select! {
-            () = tokio::time::sleep(backoff.wait()) => {}
+            () = tokio::time::sleep(backoff.next_delay()) => {}
             asked = inbox.recv() => return Err(match asked {
                 Some(Request::Lost(part)) => Stop::PartLost(part),
                 Some(Request::Signal | Request::Command(_) | Request::Reload(_)) | None => {
@@ -94,7 +94,7 @@ pub(super) async fn model_name(
 /// What there is of a worker before it knows its model: it is alive, and answers probes.
 pub(super) struct Life {
     identity: Identity,
-    pub(super) vitals: Arc<WorkerStatus>,
+    pub(super) status: Arc<WorkerStatus>,
     lifecycle: Lifecycle,
     phase: watch::Receiver<Phase>,
     /// Until the heartbeat has them.
@@ -103,12 +103,12 @@ pub(super) struct Life {
 
 impl Life {
     pub(super) fn begin(config: &Config) -> Self {
-        let (identity, vitals) = (identity(config), Arc::<WorkerStatus>::default());
+        let (identity, status) = (identity(config), Arc::<WorkerStatus>::default());
         let (lifecycle, phase, events) = Lifecycle::start();
-        serve_probes(config, &identity, &vitals, &phase);
+        serve_probes(config, &identity, &status, &phase);
         Self {
             identity,
-            vitals,
+            status,
             lifecycle,
             phase,
             events: Some(events),
@@ -124,7 +124,7 @@ impl Life {
     ) -> anyhow::Result<Heartbeat> {
         let source = Source {
             identity: self.identity.clone(),
-            vitals: Arc::clone(&self.vitals),
+            status: Arc::clone(&self.status),
             phase: self.phase.clone(),
             events: self.events.take().context("it beats already")?,
             // A connection of its own: what jobs do must not delay a beat.
@@ -146,7 +146,7 @@ impl Life {
         Keeper {
             config: config.clone(),
             topology: Arc::clone(topology),
-            vitals: Arc::clone(&self.vitals),
+            status: Arc::clone(&self.status),
             links,
             parts: parts.clone(),
             incarnation: self.identity.incarnation.clone(),
@@ -157,10 +157,10 @@ impl Life {
     }
 }
 
-fn describe(vitals: &WorkerStatus, config: &Config, name: &str) {
+fn describe(status: &WorkerStatus, config: &Config, name: &str) {
     let slots = config.amqp.prefetch.into();
-    vitals.slots.store(slots, Ordering::Relaxed);
-    let mut facts = vitals.facts();
+    status.slots.store(slots, Ordering::Relaxed);
+    let mut facts = status.facts();
     facts.model.name = name.to_owned();
     facts.engine = EngineFacts {
         execution_provider: config.engine.execution_provider.execution_provider().into(),
@@ -182,12 +182,12 @@ fn identity(config: &Config) -> Identity {
 fn serve_probes(
     config: &Config,
     identity: &Identity,
-    vitals: &Arc<WorkerStatus>,
+    status: &Arc<WorkerStatus>,
     phase: &watch::Receiver<Phase>,
 ) {
     let (namespace, id) = (&config.redis.namespace, &identity.worker_id);
     if let Err(error) =
-        crate::worker::health::serve(namespace, id, Arc::clone(vitals), phase.clone())
+        crate::worker::health::serve(namespace, id, Arc::clone(status), phase.clone())
     {
         tracing::warn!(%error, "probes of this host will not reach this worker; is another one running under its id?");
     }
@@ -210,7 +210,7 @@ impl Worker {
         parts: &Parts,
         hurry: CancellationToken,
     ) -> anyhow::Result<(Self, Beside)> {
-        describe(&life.vitals, &config, name);
+        describe(&life.status, &config, name);
         let store = Store::new(&config.redis, name)?;
         let heartbeat = life.heartbeat(&config, name, store.health(), parts)?;
         let (topology, answers) = (
@@ -220,22 +220,22 @@ impl Worker {
         let (offered, links) = watch::channel(None);
         let keeper = life.keeper(&config, &topology, offered, &answers, parts);
         let mut tasks = vec![parts.spawn(Part::Link, keeper.keep())];
-        let (incarnation, vitals) = (life.identity.incarnation, life.vitals);
-        let (lease, facts) = (store.clone(), Arc::clone(&vitals));
+        let (incarnation, status) = (life.identity.incarnation, life.status);
+        let (lease, facts) = (store.clone(), Arc::clone(&status));
         let updates = Updater::new(&config, name, &incarnation, lease, facts, life.phase)?;
         let (updater, follower) = updates.unzip();
         tasks.extend(updater.map(|updater| parts.spawn(Part::Updater, updater.follow())));
-        let marks = Marks::new(store.clone(), &config, &incarnation, Arc::clone(&vitals));
-        tasks.push(parts.spawn(Part::Marks, marks.clone().sweep()));
+        let marks = CrashMarks::new(store.clone(), &config, &incarnation, Arc::clone(&status));
+        tasks.push(parts.spawn(Part::CrashMarks, marks.clone().sweep()));
         let worker = Self {
             dir,
             incarnation,
             lifecycle: life.lifecycle,
-            vitals,
+            status,
             topology,
             store,
             marks,
-            unsettled: Unsettled::default(),
+            recent_results: RecentResults::default(),
             waiting: Waiting::default(),
             fetcher: None,
             links,

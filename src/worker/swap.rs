@@ -9,16 +9,20 @@ use crate::engine::thread::EngineHandle;
 use crate::engine::{EngineError, Warm};
 use crate::model::package::{Package, WeightsFile};
 use crate::protocol::state::{Detail, State};
-use crate::update::Offer;
+use crate::update::PreparedUpdate;
 use crate::update::state::{Refused, StateDir, StateError};
 use crate::util::clock::unix_ms;
 
 impl Worker {
     /// Serves the offered weights if they prove themselves, else those before. Without an engine,
     /// as when the weights before cannot be proven either, one is made.
-    pub(super) async fn swap(&mut self, engine: Option<EngineHandle>, offer: Offer) -> Step {
+    pub(super) async fn swap(
+        &mut self,
+        engine: Option<EngineHandle>,
+        offer: PreparedUpdate,
+    ) -> Step {
         let began = Instant::now();
-        let Offer {
+        let PreparedUpdate {
             package,
             weights,
             manifest_sha256,
@@ -57,7 +61,7 @@ impl Worker {
                 (Step::Warmed(engine), Ok(()))
             }
             Err(error) => {
-                self.vitals.error(
+                self.status.error(
                     &error.detail.to_string(),
                     &format!("version {version}: {error}"),
                 );
@@ -83,7 +87,7 @@ impl Worker {
         package: Arc<Package>,
     ) -> Result<Result<(EngineHandle, Warm), EngineError>, Leaving> {
         let detail = Detail::UpdateTo(package.manifest.version);
-        let (config, progress) = (self.config.clone(), Arc::clone(&self.vitals.progress));
+        let (config, progress) = (self.config.clone(), Arc::clone(&self.status.progress));
         let adopting = async move {
             match engine {
                 Some(engine) => engine.turn().await.adopt(package).await,
@@ -133,7 +137,7 @@ impl Worker {
             return;
         };
         let why = format!("model.state_dir: {error}; after a restart the version before is served");
-        self.vitals.error("state_not_saved", &why);
+        self.status.error("state_not_saved", &why);
         tracing::error!(why, "the new version is served, but not saved");
     }
 

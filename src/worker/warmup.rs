@@ -30,7 +30,7 @@ impl Worker {
                 Step::Warmed(engine)
             }
             Err(error) => {
-                let wait = self.warming.wait();
+                let wait = self.warming.next_delay();
                 self.report_failure(&error, wait);
                 match self.wait(Some(wait)).await {
                     then @ (Step::Stop(_) | Step::Swap(_)) => then,
@@ -78,7 +78,7 @@ impl Worker {
     }
 
     pub(super) fn count_attempt(&self) {
-        let mut facts = self.vitals.facts();
+        let mut facts = self.status.facts();
         facts.warm.attempt += 1;
         facts.warm.next_retry_at_ms = None;
     }
@@ -90,7 +90,7 @@ impl Worker {
         }
         let (dir, state, config) = (self.dir.clone(), self.state.clone(), self.config.clone());
         let (progress, subset) = (
-            Arc::clone(&self.vitals.progress),
+            Arc::clone(&self.status.progress),
             config.model.allow_shards_subset,
         );
         let read = move || match state {
@@ -145,7 +145,7 @@ impl Worker {
         let windows = u32::try_from(warm.windows).unwrap_or(u32::MAX).max(1);
         self.waiting.set_pace(warm.pass / windows);
         let package = &engine.package;
-        let mut facts = self.vitals.facts();
+        let mut facts = self.status.facts();
         facts.warm.last_at_ms = Some(unix_ms());
         facts.warm.last_ms = u64::try_from(took.as_millis()).ok();
         facts.warm.baseline_loss = Some(warm.baseline_loss);
@@ -180,9 +180,9 @@ impl Worker {
         }
         crate::telemetry::metrics::warmed(false);
         let retry_at = unix_ms() + u64::try_from(wait.as_millis()).unwrap_or(0);
-        self.vitals.error(&error.detail.to_string(), &error.message);
+        self.status.error(&error.detail.to_string(), &error.message);
         {
-            let mut facts = self.vitals.facts();
+            let mut facts = self.status.facts();
             facts.warm.last_at_ms = Some(unix_ms());
             facts.warm.next_retry_at_ms = Some(retry_at);
         }

@@ -25,7 +25,7 @@ use scorer::model::build::Recipe;
 use scorer::model::manifest::Objective;
 use scorer::protocol::encoding::Encoding;
 use scorer::protocol::job;
-use scorer::protocol::result::{Addressee, ResultMessage};
+use scorer::protocol::result::{JobRef, ResultMessage};
 use scorer::scoring::pipeline::{Judged, Pipeline};
 use scorer::telemetry::traces::Trace;
 use serde_json::{Value, json};
@@ -108,18 +108,18 @@ fn body(dir: &Path, case: &Value) -> Vec<u8> {
 
 async fn judge(pipeline: &Pipeline, body: &[u8]) -> Value {
     let job = job::decode(body, Encoding::Json).unwrap();
-    let addressee = Addressee {
+    let job_ref = JobRef {
         submission_id: job.submission_id.clone(),
         kind: job.task.kind(),
         model_version: job.task.model_version(),
         context: None,
         attempt: 1,
     };
-    let Judged::Fresh { verdict, .. } = pipeline.judge(&job, &addressee, &Trace::silent()).await
+    let Judged::Fresh { verdict, .. } = pipeline.judge(&job, &job_ref, &Trace::silent()).await
     else {
         panic!("no store")
     };
-    serde_json::to_value(ResultMessage::new(pipeline.answerer(), addressee, verdict)).unwrap()
+    serde_json::to_value(ResultMessage::new(pipeline.answerer(), job_ref, verdict)).unwrap()
 }
 
 #[track_caller]

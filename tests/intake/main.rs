@@ -32,7 +32,7 @@ use scorer::model::build::Recipe;
 use scorer::model::package::Package;
 use scorer::protocol::encoding::Encoding;
 use scorer::protocol::job;
-use scorer::protocol::result::{Addressee, ResultMessage};
+use scorer::protocol::result::{JobRef, ResultMessage};
 use scorer::scoring::pipeline::{Judged, Pipeline};
 use scorer::telemetry::traces::Trace;
 use serde_json::{Value, json};
@@ -87,21 +87,18 @@ impl Bench {
             "candidate": candidate,
         });
         let job = job::decode(&serde_json::to_vec(&body).unwrap(), Encoding::Json).unwrap();
-        let addressee = Addressee {
+        let job_ref = JobRef {
             submission_id: job.submission_id.clone(),
             kind: job.task.kind(),
             model_version: job.task.model_version(),
             context: None,
             attempt: 1,
         };
-        let judged = self
-            .pipeline
-            .judge(&job, &addressee, &Trace::silent())
-            .await;
+        let judged = self.pipeline.judge(&job, &job_ref, &Trace::silent()).await;
         let Judged::Fresh { verdict, .. } = judged else {
             panic!("there is no store")
         };
-        let message = ResultMessage::new(self.pipeline.answerer(), addressee, verdict);
+        let message = ResultMessage::new(self.pipeline.answerer(), job_ref, verdict);
         serde_json::to_value(message).unwrap()
     }
 

@@ -33,7 +33,7 @@ impl Next<'_> {
         self.world.items[index].place = Place::Held { by, stage, stale };
     }
 
-    /// `Pipeline::judge` up to the turn on the device: the look-up, the marks, the fetch. Marks of
+    /// `Pipeline::judge` up to the turn on the device: the look-up, the marks, the fetch. CrashMarks of
     /// the living only make it wait until they are known to live.
     pub(crate) fn begin(&mut self, index: usize) {
         let item = self.world.items[index];
@@ -72,7 +72,7 @@ impl Next<'_> {
         self.settle(index, &Ok(body));
     }
 
-    /// `Turn::within` ends a run without progress; then `Ended::Stalled`.
+    /// `Turn::within` ends a run without progress; then `ServeEnd::Stalled`.
     pub(crate) fn stall(&mut self, index: usize, by: usize) {
         let ended = Failure::new(Code::ScoreTimeout, "no progress");
         self.settle(index, &Err(ended));

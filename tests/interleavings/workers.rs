@@ -120,7 +120,7 @@ impl Next<'_> {
         }
     }
 
-    /// `Ended::ConsumerLost`: the broker cancels the consumer, the channel lives on.
+    /// `ServeEnd::ConsumerLost`: the broker cancels the consumer, the channel lives on.
     pub(crate) fn lose_consumer(&mut self, w: usize) {
         if self.rules.has(Bug::ReadyWhileCancelled) {
             self.worker(w).consuming = false;
@@ -148,7 +148,7 @@ impl Next<'_> {
         };
     }
 
-    /// `Ended::BrokerLost`: jobs are abandoned; the broker has them back already.
+    /// `ServeEnd::BrokerLost`: jobs are abandoned; the broker has them back already.
     pub(crate) fn notice_loss(&mut self, w: usize) {
         self.take_from(w);
         self.worker(w).link = Link::Down;

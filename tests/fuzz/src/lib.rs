@@ -7,15 +7,15 @@ use std::sync::OnceLock;
 use scorer::candidate::{Update, decode};
 use scorer::config::{CandidatesConfig, Config, Layers};
 use scorer::engine::trial::build;
-use scorer::fetch::Getter;
+use scorer::fetch::Downloader;
 use scorer::model::build::Recipe;
 use scorer::model::manifest::Objective;
 use scorer::model::package::Package;
 use scorer::protocol::encoding::Encoding;
 use scorer::protocol::failure::Failure;
 use scorer::protocol::job::{Candidate, Compression, Format, Rule, Source};
-use scorer::protocol::{control, job};
 use scorer::protocol::update_manifest;
+use scorer::protocol::{control, job};
 use tempfile::TempDir;
 use url::Url;
 
@@ -32,7 +32,9 @@ pub fn job(data: &[u8]) {
         _ => Encoding::MessagePack,
     };
     if let Ok(job) = job::decode(body, encoding) {
-        assert!(scorer::protocol::names::is_submission_id(&job.submission_id));
+        assert!(scorer::protocol::names::is_submission_id(
+            &job.submission_id
+        ));
     }
     drop(control::decode(body, encoding));
 }
@@ -59,10 +61,11 @@ pub fn pt_chunks(data: &[u8]) {
 
 /// A URL where a few prefixes are allowed.
 pub fn url(data: &[u8]) {
-    static GETTER: OnceLock<Getter> = OnceLock::new();
+    static GETTER: OnceLock<Downloader> = OnceLock::new();
     let allow = ["https://a.example/c/", "s3://bucket/", "file:///srv/"];
-    let getter = GETTER
-        .get_or_init(|| Getter::new(&allow.map(str::to_owned), false).expect("TLS can be set up"));
+    let getter = GETTER.get_or_init(|| {
+        Downloader::new(&allow.map(str::to_owned), false).expect("TLS can be set up")
+    });
     let Ok(text) = std::str::from_utf8(data) else {
         return;
     };
