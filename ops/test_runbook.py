@@ -1,4 +1,4 @@
-"""Runbook: its pattern, its links, and that what it names exists: alerts, commands, keys, fields of the heartbeat."""
+"""Runbook: its pattern, its links, and that what it names exists: alerts, keys, fields, metrics. Words and commands: tests/runbook.rs."""
 
 import json
 import pathlib
@@ -8,11 +8,15 @@ import unittest
 
 import yaml
 
+from checks import monitoring
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RUNBOOK = ROOT / "ops/runbook.md"
 ALERTS = ROOT / "ops/prometheus/alerts.yml"
 SECTION = re.compile(r"`[a-z_]+N?`|Exit \d+|Scorer[A-Za-z]+")
+PARTS = ("Meaning", "Check", "Fix")
 CODE = re.compile(r"`([^`\n]+)`")
+DOTTED = re.compile(r"(?<![\w.:/-])([a-z_]+)\.([a-z_]+)(?![\w.])")
 
 
 def headings(text):
@@ -45,13 +49,13 @@ def problems(text):
 def section_problems(title, body):
     if not SECTION.fullmatch(title):
         yield f"{title}: neither a word in backticks, nor 'Exit' and a number, nor an alert"
-    paragraphs = [paragraph for paragraph in body.strip().split("\n\n") if paragraph]
-    begins = [paragraph.partition(":")[0] for paragraph in paragraphs]
-    if begins[1:] != ["Look at", "Do"] or begins[0] in ("Look at", "Do"):
-        yield f"{title}: is not one paragraph, one that begins 'Look at:' and one that begins 'Do:'"
-    for paragraph in paragraphs[1:]:
-        if not paragraph.partition(":")[2].strip():
-            yield f"{title}: nothing follows '{paragraph}'"
+    items = re.split(r"\n(?!  \S)", body.strip())
+    labels = tuple(item.partition(":")[0].removeprefix("- ") for item in items if item.startswith("- "))
+    if labels != PARTS or len(items) != len(PARTS):
+        yield f"{title}: is not a list of three: '- Meaning:', '- Check:' and '- Fix:', each on its line"
+    for item in items:
+        if not item.partition(":")[2].strip():
+            yield f"{title}: nothing follows '{item}'"
 
 
 def chapter(text, title):
@@ -78,12 +82,15 @@ def configuration_keys():
     return known
 
 
-def heartbeat_fields():
-    schema = json.loads((ROOT / "schemas/heartbeat.v1.json").read_text(encoding="utf-8"))
-    found = set(schema["properties"])
-    for name, field in schema["properties"].items():
-        for reference in re.findall(r"#/\$defs/(\w+)", json.dumps(field)):
-            found |= {f"{name}.{inner}" for inner in schema["$defs"][reference]["properties"]}
+def fields(name):
+    """Of a message, those of its objects as `object.field`, whichever shape the message has."""
+    schema = json.loads((ROOT / f"schemas/{name}.json").read_text(encoding="utf-8"))
+    found = set()
+    for shape in [schema, *schema.get("anyOf", [])]:
+        shape = schema["$defs"][shape["$ref"].split("/")[-1]] if "$ref" in shape else shape
+        for field, value in shape["properties"].items():
+            for reference in re.findall(r"#/\$defs/(\w+)", json.dumps(value)):
+                found |= {f"{field}.{inner}" for inner in schema["$defs"][reference].get("properties", {})}
     return found
 
 
@@ -111,38 +118,25 @@ class Runbook(unittest.TestCase):
                 for target in re.findall(r"runbook\.md#(\S+)", note):
                     self.assertIn(target, anchors, rule["alert"])
 
-    def test_every_command_of_scorer_exists(self):
-        source = (ROOT / "src/cli.rs").read_text(encoding="utf-8")
-        commands = re.search(r"^enum Command \{\n(.*?)^\}", source, flags=re.MULTILINE | re.DOTALL)[1]
-        known = {word.lower() for word in re.findall(r"^    ([A-Z][a-z]+)\b", commands, flags=re.MULTILINE)}
-        control = (ROOT / "src/protocol/control.rs").read_text(encoding="utf-8")
-        control = re.search(r"^pub enum Command \{\n(.*?)^\}", control, flags=re.MULTILINE | re.DOTALL)[1]
-        orders = {word.lower() for word in re.findall(r"^    ([A-Z][a-z]+),", control, flags=re.MULTILINE)}
-        for code in self.codes:
-            if called := re.match(r"scorer ([a-z]+)(?: ([a-z]+))?", code):
-                with self.subTest(code):
-                    self.assertIn(called[1], known)
-                    if called[1] == "ctl" and called[2]:
-                        self.assertIn(called[2], orders)
-                    if called[1] == "dead" and called[2]:
-                        self.assertIn(called[2], {"list", "show", "requeue", "drop"})
-
     def test_every_key_and_field_exists(self):
-        keys, fields = configuration_keys(), heartbeat_fields()
-        first = {name.partition(".")[0] for name in keys | fields}
-        for code in self.codes:
-            dotted = re.match(r"([a-z_]+)\.([a-z_]+)(?![\w.])", code)
-            if dotted and dotted[1] in first and dotted[0] != "model.json":
-                with self.subTest(code):
-                    self.assertIn(dotted[0], keys | fields)
+        known = configuration_keys() | fields("heartbeat.v1") | fields("score_result.v1")
+        first = {name.partition(".")[0] for name in known}
+        named = {f"{dotted[1]}.{dotted[2]}" for code in self.codes for dotted in DOTTED.finditer(code) if dotted[1] in first}
+        self.assertGreater(len(named), 30)
+        self.assertEqual(named - known - {"model.json"}, set())
+
+    def test_every_metric_exists(self):
+        named = set(re.findall(r"\b(?:scorer|process)_\w+", "\n".join(self.codes)))
+        self.assertGreater(len(named), 1)
+        self.assertEqual(named - monitoring.exported(), set())
 
 
 class Pattern(unittest.TestCase):
     """What the checks are worth."""
 
     SOUND = (
-        "# T\n\n### `a_b`\n\nWhat. See [x](#exit-7).\n\nLook at: `c`.\n\nDo: nothing.\n\n"
-        "### Exit 7\n\nW.\n\nLook at: c.\n\nDo: d.\n"
+        "# T\n\n### `a_b`\n\n- Meaning: What.\n  See [x](#exit-7).\n- Check: `c`.\n- Fix: nothing.\n\n"
+        "### Exit 7\n\n- Meaning: W.\n- Check: c.\n- Fix: d.\n"
     )
 
     def test_a_sound_page_has_no_problem(self):
@@ -150,10 +144,14 @@ class Pattern(unittest.TestCase):
 
     def test_each_fault_is_found(self):
         for fault, changed in {
-            "no Do": self.SOUND.replace("Do: d.\n", ""),
-            "no meaning": self.SOUND.replace("W.\n\n", ""),
-            "other order": self.SOUND.replace("Look at: c.\n\nDo: d.", "Do: d.\n\nLook at: c."),
-            "empty part": self.SOUND.replace("Do: d.", "Do:"),
+            "no fix": self.SOUND.replace("- Fix: d.\n", ""),
+            "no meaning": self.SOUND.replace("- Meaning: W.\n", ""),
+            "other order": self.SOUND.replace("- Check: c.\n- Fix: d.", "- Fix: d.\n- Check: c."),
+            "other label": self.SOUND.replace("- Fix: d.", "- Do: d."),
+            "fourth part": self.SOUND + "- Fix: e.\n",
+            "text before": self.SOUND.replace("- Meaning: W.", "W.\n\n- Meaning: W."),
+            "text behind": self.SOUND + "\nW.\n",
+            "empty part": self.SOUND.replace("- Fix: d.", "- Fix:"),
             "twice": self.SOUND.replace("### Exit 7", "### `a_b`"),
             "dead link": self.SOUND.replace("#exit-7", "#exit-8"),
             "no backticks": self.SOUND.replace("`a_b`", "a_b"),
