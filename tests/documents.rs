@@ -30,22 +30,17 @@ fn documents() -> Vec<(PathBuf, String)> {
     paths.into_iter().map(text).collect()
 }
 
-/// The command lines of a document's code blocks, continued lines joined, remarks left out.
+/// The command lines of a document's code blocks: continued lines joined, without remarks, pipes and redirections.
 fn commands(text: &str) -> Vec<String> {
     let joined = text.replace("\\\n", " ");
     let lines = joined.lines().filter_map(|line| line.strip_prefix("    "));
     let lines = lines.filter(|line| line.trim_start().starts_with("scorer "));
-    lines
-        .map(|line| {
-            line.split(" # ")
-                .next()
-                .unwrap()
-                .split(" | ")
-                .next()
-                .unwrap()
-        })
-        .map(|line| line.trim().to_owned())
-        .collect()
+    let command = |line: &str| {
+        let ends = [" # ", " | ", " > "].map(|end| line.find(end).unwrap_or(line.len()));
+        let end = ends.into_iter().min().unwrap_or(line.len());
+        line[..end].trim().to_owned()
+    };
+    lines.map(command).collect()
 }
 
 #[test]
