@@ -3,7 +3,11 @@
 #[cfg(feature = "worker")]
 pub mod listener;
 pub mod metrics;
+#[cfg(all(feature = "worker", not(feature = "traces")))]
+mod no_spans;
 pub mod progress;
+#[cfg(feature = "traces")]
+mod spans;
 pub mod status;
 #[cfg(feature = "worker")]
 pub mod traces;
