@@ -19,6 +19,7 @@ PAGES = {
     "README.md": "index.md",
     "ARCHITECTURE.md": "architecture.md",
     "CHANGELOG.md": "changes.md",
+    "CONTRIBUTING.md": "contributing.md",
     "benches/RESULTS.md": "measurements.md",
     "ops/runbook.md": "runbook.md",
 }

@@ -465,7 +465,8 @@ pub fn device_name(config: &Config) -> String {
 
 /// The host's name, with what no key may carry replaced.
 pub fn host_name() -> String {
-    let name = sysinfo::System::host_name().unwrap_or_else(|| "localhost".into());
+    let system = rustix::system::uname();
+    let name = system.nodename().to_string_lossy();
     name.chars()
         .map(|c| {
             if c.is_ascii_alphanumeric() || c == '.' || c == '-' {

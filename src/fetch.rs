@@ -5,7 +5,10 @@
 //! judged there.
 
 mod allow;
+#[cfg(feature = "buckets")]
 mod bucket;
+#[cfg(not(feature = "buckets"))]
+mod no_bucket;
 pub mod pace;
 
 use std::net::{IpAddr, SocketAddr};
@@ -27,7 +30,10 @@ use url::{Host, Url};
 use crate::config::urls::has_tricks;
 
 use allow::{covers, is_public, within};
+#[cfg(feature = "buckets")]
 use bucket::{Buckets, Object};
+#[cfg(not(feature = "buckets"))]
+use no_bucket::{self as bucket, Buckets, Object};
 
 /// What is read of a file at once.
 const PIECE: usize = 1 << 20;

@@ -1,5 +1,6 @@
 //! Workers seen from outside, as an aggregator or an operator sees them.
 
 pub mod client;
+#[cfg(feature = "worker")]
 pub mod dashboard;
 pub mod observer;

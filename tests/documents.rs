@@ -17,7 +17,7 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// The README, the runbook and the pages of the site that people write.
+/// The pages that people write, but the runbook: `tests/runbook.rs` and `ops/test_runbook.py` read it more closely.
 fn documents() -> Vec<(PathBuf, String)> {
     let pages = std::fs::read_dir(root().join("docs")).unwrap();
     let pages = pages.map(|entry| entry.unwrap().path());
@@ -25,27 +25,22 @@ fn documents() -> Vec<(PathBuf, String)> {
         .filter(|path| path.extension().is_some_and(|e| e == "md"))
         .collect();
     assert!(paths.len() > 10, "{paths:?}");
-    paths.extend(["README.md", "ops/runbook.md"].map(|path| root().join(path)));
+    paths.extend(["README.md", "CONTRIBUTING.md"].map(|path| root().join(path)));
     let text = |path: PathBuf| (path.clone(), std::fs::read_to_string(path).unwrap());
     paths.into_iter().map(text).collect()
 }
 
-/// The command lines of a document's code blocks, continued lines joined, remarks left out.
+/// The command lines of a document's code blocks: continued lines joined, without remarks, pipes and redirections.
 fn commands(text: &str) -> Vec<String> {
     let joined = text.replace("\\\n", " ");
     let lines = joined.lines().filter_map(|line| line.strip_prefix("    "));
     let lines = lines.filter(|line| line.trim_start().starts_with("scorer "));
-    lines
-        .map(|line| {
-            line.split(" # ")
-                .next()
-                .unwrap()
-                .split(" | ")
-                .next()
-                .unwrap()
-        })
-        .map(|line| line.trim().to_owned())
-        .collect()
+    let command = |line: &str| {
+        let ends = [" # ", " | ", " > "].map(|end| line.find(end).unwrap_or(line.len()));
+        let end = ends.into_iter().min().unwrap_or(line.len());
+        line[..end].trim().to_owned()
+    };
+    lines.map(command).collect()
 }
 
 #[test]

@@ -9,9 +9,8 @@ use crate::protocol::label::Label;
 use crate::protocol::message::V1;
 
 /// What is asked.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema, clap::ValueEnum,
-)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[cfg_attr(feature = "worker", derive(clap::ValueEnum))]
 #[serde(rename_all = "snake_case")]
 pub enum Command {
     /// Take no jobs until `resume`.

@@ -1,0 +1,38 @@
+//! Stands in for `bucket` in a build without the feature `buckets`.
+
+use std::convert::Infallible;
+
+use bytes::Bytes;
+use futures_util::stream::BoxStream;
+use url::Url;
+
+use super::{FetchError, forbidden, place};
+
+/// An object's bytes; there are none.
+pub(super) type Stream = BoxStream<'static, Result<Bytes, Infallible>>;
+
+/// An object that is read.
+pub(super) struct Object {
+    pub(super) from: u64,
+    pub(super) tag: Option<String>,
+    pub(super) bytes: Stream,
+}
+
+/// Opens nothing.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Buckets;
+
+impl Buckets {
+    /// Refuses.
+    pub(super) async fn open(
+        &self,
+        url: &Url,
+        _from: u64,
+        _unless: Option<&str>,
+    ) -> Result<Option<Object>, FetchError> {
+        let place = place(url);
+        Err(forbidden(format!(
+            "{place}: this scorer is built without the feature `buckets`"
+        )))
+    }
+}
