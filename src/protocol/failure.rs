@@ -288,33 +288,65 @@ pub struct ErrorBody {
 
 #[cfg(test)]
 mod tests {
+    use strum::IntoEnumIterator as _;
+
     use super::*;
 
+    /// The contract: each code's word and status, what a worker does with the job, whether the result may be
+    /// stored, and whether the sender may submit the job again.
+    #[rustfmt::skip]
+    const CONTRACT: [(Code, &str, Status, Remedy, bool, bool); 22] = {
+        use Code as C;
+        use Remedy::{Answer, Park, Retry};
+        use Status::{Failed, Rejected};
+        [
+            (C::InvalidJob,                "invalid_job",                  Rejected, Answer, false, false),
+            (C::ModelMismatch,             "model_mismatch",               Rejected, Answer, false, false),
+            (C::ModelVersionMismatch,      "model_version_mismatch",       Rejected, Answer, false, false),
+            (C::ModelVersionUnavailable,   "model_version_unavailable",    Failed,   Retry,  false, true),
+            (C::UnknownShard,              "unknown_shard",                Rejected, Answer, false, false),
+            (C::CandidateTooLarge,         "candidate_too_large",          Rejected, Answer, false, false),
+            (C::CandidateDigestMismatch,   "candidate_digest_mismatch",    Rejected, Answer, false, false),
+            (C::CandidateMalformed,        "candidate_malformed",          Rejected, Answer, true,  false),
+            (C::CandidateUnknownTensor,    "candidate_unknown_tensor",     Rejected, Answer, true,  false),
+            (C::CandidateShapeMismatch,    "candidate_shape_mismatch",     Rejected, Answer, true,  false),
+            (C::CandidateIndexOutOfRange,  "candidate_index_out_of_range", Rejected, Answer, true,  false),
+            (C::CandidateDuplicateIndex,   "candidate_duplicate_index",    Rejected, Answer, true,  false),
+            (C::CandidateNonFinite,        "candidate_non_finite",         Rejected, Answer, true,  false),
+            (C::CandidateEmpty,            "candidate_empty",              Rejected, Answer, true,  false),
+            (C::CandidateUrlForbidden,     "candidate_url_forbidden",      Rejected, Answer, false, false),
+            (C::CandidateUnavailable,      "candidate_unavailable",        Failed,   Retry,  false, true),
+            (C::NonFiniteLoss,             "non_finite_loss",              Rejected, Answer, true,  false),
+            (C::DeadlineExceeded,          "deadline_exceeded",            Failed,   Answer, false, false),
+            (C::ScoreTimeout,              "score_timeout",                Failed,   Answer, false, true),
+            (C::OutOfMemory,               "out_of_memory",                Failed,   Answer, false, true),
+            (C::InferenceFailed,           "inference_failed",             Failed,   Retry,  false, true),
+            (C::Poisoned,                  "poisoned",                     Failed,   Park,   false, false),
+        ]
+    };
+
     #[test]
-    fn the_wire_word_of_a_code_is_its_serde_name() {
-        for code in [
-            Code::InvalidJob,
-            Code::CandidateIndexOutOfRange,
-            Code::NonFiniteLoss,
-            Code::Poisoned,
-        ] {
-            assert_eq!(
-                serde_json::to_value(code).unwrap(),
-                serde_json::json!(code.as_str())
-            );
+    fn the_contract_has_every_code_once_in_the_order_of_the_type() {
+        let listed: Vec<Code> = CONTRACT.iter().map(|row| row.0).collect();
+        assert_eq!(listed, Code::iter().collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn every_code_is_what_the_contract_says() {
+        for (code, word, status, remedy, stored, again) in CONTRACT {
+            assert_eq!(code.as_str(), word);
+            assert_eq!(code.status(), status, "{word}");
+            assert_eq!(code.remedy(), remedy, "{word}");
+            assert_eq!(code.proven_by_candidate(), stored, "{word}");
+            assert_eq!(code.retryable(), again, "{word}");
         }
     }
 
     #[test]
-    fn only_failures_are_retried_and_only_rejections_are_stored() {
-        for code in [
-            Code::CandidateUnavailable,
-            Code::ModelVersionUnavailable,
-            Code::InferenceFailed,
-        ] {
-            assert_eq!(code.remedy(), Remedy::Retry);
-            assert_eq!(code.status(), Status::Failed);
-            assert!(!code.proven_by_candidate());
+    fn every_code_is_written_and_read_by_its_word() {
+        for (code, word, ..) in CONTRACT {
+            assert_eq!(serde_json::to_value(code).unwrap(), word);
+            assert_eq!(serde_json::from_value::<Code>(word.into()).unwrap(), code);
         }
     }
 }
