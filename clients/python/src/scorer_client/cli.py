@@ -171,7 +171,7 @@ def candidate(path: Path, arguments: argparse.Namespace) -> Candidate:
     if len(data) <= MAX_INLINE_BYTES:
         return describe(data=data)
     if data is not stored:
-        raise UsageError(f"{path} is too large to be sent inline, even compressed: compress the file, so that it is sent as a URL.")
+        raise UsageError(f"{path} is too large to send inline, even compressed: compress the file, so that it goes by URL.")
     return describe(url=path.resolve().as_uri(), sha256=hashlib.sha256(stored).hexdigest(), size=len(stored))
 
 
