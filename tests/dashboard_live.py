@@ -3,8 +3,8 @@
     WORKER_BINARY=target/debug/scorer python3 tests/dashboard_live.py
     SCREENSHOTS=ops/dashboard WORKER_BINARY=... python3 tests/dashboard_live.py      writes the pictures of the README
 
-Starts its own RabbitMQ and Redis (ops/services). ORT_DYLIB_PATH, chromium and a python3 with what ops/python.txt names come
-from ops/setup. What is missing is a failure.
+Starts its own RabbitMQ and Redis (ops/services). ORT_DYLIB_PATH, PYTHONPATH, chromium and a python3 with what ops/python.txt
+names come from ops/setup. What is missing is a failure.
 """
 
 import json
@@ -18,10 +18,7 @@ from urllib.parse import urlsplit
 import pika
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect, sync_playwright
-from scorer_client.broker import Broker
-from scorer_client.client import Aggregator
-from scorer_client.fleet import Fleet, FleetUnknown
-from scorer_client.jobs import Candidate, Job
+from scorer_client import Broker, Candidate, Client, Fleet, FleetUnknown, Job
 
 from live_stack import CASES, MODEL, ROOT, SOON_S, VERSION, Binary, Services, eventually
 
@@ -80,13 +77,13 @@ class InTheBrowser(unittest.TestCase):
 
     @classmethod
     def score(cls, fleet: Fleet) -> None:
-        with Aggregator(Broker(services.amqp, MODEL, cls.namespace), fleet) as aggregator:
+        with Client(Broker(services.amqp, MODEL, cls.namespace), fleet) as client:
             for case in json.loads(CASES.read_text())["cases"]:
                 if case.get("file") and case["format"] == "binary_v2" and case["model_version"] == VERSION:
                     data = (CASES.parent / case["file"]).read_bytes()
                     candidate = Candidate("binary_v2", case["semantics"], case["learning_rate"], data=data)
-                    aggregator.submit(Job(case["name"], VERSION, candidate, nonce="n"))
-            aggregator.collect(lambda outcome: None)
+                    client.submit(Job(case["name"], VERSION, candidate, nonce="n"))
+            client.collect(lambda outcome: None)
         connection = pika.BlockingConnection(pika.URLParameters(services.amqp))
         properties = pika.BasicProperties(message_id=HOSTILE)
         connection.channel().basic_publish(f"{cls.namespace}.jobs", MODEL, b"no job", properties)

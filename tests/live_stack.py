@@ -38,7 +38,7 @@ class Services:
     """What ops/services starts, in a folder of its own. What was killed comes back on its port, RabbitMQ with its data."""
 
     def __init__(self) -> None:
-        self._folder = pathlib.Path(tempfile.mkdtemp(prefix="aggregator-live-"))
+        self._folder = pathlib.Path(tempfile.mkdtemp(prefix="scorer-live-"))
         self._directory = self._folder / "services"
         printed = self._ops("start")
         urls = dict(line.removeprefix("export ").split("=", 1) for line in printed.splitlines())

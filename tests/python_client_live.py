@@ -1,16 +1,18 @@
-"""The aggregator in Python against real services and a real worker; both are killed meanwhile.
+"""The Python client against real services and a real worker; both are killed meanwhile.
 
     WORKER_BINARY=target/debug/scorer python3 tests/python_client_live.py
 
-Starts its own RabbitMQ and Redis (ops/services). ORT_DYLIB_PATH and a python3 with what ops/python.txt names come from
-ops/setup. What is missing is a failure.
+Starts its own RabbitMQ and Redis (ops/services). ORT_DYLIB_PATH, PYTHONPATH and a python3 with what ops/python.txt names
+come from ops/setup. What is missing is a failure.
 """
 
 import contextlib
 import io
 import json
 import logging
+import os
 import pathlib
+import subprocess
 import sys
 import tempfile
 import time
@@ -20,20 +22,32 @@ from collections.abc import Iterable, Iterator
 
 import msgpack
 import pika
+from scorer_client import (
+    Answer,
+    Broker,
+    Candidate,
+    Client,
+    Fleet,
+    FleetUnknown,
+    Job,
+    Loss,
+    Nacked,
+    Outcome,
+    Refusal,
+    Result,
+    Score,
+    Settings,
+    TimedOut,
+    Unroutable,
+    cli,
+)
+from scorer_client.fleet import ready
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "ops"))
 
 import demo_jobs  # noqa: E402
 import demo_table  # noqa: E402
-from scorer_client import __main__ as command  # noqa: E402
-from scorer_client.broker import Broker, Nacked, Unroutable  # noqa: E402
-from scorer_client.client import Aggregator  # noqa: E402
-from scorer_client.fleet import Fleet, FleetUnknown, ready  # noqa: E402
-from scorer_client.jobs import Candidate, Job  # noqa: E402
-from scorer_client.outcomes import Answer, Outcome, TimedOut  # noqa: E402
-from scorer_client.results import Loss, Refusal, Result, Score  # noqa: E402
-from scorer_client.settings import Settings  # noqa: E402
 from live_stack import CASES, MODEL, SOON_S, VERSION, Binary, Services, eventually  # noqa: E402
 
 cases = {case["name"]: case for case in json.loads(CASES.read_text())["cases"]}
@@ -106,16 +120,16 @@ class Live(unittest.TestCase):
         return Broker(services.amqp, MODEL, self.namespace, **options)
 
     @contextlib.contextmanager
-    def aggregator(self, broker: Broker | None = None, **settings: float) -> Iterator[Aggregator]:
+    def client(self, broker: Broker | None = None, **settings: float) -> Iterator[Client]:
         settings = {"timeout_s": SOON_S} | settings
-        with Aggregator(broker or self.broker(), self.fleet, Settings(**settings)) as aggregator:
-            yield aggregator
+        with Client(broker or self.broker(), self.fleet, Settings(**settings)) as client:
+            yield client
 
-    def step_until(self, aggregator: Aggregator, what: str, holds) -> None:
+    def step_until(self, client: Client, what: str, holds) -> None:
         deadline = time.monotonic() + SOON_S
         while not holds():
             self.assertLess(time.monotonic(), deadline, f"in vain: {what}")
-            aggregator.step(self.gathered)
+            client.step(self.gathered)
 
     @contextlib.contextmanager
     def channel(self) -> Iterator[pika.adapters.blocking_connection.BlockingChannel]:
@@ -125,22 +139,22 @@ class Live(unittest.TestCase):
     def run_command(self, *words: str) -> tuple[int, str, str]:
         places = ["--amqp", services.amqp, "--redis", services.redis, "--namespace", self.namespace]
         with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
-            code = command.main(["--model", MODEL, *places, *words])
+            code = cli.main(["--model", MODEL, *places, *words])
         return code, out.getvalue(), err.getvalue()
 
 
 class Answers(Live):
     def test_a_job_waits_for_the_first_worker(self) -> None:
-        with self.aggregator() as aggregator:
-            aggregator.submit(job_of(cases["gradient-medium-rate"]))
-            aggregator.submit(Job("loss"))
+        with self.client() as client:
+            client.submit(job_of(cases["gradient-medium-rate"]))
+            client.submit(Job("loss"))
             for _ in range(10):
-                aggregator.step(self.gathered)
-            self.assertEqual((aggregator.held, self.fleet.workers(), self.gathered.outcomes), (2, [], []))
+                client.step(self.gathered)
+            self.assertEqual((client.held, self.fleet.workers(), self.gathered.outcomes), (2, [], []))
             self.worker.start()
-            self.step_until(aggregator, "the jobs go out", lambda: aggregator.held == 0)
+            self.step_until(client, "the jobs go out", lambda: client.held == 0)
             self.assertTrue(ready(self.fleet.workers(), VERSION), "no job goes out before a worker is ready")
-            aggregator.collect(self.gathered)
+            client.collect(self.gathered)
         verdicts = {result.submission_id: result.verdict for result in self.gathered.results}
         self.assertIsInstance(verdicts["gradient-medium-rate"], Score)
         self.assertIsInstance(verdicts["loss"], Loss)
@@ -150,30 +164,30 @@ class Answers(Live):
         usable = [case for case in cases.values() if demo_jobs.usable(case, VERSION)]
         for encoding in ("application/msgpack", "application/json"):
             gathered = Gathered()
-            with self.aggregator(encoding=encoding) as aggregator:
+            with self.client(encoding=encoding) as client:
                 names = {f"{case['name']}.{encoding[-4:]}": case for case in usable}
                 for name, case in names.items():
-                    aggregator.submit(job_of(case, name))
-                aggregator.collect(gathered)
+                    client.submit(job_of(case, name))
+                client.collect(gathered)
             self.assertEqual(gathered.names, sorted(names))
             for result in gathered.results:
-                agrees, gap = demo_table.judge(result.whole, names[result.submission_id])
+                agrees, gap = demo_table.judge(result.fields, names[result.submission_id])
                 self.assertTrue(agrees, f"{result.submission_id}: {result.verdict}, off by {gap}")
 
     def test_a_second_copy_of_a_result_is_dropped(self) -> None:
         self.ready_worker()
-        with self.channel() as channel, self.aggregator() as aggregator:
+        with self.channel() as channel, self.client() as client:
             spy = channel.queue_declare("", exclusive=True).method.queue
             channel.queue_bind(spy, f"{self.namespace}.results", f"{MODEL}.*")
-            aggregator.submit(job_of(cases["gradient-medium-rate"]))
-            aggregator.collect(self.gathered)
+            client.submit(job_of(cases["gradient-medium-rate"]))
+            client.collect(self.gathered)
             _, properties, body = channel.basic_get(spy, auto_ack=True)
             self.publish_result(channel, properties, body, copies=2)
             stranger = msgpack.packb(msgpack.unpackb(body) | {"submission_id": "of-an-earlier-run"})
             self.publish_result(channel, pika.BasicProperties(message_id="earlier"), stranger, copies=2)
             # Results come in order, so when this one is here the copies have been.
-            aggregator.submit(Job("last"))
-            aggregator.collect(self.gathered)
+            client.submit(Job("last"))
+            client.collect(self.gathered)
         seen = [(outcome.job is not None, outcome.result.submission_id) for outcome in self.gathered.outcomes]
         self.assertEqual(seen, [(True, "gradient-medium-rate"), (False, "of-an-earlier-run"), (True, "last")])
 
@@ -187,10 +201,10 @@ class Answers(Live):
         def failing(outcome: Outcome) -> None:
             raise RuntimeError("the disk is full")
 
-        with self.aggregator() as aggregator, self.assertRaisesRegex(RuntimeError, "disk"):
-            aggregator.submit(Job("loss"))
-            aggregator.collect(failing)
-        with self.aggregator() as later:  # Another process, which knows of no job.
+        with self.client() as client, self.assertRaisesRegex(RuntimeError, "disk"):
+            client.submit(Job("loss"))
+            client.collect(failing)
+        with self.client() as later:  # Another process, which knows of no job.
             self.step_until(later, "the result comes again", lambda: self.gathered.outcomes)
         (answer,) = self.gathered.outcomes
         self.assertEqual((answer.job, answer.result.submission_id), (None, "loss"))
@@ -198,9 +212,9 @@ class Answers(Live):
     def test_a_failed_job_is_reported_with_its_code(self) -> None:
         self.ready_worker()
         url = (CASES.parent / "nothing-is-here").as_uri()
-        with self.aggregator() as aggregator:
-            aggregator.submit(Job("nowhere", VERSION, Candidate("binary_v2", "param_diff", url=url, sha256="0" * 64, size=1)))
-            aggregator.collect(self.gathered)
+        with self.client() as client:
+            client.submit(Job("nowhere", VERSION, Candidate("binary_v2", "param_diff", url=url, sha256="0" * 64, size=1)))
+            client.collect(self.gathered)
         (result,) = self.gathered.results
         self.assertEqual((result.status, result.verdict.code), ("failed", "candidate_unavailable"))
         self.assertIsInstance(result.verdict, Refusal)
@@ -210,10 +224,10 @@ class Answers(Live):
 class BadDays(Live):
     """The handler hears of every job once, whatever dies."""
 
-    def halfway(self, aggregator: Aggregator, jobs: list[Job]) -> None:
+    def halfway(self, client: Client, jobs: list[Job]) -> None:
         for job in jobs:
-            aggregator.submit(job)
-        self.step_until(aggregator, "some are answered", lambda: len(self.gathered.results) >= 5)
+            client.submit(job)
+        self.step_until(client, "some are answered", lambda: len(self.gathered.results) >= 5)
         self.assertLess(len(self.gathered.results), len(jobs) - 5, "the middle has passed")
 
     def every_job_once(self, jobs: list[Job]) -> None:
@@ -225,26 +239,26 @@ class BadDays(Live):
         self.ready_worker()
         services.remembers([f"{self.namespace}.{kind}.{MODEL}" for kind in ("dead", "jobs", "results")])
         broker, jobs = self.broker(), honest(range(40))
-        with self.aggregator(broker) as aggregator:
-            self.halfway(aggregator, jobs)
+        with self.client(broker) as client:
+            self.halfway(client, jobs)
             services.kill_rabbitmq()
-            self.step_until(aggregator, "the loss is noticed", lambda: not broker.connected)
+            self.step_until(client, "the loss is noticed", lambda: not broker.connected)
             services.start_rabbitmq()
-            aggregator.collect(self.gathered)
+            client.collect(self.gathered)
         self.every_job_once(jobs)
 
     def test_rabbitmq_is_frozen(self) -> None:
         self.ready_worker()
-        broker = self.broker(answer_within_s=1.0)
-        with self.aggregator(broker) as aggregator:
-            self.step_until(aggregator, "results are listened for", lambda: broker.listening)
+        broker = self.broker(reply_timeout_s=1.0)
+        with self.client(broker) as client:
+            self.step_until(client, "results are consumed", lambda: broker.consuming)
             services.freeze_rabbitmq()
             self.addCleanup(services.thaw_rabbitmq)
-            aggregator.submit(Job("frozen"), timeout_s=2.0)
-            aggregator.collect(self.gathered)
+            client.submit(Job("frozen"), timeout_s=2.0)
+            client.collect(self.gathered)
             services.thaw_rabbitmq()
-            aggregator.submit(Job("thawed"))
-            aggregator.collect(self.gathered)
+            client.submit(Job("thawed"))
+            client.collect(self.gathered)
         self.assertEqual(self.gathered.outcomes[0].job.submission_id, "frozen")
         self.assertIsInstance(self.gathered.outcomes[0], TimedOut)
         self.assertIn("thawed", self.gathered.names)
@@ -252,34 +266,34 @@ class BadDays(Live):
     def test_connections_are_closed_by_force(self) -> None:
         self.ready_worker()
         broker, jobs = self.broker(), honest(range(20))
-        with self.aggregator(broker) as aggregator:
-            self.halfway(aggregator, jobs)
+        with self.client(broker) as client:
+            self.halfway(client, jobs)
             services.close_connections()
 
             def lost() -> bool:
                 """However long it takes, it happens amid jobs."""
-                if not aggregator.held:
+                if not client.held:
                     jobs.extend(honest([len(jobs)]))
-                    aggregator.submit(jobs[-1])
+                    client.submit(jobs[-1])
                 return not broker.connected
 
-            self.step_until(aggregator, "the loss is noticed", lost)
-            aggregator.collect(self.gathered)
+            self.step_until(client, "the loss is noticed", lost)
+            client.collect(self.gathered)
         self.every_job_once(jobs)
 
     def test_the_worker_is_killed(self) -> None:
         self.ready_worker()
         jobs = honest(range(40))
-        with self.aggregator() as aggregator:
-            self.halfway(aggregator, jobs)
+        with self.client() as client:
+            self.halfway(client, jobs)
             self.worker.kill()
             self.worker.start()
-            aggregator.collect(self.gathered)
+            client.collect(self.gathered)
         self.every_job_once(jobs)
 
     def test_redis_is_stopped(self) -> None:
         self.ready_worker()
-        with self.aggregator(self.broker(own_queue=f"{self.namespace}.waits")) as waiting:
+        with self.client(self.broker(own_queue=f"{self.namespace}.waits")) as waiting:
             services.stop_redis()
             self.addCleanup(self.restart_redis)
             with self.assertRaises(FleetUnknown):
@@ -297,7 +311,7 @@ class BadDays(Live):
 
     def submit_all_the_same(self) -> None:
         broker = self.broker(own_queue=f"{self.namespace}.goes-on")
-        with self.aggregator(broker, outstanding_without_heartbeats=4) as going_on:
+        with self.client(broker, outstanding_without_heartbeats=4) as going_on:
             going_on.submit(Job("goes-on"))
             going_on.collect(self.gathered)
 
@@ -316,7 +330,7 @@ class Refusals(Live):
             self.publish()
         with self.channel() as channel:
             channel.exchange_declare(f"{self.namespace}.jobs", "direct")
-            with self.assertRaisesRegex(Unroutable, "no queue gets jobs for tinylm"):
+            with self.assertRaisesRegex(Unroutable, "no queue is bound for jobs of tinylm"):
                 self.publish()
             channel.exchange_delete(f"{self.namespace}.jobs")
 
@@ -327,7 +341,7 @@ class Refusals(Live):
             queue = channel.queue_declare("", exclusive=True, arguments=full).method.queue
             channel.queue_bind(queue, f"{self.namespace}.jobs", MODEL)
             self.publish()
-            with self.assertRaisesRegex(Nacked, "Job name was not taken: the queue .* refuses it"):
+            with self.assertRaisesRegex(Nacked, "Job name was not accepted: the queue .* refused it"):
                 self.publish()
             channel.exchange_delete(f"{self.namespace}.jobs")
 
@@ -358,6 +372,20 @@ class Command(Live):
             code, out, err = self.run_command("score", str(broken), *options)
             self.assertEqual(code, 1, err)
             self.assertRegex(out, "broken.json  rejected  candidate_malformed: ")
+
+    def test_the_example_of_the_readme_prints_a_line_for_every_file(self) -> None:
+        self.ready_worker()
+        text = (ROOT / "clients/python/README.md").read_text(encoding="utf-8")
+        program = text.partition("```python\n")[2].partition("```")[0]
+        self.assertEqual(program.count(f'"{MODEL}")'), 2)
+        # The example has the default namespace.
+        program = program.replace(f'"{MODEL}")', f'"{MODEL}", "{self.namespace}")')
+        file = CASES.parent / cases["difference-few-steps"]["file"]
+        addresses = {"SCORER_AMQP__URL": services.amqp, "SCORER_REDIS__URL": services.redis}
+        command = [sys.executable, "-c", program, str(VERSION), str(file)]
+        done = subprocess.run(command, env=os.environ | addresses, capture_output=True, text=True)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertRegex(done.stdout, rf"^Result\(submission_id='{file.name}', .*status='scored'")
 
     def test_status_has_a_line_for_every_worker(self) -> None:
         self.assertEqual(self.run_command("status")[:2], (1, ""))

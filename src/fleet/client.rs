@@ -2,7 +2,7 @@
 //! use, publishes again what was not confirmed when a link was lost, and hands over every answer once.
 //! A job that the broker never takes, or that is never answered, is handed over as that.
 //!
-//! `ops/aggregator/score_files.rs` is a program that uses it.
+//! `clients/rust/score_files.rs` is a program that uses it.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;

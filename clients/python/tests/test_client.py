@@ -1,4 +1,4 @@
-"""The aggregator in Python without any service: what it makes of records, results, losses of connection, and time."""
+"""The client without any service: how it handles heartbeats, results, lost connections and time."""
 
 import base64
 import contextlib
@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import pathlib
+import sys
 import tempfile
 import unittest
 from dataclasses import replace
@@ -13,18 +14,18 @@ from decimal import Decimal
 from unittest import mock
 
 import msgpack
-from scorer_client import __main__ as command
-from scorer_client.broker import Broker, BrokerAway, Delivery, Unroutable, _parameters
-from scorer_client.client import Aggregator, TopologyMissing
+from scorer_client import cli
+from scorer_client.broker import Broker, BrokerUnavailable, Delivery, Unroutable, _parameters
+from scorer_client.client import Client, TopologyMissing
 from scorer_client.fields import Malformed
 from scorer_client.fleet import Fleet, FleetUnknown, Worker, answering, capacity, free, ready
 from scorer_client.jobs import Candidate, Job
-from scorer_client.memory import Memory
+from scorer_client.bounded_set import BoundedSet
 from scorer_client.outcomes import Answer, TimedOut, Unreadable
 from scorer_client.results import Loss, Refusal, Result, Score
-from scorer_client.roster import Roster
+from scorer_client.flow_control import FlowControl
 from scorer_client.settings import Settings
-from scorer_client.verdicts import Verdicts, verdict_line
+from scorer_client.report import Report, verdict_line
 
 SCHEMAS = pathlib.Path(__file__).resolve().parents[3] / "schemas"
 EXAMPLES = SCHEMAS / "examples/valid"
@@ -85,19 +86,19 @@ class Results(unittest.TestCase):
         numbers = "[1.5, 1e400, 123456789012345678901234567890, 0.10000000000000000001, 7.0]"
         read = Result.read(text.replace('"CONTEXT"', f'{{"a": {numbers}}}').encode(), "application/json")
         exact = [1.5, Decimal("1e400"), 123456789012345678901234567890, Decimal("0.10000000000000000001"), 7.0]
-        self.assertEqual(read.whole["context"], {"a": exact})
+        self.assertEqual(read.fields["context"], {"a": exact})
         whole = example("score_result.v1-rejected")
         read = Result.read(msgpack.packb(whole | {"context": {1: 2.0, b"x": None}}), None)
-        self.assertEqual(read.whole["context"], {1: 2.0, b"x": None})
+        self.assertEqual(read.fields["context"], {1: 2.0, b"x": None})
         packed = msgpack.packb(whole | {"context": {}})
-        with self.assertRaisesRegex(Malformed, "does not decode"):
+        with self.assertRaisesRegex(Malformed, "cannot be decoded"):
             Result.read(packed.replace(b"\xa7context\x80", b"\xa7context\x81\x90\x01"), None)
 
     def test_what_a_context_cannot_be_written_as_is_named(self):
         for context in ({"a": 1 << 70}, {"a": object()}):
-            with self.assertRaisesRegex(ValueError, "Job name cannot be written"):
+            with self.assertRaisesRegex(ValueError, "Job name cannot be encoded"):
                 Job("name", context=context).body("m", "application/msgpack")
-        with self.assertRaisesRegex(ValueError, "Job name cannot be written"):
+        with self.assertRaisesRegex(ValueError, "Job name cannot be encoded"):
             Job("name", context={"a": float("nan")}).body("m", "application/json")
 
     def test_whatever_is_missing_or_of_another_type_is_a_sentence(self):
@@ -242,7 +243,7 @@ class Fleets(unittest.TestCase):
     def test_redis_away_is_unknown_and_neither_ready_nor_nobody(self):
         fleet = Fleet(f"redis://:secret@{NOWHERE}/0", "tinylm")
         for ask in (fleet.workers, fleet.capacity):
-            with self.assertRaisesRegex(FleetUnknown, f"^Redis at {NOWHERE} does not tell .* address is right.$"):
+            with self.assertRaisesRegex(FleetUnknown, f"^Redis at {NOWHERE} cannot be read: .* address is correct.$"):
                 ask()
 
     def test_a_job_is_for_workers_of_its_version_else_for_newer_ones(self):
@@ -276,28 +277,28 @@ class Clock:
         self.now += seconds
 
 
-class Rosters(unittest.TestCase):
+class FlowControls(unittest.TestCase):
     def room(self, fleet, outstanding, version=7, **settings):
-        roster = Roster(fleet, Settings(**settings), Clock())
-        roster.look()
-        return roster.room(version, outstanding)
+        flow = FlowControl(fleet, Settings(**settings), Clock())
+        flow.refresh()
+        return flow.room(version, outstanding)
 
     def test_room_is_twice_what_the_ready_workers_hold(self):
         full = worker(accepting=False, held=2)
         self.assertEqual(self.room(Known(full, replace(full, id="w2")), 3), 5)
         self.assertEqual(self.room(Known(full), 4), 0)
-        self.assertEqual(self.room(Known(full), 0, factor=1.5), 3)
+        self.assertEqual(self.room(Known(full), 0, jobs_per_slot=1.5), 3)
 
     def test_without_a_worker_for_it_there_is_no_room(self):
         for fleet in (Known(), Known(worker(ready=False, accepting=False)), Known(worker(model_version=6))):
             self.assertLessEqual(self.room(fleet, 0), 0)
 
     def test_jobs_on_the_retry_ladder_do_not_keep_idle_workers_waiting(self):
-        roster = Roster(Known(worker(held=1)), Settings(), Clock())
-        roster.look()
-        self.assertEqual(roster.room(7, outstanding=100), 1)
-        roster.sent()
-        self.assertEqual(roster.room(7, outstanding=101), 0)
+        flow = FlowControl(Known(worker(held=1)), Settings(), Clock())
+        flow.refresh()
+        self.assertEqual(flow.room(7, outstanding=100), 1)
+        flow.sent()
+        self.assertEqual(flow.room(7, outstanding=101), 0)
 
     def test_unknown_is_no_room_unless_it_is_wanted(self):
         fleet = Known()
@@ -313,22 +314,22 @@ class FakeBroker:
 
     def __init__(self, clock):
         self.clock = clock
-        self.connected = self.listening = False
+        self.connected = self.consuming = False
         self.there = self.has_queue = True
         self.published, self.acknowledged, self.coming = [], [], []
         self.failures = {}
 
     def connect(self):
         if not self.there:
-            raise BrokerAway("RabbitMQ is away.")
+            raise BrokerUnavailable("RabbitMQ is away.")
         self.connected = True
 
     def close(self):
-        self.connected = self.listening = False
+        self.connected = self.consuming = False
 
-    def listen(self):
-        self.listening = self.has_queue
-        return self.listening
+    def consume(self):
+        self.consuming = self.has_queue
+        return self.consuming
 
     def publish(self, submission_id, content_type, body):
         self.published.append(submission_id)
@@ -344,12 +345,12 @@ class FakeBroker:
         self.fail("acknowledge")
         self.acknowledged.append(delivery.tag)
 
-    def missing(self):
+    def missing_queue(self):
         return "RabbitMQ has no such queue."
 
     def fail(self, what):
         if error := self.failures.pop(what, None):
-            if isinstance(error, BrokerAway):
+            if isinstance(error, BrokerUnavailable):
                 self.close()
             raise error
 
@@ -360,19 +361,19 @@ class Clients(unittest.TestCase):
         self.broker = FakeBroker(self.clock)
         self.fleet = Known(worker())
         self.outcomes = []
-        self.aggregator = self.opened(Settings(timeout_s=60))
+        self.client = self.opened(Settings(timeout_s=60))
 
     def opened(self, settings):
-        aggregator = Aggregator(self.broker, self.fleet, settings, self.clock, self.clock.wait)
-        return self.enterContext(aggregator)
+        client = Client(self.broker, self.fleet, settings, self.clock, self.clock.wait)
+        return self.enterContext(client)
 
     def submit(self, *names, version=7):
         for name in names:
-            self.aggregator.submit(Job(name, version))
+            self.client.submit(Job(name, version))
 
     def steps(self, count=10):
         for _ in range(count):
-            self.aggregator.step(self.outcomes.append)
+            self.client.step(self.outcomes.append)
 
     def answered(self):
         return [(outcome.job and outcome.job.submission_id, outcome.result.status) for outcome in self.outcomes]
@@ -385,7 +386,7 @@ class Clients(unittest.TestCase):
             self.assertEqual(self.broker.published, [])
         self.fleet.now = [worker()]
         self.steps()
-        self.assertEqual((len(self.broker.published), self.aggregator.held), (4, 0))
+        self.assertEqual((len(self.broker.published), self.client.held), (4, 0))
 
     def test_no_more_are_outstanding_than_twice_what_the_workers_hold(self):
         self.fleet.now = [worker(accepting=False, held=2)]
@@ -413,9 +414,9 @@ class Clients(unittest.TestCase):
         for _ in range(2):
             with self.assertRaises(RuntimeError):
                 for _ in range(3):
-                    self.aggregator.step(failing)
-            self.assertEqual((self.broker.acknowledged, len(self.aggregator)), ([], 1))
-        self.aggregator.collect(self.outcomes.append)
+                    self.client.step(failing)
+            self.assertEqual((self.broker.acknowledged, len(self.client)), ([], 1))
+        self.client.collect(self.outcomes.append)
         self.assertEqual((self.answered(), self.broker.acknowledged), ([("a", "scored")], [9]))
 
     def test_copies_and_second_answers_are_dropped_and_acknowledged(self):
@@ -429,18 +430,18 @@ class Clients(unittest.TestCase):
 
     def test_a_job_that_was_not_confirmed_is_published_again(self):
         self.submit("a", "b")
-        self.broker.failures["publish"] = BrokerAway("lost")
+        self.broker.failures["publish"] = BrokerUnavailable("lost")
         self.steps()
         self.assertEqual(self.broker.published, ["a", "a", "b"])
         self.broker.coming = [message("a"), message("a"), message("b")]
-        self.aggregator.collect(self.outcomes.append)
+        self.client.collect(self.outcomes.append)
         self.assertEqual(self.answered(), [("a", "scored"), ("b", "scored")])
 
     def test_a_result_whose_acknowledgement_was_lost_comes_again_and_is_dropped(self):
         self.submit("a")
         self.steps()
         self.broker.coming = [message("a", tag=1), message("never-handled", tag=2)]
-        self.broker.failures["acknowledge"] = BrokerAway("lost")
+        self.broker.failures["acknowledge"] = BrokerUnavailable("lost")
         self.steps()
         self.broker.coming = [message("a", tag=1)]
         self.steps()
@@ -448,7 +449,7 @@ class Clients(unittest.TestCase):
 
     def test_the_broker_is_waited_for_with_growing_pauses(self):
         self.submit("a")
-        self.broker.failures["receive"] = BrokerAway("lost")
+        self.broker.failures["receive"] = BrokerUnavailable("lost")
         self.broker.there = False
         with mock.patch.object(self.broker, "connect", wraps=self.broker.connect) as tried:
             before = self.clock.now
@@ -462,7 +463,7 @@ class Clients(unittest.TestCase):
     def test_a_job_without_an_answer_times_out_and_says_where_it_was(self):
         self.submit("published")
         self.submit("held", version=8)
-        self.aggregator.collect(self.outcomes.append)
+        self.client.collect(self.outcomes.append)
         where = [(outcome.job.submission_id, outcome.confirmed) for outcome in self.outcomes]
         self.assertEqual(where, [("published", True), ("held", False)])
         self.assertRegex(str(self.outcomes[1]), "^Job held has no result after 60 s: it was held back")
@@ -476,7 +477,7 @@ class Clients(unittest.TestCase):
             self.clock.wait(100)
             self.outcomes.append(outcome)
 
-        self.aggregator.collect(slow)
+        self.client.collect(slow)
         self.assertEqual(self.answered(), [("a", "scored"), ("b", "scored")])
 
     def test_jobs_stop_when_redis_goes_away(self):
@@ -487,35 +488,35 @@ class Clients(unittest.TestCase):
         self.submit("after")
         self.clock.wait(1)
         self.steps()
-        self.assertEqual((self.broker.published, self.aggregator.held), (["before"], 1))
+        self.assertEqual((self.broker.published, self.client.held), (["before"], 1))
 
     def test_time_runs_out_while_the_broker_is_away(self):
         self.submit("a")
-        self.broker.failures["receive"] = BrokerAway("lost")
+        self.broker.failures["receive"] = BrokerUnavailable("lost")
         self.broker.there = False
-        self.aggregator.collect(self.outcomes.append)
+        self.client.collect(self.outcomes.append)
         self.assertIsInstance(self.outcomes[0], TimedOut)
 
     def test_a_late_answer_is_handed_over_and_the_job_may_be_submitted_again(self):
         self.submit("a")
-        self.aggregator.collect(self.outcomes.append)
+        self.client.collect(self.outcomes.append)
         self.broker.coming = [message("a")]
         self.steps()
         self.submit("a")
         self.steps()
         self.broker.coming = [message("a")]
-        self.aggregator.collect(self.outcomes.append)
+        self.client.collect(self.outcomes.append)
         self.assertEqual([type(outcome) for outcome in self.outcomes], [TimedOut, Answer, Answer])
         self.assertEqual([outcome.job is None for outcome in self.outcomes], [False, True, False])
 
     def test_a_name_is_taken_once(self):
         self.submit("a")
-        with self.assertRaisesRegex(ValueError, "Job a was submitted already"):
+        with self.assertRaisesRegex(ValueError, "Job a was already submitted"):
             self.submit("a")
         self.steps()
         self.broker.coming = [message("a")]
-        self.aggregator.collect(self.outcomes.append)
-        with self.assertRaisesRegex(ValueError, "another name"):
+        self.client.collect(self.outcomes.append)
+        with self.assertRaisesRegex(ValueError, "another submission_id"):
             self.submit("a")
         self.submit("a", version=8)
 
@@ -523,7 +524,7 @@ class Clients(unittest.TestCase):
         self.submit("a", version=None)
         self.steps()
         self.broker.coming = [message("a"), message("a", "failed")]
-        self.aggregator.collect(self.outcomes.append)
+        self.client.collect(self.outcomes.append)
         self.steps()
         self.assertEqual(self.answered(), [("a", "scored")])
         for version in (None, 7):
@@ -535,22 +536,22 @@ class Clients(unittest.TestCase):
         self.steps()
         self.broker.coming = [message("a", version=6), message("a", "rejected", kind="score")]
         self.steps()
-        self.assertEqual((self.answered(), len(self.aggregator)), ([(None, "scored"), (None, "rejected")], 1))
+        self.assertEqual((self.answered(), len(self.client)), ([(None, "scored"), (None, "rejected")], 1))
 
     def test_what_is_no_result_of_this_model_is_reported_and_acknowledged(self):
         self.broker.coming = [Delivery(1, None, None, b"\xc1"), message("a", tag=2, model="another")]
         self.steps()
         self.assertEqual([type(outcome) for outcome in self.outcomes], [Unreadable, Unreadable])
-        self.assertIn("of the model 'another', not of tinylm", self.outcomes[1].problem)
+        self.assertIn("for the model 'another', not for tinylm", self.outcomes[1].problem)
         self.assertEqual(self.broker.acknowledged, [1, 2])
 
     def test_a_refused_job_is_given_back_and_the_others_go_on(self):
         self.submit("a", "b")
         self.broker.failures["publish"] = Unroutable("a", "no queue.")
-        with self.assertRaisesRegex(Unroutable, "Job a was not taken: no queue."):
+        with self.assertRaisesRegex(Unroutable, "Job a was not accepted: no queue."):
             self.steps()
         self.broker.coming = [message("b")]
-        self.aggregator.collect(self.outcomes.append)
+        self.client.collect(self.outcomes.append)
         self.assertEqual(self.answered(), [("b", "scored")])
         self.submit("a")
 
@@ -576,9 +577,9 @@ class Clients(unittest.TestCase):
             if outcome.job is not None and outcome.job.submission_id == "a":
                 self.submit("b")
 
-        self.aggregator.step(handler)
+        self.client.step(handler)
         self.broker.coming = [message("b")]
-        self.aggregator.collect(handler)
+        self.client.collect(handler)
         self.assertIn(("b", "scored"), self.answered())
 
     def test_a_retryable_failure_carries_its_code(self):
@@ -586,16 +587,16 @@ class Clients(unittest.TestCase):
         self.steps()
         error = {"code": "inference_failed", "message": "m", "retryable": True, "detail": {}}
         self.broker.coming = [message("a", "failed", error=error)]
-        self.aggregator.collect(self.outcomes.append)
+        self.client.collect(self.outcomes.append)
         self.assertEqual(self.outcomes[0].result.verdict, Refusal("inference_failed", "m", True))
 
 
-class Memories(unittest.TestCase):
+class BoundedSets(unittest.TestCase):
     def test_the_oldest_is_forgotten(self):
-        memory = Memory(2)
+        names = BoundedSet(2)
         for name in "abac":
-            memory.add(name)
-        self.assertEqual([name in memory for name in "abc"], [True, False, True])
+            names.add(name)
+        self.assertEqual([name in names for name in "abc"], [True, False, True])
 
 
 class Commands(unittest.TestCase):
@@ -603,7 +604,7 @@ class Commands(unittest.TestCase):
         places = ["--amqp", f"amqp://{NOWHERE}/%2f", "--redis", f"redis://{NOWHERE}/0"]
         with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
             try:
-                code = command.main(["--model", "tinylm", *places, *words])
+                code = cli.main(["--model", "tinylm", *places, *words])
             except SystemExit as ended:
                 code = ended.code
         return code, out.getvalue(), err.getvalue()
@@ -617,28 +618,34 @@ class Commands(unittest.TestCase):
         self.assertEqual(self.run_command("score", "x", "--format", "tar", "--semantics", "gradient")[0], 64)
         code, _, err = self.score("--semantics", "gradient")
         self.assertEqual((code, err.count("\n")), (64, 1))
-        self.assertIn("--learning-rate is needed", err)
+        self.assertIn("--learning-rate is required", err)
         code, _, err = self.run_command(
             "score", "/nothing/here", "--format", "binary_v2", "--semantics", "param_diff", "--model-version", "7"
         )
-        self.assertEqual((code, err), (64, "aggregator: /nothing/here cannot be read: No such file or directory.\n"))
+        self.assertEqual((code, err), (64, "scorer-client: /nothing/here cannot be read: No such file or directory.\n"))
         code, _, err = self.run_command("--amqp", "http://x", "score", "x", "--format", "binary_v2", "--semantics", "param_diff")
         self.assertEqual((code, err.count("--amqp")), (64, 1))
+
+    def test_compression_without_its_package_is_64(self):
+        with mock.patch.dict(sys.modules, {"zstandard": None}):
+            code, _, err = self.score("--semantics", "param_diff", "--model-version", "7", "--compression", "zstd")
+        self.assertEqual(code, 64)
+        self.assertEqual(err, "scorer-client: --compression needs the package zstandard: install scorer-client[zstd].\n")
 
     def test_a_service_that_is_away_is_69(self):
         code, out, err = self.run_command("status")
         self.assertEqual((code, out), (69, "unknown\n"))
-        self.assertIn(f"Redis at {NOWHERE} does not tell", err)
+        self.assertIn(f"Redis at {NOWHERE} cannot be read", err)
         code, _, err = self.score("--semantics", "param_diff", "--model-version", "7")
         self.assertEqual(code, 69)
-        self.assertRegex(err, f"^aggregator: RabbitMQ at {NOWHERE} is away: .*refused.*address is right.\n$")
+        self.assertRegex(err, f"^scorer-client: RabbitMQ at {NOWHERE} is unavailable: .*refused.*address is correct.\n$")
 
     def test_a_verdict_is_one_line_whatever_its_message_holds(self):
         whole = example("score_result.v1-rejected")
         whole["error"]["message"] = "a\nb\x1b[2J"
         result = Result.read(json.dumps(whole).encode(), "application/json")
         with contextlib.redirect_stdout(io.StringIO()) as out:
-            Verdicts({result.submission_id: pathlib.Path("file")}).take(Answer(Job(result.submission_id), result))
+            Report({result.submission_id: pathlib.Path("file")}).add(Answer(Job(result.submission_id), result))
         self.assertEqual(out.getvalue(), "file  rejected  candidate_empty: a?b?[2J\n")
 
     def test_the_lines_of_scores_and_failures(self):
@@ -648,14 +655,14 @@ class Commands(unittest.TestCase):
                          "failed  poisoned: m (may be submitted again)")  # fmt: skip
 
     def test_the_address_of_a_broker_is_checked(self):
-        with self.assertRaisesRegex(ValueError, "begins with amqp://"):
+        with self.assertRaisesRegex(ValueError, "begin with amqp://"):
             Broker("http://x", "tinylm")
         self.assertEqual(_parameters("amqp://u:p@h//").virtual_host, "/")
 
     def test_the_address_of_redis_names_a_database_or_none(self):
         for path in ("", "/", "/3", "?db=3"):
             Fleet(f"redis://{NOWHERE}{path}", "tinylm")
-        with self.assertRaisesRegex(ValueError, "'abc', is not the number"):
+        with self.assertRaisesRegex(ValueError, "'abc', is not a database number"):
             Fleet(f"redis://{NOWHERE}/abc", "tinylm")
 
 

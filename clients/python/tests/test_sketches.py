@@ -44,13 +44,13 @@ class Sketches(unittest.TestCase):
         copied = chosen(7, 500)
         results["copy"] = sketch(copied)
         results["half-copy"] = sketch(copied[:250] + chosen(1000, 250))
-        found = {(one, other) for one, other, _ in sketches.alike(results, least=0.25)}
+        found = {(one, other) for one, other, _ in sketches.similar_pairs(results, threshold=0.25)}
         self.assertEqual(found, {("miner-7", "copy"), ("miner-7", "half-copy"), ("copy", "half-copy")})
 
     def test_of_independent_candidates_few_are_compared(self):
         results = {f"miner-{seed}": sketch(chosen(seed, 500)) for seed in range(400)}
         with mock.patch.object(sketches, "similarity", wraps=sketches.similarity) as compared:
-            self.assertEqual(list(sketches.alike(results)), [])
+            self.assertEqual(list(sketches.similar_pairs(results)), [])
         self.assertLess(compared.call_count, 400)
 
 

@@ -1,4 +1,4 @@
-"""The jobs that have no answer yet: held back, or outstanding at the broker."""
+"""The jobs without an answer: held back here, or outstanding at the broker."""
 
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -10,6 +10,8 @@ from scorer_client.results import Result
 
 @dataclass(frozen=True, eq=False)
 class Pending:
+    """A job that waits for its answer, and since when."""
+
     job: Job
     since: float
     timeout_s: float
@@ -19,7 +21,7 @@ class Pending:
 
 
 class Backlog:
-    """Jobs keep their order among those of one model version; a version without workers holds up no other."""
+    """Jobs of one model version keep their order. A version without workers does not block the others."""
 
     def __init__(self) -> None:
         self._held: dict[int | None, deque[Pending]] = {}
@@ -43,8 +45,8 @@ class Backlog:
     def outstanding(self, model_version: int | None) -> int:
         return sum(pending.job.model_version == model_version for pending in self._outstanding.values())
 
-    def released(self, room: Callable[[int | None], int]) -> Iterator[Pending]:
-        """Held jobs that there is room for. Each must be `sent` or `dropped` before the next is asked for."""
+    def sendable(self, room: Callable[[int | None], int]) -> Iterator[Pending]:
+        """Held jobs that there is room for. Call `sent` or `drop` for each before asking for the next."""
         for version, queue in list(self._held.items()):
             while queue and room(version) > 0:
                 yield queue[0]
@@ -56,13 +58,13 @@ class Backlog:
         self._outstanding[pending.job.submission_id] = pending
 
     def drop(self, pending: Pending) -> None:
-        """Answered, timed out or refused; it is no longer ours."""
+        """Forgets a job that was answered, timed out or was refused."""
         self._ids.discard(pending.job.submission_id)
         if self._outstanding.pop(pending.job.submission_id, None) is None:
             self._held[pending.job.model_version].remove(pending)
 
-    def asked_for(self, result: Result) -> Pending | None:
-        """Whose result it is. A result of the same name but for another version is an earlier run's."""
+    def match(self, result: Result) -> Pending | None:
+        """The job that the result answers. A result with the same name for another version is from an earlier run."""
         pending = self._outstanding.get(result.submission_id)
         if pending is None or pending.job.kind != result.kind:
             return None

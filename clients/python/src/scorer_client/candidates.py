@@ -1,7 +1,7 @@
-"""Writes an update as a candidate, in each container that the scorer reads.
+"""Writes an update as a candidate, in each format that the workers read.
 
-An update maps the names of tensors to their shapes, the indices of the entries that change (in the tensor flattened row
-by row, each at most once) and the values. Lists and arrays do. Standard library only, but for zstd.
+An update maps tensor names to (shape, indices, values). Indices are those of the changed elements in the flattened
+(row-major) tensor, each at most once. Lists and arrays will do. Only `zstd` needs more than the standard library.
 """
 
 import base64
@@ -17,12 +17,12 @@ from typing import Any
 
 Update = Mapping[str, tuple[Sequence[int], Sequence[int], Sequence[float]]]
 
-# What safetensors calls a type, and struct; in the order in which the format's own writer puts them.
+# Type names in safetensors and in struct, in the order in which the safetensors library writes tensors.
 TYPES = {"F32": "f", "I32": "i", "F16": "e"}
 
 
 def binary_v2(update: Update, half: bool = False) -> bytes:
-    """JSON of {NAME: {shape, k, data}}, data being base64(zlib(k values, f32 or f16 ++ k i32 indices))."""
+    """JSON of {NAME: {shape, k, data}}, where data is base64(zlib(k values as f32 or f16, then k indices as i32))."""
     document = {}
     for name, (shape, indices, values) in update.items():
         data = base64.b64encode(_packed(indices, values, half)).decode()
@@ -31,9 +31,9 @@ def binary_v2(update: Update, half: bool = False) -> bytes:
 
 
 def safetensors(update: Update, half: bool = False, dense: bool = False) -> bytes:
-    """Tensors NAME::indices (I32) and NAME::values (F32 or F16) behind the format's header.
+    """A safetensors file with NAME::indices (I32) and NAME::values (F32 or F16) for each tensor.
 
-    Dense: one tensor NAME for the two, of its own shape, zero where the update has no entry.
+    If dense: one tensor NAME instead, in its own shape, with zero where the update has no element.
     """
     floats = "F16" if half else "F32"
     tensors: list[tuple[str, str, Sequence[int], Sequence[float]]] = []
@@ -56,9 +56,9 @@ def safetensors(update: Update, half: bool = False, dense: bool = False) -> byte
 
 
 def pt_chunks(update: Update, old_version: int, new_version: int) -> bytes:
-    """What torch.save makes of {old_version, new_version, chunks: [{name, indices, values, shape}]}.
+    """What torch.save writes for {old_version, new_version, chunks: [{name, indices, values, shape}]}.
 
-    Indices are int32 tensors, values float32 ones, each with a storage of its own: an entry data/N of the zip.
+    Indices are int32 tensors and values float32 tensors. Each has its own storage, the entry data/N of the zip.
     """
     storages: list[bytes] = []
 
@@ -77,7 +77,7 @@ def pt_chunks(update: Update, old_version: int, new_version: int) -> bytes:
 
 
 def pt_chunks_compact(update: Update, old_version: int, new_version: int) -> bytes:
-    """The same with chunks {name, k, data}, data being zlib(k f16 values ++ k i32 indices); no tensor, no storage."""
+    """The same with chunks {name, k, data}, where data is zlib(k values as f16, then k indices as i32), without tensors."""
     chunks = [
         {"name": name, "k": len(indices), "data": _packed(indices, values, half=True)}
         for name, (_, indices, values) in update.items()
@@ -86,7 +86,7 @@ def pt_chunks_compact(update: Update, old_version: int, new_version: int) -> byt
 
 
 def zstd(body: bytes) -> bytes:
-    """One zstd frame around a whole candidate, whatever its container; the job then says compression "zstd"."""
+    """Compresses a whole candidate of any format into one zstd frame. Its job must say compression "zstd"."""
     import zstandard
 
     return zstandard.compress(body)
@@ -108,7 +108,7 @@ def _torch_zip(old_version: int, new_version: int, chunks: list[dict[str, Any]],
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
         for name, data in entries.items():
-            # With the time that a ZipInfo has by itself, the same update is always the same bytes.
+            # A ZipInfo's default time, so that the same update always gives the same bytes.
             archive.writestr(zipfile.ZipInfo(f"archive/{name}"), data)
     return file.getvalue()
 
@@ -131,12 +131,12 @@ class _Storage:
 
 
 def _pickled(value: Any, memo: dict[Any, int]) -> bytes:
-    """Pickle's protocol 2 as torch.save uses it; pickle itself would have to import torch to name parts of it."""
+    """Pickle protocol 2 as torch.save uses it. The pickle module would have to import torch to refer to its names."""
 
     def all_of(values: Iterable[Any]) -> bytes:
         return b"".join(_pickled(value, memo) for value in values)
 
-    def remembered(code: bytes, key: Any = None) -> bytes:
+    def memoized(code: bytes, key: Any = None) -> bytes:
         memo[key or object()] = number = len(memo)
         return code + (b"q%c" % number if number < 256 else b"r" + struct.pack("<I", number))
 
@@ -146,8 +146,8 @@ def _pickled(value: Any, memo: dict[Any, int]) -> bytes:
             return b"h%c" % number if number < 256 else b"j" + struct.pack("<I", number)
         case str():
             text = value.encode()
-            return remembered(b"X" + struct.pack("<I", len(text)) + text, value)
-        case bytes():  # Protocol 2 has only text: a character for each byte.
+            return memoized(b"X" + struct.pack("<I", len(text)) + text, value)
+        case bytes():  # Protocol 2 has only text: one character for each byte.
             return _pickled(_Call(_Name("_codecs", "encode"), (value.decode("latin1"), "latin1")), memo)
         case False:
             return b"\x89"
@@ -156,19 +156,19 @@ def _pickled(value: Any, memo: dict[Any, int]) -> bytes:
             code, layout = next((code, layout) for code, layout, bits in sizes if value < 1 << bits)
             return code + struct.pack(layout, value)
         case list():
-            return remembered(b"]") + b"(" + all_of(value) + b"e"
+            return memoized(b"]") + b"(" + all_of(value) + b"e"
         case ():
             return b")"
         case tuple() if len(value) > 3:
-            return remembered(b"(" + all_of(value) + b"t")
+            return memoized(b"(" + all_of(value) + b"t")
         case tuple():
-            return remembered(all_of(value) + (b"\x85", b"\x86", b"\x87")[len(value) - 1])
+            return memoized(all_of(value) + (b"\x85", b"\x86", b"\x87")[len(value) - 1])
         case dict():
-            return remembered(b"}") + b"(" + all_of(part for pair in value.items() for part in pair) + b"u"
+            return memoized(b"}") + b"(" + all_of(part for pair in value.items() for part in pair) + b"u"
         case _Name(module, name):
-            return remembered(f"c{module}\n{name}\n".encode(), value)
+            return memoized(f"c{module}\n{name}\n".encode(), value)
         case _Call(name, arguments):
-            return remembered(all_of((name, arguments)) + b"R")
+            return memoized(all_of((name, arguments)) + b"R")
         case _Storage(description):
             return _pickled(description, memo) + b"Q"
-    raise TypeError(f"{type(value).__name__} is nothing that a candidate holds")
+    raise TypeError(f"a candidate cannot hold a {type(value).__name__}")

@@ -1,13 +1,13 @@
-"""What is shown to people."""
+"""Output for people."""
 
 import sys
 
 
 def printable(text: str) -> str:
-    """Workers and miners write part of it, and a terminal obeys control characters."""
+    """Replaces control characters, which a terminal would obey: workers and miners write part of the text."""
     return "".join(character if character.isprintable() else "?" for character in text)
 
 
-def say(problem: object) -> None:
-    """Standard output carries only the answer."""
-    print(f"aggregator: {printable(str(problem))}", file=sys.stderr)
+def print_error(problem: object) -> None:
+    """To standard error; standard output carries results only."""
+    print(f"scorer-client: {printable(str(problem))}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Typed values out of a map that a stranger wrote: what is missing or of another type becomes a sentence."""
+"""Typed access to the fields of an untrusted map: a missing field or a wrong type raises an error that names the field."""
 
 import math
 from collections.abc import Mapping
@@ -10,24 +10,24 @@ T = TypeVar("T")
 
 
 class Malformed(ValueError):
-    """Says which field of which message is not what it should be."""
+    """Says which field of which message is wrong."""
 
 
 @dataclass(frozen=True)
 class Fields:
-    """A map and what it is called in sentences."""
+    """A map, and the name that error messages give it."""
 
-    of: str
+    name: str
     values: Mapping[str, Any]
 
     @classmethod
-    def read(cls, of: str, value: Any) -> "Fields":
+    def read(cls, name: str, value: Any) -> "Fields":
         if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
-            return cls(of, value)
-        raise Malformed(f"{of} is no map with text keys.")
+            return cls(name, value)
+        raise Malformed(f"{name} is not a map with text keys.")
 
     def part(self, key: str) -> "Fields":
-        return Fields.read(f"{key} of {self.of}", self.values.get(key))
+        return Fields.read(f"{key} of {self.name}", self.values.get(key))
 
     def text(self, key: str) -> str:
         return self._of_type(key, str, "text")
@@ -36,12 +36,12 @@ class Fields:
         return self._of_type(key, bool, "true or false")
 
     def whole(self, key: str) -> int:
-        """A float without a fraction is the number that it equals."""
+        """An integer of 0 or more; a float without a fraction counts as one."""
         value = self.values.get(key)
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise self.wrong(key, "a whole number from 0")
+            raise self.wrong(key, "an integer of 0 or more")
         return value
 
     def number(self, key: str) -> float:
@@ -51,13 +51,13 @@ class Fields:
         return float(value)
 
     def has(self, key: str) -> bool:
-        """Null is the same as nothing."""
+        """False for null too."""
         return self.values.get(key) is not None
 
     def wrong(self, key: str, wanted: str) -> Malformed:
         if key not in self.values:
-            return Malformed(f"{key} of {self.of} is missing; it must be {wanted}.")
-        return Malformed(f"{key} of {self.of} is {self.values[key]!r:.60}; it must be {wanted}.")
+            return Malformed(f"{key} of {self.name} is missing; it must be {wanted}.")
+        return Malformed(f"{key} of {self.name} is {self.values[key]!r:.60}; it must be {wanted}.")
 
     def _of_type(self, key: str, kind: type[T], wanted: str) -> T:
         value = self.values.get(key)
@@ -69,5 +69,5 @@ class Fields:
 def _finite(value: float | Decimal) -> bool:
     try:
         return math.isfinite(float(value))
-    except OverflowError:  # A whole number that no float holds.
+    except OverflowError:  # An integer beyond the range of a float.
         return False

@@ -1,4 +1,4 @@
-"""Jobs, as the schema score_job.v1 has them."""
+"""Jobs: messages of the schema score_job.v1."""
 
 import base64
 import hashlib
@@ -19,7 +19,7 @@ NAME = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 @dataclass(frozen=True)
 class Candidate:
-    """An update: its bytes, or a URL that the workers may read, then with digest and size."""
+    """An update to score: its bytes, or a URL that the workers are allowed to read together with its SHA-256 and size."""
 
     format: Format
     semantics: Semantics
@@ -32,11 +32,11 @@ class Candidate:
 
     def __post_init__(self) -> None:
         if (self.data is None) == (self.url is None):
-            raise ValueError("A candidate has either data or a url: give exactly one of them.")
+            raise ValueError("A candidate needs either data or url: give exactly one.")
 
     def fields(self) -> dict[str, Any]:
-        """With the digest of inline data, so that what is damaged on the way is not scored."""
-        fields = _without_nothing(vars(self))
+        """As sent. Inline data gets its SHA-256 and size, so that a worker detects damage."""
+        fields = _without_none(vars(self))
         if self.data is not None:
             fields.setdefault("sha256", hashlib.sha256(self.data).hexdigest())
             fields.setdefault("size", len(self.data))
@@ -45,9 +45,9 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Job:
-    """A score job; without a candidate a validate job, which measures the model as it is.
+    """A score job, or without a candidate a validate job, which measures the loss of the current model.
 
-    Whoever wants a job done again gives it another submission_id: the answer to this one is remembered and comes again.
+    To run a job again, use another submission_id: workers answer a repeated one with the stored result.
     """
 
     submission_id: str
@@ -60,15 +60,16 @@ class Job:
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.submission_id):
-            raise ValueError(f"submission_id {self.submission_id!r:.140} is not 1 to 128 of A-Z a-z 0-9 . _ : -")
+            raise ValueError(f"submission_id {self.submission_id!r:.140} must be 1 to 128 characters of A-Z a-z 0-9 . _ : -")
         if self.candidate is not None and self.model_version is None:
-            raise ValueError(f"Job {self.submission_id} has a candidate: say with model_version what it was made from.")
+            raise ValueError(f"Job {self.submission_id} has a candidate: set model_version to the version it was made from.")
 
     @property
     def kind(self) -> Literal["score", "validate"]:
         return "validate" if self.candidate is None else "score"
 
     def body(self, model: str, encoding: Encoding) -> bytes:
+        """The message for the model's workers. Raises ValueError if the encoding cannot hold it."""
         fields = self._fields(model)
         try:
             if encoding == "application/msgpack":
@@ -76,11 +77,11 @@ class Job:
                 return packed
             return json.dumps(fields, allow_nan=False, default=_base64).encode()
         except (TypeError, ValueError, OverflowError) as error:
-            raise ValueError(f"Job {self.submission_id} cannot be written as {encoding}: {error}.") from error
+            raise ValueError(f"Job {self.submission_id} cannot be encoded as {encoding}: {error}.") from error
 
     def _fields(self, model: str) -> dict[str, Any]:
-        validation = _without_nothing({"nonce": self.nonce, "shards": self.shards and list(self.shards)})
-        own = {
+        validation = _without_none({"nonce": self.nonce, "shards": self.shards and list(self.shards)})
+        fields = {
             "v": 1,
             "kind": self.kind,
             "submission_id": self.submission_id,
@@ -91,14 +92,14 @@ class Job:
             "deadline_ms": self.deadline_ms,
             "context": self.context,
         }
-        return _without_nothing(own)
+        return _without_none(fields)
 
 
-def _without_nothing(fields: Mapping[str, Any]) -> dict[str, Any]:
+def _without_none(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in fields.items() if value is not None}
 
 
 def _base64(value: object) -> str:
     if isinstance(value, bytes):
         return base64.b64encode(value).decode()
-    raise TypeError(f"{type(value).__name__} is nothing that JSON holds")
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")

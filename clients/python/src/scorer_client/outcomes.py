@@ -1,4 +1,4 @@
-"""What an aggregator's handler is called with: one of these for every job, and for whatever else came."""
+"""What the handler is called with: one outcome for every job, and one for every other message in the results queue."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from scorer_client.results import Result
 
 @dataclass(frozen=True)
 class Answer:
-    """A result. `job` is None where no job waits for it: it came after its TimedOut, or is an earlier run's."""
+    """A result. `job` is None if no pending job matches: the job timed out before, or an earlier run submitted it."""
 
     job: Job | None
     result: Result
@@ -16,21 +16,21 @@ class Answer:
 
 @dataclass(frozen=True)
 class TimedOut:
-    """No result within the job's time. What RabbitMQ confirmed is answered later, perhaps; the rest may never have left."""
+    """No result came in time. If RabbitMQ confirmed the job, a late Answer may follow; otherwise it may not have been sent."""
 
     job: Job
     after_s: float
     confirmed: bool
 
     def __str__(self) -> str:
-        held = "it was held back, for no worker that could take it was known, or RabbitMQ did not confirm it"
+        held = "it was held back because no worker for it was known to be ready, or RabbitMQ did not confirm it"
         where = "RabbitMQ has it" if self.confirmed else held
         return f"Job {self.job.submission_id} has no result after {self.after_s:.0f} s: {where}."
 
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A message among the results that is none. It is acknowledged after the handler, as all others are."""
+    """A message in the results queue that is not a valid result. It is acknowledged when the handler returns."""
 
     problem: str
     message_id: str | None

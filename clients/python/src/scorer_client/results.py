@@ -1,4 +1,4 @@
-"""Results, as the schema score_result.v1 has them, read from messages that anyone may have published."""
+"""Results: messages of the schema score_result.v1. They are checked field by field, because anyone may have published them."""
 
 import codecs
 import json
@@ -16,7 +16,7 @@ from scorer_client.sketches import PLACES, Sketch
 
 @dataclass(frozen=True)
 class Score:
-    """What a candidate does to the loss."""
+    """A candidate's effect on the held-out loss. `stderr` is None below two windows."""
 
     score: float
     delta: float
@@ -30,7 +30,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Loss:
-    """What a validate job measured."""
+    """The loss that a validate job measured."""
 
     loss: float
     windows: int
@@ -39,7 +39,7 @@ class Loss:
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why there is no number. Rejected jobs are at fault themselves; failed ones may be retryable."""
+    """Why there is no score. A rejected job or its candidate is invalid; a failed job may be `retryable`."""
 
     code: str
     message: str
@@ -48,7 +48,7 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Result:
-    """A result; `whole` is the message with every field that is not spelled out here."""
+    """A result. `fields` holds the whole message, including the fields that have no attribute here."""
 
     submission_id: str
     kind: str
@@ -57,13 +57,13 @@ class Result:
     model_version: int
     worker_id: str
     verdict: Score | Loss | Refusal
-    whole: Mapping[str, Any] = field(repr=False)
+    fields: Mapping[str, Any] = field(repr=False)
 
     @classmethod
     def read(cls, body: bytes, content_type: str | None) -> "Result":
         fields = Fields.read("the result", _decoded(body, content_type))
         if fields.values.get("v") != 1:
-            raise fields.wrong("v", "1, the only version that this program reads")
+            raise fields.wrong("v", "1, the only supported version")
         fields = Fields(f"the result of {fields.text('submission_id'):.128}", fields.values)
         status = fields.text("status")
         if status not in ("scored", "rejected", "failed"):
@@ -76,38 +76,37 @@ class Result:
             model_version=fields.whole("model_version"),
             worker_id=fields.text("worker_id"),
             verdict=_verdict(fields, status),
-            whole=fields.values,
+            fields=fields.values,
         )
 
 
 def _decoded(body: bytes, content_type: str | None) -> Any:
     try:
         if is_json(content_type):
-            return json.loads(body.removeprefix(codecs.BOM_UTF8), parse_constant=_refused, parse_float=_float)
-        # A context may have keys of any type.
+            return json.loads(body.removeprefix(codecs.BOM_UTF8), parse_constant=_reject_constant, parse_float=_exact_number)
+        # Keys of a context may be of any type.
         return msgpack.unpackb(body, strict_map_key=False)
-    # MessagePack's own errors are ValueErrors, but for those of nesting, of a body that ends early, and of a key
-    # that Python cannot have.
+    # msgpack raises ValueError, except for deep nesting, a truncated body, and a key that is not hashable.
     except (ValueError, RecursionError, TypeError, msgpack.UnpackException) as error:
-        raise Malformed(f"A result that says it is {content_type or 'MessagePack'} does not decode: {error!r:.200}.") from error
+        raise Malformed(f"A result cannot be decoded as {content_type or 'MessagePack'}: {error!r:.200}.") from error
 
 
 def is_json(content_type: str | None) -> bool:
-    """As the workers see it; anything else is MessagePack."""
+    """By the workers' own rule; anything else is MessagePack."""
     essence = (content_type or "").partition(";")[0].strip().lower()
     return essence in ("application/json", "text/json") or ("/" in essence and essence.endswith("+json"))
 
 
-def _float(digits: str) -> float | Decimal:
-    """What no float holds keeps its digits: a context comes back as it was sent."""
+def _exact_number(digits: str) -> float | Decimal:
+    """A number that a float cannot hold stays a Decimal, so that a context comes back unchanged."""
     number = float(digits)
     if not math.isfinite(number) or Decimal(repr(number)) != Decimal(digits):
         return Decimal(digits)
     return number
 
 
-def _refused(constant: str) -> None:
-    raise ValueError(f"{constant} is no number of JSON")
+def _reject_constant(constant: str) -> None:
+    raise ValueError(f"{constant} is not a JSON number")
 
 
 def _verdict(fields: Fields, status: str) -> Score | Loss | Refusal:
@@ -138,7 +137,7 @@ def _score(fields: Fields) -> Score:
 def _plan(fields: Fields) -> str:
     plan = fields.text("plan")
     if len(plan) != 64 or not set(plan) <= set("0123456789abcdef"):
-        raise fields.wrong("plan", "a SHA-256 of 64 small hexadecimal digits")
+        raise fields.wrong("plan", "a SHA-256 of 64 lower-case hexadecimal digits")
     return plan
 
 
@@ -147,6 +146,6 @@ def _sketch(candidate: Fields) -> Sketch | None:
         return None
     sketch = candidate.values["sketch"]
     if not isinstance(sketch, list) or len(sketch) != PLACES:
-        raise candidate.wrong("sketch", f"a list of {PLACES} whole numbers or nulls")
+        raise candidate.wrong("sketch", f"a list of {PLACES} integers or nulls")
     places = Fields("the sketch", {str(place): number for place, number in enumerate(sketch)})
     return [places.whole(place) if places.has(place) else None for place in places.values]

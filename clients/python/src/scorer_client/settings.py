@@ -1,4 +1,4 @@
-"""How an aggregator behaves."""
+"""The client's settings."""
 
 from dataclasses import dataclass
 
@@ -7,15 +7,15 @@ from scorer_client.jobs import Encoding
 
 @dataclass(frozen=True)
 class Settings:
-    """The defaults suit workers with defaults; times are seconds."""
+    """The defaults suit workers with default settings. Times are in seconds."""
 
     encoding: Encoding = "application/msgpack"
-    timeout_s: float = 900.0  # From submit to the result; the retry ladder alone may take six minutes.
-    factor: float = 2.0  # Jobs outstanding, in relation to what the ready workers hold: enough that none waits for us.
-    outstanding_without_heartbeats: int = 0  # How many while Redis is away; 0 = wait until it tells of a worker.
-    remembered: int = 100_000  # Answers whose second copy is known for one.
-    look_every_s: float = 0.5  # At the heartbeats, and for a queue that is not there.
-    missing_for_s: float = 10.0  # How long that queue may not be there although workers are ready.
-    tick_s: float = 0.2
-    reconnect_first_s: float = 0.2
-    reconnect_most_s: float = 5.0
+    timeout_s: float = 900.0  # From submit to result. Retries alone can take six minutes.
+    jobs_per_slot: float = 2.0  # Jobs at the broker for each job that the ready workers can hold, so that none sits idle.
+    outstanding_without_heartbeats: int = 0  # Jobs at the broker while Redis is unavailable; 0 = wait for Redis.
+    remembered_answers: int = 100_000  # How many answers are remembered, to drop their duplicates.
+    poll_interval_s: float = 0.5  # How often heartbeats are read, and a missing results queue is looked for.
+    missing_queue_timeout_s: float = 10.0  # How long the results queue may be missing while workers are ready.
+    tick_s: float = 0.2  # How long one `step` waits for results.
+    reconnect_min_s: float = 0.2
+    reconnect_max_s: float = 5.0

@@ -1,13 +1,13 @@
-"""What was there already, for as long as the memory is large."""
+"""A set of limited size."""
 
 from collections import OrderedDict
 
 
-class Memory:
-    """Remembers the latest names, and forgets the oldest for them: a reader that runs for months must not grow."""
+class BoundedSet:
+    """Keeps the most recently added names and drops the oldest, so that a client that runs for months does not grow."""
 
-    def __init__(self, size: int) -> None:
-        self._size = size
+    def __init__(self, max_size: int) -> None:
+        self._max_size = max_size
         self._names: OrderedDict[str, None] = OrderedDict()
 
     def __contains__(self, name: str) -> bool:
@@ -16,5 +16,5 @@ class Memory:
     def add(self, name: str) -> None:
         self._names[name] = None
         self._names.move_to_end(name)
-        if len(self._names) > self._size:
+        if len(self._names) > self._max_size:
             self._names.popitem(last=False)

@@ -1,25 +1,25 @@
-"""The verdicts of one command, as they come."""
+"""What the command `score` prints."""
 
 from pathlib import Path
 
 from scorer_client import sketches
 from scorer_client.broker import PublishRefused
-from scorer_client.console import printable, say
+from scorer_client.console import print_error, printable
 from scorer_client.outcomes import Answer, Outcome, TimedOut, Unreadable
 from scorer_client.results import Loss, Refusal, Result, Score
 
 
-class Verdicts:
-    """Prints each as it comes, and keeps the scores."""
+class Report:
+    """Prints a line for each outcome, and keeps the scores."""
 
     def __init__(self, files: dict[str, Path]) -> None:
         self._files = files
         self.scores: dict[str, Score] = {}
 
-    def take(self, outcome: Outcome) -> None:
+    def add(self, outcome: Outcome) -> None:
         match outcome:
             case Answer(None, _):
-                pass  # Our own queue gets the results of others too.
+                pass  # The command's own queue receives the results of other clients too.
             case Answer(_, result):
                 self._line(result.submission_id, verdict_line(result))
                 if isinstance(result.verdict, Score):
@@ -27,17 +27,17 @@ class Verdicts:
             case TimedOut(job):
                 self._line(job.submission_id, f"timed out  {outcome}")
             case Unreadable(problem):
-                say(problem)
+                print_error(problem)
 
-    def refused(self, refused: PublishRefused) -> None:
+    def add_refused(self, refused: PublishRefused) -> None:
         self._line(refused.submission_id, f"not submitted  {refused}")
 
     def print_copies(self) -> None:
-        """In the order of the command line. Only sketches of one plan can be compared."""
+        """Pairs of likely copies, in the order of the command line. Only sketches of the same plan can be compared."""
         for plan in sorted({score.plan for score in self.scores.values()}):
             known = {name: self.scores[name] for name in self._files if name in self.scores}
             of_plan = {name: score.sketch for name, score in known.items() if score.plan == plan and score.sketch is not None}
-            for one, other, similarity in sketches.alike(of_plan):
+            for one, other, similarity in sketches.similar_pairs(of_plan):
                 print(f"alike  {self._files[one]}  {self._files[other]}  {similarity:.2f} of the changed weights are the same")
 
     def _line(self, name: str, line: str) -> None:
