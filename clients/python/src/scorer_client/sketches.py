@@ -1,6 +1,6 @@
 """Finds candidates that change the same weights as others, by comparing the sketches in their results.
 
-A sketch is a list of 64 numbers or None: the field `candidate.sketch` of a scored result, defined in schemas/README.md.
+A sketch is a list of 64 numbers or None: the field `candidate.sketch` of a scored result, defined in docs/candidates.md.
 Sketches can only be compared if their results have the same `plan`.
 """
 
