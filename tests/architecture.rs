@@ -18,6 +18,27 @@ fn sources(dir: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
+/// A file that two crates compile by `#[path]` is compiled twice, and its unused half needs an excuse in each: what tests
+/// share is the crate `testkit`.
+#[test]
+fn no_source_is_compiled_into_two_crates_by_its_path() {
+    for folder in ["src", "tests", "benches"] {
+        let mut found = Vec::new();
+        sources(
+            &Path::new(env!("CARGO_MANIFEST_DIR")).join(folder),
+            &mut found,
+        );
+        assert!(!found.is_empty(), "{folder}");
+        for path in found {
+            let text = std::fs::read_to_string(&path).unwrap();
+            let by_path = text
+                .lines()
+                .any(|line| line.trim_start().starts_with(concat!("#[", "path")));
+            assert!(!by_path, "{} names a module's path", path.display());
+        }
+    }
+}
+
 /// The files below `src` that name something in this part of them.
 fn naming(needle: &str, part: fn(&str) -> &str) -> Vec<String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");

@@ -7,9 +7,6 @@
     reason = "a failed step of a test is a failed test"
 )]
 
-#[path = "intake/raw.rs"]
-mod raw;
-
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::sync::{Mutex, PoisonError};
@@ -23,8 +20,8 @@ use scorer::engine::graph::synthetic::Decoder;
 use scorer::failure::{Code, Failure};
 use scorer::job::{self, Compression, Encoding, Format, Rule, Source};
 use scorer::package::{Package, synthetic};
-
-use raw::{Pickle, one_chunk, torch_zip, zip, zlib, zstd};
+use testkit::archive::{torch_zip, zip, zlib, zstd};
+use testkit::pickle::{Pickle, one_chunk};
 
 const MIB: u64 = 1 << 20;
 /// What a candidate may inflate to, and with it the budget.

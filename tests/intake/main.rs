@@ -7,13 +7,10 @@
     reason = "a failed step of a test is a failed test"
 )]
 
-mod containers;
-#[path = "../fuzz/src/lib.rs"]
-#[expect(unreachable_pub, reason = "a crate of its own, elsewhere")]
+#[expect(unreachable_pub, reason = "the library of tests/fuzz, too")]
 mod fuzz;
 mod fuzzed;
 mod lenient;
-mod raw;
 mod real_files;
 mod refusals;
 mod round_trips;
@@ -27,7 +24,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use scorer::candidate::fetch::Fetcher;
 use scorer::config::{Config, Layers};
 use scorer::engine::thread::EngineHandle;
-use scorer::job::{self, Encoding};
+use scorer::job::{self, Compression, Encoding, Format};
 use scorer::package::Package;
 use scorer::package::build::{Recipe, build};
 use scorer::pipeline::{Judged, Pipeline};
@@ -35,8 +32,7 @@ use scorer::result::{Addressee, ResultMessage};
 use scorer::traces::Trace;
 use serde_json::{Value, json};
 use tempfile::TempDir;
-
-use containers::{Container, Entry};
+use testkit::container::{Container, Entry};
 
 /// The version of the package.
 const VERSION: u64 = 7;
@@ -119,6 +115,13 @@ impl Bench {
         };
         names.map(entry).collect()
     }
+}
+
+/// A container's format and compression, as the crate reads them from a job.
+fn format(container: Container) -> (Format, Option<Compression>) {
+    let format = serde_json::from_value(json!(container.format()));
+    let compression = serde_json::from_value(json!(container.compression));
+    (format.unwrap(), compression.unwrap())
 }
 
 fn model_dir() -> PathBuf {
