@@ -7,13 +7,6 @@
     reason = "a failed step ends the benchmark; criterion makes undocumented functions"
 )]
 
-#[path = "../tests/intake/containers.rs"]
-#[expect(dead_code, reason = "what the tests of the intake use besides")]
-mod containers;
-#[path = "../tests/intake/raw.rs"]
-#[expect(dead_code, reason = "what the tests of the intake use besides")]
-mod raw;
-
 use std::hint::black_box;
 use std::sync::Arc;
 
@@ -30,8 +23,8 @@ use scorer::model::plan::Plan;
 use scorer::protocol::job::{Candidate, Format, Rule, Source};
 use scorer::selftest::bench::encode;
 use scorer::selftest::synthetic_model::make;
-
-use containers::{Container, Entry, Kind, Width};
+use serde_json::json;
+use testkit::container::{Container, Entry, Kind, Width};
 
 /// Ten million parameters: beyond the caches, and made in a second.
 const MODEL: Decoder = Decoder {
@@ -66,6 +59,11 @@ fn entries(update: &Update, package: &Package) -> Vec<Entry> {
     update.tensors.iter().map(entry).collect()
 }
 
+/// A word of a job, as the crate reads it.
+fn read<T: serde::de::DeserializeOwned>(word: serde_json::Value) -> T {
+    serde_json::from_value(word).expect("the container's words are the contract's")
+}
+
 fn benches(criterion: &mut Criterion) {
     let dir = tempfile::tempdir().expect("a temporary directory");
     make(MODEL, dir.path()).expect("the model is written");
@@ -94,8 +92,8 @@ fn benches(criterion: &mut Criterion) {
     ) {
         let written = container.write(&entries(&update, &package));
         let description = Candidate {
-            format: container.format(),
-            compression: container.compression,
+            format: read(json!(container.format())),
+            compression: read(json!(container.compression)),
             ..description.clone()
         };
         let zstd = container.compression.map_or("", |_| ", zstd");

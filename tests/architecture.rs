@@ -347,3 +347,25 @@ fn the_environment_is_read_in_one_place() {
         names.texts.contains("SCORER_")
     });
 }
+
+/// A file that two crates compile by its path is compiled twice, and its unused half needs an excuse in
+/// each: what tests share is the crate `testkit`.
+#[test]
+fn no_module_is_compiled_by_its_path() {
+    let mut found = Vec::new();
+    for folder in ["src", "tests", "benches"] {
+        sources(
+            &Path::new(env!("CARGO_MANIFEST_DIR")).join(folder),
+            &mut found,
+        );
+    }
+    for path in found {
+        let text = std::fs::read_to_string(&path).expect("a source can be read");
+        let parsed = syn::parse_file(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        let by_path = parsed.items.iter().any(|item| match item {
+            syn::Item::Mod(item) => item.attrs.iter().any(|a| a.path().is_ident("path")),
+            _ => false,
+        });
+        assert!(!by_path, "{} names a module's path", path.display());
+    }
+}

@@ -7,9 +7,6 @@
     reason = "a failed step of a test is a failed test"
 )]
 
-#[path = "intake/raw.rs"]
-mod raw;
-
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::sync::{Mutex, PoisonError};
@@ -25,8 +22,8 @@ use scorer::protocol::encoding::Encoding;
 use scorer::protocol::failure::{Code, Failure};
 use scorer::protocol::job::{self, Compression, Format, Rule, Source};
 use scorer::selftest::synthetic_model;
-
-use raw::{Pickle, one_chunk, torch_zip, zip, zlib, zstd};
+use testkit::archive::{torch_zip, zip, zlib, zstd};
+use testkit::pickle::{Pickle, one_chunk};
 
 const MIB: u64 = 1 << 20;
 /// What a candidate may inflate to, and with it the budget.
@@ -432,7 +429,7 @@ fn refusal(bomb: &Bomb, package: &Package, limits: &CandidatesConfig) -> Failure
 fn a_bomb_is_refused_within_the_budget() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let folder = tempfile::tempdir().unwrap();
-    synthetic_model::make(MODEL, folder.path()).unwrap();
+    synthetic::make(MODEL, folder.path()).unwrap();
     let package = Package::load(folder.path(), false, &[]).unwrap();
     let name = package.weights.tensors[0].name.clone();
     let limits = limits();

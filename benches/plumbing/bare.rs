@@ -8,8 +8,7 @@ use lapin::options::{
 };
 use lapin::types::FieldTable;
 use lapin::{BasicProperties, Confirmation, Connection, ConnectionProperties};
-
-use crate::support::package::MODEL;
+use testkit::package::MODEL;
 
 /// Bytes of a result of the bench's jobs.
 const RESULT: usize = 900;

@@ -1,23 +1,24 @@
 //! Turns of contenders that empty the same queue.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use lapin::BasicProperties;
 use lapin::options::{BasicPublishOptions, QueuePurgeOptions};
+use testkit::aggregator::{Aggregator, runtime};
+use testkit::broker::Rabbit;
+use testkit::encoding::Encoding;
+use testkit::hazard::hazard_job;
+use testkit::package::{MODEL, Package};
+use testkit::process::Group;
+use testkit::redis_server::Redis;
+use testkit::stack::Stack;
+use testkit::wait::{SOON, eventually, secs};
+use testkit::worker::Settings;
 
 use crate::Arguments;
 use crate::sample::{Pace, median, watch};
-use crate::support::aggregator::{Aggregator, runtime};
-use crate::support::broker::Rabbit;
-use crate::support::jobs::{Encoding, hazard_job};
-use crate::support::package::{MODEL, Package};
-use crate::support::process::Group;
-use crate::support::redis_server::Redis;
-use crate::support::stack::Stack;
-use crate::support::wait::{SOON, eventually, secs};
-use crate::support::worker::Settings;
 
 /// Of the parts that do not compare prefetches: jobs here are quicker than the broker.
 const PREFETCH: u16 = 4;
@@ -175,7 +176,7 @@ impl<'a> Course<'a> {
 
 /// This build's program.
 fn scorer() -> Contender {
-    Contender::Scorer(Path::new(env!("CARGO_BIN_EXE_scorer")).to_owned())
+    Contender::Scorer(testkit::program::scorer())
 }
 
 /// One worker beside the bare loops, at several prefetches.

@@ -5,12 +5,12 @@ use std::time::Instant;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use serde_json::Value;
+use testkit::pace::Pace;
+use testkit::wait::secs;
 
 use crate::Arguments;
 use crate::contest::Services;
 use crate::sample::median;
-use crate::support::pace::Pace;
-use crate::support::wait::secs;
 
 const WORKERS: usize = 2;
 const JOBS: usize = 40;

@@ -3,10 +3,10 @@
 use std::time::Instant;
 
 use serde_json::{Value, json};
+use testkit::wait::now_ms;
 
 use crate::contest::Services;
 use crate::sample::median;
-use crate::support::wait::now_ms;
 
 const WORKERS: usize = 10_000;
 const TURNS: usize = 9;

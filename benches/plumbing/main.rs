@@ -11,10 +11,6 @@
     reason = "a failed step ends the benchmark, and its tables are for people"
 )]
 
-#[path = "../../tests/support/mod.rs"]
-#[expect(dead_code, reason = "the harness of all tests with services")]
-mod support;
-
 mod bare;
 mod contest;
 mod fairness;

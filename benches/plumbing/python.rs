@@ -3,12 +3,14 @@
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use testkit::folder::Folder;
+use testkit::hazard::hazard_job;
+use testkit::package::fixtures;
+use testkit::process::Group;
+
 use crate::Arguments;
 use crate::contest::{Services, scorer_alone};
 use crate::sample::{median, watch};
-use crate::support::jobs::hazard_job;
-use crate::support::package::fixtures;
-use crate::support::process::{Folder, Group};
 
 /// A fourth of ours: they are slower.
 const SHARE: usize = 4;

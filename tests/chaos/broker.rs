@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
+use testkit::broker::Rabbit;
+use testkit::cluster::Cluster;
+
 use crate::proxy::Proxy;
-use crate::support::broker::Rabbit;
-use crate::support::cluster::Cluster;
 
 /// Nodes of a cluster: as many as a quorum queue has replicas.
 const NODES: usize = 3;

@@ -8,10 +8,9 @@ use lapin::options::{
 use lapin::protocol::{AMQPErrorKind, AMQPSoftError};
 use lapin::types::FieldTable;
 use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, ErrorKind};
-
-use crate::support::aggregator::runtime;
-use crate::support::package::MODEL;
-use crate::support::wait::secs;
+use testkit::aggregator::runtime;
+use testkit::package::MODEL;
+use testkit::wait::secs;
 
 /// Anything but a confirm.
 const CALL: Duration = secs(5);

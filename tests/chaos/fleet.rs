@@ -8,15 +8,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
+use testkit::package::Package;
+use testkit::stack::Stack;
+use testkit::wait::secs;
+use testkit::worker::{Settings, Worker};
 
 use crate::broker::Broker;
 use crate::plan::{DELAYS, FLEET};
 use crate::proxy::Proxy;
 use crate::records::Records;
-use crate::support::package::Package;
-use crate::support::stack::Stack;
-use crate::support::wait::secs;
-use crate::support::worker::{Settings, Worker};
 use crate::testimony::{Testimony, excused};
 
 /// What `amqp.poison_after` is.

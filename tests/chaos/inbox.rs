@@ -6,11 +6,11 @@ use std::time::Duration;
 use futures_util::StreamExt as _;
 use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::FieldTable;
+use testkit::aggregator::runtime;
+use testkit::message::Message;
 use tokio::task::JoinHandle;
 
 use crate::client::{Away, bounded, connect, patient};
-use crate::support::aggregator::runtime;
-use crate::support::message::Message;
 
 /// Between two tries.
 const AGAIN: Duration = Duration::from_millis(500);

@@ -3,10 +3,10 @@
 use std::collections::HashMap;
 
 use serde_json::Value;
+use testkit::http::Server;
 
 use crate::ledger::{Answer, Entry, Kind};
 use crate::plan::DELAYS;
-use crate::support::http::Server;
 
 /// What a round's answers are held to.
 pub(crate) struct Judge<'a> {

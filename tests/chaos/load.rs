@@ -6,13 +6,15 @@ use std::time::{Duration, Instant};
 use rand::Rng as _;
 use rand::rngs::StdRng;
 use serde_json::{Value, json};
+use testkit::digest::digest;
+use testkit::encoding::Encoding;
+use testkit::hazard::{hazard_candidate, hazard_job};
+use testkit::http::{Route, Server};
+use testkit::wait::secs;
 
 use crate::client::Client;
 use crate::ledger::{Kind, Ledger};
 use crate::plan::rng;
-use crate::support::http::{Route, Server};
-use crate::support::jobs::{Encoding, digest, hazard_candidate, hazard_job};
-use crate::support::wait::secs;
 
 /// A broker that is away comes back within this.
 const PATIENCE: Duration = secs(120);

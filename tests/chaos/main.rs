@@ -12,14 +12,6 @@
     clippy::print_stdout,
     reason = "the schedule, what was violated, and the report"
 )]
-#![expect(
-    clippy::print_stderr,
-    reason = "a failed test shows the logs of its workers"
-)]
-
-#[path = "../support/mod.rs"]
-#[expect(dead_code, reason = "the harness of all tests with services")]
-mod support;
 
 mod broker;
 mod client;
@@ -29,7 +21,6 @@ mod judge;
 mod ledger;
 mod load;
 mod plan;
-#[path = "../support/proxy.rs"]
 mod proxy;
 mod records;
 mod recovery;

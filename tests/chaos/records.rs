@@ -6,8 +6,7 @@ use std::time::Duration;
 
 use redis::Commands as _;
 use serde_json::Value;
-
-use crate::support::stack::Stack;
+use testkit::stack::Stack;
 
 /// What a healthy Redis on the loopback needs is a thousandth of this.
 const PATIENCE: Duration = Duration::from_millis(300);

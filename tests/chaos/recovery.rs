@@ -4,9 +4,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use testkit::wait::secs;
+
 use crate::plan::FLEET;
 use crate::strike::Site;
-use crate::support::wait::secs;
 
 /// What the fleet has to be ready again after the last fault.
 const LIMIT: Duration = secs(15);

@@ -6,6 +6,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use testkit::http::Server;
+use testkit::message::Message;
+use testkit::package::MODEL;
+use testkit::redis_server::Redis;
+use testkit::stack::Stack;
+use testkit::wait::{START, eventually};
+
 use crate::broker::Broker;
 use crate::fleet::Fleet;
 use crate::inbox::Inbox;
@@ -17,12 +24,6 @@ use crate::recovery::Watch;
 use crate::report::Report;
 use crate::settle::settle;
 use crate::strike::Site;
-use crate::support::http::Server;
-use crate::support::message::Message;
-use crate::support::package::MODEL;
-use crate::support::redis_server::Redis;
-use crate::support::stack::Stack;
-use crate::support::wait::{START, eventually};
 
 /// Which rounds are run.
 #[derive(Debug, Clone, Copy)]

@@ -2,10 +2,11 @@
 
 use std::time::{Duration, Instant};
 
+use testkit::wait::secs;
+
 use crate::client::Client;
 use crate::plan::DELAYS;
 use crate::strike::Site;
-use crate::support::wait::secs;
 
 /// Nothing waits anywhere for so long: nothing more will come. Longer than a beat, so that what
 /// workers say of the jobs they hold is news.

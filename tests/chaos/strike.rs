@@ -4,17 +4,19 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use testkit::broker::Rabbit;
+use testkit::encoding::Encoding;
+use testkit::hazard::hazard_job;
+use testkit::package::MODEL;
+use testkit::stack::Stack;
+use testkit::wait::secs;
+
 use crate::broker::Broker;
 use crate::client::Client;
 use crate::fleet::Fleet;
 use crate::ledger::{Kind, Ledger};
 use crate::plan::{DELAYS, Fault, Lane, Planned, Queue, Service};
 use crate::proxy::Mode;
-use crate::support::broker::Rabbit;
-use crate::support::jobs::{Encoding, hazard_job};
-use crate::support::package::MODEL;
-use crate::support::stack::Stack;
-use crate::support::wait::secs;
 
 /// A product of matrices of this size fills the memory that no worker may have, long before it ends.
 const DEADLY: f32 = 8_000.0;

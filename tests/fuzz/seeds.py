@@ -2,7 +2,7 @@
 
     python3 tests/fuzz/seeds.py OUT
 
-makes a folder of files for each target in OUT. The first byte of most is a choice, see src/lib.rs.
+makes a folder of files for each target in OUT. The first byte of most is a choice, see tests/intake/fuzz.rs.
 """
 
 import json

@@ -13,9 +13,10 @@ use scorer::protocol::failure::Failure;
 use scorer::protocol::job::{Candidate, Compression, Format, Rule, Source};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use testkit::archive::{torch_zip, zip, zlib, zstd};
+use testkit::container::{Container, Entry, Kind, Width};
+use testkit::pickle::{Pickle, one_chunk};
 
-use super::containers::{Container, Entry, Kind, Width};
-use super::raw::{Pickle, one_chunk, torch_zip, zip, zlib, zstd};
 use super::{BASE64, config, make};
 
 /// A norm's weight and bias-like second one, and the embedding by both of its names.
@@ -829,7 +830,8 @@ fn a_prefix_of_all_names_makes_no_difference_in_any_container() {
     for container in containers {
         let read = |package: &Package, names: [&str; 3]| {
             let bytes = container.write(&update(names));
-            read_for(package, container.format(), container.compression, &bytes)
+            let (format, compression) = super::format(container);
+            read_for(package, format, compression, &bytes)
         };
         let (package, _) = model();
         let expected = read(package, plain).unwrap();

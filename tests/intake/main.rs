@@ -7,13 +7,10 @@
     reason = "a failed step of a test is a failed test"
 )]
 
-mod containers;
-#[path = "../fuzz/src/lib.rs"]
-#[expect(unreachable_pub, reason = "a crate of its own, elsewhere")]
+#[expect(unreachable_pub, reason = "the library of tests/fuzz, too")]
 mod fuzz;
 mod fuzzed;
 mod lenient;
-mod raw;
 mod real_files;
 mod refusals;
 mod round_trips;
@@ -31,14 +28,13 @@ use scorer::engine::trial::build;
 use scorer::model::build::Recipe;
 use scorer::model::package::Package;
 use scorer::protocol::encoding::Encoding;
-use scorer::protocol::job;
+use scorer::protocol::job::{self, Compression, Format};
 use scorer::protocol::result::{JobRef, ResultMessage};
 use scorer::scoring::pipeline::{Judged, Pipeline};
 use scorer::telemetry::traces::Trace;
 use serde_json::{Value, json};
 use tempfile::TempDir;
-
-use containers::{Container, Entry};
+use testkit::container::{Container, Entry};
 
 /// The version of the package.
 const VERSION: u64 = 7;
@@ -118,6 +114,13 @@ impl Bench {
         };
         names.map(entry).collect()
     }
+}
+
+/// A container's format and compression, as the crate reads them from a job.
+fn format(container: Container) -> (Format, Option<Compression>) {
+    let format = serde_json::from_value(json!(container.format()));
+    let compression = serde_json::from_value(json!(container.compression));
+    (format.unwrap(), compression.unwrap())
 }
 
 fn model_dir() -> PathBuf {

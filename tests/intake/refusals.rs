@@ -2,12 +2,12 @@
 
 use scorer::protocol::failure::Code;
 use serde_json::{Value, json};
+use testkit::archive::{torch_zip, zip, zlib, zstd};
+use testkit::container::{Container, Entry, Kind, Width, ZSTD};
+use testkit::pickle::{Pickle, one_chunk};
 
-use super::containers::{Container, Entry, Kind, Width};
-use super::raw::{Pickle, one_chunk, torch_zip, zip, zlib, zstd};
 use super::{BASE64, Bench};
 use base64::Engine as _;
-use scorer::protocol::job::{Compression, Format};
 
 /// Something that is wrong with an update.
 type Fault = fn(&mut Vec<Entry>);
@@ -74,7 +74,7 @@ async fn every_container_is_refused_for_what_is_wrong_with_it() {
             );
             assert_eq!(result["status"], "rejected");
         }
-        if container.format() != Format::Safetensors {
+        if container.format() != "safetensors" {
             let mut update = sound.clone();
             update[1].shape.push(1);
             let result = bench
@@ -201,7 +201,7 @@ async fn what_no_writer_writes_is_refused_in_words() {
         compression,
         versions: (6, 7),
     };
-    let (json, zstd_json) = (of(Kind::Map, None), of(Kind::Map, Some(Compression::Zstd)));
+    let (json, zstd_json) = (of(Kind::Map, None), of(Kind::Map, Some(ZSTD)));
     let (tensors, torch) = (of(Kind::Pairs, None), of(Kind::Chunks, None));
     let header = |text: &str| {
         let mut bytes = (text.len() as u64).to_le_bytes().to_vec();

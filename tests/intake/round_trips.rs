@@ -10,9 +10,9 @@ use scorer::model::package::Package;
 use scorer::model::weights::TensorInfo;
 use scorer::protocol::job::{Candidate, Rule, Source};
 use serde_json::{Value, json};
+use testkit::container::{Container, Entry, Kind, Width};
 
-use super::containers::{Container, Entry, Kind, Width};
-use super::{Bench, config};
+use super::{Bench, config, format};
 
 fn read(
     container: Container,
@@ -20,9 +20,10 @@ fn read(
     package: &Package,
     limits: &CandidatesConfig,
 ) -> Update {
+    let (format, compression) = format(container);
     let candidate = Candidate {
-        format: container.format(),
-        compression: container.compression,
+        format,
+        compression,
         rule: Rule::ParamDiff,
         source: Source::Inline(Vec::new().into()),
         sha256: None,

@@ -1,11 +1,11 @@
 //! Containers that no common writer writes, and that still say what they mean.
 
-use scorer::protocol::job::Compression;
 use serde_json::{Value, json};
+use testkit::archive::{torch_zip, zlib, zstd};
+use testkit::container::{Container, Entry, Kind, Width, ZSTD};
+use testkit::pickle::{Pickle, one_chunk};
 
 use super::Bench;
-use super::containers::{Container, Entry, Kind, Width};
-use super::raw::{Pickle, one_chunk, torch_zip, zlib, zstd};
 
 fn of(kind: Kind) -> Container {
     Container {
@@ -104,7 +104,7 @@ async fn an_update_of_every_weight_may_hold_an_escape() {
     });
     let update: Vec<Entry> = all.collect();
     let whole: usize = update.iter().map(|entry| entry.indices.len()).sum();
-    for compression in [None, Some(Compression::Zstd)] {
+    for compression in [None, Some(ZSTD)] {
         let container = Container {
             compression,
             ..of(Kind::Map)
@@ -114,7 +114,7 @@ async fn an_update_of_every_weight_may_hold_an_escape() {
         let bytes = serde_json::to_vec(&plain).unwrap();
         let bytes = match compression {
             None => bytes,
-            Some(Compression::Zstd) => zstd(&bytes),
+            Some(_) => zstd(&bytes),
         };
         let result = bench.judge(container, &bytes, json!({})).await;
         assert_eq!(entries(&result), whole as u64, "{compression:?}");

@@ -8,14 +8,13 @@ use scorer::config::{Config, Layers};
 use scorer::fleet::client::{Client, Outcome, SubmitError};
 use scorer::protocol::job::{Format, Semantics, Validation};
 use scorer::protocol::message::{Blob, CandidateMessage, JobMessage, ScoreMessage, V1};
-
-use crate::support::aggregator::runtime;
-use crate::support::broker::Rabbit;
-use crate::support::jobs::{Case, honest, honest_job};
-use crate::support::package::{MODEL, VERSION};
-use crate::support::redis_server::Redis;
-use crate::support::stack::Stack;
-use crate::support::wait::{eventually, secs};
+use testkit::aggregator::runtime;
+use testkit::broker::Rabbit;
+use testkit::case::{Case, honest, honest_job};
+use testkit::package::{MODEL, VERSION};
+use testkit::redis_server::Redis;
+use testkit::stack::Stack;
+use testkit::wait::{eventually, secs};
 
 /// What programs are told that look at a test's services.
 pub(super) fn config(stack: &Stack) -> Config {

@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use crate::support::broker::Rabbit;
-use crate::support::crash::Clock;
-use crate::support::pace::Pace;
-use crate::support::package::Package;
-use crate::support::redis_server::Redis;
-use crate::support::stack::Stack;
-use crate::support::wait::{SOON, eventually, now_ms, secs};
+use testkit::broker::Rabbit;
+use testkit::clock::Clock;
+use testkit::pace::Pace;
+use testkit::package::Package;
+use testkit::redis_server::Redis;
+use testkit::stack::Stack;
+use testkit::wait::{SOON, eventually, now_ms, secs};
 
 const HOUR: i64 = 3600;
 

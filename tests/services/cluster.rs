@@ -3,13 +3,13 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use crate::support::aggregator::Aggregator;
-use crate::support::cluster::Cluster;
-use crate::support::jobs::honest_job;
-use crate::support::package::MODEL;
-use crate::support::redis_server::Redis;
-use crate::support::stack::Stack;
-use crate::support::wait::{SOON, eventually, secs};
+use testkit::aggregator::Aggregator;
+use testkit::case::honest_job;
+use testkit::cluster::Cluster;
+use testkit::package::MODEL;
+use testkit::redis_server::Redis;
+use testkit::stack::Stack;
+use testkit::wait::{SOON, eventually, secs};
 
 /// Some seconds of work.
 const JOBS: usize = 120;

@@ -5,13 +5,14 @@ use std::io::{BufRead as _, BufReader};
 use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
-
-use crate::support::http::{Route, Server};
-use crate::support::jobs::{Case, cases, honest};
-use crate::support::package::{MODEL, VERSION, fixtures};
-use crate::support::process::{Folder, Group};
-use crate::support::stack::{Answer, Stack};
-use crate::support::wait::eventually;
+use testkit::case::{Case, cases, honest};
+use testkit::folder::Folder;
+use testkit::http::{Route, Server};
+use testkit::package::{MODEL, VERSION, fixtures};
+use testkit::process::Group;
+use testkit::program::scorer;
+use testkit::stack::{Answer, Stack};
+use testkit::wait::eventually;
 
 /// Submits files as a person would.
 fn submit_files(stack: &Stack, case: &Case, files: &[&str], more: &[&str]) -> Answer {
@@ -189,7 +190,7 @@ fn status_shows_the_fleet_and_its_exit_code_says_whether_anyone_is_ready() {
     let aggregator = stack.aggregator();
     aggregator.submit(&honest().job("waits"));
     let waiting = || stack.command(&["status", "--json"]).expect_code(1).value();
-    eventually(crate::support::wait::SOON, "the job is counted", || {
+    eventually(testkit::wait::SOON, "the job is counted", || {
         waiting()["queue"]["jobs"] == 1
     });
     assert_eq!(waiting()["ready"], 0);
@@ -331,7 +332,7 @@ fn healthcheck_answers_for_the_worker_on_this_host() {
         "while it is paused"
     );
     worker.kill();
-    eventually(crate::support::wait::SOON, "the record goes", || {
+    eventually(testkit::wait::SOON, "the record goes", || {
         stack.record("w1").is_none()
     });
     assert_eq!((check("--live"), check("--ready")), (1, 1), "after it died");
@@ -357,7 +358,7 @@ fn an_aggregator_that_only_publishes_finds_its_result_later() {
 #[test]
 fn bench_reports_every_figure_and_needs_no_service() {
     let stack = Stack::shared();
-    let package = crate::support::package::sound().display().to_string();
+    let package = testkit::package::sound().display().to_string();
     let settings = stack
         .settings()
         .set("amqp.url", "amqp://guest:guest@127.0.0.1:1/%2f")
@@ -459,7 +460,7 @@ fn every_shell_completes_the_commands() {
 #[test]
 fn a_watched_fleet_is_lines_where_there_is_no_terminal() {
     let stack = Stack::shared();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_scorer"));
+    let mut command = Command::new(scorer());
     stack.settings().apply(command.args(["status", "--watch"]));
     command.stdin(Stdio::null()).stdout(Stdio::piped());
     let mut watching = Group::spawn(&mut command);

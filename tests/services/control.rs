@@ -2,14 +2,14 @@
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
-
-use crate::support::aggregator::{Inbox, snapshot};
-use crate::support::jobs::{Encoding, honest};
-use crate::support::message::Message;
-use crate::support::package::{MODEL, Package};
-use crate::support::stack::Stack;
-use crate::support::trainer::Trainer;
-use crate::support::wait::{SOON, eventually, secs};
+use testkit::aggregator::{Inbox, snapshot};
+use testkit::case::honest;
+use testkit::encoding::Encoding;
+use testkit::message::Message;
+use testkit::package::{MODEL, Package};
+use testkit::stack::Stack;
+use testkit::trainer::Trainer;
+use testkit::wait::{SOON, eventually, secs};
 
 #[test]
 fn ctl_reaches_one_worker_or_all_of_them() {

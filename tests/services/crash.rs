@@ -2,15 +2,15 @@
 
 use std::collections::HashMap;
 
-use crate::support::jobs::honest_job;
-use crate::support::stack::Stack;
-use crate::support::wait::{SOON, eventually, secs};
+use testkit::case::honest_job;
+use testkit::stack::Stack;
+use testkit::wait::{SOON, eventually, secs};
 
 #[test]
 fn another_worker_finishes_the_stream_of_one_that_was_killed() {
     let stack = Stack::shared();
     // Foreign crash marks are waited out for twice the time to live.
-    let quick = |s: crate::support::worker::Settings| {
+    let quick = |s: testkit::worker::Settings| {
         s.set("heartbeat.ttl", "1s")
             .set("heartbeat.interval", "200ms")
     };

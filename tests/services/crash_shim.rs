@@ -6,10 +6,11 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use crate::support::crash::Crash;
-use crate::support::package::{MODEL, fixtures};
-use crate::support::process::Folder;
-use crate::support::worker::Settings;
+use testkit::crash::Crash;
+use testkit::folder::Folder;
+use testkit::package::{MODEL, fixtures};
+use testkit::program::scorer;
+use testkit::worker::Settings;
 
 /// Where the child below writes.
 const CHILD_DIR: &str = "CHILD_DIR";
@@ -156,7 +157,7 @@ fn the_binary_itself_dies_on_demand() {
     let package = |crash: &dyn Fn(&Path) -> Crash| {
         let folder = Folder::new("packaged");
         let crash = crash(folder.path());
-        let mut command = Command::new(env!("CARGO_BIN_EXE_scorer"));
+        let mut command = Command::new(scorer());
         command.args(["package", "--name", MODEL, "--version", "1"]);
         command
             .arg("--graph")

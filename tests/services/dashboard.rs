@@ -5,12 +5,12 @@ use std::net::TcpStream;
 use std::process::{Command, Stdio};
 
 use serde_json::Value;
-
-use crate::support::jobs::{honest, honest_job};
-use crate::support::process::Group;
-use crate::support::stack::Stack;
-use crate::support::wait::{SOON, eventually_some, secs};
-use crate::support::worker::Settings;
+use testkit::case::{honest, honest_job};
+use testkit::process::Group;
+use testkit::program::scorer;
+use testkit::stack::Stack;
+use testkit::wait::{SOON, eventually_some, secs};
+use testkit::worker::Settings;
 
 /// A running dashboard.
 struct Dashboard {
@@ -25,7 +25,7 @@ impl Dashboard {
     }
 
     fn with(settings: &Settings, listen: &str) -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_scorer"));
+        let mut command = Command::new(scorer());
         command.args(["dashboard", "--listen", listen]);
         command
             .stdin(Stdio::null())

@@ -2,12 +2,11 @@
 
 use redis::Commands as _;
 use serde_json::{Value, json};
-
-use crate::support::http::{Route, Server};
-use crate::support::jobs::{honest, honest_job};
-use crate::support::package::{MODEL, VERSION};
-use crate::support::stack::Stack;
-use crate::support::wait::{SOON, eventually};
+use testkit::case::{honest, honest_job};
+use testkit::http::{Route, Server};
+use testkit::package::{MODEL, VERSION};
+use testkit::stack::Stack;
+use testkit::wait::{SOON, eventually};
 
 #[test]
 fn parked_jobs_are_listed_shown_tried_again_and_dropped() {

@@ -4,15 +4,15 @@ use std::time::Instant;
 
 use redis::Commands as _;
 use serde_json::{Value, json};
-
-use crate::support::aggregator::Aggregator;
-use crate::support::http::{Route, Server};
-use crate::support::jobs::{digest, honest};
-use crate::support::package::VERSION;
-use crate::support::process::Folder;
-use crate::support::stack::Stack;
-use crate::support::wait::{SOON, eventually, now_ms, secs};
-use crate::support::worker::{Settings, Worker};
+use testkit::aggregator::Aggregator;
+use testkit::case::honest;
+use testkit::digest::digest;
+use testkit::folder::Folder;
+use testkit::http::{Route, Server};
+use testkit::package::VERSION;
+use testkit::stack::Stack;
+use testkit::wait::{SOON, eventually, now_ms, secs};
+use testkit::worker::{Settings, Worker};
 
 const LADDER: &str = r#"["100ms", "200ms", "300ms"]"#;
 

@@ -1,12 +1,12 @@
 //! No consumer at the broker unless the worker is ready, seen by the broker itself.
 
-use serde_json::{Value, json};
+use testkit::case::honest;
+use testkit::package::Package;
+use testkit::stack::Stack;
+use testkit::wait::{SOON, START, eventually, now_ms, secs, throughout};
 
-use crate::support::jobs::honest;
-use crate::support::package::Package;
-use crate::support::stack::Stack;
-use crate::support::wait::{SOON, START, eventually, now_ms, secs, throughout};
-use crate::support::watch::{Watch, longest_unready_consumer};
+use crate::watch::{Watch, longest_unready_consumer};
+use serde_json::{Value, json};
 
 /// What a failed load or warm-up may be called.
 const FAILED: [&str; 3] = ["warm_failed", "model_load_failed", "canary_mismatch"];

@@ -4,14 +4,14 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use serde_json::json;
-
-use crate::support::package::{Package, sound};
-use crate::support::process::Folder;
+use testkit::folder::Folder;
+use testkit::package::{Package, sound};
+use testkit::program::scorer;
 
 fn script(name: &str, arguments: &[&str]) -> Output {
     Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("ops").join(name))
         .args(arguments)
-        .env("SCORER", env!("CARGO_BIN_EXE_scorer"))
+        .env("SCORER", scorer())
         .output()
         .expect("the script starts")
 }

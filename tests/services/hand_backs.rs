@@ -4,13 +4,12 @@ use lapin::Channel;
 use lapin::message::BasicGetMessage;
 use lapin::options::{BasicGetOptions, BasicRejectOptions};
 use redis::Commands as _;
-
-use crate::support::aggregator::{Aggregator, runtime};
-use crate::support::jobs::honest_job;
-use crate::support::message::Message;
-use crate::support::package::VERSION;
-use crate::support::stack::Stack;
-use crate::support::wait::{SOON, eventually, eventually_some, secs};
+use testkit::aggregator::{Aggregator, runtime};
+use testkit::case::honest_job;
+use testkit::message::Message;
+use testkit::package::VERSION;
+use testkit::stack::Stack;
+use testkit::wait::{SOON, eventually, eventually_some, secs};
 
 /// Takes a job without settling it, which is possible as long as the channel is open.
 fn take(aggregator: &Aggregator, queue: &str) -> (Channel, BasicGetMessage) {

@@ -2,13 +2,13 @@
 //! a run that cannot be ended is the end of the process, and the last record says why.
 
 use serde_json::json;
-
-use crate::support::aggregator::Aggregator;
-use crate::support::jobs::{Encoding, hazard_job as job};
-use crate::support::package::Package;
-use crate::support::stack::Stack;
-use crate::support::wait::{SOON, secs};
-use crate::support::worker::Worker;
+use testkit::aggregator::Aggregator;
+use testkit::encoding::Encoding;
+use testkit::hazard::hazard_job as job;
+use testkit::package::Package;
+use testkit::stack::Stack;
+use testkit::wait::{SOON, secs};
+use testkit::worker::Worker;
 
 /// A product of matrices of this size takes ONNX Runtime minutes, and it looks up only after it.
 const ENDLESS: f32 = 16_000.0;

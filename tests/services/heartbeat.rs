@@ -4,11 +4,10 @@ use std::time::Duration;
 
 use redis::Commands as _;
 use serde_json::{Value, json};
-
-use crate::support::jobs::{honest, honest_job};
-use crate::support::package::{MODEL, Package, VERSION};
-use crate::support::stack::Stack;
-use crate::support::wait::{eventually, now_ms, secs};
+use testkit::case::{honest, honest_job};
+use testkit::package::{MODEL, Package, VERSION};
+use testkit::stack::Stack;
+use testkit::wait::{eventually, now_ms, secs};
 
 /// Fields of contract 5 that are never null once a worker has served a job.
 const NUMBERS: &[&str] = &[

@@ -1,9 +1,8 @@
 //! One id, one worker: a second incarnation waits beside the first and never over it.
 
 use redis::Commands as _;
-
-use crate::support::stack::Stack;
-use crate::support::wait::{START, eventually, eventually_some, secs, throughout};
+use testkit::stack::Stack;
+use testkit::wait::{START, eventually, eventually_some, secs, throughout};
 
 #[test]
 fn a_second_worker_under_the_same_id_waits_until_the_first_is_gone() {
@@ -49,7 +48,7 @@ fn a_second_worker_under_the_same_id_waits_until_the_first_is_gone() {
 #[test]
 fn the_record_of_a_dead_process_on_this_host_is_taken_over_at_once() {
     let stack = Stack::shared();
-    let long = |s: crate::support::worker::Settings| s.set("heartbeat.ttl", "120s");
+    let long = |s: testkit::worker::Settings| s.set("heartbeat.ttl", "120s");
     let first = stack.worker_with("w1", long);
     let dead = first.ready();
     first.kill();

@@ -1,23 +1,10 @@
 //! End to end: the real binary against a real RabbitMQ and a real Redis, judged by the contract alone.
 //!
-//! Each file is one promise (`verdict` holds a result to the table for `results`). Tests share one broker and one Redis, each in a namespace of its own;
-//! those that break a service start their own.
+//! Each file is one promise; `verdict` compares a result with the table for `results`, and `watch` records the queue's
+//! consumers beside the heartbeat for `gating`. Tests share one broker and one Redis, each in a namespace of its own; those
+//! that break a service start their own.
 
 #![expect(clippy::expect_used, reason = "a test fails by panicking")]
-#![expect(
-    clippy::print_stderr,
-    reason = "a failed test shows the logs of its workers"
-)]
-
-#[path = "../support/mod.rs"]
-mod support;
-
-#[path = "../intake/containers.rs"]
-#[expect(dead_code, reason = "what the tests of the intake use besides")]
-mod containers;
-#[path = "../intake/raw.rs"]
-#[expect(dead_code, reason = "what the tests of the intake use besides")]
-mod raw;
 
 mod client;
 mod clock;
@@ -57,4 +44,5 @@ mod undecodable;
 mod update_crashes;
 mod updates;
 mod verdict;
+mod watch;
 mod watchers;

@@ -7,11 +7,11 @@ use std::os::unix::net::UnixDatagram;
 use std::process::{Command, Stdio};
 
 use serde_json::json;
-
-use crate::support::jobs::{honest, honest_job};
-use crate::support::process::{Folder, free_port};
-use crate::support::stack::Stack;
-use crate::support::wait::{START, eventually_some, secs};
+use testkit::case::{honest, honest_job};
+use testkit::folder::Folder;
+use testkit::port::free_port;
+use testkit::stack::Stack;
+use testkit::wait::{START, eventually_some, secs};
 
 /// The answer's status line and its body.
 pub(crate) fn get(port: u16, path: &str) -> Option<(String, String)> {

@@ -3,7 +3,7 @@
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 
-use crate::support::http::{Route, Server};
+use testkit::http::{Route, Server};
 
 /// Status, head and body of one request, as far as they come.
 fn get(server: &Server, path: &str, header: &str) -> (u16, String, Vec<u8>) {

@@ -1,11 +1,10 @@
 //! Sound jobs that this worker cannot take: each with its own code, and only what may heal is retried.
 
 use serde_json::{Value, json};
-
-use crate::support::jobs::honest;
-use crate::support::package::{MODEL, VERSION};
-use crate::support::stack::Stack;
-use crate::support::wait::now_ms;
+use testkit::case::honest;
+use testkit::package::{MODEL, VERSION};
+use testkit::stack::Stack;
+use testkit::wait::now_ms;
 
 #[test]
 fn a_sound_job_that_this_worker_cannot_take_is_answered_with_its_own_code() {

@@ -8,15 +8,15 @@ use scorer::broker::amqp::Link;
 use scorer::broker::topology::Topology;
 use scorer::broker::{Outgoing, Properties};
 use serde_json::{Value, json};
+use testkit::aggregator::{Aggregator, runtime};
+use testkit::case::{honest, honest_job};
+use testkit::message::Message;
+use testkit::package::MODEL;
+use testkit::stack::Stack;
+use testkit::wait::{SOON, eventually, eventually_some, secs, throughout};
+use testkit::worker::Worker;
 
 use super::client::config;
-use crate::support::aggregator::{Aggregator, runtime};
-use crate::support::jobs::{honest, honest_job};
-use crate::support::message::Message;
-use crate::support::package::MODEL;
-use crate::support::stack::Stack;
-use crate::support::wait::{SOON, eventually, eventually_some, secs, throughout};
-use crate::support::worker::Worker;
 
 /// What the worker says, once, when it puts results among the unrouted ones itself.
 const SAID: &str = "set a policy with alternate-exchange";

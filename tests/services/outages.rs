@@ -4,14 +4,14 @@ use std::sync::Arc;
 
 use redis::Commands as _;
 use serde_json::{Value, json};
+use testkit::broker::Rabbit;
+use testkit::case::{honest, honest_job};
+use testkit::port::free_port;
+use testkit::redis_server::Redis;
+use testkit::stack::Stack;
+use testkit::wait::{SOON, START, eventually, secs};
 
 use crate::metrics::{get, samples};
-use crate::support::broker::Rabbit;
-use crate::support::jobs::{honest, honest_job};
-use crate::support::process::free_port;
-use crate::support::redis_server::Redis;
-use crate::support::stack::Stack;
-use crate::support::wait::{SOON, START, eventually, secs};
 
 #[test]
 fn scoring_goes_on_without_redis_and_the_heartbeat_returns_with_it() {

@@ -8,15 +8,16 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use redis::Commands as _;
 use serde_json::json;
-
-use crate::support::aggregator::Aggregator;
-use crate::support::broker::Rabbit;
-use crate::support::jobs::{Encoding, hazard_job as job, honest, honest_job};
-use crate::support::package::{Package, VERSION};
-use crate::support::redis_server::Redis;
-use crate::support::stack::Stack;
-use crate::support::wait::{SOON, eventually, secs, throughout};
-use crate::support::worker::{Settings, Worker};
+use testkit::aggregator::Aggregator;
+use testkit::broker::Rabbit;
+use testkit::case::{honest, honest_job};
+use testkit::encoding::Encoding;
+use testkit::hazard::hazard_job as job;
+use testkit::package::{Package, VERSION};
+use testkit::redis_server::Redis;
+use testkit::stack::Stack;
+use testkit::wait::{SOON, eventually, secs, throughout};
+use testkit::worker::{Settings, Worker};
 
 /// Matrices of this size keep one thread busy for some ten seconds a window, in half a gigabyte.
 const LONG: f32 = 8_000.0;

@@ -2,10 +2,11 @@
 
 use std::process::{Command, Stdio};
 
-use crate::support::package::VERSION;
-use crate::support::process::free_port;
-use crate::support::stack::Stack;
-use crate::support::wait::{START, eventually, secs, throughout};
+use testkit::package::VERSION;
+use testkit::port::free_port;
+use testkit::program::scorer;
+use testkit::stack::Stack;
+use testkit::wait::{START, eventually, secs, throughout};
 
 /// No machine has it, so that the test means the same on one with a GPU.
 const NO_SUCH_DEVICE: u32 = 99;
@@ -108,7 +109,7 @@ fn check_passes_where_all_is_well_and_names_a_broken_package() {
     assert_eq!(verdicts, parts.map(ok), "{report}");
     assert_eq!(report["version"], VERSION);
 
-    let package = crate::support::package::Package::copy();
+    let package = testkit::package::Package::copy();
     let spoilt = package.spoil_a_shard();
     let settings = stack.settings().set("model.dir", package.path().display());
     let answer = stack.command_with(settings, &["check"], "").expect_code(65);
@@ -132,7 +133,7 @@ fn in_a_terminal(stack: &Stack, command: &str, set: &[(&str, &str)], colours: bo
     for (key, value) in set {
         settings = settings.set(key, value);
     }
-    let mut inner = Command::new(env!("CARGO_BIN_EXE_scorer"));
+    let mut inner = Command::new(scorer());
     settings.apply(inner.arg(command));
     let words = std::iter::once(inner.get_program()).chain(inner.get_args());
     let words: Vec<_> = words

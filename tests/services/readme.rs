@@ -2,9 +2,9 @@
 
 use std::process::Command;
 
-use super::support::jobs::{Case, cases, honest};
-use super::support::package::{MODEL, VERSION};
-use super::support::stack::Stack;
+use testkit::case::{Case, cases, honest};
+use testkit::package::{MODEL, VERSION};
+use testkit::stack::Stack;
 
 fn printed(name: &str) -> &'static str {
     let page = include_str!("../../docs/aggregators.md");

@@ -1,11 +1,11 @@
 //! Bad jobs that can be answered: the code, the field in the message, nothing parked, nothing lost.
 
 use serde_json::{Value, json};
-
-use crate::support::jobs::{Encoding, honest};
-use crate::support::package::MODEL;
-use crate::support::stack::Stack;
-use crate::support::wait::secs;
+use testkit::case::honest;
+use testkit::encoding::Encoding;
+use testkit::package::MODEL;
+use testkit::stack::Stack;
+use testkit::wait::secs;
 
 /// What a bent job must be answered with.
 struct Bent {

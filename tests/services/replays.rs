@@ -2,11 +2,11 @@
 
 use redis::Commands as _;
 use serde_json::{Value, json};
-
-use crate::support::jobs::{Encoding, cases, honest, honest_job};
-use crate::support::package::VERSION;
-use crate::support::stack::Stack;
-use crate::support::wait::{SOON, eventually, now_ms};
+use testkit::case::{cases, honest, honest_job};
+use testkit::encoding::Encoding;
+use testkit::package::VERSION;
+use testkit::stack::Stack;
+use testkit::wait::{SOON, eventually, now_ms};
 
 const SCORES: [&str; 9] = [
     "status",

@@ -1,13 +1,15 @@
 //! Every case comes back through the broker with the verdict and the losses of the independent table.
 
 use serde_json::json;
+use testkit::aggregator::snapshot;
+use testkit::case::{Case, cases, honest, honest_job};
+use testkit::digest::digest;
+use testkit::encoding::{Encoding, message_pack, pack};
+use testkit::message::Message;
+use testkit::stack::Stack;
+use testkit::wait::{SOON, eventually, secs};
 
 use super::verdict::{check_envelope, differences};
-use crate::support::aggregator::snapshot;
-use crate::support::jobs::{Case, Encoding, cases, digest, honest, honest_job, message_pack, pack};
-use crate::support::message::Message;
-use crate::support::stack::Stack;
-use crate::support::wait::{SOON, eventually, secs};
 
 #[test]
 fn every_case_comes_back_with_its_verdict_and_its_losses() {

@@ -9,15 +9,15 @@ use lapin::options::{BasicGetOptions, BasicNackOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use nix::sys::signal::Signal;
 use serde_json::json;
-
-use crate::support::aggregator::{Aggregator, runtime};
-use crate::support::broker::Rabbit;
-use crate::support::jobs::{Encoding, honest_job};
-use crate::support::pace::Pace;
-use crate::support::package::{MODEL, Package};
-use crate::support::redis_server::Redis;
-use crate::support::stack::Stack;
-use crate::support::wait::{SOON, eventually, eventually_some, now_ms, secs, throughout};
+use testkit::aggregator::{Aggregator, runtime};
+use testkit::broker::Rabbit;
+use testkit::case::honest_job;
+use testkit::encoding::Encoding;
+use testkit::pace::Pace;
+use testkit::package::{MODEL, Package};
+use testkit::redis_server::Redis;
+use testkit::stack::Stack;
+use testkit::wait::{SOON, eventually, eventually_some, now_ms, secs, throughout};
 
 /// Puts a message with a `message_id` that is no UTF-8 on the jobs exchange: lapin refuses to read
 /// such a one, as it refuses to write it.
@@ -208,7 +208,7 @@ fn a_drain_is_not_held_by_a_full_jobs_queue() {
     return_often(&aggregator, &stack.jobs_queue(), ids.len());
     // The foreign mark of somebody who may live keeps the jobs from being computed.
     for id in &ids {
-        let key = stack.key(&format!("crash:{id}:{}", crate::support::package::VERSION));
+        let key = stack.key(&format!("crash:{id}:{}", testkit::package::VERSION));
         let mark = redis::Commands::hset(&mut stack.redis.connection(), key, "other/1", "1");
         let _: () = mark.expect("a mark");
     }

@@ -1,10 +1,10 @@
 //! Jobs of very different length: what waits for long behind a long one goes to workers that have nothing to do.
 
-use crate::support::jobs::hazard_job;
-use crate::support::pace::Pace;
-use crate::support::package::Package;
-use crate::support::stack::Stack;
-use crate::support::wait::{SOON, secs};
+use testkit::hazard::hazard_job;
+use testkit::pace::Pace;
+use testkit::package::Package;
+use testkit::stack::Stack;
+use testkit::wait::{SOON, secs};
 
 #[test]
 fn what_waits_behind_a_long_job_goes_to_an_idle_worker() {

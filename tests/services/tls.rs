@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
-
-use crate::support::broker::Rabbit;
-use crate::support::jobs::honest_job;
-use crate::support::process::{Folder, free_port};
-use crate::support::redis_server::Redis;
-use crate::support::stack::Stack;
-use crate::support::worker::Settings;
+use testkit::broker::Rabbit;
+use testkit::case::honest_job;
+use testkit::folder::Folder;
+use testkit::port::free_port;
+use testkit::redis_server::Redis;
+use testkit::stack::Stack;
+use testkit::worker::Settings;
 
 /// The files of an authority, and of what it has signed.
 struct Authority {

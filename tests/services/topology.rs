@@ -1,12 +1,11 @@
 //! Everything contract 3 lists exists once a worker has started, with the arguments it lists.
 
 use serde_json::{Value, json};
-
-use crate::support::broker::Rabbit;
-use crate::support::jobs::honest;
-use crate::support::package::MODEL;
-use crate::support::stack::Stack;
-use crate::support::wait::{SOON, eventually_some};
+use testkit::broker::Rabbit;
+use testkit::case::honest;
+use testkit::package::MODEL;
+use testkit::stack::Stack;
+use testkit::wait::{SOON, eventually_some};
 
 /// The argument table of a row, however this version of `rabbitmqctl` writes it.
 fn arguments(row: &Value) -> Value {

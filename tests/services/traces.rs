@@ -16,13 +16,13 @@ use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
 use opentelemetry_proto::tonic::trace::v1::status::StatusCode as SpanStatus;
 use prost::Message as _;
 use serde_json::json;
-
-use crate::support::aggregator::runtime;
-use crate::support::jobs::{Encoding, honest, honest_job};
-use crate::support::package::MODEL;
-use crate::support::process::free_port;
-use crate::support::stack::Stack;
-use crate::support::wait::{eventually, eventually_some, now_ms, secs};
+use testkit::aggregator::runtime;
+use testkit::case::{honest, honest_job};
+use testkit::encoding::Encoding;
+use testkit::package::MODEL;
+use testkit::port::free_port;
+use testkit::stack::Stack;
+use testkit::wait::{eventually, eventually_some, now_ms, secs};
 
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 const PARENT: &str = "b7ad6b7169203331";

@@ -7,18 +7,18 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use ring::signature::{ED25519, UnparsedPublicKey};
 use serde_json::{Value, json};
-
-use crate::support::jobs::digest;
-use crate::support::manifest::{ManifestBuilder, delta, full, public_key, sign, with_canary};
-use crate::support::package::{VERSION, sound};
-use crate::support::process::Folder;
-use crate::support::trainer::Trainer;
-use crate::support::worker::Settings;
+use testkit::digest::digest;
+use testkit::folder::Folder;
+use testkit::manifest::{ManifestBuilder, delta, full, public_key, sign, with_canary};
+use testkit::package::{VERSION, sound};
+use testkit::program::scorer;
+use testkit::trainer::Trainer;
+use testkit::worker::Settings;
 
 /// What a command that needs no services prints.
 #[track_caller]
 fn offline(arguments: &[&str], model: &Path) -> Value {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_scorer"));
+    let mut command = Command::new(scorer());
     command.args(arguments).arg("--model").arg(model);
     let settings = Settings::new(&[]).set("engine.execution_provider", "cpu");
     let output = settings.apply(&mut command).output();

@@ -2,11 +2,11 @@
 
 use lapin::BasicProperties;
 use serde_json::json;
-
-use crate::support::jobs::{Encoding, honest, pack};
-use crate::support::package::MODEL;
-use crate::support::stack::Stack;
-use crate::support::wait::{SOON, eventually};
+use testkit::case::honest;
+use testkit::encoding::{Encoding, pack};
+use testkit::package::MODEL;
+use testkit::stack::Stack;
+use testkit::wait::{SOON, eventually};
 
 #[test]
 fn a_body_that_names_nobody_is_parked_and_answered_under_its_message_id() {

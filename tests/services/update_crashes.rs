@@ -5,15 +5,14 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde_json::Value;
-
-use crate::support::crash::{Change, Crash};
-use crate::support::http::Route;
-use crate::support::manifest::ManifestBuilder;
-use crate::support::package::VERSION;
-use crate::support::site::{MANIFEST, Site};
-use crate::support::stack::Stack;
-use crate::support::wait::{SOON, eventually, secs};
-use crate::support::worker::Worker;
+use testkit::crash::{Change, Crash};
+use testkit::http::Route;
+use testkit::manifest::ManifestBuilder;
+use testkit::package::VERSION;
+use testkit::site::{MANIFEST, Site};
+use testkit::stack::Stack;
+use testkit::wait::{SOON, eventually, secs};
+use testkit::worker::Worker;
 
 /// Workers at a time.
 const SIDE_BY_SIDE: usize = 3;

@@ -4,19 +4,20 @@
 use std::sync::Arc;
 
 use serde_json::{Value, json};
-
-use crate::containers::{Container, Entry, Kind, Width};
-use crate::support::broker::Rabbit;
-use crate::support::crash::Crash;
-use crate::support::http::{Route, Server};
-use crate::support::jobs::{digest, hazard_candidate, honest, honest_job};
-use crate::support::manifest::{self, ManifestBuilder, public_key, sign, with_canary};
-use crate::support::package::{Package, VERSION};
-use crate::support::redis_server::Redis;
-use crate::support::site::{MANIFEST, Site, delta_name, full_name, path};
-use crate::support::stack::Stack;
-use crate::support::wait::{SOON, eventually, eventually_some, secs};
-use crate::support::worker::{Settings, Worker};
+use testkit::broker::Rabbit;
+use testkit::case::{honest, honest_job};
+use testkit::container::{Container, Entry, Kind, Width};
+use testkit::crash::Crash;
+use testkit::digest::digest;
+use testkit::hazard::hazard_candidate;
+use testkit::http::{Route, Server};
+use testkit::manifest::{self, ManifestBuilder, public_key, sign, with_canary};
+use testkit::package::{Package, VERSION};
+use testkit::redis_server::Redis;
+use testkit::site::{MANIFEST, Site, delta_name, full_name, path};
+use testkit::stack::Stack;
+use testkit::wait::{SOON, eventually, eventually_some, secs};
+use testkit::worker::{Settings, Worker};
 
 /// Waits until a worker takes jobs for a version, with the very weights of the training side.
 #[track_caller]
@@ -180,7 +181,7 @@ fn the_cheapest_way_is_gone_and_the_next_where_it_is_closed() {
     // no way; whole weights and a delta are.
     let nonsense = b"[]".to_vec();
     let mut broken = site.delta(9, 10);
-    broken["sha256"] = json!(crate::support::jobs::digest(&nonsense));
+    broken["sha256"] = json!(testkit::digest::digest(&nonsense));
     broken["size"] = json!(nonsense.len());
     broken["urls"] = json!(["nonsense"]);
     site.server.put(&path("nonsense"), Route::Mirror(nonsense));

@@ -1,11 +1,10 @@
 //! Holds a result to the committed table and to the fields of contract 2.
 
 use serde_json::{Value, json};
-
-use crate::support::jobs::Case;
-use crate::support::message::Message;
-use crate::support::package::{MODEL, VERSION};
-use crate::support::wait::now_ms;
+use testkit::case::Case;
+use testkit::message::Message;
+use testkit::package::{MODEL, VERSION};
+use testkit::wait::now_ms;
 
 /// How far a loss may be from the generator's.
 const TOLERANCE: f64 = 2e-6;

@@ -8,15 +8,15 @@ use scorer::fleet::client::Client;
 use scorer::fleet::observer::{Observer, View};
 use scorer::store::StoreError;
 use serde_json::json;
+use testkit::aggregator::runtime;
+use testkit::broker::Rabbit;
+use testkit::package::MODEL;
+use testkit::redis_server::Redis;
+use testkit::stack::Stack;
+use testkit::wait::{now_ms, secs};
 
 use super::client::{config, empty};
 use crate::outages::set_password;
-use crate::support::aggregator::runtime;
-use crate::support::broker::Rabbit;
-use crate::support::package::MODEL;
-use crate::support::redis_server::Redis;
-use crate::support::stack::Stack;
-use crate::support::wait::{now_ms, secs};
 
 /// Connections that Redis has taken so far, and how often it was asked for the time, as each look does.
 fn counts(redis: &mut redis::Connection) -> (u64, u64) {

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crate::support::stack::Stack;
+use testkit::stack::Stack;
 
 /// A thread that counts consumers.
 pub(crate) struct Gaps {

@@ -8,13 +8,13 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use testkit::aggregator::Aggregator;
+use testkit::case::honest;
+use testkit::package::VERSION;
+use testkit::stack::Stack;
+use testkit::wait::{eventually, secs};
 
 use crate::plan::Publisher;
-use crate::support::aggregator::Aggregator;
-use crate::support::jobs::honest;
-use crate::support::package::VERSION;
-use crate::support::stack::Stack;
-use crate::support::wait::{eventually, secs};
 
 /// Between two jobs.
 const PAUSE: Duration = Duration::from_millis(100);

@@ -8,10 +8,6 @@
     reason = "the report, and the logs of a failed test"
 )]
 
-#[path = "../support/mod.rs"]
-#[expect(dead_code, reason = "the harness of all tests with services")]
-mod support;
-
 mod gaps;
 mod load;
 mod plan;
@@ -21,10 +17,10 @@ use std::time::{Duration, Instant};
 use gaps::Gaps;
 use load::Load;
 use plan::{Fault, Publisher};
-use support::package::VERSION;
-use support::stack::Stack;
-use support::wait::{eventually, secs};
-use support::worker::{Settings, Worker};
+use testkit::package::VERSION;
+use testkit::stack::Stack;
+use testkit::wait::{eventually, secs};
+use testkit::worker::{Settings, Worker};
 
 const IDS: [&str; 3] = ["w1", "w2", "w3"];
 
@@ -37,7 +33,7 @@ fn settings(publisher: &Publisher, settings: Settings) -> Settings {
     publisher
         .site
         .followed(settings)
-        .set("model.update_key", support::manifest::public_key())
+        .set("model.update_key", testkit::manifest::public_key())
         .set(
             "amqp.retry_delays",
             "[\"200ms\",\"500ms\",\"1s\",\"2s\",\"4s\",\"8s\",\"16s\",\"32s\"]",

@@ -4,13 +4,12 @@ use std::collections::BTreeMap;
 
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
-
-use crate::support::http::Route;
-use crate::support::jobs::digest;
-use crate::support::manifest::{self, ManifestBuilder, sign, with_canary};
-use crate::support::package::VERSION;
-use crate::support::site::{Site, path};
-use crate::support::stack::Stack;
+use testkit::digest::digest;
+use testkit::http::Route;
+use testkit::manifest::{self, ManifestBuilder, sign, with_canary};
+use testkit::package::VERSION;
+use testkit::site::{Site, path};
+use testkit::stack::Stack;
 
 /// What is wrong with an update.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -11,8 +11,12 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use super::process::{Folder, Group, free_port, listening, program};
-use super::wait::{eventually, eventually_some, secs};
+use crate::folder::Folder;
+use crate::package::repository;
+use crate::port::{free_port, listening};
+use crate::process::Group;
+use crate::program::program;
+use crate::wait::{eventually, eventually_some, secs};
 
 /// A node may take this long on a machine that is busy compiling.
 const NODE_START: Duration = secs(90);
@@ -35,7 +39,7 @@ exec chroot "$root" "$@"
 const RESEND: &str = "{dead_letter_worker_publisher_confirm_timeout, 5000}";
 
 /// A RabbitMQ node that can be stopped, killed, restarted on its data, and frozen.
-pub(crate) struct Rabbit {
+pub struct Rabbit {
     name: String,
     port: u16,
     dist_port: u16,
@@ -45,8 +49,8 @@ pub(crate) struct Rabbit {
     home: Folder,
 }
 
-/// Erlang's port mapper is ours as well: the daemon that Erlang starts by itself would outlive us. It holds nothing that
-/// a node's death would spoil, so it lives on through the deaths of the nodes that share it.
+/// Erlang's port mapper, epmd. The daemon that Erlang starts by itself would outlive the tests, so this one is started
+/// here. Nodes of one cluster share it, and it runs on while they are killed and restarted.
 pub(crate) struct Mapper {
     port: u16,
     running: OnceLock<Group>,
@@ -62,14 +66,14 @@ impl Mapper {
 }
 
 impl Rabbit {
-    /// The one that tests share which do not break it.
-    pub(crate) fn shared() -> Arc<Self> {
+    /// The broker of all tests that do not break it.
+    pub fn shared() -> Arc<Self> {
         static SHARED: OnceLock<Arc<Rabbit>> = OnceLock::new();
         Arc::clone(SHARED.get_or_init(|| Arc::new(Self::started())))
     }
 
     /// Ports and a folder without a node on them yet.
-    pub(crate) fn stopped() -> Self {
+    pub fn stopped() -> Self {
         let cookie = uuid::Uuid::new_v4().simple().to_string();
         Self::with(Arc::new(Mapper::new()), &cookie)
     }
@@ -100,8 +104,8 @@ impl Rabbit {
         node
     }
 
-    /// From the next start on, once a second rather than once a minute.
-    pub(crate) fn look_often_for_slow_consumers(&self) {
+    /// From the next start on, looks for consumers that are slow to acknowledge once a second, not once a minute.
+    pub fn look_often_for_slow_consumers(&self) {
         self.set(&format!("{RESEND}, {{channel_tick_interval, 1000}}"));
     }
 
@@ -112,7 +116,7 @@ impl Rabbit {
     }
 
     /// Adds lines to the configuration, for the next start.
-    pub(crate) fn configure(&self, more: &str) {
+    pub fn configure(&self, more: &str) {
         let config = format!(
             "listeners.tcp.1 = 127.0.0.1:{}\ndisk_free_limit.absolute = 50MB\nlog.file.level = warning\n{more}",
             self.port
@@ -121,8 +125,8 @@ impl Rabbit {
             .expect("a file in the node's folder");
     }
 
-    /// A node of one's own.
-    pub(crate) fn started() -> Self {
+    /// A node of the test's own, running.
+    pub fn started() -> Self {
         let node = Self::stopped();
         node.start();
         node
@@ -130,12 +134,12 @@ impl Rabbit {
 
     /// Starts, or starts again on the same data and ports.
     #[track_caller]
-    pub(crate) fn start(&self) {
+    pub fn start(&self) {
         self.launch();
         self.await_start();
     }
 
-    /// Starts without waiting: nodes of one cluster wait for each other.
+    /// Starts without waiting for it: nodes of one cluster wait for each other.
     #[track_caller]
     pub(crate) fn launch(&self) {
         // The node is a grandchild: after a kill it may hold its ports a moment longer than its parent lives.
@@ -159,54 +163,55 @@ impl Rabbit {
             assert!(
                 ended.is_none(),
                 "rabbitmq-server ended ({ended:?}):\n{}",
-                self.last_words()
+                self.console_tail()
             );
             listening(self.port)
         });
     }
 
-    /// Shuts down in order.
+    /// Shuts down cleanly.
     #[track_caller]
-    pub(crate) fn stop(&self) {
+    pub fn stop(&self) {
         self.signal(Signal::SIGTERM);
         let gone = self.running().as_mut().and_then(|node| node.wait(secs(60)));
         assert!(
             gone.is_some(),
             "rabbitmq-server did not stop:\n{}",
-            self.last_words()
+            self.console_tail()
         );
         *self.running() = None;
     }
 
-    /// Dies without a word.
-    pub(crate) fn kill(&self) {
+    /// Kills the node.
+    pub fn kill(&self) {
         *self.running() = None;
     }
 
-    /// Holds still: connections stay open and nothing answers.
-    pub(crate) fn freeze(&self) {
+    /// Stops the process: connections stay open and nothing answers.
+    pub fn freeze(&self) {
         self.signal(Signal::SIGSTOP);
     }
 
     /// Goes on after [`Rabbit::freeze`].
-    pub(crate) fn thaw(&self) {
+    pub fn thaw(&self) {
         self.signal(Signal::SIGCONT);
     }
 
-    pub(crate) fn url(&self) -> String {
+    /// The URL of the default user and virtual host.
+    pub fn url(&self) -> String {
         format!("amqp://guest:guest@127.0.0.1:{}/%2f", self.port)
     }
 
     /// How many consumers the broker itself lists on a queue; cancelled ones do not count.
     #[track_caller]
-    pub(crate) fn list_consumers(&self, queue: &str) -> usize {
+    pub fn list_consumers(&self, queue: &str) -> usize {
         let rows = self.list("list_consumers", &["queue_name"]);
         rows.iter().filter(|row| row["queue_name"] == queue).count()
     }
 
     /// The rows of one of `rabbitmqctl`'s list commands.
     #[track_caller]
-    pub(crate) fn list(&self, command: &str, columns: &[&str]) -> Vec<Value> {
+    pub fn list(&self, command: &str, columns: &[&str]) -> Vec<Value> {
         // Right after a start the node may refuse for a moment, so an error is asked again.
         eventually_some(secs(30), &format!("rabbitmqctl {command}"), || {
             let arguments: Vec<&str> = [&[command], columns].concat();
@@ -214,9 +219,9 @@ impl Rabbit {
         })
     }
 
-    /// Makes it short of memory, so that it holds back whoever publishes, or lets it be.
+    /// Raises or clears the memory alarm, under which the broker blocks publishers.
     #[track_caller]
-    pub(crate) fn memory_alarm(&self, on: bool) {
+    pub fn memory_alarm(&self, on: bool) {
         let watermark = if on { "0.0000001" } else { "0.8" };
         eventually(secs(30), "rabbitmqctl sets the watermark", || {
             let set = self.control(&["set_vm_memory_high_watermark", watermark]);
@@ -225,7 +230,7 @@ impl Rabbit {
     }
 
     /// What `rabbitmqctl` answers, as JSON; none if it fails.
-    pub(crate) fn control(&self, arguments: &[&str]) -> Option<Value> {
+    pub fn control(&self, arguments: &[&str]) -> Option<Value> {
         let mut ctl = self.command("rabbitmqctl");
         ctl.args(["-n", &self.name, "-q"])
             .args(arguments)
@@ -252,7 +257,7 @@ impl Rabbit {
     /// to its log some three seconds after the queue was declared; a node that is killed before finds no leader for it,
     /// ever again.
     #[track_caller]
-    pub(crate) fn remembers(&self, queue: &str) {
+    pub fn remembers(&self, queue: &str) {
         let node = self.home.join("data").join(&self.name);
         let table = node.join("quorum").join(&self.name).join("names.dets");
         eventually(secs(30), &format!("{queue} is on the disk"), || {
@@ -262,7 +267,7 @@ impl Rabbit {
     }
 
     /// The name that the nodes of a cluster know each other by.
-    pub(crate) fn name(&self) -> &str {
+    pub fn name(&self) -> &str {
         &self.name
     }
 
@@ -324,7 +329,7 @@ impl Rabbit {
         command
     }
 
-    fn last_words(&self) -> String {
+    fn console_tail(&self) -> String {
         let text = std::fs::read_to_string(self.home.join("console.log")).unwrap_or_default();
         let lines: Vec<&str> = text.lines().collect();
         lines[lines.len().saturating_sub(30)..].join("\n")
@@ -349,7 +354,7 @@ fn fetched() -> Option<&'static Path> {
     let found = FETCHED.get_or_init(|| {
         let version = std::env::var("TEST_RABBITMQ").ok().filter(|v| !v.is_empty())?;
         // As ops/lib.sh has it.
-        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let root = repository();
         let target = std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into());
         let folder = root.join(target).join("brokers").join(&version);
         let server = folder.join(debian_path("rabbitmq-server").trim_start_matches('/'));

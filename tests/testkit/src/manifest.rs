@@ -5,28 +5,29 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use ring::signature::{Ed25519KeyPair, KeyPair as _};
 use serde_json::{Value, json};
 
-use super::jobs::digest;
-use super::package::MODEL;
-use super::trainer::Trainer;
+use crate::digest::digest;
+use crate::package::MODEL;
+use crate::trainer::Trainer;
 
-/// A manifest in the making. A test that bends an entry makes it with [`full`] or [`delta`] and
+/// A manifest in the making. A test that changes an entry makes it with [`full`] or [`delta`] and
 /// adds what came of it.
-pub(crate) struct ManifestBuilder(Value);
+pub struct ManifestBuilder(Value);
 
 impl ManifestBuilder {
-    pub(crate) fn new(live_version: u64) -> Self {
+    /// An empty manifest whose live version is this one.
+    pub fn new(live_version: u64) -> Self {
         Self(json!({
             "v": 1, "name": MODEL, "live_version": live_version, "full": [], "updates": [],
         }))
     }
 
     /// Adds an entry to `full`.
-    pub(crate) fn full(self, entry: Value) -> Self {
+    pub fn full(self, entry: Value) -> Self {
         self.add("full", entry)
     }
 
     /// Adds an entry to `updates`.
-    pub(crate) fn update(self, entry: Value) -> Self {
+    pub fn update(self, entry: Value) -> Self {
         self.add("updates", entry)
     }
 
@@ -37,13 +38,13 @@ impl ManifestBuilder {
     }
 
     /// The bytes to serve, and to sign.
-    pub(crate) fn bytes(&self) -> Vec<u8> {
+    pub fn bytes(&self) -> Vec<u8> {
         self.0.to_string().into_bytes()
     }
 }
 
 /// The entry of a version's whole weights.
-pub(crate) fn full(trainer: &Trainer, version: u64, urls: &[&str]) -> Value {
+pub fn full(trainer: &Trainer, version: u64, urls: &[&str]) -> Value {
     let bytes = trainer.full(version);
     json!({
         "version": version, "urls": urls, "sha256": digest(&bytes), "size": bytes.len(),
@@ -52,7 +53,7 @@ pub(crate) fn full(trainer: &Trainer, version: u64, urls: &[&str]) -> Value {
 }
 
 /// The entry of the difference between two neighbours.
-pub(crate) fn delta(trainer: &Trainer, from: u64, to: u64, urls: &[&str]) -> Value {
+pub fn delta(trainer: &Trainer, from: u64, to: u64, urls: &[&str]) -> Value {
     let bytes = trainer.delta(from, to);
     json!({
         "from": from, "to": to, "urls": urls, "format": "binary_v2",
@@ -61,18 +62,18 @@ pub(crate) fn delta(trainer: &Trainer, from: u64, to: u64, urls: &[&str]) -> Val
 }
 
 /// An entry with a known answer.
-pub(crate) fn with_canary(mut entry: Value, loss: f64, tolerance: f64) -> Value {
+pub fn with_canary(mut entry: Value, loss: f64, tolerance: f64) -> Value {
     entry["canary"] = json!({"loss": loss, "tolerance": tolerance});
     entry
 }
 
 /// The detached signature that lies at the manifest's URL + `.sig`.
-pub(crate) fn sign(bytes: &[u8]) -> String {
+pub fn sign(bytes: &[u8]) -> String {
     BASE64.encode(key().sign(bytes))
 }
 
 /// What `model.update_key` must be for it.
-pub(crate) fn public_key() -> String {
+pub fn public_key() -> String {
     BASE64.encode(key().public_key())
 }
 

@@ -2,23 +2,26 @@
 
 use serde_json::Value;
 
-use super::http::{Route, Server};
-use super::manifest::{self, ManifestBuilder, sign};
-use super::trainer::Trainer;
-use super::worker::Settings;
+use crate::http::{Route, Server};
+use crate::manifest::{self, ManifestBuilder, sign};
+use crate::trainer::Trainer;
+use crate::worker::Settings;
 
 /// Where the manifest is.
-pub(crate) const MANIFEST: &str = "/model/manifest.json";
+pub const MANIFEST: &str = "/model/manifest.json";
 const SIGNATURE: &str = "/model/manifest.json.sig";
 
 /// A web server with the versions of one training.
-pub(crate) struct Site {
-    pub(crate) server: Server,
-    pub(crate) trainer: Trainer,
+pub struct Site {
+    /// Where the files are served.
+    pub server: Server,
+    /// Who makes the versions.
+    pub trainer: Trainer,
 }
 
 impl Site {
-    pub(crate) fn new(seed: u64) -> Self {
+    /// A site with the first version only; the seed chooses the later ones.
+    pub fn new(seed: u64) -> Self {
         Self {
             server: Server::start(),
             trainer: Trainer::new(seed),
@@ -26,14 +29,14 @@ impl Site {
     }
 
     /// Makes a worker follow it, looking twice a second at most.
-    pub(crate) fn followed(&self, settings: Settings) -> Settings {
+    pub fn followed(&self, settings: Settings) -> Settings {
         settings
             .set("model.update_url", self.server.url(MANIFEST))
             .set("model.update_interval", "1s")
     }
 
     /// Puts a delta on the server; its entry.
-    pub(crate) fn delta(&self, from: u64, to: u64) -> Value {
+    pub fn delta(&self, from: u64, to: u64) -> Value {
         let name = delta_name(from, to);
         let bytes = self.trainer.delta(from, to);
         self.server.put(&path(&name), Route::Mirror(bytes));
@@ -41,7 +44,7 @@ impl Site {
     }
 
     /// Puts whole weights on the server; their entry.
-    pub(crate) fn full(&self, version: u64) -> Value {
+    pub fn full(&self, version: u64) -> Value {
         let name = full_name(version);
         let bytes = self.trainer.full(version);
         self.server.put(&path(&name), Route::Mirror(bytes));
@@ -49,7 +52,7 @@ impl Site {
     }
 
     /// Publishes a manifest, signed.
-    pub(crate) fn publish(&self, manifest: &ManifestBuilder) {
+    pub fn publish(&self, manifest: &ManifestBuilder) {
         let bytes = manifest.bytes();
         let signature = sign(&bytes).into_bytes();
         self.server.put(SIGNATURE, Route::Bytes(signature));
@@ -57,14 +60,14 @@ impl Site {
     }
 
     /// Publishes one that lacks a valid signature.
-    pub(crate) fn publish_signed_by(&self, manifest: &ManifestBuilder, signature: Option<&str>) {
+    pub fn publish_signed_by(&self, manifest: &ManifestBuilder, signature: Option<&str>) {
         let route = signature.map_or(Route::Status(404), |s| Route::Bytes(s.into()));
         self.server.put(SIGNATURE, route);
         self.server.put(MANIFEST, Route::Mirror(manifest.bytes()));
     }
 
     /// Makes the next version and publishes the delta that leads to it; its number.
-    pub(crate) fn advance(&mut self) -> u64 {
+    pub fn advance(&mut self) -> u64 {
         let before = self.trainer.version();
         let version = self.trainer.advance();
         let manifest = ManifestBuilder::new(version).update(self.delta(before, version));
@@ -74,16 +77,16 @@ impl Site {
 }
 
 /// The name of a delta's file, beside the manifest.
-pub(crate) fn delta_name(from: u64, to: u64) -> String {
+pub fn delta_name(from: u64, to: u64) -> String {
     format!("{from}-{to}.json")
 }
 
 /// The name of a version's file, beside the manifest.
-pub(crate) fn full_name(version: u64) -> String {
+pub fn full_name(version: u64) -> String {
     format!("full-{version}.safetensors")
 }
 
 /// Where a file beside the manifest is.
-pub(crate) fn path(name: &str) -> String {
+pub fn path(name: &str) -> String {
     format!("/model/{name}")
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use testkit::aggregator::runtime;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::net::{TcpListener, TcpStream};
@@ -9,8 +10,6 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use url::Url;
-
-use crate::support::aggregator::runtime;
 
 /// Pieces on their way in one direction; more are left to the sockets, so that a sender notices.
 const UNDERWAY: usize = 16;

@@ -5,19 +5,19 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 const POLL: Duration = Duration::from_millis(25);
 
 /// Whole seconds, written short.
-pub(crate) const fn secs(n: u64) -> Duration {
+pub const fn secs(n: u64) -> Duration {
     Duration::from_secs(n)
 }
 
 /// Long enough for a debug worker on a busy machine to load, warm and consume.
-pub(crate) const START: Duration = secs(60);
+pub const START: Duration = secs(60);
 
 /// Long enough for anything that takes one round trip and a beat or two.
-pub(crate) const SOON: Duration = secs(20);
+pub const SOON: Duration = secs(20);
 
 /// Polls until `probe` yields a value; fails the test, saying what was awaited, after `deadline`.
 #[track_caller]
-pub(crate) fn eventually_some<T>(
+pub fn eventually_some<T>(
     deadline: Duration,
     what: &str,
     mut probe: impl FnMut() -> Option<T>,
@@ -37,13 +37,13 @@ pub(crate) fn eventually_some<T>(
 
 /// Polls until `condition` holds.
 #[track_caller]
-pub(crate) fn eventually(deadline: Duration, what: &str, mut condition: impl FnMut() -> bool) {
+pub fn eventually(deadline: Duration, what: &str, mut condition: impl FnMut() -> bool) {
     eventually_some(deadline, what, || condition().then_some(()));
 }
 
 /// Checks that `condition` holds at every poll of a stretch of time.
 #[track_caller]
-pub(crate) fn throughout(stretch: Duration, what: &str, mut condition: impl FnMut() -> bool) {
+pub fn throughout(stretch: Duration, what: &str, mut condition: impl FnMut() -> bool) {
     let until = Instant::now() + stretch;
     while Instant::now() < until {
         assert!(condition(), "did not hold throughout {stretch:?}: {what}");
@@ -52,7 +52,7 @@ pub(crate) fn throughout(stretch: Duration, what: &str, mut condition: impl FnMu
 }
 
 /// Unix milliseconds of this machine, which the workers share.
-pub(crate) fn now_ms() -> u64 {
+pub fn now_ms() -> u64 {
     let since = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .expect("a clock after 1970");

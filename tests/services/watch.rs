@@ -6,8 +6,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-
-use super::stack::Stack;
+use testkit::stack::Stack;
 
 /// One look at both.
 #[derive(Debug, Clone)]

@@ -6,11 +6,11 @@ use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use super::jobs::digest;
+use crate::digest::digest;
 
 /// What a path answers.
 #[derive(Clone)]
-pub(crate) enum Route {
+pub enum Route {
     /// 200 with these bytes.
     Bytes(Vec<u8>),
     /// These bytes as a mirror or a bucket serves them: with an `ETag`, and from any byte on.
@@ -39,7 +39,7 @@ pub(crate) enum Route {
 const MODIFIED: &str = "Last-Modified: Thu, 26 Nov 2026 12:00:00 GMT\r\n";
 
 /// The server; it serves until the test process ends.
-pub(crate) struct Server {
+pub struct Server {
     port: u16,
     routes: Arc<Mutex<HashMap<String, Route>>>,
     asked: Arc<Mutex<Vec<Asked>>>,
@@ -55,7 +55,8 @@ struct Asked {
 }
 
 impl Server {
-    pub(crate) fn start() -> Self {
+    /// Starts on a free port of the loopback.
+    pub fn start() -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
         let port = listener.local_addr().expect("a bound address").port();
         let server = Self {
@@ -74,7 +75,7 @@ impl Server {
     }
 
     /// Puts something on a path; returns its URL.
-    pub(crate) fn put(&self, path: &str, route: Route) -> String {
+    pub fn put(&self, path: &str, route: Route) -> String {
         self.routes
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -82,26 +83,28 @@ impl Server {
         self.url(path)
     }
 
-    pub(crate) fn url(&self, path: &str) -> String {
+    /// The URL of a path.
+    pub fn url(&self, path: &str) -> String {
         format!("http://127.0.0.1:{}{path}", self.port)
     }
 
-    pub(crate) fn port(&self) -> u16 {
+    /// The port.
+    pub fn port(&self) -> u16 {
         self.port
     }
 
     /// How often a path was asked for.
-    pub(crate) fn asked(&self, path: &str) -> usize {
+    pub fn asked(&self, path: &str) -> usize {
         self.of(path, |_| ()).len()
     }
 
     /// From which byte on a path was asked for, each time: none is the whole.
-    pub(crate) fn ranges(&self, path: &str) -> Vec<Option<u64>> {
+    pub fn ranges(&self, path: &str) -> Vec<Option<u64>> {
         self.of(path, |asked| asked.range)
     }
 
     /// How often a path was answered with 304, that it has not changed.
-    pub(crate) fn unchanged(&self, path: &str) -> usize {
+    pub fn unchanged(&self, path: &str) -> usize {
         let answers = self.of(path, |asked| asked.unchanged);
         answers.into_iter().filter(|unchanged| *unchanged).count()
     }

@@ -7,17 +7,24 @@ use serde_json::Value;
 
 /// A message as it was read.
 #[derive(Debug, Clone)]
-pub(crate) struct Message {
-    pub(crate) routing_key: String,
-    pub(crate) message_id: Option<String>,
-    pub(crate) correlation_id: Option<String>,
-    pub(crate) content_type: Option<String>,
-    pub(crate) headers: HashMap<String, String>,
-    pub(crate) body: Vec<u8>,
+pub struct Message {
+    /// The routing key it came with.
+    pub routing_key: String,
+    /// The AMQP `message_id`.
+    pub message_id: Option<String>,
+    /// The AMQP `correlation_id`.
+    pub correlation_id: Option<String>,
+    /// The AMQP content type.
+    pub content_type: Option<String>,
+    /// The headers; values of other types than text as text.
+    pub headers: HashMap<String, String>,
+    /// The body.
+    pub body: Vec<u8>,
 }
 
 impl Message {
-    pub(crate) fn new(delivery: &lapin::message::Delivery) -> Self {
+    /// Takes what a test looks at from a delivery.
+    pub fn new(delivery: &lapin::message::Delivery) -> Self {
         let properties = &delivery.properties;
         let headers = properties.headers().iter().flat_map(|t| t.inner().iter());
         Self {
@@ -36,7 +43,7 @@ impl Message {
     }
 
     /// The body, decoded as its content type says; numbers that are no numbers become null.
-    pub(crate) fn json(&self) -> Value {
+    pub fn json(&self) -> Value {
         match self.content_type.as_deref() {
             Some("application/json") => serde_json::from_slice(&self.body).expect("a JSON result"),
             _ => rmpv::ext::from_value(self.message_pack()).expect("a result without odd types"),
@@ -44,13 +51,13 @@ impl Message {
     }
 
     /// The body as MessagePack.
-    pub(crate) fn message_pack(&self) -> rmpv::Value {
+    pub fn message_pack(&self) -> rmpv::Value {
         rmpv::decode::read_value(&mut self.body.as_slice()).expect("a MessagePack result")
     }
 
     /// Its AMQP `message_id`; a message without one fails the test.
     #[track_caller]
-    pub(crate) fn id(&self) -> &str {
+    pub fn id(&self) -> &str {
         self.message_id.as_deref().expect("a message_id")
     }
 }

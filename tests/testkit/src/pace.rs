@@ -2,21 +2,21 @@
 
 use serde_json::Value;
 
-use super::aggregator::Aggregator;
-use super::jobs::hazard_job;
+use crate::aggregator::Aggregator;
+use crate::hazard::hazard_job;
 
 /// Turns of the loop: enough to be measured, few enough to be quick.
 const PROBE: f64 = 20_000.0;
 
 /// How fast a worker of this machine is.
-pub(crate) struct Pace {
+pub struct Pace {
     turns_per_second: f64,
 }
 
 impl Pace {
     /// Measures it with two jobs; the first also makes the baseline.
     #[track_caller]
-    pub(crate) fn measure(aggregator: &Aggregator) -> Self {
+    pub fn measure(aggregator: &Aggregator) -> Self {
         let forward = |id: &str| {
             aggregator.submit(&looping(id, PROBE));
             let result = aggregator.result(id).json();
@@ -31,7 +31,7 @@ impl Pace {
     }
 
     /// A job that computes for about so long, and can be ended at any time.
-    pub(crate) fn job(&self, submission_id: &str, seconds: f64) -> Value {
+    pub fn job(&self, submission_id: &str, seconds: f64) -> Value {
         looping(submission_id, self.turns_per_second * seconds)
     }
 }

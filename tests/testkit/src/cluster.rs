@@ -5,18 +5,18 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::broker::{Mapper, Rabbit};
-use super::wait::{eventually, eventually_some, secs};
+use crate::broker::{Mapper, Rabbit};
+use crate::wait::{eventually, eventually_some, secs};
 
 /// Nodes that know each other. Each can be stopped, killed, frozen and started again by itself.
-pub(crate) struct Cluster {
+pub struct Cluster {
     nodes: Vec<Arc<Rabbit>>,
 }
 
 impl Cluster {
     /// Starts this many nodes and waits until they are one cluster. A quorum queue has a replica on up to three.
     #[track_caller]
-    pub(crate) fn started(size: usize) -> Self {
+    pub fn started(size: usize) -> Self {
         let mapper = Arc::new(Mapper::new());
         let cookie = uuid::Uuid::new_v4().simple().to_string();
         let nodes: Vec<Arc<Rabbit>> = (0..size)
@@ -48,13 +48,13 @@ impl Cluster {
     }
 
     /// The nodes, in the order of their indices.
-    pub(crate) fn nodes(&self) -> &[Arc<Rabbit>] {
+    pub fn nodes(&self) -> &[Arc<Rabbit>] {
         &self.nodes
     }
 
     /// Waits until this many nodes are running, in the eyes of each of them.
     #[track_caller]
-    pub(crate) fn await_running(&self, count: usize) {
+    pub fn await_running(&self, count: usize) {
         eventually(secs(60), &format!("{count} nodes are one cluster"), || {
             let views = self.running().map(|node| {
                 let status = node.control(&["cluster_status"])?;
@@ -67,7 +67,7 @@ impl Cluster {
 
     /// Waits until a quorum queue has a leader on a running node; the node's index.
     #[track_caller]
-    pub(crate) fn leader(&self, queue: &str) -> usize {
+    pub fn leader(&self, queue: &str) -> usize {
         eventually_some(secs(60), &format!("{queue} has a leader"), || {
             let asked = self.running().next().expect("a running node");
             let rows = asked.control(&["list_queues", "name", "leader"])?;
@@ -80,7 +80,7 @@ impl Cluster {
 
     /// Waits until a quorum queue has its replicas on this many nodes that are up.
     #[track_caller]
-    pub(crate) fn await_online(&self, queue: &str, count: usize) {
+    pub fn await_online(&self, queue: &str, count: usize) {
         eventually(secs(60), &format!("{queue} is on {count} nodes"), || {
             let asked = self.running().next().expect("a running node");
             let rows = asked.control(&["list_queues", "name", "online"]);

@@ -13,13 +13,13 @@ use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProper
 use serde_json::Value;
 use tokio::runtime::Runtime;
 
-use super::jobs::Encoding;
-use super::message::Message;
-use super::package::MODEL;
-use super::wait::{SOON, eventually, eventually_some, secs};
+use crate::encoding::Encoding;
+use crate::message::Message;
+use crate::package::MODEL;
+use crate::wait::{SOON, eventually, eventually_some, secs};
 
 /// lapin's tasks live here; the tests themselves are synchronous.
-pub(crate) fn runtime() -> &'static Runtime {
+pub fn runtime() -> &'static Runtime {
     static RUNTIME: OnceLock<Runtime> = OnceLock::new();
     RUNTIME.get_or_init(|| {
         let mut builder = tokio::runtime::Builder::new_multi_thread();
@@ -31,19 +31,23 @@ pub(crate) fn runtime() -> &'static Runtime {
     })
 }
 
-pub(crate) type Inbox = Arc<Mutex<Vec<Message>>>;
+/// What a consumer has gathered; see [`snapshot`].
+pub type Inbox = Arc<Mutex<Vec<Message>>>;
 
 /// A connection that publishes jobs and gathers results.
-pub(crate) struct Aggregator {
-    pub(crate) connection: Connection,
+pub struct Aggregator {
+    /// The connection, for channels of the test's own.
+    pub connection: Connection,
     publishing: Channel,
-    pub(crate) namespace: String,
+    /// The prefix of every exchange and queue.
+    pub namespace: String,
     results: Inbox,
 }
 
 impl Aggregator {
+    /// Connects and turns on publisher confirms; waits for a broker that is starting.
     #[track_caller]
-    pub(crate) fn connect(url: &str, namespace: &str) -> Self {
+    pub fn connect(url: &str, namespace: &str) -> Self {
         let (connection, publishing) =
             eventually_some(secs(60), "the broker lets an aggregator in", || {
                 runtime().block_on(async {
@@ -67,13 +71,13 @@ impl Aggregator {
 
     /// Submits a job as MessagePack under its submission id.
     #[track_caller]
-    pub(crate) fn submit(&self, job: &Value) {
+    pub fn submit(&self, job: &Value) {
         self.submit_as(job, Encoding::MessagePack, |properties| properties);
     }
 
     /// Submits a job in an encoding, with more properties.
     #[track_caller]
-    pub(crate) fn submit_as(
+    pub fn submit_as(
         &self,
         job: &Value,
         encoding: Encoding,
@@ -86,13 +90,13 @@ impl Aggregator {
 
     /// Publishes any body to the jobs exchange and waits for the broker's confirm.
     #[track_caller]
-    pub(crate) fn publish(&self, body: &[u8], properties: BasicProperties) {
+    pub fn publish(&self, body: &[u8], properties: BasicProperties) {
         self.publish_to("jobs", MODEL, true, body, properties);
     }
 
     /// Sends a control message, to whoever is bound.
     #[track_caller]
-    pub(crate) fn control(&self, routing_key: &str, body: &[u8], encoding: Encoding) {
+    pub fn control(&self, routing_key: &str, body: &[u8], encoding: Encoding) {
         let properties =
             BasicProperties::default().with_content_type(encoding.content_type().into());
         self.publish_to("control", routing_key, false, body, properties);
@@ -100,7 +104,7 @@ impl Aggregator {
 
     /// The same in JSON, with somewhere to answer to.
     #[track_caller]
-    pub(crate) fn ask(&self, routing_key: &str, message: &Value, reply_to: &str) {
+    pub fn ask(&self, routing_key: &str, message: &Value, reply_to: &str) {
         let properties = BasicProperties::default()
             .with_content_type(Encoding::Json.content_type().into())
             .with_correlation_id("asked".into())
@@ -146,7 +150,7 @@ impl Aggregator {
 
     /// Starts to gather the results, from the queue that workers declare.
     #[track_caller]
-    pub(crate) fn collect_results(&self) {
+    pub fn collect_results(&self) {
         let queue = format!("{}.results.{MODEL}", self.namespace);
         eventually(SOON, "a worker declares the results queue", || {
             self.depth(&queue).is_some()
@@ -156,7 +160,7 @@ impl Aggregator {
 
     /// A queue to reply to, and what arrives there.
     #[track_caller]
-    pub(crate) fn reply_queue(&self) -> (String, Inbox) {
+    pub fn reply_queue(&self) -> (String, Inbox) {
         let queue = runtime().block_on(async {
             let channel = self.connection.create_channel().await.expect("a channel");
             let options = QueueDeclareOptions {
@@ -200,12 +204,12 @@ impl Aggregator {
     }
 
     /// The results gathered so far.
-    pub(crate) fn results(&self) -> Vec<Message> {
+    pub fn results(&self) -> Vec<Message> {
         snapshot(&self.results)
     }
 
     /// The copies of one submission's result gathered so far.
-    pub(crate) fn copies(&self, submission_id: &str) -> Vec<Message> {
+    pub fn copies(&self, submission_id: &str) -> Vec<Message> {
         self.results()
             .into_iter()
             .filter(|m| m.json()["submission_id"] == submission_id)
@@ -214,13 +218,13 @@ impl Aggregator {
 
     /// Waits for the result of a submission.
     #[track_caller]
-    pub(crate) fn result(&self, submission_id: &str) -> Message {
+    pub fn result(&self, submission_id: &str) -> Message {
         self.nth_result(submission_id, 1)
     }
 
     /// Waits for the n-th copy of a submission's result.
     #[track_caller]
-    pub(crate) fn nth_result(&self, submission_id: &str, n: usize) -> Message {
+    pub fn nth_result(&self, submission_id: &str, n: usize) -> Message {
         let what = format!("result {n} of {submission_id}");
         eventually_some(secs(60), &what, || {
             self.copies(submission_id).into_iter().nth(n - 1)
@@ -229,7 +233,7 @@ impl Aggregator {
 
     /// Waits until every one of these submissions has a result.
     #[track_caller]
-    pub(crate) fn all_results(&self, ids: &[String], deadline: Duration) {
+    pub fn all_results(&self, ids: &[String], deadline: Duration) {
         eventually(
             deadline,
             &format!("a result for each of {} jobs", ids.len()),
@@ -245,7 +249,7 @@ impl Aggregator {
     }
 
     /// Messages that wait in a queue and its consumers, by a passive declare; none if there is no such queue.
-    pub(crate) fn depth(&self, queue: &str) -> Option<(u32, u32)> {
+    pub fn depth(&self, queue: &str) -> Option<(u32, u32)> {
         runtime().block_on(async {
             let channel = self.connection.create_channel().await.ok()?;
             let passive = QueueDeclareOptions {
@@ -263,7 +267,7 @@ impl Aggregator {
 
     /// Deletes a queue with all it holds.
     #[track_caller]
-    pub(crate) fn delete(&self, queue: &str) {
+    pub fn delete(&self, queue: &str) {
         runtime().block_on(async {
             let channel = self.connection.create_channel().await.expect("a channel");
             let options = lapin::options::QueueDeleteOptions::default();
@@ -275,7 +279,7 @@ impl Aggregator {
     /// Waits until a queue holds nothing, waiting or unacknowledged: with its workers gone, what they
     /// did not acknowledge is back in it.
     #[track_caller]
-    pub(crate) fn expect_empty(&self, queue: &str) {
+    pub fn expect_empty(&self, queue: &str) {
         eventually(
             secs(5),
             &format!("{queue} has no message and no consumer"),
@@ -284,7 +288,7 @@ impl Aggregator {
     }
 
     /// Takes a message out of a queue.
-    pub(crate) fn take(&self, queue: &str) -> Option<Message> {
+    pub fn take(&self, queue: &str) -> Option<Message> {
         runtime().block_on(async {
             let channel = self.connection.create_channel().await.ok()?;
             let got = channel
@@ -299,7 +303,7 @@ impl Aggregator {
 
     /// Waits for a parked job and takes it.
     #[track_caller]
-    pub(crate) fn take_parked(&self) -> Message {
+    pub fn take_parked(&self) -> Message {
         let queue = format!("{}.dead.{MODEL}", self.namespace);
         eventually_some(secs(30), "a parked job", || self.take(&queue))
     }
@@ -317,6 +321,6 @@ impl Drop for Aggregator {
 }
 
 /// What an inbox holds now.
-pub(crate) fn snapshot(inbox: &Inbox) -> Vec<Message> {
+pub fn snapshot(inbox: &Inbox) -> Vec<Message> {
     inbox.lock().unwrap_or_else(PoisonError::into_inner).clone()
 }

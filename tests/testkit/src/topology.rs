@@ -1,4 +1,4 @@
-//! Declares what workers declare, ahead of them or behind their backs, rightly or wrongly.
+//! Exchanges and queues that a test declares itself: as the contract has them, or as an operator might get them wrong.
 
 use lapin::ExchangeKind;
 use lapin::options::{
@@ -6,13 +6,13 @@ use lapin::options::{
 };
 use lapin::types::{AMQPValue, FieldTable};
 
-use super::aggregator::{Aggregator, runtime};
-use super::package::MODEL;
+use crate::aggregator::{Aggregator, runtime};
+use crate::package::MODEL;
 
 impl Aggregator {
     /// Declares the jobs exchange and queue as contract 3 has them, for tests that come before any worker.
     #[track_caller]
-    pub(crate) fn declare_jobs(&self) {
+    pub fn declare_jobs(&self) {
         let mut arguments = FieldTable::default();
         arguments.insert("x-delivery-limit".into(), AMQPValue::LongInt(20));
         for (name, value) in [
@@ -32,13 +32,13 @@ impl Aggregator {
 
     /// Declares the jobs queue as an operator might who has not read the contract: a plain one.
     #[track_caller]
-    pub(crate) fn declare_plain_jobs(&self) {
+    pub fn declare_plain_jobs(&self) {
         self.declare_jobs_with(FieldTable::default());
     }
 
     /// Declares the queue of parked jobs as an operator might: with room for so many and no more.
     #[track_caller]
-    pub(crate) fn declare_full_dead(&self, jobs: i32) {
+    pub fn declare_full_dead(&self, jobs: i32) {
         let queue = format!("{}.dead.{MODEL}", self.namespace);
         let mut arguments = FieldTable::default();
         arguments.insert("x-max-length".into(), AMQPValue::LongInt(jobs));
@@ -56,7 +56,7 @@ impl Aggregator {
     /// Declares an exchange of the namespace as an operator might, an internal one or with another
     /// alternate exchange.
     #[track_caller]
-    pub(crate) fn declare_exchange(
+    pub fn declare_exchange(
         &self,
         rest: &str,
         kind: ExchangeKind,
@@ -83,7 +83,7 @@ impl Aggregator {
 
     /// Deletes an exchange of the namespace.
     #[track_caller]
-    pub(crate) fn delete_exchange(&self, rest: &str) {
+    pub fn delete_exchange(&self, rest: &str) {
         let name = format!("{}.{rest}", self.namespace);
         runtime().block_on(async {
             let channel = self.connection.create_channel().await.expect("a channel");
@@ -94,7 +94,7 @@ impl Aggregator {
 
     /// A queue of its own for results of one status.
     #[track_caller]
-    pub(crate) fn declare_results_of(&self, status: &str) -> String {
+    pub fn declare_results_of(&self, status: &str) -> String {
         let (exchange, queue) = (
             format!("{}.results", self.namespace),
             format!("{}.{status}", self.namespace),

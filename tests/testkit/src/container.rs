@@ -6,30 +6,41 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use half::{bf16, f16};
 use safetensors::tensor::{Dtype, TensorView};
-use scorer::protocol::job::{Compression, Format};
 use serde_json::json;
 
-use super::raw::{Pickle, torch_zip, zlib, zstd};
+use crate::archive::{torch_zip, zlib, zstd};
+use crate::pickle::Pickle;
+
+/// How a job names the only compression there is.
+pub const ZSTD: &str = "zstd";
 
 /// The entries of a tensor, as a stranger may say them.
 #[derive(Debug, Clone)]
-pub(crate) struct Entry {
-    pub(crate) name: String,
-    pub(crate) shape: Vec<usize>,
-    pub(crate) indices: Vec<i64>,
-    pub(crate) values: Vec<f32>,
+pub struct Entry {
+    /// The tensor's name.
+    pub name: String,
+    /// Its shape.
+    pub shape: Vec<usize>,
+    /// Indices into the flattened tensor, in any order.
+    pub indices: Vec<i64>,
+    /// As many values.
+    pub values: Vec<f32>,
 }
 
 /// How values are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Width {
+pub enum Width {
+    /// Single precision.
     F32,
+    /// Half precision.
     F16,
+    /// bfloat16.
     Bf16,
 }
 
 impl Width {
-    pub(crate) fn round(self, value: f32) -> f32 {
+    /// The value that is read back.
+    pub fn round(self, value: f32) -> f32 {
         match self {
             Self::F32 => value,
             Self::F16 => f16::from_f32(value).to_f32(),
@@ -49,33 +60,43 @@ impl Width {
 
 /// A way to write an update.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Container {
-    pub(crate) kind: Kind,
-    pub(crate) width: Width,
+pub struct Container {
+    /// The format and its variety.
+    pub kind: Kind,
+    /// How the values are written.
+    pub width: Width,
     /// Indices of 64 bits, where there is a choice.
-    pub(crate) long: bool,
-    pub(crate) compression: Option<Compression>,
+    pub long: bool,
+    /// `zstd`, as a job names it, or none.
+    pub compression: Option<&'static str>,
     /// From and to, where there is a place for it.
-    pub(crate) versions: (u64, u64),
+    pub versions: (u64, u64),
 }
 
 /// Format, and variety of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub enum Kind {
+    /// `binary_v2`: a map from names.
     Map,
+    /// `binary_v2`: a list of tensors.
     List,
+    /// `safetensors`: indices and values.
     Pairs,
+    /// `safetensors`: whole tensors.
     Dense,
+    /// `pt_chunks`: tensors of indices and values.
     Chunks,
     /// Every other element of storages twice as long.
     Views,
+    /// `pt_chunks`: packed, as bytes.
     Compact,
+    /// `pt_chunks`: packed, as base64.
     CompactText,
 }
 
 impl Kind {
     /// One of each that can say any indices at all.
-    pub(crate) const SPARSE: [Self; 7] = [
+    pub const SPARSE: [Self; 7] = [
         Self::Map,
         Self::List,
         Self::Pairs,
@@ -97,10 +118,10 @@ impl Kind {
 
 impl Container {
     /// Every way to write values of this width, each also compressed.
-    pub(crate) fn all(kinds: &[Kind], width: Width) -> Vec<Self> {
+    pub fn all(kinds: &[Kind], width: Width) -> Vec<Self> {
         let fit = kinds.iter().filter(|kind| kind.widths().contains(&width));
         let ways = fit.flat_map(|kind| {
-            [(false, None), (true, Some(Compression::Zstd))].map(|(long, compression)| Self {
+            [(false, None), (true, Some(ZSTD))].map(|(long, compression)| Self {
                 kind: *kind,
                 width,
                 long,
@@ -111,16 +132,17 @@ impl Container {
         ways.collect()
     }
 
-    pub(crate) fn format(self) -> Format {
+    /// The format, as a job names it.
+    pub fn format(self) -> &'static str {
         match self.kind {
-            Kind::Map | Kind::List => Format::BinaryV2,
-            Kind::Pairs | Kind::Dense => Format::Safetensors,
-            Kind::Chunks | Kind::Views | Kind::Compact | Kind::CompactText => Format::PtChunks,
+            Kind::Map | Kind::List => "binary_v2",
+            Kind::Pairs | Kind::Dense => "safetensors",
+            Kind::Chunks | Kind::Views | Kind::Compact | Kind::CompactText => "pt_chunks",
         }
     }
 
     /// The candidate's bytes.
-    pub(crate) fn write(self, update: &[Entry]) -> Vec<u8> {
+    pub fn write(self, update: &[Entry]) -> Vec<u8> {
         let bytes = match self.kind {
             Kind::Map => {
                 let entries = update.iter().map(|e| (e.name.clone(), self.packed_json(e)));
@@ -142,7 +164,7 @@ impl Container {
         };
         match self.compression {
             None => bytes,
-            Some(Compression::Zstd) => zstd(&bytes),
+            Some(_) => zstd(&bytes),
         }
     }
 

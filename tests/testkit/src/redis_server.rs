@@ -5,11 +5,14 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use nix::sys::signal::Signal;
 
-use super::process::{Folder, Group, free_port, program};
-use super::wait::{SOON, eventually, secs};
+use crate::folder::Folder;
+use crate::port::free_port;
+use crate::process::Group;
+use crate::program::program;
+use crate::wait::{SOON, eventually, secs};
 
 /// A Redis server on a port of its own that can be killed, restarted and frozen.
-pub(crate) struct Redis {
+pub struct Redis {
     port: u16,
     /// Further arguments.
     more: Vec<String>,
@@ -19,14 +22,14 @@ pub(crate) struct Redis {
 }
 
 impl Redis {
-    /// The one that tests share which do not break it.
-    pub(crate) fn shared() -> Arc<Self> {
+    /// The Redis of all tests that do not break it.
+    pub fn shared() -> Arc<Self> {
         static SHARED: OnceLock<Arc<Redis>> = OnceLock::new();
         Arc::clone(SHARED.get_or_init(|| Arc::new(Self::started())))
     }
 
     /// A port without a server on it yet.
-    pub(crate) fn stopped() -> Self {
+    pub fn stopped() -> Self {
         Self {
             port: free_port(),
             more: Vec::new(),
@@ -36,13 +39,13 @@ impl Redis {
     }
 
     /// With further arguments.
-    pub(crate) fn with(self, more: &[&str]) -> Self {
+    pub fn with(self, more: &[&str]) -> Self {
         let more = more.iter().map(|argument| (*argument).to_owned()).collect();
         Self { more, ..self }
     }
 
-    /// A server of one's own.
-    pub(crate) fn started() -> Self {
+    /// A server of the test's own, running.
+    pub fn started() -> Self {
         let server = Self::stopped();
         server.start();
         server
@@ -50,7 +53,7 @@ impl Redis {
 
     /// Starts, or starts again, empty, on the same port.
     #[track_caller]
-    pub(crate) fn start(&self) {
+    pub fn start(&self) {
         let log = std::fs::File::create(self.folder.join("log")).expect("a log file");
         let mut command = Command::new(program(&["redis-server"]));
         command
@@ -68,31 +71,33 @@ impl Redis {
         });
     }
 
-    /// Dies without a word.
-    pub(crate) fn kill(&self) {
+    /// Kills the server.
+    pub fn kill(&self) {
         *self.running() = None;
     }
 
-    /// Holds still: connections stay open and nothing answers.
-    pub(crate) fn freeze(&self) {
+    /// Stops the process: connections stay open and nothing answers.
+    pub fn freeze(&self) {
         self.signal(Signal::SIGSTOP);
     }
 
     /// Goes on after [`Redis::freeze`].
-    pub(crate) fn thaw(&self) {
+    pub fn thaw(&self) {
         self.signal(Signal::SIGCONT);
     }
 
-    pub(crate) fn url(&self) -> String {
+    /// The URL of database 0.
+    pub fn url(&self) -> String {
         format!("redis://127.0.0.1:{}/0", self.port)
     }
 
     /// A connection that gives up rather than hang.
     #[track_caller]
-    pub(crate) fn connection(&self) -> redis::Connection {
+    pub fn connection(&self) -> redis::Connection {
         self.try_connection().expect("redis accepts a connection")
     }
 
+    /// The same, or none where the server does not answer.
     pub(crate) fn try_connection(&self) -> Option<redis::Connection> {
         let client = redis::Client::open(self.url()).expect("a well-formed url");
         let connection = client.get_connection_with_timeout(secs(2)).ok()?;

@@ -1,4 +1,4 @@
-//! The model package of the tests: made once with `scorer package`, then only copied and bent.
+//! The model package of the tests: made once with `scorer package`, then only copied and changed.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -6,22 +6,30 @@ use std::sync::OnceLock;
 
 use serde_json::{Value, json};
 
-use super::jobs::digest;
-use super::process::Folder;
+use crate::digest::digest;
+use crate::folder::Folder;
+use crate::program::scorer;
 
 /// The model's name in every test; it is part of queue and key names.
-pub(crate) const MODEL: &str = "tinylm";
+pub const MODEL: &str = "tinylm";
 /// The version every package here has.
-pub(crate) const VERSION: u64 = 7;
+pub const VERSION: u64 = 7;
 
-/// Where the committed model and its candidates are.
-pub(crate) fn fixtures() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/model")
+/// The root of the repository.
+pub(crate) fn repository() -> &'static Path {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let root = here.ancestors().nth(2);
+    root.expect("tests/testkit is in the repository")
 }
 
-/// The sound package. Tests that bend it take a [`copy`].
+/// Where the committed model and its candidates are.
+pub fn fixtures() -> PathBuf {
+    repository().join("tests/model")
+}
+
+/// The sound package. Tests that change it take a [`copy`](Package::copy).
 #[track_caller]
-pub(crate) fn sound() -> &'static Path {
+pub fn sound() -> &'static Path {
     static MADE: OnceLock<(Folder, PathBuf)> = OnceLock::new();
     let (_, path) = MADE.get_or_init(|| {
         let folder = Folder::new("package");
@@ -44,7 +52,7 @@ fn build(from: &Path, graph: &str, window: u32, windows_per_row: u32, out: &Path
 }
 
 fn build_for(from: &Path, graph: &str, weights: &str, objective: &[&str], out: &Path) {
-    let output = Command::new(env!("CARGO_BIN_EXE_scorer"))
+    let output = Command::new(scorer())
         .arg("package")
         .arg("--graph")
         .arg(from.join(graph))
@@ -65,25 +73,25 @@ fn build_for(from: &Path, graph: &str, weights: &str, objective: &[&str], out: &
     );
 }
 
-/// A package of one's own to bend.
-pub(crate) struct Package(Folder);
+/// A package that a test may change.
+pub struct Package(Folder);
 
 impl Package {
     /// A copy of the sound package.
-    pub(crate) fn copy() -> Self {
-        let folder = Folder::new("bent");
+    pub fn copy() -> Self {
+        let folder = Folder::new("copy");
         copy_all(sound(), &folder.join(MODEL));
         Self(folder)
     }
 
     /// A model whose `size.weight` says how much its one large node computes: see
     /// `tests/model/README.md`.
-    pub(crate) fn hazard() -> Self {
+    pub fn hazard() -> Self {
         Self::hazard_of(1)
     }
 
     /// The same with so many windows of each of its two rows.
-    pub(crate) fn hazard_of(windows_per_row: u32) -> Self {
+    pub fn hazard_of(windows_per_row: u32) -> Self {
         let folder = Folder::new("hazard");
         build(
             &fixtures().join("hazard"),
@@ -96,7 +104,7 @@ impl Package {
     }
 
     /// A model of which one expert is never chosen, `experts.2.weight`.
-    pub(crate) fn with_an_idle_expert() -> Self {
+    pub fn with_an_idle_expert() -> Self {
         let folder = Folder::new("experts");
         let (from, objective) = (fixtures().join("inert"), ["--objective", "graph_loss"]);
         let (graph, weights) = ("experts.onnx", "experts.safetensors");
@@ -104,12 +112,13 @@ impl Package {
         Self(folder)
     }
 
-    pub(crate) fn path(&self) -> PathBuf {
+    /// The package's folder.
+    pub fn path(&self) -> PathBuf {
         self.0.join(MODEL)
     }
 
     /// Changes `model.json`.
-    pub(crate) fn edit(&self, change: impl FnOnce(&mut Value)) {
+    pub fn edit(&self, change: impl FnOnce(&mut Value)) {
         let file = self.path().join("model.json");
         let text = std::fs::read(&file).expect("a package has a model.json");
         let mut manifest = serde_json::from_slice(&text).expect("model.json is JSON");
@@ -119,7 +128,7 @@ impl Package {
     }
 
     /// Puts other weights in, a safetensors file, and makes `model.json` say so.
-    pub(crate) fn replace_weights(&self, version: u64, bytes: &[u8]) {
+    pub fn replace_weights(&self, version: u64, bytes: &[u8]) {
         self.edit(|manifest| {
             let file = manifest["weights"]["file"].as_str();
             let file = self.path().join(file.expect("a package names its weights"));
@@ -130,7 +139,7 @@ impl Package {
     }
 
     /// Flips one byte in the last shard, so that its digest is wrong; returns the file's name.
-    pub(crate) fn spoil_a_shard(&self) -> String {
+    pub fn spoil_a_shard(&self) -> String {
         let name = self.last_shard();
         let file = self.path().join(&name);
         let mut bytes = std::fs::read(&file).expect("the shard is there");
@@ -144,7 +153,7 @@ impl Package {
     }
 
     /// Puts the spoilt shard back.
-    pub(crate) fn repair(&self) {
+    pub fn repair(&self) {
         let name = self.last_shard();
         std::fs::copy(sound().join(&name), self.path().join(&name)).expect("a writable package");
     }

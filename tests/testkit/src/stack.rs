@@ -8,37 +8,44 @@ use std::sync::Arc;
 use redis::Commands as _;
 use serde_json::Value;
 
-use super::aggregator::Aggregator;
-use super::broker::Rabbit;
-use super::jobs::Case;
-use super::package::{self, MODEL};
-use super::process::Folder;
-use super::redis_server::Redis;
-use super::worker::{Settings, Worker};
+use crate::aggregator::Aggregator;
+use crate::broker::Rabbit;
+use crate::case::Case;
+use crate::folder::Folder;
+use crate::package::{self, MODEL};
+use crate::program::scorer;
+use crate::redis_server::Redis;
+use crate::worker::{Settings, Worker};
 
 /// A namespace of its own on a broker and a Redis.
-pub(crate) struct Stack {
-    pub(crate) rabbit: Arc<Rabbit>,
-    pub(crate) redis: Arc<Redis>,
-    pub(crate) namespace: String,
+pub struct Stack {
+    /// The broker.
+    pub rabbit: Arc<Rabbit>,
+    /// The Redis.
+    pub redis: Arc<Redis>,
+    /// The namespace on both.
+    pub namespace: String,
     folder: Folder,
 }
 
 /// What a finished command left.
-pub(crate) struct Answer {
-    pub(crate) code: i32,
-    pub(crate) stdout: String,
-    pub(crate) stderr: String,
+pub struct Answer {
+    /// The exit code; -1 where a signal ended it.
+    pub code: i32,
+    /// What it wrote to standard output.
+    pub stdout: String,
+    /// What it wrote to standard error.
+    pub stderr: String,
 }
 
 impl Stack {
     /// On the services that all tests share.
-    pub(crate) fn shared() -> Self {
+    pub fn shared() -> Self {
         Self::on(Rabbit::shared(), Redis::shared())
     }
 
     /// On services of the test's own.
-    pub(crate) fn on(rabbit: Arc<Rabbit>, redis: Arc<Redis>) -> Self {
+    pub fn on(rabbit: Arc<Rabbit>, redis: Arc<Redis>) -> Self {
         let namespace = format!("t{}", &uuid::Uuid::new_v4().simple().to_string()[..10]);
         Self {
             rabbit,
@@ -49,7 +56,7 @@ impl Stack {
     }
 
     /// The settings every process of this test has in common.
-    pub(crate) fn settings(&self) -> Settings {
+    pub fn settings(&self) -> Settings {
         Settings::new(&[
             ("SCORER_AMQP__URL", &self.rabbit.url()),
             ("SCORER_AMQP__NAMESPACE", &self.namespace),
@@ -67,39 +74,35 @@ impl Stack {
     }
 
     /// Starts a worker with nothing unusual about it.
-    pub(crate) fn worker(&self, id: &str) -> Worker {
+    pub fn worker(&self, id: &str) -> Worker {
         self.worker_with(id, |settings| settings)
     }
 
     /// Starts a worker on another package.
-    pub(crate) fn worker_on(&self, id: &str, package: &Path) -> Worker {
+    pub fn worker_on(&self, id: &str, package: &Path) -> Worker {
         self.worker_with(id, |settings| settings.set("model.dir", package.display()))
     }
 
     /// Starts a worker whose settings differ.
-    pub(crate) fn worker_with(
-        &self,
-        id: &str,
-        change: impl FnOnce(Settings) -> Settings,
-    ) -> Worker {
+    pub fn worker_with(&self, id: &str, change: impl FnOnce(Settings) -> Settings) -> Worker {
         let settings = change(self.settings().set("worker.id", id));
         Worker::spawn(id, &settings, self)
     }
 
     /// An aggregator on this namespace.
     #[track_caller]
-    pub(crate) fn aggregator(&self) -> Aggregator {
+    pub fn aggregator(&self) -> Aggregator {
         Aggregator::connect(&self.rabbit.url(), &self.namespace)
     }
 
     /// Where workers keep newer weights.
-    pub(crate) fn state_dir(&self) -> PathBuf {
+    pub fn state_dir(&self) -> PathBuf {
         self.folder.join("state")
     }
 
     /// What `scorer score` says of a case on a package, on this machine's CPU.
     #[track_caller]
-    pub(crate) fn offline(&self, case: &Case, package: &Path) -> Value {
+    pub fn offline(&self, case: &Case, package: &Path) -> Value {
         let file = case.path().display().to_string();
         let rate = case.learning_rate.map(|rate| rate.to_string());
         let mut arguments = vec!["score", "--candidate", &file, "--format", "binary_v2"];
@@ -116,20 +119,15 @@ impl Stack {
     }
 
     /// Runs one of the other commands to its end.
-    pub(crate) fn command(&self, arguments: &[&str]) -> Answer {
+    pub fn command(&self, arguments: &[&str]) -> Answer {
         self.command_with(self.settings(), arguments, "")
     }
 
     /// Runs a command with other settings and something to read.
-    pub(crate) fn command_with(
-        &self,
-        settings: Settings,
-        arguments: &[&str],
-        input: &str,
-    ) -> Answer {
+    pub fn command_with(&self, settings: Settings, arguments: &[&str], input: &str) -> Answer {
         let file = self.folder.join(&format!("input-{}", uuid::Uuid::new_v4()));
         std::fs::write(&file, input).expect("a writable folder");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_scorer"));
+        let mut command = Command::new(scorer());
         command
             .args(arguments)
             .stdin(Stdio::from(std::fs::File::open(&file).expect("the input")));
@@ -145,22 +143,22 @@ impl Stack {
     }
 
     /// The name of an exchange or queue of this namespace.
-    pub(crate) fn object(&self, rest: &str) -> String {
+    pub fn object(&self, rest: &str) -> String {
         format!("{}.{rest}", self.namespace)
     }
 
     /// The jobs queue.
-    pub(crate) fn jobs_queue(&self) -> String {
+    pub fn jobs_queue(&self) -> String {
         self.object(&format!("jobs.{MODEL}"))
     }
 
     /// A key of this namespace in Redis.
-    pub(crate) fn key(&self, rest: &str) -> String {
+    pub fn key(&self, rest: &str) -> String {
         format!("{}:{{{MODEL}}}:{rest}", self.namespace)
     }
 
     /// The heartbeat record under a worker's id, if there is one.
-    pub(crate) fn record(&self, id: &str) -> Option<Value> {
+    pub fn record(&self, id: &str) -> Option<Value> {
         let text: Option<String> = self
             .redis
             .try_connection()?
@@ -170,7 +168,7 @@ impl Stack {
     }
 
     /// The keys that match a pattern, in any order.
-    pub(crate) fn keys(&self, pattern: &str) -> Vec<String> {
+    pub fn keys(&self, pattern: &str) -> Vec<String> {
         self.redis
             .connection()
             .keys(self.key(pattern))
@@ -178,7 +176,7 @@ impl Stack {
     }
 
     /// The state changes of a worker, oldest first: the entries of the stream as they are.
-    pub(crate) fn events(&self, id: &str) -> Vec<HashMap<String, String>> {
+    pub fn events(&self, id: &str) -> Vec<HashMap<String, String>> {
         let mut range = redis::cmd("XRANGE");
         let entries: Vec<(String, HashMap<String, String>)> = range
             .arg(self.key("events"))
@@ -193,7 +191,7 @@ impl Stack {
     }
 
     /// The states a worker went to, in order.
-    pub(crate) fn states(&self, id: &str) -> Vec<String> {
+    pub fn states(&self, id: &str) -> Vec<String> {
         self.events(id).iter().map(|e| e["to"].clone()).collect()
     }
 }
@@ -201,7 +199,7 @@ impl Stack {
 impl Answer {
     /// Checks the exit code, showing what was said.
     #[track_caller]
-    pub(crate) fn expect_code(self, code: i32) -> Self {
+    pub fn expect_code(self, code: i32) -> Self {
         assert_eq!(
             self.code, code,
             "exit code; stdout:\n{}\nstderr:\n{}",
@@ -212,7 +210,7 @@ impl Answer {
 
     /// The JSON values on standard output; a list counts as its items.
     #[track_caller]
-    pub(crate) fn values(&self) -> Vec<Value> {
+    pub fn values(&self) -> Vec<Value> {
         let stream = serde_json::Deserializer::from_str(&self.stdout).into_iter::<Value>();
         let values = stream
             .map(|v| v.unwrap_or_else(|e| panic!("stdout is not JSON ({e}):\n{}", self.stdout)));
@@ -229,7 +227,7 @@ impl Answer {
 
     /// The one JSON value on standard output.
     #[track_caller]
-    pub(crate) fn value(&self) -> Value {
+    pub fn value(&self) -> Value {
         serde_json::from_str(&self.stdout)
             .unwrap_or_else(|e| panic!("stdout is not JSON ({e}):\n{}", self.stdout))
     }

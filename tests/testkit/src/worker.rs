@@ -8,19 +8,21 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use super::process::Group;
-use super::stack::Stack;
-use super::wait::{SOON, START, eventually_some};
+use crate::process::Group;
+use crate::program::scorer;
+use crate::stack::Stack;
+use crate::wait::{SOON, START, eventually_some};
 
 /// Environment and `--set` of one process.
 #[derive(Clone)]
-pub(crate) struct Settings {
+pub struct Settings {
     environment: Vec<(String, String)>,
     set: Vec<(String, String)>,
 }
 
 impl Settings {
-    pub(crate) fn new(environment: &[(&str, &str)]) -> Self {
+    /// Environment variables, and no `--set` yet.
+    pub fn new(environment: &[(&str, &str)]) -> Self {
         let environment = environment
             .iter()
             .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
@@ -32,20 +34,20 @@ impl Settings {
     }
 
     /// Adds a `--set`; the last one for a key is the only one.
-    pub(crate) fn set(mut self, key: &str, value: impl std::fmt::Display) -> Self {
+    pub fn set(mut self, key: &str, value: impl std::fmt::Display) -> Self {
         self.set.retain(|(k, _)| k != key);
         self.set.push((key.to_owned(), value.to_string()));
         self
     }
 
     /// Adds a variable of the environment.
-    pub(crate) fn env(mut self, key: &str, value: &str) -> Self {
+    pub fn env(mut self, key: &str, value: &str) -> Self {
         self.environment.push((key.to_owned(), value.to_owned()));
         self
     }
 
     /// Puts them on a command; nothing of the test runner's own `SCORER_` environment gets through.
-    pub(crate) fn apply<'a>(&self, command: &'a mut Command) -> &'a mut Command {
+    pub fn apply<'a>(&self, command: &'a mut Command) -> &'a mut Command {
         let inherited = std::env::vars_os().map(|(key, _)| key);
         for key in inherited.filter(|k| k.to_string_lossy().starts_with("SCORER_")) {
             command.env_remove(key);
@@ -58,7 +60,7 @@ impl Settings {
 }
 
 /// A running `scorer run`. Its log is shown when the test fails.
-pub(crate) struct Worker {
+pub struct Worker {
     id: String,
     process: Mutex<Group>,
     log: Arc<Mutex<Vec<String>>>,
@@ -67,14 +69,15 @@ pub(crate) struct Worker {
 
 /// Where the worker's heartbeat is read.
 struct Records {
-    redis: Arc<super::redis_server::Redis>,
+    redis: Arc<crate::redis_server::Redis>,
     key: String,
 }
 
 impl Worker {
+    /// Starts `scorer run`, without waiting for it.
     #[track_caller]
-    pub(crate) fn spawn(id: &str, settings: &Settings, stack: &Stack) -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_scorer"));
+    pub fn spawn(id: &str, settings: &Settings, stack: &Stack) -> Self {
+        let mut command = Command::new(scorer());
         command
             .arg("run")
             .stdin(Stdio::null())
@@ -96,12 +99,13 @@ impl Worker {
         }
     }
 
-    pub(crate) fn pid(&self) -> u32 {
+    /// The process id.
+    pub fn pid(&self) -> u32 {
         self.process().child().id()
     }
 
     /// The record under the worker's id, if it is there.
-    pub(crate) fn try_heartbeat(&self) -> Option<Value> {
+    pub fn try_heartbeat(&self) -> Option<Value> {
         let text: Option<String> =
             redis::Commands::get(&mut self.records.redis.try_connection()?, &self.records.key)
                 .ok()?;
@@ -110,14 +114,14 @@ impl Worker {
 
     /// The record under the worker's id.
     #[track_caller]
-    pub(crate) fn heartbeat(&self) -> Value {
+    pub fn heartbeat(&self) -> Value {
         self.try_heartbeat()
             .unwrap_or_else(|| panic!("{} has no heartbeat record", self.id))
     }
 
     /// Waits until this very process writes a record that satisfies the condition.
     #[track_caller]
-    pub(crate) fn heartbeat_when(
+    pub fn heartbeat_when(
         &self,
         deadline: Duration,
         what: &str,
@@ -140,7 +144,7 @@ impl Worker {
 
     /// Waits until it says that it is ready; returns the record.
     #[track_caller]
-    pub(crate) fn ready(&self) -> Value {
+    pub fn ready(&self) -> Value {
         self.heartbeat_when(START, "ready", |r| {
             r["ready"] == true && r["state"] == "ready"
         })
@@ -148,7 +152,7 @@ impl Worker {
 
     /// Waits for a state and its detail.
     #[track_caller]
-    pub(crate) fn state(&self, state: &str, detail: &str) -> Value {
+    pub fn state(&self, state: &str, detail: &str) -> Value {
         let what = format!("{state} / {detail}");
         self.heartbeat_when(START, &what, |r| {
             r["state"] == state && r["state_detail"] == detail
@@ -157,7 +161,7 @@ impl Worker {
 
     /// A record written after now, so that it knows all that has happened.
     #[track_caller]
-    pub(crate) fn next_heartbeat(&self) -> Value {
+    pub fn next_heartbeat(&self) -> Value {
         let seen = self.heartbeat()["seq"].as_u64().expect("seq is a number");
         // The beat under way may have been put together before: the one after it was not.
         self.heartbeat_when(SOON, "two more beats", |r| {
@@ -166,28 +170,29 @@ impl Worker {
     }
 
     /// How the process ended, if it has.
-    pub(crate) fn ended(&self) -> Option<ExitStatus> {
+    pub fn ended(&self) -> Option<ExitStatus> {
         self.process().ended()
     }
 
-    pub(crate) fn signal(&self, signal: Signal) {
+    /// Sends a signal to it and its children.
+    pub fn signal(&self, signal: Signal) {
         self.process().signal(signal);
     }
 
     /// Asks it to drain.
-    pub(crate) fn terminate(&self) {
+    pub fn terminate(&self) {
         self.signal(Signal::SIGTERM);
     }
 
-    /// Dies without a word.
-    pub(crate) fn kill(&self) {
+    /// Kills it and waits for its end.
+    pub fn kill(&self) {
         self.signal(Signal::SIGKILL);
         self.process().wait(SOON);
     }
 
     /// Waits for the process to end; the exit code.
     #[track_caller]
-    pub(crate) fn exit_code(&self, deadline: Duration) -> i32 {
+    pub fn exit_code(&self, deadline: Duration) -> i32 {
         let status = self.process().wait(deadline);
         let status = status.unwrap_or_else(|| panic!("{} still runs after {deadline:?}", self.id));
         status
@@ -195,15 +200,15 @@ impl Worker {
             .unwrap_or_else(|| panic!("{} did not exit by itself: {status}", self.id))
     }
 
-    /// Drains it in order and checks that it says so.
+    /// Drains it and checks its exit code.
     #[track_caller]
-    pub(crate) fn drain(&self) {
+    pub fn drain(&self) {
         self.terminate();
         assert_eq!(self.exit_code(SOON), 0, "exit code of a clean drain");
     }
 
     /// What it has written so far.
-    pub(crate) fn log(&self) -> String {
+    pub fn log(&self) -> String {
         self.log
             .lock()
             .unwrap_or_else(PoisonError::into_inner)

@@ -1,6 +1,6 @@
-//! Jobs as an aggregator writes them: the committed cases, and the bodies made from them.
+//! Jobs as an aggregator writes them, made from the committed cases.
 
-use std::io::Write as _;
+use std::path::PathBuf;
 use std::sync::OnceLock;
 
 use base64::Engine as _;
@@ -8,79 +8,41 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::package::{VERSION, fixtures};
-
-/// How a body is encoded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Encoding {
-    MessagePack,
-    Json,
-}
-
-impl Encoding {
-    pub(crate) fn content_type(self) -> &'static str {
-        match self {
-            Self::MessagePack => "application/msgpack",
-            Self::Json => "application/json",
-        }
-    }
-
-    /// Encodes a job; in MessagePack the candidate's bytes are `bin`, in JSON base64 text.
-    pub(crate) fn encode(self, job: &Value) -> Vec<u8> {
-        match self {
-            Self::Json => serde_json::to_vec(job).expect("a JSON value"),
-            Self::MessagePack => pack(&message_pack(job)),
-        }
-    }
-}
-
-/// Serializes a MessagePack value.
-pub(crate) fn pack(value: &rmpv::Value) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    rmpv::encode::write_value(&mut bytes, value).expect("writing to memory");
-    bytes
-}
-
-/// A job as a MessagePack value, its inline bytes as `bin`.
-pub(crate) fn message_pack(job: &Value) -> rmpv::Value {
-    let mut message = rmpv::ext::to_value(job).expect("JSON fits into MessagePack");
-    let candidate = entry(&mut message, "candidate");
-    if let Some(data) = candidate.and_then(|c| entry(c, "data"))
-        && let Some(bytes) = data.as_str().and_then(|text| BASE64.decode(text).ok())
-    {
-        *data = rmpv::Value::Binary(bytes);
-    }
-    message
-}
-
-fn entry<'a>(map: &'a mut rmpv::Value, name: &str) -> Option<&'a mut rmpv::Value> {
-    let rmpv::Value::Map(fields) = map else {
-        return None;
-    };
-    fields
-        .iter_mut()
-        .find(|(key, _)| key.as_str() == Some(name))
-        .map(|(_, value)| value)
-}
+use crate::digest::digest;
+use crate::package::{VERSION, fixtures};
 
 /// One line of `cases.json`.
 #[derive(Debug, Clone, Deserialize)]
-pub(crate) struct Case {
-    pub(crate) name: String,
+pub struct Case {
+    /// The name in the table.
+    pub name: String,
+    /// `score`, `validate`, or empty for `score`.
     #[serde(default)]
-    pub(crate) kind: String,
-    pub(crate) file: Option<String>,
-    pub(crate) format: Option<String>,
-    pub(crate) compression: Option<String>,
-    pub(crate) semantics: Option<String>,
-    pub(crate) learning_rate: Option<f64>,
-    pub(crate) model_version: Option<u64>,
-    pub(crate) nonce: Option<String>,
-    pub(crate) shards: Option<Vec<u64>>,
-    pub(crate) label_shift: Option<u64>,
-    pub(crate) sha256: Option<String>,
-    pub(crate) size: Option<u64>,
-    pub(crate) expect: Value,
+    pub kind: String,
+    /// The candidate's file, below the fixtures or their `candidates`.
+    pub file: Option<String>,
+    /// The container.
+    pub format: Option<String>,
+    /// The compression around it.
+    pub compression: Option<String>,
+    /// `gradient` or `param_diff`.
+    pub semantics: Option<String>,
+    /// The rate of a gradient.
+    pub learning_rate: Option<f64>,
+    /// The version the job names; none is [`VERSION`].
+    pub model_version: Option<u64>,
+    /// What chooses the windows.
+    pub nonce: Option<String>,
+    /// The shards to read; none is all.
+    pub shards: Option<Vec<u64>>,
+    /// By how much the labels are shifted; none is 1.
+    pub label_shift: Option<u64>,
+    /// The digest that the job claims.
+    pub sha256: Option<String>,
+    /// The candidate's size in bytes.
+    pub size: Option<u64>,
+    /// The expected result.
+    pub expect: Value,
 }
 
 #[derive(Deserialize)]
@@ -89,7 +51,7 @@ struct Table {
 }
 
 /// The cases that the package of the tests can answer: those with label shift 1.
-pub(crate) fn cases() -> &'static [Case] {
+pub fn cases() -> &'static [Case] {
     static CASES: OnceLock<Vec<Case>> = OnceLock::new();
     CASES.get_or_init(|| {
         let file = fixtures().join("cases.json");
@@ -105,7 +67,7 @@ pub(crate) fn cases() -> &'static [Case] {
 }
 
 /// A gradient that is scored, on all shards: what most tests submit.
-pub(crate) fn honest() -> &'static Case {
+pub fn honest() -> &'static Case {
     cases()
         .iter()
         .filter(|c| {
@@ -130,12 +92,12 @@ pub(crate) fn honest() -> &'static Case {
 
 impl Case {
     /// Whether it asks for the model's own loss instead of a candidate's.
-    pub(crate) fn is_validate(&self) -> bool {
+    pub fn is_validate(&self) -> bool {
         self.kind == "validate" || self.file.is_none()
     }
 
     /// Where the candidate's file is.
-    pub(crate) fn path(&self) -> std::path::PathBuf {
+    pub fn path(&self) -> PathBuf {
         let file = self.file.as_deref().expect("a score case has a file");
         let direct = fixtures().join(file);
         if direct.is_file() {
@@ -146,12 +108,12 @@ impl Case {
     }
 
     /// The candidate's bytes.
-    pub(crate) fn bytes(&self) -> Vec<u8> {
+    pub fn bytes(&self) -> Vec<u8> {
         std::fs::read(self.path()).unwrap_or_else(|e| panic!("{}: {e}", self.path().display()))
     }
 
     /// The job that submits this case with its bytes inline.
-    pub(crate) fn job(&self, submission_id: &str) -> Value {
+    pub fn job(&self, submission_id: &str) -> Value {
         let mut job = self.bare_job(submission_id);
         if !self.is_validate() {
             job["candidate"]["data"] = json!(BASE64.encode(self.bytes()));
@@ -163,7 +125,7 @@ impl Case {
     }
 
     /// The same by reference.
-    pub(crate) fn job_by_url(&self, submission_id: &str, url: &str) -> Value {
+    pub fn job_by_url(&self, submission_id: &str, url: &str) -> Value {
         let bytes = self.bytes();
         let mut job = self.bare_job(submission_id);
         job["candidate"]["url"] = json!(url);
@@ -209,38 +171,9 @@ fn put(map: &mut Value, name: &str, value: Option<&impl serde::Serialize>) {
     }
 }
 
-/// Hex SHA-256.
-pub(crate) fn digest(bytes: &[u8]) -> String {
-    use sha2::Digest as _;
-    hex::encode(sha2::Sha256::digest(bytes))
-}
-
 /// The honest job under another name, on windows that no other nonce chooses.
-pub(crate) fn honest_job(submission_id: &str, nonce: &str) -> Value {
+pub fn honest_job(submission_id: &str, nonce: &str) -> Value {
     let mut job = honest().job(submission_id);
     job["validation"] = json!({"nonce": nonce});
     job
-}
-
-/// A candidate that sets the size of the hazard model's large node, which the package has at 1; see
-/// `tests/model/README.md`.
-pub(crate) fn hazard_candidate(size: f32) -> Vec<u8> {
-    let mut packed = (size - 1.0).to_le_bytes().to_vec();
-    packed.extend(0_i32.to_le_bytes());
-    let mut zlib = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::fast());
-    zlib.write_all(&packed).expect("a Vec takes every write");
-    let data = BASE64.encode(zlib.finish().expect("a Vec takes every write"));
-    let candidate = json!({"size.weight": {"shape": [1], "k": 1, "data": data}});
-    candidate.to_string().into_bytes()
-}
-
-/// The job that submits it.
-pub(crate) fn hazard_job(submission_id: &str, size: f32) -> Value {
-    json!({
-        "v": 1, "kind": "score", "submission_id": submission_id, "model_version": VERSION,
-        "candidate": {
-            "format": "binary_v2", "semantics": "param_diff",
-            "data": BASE64.encode(hazard_candidate(size)),
-        },
-    })
 }

@@ -3,7 +3,6 @@
 //! are made once more, from the contract.
 
 use std::collections::BTreeMap;
-use std::io::Write as _;
 use std::path::Path;
 
 use base64::Engine as _;
@@ -14,20 +13,21 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView, serialize};
 use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
 
-use super::package::{Package, VERSION, fixtures, sound};
+use crate::archive::zlib;
+use crate::package::{Package, VERSION, fixtures, sound};
 
 /// All tensors of one version, row-major, by name.
-pub(crate) type Weights = BTreeMap<String, Vec<f32>>;
+pub type Weights = BTreeMap<String, Vec<f32>>;
 
 /// What one version changes: per tensor, some elements, ascending, and what is added to each.
-pub(crate) type Step = BTreeMap<String, Vec<(usize, f32)>>;
+pub type Step = BTreeMap<String, Vec<(usize, f32)>>;
 
 /// How much a step adds to an element, up or down.
 const SMALLEST: f32 = 0.0005;
 const LARGEST: f32 = 0.0015;
 
 /// Every version so far, and what led to it.
-pub(crate) struct Trainer {
+pub struct Trainer {
     rng: StdRng,
     shapes: BTreeMap<String, Vec<usize>>,
     versions: BTreeMap<u64, Weights>,
@@ -37,7 +37,7 @@ pub(crate) struct Trainer {
 
 impl Trainer {
     /// Starts from the checkpoint of the tests, which is version [`VERSION`].
-    pub(crate) fn new(seed: u64) -> Self {
+    pub fn new(seed: u64) -> Self {
         let bytes = std::fs::read(fixtures().join("checkpoint.safetensors"));
         let bytes = bytes.expect("the committed checkpoint");
         let views = SafeTensors::deserialize(&bytes).expect("a checkpoint is safetensors");
@@ -63,7 +63,7 @@ impl Trainer {
     }
 
     /// Makes the next version by a few hundred small steps in a few tensors; its number.
-    pub(crate) fn advance(&mut self) -> u64 {
+    pub fn advance(&mut self) -> u64 {
         let (version, mut weights) = self.versions.last_key_value().map_or_else(
             || unreachable!("there is always the first version"),
             |(version, weights)| (*version, weights.clone()),
@@ -81,13 +81,13 @@ impl Trainer {
     }
 
     /// The latest version.
-    pub(crate) fn version(&self) -> u64 {
+    pub fn version(&self) -> u64 {
         self.versions.keys().last().copied().unwrap_or(VERSION)
     }
 
     /// What, added to one version, gives its neighbour, the next or the last one: by tensor, in the
     /// order of their names, index and value.
-    pub(crate) fn difference(&self, from: u64, to: u64) -> Step {
+    pub fn difference(&self, from: u64, to: u64) -> Step {
         assert_eq!(from.abs_diff(to), 1, "only neighbours have a difference");
         let mut step = self
             .steps
@@ -108,7 +108,7 @@ impl Trainer {
     }
 
     /// The difference as a `binary_v2` file.
-    pub(crate) fn delta(&self, from: u64, to: u64) -> Vec<u8> {
+    pub fn delta(&self, from: u64, to: u64) -> Vec<u8> {
         let entry = |(name, changes): (String, Vec<(usize, f32)>)| {
             let shape = self.shape(&name);
             let data = pack(&changes);
@@ -123,12 +123,12 @@ impl Trainer {
     }
 
     /// A tensor's shape.
-    pub(crate) fn shape(&self, name: &str) -> Vec<usize> {
+    pub fn shape(&self, name: &str) -> Vec<usize> {
         self.shapes[name].clone()
     }
 
     /// A safetensors file of all tensors of a version.
-    pub(crate) fn full(&self, version: u64) -> Vec<u8> {
+    pub fn full(&self, version: u64) -> Vec<u8> {
         let bytes: BTreeMap<&String, Vec<u8>> = self
             .weights(version)
             .iter()
@@ -143,13 +143,13 @@ impl Trainer {
 
     /// What a version is.
     #[track_caller]
-    pub(crate) fn weights(&self, version: u64) -> &Weights {
+    pub fn weights(&self, version: u64) -> &Weights {
         let weights = self.versions.get(&version);
         weights.unwrap_or_else(|| panic!("version {version} was not made"))
     }
 
     /// The id that a worker must give these weights, by the contract.
-    pub(crate) fn weights_id(&self, version: u64) -> String {
+    pub fn weights_id(&self, version: u64) -> String {
         let mut id = Sha256::new();
         for (name, elements) in self.weights(version) {
             id.update(Sha256::digest(name));
@@ -159,14 +159,14 @@ impl Trainer {
     }
 
     /// The sound package with the weights of another version, to compute scores by.
-    pub(crate) fn package(&self, version: u64) -> Package {
+    pub fn package(&self, version: u64) -> Package {
         let package = Package::copy();
         package.replace_weights(version, &self.full(version));
         package
     }
 
     /// The graph that all versions are for.
-    pub(crate) fn graph_sha256(&self) -> String {
+    pub fn graph_sha256(&self) -> String {
         let graph = &manifest(sound())["graph"]["sha256"];
         graph
             .as_str()
@@ -210,9 +210,7 @@ fn pack(changes: &[(usize, f32)]) -> String {
     let index = |n: usize| i32::try_from(n).expect("a small tensor").to_le_bytes();
     let indices = changes.iter().flat_map(|(n, _)| index(*n));
     let packed: Vec<u8> = values.chain(indices).collect();
-    let mut zlib = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::fast());
-    zlib.write_all(&packed).expect("a Vec takes every write");
-    BASE64.encode(zlib.finish().expect("a Vec takes every write"))
+    BASE64.encode(zlib(&packed))
 }
 
 fn little_endian(elements: &[f32]) -> Vec<u8> {
