@@ -429,7 +429,7 @@ fn refusal(bomb: &Bomb, package: &Package, limits: &CandidatesConfig) -> Failure
 fn a_bomb_is_refused_within_the_budget() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let folder = tempfile::tempdir().unwrap();
-    synthetic::make(MODEL, folder.path()).unwrap();
+    synthetic_model::make(MODEL, folder.path()).unwrap();
     let package = Package::load(folder.path(), false, &[]).unwrap();
     let name = package.weights.tensors[0].name.clone();
     let limits = limits();
