@@ -23,7 +23,7 @@ use scorer::config::{Config, Layers};
 use scorer::engine::thread::EngineHandle;
 use scorer::model::build::Recipe;
 use scorer::model::manifest::Objective;
-use scorer::protocol::document::Encoding;
+use scorer::protocol::encoding::Encoding;
 use scorer::protocol::job;
 use scorer::protocol::result::{JobRef, ResultMessage};
 use scorer::scoring::pipeline::{Judged, Pipeline};
