@@ -1,11 +1,6 @@
-//! The record a worker publishes into Redis, from a thread of its own that scoring cannot starve.
-//! It only relays: the state comes from the lifecycle, progress from the computing thread.
+//! Publishes the worker's record into Redis, from a thread of its own that scoring cannot starve. It only
+//! relays: the state comes from the lifecycle, progress from the computing thread.
 
-use crate::protocol::heartbeat::{
-    BrokerFacts, Build, HostFacts, JobFacts, MemoryFacts, ModelFacts, ProgressFacts, Record,
-    StoreFacts,
-};
-use crate::telemetry::status::WorkerStatus;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -13,16 +8,21 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::HeartbeatConfig;
+use crate::protocol::heartbeat::{
+    BrokerFacts, Build, HostFacts, JobFacts, MemoryFacts, ModelFacts, ProgressFacts, Record,
+    StoreFacts,
+};
 use crate::protocol::message::V1;
 use crate::protocol::state::{Phase, State};
 use crate::store::{Beat, Health, Ownership, Store};
 use crate::telemetry::progress::Progress;
+use crate::telemetry::status::WorkerStatus;
 use crate::util::clock::{steady_ms, unix_ms};
 use crate::worker::host;
 use crate::worker::lifecycle::{Change, Event};
 use crate::worker::systemd::Notifier;
 
-/// Who beats.
+/// Which process this is.
 #[derive(Debug, Clone)]
 pub struct Identity {
     /// The worker's name.
@@ -31,28 +31,28 @@ pub struct Identity {
     pub incarnation: String,
     /// The host's name.
     pub host: String,
-    /// What its process numbers count in; see [`host::pid_space`].
+    /// Where its process id is valid; see [`host::pid_space`].
     pub pid_space: Option<String>,
-    /// When the process began, unix milliseconds.
+    /// When the process started, unix milliseconds.
     pub started_at_ms: u64,
 }
 
-/// What the beat has found out about our name.
+/// Whether this worker may use its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NameClaim {
-    /// Redis has not answered yet, or is away.
+    /// Redis has not answered yet.
     Unknown,
-    /// The name is ours.
+    /// This worker holds it.
     Ours,
-    /// Another live worker has it.
+    /// Another live worker holds it.
     Taken,
 }
 
-/// The thread that beats.
+/// The thread that sends heartbeats.
 #[derive(Debug)]
 pub struct Heartbeat {
     stop: CancellationToken,
-    /// Whether the name is ours.
+    /// Whether this worker may use its name.
     pub claim: watch::Receiver<NameClaim>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
@@ -60,24 +60,24 @@ pub struct Heartbeat {
 /// Everything the thread needs.
 #[derive(Debug)]
 pub struct Source {
-    /// Who beats.
+    /// Which process this is.
     pub identity: Identity,
-    /// What the parts report.
+    /// What the worker's parts report.
     pub status: Arc<WorkerStatus>,
-    /// The state.
+    /// The worker's state.
     pub phase: watch::Receiver<Phase>,
-    /// What happens.
+    /// Entries for the event stream.
     pub events: std::sync::mpsc::Receiver<Event>,
-    /// Where it goes.
+    /// Where the record goes.
     pub store: Store,
-    /// Whether Redis does what jobs ask of it, on a connection of their own.
+    /// Whether Redis serves the jobs, which use another connection.
     pub health: Arc<Health>,
-    /// How often.
+    /// How often, and how long a record lives.
     pub config: HeartbeatConfig,
 }
 
 impl Heartbeat {
-    /// Starts beating; `alive` is dropped when the thread ends, however it does.
+    /// Starts the thread; `alive` is dropped when it ends, however that happens.
     ///
     /// # Errors
     /// When the thread cannot be started.
@@ -101,11 +101,11 @@ impl Heartbeat {
         })
     }
 
-    /// Sends the last beat and ends the thread.
+    /// Sends a last heartbeat and ends the thread.
     pub async fn stop(mut self) {
         self.stop.cancel();
         if let Some(thread) = self.thread.take() {
-            // Its beats are bounded in time, so is this.
+            // Each heartbeat has a time limit, so this returns.
             drop(tokio::task::spawn_blocking(move || thread.join()).await);
         }
     }
@@ -145,7 +145,7 @@ async fn beat_until(
     }
 }
 
-/// What the thread remembers between beats.
+/// What the thread remembers between heartbeats.
 struct Pulse {
     seq: u64,
     host: HostFacts,
@@ -170,7 +170,7 @@ impl Pulse {
     async fn beat(&mut self, source: &Source, claims: &watch::Sender<NameClaim>) {
         self.seq += 1;
         self.unsent.extend(source.events.try_iter());
-        // Redis away for long must not grow the process.
+        // Bounded: Redis may be away for long.
         let surplus = self.unsent.len().saturating_sub(1000);
         self.unsent.drain(..surplus);
         let phase = *source.phase.borrow();
@@ -190,7 +190,7 @@ impl Pulse {
             record: &record,
             ttl: source.config.ttl,
             events: &events,
-            // A worker that ends in any other state stays in sight until its record expires.
+            // A worker that ends in any other state stays visible until its record expires.
             leaving: phase.state == State::Stopped,
             dead: self.dead.as_deref(),
         };
@@ -202,13 +202,13 @@ impl Pulse {
                 let beaten = &source.status.beaten_ms;
                 beaten.store(steady_ms(), Ordering::Relaxed);
                 if std::mem::take(&mut self.failing) {
-                    tracing::info!("Redis takes heartbeats again");
+                    tracing::info!("heartbeats are published again");
                 }
                 self.note(ownership, &source.identity, claims);
             }
             Err(error) if !self.failing => {
                 self.failing = true;
-                tracing::warn!(%error, "the heartbeat is not published; scoring goes on, beats are retried");
+                tracing::warn!(%error, "the heartbeat is not published; scoring goes on, and publishing is retried");
             }
             Err(_) => {}
         }
@@ -227,8 +227,8 @@ impl Pulse {
                 pid,
                 pid_space,
             } => {
-                // A dead process cannot come back: its record is taken over at once. Only where its
-                // number means to us what it means to it: pods that share a host's name have their own.
+                // A dead process cannot come back, so its record is taken over at once. That needs its
+                // process id to be valid here, too: pods that share a host name have their own ids.
                 let ours = pid_space.is_some() && pid_space == identity.pid_space;
                 let dead = ours && !host::lives(pid);
                 self.dead = dead.then_some(incarnation);
