@@ -10,7 +10,7 @@ use safetensors::SafeTensors;
 use safetensors::tensor::Metadata;
 
 use super::route::Step;
-use crate::candidate::{self, Versions};
+use crate::candidate::{self, TensorUpdate, Versions};
 use crate::config::CandidatesConfig;
 use crate::model::checkpoint::{self, Checkpoint, Stored};
 use crate::model::files::map;
@@ -144,21 +144,29 @@ fn add_delta(model: &Package, delta: &Delta, path: &Path, out: &Path) -> Result<
     {
         return Err(broken(format!("the file leads from {old} to {new}")));
     }
+    add_tensors(model, &update.tensors, out).map_err(|error| match error {
+        StepError::Disk(error) => StepError::Disk(error),
+        StepError::Unfit(why) => broken(why),
+    })
+}
+
+fn add_tensors(model: &Package, tensors: &[TensorUpdate], out: &Path) -> Result<(), StepError> {
     let file = OpenOptions::new().read(true).write(true).open(out)?;
     let (start, header) = read_header(out)?;
-    for touched in update.tensors {
+    for touched in tensors {
         let info = &model.weights.tensors[touched.tensor];
         let Some(entry) = header.info(&info.name) else {
-            return Err(broken(format!("{} is not among the weights", info.name)));
+            let why = format!("{} is not among the weights", info.name);
+            return Err(StepError::Unfit(why));
         };
         let (from, to) = entry.data_offsets;
         let (offset, mut tensor) = ((start + from) as u64, vec![0; to - from]);
         file.read_exact_at(&mut tensor, offset)?;
         let added = add(&mut tensor, info.dtype, &touched.indices, &touched.values);
         added.map_err(|index| {
-            broken(format!(
-                "{}: the weight at index {index} becomes non-finite",
-                info.name
+            let name = &info.name;
+            StepError::Unfit(format!(
+                "{name}: the weight at index {index} becomes non-finite"
             ))
         })?;
         file.write_all_at(&tensor, offset)?;

@@ -120,23 +120,23 @@ impl Mirrors {
         part: &Path,
         report: impl Fn(Progress),
     ) -> Result<(), DownloadError> {
-        let mut here = PartialFile::read(part, step.size())
+        let mut partial = PartialFile::read(part, step.size())
             .await
             .map_err(DownloadError::Disk)?;
-        let mut refusals = Vec::new();
+        let mut failures = Vec::new();
         for text in step.urls() {
-            match self.complete(text, step, &mut here, &report).await {
+            match self.complete(text, step, &mut partial, &report).await {
                 Ok(()) => return Ok(()),
                 Err(FetchFailure::Disk(error)) => return Err(DownloadError::Disk(error)),
                 Err(FetchFailure::Mirror(error)) => {
-                    tracing::warn!(%error, bytes = here.at, "a mirror failed");
-                    refusals.push(error.to_string());
+                    tracing::warn!(%error, bytes = partial.at, "a mirror failed");
+                    failures.push(error.to_string());
                 }
             }
         }
         // Nothing that arrived is lost: even a bad mirror delivers the file over several attempts.
-        here.file.flush().await.map_err(DownloadError::Disk)?;
-        Err(DownloadError::Mirrors(refusals))
+        partial.file.flush().await.map_err(DownloadError::Disk)?;
+        Err(DownloadError::Mirrors(failures))
     }
 
     /// Fetches what is missing, and then, if the digest is wrong, everything: what came before may be to
@@ -145,16 +145,16 @@ impl Mirrors {
         &self,
         text: &str,
         step: Step<'_>,
-        here: &mut PartialFile,
+        partial: &mut PartialFile,
         report: &impl Fn(Progress),
     ) -> Result<(), FetchFailure> {
         loop {
-            let resumed = here.at > 0;
-            if here.at < step.size() {
-                self.fetch_rest(text, step, here, report).await?;
+            let resumed = partial.at > 0;
+            if partial.at < step.size() {
+                self.fetch_rest(text, step, partial, report).await?;
             }
-            let at = here.at;
-            match here.finish(step).await? {
+            let at = partial.at;
+            match partial.finish(step).await? {
                 None => return Ok(()),
                 Some(wrong) if resumed => {
                     report(Progress::Discarded(at));
@@ -173,24 +173,24 @@ impl Mirrors {
         &self,
         text: &str,
         step: Step<'_>,
-        here: &mut PartialFile,
+        partial: &mut PartialFile,
         report: &impl Fn(Progress),
     ) -> Result<(), FetchFailure> {
         let (downloader, url) = self.locate(text)?;
-        let mut body: Body = in_time(downloader.open(url, here.at, step.size())).await?;
-        if body.from() != here.at {
-            report(Progress::Discarded(here.at));
-            here.restart().await?;
+        let mut body: Body = in_time(downloader.open(url, partial.at, step.size())).await?;
+        if body.from() != partial.at {
+            report(Progress::Discarded(partial.at));
+            partial.restart().await?;
         }
         let mut pace = Pace::new(self.min_rate);
         while let Some(chunk) = in_time(pace.next(&mut body)).await? {
-            here.append(&chunk).await?;
+            partial.append(&chunk).await?;
             report(Progress::Received(chunk.len() as u64));
         }
-        if here.at == step.size() {
+        if partial.at == step.size() {
             return Ok(());
         }
-        let (place, at, size) = (body.place(), here.at, step.size());
+        let (place, at, size) = (body.place(), partial.at, step.size());
         let why = format!("{place}: ended after {at} bytes of {size}");
         Err(FetchError::Unavailable(why).into())
     }

@@ -141,54 +141,22 @@ mod tests {
     async fn what_is_done_about_each_published_version() {
         let (fresh, mut failing) = (known(), known());
         failed(&mut failing);
-        let (canary, full) = ("canary".to_owned(), "model.state_dir: full".to_owned());
-        let back_off = Decision::BackOff(full);
-        // Served, refused; then what a look and an order lead to: at first, and after a failure.
+        let nothing = || [const { Decision::Served }; 4];
+        let no = || std::array::from_fn(|_| Decision::Refused("canary".into()));
+        let back_off = || Decision::BackOff("model.state_dir: full".into());
+        let get = || [Decision::Get, Decision::Get, back_off(), Decision::Get];
+        // The version that is served, the one that was refused; then what a look and an order lead to,
+        // at first and after a failure.
         let table = [
-            (9, None, [const { Decision::Served }; 4]),
-            (9, refused(9, "m"), [const { Decision::Served }; 4]),
-            (
-                7,
-                None,
-                [
-                    Decision::Get,
-                    Decision::Get,
-                    back_off.clone(),
-                    Decision::Get,
-                ],
-            ),
+            (9, None, nothing()),
+            (9, refused(9, "m"), nothing()),
+            (7, None, get()),
             // An older version can be live again.
-            (
-                12,
-                None,
-                [
-                    Decision::Get,
-                    Decision::Get,
-                    back_off.clone(),
-                    Decision::Get,
-                ],
-            ),
-            (
-                7,
-                refused(9, "m"),
-                std::array::from_fn(|_| Decision::Refused(canary.clone())),
-            ),
-            // By another manifest, or another version.
-            (
-                7,
-                refused(9, "old"),
-                [
-                    Decision::Get,
-                    Decision::Get,
-                    back_off.clone(),
-                    Decision::Get,
-                ],
-            ),
-            (
-                7,
-                refused(8, "m"),
-                [Decision::Get, Decision::Get, back_off, Decision::Get],
-            ),
+            (12, None, get()),
+            (7, refused(9, "m"), no()),
+            // From another manifest, or another version.
+            (7, refused(9, "old"), get()),
+            (7, refused(8, "m"), get()),
         ];
         for (served, refused, expected) in table {
             let found = [

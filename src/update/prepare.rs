@@ -242,7 +242,11 @@ impl Preparation<'_> {
         let local = local.map_err(RouteBlocked::Base)?;
         let (state, version) = (&self.served.state, self.manifest.live_version);
         let Some(last) = steps.last() else {
-            let lost = || PackageError(format!("version {version} is not here any more"));
+            let lost = || {
+                PackageError(format!(
+                    "version {version} is no longer in the worker's folder"
+                ))
+            };
             return local.ok_or_else(|| RouteBlocked::Base(lost()));
         };
         let out = state.new_file(version);

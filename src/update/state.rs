@@ -267,7 +267,7 @@ impl StateDir {
         file.write_all(&text).map_err(disk)?;
         file.sync_all().map_err(disk)?;
         std::fs::rename(&beside, self.folder.join(JOURNAL)).map_err(disk)?;
-        // From here on the next process may find either; so that they agree, ours is the new one.
+        // From now on the next process may find the new one, so this process uses it, too.
         *journal = changed;
         self.sync_folder()
     }

@@ -33,7 +33,7 @@ use crate::telemetry::status::WorkerStatus;
 use crate::update::Updater;
 use crate::util::backoff::Backoff;
 use crate::util::clock::unix_ms;
-use crate::worker::heartbeat::{Heartbeat, Identity, Source};
+use crate::worker::heartbeat::{Heartbeat, Identity, Inputs};
 use crate::worker::host;
 use crate::worker::lifecycle::{Event, Lifecycle};
 
@@ -96,7 +96,7 @@ impl Startup {
         health: Arc<Health>,
         parts: &Parts,
     ) -> anyhow::Result<Heartbeat> {
-        let source = Source {
+        let inputs = Inputs {
             identity: self.identity.clone(),
             status: Arc::clone(&self.status),
             phase: self.phase.clone(),
@@ -109,7 +109,7 @@ impl Startup {
             health,
             config: config.heartbeat,
         };
-        Ok(Heartbeat::start(source, parts.alive(Part::Heartbeat))?)
+        Ok(Heartbeat::start(inputs, parts.alive(Part::Heartbeat))?)
     }
 
     fn link_keeper(

@@ -6,20 +6,16 @@ use tokio::sync::watch;
 use crate::protocol::control::{Command, Outcome};
 use crate::protocol::state::{Detail, Phase, State};
 
-/// A change of state.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Change {
-    /// Before.
-    pub from: Phase,
-    /// After.
-    pub to: Phase,
-}
-
 /// An entry of the event stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
     /// The state changed.
-    Changed(Change),
+    Changed {
+        /// Before.
+        from: Phase,
+        /// After.
+        to: Phase,
+    },
     /// A control message was answered.
     Answered {
         /// The command.
@@ -54,10 +50,10 @@ impl Lifecycle {
         let (sender, receiver) = watch::channel(phase);
         let (events, log) = std::sync::mpsc::channel();
         // The first entry of the stream: the process has started.
-        let began = events.send(Event::Changed(Change {
+        let began = events.send(Event::Changed {
             from: phase,
             to: phase,
-        }));
+        });
         debug_assert!(began.is_ok());
         (
             Self {
@@ -105,8 +101,7 @@ impl Lifecycle {
             %detail,
             "state changed"
         );
-        let changed = Event::Changed(Change { from, to });
-        if self.events.send(changed).is_err() {
+        if self.events.send(Event::Changed { from, to }).is_err() {
             tracing::debug!("no one reads state changes any more");
         }
         self.phase.send_replace(to);

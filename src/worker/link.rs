@@ -144,13 +144,13 @@ impl LinkKeeper {
         let (asked, publisher) = (asked.clone(), publisher.clone());
         self.replies.spawn(async move {
             let (outcome, message) = answered.await.unwrap_or((answer.outcome, answer.message));
-            let told = events.send(Event::Answered {
+            let sent = events.send(Event::Answered {
                 command,
                 outcome,
                 message: message.clone(),
                 phase: *phase.borrow(),
             });
-            if told.is_err() {
+            if sent.is_err() {
                 tracing::debug!("no one writes events any more");
             }
             let answer = ControlAnswer {

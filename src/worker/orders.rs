@@ -61,7 +61,7 @@ impl Request {
     }
 }
 
-/// Passes the operator's wishes on, until there can be no more.
+/// Forwards the operator's wishes to the worker, until no more can come.
 pub(super) async fn forward(
     mut wishes: mpsc::Receiver<Wish>,
     parts: Parts,

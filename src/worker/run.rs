@@ -69,7 +69,7 @@ pub(super) struct Worker {
     pub(super) hurry: CancellationToken,
     /// See [`Serving::cautious`](crate::scoring::consumer::Serving::cautious).
     pub(super) cautious: bool,
-    /// The package on disk differs from the one that was served, and none was loaded since.
+    /// The package on disk is not the one that was served, and none was loaded since.
     pub(super) package_changed: bool,
     pub(super) warming: Backoff,
     pub(super) registering: Backoff,
@@ -77,7 +77,7 @@ pub(super) struct Worker {
 }
 
 /// Runs a worker until it is drained, by a control message or by one of the `wishes`. `overdue` is
-/// called when a drain hangs: it is told how the worker ends, and must end the process. `show` is
+/// called when a drain hangs, with how the worker ends, and must end the process. `show` is
 /// called once with the status and the phase to display.
 ///
 /// # Errors
@@ -232,7 +232,7 @@ impl Worker {
         }
     }
 
-    /// Answers what is still open, and says goodbye to the broker and to Redis.
+    /// Answers the requests that are still open, and closes the connections.
     async fn end(&mut self, background: Background, stop: Stop) {
         for task in background.tasks {
             task.abort();
@@ -242,7 +242,7 @@ impl Worker {
             Stop::Drained | Stop::CutShort => {
                 self.lifecycle.advance(State::Stopped, Detail::Drained);
             }
-            // The last record says why the process is gone.
+            // The last record keeps the reason.
             Stop::Stuck | Stop::PartLost(_) => {}
         }
         // Side by side: each may have to wait for a service that does not answer.

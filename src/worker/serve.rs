@@ -18,8 +18,8 @@ use crate::scoring::consumer::{Consumer, HAND_BACK, ServeEnd, Serving};
 use crate::scoring::pipeline::Pipeline;
 use crate::update::UpdaterHandle;
 
-/// The part of the drain's time that is kept for goodbyes to the broker and to Redis, at most.
-const GOODBYE: Duration = Duration::from_secs(2);
+/// The part of the drain's time that is kept for closing the connections, at most.
+const CLOSING: Duration = Duration::from_secs(2);
 /// A consumer that lasted this long did not fail to register: the back-off starts over.
 const LASTING: Duration = Duration::from_secs(30);
 
@@ -150,7 +150,7 @@ impl Worker {
     /// a worker that stops has no use for them.
     async fn finish(&mut self, consumer: Consumer, asked_at: Instant, mut then: Next) -> Next {
         let time = self.config.worker.drain_timeout;
-        let deadline = asked_at + time.saturating_sub((time / 2).min(GOODBYE) + HAND_BACK);
+        let deadline = asked_at + time.saturating_sub((time / 2).min(CLOSING) + HAND_BACK);
         let finishing = consumer.finish(deadline, self.hurry.clone());
         tokio::pin!(finishing);
         loop {
@@ -207,7 +207,7 @@ impl Worker {
     }
 }
 
-/// Resolves when another worker has the name; false = nobody looks any more.
+/// Resolves when another worker has the name; false = the heartbeat has ended.
 async fn taken(claim: &mut watch::Receiver<NameClaim>) -> bool {
     claim
         .wait_for(|claim| *claim == NameClaim::Taken)

@@ -9,7 +9,7 @@ use crate::protocol::state::{Detail, State};
 use crate::scoring::consumer::ServeEnd;
 use crate::update::PreparedUpdate;
 
-pub(super) const DRAINING: &str =
+const DRAINING: &str =
     "draining: jobs that can finish in time are answered, the rest are handed back";
 pub(super) const PAUSED: &str = "paused: no jobs are taken";
 const RESUMED: &str = "no longer paused";
@@ -183,18 +183,21 @@ fn while_serving<U>(paused: bool, ask: Ask) -> Response<U> {
         Ask::Command(Command::Reload) => (Reply::PackageCheck, None),
         Ask::Command(Command::Update) => (Reply::Updater, None),
     };
-    let paused = match ask {
+    Response {
+        paused: paused_after(ask, paused),
+        reply,
+        transition,
+    }
+}
+
+fn paused_after(ask: Ask, paused: bool) -> bool {
+    match ask {
         Ask::Command(Command::Pause) => true,
         Ask::Command(Command::Resume) => false,
         Ask::Command(Command::Drain | Command::Rewarm | Command::Reload | Command::Update)
         | Ask::Signal
         | Ask::Reload
         | Ask::PartLost(_) => paused,
-    };
-    Response {
-        paused,
-        reply,
-        transition,
     }
 }
 
@@ -340,15 +343,42 @@ pub(super) fn obstacle(paused: bool, claim: NameClaim, linked: bool) -> Option<D
 mod tests {
     use super::*;
 
-    /// Weights that an update offers are told apart by a number here.
+    /// Numbers stand for the weights of an update.
     type Id = u64;
-    const PART: Part = Part::Link;
 
-    fn words<U: std::fmt::Debug>(next: &Next<U>) -> String {
+    /// All of them, in the order of the table. A new one breaks the match, so that it is listed, too.
+    fn asks() -> [(Ask, &'static str); 9] {
+        [
+            Ask::Signal,
+            Ask::PartLost(Part::Link),
+            Ask::Reload,
+            Ask::Command(Command::Drain),
+            Ask::Command(Command::Pause),
+            Ask::Command(Command::Resume),
+            Ask::Command(Command::Rewarm),
+            Ask::Command(Command::Reload),
+            Ask::Command(Command::Update),
+        ]
+        .map(|ask| match ask {
+            Ask::Signal => (ask, "signal"),
+            Ask::PartLost(_) => (ask, "part lost"),
+            Ask::Reload => (ask, "sound package"),
+            Ask::Command(
+                command @ (Command::Drain
+                | Command::Pause
+                | Command::Resume
+                | Command::Rewarm
+                | Command::Reload
+                | Command::Update),
+            ) => (ask, command.as_str()),
+        })
+    }
+
+    fn words(next: &Next<Id>) -> String {
         format!("{next:?}").to_lowercase()
     }
 
-    fn step(transition: &Transition<Id>) -> String {
+    fn cell(transition: &Transition<Id>) -> String {
         let next = words(&transition.next);
         match transition.to {
             Some((state, detail)) => format!("{}/{detail}, {next}", state.as_str()),
@@ -356,182 +386,104 @@ mod tests {
         }
     }
 
-    fn reply(reply: Reply) -> String {
-        match reply {
-            Reply::Nobody => String::new(),
-            Reply::Done(message) => format!(" (done: {message})"),
-            Reply::Refused(message) => format!(" (refused: {message})"),
-            Reply::AfterTransition => " (then: paused)".into(),
-            Reply::AfterWarmUp => " (after the warm-up)".into(),
-            Reply::PackageCheck => " (by the check)".into(),
-            Reply::Updater => " (by the updater)".into(),
-        }
-    }
-
-    fn response(activity: Activity, paused: bool, ask: Ask) -> String {
+    fn row(activity: Activity, paused: bool, ask: Ask) -> String {
         let response: Response<Id> = respond(activity, paused, ask);
-        let step = response.transition.as_ref().map_or("go on".into(), step);
-        let pause = match (paused, response.paused) {
-            (false, true) => ", paused from now on",
-            (true, false) => ", no longer paused",
-            (true, true) | (false, false) => "",
+        let transition = response.transition.as_ref().map_or("carry on".into(), cell);
+        let reply = match response.reply {
+            Reply::Nobody => String::new(),
+            Reply::Done(message) => format!("; done: {message}"),
+            Reply::Refused(message) => format!("; refused: {message}"),
+            Reply::AfterTransition => "; then answer".into(),
+            Reply::AfterWarmUp => "; the warm-up answers".into(),
+            Reply::PackageCheck => "; the check answers".into(),
+            Reply::Updater => "; the updater answers".into(),
         };
-        format!("{step}{pause}{}", reply(response.reply))
+        let pause = match (paused, response.paused) {
+            (false, true) => " -> paused",
+            (true, false) => " -> not paused",
+            (true, true) => " (stays paused)",
+            (false, false) => "",
+        };
+        format!("{transition}{reply}{pause}")
     }
 
-    const ASKS: [Ask; 9] = [
-        Ask::Signal,
-        Ask::PartLost(PART),
-        Ask::Reload,
-        Ask::Command(Command::Drain),
-        Ask::Command(Command::Pause),
-        Ask::Command(Command::Resume),
-        Ask::Command(Command::Rewarm),
-        Ask::Command(Command::Reload),
-        Ask::Command(Command::Update),
-    ];
+    /// Every request in every activity, first not paused; where it differs, paused.
+    const RESPONSES: &str = "\
+signal
+  serving: draining/drain_signal, stop(drained)
+  waiting: draining/drain_signal, stop(drained)
+  warming: draining/drain_signal, stop(drained)
+part lost
+  serving: draining/part_lost, stop(partlost(link))
+  waiting: draining/part_lost, stop(partlost(link))
+  warming: draining/part_lost, stop(partlost(link))
+sound package
+  serving: reloading/reload_request, reload; the warm-up answers
+  waiting: reload; the warm-up answers
+  warming: carry on; refused: the worker is warming up; ask again when that is over
+drain
+  serving: draining/drain_control, stop(drained); done: DRAINING
+  waiting: draining/drain_control, stop(drained); done: DRAINING
+  warming: draining/drain_control, stop(drained); done: DRAINING
+pause
+  serving: degraded/paused, again; then answer -> paused
+  waiting: again; then answer -> paused
+  warming: carry on; then answer -> paused
+resume
+  serving: carry on; done: was not paused
+    if paused: carry on; done: no longer paused -> not paused
+  waiting: again; done: was not paused
+    if paused: again; done: no longer paused -> not paused
+  warming: carry on; done: was not paused
+    if paused: carry on; done: no longer paused -> not paused
+rewarm
+  serving: warming/rewarm, rewarm; the warm-up answers
+  waiting: rewarm; the warm-up answers
+  warming: carry on; the warm-up answers
+reload
+  serving: carry on; the check answers
+  waiting: again; the check answers
+  warming: carry on; the check answers
+update
+  serving: carry on; the updater answers
+  waiting: again; the updater answers
+  warming: carry on; the updater answers
+";
 
-    /// What each of `ASKS` leads to, in their order.
-    fn responses(activity: Activity, paused: bool) -> [String; 9] {
-        // A new request needs a column: this match does not compile until it is listed.
-        for (at, ask) in ASKS.into_iter().enumerate() {
-            let listed = match ask {
-                Ask::Signal => 0,
-                Ask::PartLost(_) => 1,
-                Ask::Reload => 2,
-                Ask::Command(Command::Drain) => 3,
-                Ask::Command(Command::Pause) => 4,
-                Ask::Command(Command::Resume) => 5,
-                Ask::Command(Command::Rewarm) => 6,
-                Ask::Command(Command::Reload) => 7,
-                Ask::Command(Command::Update) => 8,
-            };
-            assert_eq!(listed, at);
+    #[test]
+    fn every_request_in_every_activity() {
+        let mut found = String::new();
+        for (ask, name) in asks() {
+            found.push_str(&format!("{name}\n"));
+            for activity in [Activity::Serving, Activity::Waiting, Activity::Warming] {
+                let running = row(activity, false, ask);
+                let paused = row(activity, true, ask);
+                let activity = format!("{activity:?}").to_lowercase();
+                found.push_str(&format!("  {activity}: {running}\n"));
+                let same = paused.trim_end_matches(" (stays paused)");
+                if same != running.trim_end_matches(" -> paused") {
+                    found.push_str(&format!("    if paused: {paused}\n"));
+                }
+            }
         }
-        ASKS.map(|ask| response(activity, paused, ask))
-    }
-
-    const STOPS: [&str; 2] = [
-        "draining/drain_signal, stop(drained)",
-        "draining/part_lost, stop(partlost(link))",
-    ];
-    const DRAIN: &str = "draining/drain_control, stop(drained) (done: draining: jobs that can \
-                         finish in time are answered, the rest are handed back)";
-
-    #[test]
-    fn what_each_request_does_to_a_worker_that_serves() {
-        let [signal, part] = STOPS;
-        assert_eq!(
-            responses(Activity::Serving, false),
-            [
-                signal,
-                part,
-                "reloading/reload_request, reload (after the warm-up)",
-                DRAIN,
-                "degraded/paused, again, paused from now on (then: paused)",
-                "go on (done: was not paused)",
-                "warming/rewarm, rewarm (after the warm-up)",
-                "go on (by the check)",
-                "go on (by the updater)",
-            ]
-        );
-        // A paused worker may still be finishing its jobs.
-        assert_eq!(
-            responses(Activity::Serving, true),
-            [
-                signal,
-                part,
-                "reloading/reload_request, reload (after the warm-up)",
-                DRAIN,
-                "degraded/paused, again (then: paused)",
-                "go on, no longer paused (done: no longer paused)",
-                "warming/rewarm, rewarm (after the warm-up)",
-                "go on (by the check)",
-                "go on (by the updater)",
-            ]
-        );
-    }
-
-    #[test]
-    fn what_each_request_does_to_a_worker_that_waits() {
-        let [signal, part] = STOPS;
-        assert_eq!(
-            responses(Activity::Waiting, false),
-            [
-                signal,
-                part,
-                "reload (after the warm-up)",
-                DRAIN,
-                "again, paused from now on (then: paused)",
-                "again (done: was not paused)",
-                "rewarm (after the warm-up)",
-                "again (by the check)",
-                "again (by the updater)",
-            ]
-        );
-        assert_eq!(
-            responses(Activity::Waiting, true),
-            [
-                signal,
-                part,
-                "reload (after the warm-up)",
-                DRAIN,
-                "again (then: paused)",
-                "again, no longer paused (done: no longer paused)",
-                "rewarm (after the warm-up)",
-                "again (by the check)",
-                "again (by the updater)",
-            ]
-        );
-    }
-
-    #[test]
-    fn what_each_request_does_to_a_worker_that_warms_up() {
-        let [signal, part] = STOPS;
-        let refused = "go on (refused: the worker is warming up; ask again when that is over)";
-        assert_eq!(
-            responses(Activity::Warming, false),
-            [
-                signal,
-                part,
-                refused,
-                DRAIN,
-                "go on, paused from now on (then: paused)",
-                "go on (done: was not paused)",
-                "go on (after the warm-up)",
-                "go on (by the check)",
-                "go on (by the updater)",
-            ]
-        );
-        assert_eq!(
-            responses(Activity::Warming, true),
-            [
-                signal,
-                part,
-                refused,
-                DRAIN,
-                "go on (then: paused)",
-                "go on, no longer paused (done: no longer paused)",
-                "go on (after the warm-up)",
-                "go on (by the check)",
-                "go on (by the updater)",
-            ]
-        );
+        let found = found.replace(DRAINING, "DRAINING");
+        for (found, expected) in found.lines().zip(RESPONSES.lines()) {
+            assert_eq!(found, expected);
+        }
+        assert_eq!(found, RESPONSES);
     }
 
     #[test]
     fn where_each_event_that_ends_serving_leads() {
-        let ended = Event::ServeEnded;
-        let table: [(Event<Id>, &str); 13] = [
+        let ended = |ended| Event::ServeEnded(ended);
+        let lost = |detail| Event::ServeEnded(ServeEnd::EngineLost(detail));
+        let (changed, memory) = (Detail::PackageChanged, Detail::OutOfMemory);
+        let table: [(Event<Id>, &str); 12] = [
             (Event::NameTaken, "degraded/duplicate_id, again"),
             (Event::UpdateOffered(8, 1), "updating/update_to_v8, swap(1)"),
             (
-                Event::AuditFailed(Detail::PackageChanged),
+                Event::AuditFailed(changed),
                 "degraded/package_changed, reload",
-            ),
-            (
-                Event::AuditFailed(Detail::RestoreMismatch),
-                "degraded/restore_mismatch, reload",
             ),
             (
                 Event::FetcherFailed,
@@ -551,25 +503,16 @@ mod tests {
                 ended(ServeEnd::Forbidden),
                 "degraded/publish_forbidden, retry(publishing)",
             ),
-            (
-                ended(ServeEnd::EngineLost(Detail::Stuck)),
-                "degraded/stuck, stop(stuck)",
-            ),
-            (
-                ended(ServeEnd::EngineLost(Detail::EngineLost)),
-                "degraded/engine_lost, reload",
-            ),
-            (
-                ended(ServeEnd::EngineLost(Detail::OutOfMemory)),
-                "degraded/out_of_memory, reload",
-            ),
+            (lost(Detail::Stuck), "degraded/stuck, stop(stuck)"),
+            (lost(Detail::EngineLost), "degraded/engine_lost, reload"),
+            (lost(memory), "degraded/out_of_memory, reload"),
         ];
         for (event, expected) in table {
-            assert_eq!(step(&after(event)), expected, "{event:?}");
+            assert_eq!(cell(&after(event)), expected, "{event:?}");
         }
     }
 
-    const FROM_SERVING: [Next<Id>; 7] = [
+    const NEXT: [Next<Id>; 7] = [
         Next::Again,
         Next::Retry(Retry::Registering),
         Next::Retry(Retry::Publishing),
@@ -579,74 +522,61 @@ mod tests {
         Next::Stop(Stop::Drained),
     ];
 
+    /// A row for what the worker was going to do, a column for what it is asked meanwhile. No request
+    /// leads to a back-off.
+    const MERGED: &str = "\
+then                 again          rewarm         reload         swap(2)        stop(stuck)
+again                again          rewarm         reload         swap(2)        stop(stuck)
+retry(registering)   again          rewarm         reload         swap(2)        stop(stuck)
+retry(publishing)    again          rewarm         reload         swap(2)        stop(stuck)
+rewarm               rewarm         rewarm         reload         swap(2)        stop(stuck)
+reload               reload         reload         reload         swap(2)        stop(stuck)
+swap(1)              swap(1)        swap(1)        reload         swap(2)        stop(stuck)
+stop(drained)        stop(drained)  stop(drained)  stop(drained)  stop(drained)  stop(drained)
+";
+
     #[test]
     fn the_larger_of_two_changes_wins() {
+        let stuck = Next::Stop(Stop::Stuck);
         let asked = [
             Next::Again,
             Next::Rewarm,
             Next::Reload,
             Next::Swap(2),
-            Next::Stop(Stop::Stuck),
+            stuck,
         ];
-        let table: [(Next<Id>, [&str; 5]); 7] = [
-            (
-                Next::Again,
-                ["again", "rewarm", "reload", "swap(2)", "stop(stuck)"],
-            ),
-            (
-                Next::Retry(Retry::Registering),
-                ["again", "rewarm", "reload", "swap(2)", "stop(stuck)"],
-            ),
-            (
-                Next::Retry(Retry::Publishing),
-                ["again", "rewarm", "reload", "swap(2)", "stop(stuck)"],
-            ),
-            (
-                Next::Rewarm,
-                ["rewarm", "rewarm", "reload", "swap(2)", "stop(stuck)"],
-            ),
-            (
-                Next::Reload,
-                ["reload", "reload", "reload", "swap(2)", "stop(stuck)"],
-            ),
-            (
-                Next::Swap(1),
-                ["swap(1)", "swap(1)", "reload", "swap(2)", "stop(stuck)"],
-            ),
-            (Next::Stop(Stop::Drained), ["stop(drained)"; 5]),
-        ];
-        for (then, expected) in table {
-            let merged = asked.map(|asked| words(&merge(then, asked)));
-            assert_eq!(merged, expected, "{then:?}");
-        }
-        // No request leads to a back-off; if one did, it would change nothing that is due.
-        for then in [
-            Next::Rewarm,
-            Next::Reload,
-            Next::Swap(1),
-            Next::Stop(Stop::Drained),
-        ] {
-            assert_eq!(merge(then, Next::Retry(Retry::Registering)), then);
-        }
+        let mut rows = MERGED.lines().map(|row| row.split_whitespace().collect());
+        let head: Vec<&str> = rows.next().unwrap();
+        assert_eq!(head[1..], asked.map(|asked| words(&asked)));
+        let found: Vec<Vec<String>> = NEXT
+            .iter()
+            .map(|then| {
+                [*then]
+                    .into_iter()
+                    .chain(asked.map(|asked| merge(*then, asked)))
+            })
+            .map(|row| row.map(|next| words(&next)).collect())
+            .collect();
+        assert_eq!(found, rows.collect::<Vec<_>>());
     }
 
     #[test]
     fn the_model_that_follows_each_step() {
         let (absent, unproven, warm) = (Model::Absent, Model::Unproven("s"), Model::Warm("s"));
-        let models = [absent.clone(), unproven.clone(), warm.clone()];
+        let models = [absent.clone(), unproven.clone(), warm];
         let kept = models.clone().map(Ok);
-        let expected = [
-            kept.clone(),
-            kept.clone(),
-            kept.clone(),
-            [Ok(absent.clone()), Ok(unproven.clone()), Ok(unproven)],
-            [Ok(absent.clone()), Ok(absent.clone()), Ok(absent)],
-            kept,
-            [Err(Stop::Drained), Err(Stop::Drained), Err(Stop::Drained)],
-        ];
-        for (next, expected) in FROM_SERVING.into_iter().zip(expected) {
-            let models = models.clone().map(|model| model.followed_by(next));
-            assert_eq!(models, expected, "{next:?}");
+        let rewarmed = [Ok(absent.clone()), Ok(unproven.clone()), Ok(unproven)];
+        let reloaded = [Ok(absent.clone()), Ok(absent.clone()), Ok(absent)];
+        let stopped = [const { Err(Stop::Drained) }; 3];
+        for next in NEXT {
+            let expected = match next {
+                Next::Again | Next::Retry(_) | Next::Swap(_) => &kept,
+                Next::Rewarm => &rewarmed,
+                Next::Reload => &reloaded,
+                Next::Stop(_) => &stopped,
+            };
+            let found = models.clone().map(|model| model.followed_by(next));
+            assert_eq!(&found, expected, "{next:?}");
         }
     }
 
@@ -654,7 +584,7 @@ mod tests {
     fn what_keeps_a_warm_worker_from_taking_jobs() {
         let (paused, broker) = (Some(Detail::Paused), Some(Detail::BrokerDisconnected));
         let taken = Some(Detail::DuplicateId);
-        // By claim: not linked, linked, and both again while paused.
+        // For each claim: without a link, with one, and the same while paused.
         let table = [
             (NameClaim::Unknown, [broker, None, paused, paused]),
             (NameClaim::Ours, [broker, None, paused, paused]),

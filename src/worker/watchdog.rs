@@ -50,22 +50,22 @@ impl Watchdog {
     /// Starts the clock.
     pub(super) fn arm(&self) {
         if !self.0.armed.swap(true, Ordering::Relaxed) {
-            self.bite_after(self.0.time);
+            self.end_after(self.0.time);
         }
     }
 
     /// The drain must end now: leaves the shortest time.
     pub(super) fn hurry(&self) {
         if !self.0.hurried.swap(true, Ordering::Relaxed) {
-            self.bite_after(LEAST);
+            self.end_after(LEAST);
         }
     }
 
-    fn bite_after(&self, time: Duration) {
+    fn end_after(&self, time: Duration) {
         let inner = Arc::clone(&self.0);
         let waiting = move || {
             std::thread::sleep(time);
-            inner.bite();
+            inner.end_process();
         };
         let thread = std::thread::Builder::new().name("scorer-watchdog".into());
         if let Err(error) = thread.spawn(waiting) {
@@ -75,7 +75,7 @@ impl Watchdog {
 }
 
 impl Inner {
-    fn bite(&self) {
+    fn end_process(&self) {
         let stop = self.stop();
         tracing::error!(
             cut_short = u8::from(stop == Stop::CutShort),
@@ -84,7 +84,7 @@ impl Inner {
         (self.overdue)(stop);
     }
 
-    /// How the process ends. One that was told twice to end has not failed by obeying.
+    /// How the process ends. If it was told to end now, an unfinished drain is no failure.
     fn stop(&self) -> Stop {
         let computing = self.progress.get().is_some_and(|p| p.is_busy());
         let hurried = self.hurried.load(Ordering::Relaxed);
