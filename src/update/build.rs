@@ -1,5 +1,5 @@
-//! New weights out of those that are here and the files of a way: everything is decoded and checked,
-//! written once into a file of its own, and on the disk before anybody hears of it.
+//! Makes new weights of the local ones and the files of a route: everything is decoded and checked,
+//! written once into a file of its own, and synced to the disk before it is used.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
@@ -10,7 +10,7 @@ use safetensors::SafeTensors;
 use safetensors::tensor::Metadata;
 
 use super::route::Step;
-use crate::candidate::{self, Versions};
+use crate::candidate::{self, TensorUpdate, Versions};
 use crate::config::CandidatesConfig;
 use crate::model::checkpoint::{self, Checkpoint, Stored};
 use crate::model::files::map;
@@ -24,7 +24,7 @@ use crate::protocol::update_manifest::{Delta, FullWeights};
 /// Why there are no new weights.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
-    /// The disk refuses.
+    /// The disk failed.
     #[error("{}: {error}", path.display())]
     Disk {
         /// Which file.
@@ -32,7 +32,7 @@ pub enum BuildError {
         /// Why.
         error: std::io::Error,
     },
-    /// A downloaded file does not hold what it should, or does not fit the model.
+    /// A downloaded file has the wrong content, or does not fit the model.
     #[error("{why}")]
     Unfit {
         /// SHA-256 of the file in hex.
@@ -42,11 +42,11 @@ pub enum BuildError {
     },
 }
 
-/// Goes the steps of a way, whose files are at these paths, and writes the weights at its end. A base
-/// is needed where the first step is not whole weights; those are moved, not copied.
+/// Applies the steps of a route, whose files are at these paths, and writes the weights that result. A
+/// base is needed unless the first step is whole weights, which are moved, not copied.
 ///
 /// # Errors
-/// As the variants say; what was written is of no use then.
+/// As the variants say; what was written must not be used then.
 pub fn build(
     model: &Package,
     base: Option<&Package>,
@@ -61,11 +61,11 @@ pub fn build(
         copy(base, out).map_err(disk)?;
     }
     for (step, path) in steps {
-        let gone = match step {
-            Step::Full(full) => take(model, full, path, out),
+        let applied = match step {
+            Step::Full(full) => take_full(model, full, path, out),
             Step::Delta(delta) => add_delta(model, delta, path, out),
         };
-        gone.map_err(|error| match error {
+        applied.map_err(|error| match error {
             StepError::Disk(error) => disk(error),
             StepError::Unfit(why) => BuildError::Unfit {
                 sha256: step.sha256().to_owned(),
@@ -103,8 +103,13 @@ impl From<std::io::Error> for StepError {
     }
 }
 
-/// Whole weights: moved where they are as the package has them, else written anew.
-fn take(model: &Package, full: &FullWeights, path: &Path, out: &Path) -> Result<(), StepError> {
+/// Whole weights: moved if they are stored as in the package, otherwise rewritten.
+fn take_full(
+    model: &Package,
+    full: &FullWeights,
+    path: &Path,
+    out: &Path,
+) -> Result<(), StepError> {
     let unfit =
         |e: PackageError| StepError::Unfit(format!("the weights of version {}: {e}", full.version));
     let checkpoint = Checkpoint::read(path).map_err(unfit)?;
@@ -119,7 +124,7 @@ fn take(model: &Package, full: &FullWeights, path: &Path, out: &Path) -> Result<
     Ok(std::fs::remove_file(path)?)
 }
 
-/// Adds one delta, a tensor at a time.
+/// Adds one delta, one tensor at a time.
 fn add_delta(model: &Package, delta: &Delta, path: &Path, out: &Path) -> Result<(), StepError> {
     let Delta { from, to, .. } = delta;
     let broken = |why: String| StepError::Unfit(format!("the update from {from} to {to}: {why}"));
@@ -134,27 +139,34 @@ fn add_delta(model: &Package, delta: &Delta, path: &Path, out: &Path) -> Result<
     };
     let update = candidate::decode(&bytes, &candidate, model, &limits(model));
     let update = update.map_err(|failure| broken(failure.message))?;
-    if let Some(said) = update.versions
-        && (said.old, said.new) != (delta.from, delta.to)
+    if let Some(Versions { old, new }) = update.versions
+        && (old, new) != (delta.from, delta.to)
     {
-        let Versions { old, new } = said;
         return Err(broken(format!("the file leads from {old} to {new}")));
     }
+    add_tensors(model, &update.tensors, out).map_err(|error| match error {
+        StepError::Disk(error) => StepError::Disk(error),
+        StepError::Unfit(why) => broken(why),
+    })
+}
+
+fn add_tensors(model: &Package, tensors: &[TensorUpdate], out: &Path) -> Result<(), StepError> {
     let file = OpenOptions::new().read(true).write(true).open(out)?;
     let (start, header) = read_header(out)?;
-    for touched in update.tensors {
+    for touched in tensors {
         let info = &model.weights.tensors[touched.tensor];
-        let Some(place) = header.info(&info.name) else {
-            return Err(broken(format!("{} is not among the weights", info.name)));
+        let Some(entry) = header.info(&info.name) else {
+            let why = format!("{} is not among the weights", info.name);
+            return Err(StepError::Unfit(why));
         };
-        let (from, to) = place.data_offsets;
+        let (from, to) = entry.data_offsets;
         let (offset, mut tensor) = ((start + from) as u64, vec![0; to - from]);
         file.read_exact_at(&mut tensor, offset)?;
         let added = add(&mut tensor, info.dtype, &touched.indices, &touched.values);
         added.map_err(|index| {
-            broken(format!(
-                "{}: the weight at index {index} becomes non-finite",
-                info.name
+            let name = &info.name;
+            StepError::Unfit(format!(
+                "{name}: the weight at index {index} becomes non-finite"
             ))
         })?;
         file.write_all_at(&tensor, offset)?;
@@ -162,7 +174,7 @@ fn add_delta(model: &Package, delta: &Delta, path: &Path, out: &Path) -> Result<
     Ok(())
 }
 
-/// Where the tensors of a weights file begin, and what its header says of them.
+/// Where the tensors of a weights file begin, and its header.
 fn read_header(path: &Path) -> std::io::Result<(usize, Metadata)> {
     let whole = map(path).map_err(std::io::Error::other)?;
     let header = SafeTensors::read_metadata(&whole).map_err(std::io::Error::other)?;
@@ -170,7 +182,7 @@ fn read_header(path: &Path) -> std::io::Result<(usize, Metadata)> {
     Ok((size_of::<u64>() + length, header))
 }
 
-/// An update may touch every weight once; the model itself says what that can take.
+/// An update may change every weight once: the size of the model is the limit.
 fn limits(model: &Package) -> CandidatesConfig {
     let entries = model.weights.tensors.iter().map(|t| t.numel as u64);
     CandidatesConfig {
@@ -192,7 +204,7 @@ mod tests {
     use crate::model::tensor::Dtype;
 
     #[test]
-    fn whole_weights_are_moved_or_written_as_the_package_has_them() {
+    fn whole_weights_are_moved_or_rewritten_as_the_package_stores_them() {
         let (package, dir) = crate::model::fit::tests::package();
         let (part, out) = (dir.path().join("part"), dir.path().join("out"));
         let full = FullWeights {

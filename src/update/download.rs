@@ -1,5 +1,5 @@
-//! Getting a manifest and the files it names: from the place that the configuration names, or from
-//! mirrors that it allows; resumed where they broke off, and used only with the right digest.
+//! Downloads a manifest and the files that it names, from the URL that the configuration names or from
+//! mirrors that it allows. Downloads are resumed, and used only if the digest is right.
 
 use std::io::ErrorKind;
 use std::path::Path;
@@ -15,57 +15,57 @@ use crate::fetch::pace::Pace;
 use crate::fetch::{Body, Downloader, FetchError, Revision};
 use crate::protocol::update_manifest::MAX_BYTES;
 
-/// A place that sends nothing for so long is left for the next, and one that has not sent a manifest or a
-/// signature by then; how slow it may be with a file is said by `candidates.min_rate`.
+/// The time limit for a manifest, for a signature, and for a mirror to send anything at all. How slowly it
+/// may send a file is up to `candidates.min_rate`.
 const STALL: Duration = Duration::from_secs(30);
-/// What is written to the disk at once.
-const PIECE: usize = 1 << 20;
-/// A signature is a line.
+/// Bytes written to the disk at once.
+const WRITE_BUFFER: usize = 1 << 20;
+/// A signature is one line.
 const SIGNATURE_BYTES: u64 = 4096;
 
-/// Why a file is not here.
+/// Why a file could not be downloaded.
 #[derive(Debug, thiserror::Error)]
 pub enum DownloadError {
     /// The disk refuses.
     #[error("{0}")]
     Disk(std::io::Error),
-    /// No mirror had it; why, of each.
+    /// No mirror sent it; the reason of each.
     #[error("{}", .0.join("; "))]
     Mirrors(Vec<String>),
 }
 
-/// How a download goes, in bytes.
+/// The progress of a download, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum News {
-    /// So many came.
-    Came(u64),
-    /// So many that were here are thrown away, and have to come again.
-    Again(u64),
+pub enum Progress {
+    /// Arrived.
+    Received(u64),
+    /// Thrown away, to be downloaded again.
+    Discarded(u64),
 }
 
 /// A manifest as it was published.
 #[derive(Debug)]
 pub struct Published {
-    /// Its exact bytes.
+    /// The exact bytes, which the signature covers.
     pub bytes: Vec<u8>,
-    /// To ask for changes only.
+    /// For the next request: send it only if it has changed.
     pub revision: Option<Revision>,
 }
 
-/// The places that updates may come from.
+/// Where updates may come from.
 #[derive(Debug)]
 pub struct Mirrors {
     manifest: Url,
-    /// For what lies beside the manifest: the operator named it, wherever it is.
+    /// For files beside the manifest, whose URL the operator chose: allowed anywhere.
     own: Downloader,
-    /// For everything else: what candidates may be fetched from.
+    /// For all other files: allowed where candidates may be fetched from.
     others: Downloader,
-    /// The least that a server may send, bytes per second.
+    /// The lowest rate at which a mirror may send, in bytes per second.
     min_rate: u64,
 }
 
 impl Mirrors {
-    /// Prepares for a manifest at this URL.
+    /// Prepares for the manifest at this URL.
     ///
     /// # Errors
     /// When TLS cannot be set up.
@@ -80,10 +80,10 @@ impl Mirrors {
         })
     }
 
-    /// The manifest, unless it is still the one with this revision.
+    /// The manifest; None if it still has this revision.
     ///
     /// # Errors
-    /// When it does not come.
+    /// When it cannot be downloaded.
     pub async fn manifest(
         &self,
         known: Option<&Revision>,
@@ -101,7 +101,7 @@ impl Mirrors {
     /// The signature beside the manifest.
     ///
     /// # Errors
-    /// When it does not come.
+    /// When it cannot be downloaded.
     pub async fn signature(&self) -> Result<Vec<u8>, FetchError> {
         let mut beside = self.manifest.clone();
         beside.set_path(&format!("{}.sig", self.manifest.path()));
@@ -110,57 +110,58 @@ impl Mirrors {
         in_time(body.read()).await
     }
 
-    /// Gets a step's file, going on where an earlier try ended; `told` hears how it goes.
+    /// Downloads a step's file, resuming an earlier attempt; `report` is called with its progress.
     ///
     /// # Errors
-    /// As the variants say. What came so far is kept for the next try, unless it is wrong.
+    /// As the variants say. What has arrived is kept for the next attempt, unless it is wrong.
     pub async fn fetch(
         &self,
         step: Step<'_>,
         part: &Path,
-        told: impl Fn(News),
+        report: impl Fn(Progress),
     ) -> Result<(), DownloadError> {
-        let mut here = Part::read(part, step.size())
+        let mut partial = PartialFile::read(part, step.size())
             .await
             .map_err(DownloadError::Disk)?;
-        let mut refusals = Vec::new();
+        let mut failures = Vec::new();
         for text in step.urls() {
-            match self.complete(text, step, &mut here, &told).await {
+            match self.complete(text, step, &mut partial, &report).await {
                 Ok(()) => return Ok(()),
-                Err(Broken::Disk(error)) => return Err(DownloadError::Disk(error)),
-                Err(Broken::Mirror(error)) => {
-                    tracing::warn!(%error, bytes = here.at, "a mirror failed");
-                    refusals.push(error.to_string());
+                Err(FetchFailure::Disk(error)) => return Err(DownloadError::Disk(error)),
+                Err(FetchFailure::Mirror(error)) => {
+                    tracing::warn!(%error, bytes = partial.at, "a mirror failed");
+                    failures.push(error.to_string());
                 }
             }
         }
-        // A mirror that is left often enough gives the file all the same, as long as nothing is lost.
-        here.file.flush().await.map_err(DownloadError::Disk)?;
-        Err(DownloadError::Mirrors(refusals))
+        // Nothing that arrived is lost: even a bad mirror delivers the file over several attempts.
+        partial.file.flush().await.map_err(DownloadError::Disk)?;
+        Err(DownloadError::Mirrors(failures))
     }
 
-    /// Fetches what is missing; where an earlier mirror may be to blame for a wrong digest, everything.
+    /// Fetches what is missing, and then, if the digest is wrong, everything: what came before may be to
+    /// blame.
     async fn complete(
         &self,
         text: &str,
         step: Step<'_>,
-        here: &mut Part,
-        told: &impl Fn(News),
-    ) -> Result<(), Broken> {
+        partial: &mut PartialFile,
+        report: &impl Fn(Progress),
+    ) -> Result<(), FetchFailure> {
         loop {
-            let resumed = here.at > 0;
-            if here.at < step.size() {
-                self.fetch_rest(text, step, here, told).await?;
+            let resumed = partial.at > 0;
+            if partial.at < step.size() {
+                self.fetch_rest(text, step, partial, report).await?;
             }
-            let at = here.at;
-            match here.finish(step).await? {
+            let at = partial.at;
+            match partial.finish(step).await? {
                 None => return Ok(()),
                 Some(wrong) if resumed => {
-                    told(News::Again(at));
-                    tracing::warn!(url = text, wrong, "fetched again as a whole")
+                    report(Progress::Discarded(at));
+                    tracing::warn!(url = text, wrong, "downloading the whole file again")
                 }
                 Some(wrong) => {
-                    told(News::Again(at));
+                    report(Progress::Discarded(at));
                     let why = FetchError::Unavailable(format!("{text}: {wrong}"));
                     return Err(why.into());
                 }
@@ -172,24 +173,24 @@ impl Mirrors {
         &self,
         text: &str,
         step: Step<'_>,
-        here: &mut Part,
-        told: &impl Fn(News),
-    ) -> Result<(), Broken> {
-        let (getter, url) = self.locate(text)?;
-        let mut body: Body = in_time(getter.open(url, here.at, step.size())).await?;
-        if body.from() != here.at {
-            told(News::Again(here.at));
-            here.restart().await?;
+        partial: &mut PartialFile,
+        report: &impl Fn(Progress),
+    ) -> Result<(), FetchFailure> {
+        let (downloader, url) = self.locate(text)?;
+        let mut body: Body = in_time(downloader.open(url, partial.at, step.size())).await?;
+        if body.from() != partial.at {
+            report(Progress::Discarded(partial.at));
+            partial.restart().await?;
         }
         let mut pace = Pace::new(self.min_rate);
         while let Some(chunk) = in_time(pace.next(&mut body)).await? {
-            here.append(&chunk).await?;
-            told(News::Came(chunk.len() as u64));
+            partial.append(&chunk).await?;
+            report(Progress::Received(chunk.len() as u64));
         }
-        if here.at == step.size() {
+        if partial.at == step.size() {
             return Ok(());
         }
-        let (place, at, size) = (body.place(), here.at, step.size());
+        let (place, at, size) = (body.place(), partial.at, step.size());
         let why = format!("{place}: ended after {at} bytes of {size}");
         Err(FetchError::Unavailable(why).into())
     }
@@ -197,54 +198,54 @@ impl Mirrors {
     fn locate(&self, text: &str) -> Result<(&Downloader, Url), FetchError> {
         let url = self.manifest.join(text);
         let url = url.map_err(|e| FetchError::Forbidden(format!("{text:?}: {e}")))?;
-        let getter = if self.own.covers(&url) {
+        let downloader = if self.own.covers(&url) {
             &self.own
         } else {
             &self.others
         };
-        let checked = getter.check(url.as_str());
+        let checked = downloader.check(url.as_str());
         let named = |why: FetchError| {
             FetchError::Forbidden(format!(
-                "{text:?}: {why}, nor does it lie beside the manifest"
+                "{text:?}: {why}, and it is not beside the manifest"
             ))
         };
-        checked.map(|url| (getter, url)).map_err(named)
+        checked.map(|url| (downloader, url)).map_err(named)
     }
 }
 
-enum Broken {
+enum FetchFailure {
     Disk(std::io::Error),
     Mirror(FetchError),
 }
 
-impl From<FetchError> for Broken {
+impl From<FetchError> for FetchFailure {
     fn from(error: FetchError) -> Self {
         Self::Mirror(error)
     }
 }
 
-impl From<std::io::Error> for Broken {
+impl From<std::io::Error> for FetchFailure {
     fn from(error: std::io::Error) -> Self {
         Self::Disk(error)
     }
 }
 
 async fn in_time<T>(work: impl Future<Output = Result<T, FetchError>>) -> Result<T, FetchError> {
-    let late = || FetchError::Unavailable(format!("did not come within {} s", STALL.as_secs()));
+    let late = || FetchError::Unavailable(format!("did not arrive within {} s", STALL.as_secs()));
     tokio::time::timeout(STALL, work)
         .await
         .map_err(|_| late())?
 }
 
-/// A file on its way, and the digest of what is here of it.
-struct Part {
+/// A file that is partly downloaded, and the digest of what has arrived.
+struct PartialFile {
     file: BufWriter<tokio::fs::File>,
     at: u64,
     digest: Sha256,
 }
 
-impl Part {
-    /// What an earlier try has left is hashed: nothing on the disk is trusted.
+impl PartialFile {
+    /// Opens what an earlier attempt left, and hashes it: nothing on the disk is trusted.
     async fn read(path: &Path, size: u64) -> std::io::Result<Self> {
         let path = path.to_owned();
         let read = move || {
@@ -256,7 +257,7 @@ impl Part {
                 file.set_len(0)?;
                 (at, digest) = (0, Sha256::new());
             }
-            let file = BufWriter::with_capacity(PIECE, tokio::fs::File::from_std(file));
+            let file = BufWriter::with_capacity(WRITE_BUFFER, tokio::fs::File::from_std(file));
             Ok(Self { file, at, digest })
         };
         tokio::task::spawn_blocking(read)
@@ -278,7 +279,7 @@ impl Part {
         Ok(())
     }
 
-    /// Writes what is buffered and compares the digest; what is wrong is thrown away.
+    /// Flushes the file and compares the digest. A wrong file is emptied; returns what is wrong.
     async fn finish(&mut self, step: Step<'_>) -> std::io::Result<Option<String>> {
         self.file.flush().await?;
         let found = hex::encode(self.digest.clone().finalize());
@@ -293,7 +294,7 @@ impl Part {
     }
 }
 
-/// Whether the disk has no room.
+/// Whether the disk is full.
 pub fn is_full(error: &std::io::Error) -> bool {
     matches!(
         error.kind(),
@@ -312,7 +313,7 @@ mod tests {
 
     const FILE: [u8; 1000] = [7; 1000];
 
-    /// Sends the file, byte by byte from where the path says `slow`, else at once from where it is asked.
+    /// Sends the file from the byte that is asked for: at once, or byte by byte if the path is `slow`.
     async fn answer(mut stream: TcpStream) -> std::io::Result<()> {
         let mut request = vec![0; 4096];
         let read = stream.read(&mut request).await?;
@@ -342,18 +343,18 @@ mod tests {
         Ok(())
     }
 
-    /// Mirrors of which one drips, and the place that they are at.
+    /// Mirrors, one of which is slow.
     async fn mirrors() -> Arc<Mirrors> {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let place = format!("http://{}/", listener.local_addr().unwrap());
+        let base = format!("http://{}/", listener.local_addr().unwrap());
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                // Who was left cannot send any more.
+                // A client that has left cannot be sent anything.
                 tokio::spawn(async move { drop(answer(stream).await) });
             }
         });
         let config = Config::load(&Layers::default()).unwrap();
-        let manifest = format!("{place}m.json").parse().unwrap();
+        let manifest = format!("{base}m.json").parse().unwrap();
         Arc::new(Mirrors::new(manifest, &config.candidates).unwrap())
     }
 
@@ -369,15 +370,16 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_mirror_that_drips_is_left_for_the_next_and_what_it_gave_is_kept() {
+    async fn a_slow_mirror_is_left_for_the_next_and_what_it_sent_is_kept() {
         let (folder, mirrors) = (tempfile::tempdir().unwrap(), mirrors().await);
         let fetch = async |name: &str, urls: &[&str]| {
             let (part, full) = (folder.path().join(name), file(urls));
-            let again = |news| assert!(matches!(news, News::Came(_)), "{news:?}");
-            let fetched = mirrors.fetch(Step::Full(&full), &part, again);
+            let received =
+                |progress| assert!(matches!(progress, Progress::Received(_)), "{progress:?}");
+            let fetched = mirrors.fetch(Step::Full(&full), &part, received);
             let fetched = tokio::time::timeout(Duration::from_secs(20), fetched).await;
             let here = std::fs::read(&part).unwrap();
-            (fetched.expect("it does not wait for ever"), here)
+            (fetched.expect("a slow mirror is left in time"), here)
         };
         let alone = fetch("alone", &["slow"]);
         let (alone, followed) = tokio::join!(alone, fetch("followed", &["slow", "quick"]));

@@ -1,29 +1,30 @@
-//! From a manifest to new weights: the cheapest way is gone; where something on it is wrong, the
-//! next one is.
+//! From a manifest to new weights, over the cheapest route; if something on it is wrong, over the next
+//! one.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::Served;
 use super::build::{BuildError, build};
-use super::download::{DownloadError, Mirrors, News, is_full};
-use super::route::{Step, Way, cheapest};
-use super::{Served, UpdateError};
+use super::download::{DownloadError, Mirrors, Progress, is_full};
+use super::outcome::UpdateError;
+use super::route::{Route, Step, cheapest};
 use crate::model::manifest::PackageError;
 use crate::model::package::{Package, WeightsFile};
 use crate::protocol::update_manifest::UpdateManifest;
 use crate::telemetry::status::WorkerStatus;
 
 /// New weights, and where they are; none for the package's own.
-type Made = (Arc<Package>, Option<WeightsFile>);
+pub(super) type NewWeights = (Arc<Package>, Option<WeightsFile>);
 
-/// Files that close the ways they are on, by digest, and what is wrong with them.
-pub(super) type Obstacles = BTreeMap<String, String>;
+/// Files that block the routes that they are on, by digest, and what is wrong with them.
+pub(super) type BlockedFiles = BTreeMap<String, String>;
 
-/// Obstacles that a message names.
+/// Reasons that a message names, at most.
 const MOST_NAMED: usize = 4;
 
-/// What it takes to get a version.
+/// What is needed to get a version.
 pub(super) struct Preparation<'a> {
     pub(super) mirrors: &'a Mirrors,
     pub(super) status: &'a WorkerStatus,
@@ -33,10 +34,10 @@ pub(super) struct Preparation<'a> {
     pub(super) subset: bool,
 }
 
-/// Where weights are that need not be fetched.
+/// Where weights are that need not be downloaded.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Local {
-    /// Mapped, and served.
+    /// Served, and mapped into memory.
     Served,
     /// In the worker's folder.
     Kept,
@@ -44,22 +45,23 @@ enum Local {
     Package,
 }
 
-/// What closes a way.
-enum Obstacle {
-    /// A file cannot be had, or is of no use: another way may do without it.
+/// What blocks a route.
+enum RouteBlocked {
+    /// A file cannot be downloaded or used: another route may do without it.
     File {
         sha256: String,
         why: String,
+        /// Later attempts need not try it again.
         for_good: bool,
     },
-    /// The worker's folder cannot take it.
+    /// The worker's folder cannot be written.
     Disk(std::io::Error, PathBuf),
-    /// What is here is not what it was.
+    /// The weights to start from have changed.
     Base(PackageError),
 }
 
-/// What stands in the way of a step, for a package with this graph.
-fn obstacle(step: Step<'_>, graph: &str, closed: &Obstacles) -> Option<String> {
+/// Why a step cannot be used for a package with this graph, if it cannot.
+fn unusable(step: Step<'_>, graph: &str, blocked: &BlockedFiles) -> Option<String> {
     if let Step::Full(full) = step
         && full.graph_sha256 != graph
     {
@@ -68,78 +70,85 @@ fn obstacle(step: Step<'_>, graph: &str, closed: &Obstacles) -> Option<String> {
             "the weights of version {version} are for the graph {theirs}, and the package's is {graph}"
         ));
     }
-    closed.get(step.sha256()).cloned()
+    blocked.get(step.sha256()).cloned()
 }
 
-/// Why no way leads to the live version: what stands in the way, if anything does.
-fn no_way(manifest: &UpdateManifest, here: &[u64], graph: &str, closed: &Obstacles) -> String {
+/// Why no route leads to the live version: what is wrong with its files, or that there is none.
+fn no_route(
+    manifest: &UpdateManifest,
+    local: &[u64],
+    graph: &str,
+    blocked: &BlockedFiles,
+) -> String {
     let live = manifest.live_version;
-    let here: Vec<String> = here.iter().map(u64::to_string).collect();
-    let here = here.join(", ");
+    let local: Vec<String> = local.iter().map(u64::to_string).collect();
+    let local = local.join(", ");
     let full = manifest.full.iter().map(Step::Full);
     let steps = full.chain(manifest.updates.iter().map(Step::Delta));
-    let obstacles: Vec<String> = steps
-        .filter_map(|step| obstacle(step, graph, closed))
+    let reasons: Vec<String> = steps
+        .filter_map(|step| unusable(step, graph, blocked))
         .collect();
-    if obstacles.is_empty() {
-        return format!("the manifest shows no way from version {here} to {live}");
+    if reasons.is_empty() {
+        return format!("the manifest has no route from version {local} to {live}");
     }
-    let more = match obstacles.len().saturating_sub(MOST_NAMED) {
+    let more = match reasons.len().saturating_sub(MOST_NAMED) {
         0 => String::new(),
         more => format!("; and {more} more"),
     };
-    let named = obstacles[..obstacles.len().min(MOST_NAMED)].join("; ");
-    format!("no way from version {here} to {live} is open: {named}{more}")
+    let named = reasons[..reasons.len().min(MOST_NAMED)].join("; ");
+    format!("no usable route from version {local} to {live}: {named}{more}")
 }
 
 impl Preparation<'_> {
-    /// Gets the live version. Files that turn out to be of no use are added to `unfit`, with what is
-    /// wrong with them: they close the same ways at every later try.
-    pub(super) async fn run(&self, unfit: &mut Obstacles) -> Result<Made, UpdateError> {
+    /// Gets the live version. Files with the wrong content are added to `unfit`, and block the same
+    /// routes at every later attempt.
+    pub(super) async fn run(&self, unfit: &mut BlockedFiles) -> Result<NewWeights, UpdateError> {
         let state = &self.served.state;
         state.sweep_parts(|digest| self.names(digest));
-        let mut closed = unfit.clone();
+        let mut blocked = unfit.clone();
         loop {
-            let here = self.here();
-            let versions: Vec<u64> = here.keys().copied().collect();
-            let graph = &self.served.package.manifest.graph.sha256;
-            let usable = |step: Step<'_>| obstacle(step, graph, &closed).is_none();
-            let price = |step| Some(self.missing(step)).filter(|_| usable(step));
-            let Some(way) = cheapest(self.manifest, &versions, price) else {
-                return Err(UpdateError::NoWay(no_way(
-                    self.manifest,
-                    &versions,
-                    graph,
-                    &closed,
-                )));
-            };
-            match self.walk(&way, &here).await {
-                Ok(made) => return Ok(made),
-                Err(Obstacle::File {
+            let local = self.local();
+            let route = self.route(&local, &blocked)?;
+            match self.follow(&route, &local).await {
+                Ok(new) => return Ok(new),
+                Err(RouteBlocked::File {
                     sha256,
                     why,
                     for_good,
                 }) => {
                     tracing::warn!(
                         why,
-                        "a way to the live version is closed; looking for another"
+                        "a route to the live version is blocked; looking for another"
                     );
                     if for_good {
                         unfit.insert(sha256.clone(), why.clone());
                     }
-                    closed.insert(sha256, why);
+                    blocked.insert(sha256, why);
                 }
-                Err(Obstacle::Disk(error, _)) if is_full(&error) && state.make_room() => {}
-                Err(Obstacle::Disk(error, path)) => {
+                Err(RouteBlocked::Disk(error, _)) if is_full(&error) && state.make_room() => {}
+                Err(RouteBlocked::Disk(error, path)) => {
                     return Err(UpdateError::Disk(format!("{}: {error}", path.display())));
                 }
-                Err(Obstacle::Base(error)) => return Err(UpdateError::Base(error.to_string())),
+                Err(RouteBlocked::Base(error)) => return Err(UpdateError::Base(error.to_string())),
             }
         }
     }
 
-    /// The versions that are here, each in the place where it is cheapest to read.
-    fn here(&self) -> BTreeMap<u64, Local> {
+    fn route(
+        &self,
+        local: &BTreeMap<u64, Local>,
+        blocked: &BlockedFiles,
+    ) -> Result<Route<'_>, UpdateError> {
+        let versions: Vec<u64> = local.keys().copied().collect();
+        let graph = &self.served.package.manifest.graph.sha256;
+        let usable = |step: Step<'_>| unusable(step, graph, blocked).is_none();
+        let price = |step| Some(self.missing(step)).filter(|_| usable(step));
+        cheapest(self.manifest, &versions, price)
+            .ok_or_else(|| UpdateError::NoRoute(no_route(self.manifest, &versions, graph, blocked)))
+    }
+
+    /// The local versions, each where it is cheapest to read.
+    fn local(&self) -> BTreeMap<u64, Local> {
         let package = &self.served.package;
         let own = Package::read_manifest(&package.dir).ok();
         let own = own.map(|(manifest, _)| (manifest.version, Local::Package));
@@ -149,7 +158,7 @@ impl Preparation<'_> {
         own.into_iter().chain(kept).chain([served]).collect()
     }
 
-    fn open(&self, local: Local) -> Result<Made, PackageError> {
+    fn open(&self, local: Local) -> Result<NewWeights, PackageError> {
         let package = &self.served.package;
         let kept = self.served.state.previous();
         match (local, kept) {
@@ -161,14 +170,14 @@ impl Preparation<'_> {
                 }
                 let dir = package.dir.display();
                 Err(PackageError(format!(
-                    "{dir}: is another package now; reload it"
+                    "{dir}: the package was replaced; reload it"
                 )))
             }
             (Local::Served | Local::Kept, _) => Ok((Arc::clone(package), None)),
         }
     }
 
-    /// Bytes of a file that are still to come.
+    /// Bytes of a file that are not downloaded yet.
     fn missing(&self, step: Step<'_>) -> u64 {
         let part = std::fs::metadata(self.served.state.part(step.sha256()));
         step.size()
@@ -181,42 +190,46 @@ impl Preparation<'_> {
         full.chain(deltas).any(|sha256| sha256 == digest)
     }
 
-    /// Goes one way: gets its files, then makes the weights at its end.
-    async fn walk(&self, way: &Way<'_>, here: &BTreeMap<u64, Local>) -> Result<Made, Obstacle> {
-        let bytes: u64 = way.steps.iter().map(|step| self.missing(*step)).sum();
+    /// Downloads the files of a route, then makes the weights at its end.
+    async fn follow(
+        &self,
+        route: &Route<'_>,
+        local: &BTreeMap<u64, Local>,
+    ) -> Result<NewWeights, RouteBlocked> {
+        let bytes: u64 = route.steps.iter().map(|step| self.missing(*step)).sum();
         let version = self.manifest.live_version;
         tracing::info!(
             version,
-            from = way.from,
-            files = way.steps.len(),
+            from = route.from,
+            files = route.steps.len(),
             bytes,
-            "getting a new version"
+            "downloading a new version"
         );
         if let Some(update) = &mut self.status.facts().update {
             (update.bytes_here, update.bytes_wanted) = (0, bytes);
         }
-        for step in &way.steps {
+        for step in &route.steps {
             self.fetch(*step).await?;
         }
-        let local = way.from.and_then(|from| here.get(&from).copied());
-        // Reads, decodes, writes and hashes: not for long on a thread that others wait for.
-        tokio::task::block_in_place(|| self.make(local, &way.steps))
+        let local = route.from.and_then(|from| local.get(&from).copied());
+        // Reads, decodes, writes and hashes: not on a thread that others wait for.
+        tokio::task::block_in_place(|| self.make(local, &route.steps))
     }
 
-    async fn fetch(&self, step: Step<'_>) -> Result<(), Obstacle> {
-        let told = |news| {
+    async fn fetch(&self, step: Step<'_>) -> Result<(), RouteBlocked> {
+        let report = |progress| {
             if let Some(update) = &mut self.status.facts().update {
-                match news {
-                    News::Came(bytes) => update.bytes_here += bytes,
-                    News::Again(bytes) => update.bytes_wanted += bytes,
+                match progress {
+                    Progress::Received(bytes) => update.bytes_here += bytes,
+                    Progress::Discarded(bytes) => update.bytes_wanted += bytes,
                 }
             }
         };
         let part = self.served.state.part(step.sha256());
-        let fetched = self.mirrors.fetch(step, &part, told).await;
+        let fetched = self.mirrors.fetch(step, &part, report).await;
         fetched.map_err(|error| match error {
-            DownloadError::Disk(error) => Obstacle::Disk(error, part),
-            DownloadError::Mirrors(_) => Obstacle::File {
+            DownloadError::Disk(error) => RouteBlocked::Disk(error, part),
+            DownloadError::Mirrors(_) => RouteBlocked::File {
                 sha256: step.sha256().to_owned(),
                 why: error.to_string(),
                 for_good: false,
@@ -224,13 +237,17 @@ impl Preparation<'_> {
         })
     }
 
-    fn make(&self, local: Option<Local>, steps: &[Step<'_>]) -> Result<Made, Obstacle> {
+    fn make(&self, local: Option<Local>, steps: &[Step<'_>]) -> Result<NewWeights, RouteBlocked> {
         let local = local.map(|local| self.open(local)).transpose();
-        let local = local.map_err(Obstacle::Base)?;
+        let local = local.map_err(RouteBlocked::Base)?;
         let (state, version) = (&self.served.state, self.manifest.live_version);
         let Some(last) = steps.last() else {
-            let lost = || PackageError(format!("version {version} is not here any more"));
-            return local.ok_or_else(|| Obstacle::Base(lost()));
+            let lost = || {
+                PackageError(format!(
+                    "version {version} is no longer in the worker's folder"
+                ))
+            };
+            return local.ok_or_else(|| RouteBlocked::Base(lost()));
         };
         let out = state.new_file(version);
         let files: Vec<_> = steps
@@ -240,8 +257,8 @@ impl Preparation<'_> {
         let base = local.as_ref().map(|(package, _)| &**package);
         let model = &self.served.package;
         let built = build(model, base, &files, &out).map_err(|error| match error {
-            BuildError::Disk { path, error } => Obstacle::Disk(error, path),
-            BuildError::Unfit { sha256, why } => Obstacle::File {
+            BuildError::Disk { path, error } => RouteBlocked::Disk(error, path),
+            BuildError::Unfit { sha256, why } => RouteBlocked::File {
                 sha256,
                 why,
                 for_good: true,
@@ -249,14 +266,14 @@ impl Preparation<'_> {
         });
         let made = built.and_then(|()| {
             let opened = model.with_new_weights(version, out.clone(), last.canary());
-            opened.map_err(Obstacle::Base)
+            opened.map_err(RouteBlocked::Base)
         });
         match made {
             Ok((package, file)) => Ok((Arc::new(package), Some(file))),
-            Err(obstacle) => {
-                // Half of something is of no use; what cannot be deleted now is swept later.
+            Err(blocked) => {
+                // Incomplete weights are useless. If they cannot be deleted now, a later sweep does it.
                 drop(std::fs::remove_file(&out));
-                Err(obstacle)
+                Err(blocked)
             }
         }
     }
@@ -289,26 +306,26 @@ mod tests {
     }
 
     #[test]
-    fn why_no_way_is_open_names_what_closes_each() {
+    fn no_route_names_what_blocks_each() {
         let graph = format!("{:0<64}", "aa");
-        let closed = |digests: &[&str]| -> Obstacles {
-            let closed = digests.iter();
-            closed
+        let blocked = |digests: &[&str]| -> BlockedFiles {
+            let blocked = digests.iter();
+            blocked
                 .map(|d| (format!("{d:0<64}"), format!("{d} is bad")))
                 .collect()
         };
         let why = |manifest: &UpdateManifest, digests: &[&str]| {
-            no_way(manifest, &[7], &graph, &closed(digests))
+            no_route(manifest, &[7], &graph, &blocked(digests))
         };
-        let none = "the manifest shows no way from version 7 to 9";
+        let none = "the manifest has no route from version 7 to 9";
         assert_eq!(why(&manifest(&[], &[(8, 9)]), &[]), none);
-        // What is not in this manifest any more says nothing of it.
+        // A file that the manifest no longer names is no reason.
         assert_eq!(why(&manifest(&[], &[(8, 9)]), &["5"]), none);
         let both = manifest(&[(9, "aa")], &[(7, 9)]);
-        let open = "no way from version 7 to 9 is open: ";
+        let unusable = "no usable route from version 7 to 9: ";
         assert_eq!(
             why(&both, &["9", "79"]),
-            format!("{open}9 is bad; 79 is bad")
+            format!("{unusable}9 is bad; 79 is bad")
         );
         let foreign = why(&manifest(&[(9, "bb")], &[]), &[]);
         assert!(foreign.contains("are for the graph bb0"), "{foreign}");

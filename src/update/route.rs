@@ -1,23 +1,22 @@
-//! The way from the weights that are served to those that are live: the fewest bytes to fetch.
-//! Pure; a file that turned out bad is left out by the caller's price, and the next way is asked for.
+//! The route from the local weights to the live ones: the fewest bytes to download. Pure; the caller's
+//! price leaves out a file that turned out bad, and asks for the next route.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 
-use crate::protocol::update_manifest::Canary;
-use crate::protocol::update_manifest::{Delta, FullWeights, UpdateManifest};
+use crate::protocol::update_manifest::{Canary, Delta, FullWeights, UpdateManifest};
 
-/// One file on the way.
+/// One file on the route.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Step<'m> {
-    /// Whole weights, whatever was there before.
+    /// Whole weights, independent of what was there before.
     Full(&'m FullWeights),
     /// Added to what is there.
     Delta(&'m Delta),
 }
 
 impl<'m> Step<'m> {
-    /// The version that this step gives.
+    /// The version that this step leads to.
     pub fn to(self) -> u64 {
         match self {
             Self::Full(full) => full.version,
@@ -25,7 +24,7 @@ impl<'m> Step<'m> {
         }
     }
 
-    /// Where the file is: mirrors, in order.
+    /// The file's mirrors, in order.
     pub fn urls(self) -> &'m [String] {
         match self {
             Self::Full(full) => &full.urls,
@@ -49,7 +48,7 @@ impl<'m> Step<'m> {
         }
     }
 
-    /// A known answer of the version that this step gives.
+    /// A known answer of that version.
     pub fn canary(self) -> Option<Canary> {
         match self {
             Self::Full(full) => full.canary,
@@ -58,34 +57,33 @@ impl<'m> Step<'m> {
     }
 }
 
-/// A way to the live version.
+/// A route to the live version.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Way<'m> {
-    /// The version here that it starts from; none where it starts with whole weights.
+pub struct Route<'m> {
+    /// The local version that it starts from; none if it starts with whole weights.
     pub from: Option<u64>,
-    /// Files to fetch, in order; empty where the live version is here already.
+    /// Files to download, in order; none if the live version is local already.
     pub steps: Vec<Step<'m>>,
 }
 
-/// What a way costs, in the order of importance: bytes to fetch, then files to apply.
+/// The cost of a route, most important first: bytes to download, files to apply.
 type Cost = (u64, usize);
 
-/// Finds the cheapest way to the manifest's live version from any of the versions that are `here`;
-/// none where no way leads there. `price` is what a file costs in bytes; none when it must not be
-/// used.
+/// Finds the cheapest route to the manifest's live version from any of the `local` versions; None if
+/// there is none. `price` is what a file costs in bytes; None if it must not be used.
 pub fn cheapest<'m>(
     manifest: &'m UpdateManifest,
-    here: &[u64],
+    local: &[u64],
     price: impl Fn(Step<'m>) -> Option<u64>,
-) -> Option<Way<'m>> {
-    let mut ways = Ways::default();
-    for version in here {
-        ways.reach(*version, (0, 0), None);
+) -> Option<Route<'m>> {
+    let mut search = Search::default();
+    for version in local {
+        search.reach(*version, (0, 0), None);
     }
     for full in &manifest.full {
         let step = Step::Full(full);
         if let Some(price) = price(step) {
-            ways.reach(full.version, (price, 1), Some(step));
+            search.reach(full.version, (price, 1), Some(step));
         }
     }
     let mut onward: BTreeMap<u64, Vec<(&Delta, u64)>> = BTreeMap::new();
@@ -94,24 +92,24 @@ pub fn cheapest<'m>(
             onward.entry(delta.from).or_default().push((delta, price));
         }
     }
-    while let Some(((bytes, files), at)) = ways.next() {
+    while let Some(((bytes, files), at)) = search.next() {
         for (delta, price) in onward.get(&at).into_iter().flatten() {
             let cost = (bytes.saturating_add(*price), files + 1);
-            ways.reach(delta.to, cost, Some(Step::Delta(delta)));
+            search.reach(delta.to, cost, Some(Step::Delta(delta)));
         }
     }
-    ways.to(manifest.live_version)
+    search.to(manifest.live_version)
 }
 
-/// The best ways known so far, and the versions from which to look on: Dijkstra's algorithm.
+/// The best routes so far, and the versions to continue from: Dijkstra's algorithm.
 #[derive(Default)]
-struct Ways<'m> {
+struct Search<'m> {
     /// By version: the cost, and the last step.
     best: BTreeMap<u64, (Cost, Option<Step<'m>>)>,
     open: BinaryHeap<Reverse<(Cost, u64)>>,
 }
 
-impl<'m> Ways<'m> {
+impl<'m> Search<'m> {
     fn reach(&mut self, version: u64, cost: Cost, by: Option<Step<'m>>) {
         let known = self.best.get(&version);
         if known.is_none_or(|(known, _)| cost < *known) {
@@ -120,11 +118,11 @@ impl<'m> Ways<'m> {
         }
     }
 
-    /// The nearest version that was not looked on from yet.
+    /// The nearest version that the search has not continued from.
     fn next(&mut self) -> Option<(Cost, u64)> {
         loop {
             let Reverse((cost, version)) = self.open.pop()?;
-            // What was reached cheaper since lies in the heap twice.
+            // A version that was reached again, cheaper, is in the heap twice.
             if self
                 .best
                 .get(&version)
@@ -135,8 +133,8 @@ impl<'m> Ways<'m> {
         }
     }
 
-    /// Follows the steps back to where they began.
-    fn to(&self, version: u64) -> Option<Way<'m>> {
+    /// Follows the steps back to where they start.
+    fn to(&self, version: u64) -> Option<Route<'m>> {
         let mut steps = Vec::new();
         let (mut from, (_, mut by)) = (Some(version), *self.best.get(&version)?);
         while let Some(step) = by {
@@ -149,7 +147,7 @@ impl<'m> Ways<'m> {
             (_, by) = *self.best.get(&delta.from)?;
         }
         steps.reverse();
-        Some(Way { from, steps })
+        Some(Route { from, steps })
     }
 }
 
@@ -194,8 +192,9 @@ mod tests {
         }
     }
 
-    fn names(way: &Way<'_>) -> Vec<String> {
-        way.steps
+    fn names(route: &Route<'_>) -> Vec<String> {
+        route
+            .steps
             .iter()
             .map(|step| step.urls()[0].clone())
             .collect()
@@ -206,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn small_steps_are_taken_until_whole_weights_are_cheaper() {
+    fn deltas_are_used_until_whole_weights_are_cheaper() {
         let updates = vec![
             delta(1, 2, 10),
             delta(2, 3, 10),
@@ -214,35 +213,35 @@ mod tests {
             delta(2, 4, 15),
         ];
         let published = manifest(4, vec![full(3, 31), full(4, 36)], updates);
-        let way = cheapest(&published, &[1], every).unwrap();
+        let route = cheapest(&published, &[1], every).unwrap();
         assert_eq!(
-            (way.from, names(&way)),
+            (route.from, names(&route)),
             (Some(1), vec!["1-2".into(), "2-4".into()])
         );
-        // From 0 nothing leads on.
-        let way = cheapest(&published, &[0], every).unwrap();
-        assert_eq!((way.from, names(&way)), (None, vec!["full-4".into()]));
-        // An older version that is still here is as good a start as the one that is served.
-        let way = cheapest(&published, &[0, 3], every).unwrap();
-        assert_eq!((way.from, names(&way)), (Some(3), vec!["3-4".into()]));
-        let way = cheapest(&published, &[3, 4], every).unwrap();
-        assert_eq!((way.from, way.steps.len()), (Some(4), 0));
+        // Nothing leads on from 0.
+        let route = cheapest(&published, &[0], every).unwrap();
+        assert_eq!((route.from, names(&route)), (None, vec!["full-4".into()]));
+        // An older version that is still local is as good a start as the one that is served.
+        let route = cheapest(&published, &[0, 3], every).unwrap();
+        assert_eq!((route.from, names(&route)), (Some(3), vec!["3-4".into()]));
+        let route = cheapest(&published, &[3, 4], every).unwrap();
+        assert_eq!((route.from, route.steps.len()), (Some(4), 0));
     }
 
     #[test]
-    fn what_must_not_be_used_is_gone_around_and_a_gap_is_no_way() {
+    fn a_file_that_must_not_be_used_is_avoided_and_a_gap_is_no_route() {
         let updates = vec![delta(1, 2, 10), delta(2, 3, 10)];
         let published = manifest(3, vec![full(3, 500)], updates);
         let but = |name: &str| {
             let price = |step: Step<'_>| (step.urls()[0] != name).then(|| step.size());
-            cheapest(&published, &[1], price).map(|way| names(&way))
+            cheapest(&published, &[1], price).map(|route| names(&route))
         };
         assert_eq!(but("2-3"), Some(vec!["full-3".into()]));
         assert_eq!(but("full-3"), Some(vec!["1-2".into(), "2-3".into()]));
         assert_eq!(cheapest(&published, &[7], |_| None), None);
     }
 
-    /// The least bytes by trying everything, which ends because no version is visited twice.
+    /// The fewest bytes, found by trying everything; no version is visited twice.
     fn least(published: &UpdateManifest, at: u64, seen: &mut Vec<u64>) -> Option<u64> {
         if at == published.live_version {
             return Some(0);
@@ -262,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn no_other_way_is_cheaper() {
+    fn no_other_route_is_cheaper() {
         for seed in 0..500 {
             let mut rng = rand::rngs::StdRng::seed_from_u64(seed);
             let mut version = || rng.random_range(0..7_u64);
@@ -279,15 +278,15 @@ mod tests {
             let expected = starts
                 .filter_map(|(at, cost)| Some(cost + least(&published, at, &mut Vec::new())?))
                 .min();
-            let way = cheapest(&published, &[0], every);
-            let found = way
+            let route = cheapest(&published, &[0], every);
+            let found = route
                 .as_ref()
                 .map(|w| w.steps.iter().map(|s| s.size()).sum::<u64>());
             assert_eq!(found, expected, "seed {seed}");
-            let Some(way) = way else { continue };
+            let Some(route) = route else { continue };
             // Each step begins where the one before ended.
-            let mut at = way.from;
-            for step in way.steps {
+            let mut at = route.from;
+            for step in route.steps {
                 if let Step::Delta(delta) = step {
                     assert_eq!(at, Some(delta.from), "seed {seed}");
                 }

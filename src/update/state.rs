@@ -1,6 +1,6 @@
-//! What a worker keeps of a model that moves on, in a folder of its own: the weights of the version
-//! it serves and of the one before, files on their way, and a journal that says which is which. The
-//! journal alone decides, and is replaced in one step: whatever a crash leaves beside it is swept.
+//! The worker's own folder: the weights of the version that it serves and of the one before, partial
+//! downloads, and a journal that says which is which. The journal alone decides, and is replaced
+//! atomically; whatever else a crash leaves behind is swept.
 
 use std::fs::{File, TryLockError};
 use std::io::Write;
@@ -17,16 +17,16 @@ use crate::protocol::update_manifest::Canary;
 
 const JOURNAL: &str = "journal.json";
 const LOCK: &str = "lock";
-/// What ends the name of a file on its way.
+/// The extension of a partial download.
 const PART: &str = "part";
 
-/// Why nothing can be kept.
+/// Why the folder cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
-    /// Another process has the folder.
+    /// Another process holds the folder.
     #[error("{}: another process holds it; is a worker running under the same worker.id?", .0.display())]
     Locked(PathBuf),
-    /// The disk refuses.
+    /// The disk failed.
     #[error("{}: {error}", path.display())]
     Disk {
         /// Which file or folder.
@@ -54,7 +54,7 @@ pub struct Refused {
     pub why: String,
     /// When, unix milliseconds.
     pub at_ms: u64,
-    /// SHA-256 of the manifest that named it: another manifest is another try.
+    /// SHA-256 of the manifest that named it; when the manifest changes, it is tried again.
     pub manifest_sha256: String,
 }
 
@@ -72,9 +72,9 @@ struct Kept {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct Journal {
     v: V1,
-    /// The package that everything here grew from; empty before the first.
+    /// The root of the package that these weights derive from; empty before the first.
     root: String,
-    /// What is served; the package's own weights where there is none.
+    /// The weights that are served; none for the package's own.
     current: Option<Kept>,
     previous: Option<Kept>,
     refused: Option<Refused>,
@@ -92,7 +92,7 @@ impl Journal {
     }
 }
 
-/// A worker's folder, locked as long as this lives.
+/// A worker's folder, locked as long as this value lives.
 #[derive(Debug)]
 pub struct StateDir {
     folder: PathBuf,
@@ -101,10 +101,10 @@ pub struct StateDir {
 }
 
 impl StateDir {
-    /// Locks the folder, which is made where it is missing.
+    /// Locks the folder, and creates it if it is missing.
     ///
     /// # Errors
-    /// When another process has it, or the disk refuses.
+    /// When another process holds it, or the disk fails.
     pub fn open(folder: &Path) -> Result<Self, StateError> {
         let disk = |e| StateError::disk(folder, e);
         std::fs::create_dir_all(folder).map_err(disk)?;
@@ -121,15 +121,14 @@ impl StateDir {
         })
     }
 
-    /// Loads a package with the weights that were committed last and are sound; with its own where
-    /// there are none.
+    /// Loads a package with the weights that were committed last and are sound, or with its own.
     ///
     /// # Errors
-    /// Names the file that is wrong, of the package or of this folder.
+    /// Names the bad file, in the package or in this folder.
     pub fn load(&self, package: &Path, subset: bool) -> Result<Package, PackageError> {
         let (manifest, package_id) = Package::read_manifest(package)?;
-        let grown = self.grow_from(&Package::root(&manifest, &package_id));
-        grown.map_err(|e| PackageError(format!("model.state_dir: {e}")))?;
+        let based = self.base_on(&Package::root(&manifest, &package_id));
+        based.map_err(|e| PackageError(format!("model.state_dir: {e}")))?;
         Package::load(package, subset, &self.kept())
     }
 
@@ -137,13 +136,13 @@ impl StateDir {
         self.journal.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Drops what was kept for another package, and what a crash has left.
-    fn grow_from(&self, root: &str) -> Result<(), StateError> {
+    /// Drops what was kept for another package, and what a crash left behind.
+    fn base_on(&self, root: &str) -> Result<(), StateError> {
         let before = self.journal().root.clone();
         if before != root {
             if !before.is_empty() {
                 tracing::warn!(
-                    "the package has changed: versions that grew from the old one are dropped"
+                    "the package has changed: versions based on the old one are dropped"
                 );
             }
             self.rewrite(|journal| *journal = Journal::new(root))?;
@@ -152,7 +151,7 @@ impl StateDir {
         Ok(())
     }
 
-    /// Weights to be served in the package's place, the best first; none where the package's own are.
+    /// Weights to serve instead of the package's own, the best first.
     pub fn kept(&self) -> Vec<WeightsFile> {
         let journal = self.journal();
         let previous = journal.previous.iter();
@@ -179,12 +178,12 @@ impl StateDir {
         }
     }
 
-    /// The version that did not prove itself, unless another manifest has come since.
+    /// The version that was refused last, if none was accepted since.
     pub fn refused(&self) -> Option<Refused> {
         self.journal().refused.clone()
     }
 
-    /// A file of its own for the weights of a version. It counts only once it is [committed](Self::commit).
+    /// A new path for the weights of a version. They count only once they are [committed](Self::commit).
     pub fn new_file(&self, version: u64) -> PathBuf {
         let unique: String = Uuid::new_v4()
             .simple()
@@ -195,16 +194,16 @@ impl StateDir {
         self.folder.join(format!("v{version}-{unique}.safetensors"))
     }
 
-    /// Where a file with this digest is downloaded to.
+    /// The path that a file with this digest is downloaded to.
     pub fn part(&self, sha256: &str) -> PathBuf {
         self.folder.join(format!("{sha256}.{PART}"))
     }
 
-    /// Makes these weights the ones to be served, also by the next process; none for the package's
-    /// own. What is no longer needed is deleted: all but these and those before.
+    /// Makes these weights the ones that are served, also by the next process; none for the package's
+    /// own. All others but the previous ones are deleted.
     ///
     /// # Errors
-    /// When the disk refuses; what was served before is then served by the next process.
+    /// When the disk fails; the next process then serves what was served before.
     pub fn commit(&self, weights: Option<&WeightsFile>) -> Result<(), StateError> {
         let kept = weights.map(|weights| Kept {
             version: weights.version,
@@ -212,11 +211,11 @@ impl StateDir {
             sha256: weights.sha256.clone(),
             canary: weights.canary,
         });
-        // The file itself is on the disk already; its name must be too before anything relies on it.
+        // The file is synced already; its name must be, too, before the journal relies on it.
         self.sync_folder()?;
         self.rewrite(|journal| {
             let before = journal.current.take();
-            // Going back, the version left behind is the one before.
+            // After a step back, the previous version is the newer one.
             journal.previous = before.filter(|before| Some(before) != kept.as_ref());
             journal.current = kept;
         })?;
@@ -224,36 +223,36 @@ impl StateDir {
         Ok(())
     }
 
-    /// Remembers that a version did not prove itself.
+    /// Notes that a version was refused, or that none is.
     ///
     /// # Errors
-    /// When the disk refuses.
+    /// When the disk fails.
     pub fn refuse(&self, refused: Option<Refused>) -> Result<(), StateError> {
         self.rewrite(|journal| journal.refused = refused)
     }
 
-    /// Makes room by giving up the version before. True = something went.
+    /// Makes room by deleting the previous version. True = something was deleted.
     pub fn make_room(&self) -> bool {
         let Some(previous) = self.previous() else {
             return false;
         };
         tracing::warn!(
             version = previous.version,
-            "the disk is full: the version before is deleted"
+            "the disk is full: the previous version is deleted"
         );
         if let Err(error) = std::fs::remove_file(&previous.path) {
             tracing::warn!(%error, path = %previous.path.display(), "cannot be deleted");
             return false;
         }
-        // Only now there is room for the journal, too. Should even that fail, it names a file that
-        // is not there, and nothing relies on it.
+        // Only now is there room for the journal. If even that fails, it names a missing file, which
+        // nothing relies on.
         if let Err(error) = self.rewrite(|journal| journal.previous = None) {
-            tracing::warn!(%error, "not in the journal yet");
+            tracing::warn!(%error, "the journal still names the deleted version");
         }
         true
     }
 
-    /// Writes the journal anew: beside the old one, to the disk, then in its place.
+    /// Replaces the journal: writes a new one beside it, syncs it, and renames it.
     fn rewrite(&self, change: impl FnOnce(&mut Journal)) -> Result<(), StateError> {
         let disk = |e| StateError::disk(&self.folder.join(JOURNAL), e);
         let mut journal = self.journal();
@@ -268,7 +267,7 @@ impl StateDir {
         file.write_all(&text).map_err(disk)?;
         file.sync_all().map_err(disk)?;
         std::fs::rename(&beside, self.folder.join(JOURNAL)).map_err(disk)?;
-        // From here on the next process may find either; so that they agree, ours is the new one.
+        // From now on the next process may find the new one, so this process uses it, too.
         *journal = changed;
         self.sync_folder()
     }
@@ -278,7 +277,7 @@ impl StateDir {
         synced.map_err(|e| StateError::disk(&self.folder, e))
     }
 
-    /// Deletes downloads that are of no use any more.
+    /// Deletes partial downloads that are no longer useful.
     pub fn sweep_parts(&self, useful: impl Fn(&str) -> bool) {
         self.remove(|name| {
             let digest = name
@@ -288,7 +287,7 @@ impl StateDir {
         });
     }
 
-    /// Deletes what neither the journal names nor a download can go on with.
+    /// Deletes every file that the journal does not name, except partial downloads.
     fn sweep(&self) {
         let journal = self.journal().clone();
         let kept = [journal.current, journal.previous];
@@ -315,7 +314,7 @@ fn file_name(path: &Path) -> String {
     name.to_string_lossy().into_owned()
 }
 
-/// A journal that cannot be read was not written by us: it is said, and the package is served.
+/// A journal that cannot be parsed was not written by us: that is logged, and the package is served.
 fn read_journal(folder: &Path) -> std::io::Result<Journal> {
     let text = match std::fs::read(folder.join(JOURNAL)) {
         Ok(text) => text,
@@ -336,7 +335,7 @@ mod tests {
 
     fn open(folder: &Path, root: &str) -> StateDir {
         let state = StateDir::open(folder).unwrap();
-        state.grow_from(root).unwrap();
+        state.base_on(root).unwrap();
         state
     }
 
@@ -393,7 +392,7 @@ mod tests {
         state.commit(Some(&before)).unwrap();
         assert_eq!(versions(&state), [8, 9]);
         assert!(state.kept().iter().all(|kept| kept.path.exists()));
-        // To the package's own weights: they are never here.
+        // The package's own weights are never in the folder.
         state.commit(None).unwrap();
         assert_eq!(versions(&state), NONE);
         assert_eq!(state.previous().unwrap().version, 8);
@@ -403,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn another_package_or_a_strange_journal_begins_anew() {
+    fn another_package_or_a_foreign_journal_starts_over() {
         let folder = tempfile::tempdir().unwrap();
         let state = open(folder.path(), "root");
         state.commit(Some(&put(&state, 8))).unwrap();
@@ -412,7 +411,7 @@ mod tests {
         assert_eq!(versions(&state), NONE);
         assert_eq!(files(folder.path()), [""; 0]);
         state.commit(Some(&put(&state, 8))).unwrap();
-        state.grow_from("third").unwrap();
+        state.base_on("third").unwrap();
         assert_eq!(versions(&state), NONE);
         drop(state);
         std::fs::write(folder.path().join(JOURNAL), "{").unwrap();
@@ -420,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn one_process_has_the_folder() {
+    fn one_process_holds_the_folder() {
         let folder = tempfile::tempdir().unwrap();
         let first = open(folder.path(), "root");
         let second = StateDir::open(folder.path());
@@ -430,7 +429,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_is_remembered_until_it_is_taken_back() {
+    fn a_refusal_is_remembered_until_it_is_withdrawn() {
         let folder = tempfile::tempdir().unwrap();
         let refused = Refused {
             version: 9,

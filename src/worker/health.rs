@@ -1,5 +1,5 @@
-//! The local answer to container probes: an abstract Unix socket named after the worker, served
-//! by a thread that depends on neither Redis nor the broker.
+//! Answers container probes on an abstract Unix socket named after the worker, from a thread that
+//! depends on neither Redis nor the broker.
 
 use std::io::{Read, Write};
 use std::os::linux::net::SocketAddrExt;
@@ -14,10 +14,10 @@ use crate::telemetry::status::WorkerStatus;
 
 const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What a worker says of itself.
+/// What a worker reports about itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Health {
-    /// The process answers.
+    /// The process responds.
     pub live: bool,
     /// It takes jobs.
     pub ready: bool,
@@ -30,7 +30,7 @@ fn address(namespace: &str, worker_id: &str) -> std::io::Result<SocketAddr> {
 /// Answers probes until the process ends.
 ///
 /// # Errors
-/// When another process answers under this name already.
+/// When another process already answers under this name.
 pub fn serve(
     namespace: &str,
     worker_id: &str,
@@ -43,7 +43,7 @@ pub fn serve(
             let ready = status.ready(*phase.borrow());
             let word: &[u8] = if ready { b"ready" } else { b"live" };
             if let Err(error) = stream.and_then(|mut stream| stream.write_all(word)) {
-                tracing::debug!(%error, "a probe went away");
+                tracing::debug!(%error, "a probe disconnected");
             }
         }
     };
@@ -53,7 +53,7 @@ pub fn serve(
         .map(drop)
 }
 
-/// Asks the worker of this name on this host.
+/// Asks the worker with this name on this host.
 pub fn ask(namespace: &str, worker_id: &str) -> Health {
     let asked = || -> std::io::Result<String> {
         let mut stream = UnixStream::connect_addr(&address(namespace, worker_id)?)?;

@@ -1,11 +1,6 @@
-//! The record a worker publishes into Redis, from a thread of its own that scoring cannot starve.
-//! It only relays: the state comes from the lifecycle, progress from the computing thread.
+//! Publishes the worker's record into Redis, from a thread of its own that scoring cannot starve. It only
+//! relays: the state comes from the lifecycle, progress from the computing thread.
 
-use crate::protocol::heartbeat::{
-    BrokerFacts, Build, HostFacts, JobFacts, MemoryFacts, ModelFacts, ProgressFacts, Record,
-    StoreFacts,
-};
-use crate::telemetry::status::WorkerStatus;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -13,16 +8,24 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::HeartbeatConfig;
+use crate::protocol::heartbeat::{
+    BrokerFacts, Build, HostFacts, JobFacts, MemoryFacts, ModelFacts, ProgressFacts, Record,
+    StoreFacts,
+};
 use crate::protocol::message::V1;
 use crate::protocol::state::{Phase, State};
 use crate::store::{Beat, Health, Ownership, Store};
 use crate::telemetry::progress::Progress;
+use crate::telemetry::status::WorkerStatus;
 use crate::util::clock::{steady_ms, unix_ms};
 use crate::worker::host;
-use crate::worker::lifecycle::{Change, Event};
+use crate::worker::lifecycle::Event;
 use crate::worker::systemd::Notifier;
 
-/// Who beats.
+/// Events that are kept while Redis is away; older ones are dropped.
+const MOST_UNSENT: usize = 1000;
+
+/// Which process this is.
 #[derive(Debug, Clone)]
 pub struct Identity {
     /// The worker's name.
@@ -31,57 +34,57 @@ pub struct Identity {
     pub incarnation: String,
     /// The host's name.
     pub host: String,
-    /// What its process numbers count in; see [`host::pid_space`].
+    /// Where its process id is valid; see [`host::pid_space`].
     pub pid_space: Option<String>,
-    /// When the process began, unix milliseconds.
+    /// When the process started, unix milliseconds.
     pub started_at_ms: u64,
 }
 
-/// What the beat has found out about our name.
+/// Whether this worker may use its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NameClaim {
-    /// Redis has not answered yet, or is away.
+    /// Redis has not answered yet.
     Unknown,
-    /// The name is ours.
+    /// This worker holds it.
     Ours,
-    /// Another live worker has it.
+    /// Another live worker holds it.
     Taken,
 }
 
-/// The thread that beats.
+/// The thread that sends heartbeats.
 #[derive(Debug)]
 pub struct Heartbeat {
     stop: CancellationToken,
-    /// Whether the name is ours.
+    /// Whether this worker may use its name.
     pub claim: watch::Receiver<NameClaim>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
 /// Everything the thread needs.
 #[derive(Debug)]
-pub struct Source {
-    /// Who beats.
+pub struct Inputs {
+    /// Which process this is.
     pub identity: Identity,
-    /// What the parts report.
+    /// What the worker's parts report.
     pub status: Arc<WorkerStatus>,
-    /// The state.
+    /// The worker's state.
     pub phase: watch::Receiver<Phase>,
-    /// What happens.
+    /// Entries for the event stream.
     pub events: std::sync::mpsc::Receiver<Event>,
-    /// Where it goes.
+    /// Where the record goes.
     pub store: Store,
-    /// Whether Redis does what jobs ask of it, on a connection of their own.
+    /// Whether Redis serves the jobs, which use another connection.
     pub health: Arc<Health>,
-    /// How often.
+    /// How often, and how long a record lives.
     pub config: HeartbeatConfig,
 }
 
 impl Heartbeat {
-    /// Starts beating; `alive` is dropped when the thread ends, however it does.
+    /// Starts the thread; `alive` is dropped when it ends, however that happens.
     ///
     /// # Errors
     /// When the thread cannot be started.
-    pub fn start(source: Source, alive: impl Send + 'static) -> std::io::Result<Self> {
+    pub fn start(inputs: Inputs, alive: impl Send + 'static) -> std::io::Result<Self> {
         let stop = CancellationToken::new();
         let (claims, claim) = watch::channel(NameClaim::Unknown);
         let stopping = stop.clone();
@@ -92,7 +95,7 @@ impl Heartbeat {
             .name("scorer-heartbeat".into())
             .spawn(move || {
                 let _alive = alive;
-                runtime.block_on(beat_until(source, &stopping, &claims));
+                runtime.block_on(beat_until(inputs, &stopping, &claims));
             })?;
         Ok(Self {
             stop,
@@ -101,11 +104,11 @@ impl Heartbeat {
         })
     }
 
-    /// Sends the last beat and ends the thread.
+    /// Sends a last heartbeat and ends the thread.
     pub async fn stop(mut self) {
         self.stop.cancel();
         if let Some(thread) = self.thread.take() {
-            // Its beats are bounded in time, so is this.
+            // Each heartbeat has a time limit, so this returns.
             drop(tokio::task::spawn_blocking(move || thread.join()).await);
         }
     }
@@ -118,26 +121,26 @@ impl Drop for Heartbeat {
 }
 
 async fn beat_until(
-    mut source: Source,
+    mut inputs: Inputs,
     stop: &CancellationToken,
     claims: &watch::Sender<NameClaim>,
 ) {
-    let progress = Arc::clone(&source.status.progress);
+    let progress = Arc::clone(&inputs.status.progress);
     tokio::spawn(async move { progress.watch().await });
-    let mut ticks = tokio::time::interval(source.config.interval);
+    let mut ticks = tokio::time::interval(inputs.config.interval);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
-    let (mut pulse, mut systemd) = (Pulse::new(), Notifier::default());
+    let (mut publisher, mut systemd) = (Publisher::new(), Notifier::default());
     loop {
         let stopping = stop.is_cancelled();
-        let phase = *source.phase.borrow();
-        systemd.tell(phase, source.status.progress.is_stuck());
-        pulse.beat(&source, claims).await;
+        let phase = *inputs.phase.borrow();
+        systemd.tell(phase, inputs.status.progress.is_stuck());
+        publisher.beat(&inputs, claims).await;
         if stopping {
             return;
         }
         tokio::select! {
             _ = ticks.tick() => {}
-            changed = source.phase.changed() => if changed.is_err() {
+            changed = inputs.phase.changed() => if changed.is_err() {
                 return;
             },
             () = stop.cancelled() => {}
@@ -145,17 +148,18 @@ async fn beat_until(
     }
 }
 
-/// What the thread remembers between beats.
-struct Pulse {
+/// Publishes records, and remembers what is needed between them.
+struct Publisher {
     seq: u64,
     host: HostFacts,
     unsent: Vec<Event>,
+    /// The incarnation of a dead process that holds our name.
     dead: Option<String>,
     failing: bool,
     system: sysinfo::System,
 }
 
-impl Pulse {
+impl Publisher {
     fn new() -> Self {
         Self {
             seq: 0,
@@ -167,54 +171,64 @@ impl Pulse {
         }
     }
 
-    async fn beat(&mut self, source: &Source, claims: &watch::Sender<NameClaim>) {
+    async fn beat(&mut self, inputs: &Inputs, claims: &watch::Sender<NameClaim>) {
         self.seq += 1;
-        self.unsent.extend(source.events.try_iter());
-        // Redis away for long must not grow the process.
-        let surplus = self.unsent.len().saturating_sub(1000);
-        self.unsent.drain(..surplus);
-        let phase = *source.phase.borrow();
-        let record = Arc::new(self.record(source, phase));
-        source.status.set_record(Arc::clone(&record));
+        self.collect_events(inputs);
+        let phase = *inputs.phase.borrow();
+        let record = Arc::new(self.record(inputs, phase));
+        inputs.status.set_record(Arc::clone(&record));
         let Ok(record) = serde_json::to_string(&*record) else {
             return;
         };
         let events: Vec<_> = self
             .unsent
             .iter()
-            .map(|event| entry(&source.identity, event))
+            .map(|event| entry(&inputs.identity, event))
             .collect();
         let beat = Beat {
-            worker_id: &source.identity.worker_id,
-            incarnation: &source.identity.incarnation,
+            worker_id: &inputs.identity.worker_id,
+            incarnation: &inputs.identity.incarnation,
             record: &record,
-            ttl: source.config.ttl,
+            ttl: inputs.config.ttl,
             events: &events,
-            // A worker that ends in any other state stays in sight until its record expires.
+            // A worker that ends in any other state stays visible until its record expires.
             leaving: phase.state == State::Stopped,
             dead: self.dead.as_deref(),
         };
-        let beaten = source.store.beat(&beat).await;
+        let beaten = inputs.store.beat(&beat).await;
         crate::telemetry::metrics::beat(beaten.is_ok());
         match beaten {
-            Ok(ownership) => {
-                self.unsent.clear();
-                let beaten = &source.status.beaten_ms;
-                beaten.store(steady_ms(), Ordering::Relaxed);
-                if std::mem::take(&mut self.failing) {
-                    tracing::info!("Redis takes heartbeats again");
-                }
-                self.note(ownership, &source.identity, claims);
-            }
+            Ok(ownership) => self.note_success(inputs, ownership, claims),
             Err(error) if !self.failing => {
                 self.failing = true;
-                tracing::warn!(%error, "the heartbeat is not published; scoring goes on, beats are retried");
+                tracing::warn!(%error, "the heartbeat is not published; scoring goes on, and publishing is retried");
             }
             Err(_) => {}
         }
     }
 
-    fn note(
+    fn collect_events(&mut self, inputs: &Inputs) {
+        self.unsent.extend(inputs.events.try_iter());
+        let surplus = self.unsent.len().saturating_sub(MOST_UNSENT);
+        self.unsent.drain(..surplus);
+    }
+
+    fn note_success(
+        &mut self,
+        inputs: &Inputs,
+        ownership: Ownership,
+        claims: &watch::Sender<NameClaim>,
+    ) {
+        self.unsent.clear();
+        let beaten = &inputs.status.beaten_ms;
+        beaten.store(steady_ms(), Ordering::Relaxed);
+        if std::mem::take(&mut self.failing) {
+            tracing::info!("heartbeats are published again");
+        }
+        self.note_claim(ownership, &inputs.identity, claims);
+    }
+
+    fn note_claim(
         &mut self,
         ownership: Ownership,
         identity: &Identity,
@@ -227,8 +241,8 @@ impl Pulse {
                 pid,
                 pid_space,
             } => {
-                // A dead process cannot come back: its record is taken over at once. Only where its
-                // number means to us what it means to it: pods that share a host's name have their own.
+                // A dead process cannot come back, so its record is taken over at once. That needs its
+                // process id to be valid here, too: pods that share a host name have their own ids.
                 let ours = pid_space.is_some() && pid_space == identity.pid_space;
                 let dead = ours && !host::lives(pid);
                 self.dead = dead.then_some(incarnation);
@@ -238,8 +252,8 @@ impl Pulse {
         claims.send_if_modified(|current| std::mem::replace(current, claim) != claim);
     }
 
-    fn record(&mut self, source: &Source, phase: Phase) -> Record {
-        let (status, identity) = (&source.status, &source.identity);
+    fn record(&mut self, inputs: &Inputs, phase: Phase) -> Record {
+        let (status, identity) = (&inputs.status, &inputs.identity);
         let in_flight = status.in_flight.load(Ordering::Relaxed);
         let ready = status.ready(phase);
         let facts = status.facts();
@@ -276,16 +290,8 @@ impl Pulse {
                 ..facts.jobs()
             },
             progress: progress(&status.progress),
-            broker: BrokerFacts {
-                connected: status.connected.load(Ordering::Relaxed),
-                consuming: status.consuming.load(Ordering::Relaxed),
-                blocked: status
-                    .blocked
-                    .lock()
-                    .is_ok_and(|b| b.load(Ordering::Relaxed)),
-                generation: status.generation.load(Ordering::Relaxed),
-            },
-            store: store(&source.health),
+            broker: broker(status),
+            store: store(&inputs.health),
             memory: MemoryFacts {
                 rss_bytes: host::rss(&mut self.system),
             },
@@ -297,7 +303,7 @@ impl Pulse {
 
 fn entry(identity: &Identity, event: &Event) -> Vec<(String, String)> {
     let (from, to, at) = match event {
-        Event::Changed(Change { from, to }) => (from, to, to.since_ms),
+        Event::Changed { from, to } => (from, to, to.since_ms),
         Event::Answered { phase, .. } => (phase, phase, unix_ms()),
     };
     let mut fields = vec![
@@ -323,6 +329,18 @@ fn entry(identity: &Identity, event: &Event) -> Vec<(String, String)> {
     fields
         .map(|(name, value)| (name.to_owned(), value))
         .collect()
+}
+
+fn broker(status: &WorkerStatus) -> BrokerFacts {
+    BrokerFacts {
+        connected: status.connected.load(Ordering::Relaxed),
+        consuming: status.consuming.load(Ordering::Relaxed),
+        blocked: status
+            .blocked
+            .lock()
+            .is_ok_and(|b| b.load(Ordering::Relaxed)),
+        generation: status.generation.load(Ordering::Relaxed),
+    }
 }
 
 fn progress(progress: &Progress) -> ProgressFacts {

@@ -1,4 +1,4 @@
-//! The machine that a worker runs on: what it is, and what process numbers count in there.
+//! The machine that a worker runs on: its hardware, and which of its processes live.
 
 use rustix::io::Errno;
 use rustix::process::{Pid, test_kill_process};
@@ -6,14 +6,12 @@ use sha2::{Digest, Sha256};
 
 use crate::protocol::heartbeat::HostFacts;
 
-/// What the numbers of processes count in: this boot of this kernel, and the name space of processes.
-/// A short digest, equal for two processes if the number of each means the same to the other. None
-/// where the system does not say.
+/// Where process ids are valid: this boot of this kernel, and the PID namespace. A short digest, equal
+/// for two processes that see each other under the same ids. None where the system does not tell.
 pub(crate) fn pid_space() -> Option<String> {
     let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
     let space = std::fs::read_link("/proc/self/ns/pid").ok()?;
-    let said = format!("{} {}", boot.trim(), space.display());
-    let digest = Sha256::digest(said);
+    let digest = Sha256::digest(format!("{} {}", boot.trim(), space.display()));
     Some(hex::encode(&digest[..8]))
 }
 
@@ -25,14 +23,14 @@ pub(crate) fn rss(system: &mut sysinfo::System) -> u64 {
     system.process(pid).map_or(0, sysinfo::Process::memory)
 }
 
-/// Whether there is a process of this number, also one that is not shown to us.
+/// Whether there is a process with this id, even one that we may not see.
 pub(crate) fn lives(pid: u32) -> bool {
     let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
-    let asked = pid.map(test_kill_process);
-    asked.is_some_and(|asked| asked != Err(Errno::SRCH))
+    let signalled = pid.map(test_kill_process);
+    signalled.is_some_and(|signalled| signalled != Err(Errno::SRCH))
 }
 
-/// What the machine is, as far as the system tells.
+/// The machine's hardware and system, as far as the system tells.
 pub(crate) fn facts() -> HostFacts {
     let mut system = sysinfo::System::new();
     system.refresh_memory();
@@ -52,7 +50,7 @@ pub(crate) fn facts() -> HostFacts {
     }
 }
 
-/// The driver names its cards under `/proc`.
+/// The NVIDIA driver lists its cards under `/proc`.
 fn gpu_model() -> Option<String> {
     let cards = std::fs::read_dir("/proc/driver/nvidia/gpus").ok()?;
     let mut texts = cards
@@ -68,7 +66,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_process_lives_until_it_is_gone_and_numbers_of_nobody_do_not() {
+    fn a_process_lives_until_it_exits_and_unused_ids_do_not() {
         let mut child = std::process::Command::new("cat")
             .stdin(std::process::Stdio::piped())
             .spawn()
@@ -84,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn processes_beside_each_other_count_in_one_space() {
+    fn neighbouring_processes_share_one_pid_space() {
         assert!(pid_space().is_some_and(|space| space.len() == 16));
         assert_eq!(pid_space(), pid_space());
     }

@@ -1,32 +1,28 @@
-//! The states of a worker, in one enum, advanced in one place. Everything that depends on the
-//! state (the consumer, the heartbeat, the exit) watches it; nothing else decides it.
+//! The worker's current state, changed in one place and watched by everything that depends on it, and
+//! the events that the stream in Redis gets.
 
-use crate::protocol::state::{Detail, Phase, State};
 use tokio::sync::watch;
 
 use crate::protocol::control::{Command, Outcome};
+use crate::protocol::state::{Detail, Phase, State};
 
-/// One change, for the event stream.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Change {
-    /// Before.
-    pub from: Phase,
-    /// After.
-    pub to: Phase,
-}
-
-/// What the event stream is told of.
+/// An entry of the event stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
     /// The state changed.
-    Changed(Change),
+    Changed {
+        /// Before.
+        from: Phase,
+        /// After.
+        to: Phase,
+    },
     /// A control message was answered.
     Answered {
-        /// What was asked.
+        /// The command.
         command: Command,
-        /// What became of it.
+        /// Its outcome.
         outcome: Outcome,
-        /// What was done, or why not.
+        /// What was done, or why not, for a person.
         message: String,
         /// The state at that time.
         phase: Phase,
@@ -36,7 +32,7 @@ pub enum Event {
 /// Where events are sent.
 pub type Events = std::sync::mpsc::Sender<Event>;
 
-/// The worker's state; only its owner can advance it.
+/// The worker's state; only its owner can change it.
 #[derive(Debug)]
 pub struct Lifecycle {
     phase: watch::Sender<Phase>,
@@ -44,7 +40,7 @@ pub struct Lifecycle {
 }
 
 impl Lifecycle {
-    /// A worker that has just begun, and where its phase and what happens can be read.
+    /// The state of a process that has just started, a receiver of its phases, and one of its events.
     pub fn start() -> (
         Self,
         watch::Receiver<Phase>,
@@ -53,11 +49,11 @@ impl Lifecycle {
         let phase = Phase::starting();
         let (sender, receiver) = watch::channel(phase);
         let (events, log) = std::sync::mpsc::channel();
-        // The first entry of the stream: the process began.
-        let began = events.send(Event::Changed(Change {
+        // The first entry of the stream: the process has started.
+        let began = events.send(Event::Changed {
             from: phase,
             to: phase,
-        }));
+        });
         debug_assert!(began.is_ok());
         (
             Self {
@@ -69,12 +65,12 @@ impl Lifecycle {
         )
     }
 
-    /// Where else events may come from.
+    /// For other sources of events.
     pub fn events(&self) -> Events {
         self.events.clone()
     }
 
-    /// Where the phase can be followed.
+    /// A receiver of its phases.
     pub fn follow(&self) -> watch::Receiver<Phase> {
         self.phase.subscribe()
     }
@@ -84,7 +80,7 @@ impl Lifecycle {
         *self.phase.borrow()
     }
 
-    /// Goes to a state; the only place that does. An illegal step is logged and not taken.
+    /// Changes the state; nothing else does. An illegal change is logged and refused.
     pub fn advance(&self, state: State, detail: Detail) {
         let from = self.phase();
         if (from.state, from.detail) == (state, detail) {
@@ -105,9 +101,8 @@ impl Lifecycle {
             %detail,
             "state changed"
         );
-        let changed = Event::Changed(Change { from, to });
-        if self.events.send(changed).is_err() {
-            tracing::debug!("nobody reads state changes any more");
+        if self.events.send(Event::Changed { from, to }).is_err() {
+            tracing::debug!("no one reads state changes any more");
         }
         self.phase.send_replace(to);
     }
@@ -118,7 +113,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn illegal_steps_are_not_taken() {
+    fn illegal_changes_are_refused() {
         let (lifecycle, watch, log) = Lifecycle::start();
         lifecycle.advance(State::Ready, Detail::Serving);
         assert_eq!(watch.borrow().state, State::Starting);

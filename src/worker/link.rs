@@ -1,5 +1,5 @@
-//! Keeps a worker linked to its broker: connect, declare, listen for control messages, and again
-//! when the link is lost. It knows nothing of models or states; whoever serves watches the link.
+//! Keeps a worker connected to its broker: connects, declares, listens for control messages, and starts
+//! over when the link is lost. It knows nothing of models or states; the worker watches the link.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 use tokio_util::task::TaskTracker;
 
-use super::Request;
+use super::orders::Request;
 use super::parts::Parts;
 use crate::broker::amqp::{Deliveries, Delivery, Link, Publisher};
 use crate::broker::topology::Topology;
@@ -21,12 +21,12 @@ use crate::telemetry::status::WorkerStatus;
 use crate::util::backoff::Backoff;
 use crate::worker::lifecycle::{Event, Events};
 
-/// A fleet is to be back within 15 s of its broker: with the 30 s that other failures may wait for,
-/// the next try could come too late for that.
+/// A fleet must be back within 15 s of its broker; after the 30 s that other failures may back off for,
+/// the next attempt could be too late.
 const LONGEST_WAIT: Duration = Duration::from_secs(8);
 
-/// What it takes to make a link, and who is told of it.
-pub(super) struct Keeper {
+/// Makes the link, and hands it out.
+pub(super) struct LinkKeeper {
     pub(super) config: Config,
     pub(super) topology: Arc<Topology>,
     pub(super) status: Arc<WorkerStatus>,
@@ -35,11 +35,11 @@ pub(super) struct Keeper {
     pub(super) incarnation: String,
     pub(super) phase: watch::Receiver<Phase>,
     pub(super) events: Events,
-    /// Answers on their way.
-    pub(super) answers: TaskTracker,
+    /// Replies still being published.
+    pub(super) replies: TaskTracker,
 }
 
-impl Keeper {
+impl LinkKeeper {
     /// Runs until its task is aborted.
     pub(super) async fn keep(self) {
         let mut backoff = Backoff::between(Duration::from_secs(1), LONGEST_WAIT);
@@ -51,7 +51,7 @@ impl Keeper {
                 }
                 Err(error) => {
                     self.status.error("broker_disconnected", &error.to_string());
-                    tracing::warn!(%error, "no link to the broker yet");
+                    tracing::warn!(%error, "cannot connect to the broker yet");
                 }
             }
             tokio::time::sleep(backoff.next_delay()).await;
@@ -71,7 +71,7 @@ impl Keeper {
         Ok((link, Some(control)))
     }
 
-    /// Offers the link until it is lost.
+    /// Hands out the link until it is lost, and takes control messages.
     async fn hold(&self, link: Link, mut control: Option<Deliveries>) {
         self.status.generation.fetch_add(1, Ordering::Relaxed);
         self.status.connected.store(true, Ordering::Relaxed);
@@ -79,7 +79,7 @@ impl Keeper {
         let (lost, publisher) = (link.lost.clone(), link.jobs.clone());
         self.links.send_replace(Some(Arc::new(link)));
         loop {
-            let heard = async {
+            let received = async {
                 match &mut control {
                     Some(control) => control.next().await,
                     None => std::future::pending().await,
@@ -87,15 +87,15 @@ impl Keeper {
             };
             tokio::select! {
                 () = lost.cancelled() => break,
-                delivery = heard => match delivery {
+                delivery = received => match delivery {
                     Some(delivery) => self.forward(&delivery, &publisher).await,
-                    // Deaf to control messages: only a new link mends that.
+                    // No control messages arrive any more: only a new link fixes that.
                     None => lost.cancel(),
                 },
             }
         }
         self.status.connected.store(false, Ordering::Relaxed);
-        // A link that is gone holds nothing back.
+        // A lost link holds nothing back.
         self.status.holds_back(Arc::default());
         self.links.send_replace(None);
     }
@@ -103,27 +103,28 @@ impl Keeper {
     async fn forward(&self, delivery: &Delivery, publisher: &Publisher) {
         let message = match control::decode(&delivery.body, delivery.properties.label()) {
             Ok(message) => message,
-            Err(error) => return tracing::warn!(%error, "a control message is refused"),
+            Err(error) => return tracing::warn!(%error, "a control message was refused"),
         };
         let ours = self.config.worker_id();
         if message.worker_id.is_some_and(|id| id != ours) {
             return;
         }
         let command = message.command;
-        tracing::info!(command = command.as_str(), "asked by a control message");
+        tracing::info!(command = command.as_str(), "received a control message");
         if command == control::Command::Drain {
             self.parts.watchdog.arm();
         }
         let (order, answered) = Order::new(command);
-        self.answer(command, answered, &delivery.properties, publisher);
+        self.reply_later(command, answered, &delivery.properties, publisher);
         let requests = &self.parts.requests;
-        if requests.send(Request::Command(order)).await.is_err() {
+        if requests.send(Request::command(order)).await.is_err() {
             tracing::debug!("the worker has ended already");
         }
     }
 
-    /// Sees to it that what becomes of a command is told: in the event stream, and to who asked.
-    fn answer(
+    /// Waits for the outcome of a command, in a task, then writes it into the event stream and replies to
+    /// the sender.
+    fn reply_later(
         &self,
         command: control::Command,
         answered: oneshot::Receiver<(Outcome, String)>,
@@ -141,16 +142,16 @@ impl Keeper {
         };
         let (phase, events) = (self.phase.clone(), self.events.clone());
         let (asked, publisher) = (asked.clone(), publisher.clone());
-        self.answers.spawn(async move {
+        self.replies.spawn(async move {
             let (outcome, message) = answered.await.unwrap_or((answer.outcome, answer.message));
-            let told = events.send(Event::Answered {
+            let sent = events.send(Event::Answered {
                 command,
                 outcome,
                 message: message.clone(),
                 phase: *phase.borrow(),
             });
-            if told.is_err() {
-                tracing::debug!("nobody writes events any more");
+            if sent.is_err() {
+                tracing::debug!("no one writes events any more");
             }
             let answer = ControlAnswer {
                 outcome,
@@ -158,13 +159,13 @@ impl Keeper {
                 ..answer
             };
             if let Err(error) = reply(&answer, asked, &publisher).await {
-                tracing::warn!(%error, "an answer to a control message did not get through");
+                tracing::warn!(%error, "the reply to a control message was not published");
             }
         });
     }
 }
 
-/// Where the sender wants an answer, it comes in the encoding that was asked in.
+/// Replies if the sender wants that, in the encoding of the request.
 async fn reply(
     answer: &ControlAnswer,
     asked: Properties,

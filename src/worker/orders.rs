@@ -1,92 +1,158 @@
-//! What a worker makes of what it is asked: at once, after the next warm-up, or not at all; and who
-//! is told.
+//! Requests: who may make them, what happens at once, and who answers them.
 
 use std::time::Duration;
 
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
-use super::{Leaving, Request, Step, Stop, Worker};
+use super::parts::{Part, Parts};
+use super::run::Worker;
+use super::transition::{Activity, Ask, Next, PAUSED, Reply, Transition, respond};
 use crate::model::package::Package;
-use crate::protocol::control::{Command, Order};
-use crate::protocol::state::{Detail, State};
+use crate::protocol::control::Order;
+use crate::protocol::state::Detail;
 
-/// What the last answers get to leave.
-const LAST_ANSWERS: Duration = Duration::from_millis(500);
+/// How long a worker that ends waits for the last replies to be published.
+const LAST_REPLIES: Duration = Duration::from_millis(500);
+
+/// What the operator of the process wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wish {
+    /// Drain.
+    Drain,
+    /// End the drain now: hand back what can be handed back.
+    EndNow,
+}
+
+/// What the worker is asked, and the order to answer, if it was an order.
+#[derive(Debug)]
+pub(super) struct Request {
+    pub(super) ask: Ask,
+    order: Option<Order>,
+}
+
+impl Request {
+    pub(super) fn signal() -> Self {
+        Self {
+            ask: Ask::Signal,
+            order: None,
+        }
+    }
+
+    pub(super) fn part_lost(part: Part) -> Self {
+        Self {
+            ask: Ask::PartLost(part),
+            order: None,
+        }
+    }
+
+    pub(super) fn command(order: Order) -> Self {
+        Self {
+            ask: Ask::Command(order.command),
+            order: Some(order),
+        }
+    }
+
+    fn reload(order: Order) -> Self {
+        Self {
+            ask: Ask::Reload,
+            order: Some(order),
+        }
+    }
+}
+
+/// Forwards the operator's wishes to the worker, until no more can come.
+pub(super) async fn forward(
+    mut wishes: mpsc::Receiver<Wish>,
+    parts: Parts,
+    hurry: CancellationToken,
+) {
+    let Parts { requests, watchdog } = parts;
+    while let Some(wish) = wishes.recv().await {
+        match wish {
+            Wish::Drain => {
+                watchdog.arm();
+                let requests = requests.clone();
+                // In a task of its own: a draining worker takes no more requests, and this loop must
+                // still hear the next wish.
+                tokio::spawn(async move {
+                    if requests.send(Request::signal()).await.is_err() {
+                        tracing::debug!("the worker has ended already");
+                    }
+                });
+            }
+            Wish::EndNow => {
+                watchdog.hurry();
+                hurry.cancel();
+            }
+        }
+    }
+}
 
 impl Worker {
-    /// What a request means for a worker that takes jobs or waits. `None` = it goes on as before.
-    pub(super) fn heed(&mut self, request: Option<Request>) -> Option<Leaving> {
-        match request {
-            None | Some(Request::Signal) => Some(Leaving::drain(Detail::DrainSignal)),
-            Some(Request::Command(order)) => self.obey(order),
-            Some(Request::Lost(part)) => {
-                let message = "has ended although the worker has not; see the log for why";
-                tracing::error!(part = part.as_str(), "{message}");
-                let said = format!("{}: {message}", part.as_str());
-                self.status.error(&Detail::PartLost.to_string(), &said);
-                let then = Step::Stop(Stop::PartLost(part));
-                Some(Leaving::to(State::Draining, Detail::PartLost, then))
-            }
-            Some(Request::Reload(order)) => {
-                let leaving = Leaving::to(State::Reloading, Detail::ReloadRequest, Step::Reload);
-                Some(leaving.answering(order))
-            }
+    /// Takes a request, and answers it where that is possible at once. Absent = carry on.
+    pub(super) fn on_request(
+        &mut self,
+        activity: Activity,
+        request: Option<Request>,
+    ) -> Option<Transition> {
+        let Request { ask, order } = request.unwrap_or_else(Request::signal);
+        if let Ask::PartLost(part) = ask {
+            self.report_lost(part);
+        }
+        let response = respond(activity, self.paused, ask);
+        self.paused = response.paused;
+        if let Some(order) = order {
+            self.defer_reply(response.reply, order);
+        }
+        if response.transition.is_none() {
+            self.confirm_pauses();
+        }
+        response.transition
+    }
+
+    /// Performs a transition, up to what follows it.
+    pub(super) fn enter(&mut self, transition: Transition) -> Next {
+        if let Some((state, detail)) = transition.to {
+            self.lifecycle.advance(state, detail);
+        }
+        self.confirm_pauses();
+        transition.next
+    }
+
+    fn report_lost(&self, part: Part) {
+        let message = "ended although the worker had not; the log says why";
+        tracing::error!(part = part.as_str(), "{message}");
+        let message = format!("{}: {message}", part.as_str());
+        self.status.error(&Detail::PartLost.to_string(), &message);
+    }
+
+    fn defer_reply(&mut self, reply: Reply, order: Order) {
+        match reply {
+            Reply::Nobody => {}
+            Reply::Done(message) => order.done(message),
+            Reply::Refused(message) => order.refuse(message),
+            Reply::AfterTransition => self.pausing.push(order),
+            Reply::AfterWarmUp => self.due.push(order),
+            Reply::PackageCheck => self.check_package(order),
+            Reply::Updater => match &self.updates {
+                Some(updates) => updates.look_now(order),
+                None => order.refuse("model.update_url is not set: there is nothing to follow"),
+            },
         }
     }
 
-    fn obey(&mut self, order: Order) -> Option<Leaving> {
-        match order.command {
-            Command::Drain => {
-                order.done("draining: what can be done in time is answered, the rest handed back");
-                Some(Leaving::drain(Detail::DrainControl))
-            }
-            Command::Pause => {
-                self.paused = true;
-                Some(Leaving::degraded(Detail::Paused, Step::Again).answering(order))
-            }
-            Command::Resume => {
-                let was = std::mem::replace(&mut self.paused, false);
-                order.done(if was {
-                    "no longer paused"
-                } else {
-                    "was not paused"
-                });
-                None
-            }
-            Command::Rewarm => {
-                let leaving = Leaving::to(State::Warming, Detail::Rewarm, Step::Rewarm);
-                Some(leaving.answering(order))
-            }
-            Command::Reload => {
-                self.verify(order);
-                None
-            }
-            Command::Update => {
-                self.look_now(order);
-                None
-            }
+    fn confirm_pauses(&mut self) {
+        for order in self.pausing.drain(..) {
+            order.done(PAUSED);
         }
     }
 
-    fn look_now(&self, order: Order) {
-        let Some(follower) = &self.follower else {
-            return order.refuse("model.update_url is not set: there is nothing to follow");
-        };
-        match follower.orders.try_send(order) {
-            Ok(()) => {}
-            Err(mpsc::error::TrySendError::Full(order)) => {
-                order.refuse("too many have asked; it looks soon")
-            }
-            Err(mpsc::error::TrySendError::Closed(order)) => {
-                order.fail("nobody follows updates any more; see the worker's log")
-            }
-        }
-    }
-
-    /// Reads the package while the worker goes on. Only a sound one is worth leaving the queue for.
-    fn verify(&self, order: Order) {
+    /// Reads the package while the worker carries on: only a sound one is worth leaving the queue
+    /// for.
+    fn check_package(&self, order: Order) {
         let (dir, subset) = (self.dir.clone(), self.config.model.allow_shards_subset);
-        let (ours, asking) = (self.topology.model.clone(), self.asking.clone());
+        let (ours, requests) = (self.topology.model.clone(), self.own_requests.clone());
         tokio::spawn(async move {
             let read = tokio::task::spawn_blocking(move || Package::load(&dir, subset, &[]));
             match read.await {
@@ -97,7 +163,7 @@ impl Worker {
                     ));
                 }
                 Ok(Ok(_)) => {
-                    if asking.send(Request::Reload(order)).await.is_err() {
+                    if requests.send(Request::reload(order)).await.is_err() {
                         tracing::debug!("the worker has ended already");
                     }
                 }
@@ -107,51 +173,19 @@ impl Worker {
         });
     }
 
-    /// While a model is loaded or proven only a drain ends that.
-    pub(super) fn heed_while_warming(&mut self, request: Option<Request>) -> Option<Leaving> {
-        let mut leaving = self.heed(request)?;
-        match (&leaving.then, leaving.order.take()) {
-            (Step::Stop(_), _) => return Some(leaving),
-            (Step::Reload, Some(order)) => {
-                order.refuse("the worker is warming up; ask again when that is over");
-            }
-            (_, order) => {
-                leaving.order = order;
-                self.take_note(&mut leaving);
-            }
-        }
-        None
-    }
-
-    /// Answers who asked for it, now or after the warm-up that it leads to.
-    pub(super) fn take_note(&mut self, leaving: &mut Leaving) {
-        match (leaving.order.take(), &leaving.then) {
-            (Some(order), Step::Rewarm | Step::Reload) => self.due.push(order),
-            (Some(order), _) => order.done("paused: no jobs are taken"),
-            (None, _) => {}
-        }
-    }
-
-    /// Nothing that was asked for will be done any more; says so while there is a link.
-    pub(super) async fn dismiss(&mut self) {
+    /// Drops every open request, which answers it with a failure, and waits for the replies while
+    /// the link lasts.
+    pub(super) async fn close_requests(&mut self) {
         self.due.clear();
+        self.pausing.clear();
         self.requests.close();
         while self.requests.try_recv().is_ok() {}
-        self.answers.close();
-        if tokio::time::timeout(LAST_ANSWERS, self.answers.wait())
+        self.replies.close();
+        if tokio::time::timeout(LAST_REPLIES, self.replies.wait())
             .await
             .is_err()
         {
-            tracing::debug!("some who asked get no answer");
-        }
-    }
-}
-
-impl Leaving {
-    fn answering(self, order: Order) -> Self {
-        Self {
-            order: Some(order),
-            ..self
+            tracing::debug!("some requests get no reply");
         }
     }
 }

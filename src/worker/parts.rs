@@ -1,30 +1,30 @@
-//! The parts that run beside a worker as long as it lives: the heartbeat, the link, marks, updates. A
-//! worker without one of them would look sound and not be: it hands back what it holds, and the
-//! process ends, to be started again.
+//! The parts that run in the background as long as the worker lives: the heartbeat, the link, crash
+//! marks, updates. A worker that has lost one would look healthy and not be, so it hands back what it
+//! holds and the process ends, to be restarted.
 
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use super::Request;
+use super::orders::Request;
 use super::watchdog::Watchdog;
 
 /// A part, as logs and errors name it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Part {
-    /// Beats.
+    /// Publishes the worker's record.
     Heartbeat,
-    /// Keeps the link to the broker.
+    /// Keeps the worker connected to the broker.
     Link,
     /// Removes crash marks that could not be removed at once.
     CrashMarks,
-    /// Follows the model.
+    /// Follows the published versions of the model.
     Updater,
-    /// Hears the signals that the process gets.
+    /// Forwards the signals that the process gets.
     Signals,
 }
 
 impl Part {
-    /// In a word.
+    /// Its name.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Heartbeat => "heartbeat",
@@ -36,7 +36,7 @@ impl Part {
     }
 }
 
-/// Tells the worker when a part ends.
+/// Starts parts, and tells the worker when one ends.
 #[derive(Debug, Clone)]
 pub(super) struct Parts {
     pub(super) requests: mpsc::Sender<Request>,
@@ -76,16 +76,16 @@ impl Drop for Alive {
     fn drop(&mut self) {
         let Parts { requests, watchdog } = self.parts.clone();
         let part = self.part;
-        // In the end all parts are ended, when nobody listens any more. The queue of requests may be
-        // full, and this may be any thread, the last of its runtime.
-        let telling = move || {
-            if requests.blocking_send(Request::Lost(part)).is_ok() {
+        // When the worker ends, so do its parts, and no one listens. On a thread of its own: the queue of
+        // requests may be full, and this may be the last thread of its runtime.
+        let report = move || {
+            if requests.blocking_send(Request::part_lost(part)).is_ok() {
                 watchdog.arm();
             }
         };
         let thread = std::thread::Builder::new().name("scorer-alarm".into());
-        if let Err(error) = thread.spawn(telling) {
-            tracing::error!(%error, part = part.as_str(), "has ended, and the worker cannot be told");
+        if let Err(error) = thread.spawn(report) {
+            tracing::error!(%error, part = part.as_str(), "a part ended, and the worker cannot be told");
         }
     }
 }
@@ -94,8 +94,9 @@ impl Drop for Alive {
 mod tests {
     use super::*;
     use crate::config::{Config, Layers};
-    use crate::worker::start::Life;
-    use crate::worker::{Stop, Worker};
+    use crate::worker::assemble::Startup;
+    use crate::worker::run::Worker;
+    use crate::worker::transition::{Ask, Stop};
     use std::time::Duration;
     use tokio_util::sync::CancellationToken;
 
@@ -106,14 +107,14 @@ mod tests {
     }
 
     async fn lost(inbox: &mut mpsc::Receiver<Request>) -> Part {
-        match inbox.recv().await {
-            Some(Request::Lost(part)) => part,
+        match inbox.recv().await.map(|request| request.ask) {
+            Some(Ask::PartLost(part)) => part,
             other => panic!("{other:?}"),
         }
     }
 
     #[tokio::test]
-    async fn a_part_that_returns_panics_or_is_ended_is_told_of() {
+    async fn the_worker_is_told_of_a_part_that_returns_panics_or_is_aborted() {
         let (parts, mut inbox) = parts();
         parts.spawn(Part::Updater, async {});
         assert_eq!(lost(&mut inbox).await, Part::Updater);
@@ -148,12 +149,12 @@ mod tests {
         let config = Config::load(&layers).unwrap();
         let (parts, inbox) = parts();
         let (dir, hurry) = ("/nowhere".into(), CancellationToken::new());
-        let life = Life::begin(&config);
-        let started = Worker::start(config, dir, "tiny", life, inbox, &parts, hurry);
-        let (mut worker, beside) = started.unwrap();
-        beside.tasks[0].abort();
+        let startup = Startup::begin(&config);
+        let assembled = Worker::assemble(config, dir, "tiny", startup, inbox, &parts, hurry);
+        let (mut worker, background) = assembled.unwrap();
+        background.tasks[0].abort();
         let ended = tokio::time::timeout(Duration::from_secs(30), worker.live()).await;
         assert_eq!(ended, Ok(Stop::PartLost(Part::Link)));
-        beside.heartbeat.stop().await;
+        background.heartbeat.stop().await;
     }
 }

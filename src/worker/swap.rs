@@ -1,10 +1,11 @@
 //! From one version of the weights to the next, between jobs: the session stays, its weights are
-//! replaced and proven. What does not prove itself is taken back.
+//! replaced and proven. A version that does not prove itself is rolled back.
 
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::{Leaving, Step, Worker};
+use super::run::Worker;
+use super::transition::{Model, Next, Transition};
 use crate::engine::thread::EngineHandle;
 use crate::engine::{EngineError, Warm};
 use crate::model::package::{Package, WeightsFile};
@@ -14,65 +15,45 @@ use crate::update::state::{Refused, StateDir, StateError};
 use crate::util::clock::unix_ms;
 
 impl Worker {
-    /// Serves the offered weights if they prove themselves, else those before. Without an engine,
-    /// as when the weights before cannot be proven either, one is made.
-    pub(super) async fn swap(
-        &mut self,
-        engine: Option<EngineHandle>,
-        offer: PreparedUpdate,
-    ) -> Step {
+    /// Serves the offered weights if they prove themselves, otherwise the ones before. If there is no
+    /// engine, because the weights before cannot be proven either, one is started.
+    pub(super) async fn swap(&mut self, model: &mut Model, update: PreparedUpdate) -> Next {
         let began = Instant::now();
         let PreparedUpdate {
             package,
             weights,
             manifest_sha256,
-            settled,
-        } = offer;
+            outcome,
+        } = update;
         let version = package.manifest.version;
         if !self.is_of_our_package(&package) {
             tracing::warn!(
                 version,
-                "an update for another package than the one that is there now"
+                "the update is for another package than the one in model.dir; it is dropped"
             );
-            return Step::Rewarm;
+            return Next::Rewarm;
         }
         self.lifecycle
             .advance(State::Updating, Detail::UpdateTo(version));
         self.count_attempt();
-        let proven = match self.prove_offered(engine.clone(), package).await {
+        let proven = match self.prove_offered(model.engine(), package).await {
             Ok(proven) => proven,
-            Err(drain) => return self.stop_idle(drain),
+            Err(stop) => return self.enter(stop),
         };
-        let refused = proven.as_ref().err().map(|error| Refused {
-            version,
-            why: error.to_string(),
-            at_ms: unix_ms(),
-            manifest_sha256,
-        });
-        // An engine that is lost says nothing of the version: it may have been before.
-        let lost = |error: &EngineError| error.detail == Detail::EngineLost;
-        if !proven.as_ref().is_err_and(lost) {
-            self.refuse(refused).await;
-        }
-        let (step, outcome) = match proven {
+        self.note_refusal(version, manifest_sha256, proven.as_ref().err())
+            .await;
+        let (next, result) = match proven {
             Ok((engine, warm)) => {
                 self.commit(weights).await;
                 self.report_warm(&engine, &warm, began.elapsed());
-                (Step::Warmed(engine), Ok(()))
+                *model = Model::Warm(engine);
+                (Next::Again, Ok(()))
             }
-            Err(error) => {
-                self.status.error(
-                    &error.detail.to_string(),
-                    &format!("version {version}: {error}"),
-                );
-                tracing::error!(%error, version, "the update is taken back");
-                self.lifecycle.advance(State::Degraded, error.detail);
-                (self.take_back(engine).await, Err(error))
-            }
+            Err(error) => (self.roll_back(model, version, &error).await, Err(error)),
         };
-        // The updater may be gone in a drain.
-        drop(settled.send(outcome));
-        step
+        // During a drain the updater may be gone.
+        drop(outcome.send(result));
+        next
     }
 
     /// The package may have been replaced while the update was prepared.
@@ -85,7 +66,7 @@ impl Worker {
         &mut self,
         engine: Option<EngineHandle>,
         package: Arc<Package>,
-    ) -> Result<Result<(EngineHandle, Warm), EngineError>, Leaving> {
+    ) -> Result<Result<(EngineHandle, Warm), EngineError>, Transition> {
         let detail = Detail::UpdateTo(package.manifest.version);
         let (config, progress) = (self.config.clone(), Arc::clone(&self.status.progress));
         let adopting = async move {
@@ -94,7 +75,7 @@ impl Worker {
                 None => EngineHandle::start(move || Ok(package), &config, progress).await,
             }
         };
-        let engine = match self.unless_drained(adopting).await? {
+        let engine = match self.unless_stopped(adopting).await? {
             Ok(engine) => engine,
             Err(error) => return Ok(Err(error)),
         };
@@ -103,30 +84,52 @@ impl Worker {
         Ok(warm.map(|warm| (engine, warm)))
     }
 
-    /// Gives the session the weights before, to be proven again; where there is no session any more,
-    /// everything is loaded.
-    async fn take_back(&mut self, engine: Option<EngineHandle>) -> Step {
-        let Some(engine) = engine.filter(|engine| engine.loss().is_none()) else {
-            return Step::Reload;
+    /// Reports the failure and gives the session its previous weights, to be proven again. Without a
+    /// session everything is loaded.
+    async fn roll_back(&mut self, model: &mut Model, version: u64, error: &EngineError) -> Next {
+        let message = format!("version {version}: {error}");
+        self.status.error(&error.detail.to_string(), &message);
+        tracing::error!(%error, version, "the update is rolled back");
+        self.lifecycle.advance(State::Degraded, error.detail);
+        let Some(engine) = model.engine().filter(|engine| engine.loss().is_none()) else {
+            return Next::Reload;
         };
         let package = Arc::clone(&engine.package);
         let adopting = async move { engine.turn().await.adopt(package).await };
-        match self.unless_drained(adopting).await {
-            Ok(Ok(engine)) => Step::Prove(engine),
-            Ok(Err(error)) => {
-                tracing::error!(%error, "the weights before are loaded again");
-                Step::Reload
+        match self.unless_stopped(adopting).await {
+            Ok(Ok(engine)) => {
+                *model = Model::Unproven(engine);
+                Next::Again
             }
-            Err(drain) => self.stop_idle(drain),
+            Ok(Err(error)) => {
+                tracing::error!(%error, "the weights before the update are loaded again");
+                Next::Reload
+            }
+            Err(stop) => self.enter(stop),
         }
     }
 
-    /// Remembers which version did not prove itself, if one did not: also for the next process, should
-    /// this one have to end.
-    async fn refuse(&self, refused: Option<Refused>) {
+    /// Writes into the journal that this version was refused, or that none is. The entry outlives
+    /// the process.
+    async fn note_refusal(
+        &self,
+        version: u64,
+        manifest_sha256: String,
+        error: Option<&EngineError>,
+    ) {
+        // An engine that is lost says nothing about the version: it may have been lost before.
+        if error.is_some_and(|error| error.detail == Detail::EngineLost) {
+            return;
+        }
+        let refused = error.map(|error| Refused {
+            version,
+            why: error.to_string(),
+            at_ms: unix_ms(),
+            manifest_sha256,
+        });
         let written = self.write_journal(move |state| state.refuse(refused));
         if let Err(error) = written.await {
-            tracing::error!(error, "what was tried cannot be remembered");
+            tracing::error!(error, "the journal does not say which version was refused");
         }
     }
 
@@ -136,7 +139,8 @@ impl Worker {
         let Err(error) = written.await else {
             return;
         };
-        let why = format!("model.state_dir: {error}; after a restart the version before is served");
+        let why =
+            format!("model.state_dir: {error}; after a restart the previous version is served");
         self.status.error("state_not_saved", &why);
         tracing::error!(why, "the new version is served, but not saved");
     }

@@ -1,11 +1,11 @@
-//! What systemd is told, where it asks (`NOTIFY_SOCKET`): once that the worker is ready, its state, and,
-//! as long as the device makes progress, that it need not be killed.
+//! Notifies systemd, if it asks for that (`NOTIFY_SOCKET`): readiness once, every state, and the watchdog's
+//! keep-alive as long as the device makes progress.
 
 use sd_notify::NotifyState;
 
 use crate::protocol::state::{Phase, State};
 
-/// Remembers what was said.
+/// Remembers what systemd was told.
 #[derive(Debug, Default)]
 pub struct Notifier {
     told: Option<u64>,
@@ -16,15 +16,15 @@ impl Notifier {
     /// Called at every beat.
     pub fn tell(&mut self, phase: Phase, stuck: bool) {
         let status = format!("{} / {}", phase.state.as_str(), phase.detail);
-        let mut news = Vec::new();
+        let mut updates = Vec::new();
         if self.told.replace(phase.changes) != Some(phase.changes) {
-            news.push(NotifyState::Status(&status));
+            updates.push(NotifyState::Status(&status));
             match phase.state {
                 State::Ready if !std::mem::replace(&mut self.ready, true) => {
-                    news.push(NotifyState::Ready);
+                    updates.push(NotifyState::Ready);
                 }
-                // A drain that has nothing to do is over before the next beat.
-                State::Draining | State::Stopped => news.push(NotifyState::Stopping),
+                // A drain with nothing to do ends before the next beat.
+                State::Draining | State::Stopped => updates.push(NotifyState::Stopping),
                 State::Starting
                 | State::Warming
                 | State::Ready
@@ -34,10 +34,10 @@ impl Notifier {
             }
         }
         if !stuck {
-            news.push(NotifyState::Watchdog);
+            updates.push(NotifyState::Watchdog);
         }
-        if let Err(error) = sd_notify::notify(&news) {
-            tracing::debug!(%error, "systemd does not listen");
+        if let Err(error) = sd_notify::notify(&updates) {
+            tracing::debug!(%error, "systemd cannot be notified");
         }
     }
 }

@@ -1,54 +1,51 @@
-//! Loading a model and proving it, again and again until it succeeds, and saying how it went.
+//! Loading a model and proving it, retried until it succeeds, and reporting how it went.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{Leaving, Step, Worker};
+use super::run::Worker;
+use super::transition::{Model, Next, Transition};
 use crate::engine::thread::EngineHandle;
 use crate::engine::{EngineError, Warm};
 use crate::model::package::Package;
 use crate::protocol::heartbeat::{ModelFacts, WarmFacts};
 use crate::protocol::state::{Detail, State};
-use crate::update::Served;
 use crate::update::state::{StateDir, StateError};
 use crate::util::clock::unix_ms;
 
 impl Worker {
-    /// One attempt: load (unless there is an engine), prove, report. A failure waits its back-off
-    /// and is tried again for ever; it never latches.
-    pub(super) async fn warm_up(&mut self, engine: Option<EngineHandle>) -> Step {
+    /// One attempt: load (unless there is an engine), prove, report. A failure waits for its back-off,
+    /// and the model is loaded again; there is no last attempt.
+    pub(super) async fn warm_up(&mut self, model: &mut Model) -> Next {
         let began = Instant::now();
-        let warmed = match self.prove(engine).await {
+        let warmed = match self.prove(model.engine()).await {
             Ok(warmed) => warmed,
-            Err(drain) => return self.stop_idle(drain),
+            Err(stop) => return self.enter(stop),
         };
         match warmed {
             Ok((engine, warm)) => {
                 self.warming.reset();
                 self.package_changed = false;
                 self.report_warm(&engine, &warm, began.elapsed());
-                Step::Warmed(engine)
+                *model = Model::Warm(engine);
+                Next::Again
             }
             Err(error) => {
                 let wait = self.warming.next_delay();
                 self.report_failure(&error, wait);
                 match self.wait(Some(wait)).await {
-                    then @ (Step::Stop(_) | Step::Swap(_)) => then,
-                    Step::Again
-                    | Step::Warmed(_)
-                    | Step::Rewarm
-                    | Step::Reload
-                    | Step::Prove(_) => Step::Reload,
+                    next @ (Next::Stop(_) | Next::Swap(_)) => next,
+                    Next::Again | Next::Retry(_) | Next::Rewarm | Next::Reload => Next::Reload,
                 }
             }
         }
     }
 
-    /// Loads and proves; the outer error is a drain that came in between.
+    /// Loads and proves; the outer error is a stop that came first.
     async fn prove(
         &mut self,
         engine: Option<EngineHandle>,
-    ) -> Result<Result<(EngineHandle, Warm), EngineError>, Leaving> {
+    ) -> Result<Result<(EngineHandle, Warm), EngineError>, Transition> {
         self.count_attempt();
         let loaded = match engine {
             Some(engine) => {
@@ -70,11 +67,11 @@ impl Worker {
     pub(super) async fn warm(
         &mut self,
         engine: &EngineHandle,
-    ) -> Result<Result<Warm, EngineError>, Leaving> {
+    ) -> Result<Result<Warm, EngineError>, Transition> {
         self.loss = Some(engine.follow_loss());
         let proving = engine.clone();
         let warm = async move { proving.turn().await.warm().await };
-        self.unless_drained(warm).await
+        self.unless_stopped(warm).await
     }
 
     pub(super) fn count_attempt(&self) {
@@ -83,7 +80,7 @@ impl Worker {
         facts.warm.next_retry_at_ms = None;
     }
 
-    async fn load(&mut self) -> Result<Result<EngineHandle, EngineError>, Leaving> {
+    async fn load(&mut self) -> Result<Result<EngineHandle, EngineError>, Transition> {
         self.lifecycle.advance(State::Warming, Detail::LoadingModel);
         if let Err(error) = self.open_state() {
             return Ok(Err(error));
@@ -98,12 +95,12 @@ impl Worker {
             None => Package::load(&dir, subset, &[]).map(Arc::new),
         };
         let loading = async move { EngineHandle::start(read, &config, progress).await };
-        self.unless_drained(loading).await
+        self.unless_stopped(loading).await
     }
 
-    /// Locks the worker's folder, which only a worker that follows updates has.
+    /// Locks the worker's state folder, which only a worker that follows updates has.
     fn open_state(&mut self) -> Result<(), EngineError> {
-        if self.state.is_some() || self.follower.is_none() {
+        if self.state.is_some() || self.updates.is_none() {
             return Ok(());
         }
         let unusable =
@@ -122,7 +119,7 @@ impl Worker {
         Ok(())
     }
 
-    /// Queue and keys carry the name that was known at the start.
+    /// The queue and the keys carry the name that was known at the start.
     fn check_name(&self, engine: EngineHandle) -> Result<EngineHandle, EngineError> {
         let (found, ours) = (&engine.package.manifest.name, &self.topology.model);
         if found == ours {
@@ -134,12 +131,8 @@ impl Worker {
     }
 
     pub(super) fn report_warm(&mut self, engine: &EngineHandle, warm: &Warm, took: Duration) {
-        let served = self.state.clone().map(|state| Served {
-            package: Arc::clone(&engine.package),
-            state,
-        });
-        if let Some(follower) = &self.follower {
-            follower.served.send_replace(served);
+        if let (Some(updates), Some(state)) = (&self.updates, &self.state) {
+            updates.now_serving(&engine.package, state);
         }
         crate::telemetry::metrics::warmed(true);
         let windows = u32::try_from(warm.windows).unwrap_or(u32::MAX).max(1);
@@ -165,7 +158,7 @@ impl Worker {
             windows = warm.windows,
             duration_ms = took.as_millis(),
             inert = warm.inert.len(),
-            "warm: the baseline repeats, every tensor but the inert ones moves the loss and is restored"
+            "warm: the baseline repeats; every tensor but the inert ones moves the loss and is restored"
         );
         drop(facts);
         let (version, loss) = (package.manifest.version, warm.baseline_loss);
@@ -197,8 +190,8 @@ impl Worker {
     }
 }
 
-/// Puts the tensors without effect into the record, and says so in the log when they are others
-/// than before: not with every new version of the weights.
+/// Puts the tensors without effect into the record. The log names them only when they have changed,
+/// not with every new version of the weights.
 fn note_inert(facts: &mut WarmFacts, warm: &Warm) {
     facts.inert_count = warm.inert.len() as u64;
     let before = std::mem::replace(&mut facts.inert, warm.named_inert().to_vec());

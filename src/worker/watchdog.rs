@@ -1,17 +1,17 @@
-//! The drain's last resort: a thread that ends the process when its time is over, whatever the
-//! model, the broker or Redis do. What it still holds the broker delivers again.
+//! The last resort of a drain: a thread that ends the process when the time is up, whatever the
+//! model, the broker or Redis do. The broker redelivers the jobs that were still held.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use super::Stop;
+use super::transition::Stop;
 use crate::telemetry::progress::Progress;
 
-/// A drain that is given no time still hands back what it holds, and says goodbye.
+/// The shortest time for a drain: enough to hand jobs back and to close the connections.
 const LEAST: Duration = Duration::from_secs(3);
 
-/// Armed once, by the first that asks for a drain.
+/// Armed once, by the first request for a drain.
 #[derive(Debug, Clone)]
 pub(super) struct Watchdog(Arc<Inner>);
 
@@ -37,54 +37,54 @@ impl Watchdog {
         }))
     }
 
-    /// Whether a computation is cut short is seen here.
+    /// The progress that shows whether a computation is cut short.
     pub(super) fn watch(&self, progress: Arc<Progress>) {
         self.0.progress.get_or_init(|| progress);
     }
 
-    /// The worker is done, but for its goodbyes.
+    /// The worker has ended like this; only its connections are still to be closed.
     pub(super) fn ended(&self, stop: Stop) {
         self.0.ended.get_or_init(|| stop);
     }
 
-    /// The time begins to run.
+    /// Starts the clock.
     pub(super) fn arm(&self) {
         if !self.0.armed.swap(true, Ordering::Relaxed) {
-            self.bite_after(self.0.time);
+            self.end_after(self.0.time);
         }
     }
 
-    /// The time is over: what is left is the least that a goodbye takes.
+    /// The drain must end now: leaves the shortest time.
     pub(super) fn hurry(&self) {
         if !self.0.hurried.swap(true, Ordering::Relaxed) {
-            self.bite_after(LEAST);
+            self.end_after(LEAST);
         }
     }
 
-    fn bite_after(&self, time: Duration) {
+    fn end_after(&self, time: Duration) {
         let inner = Arc::clone(&self.0);
         let waiting = move || {
             std::thread::sleep(time);
-            inner.bite();
+            inner.end_process();
         };
         let thread = std::thread::Builder::new().name("scorer-watchdog".into());
         if let Err(error) = thread.spawn(waiting) {
-            tracing::warn!(%error, "nothing watches over the drain");
+            tracing::warn!(%error, "no watchdog: nothing ends a drain that hangs");
         }
     }
 }
 
 impl Inner {
-    fn bite(&self) {
+    fn end_process(&self) {
         let stop = self.stop();
         tracing::error!(
             cut_short = u8::from(stop == Stop::CutShort),
-            "the drain takes longer than it may; the process ends, the broker delivers again what it held"
+            "the drain takes too long; the process ends, and the broker redelivers what it held"
         );
         (self.overdue)(stop);
     }
 
-    /// How the process ends. One that was told twice to end has not failed by doing so.
+    /// How the process ends. If it was told to end now, an unfinished drain is no failure.
     fn stop(&self) -> Stop {
         let computing = self.progress.get().is_some_and(|p| p.is_busy());
         let hurried = self.hurried.load(Ordering::Relaxed);

@@ -118,7 +118,7 @@ pub(crate) struct Record {
     pub(crate) overlaps: u8,
 }
 
-/// `worker::Step`: what comes when the jobs that are held have ended. A later one covers the
+/// `worker::transition::Next`: what comes when the jobs that are held have ended. A later one covers the
 /// ones before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum Then {

@@ -1,5 +1,5 @@
-//! How a worker begins: alive at once, with a name as soon as the package tells it, and with
-//! everything that runs beside it.
+//! Wires a worker together: it answers probes at once, gets its name from the package, and then starts
+//! everything that runs in the background.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,9 +13,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
-use super::link::Keeper;
+use super::link::LinkKeeper;
+use super::orders::Request;
 use super::parts::{Part, Parts};
-use super::{Request, Stop, Wish, Worker};
+use super::run::Worker;
+use super::transition::{Ask, Stop};
 use crate::broker::amqp::Link;
 use crate::broker::topology::Topology;
 use crate::config::device_name;
@@ -31,38 +33,12 @@ use crate::telemetry::status::WorkerStatus;
 use crate::update::Updater;
 use crate::util::backoff::Backoff;
 use crate::util::clock::unix_ms;
-use crate::worker::heartbeat::{Heartbeat, Identity, Source};
+use crate::worker::heartbeat::{Heartbeat, Identity, Inputs};
 use crate::worker::host;
 use crate::worker::lifecycle::{Event, Lifecycle};
 
-/// Passes on what whoever runs the worker wishes.
-pub(super) async fn grant(
-    mut wishes: mpsc::Receiver<Wish>,
-    parts: Parts,
-    hurry: CancellationToken,
-) {
-    let Parts { requests, watchdog } = parts;
-    while let Some(wish) = wishes.recv().await {
-        match wish {
-            Wish::Drain => {
-                watchdog.arm();
-                let requests = requests.clone();
-                // Not here: a worker that drains already takes no requests, and the next wish counts.
-                tokio::spawn(async move {
-                    if requests.send(Request::Signal).await.is_err() {
-                        tracing::debug!("the worker has ended already");
-                    }
-                });
-            }
-            Wish::EndNow => {
-                watchdog.hurry();
-                hurry.cancel();
-            }
-        }
-    }
-}
-
-/// The queue and the keys carry the model's name: without it there is nowhere to report to.
+/// The queue and the keys carry the model's name: without it there is nowhere to report to. The error is
+/// how the worker ends if it is asked to first.
 pub(super) async fn model_name(
     config: &Config,
     dir: &Path,
@@ -76,32 +52,30 @@ pub(super) async fn model_name(
         match Package::read_manifest(dir) {
             Ok((manifest, _)) => return Ok(manifest.name),
             Err(error) => {
-                tracing::error!(%error, "the model's name cannot be read; set model.name or mend the package")
+                tracing::error!(%error, "the model's name cannot be read; set model.name or fix the package")
             }
         }
         tokio::select! {
             () = tokio::time::sleep(backoff.next_delay()) => {}
-            asked = inbox.recv() => return Err(match asked {
-                Some(Request::Lost(part)) => Stop::PartLost(part),
-                Some(Request::Signal | Request::Command(_) | Request::Reload(_)) | None => {
-                    Stop::Drained
-                }
+            request = inbox.recv() => return Err(match request.map(|request| request.ask) {
+                Some(Ask::PartLost(part)) => Stop::PartLost(part),
+                Some(Ask::Signal | Ask::Command(_) | Ask::Reload) | None => Stop::Drained,
             }),
         }
     }
 }
 
-/// What there is of a worker before it knows its model: it is alive, and answers probes.
-pub(super) struct Life {
+/// A worker that does not know its model yet: it lives, and answers probes.
+pub(super) struct Startup {
     identity: Identity,
     pub(super) status: Arc<WorkerStatus>,
     lifecycle: Lifecycle,
     phase: watch::Receiver<Phase>,
-    /// Until the heartbeat has them.
+    /// Taken by the heartbeat.
     events: Option<std::sync::mpsc::Receiver<Event>>,
 }
 
-impl Life {
+impl Startup {
     pub(super) fn begin(config: &Config) -> Self {
         let (identity, status) = (identity(config), Arc::<WorkerStatus>::default());
         let (lifecycle, phase, events) = Lifecycle::start();
@@ -122,28 +96,31 @@ impl Life {
         health: Arc<Health>,
         parts: &Parts,
     ) -> anyhow::Result<Heartbeat> {
-        let source = Source {
+        let inputs = Inputs {
             identity: self.identity.clone(),
             status: Arc::clone(&self.status),
             phase: self.phase.clone(),
-            events: self.events.take().context("it beats already")?,
-            // A connection of its own: what jobs do must not delay a beat.
+            events: self
+                .events
+                .take()
+                .context("the heartbeat has started already")?,
+            // A connection of its own, so that jobs do not delay a beat.
             store: Store::new(&config.redis, name)?,
             health,
             config: config.heartbeat,
         };
-        Ok(Heartbeat::start(source, parts.alive(Part::Heartbeat))?)
+        Ok(Heartbeat::start(inputs, parts.alive(Part::Heartbeat))?)
     }
 
-    fn keeper(
+    fn link_keeper(
         &self,
         config: &Config,
         topology: &Arc<Topology>,
         links: watch::Sender<Option<Arc<Link>>>,
-        answers: &TaskTracker,
+        replies: &TaskTracker,
         parts: &Parts,
-    ) -> Keeper {
-        Keeper {
+    ) -> LinkKeeper {
+        LinkKeeper {
             config: config.clone(),
             topology: Arc::clone(topology),
             status: Arc::clone(&self.status),
@@ -152,7 +129,7 @@ impl Life {
             incarnation: self.identity.incarnation.clone(),
             phase: self.phase.clone(),
             events: self.lifecycle.events(),
-            answers: answers.clone(),
+            replies: replies.clone(),
         }
     }
 }
@@ -189,48 +166,48 @@ fn serve_probes(
     if let Err(error) =
         crate::worker::health::serve(namespace, id, Arc::clone(status), phase.clone())
     {
-        tracing::warn!(%error, "probes of this host will not reach this worker; is another one running under its id?");
+        tracing::warn!(%error, "health probes on this host will not reach this worker; is another one running under its id?");
     }
 }
 
-/// What runs beside a worker: its heartbeat, and tasks that are ended with it.
-pub(super) struct Beside {
+/// What runs in the background of a worker: its heartbeat, and tasks that are aborted at its end.
+pub(super) struct Background {
     pub(super) heartbeat: Heartbeat,
     pub(super) tasks: Vec<JoinHandle<()>>,
 }
 
 impl Worker {
-    /// Starts what runs beside the worker: the heartbeat, the link to the broker, updates.
-    pub(super) fn start(
+    /// Starts everything that runs in the background: the heartbeat, the link to the broker, updates.
+    ///
+    /// # Errors
+    /// For unusable configuration.
+    pub(super) fn assemble(
         config: Config,
         dir: PathBuf,
         name: &str,
-        mut life: Life,
+        mut startup: Startup,
         requests: mpsc::Receiver<Request>,
         parts: &Parts,
         hurry: CancellationToken,
-    ) -> anyhow::Result<(Self, Beside)> {
-        describe(&life.status, &config, name);
+    ) -> anyhow::Result<(Self, Background)> {
+        describe(&startup.status, &config, name);
         let store = Store::new(&config.redis, name)?;
-        let heartbeat = life.heartbeat(&config, name, store.health(), parts)?;
-        let (topology, answers) = (
-            Arc::new(Topology::new(&config.amqp, name)),
-            TaskTracker::new(),
-        );
-        let (offered, links) = watch::channel(None);
-        let keeper = life.keeper(&config, &topology, offered, &answers, parts);
+        let heartbeat = startup.heartbeat(&config, name, store.health(), parts)?;
+        let topology = Arc::new(Topology::new(&config.amqp, name));
+        let (replies, (offered, links)) = (TaskTracker::new(), watch::channel(None));
+        let keeper = startup.link_keeper(&config, &topology, offered, &replies, parts);
         let mut tasks = vec![parts.spawn(Part::Link, keeper.keep())];
-        let (incarnation, status) = (life.identity.incarnation, life.status);
+        let (incarnation, status) = (startup.identity.incarnation, startup.status);
         let (lease, facts) = (store.clone(), Arc::clone(&status));
-        let updates = Updater::new(&config, name, &incarnation, lease, facts, life.phase)?;
-        let (updater, follower) = updates.unzip();
+        let updates = Updater::new(&config, name, &incarnation, lease, facts, startup.phase)?;
+        let (updater, updates) = updates.unzip();
         tasks.extend(updater.map(|updater| parts.spawn(Part::Updater, updater.follow())));
         let marks = CrashMarks::new(store.clone(), &config, &incarnation, Arc::clone(&status));
         tasks.push(parts.spawn(Part::CrashMarks, marks.clone().sweep()));
         let worker = Self {
             dir,
             incarnation,
-            lifecycle: life.lifecycle,
+            lifecycle: startup.lifecycle,
             status,
             topology,
             store,
@@ -240,10 +217,11 @@ impl Worker {
             fetcher: None,
             links,
             requests,
-            asking: parts.requests.clone(),
+            own_requests: parts.requests.clone(),
+            pausing: Vec::new(),
             due: Vec::new(),
-            answers,
-            follower,
+            replies,
+            updates,
             loss: None,
             state: None,
             claim: heartbeat.claim.clone(),
@@ -253,9 +231,9 @@ impl Worker {
             package_changed: false,
             warming: Backoff::new(),
             registering: Backoff::between(Duration::from_millis(200), Duration::from_secs(10)),
-            forbidden: Backoff::between(Duration::from_secs(1), Duration::from_secs(300)),
+            publishing: Backoff::between(Duration::from_secs(1), Duration::from_secs(300)),
             config,
         };
-        Ok((worker, Beside { heartbeat, tasks }))
+        Ok((worker, Background { heartbeat, tasks }))
     }
 }
