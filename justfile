@@ -8,6 +8,10 @@ default:
 check:
     ops/test
 
+# What a change needs between two thoughts.
+quick:
+    ops/test --quick
+
 # The Rust tests alone; arguments go to cargo test.
 test *ARGUMENTS:
     #!/usr/bin/env bash
