@@ -1,5 +1,5 @@
 //! The life of a worker: load, prove, serve, drain. [`transition`] decides what each request and
-//! event leads to, without I/O; [`run`](mod@run) performs it, and a newcomer starts there, at
+//! interruption leads to, without I/O; [`run`](mod@run) performs it, and a newcomer starts there, at
 //! `Worker::live`.
 
 mod assemble;

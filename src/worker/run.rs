@@ -14,7 +14,7 @@ use super::heartbeat::NameClaim;
 use super::lifecycle::Lifecycle;
 use super::orders::{Request, Wish, forward};
 use super::parts::{Part, Parts};
-use super::transition::{Activity, Event, Model, Next, Stop, Transition, after, obstacle};
+use super::transition::{Activity, Interruption, Model, Next, Stop, Transition, after, obstacle};
 use super::watchdog::Watchdog;
 use crate::broker::amqp::Link;
 use crate::broker::topology::Topology;
@@ -168,7 +168,7 @@ impl Worker {
     }
 
     pub(super) fn lose_engine(&mut self, loss: Detail) -> Next {
-        self.enter(after(Event::ServeEnded(ServeEnd::EngineLost(loss))))
+        self.enter(after(Interruption::ServeEnded(ServeEnd::EngineLost(loss))))
     }
 
     /// The topology is declared before the first warm-up, if the broker is there.

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::heartbeat::NameClaim;
 use super::run::{Worker, offered};
-use super::transition::{Activity, Event, Next, Retry, Stop, Transition, after, merge};
+use super::transition::{Activity, Interruption, Next, Retry, Transition, after, merge};
 use crate::broker::amqp::Link;
 use crate::candidate::fetch::Fetcher;
 use crate::engine::EngineError;
@@ -33,8 +33,8 @@ impl Worker {
         let since = Instant::now();
         let mut consumer = match self.register(engine.clone(), link).await {
             Ok(consumer) => consumer,
-            Err(event) => {
-                let next = self.enter(after(event));
+            Err(interruption) => {
+                let next = self.enter(after(interruption));
                 return self.back_off(next, since).await;
             }
         };
@@ -53,7 +53,7 @@ impl Worker {
                 self.finish(consumer, asked_at, then).await
             }
             Err(ended) => {
-                let next = self.enter(after(Event::ServeEnded(ended)));
+                let next = self.enter(after(Interruption::ServeEnded(ended)));
                 self.give_up(consumer, ended).await;
                 match engine.loss() {
                     Some(loss) => self.lose_engine(loss),
@@ -68,24 +68,28 @@ impl Worker {
     async fn wait_for_device(&mut self, engine: &EngineHandle) -> Result<(), Transition> {
         tokio::select! {
             biased;
-            loss = engine.lost() => Err(after(Event::ServeEnded(ServeEnd::EngineLost(loss)))),
+            loss = engine.lost() => Err(after(Interruption::ServeEnded(ServeEnd::EngineLost(loss)))),
             _ = engine.turn() => Ok(()),
             transition = self.asked_to_leave() => Err(transition),
         }
     }
 
-    async fn register(&mut self, engine: EngineHandle, link: Arc<Link>) -> Result<Consumer, Event> {
+    async fn register(
+        &mut self,
+        engine: EngineHandle,
+        link: Arc<Link>,
+    ) -> Result<Consumer, Interruption> {
         let serving = match self.serving(engine, link).await {
             Ok(serving) => serving,
             Err(error) => {
                 let detail = Detail::ModelLoadFailed.to_string();
                 self.status.error(&detail, &error.to_string());
-                return Err(Event::FetcherFailed);
+                return Err(Interruption::FetcherFailed);
             }
         };
         Consumer::register(Arc::new(serving))
             .await
-            .map_err(Event::ServeEnded)
+            .map_err(Interruption::ServeEnded)
     }
 
     async fn serving(&mut self, engine: EngineHandle, link: Arc<Link>) -> anyhow::Result<Serving> {
@@ -131,9 +135,9 @@ impl Worker {
                 }
                 update = offered(&mut self.updates) => {
                     let version = update.package.manifest.version;
-                    return after(Event::UpdateOffered(version, Box::new(update)));
+                    return after(Interruption::UpdateOffered(version, Box::new(update)));
                 }
-                true = taken(&mut self.claim) => return after(Event::NameTaken),
+                true = taken(&mut self.claim) => return after(Interruption::NameTaken),
             }
         }
     }
@@ -143,7 +147,7 @@ impl Worker {
         self.status.error(&error.detail.to_string(), &error.message);
         tracing::error!(%error, detail = %error.detail, "the audit failed; the model is loaded again");
         self.package_changed |= error.detail == Detail::PackageChanged;
-        after(Event::AuditFailed(error.detail))
+        after(Interruption::AuditFailed(error.detail))
     }
 
     /// Lets running jobs end. Requests are still taken meanwhile, because a drain must not wait; only
@@ -155,10 +159,9 @@ impl Worker {
         tokio::pin!(finishing);
         loop {
             tokio::select! {
-                cut_short = &mut finishing => return match then {
-                    Next::Stop(Stop::Drained) if cut_short => Next::Stop(Stop::CutShort),
-                    then => then,
-                },
+                cut_short = &mut finishing => {
+                    return if cut_short { then.cut_short() } else { then };
+                }
                 request = self.requests.recv(), if !matches!(then, Next::Stop(_)) => {
                     if let Some(transition) = self.on_request(Activity::Serving, request) {
                         let asked = self.enter(transition);

@@ -1,5 +1,5 @@
-//! The state machine of a worker's life, without I/O: what each request and each event leads to.
-//! [`run`](super::run) performs it.
+//! The state machine of a worker's life, without I/O: what each request leads to in each activity, and
+//! what each interruption of serving leads to. [`run`](super::run) performs it.
 
 use super::heartbeat::NameClaim;
 use super::parts::Part;
@@ -55,7 +55,7 @@ pub(super) enum Ask {
 
 /// Why the worker stops taking jobs, other than a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Event<U = Box<PreparedUpdate>> {
+pub(super) enum Interruption<U = Box<PreparedUpdate>> {
     /// Another live worker uses the same name.
     NameTaken,
     /// The updater offers this version.
@@ -142,6 +142,10 @@ impl<U> Transition<U> {
     fn degraded(detail: Detail, next: Next<U>) -> Self {
         Self::to(State::Degraded, detail, next)
     }
+
+    fn is_stop(&self) -> bool {
+        matches!(self.next, Next::Stop(_))
+    }
 }
 
 /// What a request leads to for a worker that does this, and that is `paused` or not.
@@ -204,12 +208,7 @@ fn paused_after(ask: Ask, paused: bool) -> bool {
 /// Every request ends the wait. What follows sets the state, except for a stop.
 fn while_waiting<U>(asked: Response<U>) -> Response<U> {
     let transition = match asked.transition {
-        Some(
-            transition @ Transition {
-                next: Next::Stop(_),
-                ..
-            },
-        ) => transition,
+        Some(stop) if stop.is_stop() => stop,
         Some(Transition { next, .. }) => Transition { to: None, next },
         None => Transition {
             to: None,
@@ -224,38 +223,33 @@ fn while_waiting<U>(asked: Response<U>) -> Response<U> {
 
 /// Only a stop ends a warm-up; a pause is remembered, a reload is refused.
 fn while_warming<U>(asked: Response<U>) -> Response<U> {
-    match asked.transition {
-        Some(Transition {
-            next: Next::Stop(_),
-            ..
-        }) => asked,
+    let reply = match &asked.transition {
+        Some(stop) if stop.is_stop() => return asked,
         Some(Transition {
             next: Next::Reload, ..
-        }) => Response {
-            reply: Reply::Refused(WARMING_UP),
-            transition: None,
-            ..asked
-        },
-        Some(_) | None => Response {
-            transition: None,
-            ..asked
-        },
+        }) => Reply::Refused(WARMING_UP),
+        Some(_) | None => asked.reply,
+    };
+    Response {
+        reply,
+        transition: None,
+        ..asked
     }
 }
 
-/// What an event leads to that ends serving.
-pub(super) fn after<U>(event: Event<U>) -> Transition<U> {
-    match event {
-        Event::NameTaken => Transition::degraded(Detail::DuplicateId, Next::Again),
-        Event::UpdateOffered(version, update) => {
+/// What an interruption of serving leads to.
+pub(super) fn after<U>(interruption: Interruption<U>) -> Transition<U> {
+    match interruption {
+        Interruption::NameTaken => Transition::degraded(Detail::DuplicateId, Next::Again),
+        Interruption::UpdateOffered(version, update) => {
             let detail = Detail::UpdateTo(version);
             Transition::to(State::Updating, detail, Next::Swap(update))
         }
-        Event::AuditFailed(detail) => Transition::degraded(detail, Next::Reload),
-        Event::FetcherFailed => {
+        Interruption::AuditFailed(detail) => Transition::degraded(detail, Next::Reload),
+        Interruption::FetcherFailed => {
             Transition::degraded(Detail::ModelLoadFailed, Next::Retry(Retry::Registering))
         }
-        Event::ServeEnded(ended) => after_serving(ended),
+        Interruption::ServeEnded(ended) => after_serving(ended),
     }
 }
 
@@ -288,6 +282,21 @@ pub(super) fn merge<U>(then: Next<U>, asked: Next<U>) -> Next<U> {
         (Next::Rewarm, Next::Again | Next::Retry(_)) => Next::Rewarm,
         (Next::Again | Next::Retry(_) | Next::Rewarm | Next::Reload | Next::Swap(_), asked) => {
             asked
+        }
+    }
+}
+
+impl<U> Next<U> {
+    /// What the worker does instead if a computation was cut short: a drain says so.
+    pub(super) fn cut_short(self) -> Self {
+        match self {
+            Self::Stop(Stop::Drained) => Self::Stop(Stop::CutShort),
+            next @ (Self::Again
+            | Self::Retry(_)
+            | Self::Rewarm
+            | Self::Reload
+            | Self::Swap(_)
+            | Self::Stop(Stop::CutShort | Stop::Stuck | Stop::PartLost(_))) => next,
         }
     }
 }
@@ -474,19 +483,22 @@ update
     }
 
     #[test]
-    fn where_each_event_that_ends_serving_leads() {
-        let ended = |ended| Event::ServeEnded(ended);
-        let lost = |detail| Event::ServeEnded(ServeEnd::EngineLost(detail));
+    fn what_each_interruption_of_serving_leads_to() {
+        let ended = |ended| Interruption::ServeEnded(ended);
+        let lost = |detail| Interruption::ServeEnded(ServeEnd::EngineLost(detail));
         let (changed, memory) = (Detail::PackageChanged, Detail::OutOfMemory);
-        let table: [(Event<Id>, &str); 12] = [
-            (Event::NameTaken, "degraded/duplicate_id, again"),
-            (Event::UpdateOffered(8, 1), "updating/update_to_v8, swap(1)"),
+        let table: [(Interruption<Id>, &str); 12] = [
+            (Interruption::NameTaken, "degraded/duplicate_id, again"),
             (
-                Event::AuditFailed(changed),
+                Interruption::UpdateOffered(8, 1),
+                "updating/update_to_v8, swap(1)",
+            ),
+            (
+                Interruption::AuditFailed(changed),
                 "degraded/package_changed, reload",
             ),
             (
-                Event::FetcherFailed,
+                Interruption::FetcherFailed,
                 "degraded/model_load_failed, retry(registering)",
             ),
             (ended(ServeEnd::Cleared), "ready/serving, again"),
@@ -507,8 +519,8 @@ update
             (lost(Detail::EngineLost), "degraded/engine_lost, reload"),
             (lost(memory), "degraded/out_of_memory, reload"),
         ];
-        for (event, expected) in table {
-            assert_eq!(cell(&after(event)), expected, "{event:?}");
+        for (interruption, expected) in table {
+            assert_eq!(cell(&after(interruption)), expected, "{interruption:?}");
         }
     }
 
@@ -558,6 +570,24 @@ stop(drained)        stop(drained)  stop(drained)  stop(drained)  stop(drained) 
             .map(|row| row.map(|next| words(&next)).collect())
             .collect();
         assert_eq!(found, rows.collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn only_a_drain_that_cuts_a_computation_short_says_so() {
+        for next in NEXT {
+            let expected = match next {
+                Next::Stop(_) => Next::Stop(Stop::CutShort),
+                next @ (Next::Again
+                | Next::Retry(_)
+                | Next::Rewarm
+                | Next::Reload
+                | Next::Swap(_)) => next,
+            };
+            assert_eq!(next.cut_short(), expected);
+        }
+        for stop in [Stop::CutShort, Stop::Stuck, Stop::PartLost(Part::Link)] {
+            assert_eq!(Next::<Id>::Stop(stop).cut_short(), Next::Stop(stop));
+        }
     }
 
     #[test]

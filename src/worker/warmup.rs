@@ -143,14 +143,7 @@ impl Worker {
         facts.warm.last_ms = u64::try_from(took.as_millis()).ok();
         facts.warm.baseline_loss = Some(warm.baseline_loss);
         note_inert(&mut facts.warm, warm);
-        facts.model = ModelFacts {
-            name: package.manifest.name.clone(),
-            version: Some(package.manifest.version),
-            weights_id: Some(package.weights.weights_id.clone()),
-            plan: Some(hex::encode(warm.plan)),
-            shards: package.shards.iter().map(|s| s.id).collect(),
-            ..ModelFacts::default()
-        };
+        facts.model = model_facts(package, warm);
         facts.engine.precision = Some(package.manifest.precision.as_str().into());
         facts.engine.onnxruntime = crate::engine::session::library_version(&self.config.engine);
         tracing::info!(
@@ -187,6 +180,17 @@ impl Worker {
         };
         tracing::error!(%error, %detail, retry_in_ms = wait.as_millis(), "the warm-up failed");
         self.lifecycle.advance(State::Degraded, detail);
+    }
+}
+
+fn model_facts(package: &Package, warm: &Warm) -> ModelFacts {
+    ModelFacts {
+        name: package.manifest.name.clone(),
+        version: Some(package.manifest.version),
+        weights_id: Some(package.weights.weights_id.clone()),
+        plan: Some(hex::encode(warm.plan)),
+        shards: package.shards.iter().map(|s| s.id).collect(),
+        ..ModelFacts::default()
     }
 }
 
