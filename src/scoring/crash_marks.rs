@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Config;
 use crate::protocol::failure::{Code, Failure, Remedy};
 use crate::store::{
-    Claim, DEAD, Keep, Known, LOOKUP_TIMEOUT, Release, Reply, STORE_TIMEOUT, Store,
+    Claim, DEAD, Keep, JobRecord, LOOKUP_TIMEOUT, Release, Reply, STORE_TIMEOUT, Store,
 };
 use crate::telemetry::status::WorkerStatus;
 use crate::util::backoff::Backoff;
@@ -140,7 +140,7 @@ impl CrashMarks {
             }
             known = match attempt.claim(false, STORE_TIMEOUT).await {
                 Some(now) => now,
-                None => Known {
+                None => JobRecord {
                     stored: None,
                     marks: known.marks,
                 },
@@ -251,7 +251,7 @@ impl Attempt {
         }
     }
 
-    async fn claim(&mut self, anyway: bool, limit: Duration) -> Option<Known> {
+    async fn claim(&mut self, anyway: bool, limit: Duration) -> Option<JobRecord> {
         let claim = Claim {
             result: &self.result,
             job: &self.job,
