@@ -32,9 +32,10 @@ use crate::protocol::control::Order;
 use crate::protocol::state::{Detail, Phase, State};
 use crate::scoring::consumer::{Consumer, ServeEnd, HAND_BACK, Serving};
 use crate::scoring::crash_marks::CrashMarks;
-use crate::scoring::device_queue::Waiting;
+use crate::scoring::device_queue::DeviceQueue;
 use crate::scoring::pipeline::Pipeline;
 use crate::scoring::recent_results::RecentResults;
+use crate::scoring::settle::Settler;
 use crate::store::Store;
 use crate::telemetry::status::WorkerStatus;
 use crate::update::state::StateDir;
@@ -97,7 +98,7 @@ struct Worker {
     store: Store,
     marks: CrashMarks,
     recent_results: RecentResults,
-    waiting: Waiting,
+    device_queue: DeviceQueue,
     /// Once something was served: connections and files outlive the consumer.
     fetcher: Option<Fetcher>,
     links: watch::Receiver<Option<Arc<Link>>>,
@@ -468,17 +469,25 @@ impl Worker {
         })?;
         let marks = Some(self.marks.clone());
         let pipeline = Pipeline::new(engine, &self.config, fetcher, &self.incarnation, marks);
-        Ok(Arc::new(Serving {
-            pipeline: pipeline.keeping(self.recent_results.clone(), self.waiting.clone(), self.newer()),
+        let (recent_results, device_queue) =
+            (self.recent_results.clone(), self.device_queue.clone());
+        let settler = Settler {
             link,
             topology: Arc::clone(&self.topology),
             status: Arc::clone(&self.status),
-            store: self.store.clone(),
+            recent_results: recent_results.clone(),
+            origin: Arc::clone(pipeline.origin()),
             results_ttl: self.config.results.ttl,
+            retry_delays: self.config.amqp.retry_delays.clone(),
+        };
+        Ok(Arc::new(Serving {
+            pipeline: pipeline.with_shared(recent_results, device_queue.clone(), self.newer()),
+            settler,
+            device_queue,
+            store: self.store.clone(),
             prefetch: self.config.amqp.prefetch,
             cautious: self.cautious,
             delivered: Default::default(),
-            retry_delays: self.config.amqp.retry_delays.clone(),
             abandon: CancellationToken::new(),
         }))
     }

@@ -34,12 +34,12 @@ pub enum Ownership {
         incarnation: String,
         /// Its process.
         pid: u32,
-        /// The PID namespace of that number, if its record has it.
+        /// The boot and the PID namespace of that number, as a digest, if its record has it.
         pid_space: Option<String>,
     },
 }
 
-/// Incarnation, process and PID namespace of the record that holds a name; the first is empty if it is ours.
+/// `incarnation`, `pid` and `pid_space` of the record that holds a name; the first is empty if it is ours.
 type Holder = (String, u32, String);
 
 impl Store {

@@ -9,13 +9,11 @@ use lapin::types::{AMQPValue, FieldArray, FieldTable};
 use tokio_util::sync::CancellationToken;
 
 use super::{CALL_TIMEOUT, CLOSE_TIMEOUT, bounded};
-use crate::broker::{ATTEMPT, BrokerError, LAST_DEATH, Properties};
+use crate::broker::{ATTEMPT, BrokerError, LAST_DEATH, Properties, is_dead_letter_header};
 
 /// Bytes of a stranger's headers that a copy of the job keeps: all headers of a message share one
 /// frame of 128 KiB with ours, and the broker ends the connection of who sends a larger one.
 const MOST_HEADERS: usize = 32 * 1024;
-/// How the headers of a parked job begin that say why.
-const PARKED: [&str; 4] = ["x-error-", "x-worker-id", "x-first-death-", "x-last-death-"];
 
 /// A stream of deliveries and the way to end it.
 #[derive(Debug)]
@@ -168,10 +166,9 @@ struct Headers {
 impl Headers {
     fn of(table: &FieldTable) -> Self {
         let (mut headers, mut size) = (Self::default(), 0);
-        // What a worker says of a parked job comes first, or a sender's headers could crowd it out.
-        let ours = |name: &str| PARKED.iter().any(|prefix| name.starts_with(prefix));
+        // Why a job was dead-lettered comes first, or a sender's headers could crowd it out.
         let (said, others): (Vec<_>, Vec<_>) =
-            (table.inner().iter()).partition(|(name, _)| ours(name.as_str()));
+            (table.inner().iter()).partition(|(name, _)| is_dead_letter_header(name.as_str()));
         for (name, value) in said.into_iter().chain(others) {
             match (name.as_str(), number(value), value) {
                 (ATTEMPT, Some(n), _) => headers.attempt = Some(n),
@@ -296,12 +293,12 @@ mod tests {
             headers: Headers::of(&table).kept,
             ..Properties::default()
         };
-        assert_eq!(properties.parked_for().as_deref(), Some("delivery_limit"));
+        assert_eq!(properties.dead_letter_reason().as_deref(), Some("delivery_limit"));
         // In a copy of ours the account itself is gone.
         let copy = Properties {
             headers: properties.headers.clone(),
             ..Properties::default()
         };
-        assert_eq!(copy.parked_for().as_deref(), Some("delivery_limit"));
+        assert_eq!(copy.dead_letter_reason().as_deref(), Some("delivery_limit"));
     }
 }
