@@ -1,6 +1,5 @@
-//! What the rest of the crate knows of a message broker: deliveries that are settled once, and
-//! messages that count as sent only when confirmed. The driver is [`amqp`], the objects are
-//! described in [`topology`].
+//! The message broker: deliveries are settled once, and messages count as sent only when confirmed. The
+//! driver is [`amqp`]; exchanges and queues are described in [`topology`].
 
 pub mod amqp;
 pub mod topology;
@@ -12,37 +11,37 @@ use crate::protocol::label::Label;
 /// Why a message was not confirmed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PublishError {
-    /// The broker refused it (a full queue); the link is sound, try again.
+    /// The broker refused it, because a queue is full. The link is sound; it may be tried again.
     #[error("the broker refused the message: {0}")]
     Refused(String),
-    /// No queue takes it; the link is being torn down, for the next one declares what is missing.
+    /// No queue takes it. The link is torn down, because the next one declares what is missing.
     #[error("no queue takes the message: {0}")]
     Unroutable(String),
-    /// Nobody knows what became of it; the link is being torn down.
+    /// Its fate is unknown. The link is torn down.
     #[error("the link to the broker is lost: {0}")]
     Lost(String),
 }
 
-/// The broker did not do what it was asked: what was tried and what it said.
+/// The broker did not do what was asked: what was tried, and what the broker said.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BrokerError {
-    /// What was to be declared exists with other arguments; the link is sound.
+    /// The object exists with other arguments. The link is sound.
     #[error("RabbitMQ: {0}")]
     Differs(String),
-    /// There is no such queue or exchange; the link is sound.
+    /// There is no such queue or exchange. The link is sound.
     #[error("RabbitMQ: {0}")]
     Missing(String),
-    /// We may not do that; the link is sound.
+    /// It is not permitted. The link is sound.
     #[error("RabbitMQ: {0}")]
     Forbidden(String),
-    /// Anything else, a call that took too long included.
+    /// Anything else, including a call that took too long.
     #[error("RabbitMQ: {0}")]
     Failed(String),
 }
 
-/// Header that counts a job's attempts; the broker's own counters belong to the broker.
+/// Header that counts a job's attempts. The broker has counters of its own for other purposes.
 pub const ATTEMPT: &str = "x-attempt";
-/// Header with what the broker last took a message out of a queue for, unasked. Newer brokers set it.
+/// Header with the reason for which the broker last dead-lettered a message. Newer brokers set it.
 pub const LAST_DEATH: &str = "x-last-death-reason";
 
 /// Header with the code of the failure that a job was dead-lettered for.
@@ -68,7 +67,7 @@ pub fn is_dead_letter_header(header: &str) -> bool {
 pub struct Properties {
     /// How the body is encoded.
     pub content_type: Option<String>,
-    /// What was done to the encoded body, such as compression.
+    /// How the encoded body was transformed, such as by compression.
     pub content_encoding: Option<String>,
     /// The sender's id of the message.
     pub message_id: Option<String>,
@@ -80,7 +79,7 @@ pub struct Properties {
     pub timestamp: Option<u64>,
     /// Text headers.
     pub headers: Vec<(String, String)>,
-    /// Which try this is, from 1.
+    /// The number of this attempt, from 1.
     pub attempt: u32,
 }
 
@@ -90,7 +89,7 @@ impl Properties {
         Encoding::from_content_type(self.content_type.as_deref())
     }
 
-    /// What the message says of its body.
+    /// How the message describes its body.
     pub fn label(&self) -> Label {
         Label {
             content_type: self.content_type.clone(),
@@ -161,14 +160,14 @@ pub struct Outgoing {
     pub routing_key: String,
     /// The body.
     pub body: Vec<u8>,
-    /// What comes with it.
+    /// Its properties.
     pub properties: Properties,
     /// Whether a message that reaches no queue is an error.
     pub mandatory: bool,
 }
 
 impl Outgoing {
-    /// The same message for one queue by name, which need not exist any more.
+    /// The same message for one queue by name, which may no longer exist.
     #[must_use]
     pub fn to_reply_queue(&self, queue: &str) -> Self {
         Self {
@@ -204,7 +203,10 @@ mod tests {
         assert_eq!(copy.dead_letter_message().as_deref(), Some("why"));
         assert_eq!(copy.dead_lettered_by().as_deref(), Some("w1"));
         assert_eq!(copy.attempt, 3);
-        let others = copy.headers.iter().filter(|(name, _)| !is_set_by_worker(name));
+        let others = copy
+            .headers
+            .iter()
+            .filter(|(name, _)| !is_set_by_worker(name));
         let others: Vec<_> = others.map(|(name, _)| name.as_str()).collect();
         assert_eq!(others, ["mine", LAST_DEATH]);
         assert_eq!(copy.header("x-error-other"), None);

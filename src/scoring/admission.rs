@@ -139,15 +139,30 @@ mod tests {
             (Some("readable"), &[], &[], "answer s"),
             (Some("not readable"), &[], &[], "run"),
             // Redis is shared: a result counts whatever marks stand beside it.
-            (Some("readable"), &[("w2/2", "dead:5"), ("w3/3", "dead:6")], &[], "answer s"),
+            (
+                Some("readable"),
+                &[("w2/2", "dead:5"), ("w3/3", "dead:6")],
+                &[],
+                "answer s",
+            ),
             (None, &[("w2/2", "5")], &[], "wait w2/2"),
             (None, &[("w2/2", "5")], &["w2/2"], "run"),
-            (None, &[("w2/2", "5"), ("w3/3", "6")], &["w3/3"], "wait w2/2"),
+            (
+                None,
+                &[("w2/2", "5"), ("w3/3", "6")],
+                &["w3/3"],
+                "wait w2/2",
+            ),
             (None, &[("w2/2", "dead:5")], &[], "run"),
             (None, &[("w2/2", "dead:5"), ("w3/3", "6")], &[], "wait w3/3"),
             // The same worker, started again, is another incarnation.
             (None, &[("w1/0", "dead:5"), ("w1/1", "6")], &[], "run"),
-            (None, &[("w2/2", "dead:5"), ("w3/3", "dead:6")], &[], "reject poisoned"),
+            (
+                None,
+                &[("w2/2", "dead:5"), ("w3/3", "dead:6")],
+                &[],
+                "reject poisoned",
+            ),
             (None, &[("w1/1", "dead:5"), ("w3/3", "dead:6")], &[], "run"),
         ];
         for (stored, marks, alive, expected) in table {
@@ -158,7 +173,11 @@ mod tests {
                 stored: stored.map(Into::into),
                 marks: marks.collect(),
             };
-            assert_eq!(decided(&record, alive), *expected, "{record:?}, alive: {alive:?}");
+            assert_eq!(
+                decided(&record, alive),
+                *expected,
+                "{record:?}, alive: {alive:?}"
+            );
         }
     }
 }

@@ -90,8 +90,16 @@ impl Consumer {
         match serving.consume().await {
             Ok(deliveries) => {
                 let slots = serving.slots();
-                serving.settler.status.slots.store(slots.into(), Ordering::Relaxed);
-                serving.settler.status.consuming.store(true, Ordering::Relaxed);
+                serving
+                    .settler
+                    .status
+                    .slots
+                    .store(slots.into(), Ordering::Relaxed);
+                serving
+                    .settler
+                    .status
+                    .consuming
+                    .store(true, Ordering::Relaxed);
                 Ok(Self {
                     serving,
                     deliveries,
@@ -100,7 +108,10 @@ impl Consumer {
                 })
             }
             Err(error) => {
-                serving.settler.status.error("consumer_lost", &error.to_string());
+                serving
+                    .settler
+                    .status
+                    .error("consumer_lost", &error.to_string());
                 tracing::warn!(%error, "no consumer");
                 Err(serving.lost())
             }
@@ -298,7 +309,9 @@ impl Serving {
         match decoded {
             Ok(job) => self.judge(delivery, job, &trace).await,
             Err(undecodable) => {
-                let settled = self.settler.settle_undecodable(delivery, undecodable, &trace);
+                let settled = self
+                    .settler
+                    .settle_undecodable(delivery, undecodable, &trace);
                 settled.await;
             }
         }
@@ -318,7 +331,9 @@ impl Serving {
             () = self.abandon.cancelled() => return self.settler.hand_back(delivery).await,
         };
         let judged = judged.unwrap_or_else(|_| Judged::panicked());
-        let settled = self.settler.settle(delivery, job_ref, job.deadline_ms, judged, trace);
+        let settled = self
+            .settler
+            .settle(delivery, job_ref, job.deadline_ms, judged, trace);
         settled.await;
     }
 }

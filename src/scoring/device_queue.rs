@@ -354,7 +354,11 @@ mod tests {
         queue.open();
         assert!(!queue.enter("again", 10).sent_back.is_cancelled());
         drop((first, long, short));
-        assert_eq!(queue.line().waiters.len(), 0, "whoever goes leaves the line");
+        assert_eq!(
+            queue.line().waiters.len(),
+            0,
+            "whoever goes leaves the line"
+        );
     }
 
     #[test]

@@ -84,7 +84,13 @@ mod tests {
     const NOW: u64 = 1_000_000;
 
     /// The failure, the attempt, how long the deadline is away in milliseconds, the rungs, what is done.
-    type Case = (Option<Code>, u32, Option<i64>, &'static [Duration], Disposition);
+    type Case = (
+        Option<Code>,
+        u32,
+        Option<i64>,
+        &'static [Duration],
+        Disposition,
+    );
 
     #[test]
     fn a_verdict_is_answered_retried_or_dead_lettered_by_its_code_attempt_and_deadline() {
@@ -102,22 +108,100 @@ mod tests {
             (Some(OutOfMemory), 1, None, &DELAYS, Answer),
             (Some(DeadlineExceeded), 1, None, &DELAYS, Answer),
             // Transient failures climb every rung.
-            (Some(CandidateUnavailable), 1, None, &DELAYS, Climb { rung: 0 }),
-            (Some(CandidateUnavailable), 2, None, &DELAYS, Climb { rung: 1 }),
-            (Some(CandidateUnavailable), 3, None, &DELAYS, AnswerAndDeadLetter),
+            (
+                Some(CandidateUnavailable),
+                1,
+                None,
+                &DELAYS,
+                Climb { rung: 0 },
+            ),
+            (
+                Some(CandidateUnavailable),
+                2,
+                None,
+                &DELAYS,
+                Climb { rung: 1 },
+            ),
+            (
+                Some(CandidateUnavailable),
+                3,
+                None,
+                &DELAYS,
+                AnswerAndDeadLetter,
+            ),
             (Some(InferenceFailed), 2, None, &DELAYS, Climb { rung: 1 }),
-            (Some(ModelVersionUnavailable), 3, None, &DELAYS, AnswerAndDeadLetter),
-            (Some(CandidateUnavailable), 1, None, &[], AnswerAndDeadLetter),
+            (
+                Some(ModelVersionUnavailable),
+                3,
+                None,
+                &DELAYS,
+                AnswerAndDeadLetter,
+            ),
+            (
+                Some(CandidateUnavailable),
+                1,
+                None,
+                &[],
+                AnswerAndDeadLetter,
+            ),
             // An attempt that says 0 is the first.
-            (Some(CandidateUnavailable), 0, None, &DELAYS, Climb { rung: 0 }),
+            (
+                Some(CandidateUnavailable),
+                0,
+                None,
+                &DELAYS,
+                Climb { rung: 0 },
+            ),
             // Where the rung ends after the deadline there is no other try.
-            (Some(CandidateUnavailable), 1, Some(5000), &DELAYS, Climb { rung: 0 }),
-            (Some(CandidateUnavailable), 1, Some(4999), &DELAYS, AnswerAndDeadLetter),
-            (Some(CandidateUnavailable), 2, Some(29_999), &DELAYS, AnswerAndDeadLetter),
-            (Some(ModelVersionUnavailable), 1, Some(5000), &DELAYS, Climb { rung: 0 }),
-            (Some(ModelVersionUnavailable), 1, Some(4999), &DELAYS, AnswerTooLate),
-            (Some(ModelVersionUnavailable), 2, Some(-1), &DELAYS, AnswerTooLate),
-            (Some(ModelVersionUnavailable), 3, Some(-1), &DELAYS, AnswerAndDeadLetter),
+            (
+                Some(CandidateUnavailable),
+                1,
+                Some(5000),
+                &DELAYS,
+                Climb { rung: 0 },
+            ),
+            (
+                Some(CandidateUnavailable),
+                1,
+                Some(4999),
+                &DELAYS,
+                AnswerAndDeadLetter,
+            ),
+            (
+                Some(CandidateUnavailable),
+                2,
+                Some(29_999),
+                &DELAYS,
+                AnswerAndDeadLetter,
+            ),
+            (
+                Some(ModelVersionUnavailable),
+                1,
+                Some(5000),
+                &DELAYS,
+                Climb { rung: 0 },
+            ),
+            (
+                Some(ModelVersionUnavailable),
+                1,
+                Some(4999),
+                &DELAYS,
+                AnswerTooLate,
+            ),
+            (
+                Some(ModelVersionUnavailable),
+                2,
+                Some(-1),
+                &DELAYS,
+                AnswerTooLate,
+            ),
+            (
+                Some(ModelVersionUnavailable),
+                3,
+                Some(-1),
+                &DELAYS,
+                AnswerAndDeadLetter,
+            ),
             // A poisoned job is never tried again.
             (Some(Poisoned), 1, None, &DELAYS, AnswerAndDeadLetter),
         ];

@@ -18,12 +18,12 @@ use crate::model::plan::Plan;
 use crate::protocol::failure::{Code, Failure};
 use crate::protocol::job::{Candidate, Compression, Job, Source, Task};
 use crate::protocol::result::{
-    JobRef, ResultOrigin, Body, CandidateFacts, Key, LossBody, ResultMessage, ScoreBody, Timings,
+    Body, CandidateFacts, JobRef, Key, LossBody, ResultMessage, ResultOrigin, ScoreBody, Timings,
     Verdict,
 };
 use crate::scoring::admission::{self, Admission};
-use crate::scoring::deadline::{check_deadline, past_deadline};
 use crate::scoring::crash_marks::{CrashMark, CrashMarks};
+use crate::scoring::deadline::{check_deadline, past_deadline};
 use crate::scoring::device_queue::{DevicePermit, DeviceQueue, SentBack};
 use crate::scoring::recent_results::RecentResults;
 use crate::telemetry::traces::{Stage, Trace};

@@ -12,9 +12,7 @@ use crate::protocol::job::{Kind, Undecodable};
 use crate::protocol::result::{JobRef, Key, ResultMessage, ResultOrigin, Verdict};
 use crate::protocol::state::Detail;
 use crate::scoring::crash_marks::CrashMark;
-use crate::scoring::disposition::{
-    Disposition, RETURNS_BEFORE_REPUBLISH, Try, dispose, too_late,
-};
+use crate::scoring::disposition::{Disposition, RETURNS_BEFORE_REPUBLISH, Try, dispose, too_late};
 use crate::scoring::pipeline::Judged;
 use crate::scoring::recent_results::RecentResults;
 use crate::telemetry::metrics;
@@ -355,7 +353,7 @@ impl Settler {
                     return false;
                 }
                 Err(PublishError::Refused(why)) => {
-                    tracing::warn!(%why, exchange = message.exchange, routing_key = message.routing_key, "refused; trying again");
+                    tracing::warn!(%why, exchange = message.exchange, routing_key = message.routing_key, "refused, tried again");
                     tokio::select! {
                         () = tokio::time::sleep(backoff.next_delay()) => {}
                         () = self.link.lost.cancelled() => return false,
@@ -445,10 +443,7 @@ impl Settler {
 
 /// The job that an undecodable message names, why it cannot be decoded, and whether a copy of it is
 /// dead-lettered.
-fn job_of(
-    properties: &Properties,
-    undecodable: Undecodable,
-) -> (Option<JobRef>, Failure, bool) {
+fn job_of(properties: &Properties, undecodable: Undecodable) -> (Option<JobRef>, Failure, bool) {
     let attempt = properties.attempt;
     match undecodable {
         Undecodable::Named {

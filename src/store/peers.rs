@@ -132,16 +132,44 @@ mod tests {
     #[test]
     fn a_record_tells_who_lives_and_who_is_idle_and_one_without_its_jobs_is_not() {
         for (record, lives, idle) in [
-            (r#"{"incarnation": "i", "seq": 7, "state": "ready"}"#, true, false),
-            (r#"{"incarnation": "i", "seq": 7, "state": "stopped"}"#, false, false),
-            (r#"{"incarnation": "j", "seq": 7, "state": "ready"}"#, false, false),
+            (
+                r#"{"incarnation": "i", "seq": 7, "state": "ready"}"#,
+                true,
+                false,
+            ),
+            (
+                r#"{"incarnation": "i", "seq": 7, "state": "stopped"}"#,
+                false,
+                false,
+            ),
+            (
+                r#"{"incarnation": "j", "seq": 7, "state": "ready"}"#,
+                false,
+                false,
+            ),
             (r#"{"accepting": true}"#, false, false),
-            (r#"{"accepting": true, "jobs": {"in_flight": 0, "buffered": 0}}"#, false, true),
-            (r#"{"accepting": true, "jobs": {"in_flight": 0, "buffered": 1}}"#, false, false),
-            (r#"{"accepting": false, "jobs": {"in_flight": 0, "buffered": 0}}"#, false, false),
+            (
+                r#"{"accepting": true, "jobs": {"in_flight": 0, "buffered": 0}}"#,
+                false,
+                true,
+            ),
+            (
+                r#"{"accepting": true, "jobs": {"in_flight": 0, "buffered": 1}}"#,
+                false,
+                false,
+            ),
+            (
+                r#"{"accepting": false, "jobs": {"in_flight": 0, "buffered": 0}}"#,
+                false,
+                false,
+            ),
         ] {
             let peer = Peer::read(record).unwrap();
-            assert_eq!((peer.lives_as("i"), peer.is_idle()), (lives, idle), "{record}");
+            assert_eq!(
+                (peer.lives_as("i"), peer.is_idle()),
+                (lives, idle),
+                "{record}"
+            );
         }
         assert_eq!(Peer::read("[]"), None);
     }
