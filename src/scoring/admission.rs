@@ -109,75 +109,54 @@ mod tests {
         ResultMessage::new(&origin, job_ref, Err(failure))
     }
 
-    /// What is decided, in a word; `wait` and for whom.
-    fn decided(record: &JobRecord, alive: &[&str]) -> String {
+    /// What is decided, in a word, and for whom the job waits. Marks are written `FIELD=VALUE`.
+    fn decided(stored: Option<&str>, marks: &str, alive: &str) -> String {
         let rule = Rule {
-            own: "w1/1".into(),
+            own: "me/1".into(),
             poison_after: 2,
         };
-        let alive = alive.iter().map(|field| (*field).to_owned()).collect();
-        let read = |text: &str| (text == "readable").then(result);
-        match decide(record, &rule, &alive, read) {
+        let marks = marks.split_whitespace().filter_map(|m| m.split_once('='));
+        let record = JobRecord {
+            stored: stored.map(Into::into),
+            marks: marks.map(|(f, v)| (f.into(), v.into())).collect(),
+        };
+        let alive = alive.split_whitespace().map(Into::into).collect();
+        let found = result();
+        let read = |text: &str| (text == "readable").then(|| found.clone());
+        match decide(&record, &rule, &alive, read) {
             ControlFlow::Break(Admission::Run) => "run".into(),
-            ControlFlow::Break(Admission::Answer(message)) => {
-                format!("answer {}", message.submission_id)
-            }
-            ControlFlow::Break(Admission::Reject(failure)) => {
-                format!("reject {}", failure.code.as_str())
-            }
-            ControlFlow::Break(Admission::Requeue) => "requeue".into(),
+            ControlFlow::Break(Admission::Answer(message)) if *message == found => "answer".into(),
+            ControlFlow::Break(Admission::Reject(failure)) => failure.code.as_str().into(),
+            ControlFlow::Break(other) => format!("{other:?}"),
             ControlFlow::Continue(open) => format!("wait {}", open.join(" ")),
         }
     }
 
     #[test]
-    fn every_kind_of_record_admits_a_job_answers_it_rejects_it_or_lets_it_wait() {
-        type Marks = &'static [(&'static str, &'static str)];
-        let table: &[(Option<&str>, Marks, &[&str], &str)] = &[
-            (None, &[], &[], "run"),
-            (None, &[("w1/1", "5")], &[], "run"),
-            (Some("readable"), &[], &[], "answer s"),
-            (Some("not readable"), &[], &[], "run"),
-            // Redis is shared: a result counts whatever marks stand beside it.
-            (
-                Some("readable"),
-                &[("w2/2", "dead:5"), ("w3/3", "dead:6")],
-                &[],
-                "answer s",
-            ),
-            (None, &[("w2/2", "5")], &[], "wait w2/2"),
-            (None, &[("w2/2", "5")], &["w2/2"], "run"),
-            (
-                None,
-                &[("w2/2", "5"), ("w3/3", "6")],
-                &["w3/3"],
-                "wait w2/2",
-            ),
-            (None, &[("w2/2", "dead:5")], &[], "run"),
-            (None, &[("w2/2", "dead:5"), ("w3/3", "6")], &[], "wait w3/3"),
-            // The same worker, started again, is another incarnation.
-            (None, &[("w1/0", "dead:5"), ("w1/1", "6")], &[], "run"),
-            (
-                None,
-                &[("w2/2", "dead:5"), ("w3/3", "dead:6")],
-                &[],
-                "reject poisoned",
-            ),
-            (None, &[("w1/1", "dead:5"), ("w3/3", "dead:6")], &[], "run"),
-        ];
-        for (stored, marks, alive, expected) in table {
-            let marks = marks
-                .iter()
-                .map(|(field, value)| ((*field).to_owned(), (*value).to_owned()));
-            let record = JobRecord {
-                stored: stored.map(Into::into),
-                marks: marks.collect(),
-            };
-            assert_eq!(
-                decided(&record, alive),
-                *expected,
-                "{record:?}, alive: {alive:?}"
-            );
+    fn a_record_answers_a_job_lets_it_run_or_wait_or_rejects_it() {
+        // The stored result, the marks, who is known to be alive, and what is decided.
+        for (stored, marks, alive, expected) in [
+            (None, "", "", "run"),
+            (Some("readable"), "", "", "answer"),
+            (Some("not readable"), "", "", "run"),
+            // A result counts, whatever marks stand beside it.
+            (Some("readable"), "w/1=dead:5 w/2=dead:6", "", "answer"),
+            (None, "me/1=5", "", "run"),
+            (None, "w/1=5", "", "wait w/1"),
+            (None, "w/1=5", "w/1", "run"),
+            (None, "w/1=5 w/2=6", "w/2", "wait w/1"),
+            (None, "w/1=dead:5", "", "run"),
+            (None, "w/1=dead:5 w/2=6", "", "wait w/2"),
+            (None, "w/1=dead:5 w/2=6", "w/2", "run"),
+            (None, "w/1=dead:5 w/2=dead:6", "", "poisoned"),
+            (None, "w/1=dead:5 w/2=dead:6 v/3=9", "v/3", "poisoned"),
+            // We are alive, whoever counted us.
+            (None, "me/1=dead:5 w/1=dead:6", "", "run"),
+            // This worker before it was started again is another incarnation.
+            (None, "me/0=dead:5 w/1=dead:6", "", "poisoned"),
+        ] {
+            let decided = decided(stored, marks, alive);
+            assert_eq!(decided, expected, "{stored:?}, {marks:?}, alive: {alive:?}");
         }
     }
 }

@@ -82,138 +82,62 @@ mod tests {
 
     const DELAYS: [Duration; 2] = [Duration::from_secs(5), Duration::from_secs(30)];
     const NOW: u64 = 1_000_000;
+    const CLIMB_0: Disposition = Disposition::Climb { rung: 0 };
+    const CLIMB_1: Disposition = Disposition::Climb { rung: 1 };
 
-    /// The failure, the attempt, how long the deadline is away in milliseconds, the rungs, what is done.
-    type Case = (
-        Option<Code>,
-        u32,
-        Option<i64>,
-        &'static [Duration],
-        Disposition,
-    );
+    /// The failure, the attempt, milliseconds until the deadline, rungs, and what is done.
+    type Case = (Option<Code>, u32, Option<i64>, usize, Disposition);
 
-    #[test]
-    fn a_verdict_is_answered_retried_or_dead_lettered_by_its_code_attempt_and_deadline() {
-        use Code::{
-            CandidateMalformed, CandidateUnavailable, DeadlineExceeded, InferenceFailed,
-            ModelVersionUnavailable, OutOfMemory, Poisoned, ScoreTimeout,
-        };
-        use Disposition::{Answer, AnswerAndDeadLetter, AnswerTooLate, Climb};
-        let table: &[Case] = &[
-            (None, 1, None, &DELAYS, Answer),
-            (None, 9, Some(-1), &[], Answer),
-            // Refusals and time-outs are answered at once.
-            (Some(CandidateMalformed), 1, None, &DELAYS, Answer),
-            (Some(ScoreTimeout), 1, None, &DELAYS, Answer),
-            (Some(OutOfMemory), 1, None, &DELAYS, Answer),
-            (Some(DeadlineExceeded), 1, None, &DELAYS, Answer),
-            // Transient failures climb every rung.
-            (
-                Some(CandidateUnavailable),
-                1,
-                None,
-                &DELAYS,
-                Climb { rung: 0 },
-            ),
-            (
-                Some(CandidateUnavailable),
-                2,
-                None,
-                &DELAYS,
-                Climb { rung: 1 },
-            ),
-            (
-                Some(CandidateUnavailable),
-                3,
-                None,
-                &DELAYS,
-                AnswerAndDeadLetter,
-            ),
-            (Some(InferenceFailed), 2, None, &DELAYS, Climb { rung: 1 }),
-            (
-                Some(ModelVersionUnavailable),
-                3,
-                None,
-                &DELAYS,
-                AnswerAndDeadLetter,
-            ),
-            (
-                Some(CandidateUnavailable),
-                1,
-                None,
-                &[],
-                AnswerAndDeadLetter,
-            ),
-            // An attempt that says 0 is the first.
-            (
-                Some(CandidateUnavailable),
-                0,
-                None,
-                &DELAYS,
-                Climb { rung: 0 },
-            ),
-            // Where the rung ends after the deadline there is no other try.
-            (
-                Some(CandidateUnavailable),
-                1,
-                Some(5000),
-                &DELAYS,
-                Climb { rung: 0 },
-            ),
-            (
-                Some(CandidateUnavailable),
-                1,
-                Some(4999),
-                &DELAYS,
-                AnswerAndDeadLetter,
-            ),
-            (
-                Some(CandidateUnavailable),
-                2,
-                Some(29_999),
-                &DELAYS,
-                AnswerAndDeadLetter,
-            ),
-            (
-                Some(ModelVersionUnavailable),
-                1,
-                Some(5000),
-                &DELAYS,
-                Climb { rung: 0 },
-            ),
-            (
-                Some(ModelVersionUnavailable),
-                1,
-                Some(4999),
-                &DELAYS,
-                AnswerTooLate,
-            ),
-            (
-                Some(ModelVersionUnavailable),
-                2,
-                Some(-1),
-                &DELAYS,
-                AnswerTooLate,
-            ),
-            (
-                Some(ModelVersionUnavailable),
-                3,
-                Some(-1),
-                &DELAYS,
-                AnswerAndDeadLetter,
-            ),
-            // A poisoned job is never tried again.
-            (Some(Poisoned), 1, None, &DELAYS, AnswerAndDeadLetter),
-        ];
-        for (code, attempt, left, delays, expected) in table {
+    #[track_caller]
+    fn expect(table: &[Case]) {
+        for (code, attempt, left, rungs, expected) in table {
             let tried = Try {
                 attempt: *attempt,
                 deadline_ms: left.and_then(|left| NOW.checked_add_signed(left)),
                 now_ms: NOW,
             };
-            let found = dispose(*code, tried, delays);
+            let found = dispose(*code, tried, &DELAYS[..*rungs]);
             assert_eq!(found, *expected, "{code:?} at {tried:?}");
         }
+    }
+
+    #[test]
+    fn results_and_refusals_are_answered_and_transient_failures_climb_every_rung() {
+        use Disposition::{Answer, AnswerAndDeadLetter};
+        let unavailable = Some(Code::CandidateUnavailable);
+        expect(&[
+            (None, 1, None, 2, Answer),
+            (None, 9, Some(-1), 0, Answer),
+            (Some(Code::CandidateMalformed), 1, None, 2, Answer),
+            (Some(Code::ScoreTimeout), 1, None, 2, Answer),
+            (Some(Code::OutOfMemory), 1, None, 2, Answer),
+            (Some(Code::DeadlineExceeded), 1, None, 2, Answer),
+            (unavailable, 1, None, 2, CLIMB_0),
+            (unavailable, 2, None, 2, CLIMB_1),
+            (unavailable, 3, None, 2, AnswerAndDeadLetter),
+            (unavailable, 1, None, 0, AnswerAndDeadLetter),
+            // An attempt that says 0 is the first.
+            (unavailable, 0, None, 2, CLIMB_0),
+            (Some(Code::InferenceFailed), 2, None, 2, CLIMB_1),
+            (Some(Code::Poisoned), 1, None, 2, AnswerAndDeadLetter),
+        ]);
+    }
+
+    #[test]
+    fn no_rung_ends_after_the_deadline() {
+        use Disposition::{AnswerAndDeadLetter, AnswerTooLate};
+        let unavailable = Some(Code::CandidateUnavailable);
+        let newer = Some(Code::ModelVersionUnavailable);
+        expect(&[
+            (unavailable, 1, Some(5000), 2, CLIMB_0),
+            (unavailable, 1, Some(4999), 2, AnswerAndDeadLetter),
+            (unavailable, 2, Some(29_999), 2, AnswerAndDeadLetter),
+            (newer, 1, Some(5000), 2, CLIMB_0),
+            (newer, 1, Some(4999), 2, AnswerTooLate),
+            (newer, 2, Some(-1), 2, AnswerTooLate),
+            (newer, 3, Some(-1), 2, AnswerAndDeadLetter),
+            (newer, 3, None, 2, AnswerAndDeadLetter),
+        ]);
     }
 
     #[test]

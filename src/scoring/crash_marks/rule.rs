@@ -147,13 +147,6 @@ mod tests {
     const TTL: Duration = Duration::from_secs(5);
     const FRESH: Duration = Duration::from_millis(500);
 
-    fn marks(marks: &[(&str, &str)]) -> Vec<(String, String)> {
-        marks
-            .iter()
-            .map(|(field, value)| ((*field).to_owned(), (*value).to_owned()))
-            .collect()
-    }
-
     /// Looks every half second at one incarnation, and says when it was found dead.
     fn dies_at(
         watch: &mut Watch,
@@ -175,55 +168,22 @@ mod tests {
     }
 
     #[test]
-    fn only_foreign_marks_that_say_dead_are_deaths() {
+    fn a_poisoned_job_names_the_workers_that_died_and_our_own_marks_are_not_foreign() {
         let rule = Rule {
             own: "me/1".into(),
             poison_after: 2,
         };
-        type Marks = &'static [(&'static str, &'static str)];
-        // The marks of a job, who is known to be alive, and the open marks; `None` = it is poisoned.
-        let table: &[(&str, Marks, &[&str], Option<&[&str]>)] = &[
-            ("no marks", &[], &[], Some(&[])),
-            ("our own", &[("me/1", "7")], &[], Some(&[])),
-            (
-                "we are alive, whoever counted us",
-                &[("me/1", "dead:7"), ("w/1", "dead:7")],
-                &[],
-                Some(&[]),
-            ),
-            (
-                "one death, one open",
-                &[("w/1", "dead:7"), ("w/2", "8")],
-                &[],
-                Some(&["w/2"]),
-            ),
-            (
-                "one death, one alive",
-                &[("w/1", "dead:7"), ("w/2", "8")],
-                &["w/2"],
-                Some(&[]),
-            ),
-            (
-                "two deaths",
-                &[("w/1", "dead:7"), ("w/2", "dead:8"), ("v/3", "9")],
-                &["v/3"],
-                None,
-            ),
-        ];
-        for (what, found, alive, expected) in table {
-            let alive = alive.iter().map(|field| (*field).to_owned()).collect();
-            let open = rule.open_marks(&marks(found), &alive);
-            match expected {
-                Some(expected) => assert_eq!(open.unwrap(), *expected, "{what}"),
-                None => {
-                    let failure = open.unwrap_err();
-                    assert_eq!(failure.code, Code::Poisoned, "{what}");
-                    assert!(failure.message.ends_with("this job: w, w"), "{failure}");
-                }
-            }
-        }
-        assert!(rule.has_foreign(&marks(&[("me/1", "7"), ("me/2", "7")])));
-        assert!(!rule.has_foreign(&marks(&[("me/1", "7")])));
+        let marks = |fields: &[&str]| -> Vec<(String, String)> {
+            let mark = |field: &&str| ((*field).to_owned(), "dead:7".to_owned());
+            fields.iter().map(mark).collect()
+        };
+        let found = rule.open_marks(&marks(&["w/2", "me/1", "v/1"]), &HashSet::new());
+        let failure = found.unwrap_err();
+        assert_eq!(failure.code, Code::Poisoned);
+        assert!(failure.message.ends_with("this job: v, w"), "{failure}");
+        assert_eq!(failure.detail["workers"], json!(["v", "w"]));
+        assert!(rule.has_foreign(&marks(&["me/1", "me/2"])));
+        assert!(!rule.has_foreign(&marks(&["me/1"])));
     }
 
     #[test]
