@@ -1,55 +1,73 @@
-//! What the rest of the crate knows of a message broker: deliveries that are settled once, and
-//! messages that count as sent only when confirmed. The driver is [`amqp`], the objects are
-//! described in [`topology`].
+//! The message broker: deliveries are settled once, and messages count as sent only when confirmed. The
+//! driver is [`amqp`]; exchanges and queues are described in [`topology`].
 
 pub mod amqp;
 pub mod topology;
 
 use crate::protocol::encoding::Encoding;
+use crate::protocol::failure::Failure;
 use crate::protocol::label::Label;
 
 /// Why a message was not confirmed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PublishError {
-    /// The broker refused it (a full queue); the link is sound, try again.
+    /// The broker refused it, because a queue is full. The link is sound; it may be tried again.
     #[error("the broker refused the message: {0}")]
     Refused(String),
-    /// No queue takes it; the link is being torn down, for the next one declares what is missing.
+    /// No queue takes it. The link is torn down, because the next one declares what is missing.
     #[error("no queue takes the message: {0}")]
     Unroutable(String),
-    /// Nobody knows what became of it; the link is being torn down.
+    /// Its fate is unknown. The link is torn down.
     #[error("the link to the broker is lost: {0}")]
     Lost(String),
 }
 
-/// The broker did not do what it was asked: what was tried and what it said.
+/// The broker did not do what was asked: what was tried, and what the broker said.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BrokerError {
-    /// What was to be declared exists with other arguments; the link is sound.
+    /// The object exists with other arguments. The link is sound.
     #[error("RabbitMQ: {0}")]
     Differs(String),
-    /// There is no such queue or exchange; the link is sound.
+    /// There is no such queue or exchange. The link is sound.
     #[error("RabbitMQ: {0}")]
     Missing(String),
-    /// We may not do that; the link is sound.
+    /// It is not permitted. The link is sound.
     #[error("RabbitMQ: {0}")]
     Forbidden(String),
-    /// Anything else, a call that took too long included.
+    /// Anything else, including a call that took too long.
     #[error("RabbitMQ: {0}")]
     Failed(String),
 }
 
-/// Header that counts a job's attempts; the broker's own counters belong to the broker.
+/// Header that counts a job's attempts. The broker has counters of its own for other purposes.
 pub const ATTEMPT: &str = "x-attempt";
-/// Header with what the broker last took a message out of a queue for, unasked. Newer brokers set it.
+/// Header with the reason for which the broker last dead-lettered a message. Newer brokers set it.
 pub const LAST_DEATH: &str = "x-last-death-reason";
 
-/// What comes with a body.
+/// Header with the code of the failure that a job was dead-lettered for.
+const ERROR_CODE: &str = "x-error-code";
+/// Header with the message of that failure.
+const ERROR_MESSAGE: &str = "x-error-message";
+/// Header with the worker that dead-lettered a job.
+const WORKER_ID: &str = "x-worker-id";
+
+/// Whether a worker sets this header when it dead-letters a job.
+fn is_set_by_worker(header: &str) -> bool {
+    header.starts_with("x-error-") || header == WORKER_ID
+}
+
+/// Whether a header says why a job was dead-lettered, be it a worker's or the broker's own.
+pub fn is_dead_letter_header(header: &str) -> bool {
+    let by_broker = ["x-first-death-", "x-last-death-"];
+    is_set_by_worker(header) || by_broker.iter().any(|prefix| header.starts_with(prefix))
+}
+
+/// The properties of a message.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Properties {
     /// How the body is encoded.
     pub content_type: Option<String>,
-    /// What was done to the encoded body, such as compression.
+    /// How the encoded body was transformed, such as by compression.
     pub content_encoding: Option<String>,
     /// The sender's id of the message.
     pub message_id: Option<String>,
@@ -61,7 +79,7 @@ pub struct Properties {
     pub timestamp: Option<u64>,
     /// Text headers.
     pub headers: Vec<(String, String)>,
-    /// Which try this is, from 1.
+    /// The number of this attempt, from 1.
     pub attempt: u32,
 }
 
@@ -71,7 +89,7 @@ impl Properties {
         Encoding::from_content_type(self.content_type.as_deref())
     }
 
-    /// What the message says of its body.
+    /// How the message describes its body.
     pub fn label(&self) -> Label {
         Label {
             content_type: self.content_type.clone(),
@@ -88,11 +106,38 @@ impl Properties {
             .map(|(_, text)| text.clone())
     }
 
-    /// Why a parked job was parked: our code, else what the broker itself gave up for.
-    pub fn parked_for(&self) -> Option<String> {
-        self.header("x-error-code")
+    /// Why a job was dead-lettered: the code of our failure, else the broker's own reason.
+    pub fn dead_letter_reason(&self) -> Option<String> {
+        self.header(ERROR_CODE)
             .or_else(|| self.header(LAST_DEATH))
             .or_else(|| self.header("x-first-death-reason"))
+    }
+
+    /// The message of the failure that a worker dead-lettered the job for.
+    pub fn dead_letter_message(&self) -> Option<String> {
+        self.header(ERROR_MESSAGE)
+    }
+
+    /// The worker that dead-lettered the job.
+    pub fn dead_lettered_by(&self) -> Option<String> {
+        self.header(WORKER_ID)
+    }
+
+    /// The same for a copy of the job that is dead-lettered.
+    #[must_use]
+    pub fn dead_lettered(&self, failure: &Failure, worker_id: &str) -> Self {
+        let headers = self.headers.iter();
+        let headers = headers.filter(|(name, _)| !is_set_by_worker(name)).cloned();
+        let ours = [
+            (ERROR_CODE, failure.code.as_str().to_owned()),
+            (ERROR_MESSAGE, failure.message.clone()),
+            (WORKER_ID, worker_id.to_owned()),
+        ];
+        let ours = ours.map(|(name, value)| (name.to_owned(), value));
+        Self {
+            headers: headers.chain(ours).collect(),
+            ..self.clone()
+        }
     }
 
     /// Trace headers, to be passed on.
@@ -115,14 +160,14 @@ pub struct Outgoing {
     pub routing_key: String,
     /// The body.
     pub body: Vec<u8>,
-    /// What comes with it.
+    /// Its properties.
     pub properties: Properties,
     /// Whether a message that reaches no queue is an error.
     pub mandatory: bool,
 }
 
 impl Outgoing {
-    /// The same message for one queue by name, which need not exist any more.
+    /// The same message for one queue by name, which may no longer exist.
     #[must_use]
     pub fn to_reply_queue(&self, queue: &str) -> Self {
         Self {
@@ -130,6 +175,62 @@ impl Outgoing {
             routing_key: queue.to_owned(),
             mandatory: false,
             ..self.clone()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::failure::Code;
+
+    #[test]
+    fn a_dead_lettered_copy_says_why_and_forgets_what_an_older_one_said() {
+        let header = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        let job = Properties {
+            headers: vec![
+                header("x-error-code", "stale"),
+                header("x-error-other", "stale"),
+                header("mine", "kept"),
+                header(LAST_DEATH, "expired"),
+            ],
+            attempt: 3,
+            ..Properties::default()
+        };
+        assert_eq!(job.dead_letter_reason().as_deref(), Some("stale"));
+        let copy = job.dead_lettered(&Failure::new(Code::Poisoned, "why"), "w1");
+        assert_eq!(copy.dead_letter_reason().as_deref(), Some("poisoned"));
+        assert_eq!(copy.dead_letter_message().as_deref(), Some("why"));
+        assert_eq!(copy.dead_lettered_by().as_deref(), Some("w1"));
+        assert_eq!(copy.attempt, 3);
+        let others = copy
+            .headers
+            .iter()
+            .filter(|(name, _)| !is_set_by_worker(name));
+        let others: Vec<_> = others.map(|(name, _)| name.as_str()).collect();
+        assert_eq!(others, ["mine", LAST_DEATH]);
+        assert_eq!(copy.header("x-error-other"), None);
+        let broker_alone = Properties {
+            headers: vec![header(LAST_DEATH, "delivery_limit")],
+            ..Properties::default()
+        };
+        let reason = broker_alone.dead_letter_reason();
+        assert_eq!(reason.as_deref(), Some("delivery_limit"));
+    }
+
+    #[test]
+    fn what_says_why_a_job_was_dead_lettered_is_told_from_the_senders_headers() {
+        for (header, says_why) in [
+            ("x-error-code", true),
+            ("x-error-anything", true),
+            ("x-worker-id", true),
+            ("x-first-death-queue", true),
+            ("x-last-death-reason", true),
+            ("x-attempt", false),
+            ("x-worker", false),
+            ("traceparent", false),
+        ] {
+            assert_eq!(is_dead_letter_header(header), says_why, "{header}");
         }
     }
 }

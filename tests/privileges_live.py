@@ -414,7 +414,7 @@ RESULT, CRASH = f"scorer:{{{MODEL}}}:result:k", f"scorer:{{{MODEL}}}:crash:s:7"
 
 DENIED = "[Nn]o permissions|can't access|can't run"  # plain, and from within a script
 
-# One call for each command that src/store.rs sends, in a script or alone, as the user `worker` must be able to.
+# One call for each command that src/store sends, in a script or alone, as the user `worker` must be able to.
 SENT = {
     "PING": [], "TIME": [], "GET": [RESULT], "MGET": [RECORD], "TYPE": [RECORD], "DEL": [RESULT],
     "SET": [RESULT, "{}", "NX", "GET", "EX", 60], "EXPIRE": [CRASH, 60], "HGET": [CRASH, "f"], "HGETALL": [CRASH],
@@ -443,7 +443,7 @@ class NobodyDoesMoreAtRedis(Case):
             self.denied("health", *command)
 
     def test_a_worker_may_send_all_that_the_store_sends(self):
-        source = (ROOT / "src/store.rs").read_text()
+        source = (ROOT / "src/store/scripts.rs").read_text()
         self.assertEqual(set(re.findall(r"redis\.call\('(\w+)'", source)) - set(SENT), set(), "missing in SENT")
         for name, arguments in SENT.items():
             with self.subTest(name):

@@ -12,7 +12,7 @@ from .common import ROOT, within
 
 DEFINITIONS = ROOT / "ops/rabbitmq/definitions.json"
 USERS = ROOT / "ops/redis/users.acl"
-STORE = ROOT / "src/store.rs"
+STORE = ROOT / "src/store/scripts.rs"
 PEOPLE = {"worker", "aggregator", "dashboard", "operator"}
 
 

@@ -1,6 +1,7 @@
-//! The only place that knows lapin. Two connections (a blocked publisher must not stop acks), one
-//! task per publishing channel (lapin mixes confirms up otherwise), every wait bounded. No library
-//! recovery: a lost link is dropped whole, and whoever owns it makes the next one.
+//! The only place that knows lapin. There are two connections, so that a blocked publisher does not stop
+//! acknowledgements, and one task per publishing channel, because lapin confuses confirms otherwise. Every
+//! wait is bounded. lapin's recovery is not used: a lost link is dropped whole, and its owner makes the
+//! next one.
 
 mod address;
 mod delivery;
@@ -32,7 +33,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The decision is taken from the error's kind; the text is for people only.
+/// Classifies an error by its kind; the text is only for people.
 #[expect(
     clippy::wildcard_enum_match_arm,
     reason = "foreign enums: all but two of their cases are failures"
@@ -64,34 +65,35 @@ async fn bounded<T>(
     }
 }
 
-/// A pair of connections that lives until the first sign of trouble.
+/// A pair of connections that lives until either fails.
 #[derive(Debug)]
 pub struct Link {
     consuming: Connection,
     publishing: Connection,
     /// Cancelled when the link is lost.
     pub lost: CancellationToken,
-    /// Whether the broker holds our publishes back.
+    /// Whether the broker blocks our publishes.
     pub blocked: Arc<AtomicBool>,
     forbidden: Arc<AtomicBool>,
-    /// Sends results, many in flight; their exchange cannot lose them, or there is a detour.
+    /// Sends results, many in flight: their exchange returns none, or there is a detour.
     pub results: Publisher,
-    /// Sends jobs to retry and dead queues, one at a time, so that "returned" means this one.
+    /// Sends jobs to the retry and dead-letter queues, one at a time, so that a return can be matched to its
+    /// message.
     pub jobs: Publisher,
 }
 
-/// What is known of a link, shared by all who work on it.
+/// The state of a link, shared by its tasks.
 #[derive(Debug, Clone, Default)]
 struct Signs {
     lost: CancellationToken,
     blocked: Arc<AtomicBool>,
-    /// The broker does not let us publish something.
+    /// The broker does not permit something that we publish.
     forbidden: Arc<AtomicBool>,
 }
 
 impl Link {
-    /// Whether it was lost because the broker does not let us publish something: the next one would
-    /// be lost for the same reason.
+    /// Whether it was lost because the broker does not permit something that we publish. The next link
+    /// would be lost for the same reason.
     pub fn is_forbidden(&self) -> bool {
         self.forbidden.load(Ordering::Relaxed)
     }
@@ -120,8 +122,8 @@ impl Link {
         })
     }
 
-    /// Declares everything; what an operator made with other arguments is used as it is. From then on
-    /// results take a detour where their exchange could return them.
+    /// Declares the topology. Objects that exist with other arguments are used as they are; if their
+    /// exchange could return results, results take a detour from then on.
     ///
     /// # Errors
     /// When the broker refuses for another reason.
@@ -140,7 +142,7 @@ impl Link {
                 durable: true,
                 ..Default::default()
             };
-            // A mismatch closes the channel: one for each declaration.
+            // A mismatch closes the channel, so each declaration has its own.
             let channel = self.channel().await?;
             let declared =
                 channel.queue_declare(queue.name.as_str().into(), options, table(&queue.arguments));
@@ -165,7 +167,7 @@ impl Link {
         Ok(())
     }
 
-    /// False = there is one that differs.
+    /// False = it exists with other arguments.
     async fn declare_exchange(&self, exchange: &Exchange) -> Result<bool, BrokerError> {
         let kind = match exchange.kind {
             ExchangeKind::Direct => lapin::ExchangeKind::Direct,
@@ -185,8 +187,8 @@ impl Link {
         Ok(same)
     }
 
-    /// Messages that wait in a queue, and its consumers; `None` if there is no such queue. Declares
-    /// nothing.
+    /// The number of messages that wait in a queue, and of its consumers; `None` if there is no such queue.
+    /// Declares nothing.
     ///
     /// # Errors
     /// When the broker does not answer.
@@ -195,7 +197,7 @@ impl Link {
             passive: true,
             ..Default::default()
         };
-        // A queue that is missing closes the channel: one for each question.
+        // A missing queue closes the channel, so each question has its own.
         let channel = self.channel().await?;
         let asked = channel.queue_declare(queue.into(), passive, FieldTable::default());
         match bounded(queue, CALL_TIMEOUT, asked).await {
@@ -212,7 +214,7 @@ impl Link {
         }
     }
 
-    /// Looks through a queue without a consumer.
+    /// Reads a queue without a consumer.
     ///
     /// # Errors
     /// When the broker does not answer.
@@ -229,7 +231,7 @@ impl Link {
         .await
     }
 
-    /// Registers a consumer; returns once the broker has confirmed it.
+    /// Registers a consumer; returns when the broker has confirmed it.
     ///
     /// # Errors
     /// When the queue is gone or the link is lost.
@@ -256,7 +258,7 @@ impl Link {
         Ok(Deliveries::new(channel, consumer, self.lost.clone()))
     }
 
-    /// An exclusive queue bound to an exchange, consumed without acknowledgement.
+    /// Binds an exclusive queue to an exchange and consumes it without acknowledgements; returns its name.
     ///
     /// # Errors
     /// When the broker refuses.
@@ -304,7 +306,7 @@ impl Link {
         Ok((name, deliveries))
     }
 
-    /// Closes both connections, politely but not for long; what was settled has arrived then.
+    /// Closes both connections, within a bounded time. Everything that was settled has arrived then.
     pub async fn close(&self) {
         if self.lost.is_cancelled() {
             return;
@@ -313,7 +315,7 @@ impl Link {
         let closed = [&self.consuming, &self.publishing].map(|c| c.close(200, "bye".into()));
         let closed = futures_util::future::join_all(closed);
         if tokio::time::timeout(CLOSE_TIMEOUT, closed).await.is_err() {
-            tracing::debug!("the broker does not answer a goodbye");
+            tracing::debug!("the broker does not confirm that the connections are closed");
         }
     }
 }
@@ -346,18 +348,18 @@ fn watch(connection: &Connection, lost: CancellationToken, blocked: Option<Arc<A
     let mut events = connection.events_listener();
     let status = connection.status().clone();
     tokio::spawn(async move {
-        // However this task ends, nobody hears any more when the link is lost.
+        // When this task ends, however it ends, nothing else notices that the link is lost.
         let _lost = lost.clone().drop_guard();
         loop {
             let event = tokio::select! {
-                // Both connections may go at once, and each has its reason.
+                // Both connections may be lost at once, each for its own reason.
                 biased;
                 event = events.next() => event,
                 () = lost.cancelled() => return,
             };
             match event {
                 Some(Event::ConnectionBlocked(reason)) => {
-                    tracing::warn!(%reason, "RabbitMQ holds our publishes back");
+                    tracing::warn!(%reason, "RabbitMQ blocks our publishes");
                     blocked
                         .iter()
                         .for_each(|b| b.store(true, Ordering::Relaxed));
@@ -365,11 +367,11 @@ fn watch(connection: &Connection, lost: CancellationToken, blocked: Option<Arc<A
                 Some(Event::ConnectionUnblocked) => blocked
                     .iter()
                     .for_each(|b| b.store(false, Ordering::Relaxed)),
-                // Errors of a channel arrive here too, while the connection lives; whoever uses the
-                // channel is told as well.
+                // Errors of a channel arrive here too, while the connection is open. The user of the
+                // channel gets them as well.
                 Some(_) if status.connected() => {}
                 Some(Event::Error(error)) => {
-                    // These kinds say only that we have closed it ourselves.
+                    // These kinds only say that we closed it ourselves.
                     let ours = matches!(
                         error.kind(),
                         ErrorKind::InvalidConnectionState(_) | ErrorKind::InvalidChannelState(..)
@@ -397,7 +399,7 @@ fn table(arguments: &[(String, Argument)]) -> FieldTable {
     table
 }
 
-/// False = it differs, and is used as it is.
+/// Tolerates an object that exists with other arguments: false = it does, and is used as it is.
 fn tolerate(name: &str, declared: Result<(), BrokerError>) -> Result<bool, BrokerError> {
     match declared {
         Err(error @ BrokerError::Differs(_)) => {

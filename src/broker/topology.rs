@@ -1,5 +1,5 @@
-//! Every exchange and queue, each argument with its reason. A worker declares all of it before it
-//! warms up, so that aggregators may come first or later.
+//! Every exchange and queue, and the reason for each argument. A worker declares them before it warms up,
+//! so that aggregators may start before or after workers.
 
 use std::time::Duration;
 
@@ -60,12 +60,12 @@ pub struct Binding {
     pub routing_key: String,
 }
 
-/// Where a message goes that its exchange returns.
+/// Where a message goes that its exchange returned.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Detour {
     /// Empty = the default exchange.
     pub exchange: String,
-    /// Its own where this is none.
+    /// The message's own if there is none here.
     pub routing_key: Option<String>,
 }
 
@@ -140,12 +140,12 @@ impl Topology {
             .collect()
     }
 
-    /// Exchange of parked jobs.
+    /// Exchange of dead-lettered jobs.
     pub fn dead_exchange(&self) -> String {
         format!("{}.dead", self.namespace)
     }
 
-    /// Queue of parked jobs.
+    /// Queue of dead-lettered jobs.
     pub fn dead_queue(&self) -> String {
         format!("{}.dead.{}", self.namespace, self.model)
     }
@@ -160,17 +160,17 @@ impl Topology {
         format!("{}.results.{}", self.namespace, self.model)
     }
 
-    /// Exchange and queue of results that no queue is bound for.
+    /// Exchange and queue of results that no other queue takes.
     pub fn unrouted(&self) -> String {
         format!("{}.results.unrouted", self.namespace)
     }
 
-    /// Where results go that come back, which they can where an exchange on their way is `otherwise`
-    /// than it is here: with another alternate, or with none.
+    /// Where returned results go. They can be returned if an exchange on their way exists `otherwise` than
+    /// here: with another alternate exchange, or without one.
     pub fn detour(&self, otherwise: &[String]) -> Option<Detour> {
         let unrouted = self.unrouted();
         if otherwise.contains(&unrouted) {
-            // It may lead nowhere, or take no message from a client; the queue has the same name.
+            // That exchange may lead nowhere, or be internal; its queue has the same name.
             return Some(Detour {
                 exchange: String::new(),
                 routing_key: Some(unrouted),
@@ -210,7 +210,7 @@ impl Topology {
         });
     }
 
-    /// A dead letter must arrive before it leaves; that needs a source that refuses when full.
+    /// A dead letter must arrive before it is removed here, which needs a queue that refuses when full.
     fn dead_letters(exchange: String, routing_key: &str) -> Vec<(String, Argument)> {
         vec![
             text("x-dead-letter-exchange", exchange),
@@ -234,7 +234,7 @@ impl Topology {
                 continue;
             };
             let mut arguments = Self::dead_letters(exchange.clone(), &model);
-            // Per queue, not per message: a message's own limit is only looked at at the head.
+            // Per queue, not per message: a message's own limit only applies at the head of the queue.
             arguments.push(number(
                 "x-message-ttl",
                 i64::try_from(delay.as_millis()).unwrap_or(i64::MAX),
@@ -256,7 +256,7 @@ impl Topology {
         self.exchange(unrouted.clone(), ExchangeKind::Fanout, Vec::new());
         self.queue(unrouted.clone(), Vec::new());
         self.bind(unrouted.clone(), unrouted.clone(), "");
-        // With pipelined confirms "returned" cannot be told from "routed": nothing must be returned.
+        // With many messages in flight a return cannot be matched to its message, so none may be returned.
         self.exchange(
             exchange.clone(),
             ExchangeKind::Topic,

@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 use super::{Exit, Fault, Outcome, answer, answer_json, model_name, plain};
 use crate::broker::amqp::{Acker, Delivery, Link};
 use crate::broker::topology::Topology;
-use crate::broker::{BrokerError, Outgoing, Properties, PublishError};
+use crate::broker::{BrokerError, Outgoing, Properties, PublishError, is_dead_letter_header};
 use crate::config::Config;
 use crate::protocol::failure::Code;
 use crate::protocol::job::{self, Undecodable};
@@ -102,9 +102,9 @@ impl Parked {
         Self {
             submission_id,
             model_version,
-            code: properties.parked_for(),
-            message: properties.header("x-error-message"),
-            worker_id: properties.header("x-worker-id"),
+            code: properties.dead_letter_reason(),
+            message: properties.dead_letter_message(),
+            worker_id: properties.dead_lettered_by(),
             attempt: properties.attempt,
             bytes: delivery.body.len(),
         }
@@ -319,15 +319,10 @@ fn settled(acknowledged: bool) -> Result<(), Fault> {
 
 /// As the sender had sent it, for its first attempt.
 fn fresh(properties: Properties) -> Properties {
-    let ours = |name: &str| {
-        ["x-error-", "x-first-death-", "x-last-death-"]
-            .iter()
-            .any(|p| name.starts_with(p))
-            || name == "x-worker-id"
-    };
     let headers = properties.headers.into_iter();
+    let headers = headers.filter(|(name, _)| !is_dead_letter_header(name));
     Properties {
-        headers: headers.filter(|(name, _)| !ours(name)).collect(),
+        headers: headers.collect(),
         // It does not wait since then.
         timestamp: None,
         attempt: 1,

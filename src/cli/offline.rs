@@ -195,7 +195,7 @@ async fn judge(
     let Judged::Fresh { verdict, .. } = judged else {
         return Err(Fault::internal("answered from a store that is not there"));
     };
-    let message = ResultMessage::new(pipeline.answerer(), job_ref, verdict);
+    let message = ResultMessage::new(pipeline.origin(), job_ref, verdict);
     answer_json(&message)?;
     Ok(if message.status == Status::Scored {
         Exit::Done

@@ -206,9 +206,9 @@ fn parked(delivery: &Delivery) -> Parked {
         .or_else(|| properties.message_id.clone());
     Parked {
         submission_id: id.unwrap_or_default(),
-        code: properties.parked_for().unwrap_or_default(),
-        message: properties.header("x-error-message").unwrap_or_default(),
-        worker: properties.header("x-worker-id").unwrap_or_default(),
+        code: properties.dead_letter_reason().unwrap_or_default(),
+        message: properties.dead_letter_message().unwrap_or_default(),
+        worker: properties.dead_lettered_by().unwrap_or_default(),
         at_ms: unix_ms(),
     }
 }

@@ -1,5 +1,5 @@
-//! Taking jobs while the worker is ready: each is judged in a task of its own and then settled, which
-//! is in [`settle`].
+//! Takes jobs while the worker is ready. Each is judged by the pipeline and settled by the settler, in a
+//! task of its own.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -12,90 +12,94 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::broker::BrokerError;
-use crate::broker::amqp::{Deliveries, Delivery, Link};
-use crate::broker::topology::Topology;
-use crate::protocol::job;
+use crate::broker::amqp::{Deliveries, Delivery};
+use crate::protocol::job::{self, Job, Undecodable};
 use crate::protocol::result::JobRef;
 use crate::protocol::state::Detail;
+use crate::scoring::consumer_health;
+use crate::scoring::device_queue::DeviceQueue;
 use crate::scoring::pipeline::{Judged, Pipeline};
+use crate::scoring::settle::Settler;
 use crate::store::Store;
 use crate::telemetry::metrics;
 use crate::telemetry::status::WorkerStatus;
 use crate::telemetry::traces::{ReceivedJob, Trace};
 use crate::util::blocking;
 
-/// What abandoned jobs get to hand themselves back.
+/// How long abandoned jobs may take to hand themselves back.
 pub const HAND_BACK: Duration = Duration::from_millis(500);
 
 /// Why no more jobs can be taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ServeEnd {
-    /// The jobs that were taken one at a time are settled: more may be held again.
+    /// Enough jobs were taken one at a time; more may be held again.
     Cleared,
-    /// A run makes no progress; it is being ended.
+    /// A run makes no progress and is being ended.
     Stalled,
     /// The broker no longer has our consumer, or a job could not be settled on its channel.
     ConsumerLost,
     /// A connection is gone.
     BrokerLost,
-    /// The broker does not let us publish what jobs are answered with.
+    /// The broker does not let us publish results.
     Forbidden,
     /// The engine can no longer be used.
     EngineLost(Detail),
 }
 
-/// Our consumer at the broker, and the jobs that came through it: one task each. They settle on
-/// its channel, so it lives until the last of them has.
+/// The consumer that the broker delivers to, and a task for each job that it delivered. Jobs settle on
+/// the consumer's channel, so it stays open until the last of them is settled.
 #[derive(Debug)]
 pub struct Consumer {
     serving: Arc<Serving>,
     deliveries: Deliveries,
     jobs: JoinSet<()>,
-    /// Settled, of those that are taken one at a time.
+    /// How many were settled, while they are taken one at a time.
     cleared: u16,
 }
 
 /// Everything a job needs to be judged and settled.
 #[derive(Debug)]
 pub struct Serving {
-    /// Judges.
+    /// Judges jobs.
     pub pipeline: Pipeline,
-    /// Delivers and takes results.
-    pub link: Arc<Link>,
-    /// Names of queues and exchanges.
-    pub topology: Arc<Topology>,
-    /// Reports.
-    pub status: Arc<WorkerStatus>,
-    /// Stored results.
+    /// Settles them.
+    pub settler: Settler,
+    /// Where they wait for the device.
+    pub device_queue: DeviceQueue,
+    /// Tells of the other workers.
     pub store: Store,
-    /// How long they are kept.
-    pub results_ttl: Duration,
-    /// Unacknowledged jobs held.
+    /// How many unacknowledged jobs are held at a time.
     pub prefetch: u16,
-    /// The last link, or the last consumer, was lost. Should it have been for a message that nobody
-    /// can take, then those delivered beside it would be lost, and counted by the broker, again and
-    /// again: so as many jobs as are held otherwise are taken one at a time first.
+    /// The last link or consumer was lost. If a message that cannot be decoded caused that, everything
+    /// prefetched with it is requeued and its delivery count rises. So one job is held at a time until
+    /// `prefetch` of them are settled.
     pub cautious: bool,
-    /// Jobs that came.
+    /// How many jobs were delivered.
     pub delivered: AtomicU64,
-    /// Rungs of the retry ladder.
-    pub retry_delays: Vec<Duration>,
-    /// Jobs that have not begun to compute are handed back when this is cancelled.
+    /// When this is cancelled, jobs that have not begun to compute are handed back.
     pub abandon: CancellationToken,
 }
 
 impl Consumer {
-    /// Registers at the broker; returns when the broker has confirmed it.
+    /// Registers with the broker; returns when the broker has confirmed it.
     ///
     /// # Errors
-    /// What is lost.
+    /// What was lost.
     pub async fn register(serving: Arc<Serving>) -> Result<Self, ServeEnd> {
-        serving.pipeline.waiting().open();
+        serving.device_queue.open();
         match serving.consume().await {
             Ok(deliveries) => {
                 let slots = serving.slots();
-                serving.status.slots.store(slots.into(), Ordering::Relaxed);
-                serving.status.consuming.store(true, Ordering::Relaxed);
+                serving
+                    .settler
+                    .status
+                    .slots
+                    .store(slots.into(), Ordering::Relaxed);
+                serving
+                    .settler
+                    .status
+                    .consuming
+                    .store(true, Ordering::Relaxed);
                 Ok(Self {
                     serving,
                     deliveries,
@@ -104,29 +108,32 @@ impl Consumer {
                 })
             }
             Err(error) => {
-                serving.status.error("consumer_lost", &error.to_string());
+                serving
+                    .settler
+                    .status
+                    .error("consumer_lost", &error.to_string());
                 tracing::warn!(%error, "no consumer");
                 Err(serving.lost())
             }
         }
     }
 
-    /// Takes jobs until that is no longer possible. Cancel-safe: a delivery is in a task of its
-    /// own before the next await.
+    /// Takes jobs until that is no longer possible. Cancel-safe: each delivery has a task of its own before
+    /// the next await.
     pub async fn take(&mut self) -> ServeEnd {
         let serving = Arc::clone(&self.serving);
         let doubtful = Notify::new();
-        let oversight = crate::scoring::consumer_health::oversee(&serving, &doubtful);
-        tokio::pin!(oversight);
+        let health = consumer_health::watch(&serving, &doubtful);
+        tokio::pin!(health);
         loop {
             tokio::select! {
                 biased;
-                () = serving.link.lost.cancelled() => return serving.lost(),
+                () = serving.settler.link.lost.cancelled() => return serving.lost(),
                 detail = serving.pipeline.engine().lost() => return ServeEnd::EngineLost(detail),
                 () = serving.pipeline.engine().stalled() => return ServeEnd::Stalled,
                 Some(done) = self.jobs.join_next(), if !self.jobs.is_empty() => {
                     if let Err(error) = done {
-                        // Its delivery is unsettled, and only the end of the channel gives it back.
+                        // Its delivery is unsettled; only closing the channel requeues it.
                         tracing::error!(%error, "the task of a job ended early");
                         return ServeEnd::ConsumerLost;
                     }
@@ -136,7 +143,7 @@ impl Consumer {
                     }
                 }
                 delivery = self.deliveries.next() => match delivery {
-                    // What was buffered before a loss can no longer be settled: not worth computing.
+                    // Jobs that were buffered before the link was lost can no longer be settled.
                     Some(delivery) if !delivery.acker.usable() => {}
                     Some(delivery) => {
                         serving.delivered.fetch_add(1, Ordering::Relaxed);
@@ -144,7 +151,7 @@ impl Consumer {
                     }
                     None => return serving.lost(),
                 },
-                ended = &mut oversight => return ended,
+                ended = &mut health => return ended,
                 () = doubtful.notified() => {
                     if let Err(ended) = self.renew().await {
                         return ended;
@@ -154,79 +161,77 @@ impl Consumer {
         }
     }
 
-    /// Registers anew, and lets go of the old consumer only then. Not while jobs are held, which
-    /// settle on its channel. Cancel-safe: with the old consumer's channel go its deliveries.
+    /// Registers a new consumer, then cancels the old one. Not while jobs are held, because they settle
+    /// on its channel. Cancel-safe: closing the old consumer's channel requeues its deliveries.
     async fn renew(&mut self) -> Result<(), ServeEnd> {
         if !self.jobs.is_empty() {
             return Ok(());
         }
-        tracing::debug!("the consumer is registered anew: the broker may have lost it");
+        tracing::debug!("registering a new consumer: the broker may have lost this one");
         let Ok(new) = self.serving.consume().await else {
             return Err(self.serving.lost());
         };
         let mut old = std::mem::replace(&mut self.deliveries, new);
         for delivery in old.cancel().await {
-            self.serving.hand_back(delivery).await;
+            self.serving.settler.hand_back(delivery).await;
         }
         Ok(())
     }
 
-    /// Leaves the queue, and hands back what was delivered but not begun.
+    /// Cancels the consumer, and hands back what was delivered but not begun.
     pub async fn unregister(&mut self) {
         let left = self.deliveries.cancel().await;
-        // Not before: what is handed back while we have a consumer comes back to us, and is counted again.
+        // Not before: the broker would return those jobs to this consumer, and count them again.
         self.serving.pipeline.leave();
-        self.serving
-            .status
-            .consuming
-            .store(false, Ordering::Relaxed);
+        let status = &self.serving.settler.status;
+        status.consuming.store(false, Ordering::Relaxed);
         for delivery in left {
-            self.serving.hand_back(delivery).await;
+            self.serving.settler.hand_back(delivery).await;
         }
     }
 
-    /// Lets those jobs end that will be done by the deadline, hands the others back at once, and
-    /// abandons what is left then, or when there is a hurry. True = a computation was cut short.
+    /// Waits for jobs that will finish by the deadline, hands the others back at once, and abandons what
+    /// is left at the deadline, or when told to `hurry`. True = a computation was cut short.
     pub async fn finish(mut self, deadline: Instant, hurry: CancellationToken) -> bool {
-        let (stay, go) = self.serving.pipeline.waiting().close(deadline);
+        let (stay, go) = self.serving.device_queue.close(deadline);
         if stay + go > 0 {
             tracing::info!(
                 stay,
                 go,
                 seconds_left = (deadline - Instant::now()).as_secs_f64(),
-                "jobs that will be done in time end here, the others are handed back"
+                "jobs that will finish in time run to their end, the others are handed back"
             );
         }
         let joined = tokio::time::timeout_at(deadline.into(), self.join());
         if let Some(Ok(())) = hurry.run_until_cancelled(joined).await {
             return false;
         }
-        let computing = self.serving.status.progress.is_busy();
+        let computing = self.serving.settler.status.progress.is_busy();
         tracing::warn!(
             left = self.jobs.len(),
             cut_short = u8::from(computing),
-            "the time for running jobs is over; they are handed back"
+            "the time for running jobs is over; those that are left are handed back"
         );
         self.abandon().await;
         computing
     }
 
-    /// Lets the job of a run that was ended for making no progress be answered, and hands back those
-    /// that wait behind it.
+    /// Waits until the job whose run was ended for making no progress is answered, and hands back those
+    /// behind it.
     pub async fn settle_stalled(mut self, limit: Duration) {
-        self.serving.pipeline.waiting().close(Instant::now());
+        self.serving.device_queue.close(Instant::now());
         if tokio::time::timeout(limit, self.join()).await.is_err() {
             self.abandon().await;
         }
     }
 
-    /// Ends what computes and hands back what can still be handed back.
+    /// Ends the computation and hands back what can still be handed back.
     pub async fn abandon(mut self) {
         self.serving.abandon.cancel();
         if tokio::time::timeout(HAND_BACK, self.join()).await.is_err() {
             tracing::warn!(
                 left = self.jobs.len(),
-                "left to the broker to deliver again"
+                "jobs that are left will be delivered again by the broker"
             );
         }
     }
@@ -241,20 +246,21 @@ impl Consumer {
 }
 
 impl Serving {
-    /// Unacknowledged jobs held at a time.
+    /// How many unacknowledged jobs are held at a time.
     fn slots(&self) -> u16 {
         if self.cautious { 1 } else { self.prefetch }
     }
 
-    /// A consumer on the jobs queue, which is declared again where it was deleted.
+    /// A consumer on the jobs queue, which is declared again if it was deleted.
     async fn consume(&self) -> Result<Deliveries, BrokerError> {
-        let (queue, prefetch) = (self.topology.jobs_queue(), self.slots());
-        let tag = &self.pipeline.answerer().worker_id;
-        match self.link.consume(&queue, tag, prefetch).await {
+        let Settler { link, topology, .. } = &self.settler;
+        let (queue, prefetch) = (topology.jobs_queue(), self.slots());
+        let tag = &self.settler.origin.worker_id;
+        match link.consume(&queue, tag, prefetch).await {
             Err(BrokerError::Missing(why)) => {
                 tracing::warn!(%why, "the topology is declared again");
-                self.link.declare(&self.topology).await?;
-                self.link.consume(&queue, tag, prefetch).await
+                link.declare(topology).await?;
+                link.consume(&queue, tag, prefetch).await
             }
             consumed @ (Ok(_)
             | Err(
@@ -264,15 +270,16 @@ impl Serving {
     }
 
     fn lost(&self) -> ServeEnd {
-        match self.link.lost.is_cancelled() {
-            true if self.link.is_forbidden() => ServeEnd::Forbidden,
+        let link = &self.settler.link;
+        match link.lost.is_cancelled() {
+            true if link.is_forbidden() => ServeEnd::Forbidden,
             true => ServeEnd::BrokerLost,
             false => ServeEnd::ConsumerLost,
         }
     }
 
     fn received<'a>(&'a self, delivery: &'a Delivery) -> ReceivedJob<'a> {
-        let properties = &delivery.properties;
+        let (properties, topology) = (&delivery.properties, &self.settler.topology);
         ReceivedJob {
             trace_headers: properties.trace_headers(),
             message_id: properties.message_id.as_deref(),
@@ -281,54 +288,70 @@ impl Serving {
             bytes: delivery.body.len(),
             attempt: properties.attempt,
             redelivered: delivery.redelivered,
-            exchange: self.topology.jobs_exchange(),
-            queue: self.topology.jobs_queue(),
-            model: &self.topology.model,
+            exchange: topology.jobs_exchange(),
+            queue: topology.jobs_queue(),
+            model: &topology.model,
         }
     }
 
     async fn handle(self: Arc<Self>, mut delivery: Delivery) {
-        let _held = Held::new(&self.status);
+        let status = &self.settler.status;
+        let _held = Held::new(status);
         let trace = Trace::begin(&self.received(&delivery));
         if delivery.redelivered {
-            self.status.facts().jobs.redelivered += 1;
+            status.facts().jobs.redelivered += 1;
             metrics::redelivered();
         }
-        let label = delivery.properties.label();
-        let body = std::mem::take(&mut delivery.body);
-        let decoding = blocking::by_size(body.len(), move || {
-            let decoded = job::decode(&body, label);
-            (body, decoded)
-        });
-        let Some((body, decoded)) = decoding.await else {
-            // The body went down with a panic of ours; the end of the channel gives the job back.
-            return self.link.lost.cancel();
+        let Some(decoded) = decode(&mut delivery).await else {
+            // The body is gone with a panic of ours; closing the channel requeues the job.
+            return self.settler.link.lost.cancel();
         };
-        delivery.body = body;
         match decoded {
-            Ok(job) => {
-                let job_ref = JobRef {
-                    submission_id: job.submission_id.clone(),
-                    kind: job.task.kind(),
-                    model_version: job.task.model_version(),
-                    context: job.context.clone(),
-                    attempt: delivery.properties.attempt,
-                };
-                let judging = self.pipeline.judge(&job, &job_ref, &trace);
-                let judged = tokio::select! {
-                    judged = AssertUnwindSafe(judging).catch_unwind() => judged,
-                    () = self.abandon.cancelled() => return self.hand_back(delivery).await,
-                };
-                let judged = judged.unwrap_or_else(|_| Judged::panicked());
-                self.settle(delivery, job_ref, job.deadline_ms, judged, &trace)
-                    .await;
+            Ok(job) => self.judge(delivery, job, &trace).await,
+            Err(undecodable) => {
+                let settled = self
+                    .settler
+                    .settle_undecodable(delivery, undecodable, &trace);
+                settled.await;
             }
-            Err(undecodable) => self.settle_undecodable(delivery, undecodable, &trace).await,
         }
+    }
+
+    async fn judge(&self, delivery: Delivery, job: Job, trace: &Trace) {
+        let job_ref = JobRef {
+            submission_id: job.submission_id.clone(),
+            kind: job.task.kind(),
+            model_version: job.task.model_version(),
+            context: job.context.clone(),
+            attempt: delivery.properties.attempt,
+        };
+        let judging = self.pipeline.judge(&job, &job_ref, trace);
+        let judged = tokio::select! {
+            judged = AssertUnwindSafe(judging).catch_unwind() => judged,
+            () = self.abandon.cancelled() => return self.settler.hand_back(delivery).await,
+        };
+        let judged = judged.unwrap_or_else(|_| Judged::panicked());
+        let settled = self
+            .settler
+            .settle(delivery, job_ref, job.deadline_ms, judged, trace);
+        settled.await;
     }
 }
 
-/// Counts a held job, whatever becomes of its task.
+/// Decodes a delivery, a large one off the async threads; `None` = that panicked.
+async fn decode(delivery: &mut Delivery) -> Option<Result<Job, Undecodable>> {
+    let label = delivery.properties.label();
+    let body = std::mem::take(&mut delivery.body);
+    let decoding = blocking::by_size(body.len(), move || {
+        let decoded = job::decode(&body, label);
+        (body, decoded)
+    });
+    let (body, decoded) = decoding.await?;
+    delivery.body = body;
+    Some(decoded)
+}
+
+/// Counts a job as held until its task ends, however it ends.
 struct Held<'a>(&'a WorkerStatus);
 
 impl<'a> Held<'a> {

@@ -1,5 +1,5 @@
-//! What the broker itself says of our consumer, asked every few seconds: no event tells of every
-//! way to lose one, and a worker that is ready must not be one that gets nothing.
+//! Asks the broker every few seconds about our consumer. No event tells of every way to lose one, and a
+//! worker that is ready must not be one that is delivered nothing.
 
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -11,20 +11,50 @@ use crate::scoring::consumer::{ServeEnd, Serving};
 
 /// How often the broker is asked.
 const LOOK: Duration = Duration::from_secs(3);
-/// How long it may take to answer. With [`LOOK`] this is how long a link that died silently goes
-/// unnoticed.
+/// How long it may take to answer. A link that died silently goes unnoticed for [`LOOK`] and this.
 const ANSWER: Duration = Duration::from_secs(5);
-/// What has waited here for this long is better off with a worker that has nothing to do.
+/// A job that has waited here for this long is better off with an idle worker.
 const LONG_WAIT: Duration = Duration::from_secs(1);
-/// How often it is looked for.
+/// How often such jobs are looked for.
 const STEP: Duration = Duration::from_millis(500);
 
-/// Resolves when the broker has no consumer of ours any more, or does not answer. Tells the `doubtful`
-/// when ours may be one of those that it lost without a word, as happens to a queue that is deleted and
-/// declared again in a cluster.
-pub(super) async fn oversee(serving: &Serving, doubtful: &Notify) -> ServeEnd {
-    let queue = serving.topology.jobs_queue();
-    let (mut starved, mut doubt) = (false, Doubt::default());
+/// What the broker says of the jobs queue.
+#[derive(Debug, Clone, Copy)]
+struct Depth {
+    waiting: u32,
+    consumers: u32,
+}
+
+impl Depth {
+    /// Whether other workers wait for jobs, and the queue has none for them.
+    fn others_starve(self) -> bool {
+        self.waiting == 0 && self.consumers > 1
+    }
+}
+
+/// Whether the broker still delivers to us. Pure.
+#[derive(Debug, Default)]
+struct Delivering {
+    /// At the last look jobs waited, and we were idle.
+    starved: bool,
+}
+
+impl Delivering {
+    /// `idle`: since the last look no job was held or delivered. Jobs that wait then are counted once as
+    /// on their way to us.
+    fn has_ended(&mut self, depth: Depth, idle: bool) -> bool {
+        let starves = idle && depth.waiting > 0;
+        let before = std::mem::replace(&mut self.starved, starves);
+        depth.consumers == 0 || (starves && before)
+    }
+}
+
+/// Resolves when the broker no longer has our consumer or does not answer. Notifies `doubtful` when ours
+/// may be one of the consumers that the broker has lost silently, as happens in a cluster to a queue that
+/// is deleted and declared again.
+pub(super) async fn watch(serving: &Serving, doubtful: &Notify) -> ServeEnd {
+    let queue = serving.settler.topology.jobs_queue();
+    let (mut delivering, mut doubt) = (Delivering::default(), Doubt::default());
     loop {
         let before = serving.delivered.load(Ordering::Relaxed);
         let looked = Instant::now();
@@ -34,14 +64,14 @@ pub(super) async fn oversee(serving: &Serving, doubtful: &Notify) -> ServeEnd {
                 return ended;
             }
         }
-        let (waiting, consumers) = match ask(serving, &queue).await {
+        let depth = match ask(serving, &queue).await {
             Ok(depth) => depth,
             Err(ended) => return ended,
         };
-        let idle = serving.status.in_flight.load(Ordering::Relaxed) == 0
+        let idle = serving.settler.status.in_flight.load(Ordering::Relaxed) == 0
             && serving.delivered.load(Ordering::Relaxed) == before;
-        let starves = idle && waiting > 0;
-        if consumers == 0 || (starves && starved) {
+        if delivering.has_ended(depth, idle) {
+            let Depth { waiting, consumers } = depth;
             tracing::warn!(
                 waiting,
                 consumers,
@@ -49,29 +79,29 @@ pub(super) async fn oversee(serving: &Serving, doubtful: &Notify) -> ServeEnd {
             );
             return ServeEnd::ConsumerLost;
         }
-        starved = starves;
-        if idle && is_doubtful(serving, &mut doubt, consumers).await {
+        if idle && is_doubtful(serving, &mut doubt, depth.consumers).await {
             doubtful.notify_one();
         }
     }
 }
 
-/// Whether the queue has fewer consumers than there should be, and ours may be the one.
+/// Whether the queue has fewer consumers than it should, and the missing one may be ours.
 async fn is_doubtful(serving: &Serving, doubt: &mut Doubt, consumers: u32) -> bool {
     let alive = serving.store.live_workers().await.answer();
-    let should = match alive {
+    let expected = match alive {
         Some(alive) if alive <= consumers => Some(alive),
         Some(alive) if !doubt.asks(alive) => return false,
         Some(_) => serving.store.consuming_workers().await.answer(),
         None => None,
     };
-    doubt.is_due(consumers, should)
+    doubt.is_due(consumers, expected)
 }
 
-/// Jobs that wait in the queue, and its consumers.
-async fn ask(serving: &Serving, queue: &str) -> Result<(u32, u32), ServeEnd> {
-    match tokio::time::timeout(ANSWER, serving.link.depth(queue)).await {
-        Ok(Ok(Some(depth))) => return Ok(depth),
+/// Asks the broker about the queue.
+async fn ask(serving: &Serving, queue: &str) -> Result<Depth, ServeEnd> {
+    let link = &serving.settler.link;
+    match tokio::time::timeout(ANSWER, link.depth(queue)).await {
+        Ok(Ok(Some((waiting, consumers)))) => return Ok(Depth { waiting, consumers }),
         Ok(Ok(None)) => {
             tracing::warn!(queue, "the jobs queue is gone");
             return Err(ServeEnd::ConsumerLost);
@@ -79,24 +109,19 @@ async fn ask(serving: &Serving, queue: &str) -> Result<(u32, u32), ServeEnd> {
         Ok(Err(error)) => tracing::warn!(%error, "the link to the broker is given up"),
         Err(_) => tracing::warn!("the broker does not answer; its link is given up"),
     }
-    serving.link.lost.cancel();
+    link.lost.cancel();
     Err(ServeEnd::BrokerLost)
 }
 
-/// Sends back what has waited here for long, as far as other workers have nothing to do and the
-/// queue has nothing for them: one job for each of them, and what comes back again.
+/// Sends jobs that have waited here for long back for other workers, one for each that is idle, unless
+/// the queue has jobs for them.
 async fn share(serving: &Serving, queue: &str) -> Result<(), ServeEnd> {
-    let line = serving.pipeline.waiting();
-    if line.waited(LONG_WAIT) == 0 {
+    if !serving.device_queue.has_stalled(LONG_WAIT) {
         return Ok(());
     }
     let idle = serving.store.idle_workers().await.answer().unwrap_or(0);
-    if idle == 0 {
-        return Ok(());
-    }
-    let (waiting, consumers) = ask(serving, queue).await?;
-    if waiting == 0 && consumers > 1 {
-        let sent_back = line.send_back(LONG_WAIT, idle);
+    if idle > 0 && ask(serving, queue).await?.others_starve() {
+        let sent_back = serving.device_queue.send_back(LONG_WAIT, idle);
         tracing::info!(
             sent_back,
             idle,
@@ -104,4 +129,45 @@ async fn share(serving: &Serving, queue: &str) -> Result<(), ServeEnd> {
         );
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_consumer_is_lost_when_there_is_none_or_jobs_wait_twice_while_we_are_idle() {
+        // Waiting jobs, consumers, whether we are idle, at each look; at which look it has ended.
+        type Looks = &'static [(u32, u32, bool)];
+        let table: &[(Looks, Option<usize>)] = &[
+            (&[(0, 1, true), (0, 1, true)], None),
+            (&[(5, 1, false), (5, 1, false)], None),
+            (&[(0, 0, true)], Some(0)),
+            (&[(0, 2, false), (0, 0, false)], Some(1)),
+            (&[(1, 2, true), (1, 2, true)], Some(1)),
+            (&[(1, 2, true), (1, 2, false), (1, 2, true)], None),
+            (&[(1, 2, true), (0, 2, true), (1, 2, true)], None),
+        ];
+        for (looks, expected) in table {
+            let mut delivering = Delivering::default();
+            let ended = looks.iter().position(|(waiting, consumers, idle)| {
+                let depth = Depth {
+                    waiting: *waiting,
+                    consumers: *consumers,
+                };
+                delivering.has_ended(depth, *idle)
+            });
+            assert_eq!(ended, *expected, "{looks:?}");
+        }
+    }
+
+    #[test]
+    fn other_workers_starve_when_the_queue_is_empty_and_not_ours_alone() {
+        for (waiting, consumers, starve) in
+            [(0, 2, true), (0, 1, false), (0, 0, false), (1, 2, false)]
+        {
+            let depth = Depth { waiting, consumers };
+            assert_eq!(depth.others_starve(), starve, "{depth:?}");
+        }
+    }
 }

@@ -1,6 +1,6 @@
-//! The jobs that wait for the device, in order, and how long each will take. So it is known which
-//! of them will not be done before a drain's deadline, and which have waited for too long while
-//! other workers have nothing to do: those are sent back to the queue, uncomputed.
+//! The queue of jobs before the device: in order, and with an estimate of how long each will take. The
+//! estimates tell which jobs cannot finish before a drain's deadline, and the waits tell which are better
+//! off with an idle worker. Those are sent back to the broker without having run.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -8,30 +8,166 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
+use crate::engine::Evaluation;
+use crate::engine::patch::Patches;
 use crate::engine::thread::{EngineHandle, Turn};
+use crate::model::plan::Plan;
+use crate::protocol::failure::Failure;
 
-/// Nothing is sent back too late for having been a little slower than those before it.
+/// Estimates are inflated by 1/MARGIN, so that a job slightly slower than predicted is still sent back
+/// in time.
 const MARGIN: u32 = 4;
-/// Jobs that tell what the next will take.
+/// The estimate rests on this many recent jobs.
 const RECENT: usize = 8;
-/// The broker gives about every other job that is sent back to us again, since we have credit for
-/// it. So it is tried again, at once, but not for ever.
+/// The broker returns about every other job to the worker that sent it back, because that worker has
+/// credit for it. Such a job is sent back again at once, but not for ever.
 const MOST_TIMES: usize = 4;
-/// Times that jobs were sent back for their long wait, remembered by name.
+/// How many names of jobs that were sent back for their long wait are remembered.
 const MOST_REMEMBERED: usize = 256;
 
-/// The line of jobs before the device.
+/// The queue, which outlives engines and consumers.
 #[derive(Debug, Clone, Default)]
-pub struct Waiting(Arc<Mutex<Line>>);
+pub struct DeviceQueue(Arc<Mutex<Line>>);
 
+/// The job must not run here: it was sent back while it waited, or the device is lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SentBack;
+
+impl DeviceQueue {
+    /// Waits until the device is this job's. A job that gives up waiting leaves the queue.
+    ///
+    /// # Errors
+    /// When the job must not run here.
+    pub async fn acquire<'e>(
+        &self,
+        engine: &'e EngineHandle,
+        job: &str,
+        windows: usize,
+    ) -> Result<DevicePermit<'e>, SentBack> {
+        let ticket = self.enter(job, windows);
+        let turn = tokio::select! {
+            biased;
+            () = ticket.sent_back.cancelled() => return Err(SentBack),
+            turn = engine.turn() => turn,
+        };
+        if engine.loss().is_some() || !self.line().begin(ticket.number, Instant::now()) {
+            return Err(SentBack);
+        }
+        Ok(DevicePermit { turn, ticket })
+    }
+
+    fn enter(&self, job: &str, windows: usize) -> Ticket {
+        let (number, sent_back) = self.line().enter(job, windows, Instant::now());
+        Ticket {
+            queue: self.clone(),
+            number,
+            sent_back,
+        }
+    }
+
+    /// Sets the time per window until jobs have told it: the warm-up has measured it.
+    pub fn set_pace(&self, per_window: Duration) {
+        self.line().paces = [per_window].into();
+    }
+
+    /// From now on only jobs that will finish by `deadline` wait; the others are sent back. Returns how
+    /// many stay, and how many go.
+    pub fn close(&self, deadline: Instant) -> (usize, usize) {
+        let mut line = self.line();
+        line.deadline = Some(deadline);
+        let gone = line.send_back_late(Instant::now());
+        (line.waiters.len() - gone, gone)
+    }
+
+    /// Every job may wait again.
+    pub fn open(&self) {
+        self.line().deadline = None;
+    }
+
+    /// Whether a job has waited for at least so long, or was sent back for that before.
+    pub fn has_stalled(&self, at_least: Duration) -> bool {
+        let now = Instant::now();
+        self.line().stalled(at_least, now).next().is_some()
+    }
+
+    /// Sends up to `most` of those back, the longest wait first. Returns how many.
+    pub fn send_back(&self, at_least: Duration, most: usize) -> usize {
+        self.line().send_back(at_least, most, Instant::now())
+    }
+
+    fn line(&self) -> MutexGuard<'_, Line> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A job's place in the queue, which it leaves when this is dropped.
+#[derive(Debug)]
+struct Ticket {
+    queue: DeviceQueue,
+    number: u64,
+    sent_back: CancellationToken,
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.queue.line().leave(self.number);
+    }
+}
+
+/// The device is this job's until what it computes is done.
+#[derive(Debug)]
+pub struct DevicePermit<'e> {
+    turn: Turn<'e>,
+    ticket: Ticket,
+}
+
+impl DevicePermit<'_> {
+    /// Measures a candidate; see [`Turn::score`].
+    ///
+    /// # Errors
+    /// A typed refusal.
+    pub async fn score(
+        self,
+        patches: Arc<Patches>,
+        plan: Arc<Plan>,
+        limit: Duration,
+    ) -> Result<Evaluation, Failure> {
+        let evaluation = self.turn.score(patches, plan, limit).await?;
+        self.ticket.computed();
+        Ok(evaluation)
+    }
+
+    /// Measures the current model; see [`Turn::validate`].
+    ///
+    /// # Errors
+    /// A typed refusal.
+    pub async fn validate(
+        self,
+        plan: Arc<Plan>,
+        limit: Duration,
+    ) -> Result<Arc<Vec<f64>>, Failure> {
+        let losses = self.turn.validate(plan, limit).await?;
+        self.ticket.computed();
+        Ok(losses)
+    }
+}
+
+impl Ticket {
+    fn computed(&self) {
+        self.queue.line().computed(self.number, Instant::now());
+    }
+}
+
+/// Who waits, and what is known of how long jobs take. Pure.
 #[derive(Debug, Default)]
 struct Line {
-    places: VecDeque<Waiter>,
+    waiters: VecDeque<Waiter>,
     next: u64,
-    /// What recent jobs took per window, whatever passes they needed; the latest last.
+    /// Time per window of recent jobs, with whatever passes they needed; the latest last.
     paces: VecDeque<Duration>,
-    /// Whoever will not be done by then is sent back.
-    until: Option<Instant>,
+    /// Jobs that will not finish by then are sent back.
+    deadline: Option<Instant>,
+    /// Jobs that were sent back for their long wait, once for each time.
     remembered: VecDeque<String>,
 }
 
@@ -45,87 +181,59 @@ struct Waiter {
     sent_back: CancellationToken,
 }
 
-/// A job's place in the line. It leaves the line when this is dropped.
-#[derive(Debug)]
-pub struct Place {
-    line: Waiting,
-    number: u64,
-    sent_back: CancellationToken,
-}
-
-impl Waiting {
-    /// Goes to the end of the line.
-    pub fn enter(&self, job: &str, windows: usize) -> Place {
-        let sent_back = CancellationToken::new();
-        let mut line = self.line();
-        let number = line.next;
-        line.next += 1;
-        line.places.push_back(Waiter {
+impl Line {
+    fn enter(&mut self, job: &str, windows: usize, now: Instant) -> (u64, CancellationToken) {
+        let (number, sent_back) = (self.next, CancellationToken::new());
+        self.next += 1;
+        self.waiters.push_back(Waiter {
             number,
             job: job.to_owned(),
             windows: u32::try_from(windows).unwrap_or(u32::MAX),
-            since: Instant::now(),
+            since: now,
             computing_since: None,
             sent_back: sent_back.clone(),
         });
-        line.send_back_late(Instant::now());
-        Place {
-            line: self.clone(),
-            number,
-            sent_back,
+        self.send_back_late(now);
+        (number, sent_back)
+    }
+
+    fn leave(&mut self, number: u64) {
+        self.waiters.retain(|waiter| waiter.number != number);
+    }
+
+    /// The device is this job's, unless it turns out now that it will not finish in time.
+    fn begin(&mut self, number: u64, now: Instant) -> bool {
+        // The jobs before it may have taken longer than expected.
+        self.send_back_late(now);
+        let mut waiters = self.waiters.iter_mut();
+        match waiters.find(|waiter| waiter.number == number) {
+            Some(waiter) if !waiter.sent_back.is_cancelled() => {
+                waiter.computing_since = Some(now);
+                true
+            }
+            Some(_) | None => false,
         }
     }
 
-    /// What a window takes, before any job has told: measured by the warm-up.
-    pub fn set_pace(&self, per_window: Duration) {
-        self.line().paces = [per_window].into();
+    /// The job is done: the time it took improves the estimate.
+    fn computed(&mut self, number: u64, now: Instant) {
+        let mut waiters = self.waiters.iter();
+        let Some(waiter) = waiters.find(|waiter| waiter.number == number) else {
+            return;
+        };
+        let Some(since) = waiter.computing_since else {
+            return;
+        };
+        let pace = (now - since) / waiter.windows.max(1);
+        if self.paces.len() == RECENT {
+            self.paces.pop_front();
+        }
+        self.paces.push_back(pace);
     }
 
-    /// From now on only jobs that will be done by `until` wait; the others are sent back. Returns
-    /// how many stay, and how many go.
-    pub fn close(&self, until: Instant) -> (usize, usize) {
-        let mut line = self.line();
-        line.until = Some(until);
-        let gone = line.send_back_late(Instant::now());
-        (line.places.len() - gone, gone)
-    }
-
-    /// Everybody may wait again.
-    pub fn open(&self) {
-        self.line().until = None;
-    }
-
-    /// How many have waited for at least so long, or came back after they had.
-    pub fn waited(&self, at_least: Duration) -> usize {
-        self.line().waited(at_least, Instant::now()).count()
-    }
-
-    /// Sends up to `most` of those back, the longest wait first. Returns how many.
-    pub fn send_back(&self, at_least: Duration, most: usize) -> usize {
-        let mut line = self.line();
-        let jobs: Vec<String> = line
-            .waited(at_least, Instant::now())
-            .take(most)
-            .map(|waiter| {
-                waiter.sent_back.cancel();
-                waiter.job.clone()
-            })
-            .collect();
-        let sent = jobs.len();
-        line.remembered.extend(jobs);
-        let surplus = line.remembered.len().saturating_sub(MOST_REMEMBERED);
-        line.remembered.drain(..surplus);
-        sent
-    }
-
-    fn line(&self) -> MutexGuard<'_, Line> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Line {
-    fn cost(&self, waiter: &Waiter, now: Instant) -> Duration {
-        // The slowest of them: what is handed back is done elsewhere, what is cut short is lost work.
+    /// How much longer a job will need the device. By the slowest of recent jobs: what is sent back runs
+    /// elsewhere, but what is cut short is lost work.
+    fn estimate(&self, waiter: &Waiter, now: Instant) -> Duration {
         let pace = self.paces.iter().max().copied().unwrap_or_default();
         let whole = pace * waiter.windows;
         let whole = whole + whole / MARGIN;
@@ -133,14 +241,17 @@ impl Line {
         whole.saturating_sub(done.unwrap_or_default())
     }
 
-    /// Sends back who will not be done in time; who goes takes no time of those behind.
+    /// Sends back the jobs that will not finish in time, which leaves their time to those behind. Returns
+    /// how many.
     fn send_back_late(&self, now: Instant) -> usize {
-        let Some(until) = self.until else { return 0 };
-        let (mut ends, mut gone) = (now, 0);
-        for waiter in &self.places {
-            let end = ends + self.cost(waiter, now);
-            if end <= until || waiter.computing_since.is_some() {
-                ends = end;
+        let Some(deadline) = self.deadline else {
+            return 0;
+        };
+        let (mut free_at, mut gone) = (now, 0);
+        for waiter in &self.waiters {
+            let end = free_at + self.estimate(waiter, now);
+            if end <= deadline || waiter.computing_since.is_some() {
+                free_at = end;
             } else {
                 waiter.sent_back.cancel();
                 gone += 1;
@@ -149,8 +260,9 @@ impl Line {
         gone
     }
 
-    fn waited(&self, at_least: Duration, now: Instant) -> impl Iterator<Item = &Waiter> {
-        self.places.iter().filter(move |waiter| {
+    /// The jobs that have waited for at least so long, or were sent back for that before.
+    fn stalled(&self, at_least: Duration, now: Instant) -> impl Iterator<Item = &Waiter> {
+        self.waiters.iter().filter(move |waiter| {
             let remembered = self.remembered.iter();
             let times = remembered.filter(|job| **job == waiter.job).count();
             waiter.computing_since.is_none()
@@ -159,52 +271,20 @@ impl Line {
                 && times < MOST_TIMES
         })
     }
-}
 
-impl Place {
-    /// Waits until the device is this job's. `None` = it is sent back, or the device is lost.
-    pub async fn turn<'e>(&self, engine: &'e EngineHandle) -> Option<Turn<'e>> {
-        let turn = tokio::select! {
-            biased;
-            () = self.sent_back.cancelled() => return None,
-            turn = engine.turn() => turn,
-        };
-        if engine.loss().is_some() {
-            return None;
-        }
-        let now = Instant::now();
-        let mut line = self.line.line();
-        // Those before it may have taken longer than they were expected to.
-        line.send_back_late(now);
-        if self.sent_back.is_cancelled() {
-            return None;
-        }
-        let mut places = line.places.iter_mut();
-        if let Some(ours) = places.find(|waiter| waiter.number == self.number) {
-            ours.computing_since = Some(now);
-        }
-        Some(turn)
-    }
-
-    /// The job was computed: what it took tells what the next will take.
-    pub fn computed(self) {
-        let mut line = self.line.line();
-        let ours = line.places.iter().find(|w| w.number == self.number);
-        let Some((since, windows)) = ours.and_then(|w| Some((w.computing_since?, w.windows)))
-        else {
-            return;
-        };
-        let latest = since.elapsed() / windows.max(1);
-        if line.paces.len() == RECENT {
-            line.paces.pop_front();
-        }
-        line.paces.push_back(latest);
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.line.line().places.retain(|w| w.number != self.number);
+    fn send_back(&mut self, at_least: Duration, most: usize, now: Instant) -> usize {
+        let stalled = self.stalled(at_least, now).take(most);
+        let jobs: Vec<String> = stalled
+            .map(|waiter| {
+                waiter.sent_back.cancel();
+                waiter.job.clone()
+            })
+            .collect();
+        let sent = jobs.len();
+        self.remembered.extend(jobs);
+        let surplus = self.remembered.len().saturating_sub(MOST_REMEMBERED);
+        self.remembered.drain(..surplus);
+        sent
     }
 }
 
@@ -214,102 +294,157 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    /// Four jobs of 10, 1, 10 and 1 windows, a second each window with the margin.
-    fn line() -> (Waiting, Vec<Place>) {
-        let waiting = Waiting::default();
-        waiting.set_pace(SECOND * 4 / 5);
-        let windows = [10, 1, 10, 1];
-        let places = windows
-            .map(|n| waiting.enter(&format!("job-{n}"), n))
-            .into();
-        (waiting, places)
-    }
-
-    fn sent_back(places: &[Place]) -> Vec<bool> {
-        let gone = places.iter().map(|place| place.sent_back.is_cancelled());
-        gone.collect()
-    }
-
-    fn begins(waiting: &Waiting, place: usize, ago: Duration) {
-        let since = Instant::now().checked_sub(ago);
-        waiting.line().places[place].computing_since = since;
-    }
-
-    #[test]
-    fn those_who_fit_into_the_time_left_stay_and_the_others_are_sent_back() {
-        let (waiting, places) = line();
-        // 10 + 1, then 10 do not fit any more, but 1 does.
-        assert_eq!(waiting.close(Instant::now() + 15 * SECOND), (3, 1));
-        assert_eq!(sent_back(&places), [false, false, true, false]);
-        let late = waiting.enter("late", 10);
-        assert!(
-            late.sent_back.is_cancelled(),
-            "nor does one that comes late"
-        );
-        let short = waiting.enter("short", 1);
-        assert!(!short.sent_back.is_cancelled());
-    }
-
-    #[test]
-    fn what_computes_counts_with_what_is_left_of_it_and_is_never_sent_back() {
-        let (waiting, places) = line();
-        begins(&waiting, 0, 9 * SECOND);
-        waiting.close(Instant::now() + 3 * SECOND);
-        assert_eq!(sent_back(&places), [false, false, true, false]);
-        let (waiting, places) = line();
-        begins(&waiting, 0, SECOND);
-        waiting.close(Instant::now());
-        assert_eq!(sent_back(&places), [false, true, true, true]);
-        waiting.open();
-        assert!(!waiting.enter("again", 10).sent_back.is_cancelled());
-    }
-
-    #[test]
-    fn without_a_measure_everybody_fits_until_the_time_is_over() {
-        let waiting = Waiting::default();
-        let place = waiting.enter("a", 1000);
-        assert_eq!(waiting.close(Instant::now() + SECOND), (1, 0));
-        assert!(!place.sent_back.is_cancelled());
-    }
-
-    #[test]
-    fn the_longest_wait_goes_first_and_who_comes_back_goes_again_but_not_for_ever() {
-        let (waiting, mut places) = line();
-        begins(&waiting, 0, SECOND);
-        assert_eq!(waiting.waited(Duration::ZERO), 3);
-        assert_eq!(waiting.send_back(Duration::ZERO, 1), 1);
-        assert_eq!(sent_back(&places), [false, true, false, false]);
-        drop(places.drain(..));
-        for _ in 1..MOST_TIMES {
-            let _new = waiting.enter("new", 1);
-            let again = waiting.enter("job-1", 1);
-            assert_eq!(waiting.send_back(SECOND, 9), 1, "at once");
-            assert!(again.sent_back.is_cancelled());
+    /// A line in which each window takes a second with the margin, and the jobs' numbers are 0, 1, ...
+    fn line(windows: &[usize], now: Instant) -> Line {
+        let mut line = Line {
+            paces: [SECOND * 4 / 5].into(),
+            ..Line::default()
+        };
+        for (number, windows) in windows.iter().enumerate() {
+            line.enter(&format!("job-{number}"), *windows, now);
         }
-        let again = waiting.enter("job-1", 1);
-        assert_eq!(waiting.send_back(Duration::ZERO, 9), 0);
-        assert!(!again.sent_back.is_cancelled());
+        line
+    }
+
+    /// The numbers of those that were sent back.
+    fn sent_back(line: &Line) -> Vec<u64> {
+        let gone = line.waiters.iter().filter(|w| w.sent_back.is_cancelled());
+        gone.map(|waiter| waiter.number).collect()
     }
 
     #[test]
-    fn the_slowest_of_recent_jobs_tells_what_the_next_will_take() {
-        let (waiting, mut places) = line();
-        begins(&waiting, 0, 50 * SECOND);
-        places.remove(0).computed();
-        let slowest = || waiting.line().paces.iter().max().copied().unwrap();
-        assert!(
-            (slowest().as_secs_f64() - 5.0).abs() < 0.1,
-            "{:?}",
-            slowest()
+    fn jobs_that_cannot_finish_by_the_deadline_are_sent_back() {
+        // Windows of the jobs, seconds that the first has computed for, seconds left; who is sent back.
+        type Case = (&'static [usize], Option<u32>, u32, &'static [u64]);
+        let table: &[Case] = &[
+            (&[], None, 0, &[]),
+            (&[10], None, 10, &[]),
+            (&[10], None, 9, &[0]),
+            // The third does not fit, and leaves its time to the fourth.
+            (&[10, 1, 10, 1], None, 15, &[2]),
+            (&[10, 1, 10, 1], None, 0, &[0, 1, 2, 3]),
+            // What computes counts with what is left of it, and is never sent back.
+            (&[10, 1, 10, 1], Some(9), 3, &[2]),
+            (&[10, 1, 10, 1], Some(1), 0, &[1, 2, 3]),
+            // It takes longer than estimated: it may be done at any moment.
+            (&[10, 1, 10, 1], Some(99), 1, &[2, 3]),
+        ];
+        for (windows, computed_for, left, expected) in table {
+            let began = Instant::now();
+            let mut line = line(windows, began);
+            if computed_for.is_some() {
+                assert!(line.begin(0, began));
+            }
+            let now = began + SECOND * computed_for.unwrap_or(0);
+            line.deadline = Some(now + SECOND * *left);
+            assert_eq!(line.send_back_late(now), expected.len());
+            assert_eq!(sent_back(&line), *expected, "{windows:?}, {left} s left");
+        }
+    }
+
+    #[test]
+    fn a_job_that_comes_after_the_queue_was_closed_waits_only_if_it_fits() {
+        let queue = DeviceQueue::default();
+        queue.set_pace(SECOND);
+        let first = queue.enter("first", 10);
+        assert_eq!(queue.close(Instant::now() + SECOND * 15), (1, 0));
+        let (long, short) = (queue.enter("long", 10), queue.enter("short", 1));
+        assert!(long.sent_back.is_cancelled() && !short.sent_back.is_cancelled());
+        assert!(!first.sent_back.is_cancelled());
+        queue.open();
+        assert!(!queue.enter("again", 10).sent_back.is_cancelled());
+        drop((first, long, short));
+        assert_eq!(
+            queue.line().waiters.len(),
+            0,
+            "whoever goes leaves the line"
         );
-        places.remove(0).computed();
-        assert_eq!(waiting.line().paces.len(), 2, "it was never begun");
-        assert_eq!(waiting.line().places.len(), 2);
+    }
+
+    #[test]
+    fn a_job_does_not_begin_when_those_before_it_took_its_time() {
+        let now = Instant::now();
+        let mut line = line(&[1, 10], now);
+        line.deadline = Some(now + SECOND * 12);
+        assert!(line.begin(0, now));
+        let late = now + SECOND * 5;
+        line.leave(0);
+        assert!(!line.begin(1, late));
+        assert_eq!(sent_back(&line), [1]);
+    }
+
+    #[test]
+    fn without_a_measure_every_job_fits_until_the_time_is_over() {
+        let now = Instant::now();
+        let mut line = line(&[1000], now);
+        line.paces.clear();
+        line.deadline = Some(now + SECOND);
+        assert_eq!(line.send_back_late(now), 0);
+        assert_eq!(line.send_back_late(now + SECOND * 2), 1);
+    }
+
+    #[test]
+    fn a_job_stalls_when_it_has_waited_for_long_or_comes_back_after_that_but_not_for_ever() {
+        let now = Instant::now();
+        // Seconds that it has waited, how often it was sent back for that, whether it computes or was
+        // sent back already; whether it has stalled.
+        for (waited, times, computes, gone, expected) in [
+            (0, 0, false, false, false),
+            (1, 0, false, false, true),
+            (9, 0, false, false, true),
+            (0, 1, false, false, true),
+            (0, MOST_TIMES - 1, false, false, true),
+            (9, MOST_TIMES, false, false, false),
+            (9, 1, true, false, false),
+            (9, 1, false, true, false),
+        ] {
+            let mut line = line(&[1], now);
+            line.remembered = vec!["job-0".to_owned(); times].into();
+            line.remembered.push_back("another".into());
+            if computes {
+                assert!(line.begin(0, now));
+            }
+            if gone {
+                line.waiters[0].sent_back.cancel();
+            }
+            let stalled = line.stalled(SECOND, now + SECOND * waited).count();
+            let case = (waited, times, computes, gone);
+            assert_eq!(stalled == 1, expected, "{case:?}");
+        }
+    }
+
+    #[test]
+    fn the_longest_wait_is_sent_back_first_and_remembered() {
+        let now = Instant::now();
+        let mut line = line(&[1, 1, 1], now);
+        assert!(line.begin(0, now));
+        assert_eq!(line.send_back(Duration::ZERO, 1, now), 1);
+        assert_eq!(sent_back(&line), [1]);
+        assert_eq!(line.remembered, ["job-1"]);
+        line.remembered = vec!["another".to_owned(); MOST_REMEMBERED].into();
+        assert_eq!(line.send_back(Duration::ZERO, 9, now), 1);
+        assert_eq!(line.remembered.len(), MOST_REMEMBERED);
+        assert_eq!(line.remembered.back().map(String::as_str), Some("job-2"));
+    }
+
+    #[test]
+    fn the_slowest_of_recent_jobs_is_the_estimate() {
+        let now = Instant::now();
+        let mut line = line(&[10, 1], now);
+        line.computed(1, now + SECOND);
+        assert_eq!(line.paces, [SECOND * 4 / 5], "it never began");
+        assert!(line.begin(0, now));
+        line.computed(0, now + SECOND * 50);
+        assert_eq!(line.paces, [SECOND * 4 / 5, SECOND * 5]);
+        line.leave(0);
+        let next = |line: &Line| line.estimate(&line.waiters[0], now);
+        assert_eq!(next(&line), SECOND * 25 / 4, "with the margin");
         for _ in 0..RECENT {
-            let place = waiting.enter("quick", 1);
-            begins(&waiting, 2, Duration::ZERO);
-            place.computed();
+            let (number, _) = line.enter("quick", 1, now);
+            assert!(line.begin(number, now));
+            line.computed(number, now);
+            line.leave(number);
         }
-        assert!(slowest() < SECOND, "what was slow is forgotten");
+        assert_eq!(next(&line), Duration::ZERO, "what was slow is forgotten");
     }
 }

@@ -1,49 +1,49 @@
-//! Whether our consumer may be one that the broker lost without a word: it counts consumers and names
-//! none. Pure.
+//! Whether our consumer may be one that the broker has lost silently: the broker counts consumers but does
+//! not name them. Pure.
 
-/// So often in a row one must be missing: records and counts are of different moments.
+/// A consumer must be missing at so many looks in a row: heartbeats and the broker's count are of
+/// different moments.
 const LOOKS: u32 = 2;
-
-/// In a fleet of more workers than this, while some are away, it is asked how many should have a consumer
-/// only at each so many looks: to ask costs Redis a record for each.
+/// In a larger fleet, of which some workers are away, the number of expected consumers is asked for only
+/// at every [`SELDOM`]th look, because Redis has to read a record for each worker.
 const SMALL_FLEET: u32 = 64;
 const SELDOM: u32 = 10;
 
-/// What is known of consumers that are missing.
+/// What is known of missing consumers.
 #[derive(Debug, Default)]
 pub(super) struct Doubt {
-    /// For so many we have registered anew already: they are others'.
+    /// For so many missing ones we have registered again already, so they are others'.
     tried: u32,
-    /// As many as there should be, for as long as nobody says it.
-    most: u32,
-    /// In a row, at which one was missing.
+    /// How many consumers there should be, or the most that were seen while Redis does not tell.
+    expected: u32,
+    /// At so many looks in a row one was missing.
+    missed: u32,
+    /// All looks.
     looks: u32,
-    /// All of them.
-    all: u32,
 }
 
 impl Doubt {
-    /// Whether it is time to ask how many there should be, where more workers live than consume.
+    /// Whether to ask how many consumers there should be, where more workers are alive than consume.
     pub(super) fn asks(&mut self, alive: u32) -> bool {
-        self.all = self.all.wrapping_add(1);
-        alive <= SMALL_FLEET || self.looks > 0 || self.all.is_multiple_of(SELDOM)
+        self.looks = self.looks.wrapping_add(1);
+        alive <= SMALL_FLEET || self.missed > 0 || self.looks.is_multiple_of(SELDOM)
     }
 
-    /// Whether it is time to register anew: once for each that is missing, since it may be another's.
-    /// There should be one for each worker that says that it has one, if Redis tells.
-    pub(super) fn is_due(&mut self, consumers: u32, should: Option<u32>) -> bool {
-        self.most = should.unwrap_or(self.most).max(consumers);
-        let missing = self.most - consumers;
+    /// Whether to register again: once for each missing consumer, since it may be another's. `expected`
+    /// is the number of workers that say they have a consumer, if Redis tells.
+    pub(super) fn is_due(&mut self, consumers: u32, expected: Option<u32>) -> bool {
+        self.expected = expected.unwrap_or(self.expected).max(consumers);
+        let missing = self.expected - consumers;
         self.tried = self.tried.min(missing);
         if missing == self.tried {
-            self.looks = 0;
+            self.missed = 0;
             return false;
         }
-        self.looks += 1;
-        if self.looks < LOOKS {
+        self.missed += 1;
+        if self.missed < LOOKS {
             return false;
         }
-        (self.tried, self.looks) = (missing, 0);
+        (self.tried, self.missed) = (missing, 0);
         true
     }
 }
@@ -52,7 +52,7 @@ impl Doubt {
 mod tests {
     use super::*;
 
-    /// Consumers, and how many there should be, if Redis tells.
+    /// How many consumers there are, and should be, if Redis tells.
     type Look = (u32, Option<u32>);
 
     const CALM: Look = (3, Some(3));
@@ -60,12 +60,12 @@ mod tests {
     const BOTH_LOST: Look = (1, Some(3));
     const PAUSED: Look = (2, Some(2));
 
-    /// After which looks we register anew.
+    /// After which looks we register again.
     #[track_caller]
     fn expect(what: &str, looks: &[Look], expected: &[usize]) {
         let mut doubt = Doubt::default();
         let looks = looks.iter().enumerate();
-        let due = looks.filter(|(_, (consumers, should))| doubt.is_due(*consumers, *should));
+        let due = looks.filter(|(_, (consumers, expected))| doubt.is_due(*consumers, *expected));
         let renewals: Vec<usize> = due.map(|(at, _)| at).collect();
         assert_eq!(renewals, expected, "{what}");
     }
@@ -75,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_registers_anew_for_a_consumer_that_is_missing_and_once() {
+    fn a_worker_registers_again_for_a_consumer_that_is_missing_and_once() {
         expect("nothing is missing", &[CALM; 4], &[]);
         expect("ours was lost", &[CALM, LOST, LOST, CALM, CALM], &[2]);
         expect("another's was lost", &ever(CALM, LOST), &[2]);

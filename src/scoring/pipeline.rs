@@ -1,5 +1,5 @@
-//! The path of a job: check, plan, look up, mark and fetch, decode, measure. The only place that knows
-//! the order of the stages. It judges; settling is the consumer's.
+//! The stages of a job, in order: check, plan, look up, mark and fetch, decode, measure. The pipeline
+//! judges a job; the settler settles it.
 
 use crate::config::device_name;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use crate::candidate::fetch::{self, Fetched, Fetcher};
 use crate::config::{CandidatesConfig, Config, Provider};
 use crate::engine::Evaluation;
 use crate::engine::patch::Patches;
-use crate::engine::thread::{EngineHandle, Turn};
+use crate::engine::thread::EngineHandle;
 use crate::model::plan::Plan;
 use crate::protocol::failure::{Code, Failure};
 use crate::protocol::job::{Candidate, Compression, Job, Source, Task};
@@ -21,42 +21,44 @@ use crate::protocol::result::{
     Body, CandidateFacts, JobRef, Key, LossBody, ResultMessage, ResultOrigin, ScoreBody, Timings,
     Verdict,
 };
-use crate::scoring::crash_marks::{Attempt, CrashMarks, Passage};
-use crate::scoring::device_queue::{Place, Waiting};
+use crate::scoring::admission::{self, Admission};
+use crate::scoring::crash_marks::{CrashMark, CrashMarks};
+use crate::scoring::deadline::{check_deadline, past_deadline};
+use crate::scoring::device_queue::{DevicePermit, DeviceQueue, SentBack};
 use crate::scoring::recent_results::RecentResults;
 use crate::telemetry::traces::{Stage, Trace};
 use crate::util::blocking;
-use crate::util::clock::{Lap, unix_ms};
+use crate::util::clock::Lap;
 
-/// A judged job.
+/// What came of a job.
 #[derive(Debug)]
 pub enum Judged {
-    /// Judged now.
+    /// It was judged now.
     Fresh {
         /// The verdict.
         verdict: Verdict,
-        /// What was asked, exactly, where that is defined.
+        /// The digest of what was asked, unless the job was refused before that was known.
         key: Option<Key>,
-        /// To be ended when it is known what becomes of the verdict.
-        attempt: Option<Attempt>,
+        /// Must be ended when it is known what becomes of the verdict.
+        mark: Option<CrashMark>,
     },
-    /// Another delivery of the same job was answered before, and Redis had the result.
+    /// Another delivery of the same job was answered before.
     Stored {
         /// The result, without context.
         message: Box<ResultMessage>,
-        /// What was asked, exactly.
+        /// The digest of what was asked.
         key: Key,
     },
-    /// Not computed, by nobody's fault: it is handed back. The worker leaves before the job can be
-    /// computed, or before it is known whether it may be, or others have nothing to do.
-    Undecided,
+    /// It did not run, and nothing is wrong with it: the worker leaves before the job can run or before
+    /// it is known whether it may, or idle workers can have it.
+    Requeue,
 }
 
-/// Why a job that could be computed has no numbers.
+/// Why a job that was admitted has no numbers.
 enum Unscored {
     /// It is refused, or failed.
     Failed(Failure),
-    /// It is sent back while it waited for the device.
+    /// It was sent back while it waited for the device.
     SentBack,
 }
 
@@ -66,17 +68,23 @@ impl From<Failure> for Unscored {
     }
 }
 
+impl From<SentBack> for Unscored {
+    fn from(_: SentBack) -> Self {
+        Self::SentBack
+    }
+}
+
 impl Judged {
-    /// Refused before it was clear what exactly is asked.
+    /// Refused before its key was known.
     fn without_key(failure: Failure) -> Self {
         Self::Fresh {
             verdict: Err(failure),
             key: None,
-            attempt: None,
+            mark: None,
         }
     }
 
-    /// Judging panicked: a fault of ours, so it says nothing about the candidate.
+    /// Judging panicked. That is a bug of the worker, so it says nothing about the candidate.
     pub fn panicked() -> Self {
         let message = "the worker's own fault, a panic; its log says where";
         Self::without_key(Failure::new(Code::InferenceFailed, message))
@@ -90,19 +98,19 @@ pub struct Pipeline {
     fetcher: Fetcher,
     limits: Arc<CandidatesConfig>,
     score_timeout: Duration,
-    answerer: Arc<ResultOrigin>,
+    origin: Arc<ResultOrigin>,
     provider: Provider,
     device: String,
     marks: Option<CrashMarks>,
     recent_results: RecentResults,
-    waiting: Waiting,
-    /// Told of jobs for a newer version.
+    device_queue: DeviceQueue,
+    /// Notified of jobs for a newer version.
     newer: Arc<Notify>,
     leaving: CancellationToken,
 }
 
 impl Pipeline {
-    /// Puts the parts together. Without marks nothing is looked up either.
+    /// Without marks, as outside a fleet, no result is looked up.
     pub fn new(
         engine: EngineHandle,
         config: &Config,
@@ -111,7 +119,7 @@ impl Pipeline {
         marks: Option<CrashMarks>,
     ) -> Self {
         let manifest = &engine.package.manifest;
-        let answerer = ResultOrigin {
+        let origin = ResultOrigin {
             model: manifest.name.clone(),
             model_version: manifest.version,
             weights_id: engine.package.weights.weights_id.clone(),
@@ -123,38 +131,38 @@ impl Pipeline {
             fetcher,
             limits: Arc::new(config.candidates.clone()),
             score_timeout: config.worker.score_timeout,
-            answerer: Arc::new(answerer),
+            origin: Arc::new(origin),
             provider: config.engine.execution_provider,
             device: device_name(config),
             engine,
             marks,
             recent_results: RecentResults::default(),
-            waiting: Waiting::default(),
+            device_queue: DeviceQueue::default(),
             newer: Arc::default(),
             leaving: CancellationToken::new(),
         }
     }
 
-    /// The same, with what outlives it: results of jobs that come again, the line of jobs, and who is
-    /// told of jobs for a newer version.
+    /// The same, with what outlives it: recent results, the device queue, and who is notified of jobs
+    /// for a newer version.
     #[must_use]
-    pub fn keeping(
+    pub fn with_shared(
         self,
         recent_results: RecentResults,
-        waiting: Waiting,
+        device_queue: DeviceQueue,
         newer: Arc<Notify>,
     ) -> Self {
         Self {
             recent_results,
-            waiting,
+            device_queue,
             newer,
             ..self
         }
     }
 
-    /// Who answers.
-    pub fn answerer(&self) -> &ResultOrigin {
-        &self.answerer
+    /// The worker and the model that its results come from.
+    pub fn origin(&self) -> &Arc<ResultOrigin> {
+        &self.origin
     }
 
     /// The engine behind it.
@@ -162,18 +170,8 @@ impl Pipeline {
         &self.engine
     }
 
-    /// Results that are not settled yet.
-    pub fn recent_results(&self) -> &RecentResults {
-        &self.recent_results
-    }
-
-    /// The jobs that wait for the device.
-    pub fn waiting(&self) -> &Waiting {
-        &self.waiting
-    }
-
-    /// Ends the waits for candidates on their way and for what became of other workers: their jobs
-    /// are handed back.
+    /// Ends the waits for candidates that are being fetched and for news of other workers: those jobs are
+    /// requeued.
     pub fn leave(&self) {
         self.leaving.cancel();
     }
@@ -203,13 +201,13 @@ impl Pipeline {
         plan: Arc<Plan>,
         trace: &Trace,
     ) -> Judged {
-        let key = Key::new(&self.answerer, job_ref, None, &plan.hash);
-        let mut attempt = match self.enter(job_ref, &key).await {
-            Ok(attempt) => attempt,
+        let key = Key::new(&self.origin, job_ref, None, &plan.hash);
+        let mut mark = match self.admit(job_ref, &key).await {
+            Ok(mark) => mark,
             Err(judged) => return judged,
         };
-        let loss = self.validate(job, plan, attempt.as_mut(), trace).await;
-        judged(loss, attempt, key)
+        let loss = self.validate(job, plan, mark.as_mut(), trace).await;
+        judged(loss, mark, key)
     }
 
     async fn judge_candidate(
@@ -226,11 +224,11 @@ impl Pipeline {
         };
         let known = matches!(candidate.source, Source::Inline(_)).then_some(sha256);
         let asked = Some((candidate, &sha256));
-        let key = Key::new(&self.answerer, job_ref, asked, &plan.hash);
+        let key = Key::new(&self.origin, job_ref, asked, &plan.hash);
         let fetching = self.fetch(job, candidate, known, trace);
-        // Whatever ends the job drops the fetch: a stranger's server may take minutes.
-        let entered = tokio::try_join!(self.enter(job_ref, &key), fetching);
-        let (mut attempt, (fetched, fetch)) = match entered {
+        // A job that may not run drops its fetch: a slow server may take minutes.
+        let entered = tokio::try_join!(self.admit(job_ref, &key), fetching);
+        let (mut mark, (fetched, fetch)) = match entered {
             Ok(entered) => entered,
             Err(judged) => return judged,
         };
@@ -241,18 +239,18 @@ impl Pipeline {
         let scored = match fetched {
             Ok(fetched) => {
                 let asked = (candidate, fetched);
-                let attempt = attempt.as_mut();
-                self.score(job, asked, plan, attempt, &mut timings, trace)
+                let mark = mark.as_mut();
+                self.score(job, asked, plan, mark, &mut timings, trace)
                     .await
             }
             Err(failure) => Err(failure.into()),
         };
-        judged(scored, attempt, key)
+        judged(scored, mark, key)
     }
 
-    /// Everything that needs no tokens and no bytes.
+    /// Checks what needs neither tokens nor the candidate's bytes.
     fn check(&self, job: &Job) -> Result<(), Failure> {
-        let ours = &self.answerer;
+        let ours = &self.origin;
         if let Some(other) = job.model.as_ref().filter(|model| **model != ours.model) {
             let message = format!("model: {other:?}, this worker serves {:?}", ours.model);
             return Err(Failure::new(Code::ModelMismatch, message));
@@ -278,7 +276,7 @@ impl Pipeline {
             .with("job", version))
     }
 
-    /// Large ones off the async threads: every window is hashed, and its tokens are copied.
+    /// Large plans are made off the async threads: every window is hashed, and its tokens are copied.
     async fn plan(&self, job: &Job) -> Result<Arc<Plan>, Failure> {
         let (package, validation) = (Arc::clone(&self.engine.package), job.validation.clone());
         let effort = Plan::effort(&package.shards, package.cut());
@@ -292,8 +290,8 @@ impl Pipeline {
         })
     }
 
-    /// The candidate's bytes, and how long it took to get them; what is not here when the deadline
-    /// passes, or when the worker leaves, is not waited for.
+    /// Fetches the candidate's bytes, and says how long that took. The deadline of the job and the end of
+    /// the worker end the wait.
     async fn fetch(
         &self,
         job: &Job,
@@ -306,43 +304,42 @@ impl Pipeline {
             biased;
             fetched = self.fetcher.fetch(candidate, known) => fetched,
             failure = past_deadline(job) => Err(failure),
-            () = self.leaving.cancelled() => return Err(Judged::Undecided),
+            () = self.leaving.cancelled() => return Err(Judged::Requeue),
         };
         Ok((fetched, trace.stage(Stage::Fetch, Lap::since(began))))
     }
 
-    /// Looks the result up and marks the job, where there is a Redis; waits where others have marked
-    /// it. The error is how the job ends here.
-    async fn enter(&self, job_ref: &JobRef, key: &Key) -> Result<Option<Attempt>, Judged> {
+    /// Looks the result up and marks the job, where there is a store. The error is how the job ends if
+    /// it may not run.
+    async fn admit(&self, job_ref: &JobRef, key: &Key) -> Result<Option<CrashMark>, Judged> {
+        let stored = |message| Judged::Stored {
+            message,
+            key: key.clone(),
+        };
         if let Some(message) = self.recent_results.find(key) {
-            return Err(Judged::Stored {
-                message: Box::new(message),
-                key: key.clone(),
-            });
+            return Err(stored(Box::new(message)));
         }
         let Some(marks) = &self.marks else {
             return Ok(None);
         };
-        let version = job_ref.model_version.unwrap_or(self.answerer.model_version);
-        let name = format!("{}:{version}", job_ref.submission_id);
-        match marks.enter(&key.0, name, &self.leaving).await {
-            Passage::Stored(text, attempt) => match self.answerer.read(&text, job_ref) {
-                Ok(message) => Err(Judged::Stored {
-                    message: Box::new(message),
-                    key: key.clone(),
-                }),
-                Err(error) => {
-                    tracing::warn!(%error, key = key.0, "a stored result is ignored");
-                    Ok(Some(attempt))
-                }
-            },
-            Passage::Poisoned(failure) => Err(Judged::Fresh {
+        let version = job_ref.model_version.unwrap_or(self.origin.model_version);
+        let mut mark = marks.mark(&key.0, format!("{}:{version}", job_ref.submission_id));
+        let read = |text: &str| {
+            let read = self.origin.read(text, job_ref);
+            read.inspect_err(|error| {
+                tracing::warn!(%error, key = key.0, "a stored result is ignored");
+            })
+            .ok()
+        };
+        match admission::admit(&mut mark, read, &self.leaving).await {
+            Admission::Run => Ok(Some(mark)),
+            Admission::Answer(message) => Err(stored(message)),
+            Admission::Reject(failure) => Err(Judged::Fresh {
                 verdict: Err(failure),
                 key: Some(key.clone()),
-                attempt: None,
+                mark: None,
             }),
-            Passage::HandedBack => Err(Judged::Undecided),
-            Passage::Free(attempt) => Ok(Some(attempt)),
+            Admission::Requeue => Err(Judged::Requeue),
         }
     }
 
@@ -350,18 +347,17 @@ impl Pipeline {
         &self,
         job: &Job,
         plan: Arc<Plan>,
-        attempt: Option<&mut Attempt>,
+        mark: Option<&mut CrashMark>,
         trace: &Trace,
     ) -> Result<Body, Unscored> {
-        let (place, turn, _) = self.turn(job, &plan, trace).await?;
-        if let Some(attempt) = attempt {
-            attempt.mark().await?;
+        let (permit, _) = self.device(job, &plan, trace).await?;
+        if let Some(mark) = mark {
+            mark.mark_suspect().await?;
         }
         let began = Instant::now();
-        let losses = turn.validate(Arc::clone(&plan), self.score_timeout).await;
+        let losses = permit.validate(Arc::clone(&plan), self.score_timeout).await;
         trace.stage(Stage::Forward, Lap::since(began));
         let losses = losses?;
-        place.computed();
         Ok(Body::Loss(LossBody {
             loss: crate::engine::statistics::mean(&losses),
             windows: losses.len() as u64,
@@ -375,30 +371,29 @@ impl Pipeline {
         job: &Job,
         (candidate, fetched): (&Candidate, Fetched),
         plan: Arc<Plan>,
-        attempt: Option<&mut Attempt>,
+        mark: Option<&mut CrashMark>,
         timings: &mut Timings,
         trace: &Trace,
     ) -> Result<Body, Unscored> {
         let mut early = None;
-        if let Some(attempt) = attempt.filter(|attempt| attempt.is_suspect()) {
-            early = Some(self.turn(job, &plan, trace).await?);
-            attempt.mark().await?;
+        if let Some(mark) = mark.filter(|mark| mark.is_suspect()) {
+            early = Some(self.device(job, &plan, trace).await?);
+            mark.mark_suspect().await?;
         }
         let began = Instant::now();
         let decoded = self.decode(candidate, fetched, &plan).await;
         timings.decode = trace.stage(Stage::Decode, Lap::since(began));
         let (patches, facts) = decoded?;
-        let (place, turn, queued) = match early {
+        let (permit, queued) = match early {
             Some(early) => early,
-            None => self.turn(job, &plan, trace).await?,
+            None => self.device(job, &plan, trace).await?,
         };
         timings.queued = queued;
-        // A suspect was decoded since.
+        // A suspect was decoded while it had the device.
         check_deadline(job)?;
-        let evaluation = turn
+        let evaluation = permit
             .score(patches, Arc::clone(&plan), self.score_timeout)
             .await?;
-        place.computed();
         let laps = evaluation.laps;
         if let Some(lap) = laps.baseline {
             trace.stage(Stage::Baseline, lap);
@@ -412,25 +407,25 @@ impl Pipeline {
     }
 
     /// The device, and how long the job waited for it, unless its deadline passes first.
-    async fn turn(
+    async fn device(
         &self,
         job: &Job,
         plan: &Plan,
         trace: &Trace,
-    ) -> Result<(Place, Turn<'_>, f64), Unscored> {
+    ) -> Result<(DevicePermit<'_>, f64), Unscored> {
         let began = Instant::now();
-        let place = self.waiting.enter(&job.submission_id, plan.windows.len());
-        let turn = tokio::select! {
-            turn = place.turn(&self.engine) => turn.ok_or(Unscored::SentBack)?,
+        let (queue, name) = (&self.device_queue, &job.submission_id);
+        let permit = tokio::select! {
+            permit = queue.acquire(&self.engine, name, plan.windows.len()) => permit?,
             failure = past_deadline(job) => return Err(failure.into()),
         };
         let queued = trace.stage(Stage::DeviceWait, Lap::since(began));
         check_deadline(job)?;
-        Ok((place, turn, queued))
+        Ok((permit, queued))
     }
 
-    /// Off the async threads, beside the computation of another job: everything that can be known
-    /// of a candidate without the device.
+    /// Decodes and checks the candidate as far as possible without the device, off the async threads,
+    /// while another job computes.
     async fn decode(
         &self,
         candidate: &Candidate,
@@ -439,7 +434,7 @@ impl Pipeline {
     ) -> Result<(Arc<Patches>, CandidateFacts), Failure> {
         let (candidate, plan) = (candidate.clone(), plan.hash);
         let (package, limits) = (Arc::clone(&self.engine.package), Arc::clone(&self.limits));
-        // How much is inside zstd nobody knows.
+        // The size of what zstd holds is unknown.
         let size = match candidate.compression {
             None => fetched.bytes.len(),
             Some(Compression::Zstd) => usize::MAX,
@@ -492,53 +487,24 @@ impl Pipeline {
     }
 }
 
-/// What is sent back is no attempt: dropping it takes the mark away.
-fn judged(outcome: Result<Body, Unscored>, attempt: Option<Attempt>, key: Key) -> Judged {
+/// A job that is sent back drops its mark, which removes it.
+fn judged(outcome: Result<Body, Unscored>, mark: Option<CrashMark>, key: Key) -> Judged {
     let verdict = match outcome {
         Ok(body) => Ok(body),
         Err(Unscored::Failed(failure)) => Err(failure),
-        Err(Unscored::SentBack) => return Judged::Undecided,
+        Err(Unscored::SentBack) => return Judged::Requeue,
     };
     Judged::Fresh {
         verdict,
         key: Some(key),
-        attempt,
+        mark,
     }
 }
 
-/// Of the bytes where they are here, else what the job claims.
+/// The digest of an inline candidate's bytes; of any other, the one that the job claims.
 async fn claimed_digest(candidate: &Candidate) -> Result<[u8; 32], Failure> {
     match &candidate.source {
         Source::Inline(data) => fetch::digest(data.clone()).await,
         Source::Url(_) => Ok(candidate.sha256.unwrap_or_default()),
-    }
-}
-
-/// Resolves when the job's deadline has passed, by the clock that it is given in; that may be set
-/// meanwhile.
-async fn past_deadline(job: &Job) -> Failure {
-    const LOOK: Duration = Duration::from_secs(1);
-    loop {
-        if let Err(failure) = check_deadline(job) {
-            return failure;
-        }
-        let left = job.deadline_ms.map(|at| at.saturating_sub(unix_ms()) + 1);
-        match left {
-            Some(left) => tokio::time::sleep(Duration::from_millis(left).min(LOOK)).await,
-            None => std::future::pending().await,
-        }
-    }
-}
-
-fn check_deadline(job: &Job) -> Result<(), Failure> {
-    match job.deadline_ms.filter(|deadline| unix_ms() > *deadline) {
-        Some(deadline) => {
-            let message = format!(
-                "deadline_ms: {deadline} has passed by {} ms",
-                unix_ms().saturating_sub(deadline)
-            );
-            Err(Failure::new(Code::DeadlineExceeded, message))
-        }
-        None => Ok(()),
     }
 }

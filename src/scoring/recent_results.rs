@@ -1,15 +1,15 @@
-//! Results that were computed but could not be settled: their job comes again, and is answered
-//! from here even when Redis is away.
+//! Results that could not be settled yet. Their jobs are delivered again, and are answered from here even
+//! while Redis is away.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::protocol::result::{Key, ResultMessage};
 
-/// Jobs may come again at another worker: then nobody takes the result from here.
+/// A job may be delivered again to another worker; then its result here is never used.
 const MOST_KEPT: usize = 64;
 
-/// The results of this process that may have to be published again; the oldest are forgotten.
+/// Results of this process that may have to be published again; the oldest are forgotten.
 #[derive(Debug, Clone, Default)]
 pub struct RecentResults(Arc<Mutex<VecDeque<(Key, ResultMessage)>>>);
 
@@ -35,7 +35,7 @@ impl RecentResults {
         found.map(|(_, message)| message.clone())
     }
 
-    /// Its job is acknowledged.
+    /// Forgets a result whose job is acknowledged.
     pub fn forget(&self, key: &Key) {
         self.kept().retain(|(other, _)| other != key);
     }

@@ -1,30 +1,58 @@
 //! The one place that settles deliveries: publish, wait for the confirm, then acknowledge. Nothing is
-//! acknowledged without a result or a parked copy.
+//! acknowledged without a published result, retry or dead-lettered copy.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use crate::broker::amqp::Delivery;
+use crate::broker::amqp::{Delivery, Link, Publisher};
+use crate::broker::topology::Topology;
 use crate::broker::{Outgoing, Properties, PublishError};
 use crate::protocol::failure::{Code, Failure, Status};
 use crate::protocol::job::{Kind, Undecodable};
-use crate::protocol::result::{JobRef, Key, ResultMessage};
+use crate::protocol::result::{JobRef, Key, ResultMessage, ResultOrigin, Verdict};
 use crate::protocol::state::Detail;
-use crate::scoring::consumer::Serving;
-use crate::scoring::crash_marks::Attempt;
-use crate::scoring::disposition::{
-    Disposition, RETURNS_BEFORE_REPUBLISH, dispose, too_late_for_the_next_rung,
-};
+use crate::scoring::crash_marks::CrashMark;
+use crate::scoring::disposition::{Disposition, RETURNS_BEFORE_REPUBLISH, Try, dispose, too_late};
 use crate::scoring::pipeline::Judged;
+use crate::scoring::recent_results::RecentResults;
 use crate::telemetry::metrics;
+use crate::telemetry::status::WorkerStatus;
 use crate::telemetry::traces::Trace;
 use crate::util::backoff::Backoff;
-use crate::util::clock::Lap;
+use crate::util::clock::{Lap, unix_ms};
 
-/// Characters of an error in a header: all headers of a message share one frame.
-const MOST_IN_HEADER: usize = 1000;
+/// Settles deliveries.
+#[derive(Debug)]
+pub struct Settler {
+    /// Takes what is published.
+    pub link: Arc<Link>,
+    /// Names of queues and exchanges.
+    pub topology: Arc<Topology>,
+    /// Counts what is answered.
+    pub status: Arc<WorkerStatus>,
+    /// Results of jobs that are not acknowledged yet.
+    pub recent_results: RecentResults,
+    /// The worker and the model that results come from.
+    pub origin: Arc<ResultOrigin>,
+    /// How long a stored result is kept.
+    pub results_ttl: Duration,
+    /// Rungs of the retry ladder.
+    pub retry_delays: Vec<Duration>,
+}
 
-impl Serving {
-    pub(super) async fn settle(
+/// What is published for a job that is answered.
+struct Answer {
+    message: ResultMessage,
+    key: Option<Key>,
+    /// Why a copy of the job is dead-lettered, if it is.
+    dead_letter: Option<Failure>,
+    /// The result was stored before.
+    stored: bool,
+}
+
+impl Settler {
+    /// Settles a job by what came of it.
+    pub async fn settle(
         &self,
         delivery: Delivery,
         job_ref: JobRef,
@@ -32,117 +60,111 @@ impl Serving {
         judged: Judged,
         trace: &Trace,
     ) {
-        let (verdict, key, attempt) = match judged {
+        match judged {
+            Judged::Fresh { verdict, key, mark } => {
+                let judged = (verdict, key, mark);
+                self.settle_verdict(delivery, job_ref, deadline_ms, judged, trace)
+                    .await;
+            }
             Judged::Stored { message, key } => {
                 self.status.facts().jobs.duplicates += 1;
                 metrics::duplicate();
-                let message = ResultMessage {
-                    context: job_ref.context,
-                    ..*message
+                let answer = Answer {
+                    message: ResultMessage {
+                        context: job_ref.context,
+                        ..*message
+                    },
+                    key: Some(key),
+                    dead_letter: None,
+                    stored: true,
                 };
-                return self
-                    .answer(delivery, message, Some(key), None, trace, true)
-                    .await;
+                self.answer(delivery, answer, trace).await;
             }
-            Judged::Fresh {
-                verdict,
-                key,
-                attempt,
-            } => (verdict, key, attempt),
-            Judged::Undecided => return self.hand_back(delivery).await,
-        };
-        let (number, delays) = (job_ref.attempt, &self.retry_delays);
-        let verdict = verdict.map_err(|failure| or_too_late(failure, number, deadline_ms, delays));
-        let parked = match dispose(&verdict, number, deadline_ms, delays) {
-            Disposition::Climb { rung } => {
-                let failure = verdict.err();
-                if let Some(attempt) = attempt {
-                    attempt.end(failure.as_ref().map(|f| f.code), None).await;
-                }
-                let name = &job_ref.submission_id;
-                return self.climb(delivery, name, rung, failure, trace).await;
-            }
-            Disposition::Answer => None,
-            Disposition::AnswerAndPark => verdict.as_ref().err().cloned(),
-        };
-        let mut message = ResultMessage::new(self.pipeline.answerer(), job_ref.clone(), verdict);
-        if let Some(attempt) = attempt {
-            message = self.end(attempt, message, &job_ref).await;
+            Judged::Requeue => self.hand_back(delivery).await,
         }
-        if let Some(key) = key.as_ref().filter(|_| message.may_be_stored()) {
-            self.pipeline.recent_results().keep(key, &message);
-        }
-        self.answer(delivery, message, key, parked, trace, false)
-            .await;
     }
 
-    pub(super) async fn settle_undecodable(
+    async fn settle_verdict(
+        &self,
+        delivery: Delivery,
+        job_ref: JobRef,
+        deadline_ms: Option<u64>,
+        (verdict, key, mark): (Verdict, Option<Key>, Option<CrashMark>),
+        trace: &Trace,
+    ) {
+        let tried = Try {
+            attempt: job_ref.attempt,
+            deadline_ms,
+            now_ms: unix_ms(),
+        };
+        let code = verdict.as_ref().err().map(|failure| failure.code);
+        let (verdict, dead_letter) = match dispose(code, tried, &self.retry_delays) {
+            Disposition::Climb { rung } => {
+                if let Some(mark) = mark {
+                    mark.end(code, None).await;
+                }
+                let (name, failure) = (&job_ref.submission_id, verdict.err());
+                return self.climb(delivery, name, rung, failure, trace).await;
+            }
+            Disposition::Answer => (verdict, None),
+            Disposition::AnswerTooLate => (verdict.map_err(too_late), None),
+            Disposition::AnswerAndDeadLetter => {
+                let failure = verdict.as_ref().err().cloned();
+                (verdict, failure)
+            }
+        };
+        let mut message = ResultMessage::new(&self.origin, job_ref.clone(), verdict);
+        if let Some(mark) = mark {
+            message = self.store_first(mark, message, &job_ref).await;
+        }
+        if let Some(key) = key.as_ref().filter(|_| message.may_be_stored()) {
+            self.recent_results.keep(key, &message);
+        }
+        let answer = Answer {
+            message,
+            key,
+            dead_letter,
+            stored: false,
+        };
+        self.answer(delivery, answer, trace).await;
+    }
+
+    /// Settles a job that cannot be decoded: whoever it names is answered, and a job that does not name
+    /// itself is dead-lettered.
+    pub async fn settle_undecodable(
         &self,
         delivery: Delivery,
         undecodable: Undecodable,
         trace: &Trace,
     ) {
-        let attempt = delivery.properties.attempt;
-        let (job_ref, failure, park) = match undecodable {
-            Undecodable::Named {
-                submission_id,
-                kind,
-                model_version,
-                context,
-                failure,
-            } => (
-                Some(JobRef {
-                    submission_id,
-                    kind,
-                    model_version,
-                    context,
-                    attempt,
-                }),
-                failure,
-                false,
-            ),
-            Undecodable::Anonymous(failure) => {
-                let named = delivery
-                    .properties
-                    .message_id
-                    .clone()
-                    .map(|submission_id| JobRef {
-                        submission_id,
-                        kind: Kind::Score,
-                        model_version: None,
-                        context: None,
-                        attempt,
-                    });
-                (named, failure, true)
+        let (job_ref, failure, dead_letter) = job_of(&delivery.properties, undecodable);
+        let Some(job_ref) = job_ref else {
+            tracing::warn!(
+                error = %failure,
+                bytes = delivery.body.len(),
+                trace_id = trace.id(),
+                "a message that names no job is dead-lettered: nobody can be answered"
+            );
+            if self.park(&delivery, &failure).await {
+                trace.parked(&failure);
+                self.acknowledge(delivery).await;
             }
+            return;
         };
-        let parked = park.then(|| failure.clone());
-        match job_ref {
-            Some(job_ref) => {
-                let message = ResultMessage::new(self.pipeline.answerer(), job_ref, Err(failure));
-                self.answer(delivery, message, None, parked, trace, false)
-                    .await;
-            }
-            None => {
-                tracing::warn!(
-                    error = %failure,
-                    bytes = delivery.body.len(),
-                    trace_id = trace.id(),
-                    "a body that nobody can be answered for is parked"
-                );
-                if self.park(&delivery, &failure).await {
-                    trace.parked(&failure);
-                    self.acknowledge(delivery).await;
-                }
-            }
-        }
+        let answer = Answer {
+            dead_letter: dead_letter.then(|| failure.clone()),
+            message: ResultMessage::new(&self.origin, job_ref, Err(failure)),
+            key: None,
+            stored: false,
+        };
+        self.answer(delivery, answer, trace).await;
     }
 
-    /// Ends the attempt and stores its result. If another worker was first to store one, that is the
-    /// one to publish, so that all copies agree.
-    async fn end(
+    /// Ends the attempt and stores its result. If another worker stored one first, that is the one to
+    /// publish, so that all copies agree.
+    async fn store_first(
         &self,
-        attempt: Attempt,
+        mark: CrashMark,
         message: ResultMessage,
         job_ref: &JobRef,
     ) -> ResultMessage {
@@ -155,10 +177,10 @@ impl Serving {
         });
         let text = text.flatten();
         let keep = text.as_deref().map(|text| (text, self.results_ttl));
-        let Some(first) = attempt.end(message.code(), keep).await else {
+        let Some(first) = mark.end(message.code(), keep).await else {
             return message;
         };
-        match self.pipeline.answerer().read(&first, job_ref) {
+        match self.origin.read(&first, job_ref) {
             Ok(first) => ResultMessage {
                 context: message.context,
                 ..first
@@ -170,16 +192,14 @@ impl Serving {
         }
     }
 
-    /// Publishes the result (and the parked copy), then acknowledges.
-    async fn answer(
-        &self,
-        delivery: Delivery,
-        message: ResultMessage,
-        key: Option<Key>,
-        parked: Option<Failure>,
-        trace: &Trace,
-        stored: bool,
-    ) {
+    /// Publishes the result (and the dead-lettered copy), then acknowledges.
+    async fn answer(&self, delivery: Delivery, answer: Answer, trace: &Trace) {
+        let Answer {
+            message,
+            key,
+            dead_letter,
+            stored,
+        } = answer;
         let job = &delivery.properties;
         let publishing = trace.publish(
             &self.topology.results_exchange(),
@@ -204,7 +224,7 @@ impl Serving {
         {
             return;
         }
-        if let Some(failure) = &parked
+        if let Some(failure) = &dead_letter
             && !self.park(&delivery, failure).await
         {
             return;
@@ -213,7 +233,7 @@ impl Serving {
         if self.acknowledge(delivery).await
             && let Some(key) = &key
         {
-            self.pipeline.recent_results().forget(key);
+            self.recent_results.forget(key);
         }
     }
 
@@ -248,8 +268,8 @@ impl Serving {
         })
     }
 
-    /// The copy for whoever asked is a courtesy: a reply queue that is full must not hold the job,
-    /// whose result is safe. False = the link is lost.
+    /// The copy for `reply_to` is a courtesy: a reply queue that is full must not hold up the job, whose
+    /// result is safe. False = the link is lost.
     async fn publish_reply(&self, reply: Outgoing) -> bool {
         let queue = reply.routing_key.clone();
         match self.link.results.publish(reply).await {
@@ -265,6 +285,7 @@ impl Serving {
         }
     }
 
+    /// Publishes the job to a rung of the retry ladder, then acknowledges.
     async fn climb(
         &self,
         delivery: Delivery,
@@ -303,57 +324,32 @@ impl Serving {
         }
     }
 
+    /// Dead-letters a copy of the job; whether the broker confirmed it.
     async fn park(&self, delivery: &Delivery, failure: &Failure) -> bool {
-        let mut properties = delivery.properties.clone();
-        properties
-            .headers
-            .retain(|(name, _)| !name.starts_with("x-error-") && name != "x-worker-id");
-        properties.headers.extend([
-            ("x-error-code".to_owned(), failure.code.as_str().to_owned()),
-            (
-                "x-error-message".to_owned(),
-                failure.message.chars().take(MOST_IN_HEADER).collect(),
-            ),
-            (
-                "x-worker-id".to_owned(),
-                self.pipeline.answerer().worker_id.clone(),
-            ),
-        ]);
         let copy = Outgoing {
             exchange: self.topology.dead_exchange(),
             routing_key: self.topology.model.clone(),
             body: delivery.body.clone(),
-            properties,
+            properties: delivery
+                .properties
+                .dead_lettered(failure, &self.origin.worker_id),
             mandatory: true,
         };
-        let parked = self.publish(&self.link.jobs, copy).await;
-        if parked {
+        let confirmed = self.publish(&self.link.jobs, copy).await;
+        if confirmed {
             metrics::parked(failure);
         }
-        parked
+        confirmed
     }
 
-    /// Publishes until confirmed; false = the link is lost and the broker will deliver again.
-    async fn publish(&self, publisher: &crate::broker::amqp::Publisher, message: Outgoing) -> bool {
+    /// Publishes until confirmed; false = the link is lost and the broker will deliver the job again.
+    async fn publish(&self, publisher: &Publisher, message: Outgoing) -> bool {
         let mut backoff = Backoff::between(Duration::from_millis(100), Duration::from_secs(5));
         loop {
             match publisher.publish(message.clone()).await {
                 Ok(()) => return true,
                 Err(error @ (PublishError::Lost(_) | PublishError::Unroutable(_))) => {
-                    let (exchange, routing_key) = (&message.exchange, &message.routing_key);
-                    tracing::warn!(
-                        why = %error,
-                        %exchange,
-                        %routing_key,
-                        "a message is not confirmed; the broker will deliver its job again"
-                    );
-                    // Where this happens again and again, whoever sees the link come and go finds why.
-                    let what = format!("to {exchange:?} for {routing_key:?}: {error}");
-                    let code = match self.link.is_forbidden() {
-                        true => Detail::PublishForbidden,
-                        false => Detail::BrokerDisconnected,
-                    };
-                    self.status.error(&code.to_string(), &what);
+                    self.not_confirmed(&message, &error);
                     return false;
                 }
                 Err(PublishError::Refused(why)) => {
@@ -367,6 +363,23 @@ impl Serving {
         }
     }
 
+    fn not_confirmed(&self, message: &Outgoing, error: &PublishError) {
+        let (exchange, routing_key) = (&message.exchange, &message.routing_key);
+        tracing::warn!(
+            why = %error,
+            %exchange,
+            %routing_key,
+            "a message is not confirmed; the broker will deliver its job again"
+        );
+        // Where this happens again and again, the status tells why the link comes and goes.
+        let what = format!("to {exchange:?} for {routing_key:?}: {error}");
+        let code = match self.link.is_forbidden() {
+            true => Detail::PublishForbidden,
+            false => Detail::BrokerDisconnected,
+        };
+        self.status.error(&code.to_string(), &what);
+    }
+
     async fn acknowledge(&self, delivery: Delivery) -> bool {
         let acknowledged = delivery.acker.ack().await;
         if !acknowledged {
@@ -375,7 +388,8 @@ impl Serving {
         acknowledged
     }
 
-    pub(super) async fn hand_back(&self, delivery: Delivery) {
+    /// Returns the job to the queue.
+    pub async fn hand_back(&self, delivery: Delivery) {
         if delivery.delivery_count < RETURNS_BEFORE_REPUBLISH {
             return give_back(delivery).await;
         }
@@ -384,7 +398,7 @@ impl Serving {
             routing_key: self.topology.model.clone(),
             body: delivery.body.clone(),
             properties: Properties {
-                // It does not wait since then.
+                // It has not waited since then.
                 timestamp: None,
                 ..delivery.properties.clone()
             },
@@ -392,10 +406,11 @@ impl Serving {
         };
         match self.link.jobs.publish(fresh).await {
             Ok(()) => drop(self.acknowledge(delivery).await),
-            // The queue is full, of which this job is a part: it is better counted than held.
+            // The queue is full, and this job is part of it: better to have the return counted than to
+            // hold the job.
             Err(PublishError::Refused(_)) => give_back(delivery).await,
             Err(PublishError::Lost(why) | PublishError::Unroutable(why)) => {
-                tracing::debug!(%why, "the broker takes the job back by itself");
+                tracing::debug!(%why, "the broker requeues the job by itself");
             }
         }
     }
@@ -426,29 +441,42 @@ impl Serving {
     }
 }
 
-/// A job for a newer version that would still be newer at its deadline is late already.
-fn or_too_late(
-    failure: Failure,
-    attempt: u32,
-    deadline_ms: Option<u64>,
-    delays: &[Duration],
-) -> Failure {
-    if !too_late_for_the_next_rung(&failure, attempt, deadline_ms, delays) {
-        return failure;
-    }
-    let message = format!(
-        "{}; it would still be newer when its deadline passes",
-        failure.message
-    );
-    Failure {
-        code: Code::DeadlineExceeded,
-        message,
-        detail: failure.detail,
+/// The job that an undecodable message names, why it cannot be decoded, and whether a copy of it is
+/// dead-lettered.
+fn job_of(properties: &Properties, undecodable: Undecodable) -> (Option<JobRef>, Failure, bool) {
+    let attempt = properties.attempt;
+    match undecodable {
+        Undecodable::Named {
+            submission_id,
+            kind,
+            model_version,
+            context,
+            failure,
+        } => {
+            let job_ref = JobRef {
+                submission_id,
+                kind,
+                model_version,
+                context,
+                attempt,
+            };
+            (Some(job_ref), failure, false)
+        }
+        Undecodable::Anonymous(failure) => {
+            let job_ref = properties.message_id.clone().map(|submission_id| JobRef {
+                submission_id,
+                kind: Kind::Score,
+                model_version: None,
+                context: None,
+                attempt,
+            });
+            (job_ref, failure, true)
+        }
     }
 }
 
 async fn give_back(delivery: Delivery) {
     if !delivery.acker.hand_back().await {
-        tracing::debug!("the channel is gone; the broker takes the job back by itself");
+        tracing::debug!("the channel is gone; the broker requeues the job by itself");
     }
 }

@@ -346,7 +346,7 @@ async fn stream(
 
 async fn judge(pipeline: &Pipeline, sample: &Sample) -> Result<Timings, EngineError> {
     let task = Task::Score {
-        model_version: pipeline.answerer().model_version,
+        model_version: pipeline.origin().model_version,
         candidate: Box::new(description(Source::Inline(sample.bytes.clone()))),
     };
     let job_ref = JobRef {
@@ -370,7 +370,7 @@ async fn judge(pipeline: &Pipeline, sample: &Sample) -> Result<Timings, EngineEr
             Body::Score(body) => Ok(body.timings_ms),
             Body::Loss(_) | Body::Error { .. } => Err(lost("a candidate came back unscored")),
         },
-        Judged::Stored { .. } | Judged::Undecided => {
+        Judged::Stored { .. } | Judged::Requeue => {
             Err(lost("answered from a store that is not there"))
         }
     }

@@ -1,10 +1,10 @@
-//! The address of Redis as the driver takes it.
+//! The address of Redis in the driver's terms.
 
 use redis::{ConnectionInfo, IntoConnectionInfo};
 
 use crate::config::service_urls;
 
-/// What the driver is to connect to.
+/// What the driver connects to.
 ///
 /// # Errors
 /// What is wrong with the URL, without the password.

@@ -1,6 +1,6 @@
-//! One connection to Redis, made when it is first needed. The driver comes back by itself from a
-//! connection that broke, but never from a password that was once refused, nor from a connection that
-//! went silent: then it is made anew.
+//! One connection to Redis, made when it is first needed. The driver recovers by itself from a connection
+//! that broke, but not from a password that was refused, nor from a connection that went silent. Then a
+//! new connection is made.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -14,16 +14,16 @@ use super::{StoreError, address};
 use crate::config::RedisConfig;
 use crate::config::tls::Pem;
 
-/// A connection on which nothing was answered for so long is given up.
+/// A connection without an answer for this long is given up.
 const SILENT: Duration = Duration::from_secs(2);
 
 /// Why a call has no answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum CallError {
-    /// Redis says that it does not do it: too old, out of memory, not permitted.
+    /// Redis refuses: it is too old or out of memory, or does not permit it.
     #[error("{0}")]
     Refused(String),
-    /// There is no connection, or no answer in time: nobody knows whether it was done.
+    /// There is no connection, or no answer in time; Redis may still have done it.
     #[error("{0}")]
     Away(String),
 }
@@ -31,7 +31,7 @@ pub(super) enum CallError {
 /// A connection for many calls at a time.
 pub(super) struct Connection {
     config: RedisConfig,
-    /// No answer takes longer.
+    /// The longest that an answer may take.
     response: Duration,
     held: Mutex<Held>,
 }
@@ -39,12 +39,12 @@ pub(super) struct Connection {
 #[derive(Default)]
 struct Held {
     manager: Option<ConnectionManager>,
-    /// Since when nothing was answered, if so.
+    /// Since when calls have had no answer, if they have none.
     silent_since: Option<Instant>,
 }
 
 impl Connection {
-    /// Connects when it is first asked.
+    /// Connects at the first call.
     pub(super) fn new(config: &RedisConfig, response: Duration) -> Self {
         Self {
             config: config.clone(),
@@ -53,7 +53,7 @@ impl Connection {
         }
     }
 
-    /// The same, where what is wrong with the configuration is to be known now.
+    /// The same, but checks the configuration at once.
     ///
     /// # Errors
     /// When the URL is unusable.
@@ -67,7 +67,7 @@ impl Connection {
         crate::config::redact(&self.config.url)
     }
 
-    /// One call, the connection that it may have to wait for included.
+    /// Makes one call; the limit includes the wait for a connection.
     pub(super) async fn call<T, F>(
         &self,
         limit: Duration,
@@ -93,7 +93,7 @@ impl Connection {
             let mut held = self.held();
             held.silent_since = None;
             if error.kind() == ErrorKind::Server(ServerErrorKind::ReadOnly) {
-                // A replica now: its name may lead to the master by now.
+                // It has become a replica. Its name may lead to the master by now.
                 held.manager = None;
             }
             return Err(CallError::Refused(error.to_string()));
@@ -112,7 +112,7 @@ impl Connection {
             Some(manager) => manager,
             None => {
                 let made = manager(&self.config, self.response)?;
-                // It connects while whoever waits has time for it; a short call would never end it.
+                // Connecting goes on when a call gives up: short calls alone would never complete it.
                 let mut connecting = made.clone();
                 tokio::spawn(async move {
                     drop(redis::cmd("PING").exec_async(&mut connecting).await);
@@ -136,7 +136,7 @@ impl Connection {
     }
 }
 
-/// Whether Redis was there and said no.
+/// Whether Redis answered with a refusal.
 fn is_refusal(error: &RedisError) -> bool {
     matches!(
         error.kind(),
@@ -148,8 +148,8 @@ fn client(config: &RedisConfig) -> Result<redis::Client, StoreError> {
     let unusable = |e: RedisError| StoreError(format!("redis.url: {e}"));
     let info = address::parse(&config.url);
     let info = info.map_err(|why| StoreError(format!("redis.url: {why}")))?;
-    // Calls are small, and a job waits for each. What a connection that is given up has not sent yet is
-    // never sent: a mark that arrives after its removal would stay.
+    // No delay: calls are small, and a job waits for each. No linger: data that an abandoned connection
+    // has not sent must never arrive, because a mark that arrives after its removal would stay.
     let tcp = TcpSettings::default().set_nodelay(true);
     let tcp = tcp.set_linger_time(Duration::ZERO);
     let info = info.set_tcp_settings(tcp);

@@ -1,5 +1,4 @@
-//! What those read who watch or operate a fleet, and are no workers: records, events; and the deaths that
-//! an operator has forgotten.
+//! What observers and operators read and change: heartbeat records, events, and the deaths of a job.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -10,12 +9,12 @@ use super::connection::Connection;
 use super::{Keys, Server, StoreError};
 use crate::config::RedisConfig;
 
-/// Records that are read at once, and keys that are looked at in one step of a search.
+/// How many records are read at once, and keys are looked at in one step of a scan.
 const PART: usize = 1000;
-/// One command, the connection that it may have to wait for included.
+/// The longest that a command may take, including the wait for a connection.
 const LIMIT: Duration = Duration::from_secs(2);
 
-/// A fleet's Redis for one who looks at it again and again, on one connection.
+/// A fleet's Redis, read again and again on one connection.
 pub struct FleetStore {
     connection: Connection,
     namespace: String,
@@ -30,7 +29,7 @@ impl std::fmt::Debug for FleetStore {
 /// The record of a live worker.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LiveRecord {
-    /// Since its beat, both by Redis' clock: the worker's own may be wrong.
+    /// Since its heartbeat, by Redis' clock: the worker's own may be wrong.
     pub age_ms: u64,
     /// As it was written.
     pub text: String,
@@ -39,14 +38,14 @@ pub struct LiveRecord {
 /// An entry of the stream of events: its id, and its fields.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StreamEntry {
-    /// Milliseconds and a number, as Redis gives it.
+    /// Milliseconds and a number, as Redis makes it.
     pub id: String,
     /// By name.
     pub fields: BTreeMap<String, String>,
 }
 
 impl FleetStore {
-    /// Connects when it is first asked.
+    /// Connects at the first command.
     pub fn new(config: &RedisConfig) -> Self {
         Self {
             connection: Connection::new(config, LIMIT),
@@ -54,7 +53,7 @@ impl FleetStore {
         }
     }
 
-    /// Whether Redis lets us in and is new enough; its name and version.
+    /// Checks that Redis accepts us and is new enough; returns its name and version.
     ///
     /// # Errors
     /// Why not.
@@ -66,7 +65,7 @@ impl FleetStore {
         }
     }
 
-    /// Redis' time, and the records of the workers that live by it; of one model, or of all.
+    /// Redis' time, and the records of the workers that are alive by it; of one model, or of all.
     ///
     /// # Errors
     /// When Redis cannot be read.
@@ -89,7 +88,7 @@ impl FleetStore {
             let mut beats = redis::cmd("ZRANGEBYSCORE");
             beats.arg(&index).arg(oldest).arg("+inf").arg("WITHSCORES");
             let beats: Vec<(String, f64)> = self.ask(&beats).await?;
-            // In parts: Redis does nothing else while it answers one call.
+            // In parts, because Redis does nothing else while it answers one command.
             for beats in beats.chunks(PART) {
                 let mut read = redis::cmd("MGET");
                 for (id, _) in beats {
@@ -106,7 +105,7 @@ impl FleetStore {
         Ok((now, records))
     }
 
-    /// Events after an entry, or the last few; oldest first, at most so many as fit a page.
+    /// Events after an entry, or the latest; at most a page, oldest first.
     ///
     /// # Errors
     /// When Redis does not answer.
@@ -132,14 +131,14 @@ impl FleetStore {
         Ok(events)
     }
 
-    /// Forgets which workers died of a job, whatever its version, so that it is computed again.
+    /// Forgets which workers died of a job, in any version, so that it may run again.
     ///
     /// # Errors
     /// When Redis does not answer.
     pub async fn forget_deaths(&self, model: &str, submission_id: &str) -> Result<(), StoreError> {
         let keys = Keys::new(&self.namespace, model);
         let prefix = keys.crash(&format!("{submission_id}:"));
-        // A name may contain colons, so that of another job may begin like this.
+        // A name may contain colons, so the name of another job may begin like this one.
         let is_version = |rest: &str| rest.bytes().all(|b| b.is_ascii_digit());
         for key in self.scan(&format!("{prefix}*")).await? {
             if key.strip_prefix(&prefix).is_some_and(is_version) {
@@ -166,7 +165,7 @@ impl FleetStore {
         }
     }
 
-    /// One command, in time.
+    /// Makes one command, in bounded time.
     async fn ask<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, StoreError> {
         let asked = self.connection.call(LIMIT, |mut connection| async move {
             command.query_async(&mut connection).await
@@ -177,11 +176,11 @@ impl FleetStore {
     }
 }
 
-/// A score of the index of workers. Whoever wrote one that is no time gets what comes nearest.
+/// The time in a score of the workers' index. A score that is no time becomes the nearest one.
 #[expect(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
-    reason = "milliseconds fit for ages, and others are cut"
+    reason = "times fit, and other values saturate"
 )]
 fn millis(score: f64) -> u64 {
     score as u64

@@ -1,4 +1,4 @@
-//! Whether Redis does what jobs ask of it. Jobs go on without; people are told once what is off.
+//! Whether Redis does what jobs ask of it. Jobs go on without it; the log says once what does not work.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -9,10 +9,10 @@ use tokio::time::Instant;
 use super::connection::CallError;
 use crate::telemetry::metrics::{self, StoreCall};
 
-/// What does not change is said again after this.
+/// A failure that persists is logged again after this.
 const SAY_AGAIN: Duration = Duration::from_secs(600);
 
-/// What is asked of Redis, by what is off while it does not do it.
+/// What is asked of Redis, by what does not work while it fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Errand {
     /// To look a result up and mark its job.
@@ -23,9 +23,9 @@ pub(super) enum Errand {
     Keep,
     /// To count deaths.
     Count,
-    /// To tell who lives, and who has nothing to do.
+    /// To see which workers are alive, and which are idle.
     Look,
-    /// To keep one worker at a time swapping.
+    /// To let one worker at a time swap weights.
     Lease,
 }
 
@@ -33,31 +33,31 @@ impl Errand {
     fn without(self) -> &'static str {
         match self {
             Self::Claim => "stored results are not found, and jobs are not marked",
-            Self::Release => "marks stay behind",
+            Self::Release => "crash marks are not removed",
             Self::Keep => "results are not stored",
             Self::Count => "deaths are not counted",
-            Self::Look => "workers do not know of each other",
-            Self::Lease => "nobody waits for another's swap",
+            Self::Look => "workers cannot see each other",
+            Self::Lease => "workers do not take turns to swap weights",
         }
     }
 }
 
-/// What the calls of jobs came to.
+/// The outcome of the calls for jobs.
 #[derive(Debug, Default)]
 pub struct Health(Mutex<Known>);
 
 #[derive(Debug, Default)]
 struct Known {
-    /// Why nothing at all is answered.
+    /// Why Redis answers nothing at all, if so.
     away: Option<String>,
-    /// What is refused, and why.
+    /// What Redis refuses, and why.
     refused: BTreeMap<Errand, String>,
-    /// What was said, and when.
+    /// What was logged, and when.
     said: BTreeMap<String, Instant>,
 }
 
 impl Health {
-    /// Why not everything is done that jobs ask for, if so.
+    /// Why Redis does not do all that jobs ask of it, if so.
     pub fn trouble(&self) -> Option<String> {
         self.known().trouble()
     }
@@ -69,7 +69,7 @@ impl Health {
         known.away = None;
         known.refused.remove(&errand);
         if troubled && known.trouble().is_none() {
-            tracing::info!("Redis does again what jobs ask of it");
+            tracing::info!("Redis does what jobs ask of it again");
         }
     }
 
@@ -120,7 +120,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_one_call_is_refused_another_does_not_excuse() {
+    fn a_refusal_stands_until_the_same_call_succeeds() {
         let health = Health::default();
         assert_eq!(health.trouble(), None);
         health.failed(Errand::Keep, &CallError::Refused("OOM".into()));
@@ -129,7 +129,7 @@ mod tests {
         assert!(said.contains("results are not stored: OOM"), "{said}");
         health.failed(Errand::Claim, &CallError::Away("no answer".into()));
         assert_eq!(health.trouble().as_deref(), Some("no answer"));
-        // An answer to anything shows that it is there, and no more than that.
+        // Any answer shows that Redis is there, and no more than that.
         health.answered(Errand::Look);
         assert_eq!(health.trouble(), Some(said));
         health.answered(Errand::Keep);

@@ -26,7 +26,7 @@ use crate::model::package::Package;
 use crate::protocol::heartbeat::EngineFacts;
 use crate::protocol::state::Phase;
 use crate::scoring::crash_marks::CrashMarks;
-use crate::scoring::device_queue::Waiting;
+use crate::scoring::device_queue::DeviceQueue;
 use crate::scoring::recent_results::RecentResults;
 use crate::store::{Health, Store};
 use crate::telemetry::status::WorkerStatus;
@@ -213,7 +213,7 @@ impl Worker {
             store,
             marks,
             recent_results: RecentResults::default(),
-            waiting: Waiting::default(),
+            device_queue: DeviceQueue::default(),
             fetcher: None,
             links,
             requests,

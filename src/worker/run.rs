@@ -24,7 +24,7 @@ use crate::protocol::control::Order;
 use crate::protocol::state::{Detail, Phase, State};
 use crate::scoring::consumer::ServeEnd;
 use crate::scoring::crash_marks::CrashMarks;
-use crate::scoring::device_queue::Waiting;
+use crate::scoring::device_queue::DeviceQueue;
 use crate::scoring::recent_results::RecentResults;
 use crate::store::Store;
 use crate::telemetry::status::WorkerStatus;
@@ -45,7 +45,7 @@ pub(super) struct Worker {
     pub(super) store: Store,
     pub(super) marks: CrashMarks,
     pub(super) recent_results: RecentResults,
-    pub(super) waiting: Waiting,
+    pub(super) device_queue: DeviceQueue,
     /// Made when the worker first serves; its connections and files outlive the consumer.
     pub(super) fetcher: Option<Fetcher>,
     pub(super) links: watch::Receiver<Option<Arc<Link>>>,

@@ -16,6 +16,7 @@ use crate::engine::thread::{EngineHandle, TERMINATE_GRACE};
 use crate::protocol::state::{Detail, State};
 use crate::scoring::consumer::{Consumer, HAND_BACK, ServeEnd, Serving};
 use crate::scoring::pipeline::Pipeline;
+use crate::scoring::settle::Settler;
 use crate::update::UpdaterHandle;
 
 /// The part of the drain's time that is kept for closing the connections, at most.
@@ -98,17 +99,25 @@ impl Worker {
         let pipeline = Pipeline::new(engine, &self.config, fetcher, &self.incarnation, marks);
         let updates = self.updates.as_ref();
         let newer = updates.map_or_else(Arc::default, UpdaterHandle::newer);
-        Ok(Serving {
-            pipeline: pipeline.keeping(self.recent_results.clone(), self.waiting.clone(), newer),
+        let recent_results = self.recent_results.clone();
+        let device_queue = self.device_queue.clone();
+        let settler = Settler {
             link,
             topology: Arc::clone(&self.topology),
             status: Arc::clone(&self.status),
-            store: self.store.clone(),
+            recent_results: recent_results.clone(),
+            origin: Arc::clone(pipeline.origin()),
             results_ttl: self.config.results.ttl,
+            retry_delays: self.config.amqp.retry_delays.clone(),
+        };
+        Ok(Serving {
+            pipeline: pipeline.with_shared(recent_results, device_queue.clone(), newer),
+            settler,
+            device_queue,
+            store: self.store.clone(),
             prefetch: self.config.amqp.prefetch,
             cautious: self.cautious,
             delivered: Default::default(),
-            retry_delays: self.config.amqp.retry_delays.clone(),
             abandon: CancellationToken::new(),
         })
     }

@@ -136,7 +136,7 @@ impl Worker {
         }
         crate::telemetry::metrics::warmed(true);
         let windows = u32::try_from(warm.windows).unwrap_or(u32::MAX).max(1);
-        self.waiting.set_pace(warm.pass / windows);
+        self.device_queue.set_pace(warm.pass / windows);
         let package = &engine.package;
         let mut facts = self.status.facts();
         facts.warm.last_at_ms = Some(unix_ms());

@@ -119,7 +119,7 @@ async fn judge(pipeline: &Pipeline, body: &[u8]) -> Value {
     else {
         panic!("no store")
     };
-    serde_json::to_value(ResultMessage::new(pipeline.answerer(), job_ref, verdict)).unwrap()
+    serde_json::to_value(ResultMessage::new(pipeline.origin(), job_ref, verdict)).unwrap()
 }
 
 #[track_caller]

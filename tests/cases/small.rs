@@ -57,7 +57,7 @@ async fn a_graph_that_gives_its_own_loss_agrees_with_the_table() {
     let (dir, out) = digits();
     let pipeline = pipeline(out.path()).await;
     let weights_id = &table(&dir)["model"]["weights_id"];
-    assert_eq!(pipeline.answerer().weights_id, weights_id.as_str().unwrap());
+    assert_eq!(pipeline.origin().weights_id, weights_id.as_str().unwrap());
     check(&dir, &pipeline, |_| true).await;
 }
 

@@ -94,7 +94,7 @@ impl Bench {
         let Judged::Fresh { verdict, .. } = judged else {
             panic!("there is no store")
         };
-        let message = ResultMessage::new(self.pipeline.answerer(), job_ref, verdict);
+        let message = ResultMessage::new(self.pipeline.origin(), job_ref, verdict);
         serde_json::to_value(message).unwrap()
     }
 

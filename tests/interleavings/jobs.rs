@@ -1,11 +1,11 @@
-//! What becomes of jobs: the broker's part, `pipeline.rs` and `consumer.rs`.
+//! What becomes of jobs: the broker's part, `scoring/{pipeline,consumer,settle}.rs`.
 
 use std::time::Duration;
 
 use scorer::protocol::failure::{Code, Failure};
 use scorer::protocol::result::{Body, LossBody, Verdict};
 use scorer::protocol::state::State;
-use scorer::scoring::disposition::{Disposition, dispose};
+use scorer::scoring::disposition::{Disposition, Try, dispose};
 
 use crate::moves::Next;
 use crate::world::{
@@ -33,8 +33,8 @@ impl Next<'_> {
         self.world.items[index].place = Place::Held { by, stage, stale };
     }
 
-    /// `Pipeline::judge` up to the turn on the device: the look-up, the marks, the fetch. CrashMarks of
-    /// the living only make it wait until they are known to live.
+    /// `Pipeline::judge` until the job has the device: admission and the fetch. Marks of live workers only
+    /// make it wait until they are known to be alive.
     pub(crate) fn begin(&mut self, index: usize) {
         let item = self.world.items[index];
         let record = self.world.records[item.job as usize];
@@ -72,32 +72,40 @@ impl Next<'_> {
         self.settle(index, &Ok(body));
     }
 
-    /// `Turn::within` ends a run without progress; then `ServeEnd::Stalled`.
+    /// `Turn::within` in `engine/thread.rs` ends a run without progress; then `ServeEnd::Stalled`.
     pub(crate) fn stall(&mut self, index: usize, by: usize) {
         let ended = Failure::new(Code::ScoreTimeout, "no progress");
         self.settle(index, &Err(ended));
         self.asked(by, State::Degraded, Then::Reload);
     }
 
-    /// `Serving::settle`, until the first message is written.
+    /// `Settler::settle`, until the first message is written.
     fn settle(&mut self, index: usize, verdict: &Verdict) {
         let attempt = self.world.items[index].attempt;
         let code = verdict.as_ref().err().map(|failure| failure.code);
         if code == Some(Code::Poisoned) && self.rules.has(Bug::NackOnPoison) {
             return self.nack(index);
         }
-        let message = match dispose(verdict, attempt.into(), None, &LADDER) {
+        let tried = Try {
+            attempt: attempt.into(),
+            deadline_ms: None,
+            now_ms: 0,
+        };
+        let disposition = dispose(code, tried, &LADDER);
+        let message = match disposition {
             Disposition::Climb { .. } => Message::Climb,
-            disposition @ (Disposition::Answer | Disposition::AnswerAndPark) => Message::Result {
-                answer: self.first_of_its_key(index, code),
-                then_park: disposition == Disposition::AnswerAndPark,
-            },
+            Disposition::Answer | Disposition::AnswerTooLate | Disposition::AnswerAndDeadLetter => {
+                Message::Result {
+                    answer: self.store_first(index, code),
+                    then_park: disposition == Disposition::AnswerAndDeadLetter,
+                }
+            }
         };
         self.set(index, Stage::Written(message));
     }
 
-    /// `Serving::first_of_its_key`, of what `ResultMessage::may_be_stored` allows.
-    fn first_of_its_key(&mut self, index: usize, code: Option<Code>) -> Answer {
+    /// `Settler::store_first`, of what `ResultMessage::may_be_stored` allows.
+    fn store_first(&mut self, index: usize, code: Option<Code>) -> Answer {
         match code.filter(|code| !code.proven_by_candidate()) {
             Some(Code::Poisoned) => Answer::Poisoned,
             Some(Code::ScoreTimeout) => Answer::TimedOut,
@@ -110,7 +118,7 @@ impl Next<'_> {
         }
     }
 
-    /// The broker has what `Serving::publish` wrote. A refusal changes nothing: it is written again.
+    /// The broker has what `Settler::publish` wrote. A refusal changes nothing: it is written again.
     pub(crate) fn broker_takes(&mut self, index: usize, message: Message) {
         let item = self.world.items[index];
         let burned = u8::from(self.rules.has(Bug::HandBackCountsAsAttempt));
@@ -142,7 +150,7 @@ impl Next<'_> {
         }
     }
 
-    /// `Serving::answer`, `climb` and `hand_back`: what comes after the confirm.
+    /// `Settler::answer`, `climb` and `hand_back`: what comes after the confirm.
     pub(crate) fn confirm(&mut self, index: usize, message: Message) {
         let next = match message {
             Message::Result {
@@ -158,13 +166,13 @@ impl Next<'_> {
         self.set(index, next);
     }
 
-    /// `Serving::acknowledge`. What was only written by then is taken to be lost.
+    /// `Settler::acknowledge`. What was only written by then is taken to be lost.
     pub(crate) fn ack(&mut self, index: usize, confirmed: bool) {
         let item = self.world.items.remove(index);
         self.break_if(!confirmed && !item.is_stale(), Broken::AckedUnconfirmed);
     }
 
-    /// `Serving::handle` when `abandon` is cancelled, and `Serving::hand_back`.
+    /// `Serving::judge` when `abandon` is cancelled, and `Settler::hand_back`.
     pub(crate) fn hand_back(&mut self, index: usize) {
         let item = self.world.items[index];
         if item.is_stale() {

@@ -5,7 +5,7 @@
 //! moment: the copies of jobs, what workers do, what is published and stored. `moves.rs` lists what
 //! can happen next, with at most so many disturbances (crashes, lost links, drains, ...) in one run,
 //! and `search.rs` visits every world that can be reached. What a verdict means and which states may
-//! follow each other is asked of the real `retry::dispose`, `Code` and `State::may_become`; the rest
+//! follow each other is asked of the real `dispose`, `Code` and `State::may_become`; the rest
 //! of the rules is a table, `jobs.rs` and `workers.rs`, that names at each step the function of the
 //! crate it mirrors. Change them together.
 //!

@@ -6,7 +6,7 @@ use scorer::protocol::state::State;
 
 /// Deaths until a job is answered `poisoned`.
 pub(crate) const POISON_AFTER: u8 = 2;
-/// As in `consumer.rs`, where it is 10 of 20 returns: smaller, so that few disturbances reach it.
+/// As in `disposition.rs`, where it is 10 of 20 returns: smaller, so that few disturbances reach it.
 pub(crate) const RETURNS_BEFORE_REPUBLISH: u8 = 1;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -1,4 +1,4 @@
-//! The broker's address as the driver takes it.
+//! The broker's address in the driver's terms.
 
 use std::str::FromStr;
 
@@ -7,8 +7,8 @@ use url::Host;
 
 use crate::config::service_urls;
 
-/// What the driver is to connect to. The driver takes `localhost` for an IPv6 address and keeps the
-/// brackets of one.
+/// What the driver connects to. The driver takes `localhost` for an IPv6 address, and keeps the brackets
+/// of an IPv6 address.
 ///
 /// # Errors
 /// What is wrong with the URL, without the password.

@@ -9,15 +9,13 @@ use lapin::types::{AMQPValue, FieldArray, FieldTable};
 use tokio_util::sync::CancellationToken;
 
 use super::{CALL_TIMEOUT, CLOSE_TIMEOUT, bounded};
-use crate::broker::{ATTEMPT, BrokerError, LAST_DEATH, Properties};
+use crate::broker::{ATTEMPT, BrokerError, LAST_DEATH, Properties, is_dead_letter_header};
 
-/// Bytes of a stranger's headers that a copy of the job keeps: all headers of a message share one
-/// frame of 128 KiB with ours, and the broker ends the connection of who sends a larger one.
+/// The most bytes of a sender's headers that a copy of the job keeps. All headers of a message share one
+/// frame of 128 KiB with ours, and the broker closes the connection of whoever sends a larger one.
 const MOST_HEADERS: usize = 32 * 1024;
-/// How the headers of a parked job begin that say why.
-const PARKED: [&str; 4] = ["x-error-", "x-worker-id", "x-first-death-", "x-last-death-"];
 
-/// A stream of deliveries and the way to end it.
+/// A consumer's deliveries.
 #[derive(Debug)]
 pub struct Deliveries {
     channel: Channel,
@@ -40,7 +38,7 @@ impl Deliveries {
         }
     }
 
-    /// The next delivery; `None` when the consumer is gone, however it went. Cancel-safe.
+    /// The next delivery; `None` when the consumer is gone for whatever reason. Cancel-safe.
     pub async fn next(&mut self) -> Option<Delivery> {
         match self.consumer.next().await {
             Some(Ok(delivery)) => Some(Delivery::new(delivery)),
@@ -52,8 +50,8 @@ impl Deliveries {
         }
     }
 
-    /// Takes the consumer off the queue; returns what was delivered but not begun. What was begun
-    /// can be settled as long as this lives: dropping it closes the channel.
+    /// Cancels the consumer; returns what was delivered but not taken. What was taken can be settled until
+    /// this is dropped, which closes the channel.
     pub async fn cancel(&mut self) -> Vec<Delivery> {
         let cancel = self
             .channel
@@ -78,7 +76,7 @@ impl Deliveries {
     }
 }
 
-/// Takes one message after the other out of a queue; what is not settled goes back when this goes.
+/// Takes messages out of a queue one by one. Those that are not settled are requeued when this is dropped.
 #[derive(Debug)]
 pub struct Browser {
     channel: Channel,
@@ -93,7 +91,7 @@ impl Browser {
         }
     }
 
-    /// The next message; none when there is no other.
+    /// The next message; `None` when there are no more.
     ///
     /// # Errors
     /// When the queue is gone or the broker does not answer.
@@ -110,11 +108,11 @@ impl Browser {
 pub struct Delivery {
     /// The body.
     pub body: Vec<u8>,
-    /// What came with it.
+    /// Its properties.
     pub properties: Properties,
     /// Whether the broker has delivered it before.
     pub redelivered: bool,
-    /// How often, as the broker counts.
+    /// How often, by the broker's count.
     pub delivery_count: u64,
     /// Settles it, once.
     pub acker: Acker,
@@ -154,12 +152,12 @@ impl Delivery {
     }
 }
 
-/// What is read of a message's headers.
+/// The headers of a message, as far as they are read.
 #[derive(Debug, Default)]
 struct Headers {
-    /// Text that copies keep.
+    /// Text headers that copies of the message keep.
     kept: Vec<(String, String)>,
-    /// Texts that they do not.
+    /// How many were left out because of their size.
     left_out: usize,
     attempt: Option<u64>,
     returned: Option<u64>,
@@ -168,16 +166,15 @@ struct Headers {
 impl Headers {
     fn of(table: &FieldTable) -> Self {
         let (mut headers, mut size) = (Self::default(), 0);
-        // What a worker says of a parked job comes first, or a sender's headers could crowd it out.
-        let ours = |name: &str| PARKED.iter().any(|prefix| name.starts_with(prefix));
+        // Why a job was dead-lettered comes first, or a sender's headers could crowd it out.
         let (said, others): (Vec<_>, Vec<_>) =
-            (table.inner().iter()).partition(|(name, _)| ours(name.as_str()));
+            (table.inner().iter()).partition(|(name, _)| is_dead_letter_header(name.as_str()));
         for (name, value) in said.into_iter().chain(others) {
             match (name.as_str(), number(value), value) {
                 (ATTEMPT, Some(n), _) => headers.attempt = Some(n),
                 ("x-delivery-count", Some(n), _) => headers.returned = Some(n),
                 ("x-death", _, AMQPValue::FieldArray(deaths)) => {
-                    // As text it outlives a copy of the message.
+                    // As a text header it is kept by copies of the message.
                     let reason = last_reason(deaths);
                     headers.kept.retain(|(name, _)| name != LAST_DEATH);
                     headers
@@ -200,7 +197,7 @@ impl Headers {
     }
 }
 
-/// Of the broker's own account of a message's deaths, which begins with the last.
+/// Reads the broker's own account of a message's deaths, which begins with the last.
 fn last_reason(deaths: &FieldArray) -> Option<String> {
     let Some(AMQPValue::FieldTable(last)) = deaths.as_slice().first() else {
         return None;
@@ -238,12 +235,12 @@ impl Acker {
         self.0.usable()
     }
 
-    /// Acknowledges. False = the broker will deliver again: the channel is gone.
+    /// Acknowledges. False = the channel is gone, and the broker will deliver again.
     pub async fn ack(self) -> bool {
         matches!(self.0.ack(BasicAckOptions::default()).await, Ok(true))
     }
 
-    /// Gives the message back for somebody else. False = the broker does so by itself.
+    /// Requeues the message. False = the channel is gone, and the broker does so by itself.
     pub async fn hand_back(self) -> bool {
         let options = BasicNackOptions {
             requeue: true,
@@ -258,10 +255,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_senders_headers_crowd_out_nothing_that_a_worker_says_of_a_parked_job() {
+    fn a_senders_headers_never_crowd_out_why_a_job_was_dead_lettered() {
         let mut table = FieldTable::default();
         let text = |length: usize| AMQPValue::LongString("x".repeat(length).into());
-        // Before and behind ours, in the alphabet and in the table.
+        // They sort before and after ours, and come before and after them in the table.
         for name in ["a-first", "x-error-zzz", "zzz"] {
             table.insert(name.into(), text(MOST_HEADERS - 100));
         }
@@ -289,19 +286,22 @@ mod tests {
         table.insert("x-death".into(), AMQPValue::FieldArray(deaths.into()));
         let first = AMQPValue::LongString("expired".into());
         table.insert("x-first-death-reason".into(), first);
-        // As an older copy says it: the broker's own account counts.
+        // An older copy says something else; the broker's own account counts.
         let stale = AMQPValue::LongString("expired".into());
         table.insert(LAST_DEATH.into(), stale);
         let properties = Properties {
             headers: Headers::of(&table).kept,
             ..Properties::default()
         };
-        assert_eq!(properties.parked_for().as_deref(), Some("delivery_limit"));
-        // In a copy of ours the account itself is gone.
+        assert_eq!(
+            properties.dead_letter_reason().as_deref(),
+            Some("delivery_limit")
+        );
+        // Copies that we publish do not have the account itself.
         let copy = Properties {
             headers: properties.headers.clone(),
             ..Properties::default()
         };
-        assert_eq!(copy.parked_for().as_deref(), Some("delivery_limit"));
+        assert_eq!(copy.dead_letter_reason().as_deref(), Some("delivery_limit"));
     }
 }

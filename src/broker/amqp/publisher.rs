@@ -1,4 +1,4 @@
-//! What is published, and what the broker says of it: one task to a channel, each message confirmed.
+//! Publishes messages and waits for their confirms, in one task per channel.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -19,9 +19,9 @@ use crate::broker::{ATTEMPT, BrokerError, Outgoing, Properties, PublishError};
 use crate::telemetry::metrics::Confirm;
 use crate::util::clock;
 
-/// A confirm that takes longer counts as lost: a paused broker would hang it for ever.
+/// A confirm that takes longer counts as lost. A broker that is paused would never send it.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
-/// Results in flight between publish and confirm.
+/// How many results may be in flight between publish and confirm.
 const PIPELINE: usize = 64;
 
 type Order = (Outgoing, oneshot::Sender<Result<(), PublishError>>);
@@ -34,7 +34,7 @@ pub struct Publisher {
     lost: CancellationToken,
 }
 
-/// What becomes of messages that come back.
+/// What is done with messages that the broker returns.
 #[derive(Debug, Default)]
 struct Returns {
     detour: OnceLock<Detour>,
@@ -50,7 +50,7 @@ impl Publisher {
         Self::open(connection, PIPELINE, signs).await
     }
 
-    /// One message in flight, so that "returned" means this one.
+    /// One message in flight, so that a return can be matched to its message.
     pub(super) async fn one_by_one(
         connection: &Connection,
         signs: &Signs,
@@ -82,17 +82,17 @@ impl Publisher {
         Ok(sender)
     }
 
-    /// From now on a message that comes back is published again, this way. One is in flight at a time
-    /// then, for it must be known which one it was.
+    /// From now on a message that is returned is published again, this way. One message is in flight at a
+    /// time then, so that it is known which one was returned.
     pub(super) fn detour(&self, detour: Detour) {
-        // The first stays: what else is found later is for the next link.
+        // The first one is kept. Whatever else is found applies to the next link.
         self.returns.detour.get_or_init(|| detour);
     }
 
     /// Sends a message; returns when the broker has confirmed it.
     ///
     /// # Errors
-    /// When it was refused, or when nobody knows.
+    /// When it was refused, or its fate is unknown.
     pub async fn publish(&self, message: Outgoing) -> Result<(), PublishError> {
         for name in [&message.exchange, &message.routing_key] {
             if short(name).is_none() {
@@ -102,7 +102,7 @@ impl Publisher {
         }
         let began = Instant::now();
         let outcome = match self.returns.detour.get() {
-            Some(detour) => self.send_somehow(message, detour).await,
+            Some(detour) => self.send_or_detour(message, detour).await,
             None => self.send(message).await,
         };
         let confirm = match &outcome {
@@ -114,8 +114,9 @@ impl Publisher {
         outcome
     }
 
-    /// The link is given up only when the detour leads nowhere, too: the next one declares it again.
-    async fn send_somehow(&self, message: Outgoing, to: &Detour) -> Result<(), PublishError> {
+    /// Publishes by the detour what is returned. Only when that is returned too is the link given up: the
+    /// next one declares the topology again.
+    async fn send_or_detour(&self, message: Outgoing, to: &Detour) -> Result<(), PublishError> {
         let mut again = message.clone();
         let outcome = self.send(message).await;
         let Err(PublishError::Unroutable(why)) = &outcome else {
@@ -162,11 +163,11 @@ async fn publish_all(
     signs: Signs,
 ) {
     let lost = signs.lost.clone();
-    // However this task ends, nobody publishes on the link any more.
+    // When this task ends, however it ends, nothing can be published on the link any more.
     let _lost = lost.clone().drop_guard();
     let mut pending: FuturesUnordered<futures_util::future::BoxFuture<'static, bool>> =
         FuturesUnordered::new();
-    // One at a time, and beside the confirms: a broker that holds publishes back still confirms.
+    // One publish at a time, but beside the confirms: a broker that blocks publishes still confirms.
     let sending = Fuse::terminated();
     tokio::pin!(sending);
     loop {
@@ -191,7 +192,7 @@ async fn publish_all(
             },
             order = inbox.recv(), if may_send => match order {
                 Some((message, reply)) => {
-                    // A detour may be known only since this was waited for.
+                    // The detour may have become known during the wait.
                     let alone = pending.is_empty() && returns.detour.get().is_some();
                     let sent = send(&channel, message, &signs);
                     sending.set(sent.map(move |sent| (sent, alone, reply)).fuse());
@@ -222,12 +223,13 @@ async fn send(
     );
     match in_time(publish, &signs.blocked, CONFIRM_TIMEOUT).await {
         Some(sent) => sent.map_err(|error| lost_by(&error, signs)),
-        None => Err(PublishError::Lost("a publish was not taken in time".into())),
+        None => Err(PublishError::Lost(
+            "the broker did not take a publish in time".into(),
+        )),
     }
 }
 
-/// Nobody knows what became of the message; unless the broker says that we may not publish it, which
-/// is noted.
+/// The fate of the message is unknown. Notes whether the broker does not permit it.
 fn lost_by(error: &lapin::Error, signs: &Signs) -> PublishError {
     if let BrokerError::Forbidden(_) = failed("publish", error) {
         signs.forbidden.store(true, Ordering::Relaxed);
@@ -235,8 +237,8 @@ fn lost_by(error: &lapin::Error, signs: &Signs) -> PublishError {
     PublishError::Lost(error.to_string())
 }
 
-/// While the broker holds publishes back (it is short of memory or disk), and says so, the time
-/// does not run: giving the link up would return every job, again and again, until they are parked.
+/// Time does not count while the broker says that it blocks publishes, because it is short of memory or
+/// disk. Giving up the link would return every job, again and again, until all are dead-lettered.
 async fn in_time<T>(
     work: impl Future<Output = T>,
     blocked: &AtomicBool,
@@ -249,8 +251,8 @@ async fn in_time<T>(
     }
 }
 
-/// Tells the sender what became of its message; false = the channel can no longer be trusted. What came
-/// back while it was `alone` in flight is this one, and its sender knows what to do.
+/// Tells the sender what became of its message; false = the channel can no longer be trusted. A return
+/// while it was `alone` in flight is this message, and its sender knows what to do.
 async fn settle(
     confirm: lapin::PublisherConfirm,
     alone: bool,
@@ -278,18 +280,18 @@ async fn settle(
             false,
         ),
     };
-    // A sender that has gone no longer needs to know.
+    // A sender that is gone no longer needs to know.
     drop(reply.send(outcome));
     healthy
 }
 
-/// Text of at most 255 bytes, AMQP's limit for names; lapin's own conversion panics beyond it.
+/// Text of at most 255 bytes, AMQP's limit for names. lapin's own conversion panics beyond it.
 fn short(text: &str) -> Option<ShortString> {
     ShortString::try_new(text).ok()
 }
 
-/// Text that does not fit is left out: a stranger's `message_id` may fill all of the 255 bytes, and
-/// the id of the answer made from it is longer.
+/// Text that does not fit is left out: a sender's `message_id` may fill all of the 255 bytes, and the id of
+/// the answer made from it is longer.
 fn properties(source: &Properties) -> BasicProperties {
     const PERSISTENT: u8 = 2;
     let mut headers = FieldTable::default();
@@ -334,13 +336,13 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn the_time_of_a_confirm_does_not_run_while_the_broker_holds_back() {
+    async fn time_for_a_confirm_does_not_count_while_the_broker_blocks_publishes() {
         let limit = Duration::from_secs(30);
         let blocked = AtomicBool::new(true);
         let late = async {
             tokio::time::sleep(limit * 10).await;
             blocked.store(false, Ordering::Relaxed);
-            // What is left is the whole limit, not what remains of the last thirty seconds.
+            // The whole limit is left, not what remains of the last thirty seconds.
             tokio::time::sleep(limit.mul_f64(0.9)).await;
         };
         assert_eq!(in_time(late, &blocked, limit).await, Some(()));
