@@ -13,12 +13,12 @@ use std::time::Duration;
 
 use redis::aio::ConnectionManager;
 use redis::{AsyncCommands, FromRedisValue, RedisResult, Script, ScriptInvocation};
-use serde::de::DeserializeOwned;
 
 pub use fleet::{FleetStore, LiveRecord, StreamEntry};
 
 use crate::config::RedisConfig;
-use crate::protocol::document::from_json;
+use crate::protocol::heartbeat::Record;
+use crate::protocol::state::State;
 use crate::telemetry::metrics::{self, StoreCall};
 use crate::util::clock::steady_ms;
 use connection::{CallError, Connection};
@@ -293,40 +293,6 @@ if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
 return 1
 ";
 
-/// The part of a heartbeat record that tells whether its incarnation lives.
-#[derive(serde::Deserialize)]
-struct Sign {
-    incarnation: String,
-    seq: u64,
-    state: String,
-}
-
-/// The part of a heartbeat record that tells whether a worker has nothing to do.
-#[derive(serde::Deserialize)]
-struct Load {
-    accepting: bool,
-    jobs: Held,
-}
-
-/// The part of a heartbeat record that tells whether the broker has a consumer of the worker.
-#[derive(serde::Deserialize)]
-struct Consumes {
-    broker: Consuming,
-}
-
-/// See [`Consumes`].
-#[derive(serde::Deserialize)]
-struct Consuming {
-    consuming: bool,
-}
-
-/// How many jobs it holds.
-#[derive(serde::Deserialize)]
-struct Held {
-    in_flight: u64,
-    buffered: u64,
-}
-
 /// Writes the record, the index and the events in one step (what is not of their type was written by
 /// no worker, and goes), and never over another incarnation's
 /// live record: then everything goes under a name of our own.
@@ -531,10 +497,12 @@ impl Store {
         records.map(|records| {
             let seqs = owners.iter().zip(records.chunks(2));
             let seqs = seqs.map(|((_, incarnation), records)| {
-                let signs = records.iter().flatten();
-                let mut signs = signs.filter_map(|text| from_json::<Sign>(text.as_bytes()).ok());
-                let sign = signs.find(|s| s.incarnation == *incarnation && s.state != "stopped");
-                sign.map(|sign| sign.seq)
+                let records = records.iter().flatten();
+                let mut records = records.filter_map(|text| Record::read(text));
+                let record = records.find(|record| {
+                    record.incarnation == *incarnation && record.state != State::Stopped.as_str()
+                });
+                record.map(|record| record.seq)
             });
             seqs.collect()
         })
@@ -555,7 +523,7 @@ impl Store {
         let mut all = redis::cmd("ZRANDMEMBER");
         all.arg(self.keys.workers()).arg(i32::MAX);
         let records = self.records(all).await;
-        records.map(|records: Vec<Consumes>| {
+        records.map(|records| {
             let consuming = records.iter().filter(|record| record.broker.consuming);
             u32::try_from(consuming.count()).unwrap_or(u32::MAX)
         })
@@ -567,15 +535,16 @@ impl Store {
         let mut some = redis::cmd("ZRANDMEMBER");
         some.arg(self.keys.workers()).arg(MOST_LOOKED_AT);
         let records = self.records(some).await;
-        records.map(|records: Vec<Load>| {
-            let idle =
-                |load: &&Load| load.accepting && load.jobs.in_flight + load.jobs.buffered == 0;
+        records.map(|records| {
+            let idle = |record: &&Record| {
+                record.accepting && record.jobs.in_flight == 0 && record.jobs.buffered == 0
+            };
             records.iter().filter(idle).count()
         })
     }
 
     /// The records of the workers that a command names, as far as they are readable.
-    async fn records<T: DeserializeOwned>(&self, named: redis::Cmd) -> Reply<Vec<T>> {
+    async fn records(&self, named: redis::Cmd) -> Reply<Vec<Record>> {
         let keys = self.keys.clone();
         let read = self.bounded(Errand::Look, STORE_TIMEOUT, |mut connection| async move {
             let ids: Vec<String> = named.query_async(&mut connection).await?;
@@ -587,8 +556,7 @@ impl Store {
         });
         read.await.map(|records| {
             let records = records.iter().flatten();
-            let records = records.map(|text| from_json(text.as_bytes()));
-            records.flatten().collect()
+            records.filter_map(|text| Record::read(text)).collect()
         })
     }
 

@@ -13,7 +13,6 @@ use crate::broker::topology::Topology;
 use crate::broker::{Outgoing, Properties, PublishError};
 use crate::config::{Config, format_duration, units};
 use crate::protocol::control::{Command, ControlAnswer, ControlMessage, Outcome as Done};
-use crate::protocol::document::from_json;
 use crate::protocol::encoding::Encoding;
 use crate::protocol::heartbeat::Record;
 use crate::protocol::message::V1;
@@ -99,10 +98,9 @@ async fn live_workers(config: &Config) -> Option<BTreeSet<String>> {
         tracing::warn!(%error, "Redis does not say which workers there are; waiting for answers until --timeout");
     };
     let (_, records) = read.inspect_err(unknown).ok()?;
-    let records = records
-        .iter()
-        .filter_map(|record| from_json::<Record>(record.text.as_bytes()).ok());
-    let listening = records.filter(|record| record.state != State::Stopped.as_str());
+    let records = records.iter().filter_map(|live| Record::read(&live.text));
+    let listening = records
+        .filter(|record| !record.worker_id.is_empty() && record.state != State::Stopped.as_str());
     Some(listening.map(|record| record.worker_id).collect())
 }
 

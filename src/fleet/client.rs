@@ -14,9 +14,8 @@ use crate::broker::amqp::{Acker, Deliveries, Delivery, Link};
 use crate::broker::topology::Topology;
 use crate::broker::{BrokerError, Outgoing, Properties, PublishError};
 use crate::config::Config;
-use crate::fleet::observer::Worker;
-use crate::protocol::document::from_json;
 use crate::protocol::encoding::Encoding;
+use crate::protocol::heartbeat::Record;
 use crate::protocol::message::JobMessage;
 use crate::protocol::result::ResultMessage;
 use crate::store::FleetStore;
@@ -303,11 +302,9 @@ impl Client {
         let read = self.store.live_records(Some(model), ttl).await;
         self.ready = match read {
             Ok((_, records)) => {
-                let parsed = records
-                    .iter()
-                    .map(|record| from_json::<Worker>(record.text.as_bytes()));
-                let ready = parsed.flatten().filter(|worker| worker.ready);
-                ready.map(|worker| worker.model.version).collect()
+                let read = records.iter().filter_map(|live| Record::read(&live.text));
+                let ready = read.filter(|record| record.ready);
+                ready.map(|record| record.model.version).collect()
             }
             Err(error) => {
                 tracing::warn!(%error, "the fleet is unknown; jobs wait");

@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, VecDeque};
 
 use serde::Serialize;
 
-use crate::fleet::observer::{Queues, View, Worker};
+use crate::fleet::observer::{Queues, View};
 use crate::protocol::failure::Code;
+use crate::protocol::heartbeat::Record;
 use crate::protocol::result::ResultMessage;
 use crate::store::StreamEntry;
 
@@ -129,12 +130,12 @@ impl History {
         for row in std::mem::take(&mut self.page.workers) {
             rows.insert(row.id, row.rates);
         }
-        for (worker, record) in &view.workers {
-            let state_ms = worker.state_ms(record.age_ms);
-            let mut row = Row::of(worker);
+        for worker in &view.workers {
+            let state_ms = worker.state_ms();
+            let mut row = Row::of(&worker.record);
             row.since_ms = state_ms.map(|state_ms| view.at_ms.saturating_sub(state_ms));
             row.rates = rows.remove(&row.id).unwrap_or_default();
-            row.rates.push_back(self.rate(worker, view.at_ms));
+            row.rates.push_back(self.rate(&worker.record, view.at_ms));
             keep(&mut row.rates, LOOKS);
             self.page.workers.push(row);
         }
@@ -153,10 +154,9 @@ impl History {
         clippy::cast_precision_loss,
         reason = "jobs and milliseconds between two looks"
     )]
-    fn rate(&mut self, worker: &Worker, at_ms: u64) -> f64 {
-        let incarnation = worker.incarnation.clone().unwrap_or_default();
-        let now = (at_ms, worker.answered());
-        match self.answered.insert(incarnation, now) {
+    fn rate(&mut self, record: &Record, at_ms: u64) -> f64 {
+        let now = (at_ms, record.jobs.answered());
+        match self.answered.insert(record.incarnation.clone(), now) {
             Some((then, before)) if at_ms > then => {
                 now.1.saturating_sub(before) as f64 * 1e3 / (at_ms - then) as f64
             }
@@ -233,24 +233,24 @@ fn keep<T>(queue: &mut VecDeque<T>, most: usize) {
 }
 
 impl Row {
-    fn of(worker: &Worker) -> Self {
-        let jobs = &worker.jobs;
-        let error = worker.last_error.as_ref();
+    fn of(record: &Record) -> Self {
+        let (jobs, error) = (&record.jobs, record.last_error.as_ref());
+        let known = |text: &String| (!text.is_empty()).then(|| text.clone());
         Self {
-            id: worker.worker_id.clone().unwrap_or_default(),
-            model: worker.model.name.clone(),
-            state: worker.state.clone(),
-            detail: worker.state_detail.clone(),
-            ready: worker.ready,
+            id: record.worker_id.clone(),
+            model: known(&record.model.name),
+            state: known(&record.state),
+            detail: known(&record.state_detail),
+            ready: record.ready,
             since_ms: None,
-            version: worker.model.version,
-            scored: jobs.scored.unwrap_or_default(),
-            rejected: jobs.rejected.unwrap_or_default(),
-            failed: jobs.failed.unwrap_or_default(),
+            version: record.model.version,
+            scored: jobs.scored,
+            rejected: jobs.rejected,
+            failed: jobs.failed,
             p50_ms: jobs.p50_ms,
             p95_ms: jobs.p95_ms,
             rates: VecDeque::new(),
-            error: error.and_then(|error| error.message.clone()),
+            error: error.map(|error| error.message.clone()),
         }
     }
 }
@@ -278,6 +278,7 @@ impl Change {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fleet::observer::Worker;
     use crate::store::LiveRecord;
     use serde_json::json;
 
@@ -291,10 +292,10 @@ mod tests {
         View {
             model: Some("m".into()),
             at_ms,
-            workers: vec![(
-                serde_json::from_value(record).unwrap(),
-                LiveRecord::default(),
-            )],
+            workers: vec![Worker {
+                record: Record::read(&record.to_string()).unwrap(),
+                live: LiveRecord::default(),
+            }],
             queues: Some(Err("RabbitMQ: away".into())),
         }
     }
