@@ -94,7 +94,10 @@ pub struct ModelConfig {
 }
 
 /// The execution provider that is asked for; nothing else is ever used in its place.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Deserialize, strum::IntoStaticStr, strum::VariantNames,
+)]
+#[strum(serialize_all = "lowercase")]
 #[serde(rename_all = "lowercase")]
 pub enum Provider {
     /// NVIDIA CUDA.
@@ -108,11 +111,7 @@ pub enum Provider {
 impl Provider {
     /// The word of the configuration.
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Cuda => "cuda",
-            Self::Tensorrt => "tensorrt",
-            Self::Cpu => "cpu",
-        }
+        self.into()
     }
 
     /// ONNX Runtime's name, as results and heartbeats carry it.
@@ -237,8 +236,9 @@ pub struct CandidatesConfig {
 }
 
 /// How log lines look.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, strum::VariantNames)]
 #[serde(rename_all = "lowercase")]
+#[strum(serialize_all = "lowercase")]
 pub enum LogFormat {
     /// Pretty on a terminal, else JSON.
     Auto,

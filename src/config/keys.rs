@@ -3,9 +3,11 @@
 
 use std::time::Duration;
 
+use strum::VariantNames;
 use toml::Value;
 
 use super::units::{format_duration, parse_duration, parse_size};
+use super::{LogFormat, Provider};
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
@@ -44,7 +46,7 @@ pub(super) const KEYS: &[(&str, Type)] = &[
     ("model.allow_shards_subset", Type::Boolean),
     (
         "engine.execution_provider",
-        Type::Choice(&["cuda", "tensorrt", "cpu"]),
+        Type::Choice(Provider::VARIANTS),
     ),
     ("engine.device_id", Type::Integer(0, 0x7fff_ffff)),
     ("engine.threads", Type::Integer(0, 4096)),
@@ -92,10 +94,7 @@ pub(super) const KEYS: &[(&str, Type)] = &[
     ("candidates.min_rate", Type::Size),
     ("candidates.cache_bytes", Type::Size),
     ("telemetry.log", Type::Text),
-    (
-        "telemetry.log_format",
-        Type::Choice(&["auto", "pretty", "json"]),
-    ),
+    ("telemetry.log_format", Type::Choice(LogFormat::VARIANTS)),
     ("telemetry.metrics_addr", Type::Text),
     ("telemetry.otlp_endpoint", Type::Text),
 ];

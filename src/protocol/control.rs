@@ -10,8 +10,19 @@ use crate::protocol::message::V1;
 
 /// What is asked.
 #[derive(
-    Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema, clap::ValueEnum,
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Serialize,
+    Deserialize,
+    JsonSchema,
+    clap::ValueEnum,
+    strum::IntoStaticStr,
+    strum::VariantArray,
 )]
+#[strum(serialize_all = "snake_case")]
 #[serde(rename_all = "snake_case")]
 pub enum Command {
     /// Take no jobs until `resume`.
@@ -31,14 +42,7 @@ pub enum Command {
 impl Command {
     /// The word on the wire.
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Pause => "pause",
-            Self::Resume => "resume",
-            Self::Drain => "drain",
-            Self::Update => "update",
-            Self::Reload => "reload",
-            Self::Rewarm => "rewarm",
-        }
+        self.into()
     }
 }
 
@@ -57,7 +61,10 @@ pub struct ControlMessage {
 }
 
 /// What became of a command.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema, strum::IntoStaticStr,
+)]
+#[strum(serialize_all = "snake_case")]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
     /// It was done.
@@ -71,11 +78,7 @@ pub enum Outcome {
 impl Outcome {
     /// The word on the wire.
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Done => "done",
-            Self::Refused => "refused",
-            Self::Failed => "failed",
-        }
+        self.into()
     }
 }
 

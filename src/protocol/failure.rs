@@ -6,7 +6,19 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 /// What became of a job, as the `status` of its result says it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Serialize,
+    Deserialize,
+    JsonSchema,
+    strum::IntoStaticStr,
+    strum::VariantArray,
+)]
+#[strum(serialize_all = "snake_case")]
 #[serde(rename_all = "snake_case")]
 pub enum Status {
     /// The job was evaluated.
@@ -20,11 +32,7 @@ pub enum Status {
 impl Status {
     /// The word used on the wire and in routing keys.
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Scored => "scored",
-            Self::Rejected => "rejected",
-            Self::Failed => "failed",
-        }
+        self.into()
     }
 }
 
@@ -40,7 +48,20 @@ pub enum Remedy {
 }
 
 /// A stable error code of the wire.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Hash,
+    Serialize,
+    Deserialize,
+    JsonSchema,
+    strum::IntoStaticStr,
+    strum::VariantArray,
+)]
+#[strum(serialize_all = "snake_case")]
 #[serde(rename_all = "snake_case")]
 #[expect(
     missing_docs,
@@ -74,30 +95,7 @@ pub enum Code {
 impl Code {
     /// The word used on the wire.
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::InvalidJob => "invalid_job",
-            Self::ModelMismatch => "model_mismatch",
-            Self::ModelVersionMismatch => "model_version_mismatch",
-            Self::ModelVersionUnavailable => "model_version_unavailable",
-            Self::UnknownShard => "unknown_shard",
-            Self::CandidateTooLarge => "candidate_too_large",
-            Self::CandidateDigestMismatch => "candidate_digest_mismatch",
-            Self::CandidateMalformed => "candidate_malformed",
-            Self::CandidateUnknownTensor => "candidate_unknown_tensor",
-            Self::CandidateShapeMismatch => "candidate_shape_mismatch",
-            Self::CandidateIndexOutOfRange => "candidate_index_out_of_range",
-            Self::CandidateDuplicateIndex => "candidate_duplicate_index",
-            Self::CandidateNonFinite => "candidate_non_finite",
-            Self::CandidateEmpty => "candidate_empty",
-            Self::CandidateUrlForbidden => "candidate_url_forbidden",
-            Self::CandidateUnavailable => "candidate_unavailable",
-            Self::NonFiniteLoss => "non_finite_loss",
-            Self::DeadlineExceeded => "deadline_exceeded",
-            Self::ScoreTimeout => "score_timeout",
-            Self::OutOfMemory => "out_of_memory",
-            Self::InferenceFailed => "inference_failed",
-            Self::Poisoned => "poisoned",
-        }
+        self.into()
     }
 
     /// The status a result with this code carries.
@@ -256,32 +254,37 @@ pub struct ErrorBody {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use strum::VariantArray;
 
     #[test]
-    fn the_wire_word_of_a_code_is_its_serde_name() {
-        for code in [
-            Code::InvalidJob,
-            Code::CandidateIndexOutOfRange,
-            Code::NonFiniteLoss,
-            Code::Poisoned,
-        ] {
-            assert_eq!(
-                serde_json::to_value(code).unwrap(),
-                serde_json::json!(code.as_str())
-            );
+    fn the_word_of_a_code_is_its_serde_name() {
+        assert_eq!(Code::VARIANTS.len(), 22);
+        for code in Code::VARIANTS {
+            assert_eq!(serde_json::to_value(code).unwrap(), code.as_str());
         }
     }
 
     #[test]
-    fn only_failures_are_retried_and_only_rejections_are_stored() {
-        for code in [
-            Code::CandidateUnavailable,
-            Code::ModelVersionUnavailable,
-            Code::InferenceFailed,
-        ] {
-            assert_eq!(code.remedy(), Remedy::Retry);
-            assert_eq!(code.status(), Status::Failed);
-            assert!(!code.proven_by_candidate());
+    fn only_failures_are_retried_and_never_stored() {
+        let retried = |code: &&Code| code.remedy() == Remedy::Retry;
+        for code in Code::VARIANTS.iter().filter(retried) {
+            assert_eq!(code.status(), Status::Failed, "{code:?}");
+            assert!(!code.proven_by_candidate(), "{code:?}");
         }
+        let stored = |code: &&Code| code.proven_by_candidate();
+        for code in Code::VARIANTS.iter().filter(stored) {
+            assert_eq!(code.status(), Status::Rejected, "{code:?}");
+        }
+        let retried: Vec<&str> = Code::VARIANTS
+            .iter()
+            .filter(retried)
+            .map(|c| c.as_str())
+            .collect();
+        let expected = [
+            "model_version_unavailable",
+            "candidate_unavailable",
+            "inference_failed",
+        ];
+        assert_eq!(retried, expected);
     }
 }

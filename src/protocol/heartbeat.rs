@@ -229,7 +229,9 @@ impl Record {
     ///
     /// None: the text is no record.
     pub fn read(text: &str) -> Option<Self> {
-        let mut record = from_json::<Map<_, _>>(text.as_bytes()).ok()?;
+        let Value::Object(mut record) = from_json(text.as_bytes()).ok()? else {
+            return None;
+        };
         if let Value::Object(empty) = &*EMPTY {
             complete(&mut record, empty);
         }

@@ -40,13 +40,15 @@ struct Traces {
 }
 
 /// What a job goes through, in the order of a scored one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, strum::IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
 pub enum Stage {
     /// Getting the candidate's bytes.
     Fetch,
     /// Decoding and checking them.
     Decode,
     /// Waiting for the device.
+    #[strum(serialize = "device wait")]
     DeviceWait,
     /// Running the model as it is, where its losses were not known.
     Baseline,
@@ -60,15 +62,7 @@ pub enum Stage {
 
 impl Stage {
     fn as_str(self) -> &'static str {
-        match self {
-            Self::Fetch => "fetch",
-            Self::Decode => "decode",
-            Self::DeviceWait => "device wait",
-            Self::Baseline => "baseline",
-            Self::Patch => "patch",
-            Self::Forward => "forward",
-            Self::Restore => "restore",
-        }
+        self.into()
     }
 }
 
