@@ -17,5 +17,6 @@ pub mod result;
 pub mod schema;
 pub mod signature;
 pub mod state;
+mod tree;
 pub mod update_manifest;
 mod version;

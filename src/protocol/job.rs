@@ -254,7 +254,7 @@ pub fn decode(body: &[u8], said: impl Into<Label>) -> Result<Job, Undecodable> {
     let anonymous = |why: String| Undecodable::Anonymous(invalid(why));
     let document = label.decode(body).map_err(anonymous)?;
     let Value::Map(fields) = document else {
-        let found = crate::protocol::document::kind(&document);
+        let found = crate::protocol::tree::kind(&document);
         return Err(anonymous(format!("the body is not a map but {found}")));
     };
     let submission_id = text_field(&fields, "submission_id").filter(|id| is_submission_id(id));
@@ -287,7 +287,7 @@ fn parse(
     encoding: Encoding,
     text: Option<Box<RawValue>>,
 ) -> Result<Job, Failure> {
-    crate::protocol::document::check_unique(&fields).map_err(invalid)?;
+    crate::protocol::tree::check_unique(&fields).map_err(invalid)?;
     let kind = match fields.iter().position(|(k, _)| k.as_str() == Some("kind")) {
         Some(at) if !fields[at].1.is_nil() => fields.remove(at).1,
         Some(_) | None => {
