@@ -1,5 +1,4 @@
-//! The command line: what can be asked, and the exit codes. Standard output carries only the
-//! answer; logs and progress go to standard error.
+//! The command line. Standard output carries only the answer; logs and progress go to standard error.
 
 mod arguments;
 mod bench;
@@ -30,7 +29,7 @@ use exit::{Fault, Outcome, exit_of, leave, leave_overdue};
 use output::{answer, answer_json, complain, plain};
 use progress::busy;
 
-/// Parses, runs, and says how it went.
+/// Parses the command line, runs the command, and exits.
 pub fn main() -> ! {
     let exit = match Cli::try_parse() {
         Ok(cli) => run(cli).unwrap_or_else(|fault| {
@@ -66,7 +65,7 @@ fn run(cli: Cli) -> Outcome {
     logs::init(&config, matches!(cli.command, Command::Run))?;
     if !config.passed_over.is_empty() {
         let names = config.passed_over.join(", ");
-        tracing::warn!(%names, "passed over, for Kubernetes and docker set them for a service (enableServiceLinks: false ends it)");
+        tracing::warn!(%names, "ignored: Kubernetes or docker sets these for a service; enableServiceLinks: false stops that");
     }
     let threads = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -119,10 +118,10 @@ async fn worker(config: Config) -> Outcome {
     match stop {
         Stop::Drained | Stop::CutShort => Ok(exit_of(stop)),
         Stop::Stuck => Err(Fault::internal(
-            "the device did not come back from a terminated run, so the process ends; start the worker again",
+            "the device did not return from a run that was terminated, so the process exits; restart the worker",
         )),
         Stop::PartLost(part) => Err(Fault::internal(format!(
-            "a part of the worker has ended: {}; what it held was handed back; the log says why; start the worker again",
+            "a part of the worker has ended: {}; its jobs were returned to the queue; see the log for the reason; restart the worker",
             part.as_str()
         ))),
     }
@@ -140,7 +139,7 @@ fn print_schema(name: &str) -> Outcome {
         None => Err(Fault::new(
             Exit::Usage,
             format!(
-                "there is no schema {name:?}; there are {}",
+                "there is no schema {name:?}; the schemas are {}",
                 crate::cli::schemas::NAMES.join(", ")
             ),
         )),
@@ -155,7 +154,7 @@ fn model_name(config: &Config) -> Result<String, Fault> {
     let Some(dir) = &config.model.dir else {
         return Err(Fault::new(
             Exit::Usage,
-            "model.name: not set, and model.dir names no package to take it from",
+            "model.name: not set, and neither is model.dir, from whose package it could be taken",
         ));
     };
     let read = crate::model::package::Package::read_manifest(dir);

@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand};
 
 use super::{bench, ctl, dashboard, dead, offline, submit};
 
-/// What to type, after the help.
+/// Shown below the help.
 const EXAMPLES: &str = "Examples:
   scorer package --graph model.onnx --weights model.safetensors --shards shards --name mine --version 1 --out package
   scorer check --set model.dir=package --set engine.execution_provider=cpu
@@ -16,9 +16,9 @@ const EXAMPLES: &str = "Examples:
   scorer status --set model.name=mine --watch
   scorer dead list --set model.name=mine --code poisoned
 
-Each command has its own: scorer help submit";
+Examples of a command: scorer help COMMAND";
 
-/// Judges model updates from a RabbitMQ queue with ONNX Runtime.
+/// Scores model updates from a RabbitMQ queue with ONNX Runtime.
 #[derive(Debug, Parser)]
 #[command(name = "scorer", version, after_help = EXAMPLES)]
 pub(super) struct Cli {
@@ -31,125 +31,125 @@ pub(super) struct Cli {
 /// Where the configuration comes from.
 #[derive(Debug, Args)]
 pub(super) struct Settings {
-    /// A TOML file, over the built-in defaults.
+    /// TOML file; overrides the built-in defaults.
     #[arg(long, global = true, value_name = "FILE")]
     pub(super) config: Option<PathBuf>,
-    /// One key, over everything else: `--set engine.execution_provider=cpu`.
+    /// Sets one key, such as `engine.execution_provider=cpu`; overrides every other source; repeatable.
     #[arg(long, global = true, value_name = "KEY=VALUE")]
     pub(super) set: Vec<String>,
 }
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
-    /// The worker: warms up, then takes jobs until it is drained.
+    /// Runs the worker: warms up, then scores jobs until it is told to drain.
     #[command(after_help = "Examples:
   scorer run --config scorer.toml
   scorer run --set model.dir=package --set engine.execution_provider=cpu --set telemetry.metrics_addr=127.0.0.1:9464")]
     Run,
-    /// Checks what a worker needs: configuration, package, execution provider, one warm-up. Says, too,
-    /// whether RabbitMQ and Redis let us in, which changes no exit code.
+    /// Checks what a worker needs: the configuration, the package, the execution provider and one warm-up.
+    /// Also reports whether RabbitMQ and Redis can be reached, which does not affect the exit code.
     #[command(after_help = "Examples:
   scorer check --config scorer.toml
   scorer check --set model.dir=package --set engine.execution_provider=cpu --prove")]
     Check {
-        /// The report as JSON.
+        /// Print the report as JSON.
         #[arg(long)]
         json: bool,
-        /// Proves the engine on this machine instead: exactness, time-outs, memory. Takes longer.
+        /// Test the engine on this machine instead: exactness, time-outs, memory. Takes longer.
         #[arg(long)]
         prove: bool,
     },
-    /// Scores one candidate, without broker or Redis; prints the result as JSON.
+    /// Scores one candidate without RabbitMQ or Redis and prints the result as JSON.
     #[command(after_help = "Examples:
   scorer score --model package --candidate a.json --format binary_v2 --semantics gradient --learning-rate 0.1
   scorer score --model package --candidate a.safetensors --format safetensors --semantics param_diff --shards 1,2")]
     Score(offline::ScoreArgs),
-    /// Measures the model's own loss, without broker or Redis.
+    /// Measures the model's own loss without RabbitMQ or Redis and prints it as JSON.
     #[command(after_help = "Example:
   scorer validate --model package --nonce round-7")]
     Validate(offline::ValidateArgs),
-    /// Publishes jobs as an aggregator does.
+    /// Publishes jobs, as an aggregator does.
     #[command(after_help = "Examples:
   scorer submit --set model.dir=package --candidate a.json --candidate b.json --semantics gradient --learning-rate 0.1 --wait
   scorer submit --set model.name=mine --jobs jobs.ndjson --wait --timeout 5m --json")]
     Submit(submit::SubmitArgs),
-    /// The fleet, from Redis.
+    /// Shows the workers and the queue.
     #[command(after_help = "Examples:
   scorer status
   scorer status --set model.name=mine --json
   scorer status --set model.name=mine --watch")]
     Status {
-        /// As one JSON object.
+        /// Print one JSON object.
         #[arg(long)]
         json: bool,
-        /// Again every second.
+        /// Refresh every second.
         #[arg(long)]
         watch: bool,
     },
-    /// The fleet as a web page, read-only, until Ctrl-C; prints its address.
+    /// Serves a read-only web page of the fleet until Ctrl-C; prints its address.
     #[command(after_help = "Examples:
   scorer dashboard
   scorer dashboard --set model.name=mine --listen 0.0.0.0:8088")]
     Dashboard(dashboard::DashboardArgs),
-    /// The exchanges and queues.
+    /// Shows the exchanges, queues and bindings.
     #[command(after_help = "Example:
   scorer topology --set model.name=mine --declare")]
     Topology {
-        /// Declare them.
+        /// Declare them in RabbitMQ first.
         #[arg(long)]
         declare: bool,
-        /// As JSON.
+        /// Print JSON.
         #[arg(long)]
         json: bool,
     },
-    /// The parked jobs: lists, shows, tries again or drops them.
+    /// Lists, shows, requeues or drops dead-lettered jobs.
     #[command(after_help = "Examples:
   scorer dead list --set model.name=mine
   scorer dead show --set model.name=mine --id miner-7
   scorer dead requeue --set model.name=mine --code candidate_unavailable")]
     Dead(dead::DeadArgs),
-    /// Asks workers to pause, resume, drain, look for an update, read their package again or prove
-    /// their session again; prints what each answers.
+    /// Asks workers to pause, resume, drain, look for an update, reload their package or warm up again, and
+    /// prints their replies.
     #[command(after_help = "Examples:
   scorer ctl --set model.name=mine pause
   scorer ctl --set model.name=mine drain --worker node7-cuda0")]
     Ctl(ctl::CtlArgs),
-    /// Measures the engine beside a bare session, without broker or Redis.
+    /// Measures the engine against a bare ONNX Runtime session, without RabbitMQ or Redis.
     #[command(after_help = "Examples:
   scorer bench --model package
   scorer bench --synthetic 100m --seconds 60 --json")]
     Bench {
         #[command(flatten)]
         subject: bench::Subject,
-        /// How long to compare, about; the stream takes about half as long.
+        /// Approximate time of the comparison; the throughput test that follows takes half as long.
         #[arg(long, default_value_t = 20)]
         seconds: u64,
-        /// The report as JSON.
+        /// Print the report as JSON.
         #[arg(long)]
         json: bool,
     },
-    /// Makes a model package with digests.
+    /// Builds a model package.
     #[command(after_help = "Example:
   scorer package --graph model.onnx --weights model.safetensors --shards shards --name mine --version 1 --out package")]
     Package(offline::PackageArgs),
-    /// Prints the effective configuration, secrets hidden.
+    /// Prints the effective configuration with secrets hidden.
     Config,
-    /// Prints what makes a shell complete the commands: `source <(scorer completions bash)`.
+    /// Prints a shell completion script: `source <(scorer completions bash)`.
     Completions {
-        /// Of which shell.
+        /// The shell.
         shell: clap_complete::Shell,
     },
-    /// Prints a JSON Schema.
+    /// Prints the JSON Schema of a message.
     Schema {
-        /// Such as `score_job.v1`.
+        /// The name of the message, such as `score_job.v1`.
         name: String,
     },
-    /// Exit 0 or 1 for container probes: does the worker of this host answer, does it take jobs?
+    /// For container probes: exits 0 if the worker on this host is alive, or ready, else 1.
     Healthcheck {
-        /// The process answers (the default).
+        /// The process answers (default).
         #[arg(long, conflicts_with = "ready")]
         live: bool,
-        /// It takes jobs.
+        /// The worker takes jobs.
         #[arg(long)]
         ready: bool,
     },

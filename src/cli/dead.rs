@@ -1,4 +1,4 @@
-//! `scorer dead`: the parked jobs, to be seen, tried again or dropped.
+//! `scorer dead`: lists, shows, requeues and drops dead-lettered jobs.
 
 use std::collections::BTreeMap;
 
@@ -31,43 +31,43 @@ pub(super) struct DeadArgs {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// Lists them: who, why, by whom.
+    /// Lists the jobs with their error and worker.
     List {
         #[command(flatten)]
         filter: Filter,
-        /// As JSON.
+        /// Print JSON.
         #[arg(long)]
         json: bool,
     },
-    /// Prints them whole, as JSON, but for the candidates' bytes.
+    /// Prints the whole jobs as JSON, without the candidates' bytes.
     Show {
         #[command(flatten)]
         filter: Filter,
     },
-    /// Puts them back into the queue of jobs as if they were new; deaths of workers are forgotten.
+    /// Puts the jobs back into the job queue as new ones, and clears their record of crashed workers.
     Requeue {
         #[command(flatten)]
         filter: Filter,
     },
-    /// Deletes them.
+    /// Deletes the jobs.
     Drop {
         #[command(flatten)]
         filter: Filter,
     },
 }
 
-/// Which of them; without any, all.
+/// Which jobs; default all.
 #[derive(Debug, Clone, Args)]
 struct Filter {
-    /// Those with this error code, such as `poisoned`.
+    /// Only jobs with this error code, such as `poisoned`.
     #[arg(long)]
     code: Option<String>,
-    /// Those with this `submission_id`.
+    /// Only jobs with this `submission_id`.
     #[arg(long, value_name = "SUBMISSION_ID")]
     id: Option<String>,
 }
 
-/// What is known of a parked job.
+/// A dead-lettered job.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 struct Parked {
     submission_id: Option<String>,
@@ -131,7 +131,7 @@ fn away(error: BrokerError) -> Fault {
     Fault::new(Exit::Unavailable, error)
 }
 
-/// The queue of parked jobs, while it is looked through.
+/// The dead-letter queue, while it is browsed.
 struct Graves<'a> {
     store: FleetStore,
     link: &'a Link,

@@ -91,12 +91,12 @@ pub(super) fn listen() -> std::io::Result<mpsc::Receiver<Wish>> {
         let mut ear = Ear::default();
         while let Some((name, meaning)) = hearing.recv().await {
             let Some(wish) = ear.hear(meaning, Instant::now()) else {
-                tracing::debug!("{name}: draining already");
+                tracing::debug!("{name}: already draining");
                 continue;
             };
             match wish {
                 Wish::Drain => tracing::info!("{name}: draining"),
-                Wish::EndNow => tracing::warn!("{name} again: the drain ends now"),
+                Wish::EndNow => tracing::warn!("{name} again: ending the drain now"),
             }
             if wishing.send(wish).await.is_err() {
                 return;
@@ -144,7 +144,7 @@ pub(super) fn die(signal: i32) -> ! {
 /// Some senders never stop: one line is enough.
 fn ignore(name: &str, times: u64) {
     if times == 1 {
-        tracing::warn!("{name}: means nothing to a worker, and is ignored; SIGTERM drains it");
+        tracing::warn!("{name}: ignored; send SIGTERM to drain the worker");
     } else {
         tracing::debug!(times, "{name}: ignored");
     }

@@ -25,46 +25,46 @@ use job::{Submission, read_jobs};
 
 #[derive(Debug, Args)]
 pub(super) struct SubmitArgs {
-    /// A candidate's file or URL; repeatable.
+    /// File or URL of a candidate; repeatable.
     #[arg(long, value_name = "FILE|URL")]
     candidate: Vec<String>,
-    /// One job object per line, or `-` for standard input.
+    /// File with one JSON job per line, or `-` for standard input.
     #[arg(long, value_name = "FILE|-", conflicts_with = "candidate")]
     jobs: Option<PathBuf>,
-    /// The candidates' container.
+    /// Format of the candidates: `binary_v2`, `safetensors` or `pt_chunks`.
     #[arg(long, default_value = "binary_v2", value_parser = word::<Format>)]
     format: Format,
-    /// Of the whole files: `zstd`.
+    /// Compression of the whole file: `zstd`.
     #[arg(long, value_parser = word::<Compression>)]
     compression: Option<Compression>,
-    /// What their values mean.
+    /// Meaning of the values: `gradient` or `param_diff`.
     #[arg(long, value_parser = word::<Semantics>)]
     semantics: Option<Semantics>,
-    /// Required for gradients.
+    /// Learning rate; required for gradients.
     #[arg(long)]
     learning_rate: Option<f64>,
-    /// The version they were made from; default the package's in `model.dir`.
+    /// Version of the weights that the candidates were made from [default: the version in `model.dir`].
     #[arg(long)]
     model_version: Option<u64>,
-    /// Chooses the windows.
+    /// Seed for the choice of windows.
     #[arg(long, default_value = "")]
     nonce: String,
-    /// Shard ids, comma-separated; default all.
+    /// Comma-separated shard ids [default: all].
     #[arg(long, value_delimiter = ',')]
     shards: Option<Vec<u64>>,
-    /// An object that comes back with the result.
+    /// JSON object that is returned with the result.
     #[arg(long, value_name = "JSON")]
     context: Option<String>,
-    /// Send files' bytes in the job instead of a file:// URL.
+    /// Put the candidate's bytes into the job even if they are large or come from a URL.
     #[arg(long)]
     inline: bool,
     /// Wait for the results and print them.
     #[arg(long)]
     wait: bool,
-    /// Wait no longer than this, such as `5m`; default for as long as it takes.
+    /// Longest time to wait, such as `5m` [default: no limit].
     #[arg(long, requires = "wait", value_parser = parse_duration)]
     timeout: Option<Duration>,
-    /// Print results as JSON, one line each.
+    /// Print the results as JSON, one per line.
     #[arg(long)]
     json: bool,
 }

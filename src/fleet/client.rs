@@ -307,7 +307,7 @@ impl Client {
                 ready.map(|record| record.model.version).collect()
             }
             Err(error) => {
-                tracing::warn!(%error, "the fleet is unknown; jobs wait");
+                tracing::warn!(%error, "cannot read the fleet from Redis; jobs wait");
                 Vec::new()
             }
         };

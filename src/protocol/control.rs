@@ -25,7 +25,7 @@ use crate::protocol::message::V1;
 #[strum(serialize_all = "snake_case")]
 #[serde(rename_all = "snake_case")]
 pub enum Command {
-    /// Take no jobs until `resume`.
+    /// Take no jobs until `resume`
     Pause,
     /// Take jobs again.
     Resume,
@@ -138,10 +138,10 @@ impl Order {
             command,
             outcome = said,
             message,
-            "a control message is answered"
+            "answered a control message"
         );
         if self.answer.send((outcome, message)).is_err() {
-            tracing::debug!("nobody waits for the answer");
+            tracing::debug!("nobody waits for the reply");
         }
     }
 }

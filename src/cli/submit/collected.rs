@@ -48,7 +48,7 @@ impl Collected {
         let gone = || {
             Fault::new(
                 Exit::Unavailable,
-                "the link to the broker was lost while waiting for results",
+                "the connection to RabbitMQ was lost while waiting for results",
             )
         };
         let mut sent = None;

@@ -37,9 +37,12 @@ struct Described<'a> {
 }
 
 pub(super) async fn describe(config: &Config, args: &SubmitArgs) -> Result<Vec<Submission>, Fault> {
-    let semantics = args
-        .semantics
-        .ok_or_else(|| Fault::new(Exit::Usage, "--semantics: missing, gradient or param_diff"))?;
+    let semantics = args.semantics.ok_or_else(|| {
+        Fault::new(
+            Exit::Usage,
+            "--semantics: missing, must be gradient or param_diff",
+        )
+    })?;
     rule(semantics, args.learning_rate)?;
     let version = version(config, args)?;
     let context = args.context.as_deref().map(read_context).transpose()?;
@@ -80,7 +83,7 @@ fn version(config: &Config, args: &SubmitArgs) -> Result<u64, Fault> {
         }
         (None, None) => Err(Fault::new(
             Exit::Usage,
-            "--model-version: missing, and model.dir names no package",
+            "--model-version: missing, and model.dir is not set",
         )),
     }
 }
@@ -114,7 +117,7 @@ async fn candidate(
     let fetched = fetch(config, &url).await;
     let fetched = fetched.map_err(|e| {
         let whose = match e.code == Code::CandidateTooLarge {
-            true => " (of this command; the workers have limits of their own)",
+            true => " (the limit of this command; workers have their own)",
             false => "",
         };
         data(format!("--candidate {place}: {}{whose}", e.message))

@@ -48,7 +48,7 @@ fn read_job(line: &str) -> Result<Submission, String> {
             id: id.to_owned(),
             body: line.to_owned(),
         }),
-        None => Err("submission_id: missing, its result could not be told from others".into()),
+        None => Err("submission_id: missing, so its result could not be recognised".into()),
     }
 }
 
