@@ -25,7 +25,7 @@ use crate::protocol::message::V1;
 #[strum(serialize_all = "snake_case")]
 #[serde(rename_all = "snake_case")]
 pub enum Command {
-    /// Take no jobs until `resume`
+    /// Take no jobs until `resume`.
     Pause,
     /// Take jobs again.
     Resume,

@@ -247,7 +247,7 @@ pub struct ErrorBody {
     pub message: String,
     /// Whether submitting the same job again later can help.
     pub retryable: bool,
-    /// StatusFields for programs.
+    /// Facts for programs.
     pub detail: Map<String, Value>,
 }
 

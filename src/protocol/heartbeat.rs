@@ -52,7 +52,7 @@ pub struct Record {
     pub last_error: Option<LastError>,
 }
 
-/// What is running.
+/// What was built.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[expect(missing_docs, reason = "see Record")]
 pub struct Build {
@@ -89,7 +89,7 @@ pub struct ModelFacts {
     pub baseline_cache_entries: u64,
 }
 
-/// The device and library that run the model.
+/// What runs it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[expect(missing_docs, reason = "see Record")]
 pub struct EngineFacts {
@@ -137,7 +137,7 @@ impl JobFacts {
     }
 }
 
-/// Progress of the computing thread, which advances it itself.
+/// Advanced by the computing thread itself.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[expect(missing_docs, reason = "see Record")]
 pub struct ProgressFacts {
@@ -146,7 +146,7 @@ pub struct ProgressFacts {
     pub busy_ms: u64,
 }
 
-/// The connection to RabbitMQ.
+/// The link to RabbitMQ.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[expect(missing_docs, reason = "see Record")]
 pub struct BrokerFacts {
@@ -156,7 +156,7 @@ pub struct BrokerFacts {
     pub generation: u64,
 }
 
-/// The Redis calls of jobs.
+/// What jobs ask of Redis.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[expect(missing_docs, reason = "see Record")]
 pub struct StoreFacts {
@@ -193,7 +193,7 @@ pub struct UpdateFacts {
     pub failure: Option<String>,
 }
 
-/// A version that failed its warm-up and is not tried again.
+/// A version that did not prove itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[expect(missing_docs, reason = "see Record")]
 pub struct RefusedVersion {
@@ -202,7 +202,7 @@ pub struct RefusedVersion {
     pub at_ms: u64,
 }
 
-/// The last error.
+/// The last thing that went wrong.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[expect(missing_docs, reason = "see Record")]
 pub struct LastError {

@@ -94,7 +94,7 @@ pub struct ScoreBody {
     pub timings_ms: Timings,
 }
 
-/// StatusFields about a candidate.
+/// Facts about a candidate.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct CandidateFacts {
     /// Of the bytes as fetched, hex.
