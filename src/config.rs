@@ -29,7 +29,7 @@ pub use urls::redact;
 use layers::Merged;
 use problem::Problem;
 
-/// Everything a worker or a command can be told.
+/// The configuration of a worker or a command.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Config {
     /// The process.
@@ -46,11 +46,11 @@ pub struct Config {
     pub heartbeat: HeartbeatConfig,
     /// Stored results.
     pub results: ResultsConfig,
-    /// What strangers may send.
+    /// Limits of candidates.
     pub candidates: CandidatesConfig,
     /// Logs.
     pub telemetry: TelemetryConfig,
-    /// Names of the environment that an orchestrator made of its services' names.
+    /// Environment variables that an orchestrator set for its services, and that were ignored.
     #[serde(skip)]
     pub passed_over: Vec<String>,
     #[serde(skip)]
@@ -60,8 +60,8 @@ pub struct Config {
 /// Everything that is wrong with a configuration, a line per key.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub struct ConfigError {
-    /// `key: what is wrong (where it was said)`, in the order of the layers; last what keys that
-    /// are sound by themselves cannot be together.
+    /// `key: what is wrong (where it was given)`, in the order of the layers; contradictions between keys
+    /// come last.
     pub problems: Vec<String>,
 }
 
@@ -103,7 +103,7 @@ impl Config {
         Err(ConfigError { problems })
     }
 
-    /// Checked values always fit; should a key's bounds and its field part, the key is named.
+    /// Checked values always fit; if a key's bounds and its field's type disagree, the key is named.
     fn typed(table: Table) -> Result<Self, Problem> {
         let deserialized = serde_path_to_error::deserialize(Value::Table(table.clone()));
         let config: Self = deserialized.map_err(|e| Problem {
@@ -116,7 +116,7 @@ impl Config {
         })
     }
 
-    /// The worker's name: `worker.id`, else the host's name with provider and device.
+    /// The worker's name: `worker.id`, else host name, provider and device.
     pub fn worker_id(&self) -> String {
         self.worker.id.clone().unwrap_or_else(|| {
             let host = host_name();
@@ -141,8 +141,8 @@ impl Config {
         Some(self.state_dir()?.join("candidates"))
     }
 
-    /// The effective configuration as TOML, secrets replaced: passwords, and what comes behind the
-    /// manifest's path, which may be a token.
+    /// The effective configuration as TOML, with passwords hidden, and the query of the manifest's URL,
+    /// which may hold a token.
     pub fn redacted(&self) -> String {
         let mut table = self.effective.clone();
         if let Some(Value::String(url)) =
@@ -161,7 +161,7 @@ impl Config {
     }
 }
 
-/// What runs the model, in words.
+/// The device that runs the model.
 pub fn device_name(config: &Config) -> String {
     match config.engine.execution_provider {
         Provider::Cpu => "cpu".into(),
@@ -169,7 +169,7 @@ pub fn device_name(config: &Config) -> String {
     }
 }
 
-/// The host's name, with what no key may carry replaced.
+/// The host's name, with characters that a key may not contain replaced.
 pub fn host_name() -> String {
     let name = sysinfo::System::host_name().unwrap_or_else(|| "localhost".into());
     name.chars()

@@ -1,6 +1,5 @@
 //! The layers of the configuration and how they are merged. Every value is checked in its own layer, so
-//! that all problems are found and each names its place. Which keys there are is in `keys`; the typed
-//! form, and what keys mean together, are the parent's.
+//! that all problems are found and each names its source.
 
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
@@ -14,7 +13,7 @@ use super::service_links::is_service_link;
 const DEFAULTS: &str = include_str!("../config.default.toml");
 pub(super) const ENVIRONMENT_PREFIX: &str = "SCORER_";
 
-/// What the layers above the defaults say.
+/// The layers above the defaults.
 #[derive(Debug, Default)]
 pub struct Layers<'a> {
     /// `--config`.
@@ -25,8 +24,8 @@ pub struct Layers<'a> {
     pub set: &'a [String],
 }
 
-/// What all layers come to. A value that is a problem is left out and the one below stays, so that
-/// the table always has the form of the typed configuration and can be looked at further.
+/// The merged layers. A value with a problem is left out in favour of the one below, so that the table
+/// always fits the typed configuration and can be checked further.
 #[derive(Debug, Default)]
 pub(super) struct Merged {
     pub(super) table: Table,
@@ -78,7 +77,7 @@ impl Merged {
             };
             match (type_of(&key), value) {
                 (Some(kind), value) => self.put(&key, kind, value, place),
-                // What an unknown section holds is named key by key, each with what is like it.
+                // Keys of an unknown section are named one by one, each with similar keys.
                 (None, Value::Table(inner)) if is_section(&key) || !inner.is_empty() => {
                     self.overlay(&key, inner, place);
                 }
@@ -93,7 +92,7 @@ impl Merged {
 
     fn environment(&mut self, environment: &[(OsString, OsString)]) {
         for (name, text) in environment {
-            // Names of other programs are none of our business, UTF-8 or not.
+            // Other programs' variables are ignored, UTF-8 or not.
             if !is_ours(name) {
                 continue;
             }

@@ -4,12 +4,12 @@ use std::path::Path;
 
 use super::layers::ENVIRONMENT_PREFIX;
 
-/// A value that cannot be taken.
+/// A value that is refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Problem {
-    /// Whose value; for a layer that cannot be read at all, its name.
+    /// The key; for a layer that cannot be read at all, its name.
     pub(super) key: String,
-    /// What is wrong, and where it was said.
+    /// What is wrong, and where the value was given.
     pub(super) text: String,
 }
 
@@ -19,7 +19,7 @@ impl std::fmt::Display for Problem {
     }
 }
 
-/// Where a value was said.
+/// Where a value was given.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Place<'a> {
     Defaults,
@@ -29,7 +29,7 @@ pub(super) enum Place<'a> {
 }
 
 impl Place<'_> {
-    /// How a key is written there.
+    /// How the key is written there.
     pub(super) fn spelling(self, key: &str) -> String {
         match self {
             Self::Environment(_) => {

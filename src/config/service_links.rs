@@ -2,8 +2,7 @@
 
 use std::ffi::OsStr;
 
-/// What an orchestrator sets in every container for a service, here one whose name begins with
-/// `scorer`: `NAME_SERVICE_HOST`, `NAME_SERVICE_PORT`, `NAME_SERVICE_PORT_HTTP`,
+/// Whether an orchestrator set this variable for a service whose name begins with `scorer`: `NAME_SERVICE_HOST`, `NAME_SERVICE_PORT`, `NAME_SERVICE_PORT_HTTP`,
 /// `NAME_PORT=tcp://10.0.0.1:80`, `NAME_PORT_80_TCP` and `NAME_PORT_80_TCP_ADDR`.
 pub(super) fn is_service_link(name: &str, value: &OsStr) -> bool {
     if name.ends_with("_SERVICE_HOST") || name.ends_with("_SERVICE_PORT") {
@@ -17,7 +16,7 @@ pub(super) fn is_service_link(name: &str, value: &OsStr) -> bool {
     name.ends_with("_PORT") && value.is_some_and(|(protocol, _)| is_transport(protocol))
 }
 
-/// `NAME_PORT_80_TCP`, or what is said of it.
+/// `NAME_PORT_80_TCP`, or one of its parts.
 fn is_linked_port(name: &str) -> bool {
     let mut said = ["_PROTO", "_PORT", "_ADDR"].iter();
     let port = said.find_map(|said| name.strip_suffix(said));

@@ -1,5 +1,5 @@
-//! The fleet as Redis and the broker show it: for `scorer status`, its view in the terminal, and the
-//! dashboard. What cannot be seen is unknown, never good.
+//! The fleet, read from Redis and RabbitMQ: for `scorer status`, its terminal view and the dashboard.
+//! What cannot be read is unknown, never good.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,21 +15,21 @@ use crate::config::Config;
 use crate::protocol::heartbeat::Record;
 use crate::store::{FleetStore, LiveRecord, StoreError, StreamEntry};
 
-/// A broker that does not answer may delay the view by this much, and never prevents it.
+/// A broker that does not answer delays the view by this much, but does not prevent it.
 const BROKER_LIMIT: Duration = Duration::from_secs(2);
-/// After that it is asked again; by then what was begun has ended by itself.
+/// When a broker that failed is asked again; by then the earlier attempt has ended by itself.
 const ASK_AGAIN: Duration = Duration::from_secs(15);
 
-/// What waits at the broker for one model.
+/// Queue depths of one model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct Queues {
     /// Jobs.
     pub jobs: u32,
-    /// Jobs in all rungs of the retry ladder.
+    /// Jobs in all retry queues.
     pub retry: u32,
-    /// Parked jobs.
+    /// Dead-lettered jobs.
     pub dead: u32,
-    /// Consumers of the queue of jobs.
+    /// Consumers of the job queue.
     pub consumers: u32,
 }
 
@@ -52,9 +52,9 @@ pub struct View {
     pub at_ms: u64,
     /// Live workers by model and name.
     pub workers: Vec<Worker>,
-    /// The model that is looked at; or whose workers were seen last.
+    /// The model that is observed, or whose workers were seen last.
     pub model: Option<String>,
-    /// What waits, where it is known for which model; or why that is unknown.
+    /// Queue depths, or why they are unknown; none if there are several models.
     pub queues: Option<Result<Queues, String>>,
 }
 
@@ -69,12 +69,12 @@ pub struct Report {
     workers: Vec<RawRecord>,
 }
 
-/// Looks at the fleet again and again, on one link to the broker and one connection to Redis.
+/// Observes the fleet repeatedly, on one connection each to the broker and Redis.
 #[derive(Debug)]
 pub struct Observer<'a> {
     config: &'a Config,
     store: Arc<FleetStore>,
-    /// The only model that is of interest; none = every model in Redis.
+    /// The model to observe; none = every model in Redis.
     model: Option<String>,
     /// The one whose workers were seen last.
     seen: Option<String>,
@@ -84,7 +84,7 @@ pub struct Observer<'a> {
 }
 
 impl<'a> Observer<'a> {
-    /// Looks at nothing yet.
+    /// Does not connect yet.
     pub fn new(config: &'a Config, model: Option<String>) -> Self {
         Self {
             config,
@@ -99,7 +99,7 @@ impl<'a> Observer<'a> {
     /// The fleet as it is now.
     ///
     /// # Errors
-    /// When Redis does not answer: then nothing is known.
+    /// When Redis does not answer.
     pub async fn look(&mut self) -> Result<View, StoreError> {
         let (store, model) = (Arc::clone(&self.store), self.model.clone());
         let model = model.as_deref();
@@ -126,8 +126,8 @@ impl<'a> Observer<'a> {
         })
     }
 
-    /// Changes of state since an entry of the stream, or the last few, oldest first; also when the last
-    /// worker is gone.
+    /// Changes of state after an entry of the stream, or the last few, oldest first; also after the last
+    /// worker has gone.
     ///
     /// # Errors
     /// When Redis does not answer.
@@ -138,7 +138,7 @@ impl<'a> Observer<'a> {
         }
     }
 
-    /// Lets go of the broker.
+    /// Closes the connection to the broker.
     pub async fn close(self) {
         if let Some(link) = self.link {
             link.close().await;
@@ -232,7 +232,7 @@ impl View {
         ready.count()
     }
 
-    /// What programs are told.
+    /// The report for programs.
     pub fn report(&self) -> Report {
         let aged = self.workers.iter();
         let aged = aged.filter_map(|worker| aged_record(&worker.live));

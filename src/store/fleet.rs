@@ -1,5 +1,5 @@
-//! What those read who watch or operate a fleet, and are no workers: records, events; and the deaths that
-//! an operator has forgotten.
+//! Redis as observers and operators of a fleet use it: records, events, and the crash marks that an
+//! operator clears.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -10,12 +10,12 @@ use super::connection::Connection;
 use super::{Keys, Server, StoreError};
 use crate::config::RedisConfig;
 
-/// Records that are read at once, and keys that are looked at in one step of a search.
+/// Records per read, and keys per step of a scan.
 const PART: usize = 1000;
-/// One command, the connection that it may have to wait for included.
+/// Time-out of a command, including the wait for a connection.
 const LIMIT: Duration = Duration::from_secs(2);
 
-/// A fleet's Redis for one who looks at it again and again, on one connection.
+/// A fleet's Redis, read repeatedly on one connection.
 pub struct FleetStore {
     connection: Connection,
     namespace: String,
@@ -30,7 +30,7 @@ impl std::fmt::Debug for FleetStore {
 /// The record of a live worker.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LiveRecord {
-    /// Since its beat, both by Redis' clock: the worker's own may be wrong.
+    /// Time since its heartbeat, by Redis' clock: the worker's own may be wrong.
     pub age_ms: u64,
     /// As it was written.
     pub text: String,
@@ -46,7 +46,7 @@ pub struct StreamEntry {
 }
 
 impl FleetStore {
-    /// Connects when it is first asked.
+    /// Connects at the first call.
     pub fn new(config: &RedisConfig) -> Self {
         Self {
             connection: Connection::new(config, LIMIT),
@@ -54,7 +54,7 @@ impl FleetStore {
         }
     }
 
-    /// Whether Redis lets us in and is new enough; its name and version.
+    /// Checks that Redis accepts the connection and is new enough; its name and version.
     ///
     /// # Errors
     /// Why not.
@@ -66,7 +66,7 @@ impl FleetStore {
         }
     }
 
-    /// Redis' time, and the records of the workers that live by it; of one model, or of all.
+    /// Redis' time, and the records of the live workers of one model, or of all.
     ///
     /// # Errors
     /// When Redis cannot be read.
@@ -89,7 +89,7 @@ impl FleetStore {
             let mut beats = redis::cmd("ZRANGEBYSCORE");
             beats.arg(&index).arg(oldest).arg("+inf").arg("WITHSCORES");
             let beats: Vec<(String, f64)> = self.ask(&beats).await?;
-            // In parts: Redis does nothing else while it answers one call.
+            // In parts: Redis does nothing else while it answers a call.
             for beats in beats.chunks(PART) {
                 let mut read = redis::cmd("MGET");
                 for (id, _) in beats {
@@ -106,7 +106,7 @@ impl FleetStore {
         Ok((now, records))
     }
 
-    /// Events after an entry, or the last few; oldest first, at most so many as fit a page.
+    /// Events after an entry, or the last few; oldest first, at most one page.
     ///
     /// # Errors
     /// When Redis does not answer.
@@ -132,7 +132,7 @@ impl FleetStore {
         Ok(events)
     }
 
-    /// Forgets which workers died of a job, whatever its version, so that it is computed again.
+    /// Deletes the crash marks of a job, for every version, so that it is scored again.
     ///
     /// # Errors
     /// When Redis does not answer.
@@ -177,7 +177,7 @@ impl FleetStore {
     }
 }
 
-/// A score of the index of workers. Whoever wrote one that is no time gets what comes nearest.
+/// A score of the index of workers; one that is not a time is clamped.
 #[expect(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,

@@ -24,7 +24,7 @@ use crate::protocol::failure::{Code, Failure, Status as Verdict};
 use crate::protocol::result::ResultMessage;
 use crate::util::clock::Lap;
 
-/// How long the end of the worker waits for a collector; other goodbyes take as long beside it.
+/// How long the worker waits for a collector before it exits.
 const FLUSH: Duration = Duration::from_secs(1);
 /// Longer than any job waits in a queue.
 const LONGEST_WAIT: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -35,22 +35,22 @@ static TRACES: OnceLock<Traces> = OnceLock::new();
 struct Traces {
     provider: SdkTracerProvider,
     tracer: SdkTracer,
-    /// Who takes part in every message: the worker, the broker.
+    /// Attributes of every span: the worker and the broker.
     parties: Vec<KeyValue>,
 }
 
-/// What a job goes through, in the order of a scored one.
+/// The stages of a scored job, in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, strum::IntoStaticStr)]
 #[strum(serialize_all = "snake_case")]
 pub enum Stage {
-    /// Getting the candidate's bytes.
+    /// Fetching the candidate.
     Fetch,
     /// Decoding and checking them.
     Decode,
     /// Waiting for the device.
     #[strum(serialize = "device wait")]
     DeviceWait,
-    /// Running the model as it is, where its losses were not known.
+    /// Running the unchanged model, if its losses are not known yet.
     Baseline,
     /// Writing the candidate into the weights.
     Patch,

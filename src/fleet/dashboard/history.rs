@@ -1,4 +1,4 @@
-//! What the page shows: the fleet now, and what the dashboard has seen since it began. Pure.
+//! What the page shows: the fleet now, and what the dashboard has seen since it started. No I/O.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -10,17 +10,17 @@ use crate::protocol::heartbeat::Record;
 use crate::protocol::result::ResultMessage;
 use crate::store::StreamEntry;
 
-/// Between two points of the curves.
+/// Interval between two points of the curves.
 const POINT_MS: u64 = 10_000;
 /// Half an hour.
 const POINTS: usize = 180;
-/// Looks that a worker's sparkline shows.
+/// Looks in a worker's sparkline.
 const LOOKS: usize = 60;
 const DELTAS: usize = 500;
 const EVENTS: usize = 200;
 const PARKED: usize = 50;
 
-/// Everything the page needs, as it is sent.
+/// Everything the page needs, as sent to it.
 #[derive(Debug, Clone, Default, Serialize)]
 pub(super) struct Page {
     /// By Redis' clock; 0 = not looked yet.
@@ -33,7 +33,7 @@ pub(super) struct Page {
     queues_unknown: Option<String>,
     workers: Vec<Row>,
     points: VecDeque<Point>,
-    /// Since when results and parked jobs are seen.
+    /// Since when results and dead-lettered jobs are received.
     watching_since_ms: Option<u64>,
     /// Why they are not.
     unwatched: Option<String>,
@@ -68,7 +68,7 @@ struct Row {
 struct Point {
     at_ms: u64,
     jobs_per_s: f64,
-    /// The middle and the slowest of the workers.
+    /// Median of the workers' p50.
     p50_ms: Option<f64>,
     p95_ms: Option<f64>,
     waiting: Option<u32>,
@@ -86,7 +86,7 @@ struct Change {
     to: String,
 }
 
-/// A job that was parked while the dashboard watched.
+/// A job that was dead-lettered while the dashboard was connected.
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct Parked {
     pub(super) submission_id: String,
@@ -119,7 +119,7 @@ impl History {
         self.page.events.back().map(|change| change.id.clone())
     }
 
-    /// Nothing is known: what was seen before stays, marked as old by its time.
+    /// Notes that the fleet is unknown. The page keeps the last look, marked as old.
     pub(super) fn lose_sight(&mut self, why: String) {
         self.page.unknown = Some(why);
     }
@@ -202,7 +202,7 @@ impl History {
         keep(&mut self.page.events, EVENTS);
     }
 
-    /// From now on results and parked jobs are seen; or why they are not.
+    /// Notes that results and dead-lettered jobs are received from now on, or why not.
     pub(super) fn watches(&mut self, since_ms: Result<u64, String>) {
         (self.page.watching_since_ms, self.page.unwatched) = match since_ms {
             Ok(since_ms) => (Some(since_ms), None),
@@ -210,7 +210,7 @@ impl History {
         };
     }
 
-    /// A result went by.
+    /// Adds a result.
     pub(super) fn judge(&mut self, result: &ResultMessage) {
         let word = result.code().map_or("scored", Code::as_str);
         *self.page.verdicts.entry(word.to_owned()).or_default() += 1;
@@ -220,7 +220,7 @@ impl History {
         }
     }
 
-    /// A job was parked.
+    /// Adds a dead-lettered job.
     pub(super) fn park(&mut self, parked: Parked) {
         self.page.parked.push_back(parked);
         keep(&mut self.page.parked, PARKED);
