@@ -23,7 +23,7 @@ use crate::store::FleetStore;
 pub(super) struct CtlArgs {
     /// The command to send.
     command: Command,
-    /// Send it to this worker only [default: all workers of the model].
+    /// Send it to this worker only [default: all workers, of every model].
     #[arg(long, value_name = "ID")]
     worker: Option<String>,
     /// How long to wait for replies.

@@ -30,12 +30,14 @@ pub enum Command {
     /// Take jobs again.
     Resume,
     /// Finish what runs, then exit.
+    #[value(help = "Finish running jobs, then exit")]
     Drain,
     /// Look for new weights now.
     Update,
     /// Read the package directory again.
     Reload,
     /// Prove the session again.
+    #[value(help = "Warm up again")]
     Rewarm,
 }
 

@@ -193,48 +193,43 @@ impl ValidateMessage {
     }
 }
 
+impl CandidateMessage {
+    fn rule(&self) -> Result<Rule, Failure> {
+        let wrong = |why: &str| Err(invalid(format!("candidate.learning_rate: {why}")));
+        match (self.semantics, self.learning_rate) {
+            (Semantics::Gradient, Some(learning_rate))
+                if learning_rate.is_finite() && learning_rate > 0.0 =>
+            {
+                Ok(Rule::Gradient { learning_rate })
+            }
+            (Semantics::Gradient, Some(_)) => wrong("must be finite and greater than 0"),
+            (Semantics::Gradient, None) => wrong("missing, a gradient needs one"),
+            (Semantics::ParamDiff, None) => Ok(Rule::ParamDiff),
+            (Semantics::ParamDiff, Some(_)) => wrong("not allowed with param_diff"),
+        }
+    }
+}
+
+fn source(url: Option<String>, data: Option<Blob>) -> Result<Source, Failure> {
+    match (url, data) {
+        (Some(url), None) => Ok(Source::Url(url)),
+        (None, Some(Blob(data))) => Ok(Source::Inline(data.into())),
+        (Some(_), Some(_)) => Err(invalid(
+            "candidate.url, candidate.data: both given, exactly one is needed",
+        )),
+        (None, None) => Err(invalid(
+            "candidate.url, candidate.data: neither given, exactly one is needed",
+        )),
+    }
+}
+
 impl TryFrom<CandidateMessage> for Candidate {
     type Error = Failure;
 
     fn try_from(message: CandidateMessage) -> Result<Self, Failure> {
-        let rule = match (message.semantics, message.learning_rate) {
-            (Semantics::Gradient, Some(learning_rate))
-                if learning_rate.is_finite() && learning_rate > 0.0 =>
-            {
-                Rule::Gradient { learning_rate }
-            }
-            (Semantics::Gradient, Some(_)) => {
-                return Err(invalid(
-                    "candidate.learning_rate: must be finite and greater than 0",
-                ));
-            }
-            (Semantics::Gradient, None) => {
-                return Err(invalid(
-                    "candidate.learning_rate: missing, a gradient needs one",
-                ));
-            }
-            (Semantics::ParamDiff, None) => Rule::ParamDiff,
-            (Semantics::ParamDiff, Some(_)) => {
-                return Err(invalid(
-                    "candidate.learning_rate: not allowed with param_diff",
-                ));
-            }
-        };
+        let rule = message.rule()?;
         let sha256 = message.sha256.as_deref().map(parse_sha256).transpose()?;
-        let source = match (message.url, message.data) {
-            (Some(url), None) => Source::Url(url),
-            (None, Some(Blob(data))) => Source::Inline(data.into()),
-            (Some(_), Some(_)) => {
-                return Err(invalid(
-                    "candidate.url, candidate.data: both given, exactly one is needed",
-                ));
-            }
-            (None, None) => {
-                return Err(invalid(
-                    "candidate.url, candidate.data: neither given, exactly one is needed",
-                ));
-            }
-        };
+        let source = source(message.url, message.data)?;
         if matches!(source, Source::Url(_)) && (sha256.is_none() || message.size.is_none()) {
             let missing = if sha256.is_none() { "sha256" } else { "size" };
             return Err(invalid(format!(

@@ -3,28 +3,23 @@
 //! before [`install`]; the current state is read from the last record at every scrape.
 
 mod present;
+mod scrape;
 
-use std::sync::atomic::Ordering;
-use std::sync::{Arc, OnceLock};
+pub use scrape::{install, serve};
+
+use std::sync::OnceLock;
 use std::time::Duration;
 
-use anyhow::Context;
-use axum::Router;
-use axum::http::{StatusCode, header};
-use axum::response::{IntoResponse, Response};
-use axum::routing::get;
 use prometheus::{
     Histogram, HistogramVec, IntCounter, IntCounterVec, Registry, TextEncoder, exponential_buckets,
     register_histogram_vec_with_registry, register_histogram_with_registry,
     register_int_counter_vec_with_registry, register_int_counter_with_registry,
 };
 use strum::VariantArray;
-use tokio::net::TcpListener;
 
 use crate::protocol::failure::{Code, Failure};
 use crate::protocol::heartbeat::Record;
 use crate::protocol::result::{Body, ResultMessage};
-use crate::telemetry::status::WorkerStatus;
 
 /// One per process, as for logs.
 static METRICS: OnceLock<Metrics> = OnceLock::new();
@@ -169,42 +164,11 @@ impl JobMetrics {
     }
 }
 
-/// Binds the address, if there is one; from here on events are counted.
-///
-/// # Errors
-/// When the address cannot be bound.
-pub async fn install(address: Option<&str>) -> anyhow::Result<Option<TcpListener>> {
-    let Some(address) = address else {
-        return Ok(None);
-    };
-    let listener = TcpListener::bind(address).await;
-    let listener = listener.with_context(|| format!("telemetry.metrics_addr: {address}"))?;
+/// From here on events are counted.
+fn begin() -> prometheus::Result<()> {
     // A second worker in one process, as in tests, finds the first one's.
     drop(METRICS.set(Metrics::new()?));
-    Ok(Some(listener))
-}
-
-/// Answers `GET /metrics` until the process ends.
-pub fn serve(listener: TcpListener, status: Arc<WorkerStatus>) {
-    let answer = move || std::future::ready(answer(&status));
-    let routes = Router::new().route("/metrics", get(answer));
-    tokio::spawn(crate::telemetry::listener::serve(
-        listener,
-        routes,
-        crate::telemetry::listener::Limits::SHORT,
-    ));
-}
-
-fn answer(status: &WorkerStatus) -> Response {
-    let record = status.record();
-    let (Some(metrics), Some(record)) = (METRICS.get(), record) else {
-        return (StatusCode::SERVICE_UNAVAILABLE, "the worker is starting\n").into_response();
-    };
-    let busy = Duration::from_micros(status.progress.worked_us.load(Ordering::Relaxed));
-    match metrics.render(&record, busy) {
-        Ok(text) => ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),
-        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
-    }
+    Ok(())
 }
 
 /// Counts an answered job, and how long it took since its delivery. A stored result has no stages.
