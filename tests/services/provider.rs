@@ -163,7 +163,7 @@ fn in_a_terminal(stack: &Stack, command: &str, set: &[(&str, &str)], colours: bo
 #[test]
 fn a_terminal_is_shown_what_is_waited_for_and_colours_unless_they_are_unwanted() {
     let stack = Stack::shared();
-    let (green, moved) = ("\u{1b}[32m", "warming up: every tensor is moved");
+    let (green, moved) = ("\u{1b}[32m", "warming up: changing and restoring");
     let coloured = in_a_terminal(&stack, "check", &[], true);
     assert!(coloured.contains(green), "{coloured:?}");
     assert!(coloured.contains(moved), "{coloured:?}");
