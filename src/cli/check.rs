@@ -98,7 +98,7 @@ impl Broken {
     /// This part fails; those that need it were not checked.
     fn findings(&self) -> Vec<Finding> {
         let (part, error) = (self.part, &self.error);
-        let advice = format!("see {} in ops/runbook.md", error.detail);
+        let advice = format!("ops/runbook.md explains {}", error.detail);
         let failed = Finding::new(part, Verdict::Fail, error.to_string(), Some(advice));
         let needing: &[_] = match part {
             "package" => &["provider", "warm-up"],

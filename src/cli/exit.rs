@@ -13,11 +13,11 @@ pub enum Exit {
     Usage = 64,
     /// Bad input data.
     Data = 65,
-    /// A needed service or device is not there.
+    /// A service or device is not available.
     Unavailable = 69,
-    /// A fault of ours.
+    /// An internal error.
     Internal = 70,
-    /// The drain's deadline, or a second signal, cut a computation short.
+    /// The deadline of the drain, or a second signal, cut a computation short.
     CutShort = 75,
 }
 
@@ -43,7 +43,7 @@ impl Fault {
 
 pub(super) type Outcome = Result<Exit, Fault>;
 
-/// Ends the process of a drain that takes too long.
+/// Ends the process when a drain takes too long.
 pub(super) fn leave_overdue(stop: Stop) {
     leave(exit_of(stop));
 }
@@ -56,9 +56,9 @@ pub(super) fn exit_of(stop: Stop) -> Exit {
     }
 }
 
-/// Ends the process without the destructors that returning from `main` would run: those of ONNX
-/// Runtime's library free what the engine's thread, which nothing can stop in the middle of a
-/// load, still uses. A drain during a load was a segmentation fault before this.
+/// Ends the process without running the destructors of a return from `main`: ONNX Runtime's would free
+/// memory that the engine thread, which cannot be stopped during a load, still uses, and a drain during a
+/// load would be a segmentation fault.
 pub(super) fn leave(exit: Exit) -> ! {
     // Answers have been flushed and checked; help texts have not.
     drop(std::io::Write::flush(&mut std::io::stdout()));

@@ -5,19 +5,19 @@ use super::output::colourless;
 use super::progress::AboveFoot;
 use crate::config::{Config, LogFormat};
 
-/// Sets the log up, and colours.
+/// Sets up logging and colours.
 pub(super) fn init(config: &Config, worker: bool) -> Result<(), Fault> {
     use std::io::IsTerminal;
     use tracing_subscriber::EnvFilter;
     use tracing_subscriber::fmt::writer::BoxMakeWriter;
-    // One-shot commands speak for themselves; only what goes wrong is logged.
+    // One-shot commands print their answer; only problems are logged.
     let filter = if worker {
         config.telemetry.log.as_str()
     } else {
         "warn"
     };
-    // lapin logs a connection that we close ourselves, as in every drain, as an error. What does go
-    // wrong it also returns or sends as an event, and `broker::amqp` reports that.
+    // lapin logs a connection that is closed on purpose, as in every drain, as an error. Real errors it
+    // also returns or sends as events, which `broker::amqp` reports.
     let filter = EnvFilter::try_new(format!("{filter},ort=error,lapin=off"))
         .map_err(|e| Fault::new(Exit::Usage, format!("telemetry.log: {e}")))?;
     let terminal = std::io::stderr().is_terminal();
@@ -34,8 +34,8 @@ pub(super) fn init(config: &Config, worker: bool) -> Result<(), Fault> {
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(terminal && !colourless())
-        // Where the log cannot be written (its terminal was closed, its reader has died), saying so
-        // on standard error is a panic.
+        // If the log cannot be written (its terminal was closed, its reader has died), reporting that on
+        // standard error would panic.
         .log_internal_errors(false)
         .with_writer(writer);
     let set = if pretty {

@@ -127,7 +127,7 @@ pub(super) fn word<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, Stri
     serde_json::from_value(json!(text)).map_err(|e| e.to_string())
 }
 
-/// What an aggregator may say of its candidate, as the rule it means.
+/// The update rule of the arguments, checked as in a job.
 pub(super) fn rule(semantics: Semantics, learning_rate: Option<f64>) -> Result<Rule, Fault> {
     let usage = |m: &str| Err(Fault::new(Exit::Usage, m));
     match (semantics, learning_rate) {
@@ -159,7 +159,7 @@ async fn judge(
     task: impl FnOnce(u64) -> Task,
     name: String,
 ) -> Outcome {
-    // A file of our own is bounded like a fetched one.
+    // A local file has the limit of a fetched one.
     config.candidates.max_inline_bytes = config.candidates.max_bytes;
     let status = WorkerStatus::default();
     let bar = busy(format!("loading {}", model.display()));
@@ -240,7 +240,7 @@ pub(super) async fn validate(config: Config, args: ValidateArgs) -> Outcome {
     judge(config, args.model, args.windows, task, "validate".into()).await
 }
 
-/// A signal ends it as it ends any process, but for what is not finished, which it takes along.
+/// A signal ends it as it ends any process, but unfinished output is removed first.
 pub(super) async fn package(config: Config, args: PackageArgs) -> Outcome {
     let unfinished = Unfinished::default();
     let end = signals::end().map_err(Fault::internal)?;

@@ -2,13 +2,13 @@
 
 use super::exit::{Exit, Fault, Outcome};
 
-/// The one place where a command's error, or its note, reaches a person, if one is there to read it.
+/// Prints an error or a note on standard error, if anybody can read it.
 pub(super) fn complain(message: &str) {
     use std::io::Write;
     drop(writeln!(std::io::stderr(), "scorer: {message}"));
 }
 
-/// Writes an answer; a reader that has gone (`| head`) is no error.
+/// Prints an answer. A reader that has gone (`| head`) is not an error.
 pub(super) fn answer(text: &str) -> Outcome {
     use std::io::Write;
     let mut out = std::io::stdout().lock();
@@ -22,7 +22,7 @@ pub(super) fn answer(text: &str) -> Outcome {
     }
 }
 
-/// Text of strangers for a terminal, which would obey what stands between control characters.
+/// Untrusted text for a terminal, with control characters escaped.
 pub(super) fn plain(text: &str) -> String {
     let shown = |c: char| match c.is_control() {
         true => c.escape_default().to_string(),
@@ -35,7 +35,7 @@ pub(super) fn answer_json(value: &impl serde::Serialize) -> Outcome {
     answer(&serde_json::to_string_pretty(value).map_err(Fault::internal)?)
 }
 
-/// Whether whoever looks does not want colours: <https://no-color.org>.
+/// Whether the user does not want colours: <https://no-color.org>.
 pub(super) fn colourless() -> bool {
     std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
 }

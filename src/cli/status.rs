@@ -1,15 +1,12 @@
 //! `scorer status`: the fleet from Redis, for people and for programs.
 
 use std::io::IsTerminal;
-use std::time::Duration;
 
+use super::watch::EVERY;
 use super::{Exit, Fault, Outcome, answer, answer_json, plain};
 use crate::config::Config;
 use crate::fleet::observer::{Observer, Queues, View};
 use crate::protocol::heartbeat::Record;
-
-/// Between two looks.
-pub(super) const EVERY: Duration = Duration::from_secs(1);
 
 pub(super) async fn status(config: &Config, as_json: bool, watch: bool) -> Outcome {
     let mut observer = Observer::new(config, known_model(config)?);
@@ -22,7 +19,7 @@ pub(super) async fn status(config: &Config, as_json: bool, watch: bool) -> Outco
     outcome
 }
 
-/// None: every model.
+/// The model of the command; none = every model.
 pub(super) fn known_model(config: &Config) -> Result<Option<String>, Fault> {
     match (&config.model.name, &config.model.dir) {
         (None, None) => Ok(None),
@@ -33,7 +30,7 @@ pub(super) fn known_model(config: &Config) -> Result<Option<String>, Fault> {
 async fn again_and_again(observer: &mut Observer<'_>, as_json: bool) -> Outcome {
     loop {
         let exit = match once(observer, as_json).await {
-            // Who watches wants to see it come back.
+            // The view goes on, to show when Redis is back.
             Err(fault) if fault.exit == Exit::Unavailable => {
                 answer(&format!("unknown: {}", fault.message))?;
                 Exit::Unavailable

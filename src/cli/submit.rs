@@ -1,4 +1,4 @@
-//! `scorer submit`: publishes jobs as an aggregator does, and waits for their results if asked.
+//! `scorer submit`: publishes jobs as an aggregator does, and waits for their results on request.
 
 mod collected;
 mod described;
@@ -140,7 +140,7 @@ async fn exchange(
     }
 }
 
-/// One after the other; if one fails, how many were taken before it.
+/// Publishes one job after the other; on failure returns how many were published before it.
 async fn publish_all(
     link: &Link,
     topology: &Topology,

@@ -5,11 +5,15 @@ mod pace;
 mod rows;
 mod screen;
 
-use super::status::EVERY;
+use std::time::Duration;
+
 use super::{Fault, Outcome};
 use crate::fleet::observer::Observer;
 use keys::{Key, keys};
 use screen::Screen;
+
+/// Interval between two looks.
+pub(super) const EVERY: Duration = Duration::from_secs(1);
 
 /// Shows the fleet until a key ends it.
 pub(super) async fn watch(observer: &mut Observer<'_>) -> Outcome {

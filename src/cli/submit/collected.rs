@@ -12,9 +12,9 @@ use crate::cli::progress::styled;
 use crate::cli::{Exit, Fault, answer, plain};
 use crate::protocol::json as text;
 
-/// Results are printed as they come; here are the jobs that still wait for theirs.
+/// The jobs that still wait for their results.
 pub(super) struct Collected {
-    /// Several jobs may share a name; every one is answered.
+    /// Jobs without a result, by name: several may share one.
     pub(super) waiting: BTreeMap<String, usize>,
     pub(super) all_scored: bool,
     json: bool,
@@ -37,7 +37,7 @@ impl Collected {
         }
     }
 
-    /// Whatever happens to the sending, results of what was sent are waited for.
+    /// Collects results; if sending fails, those of the jobs that were sent.
     pub(super) async fn fill(
         &mut self,
         jobs: &[Submission],
@@ -76,7 +76,7 @@ impl Collected {
         sent.unwrap_or(Ok(()))
     }
 
-    /// Prints a result; not a redelivery's second copy, which is no second answer.
+    /// Prints a result, unless it is a redelivered copy.
     fn take(&mut self, delivery: &Delivery) -> Result<(), Fault> {
         let result = delivery.properties.label().decode(&delivery.body);
         let result = serde_json::to_value(result.map_err(Fault::internal)?);
@@ -86,7 +86,7 @@ impl Collected {
         }
         self.all_scored &= result["status"] == "scored";
         let shown = match self.json {
-            // The answer's own text: a context comes back to the digit.
+            // The text as received, so that the context keeps every digit.
             true => text::compact(&String::from_utf8_lossy(&delivery.body)),
             false => line(&result),
         };
@@ -94,7 +94,7 @@ impl Collected {
         self.bar.suspend(|| answer(&shown)).map(drop)
     }
 
-    /// One job of this name waits no longer; false = none did.
+    /// Takes one job of this name off the list; false = there is none.
     fn settle(&mut self, name: &str) -> bool {
         let Some(count) = self.waiting.get_mut(name) else {
             return false;

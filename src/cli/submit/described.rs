@@ -17,7 +17,7 @@ use crate::protocol::encoding::Encoding;
 use crate::protocol::failure::{Code, Failure};
 use crate::protocol::job::{Candidate, Format, Rule, Source};
 
-/// As it was given: it comes back to the digit.
+/// The context as given, with every digit.
 fn read_context(text: &str) -> Result<Box<RawValue>, Fault> {
     let named = |why: &dyn std::fmt::Display| data(format!("--context: {why}"));
     let read = Encoding::Json.decode(text.as_bytes());
@@ -27,7 +27,7 @@ fn read_context(text: &str) -> Result<Box<RawValue>, Fault> {
     }
 }
 
-/// What is made of the command's arguments.
+/// A job made from the arguments.
 #[derive(Serialize)]
 struct Described<'a> {
     #[serde(flatten)]
@@ -88,7 +88,7 @@ fn version(config: &Config, args: &SubmitArgs) -> Result<u64, Fault> {
     }
 }
 
-/// The second candidate of a name gets `-2`, or what is free: results are told apart by the name.
+/// A free name: the second candidate of a name gets `-2` and so on, since results are told apart by name.
 fn unique(stem: &str, names: &mut HashSet<String>) -> String {
     let numbered = (2..).map(|n| format!("{stem}-{n}"));
     let mut all = std::iter::once(stem.to_owned()).chain(numbered);
@@ -97,7 +97,7 @@ fn unique(stem: &str, names: &mut HashSet<String>) -> String {
     free
 }
 
-/// A name for the job, and where its candidate's bytes are.
+/// A name for the job, and the fields that say where its candidate's bytes are.
 async fn candidate(
     config: &Config,
     place: &str,
@@ -135,8 +135,7 @@ async fn candidate(
     Ok((name(&url), fields))
 }
 
-/// Size and digest have to be known, so the bytes are fetched once here, from wherever the user
-/// of the command says.
+/// Fetches the bytes once, from wherever the user says: the job needs their size and digest.
 async fn fetch(config: &Config, url: &url::Url) -> Result<Fetched, Failure> {
     let limits = CandidatesConfig {
         allow: vec![url.as_str().to_owned()],

@@ -7,7 +7,7 @@ use super::data;
 use crate::cli::Fault;
 use crate::protocol::encoding::Encoding;
 
-/// A job as it is published: of what came as text, every digit is kept.
+/// A job as it is published, with every digit of its text.
 #[derive(Debug, PartialEq)]
 pub(super) struct Submission {
     pub(super) id: String,
@@ -40,7 +40,7 @@ pub(super) fn read_jobs(path: &Path) -> Result<Vec<Submission>, Fault> {
         .collect()
 }
 
-/// A line is published as it is, so that refusals can be seen; it only must have a name.
+/// A line is published unchanged, so that refusals can be tested; it only must have a name.
 fn read_job(line: &str) -> Result<Submission, String> {
     let job = Encoding::Json.decode(line.as_bytes())?;
     match job["submission_id"].as_str() {
