@@ -121,7 +121,7 @@ fn check_passes_where_all_is_well_and_names_a_broken_package() {
     begins(0, &["ok", "configuration"]);
     begins(1, &["FAIL", "package"]);
     begins(2, &["->", "ops/runbook.md"]);
-    begins(3, &["-", "provider", "not", "looked", "at:"]);
+    begins(3, &["-", "provider", "not", "checked:"]);
     begins(4, &["-", "warm-up"]);
     begins(5, &["ok", "RabbitMQ"]);
 }
