@@ -1,6 +1,7 @@
 //! What goes over the wire and into Redis: every message, code, name and schema. It does no I/O and
 //! knows no driver, so a client can be built from it alone.
 
+mod blob;
 pub mod context;
 pub mod control;
 pub mod document;
@@ -16,4 +17,6 @@ pub mod result;
 pub mod schema;
 pub mod signature;
 pub mod state;
+mod tree;
 pub mod update_manifest;
+mod version;

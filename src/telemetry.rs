@@ -1,4 +1,4 @@
-//! What operators see of a worker: its status, its metrics, its traces.
+//! What operators see of a worker: status, metrics and traces.
 
 #[cfg(feature = "worker")]
 pub mod listener;

@@ -1,4 +1,4 @@
-//! What every room may use and no room owns.
+//! Helpers without a domain: clock, back-off, blocking work, file types.
 
 pub mod backoff;
 pub mod blocking;

@@ -72,7 +72,7 @@ class InTheBrowser(unittest.TestCase):
         """Results that nobody watches are not seen."""
         page = browser.new_page()
         page.goto(cls.dashboard.url)
-        expect(page.locator("#parked-count")).to_contain_text("below are those since", timeout=PATIENCE_MS)
+        expect(page.locator("#parked-count")).to_contain_text("listed since", timeout=PATIENCE_MS)
         page.close()
 
     @classmethod

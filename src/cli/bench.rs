@@ -14,15 +14,15 @@ use crate::selftest::synthetic_model::{HUNDRED_MILLION, SIX_HUNDRED_MILLION, mak
 #[derive(Debug, Args)]
 #[group(required = true, multiple = false)]
 pub(super) struct Subject {
-    /// The model package.
+    /// Directory of the model package.
     #[arg(long)]
     model: Option<PathBuf>,
-    /// A model with random weights, made on the fly.
+    /// Generate a model with random weights.
     #[arg(long)]
     synthetic: Option<Synthetic>,
 }
 
-/// Sizes of model that can be made.
+/// Sizes of generated models.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum Synthetic {
     /// 100 million parameters, 12 layers.

@@ -1,5 +1,5 @@
-//! `scorer check`: a doctor's report of what a worker needs here, in the order in which it needs it;
-//! and `--prove`, the promises of the engine held to this machine.
+//! `scorer check`: whether this machine has what a worker needs, in the order in which it needs it; and
+//! `--prove`: whether the engine keeps its promises on this machine.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -25,28 +25,28 @@ use crate::protocol::state::Detail;
 use crate::store::{FleetStore, StoreError};
 use crate::telemetry::progress::Progress;
 
-/// What a service may take to answer before the report goes on without it.
+/// How long a service may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// What to make of tensors without effect.
-const INERT: &str = "as it should be of adapters beside a zero, gates that are closed, biases before a normalisation and \
-                     experts that nothing reaches; of others, look at the export: ops/runbook.md, \"Inert tensors\"";
+/// When tensors without effect are expected.
+const INERT: &str = "expected of adapters multiplied by zero, closed gates, biases before a normalisation and unused \
+                     experts; for other tensors check the export: see \"Inert tensors\" in ops/runbook.md";
 /// Columns before what was found: the verdict and the part.
 const INDENT: usize = 21;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum Verdict {
-    /// As a worker needs it.
+    /// A worker needs nothing more.
     Ok,
-    /// A worker starts, and waits for it; or serves, and somebody should look.
+    /// A worker starts and waits for it, or serves although somebody should look at it.
     Warn,
     /// No worker becomes ready.
     Fail,
-    /// Not looked at, for something before it is missing.
+    /// Not checked, because something before it failed.
     Skip,
 }
 
-/// What was found of one part.
+/// The finding on one part.
 #[derive(Debug, Serialize)]
 struct Finding {
     part: &'static str,
@@ -84,7 +84,7 @@ impl Finding {
     }
 }
 
-/// Why no worker becomes ready.
+/// The part that keeps a worker from becoming ready.
 struct Broken {
     part: &'static str,
     error: EngineError,
@@ -95,17 +95,17 @@ impl Broken {
         move |error| Self { part, error }
     }
 
-    /// This part fails, and what comes after it was not looked at.
+    /// This part fails; those that need it were not checked.
     fn findings(&self) -> Vec<Finding> {
         let (part, error) = (self.part, &self.error);
-        let advice = format!("ops/runbook.md says what to do about {}", error.detail);
+        let advice = format!("ops/runbook.md explains {}", error.detail);
         let failed = Finding::new(part, Verdict::Fail, error.to_string(), Some(advice));
         let needing: &[_] = match part {
             "package" => &["provider", "warm-up"],
             "warm-up" => &[],
             _ => &["warm-up"],
         };
-        let missing = || format!("not looked at: it needs the {part}");
+        let missing = || format!("not checked: it needs the {part}");
         let skipped = needing.iter();
         let skipped = skipped.map(|part| Finding::new(part, Verdict::Skip, missing(), None));
         std::iter::once(failed).chain(skipped).collect()
@@ -143,14 +143,14 @@ pub(super) async fn check(config: &Config, json: bool) -> Outcome {
     }
 }
 
-/// The parts that no service has a say in; what is known of them, for programs, when all are sound.
+/// Checks everything but the services. Returns the facts for the JSON report.
 async fn examine(
     config: &Config,
     dir: &Path,
     bar: &ProgressBar,
     findings: &mut Vec<Finding>,
 ) -> Result<Value, Broken> {
-    let named = format!("sound, worker.id = {}", config.worker_id());
+    let named = format!("valid, worker.id = {}", config.worker_id());
     findings.push(Finding::ok("configuration", named));
     let package = read(config, dir).await?;
     let (manifest, weights) = (&package.manifest, &package.weights);
@@ -161,7 +161,7 @@ async fn examine(
     );
     findings.push(Finding::ok("package", found));
 
-    bar.set_message("making a session");
+    bar.set_message("creating the session");
     let (began, progress) = (Instant::now(), Arc::<Progress>::default());
     let engine = start(config, &package, &progress).await?;
     let provider = config.engine.execution_provider.execution_provider();
@@ -170,7 +170,7 @@ async fn examine(
     let found = format!("{provider} on {device}, ONNX Runtime {library}");
     findings.push(Finding::ok("provider", found));
 
-    bar.set_message("warming up: every tensor is moved and put back");
+    bar.set_message("warming up: changing and restoring every tensor");
     let warming = async { engine.turn().await.warm().await };
     let warm = progress::until(bar, &progress, warming).await;
     let warm = warm.map_err(Broken::at("warm-up"))?;
@@ -180,9 +180,9 @@ async fn examine(
         warm.baseline_loss,
     );
     let measured =
-        format!("{took} ms: {windows} windows, baseline loss {loss}; it repeats bit for bit, ");
+        format!("{took} ms: {windows} windows, baseline loss {loss}, repeatable bit for bit, ");
     findings.push(match warm.inert_in_words() {
-        None => Finding::ok("warm-up", measured + "every tensor moves it"),
+        None => Finding::ok("warm-up", measured + "every tensor changes it"),
         Some(inert) => {
             let found = measured + &inert;
             Finding::new("warm-up", Verdict::Warn, found, Some(INERT.into()))
@@ -211,7 +211,7 @@ async fn read(config: &Config, dir: &Path) -> Result<Arc<Package>, Broken> {
     match config.model.name.as_ref().filter(|name| *name != found) {
         None => Ok(Arc::new(package)),
         Some(name) => Err(unfit(format!(
-            "{dir}: is of the model {found:?}, and model.name says {name:?}"
+            "{dir}: holds the model {found:?}, but model.name is {name:?}"
         ))),
     }
 }
@@ -231,7 +231,7 @@ async fn start(
 }
 
 async fn rabbitmq(config: &Config) -> Finding {
-    let advice = "without it a worker is ready for nothing: start it, or mend amqp.url";
+    let advice = "the worker cannot become ready without RabbitMQ: start it, or correct amqp.url";
     let looking = async {
         let link = Link::connect(&config.amqp, "scorer/check").await?;
         let model = super::model_name(config).ok();
@@ -243,25 +243,27 @@ async fn rabbitmq(config: &Config) -> Finding {
         link.close().await;
         Ok::<_, BrokerError>(match (depth?, queue) {
             (Some((jobs, consumers)), Some(queue)) => {
-                format!("{jobs} jobs wait in {queue}, with {consumers} consumers")
+                format!("{jobs} jobs in {queue}, {consumers} consumers")
             }
-            (None, Some(queue)) => format!("{queue} is not there yet, the first worker makes it"),
-            (_, None) => "it lets us in".into(),
+            (None, Some(queue)) => {
+                format!("connected; {queue} does not exist yet, the first worker declares it")
+            }
+            (_, None) => "connected".into(),
         })
     };
     service("RabbitMQ", &config.amqp.url, advice, looking).await
 }
 
 async fn redis(config: &Config) -> Finding {
-    let advice = "without it nobody sees the worker, and results are not found again: start it, update it, or mend redis.url";
+    let advice = "without Redis the worker is invisible to status, and redelivered jobs are scored again: start it, update it, or correct redis.url";
     let looking = async {
         let server = FleetStore::new(&config.redis).greet().await?;
-        Ok::<_, StoreError>(format!("{server} lets us in"))
+        Ok::<_, StoreError>(format!("connected, {server}"))
     };
     service("Redis", &config.redis.url, advice, looking).await
 }
 
-/// One that a worker waits for when it is away.
+/// Checks a service that a worker waits for while it is away.
 async fn service<E: ToString>(
     part: &'static str,
     url: &str,
@@ -287,7 +289,7 @@ async fn service<E: ToString>(
 pub(super) async fn prove(config: &Config, json: bool) -> Outcome {
     let (dir, own) = (model_dir(config)?.clone(), config.clone());
     let proofs = tokio::task::spawn_blocking(move || crate::selftest::proofs::run(&dir, &own));
-    let bar = busy("proving the engine on this machine".into());
+    let bar = busy("testing the engine on this machine".into());
     let proofs = proofs.await;
     bar.finish_and_clear();
     let proofs = proofs.map_err(Fault::internal)?.map_err(|e| fault(&e))?;
@@ -318,7 +320,7 @@ fn model_dir(config: &Config) -> Result<&PathBuf, Fault> {
     let unset = || {
         Fault::new(
             Exit::Usage,
-            "model.dir: not set; it names the model package",
+            "model.dir: not set; it must name the model package",
         )
     };
     config.model.dir.as_ref().ok_or_else(unset)

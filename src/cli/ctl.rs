@@ -1,4 +1,4 @@
-//! `scorer ctl`: asks workers, and waits for what each of them answers.
+//! `scorer ctl`: sends a command to workers and waits for their replies.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -13,7 +13,6 @@ use crate::broker::topology::Topology;
 use crate::broker::{Outgoing, Properties, PublishError};
 use crate::config::{Config, format_duration, units};
 use crate::protocol::control::{Command, ControlAnswer, ControlMessage, Outcome as Done};
-use crate::protocol::document::from_json;
 use crate::protocol::encoding::Encoding;
 use crate::protocol::heartbeat::Record;
 use crate::protocol::message::V1;
@@ -22,12 +21,12 @@ use crate::store::FleetStore;
 
 #[derive(Debug, Args)]
 pub(super) struct CtlArgs {
-    /// What to ask.
+    /// The command to send.
     command: Command,
-    /// Of this worker only.
+    /// Send it to this worker only [default: all workers, of every model].
     #[arg(long, value_name = "ID")]
     worker: Option<String>,
-    /// How long to wait for answers.
+    /// How long to wait for replies.
     #[arg(long, default_value = "60s", value_parser = units::parse_duration)]
     timeout: Duration,
 }
@@ -69,7 +68,7 @@ async fn ask(config: &Config, link: &Link, topology: &Topology, args: &CtlArgs) 
     sent.map_err(|error| match error {
         PublishError::Unroutable(_) => Fault::new(
             Exit::Negative,
-            "no worker listens there: scorer status shows who is alive",
+            "no worker received it; scorer status shows which are alive",
         ),
         PublishError::Refused(_) | PublishError::Lost(_) => Fault::new(Exit::Unavailable, error),
     })?;
@@ -96,13 +95,12 @@ async fn live_workers(config: &Config) -> Option<BTreeSet<String>> {
     let store = FleetStore::new(&config.redis);
     let read = store.live_records(None, config.heartbeat.ttl).await;
     let unknown = |error: &crate::store::StoreError| {
-        tracing::warn!(%error, "Redis does not say which workers there are; waiting for answers until --timeout");
+        tracing::warn!(%error, "cannot list the workers; waiting for replies until --timeout");
     };
     let (_, records) = read.inspect_err(unknown).ok()?;
-    let records = records
-        .iter()
-        .filter_map(|record| from_json::<Record>(record.text.as_bytes()).ok());
-    let listening = records.filter(|record| record.state != State::Stopped.as_str());
+    let records = records.iter().filter_map(|live| Record::read(&live.text));
+    let listening = records
+        .filter(|record| !record.worker_id.is_empty() && record.state != State::Stopped.as_str());
     Some(listening.map(|record| record.worker_id).collect())
 }
 
@@ -130,7 +128,7 @@ impl Replies {
                 Ok(None) => {
                     return Err(Fault::new(
                         Exit::Unavailable,
-                        "the link to RabbitMQ is lost; what the others answer is in the event stream",
+                        "the connection to RabbitMQ is lost; the remaining replies are in the event stream",
                     ));
                 }
                 Err(_) => break,

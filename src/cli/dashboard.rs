@@ -1,4 +1,4 @@
-//! `scorer dashboard`: where the page is served, and to whom.
+//! `scorer dashboard`: where the page is served, and who may see it.
 
 use std::net::SocketAddr;
 
@@ -8,12 +8,11 @@ use uuid::Uuid;
 
 use super::{Exit, Fault, Outcome, answer, status};
 use crate::config::Config;
-use crate::fleet::dashboard::{Door, serve};
+use crate::fleet::dashboard::{Access, serve};
 
 #[derive(Debug, Args)]
 pub(super) struct DashboardArgs {
-    /// Address and port. Not on the loopback address, the page is shown to who has the token that the
-    /// printed address carries.
+    /// Address and port. Beyond the loopback address, a browser needs the token in the printed address.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8088")]
     listen: SocketAddr,
 }
@@ -29,17 +28,17 @@ pub(super) async fn dashboard(config: Config, args: DashboardArgs) -> Outcome {
         let text = format!("--listen {}: {e}", args.listen);
         Fault::new(Exit::Unavailable, text)
     })?;
-    let (door, path) = match address.ip().is_loopback() {
-        true => (Door::Loopback, String::new()),
+    let (access, path) = match address.ip().is_loopback() {
+        true => (Access::Loopback, String::new()),
         false => {
             let token = Uuid::new_v4().simple().to_string();
             let path = format!("?token={token}");
-            (Door::Token(token), path)
+            (Access::Token(token), path)
         }
     };
     answer(&format!("http://{address}/{path}"))?;
     tokio::select! {
-        () = serve(config, model, listener, door) => Ok(Exit::Done),
+        () = serve(config, model, listener, access) => Ok(Exit::Done),
         _ = tokio::signal::ctrl_c() => Ok(Exit::Done),
     }
 }

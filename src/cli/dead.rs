@@ -1,4 +1,4 @@
-//! `scorer dead`: the parked jobs, to be seen, tried again or dropped.
+//! `scorer dead`: lists, shows, requeues and drops dead-lettered jobs.
 
 use std::collections::BTreeMap;
 
@@ -31,43 +31,43 @@ pub(super) struct DeadArgs {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// Lists them: who, why, by whom.
+    /// Lists the jobs with their error and worker.
     List {
         #[command(flatten)]
         filter: Filter,
-        /// As JSON.
+        /// Print JSON.
         #[arg(long)]
         json: bool,
     },
-    /// Prints them whole, as JSON, but for the candidates' bytes.
+    /// Prints the whole jobs as JSON, without the candidates' bytes.
     Show {
         #[command(flatten)]
         filter: Filter,
     },
-    /// Puts them back into the queue of jobs as if they were new; deaths of workers are forgotten.
+    /// Puts the jobs back into the job queue as new ones, and clears their record of crashed workers.
     Requeue {
         #[command(flatten)]
         filter: Filter,
     },
-    /// Deletes them.
+    /// Deletes the jobs.
     Drop {
         #[command(flatten)]
         filter: Filter,
     },
 }
 
-/// Which of them; without any, all.
+/// Which jobs; default all.
 #[derive(Debug, Clone, Args)]
 struct Filter {
-    /// Those with this error code, such as `poisoned`.
+    /// Only jobs with this error code, such as `poisoned`.
     #[arg(long)]
     code: Option<String>,
-    /// Those with this `submission_id`.
+    /// Only jobs with this `submission_id`.
     #[arg(long, value_name = "SUBMISSION_ID")]
     id: Option<String>,
 }
 
-/// What is known of a parked job.
+/// A dead-lettered job.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 struct Parked {
     submission_id: Option<String>,
@@ -116,13 +116,13 @@ pub(super) async fn dead(config: &Config, args: DeadArgs) -> Outcome {
     let link = Link::connect(&config.amqp, "scorer-cli")
         .await
         .map_err(away)?;
-    let graves = Graves {
+    let letters = DeadLetters {
         store: FleetStore::new(&config.redis),
         link: &link,
         topology: Topology::new(&config.amqp, &model),
         left: Vec::new(),
     };
-    let outcome = graves.act(args.action).await;
+    let outcome = letters.act(args.action).await;
     link.close().await;
     outcome
 }
@@ -131,16 +131,16 @@ fn away(error: BrokerError) -> Fault {
     Fault::new(Exit::Unavailable, error)
 }
 
-/// The queue of parked jobs, while it is looked through.
-struct Graves<'a> {
+/// The dead-letter queue, while it is browsed.
+struct DeadLetters<'a> {
     store: FleetStore,
     link: &'a Link,
     topology: Topology,
-    /// Looked at and left where they are; what goes back at once would be met again.
+    /// Jobs to return unchanged at the end; those returned at once would be delivered again.
     left: Vec<Acker>,
 }
 
-impl Graves<'_> {
+impl DeadLetters<'_> {
     async fn act(mut self, action: Action) -> Outcome {
         let outcome = match action {
             Action::List { filter, json } => self.list(&filter, json).await,
@@ -156,9 +156,9 @@ impl Graves<'_> {
 
     async fn list(&mut self, filter: &Filter, as_json: bool) -> Outcome {
         let mut found = Vec::new();
-        let looking = self.each(filter, async |graves, parked, delivery| {
+        let looking = self.each(filter, async |letters, parked, delivery| {
             found.push(parked);
-            graves.leave(delivery).await
+            letters.leave(delivery).await
         });
         let count = looking.await?;
         if as_json {
@@ -166,27 +166,27 @@ impl Graves<'_> {
         } else if !found.is_empty() {
             answer(&table(&found))?;
         }
-        self.verdict(count, "parked")
+        self.verdict(count, "in the dead-letter queue")
     }
 
     async fn show(&mut self, filter: &Filter) -> Outcome {
-        let looking = self.each(filter, async |graves, parked, delivery| {
+        let looking = self.each(filter, async |letters, parked, delivery| {
             answer_json(&whole(&parked, &delivery).map_err(Fault::internal)?)?;
-            graves.leave(delivery).await
+            letters.leave(delivery).await
         });
         let count = looking.await?;
-        self.verdict(count, "parked")
+        self.verdict(count, "in the dead-letter queue")
     }
 
     async fn requeue(&mut self, filter: &Filter) -> Outcome {
-        let going = self.each(filter, async |graves, parked, delivery| {
+        let going = self.each(filter, async |letters, parked, delivery| {
             if parked.code.as_deref() == Some(Code::Poisoned.as_str()) {
-                graves.forget_deaths(&parked).await?;
+                letters.forget_deaths(&parked).await?;
             }
-            graves.publish_anew(delivery).await
+            letters.publish_anew(delivery).await
         });
         let count = going.await?;
-        self.verdict(count, "put back into the queue of jobs")
+        self.verdict(count, "put back into the job queue")
     }
 
     async fn drop(&mut self, filter: &Filter) -> Outcome {
@@ -197,7 +197,7 @@ impl Graves<'_> {
         self.verdict(count, "dropped")
     }
 
-    /// Those of the filter that were there at the beginning, one after the other; how many.
+    /// Acts on each job of the filter that was there at the beginning; how many there were.
     async fn each(
         &mut self,
         filter: &Filter,
@@ -223,7 +223,7 @@ impl Graves<'_> {
         Ok(found)
     }
 
-    /// Leaves a job where it is. The broker counts how often, and would drop it in the end.
+    /// Leaves a job in the queue. The broker counts its returns, and would drop it at a limit.
     async fn leave(&mut self, delivery: Delivery) -> Result<(), Fault> {
         if delivery.delivery_count < RETURNS_BEFORE_REPUBLISH {
             self.left.push(delivery.acker);
@@ -238,7 +238,7 @@ impl Graves<'_> {
         };
         match self.link.jobs.publish(copy).await {
             Ok(()) => settled(delivery.acker.ack().await),
-            // A full queue is not to keep anybody from making room in it.
+            // The queue is full; that must not keep anybody from emptying it.
             Err(PublishError::Refused(_)) => {
                 self.left.push(delivery.acker);
                 Ok(())
@@ -249,7 +249,7 @@ impl Graves<'_> {
         }
     }
 
-    /// Publishes the job as a new one, and lets go of the parked one only when the broker has it.
+    /// Publishes the job as a new one, and deletes the dead-lettered one once the broker has it.
     async fn publish_anew(&self, delivery: Delivery) -> Result<(), Fault> {
         let fresh = Outgoing {
             exchange: self.topology.jobs_exchange(),
@@ -268,7 +268,7 @@ impl Graves<'_> {
         }
     }
 
-    /// Else the next worker would answer `poisoned` again, without scoring it.
+    /// Deletes the crash marks, or the next worker would answer `poisoned` again without scoring the job.
     async fn forget_deaths(&self, parked: &Parked) -> Result<(), Fault> {
         let Some(id) = &parked.submission_id else {
             return Ok(());
@@ -277,7 +277,7 @@ impl Graves<'_> {
         let forgotten = self.store.forget_deaths(model, id).await;
         forgotten.map_err(|e| {
             let text = format!(
-                "{id}: the deaths of workers cannot be forgotten, so it is left parked: {e}"
+                "{id}: its crash marks cannot be deleted, so it stays in the dead-letter queue: {e}"
             );
             Fault::new(Exit::Unavailable, text)
         })
@@ -286,17 +286,14 @@ impl Graves<'_> {
     fn verdict(&self, found: usize, done: &str) -> Outcome {
         let queue = self.topology.dead_queue();
         match found {
-            0 => Err(Fault::new(
-                Exit::Negative,
-                format!("{queue}: no such job is parked"),
-            )),
+            0 => Err(Fault::new(Exit::Negative, format!("{queue}: no such job"))),
             1 => say(&format!("1 job {done}")),
             n => say(&format!("{n} jobs {done}")),
         }
     }
 }
 
-/// The answer on standard output is the list itself.
+/// Standard output holds the list alone.
 #[expect(
     clippy::print_stderr,
     clippy::unnecessary_wraps,
@@ -312,12 +309,12 @@ fn settled(acknowledged: bool) -> Result<(), Fault> {
         true => Ok(()),
         false => Err(Fault::new(
             Exit::Unavailable,
-            "the link to the broker was lost: what was not settled is still parked",
+            "the connection to RabbitMQ was lost: jobs that were not settled are still in the dead-letter queue",
         )),
     }
 }
 
-/// As the sender had sent it, for its first attempt.
+/// The properties as the sender set them, for the first attempt.
 fn fresh(properties: Properties) -> Properties {
     let headers = properties.headers.into_iter();
     let headers = headers.filter(|(name, _)| !is_dead_letter_header(name));

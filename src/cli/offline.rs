@@ -29,32 +29,32 @@ use crate::telemetry::traces::Trace;
 /// Which windows.
 #[derive(Debug, Args)]
 pub(super) struct WindowArgs {
-    /// Chooses the windows.
+    /// Seed for the choice of windows.
     #[arg(long, default_value = "")]
     nonce: String,
-    /// Shard ids, comma-separated; default all.
+    /// Comma-separated shard ids [default: all].
     #[arg(long, value_delimiter = ',')]
     shards: Option<Vec<u64>>,
 }
 
 #[derive(Debug, Args)]
 pub(super) struct ScoreArgs {
-    /// The model package.
+    /// Directory of the model package.
     #[arg(long)]
     model: PathBuf,
-    /// The candidate's file.
+    /// File of the candidate.
     #[arg(long)]
     candidate: PathBuf,
-    /// Its container: `binary_v2`, `safetensors` or `pt_chunks`.
+    /// Format of the candidate: `binary_v2`, `safetensors` or `pt_chunks`.
     #[arg(long, value_parser = word::<Format>)]
     format: Format,
-    /// Of the whole file: `zstd`.
+    /// Compression of the whole file: `zstd`.
     #[arg(long, value_parser = word::<Compression>)]
     compression: Option<Compression>,
-    /// What its values mean: `gradient` or `param_diff`.
+    /// Meaning of the values: `gradient` or `param_diff`.
     #[arg(long, value_parser = word::<Semantics>)]
     semantics: Semantics,
-    /// Required for a gradient.
+    /// Learning rate; required for gradients.
     #[arg(long)]
     learning_rate: Option<f64>,
     #[command(flatten)]
@@ -63,7 +63,7 @@ pub(super) struct ScoreArgs {
 
 #[derive(Debug, Args)]
 pub(super) struct ValidateArgs {
-    /// The model package.
+    /// Directory of the model package.
     #[arg(long)]
     model: PathBuf,
     #[command(flatten)]
@@ -72,38 +72,38 @@ pub(super) struct ValidateArgs {
 
 #[derive(Debug, Args)]
 pub(super) struct PackageArgs {
-    /// The exported graph.
+    /// The exported ONNX graph.
     #[arg(long, value_name = "G.onnx")]
     graph: PathBuf,
-    /// The training checkpoint: a safetensors file, the index of a sharded one, or its directory.
+    /// The training checkpoint: a safetensors file, the index of a sharded checkpoint, or its directory.
     #[arg(long, value_name = "W.safetensors")]
     weights: Option<PathBuf>,
-    /// Checkpoint tensors to leave out, such as buffers that the model does not use; `*` stands for
-    /// any characters; repeatable.
+    /// Checkpoint tensors to leave out, such as buffers that the model does not use; `*` matches any
+    /// characters; repeatable.
     #[arg(long, value_name = "GLOB")]
     exclude: Vec<String>,
-    /// Directory of held-out shards, *.safetensors.
+    /// Directory of the held-out shards, *.safetensors.
     #[arg(long, value_name = "DIR")]
     shards: PathBuf,
     /// The model's name.
     #[arg(long)]
     name: String,
-    /// The version of the weights.
+    /// Version of the weights.
     #[arg(long = "version", id = "model_version")]
     version: u64,
-    /// Where the package goes.
+    /// Directory to write the package to.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// What is measured: `causal_lm`, or `graph_loss` where the graph itself gives a loss.
+    /// How the loss is computed: `causal_lm`, or `graph_loss` if the graph itself outputs it.
     #[arg(long, default_value = "causal_lm", value_parser = ["causal_lm", "graph_loss"])]
     objective: String,
-    /// Input tokens of a window.
+    /// Input tokens per window.
     #[arg(long, default_value_t = 128)]
     window: usize,
     /// Windows taken from each row.
     #[arg(long, default_value_t = 1)]
     windows_per_row: usize,
-    /// 1 = the next token, 2 = two ahead.
+    /// Which token is predicted: 1 = the next, 2 = the one after it.
     #[arg(long, default_value_t = 1)]
     label_shift: usize,
 }
@@ -127,7 +127,7 @@ pub(super) fn word<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, Stri
     serde_json::from_value(json!(text)).map_err(|e| e.to_string())
 }
 
-/// What an aggregator may say of its candidate, as the rule it means.
+/// The update rule of the arguments, checked as in a job.
 pub(super) fn rule(semantics: Semantics, learning_rate: Option<f64>) -> Result<Rule, Fault> {
     let usage = |m: &str| Err(Fault::new(Exit::Usage, m));
     match (semantics, learning_rate) {
@@ -159,7 +159,7 @@ async fn judge(
     task: impl FnOnce(u64) -> Task,
     name: String,
 ) -> Outcome {
-    // A file of our own is bounded like a fetched one.
+    // A local file has the limit of a fetched one.
     config.candidates.max_inline_bytes = config.candidates.max_bytes;
     let status = WorkerStatus::default();
     let bar = busy(format!("loading {}", model.display()));
@@ -193,7 +193,7 @@ async fn judge(
     let judged = pipeline.judge(&job, &job_ref, &Trace::silent()).await;
     bar.finish_and_clear();
     let Judged::Fresh { verdict, .. } = judged else {
-        return Err(Fault::internal("answered from a store that is not there"));
+        return Err(Fault::internal("a stored result without a store"));
     };
     let message = ResultMessage::new(pipeline.origin(), job_ref, verdict);
     answer_json(&message)?;
@@ -240,7 +240,7 @@ pub(super) async fn validate(config: Config, args: ValidateArgs) -> Outcome {
     judge(config, args.model, args.windows, task, "validate".into()).await
 }
 
-/// A signal ends it as it ends any process, but for what is not finished, which it takes along.
+/// A signal ends it as it ends any process, but unfinished output is removed first.
 pub(super) async fn package(config: Config, args: PackageArgs) -> Outcome {
     let unfinished = Unfinished::default();
     let end = signals::end().map_err(Fault::internal)?;
@@ -267,7 +267,7 @@ fn make(config: &Config, args: &PackageArgs, unfinished: &Unfinished) -> Outcome
         objective: args.objective(),
     };
     recipe.check().map_err(|e| Fault::new(Exit::Usage, e))?;
-    let bar = busy(format!("making {}", args.out.display()));
+    let bar = busy(format!("building {}", args.out.display()));
     let mut windows = 0;
     let tried = |package: Package| {
         bar.set_message("trying the package on the CPU");
@@ -278,9 +278,7 @@ fn make(config: &Config, args: &PackageArgs, unfinished: &Unfinished) -> Outcome
         windows = plan.windows.len();
         match trial(Arc::new(package), &config.engine).map_err(|e| refused(&e))? {
             Trial::Ran(loss) => Ok(vec![format!("tried on the CPU: loss {loss}")]),
-            Trial::NotTried(why) => Ok(vec![format!(
-                "whether it can be loaded was not tried: {why}"
-            )]),
+            Trial::NotTried(why) => Ok(vec![format!("the package was not tried: {why}")]),
         }
     };
     let built = build(&recipe, unfinished, tried);

@@ -1,5 +1,5 @@
-//! What is shown on a terminal, below the log, while something is waited for: what it is and for how
-//! long, and how far it is where that is known. Elsewhere nothing.
+//! Progress on a terminal, below the log: what is awaited, for how long, and how much of it is done where
+//! that is known. Without a terminal nothing is shown.
 
 use std::io;
 use std::sync::{Arc, LazyLock};
@@ -13,21 +13,21 @@ use crate::protocol::state::{Phase, State};
 use crate::telemetry::progress::Progress;
 use crate::telemetry::status::WorkerStatus;
 
-/// How often it is drawn again.
+/// Interval between redraws.
 const FRAME: Duration = Duration::from_millis(200);
 const DOING: &str = "{spinner} {msg}, {elapsed}";
 const WARMING: &str = "{spinner} {msg} {bar:30} {percent} %, {elapsed}";
 const FETCHING: &str =
     "{spinner} {msg} {bar:30} {bytes}/{total_bytes}, {bytes_per_sec}, {eta} left";
 
-/// Says on a terminal what is waited for, and for how long; elsewhere nothing.
+/// Shows on a terminal what is awaited, and for how long.
 pub(super) fn busy(with: String) -> ProgressBar {
     let bar = styled(ProgressBar::new_spinner(), DOING);
     bar.set_message(with);
     bar
 }
 
-/// Says what else is waited for.
+/// Shows what is awaited next.
 pub(super) fn name(bar: &ProgressBar, with: &'static str) {
     if let Ok(style) = ProgressStyle::with_template(DOING) {
         bar.set_style(style);
@@ -35,7 +35,7 @@ pub(super) fn name(bar: &ProgressBar, with: &'static str) {
     bar.set_message(with);
 }
 
-/// Waits for a warm-up, and shows how far it is.
+/// Awaits a warm-up and shows its progress.
 pub(super) async fn until<T>(
     bar: &ProgressBar,
     progress: &Progress,
@@ -51,7 +51,7 @@ pub(super) async fn until<T>(
     }
 }
 
-/// A bar where it is known how much there is to do, else a spinner.
+/// Shows a bar where the amount of work is known, else a spinner.
 fn measure(bar: &ProgressBar, progress: &Progress) {
     let (template, length) = match progress.warming() {
         Some((done, all)) => {
@@ -71,7 +71,7 @@ fn measure(bar: &ProgressBar, progress: &Progress) {
     }
 }
 
-/// Puts a bar at the foot.
+/// Adds a bar at the foot of the terminal.
 pub(super) fn styled(bar: ProgressBar, template: &str) -> ProgressBar {
     let bar = FOOT.add(bar);
     bar.enable_steady_tick(FRAME);
@@ -81,11 +81,11 @@ pub(super) fn styled(bar: ProgressBar, template: &str) -> ProgressBar {
     }
 }
 
-/// All that is drawn at the foot of standard error.
+/// The bars at the foot of standard error.
 static FOOT: LazyLock<MultiProgress> =
     LazyLock::new(|| MultiProgress::with_draw_target(ProgressDrawTarget::stderr()));
 
-/// Shows what a worker does until it has ended.
+/// Shows what a worker does until it ends.
 pub(super) async fn show(status: Arc<WorkerStatus>, mut phase: watch::Receiver<Phase>) {
     if FOOT.is_hidden() {
         return;
@@ -127,7 +127,7 @@ fn clear(bar: &mut Option<ProgressBar>) {
     }
 }
 
-/// What is waited for, in words; none = nothing is.
+/// What is awaited, in words; none = nothing.
 fn what(phase: Phase) -> Option<String> {
     match phase.state {
         State::Starting
@@ -140,7 +140,7 @@ fn what(phase: Phase) -> Option<String> {
     }
 }
 
-/// The way for log lines to get past what is drawn: above it, and it is drawn again below them.
+/// Writes log lines above the bars, which are redrawn below them.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct AboveFoot;
 

@@ -1,5 +1,5 @@
-//! What the worker makes of the signals that people, shells and supervisors send: none of them may
-//! end it amid a job, which would count as a crash of that job.
+//! Signals from people, shells and supervisors. None of them may end the worker during a job, because
+//! that would count as a crash of the job.
 
 use std::time::{Duration, Instant};
 
@@ -10,31 +10,31 @@ use tokio::sync::mpsc;
 
 use crate::worker::Wish;
 
-/// What comes within this time of the first is the same: a terminal that closes, or a Ctrl-C in it,
-/// reaches the worker by several ways, and systemd sends a pair.
+/// Signals within this time of the first count as one: a closing terminal, or Ctrl-C in it, reaches the
+/// worker in several ways, and systemd sends a pair.
 const TOGETHER: Duration = Duration::from_millis(200);
 
-/// What a signal is taken for.
+/// What a signal means to a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Meaning {
-    /// The worker is to end: it drains. Sent again, it is to end now.
+    /// Drain; if sent again, exit now.
     End,
-    /// It drains, however often this comes: the system repeats it while the reason lasts.
+    /// Drain, however often it is sent: the system repeats it while the reason lasts.
     Leave,
-    /// Nothing that a worker does.
+    /// Nothing.
     Nothing,
 }
 
-/// All that would end the process otherwise, but for faults of its own and SIGKILL. SIGPIPE is
-/// ignored by Rust's own start.
+/// Every signal that would otherwise end the process, except its own faults and SIGKILL. Rust's runtime
+/// ignores SIGPIPE already.
 const MEANINGS: [(i32, &str, Meaning); 14] = [
     (libc::SIGTERM, "SIGTERM", Meaning::End),
     (libc::SIGINT, "SIGINT", Meaning::End),
     (libc::SIGHUP, "SIGHUP", Meaning::End),
     (libc::SIGQUIT, "SIGQUIT", Meaning::End),
-    // The power fails, or a container's host shuts down.
+    // A power failure, or the shutdown of a container's host.
     (libc::SIGPWR, "SIGPWR", Meaning::Leave),
-    // A batch system's limit, once a second until it kills; a wrapper's time is up.
+    // A batch system's time limit, sent every second before the kill; a wrapper's time-out.
     (libc::SIGXCPU, "SIGXCPU", Meaning::Leave),
     (libc::SIGALRM, "SIGALRM", Meaning::Leave),
     (libc::SIGUSR1, "SIGUSR1", Meaning::Nothing),
@@ -43,11 +43,11 @@ const MEANINGS: [(i32, &str, Meaning); 14] = [
     (libc::SIGPROF, "SIGPROF", Meaning::Nothing),
     (libc::SIGIO, "SIGIO", Meaning::Nothing),
     (libc::SIGSTKFLT, "SIGSTKFLT", Meaning::Nothing),
-    // The write that was too long is an error, as on a full disk.
+    // The write itself fails, as on a full disk.
     (libc::SIGXFSZ, "SIGXFSZ", Meaning::Nothing),
 ];
 
-/// Every signal that is listened to, and what it is called.
+/// Every signal that is handled, with its name and meaning.
 fn meanings() -> impl Iterator<Item = (i32, String, Meaning)> {
     let named = MEANINGS.iter();
     let named = named.map(|(signal, name, meaning)| (*signal, (*name).to_owned(), *meaning));
@@ -59,7 +59,7 @@ fn meanings() -> impl Iterator<Item = (i32, String, Meaning)> {
     named.chain(real_time)
 }
 
-/// Listens from now on; what was heard is told, in this order.
+/// Handles signals from now on and passes on what they ask, in order.
 ///
 /// # Errors
 /// When the system refuses.
@@ -67,8 +67,8 @@ pub(super) fn listen() -> std::io::Result<mpsc::Receiver<Wish>> {
     let (heard, mut hearing) = mpsc::channel(16);
     let (wishing, wishes) = mpsc::channel(2);
     for (number, name, meaning) in meanings() {
-        // What was to be ignored before there was a worker (`nohup`) stays so, and what something
-        // else in the process listens to (a profiler) stays its own. Who sends these two means us.
+        // Signals that were ignored at the start (`nohup`) stay ignored, and those that something else
+        // in the process handles (a profiler) are left to it. SIGTERM and SIGINT are always handled.
         let ours = matches!(number, libc::SIGTERM | libc::SIGINT);
         if !ours && !is_default(number) {
             continue;
@@ -91,12 +91,12 @@ pub(super) fn listen() -> std::io::Result<mpsc::Receiver<Wish>> {
         let mut ear = Ear::default();
         while let Some((name, meaning)) = hearing.recv().await {
             let Some(wish) = ear.hear(meaning, Instant::now()) else {
-                tracing::debug!("{name}: draining already");
+                tracing::debug!("{name}: already draining");
                 continue;
             };
             match wish {
                 Wish::Drain => tracing::info!("{name}: draining"),
-                Wish::EndNow => tracing::warn!("{name} again: the drain ends now"),
+                Wish::EndNow => tracing::warn!("{name} again: ending the drain now"),
             }
             if wishing.send(wish).await.is_err() {
                 return;
@@ -106,8 +106,8 @@ pub(super) fn listen() -> std::io::Result<mpsc::Receiver<Wish>> {
     Ok(wishes)
 }
 
-/// The first signal, from now on, that is to end a process which is no worker. What was to be ignored
-/// before stays so.
+/// The first signal, from now on, that is to end a process other than a worker. Signals that were ignored
+/// at the start stay ignored.
 ///
 /// # Errors
 /// When the system refuses.
@@ -129,14 +129,14 @@ pub(super) fn end() -> std::io::Result<impl Future<Output = i32> + Send> {
     })
 }
 
-/// Ends the process as this signal does by default, which is what whoever waits for it is told.
+/// Ends the process as this signal does by default, so that its parent sees the signal.
 pub(super) fn die(signal: i32) -> ! {
     #[expect(unsafe_code, reason = "the standard library raises no signals")]
     // SAFETY: no memory of ours is touched, and the process ends here.
     unsafe {
         libc::signal(signal, libc::SIG_DFL);
         libc::raise(signal);
-        // Where that signal is blocked.
+        // If the signal is blocked.
         libc::_exit(128 + signal)
     }
 }
@@ -144,7 +144,7 @@ pub(super) fn die(signal: i32) -> ! {
 /// Some senders never stop: one line is enough.
 fn ignore(name: &str, times: u64) {
     if times == 1 {
-        tracing::warn!("{name}: means nothing to a worker, and is ignored; SIGTERM drains it");
+        tracing::warn!("{name}: ignored; send SIGTERM to drain the worker");
     } else {
         tracing::debug!(times, "{name}: ignored");
     }

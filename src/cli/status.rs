@@ -1,14 +1,12 @@
 //! `scorer status`: the fleet from Redis, for people and for programs.
 
 use std::io::IsTerminal;
-use std::time::Duration;
 
+use super::watch::EVERY;
 use super::{Exit, Fault, Outcome, answer, answer_json, plain};
 use crate::config::Config;
-use crate::fleet::observer::{Observer, Queues, View, Worker};
-
-/// Between two looks.
-pub(super) const EVERY: Duration = Duration::from_secs(1);
+use crate::fleet::observer::{Observer, Queues, View};
+use crate::protocol::heartbeat::Record;
 
 pub(super) async fn status(config: &Config, as_json: bool, watch: bool) -> Outcome {
     let mut observer = Observer::new(config, known_model(config)?);
@@ -21,7 +19,7 @@ pub(super) async fn status(config: &Config, as_json: bool, watch: bool) -> Outco
     outcome
 }
 
-/// None: every model.
+/// The model of the command; none = every model.
 pub(super) fn known_model(config: &Config) -> Result<Option<String>, Fault> {
     match (&config.model.name, &config.model.dir) {
         (None, None) => Ok(None),
@@ -32,7 +30,7 @@ pub(super) fn known_model(config: &Config) -> Result<Option<String>, Fault> {
 async fn again_and_again(observer: &mut Observer<'_>, as_json: bool) -> Outcome {
     loop {
         let exit = match once(observer, as_json).await {
-            // Who watches wants to see it come back.
+            // The view goes on, to show when Redis is back.
             Err(fault) if fault.exit == Exit::Unavailable => {
                 answer(&format!("unknown: {}", fault.message))?;
                 Exit::Unavailable
@@ -65,26 +63,25 @@ fn line(queues: Option<&Result<Queues, String>>) -> String {
     match queues {
         None => String::new(),
         Some(Ok(q)) => format!(
-            "\nqueue: {} waiting, {} to be tried again, {} parked, {} consumers",
+            "\nqueue: {} waiting, {} to be retried, {} dead-lettered, {} consumers",
             q.jobs, q.retry, q.dead, q.consumers
         ),
         Some(Err(why)) => format!("\nqueue: unknown, {why}"),
     }
 }
 
-fn cells(worker: &Worker) -> [String; 9] {
-    let text = |text: &Option<String>| plain(text.as_deref().unwrap_or_default());
-    let number = |n: Option<u64>| n.map_or_else(|| "?".into(), |n| n.to_string());
+fn cells(record: &Record) -> [String; 9] {
+    let version = |n: Option<u64>| n.map_or_else(|| "?".into(), |n| n.to_string());
     let millis = |ms: Option<f64>| ms.map_or_else(|| "-".into(), |ms| format!("{ms:.1}"));
-    let (model, jobs) = (&worker.model, &worker.jobs);
+    let (model, jobs) = (&record.model, &record.jobs);
     [
-        text(&worker.worker_id),
-        format!("{} v{}", text(&model.name), number(model.version)),
-        text(&worker.state),
-        text(&worker.state_detail),
-        number(jobs.scored),
-        number(jobs.rejected),
-        number(jobs.failed),
+        plain(&record.worker_id),
+        format!("{} v{}", plain(&model.name), version(model.version)),
+        plain(&record.state),
+        plain(&record.state_detail),
+        jobs.scored.to_string(),
+        jobs.rejected.to_string(),
+        jobs.failed.to_string(),
         millis(jobs.p50_ms),
         millis(jobs.p95_ms),
     ]
@@ -100,6 +97,6 @@ fn table(view: &View) -> String {
     table.set_header([
         "WORKER", "MODEL", "STATE", "DETAIL", "SCORED", "REJECTED", "FAILED", "P50 MS", "P95 MS",
     ]);
-    table.add_rows(view.workers.iter().map(|(worker, _)| cells(worker)));
+    table.add_rows(view.workers.iter().map(|worker| cells(&worker.record)));
     format!("{table}\n{alive} alive, {ready} ready")
 }

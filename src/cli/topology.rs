@@ -1,4 +1,4 @@
-//! `scorer topology`, and the link of every command that needs one.
+//! `scorer topology`, and the connection of every command that needs one.
 
 use super::{Exit, Fault, Outcome, answer, answer_json, model_name};
 use crate::broker::BrokerError;
@@ -6,7 +6,7 @@ use crate::broker::amqp::Link;
 use crate::broker::topology::{Argument, Topology};
 use crate::config::Config;
 
-/// Connects and declares, for commands.
+/// Connects, and declares the topology.
 pub(super) async fn link(config: &Config, model: &str) -> Result<(Link, Topology), Fault> {
     let unavailable = |e| Fault::new(Exit::Unavailable, e);
     let topology = Topology::new(&config.amqp, model);
@@ -14,7 +14,7 @@ pub(super) async fn link(config: &Config, model: &str) -> Result<(Link, Topology
         .await
         .map_err(unavailable)?;
     match link.declare(&topology).await {
-        // Who may only publish finds out below whether there is somewhere to publish to.
+        // A user who may only publish learns from the publish whether the queue exists.
         Ok(()) | Err(BrokerError::Forbidden(_)) => Ok((link, topology)),
         Err(
             error @ (BrokerError::Differs(_) | BrokerError::Missing(_) | BrokerError::Failed(_)),

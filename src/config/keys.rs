@@ -1,22 +1,23 @@
-//! Which keys the configuration has, what each may hold by itself, and how bare text is read for a key's
-//! type. How a duration or a size is written is in `units`.
+//! The keys of the configuration, the type and bounds of each, and how bare text is read as that type.
 
 use std::time::Duration;
 
+use strum::VariantNames;
 use toml::Value;
 
 use super::units::{format_duration, parse_duration, parse_size};
+use super::{LogFormat, Provider};
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
-/// Longer is a slip of the hand, and a time too far ahead to be added to a clock.
+/// A longer duration is a typing error, and could overflow a clock.
 const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
 /// RabbitMQ refuses a queue whose TTL is over 2^32 - 1 ms; this is the last whole hour below.
 const LONGEST_QUEUE_TTL: Duration = Duration::from_secs(1193 * 3600);
-/// AMQP has 16 bits for the seconds.
+/// AMQP encodes it in 16 bits, in seconds.
 const LONGEST_AMQP_HEARTBEAT: Duration = Duration::from_secs(18 * 3600);
 
-/// What a key may hold; two values are the least and the most.
+/// The type of a key's value; two values are the minimum and the maximum.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Type {
     Text,
@@ -29,7 +30,7 @@ pub(super) enum Type {
     DurationList(Duration, Duration),
 }
 
-/// All of them.
+/// Every key.
 pub(super) const KEYS: &[(&str, Type)] = &[
     ("worker.id", Type::Text),
     ("worker.score_timeout", Type::Duration(MILLISECOND, YEAR)),
@@ -44,7 +45,7 @@ pub(super) const KEYS: &[(&str, Type)] = &[
     ("model.allow_shards_subset", Type::Boolean),
     (
         "engine.execution_provider",
-        Type::Choice(&["cuda", "tensorrt", "cpu"]),
+        Type::Choice(Provider::VARIANTS),
     ),
     ("engine.device_id", Type::Integer(0, 0x7fff_ffff)),
     ("engine.threads", Type::Integer(0, 4096)),
@@ -92,10 +93,7 @@ pub(super) const KEYS: &[(&str, Type)] = &[
     ("candidates.min_rate", Type::Size),
     ("candidates.cache_bytes", Type::Size),
     ("telemetry.log", Type::Text),
-    (
-        "telemetry.log_format",
-        Type::Choice(&["auto", "pretty", "json"]),
-    ),
+    ("telemetry.log_format", Type::Choice(LogFormat::VARIANTS)),
     ("telemetry.metrics_addr", Type::Text),
     ("telemetry.otlp_endpoint", Type::Text),
 ];
@@ -125,7 +123,7 @@ pub(super) fn similar(key: &str) -> impl Iterator<Item = &'static str> {
     })
 }
 
-/// The sections on the way are tables: only checked values are ever inserted.
+/// Reads bare text as a type, so that `worker.id=7` is the text 7.
 pub(super) fn read(kind: Type, text: &str) -> Result<Value, String> {
     let trimmed = text.trim();
     match kind {

@@ -1,6 +1,5 @@
 //! The layers of the configuration and how they are merged. Every value is checked in its own layer, so
-//! that all problems are found and each names its place. Which keys there are is in `keys`; the typed
-//! form, and what keys mean together, are the parent's.
+//! that all problems are found and each names its source.
 
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
@@ -8,11 +7,13 @@ use std::path::Path;
 use toml::{Table, Value};
 
 use super::keys::{Type, check, is_section, read, similar, type_of};
+use super::problem::{Place, Problem};
+use super::service_links::is_service_link;
 
 const DEFAULTS: &str = include_str!("../config.default.toml");
-const ENVIRONMENT_PREFIX: &str = "SCORER_";
+pub(super) const ENVIRONMENT_PREFIX: &str = "SCORER_";
 
-/// What the layers above the defaults say.
+/// The layers above the defaults.
 #[derive(Debug, Default)]
 pub struct Layers<'a> {
     /// `--config`.
@@ -23,56 +24,8 @@ pub struct Layers<'a> {
     pub set: &'a [String],
 }
 
-/// A value that cannot be taken.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Problem {
-    /// Whose value; for a layer that cannot be read at all, its name.
-    pub(super) key: String,
-    /// What is wrong, and where it was said.
-    pub(super) text: String,
-}
-
-impl std::fmt::Display for Problem {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}: {}", self.key, self.text)
-    }
-}
-
-/// Where a value was said.
-#[derive(Debug, Clone, Copy)]
-enum Place<'a> {
-    Defaults,
-    File(&'a Path),
-    Environment(&'a str),
-    Set,
-}
-
-impl Place<'_> {
-    /// How a key is written there.
-    fn spelling(self, key: &str) -> String {
-        match self {
-            Self::Environment(_) => {
-                let name = key.replace('.', "__").to_ascii_uppercase();
-                format!("{ENVIRONMENT_PREFIX}{name}")
-            }
-            Self::Defaults | Self::File(_) | Self::Set => key.to_owned(),
-        }
-    }
-}
-
-impl std::fmt::Display for Place<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Defaults => f.write_str("the embedded defaults"),
-            Self::File(path) => write!(f, "--config {}", path.display()),
-            Self::Environment(name) => f.write_str(name),
-            Self::Set => f.write_str("--set"),
-        }
-    }
-}
-
-/// What all layers come to. A value that is a problem is left out and the one below stays, so that
-/// the table always has the form of the typed configuration and can be looked at further.
+/// The merged layers. A value with a problem is left out in favour of the one below, so that the table
+/// always fits the typed configuration and can be checked further.
 #[derive(Debug, Default)]
 pub(super) struct Merged {
     pub(super) table: Table,
@@ -124,7 +77,7 @@ impl Merged {
             };
             match (type_of(&key), value) {
                 (Some(kind), value) => self.put(&key, kind, value, place),
-                // What an unknown section holds is named key by key, each with what is like it.
+                // Keys of an unknown section are named one by one, each with similar keys.
                 (None, Value::Table(inner)) if is_section(&key) || !inner.is_empty() => {
                     self.overlay(&key, inner, place);
                 }
@@ -139,7 +92,7 @@ impl Merged {
 
     fn environment(&mut self, environment: &[(OsString, OsString)]) {
         for (name, text) in environment {
-            // Names of other programs are none of our business, UTF-8 or not.
+            // Other programs' variables are ignored, UTF-8 or not.
             if !is_ours(name) {
                 continue;
             }
@@ -202,38 +155,6 @@ fn is_ours(name: &OsStr) -> bool {
     name.as_encoded_bytes().starts_with(prefix)
 }
 
-/// What an orchestrator sets in every container for a service, here one whose name begins with
-/// `scorer`: `NAME_SERVICE_HOST`, `NAME_SERVICE_PORT`, `NAME_SERVICE_PORT_HTTP`,
-/// `NAME_PORT=tcp://10.0.0.1:80`, `NAME_PORT_80_TCP` and `NAME_PORT_80_TCP_ADDR`.
-fn is_service_link(name: &str, value: &OsStr) -> bool {
-    if name.ends_with("_SERVICE_HOST") || name.ends_with("_SERVICE_PORT") {
-        return true;
-    }
-    let port_name = name.split_once("_SERVICE_PORT_");
-    if port_name.is_some_and(|(_, port)| !port.is_empty()) || is_linked_port(name) {
-        return true;
-    }
-    let value = value.to_str().and_then(|value| value.split_once("://"));
-    name.ends_with("_PORT") && value.is_some_and(|(protocol, _)| is_transport(protocol))
-}
-
-/// `NAME_PORT_80_TCP`, or what is said of it.
-fn is_linked_port(name: &str) -> bool {
-    let mut said = ["_PROTO", "_PORT", "_ADDR"].iter();
-    let port = said.find_map(|said| name.strip_suffix(said));
-    let (port, transport) = port.unwrap_or(name).rsplit_once('_').unwrap_or_default();
-    let (name, number) = port.rsplit_once('_').unwrap_or_default();
-    let numbered = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
-    name.ends_with("_PORT") && numbered && is_transport(transport)
-}
-
-fn is_transport(protocol: &str) -> bool {
-    let known = ["tcp", "udp", "sctp"];
-    known
-        .iter()
-        .any(|known| protocol.eq_ignore_ascii_case(known))
-}
-
 fn insert(table: &mut Table, key: &str, value: Value) {
     match key.split_once('.') {
         None => drop(table.insert(key.to_owned(), value)),
@@ -246,7 +167,6 @@ fn insert(table: &mut Table, key: &str, value: Value) {
     }
 }
 
-/// Reads bare text for the key's type, so that `worker.id=7` is the string 7.
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,5 +1,5 @@
-//! What `amqp.url` and `redis.url` may say. The drivers by themselves pass over what they do not know;
-//! here it is refused, so that a URL that is accepted takes effect as a whole.
+//! Checks of `amqp.url` and `redis.url`. The drivers ignore parts that they do not know; here those are
+//! refused, so that every part of an accepted URL takes effect.
 
 use percent_encoding::percent_decode_str;
 use url::Url;
@@ -7,7 +7,7 @@ use url::Url;
 use super::urls::ServiceUrl;
 
 const AMQP_SCHEMES: [&str; 2] = ["amqp", "amqps"];
-/// Those that take effect; `connection_timeout` is for connections that block.
+/// Query keys that take effect; `connection_timeout` applies to blocking connections only.
 const AMQP_KEYS: [&str; 4] = ["heartbeat", "channel_max", "frame_max", "auth_mechanism"];
 /// As the AMQP driver spells them, in lower case.
 const MECHANISMS: [&str; 5] = [
@@ -20,7 +20,7 @@ const MECHANISMS: [&str; 5] = [
 
 const REDIS_SCHEMES: [&str; 4] = ["redis", "rediss", "redis+unix", "unix"];
 const REDIS_KEYS: [&str; 2] = ["db", "protocol"];
-/// A socket has no place for them elsewhere.
+/// The URL of a socket has no other place for them.
 const SOCKET_KEYS: [&str; 4] = ["db", "protocol", "user", "pass"];
 const PROTOCOLS: [&str; 4] = ["2", "resp2", "3", "resp3"];
 /// Databases of a Redis have numbers of 31 bits.
@@ -66,17 +66,17 @@ fn check_virtual_host(path: &str) -> Result<(), String> {
         // As Celery writes the host `/`.
         "" | "//" => Ok(()),
         "/" => Err(
-            "ends in /, which names a virtual host without a name: write /%2f for the host /"
+            "ends in /, which is the virtual host with an empty name: write /%2f for the virtual host /"
                 .into(),
         ),
         path if path[1..].contains('/') => {
-            Err("has a / within the virtual host's name, where it is written %2f".into())
+            Err("has a / in the name of the virtual host: write %2f".into())
         }
         _ => Ok(()),
     }
 }
 
-/// The drivers take user, password and path as text.
+/// The drivers need user, password and path as text.
 fn check_encoding(url: &Url) -> Result<(), String> {
     let parts = [
         url.username(),
@@ -90,8 +90,8 @@ fn check_encoding(url: &Url) -> Result<(), String> {
     }
 }
 
-/// Checks a `redis.url`. A database may also stand behind `?db=`, as clients in other languages write
-/// it; in what is returned it is where the driver reads it.
+/// Checks a `redis.url`. The database may also be given as `?db=`, as for clients in other languages;
+/// the returned URL has it where the driver reads it.
 ///
 /// # Errors
 /// What is wrong with it, without the password.
@@ -133,7 +133,7 @@ fn check_redis_host(url: &Url) -> Result<(), String> {
     match url.host_str() {
         None | Some("") => Err("names no host".into()),
         Some("0.0.0.0" | "[::]") => {
-            Err("names a wildcard address, to listen on and not to connect to".into())
+            Err("names a wildcard address, which is only for listening".into())
         }
         Some(_) => Ok(()),
     }
@@ -159,7 +159,7 @@ fn check_socket(url: &Url, user: bool, password: bool) -> Result<(), String> {
 fn database(text: &str) -> Result<u32, String> {
     let digits = text.bytes().all(|byte| byte.is_ascii_digit());
     let number = text.parse().ok().filter(|n| digits && *n <= MOST);
-    number.ok_or_else(|| format!("{text:?} is not the number of a database, from 0 to {MOST}"))
+    number.ok_or_else(|| format!("{text:?} is not a database number from 0 to {MOST}"))
 }
 
 #[cfg(test)]
@@ -214,13 +214,13 @@ mod tests {
             ("redis://", "host"),
             ("redis:///0", "host"),
             ("redis://0.0.0.0/0", "wildcard"),
-            ("redis://h/abc", "\"abc\" is not the number"),
-            ("redis://h/0/1", "\"0/1\" is not the number"),
-            ("redis://h/-1", "is not the number"),
-            ("redis://h/+1", "is not the number"),
-            ("redis://h/2147483648", "is not the number"),
-            ("redis://h?db=", "is not the number"),
-            ("redis://h?db=x", "is not the number"),
+            ("redis://h/abc", "\"abc\" is not a database number"),
+            ("redis://h/0/1", "\"0/1\" is not a database number"),
+            ("redis://h/-1", "is not a database number"),
+            ("redis://h/+1", "is not a database number"),
+            ("redis://h/2147483648", "is not a database number"),
+            ("redis://h?db=", "is not a database number"),
+            ("redis://h?db=x", "is not a database number"),
             ("redis://h/1?db=2", "two databases"),
             ("redis://h?db=1&db=1", "twice"),
             ("redis://h?DB=1", "\"DB\" is not honoured"),

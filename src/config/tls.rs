@@ -1,10 +1,10 @@
-//! `[amqp.tls]` and `[redis.tls]`: whom to trust, and who we are, in PEM files.
+//! `[amqp.tls]` and `[redis.tls]`: CA and client certificate, in PEM files.
 
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-/// What encrypts, for clients that leave the choice to the program.
+/// Installs the crypto provider for TLS clients that leave the choice to the program.
 pub fn install_provider() {
     // Fails only when a provider is installed already, which is as good.
     let _installed_before = rustls::crypto::ring::default_provider().install_default();
@@ -13,15 +13,15 @@ pub fn install_provider() {
 /// PEM files of a TLS connection.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 pub struct TlsConfig {
-    /// Certificate authority; for RabbitMQ trusted beside the system's, for Redis in their place.
+    /// CA certificate: for RabbitMQ trusted in addition to the system's CAs, for Redis instead of them.
     pub ca: Option<PathBuf>,
-    /// Client certificate, with what leads from it to its authority.
+    /// Client certificate, with the chain to its CA.
     pub cert: Option<PathBuf>,
     /// Its private key, without a password.
     pub key: Option<PathBuf>,
 }
 
-/// What the files say; nothing where none is named.
+/// The contents of the files that are set.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Pem {
     /// Certificate authority.
@@ -31,8 +31,8 @@ pub struct Pem {
 }
 
 impl TlsConfig {
-    /// Reads the files. A certificate that was renewed serves the next link to RabbitMQ; the connections
-    /// to Redis keep to what they began with.
+    /// Reads the files. A renewed certificate is used by the next connection to RabbitMQ; connections to
+    /// Redis keep the certificate they started with.
     ///
     /// # Errors
     /// The key of the configuration without its section, and what is wrong with its file.
@@ -43,8 +43,12 @@ impl TlsConfig {
                 pem("key", key, "PRIVATE KEY-----")?,
             )),
             (None, None) => None,
-            (Some(_), None) => return Err(("key", "missing: tls.cert has a private key".into())),
-            (None, Some(_)) => return Err(("cert", "missing: tls.key has a certificate".into())),
+            (Some(_), None) => {
+                return Err(("key", "missing: tls.cert needs its private key".into()));
+            }
+            (None, Some(_)) => {
+                return Err(("cert", "missing: tls.key needs its certificate".into()));
+            }
         };
         let ca = self.ca.as_deref();
         Ok(Pem {
@@ -66,7 +70,7 @@ fn pem(key: &'static str, path: &Path, mark: &str) -> Result<String, (&'static s
         true => Ok(text),
         false => Err((
             key,
-            format!("{place}: not PEM, there is no \"{mark}\" in it"),
+            format!("{place}: not PEM, it does not contain \"{mark}\""),
         )),
     }
 }

@@ -1,6 +1,5 @@
-//! Durations and sizes: how they are written and read, and the serde modules that put them into
-//! the typed configuration. Which of them make sense for a key is not decided here but by the
-//! keys' bounds in `layers` and, where keys depend on each other, in `config`.
+//! Durations and sizes: how they are written and read, and the serde modules for the typed
+//! configuration. The bounds of each key are in `keys`.
 
 use std::time::Duration;
 

@@ -1,5 +1,4 @@
-//! URLs of the configuration, of which nothing is passed over: what is not honoured is refused. What
-//! a driver makes of its own URL is with the driver.
+//! URLs of the configuration. No part is ignored: what would have no effect is refused.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +13,7 @@ pub(crate) struct ServiceUrl {
 }
 
 impl ServiceUrl {
-    /// Takes a URL apart that has one of these schemes, and of these query keys each at most once.
+    /// Parses a URL with one of these schemes, and with each of these query keys at most once.
     ///
     /// # Errors
     /// What is wrong, never quoting what may be a password.
@@ -23,13 +22,13 @@ impl ServiceUrl {
         if !schemes.contains(&url.scheme()) || url.cannot_be_a_base() {
             let forms: Vec<_> = schemes.iter().map(|s| format!("{s}://")).collect();
             return Err(format!(
-                "must be an URL that begins with {}",
+                "must be a URL that begins with {}",
                 forms.join(" or ")
             ));
         }
         if url.fragment().is_some() {
             return Err(
-                "what comes behind # would be ignored; in a password it is written %23".into(),
+                "everything after # would be ignored; write %23 for a # in the password".into(),
             );
         }
         let mut query = BTreeMap::new();
@@ -48,7 +47,7 @@ impl ServiceUrl {
     }
 }
 
-/// Checks the place of a manifest.
+/// Checks the URL of a manifest.
 ///
 /// # Errors
 /// What is wrong with it.
@@ -61,7 +60,7 @@ pub(super) fn check_manifest(text: &str) -> Result<(), String> {
     }
 }
 
-/// Checks what is to cover URLs.
+/// Checks a URL prefix of the allow-list.
 ///
 /// # Errors
 /// What is wrong with it.
@@ -74,12 +73,12 @@ pub(super) fn check_prefix(text: &str) -> Result<(), String> {
     let wildcard = |part: &str| part == "*" || part == "**";
     let mut segments = url.path_segments().into_iter().flatten();
     if url.host_str().is_some_and(|host| host.contains('*')) || segments.any(wildcard) {
-        return Err("* stands for nothing: a prefix covers all that lies below it".into());
+        return Err("* has no meaning: a prefix covers everything below it".into());
     }
     Ok(())
 }
 
-/// What holds for every place that is fetched from.
+/// Checks that hold for every URL that is fetched.
 fn check_place(url: &Url) -> Result<(), String> {
     let bucket = match url.scheme() {
         "http" | "https" | "file" => false,
@@ -90,10 +89,10 @@ fn check_place(url: &Url) -> Result<(), String> {
         return Err("user information is not allowed".into());
     }
     if url.fragment().is_some() {
-        return Err("what comes behind # would be ignored".into());
+        return Err("everything after # would be ignored".into());
     }
     if has_tricks(url) {
-        return Err("encoded dots, slashes and zero bytes are not fetched".into());
+        return Err("encoded dots, slashes and zero bytes are not allowed".into());
     }
     match url.host_str() {
         Some(_) if url.scheme() == "file" => Err("a file:// URL has no host: file:///path".into()),
@@ -105,14 +104,14 @@ fn check_place(url: &Url) -> Result<(), String> {
     }
 }
 
-/// Whether a path is written so that it may mean another.
+/// Whether a server may read the path as another one.
 pub(crate) fn has_tricks(url: &Url) -> bool {
     let path = url.path().to_ascii_lowercase();
     let tricks = ["%2e", "%2f", "%5c", "%00", "\\"];
     tricks.iter().any(|trick| path.contains(trick))
 }
 
-/// A URL without its password, wherever that stands.
+/// The URL with its password hidden, wherever it is.
 pub fn redact(text: &str) -> String {
     const HIDDEN: &str = "hidden";
     let secret = |key: &str| ["pass", "password"].contains(&key);

@@ -1,6 +1,6 @@
-//! An aggregator's side, for programs in Rust: keeps as many jobs at the broker as the ready workers can
-//! use, publishes again what was not confirmed when a link was lost, and hands over every answer once.
-//! A job that the broker never takes, or that is never answered, is handed over as that.
+//! The aggregator's side, for programs in Rust: keeps as many jobs at the broker as the ready workers can
+//! use, republishes jobs that were unconfirmed when a connection was lost, and returns every answer once.
+//! A job that the broker refuses, or that is not answered, is returned as such.
 //!
 //! `clients/rust/score_files.rs` is a program that uses it.
 
@@ -14,27 +14,26 @@ use crate::broker::amqp::{Acker, Deliveries, Delivery, Link};
 use crate::broker::topology::Topology;
 use crate::broker::{BrokerError, Outgoing, Properties, PublishError};
 use crate::config::Config;
-use crate::fleet::observer::Worker;
-use crate::protocol::document::from_json;
 use crate::protocol::encoding::Encoding;
+use crate::protocol::heartbeat::Record;
 use crate::protocol::message::JobMessage;
 use crate::protocol::result::ResultMessage;
 use crate::store::FleetStore;
 use crate::util::backoff::Backoff;
 use crate::util::clock::unix_ms;
 
-/// Between two looks at the fleet, and at the time.
+/// Interval between two looks at the fleet, and at the time.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// Jobs at the broker for each place that a ready worker has: one there, one on the way.
+/// Jobs at the broker per job that a ready worker holds: one there, one on the way.
 const AHEAD: usize = 2;
 /// Results that are delivered and not acknowledged.
 const UNACKNOWLEDGED: u16 = 64;
-/// Answers that are remembered, so that a second copy is known as one.
+/// Answers that are remembered, to recognise a second copy.
 const REMEMBERED: usize = 100_000;
-/// How often the link may be lost over one job before it is given up: a broker ends the link of who
-/// sends what it does not take.
+/// Lost connections per job before it is given up: a broker closes the connection on a message that it
+/// does not accept.
 const MOST_LOSSES: u32 = 3;
-/// How long an answer may take, unless told otherwise.
+/// Default time-out of an answer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(15 * 60);
 
 /// Why a job cannot be taken.
@@ -258,7 +257,7 @@ impl Client {
         self.pause = true;
         match self.link().await {
             Ok(linked) => self.link = Some(linked),
-            Err(error) => tracing::warn!(%error, "no link to the broker yet"),
+            Err(error) => tracing::warn!(%error, "no connection to RabbitMQ yet"),
         }
         None
     }
@@ -303,14 +302,12 @@ impl Client {
         let read = self.store.live_records(Some(model), ttl).await;
         self.ready = match read {
             Ok((_, records)) => {
-                let parsed = records
-                    .iter()
-                    .map(|record| from_json::<Worker>(record.text.as_bytes()));
-                let ready = parsed.flatten().filter(|worker| worker.ready);
-                ready.map(|worker| worker.model.version).collect()
+                let read = records.iter().filter_map(|live| Record::read(&live.text));
+                let ready = read.filter(|record| record.ready);
+                ready.map(|record| record.model.version).collect()
             }
             Err(error) => {
-                tracing::warn!(%error, "the fleet is unknown; jobs wait");
+                tracing::warn!(%error, "cannot read the fleet from Redis; jobs wait");
                 Vec::new()
             }
         };

@@ -1,5 +1,5 @@
-//! `scorer dashboard`: the fleet as a web page that changes by itself. It reads: the records and events
-//! in Redis, the depths of queues, and copies of what goes by at the broker; it settles nothing.
+//! `scorer dashboard`: the fleet as a web page that updates itself. It reads records and events from
+//! Redis, queue depths, and copies of results and dead-lettered jobs; it settles nothing.
 
 mod access;
 mod history;
@@ -16,7 +16,7 @@ use axum::routing::get;
 use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
-pub use crate::fleet::dashboard::access::Door;
+pub use crate::fleet::dashboard::access::Access;
 use history::{History, Parked};
 
 use crate::broker::BrokerError;
@@ -30,10 +30,10 @@ use crate::util::backoff::Backoff;
 use crate::util::clock::unix_ms;
 
 const EVERY: Duration = Duration::from_secs(1);
-/// Pages that are kept up to date at a time; the listener has room for others beside them.
+/// Pages that are kept up to date at the same time; the listener has room for other requests beside them.
 const MOST_PAGES: usize = 48;
 
-/// What all parts share: the history, and the page that was made of it last.
+/// Shared by all parts: the history, and the page last made from it.
 #[derive(Clone)]
 struct Board {
     history: Arc<Mutex<History>>,
@@ -53,7 +53,7 @@ impl Board {
 }
 
 /// Serves the page until the process ends.
-pub async fn serve(config: Config, model: Option<String>, listener: TcpListener, door: Door) {
+pub async fn serve(config: Config, model: Option<String>, listener: TcpListener, access: Access) {
     let board = Board {
         history: Arc::default(),
         page: watch::Sender::new("{}".into()),
@@ -81,7 +81,7 @@ pub async fn serve(config: Config, model: Option<String>, listener: TcpListener,
         )
         .route("/events", get(async move || follow(&pages, &places)))
         .layer(axum::middleware::from_fn_with_state(
-            Arc::new(door),
+            Arc::new(access),
             crate::fleet::dashboard::access::guard,
         ));
     listener::serve(listener, routes, Limits::LASTING).await;
@@ -91,8 +91,8 @@ fn file(kind: &'static str, text: &'static str) -> Response {
     ([(header::CONTENT_TYPE, kind)], text).into_response()
 }
 
-/// The page as it is now, and whenever it changes.
-/// A page that stays open has a place of its own: those that only come and go are never kept out.
+/// Sends the page now and whenever it changes. Open pages are counted apart from short requests, which are
+/// therefore never refused.
 fn follow(pages: &watch::Sender<Arc<str>>, places: &Arc<Semaphore>) -> Response {
     match Arc::clone(places).try_acquire_owned() {
         Ok(place) => events(pages.subscribe(), place).into_response(),
@@ -106,7 +106,7 @@ fn follow(pages: &watch::Sender<Arc<str>>, places: &Arc<Semaphore>) -> Response 
 fn events(mut pages: watch::Receiver<Arc<str>>, place: OwnedSemaphorePermit) -> impl IntoResponse {
     pages.mark_changed();
     let events = futures_util::stream::unfold((pages, place), async |(mut pages, place)| {
-        // The next is asked for only when the last has been sent: a slow reader skips pages.
+        // The next page is taken when the last has been sent: a slow reader skips some.
         pages.changed().await.ok()?;
         let page = Arc::clone(&pages.borrow_and_update());
         let event: Result<Event, Infallible> = Ok(Event::default().data(&*page));
@@ -127,14 +127,14 @@ async fn look(config: Config, model: Option<String>, board: Board) {
             Err(error) => board.history().lose_sight(error.to_string()),
         }
         let last = board.history().last_event();
-        // What Redis does not tell now it tells at the next look.
+        // Events missed now are read at the next look.
         let events = observer.events(last.as_deref()).await;
         board.history().add_events(events.unwrap_or_default());
         board.publish();
     }
 }
 
-/// Watches copies of results and of parked jobs go by, for as long as there is a broker.
+/// Reads copies of results and dead-lettered jobs while there is a connection to RabbitMQ.
 async fn watch_results(config: Config, board: Board) {
     let mut backoff = Backoff::new();
     loop {
@@ -150,7 +150,7 @@ async fn watch_results(config: Config, board: Board) {
                     backoff.reset();
                     board.history().watches(Ok(unix_ms()));
                     watching.follow(&board).await;
-                    let why = "the link to RabbitMQ is lost".to_owned();
+                    let why = "the connection to RabbitMQ is lost".to_owned();
                     board.history().watches(Err(why));
                 }
                 Err(error) => board.history().watches(Err(error.to_string())),
@@ -160,7 +160,7 @@ async fn watch_results(config: Config, board: Board) {
     }
 }
 
-/// Exclusive queues: what goes by while nobody watches is not kept for us.
+/// Exclusive queues: nothing is kept for the dashboard while it is not connected.
 struct Watching {
     link: Link,
     results: Deliveries,

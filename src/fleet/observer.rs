@@ -1,112 +1,60 @@
-//! The fleet as Redis and the broker show it: for `scorer status`, its view in the terminal, and the
-//! dashboard. What cannot be seen is unknown, never good.
+//! The fleet, read from Redis and RabbitMQ: for `scorer status`, its terminal view and the dashboard.
+//! What cannot be read is unknown, never good.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::value::RawValue;
 
 use crate::broker::BrokerError;
 use crate::broker::amqp::Link;
 use crate::broker::topology::Topology;
 use crate::config::Config;
-use crate::protocol::document::from_json;
+use crate::protocol::heartbeat::Record;
 use crate::store::{FleetStore, LiveRecord, StoreError, StreamEntry};
 
-/// A broker that does not answer may delay the view by this much, and never prevents it.
+/// A broker that does not answer delays the view by this much, but does not prevent it.
 const BROKER_LIMIT: Duration = Duration::from_secs(2);
-/// After that it is asked again; by then what was begun has ended by itself.
+/// When a broker that failed is asked again; by then the earlier attempt has ended by itself.
 const ASK_AGAIN: Duration = Duration::from_secs(15);
 
-/// What waits at the broker for one model.
+/// Queue depths of one model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct Queues {
     /// Jobs.
     pub jobs: u32,
-    /// Jobs in all rungs of the retry ladder.
+    /// Jobs in all retry queues.
     pub retry: u32,
-    /// Parked jobs.
+    /// Dead-lettered jobs.
     pub dead: u32,
-    /// Consumers of the queue of jobs.
+    /// Consumers of the job queue.
     pub consumers: u32,
 }
 
-/// What people look at in a heartbeat record; whatever is missing there is left open here.
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
-#[serde(default)]
-#[expect(
-    missing_docs,
-    reason = "the fields of crate::protocol::heartbeat::Record"
-)]
+/// A live worker.
+#[derive(Debug, Clone)]
 pub struct Worker {
-    pub worker_id: Option<String>,
-    pub incarnation: Option<String>,
-    pub at_ms: Option<u64>,
-    pub ready: bool,
-    pub state: Option<String>,
-    pub state_detail: Option<String>,
-    pub last_state_change_at_ms: Option<u64>,
-    pub model: Model,
-    pub jobs: Jobs,
-    pub last_error: Option<Fault>,
+    /// Its record, as far as it can be read.
+    pub record: Record,
+    /// The record as it was written.
+    pub live: LiveRecord,
 }
 
-/// See [`Worker`].
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(default)]
-#[expect(
-    missing_docs,
-    reason = "the fields of crate::protocol::heartbeat::Record"
-)]
-pub struct Model {
-    pub name: Option<String>,
-    pub version: Option<u64>,
-}
-
-/// See [`Worker`].
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
-#[serde(default)]
-#[expect(
-    missing_docs,
-    reason = "the fields of crate::protocol::heartbeat::Record"
-)]
-pub struct Jobs {
-    pub in_flight: Option<u64>,
-    pub buffered: Option<u64>,
-    pub scored: Option<u64>,
-    pub rejected: Option<u64>,
-    pub failed: Option<u64>,
-    pub p50_ms: Option<f64>,
-    pub p95_ms: Option<f64>,
-}
-
-/// See [`Worker`].
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(default)]
-#[expect(
-    missing_docs,
-    reason = "the fields of crate::protocol::heartbeat::Record"
-)]
-pub struct Fault {
-    pub code: Option<String>,
-    pub message: Option<String>,
-}
-
-/// A record whose values nobody looks into.
-type Record = BTreeMap<String, Box<RawValue>>;
+/// A record that is passed on as it was written.
+type RawRecord = BTreeMap<String, Box<RawValue>>;
 
 /// What was seen at one moment.
 #[derive(Debug)]
 pub struct View {
     /// By Redis' clock, unix milliseconds.
     pub at_ms: u64,
-    /// Live workers by model and name, each with its record.
-    pub workers: Vec<(Worker, LiveRecord)>,
-    /// The model that is looked at; or whose workers were seen last.
+    /// Live workers by model and name.
+    pub workers: Vec<Worker>,
+    /// The model that is observed, or whose workers were seen last.
     pub model: Option<String>,
-    /// What waits, where it is known for which model; or why that is unknown.
+    /// Queue depths, or why they are unknown; none if there are several models.
     pub queues: Option<Result<Queues, String>>,
 }
 
@@ -118,15 +66,15 @@ pub struct Report {
     #[serde(skip_serializing_if = "Option::is_none")]
     queue: Option<Queues>,
     ready: usize,
-    workers: Vec<Record>,
+    workers: Vec<RawRecord>,
 }
 
-/// Looks at the fleet again and again, on one link to the broker and one connection to Redis.
+/// Observes the fleet repeatedly, on one connection each to the broker and Redis.
 #[derive(Debug)]
 pub struct Observer<'a> {
     config: &'a Config,
     store: Arc<FleetStore>,
-    /// The only model that is of interest; none = every model in Redis.
+    /// The model to observe; none = every model in Redis.
     model: Option<String>,
     /// The one whose workers were seen last.
     seen: Option<String>,
@@ -136,7 +84,7 @@ pub struct Observer<'a> {
 }
 
 impl<'a> Observer<'a> {
-    /// Looks at nothing yet.
+    /// Does not connect yet.
     pub fn new(config: &'a Config, model: Option<String>) -> Self {
         Self {
             config,
@@ -151,7 +99,7 @@ impl<'a> Observer<'a> {
     /// The fleet as it is now.
     ///
     /// # Errors
-    /// When Redis does not answer: then nothing is known.
+    /// When Redis does not answer.
     pub async fn look(&mut self) -> Result<View, StoreError> {
         let (store, model) = (Arc::clone(&self.store), self.model.clone());
         let model = model.as_deref();
@@ -161,18 +109,14 @@ impl<'a> Observer<'a> {
             None => (reading.await, None),
         };
         let (at_ms, records) = read?;
-        let parsed = records.into_iter();
-        let parsed =
-            parsed.filter_map(|record| Some((from_json(record.text.as_bytes()).ok()?, record)));
-        let mut workers: Vec<(Worker, LiveRecord)> = parsed.collect();
-        workers.sort_by(|(a, _), (b, _)| a.name().cmp(&b.name()));
+        let mut workers: Vec<Worker> = records.into_iter().filter_map(Worker::read).collect();
+        workers.sort_by(|a, b| a.name().cmp(&b.name()));
         let queues = match (queues, only_model(&workers)) {
             (None, Some(model)) => self.queues(&model).await,
             (queues, _) => queues,
         };
-        let first = workers
-            .iter()
-            .find_map(|(worker, _)| worker.model.name.clone());
+        let mut names = workers.iter().map(|worker| &worker.record.model.name);
+        let first = names.find(|name| !name.is_empty()).cloned();
         self.seen = first.or(self.seen.take());
         Ok(View {
             at_ms,
@@ -182,8 +126,8 @@ impl<'a> Observer<'a> {
         })
     }
 
-    /// Changes of state since an entry of the stream, or the last few, oldest first; also when the last
-    /// worker is gone.
+    /// Changes of state after an entry of the stream, or the last few, oldest first; also after the last
+    /// worker has gone.
     ///
     /// # Errors
     /// When Redis does not answer.
@@ -194,7 +138,7 @@ impl<'a> Observer<'a> {
         }
     }
 
-    /// Lets go of the broker.
+    /// Closes the connection to the broker.
     pub async fn close(self) {
         if let Some(link) = self.link {
             link.close().await;
@@ -247,48 +191,51 @@ impl<'a> Observer<'a> {
     }
 }
 
-/// The model of all live workers, if it is one.
-fn only_model(workers: &[(Worker, LiveRecord)]) -> Option<String> {
-    let mut names = workers.iter().map(|(worker, _)| &worker.model.name);
-    let first = names.next()?.clone()?;
-    names
-        .all(|name| name.as_ref() == Some(&first))
-        .then_some(first)
+/// The model of all live workers, if they have the same one.
+fn only_model(workers: &[Worker]) -> Option<String> {
+    let mut names = workers.iter().map(|worker| &worker.record.model.name);
+    let first = names.next().filter(|name| !name.is_empty())?;
+    names.all(|name| name == first).then(|| first.clone())
 }
 
 impl Worker {
-    fn name(&self) -> (&Option<String>, &Option<String>) {
-        (&self.model.name, &self.worker_id)
+    fn read(live: LiveRecord) -> Option<Self> {
+        let record = Record::read(&live.text)?;
+        Some(Self { record, live })
     }
 
-    /// How long it has been in its state, where its record is so old. Both times in the record are of
-    /// the worker's own clock, which is right against itself only.
-    pub fn state_ms(&self, age_ms: u64) -> Option<u64> {
-        let then = self.at_ms?.saturating_sub(self.last_state_change_at_ms?);
-        Some(then.saturating_add(age_ms))
+    fn name(&self) -> (&str, &str) {
+        (&self.record.model.name, &self.record.worker_id)
     }
 
-    /// Jobs answered since its start.
-    pub fn answered(&self) -> u64 {
-        let jobs = &self.jobs;
-        let counts = [jobs.scored, jobs.rejected, jobs.failed];
-        counts.into_iter().flatten().fold(0, u64::saturating_add)
+    /// How long the worker has been in its state; none where the record does not say. Both times in the
+    /// record are by the worker's own clock, so only their difference is used.
+    pub fn state_ms(&self) -> Option<u64> {
+        let Record {
+            at_ms,
+            last_state_change_at_ms: changed,
+            ..
+        } = self.record;
+        let known = at_ms > 0 && changed > 0;
+        known.then(|| {
+            at_ms
+                .saturating_sub(changed)
+                .saturating_add(self.live.age_ms)
+        })
     }
 }
 
 impl View {
     /// Workers that take jobs.
     pub fn ready(&self) -> usize {
-        self.workers
-            .iter()
-            .filter(|(worker, _)| worker.ready)
-            .count()
+        let ready = self.workers.iter().filter(|worker| worker.record.ready);
+        ready.count()
     }
 
-    /// What programs are told.
+    /// The report for programs.
     pub fn report(&self) -> Report {
         let aged = self.workers.iter();
-        let aged = aged.filter_map(|(_, record)| aged_record(record));
+        let aged = aged.filter_map(|worker| aged_record(&worker.live));
         Report {
             alive: self.workers.len(),
             at_ms: self.at_ms,
@@ -303,8 +250,8 @@ impl View {
 }
 
 /// The record as it was written, with its age.
-fn aged_record(live: &LiveRecord) -> Option<Record> {
-    let mut record: Record = serde_json::from_str(&live.text).ok()?;
+fn aged_record(live: &LiveRecord) -> Option<RawRecord> {
+    let mut record: RawRecord = serde_json::from_str(&live.text).ok()?;
     let age = serde_json::value::to_raw_value(&live.age_ms).ok()?;
     record.insert("age_ms".into(), age);
     Some(record)

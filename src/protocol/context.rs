@@ -5,9 +5,9 @@ use rmpv::Value;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser};
 use serde_json::value::RawValue;
 
-use crate::protocol::document::packed;
 use crate::protocol::failure::Failure;
 use crate::protocol::job::invalid;
+use crate::protocol::tree::packed;
 
 /// The most bytes that it may take as MessagePack.
 pub(super) const MAX_BYTES: usize = 4096;

@@ -9,8 +9,20 @@ use crate::protocol::label::Label;
 use crate::protocol::message::V1;
 
 /// What is asked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Serialize,
+    Deserialize,
+    JsonSchema,
+    strum::IntoStaticStr,
+    strum::VariantArray,
+)]
 #[cfg_attr(feature = "worker", derive(clap::ValueEnum))]
+#[strum(serialize_all = "snake_case")]
 #[serde(rename_all = "snake_case")]
 pub enum Command {
     /// Take no jobs until `resume`.
@@ -18,26 +30,21 @@ pub enum Command {
     /// Take jobs again.
     Resume,
     /// Finish what runs, then exit.
+    #[value(help = "Finish running jobs, then exit")]
     Drain,
     /// Look for new weights now.
     Update,
     /// Read the package directory again.
     Reload,
     /// Prove the session again.
+    #[value(help = "Warm up again")]
     Rewarm,
 }
 
 impl Command {
     /// The word on the wire.
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Pause => "pause",
-            Self::Resume => "resume",
-            Self::Drain => "drain",
-            Self::Update => "update",
-            Self::Reload => "reload",
-            Self::Rewarm => "rewarm",
-        }
+        self.into()
     }
 }
 
@@ -56,7 +63,10 @@ pub struct ControlMessage {
 }
 
 /// What became of a command.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema, strum::IntoStaticStr,
+)]
+#[strum(serialize_all = "snake_case")]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
     /// It was done.
@@ -70,11 +80,7 @@ pub enum Outcome {
 impl Outcome {
     /// The word on the wire.
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Done => "done",
-            Self::Refused => "refused",
-            Self::Failed => "failed",
-        }
+        self.into()
     }
 }
 
@@ -134,10 +140,10 @@ impl Order {
             command,
             outcome = said,
             message,
-            "a control message is answered"
+            "answered a control message"
         );
         if self.answer.send((outcome, message)).is_err() {
-            tracing::debug!("nobody waits for the answer");
+            tracing::debug!("nobody waits for the reply");
         }
     }
 }

@@ -4,7 +4,7 @@ use rmpv::Value;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use super::{document, json};
+use super::{json, tree};
 
 /// Maps and lists in each other; the body itself is one.
 pub(super) const MAX_NESTING: usize = 64;
@@ -58,7 +58,7 @@ impl Encoding {
     /// # Errors
     /// A sentence for the sender.
     pub fn decode(self, body: &[u8]) -> Result<Value, String> {
-        self.decode_within(body, document::MOST_VALUES)
+        self.decode_within(body, tree::MOST_VALUES)
     }
 
     /// As [`Encoding::decode`], of at most so many values, keys included.
@@ -82,7 +82,7 @@ impl Encoding {
 }
 
 fn decode_messagepack(body: &[u8], most_values: usize) -> Result<Value, String> {
-    document::check_count(body, most_values)?;
+    tree::check_count(body, most_values)?;
     let mut rest = body;
     let mut value = rmpv::decode::read_value_with_max_depth(&mut rest, MAX_STEPS)
         .map_err(|e| format!("not MessagePack: {e}"))?;
@@ -93,14 +93,14 @@ fn decode_messagepack(body: &[u8], most_values: usize) -> Result<Value, String> 
         ));
     }
     // The decoder's own limit keeps the stack whole, but counts otherwise.
-    if document::depth(&value) > MAX_NESTING {
+    if tree::depth(&value) > MAX_NESTING {
         return Err(format!("nested deeper than {MAX_NESTING} levels"));
     }
     if let Value::Map(fields) = &mut value {
         let ours = fields
             .iter_mut()
             .filter(|(key, _)| key.as_str() != Some("context"));
-        ours.for_each(|(_, value)| document::make_whole(value));
+        ours.for_each(|(_, value)| tree::make_whole(value));
     }
     Ok(value)
 }

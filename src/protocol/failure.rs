@@ -8,8 +8,20 @@ use strum::{EnumIter, EnumMessage};
 
 /// What became of a job, as the `status` of its result says it.
 #[derive(
-    Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema, EnumIter, EnumMessage,
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Serialize,
+    Deserialize,
+    JsonSchema,
+    strum::IntoStaticStr,
+    EnumIter,
+    EnumMessage,
+    strum::VariantArray,
 )]
+#[strum(serialize_all = "snake_case")]
 #[serde(rename_all = "snake_case")]
 pub enum Status {
     /// The job was evaluated.
@@ -23,11 +35,7 @@ pub enum Status {
 impl Status {
     /// The word used on the wire and in routing keys.
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Scored => "scored",
-            Self::Rejected => "rejected",
-            Self::Failed => "failed",
-        }
+        self.into()
     }
 }
 
@@ -55,7 +63,10 @@ pub enum Remedy {
     JsonSchema,
     EnumIter,
     EnumMessage,
+    strum::IntoStaticStr,
+    strum::VariantArray,
 )]
+#[strum(serialize_all = "snake_case")]
 #[serde(rename_all = "snake_case")]
 pub enum Code {
     /// The body does not decode or breaks the schema. The message names the field.
@@ -107,30 +118,7 @@ pub enum Code {
 impl Code {
     /// The word used on the wire.
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::InvalidJob => "invalid_job",
-            Self::ModelMismatch => "model_mismatch",
-            Self::ModelVersionMismatch => "model_version_mismatch",
-            Self::ModelVersionUnavailable => "model_version_unavailable",
-            Self::UnknownShard => "unknown_shard",
-            Self::CandidateTooLarge => "candidate_too_large",
-            Self::CandidateDigestMismatch => "candidate_digest_mismatch",
-            Self::CandidateMalformed => "candidate_malformed",
-            Self::CandidateUnknownTensor => "candidate_unknown_tensor",
-            Self::CandidateShapeMismatch => "candidate_shape_mismatch",
-            Self::CandidateIndexOutOfRange => "candidate_index_out_of_range",
-            Self::CandidateDuplicateIndex => "candidate_duplicate_index",
-            Self::CandidateNonFinite => "candidate_non_finite",
-            Self::CandidateEmpty => "candidate_empty",
-            Self::CandidateUrlForbidden => "candidate_url_forbidden",
-            Self::CandidateUnavailable => "candidate_unavailable",
-            Self::NonFiniteLoss => "non_finite_loss",
-            Self::DeadlineExceeded => "deadline_exceeded",
-            Self::ScoreTimeout => "score_timeout",
-            Self::OutOfMemory => "out_of_memory",
-            Self::InferenceFailed => "inference_failed",
-            Self::Poisoned => "poisoned",
-        }
+        self.into()
     }
 
     /// The status a result with this code carries.

@@ -1,12 +1,18 @@
-//! The record that a worker publishes into Redis.
+//! The record that a worker publishes into Redis: declared once, for those who write it and for those
+//! who read what any worker wrote.
+
+use std::mem::discriminant;
+use std::sync::LazyLock;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
+use super::document::from_json;
 use super::message::V1;
 
 /// A heartbeat record.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[schemars(title = "heartbeat.v1")]
 pub struct Record {
     /// Always 1.
@@ -26,7 +32,7 @@ pub struct Record {
     /// Process number on that host.
     pub pid: u32,
     /// Digest of the machine's boot and of the namespace of `pid`: only a process with the same one can tell whether this one lives; null = unknown.
-    // Workers of before this was known do not say it.
+    // Added later: older workers leave it out.
     #[serde(default)]
     pub pid_space: Option<String>,
     /// The program.
@@ -58,7 +64,7 @@ pub struct Record {
     /// The connection to RabbitMQ.
     pub broker: BrokerFacts,
     /// Whether Redis does what jobs ask of it: results are found and stored, jobs are marked.
-    // Workers of before this was known do not say it.
+    // Added later: older workers leave it out.
     #[serde(default)]
     pub store: StoreFacts,
     /// Memory of the process.
@@ -70,7 +76,7 @@ pub struct Record {
 }
 
 /// What was built.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Build {
     /// Version of the program.
     pub version: String,
@@ -92,7 +98,7 @@ pub struct WarmFacts {
     /// When a failed one is repeated, unix milliseconds.
     pub next_retry_at_ms: Option<u64>,
     /// Tensors without any visible effect on the loss in the last successful one, at most 32 names. A warning.
-    // Workers of before this was known do not say it.
+    // Added later: older workers leave it out.
     #[serde(default)]
     #[schemars(length(max = 32))]
     pub inert: Vec<String>,
@@ -177,6 +183,14 @@ pub struct JobFacts {
     pub last_scored_at_ms: Option<u64>,
 }
 
+impl JobFacts {
+    /// Jobs answered since the start.
+    pub fn answered(&self) -> u64 {
+        let counts = [self.scored, self.rejected, self.failed];
+        counts.into_iter().fold(0, u64::saturating_add)
+    }
+}
+
 /// Advanced by the computing thread itself.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ProgressFacts {
@@ -256,7 +270,7 @@ pub struct RefusedVersion {
 }
 
 /// The last thing that went wrong.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct LastError {
     /// A detail of the state, `update_failed` or `state_not_saved`.
     pub code: String,
@@ -264,4 +278,102 @@ pub struct LastError {
     pub message: String,
     /// When, unix milliseconds.
     pub at_ms: u64,
+}
+
+/// A record that says nothing.
+static EMPTY: LazyLock<Value> = LazyLock::new(|| {
+    // The error is an object as well, so that part of one can be completed.
+    let last_error = Some(LastError::default());
+    let empty = Record {
+        last_error,
+        ..Record::default()
+    };
+    serde_json::to_value(empty).unwrap_or_default()
+});
+
+impl Record {
+    /// Reads a record of any worker, older, newer or foreign ones included. Whatever it leaves out, or
+    /// says in another form, is empty: no text, zero, `false`, no value. The strict reading is
+    /// [`Record`]'s own, by serde.
+    ///
+    /// None: the text is no record.
+    pub fn read(text: &str) -> Option<Self> {
+        let Value::Object(mut record) = from_json(text.as_bytes()).ok()? else {
+            return None;
+        };
+        if let Value::Object(empty) = &*EMPTY {
+            complete(&mut record, empty);
+        }
+        record.insert("v".to_owned(), 1.into());
+        let record: Self = serde_json::from_value(record.into()).ok()?;
+        let last_error = record.last_error.filter(|e| *e != LastError::default());
+        Some(Self {
+            last_error,
+            ..record
+        })
+    }
+}
+
+/// Puts what is empty in the place of what is missing or has another form.
+fn complete(fields: &mut Map<String, Value>, empty: &Map<String, Value>) {
+    for (name, empty) in empty {
+        let field = fields.entry(name.as_str()).or_insert(Value::Null);
+        match (&mut *field, empty) {
+            (Value::Object(fields), Value::Object(empty)) => complete(fields, empty),
+            // Null = an optional field, whose form the empty record does not tell.
+            (found, empty) if !empty.is_null() && discriminant(found) != discriminant(empty) => {
+                *found = empty.clone();
+            }
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    const READY: &str = include_str!("../../schemas/examples/valid/heartbeat.v1-ready.json");
+
+    #[test]
+    fn a_record_that_the_schema_allows_is_read_as_it_is() {
+        let strict: Record = from_json(READY.as_bytes()).unwrap();
+        assert_eq!(Record::read(READY), Some(strict));
+    }
+
+    #[test]
+    fn whatever_a_record_leaves_out_or_says_in_another_form_is_empty() {
+        assert_eq!(Record::read("{}"), Some(Record::default()));
+        let text = json!({
+            "v": 2, "worker_id": 7, "ready": "yes", "seq": 3.0, "host_info": null, "broker": [true],
+            "model": {"name": "m"}, "jobs": {"scored": 5}, "colour": "red",
+            "last_error": {"code": "stuck"},
+        });
+        let read = Record::read(&text.to_string());
+        let expected = Record {
+            seq: 3,
+            model: ModelFacts {
+                name: "m".into(),
+                ..ModelFacts::default()
+            },
+            jobs: JobFacts {
+                scored: 5,
+                ..JobFacts::default()
+            },
+            last_error: Some(LastError {
+                code: "stuck".into(),
+                ..LastError::default()
+            }),
+            ..Record::default()
+        };
+        assert_eq!(read, Some(expected));
+    }
+
+    #[test]
+    fn what_is_no_object_is_no_record() {
+        for text in ["", "7", "[]", "null", "{", "{\"seq\":1,\"seq\":2}"] {
+            assert_eq!(Record::read(text), None, "{text}");
+        }
+    }
 }

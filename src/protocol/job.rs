@@ -19,7 +19,19 @@ use crate::protocol::label::Label;
 use crate::protocol::message::{ScoreMessage, ValidateMessage};
 
 /// The container of a candidate's bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Serialize,
+    Deserialize,
+    JsonSchema,
+    strum::IntoStaticStr,
+    strum::VariantArray,
+)]
+#[strum(serialize_all = "snake_case")]
 #[serde(rename_all = "snake_case")]
 pub enum Format {
     /// JSON of base64(zlib(values ++ int32 indices)) per tensor.
@@ -33,11 +45,7 @@ pub enum Format {
 impl Format {
     /// The word used on the wire.
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::BinaryV2 => "binary_v2",
-            Self::Safetensors => "safetensors",
-            Self::PtChunks => "pt_chunks",
-        }
+        self.into()
     }
 }
 
@@ -50,7 +58,10 @@ pub enum Compression {
 }
 
 /// What the values of a candidate mean, as the wire says it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema, strum::IntoStaticStr,
+)]
+#[strum(serialize_all = "snake_case")]
 #[serde(rename_all = "snake_case")]
 pub enum Semantics {
     /// `w <- w - learning_rate * g`.
@@ -62,10 +73,7 @@ pub enum Semantics {
 impl Semantics {
     /// The word used on the wire.
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Gradient => "gradient",
-            Self::ParamDiff => "param_diff",
-        }
+        self.into()
     }
 }
 
@@ -84,7 +92,10 @@ pub struct Validation {
 }
 
 /// What kind of job it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema, strum::IntoStaticStr,
+)]
+#[strum(serialize_all = "snake_case")]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
     /// Judge a candidate.
@@ -96,10 +107,7 @@ pub enum Kind {
 impl Kind {
     /// The word used on the wire.
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Score => "score",
-            Self::Validate => "validate",
-        }
+        self.into()
     }
 }
 
@@ -246,7 +254,7 @@ pub fn decode(body: &[u8], said: impl Into<Label>) -> Result<Job, Undecodable> {
     let anonymous = |why: String| Undecodable::Anonymous(invalid(why));
     let document = label.decode(body).map_err(anonymous)?;
     let Value::Map(fields) = document else {
-        let found = crate::protocol::document::kind(&document);
+        let found = crate::protocol::tree::kind(&document);
         return Err(anonymous(format!("the body is not a map but {found}")));
     };
     let submission_id = text_field(&fields, "submission_id").filter(|id| is_submission_id(id));
@@ -279,7 +287,7 @@ fn parse(
     encoding: Encoding,
     text: Option<Box<RawValue>>,
 ) -> Result<Job, Failure> {
-    crate::protocol::document::check_unique(&fields).map_err(invalid)?;
+    crate::protocol::tree::check_unique(&fields).map_err(invalid)?;
     let kind = match fields.iter().position(|(k, _)| k.as_str() == Some("kind")) {
         Some(at) if !fields[at].1.is_nil() => fields.remove(at).1,
         Some(_) | None => {

@@ -1,14 +1,14 @@
-//! Jobs as the wire carries them: the messages, their versions and bytes, and the checks that make
-//! a message a sound [`Job`]. The JSON Schema is made from these types. Which encoding a body has,
-//! and who can be answered when a body is no job, is the parent's.
+//! Job messages, and the checks that turn one into a valid [`Job`]. The JSON Schema is generated from
+//! these types. Encodings, and who gets the answer when a body is not a job, are in `job`.
 
-use base64::Engine as _;
 use rmpv::Value;
 use schemars::JsonSchema;
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 use serde_json::value::RawValue;
 
+pub use super::blob::Blob;
+pub use super::version::V1;
 use crate::protocol::context::Context;
 use crate::protocol::failure::Failure;
 use crate::protocol::job::{
@@ -16,94 +16,6 @@ use crate::protocol::job::{
 };
 use crate::protocol::names::is_submission_id;
 use crate::protocol::schema::{given, says};
-
-/// The version of every message of this crate: the number 1.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct V1;
-
-impl Serialize for V1 {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_u8(1)
-    }
-}
-
-impl<'de> Deserialize<'de> for V1 {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        match u64::deserialize(deserializer)? {
-            1 => Ok(Self),
-            other => Err(de::Error::custom(format!(
-                "version {other} is not supported, only 1 is"
-            ))),
-        }
-    }
-}
-
-impl JsonSchema for V1 {
-    fn schema_name() -> std::borrow::Cow<'static, str> {
-        "V1".into()
-    }
-    fn inline_schema() -> bool {
-        true
-    }
-    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-        schemars::json_schema!({ "const": 1 })
-    }
-}
-
-/// Bytes: `bin` in MessagePack, base64 text in JSON.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Blob(pub Vec<u8>);
-
-impl Serialize for Blob {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        if serializer.is_human_readable() {
-            serializer.serialize_str(&base64::engine::general_purpose::STANDARD.encode(&self.0))
-        } else {
-            serializer.serialize_bytes(&self.0)
-        }
-    }
-}
-
-impl<'de> Deserialize<'de> for Blob {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Visitor;
-        impl de::Visitor<'_> for Visitor {
-            type Value = Blob;
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("bytes (MessagePack bin) or base64 text (JSON)")
-            }
-            fn visit_bytes<E: de::Error>(self, bytes: &[u8]) -> Result<Blob, E> {
-                Ok(Blob(bytes.to_vec()))
-            }
-            fn visit_byte_buf<E: de::Error>(self, bytes: Vec<u8>) -> Result<Blob, E> {
-                Ok(Blob(bytes))
-            }
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<Blob, E> {
-                base64::engine::general_purpose::STANDARD
-                    .decode(text)
-                    .map(Blob)
-                    .map_err(|e| E::custom(format!("not base64: {e}")))
-            }
-        }
-        deserializer.deserialize_any(Visitor)
-    }
-}
-
-impl JsonSchema for Blob {
-    fn schema_name() -> std::borrow::Cow<'static, str> {
-        "Blob".into()
-    }
-    fn inline_schema() -> bool {
-        true
-    }
-    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-        schemars::json_schema!({
-            "type": "string",
-            "contentEncoding": "base64",
-            "pattern": "^(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}[AEIMQUYcgkosw048]=|[A-Za-z0-9+/][AQgw]==)?$",
-        })
-    }
-}
 
 /// A candidate as the wire carries it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -281,48 +193,43 @@ impl ValidateMessage {
     }
 }
 
+impl CandidateMessage {
+    fn rule(&self) -> Result<Rule, Failure> {
+        let wrong = |why: &str| Err(invalid(format!("candidate.learning_rate: {why}")));
+        match (self.semantics, self.learning_rate) {
+            (Semantics::Gradient, Some(learning_rate))
+                if learning_rate.is_finite() && learning_rate > 0.0 =>
+            {
+                Ok(Rule::Gradient { learning_rate })
+            }
+            (Semantics::Gradient, Some(_)) => wrong("must be finite and greater than 0"),
+            (Semantics::Gradient, None) => wrong("missing, a gradient needs one"),
+            (Semantics::ParamDiff, None) => Ok(Rule::ParamDiff),
+            (Semantics::ParamDiff, Some(_)) => wrong("not allowed with param_diff"),
+        }
+    }
+}
+
+fn source(url: Option<String>, data: Option<Blob>) -> Result<Source, Failure> {
+    match (url, data) {
+        (Some(url), None) => Ok(Source::Url(url)),
+        (None, Some(Blob(data))) => Ok(Source::Inline(data.into())),
+        (Some(_), Some(_)) => Err(invalid(
+            "candidate.url, candidate.data: both given, exactly one is needed",
+        )),
+        (None, None) => Err(invalid(
+            "candidate.url, candidate.data: neither given, exactly one is needed",
+        )),
+    }
+}
+
 impl TryFrom<CandidateMessage> for Candidate {
     type Error = Failure;
 
     fn try_from(message: CandidateMessage) -> Result<Self, Failure> {
-        let rule = match (message.semantics, message.learning_rate) {
-            (Semantics::Gradient, Some(learning_rate))
-                if learning_rate.is_finite() && learning_rate > 0.0 =>
-            {
-                Rule::Gradient { learning_rate }
-            }
-            (Semantics::Gradient, Some(_)) => {
-                return Err(invalid(
-                    "candidate.learning_rate: must be finite and greater than 0",
-                ));
-            }
-            (Semantics::Gradient, None) => {
-                return Err(invalid(
-                    "candidate.learning_rate: missing, a gradient needs one",
-                ));
-            }
-            (Semantics::ParamDiff, None) => Rule::ParamDiff,
-            (Semantics::ParamDiff, Some(_)) => {
-                return Err(invalid(
-                    "candidate.learning_rate: not allowed with param_diff",
-                ));
-            }
-        };
+        let rule = message.rule()?;
         let sha256 = message.sha256.as_deref().map(parse_sha256).transpose()?;
-        let source = match (message.url, message.data) {
-            (Some(url), None) => Source::Url(url),
-            (None, Some(Blob(data))) => Source::Inline(data.into()),
-            (Some(_), Some(_)) => {
-                return Err(invalid(
-                    "candidate.url, candidate.data: both given, exactly one is needed",
-                ));
-            }
-            (None, None) => {
-                return Err(invalid(
-                    "candidate.url, candidate.data: neither given, exactly one is needed",
-                ));
-            }
-        };
+        let source = source(message.url, message.data)?;
         if matches!(source, Source::Url(_)) && (sha256.is_none() || message.size.is_none()) {
             let missing = if sha256.is_none() { "sha256" } else { "size" };
             return Err(invalid(format!(

@@ -1,21 +1,22 @@
-//! Results as aggregators read them, their identity (`message_id`) and the key under which the
-//! ones that any worker would repeat are stored. Pure.
+//! Results as aggregators read them, and their identity (`message_id`).
 
-use rmpv::Value;
+mod body;
+mod key;
+mod origin;
+
 use schemars::JsonSchema;
-use serde::de::Error as _;
-use serde::{Deserialize, Deserializer, Serialize};
-use sha2::{Digest, Sha256};
+use serde::{Deserialize, Serialize};
+
+pub use body::{Body, CandidateFacts, LossBody, SKETCH_BINS, ScoreBody, Timings};
+pub use key::Key;
+pub use origin::{JobRef, ResultOrigin};
 
 use crate::protocol::context::Context;
-use crate::protocol::document::{from_document, from_json};
-use crate::protocol::failure::{Code, ErrorBody, Failure, Status};
-use crate::protocol::job::{Candidate, Kind};
+use crate::protocol::document::from_document;
+use crate::protocol::failure::{Code, Failure, Status};
+use crate::protocol::job::Kind;
 use crate::protocol::label::Label;
 use crate::protocol::message::V1;
-
-/// How many values a sketch has.
-pub const SKETCH_BINS: usize = 64;
 
 /// A result message.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -52,217 +53,6 @@ pub struct ResultMessage {
     pub body: Body,
     /// When it was decided, unix milliseconds.
     pub scored_at_ms: u64,
-}
-
-/// The part of a result that depends on its status and kind.
-#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
-#[serde(untagged)]
-pub enum Body {
-    /// A scored candidate.
-    Score(Box<ScoreBody>),
-    /// A measured model.
-    Loss(LossBody),
-    /// Neither.
-    Error {
-        /// Why.
-        error: ErrorBody,
-    },
-}
-
-/// The part of a result that has no numbers.
-#[derive(Deserialize)]
-struct Refused {
-    error: ErrorBody,
-}
-
-/// The first form that it has. What serde derives for this does not say what is wrong with it, and
-/// does not know that null is absent.
-impl<'de> Deserialize<'de> for Body {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let fields = Value::deserialize(deserializer)?;
-        let score = match from_document(&fields) {
-            Ok(score) => return Ok(Self::Score(Box::new(score))),
-            Err(why) => why,
-        };
-        let loss = match from_document(&fields) {
-            Ok(loss) => return Ok(Self::Loss(loss)),
-            Err(why) => why,
-        };
-        let error = match from_document::<Refused>(&fields) {
-            Ok(refused) => {
-                let error = refused.error;
-                return Ok(Self::Error { error });
-            }
-            Err(why) => why,
-        };
-        let has = |name: &str| !fields[name].is_nil();
-        Err(D::Error::custom(match (has("error"), has("loss")) {
-            (true, _) => error,
-            (false, true) => loss,
-            (false, false) => score,
-        }))
-    }
-}
-
-/// The numbers of a scored candidate. Full precision, never NaN or infinite.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct ScoreBody {
-    /// max(0, delta).
-    pub score: f64,
-    /// Loss before minus loss after, from per-window paired differences.
-    pub delta: f64,
-    /// Standard error of delta; null below two windows.
-    pub stderr: Option<f64>,
-    /// 95 % interval of delta by Student's t; null below two windows.
-    pub ci95: Option<[f64; 2]>,
-    /// Nats per target.
-    pub loss_before: f64,
-    /// Nats per target.
-    pub loss_after: f64,
-    /// Windows measured.
-    pub windows: u64,
-    /// Targets counted.
-    pub tokens: u64,
-    /// SHA-256 of the exact windows, hex.
-    pub plan: String,
-    /// What was measured.
-    pub candidate: CandidateFacts,
-    /// ONNX Runtime's name of what ran the model.
-    pub execution_provider: String,
-    /// The device.
-    pub device: String,
-    /// Element type of the weights.
-    pub precision: String,
-    /// Where the time went, milliseconds.
-    pub timings_ms: Timings,
-}
-
-/// Facts about a candidate.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct CandidateFacts {
-    /// Of the bytes as fetched, hex.
-    pub sha256: String,
-    /// Tensors touched.
-    pub tensors: u64,
-    /// Entries sent.
-    pub entries: u64,
-    /// Entries whose weight changed after rounding.
-    pub effective_entries: u64,
-    /// Euclidean norm of the values as sent.
-    pub l2_norm: f64,
-    /// Min-hash sketch of the changed weights, 64 values; null where no changed weight fell into a bin.
-    /// Salted with the plan: only sketches of one plan can be compared.
-    #[serde(
-        default,
-        skip_serializing_if = "Vec::is_empty",
-        deserialize_with = "whole_sketch"
-    )]
-    #[schemars(length(min = SKETCH_BINS, max = SKETCH_BINS))]
-    pub sketch: Vec<Option<u64>>,
-}
-
-fn whole_sketch<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Option<u64>>, D::Error> {
-    let sketch = Vec::deserialize(deserializer)?;
-    match sketch.len() {
-        SKETCH_BINS => Ok(sketch),
-        places => Err(D::Error::custom(format!(
-            "must have {SKETCH_BINS} places, not {places}"
-        ))),
-    }
-}
-
-/// Milliseconds per stage.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct Timings {
-    /// Waiting for the candidate's turn on the device.
-    pub queued: f64,
-    /// Getting the bytes.
-    pub fetch: f64,
-    /// Decoding and checking them.
-    pub decode: f64,
-    /// Writing the new values.
-    pub apply: f64,
-    /// Running the model.
-    pub forward: f64,
-    /// Copying the baseline back.
-    pub restore: f64,
-    /// From delivery to verdict.
-    pub total: f64,
-}
-
-/// The numbers of a measured model.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct LossBody {
-    /// Nats per target.
-    pub loss: f64,
-    /// Windows measured.
-    pub windows: u64,
-    /// Targets counted.
-    pub tokens: u64,
-    /// SHA-256 of the exact windows, hex.
-    pub plan: String,
-}
-
-/// Who answers, with which weights: one immutable snapshot per job.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ResultOrigin {
-    /// The model's name.
-    pub model: String,
-    /// The worker's version.
-    pub model_version: u64,
-    /// Its weights.
-    pub weights_id: String,
-    /// Its package.
-    pub package_id: String,
-    /// Its name.
-    pub worker_id: String,
-    /// Which start of it.
-    pub incarnation: String,
-}
-
-/// Whose job is answered.
-#[derive(Debug, Clone, PartialEq)]
-pub struct JobRef {
-    /// The job's name.
-    pub submission_id: String,
-    /// Its kind.
-    pub kind: Kind,
-    /// The version it names.
-    pub model_version: Option<u64>,
-    /// Its context.
-    pub context: Option<Context>,
-    /// Which try this is, from 1.
-    pub attempt: u32,
-}
-
-impl ResultOrigin {
-    /// A stored result, if it is what this worker would have answered: Redis is shared, and what is
-    /// read from it is published.
-    ///
-    /// # Errors
-    /// Why it is not.
-    pub fn read(&self, text: &str, job_ref: &JobRef) -> Result<ResultMessage, String> {
-        let read = from_json::<ResultMessage>(text.as_bytes());
-        let message = read.map_err(|e| format!("it cannot be read: {e}"))?;
-        let version = job_ref.model_version.unwrap_or(self.model_version);
-        let same_job = message.submission_id == job_ref.submission_id
-            && message.kind == job_ref.kind
-            && (&message.model, message.model_version) == (&self.model, version)
-            && message.weights_id.as_ref() == Some(&self.weights_id);
-        if !same_job {
-            return Err("it answers another job".into());
-        }
-        let fits = match (&message.body, message.status) {
-            (Body::Score(_), Status::Scored) => message.kind == Kind::Score,
-            (Body::Loss(_), Status::Scored) => message.kind == Kind::Validate,
-            (Body::Error { error }, status) => error.code.status() == status,
-            (Body::Score(_) | Body::Loss(_), Status::Rejected | Status::Failed) => false,
-        };
-        if !fits || !message.may_be_stored() {
-            return Err("its parts contradict each other".into());
-        }
-        Ok(message)
-    }
 }
 
 /// The verdict on a job.
@@ -348,48 +138,13 @@ impl ResultMessage {
     }
 }
 
-/// What a job asks, exactly: hex SHA-256 of a MessagePack array.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Key(pub String);
-
-impl Key {
-    /// The key of a job on these weights and windows. `sha256` is the claimed digest for a URL,
-    /// the real one for inline data.
-    pub fn new(
-        answerer: &ResultOrigin,
-        job_ref: &JobRef,
-        candidate: Option<(&Candidate, &[u8; 32])>,
-        plan: &[u8; 32],
-    ) -> Self {
-        let nil = Value::Nil;
-        let text = |t: &str| Value::from(t);
-        let rule = candidate.map(|(c, _)| c.rule);
-        let parts = Value::Array(vec![
-            text(job_ref.kind.as_str()),
-            text(&job_ref.submission_id),
-            Value::from(job_ref.model_version.unwrap_or(answerer.model_version)),
-            text(&answerer.package_id),
-            text(&answerer.weights_id),
-            candidate.map_or(nil.clone(), |(_, sha256)| text(&hex::encode(sha256))),
-            candidate.map_or(nil.clone(), |(c, _)| text(c.format.as_str())),
-            rule.map_or(nil.clone(), |r| text(r.semantics().as_str())),
-            rule.and_then(crate::protocol::job::Rule::learning_rate)
-                .map_or(nil, Value::from),
-            text(&hex::encode(plan)),
-        ]);
-        let mut packed = Vec::new();
-        let written = rmpv::encode::write_value(&mut packed, &parts);
-        debug_assert!(written.is_ok(), "a Vec takes every write");
-        Self(hex::encode(Sha256::digest(packed)))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::protocol::encoding::Encoding;
+    use rmpv::Value;
 
-    fn answerer() -> ResultOrigin {
+    pub(super) fn answerer() -> ResultOrigin {
         ResultOrigin {
             model: "m".into(),
             model_version: 7,
@@ -400,7 +155,7 @@ mod tests {
         }
     }
 
-    fn job_ref() -> JobRef {
+    pub(super) fn job_ref() -> JobRef {
         JobRef {
             submission_id: "s".into(),
             kind: Kind::Validate,
@@ -510,67 +265,6 @@ mod tests {
             let read: f64 = serde_json::from_str(&text).unwrap();
             assert_eq!(read.to_bits(), bits, "{text}");
         }
-    }
-
-    #[test]
-    fn a_stored_result_is_read_only_for_its_own_job() {
-        let body = |kind| match kind {
-            Kind::Validate => Body::Loss(LossBody {
-                loss: 0.5,
-                windows: 3,
-                tokens: 9,
-                plan: "x".into(),
-            }),
-            Kind::Score => Body::Error {
-                error: Failure::new(Code::OutOfMemory, "x").to_error(),
-            },
-        };
-        let sound = ResultMessage::new(&answerer(), job_ref(), Ok(body(Kind::Validate)));
-        let sound = ResultMessage {
-            context: None,
-            ..sound
-        };
-        let read = |message: &ResultMessage| {
-            answerer().read(&serde_json::to_string(message).unwrap(), &job_ref())
-        };
-        assert_eq!(read(&sound).as_ref(), Ok(&sound));
-        let changes: [fn(&mut ResultMessage); 6] = [
-            |m| m.submission_id = "t".into(),
-            |m| m.kind = Kind::Score,
-            |m| m.model_version = 8,
-            |m| m.model = "n".into(),
-            |m| m.weights_id = None,
-            |m| m.status = Status::Rejected,
-        ];
-        for change in changes {
-            let mut other = sound.clone();
-            change(&mut other);
-            assert!(read(&other).is_err(), "{other:?}");
-        }
-        let failed = ResultMessage {
-            status: Status::Failed,
-            body: body(Kind::Score),
-            ..sound
-        };
-        assert!(read(&failed).is_err(), "what may not be stored");
-        assert!(answerer().read("[]", &job_ref()).is_err());
-    }
-
-    #[test]
-    fn the_key_depends_on_what_is_asked_and_not_on_who_answers() {
-        let key = |answerer: &ResultOrigin, plan| Key::new(answerer, &job_ref(), None, plan);
-        let other = ResultOrigin {
-            worker_id: "b".into(),
-            incarnation: "j".into(),
-            ..answerer()
-        };
-        assert_eq!(key(&answerer(), &[0; 32]), key(&other, &[0; 32]));
-        assert_ne!(key(&answerer(), &[0; 32]), key(&answerer(), &[1; 32]));
-        let newer = ResultOrigin {
-            weights_id: "w2".into(),
-            ..answerer()
-        };
-        assert_ne!(key(&answerer(), &[0; 32]), key(&newer, &[0; 32]));
     }
 
     #[test]

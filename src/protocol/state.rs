@@ -6,10 +6,22 @@ use strum::{EnumIter, EnumMessage};
 
 use crate::util::clock::{steady_ms, unix_ms};
 
-/// What a worker is doing.
+/// What a worker is doing, in the order of a worker's life.
 #[derive(
-    Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema, EnumIter, EnumMessage,
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Serialize,
+    Deserialize,
+    JsonSchema,
+    strum::IntoStaticStr,
+    EnumIter,
+    EnumMessage,
+    strum::VariantArray,
 )]
+#[strum(serialize_all = "snake_case")]
 #[serde(rename_all = "snake_case")]
 pub enum State {
     /// The process has begun.
@@ -31,30 +43,9 @@ pub enum State {
 }
 
 impl State {
-    /// All of them, in the order of a worker's life.
-    pub const ALL: [Self; 8] = [
-        Self::Starting,
-        Self::Warming,
-        Self::Ready,
-        Self::Degraded,
-        Self::Updating,
-        Self::Reloading,
-        Self::Draining,
-        Self::Stopped,
-    ];
-
     /// The word of the heartbeat.
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Starting => "starting",
-            Self::Warming => "warming",
-            Self::Ready => "ready",
-            Self::Degraded => "degraded",
-            Self::Updating => "updating",
-            Self::Reloading => "reloading",
-            Self::Draining => "draining",
-            Self::Stopped => "stopped",
-        }
+        self.into()
     }
 
     /// Whether a worker may go from here to there.
@@ -74,7 +65,8 @@ impl State {
 }
 
 /// Why a worker is in its state: the stable words of `state_detail`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, EnumIter, EnumMessage)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, strum::Display, EnumIter, EnumMessage)]
+#[strum(serialize_all = "snake_case")]
 pub enum Detail {
     /// The process has begun; it waits up to 3 s for RabbitMQ before it loads the model.
     Initializing,
@@ -89,6 +81,7 @@ pub enum Detail {
     /// The session is being proven again.
     Rewarm,
     /// The worker is changing to version N: first the last jobs end (`updating`), then the new weights are proven (`warming`).
+    #[strum(to_string = "update_to_v{0}")]
     UpdateTo(u64),
     /// The package directory was read again and replaces the model.
     ReloadRequest,
@@ -126,39 +119,6 @@ pub enum Detail {
     DrainControl,
     /// The drain is complete, and the process exits.
     Drained,
-}
-
-/// The word of the heartbeat.
-impl std::fmt::Display for Detail {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::UpdateTo(version) => return write!(f, "update_to_v{version}"),
-            Self::ReloadRequest => "reload_request",
-            Self::Initializing => "initializing",
-            Self::LoadingModel => "loading_model",
-            Self::StartupBaseline => "startup_baseline",
-            Self::Serving => "serving",
-            Self::Paused => "paused",
-            Self::Rewarm => "rewarm",
-            Self::WarmFailed => "warm_failed",
-            Self::ModelLoadFailed => "model_load_failed",
-            Self::EpUnavailable => "ep_unavailable",
-            Self::BrokerDisconnected => "broker_disconnected",
-            Self::PublishForbidden => "publish_forbidden",
-            Self::ConsumerLost => "consumer_lost",
-            Self::DuplicateId => "duplicate_id",
-            Self::PackageChanged => "package_changed",
-            Self::RestoreMismatch => "restore_mismatch",
-            Self::CanaryMismatch => "canary_mismatch",
-            Self::OutOfMemory => "out_of_memory",
-            Self::Stuck => "stuck",
-            Self::EngineLost => "engine_lost",
-            Self::PartLost => "part_lost",
-            Self::DrainSignal => "drain_signal",
-            Self::DrainControl => "drain_control",
-            Self::Drained => "drained",
-        })
-    }
 }
 
 /// A state, why, and since when.
@@ -210,6 +170,20 @@ impl Phase {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use strum::{IntoEnumIterator, VariantArray};
+
+    #[test]
+    fn the_words_are_the_heartbeats() {
+        for state in State::VARIANTS {
+            assert_eq!(serde_json::to_value(state).unwrap(), state.as_str());
+        }
+        let words: Vec<String> = Detail::iter().map(|detail| detail.to_string()).collect();
+        let expected = "initializing loading_model startup_baseline serving paused rewarm update_to_v0 \
+             reload_request warm_failed model_load_failed ep_unavailable broker_disconnected \
+             publish_forbidden consumer_lost duplicate_id package_changed restore_mismatch \
+             canary_mismatch out_of_memory stuck engine_lost part_lost drain_signal drain_control drained";
+        assert_eq!(words.join(" "), expected);
+    }
 
     #[test]
     fn only_a_warm_or_recovered_worker_becomes_ready() {

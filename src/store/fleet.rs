@@ -1,4 +1,5 @@
-//! What observers and operators read and change: heartbeat records, events, and the deaths of a job.
+//! Redis as observers and operators of a fleet use it: records, events, and the crash marks that an
+//! operator clears.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -9,12 +10,12 @@ use super::connection::Connection;
 use super::{Keys, Server, StoreError};
 use crate::config::RedisConfig;
 
-/// How many records are read at once, and keys are looked at in one step of a scan.
+/// Records per read, and keys per step of a scan.
 const PART: usize = 1000;
-/// The longest that a command may take, including the wait for a connection.
+/// Time-out of a command, including the wait for a connection.
 const LIMIT: Duration = Duration::from_secs(2);
 
-/// A fleet's Redis, read again and again on one connection.
+/// A fleet's Redis, read repeatedly on one connection.
 pub struct FleetStore {
     connection: Connection,
     namespace: String,
@@ -29,7 +30,7 @@ impl std::fmt::Debug for FleetStore {
 /// The record of a live worker.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LiveRecord {
-    /// Since its heartbeat, by Redis' clock: the worker's own may be wrong.
+    /// Time since its heartbeat, by Redis' clock: the worker's own may be wrong.
     pub age_ms: u64,
     /// As it was written.
     pub text: String,
@@ -38,14 +39,14 @@ pub struct LiveRecord {
 /// An entry of the stream of events: its id, and its fields.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StreamEntry {
-    /// Milliseconds and a number, as Redis makes it.
+    /// Milliseconds and a number, as Redis gives it.
     pub id: String,
     /// By name.
     pub fields: BTreeMap<String, String>,
 }
 
 impl FleetStore {
-    /// Connects at the first command.
+    /// Connects at the first call.
     pub fn new(config: &RedisConfig) -> Self {
         Self {
             connection: Connection::new(config, LIMIT),
@@ -53,7 +54,7 @@ impl FleetStore {
         }
     }
 
-    /// Checks that Redis accepts us and is new enough; returns its name and version.
+    /// Checks that Redis accepts the connection and is new enough; its name and version.
     ///
     /// # Errors
     /// Why not.
@@ -65,7 +66,7 @@ impl FleetStore {
         }
     }
 
-    /// Redis' time, and the records of the workers that are alive by it; of one model, or of all.
+    /// Redis' time, and the records of the live workers of one model, or of all.
     ///
     /// # Errors
     /// When Redis cannot be read.
@@ -88,7 +89,7 @@ impl FleetStore {
             let mut beats = redis::cmd("ZRANGEBYSCORE");
             beats.arg(&index).arg(oldest).arg("+inf").arg("WITHSCORES");
             let beats: Vec<(String, f64)> = self.ask(&beats).await?;
-            // In parts, because Redis does nothing else while it answers one command.
+            // In parts: Redis does nothing else while it answers a call.
             for beats in beats.chunks(PART) {
                 let mut read = redis::cmd("MGET");
                 for (id, _) in beats {
@@ -105,7 +106,7 @@ impl FleetStore {
         Ok((now, records))
     }
 
-    /// Events after an entry, or the latest; at most a page, oldest first.
+    /// Events after an entry, or the last few; oldest first, at most one page.
     ///
     /// # Errors
     /// When Redis does not answer.
@@ -131,14 +132,14 @@ impl FleetStore {
         Ok(events)
     }
 
-    /// Forgets which workers died of a job, in any version, so that it may run again.
+    /// Deletes the crash marks of a job, for every version, so that it is scored again.
     ///
     /// # Errors
     /// When Redis does not answer.
     pub async fn forget_deaths(&self, model: &str, submission_id: &str) -> Result<(), StoreError> {
         let keys = Keys::new(&self.namespace, model);
         let prefix = keys.crash(&format!("{submission_id}:"));
-        // A name may contain colons, so the name of another job may begin like this one.
+        // A name may contain colons, so that of another job may begin like this.
         let is_version = |rest: &str| rest.bytes().all(|b| b.is_ascii_digit());
         for key in self.scan(&format!("{prefix}*")).await? {
             if key.strip_prefix(&prefix).is_some_and(is_version) {
@@ -165,7 +166,7 @@ impl FleetStore {
         }
     }
 
-    /// Makes one command, in bounded time.
+    /// One command, in time.
     async fn ask<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, StoreError> {
         let asked = self.connection.call(LIMIT, |mut connection| async move {
             command.query_async(&mut connection).await
@@ -176,11 +177,11 @@ impl FleetStore {
     }
 }
 
-/// The time in a score of the workers' index. A score that is no time becomes the nearest one.
+/// A score of the index of workers; one that is not a time is clamped.
 #[expect(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
-    reason = "times fit, and other values saturate"
+    reason = "milliseconds fit for ages, and others are cut"
 )]
 fn millis(score: f64) -> u64 {
     score as u64

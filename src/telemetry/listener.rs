@@ -1,5 +1,5 @@
-//! Serves HTTP to whoever reads: metrics and pages. The only place that knows hyper, for axum's own
-//! loop waits for ever for a client that connects and says nothing.
+//! Serves HTTP: metrics and pages. The only place that knows hyper: axum's own server has no time-out
+//! for a client that connects and sends nothing.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,45 +11,45 @@ use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
-/// Connections at a time; others wait until one ends.
+/// Simultaneous connections; further ones wait until one ends.
 const AT_ONCE: usize = 64;
-/// How long a connection may take to ask. It is answered once: whoever asks again has to queue again.
+/// How long a client may take to send its request. No keep-alive: one response per connection.
 const TO_ASK: Duration = Duration::from_secs(10);
-/// After which it is tried again to take a connection, when there are no descriptors left.
+/// Delay before accepting again when there are no file descriptors left.
 const AGAIN: Duration = Duration::from_secs(1);
 
-/// How many connect, and for how long.
+/// Limits of connections.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
     at_once: usize,
     to_ask: Duration,
-    /// From the first byte to the last; none = as long as it takes.
+    /// From the first byte to the last; none = no limit.
     in_all: Option<Duration>,
 }
 
 impl Limits {
-    /// For answers that are small.
+    /// For small responses.
     pub const SHORT: Self = Self {
         at_once: AT_ONCE,
         to_ask: TO_ASK,
         in_all: Some(Duration::from_secs(30)),
     };
-    /// For pages that are kept up to date.
+    /// For event streams.
     pub const LASTING: Self = Self {
         in_all: None,
         ..Self::SHORT
     };
 }
 
-/// Answers until it is dropped.
+/// Serves until it is dropped.
 pub async fn serve(listener: TcpListener, routes: Router, limits: Limits) {
     let places = Arc::new(Semaphore::new(limits.at_once));
-    // It is never closed.
+    // The semaphore is never closed.
     while let Ok(place) = Arc::clone(&places).acquire_owned().await {
         let (stream, peer) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
-                tracing::warn!(%error, "a connection to our HTTP listener cannot be taken");
+                tracing::warn!(%error, "cannot accept a connection to the HTTP listener");
                 tokio::time::sleep(AGAIN).await;
                 continue;
             }
@@ -65,9 +65,9 @@ pub async fn serve(listener: TcpListener, routes: Router, limits: Limits) {
             match tokio::time::timeout(in_all, serving).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => {
-                    tracing::debug!(%error, %peer, "a connection to our HTTP listener ended early");
+                    tracing::debug!(%error, %peer, "a connection to the HTTP listener ended early");
                 }
-                Err(_) => tracing::debug!(%peer, "a client of our HTTP listener reads too slowly"),
+                Err(_) => tracing::debug!(%peer, "a client of the HTTP listener reads too slowly"),
             }
             drop(place);
         });

@@ -1,5 +1,5 @@
-//! What the computing thread tells about itself, and when that means that it hangs. It goes by the
-//! steady clock, which nobody sets; the record alone is told the time of day.
+//! Progress of the computing thread, and when it counts as stuck. Measured by the monotonic clock; only
+//! the record has the time of day.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -7,28 +7,28 @@ use std::time::Duration;
 
 use crate::util::clock::{steady_ms, unix_ms};
 
-/// Before a warm-up has told how long a micro-batch takes: a provider may compile its kernels when it
-/// first runs.
+/// Patience before a warm-up has measured a micro-batch: a provider may compile its kernels at the first
+/// run.
 const FIRST_PATIENCE: Duration = Duration::from_secs(300);
-/// After it, at least; and so many times the slowest micro-batch of the warm-up.
+/// Minimum patience after a warm-up; otherwise this many times its slowest micro-batch.
 const LEAST_PATIENCE: Duration = Duration::from_secs(10);
 const MOST_TIMES_SLOWER: u64 = 10;
-/// A proof also works on the host, on whole tensors: it may pause for so long at least, and as many
-/// times longer than the warm-up did.
+/// The same for a proof, which also works on whole tensors on the host: it may pause this long at least,
+/// or that many times longer than the warm-up did.
 const LEAST_PROOF_PATIENCE: Duration = Duration::from_secs(30);
-/// How often whoever waits looks.
+/// How often progress is checked.
 const LOOK: Duration = Duration::from_millis(250);
-/// Nobody has looked for so long: the process was stopped.
+/// If nothing was checked for this long, the process itself was stopped.
 const ABSENT: Duration = Duration::from_secs(2);
 
-/// Written by the computing thread; everybody else only reads.
+/// Written by the computing thread; read by everything else.
 #[derive(Debug)]
 pub struct Progress {
     /// Micro-batches done since the start.
     pub counter: AtomicU64,
     /// When the last one was done, unix milliseconds; for people.
     pub at_ms: AtomicU64,
-    /// Between which counts of micro-batches the warm-up under way lies, about; equal = none is.
+    /// Counts of micro-batches between which the current warm-up lies, approximately; equal = no warm-up.
     pub warm_from: AtomicU64,
     /// See [`Progress::warm_from`].
     pub warm_until: AtomicU64,
@@ -36,9 +36,9 @@ pub struct Progress {
     pub baselines: AtomicU64,
     /// Time the computing thread has worked, microseconds.
     pub worked_us: AtomicU64,
-    /// When the work under way began, by the steady clock; 0 = idle.
+    /// When the current work began, by the monotonic clock; 0 = idle.
     busy_since_ms: AtomicU64,
-    /// When it last got on, by the steady clock.
+    /// When it last made progress, by the monotonic clock.
     moved_ms: AtomicU64,
     /// The slowest micro-batch of the warm-up under way, milliseconds.
     slowest_ms: AtomicU64,
@@ -53,14 +53,14 @@ pub struct Progress {
     presence: Mutex<Presence>,
 }
 
-/// Since when the process was there all the time, by the steady clock.
+/// Since when the process has not been stopped, by the monotonic clock.
 #[derive(Debug, Default)]
 struct Presence {
     since_ms: u64,
     looked_ms: u64,
 }
 
-/// Work under way, and when it began; it is over when this is dropped.
+/// Current work, and when it began; it ends when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Busy(Option<(Arc<Progress>, u64)>);
 
@@ -69,7 +69,7 @@ impl Drop for Busy {
         let Some((progress, since)) = &self.0 else {
             return;
         };
-        // Unless another session has taken over meanwhile.
+        // Unless another session has taken over.
         let (busy, order) = (&progress.busy_since_ms, Ordering::Relaxed);
         if busy.compare_exchange(*since, 0, order, order).is_ok() {
             progress.proving.store(false, Ordering::Relaxed);
@@ -112,12 +112,12 @@ impl Progress {
         }
     }
 
-    /// When work last got on, by the steady clock.
+    /// When work last made progress, by the monotonic clock.
     pub fn moved_at(&self) -> u64 {
         self.moved_ms.load(Ordering::Relaxed)
     }
 
-    /// How long the work under way, or the next job, may be without progress before it counts as stuck.
+    /// How long the current work, or the next job, may make no progress before it counts as stuck.
     pub fn patience(&self) -> Duration {
         let (patience, seen) = match self.proving.load(Ordering::Relaxed) {
             true => (&self.proof_patience_ms, &self.widest_ms),
@@ -127,8 +127,8 @@ impl Progress {
         Duration::from_millis(patience.load(Ordering::Relaxed).max(seen))
     }
 
-    /// Whether the work under way has made no progress for too long. Time in which the process was
-    /// stopped does not count, provided that somebody looks all the time: see [`Progress::watch`].
+    /// Whether the current work has made no progress for too long. Time in which the process was stopped
+    /// does not count, provided that [`Progress::watch`] is running.
     pub fn is_stuck(&self) -> bool {
         let (now, there_since) = self.look();
         let busy_since = self.busy_since_ms.load(Ordering::Relaxed);
@@ -137,14 +137,14 @@ impl Progress {
         busy_since != 0 && now.saturating_sub(last) > millis(self.patience())
     }
 
-    /// Resolves when the work under way is stuck.
+    /// Resolves when the current work is stuck.
     pub async fn stuck(&self) {
         while !self.is_stuck() {
             tokio::time::sleep(LOOK).await;
         }
     }
 
-    /// Looks all the time, so that it is known when the process was stopped.
+    /// Checks continually, so that a stop of the process is noticed.
     pub async fn watch(&self) {
         loop {
             self.look();
@@ -152,7 +152,7 @@ impl Progress {
         }
     }
 
-    /// The time, and since when the process was there.
+    /// The time, and since when the process has been running without a stop.
     fn look(&self) -> (u64, u64) {
         let mut presence = self.presence.lock().unwrap_or_else(PoisonError::into_inner);
         let now = steady_ms();
@@ -163,7 +163,7 @@ impl Progress {
         (now, presence.since_ms)
     }
 
-    /// Micro-batches that the warm-up under way has done, and will have done at its end, about.
+    /// Micro-batches that the current warm-up has done, and about how many it has in all.
     pub fn warming(&self) -> Option<(u64, u64)> {
         let from = self.warm_from.load(Ordering::Relaxed);
         let all = self.warm_until.load(Ordering::Relaxed).checked_sub(from)?;
@@ -171,7 +171,7 @@ impl Progress {
         (all > 0).then_some((done.min(all), all))
     }
 
-    /// Work begins, unless it is part of work under way.
+    /// Begins work, unless it is part of the current work.
     pub(crate) fn begin(self: &Arc<Self>) -> Busy {
         if self.is_busy() {
             return Busy(None);
@@ -181,7 +181,7 @@ impl Progress {
         Busy(Some((Arc::clone(self), now)))
     }
 
-    /// A proof begins, as [`Progress::begin`].
+    /// Begins a proof, as [`Progress::begin`] does.
     pub(crate) fn begin_proof(self: &Arc<Self>) -> Busy {
         let busy = self.begin();
         if busy.0.is_some() {
@@ -190,7 +190,7 @@ impl Progress {
         busy
     }
 
-    /// The work under way gets on.
+    /// Notes progress of the current work.
     pub(crate) fn moved(&self) {
         let now = steady_ms();
         let before = self.moved_ms.swap(now, Ordering::Relaxed);
@@ -201,15 +201,15 @@ impl Progress {
         }
     }
 
-    /// A micro-batch is done.
+    /// Counts a finished micro-batch.
     pub(crate) fn step(&self) {
         self.counter.fetch_add(1, Ordering::Relaxed);
         self.at_ms.store(unix_ms(), Ordering::Relaxed);
         self.moved();
     }
 
-    /// Another session: nothing is known of how long it takes, and what the one before may still do is
-    /// not its work.
+    /// Resets everything for another session: its pace is unknown, and work that the previous session may
+    /// still finish does not count.
     pub(crate) fn forget_pace(&self) {
         self.busy_since_ms.store(0, Ordering::Relaxed);
         self.proving.store(false, Ordering::Relaxed);
@@ -221,12 +221,12 @@ impl Progress {
         }
     }
 
-    /// What a micro-batch of a warm-up took.
+    /// Notes how long a micro-batch of the warm-up took.
     pub(crate) fn note_pace(&self, took: Duration) {
         self.slowest_ms.fetch_max(millis(took), Ordering::Relaxed);
     }
 
-    /// The warm-up is over: what it took is the measure from now on.
+    /// Ends a warm-up: its times set the patience from now on.
     pub(crate) fn settle_pace(&self) {
         for (seen, patience, least) in [
             (&self.slowest_ms, &self.patience_ms, LEAST_PATIENCE),

@@ -17,20 +17,20 @@ const JUST_BEFORE_MS: u64 = 1000;
 /// Durations kept for the percentiles.
 const KEPT: usize = 256;
 
-/// The facts that the worker's parts report and the beat relays.
+/// The fields that the worker's parts set and the heartbeat publishes.
 #[derive(Debug, Default)]
 pub struct StatusFields {
     /// The last warm-up.
     pub warm: WarmFacts,
     /// The model that is served.
     pub model: ModelFacts,
-    /// What runs it.
+    /// The device and library that run it.
     pub engine: EngineFacts,
-    /// Jobs since the start, but for what is derived.
+    /// Jobs since the start, without the derived values.
     pub jobs: JobFacts,
     /// How the worker follows its model, if it does.
     pub update: Option<UpdateFacts>,
-    /// The last thing of each kind that went wrong, by its code, and when by the steady clock.
+    /// The last error of each code, and when it happened by the monotonic clock.
     errors: BTreeMap<String, (u64, LastError)>,
     durations_ms: std::collections::VecDeque<f64>,
 }
@@ -43,23 +43,23 @@ pub struct WorkerStatus {
     pub progress: Arc<Progress>,
     /// Both connections are up.
     pub connected: AtomicBool,
-    /// The broker has confirmed our consumer.
+    /// The broker has confirmed the consumer.
     pub consuming: AtomicBool,
-    /// The broker holds our publishes back.
+    /// The broker blocks publishing.
     pub(crate) blocked: Mutex<Arc<AtomicBool>>,
-    /// How often a link was made.
+    /// How often a connection was made.
     pub generation: AtomicU64,
     /// Jobs held.
     pub in_flight: AtomicU64,
     /// Jobs that may be held.
     pub slots: AtomicU64,
-    /// When a beat last got through, by the steady clock.
+    /// When a heartbeat was last written, by the monotonic clock.
     pub beaten_ms: AtomicU64,
     record: Mutex<Option<Arc<Record>>>,
 }
 
 impl WorkerStatus {
-    /// The facts, to be changed.
+    /// The fields, for changing.
     pub fn facts(&self) -> MutexGuard<'_, StatusFields> {
         self.facts.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -75,7 +75,7 @@ impl WorkerStatus {
         *known.unwrap_or_else(PoisonError::into_inner) = Some(record);
     }
 
-    /// From now on this says whether the broker holds our publishes back.
+    /// Sets the flag that says whether the broker blocks publishing.
     pub fn holds_back(&self, blocked: Arc<AtomicBool>) {
         let known = self.blocked.lock();
         *known.unwrap_or_else(PoisonError::into_inner) = blocked;
@@ -92,7 +92,7 @@ impl WorkerStatus {
         self.facts().errors.insert(code.to_owned(), noted);
     }
 
-    /// Whether jobs can be trusted to this worker: warm, confirmed consumer, computing or idle.
+    /// Whether the worker takes jobs: warm, with a confirmed consumer, and not stuck.
     pub fn ready(&self, phase: Phase) -> bool {
         phase.state == State::Ready
             && self.consuming.load(Ordering::Relaxed)
@@ -101,11 +101,11 @@ impl WorkerStatus {
 }
 
 impl StatusFields {
-    /// What went wrong last. While the worker is degraded that is what degraded it: whatever fails
-    /// beside it, and again and again, must not hide the reason.
+    /// The last error. While the worker is degraded, the error that degraded it: other errors, however
+    /// frequent, must not hide the reason.
     pub(crate) fn last_error(&self, phase: Phase) -> Option<&LastError> {
         let of_the_state = self.errors.get(&phase.detail.to_string());
-        // It is noted just before the state changes.
+        // The error is noted just before the state changes.
         let is_new = |(at, _): &&(u64, LastError)| at + JUST_BEFORE_MS >= phase.since;
         let of_the_state = of_the_state.filter(is_new);
         let found = of_the_state

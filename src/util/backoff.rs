@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-/// Waits that double from `first` to `most`, each shortened by up to a quarter so that a fleet
-/// does not knock at the same moment.
+/// Delays that double from `first` to `most`, each shortened by up to a quarter so that a fleet does not
+/// retry at the same moment.
 #[derive(Debug, Clone)]
 pub struct Backoff {
     first: Duration,
@@ -26,7 +26,7 @@ impl Backoff {
         }
     }
 
-    /// The next wait.
+    /// The next delay.
     pub fn next_delay(&mut self) -> Duration {
         let wait = self.next;
         self.next = (self.next * 2).min(self.most);

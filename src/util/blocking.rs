@@ -1,13 +1,12 @@
-//! Work on a stranger's bytes, kept off the async threads where it may take long: those also drain,
-//! beat and settle.
+//! Keeps CPU-heavy work on untrusted bytes off the async threads.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// Up to here the way to another thread and back costs more than the work. What so many bytes can
-/// inflate to (a thousand times as much) is decoded in some milliseconds.
+/// Up to this size, switching threads costs more than the work: even inflated a thousand times, so many
+/// bytes are decoded in some milliseconds.
 const IN_PLACE: usize = 4 * 1024;
 
-/// Does the work where its size says. `None` = it panicked.
+/// Runs small work here and large work on another thread. `None` = it panicked.
 pub async fn by_size<T: Send + 'static>(
     bytes: usize,
     work: impl FnOnce() -> T + Send + 'static,

@@ -1,5 +1,5 @@
-//! Wall-clock time as the wire carries it, and time that was measured. Nothing inside is decided by
-//! the wall clock: it may be set at any moment.
+//! Wall-clock time for messages, and measured time. No decision depends on the wall clock: it may be set
+//! at any moment.
 
 use std::sync::LazyLock;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -12,8 +12,8 @@ pub fn unix_ms() -> u64 {
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Milliseconds by a clock that nobody sets, and that rests while the machine sleeps; never 0, and of
-/// no meaning outside this process.
+/// Milliseconds by the monotonic clock, which does not count while the machine sleeps; never 0, and
+/// meaningless outside this process.
 pub fn steady_ms() -> u64 {
     static START: LazyLock<Instant> = LazyLock::new(Instant::now);
     let start = tokio::time::Instant::from_std(*START);
@@ -24,7 +24,7 @@ pub fn steady_ms() -> u64 {
         .saturating_add(1)
 }
 
-/// Something that is over: when it began, and how long it took.
+/// Something that has ended: when it began, and how long it took.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Lap {
     /// When it began.
@@ -53,11 +53,11 @@ impl Lap {
 pub enum Tick {
     /// So much time passed.
     Passed(Duration),
-    /// The process was stopped meanwhile, as by Ctrl-Z or a frozen container: nobody had any time.
+    /// The process was stopped meanwhile, as by Ctrl-Z or a frozen container.
     Stopped,
 }
 
-/// Waits, and looks whether the process was there all the time.
+/// Waits, and checks whether the process was stopped meanwhile.
 pub async fn tick(pause: Duration) -> Tick {
     // Tokio's, so that tests can let it pass at once.
     let began = tokio::time::Instant::now();
@@ -70,8 +70,7 @@ pub async fn tick(pause: Duration) -> Tick {
     }
 }
 
-/// Resolves when the process has had so much time. A run that did not end while it was stopped has
-/// not taken long.
+/// Resolves when the process has run for this long; time in which it was stopped does not count.
 pub async fn had(time: Duration) {
     had_while(time, || true).await;
 }

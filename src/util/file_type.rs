@@ -1,5 +1,5 @@
-//! What bytes look like that are not what they should be: people hand over web pages, pointers and
-//! other formats, and a parser's own words do not say so. A guess for messages; nothing relies on it.
+//! Guesses what bytes are that are not what they should be, for error messages: users pass web pages, LFS
+//! pointers and other formats, which a parser's own message does not say. No decision relies on it.
 
 /// What may have been handed over in the place of something else.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -254,7 +254,7 @@ fn ctl_names_who_does_not_answer_and_who_is_not_there() {
         .command(&["ctl", "pause", "--worker", "w3"])
         .expect_code(1);
     assert!(
-        nobody.stderr.contains("no worker listens there"),
+        nobody.stderr.contains("no worker received it"),
         "{}",
         nobody.stderr
     );

@@ -122,7 +122,7 @@ fn check_passes_where_all_is_well_and_names_a_broken_package() {
     begins(0, &["ok", "configuration"]);
     begins(1, &["FAIL", "package"]);
     begins(2, &["->", "ops/runbook.md"]);
-    begins(3, &["-", "provider", "not", "looked", "at:"]);
+    begins(3, &["-", "provider", "not", "checked:"]);
     begins(4, &["-", "warm-up"]);
     begins(5, &["ok", "RabbitMQ"]);
 }
@@ -164,7 +164,7 @@ fn in_a_terminal(stack: &Stack, command: &str, set: &[(&str, &str)], colours: bo
 #[test]
 fn a_terminal_is_shown_what_is_waited_for_and_colours_unless_they_are_unwanted() {
     let stack = Stack::shared();
-    let (green, moved) = ("\u{1b}[32m", "warming up: every tensor is moved");
+    let (green, moved) = ("\u{1b}[32m", "warming up: changing and restoring");
     let coloured = in_a_terminal(&stack, "check", &[], true);
     assert!(coloured.contains(green), "{coloured:?}");
     assert!(coloured.contains(moved), "{coloured:?}");

@@ -117,7 +117,7 @@ fn services_behind_tls_are_reached_with_a_private_authority_and_a_certificate() 
         .command_with(known(stack.settings()), &["status"], "")
         .expect_code(0);
     assert!(
-        seen.stdout.contains("0 parked, 1 consumers"),
+        seen.stdout.contains("0 dead-lettered, 1 consumers"),
         "{}",
         seen.stdout
     );

@@ -1,5 +1,5 @@
 //! Who may see the page. On the loopback address: this machine, under its own name. Elsewhere: whoever
-//! has the token, which the address that is printed at the start carries.
+//! has the token, which is part of the address printed at the start.
 
 use std::sync::Arc;
 
@@ -10,61 +10,65 @@ use axum::response::{IntoResponse, Redirect, Response};
 use sha2::{Digest, Sha256};
 
 const COOKIE: &str = "scorer_token";
-/// Nothing but what this server sends is loaded, and nobody frames it.
+/// The page loads nothing from elsewhere, and cannot be framed.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'";
 
-/// Who is let in.
+/// Who may see the page.
 #[derive(Debug)]
-pub enum Door {
-    /// Whoever asks for this machine by its own name: a page of somebody else's that has its name
-    /// point here does not.
+pub enum Access {
+    /// Requests that name this machine: a foreign page whose own name resolves to this machine
+    /// (DNS rebinding) is refused.
     Loopback,
     /// Whoever has the token.
     Token(String),
 }
 
-impl Door {
-    fn opens(&self, headers: &HeaderMap, query: Option<&str>) -> Opened {
+impl Access {
+    fn check(&self, headers: &HeaderMap, query: Option<&str>) -> Decision {
         let Self::Token(token) = self else {
             return match is_local(headers) {
-                true => Opened::Yes,
+                true => Decision::Yes,
                 false => {
-                    Opened::No("ask for this page as localhost, or give --listen another address")
+                    Decision::No("open this page as localhost, or pass another address to --listen")
                 }
             };
         };
         let given = query.and_then(|query| query.strip_prefix("token="));
         if given.is_some_and(|given| same(given, token)) {
-            return Opened::WithNewCookie(token.clone());
+            return Decision::WithNewCookie(token.clone());
         }
         let known = cookie(headers).or_else(|| bearer(headers));
         match known.is_some_and(|known| same(known, token)) {
-            true => Opened::Yes,
+            true => Decision::Yes,
             false => {
-                Opened::No("open the address that scorer dashboard has printed, with its token")
+                Decision::No("open the address that scorer dashboard printed, including its token")
             }
         }
     }
 }
 
-enum Opened {
+enum Decision {
     Yes,
     WithNewCookie(String),
     No(&'static str),
 }
 
-/// Stands before every route.
-pub(super) async fn guard(State(door): State<Arc<Door>>, request: Request, next: Next) -> Response {
+/// Middleware of every route.
+pub(super) async fn guard(
+    State(access): State<Arc<Access>>,
+    request: Request,
+    next: Next,
+) -> Response {
     if request.method() != Method::GET && request.method() != Method::HEAD {
-        return (StatusCode::METHOD_NOT_ALLOWED, "this page is only read\n").into_response();
+        return (StatusCode::METHOD_NOT_ALLOWED, "this page is read-only\n").into_response();
     }
-    let mut response = match door.opens(request.headers(), request.uri().query()) {
-        Opened::Yes => next.run(request).await,
-        Opened::WithNewCookie(token) => {
+    let mut response = match access.check(request.headers(), request.uri().query()) {
+        Decision::Yes => next.run(request).await,
+        Decision::WithNewCookie(token) => {
             let cookie = format!("{COOKIE}={token}; HttpOnly; SameSite=Strict; Path=/");
             ([(header::SET_COOKIE, cookie)], Redirect::to("/")).into_response()
         }
-        Opened::No(why) => (StatusCode::FORBIDDEN, format!("{why}\n")).into_response(),
+        Decision::No(why) => (StatusCode::FORBIDDEN, format!("{why}\n")).into_response(),
     };
     let headers = response.headers_mut();
     for (name, value) in [
@@ -117,15 +121,15 @@ mod tests {
     use super::*;
 
     fn opened(
-        door: &Door,
+        access: &Access,
         headers: &[(header::HeaderName, &'static str)],
         query: Option<&str>,
     ) -> bool {
         let headers = headers.iter();
         let headers = headers.map(|(name, value)| (name.clone(), HeaderValue::from_static(value)));
-        match door.opens(&headers.collect(), query) {
-            Opened::Yes | Opened::WithNewCookie(_) => true,
-            Opened::No(_) => false,
+        match access.check(&headers.collect(), query) {
+            Decision::Yes | Decision::WithNewCookie(_) => true,
+            Decision::No(_) => false,
         }
     }
 
@@ -138,7 +142,7 @@ mod tests {
             "localhost",
         ] {
             assert!(
-                opened(&Door::Loopback, &[(header::HOST, host)], None),
+                opened(&Access::Loopback, &[(header::HOST, host)], None),
                 "{host}"
             );
         }
@@ -149,33 +153,33 @@ mod tests {
             "",
         ] {
             assert!(
-                !opened(&Door::Loopback, &[(header::HOST, host)], None),
+                !opened(&Access::Loopback, &[(header::HOST, host)], None),
                 "{host}"
             );
         }
-        assert!(!opened(&Door::Loopback, &[], None));
+        assert!(!opened(&Access::Loopback, &[], None));
     }
 
     #[test]
     fn elsewhere_the_token_is_asked_for() {
-        let door = Door::Token("secret".into());
-        assert!(opened(&door, &[], Some("token=secret")));
+        let access = Access::Token("secret".into());
+        assert!(opened(&access, &[], Some("token=secret")));
         assert!(opened(
-            &door,
+            &access,
             &[(header::COOKIE, "a=b; scorer_token=secret")],
             None
         ));
         assert!(opened(
-            &door,
+            &access,
             &[(header::AUTHORIZATION, "Bearer secret")],
             None
         ));
         for wrong in ["", "secre", "secret2"] {
             assert!(
-                !opened(&door, &[], Some(&format!("token={wrong}"))),
+                !opened(&access, &[], Some(&format!("token={wrong}"))),
                 "{wrong}"
             );
         }
-        assert!(!opened(&door, &[(header::HOST, "localhost")], None));
+        assert!(!opened(&access, &[(header::HOST, "localhost")], None));
     }
 }

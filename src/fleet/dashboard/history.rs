@@ -1,25 +1,26 @@
-//! What the page shows: the fleet now, and what the dashboard has seen since it began. Pure.
+//! What the page shows: the fleet now, and what the dashboard has seen since it started. No I/O.
 
 use std::collections::{BTreeMap, VecDeque};
 
 use serde::Serialize;
 
-use crate::fleet::observer::{Queues, View, Worker};
+use crate::fleet::observer::{Queues, View};
 use crate::protocol::failure::Code;
+use crate::protocol::heartbeat::Record;
 use crate::protocol::result::ResultMessage;
 use crate::store::StreamEntry;
 
-/// Between two points of the curves.
+/// Interval between two points of the curves.
 const POINT_MS: u64 = 10_000;
 /// Half an hour.
 const POINTS: usize = 180;
-/// Looks that a worker's sparkline shows.
+/// Looks in a worker's sparkline.
 const LOOKS: usize = 60;
 const DELTAS: usize = 500;
 const EVENTS: usize = 200;
 const PARKED: usize = 50;
 
-/// Everything the page needs, as it is sent.
+/// Everything the page needs, as sent to it.
 #[derive(Debug, Clone, Default, Serialize)]
 pub(super) struct Page {
     /// By Redis' clock; 0 = not looked yet.
@@ -32,7 +33,7 @@ pub(super) struct Page {
     queues_unknown: Option<String>,
     workers: Vec<Row>,
     points: VecDeque<Point>,
-    /// Since when results and parked jobs are seen.
+    /// Since when results and dead-lettered jobs are received.
     watching_since_ms: Option<u64>,
     /// Why they are not.
     unwatched: Option<String>,
@@ -67,7 +68,7 @@ struct Row {
 struct Point {
     at_ms: u64,
     jobs_per_s: f64,
-    /// The middle and the slowest of the workers.
+    /// Median of the workers' p50.
     p50_ms: Option<f64>,
     p95_ms: Option<f64>,
     waiting: Option<u32>,
@@ -85,7 +86,7 @@ struct Change {
     to: String,
 }
 
-/// A job that was parked while the dashboard watched.
+/// A job that was dead-lettered while the dashboard was connected.
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct Parked {
     pub(super) submission_id: String,
@@ -118,7 +119,7 @@ impl History {
         self.page.events.back().map(|change| change.id.clone())
     }
 
-    /// Nothing is known: what was seen before stays, marked as old by its time.
+    /// Notes that the fleet is unknown. The page keeps the last look, marked as old.
     pub(super) fn lose_sight(&mut self, why: String) {
         self.page.unknown = Some(why);
     }
@@ -129,12 +130,12 @@ impl History {
         for row in std::mem::take(&mut self.page.workers) {
             rows.insert(row.id, row.rates);
         }
-        for (worker, record) in &view.workers {
-            let state_ms = worker.state_ms(record.age_ms);
-            let mut row = Row::of(worker);
+        for worker in &view.workers {
+            let state_ms = worker.state_ms();
+            let mut row = Row::of(&worker.record);
             row.since_ms = state_ms.map(|state_ms| view.at_ms.saturating_sub(state_ms));
             row.rates = rows.remove(&row.id).unwrap_or_default();
-            row.rates.push_back(self.rate(worker, view.at_ms));
+            row.rates.push_back(self.rate(&worker.record, view.at_ms));
             keep(&mut row.rates, LOOKS);
             self.page.workers.push(row);
         }
@@ -153,10 +154,9 @@ impl History {
         clippy::cast_precision_loss,
         reason = "jobs and milliseconds between two looks"
     )]
-    fn rate(&mut self, worker: &Worker, at_ms: u64) -> f64 {
-        let incarnation = worker.incarnation.clone().unwrap_or_default();
-        let now = (at_ms, worker.answered());
-        match self.answered.insert(incarnation, now) {
+    fn rate(&mut self, record: &Record, at_ms: u64) -> f64 {
+        let now = (at_ms, record.jobs.answered());
+        match self.answered.insert(record.incarnation.clone(), now) {
             Some((then, before)) if at_ms > then => {
                 now.1.saturating_sub(before) as f64 * 1e3 / (at_ms - then) as f64
             }
@@ -202,7 +202,7 @@ impl History {
         keep(&mut self.page.events, EVENTS);
     }
 
-    /// From now on results and parked jobs are seen; or why they are not.
+    /// Notes that results and dead-lettered jobs are received from now on, or why not.
     pub(super) fn watches(&mut self, since_ms: Result<u64, String>) {
         (self.page.watching_since_ms, self.page.unwatched) = match since_ms {
             Ok(since_ms) => (Some(since_ms), None),
@@ -210,7 +210,7 @@ impl History {
         };
     }
 
-    /// A result went by.
+    /// Adds a result.
     pub(super) fn judge(&mut self, result: &ResultMessage) {
         let word = result.code().map_or("scored", Code::as_str);
         *self.page.verdicts.entry(word.to_owned()).or_default() += 1;
@@ -220,7 +220,7 @@ impl History {
         }
     }
 
-    /// A job was parked.
+    /// Adds a dead-lettered job.
     pub(super) fn park(&mut self, parked: Parked) {
         self.page.parked.push_back(parked);
         keep(&mut self.page.parked, PARKED);
@@ -233,24 +233,24 @@ fn keep<T>(queue: &mut VecDeque<T>, most: usize) {
 }
 
 impl Row {
-    fn of(worker: &Worker) -> Self {
-        let jobs = &worker.jobs;
-        let error = worker.last_error.as_ref();
+    fn of(record: &Record) -> Self {
+        let (jobs, error) = (&record.jobs, record.last_error.as_ref());
+        let known = |text: &String| (!text.is_empty()).then(|| text.clone());
         Self {
-            id: worker.worker_id.clone().unwrap_or_default(),
-            model: worker.model.name.clone(),
-            state: worker.state.clone(),
-            detail: worker.state_detail.clone(),
-            ready: worker.ready,
+            id: record.worker_id.clone(),
+            model: known(&record.model.name),
+            state: known(&record.state),
+            detail: known(&record.state_detail),
+            ready: record.ready,
             since_ms: None,
-            version: worker.model.version,
-            scored: jobs.scored.unwrap_or_default(),
-            rejected: jobs.rejected.unwrap_or_default(),
-            failed: jobs.failed.unwrap_or_default(),
+            version: record.model.version,
+            scored: jobs.scored,
+            rejected: jobs.rejected,
+            failed: jobs.failed,
             p50_ms: jobs.p50_ms,
             p95_ms: jobs.p95_ms,
             rates: VecDeque::new(),
-            error: error.and_then(|error| error.message.clone()),
+            error: error.map(|error| error.message.clone()),
         }
     }
 }
@@ -278,6 +278,7 @@ impl Change {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fleet::observer::Worker;
     use crate::store::LiveRecord;
     use serde_json::json;
 
@@ -291,10 +292,10 @@ mod tests {
         View {
             model: Some("m".into()),
             at_ms,
-            workers: vec![(
-                serde_json::from_value(record).unwrap(),
-                LiveRecord::default(),
-            )],
+            workers: vec![Worker {
+                record: Record::read(&record.to_string()).unwrap(),
+                live: LiveRecord::default(),
+            }],
             queues: Some(Err("RabbitMQ: away".into())),
         }
     }

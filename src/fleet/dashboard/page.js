@@ -1,12 +1,11 @@
-// Draws the page anew whenever the server sends what it knows. Texts come from strangers: they are set as text, never
-// as markup.
+// Redraws the page whenever the server sends an update. Texts are untrusted: they are set as text, never as markup.
 "use strict";
 
 const SVG = "http://www.w3.org/2000/svg";
 const byId = (id) => document.getElementById(id);
 let chosen = null;
 let page = null;
-// By a clock that nobody sets.
+// By the monotonic clock.
 let heardAt = -Infinity;
 let refused = null;
 
@@ -39,11 +38,11 @@ function drawing(label, height = 120) {
   return shape("svg", { viewBox: `0 0 600 ${height}`, role: "img", "aria-label": label, preserveAspectRatio: "none" });
 }
 
-// Curves over time, each a list of numbers or null; the label says the last and the largest for who cannot see them.
+// Curves over time, each a list of numbers or null; the label gives the last and the largest value for screen readers.
 function curves(place, points, series, unit) {
   const most = Math.max(1e-9, ...series.flatMap(({ of }) => points.map((point) => of(point) ?? 0)));
   const now = series.map(({ name, of }) => `${name} ${round(of(points.at(-1)))} now`).join(", ");
-  const told = `${now}; at most ${round(most)} ${unit} in the last ${age(points.at(-1).at_ms - points[0].at_ms)}`;
+  const told = `${now}; maximum ${round(most)} ${unit} in the last ${age(points.at(-1).at_ms - points[0].at_ms)}`;
   const svg = drawing(told);
   const x = (at) => (points.length < 2 ? 0 : (600 * at) / (points.length - 1));
   const y = (value) => 110 - (100 * value) / most;
@@ -65,15 +64,15 @@ function sparkline(rates) {
 }
 
 function histogram(place, values) {
-  if (!values.length) return place.replaceChildren(element("p", "No candidate was scored since this page's server began.", { class: "since" }));
-  // What is far out is counted at the ends, or one candidate that ruins the model would hide all others.
+  if (!values.length) return place.replaceChildren(element("p", "No candidate has been scored since the dashboard started.", { class: "since" }));
+  // Outliers are counted in the outermost bins, or one bad candidate would flatten all the others.
   const sorted = [...values].sort((a, b) => a - b), at = (share) => sorted[Math.floor(share * (sorted.length - 1))];
   const least = at(0.05), most = at(0.95), bins = 30;
   const width = (most - least) / bins || 1;
   const counts = new Array(bins).fill(0);
   for (const value of values) counts[Math.max(0, Math.min(bins - 1, Math.floor((value - least) / width)))] += 1;
   const better = values.filter((value) => value > 0).length;
-  const told = `${values.length} candidates: ${better} lower the loss; nine in ten lie from ${least.toPrecision(3)} to ${most.toPrecision(3)}`;
+  const told = `${values.length} candidates: ${better} lowered the loss; 90 % are between ${least.toPrecision(3)} and ${most.toPrecision(3)}`;
   const svg = drawing(told), tallest = Math.max(...counts);
   counts.forEach((count, at) => {
     const height = (100 * count) / tallest, middle = least + (at + 0.5) * width;
@@ -87,7 +86,7 @@ function rollout(place, points) {
   const versions = [...new Set(points.flatMap((point) => Object.keys(point.versions)))].sort((a, b) => a - b);
   const rows = versions.map((version) => {
     const counts = points.map((point) => point.versions[version] ?? 0), most = Math.max(1, ...counts);
-    const told = `version ${version}: ${counts.at(-1)} workers now, at most ${most}`;
+    const told = `version ${version}: ${counts.at(-1)} workers now, maximum ${most}`;
     const svg = drawing(told, 24);
     svg.classList.add("band");
     counts.forEach((count, at) => {
@@ -98,7 +97,7 @@ function rollout(place, points) {
     row.append(element("p", told, { class: "since" }), svg);
     return row;
   });
-  place.replaceChildren(...(rows.length ? rows : [element("p", "No worker has a version yet.", { class: "since" })]));
+  place.replaceChildren(...(rows.length ? rows : [element("p", "No worker has a model yet.", { class: "since" })]));
 }
 
 function now() {
@@ -108,8 +107,8 @@ function now() {
     ["Ready", unknown ? "unknown" : `${ready} of ${page.workers.length}`],
     ["Jobs per second", unknown ? "unknown" : round(page.workers.reduce((sum, worker) => sum + (worker.rates.at(-1) ?? 0), 0))],
     ["Waiting", queues ? queues.jobs : "unknown"],
-    ["To be tried again", queues ? queues.retry : "unknown"],
-    ["Parked", queues ? queues.dead : "unknown"],
+    ["To be retried", queues ? queues.retry : "unknown"],
+    ["Dead-lettered", queues ? queues.dead : "unknown"],
     ["Consumers", queues ? queues.consumers : "unknown"],
   ];
   byId("now").replaceChildren(...facts.map(([name, value]) => {
@@ -121,7 +120,7 @@ function now() {
 
 function say(text, kind) {
   const status = byId("status");
-  // Said anew only when it changes, or a screen reader would never be silent.
+  // Set only when it changes, or a screen reader would repeat it at every update.
   if (status.textContent !== text) status.textContent = text;
   status.className = kind;
 }
@@ -170,14 +169,14 @@ function history() {
   byId("history").hidden = chosen === null;
   if (chosen === null) return;
   byId("history-title").textContent = `History of ${chosen}`;
-  byId("history-error").textContent = worker ? (worker.error ? `Last error: ${worker.error}` : "No error since its start.") : "It is not alive.";
+  byId("history-error").textContent = worker ? (worker.error ? `Last error: ${worker.error}` : "No error since it started.") : "This worker is no longer alive.";
   const events = page.events.filter((event) => event.worker === chosen).reverse();
   byId("history-events").replaceChildren(...events.map((event) => line(event.at_ms, event.text)));
 }
 
 function verdicts() {
   const since = page.watching_since_ms;
-  byId("verdicts-since").textContent = since ? `since ${clock(since)}` : `not watched: ${page.unwatched ?? "not yet"}`;
+  byId("verdicts-since").textContent = since ? `since ${clock(since)}` : `results are not visible: ${page.unwatched ?? "not connected yet"}`;
   const counts = Object.entries(page.verdicts).sort((a, b) => b[1] - a[1]);
   const all = counts.reduce((sum, [, count]) => sum + count, 0);
   byId("verdicts").replaceChildren(...counts.map(([code, count]) => {
@@ -188,9 +187,9 @@ function verdicts() {
 }
 
 function parked() {
-  const count = page.queues ? page.queues.dead : "an unknown number of";
-  const since = page.watching_since_ms ? `below are those since ${clock(page.watching_since_ms)}` : `not watched: ${page.unwatched ?? "not yet"}`;
-  byId("parked-count").textContent = `${count} parked; ${since}; scorer dead list shows all.`;
+  const count = page.queues ? page.queues.dead : "unknown number";
+  const since = page.watching_since_ms ? `listed since ${clock(page.watching_since_ms)}` : `results are not visible: ${page.unwatched ?? "not connected yet"}`;
+  byId("parked-count").textContent = `${count} dead-lettered; ${since}; scorer dead list shows all.`;
   byId("parked").replaceChildren(...[...page.parked].reverse().map((job) => line(job.at_ms, job.submission_id, job.code, job.message, job.worker)));
 }
 
@@ -228,7 +227,7 @@ function close() {
 byId("history-close").addEventListener("click", close);
 document.addEventListener("keydown", (event) => event.key === "Escape" && close());
 
-// A browser asks again by itself when a connection breaks, but takes a refusal for good.
+// A browser reconnects by itself when a connection breaks, but not after a refusal.
 function follow() {
   const source = new EventSource("events");
   source.addEventListener("message", (event) => {
@@ -249,9 +248,9 @@ function follow() {
 }
 follow();
 
-// What is old is not shown as if it were true.
+// Outdated values are marked as such.
 setInterval(() => {
   if (performance.now() - heardAt < 5000) return;
-  const why = refused === null ? "does not answer" : `refuses: ${refused}`;
-  say(`The dashboard's server ${why}. What is below is old.`, "warn");
+  const why = refused === null ? "does not answer" : `refused: ${refused}`;
+  say(`The dashboard's server ${why}. The values below are out of date.`, "warn");
 }, 1000);

@@ -1,0 +1,182 @@
+//! The command line: every command with its arguments and help.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use super::{bench, ctl, dashboard, dead, offline, submit};
+
+/// Shown below the help.
+const EXAMPLES: &str = "Examples:
+  scorer package --graph model.onnx --weights model.safetensors --shards shards --name mine --version 1 --out package
+  scorer check --set model.dir=package --set engine.execution_provider=cpu
+  scorer score --model package --candidate update.json --format binary_v2 --semantics param_diff
+  scorer run --config scorer.toml
+  scorer submit --set model.dir=package --candidate update.json --semantics param_diff --wait
+  scorer status --set model.name=mine --watch
+  scorer dead list --set model.name=mine --code poisoned
+
+Examples of a command: scorer help COMMAND";
+
+/// Scores model updates from a RabbitMQ queue with ONNX Runtime.
+#[derive(Debug, Parser)]
+#[command(name = "scorer", version, after_help = EXAMPLES)]
+pub(super) struct Cli {
+    #[command(flatten)]
+    pub(super) settings: Settings,
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+/// Where the configuration comes from.
+#[derive(Debug, Args)]
+pub(super) struct Settings {
+    /// TOML file; overrides the built-in defaults.
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(super) config: Option<PathBuf>,
+    /// Sets one key, such as `engine.execution_provider=cpu`; overrides every other source; repeatable.
+    #[arg(long, global = true, value_name = "KEY=VALUE")]
+    pub(super) set: Vec<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Runs the worker: warms up, then scores jobs until it is told to drain.
+    #[command(after_help = "Examples:
+  scorer run --config scorer.toml
+  scorer run --set model.dir=package --set engine.execution_provider=cpu --set telemetry.metrics_addr=127.0.0.1:9464")]
+    Run,
+    /// Checks what a worker needs: the configuration, the package, the execution provider and one warm-up.
+    /// Also reports whether RabbitMQ and Redis can be reached, which does not affect the exit code.
+    #[command(after_help = "Examples:
+  scorer check --config scorer.toml
+  scorer check --set model.dir=package --set engine.execution_provider=cpu --prove")]
+    Check {
+        /// Print the report as JSON.
+        #[arg(long)]
+        json: bool,
+        /// Test the engine on this machine instead: exactness, time-outs, memory. Takes longer.
+        #[arg(long)]
+        prove: bool,
+    },
+    /// Scores one candidate without RabbitMQ or Redis and prints the result as JSON.
+    #[command(after_help = "Examples:
+  scorer score --model package --candidate a.json --format binary_v2 --semantics gradient --learning-rate 0.1
+  scorer score --model package --candidate a.safetensors --format safetensors --semantics param_diff --shards 1,2")]
+    Score(offline::ScoreArgs),
+    /// Measures the model's own loss without RabbitMQ or Redis and prints it as JSON.
+    #[command(after_help = "Example:
+  scorer validate --model package --nonce round-7")]
+    Validate(offline::ValidateArgs),
+    /// Publishes jobs, as an aggregator does.
+    #[command(after_help = "Examples:
+  scorer submit --set model.dir=package --candidate a.json --candidate b.json --semantics gradient --learning-rate 0.1 --wait
+  scorer submit --set model.name=mine --jobs jobs.ndjson --wait --timeout 5m --json")]
+    Submit(submit::SubmitArgs),
+    /// Shows the workers and the queue.
+    #[command(after_help = "Examples:
+  scorer status
+  scorer status --set model.name=mine --json
+  scorer status --set model.name=mine --watch")]
+    Status {
+        /// Print one JSON object.
+        #[arg(long)]
+        json: bool,
+        /// Refresh every second.
+        #[arg(long)]
+        watch: bool,
+    },
+    /// Serves a read-only web page of the fleet until Ctrl-C; prints its address.
+    #[command(after_help = "Examples:
+  scorer dashboard
+  scorer dashboard --set model.name=mine --listen 0.0.0.0:8088")]
+    Dashboard(dashboard::DashboardArgs),
+    /// Shows the exchanges, queues and bindings.
+    #[command(after_help = "Example:
+  scorer topology --set model.name=mine --declare")]
+    Topology {
+        /// Declare them in RabbitMQ first.
+        #[arg(long)]
+        declare: bool,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Lists, shows, requeues or drops dead-lettered jobs.
+    #[command(after_help = "Examples:
+  scorer dead list --set model.name=mine
+  scorer dead show --set model.name=mine --id miner-7
+  scorer dead requeue --set model.name=mine --code candidate_unavailable")]
+    Dead(dead::DeadArgs),
+    /// Asks workers to pause, resume, drain, look for an update, reload their package or warm up again, and
+    /// prints their replies.
+    #[command(after_help = "Examples:
+  scorer ctl --set model.name=mine pause
+  scorer ctl --set model.name=mine drain --worker node7-cuda0")]
+    Ctl(ctl::CtlArgs),
+    /// Measures the engine against a bare ONNX Runtime session, without RabbitMQ or Redis.
+    #[command(after_help = "Examples:
+  scorer bench --model package
+  scorer bench --synthetic 100m --seconds 60 --json")]
+    Bench {
+        #[command(flatten)]
+        subject: bench::Subject,
+        /// Approximate time of the comparison; the throughput test that follows takes half as long.
+        #[arg(long, default_value_t = 20)]
+        seconds: u64,
+        /// Print the report as JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Builds a model package.
+    #[command(after_help = "Example:
+  scorer package --graph model.onnx --weights model.safetensors --shards shards --name mine --version 1 --out package")]
+    Package(offline::PackageArgs),
+    /// Prints the effective configuration with secrets hidden.
+    Config,
+    /// Prints a shell completion script: `source <(scorer completions bash)`.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+    /// Prints the JSON Schema of a message.
+    Schema {
+        /// The name of the message, such as `score_job.v1`.
+        name: String,
+    },
+    /// For container probes: exits 0 if the worker on this host is alive, or ready, else 1.
+    Healthcheck {
+        /// The process answers (default).
+        #[arg(long, conflicts_with = "ready")]
+        live: bool,
+        /// The worker takes jobs.
+        #[arg(long)]
+        ready: bool,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_example_of_the_help_is_a_command_line() {
+        let cli = Cli::command();
+        let commands = std::iter::once(&cli).chain(cli.get_subcommands());
+        let help = commands.filter_map(|command| command.get_after_help());
+        let help: Vec<_> = help.map(ToString::to_string).collect();
+        let lines = help.iter().flat_map(|text| text.lines());
+        let examples: Vec<_> = lines.filter(|line| line.starts_with("  scorer ")).collect();
+        assert!(examples.len() > 20, "{examples:?}");
+        for example in examples {
+            let parsed = Cli::try_parse_from(example.split_whitespace());
+            assert!(parsed.is_ok(), "{example}: {}", parsed.unwrap_err());
+        }
+    }
+}

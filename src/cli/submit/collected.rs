@@ -1,0 +1,127 @@
+//! The results of submitted jobs, printed as they arrive.
+
+use std::collections::BTreeMap;
+
+use indicatif::ProgressBar;
+use serde_json::Value;
+use tokio_util::sync::CancellationToken;
+
+use super::job::Submission;
+use crate::broker::amqp::{Deliveries, Delivery};
+use crate::cli::progress::styled;
+use crate::cli::{Exit, Fault, answer, plain};
+use crate::protocol::json as text;
+
+/// The jobs that still wait for their results.
+pub(super) struct Collected {
+    /// Jobs without a result, by name: several may share one.
+    pub(super) waiting: BTreeMap<String, usize>,
+    pub(super) all_scored: bool,
+    json: bool,
+    pub(super) bar: ProgressBar,
+}
+
+impl Collected {
+    pub(super) fn new(jobs: &[Submission], json: bool) -> Self {
+        let mut waiting = BTreeMap::new();
+        for job in jobs {
+            *waiting.entry(job.id.clone()).or_default() += 1;
+        }
+        let bar = ProgressBar::new(jobs.len() as u64);
+        let bar = styled(bar, "{bar:40} {pos}/{len} results, {elapsed}");
+        Self {
+            waiting,
+            all_scored: true,
+            json,
+            bar,
+        }
+    }
+
+    /// Collects results; if sending fails, those of the jobs that were sent.
+    pub(super) async fn fill(
+        &mut self,
+        jobs: &[Submission],
+        sending: impl Future<Output = Result<(), (usize, Fault)>>,
+        mut deliveries: Deliveries,
+        lost: &CancellationToken,
+    ) -> Result<(), Fault> {
+        let gone = || {
+            Fault::new(
+                Exit::Unavailable,
+                "the connection to RabbitMQ was lost while waiting for results",
+            )
+        };
+        let mut sent = None;
+        tokio::pin!(sending);
+        while sent.is_none() || !self.waiting.is_empty() {
+            tokio::select! {
+                biased;
+                delivery = deliveries.next() => {
+                    let delivery = delivery.ok_or_else(gone)?;
+                    self.take(&delivery)?;
+                }
+                outcome = &mut sending, if sent.is_none() => {
+                    let unsent = outcome.as_ref().err().map_or(jobs.len(), |(at, _)| *at);
+                    for job in jobs.iter().skip(unsent) {
+                        self.settle(&job.id);
+                    }
+                    sent = Some(outcome.map_err(|(at, fault)| {
+                        let text = format!("{}; {at} of {} jobs were submitted", fault.message, jobs.len());
+                        Fault::new(fault.exit, text)
+                    }));
+                }
+                () = lost.cancelled() => return Err(gone()),
+            }
+        }
+        sent.unwrap_or(Ok(()))
+    }
+
+    /// Prints a result, unless it is a redelivered copy.
+    fn take(&mut self, delivery: &Delivery) -> Result<(), Fault> {
+        let result = delivery.properties.label().decode(&delivery.body);
+        let result = serde_json::to_value(result.map_err(Fault::internal)?);
+        let result = result.map_err(Fault::internal)?;
+        if !self.settle(result["submission_id"].as_str().unwrap_or_default()) {
+            return Ok(());
+        }
+        self.all_scored &= result["status"] == "scored";
+        let shown = match self.json {
+            // The text as received, so that the context keeps every digit.
+            true => text::compact(&String::from_utf8_lossy(&delivery.body)),
+            false => line(&result),
+        };
+        self.bar.inc(1);
+        self.bar.suspend(|| answer(&shown)).map(drop)
+    }
+
+    /// Takes one job of this name off the list; false = there is none.
+    fn settle(&mut self, name: &str) -> bool {
+        let Some(count) = self.waiting.get_mut(name) else {
+            return false;
+        };
+        *count -= 1;
+        if *count == 0 {
+            self.waiting.remove(name);
+        }
+        true
+    }
+}
+
+fn line(result: &Value) -> String {
+    let id = result["submission_id"].as_str().unwrap_or_default();
+    match (
+        &result["status"],
+        result["delta"].as_f64(),
+        result["stderr"].as_f64(),
+    ) {
+        (_, Some(delta), Some(stderr)) => format!("{id}  scored  delta {delta:+.6} +- {stderr:.6}"),
+        (_, Some(delta), None) => format!("{id}  scored  delta {delta:+.6}"),
+        (_, None, _) if result["loss"].is_number() => format!("{id}  loss {}", result["loss"]),
+        (status, None, _) => format!(
+            "{id}  {}  {}: {}",
+            status.as_str().unwrap_or_default(),
+            result["error"]["code"].as_str().unwrap_or_default(),
+            plain(result["error"]["message"].as_str().unwrap_or_default())
+        ),
+    }
+}

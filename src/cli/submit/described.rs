@@ -1,0 +1,210 @@
+//! Jobs made from the command's arguments, one per candidate.
+
+use std::collections::HashSet;
+use std::path::Path;
+
+use serde::Serialize;
+use serde_json::value::RawValue;
+use serde_json::{Map, Value, json};
+
+use super::job::Submission;
+use super::{SubmitArgs, data};
+use crate::candidate::fetch::{Fetched, Fetcher};
+use crate::cli::offline::rule;
+use crate::cli::{Exit, Fault};
+use crate::config::{CandidatesConfig, Config};
+use crate::protocol::encoding::Encoding;
+use crate::protocol::failure::{Code, Failure};
+use crate::protocol::job::{Candidate, Format, Rule, Source};
+
+/// The context as given, with every digit.
+fn read_context(text: &str) -> Result<Box<RawValue>, Fault> {
+    let named = |why: &dyn std::fmt::Display| data(format!("--context: {why}"));
+    let read = Encoding::Json.decode(text.as_bytes());
+    match read.map_err(|e| named(&e))?.is_map() {
+        true => serde_json::from_str(text).map_err(|e| named(&e)),
+        false => Err(named(&"must be a JSON object")),
+    }
+}
+
+/// A job made from the arguments.
+#[derive(Serialize)]
+struct Described<'a> {
+    #[serde(flatten)]
+    job: Value,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    context: Option<&'a RawValue>,
+}
+
+pub(super) async fn describe(config: &Config, args: &SubmitArgs) -> Result<Vec<Submission>, Fault> {
+    let semantics = args.semantics.ok_or_else(|| {
+        Fault::new(
+            Exit::Usage,
+            "--semantics: missing, must be gradient or param_diff",
+        )
+    })?;
+    rule(semantics, args.learning_rate)?;
+    let version = version(config, args)?;
+    let context = args.context.as_deref().map(read_context).transpose()?;
+    let mut names = HashSet::new();
+    let mut jobs = Vec::with_capacity(args.candidate.len());
+    for place in &args.candidate {
+        let (stem, mut candidate) = candidate(config, place, args.inline).await?;
+        candidate.insert("format".into(), json!(args.format.as_str()));
+        if let Some(compression) = args.compression {
+            candidate.insert("compression".into(), json!(compression));
+        }
+        candidate.insert("semantics".into(), json!(semantics.as_str()));
+        if let Some(rate) = args.learning_rate {
+            candidate.insert("learning_rate".into(), json!(rate));
+        }
+        let id = unique(&stem, &mut names);
+        let mut job = json!({
+            "v": 1, "kind": "score", "submission_id": id, "model_version": version,
+            "candidate": candidate, "validation": { "nonce": args.nonce },
+        });
+        if let Some(shards) = &args.shards {
+            job["validation"]["shards"] = json!(shards);
+        }
+        let context = context.as_deref();
+        let body = serde_json::to_string(&Described { job, context });
+        let body = body.map_err(Fault::internal)?;
+        jobs.push(Submission { id, body });
+    }
+    Ok(jobs)
+}
+
+fn version(config: &Config, args: &SubmitArgs) -> Result<u64, Fault> {
+    match (args.model_version, &config.model.dir) {
+        (Some(version), _) => Ok(version),
+        (None, Some(dir)) => {
+            let read = crate::model::package::Package::read_manifest(dir);
+            read.map(|(manifest, _)| manifest.version).map_err(data)
+        }
+        (None, None) => Err(Fault::new(
+            Exit::Usage,
+            "--model-version: missing, and model.dir is not set",
+        )),
+    }
+}
+
+/// A free name: the second candidate of a name gets `-2` and so on, since results are told apart by name.
+fn unique(stem: &str, names: &mut HashSet<String>) -> String {
+    let numbered = (2..).map(|n| format!("{stem}-{n}"));
+    let mut all = std::iter::once(stem.to_owned()).chain(numbered);
+    let free = all.find(|name| !names.contains(name)).unwrap_or_default();
+    names.insert(free.clone());
+    free
+}
+
+/// A name for the job, and the fields that say where its candidate's bytes are.
+async fn candidate(
+    config: &Config,
+    place: &str,
+    inline: bool,
+) -> Result<(String, Map<String, Value>), Fault> {
+    use base64::Engine as _;
+    let url = match place.contains("://") {
+        true => url::Url::parse(place).map_err(|e| data(format!("--candidate {place}: {e}")))?,
+        false => {
+            let path = Path::new(place)
+                .canonicalize()
+                .map_err(|e| data(format!("--candidate {place}: {e}")))?;
+            url::Url::from_file_path(&path)
+                .map_err(|()| data(format!("--candidate {place}: not a path")))?
+        }
+    };
+    let fetched = fetch(config, &url).await;
+    let fetched = fetched.map_err(|e| {
+        let whose = match e.code == Code::CandidateTooLarge {
+            true => " (the limit of this command; workers have their own)",
+            false => "",
+        };
+        data(format!("--candidate {place}: {}{whose}", e.message))
+    })?;
+    let mut fields = Map::new();
+    fields.insert("sha256".into(), json!(hex::encode(fetched.sha256)));
+    fields.insert("size".into(), json!(fetched.bytes.len()));
+    let small = fetched.bytes.len() as u64 <= config.candidates.max_inline_bytes;
+    if inline || (small && !place.contains("://")) {
+        let base64 = base64::engine::general_purpose::STANDARD;
+        fields.insert("data".into(), json!(base64.encode(&fetched.bytes)));
+    } else {
+        fields.insert("url".into(), json!(url.as_str()));
+    }
+    Ok((name(&url), fields))
+}
+
+/// Fetches the bytes once, from wherever the user says: the job needs their size and digest.
+async fn fetch(config: &Config, url: &url::Url) -> Result<Fetched, Failure> {
+    let limits = CandidatesConfig {
+        allow: vec![url.as_str().to_owned()],
+        allow_private: true,
+        ..config.candidates.clone()
+    };
+    let wanted = Candidate {
+        format: Format::BinaryV2,
+        compression: None,
+        rule: Rule::ParamDiff,
+        source: Source::Url(url.as_str().to_owned()),
+        sha256: None,
+        size: None,
+    };
+    let fetcher = Fetcher::new(limits, None);
+    let fetcher = fetcher.map_err(|e| Failure::new(Code::CandidateUnavailable, e.to_string()))?;
+    fetcher.fetch(&wanted, None).await
+}
+
+/// The last part of the path, without its ending, in the characters of a `submission_id`.
+fn name(url: &url::Url) -> String {
+    let last = url.path_segments().and_then(|mut parts| parts.next_back());
+    let stem = Path::new(last.unwrap_or_default())
+        .file_stem()
+        .unwrap_or_default();
+    let legal = |c: char| {
+        if c.is_ascii_alphanumeric() || "._:-".contains(c) {
+            c
+        } else {
+            '-'
+        }
+    };
+    let name: String = stem
+        .to_string_lossy()
+        .chars()
+        .map(legal)
+        .take(120)
+        .collect();
+    if name.is_empty() {
+        "candidate".into()
+    } else {
+        name
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_two_jobs_get_one_name() {
+        let mut names = HashSet::new();
+        let given = ["a", "a", "a-2", "a", "b"].map(|stem| unique(stem, &mut names));
+        assert_eq!(given, ["a", "a-2", "a-2-2", "a-3", "b"]);
+    }
+
+    #[test]
+    fn a_context_goes_into_the_job_as_it_was_given() {
+        let given = r#"{"a": [1.10, 1e400, 123456789012345678901234567890]}"#;
+        let context = read_context(given).unwrap();
+        let job = json!({"v": 1});
+        let described = Described {
+            job,
+            context: Some(&context),
+        };
+        let body = serde_json::to_string(&described).unwrap();
+        assert_eq!(body, format!(r#"{{"v":1,"context":{given}}}"#));
+        for unfit in ["[1]", "7", "null", "{", ""] {
+            assert_eq!(read_context(unfit).unwrap_err().exit, Exit::Data, "{unfit}");
+        }
+    }
+}

@@ -1,0 +1,49 @@
+//! `GET /metrics`.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use anyhow::Context;
+use axum::Router;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use tokio::net::TcpListener;
+
+use super::{METRICS, begin};
+use crate::telemetry::listener::{self, Limits};
+use crate::telemetry::status::WorkerStatus;
+
+/// Binds the address, if there is one; from here on events are counted.
+///
+/// # Errors
+/// When the address cannot be bound.
+pub async fn install(address: Option<&str>) -> anyhow::Result<Option<TcpListener>> {
+    let Some(address) = address else {
+        return Ok(None);
+    };
+    let listener = TcpListener::bind(address).await;
+    let listener = listener.with_context(|| format!("telemetry.metrics_addr: {address}"))?;
+    begin()?;
+    Ok(Some(listener))
+}
+
+/// Answers `GET /metrics` until the process ends.
+pub fn serve(bound: TcpListener, status: Arc<WorkerStatus>) {
+    let answer = move || std::future::ready(answer(&status));
+    let routes = Router::new().route("/metrics", get(answer));
+    tokio::spawn(listener::serve(bound, routes, Limits::SHORT));
+}
+
+fn answer(status: &WorkerStatus) -> Response {
+    let record = status.record();
+    let (Some(metrics), Some(record)) = (METRICS.get(), record) else {
+        return (StatusCode::SERVICE_UNAVAILABLE, "the worker is starting\n").into_response();
+    };
+    let busy = Duration::from_micros(status.progress.worked_us.load(Ordering::Relaxed));
+    match metrics.render(&record, busy) {
+        Ok(text) => ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
+    }
+}
