@@ -176,7 +176,8 @@ pub fn device_name(config: &Config) -> String {
 
 /// The host's name, with characters that a key may not contain replaced.
 pub fn host_name() -> String {
-    let name = sysinfo::System::host_name().unwrap_or_else(|| "localhost".into());
+    let system = rustix::system::uname();
+    let name = system.nodename().to_string_lossy();
     name.chars()
         .map(|c| {
             if c.is_ascii_alphanumeric() || c == '.' || c == '-' {

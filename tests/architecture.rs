@@ -362,9 +362,8 @@ fn no_module_is_compiled_by_its_path() {
     for path in found {
         let text = std::fs::read_to_string(&path).expect("a source can be read");
         let parsed = syn::parse_file(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-        let by_path = parsed.items.iter().any(|item| match item {
-            syn::Item::Mod(item) => item.attrs.iter().any(|a| a.path().is_ident("path")),
-            _ => false,
+        let by_path = parsed.items.iter().any(|item| {
+            matches!(item, syn::Item::Mod(item) if item.attrs.iter().any(|a| a.path().is_ident("path")))
         });
         assert!(!by_path, "{} names a module's path", path.display());
     }

@@ -3,7 +3,9 @@
 use crate::worker::Stop;
 
 /// How a command ends; the numbers are the contract's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, strum::EnumIter, strum::EnumMessage)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, strum::EnumIter, strum::EnumMessage, strum::VariantArray,
+)]
 pub enum Exit {
     /// Done, or drained.
     Done = 0,

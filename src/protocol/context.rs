@@ -1,5 +1,5 @@
-//! What a sender wants back with the result. It is checked and measured as any part of a job, but
-//! echoed as it came: the values of MessagePack with their types, the text of JSON with its digits.
+//! The sender's context, returned with the result. It is checked and limited like every part of a job, but
+//! echoed unchanged: MessagePack values with their types, JSON text with its digits.
 
 use rmpv::Value;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser};

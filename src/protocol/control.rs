@@ -1,4 +1,4 @@
-//! Control messages: what an operator may ask of a worker. None of them names a URL or a path.
+//! Control messages: an operator's commands to workers. None contains a URL or a path.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -30,14 +30,14 @@ pub enum Command {
     /// Take jobs again.
     Resume,
     /// Finish what runs, then exit.
-    #[value(help = "Finish running jobs, then exit")]
+    #[cfg_attr(feature = "worker", value(help = "Finish running jobs, then exit"))]
     Drain,
     /// Look for new weights now.
     Update,
     /// Read the package directory again.
     Reload,
     /// Prove the session again.
-    #[value(help = "Warm up again")]
+    #[cfg_attr(feature = "worker", value(help = "Warm up again"))]
     Rewarm,
 }
 

@@ -1,5 +1,5 @@
-//! Why a job was not scored: the error codes of the wire, what each means for the job, and the
-//! stage that refused it. An error here always carries its decision; nobody guesses from text.
+//! Why a job was not scored: the error codes, and what each means for the job. The code carries the
+//! decision; nothing is decided from an error's text.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -39,14 +39,14 @@ impl Status {
     }
 }
 
-/// What is done with a job that ended in an error.
+/// What a worker does with a job that ended in an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Remedy {
-    /// Answer at once: trying again cannot change the verdict.
+    /// Answer at once: a retry cannot change the result.
     Answer,
-    /// Climb the retry ladder; at its end answer `failed` and park a copy.
+    /// Retry after each delay; then answer `failed` and dead-letter a copy.
     Retry,
-    /// Answer at once and park a copy: somebody has to look at it.
+    /// Answer at once and dead-letter a copy: somebody has to look at it.
     Park,
 }
 
@@ -149,7 +149,7 @@ impl Code {
         }
     }
 
-    /// Whether a worker tries such a job again by itself.
+    /// What a worker does with such a job.
     pub fn remedy(self) -> Remedy {
         match self {
             Self::CandidateUnavailable | Self::ModelVersionUnavailable | Self::InferenceFailed => {
@@ -228,8 +228,7 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// A failure without detail. A long message is cut: it may quote a stranger, whose words may be
-    /// as long as a body.
+    /// A failure without detail. A long message is cut: it may quote untrusted text of any length.
     pub fn new(code: Code, message: impl Into<String>) -> Self {
         let mut message = message.into();
         if let Some((end, _)) = message.char_indices().nth(MAX_MESSAGE_CHARS) {

@@ -1,8 +1,5 @@
-//! Jobs as the rest of the crate works with them, and how a body (MessagePack or JSON) becomes one
-//! or says who is to be told why not. What the wire carries, and the checks of it, are in
-//! `message`; what comes back with the result in `context`; what is said of a body in `label`; how
-//! JSON becomes a tree of values in `json`, and a type is read out of a tree in `document`. Pure; an
-//! invalid job cannot leave here.
+//! Jobs as the rest of the crate sees them, and how a body becomes one, or an error with whom to answer.
+//! Messages and their checks are in `message`. Every job that leaves here is valid.
 
 use crate::protocol::encoding::Encoding;
 use crate::protocol::names::is_submission_id;

@@ -1,6 +1,6 @@
-//! JSON as a tree of values, each number judged by its digits: `7.0` and `70e-1` are the integer 7,
-//! and `9007199254740993.0` is not its neighbour, which is what a reader gets that goes through a
-//! float. Of what is echoed the text itself is kept. Knows nothing of jobs.
+//! JSON as a tree of values, with numbers read from their digits: `7.0` and `70e-1` are the integer 7, and
+//! `9007199254740993.0` is exact, unlike in a reader that goes through a float. The text of a context is
+//! kept for the echo.
 
 use rmpv::Value;
 use serde::de::{

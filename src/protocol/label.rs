@@ -1,4 +1,4 @@
-//! What a message says of its body, and what is told to a sender whose body is something else.
+//! The content type of a message, and the error for a sender whose body is something else.
 
 use crate::protocol::encoding::Encoding;
 use crate::protocol::json;

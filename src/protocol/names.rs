@@ -1,6 +1,6 @@
-//! What may name a job, a model and a worker.
+//! Valid names of jobs, models and workers.
 
-/// Whether the text can name a job.
+/// Whether the text is a valid `submission_id`.
 pub fn is_submission_id(text: &str) -> bool {
     (1..=128).contains(&text.len())
         && text
@@ -8,7 +8,7 @@ pub fn is_submission_id(text: &str) -> bool {
             .all(|b| b.is_ascii_alphanumeric() || b"._:-".contains(&b))
 }
 
-/// Whether the text can name a model.
+/// Whether the text is a valid model name.
 pub fn is_model_name(name: &str) -> bool {
     let legal = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
     (1..=64).contains(&name.len())
@@ -16,7 +16,7 @@ pub fn is_model_name(name: &str) -> bool {
         && name.bytes().all(|b| legal(b) || b == b'_' || b == b'-')
 }
 
-/// Whether the text can name a worker.
+/// Whether the text is a valid worker id.
 pub fn is_worker_id(id: &str) -> bool {
     (1..=128).contains(&id.len())
         && id
@@ -24,7 +24,7 @@ pub fn is_worker_id(id: &str) -> bool {
             .all(|b| b.is_ascii_alphanumeric() || b == b'.' || b == b'_' || b == b'-')
 }
 
-/// Whether the text is a SHA-256 as packages and manifests write it.
+/// Whether the text is a SHA-256 in lower-case hex, as in packages and manifests.
 pub fn is_digest(text: &str) -> bool {
     text.len() == 64
         && text

@@ -1,4 +1,4 @@
-//! Who vouches for a manifest: a detached Ed25519 signature of its exact bytes.
+//! The signature of a manifest: detached, Ed25519, over its exact bytes.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;

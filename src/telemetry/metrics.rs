@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use prometheus::proto::MetricFamily;
 use prometheus::{
-    Histogram, HistogramVec, IntCounter, IntCounterVec, Registry, TextEncoder, exponential_buckets,
+    Histogram, HistogramVec, IntCounter, IntCounterVec, Registry, exponential_buckets,
     register_histogram_vec_with_registry, register_histogram_with_registry,
     register_int_counter_vec_with_registry, register_int_counter_with_registry,
 };
@@ -156,8 +156,9 @@ impl Metrics {
         Ok(families)
     }
 
+    #[cfg(feature = "worker")]
     fn render(&self, record: &Record, busy: Duration) -> prometheus::Result<String> {
-        TextEncoder::new().encode_to_string(&self.families(record, busy)?)
+        prometheus::TextEncoder::new().encode_to_string(&self.families(record, busy)?)
     }
 }
 
@@ -210,6 +211,7 @@ impl JobMetrics {
 }
 
 /// From here on events are counted.
+#[cfg(feature = "worker")]
 fn begin() -> prometheus::Result<()> {
     // A second worker in one process, as in tests, finds the first one's.
     drop(METRICS.set(Metrics::new()?));
