@@ -11,7 +11,8 @@ use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess,
 
 use super::keys::Keys;
 use super::packed::{Packed, Unpacker};
-use super::{Gathered, MOST_DIMENSIONS, foreign, malformed, natural, not_a, shorten};
+use super::update_builder::UpdateBuilder;
+use super::{MOST_DIMENSIONS, foreign, malformed, natural, not_a, shorten};
 use crate::protocol::failure::{Code, Failure};
 
 /// A longer name is not looked at when the names' prefix is looked for.
@@ -21,19 +22,19 @@ const LONGEST_NAME: usize = 4096;
 ///
 /// # Errors
 /// The first thing that is wrong.
-pub(super) fn decode(bytes: &[u8], gathered: &mut Gathered<'_>) -> Result<(), Failure> {
+pub(super) fn decode(bytes: &[u8], builder: &mut UpdateBuilder<'_>) -> Result<(), Failure> {
     let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
     if !matches!(text.trim_ascii_start(), [b'{' | b'[', ..]) {
         return Err(not_a("binary_v2 JSON", bytes));
     }
-    let untouched = gathered.clone();
-    let mut read = read(text, gathered);
+    let untouched = builder.clone();
+    let mut read = read(text, builder);
     if let Err(Stop::NoJson(_)) = read
         && foreign::any(text)
     {
-        *gathered = untouched;
-        gathered.spend(text.len() as u64)?;
-        read = self::read(&foreign::without(text), gathered);
+        *builder = untouched;
+        builder.spend(text.len() as u64)?;
+        read = self::read(&foreign::without(text), builder);
     }
     read.map_err(|stop| match stop {
         Stop::Refused(failure) => failure,
@@ -49,23 +50,23 @@ enum Stop {
 
 /// Reads a document whose names may have a prefix. Only where a name is not known as it is are all of
 /// them looked at first.
-fn read(text: &[u8], gathered: &mut Gathered<'_>) -> Result<(), Stop> {
+fn read(text: &[u8], builder: &mut UpdateBuilder<'_>) -> Result<(), Stop> {
     // Text with escapes is copied, as long numbers are, and the copy moves while it grows.
     if text.contains(&b'\\') || has_long_number(text) {
-        let copies = gathered.spend(3 * text.len() as u64);
+        let copies = builder.spend(3 * text.len() as u64);
         copies.map_err(Stop::Refused)?;
     }
-    let untouched = gathered.clone();
-    let unknown = match take_all(text, gathered) {
+    let untouched = builder.clone();
+    let unknown = match take_all(text, builder) {
         Err(Stop::Refused(failure)) if failure.code == Code::CandidateUnknownTensor => failure,
         read => return read,
     };
-    *gathered = untouched;
-    let names = names(text, gathered, &unknown)?;
-    if !gathered.rename(names.iter().map(String::as_str)) {
+    *builder = untouched;
+    let names = names(text, builder, &unknown)?;
+    if !builder.rename(names.iter().map(String::as_str)) {
         return Err(Stop::Refused(unknown));
     }
-    take_all(text, gathered)
+    take_all(text, builder)
 }
 
 fn has_long_number(bytes: &[u8]) -> bool {
@@ -76,13 +77,13 @@ fn has_long_number(bytes: &[u8]) -> bool {
 
 /// The names of all entries; one is known to be unknown, which is said where they are more, or longer,
 /// than a candidate's can be.
-fn names(text: &[u8], gathered: &Gathered<'_>, unknown: &Failure) -> Result<Vec<String>, Stop> {
+fn names(text: &[u8], builder: &UpdateBuilder<'_>, unknown: &Failure) -> Result<Vec<String>, Stop> {
     let mut names = Vec::new();
     walk(text, |place, said| {
-        let Some(name) = entry_name(place, &said, gathered) else {
+        let Some(name) = entry_name(place, &said, builder) else {
             return Ok(());
         };
-        if names.len() as u64 == gathered.most_pieces || name.len() > LONGEST_NAME {
+        if names.len() as u64 == builder.most_pieces || name.len() > LONGEST_NAME {
             return Err(unknown.clone());
         }
         names.push(name.to_owned());
@@ -92,14 +93,14 @@ fn names(text: &[u8], gathered: &Gathered<'_>, unknown: &Failure) -> Result<Vec<
 }
 
 /// Takes every entry.
-fn take_all(text: &[u8], gathered: &mut Gathered<'_>) -> Result<(), Stop> {
+fn take_all(text: &[u8], builder: &mut UpdateBuilder<'_>) -> Result<(), Stop> {
     let mut unpacker = Unpacker::default();
     let mut taken = HashSet::new();
     walk(text, |place, said| {
         if let Place::Under(key) = place {
-            gathered.keys.note(key);
+            builder.keys.note(key);
         }
-        let Some(name) = entry_name(place, &said, gathered) else {
+        let Some(name) = entry_name(place, &said, builder) else {
             return match (place, said) {
                 (Place::Under(_), _) => Ok(()),
                 (Place::Listed, Said::Map(entry)) => Err(entry.nameless()),
@@ -109,8 +110,8 @@ fn take_all(text: &[u8], gathered: &mut Gathered<'_>) -> Result<(), Stop> {
                 }
             };
         };
-        if !gathered.knows(name) {
-            return Err(Gathered::unknown(name));
+        if !builder.knows(name) {
+            return Err(UpdateBuilder::unknown(name));
         }
         // Of equal keys other readers take the last.
         if let Place::Under(key) = place
@@ -124,7 +125,7 @@ fn take_all(text: &[u8], gathered: &mut Gathered<'_>) -> Result<(), Stop> {
                 "{name}: is {what}, not {{shape, k, data}}"
             )));
         };
-        entry.add(name, &mut unpacker, gathered)
+        entry.add(name, &mut unpacker, builder)
     })
 }
 
@@ -133,11 +134,11 @@ fn take_all(text: &[u8], gathered: &mut Gathered<'_>) -> Result<(), Stop> {
 fn entry_name<'e>(
     place: Place<'e>,
     said: &'e Said<'_>,
-    gathered: &Gathered<'_>,
+    builder: &UpdateBuilder<'_>,
 ) -> Option<&'e str> {
     match place {
         Place::Under(key) => {
-            let is_entry = said.looks_like_entry() || !said.is_nothing() && gathered.knows(key);
+            let is_entry = said.looks_like_entry() || !said.is_nothing() && builder.knows(key);
             is_entry.then_some(key)
         }
         Place::Listed => match said {
@@ -296,7 +297,7 @@ impl Entry<'_> {
         &self,
         name: &str,
         unpacker: &mut Unpacker,
-        gathered: &mut Gathered<'_>,
+        builder: &mut UpdateBuilder<'_>,
     ) -> Result<(), Failure> {
         let wrong = |what: String| malformed(format!("{}: {what}", shorten(name)));
         let refuse = |field: &str, said: &Said<'_>, wanted: &str| {
@@ -318,12 +319,12 @@ impl Entry<'_> {
                 return Err(refuse("shape", &self.shape, "a list of sizes"));
             }
         };
-        let tensor = gathered.declare(name, shape, k)?;
+        let tensor = builder.declare(name, shape, k)?;
         let Some(data) = self.data.text() else {
             return Err(refuse("data", &self.data, "text"));
         };
         let packed = Packed::Base64(data.as_bytes());
-        unpacker.unpack(gathered, name, tensor, k, packed)
+        unpacker.unpack(builder, name, tensor, k, packed)
     }
 }
 

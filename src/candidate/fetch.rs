@@ -31,6 +31,31 @@ pub struct Fetched {
     pub sha256: [u8; 32],
 }
 
+/// What a job says of its candidate's bytes.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Claims {
+    /// Their digest.
+    pub sha256: Option<[u8; 32]>,
+    /// Their number.
+    pub size: Option<u64>,
+}
+
+impl Claims {
+    fn check(self, fetched: &Fetched) -> Result<(), Failure> {
+        let (size, sha256) = (fetched.bytes.len() as u64, &fetched.sha256);
+        if let Some(claimed) = self.size.filter(|claimed| *claimed != size) {
+            let message = format!("{size} bytes, the job says {claimed}");
+            return Err(Failure::new(Code::CandidateDigestMismatch, message).with("size", size));
+        }
+        if let Some(claimed) = self.sha256.filter(|claimed| claimed != sha256) {
+            let found = hex::encode(sha256);
+            let message = format!("SHA-256 is {found}, the job says {}", hex::encode(claimed));
+            return Err(Failure::new(Code::CandidateDigestMismatch, message).with("sha256", found));
+        }
+        Ok(())
+    }
+}
+
 /// The digest of a candidate's bytes.
 ///
 /// # Errors
@@ -79,49 +104,51 @@ impl Fetcher {
         candidate: &Candidate,
         known: Option<[u8; 32]>,
     ) -> Result<Fetched, Failure> {
-        let limit = match &candidate.source {
-            Source::Inline(_) => ("candidates.max_inline_bytes", self.config.max_inline_bytes),
-            Source::Url(_) => ("candidates.max_bytes", self.config.max_bytes),
+        let claims = Claims {
+            sha256: candidate.sha256,
+            size: candidate.size,
         };
-        if let Some(size) = candidate.size.filter(|size| *size > limit.1) {
+        let data = match &candidate.source {
+            Source::Url(url) => return self.fetch_url(url, claims).await,
+            Source::Inline(data) => data,
+        };
+        let limit = ("candidates.max_inline_bytes", self.config.max_inline_bytes);
+        let sizes = claims.size.into_iter().chain([data.len() as u64]);
+        if let Some(size) = { sizes }.find(|size| *size > limit.1) {
             return Err(too_large(size, limit));
         }
-        let fetched = match &candidate.source {
-            Source::Inline(data) if data.len() as u64 > limit.1 => {
-                return Err(too_large(data.len() as u64, limit));
-            }
-            Source::Inline(data) => Fetched {
-                bytes: data.clone(),
-                sha256: match known {
-                    Some(digest) => digest,
-                    None => digest(data.clone()).await?,
-                },
+        let fetched = Fetched {
+            bytes: data.clone(),
+            sha256: match known {
+                Some(digest) => digest,
+                None => digest(data.clone()).await?,
             },
-            Source::Url(url) => return self.fetch_kept(url, candidate, limit.1).await,
         };
-        check_claims(candidate, &fetched)?;
+        claims.check(&fetched)?;
         Ok(fetched)
     }
 
-    /// From the cache, if it is there, else from its place and into the cache.
-    async fn fetch_kept(
-        &self,
-        text: &str,
-        candidate: &Candidate,
-        limit: u64,
-    ) -> Result<Fetched, Failure> {
+    /// Gets the bytes from the cache, else from their URL and into the cache.
+    ///
+    /// # Errors
+    /// As [`Fetcher::fetch`].
+    pub async fn fetch_url(&self, text: &str, claims: Claims) -> Result<Fetched, Failure> {
+        let limit = ("candidates.max_bytes", self.config.max_bytes);
+        if let Some(size) = claims.size.filter(|size| *size > limit.1) {
+            return Err(too_large(size, limit));
+        }
         // Before the cache: what may not be fetched is not given either.
         let url = self.getter.check(text).map_err(refusal)?;
-        let cache = self.cache.as_ref().zip(candidate.sha256);
+        let cache = self.cache.as_ref().zip(claims.sha256);
         if let Some((cache, sha256)) = cache
             && let Some(bytes) = cache.read(sha256).await
         {
             let fetched = Fetched { bytes, sha256 };
-            check_claims(candidate, &fetched)?;
+            claims.check(&fetched)?;
             return Ok(fetched);
         }
         let timeout = self.config.fetch_timeout;
-        let fetch = self.fetch_checked(url, candidate, candidate.size.unwrap_or(limit));
+        let fetch = self.fetch_checked(url, claims, claims.size.unwrap_or(limit.1));
         let fetched = tokio::time::timeout(timeout, fetch).await.map_err(|_| {
             let timeout = format_duration(timeout);
             unavailable(format!(
@@ -134,20 +161,15 @@ impl Fetcher {
         Ok(fetched)
     }
 
-    async fn fetch_checked(
-        &self,
-        url: Url,
-        candidate: &Candidate,
-        most: u64,
-    ) -> Result<Fetched, Failure> {
+    async fn fetch_checked(&self, url: Url, claims: Claims, most: u64) -> Result<Fetched, Failure> {
         let mut download = Download::new(self.config.min_rate, most);
-        download.proven = candidate.sha256.is_some();
+        download.proven = claims.sha256.is_some();
         download.complete(&self.getter, &url, most).await?;
         let fetched = Fetched {
             sha256: download.digest.finalize().into(),
             bytes: download.bytes.into(),
         };
-        check_claims(candidate, &fetched)?;
+        claims.check(&fetched)?;
         Ok(fetched)
     }
 }
@@ -262,18 +284,4 @@ fn too_large(size: u64, (key, limit): (&str, u64)) -> Failure {
     )
     .with("size", size)
     .with("limit", limit)
-}
-
-fn check_claims(candidate: &Candidate, fetched: &Fetched) -> Result<(), Failure> {
-    let (size, sha256) = (fetched.bytes.len() as u64, &fetched.sha256);
-    if let Some(claimed) = candidate.size.filter(|claimed| *claimed != size) {
-        let message = format!("{size} bytes, the job says {claimed}");
-        return Err(Failure::new(Code::CandidateDigestMismatch, message).with("size", size));
-    }
-    if let Some(claimed) = candidate.sha256.filter(|claimed| claimed != sha256) {
-        let found = hex::encode(sha256);
-        let message = format!("SHA-256 is {found}, the job says {}", hex::encode(claimed));
-        return Err(Failure::new(Code::CandidateDigestMismatch, message).with("sha256", found));
-    }
-    Ok(())
 }

@@ -4,7 +4,8 @@
 use flate2::{Decompress, FlushDecompress, Status};
 use half::f16;
 
-use super::{Gathered, malformed, shorten};
+use super::update_builder::UpdateBuilder;
+use super::{malformed, shorten};
 use crate::protocol::failure::Failure;
 
 /// What is read at once; whole groups of base64.
@@ -82,16 +83,16 @@ impl Unpacker {
     /// Unpacks the k entries of a declared tensor.
     pub(super) fn unpack(
         &mut self,
-        gathered: &mut Gathered<'_>,
+        builder: &mut UpdateBuilder<'_>,
         name: &str,
         tensor: usize,
         k: u64,
         packed: Packed<'_>,
     ) -> Result<(), Failure> {
         let wrong = |what: String| malformed(format!("{}: {what}", shorten(name)));
-        gathered.read(packed.size())?;
+        builder.read(packed.size())?;
         // k is at most the tensor's elements, so this cannot overflow.
-        gathered.spend(8 * k)?;
+        builder.spend(8 * k)?;
         let k = usize::try_from(k).map_err(|_| wrong("k is too large".into()))?;
         self.inflate(packed, k).map_err(wrong)?;
         let half = self.inflated.len() == 6 * k;
@@ -101,11 +102,11 @@ impl Unpacker {
         if half {
             let values = values.as_chunks().0.iter();
             let values = values.map(|b| f16::from_le_bytes(*b).to_f32());
-            gathered.add(name, tensor, indices, values)
+            builder.add(name, tensor, indices, values)
         } else {
             let values = values.as_chunks().0.iter();
             let values = values.map(|b| f32::from_le_bytes(*b));
-            gathered.add(name, tensor, indices, values)
+            builder.add(name, tensor, indices, values)
         }
     }
 

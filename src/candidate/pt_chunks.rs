@@ -12,7 +12,8 @@ use rawzip::{CompressionMethod, ZipArchive, ZipSliceArchive};
 
 use super::keys::Keys;
 use super::packed::{Packed, Unpacker};
-use super::{Gathered, MOST_DIMENSIONS, Versions, malformed, not_a, shorten, too_large};
+use super::update_builder::UpdateBuilder;
+use super::{MOST_DIMENSIONS, Versions, malformed, not_a, shorten, too_large};
 use crate::protocol::failure::Failure;
 use crate::util::file_type::Looks;
 use pickle::{Element, Id, Pickle, Problem, Tensor, Value};
@@ -32,8 +33,8 @@ const MOST_FIELDS: usize = 64;
 ///
 /// # Errors
 /// The first thing that is wrong.
-pub(super) fn decode(bytes: &[u8], gathered: &mut Gathered<'_>) -> Result<(), Failure> {
-    let tensors = gathered.names().count() as u64;
+pub(super) fn decode(bytes: &[u8], builder: &mut UpdateBuilder<'_>) -> Result<(), Failure> {
+    let tensors = builder.names().count() as u64;
     let zip =
         ZipArchive::from_slice(bytes).map_err(|error| match Looks::of(bytes) == Looks::Zip {
             true => no_zip(error),
@@ -61,7 +62,7 @@ pub(super) fn decode(bytes: &[u8], gathered: &mut Gathered<'_>) -> Result<(), Fa
         pickle,
         unpacker: Unpacker::default(),
     };
-    reader.read(gathered)
+    reader.read(builder)
 }
 
 /// The stored entries of a torch archive, by their names below its folder.
@@ -112,28 +113,28 @@ struct Reader<'a> {
 type Fields = [(Id, Id)];
 
 impl<'a> Reader<'a> {
-    fn read(&mut self, gathered: &mut Gathered<'_>) -> Result<(), Failure> {
+    fn read(&mut self, builder: &mut UpdateBuilder<'_>) -> Result<(), Failure> {
         let pickle = &self.pickle;
         let root = pickle.get(pickle.root);
         let Value::Map(root) = root else {
             let what = root.what();
             return Err(malformed(format!("the pickle is {what}, not a map")));
         };
-        gathered.versions = versions(pickle, root)?;
-        gathered.keys = pickle.keys(root).collect();
-        let chunks = chunks(pickle, root, gathered)?;
-        let weights = chunks.iter().filter(|chunk| !chunk.is_foreign(gathered));
+        builder.versions = versions(pickle, root)?;
+        builder.keys = pickle.keys(root).collect();
+        let chunks = chunks(pickle, root, builder)?;
+        let weights = chunks.iter().filter(|chunk| !chunk.is_foreign(builder));
         let names: Vec<&str> = weights.map(|chunk| chunk.name).collect();
-        gathered.rename(names.iter().copied());
+        builder.rename(names.iter().copied());
         let mut beside = pickle.keys(root).filter(|key| !FIELDS.contains(key));
-        if let Some(name) = beside.find(|key| gathered.knows(key)) {
+        if let Some(name) = beside.find(|key| builder.knows(key)) {
             let name = shorten(name);
             return Err(malformed(format!(
                 "{name}: stands beside the chunks, not in one of them"
             )));
         }
         for chunk in &chunks {
-            chunk.add(&self.archive, &mut self.unpacker, gathered)?;
+            chunk.add(&self.archive, &mut self.unpacker, builder)?;
         }
         Ok(())
     }
@@ -143,13 +144,13 @@ impl<'a> Reader<'a> {
 fn chunks<'r, 'a>(
     pickle: &'r Pickle<'a>,
     root: &'r Fields,
-    gathered: &Gathered<'_>,
+    builder: &UpdateBuilder<'_>,
 ) -> Result<Vec<Chunk<'r, 'a>>, Failure> {
     let said = pickle.entry(root, "chunks").map_err(malformed)?;
     let listed = match said {
         Some(Value::List(chunks) | Value::Tuple(chunks)) => chunks,
         None | Some(Value::None) => {
-            let keys = &gathered.keys;
+            let keys = &builder.keys;
             return Err(malformed(format!(
                 "the pickle has no list of chunks; it has the keys {keys}"
             )));
@@ -162,8 +163,8 @@ fn chunks<'r, 'a>(
     let mut chunks = Vec::new();
     for chunk in listed {
         // One chunk can be said many times, and every name will be looked at.
-        if chunks.len() as u64 == gathered.most_pieces {
-            let most = gathered.most_pieces;
+        if chunks.len() as u64 == builder.most_pieces {
+            let most = builder.most_pieces;
             return Err(too_large(format!("more than {most} chunks")));
         }
         chunks.push(Chunk::of(pickle, *chunk)?);
@@ -233,27 +234,27 @@ impl<'r, 'a> Chunk<'r, 'a> {
     }
 
     /// Whether it is meant for no tensor of the model and its values cannot be a weight's.
-    fn is_foreign(&self, gathered: &Gathered<'_>) -> bool {
+    fn is_foreign(&self, builder: &UpdateBuilder<'_>) -> bool {
         let Ok(Some(Value::Tensor(values))) = self.entry("values") else {
             return false;
         };
         let element = values.storage.element;
         matches!(element, Element::I32 | Element::I64 | Element::Integer)
-            && !gathered.may_mean(self.name)
+            && !builder.may_mean(self.name)
     }
 
     fn add(
         &self,
         archive: &Archive<'a>,
         unpacker: &mut Unpacker,
-        gathered: &mut Gathered<'_>,
+        builder: &mut UpdateBuilder<'_>,
     ) -> Result<(), Failure> {
-        if self.is_foreign(gathered) {
-            gathered.pass_over(self.name);
+        if self.is_foreign(builder) {
+            builder.pass_over(self.name);
             return Ok(());
         }
-        if !gathered.knows(self.name) {
-            return Err(Gathered::unknown(self.name));
+        if !builder.knows(self.name) {
+            return Err(UpdateBuilder::unknown(self.name));
         }
         let has = |field| Ok::<_, Failure>(self.entry(field)?.is_some());
         let of_tensors = has("indices")? || has("values")?;
@@ -261,8 +262,8 @@ impl<'r, 'a> Chunk<'r, 'a> {
             return Err(self.wrong("has data beside indices and values"));
         }
         match of_tensors {
-            true => self.add_tensors(archive, gathered),
-            false => self.add_packed(unpacker, gathered),
+            true => self.add_tensors(archive, builder),
+            false => self.add_packed(unpacker, builder),
         }
     }
 
@@ -289,7 +290,7 @@ impl<'r, 'a> Chunk<'r, 'a> {
     fn add_tensors(
         &self,
         archive: &Archive<'a>,
-        gathered: &mut Gathered<'_>,
+        builder: &mut UpdateBuilder<'_>,
     ) -> Result<(), Failure> {
         let indices = self.view("indices", archive)?;
         let values = self.view("values", archive)?;
@@ -298,15 +299,15 @@ impl<'r, 'a> Chunk<'r, 'a> {
             return Err(self.wrong(format!("{k} indices for {other} values")));
         }
         let shape = self.shape()?;
-        let tensor = gathered.declare(self.name, shape.as_deref(), indices.length)?;
+        let tensor = builder.declare(self.name, shape.as_deref(), indices.length)?;
         match indices.element {
             Element::I32 => {
                 let indices = indices.elements(|b| i64::from(i32::from_le_bytes(b)));
-                self.add_values(tensor, indices, &values, gathered)
+                self.add_values(tensor, indices, &values, builder)
             }
             Element::I64 => {
                 let indices = indices.elements(i64::from_le_bytes);
-                self.add_values(tensor, indices, &values, gathered)
+                self.add_values(tensor, indices, &values, builder)
             }
             Element::F16
             | Element::Bf16
@@ -326,24 +327,22 @@ impl<'r, 'a> Chunk<'r, 'a> {
         tensor: usize,
         indices: impl ExactSizeIterator<Item = i64> + Clone,
         values: &View<'a>,
-        gathered: &mut Gathered<'_>,
+        builder: &mut UpdateBuilder<'_>,
     ) -> Result<(), Failure> {
         let name = self.name;
         match values.element {
-            Element::F32 => {
-                gathered.add(name, tensor, indices, values.elements(f32::from_le_bytes))
-            }
+            Element::F32 => builder.add(name, tensor, indices, values.elements(f32::from_le_bytes)),
             Element::F16 => {
                 let values = values.elements(|b| f16::from_le_bytes(b).to_f32());
-                gathered.add(name, tensor, indices, values)
+                builder.add(name, tensor, indices, values)
             }
             Element::Bf16 => {
                 let values = values.elements(|b| bf16::from_le_bytes(b).to_f32());
-                gathered.add(name, tensor, indices, values)
+                builder.add(name, tensor, indices, values)
             }
             Element::F64 => {
                 let values = values.elements(|b| f64::from_le_bytes(b) as f32);
-                gathered.add(name, tensor, indices, values)
+                builder.add(name, tensor, indices, values)
             }
             Element::I32 | Element::I64 | Element::Integer | Element::Unused => {
                 Err(self.wrong("values are no floats"))
@@ -370,7 +369,7 @@ impl<'r, 'a> Chunk<'r, 'a> {
     fn add_packed(
         &self,
         unpacker: &mut Unpacker,
-        gathered: &mut Gathered<'_>,
+        builder: &mut UpdateBuilder<'_>,
     ) -> Result<(), Failure> {
         let (k, data) = (self.entry("k")?, self.entry("data")?);
         if k.is_none() && data.is_none() {
@@ -381,14 +380,14 @@ impl<'r, 'a> Chunk<'r, 'a> {
             return Err(self.refuse("k", k, "a natural one"));
         };
         let shape = self.shape()?;
-        let tensor = gathered.declare(self.name, shape.as_deref(), count)?;
+        let tensor = builder.declare(self.name, shape.as_deref(), count)?;
         let packed = match data {
             Some(Value::Bytes(data)) => Packed::Bytes(data),
             Some(Value::Latin1(text)) => Packed::Latin1(text),
             Some(Value::Text(text)) => Packed::Base64(text.as_bytes()),
             other => return Err(self.refuse("data", other, "bytes")),
         };
-        unpacker.unpack(gathered, self.name, tensor, count, packed)
+        unpacker.unpack(builder, self.name, tensor, count, packed)
     }
 }
 

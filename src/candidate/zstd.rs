@@ -2,7 +2,8 @@
 
 use zstd::bulk::Decompressor;
 
-use super::{Gathered, malformed, not_a, too_large};
+use super::update_builder::UpdateBuilder;
+use super::{malformed, not_a, too_large};
 use crate::protocol::failure::Failure;
 use crate::util::file_type::Looks;
 
@@ -18,8 +19,8 @@ const NO_ROOM: &str = "Destination buffer is too small";
 ///
 /// # Errors
 /// Too much, or not zstd.
-pub(super) fn inflate(bytes: &[u8], gathered: &mut Gathered<'_>) -> Result<Vec<u8>, Failure> {
-    let most = &gathered.most_inflated;
+pub(super) fn inflate(bytes: &[u8], builder: &mut UpdateBuilder<'_>) -> Result<Vec<u8>, Failure> {
+    let most = &builder.most_inflated;
     let room = usize::try_from(most.bytes).unwrap_or(usize::MAX);
     let mut inflated = Vec::new();
     inflated.try_reserve_exact(room).map_err(|_| {
@@ -37,6 +38,6 @@ pub(super) fn inflate(bytes: &[u8], gathered: &mut Gathered<'_>) -> Result<Vec<u
         .decompress_to_buffer(bytes, &mut inflated)
         .map_err(broken)?;
     inflated.shrink_to_fit();
-    gathered.spend(inflated.len() as u64)?;
+    builder.spend(inflated.len() as u64)?;
     Ok(inflated)
 }

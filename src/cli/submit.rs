@@ -19,12 +19,12 @@ use super::{Exit, Fault, Outcome, answer, model_name, plain};
 use crate::broker::amqp::{Deliveries, Delivery, Link};
 use crate::broker::topology::Topology;
 use crate::broker::{Outgoing, Properties, PublishError};
-use crate::candidate::fetch::{Fetched, Fetcher};
+use crate::candidate::fetch::{Claims, Fetched, Fetcher};
 use crate::config::units::parse_duration;
 use crate::config::{CandidatesConfig, Config, format_duration};
 use crate::protocol::encoding::Encoding;
 use crate::protocol::failure::{Code, Failure};
-use crate::protocol::job::{Candidate, Compression, Format, Rule, Semantics, Source};
+use crate::protocol::job::{Compression, Format, Semantics};
 use crate::protocol::json as text;
 
 #[derive(Debug, Args)]
@@ -472,17 +472,9 @@ async fn fetch(config: &Config, url: &url::Url) -> Result<Fetched, Failure> {
         allow_private: true,
         ..config.candidates.clone()
     };
-    let wanted = Candidate {
-        format: Format::BinaryV2,
-        compression: None,
-        rule: Rule::ParamDiff,
-        source: Source::Url(url.as_str().to_owned()),
-        sha256: None,
-        size: None,
-    };
     let fetcher = Fetcher::new(limits, None);
     let fetcher = fetcher.map_err(|e| Failure::new(Code::CandidateUnavailable, e.to_string()))?;
-    fetcher.fetch(&wanted, None).await
+    fetcher.fetch_url(url.as_str(), Claims::default()).await
 }
 
 /// The last part of the path, without its ending, in the characters of a `submission_id`.

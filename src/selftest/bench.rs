@@ -18,8 +18,8 @@ use rand::{Rng, SeedableRng};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use crate::candidate;
 use crate::candidate::fetch::Fetcher;
+use crate::candidate::{self, Update};
 use crate::config::Config;
 use crate::config::device_name;
 use crate::engine::patch::Patches;
@@ -294,13 +294,11 @@ fn check(
     config: &Config,
     repetitions: usize,
 ) -> Result<f64, EngineError> {
-    let candidate = description(Source::Inline(Bytes::new()));
     let mut times = Vec::with_capacity(repetitions);
     for _ in 0..repetitions {
-        let update = candidate::decode(&sample.bytes, &candidate, package, &config.candidates);
-        let update = update.map_err(|f| refused(&f))?;
+        let update = decode(&sample.bytes, package, config)?;
         let began = Instant::now();
-        Patches::new(package, update, candidate.rule).map_err(|f| refused(&f))?;
+        Patches::new(package, update, Rule::ParamDiff).map_err(|f| refused(&f))?;
         times.push(Lap::since(began).millis());
     }
     Ok(median(&times))
@@ -347,7 +345,14 @@ async fn stream(
 async fn judge(pipeline: &Pipeline, sample: &Sample) -> Result<Timings, EngineError> {
     let task = Task::Score {
         model_version: pipeline.answerer().model_version,
-        candidate: Box::new(description(Source::Inline(sample.bytes.clone()))),
+        candidate: Box::new(Candidate {
+            format: Format::BinaryV2,
+            compression: None,
+            rule: Rule::ParamDiff,
+            source: Source::Inline(sample.bytes.clone()),
+            sha256: None,
+            size: None,
+        }),
     };
     let job_ref = JobRef {
         submission_id: "bench".into(),
@@ -376,21 +381,15 @@ async fn judge(pipeline: &Pipeline, sample: &Sample) -> Result<Timings, EngineEr
     }
 }
 
-fn description(source: Source) -> Candidate {
-    Candidate {
-        format: Format::BinaryV2,
-        compression: None,
-        rule: Rule::ParamDiff,
-        source,
-        sha256: None,
-        size: None,
-    }
+/// Decodes what [`encode`] wrote.
+fn decode(bytes: &[u8], package: &Package, config: &Config) -> Result<Update, EngineError> {
+    let limits = (&config.candidates).into();
+    candidate::decode(bytes, Format::BinaryV2, None, package, limits).map_err(|f| refused(&f))
 }
 
 /// Decoding and checking against inflating the same streams alone, as speeds.
 fn decode_speed(package: &Package, config: &Config, sample: &Sample) -> Result<f64, EngineError> {
     let streams = streams(&sample.bytes);
-    let candidate = description(Source::Inline(Bytes::new()));
     let (mut zlib, mut inflated) = (Decompress::new(true), Vec::new());
     let mut ratios = Vec::new();
     for _ in 0..9 {
@@ -404,8 +403,7 @@ fn decode_speed(package: &Package, config: &Config, sample: &Sample) -> Result<f
         }
         let alone = Lap::since(began).millis();
         let began = Instant::now();
-        candidate::decode(&sample.bytes, &candidate, package, &config.candidates)
-            .map_err(|f| refused(&f))?;
+        decode(&sample.bytes, package, config)?;
         ratios.push(alone / Lap::since(began).millis());
     }
     Ok(median(&ratios))
@@ -430,10 +428,8 @@ fn sample(
 ) -> Result<Sample, EngineError> {
     let bytes = encode(package, density, random)
         .map_err(|e| EngineError::new(Detail::WarmFailed, e.to_string()))?;
-    let candidate = description(Source::Inline(Bytes::new()));
-    let update = candidate::decode(&bytes, &candidate, package, &config.candidates)
-        .map_err(|f| refused(&f))?;
-    let patches = Patches::new(package, update, candidate.rule).map_err(|f| refused(&f))?;
+    let update = decode(&bytes, package, config)?;
+    let patches = Patches::new(package, update, Rule::ParamDiff).map_err(|f| refused(&f))?;
     Ok(Sample {
         bytes: bytes.into(),
         patches: Arc::new(patches),
