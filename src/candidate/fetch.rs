@@ -12,7 +12,7 @@ use url::Url;
 use super::cache::Cache;
 use crate::config::{CandidatesConfig, format_duration};
 use crate::fetch::pace::Pace;
-use crate::fetch::{Body, Downloader, FetchError, Revision, place};
+use crate::fetch::{ByteStream, Downloader, FetchError, Revision, place};
 use crate::protocol::failure::{Code, Failure};
 use crate::protocol::job::{Candidate, Source};
 use crate::util::blocking;
@@ -70,7 +70,7 @@ pub async fn digest(bytes: Bytes) -> Result<[u8; 32], Failure> {
 #[derive(Debug, Clone)]
 pub struct Fetcher {
     config: Arc<CandidatesConfig>,
-    getter: Downloader,
+    downloader: Downloader,
     cache: Option<Cache>,
 }
 
@@ -84,13 +84,13 @@ impl Fetcher {
     /// # Errors
     /// When TLS cannot be set up.
     pub fn new(config: CandidatesConfig, folder: Option<PathBuf>) -> anyhow::Result<Self> {
-        let getter = Downloader::new(&config.allow, config.allow_private)?;
+        let downloader = Downloader::new(&config.allow, config.allow_private)?;
         // Opened even when nothing is to be kept: what was kept before goes.
         let cache = folder.map(|folder| Cache::open(folder, config.cache_bytes));
         Ok(Self {
             cache: cache.filter(|_| config.cache_bytes > 0),
             config: Arc::new(config),
-            getter,
+            downloader,
         })
     }
 
@@ -138,7 +138,7 @@ impl Fetcher {
             return Err(too_large(size, limit));
         }
         // Before the cache: what may not be fetched is not given either.
-        let url = self.getter.check(text).map_err(refusal)?;
+        let url = self.downloader.check(text).map_err(refusal)?;
         let cache = self.cache.as_ref().zip(claims.sha256);
         if let Some((cache, sha256)) = cache
             && let Some(bytes) = cache.read(sha256).await
@@ -164,7 +164,7 @@ impl Fetcher {
     async fn fetch_checked(&self, url: Url, claims: Claims, most: u64) -> Result<Fetched, Failure> {
         let mut download = Download::new(self.config.min_rate, most);
         download.proven = claims.sha256.is_some();
-        download.complete(&self.getter, &url, most).await?;
+        download.complete(&self.downloader, &url, most).await?;
         let fetched = Fetched {
             sha256: download.digest.finalize().into(),
             bytes: download.bytes.into(),
@@ -200,10 +200,15 @@ impl Download {
     }
 
     /// Everything; where it breaks off, it goes on from there, as long as it goes on, and not slowly.
-    async fn complete(&mut self, getter: &Downloader, url: &Url, most: u64) -> Result<(), Failure> {
+    async fn complete(
+        &mut self,
+        downloader: &Downloader,
+        url: &Url,
+        most: u64,
+    ) -> Result<(), Failure> {
         for resumed in 1.. {
             let before = self.bytes.len();
-            match self.fetch_rest(getter, url, most).await {
+            match self.fetch_rest(downloader, url, most).await {
                 Err(FetchError::Unavailable(why))
                     if self.bytes.len() > before && resumed <= MOST_RESUMES =>
                 {
@@ -226,14 +231,14 @@ impl Download {
 
     async fn fetch_rest(
         &mut self,
-        getter: &Downloader,
+        downloader: &Downloader,
         url: &Url,
         most: u64,
     ) -> Result<(), FetchError> {
         let here = self.bytes.len() as u64;
-        let mut body = answer(getter, url, here, most).await?;
+        let mut body = answer(downloader, url, here, most).await?;
         if body.from() > 0 && !self.continues(body.revision()) {
-            body = answer(getter, url, 0, most).await?;
+            body = answer(downloader, url, 0, most).await?;
         }
         if body.from() != here {
             self.bytes.clear();
@@ -249,8 +254,13 @@ impl Download {
     }
 }
 
-async fn answer(getter: &Downloader, url: &Url, from: u64, most: u64) -> Result<Body, FetchError> {
-    let opening = getter.open(url.clone(), from, most);
+async fn answer(
+    downloader: &Downloader,
+    url: &Url,
+    from: u64,
+    most: u64,
+) -> Result<ByteStream, FetchError> {
+    let opening = downloader.open(url.clone(), from, most);
     let opened = tokio::time::timeout(ANSWER_WITHIN, opening).await;
     opened.unwrap_or_else(|_| {
         let (place, within) = (place(url), format_duration(ANSWER_WITHIN));

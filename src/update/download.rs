@@ -12,7 +12,7 @@ use url::Url;
 use super::route::Step;
 use crate::config::CandidatesConfig;
 use crate::fetch::pace::Pace;
-use crate::fetch::{Body, Downloader, FetchError, Revision};
+use crate::fetch::{ByteStream, Downloader, FetchError, Revision};
 use crate::protocol::update_manifest::MAX_BYTES;
 
 /// A place that sends nothing for so long is left for the next, and one that has not sent a manifest or a
@@ -176,7 +176,7 @@ impl Mirrors {
         told: &impl Fn(News),
     ) -> Result<(), Broken> {
         let (getter, url) = self.locate(text)?;
-        let mut body: Body = in_time(getter.open(url, here.at, step.size())).await?;
+        let mut body: ByteStream = in_time(getter.open(url, here.at, step.size())).await?;
         if body.from() != here.at {
             told(News::Again(here.at));
             here.restart().await?;

@@ -3,9 +3,16 @@
 //! mostly one of which nothing is known. Texts and bytes stay in the pickle; memory grows with the
 //! steps, which are limited.
 
+mod names;
+mod values;
+
 use std::collections::HashMap;
 
-use super::super::{MOST_DIMENSIONS, natural};
+use crate::candidate::{MOST_DIMENSIONS, shorten};
+pub(super) use names::Element;
+use names::Name;
+pub(super) use values::{Id, Pickle, Tensor, Value};
+use values::{Storage, long, numpy_scalar};
 
 /// Of the arguments of a call so many are looked at: a tuple can be said many times.
 const MOST_ARGUMENTS: usize = 6;
@@ -16,163 +23,6 @@ pub(super) enum Problem {
     Malformed(String),
     /// It takes more steps than it may.
     TooLong,
-}
-
-/// Where a value is.
-pub(super) type Id = u32;
-
-/// A value.
-#[derive(Debug)]
-pub(super) enum Value<'a> {
-    None,
-    /// Anything that a candidate does not need.
-    Other,
-    Int(i64),
-    Float(f64),
-    Text(&'a str),
-    Bytes(&'a [u8]),
-    /// Bytes, one for each character: how protocol 2 writes them.
-    Latin1(&'a str),
-    Tuple(Vec<Id>),
-    List(Vec<Id>),
-    Map(Vec<(Id, Id)>),
-    Name(Name),
-    Storage(Storage<'a>),
-    Tensor(Tensor<'a>),
-    /// What elements of an array of numpy are: a letter for the kind, and their bytes.
-    NumpyType(&'a str),
-}
-
-impl Value<'_> {
-    /// The natural number that it is, if it is one.
-    pub(super) fn natural(&self) -> Option<u64> {
-        if let Self::Float(number) = self {
-            return natural(*number);
-        }
-        let Self::Int(number) = self else { return None };
-        u64::try_from(*number).ok()
-    }
-
-    /// What it is, in words.
-    pub(super) fn what(&self) -> &'static str {
-        match self {
-            Self::None => "None",
-            Self::Int(_) | Self::Float(_) => "a number",
-            Self::Text(_) => "text",
-            Self::Bytes(_) | Self::Latin1(_) => "bytes",
-            Self::Tuple(_) => "a tuple",
-            Self::List(_) => "a list",
-            Self::Map(_) => "a map",
-            Self::Tensor(_) => "a tensor",
-            Self::Other | Self::Name(_) | Self::Storage(_) | Self::NumpyType(_) => "something else",
-        }
-    }
-}
-
-/// A name that may stand in a pickle, and what it means here.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Name {
-    /// A storage of this element type.
-    Storage(Element),
-    /// Makes a tensor.
-    RebuildTensor,
-    /// A tensor with a flag.
-    RebuildParameter,
-    /// A tensor made by another of these, with attributes.
-    RebuildFromType,
-    /// A map, made empty.
-    EmptyMap,
-    /// Bytes out of text.
-    Encode,
-    /// Bytes out of nothing, or of bytes.
-    Bytes,
-    /// A tuple.
-    Size,
-    /// A type of numpy's.
-    NumpyType,
-    /// A single value of such a type.
-    NumpyScalar,
-    /// Something of which a candidate needs nothing, and whatever is made of it.
-    Remark,
-}
-
-/// The type of a storage's elements.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Element {
-    F16,
-    Bf16,
-    F32,
-    F64,
-    I32,
-    I64,
-    /// A whole number or a truth value that no part of a candidate has.
-    Integer,
-    /// Any other that no part of a candidate has.
-    Unused,
-}
-
-impl Element {
-    /// Bytes of one.
-    pub(super) fn size(self) -> u64 {
-        match self {
-            Self::F16 | Self::Bf16 => 2,
-            Self::F32 | Self::I32 => 4,
-            Self::F64 | Self::I64 => 8,
-            Self::Integer | Self::Unused => 0,
-        }
-    }
-}
-
-/// Elements in an entry of the archive.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Storage<'a> {
-    pub(super) element: Element,
-    pub(super) key: &'a str,
-    /// As declared.
-    pub(super) elements: u64,
-}
-
-/// A view of a storage. Of tensors with more than one dimension only the number of them is kept.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Tensor<'a> {
-    pub(super) storage: Storage<'a>,
-    pub(super) offset: u64,
-    pub(super) dimensions: usize,
-    pub(super) length: u64,
-    pub(super) stride: u64,
-}
-
-/// Everything a pickle holds, and the value that it stands for.
-pub(super) struct Pickle<'a> {
-    values: Vec<Value<'a>>,
-    pub(super) root: Id,
-}
-
-impl<'a> Pickle<'a> {
-    pub(super) fn get(&self, id: Id) -> &Value<'a> {
-        self.values.get(id as usize).unwrap_or(&Value::Other)
-    }
-
-    /// The keys of a map that are text.
-    pub(super) fn keys(&self, map: &[(Id, Id)]) -> impl Iterator<Item = &'a str> {
-        map.iter().filter_map(|(key, _)| {
-            let Value::Text(text) = self.get(*key) else {
-                return None;
-            };
-            Some(*text)
-        })
-    }
-
-    /// What a map has under a key; an error where it has two.
-    pub(super) fn entry(&self, map: &[(Id, Id)], key: &str) -> Result<Option<&Value<'a>>, String> {
-        let is_key = |id: Id| matches!(self.get(id), Value::Text(text) if *text == key);
-        let mut found = map.iter().filter(|(k, _)| is_key(*k));
-        let first = found.next().map(|(_, value)| self.get(*value));
-        match found.next() {
-            None => Ok(first),
-            Some(_) => Err(format!("{key} is given twice")),
-        }
-    }
 }
 
 /// Reads a pickle in at most so many steps.
@@ -192,20 +42,6 @@ pub(super) fn read(bytes: &[u8], most_steps: u64) -> Result<Pickle<'_>, Problem>
         }
     }
     Err(Problem::TooLong)
-}
-
-/// Little endian, two's complement, in as many bytes as needed.
-fn long(bytes: &[u8]) -> Value<'static> {
-    let negative = bytes.last().is_some_and(|last| last & 0x80 != 0);
-    let mut whole = [if negative { 0xff } else { 0 }; 8];
-    match whole.get_mut(..bytes.len()) {
-        Some(part) => {
-            part.copy_from_slice(bytes);
-            Value::Int(i64::from_le_bytes(whole))
-        }
-        // Larger than anything that a candidate counts.
-        None => Value::Other,
-    }
 }
 
 fn malformed<T>(what: impl Into<String>) -> Result<T, Problem> {
@@ -456,7 +292,7 @@ impl<'a> Machine<'a> {
             }
         };
         let Some(known) = Name::find(module, name) else {
-            let (module, name) = (super::shorten(module), super::shorten(name));
+            let (module, name) = (shorten(module), shorten(name));
             return malformed(format!(
                 "the pickle names {module}.{name}, which is neither a tensor nor a plain container; nothing in it is executed"
             ));
@@ -579,159 +415,4 @@ impl<'a> Machine<'a> {
         };
         Ok(())
     }
-}
-
-/// A single value of numpy's, if it is a number. It is written in the order of the machine, which is
-/// the file's.
-fn numpy_scalar<'a>(kind: &str, data: &Value<'_>) -> Value<'a> {
-    const MOST: usize = 8;
-    let mut bytes = Vec::new();
-    if let Value::Bytes(data) = data {
-        bytes.extend(data.iter().take(MOST + 1));
-    } else if let Value::Latin1(text) = data {
-        let data = text.chars().take(MOST + 1);
-        bytes.extend(data.map(|c| u8::try_from(c).unwrap_or_default()));
-    }
-    if bytes.is_empty() || bytes.len() > MOST {
-        return Value::Other;
-    }
-    let mut whole = [0; MOST];
-    whole[..bytes.len()].copy_from_slice(&bytes);
-    match kind {
-        "i1" | "i2" | "i4" | "i8" => long(&bytes),
-        "u1" | "u2" | "u4" | "u8" => {
-            let number = i64::try_from(u64::from_le_bytes(whole));
-            number.map_or(Value::Other, Value::Int)
-        }
-        "f8" => Value::Float(f64::from_le_bytes(whole)),
-        _ => Value::Other,
-    }
-}
-
-impl Name {
-    fn find(module: &str, name: &str) -> Option<Self> {
-        Some(match (module, name) {
-            ("torch._utils", "_rebuild_tensor_v2") => Self::RebuildTensor,
-            ("torch._utils", "_rebuild_parameter" | "_rebuild_parameter_with_state") => {
-                Self::RebuildParameter
-            }
-            ("torch._tensor", "_rebuild_from_type_v2") => Self::RebuildFromType,
-            ("collections", "OrderedDict" | "defaultdict") | (BUILTINS_2 | BUILTINS, "dict") => {
-                Self::EmptyMap
-            }
-            ("_codecs", "encode") => Self::Encode,
-            (BUILTINS_2 | BUILTINS, "bytes" | "bytearray") => Self::Bytes,
-            ("torch", "Size") => Self::Size,
-            ("numpy", "dtype") => Self::NumpyType,
-            ("numpy.core.multiarray" | "numpy._core.multiarray", "scalar") => Self::NumpyScalar,
-            ("torch", name) if name.ends_with("Storage") => Self::Storage(Element::find(name)?),
-            ("torch.storage", "UntypedStorage") => Self::Storage(Element::Unused),
-            _ if is_remark(module, name) => Self::Remark,
-            _ => return None,
-        })
-    }
-}
-
-impl Element {
-    /// The type of what a storage of torch's holds.
-    fn find(storage: &str) -> Option<Self> {
-        Some(match storage {
-            "HalfStorage" => Self::F16,
-            "BFloat16Storage" => Self::Bf16,
-            "FloatStorage" => Self::F32,
-            "DoubleStorage" => Self::F64,
-            "IntStorage" => Self::I32,
-            "LongStorage" => Self::I64,
-            "BoolStorage" | "ByteStorage" | "CharStorage" | "ShortStorage" => Self::Integer,
-            "ComplexFloatStorage"
-            | "ComplexDoubleStorage"
-            | "QInt8Storage"
-            | "QUInt8Storage"
-            | "QInt32Storage"
-            | "QUInt4x2Storage"
-            | "QUInt2x4Storage" => Self::Unused,
-            _ => return None,
-        })
-    }
-}
-
-/// Python's own names, as protocol 2 and the later ones call the module.
-const BUILTINS_2: &str = "__builtin__";
-const BUILTINS: &str = "builtins";
-
-/// Whether a name stands for a plain value that writers put beside the data: a type, a date, a set. All
-/// are alike here, and whatever is made of them is not made.
-fn is_remark(module: &str, name: &str) -> bool {
-    match module {
-        "torch" => {
-            is_element_type(name)
-                || name.starts_with("per_tensor_")
-                || name.starts_with("per_channel_")
-                || matches!(name, "device" | "Tensor" | "strided" | "sparse_coo")
-        }
-        "torch.serialization" => name == "_get_layout",
-        "torch._utils" => matches!(
-            name,
-            "torch.contiguous_format"
-                | "torch.preserve_format"
-                | "torch.channels_last"
-                | "torch.channels_last_3d"
-                | "_rebuild_tensor_v3"
-                | "_rebuild_sparse_tensor"
-                | "_rebuild_nested_tensor"
-                | "_rebuild_meta_tensor_no_storage"
-                | "_rebuild_qtensor"
-        ),
-        "torch.nn.parameter" => matches!(name, "Parameter" | "Buffer"),
-        "numpy" => name == "ndarray",
-        "numpy.core.multiarray" | "numpy._core.multiarray" => name == "_reconstruct",
-        "numpy.core.numeric" | "numpy._core.numeric" => name == "_frombuffer",
-        BUILTINS_2 | BUILTINS => matches!(
-            name,
-            "set"
-                | "frozenset"
-                | "complex"
-                | "list"
-                | "tuple"
-                | "int"
-                | "long"
-                | "float"
-                | "bool"
-                | "str"
-                | "unicode"
-                | "object"
-                | "slice"
-                | "range"
-                | "xrange"
-                | "Ellipsis"
-                | "NotImplemented"
-        ),
-        "collections" => matches!(name, "deque" | "Counter"),
-        "datetime" => matches!(
-            name,
-            "datetime" | "date" | "time" | "timedelta" | "timezone"
-        ),
-        "decimal" => name == "Decimal",
-        "fractions" => name == "Fraction",
-        "uuid" => matches!(name, "UUID" | "SafeUUID"),
-        "pathlib" | "pathlib._local" => matches!(
-            name,
-            "PosixPath" | "WindowsPath" | "PurePosixPath" | "PureWindowsPath"
-        ),
-        "types" => name == "SimpleNamespace",
-        "argparse" => name == "Namespace",
-        _ => false,
-    }
-}
-
-/// Whether torch calls a type of elements so: `float32`, `float8_e4m3fn`, `bool`.
-fn is_element_type(name: &str) -> bool {
-    const KINDS: [&str; 8] = [
-        "float", "bfloat", "int", "uint", "complex", "qint", "quint", "bits",
-    ];
-    let numbered = |kind| {
-        let rest: Option<&str> = name.strip_prefix(kind);
-        rest.is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
-    };
-    name == "bool" || KINDS.into_iter().any(numbered)
 }

@@ -1,0 +1,155 @@
+//! The values that a pickle is read into.
+
+use super::names::{Element, Name};
+use crate::candidate::natural;
+
+/// Where a value is.
+pub(in crate::candidate::pt_chunks) type Id = u32;
+
+/// A value.
+#[derive(Debug)]
+pub(in crate::candidate::pt_chunks) enum Value<'a> {
+    None,
+    /// Anything that a candidate does not need.
+    Other,
+    Int(i64),
+    Float(f64),
+    Text(&'a str),
+    Bytes(&'a [u8]),
+    /// Bytes, one for each character: how protocol 2 writes them.
+    Latin1(&'a str),
+    Tuple(Vec<Id>),
+    List(Vec<Id>),
+    Map(Vec<(Id, Id)>),
+    Name(Name),
+    Storage(Storage<'a>),
+    Tensor(Tensor<'a>),
+    /// What elements of an array of numpy are: a letter for the kind, and their bytes.
+    NumpyType(&'a str),
+}
+
+impl Value<'_> {
+    /// The natural number that it is, if it is one.
+    pub(in crate::candidate::pt_chunks) fn natural(&self) -> Option<u64> {
+        if let Self::Float(number) = self {
+            return natural(*number);
+        }
+        let Self::Int(number) = self else { return None };
+        u64::try_from(*number).ok()
+    }
+
+    /// What it is, in words.
+    pub(in crate::candidate::pt_chunks) fn what(&self) -> &'static str {
+        match self {
+            Self::None => "None",
+            Self::Int(_) | Self::Float(_) => "a number",
+            Self::Text(_) => "text",
+            Self::Bytes(_) | Self::Latin1(_) => "bytes",
+            Self::Tuple(_) => "a tuple",
+            Self::List(_) => "a list",
+            Self::Map(_) => "a map",
+            Self::Tensor(_) => "a tensor",
+            Self::Other | Self::Name(_) | Self::Storage(_) | Self::NumpyType(_) => "something else",
+        }
+    }
+}
+
+/// Elements in an entry of the archive.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::candidate::pt_chunks) struct Storage<'a> {
+    pub(in crate::candidate::pt_chunks) element: Element,
+    pub(in crate::candidate::pt_chunks) key: &'a str,
+    /// As declared.
+    pub(in crate::candidate::pt_chunks) elements: u64,
+}
+
+/// A view of a storage. Of tensors with more than one dimension only the number of them is kept.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::candidate::pt_chunks) struct Tensor<'a> {
+    pub(in crate::candidate::pt_chunks) storage: Storage<'a>,
+    pub(in crate::candidate::pt_chunks) offset: u64,
+    pub(in crate::candidate::pt_chunks) dimensions: usize,
+    pub(in crate::candidate::pt_chunks) length: u64,
+    pub(in crate::candidate::pt_chunks) stride: u64,
+}
+
+/// Everything a pickle holds, and the value that it stands for.
+pub(in crate::candidate::pt_chunks) struct Pickle<'a> {
+    pub(super) values: Vec<Value<'a>>,
+    pub(in crate::candidate::pt_chunks) root: Id,
+}
+
+impl<'a> Pickle<'a> {
+    pub(in crate::candidate::pt_chunks) fn get(&self, id: Id) -> &Value<'a> {
+        self.values.get(id as usize).unwrap_or(&Value::Other)
+    }
+
+    /// The keys of a map that are text.
+    pub(in crate::candidate::pt_chunks) fn keys(
+        &self,
+        map: &[(Id, Id)],
+    ) -> impl Iterator<Item = &'a str> {
+        map.iter().filter_map(|(key, _)| {
+            let Value::Text(text) = self.get(*key) else {
+                return None;
+            };
+            Some(*text)
+        })
+    }
+
+    /// What a map has under a key; an error where it has two.
+    pub(in crate::candidate::pt_chunks) fn entry(
+        &self,
+        map: &[(Id, Id)],
+        key: &str,
+    ) -> Result<Option<&Value<'a>>, String> {
+        let is_key = |id: Id| matches!(self.get(id), Value::Text(text) if *text == key);
+        let mut found = map.iter().filter(|(k, _)| is_key(*k));
+        let first = found.next().map(|(_, value)| self.get(*value));
+        match found.next() {
+            None => Ok(first),
+            Some(_) => Err(format!("{key} is given twice")),
+        }
+    }
+}
+
+/// Little endian, two's complement, in as many bytes as needed.
+pub(super) fn long(bytes: &[u8]) -> Value<'static> {
+    let negative = bytes.last().is_some_and(|last| last & 0x80 != 0);
+    let mut whole = [if negative { 0xff } else { 0 }; 8];
+    match whole.get_mut(..bytes.len()) {
+        Some(part) => {
+            part.copy_from_slice(bytes);
+            Value::Int(i64::from_le_bytes(whole))
+        }
+        // Larger than anything that a candidate counts.
+        None => Value::Other,
+    }
+}
+
+/// A single value of numpy's, if it is a number. It is written in the order of the machine, which is
+/// the file's.
+pub(super) fn numpy_scalar<'a>(kind: &str, data: &Value<'_>) -> Value<'a> {
+    const MOST: usize = 8;
+    let mut bytes = Vec::new();
+    if let Value::Bytes(data) = data {
+        bytes.extend(data.iter().take(MOST + 1));
+    } else if let Value::Latin1(text) = data {
+        let data = text.chars().take(MOST + 1);
+        bytes.extend(data.map(|c| u8::try_from(c).unwrap_or_default()));
+    }
+    if bytes.is_empty() || bytes.len() > MOST {
+        return Value::Other;
+    }
+    let mut whole = [0; MOST];
+    whole[..bytes.len()].copy_from_slice(&bytes);
+    match kind {
+        "i1" | "i2" | "i4" | "i8" => long(&bytes),
+        "u1" | "u2" | "u4" | "u8" => {
+            let number = i64::try_from(u64::from_le_bytes(whole));
+            number.map_or(Value::Other, Value::Int)
+        }
+        "f8" => Value::Float(f64::from_le_bytes(whole)),
+        _ => Value::Other,
+    }
+}
