@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::{Engine, EngineError, graph_bytes};
+use super::load::graph_bytes;
+use super::{Engine, EngineError};
 use crate::engine::statistics;
 use crate::model::manifest::PackageError;
 use crate::model::plan::Plan;

@@ -419,7 +419,8 @@ mod tests {
             ..crate::config::Layers::default()
         };
         let config = crate::config::Config::load(&layers).unwrap().engine;
-        let make = |graph: &[u8]| super::super::build(&config, super::super::Source::Bytes(graph));
+        let make =
+            |graph: &[u8]| super::super::build(&config, super::super::GraphSource::Bytes(graph));
         let main = make(&copy_graph(Dtype::F32)).unwrap();
         let names = Names::stand_in();
         let dtypes = [Dtype::F32, Dtype::F16, Dtype::Bf16];
