@@ -469,7 +469,7 @@ impl Worker {
         let marks = Some(self.marks.clone());
         let pipeline = Pipeline::new(engine, &self.config, fetcher, &self.incarnation, marks);
         Ok(Arc::new(Serving {
-            pipeline: pipeline.keeping(
+            pipeline: pipeline.with_shared(
                 self.recent_results.clone(),
                 self.waiting.clone(),
                 self.newer(),

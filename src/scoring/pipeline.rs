@@ -138,7 +138,7 @@ impl Pipeline {
     /// The same, with what outlives it: results of jobs that come again, the line of jobs, and who is
     /// told of jobs for a newer version.
     #[must_use]
-    pub fn keeping(
+    pub fn with_shared(
         self,
         recent_results: RecentResults,
         waiting: Waiting,
