@@ -1,5 +1,5 @@
-//! A candidate's bytes become a checked update: every name known, every index in range and once,
-//! every value finite, every size within its bound, before anything touches the weights.
+//! Decodes untrusted bytes into a checked update: every name is known, every index is in range and
+//! unique, every value is finite and every size is bounded before anything touches the weights.
 
 mod binary_v2;
 mod cache;
@@ -20,7 +20,7 @@ use crate::protocol::job::{Compression, Format};
 use crate::util::file_type::{self, Looks};
 use update_builder::UpdateBuilder;
 
-/// Of a shape; what has more is none.
+/// The most dimensions of a shape.
 const MOST_DIMENSIONS: usize = 8;
 
 /// The entries of one tensor, ascending by index.
@@ -30,7 +30,7 @@ pub struct TensorUpdate {
     pub tensor: usize,
     /// Row-major indices in the checkpoint's layout.
     pub indices: Vec<u32>,
-    /// One for each index, as sent (widened to f32).
+    /// One per index, as sent, widened to f32.
     pub values: Vec<f32>,
 }
 
@@ -39,11 +39,11 @@ pub struct TensorUpdate {
 pub struct Update {
     /// Ascending by tensor.
     pub tensors: Vec<TensorUpdate>,
-    /// Where it leads from and to, if its container says so.
+    /// The versions it leads from and to, if its container names them.
     pub versions: Option<Versions>,
 }
 
-/// What a container says of the versions it leads from and to.
+/// The versions that a container says it leads from and to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Versions {
     /// `old_version`
@@ -118,7 +118,7 @@ pub fn decode(
     builder.finish()
 }
 
-/// The natural number that a float is, if it is one.
+/// The float as a natural number, if it is one.
 #[expect(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
@@ -130,7 +130,7 @@ fn natural(number: f64) -> Option<u64> {
     natural.then_some(number as u64)
 }
 
-/// A refusal of bytes that are not of the format at all.
+/// The failure for bytes of another format.
 fn not_a(format: &str, bytes: &[u8]) -> Failure {
     malformed(format!("not {format}: {}", file_type::describe(bytes)))
 }
@@ -143,7 +143,7 @@ fn too_large(message: impl Into<String>) -> Failure {
     Failure::new(Code::CandidateTooLarge, message)
 }
 
-/// A stranger's name, short enough for a log line.
+/// An untrusted name, shortened for messages.
 fn shorten(name: &str) -> String {
     const MOST: usize = 120;
     cut(name, MOST)

@@ -1,5 +1,5 @@
-//! Getting a candidate's bytes: inline or from a URL, within size and time, and with the digest the
-//! job names.
+//! Gets a candidate's bytes, inline or from a URL, within the limits on size and time, and checks them
+//! against the job's digest.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -17,9 +17,9 @@ use crate::protocol::failure::{Code, Failure};
 use crate::protocol::job::{Candidate, Source};
 use crate::util::blocking;
 
-/// The first byte of an answer comes within this time.
+/// A server must begin to respond within this time.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
-/// How often a download that breaks off goes on, each time with more than before.
+/// How often a broken download resumes, if each attempt made progress.
 const MOST_RESUMES: u32 = 8;
 
 /// A candidate's bytes and their digest.
@@ -27,16 +27,16 @@ const MOST_RESUMES: u32 = 8;
 pub struct Fetched {
     /// As sent or fetched.
     pub bytes: Bytes,
-    /// Of these bytes.
+    /// SHA-256 of these bytes.
     pub sha256: [u8; 32],
 }
 
 /// What a job says of its candidate's bytes.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Claims {
-    /// Their digest.
+    /// SHA-256.
     pub sha256: Option<[u8; 32]>,
-    /// Their number.
+    /// Size in bytes.
     pub size: Option<u64>,
 }
 
@@ -56,7 +56,7 @@ impl Claims {
     }
 }
 
-/// The digest of a candidate's bytes.
+/// The SHA-256 of a candidate's bytes.
 ///
 /// # Errors
 /// When computing it panics.
@@ -66,7 +66,7 @@ pub async fn digest(bytes: Bytes) -> Result<[u8; 32], Failure> {
     digest.ok_or_else(|| unavailable("the digest could not be computed; the worker's log says why"))
 }
 
-/// Fetches candidates within the configuration's bounds.
+/// Fetches candidates within the configured limits.
 #[derive(Debug, Clone)]
 pub struct Fetcher {
     config: Arc<CandidatesConfig>,
@@ -79,13 +79,13 @@ fn unavailable(message: impl Into<String>) -> Failure {
 }
 
 impl Fetcher {
-    /// Prepares the client; what is fetched is kept in `folder`, if there is one.
+    /// Creates the client, with a cache in `folder` if given.
     ///
     /// # Errors
     /// When TLS cannot be set up.
     pub fn new(config: CandidatesConfig, folder: Option<PathBuf>) -> anyhow::Result<Self> {
         let downloader = Downloader::new(&config.allow, config.allow_private)?;
-        // Opened even when nothing is to be kept: what was kept before goes.
+        // Opened even if caching is off, to remove what an earlier process cached.
         let cache = folder.map(|folder| Cache::open(folder, config.cache_bytes));
         Ok(Self {
             cache: cache.filter(|_| config.cache_bytes > 0),
@@ -94,11 +94,11 @@ impl Fetcher {
         })
     }
 
-    /// Gets the bytes and checks size and digest; `known` is the digest of inline bytes, if
-    /// somebody needed it before.
+    /// Gets the bytes and checks size and digest. `known` is the digest of inline bytes, if the caller
+    /// computed it before.
     ///
     /// # Errors
-    /// A typed refusal that names the place but never the server's words.
+    /// A typed failure that names the URL but never repeats what the server said.
     pub async fn fetch(
         &self,
         candidate: &Candidate,
@@ -137,7 +137,7 @@ impl Fetcher {
         if let Some(size) = claims.size.filter(|size| *size > limit.1) {
             return Err(too_large(size, limit));
         }
-        // Before the cache: what may not be fetched is not given either.
+        // Before the cache: a forbidden URL is refused even if its bytes are cached.
         let url = self.downloader.check(text).map_err(refusal)?;
         let cache = self.cache.as_ref().zip(claims.sha256);
         if let Some((cache, sha256)) = cache
@@ -174,21 +174,21 @@ impl Fetcher {
     }
 }
 
-/// Bytes on their way.
+/// A download in progress.
 struct Download {
     bytes: Vec<u8>,
     digest: Sha256,
     min_rate: u64,
-    /// Of what the bytes are.
+    /// The version of the content that the bytes belong to.
     revision: Option<Revision>,
-    /// Whether a digest will tell if two halves do not belong together.
+    /// Whether a digest check follows, which detects bytes of different versions.
     proven: bool,
 }
 
 impl Download {
     fn new(min_rate: u64, most: u64) -> Self {
         let mut bytes = Vec::new();
-        // Room, not memory: what is not written costs nothing, and what grows would have to move.
+        // Reserves address space only: unwritten pages cost nothing, and a growing buffer would be copied.
         drop(bytes.try_reserve_exact(usize::try_from(most).unwrap_or(usize::MAX)));
         Self {
             bytes,
@@ -199,7 +199,7 @@ impl Download {
         }
     }
 
-    /// Everything; where it breaks off, it goes on from there, as long as it goes on, and not slowly.
+    /// Downloads everything and resumes after a break, as long as each attempt makes progress.
     async fn complete(
         &mut self,
         downloader: &Downloader,
@@ -220,7 +220,7 @@ impl Download {
         Ok(())
     }
 
-    /// Whether what is given now belongs to what is here.
+    /// Whether a response with this revision continues the bytes received so far.
     fn continues(&self, revision: Option<&Revision>) -> bool {
         match (&self.revision, revision) {
             (Some(known), Some(given)) => known == given,
@@ -275,7 +275,7 @@ fn refusal(error: FetchError) -> Failure {
             Failure::new(Code::CandidateUrlForbidden, format!("candidate.url: {why}"))
         }
         FetchError::Unavailable(why) | FetchError::Slow(why) => unavailable(why),
-        // More bytes than the job names: the claim is wrong, whatever the limits are.
+        // The content is larger than the job claims, so the claim is wrong whatever the limits are.
         FetchError::TooLong {
             place,
             at_least,

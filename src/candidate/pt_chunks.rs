@@ -3,7 +3,9 @@
 //! or compact, `{name, k, data}`, data being [`packed`](super::packed) bytes or their base64. The
 //! [`pickle`] in it is read, never executed.
 
+mod names;
 mod pickle;
+mod value;
 
 use std::collections::HashMap;
 
@@ -16,23 +18,25 @@ use super::update_builder::UpdateBuilder;
 use super::{MOST_DIMENSIONS, Versions, malformed, not_a, shorten, too_large};
 use crate::protocol::failure::Failure;
 use crate::util::file_type::Looks;
-use pickle::{Element, Id, Pickle, Problem, Tensor, Value};
+use names::Element;
+use pickle::Problem;
+use value::{Id, Pickle, Tensor, Value};
 
-/// What a file may have whatever the model: the pickle's frame, a few remarks.
+/// Allowance of steps and entries for any model: the pickle's frame and some metadata.
 const OF_THE_WHOLE: u64 = 1000;
-/// Steps of the pickle, and entries of the archive, for each tensor of the model: a chunk takes about
-/// sixty and two, and a tensor may come in several.
+/// Steps of the pickle and entries of the archive allowed per tensor of the model. A chunk takes about
+/// sixty steps and two entries, and a tensor may come in several chunks.
 const STEPS: u64 = 1000;
 const ENTRIES: u64 = 32;
-/// What the map of the whole has.
+/// The keys of the outer map.
 const FIELDS: [&str; 3] = ["old_version", "new_version", "chunks"];
-/// Fields of a chunk. One chunk can be said many times, and is searched each time.
+/// Fields of a chunk. A pickle can list one chunk many times, and each costs a search.
 const MOST_FIELDS: usize = 64;
 
 /// Reads the container.
 ///
 /// # Errors
-/// The first thing that is wrong.
+/// The first problem found.
 pub(super) fn decode(bytes: &[u8], builder: &mut UpdateBuilder<'_>) -> Result<(), Failure> {
     let tensors = builder.names().count() as u64;
     let zip =
@@ -65,7 +69,7 @@ pub(super) fn decode(bytes: &[u8], builder: &mut UpdateBuilder<'_>) -> Result<()
     reader.read(builder)
 }
 
-/// The stored entries of a torch archive, by their names below its folder.
+/// The stored entries of a torch archive, by name relative to its folder.
 struct Archive<'a>(HashMap<&'a [u8], &'a [u8]>);
 
 impl<'a> Archive<'a> {
@@ -140,7 +144,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Everything in the list of chunks.
+/// The list of chunks.
 fn chunks<'r, 'a>(
     pickle: &'r Pickle<'a>,
     root: &'r Fields,
@@ -162,7 +166,7 @@ fn chunks<'r, 'a>(
     };
     let mut chunks = Vec::new();
     for chunk in listed {
-        // One chunk can be said many times, and every name will be looked at.
+        // A pickle can list one chunk many times, and every name is looked up.
         if chunks.len() as u64 == builder.most_pieces {
             let most = builder.most_pieces;
             return Err(too_large(format!("more than {most} chunks")));
@@ -172,7 +176,7 @@ fn chunks<'r, 'a>(
     Ok(chunks)
 }
 
-/// Where the file says it leads, if it says so in two natural numbers.
+/// The versions of the file, if both are natural numbers.
 fn versions(pickle: &Pickle<'_>, root: &Fields) -> Result<Option<Versions>, Failure> {
     let version = |key| {
         let entry = pickle.entry(root, key).map_err(malformed)?;
@@ -217,7 +221,7 @@ impl<'r, 'a> Chunk<'r, 'a> {
         malformed(format!("{}: {what}", shorten(self.name)))
     }
 
-    /// What a field has to be, and is not.
+    /// The failure for a field of the wrong type.
     fn refuse(&self, field: &str, said: Option<&Value<'a>>, wanted: &str) -> Failure {
         let keys: Keys = self.pickle.keys(self.fields).collect();
         self.wrong(match said {
@@ -226,14 +230,14 @@ impl<'r, 'a> Chunk<'r, 'a> {
         })
     }
 
-    /// What a field says; None is as good as no field.
+    /// The value of a field. Python's `None` counts as absent.
     fn entry(&self, key: &str) -> Result<Option<&'r Value<'a>>, Failure> {
         let entry = self.pickle.entry(self.fields, key);
         let entry = entry.map_err(|why| self.wrong(why))?;
         Ok(entry.filter(|said| !matches!(said, Value::None)))
     }
 
-    /// Whether it is meant for no tensor of the model and its values cannot be a weight's.
+    /// Whether it matches no tensor of the model and has values that cannot be weights.
     fn is_foreign(&self, builder: &UpdateBuilder<'_>) -> bool {
         let Ok(Some(Value::Tensor(values))) = self.entry("values") else {
             return false;
@@ -267,7 +271,7 @@ impl<'r, 'a> Chunk<'r, 'a> {
         }
     }
 
-    /// None where it is not said.
+    /// The declared shape, if there is one.
     fn shape(&self) -> Result<Option<Vec<u64>>, Failure> {
         let said = self.entry("shape")?;
         let shape = match said {
@@ -359,7 +363,7 @@ impl<'r, 'a> Chunk<'r, 'a> {
         if tensor.dimensions != 1 {
             return Err(wrong("must have one dimension"));
         }
-        // A stranger's, and torch's are numbers.
+        // Untrusted text; torch itself writes numbers.
         let key = shorten(tensor.storage.key);
         let stored = archive.get(&format!("data/{key}"));
         let stored = stored.ok_or_else(|| wrong("its storage is not in the archive"))?;
@@ -391,10 +395,10 @@ impl<'r, 'a> Chunk<'r, 'a> {
     }
 }
 
-/// Elements that are known to be where a tensor says.
+/// The elements of a tensor, checked to lie within its storage.
 struct View<'a> {
     element: Element,
-    /// From the first element on.
+    /// Starts at the first element.
     bytes: &'a [u8],
     stride: usize,
     length: u64,
@@ -425,13 +429,13 @@ impl<'a> View<'a> {
         })
     }
 
-    /// The compiler makes a loop of its own for each type.
+    /// Generic, so that the compiler specialises the loop for each type.
     fn elements<const N: usize, T>(
         &self,
         read: impl Fn([u8; N]) -> T + Copy,
     ) -> impl ExactSizeIterator<Item = T> + Clone {
         let (bytes, stride) = (self.bytes, self.stride);
-        // As many as the tensor of a model has at most: it was declared.
+        // `declare` bounds it by the size of a tensor of the model.
         let length = u32::try_from(self.length).unwrap_or(u32::MAX);
         (0..length).map(move |index| {
             let at = index as usize * stride;

@@ -7,11 +7,11 @@ use crate::model::package::Package;
 use crate::model::prefix::{Renaming, prefixes};
 use crate::protocol::failure::{Code, Failure};
 
-/// Pieces in which the tensors of a model may come: so many, and so many for each of its names.
+/// Pieces that all tensors may come in: this many, plus `PIECES` per name of the model.
 const MOST_PIECES: u64 = 1000;
 const PIECES: u64 = 8;
 
-/// Collects entries from a format's reader and enforces every bound and check that all share.
+/// An update under construction.
 #[derive(Debug, Clone)]
 pub(super) struct UpdateBuilder<'a> {
     package: &'a Package,
@@ -19,21 +19,21 @@ pub(super) struct UpdateBuilder<'a> {
     entries: u64,
     pieces: u64,
     pub(super) most_pieces: u64,
-    /// Bytes of the body that were not inflated yet.
+    /// Bytes of the body that readers may still inflate.
     pub(super) unread: u64,
     inflated: u64,
     pub(super) most_inflated: Bound,
     pub(super) versions: Option<Versions>,
-    /// How the candidate's names become the model's.
+    /// Maps the candidate's names to the model's.
     renaming: Renaming,
-    /// What the container has, to be said where none of it is an entry.
+    /// Keys of the container, for the message if none is an entry.
     pub(super) keys: Keys,
-    /// Tensors whose type cannot be a weight's.
+    /// Ignored tensors of integer types.
     passed_over: Keys,
     tensors: Vec<(Vec<u32>, Vec<f32>)>,
 }
 
-/// The most bytes that something may take, and who says so.
+/// A limit in bytes, and its origin for messages.
 #[derive(Debug, Clone)]
 pub(super) struct Bound {
     pub(super) bytes: u64,
@@ -41,8 +41,8 @@ pub(super) struct Bound {
 }
 
 impl Bound {
-    /// What all streams of a candidate may inflate to. No format needs more than some words for each
-    /// weight, be it packed twice.
+    /// The limit for all streams of a candidate together. No format needs more than a few words per
+    /// weight, even if it compresses twice.
     fn of_inflated(package: &Package, limits: DecodeLimits) -> Self {
         const OF_A_WEIGHT: u64 = 64;
         const OF_A_TENSOR: u64 = 4096;
@@ -88,21 +88,21 @@ impl<'a> UpdateBuilder<'a> {
         }
     }
 
-    /// Whether a tensor of the model is called so, be it one that may not be touched.
+    /// Whether the model has a tensor of this name, trainable or not.
     pub(super) fn knows(&self, name: &str) -> bool {
         let name = self.renaming.apply(name);
         name.is_some_and(|name| self.package.position(&name).is_some())
     }
 
-    /// Whether something of this name may be meant for a tensor of the model: it is called so, or a part
-    /// of it is, as in `NAME.q` and `NAME::idx`.
+    /// Whether this name may refer to a tensor of the model, directly or as a part such as `NAME.q` and
+    /// `NAME::idx`.
     pub(super) fn may_mean(&self, name: &str) -> bool {
         let mut ends = name.match_indices(['.', ':']);
         self.knows(name) || ends.any(|(end, _)| self.knows(&name[..end]))
     }
 
-    /// Finds the prefix that all entries have and the model has not, or the reverse; true where names
-    /// change. Where there is none, those that are unknown will be refused.
+    /// Looks for a prefix that only the candidate's names have, or only the model's; true if it renames.
+    /// Without one, unknown names are refused later.
     pub(super) fn rename<'n>(&mut self, names: impl Iterator<Item = &'n str> + Clone) -> bool {
         if names.clone().all(|name| self.knows(name)) {
             return false;
@@ -118,13 +118,12 @@ impl<'a> UpdateBuilder<'a> {
         true
     }
 
-    /// Leaves out a tensor that the model does not have and whose type cannot be a weight's: whole
-    /// updates come with the counters and masks of the modules.
+    /// Ignores an unknown tensor of an integer type: full updates include counters and masks of modules.
     pub(super) fn pass_over(&mut self, name: &str) {
         self.passed_over.note(name);
     }
 
-    /// What is to be said of a name that the model does not have.
+    /// The failure for a name that the model does not have.
     pub(super) fn unknown(name: &str) -> Failure {
         let shown = shorten(name);
         Failure::new(
@@ -161,8 +160,8 @@ impl<'a> UpdateBuilder<'a> {
             );
             return Err(Failure::new(Code::CandidateShapeMismatch, message).with("tensor", shown));
         }
-        // One tensor may come in pieces; together they cannot be more than it has. Each costs a
-        // little, even an empty one.
+        // A tensor may come in pieces with no more entries than it has. Even an empty piece costs a
+        // little, so their number is limited.
         self.pieces += 1;
         let most = self.most_pieces;
         if self.pieces > most {
@@ -189,11 +188,11 @@ impl<'a> UpdateBuilder<'a> {
         Ok(tensor.index)
     }
 
-    /// Accounts for bytes of the body that are about to be inflated: a container can name the same
-    /// ones many times, and each time would cost as much.
+    /// Accounts for bytes of the body about to be inflated. A container can refer to the same bytes many
+    /// times, at full cost each time.
     ///
     /// # Errors
-    /// When they are more than the body has and its entries can need.
+    /// When they exceed the body and what its entries can need.
     pub(super) fn read(&mut self, bytes: u64) -> Result<(), Failure> {
         match self.unread.checked_sub(bytes) {
             Some(unread) => {
@@ -204,7 +203,7 @@ impl<'a> UpdateBuilder<'a> {
         }
     }
 
-    /// Accounts for bytes that a stream is about to inflate to.
+    /// Accounts for inflated bytes that a stream is about to produce.
     ///
     /// # Errors
     /// When the candidate's budget is spent.
@@ -217,7 +216,7 @@ impl<'a> UpdateBuilder<'a> {
         Err(too_large(format!("inflates to more than {most}")))
     }
 
-    /// Every name by which a candidate may call a tensor.
+    /// Every name of a tensor, aliases included.
     pub(super) fn names(&self) -> impl Iterator<Item = &str> {
         let tensors = self.package.weights.tensors.iter();
         let aliases = self.package.manifest.aliases.iter().flatten();
@@ -225,7 +224,7 @@ impl<'a> UpdateBuilder<'a> {
         tensors.map(|tensor| tensor.name.as_str()).chain(aliases)
     }
 
-    /// Takes a tensor's entries in the order they were sent: as many values as indices.
+    /// Adds entries of a tensor in the order sent, one value per index.
     ///
     /// # Errors
     /// An index that is negative or too large, or a value that is not finite.
@@ -239,7 +238,7 @@ impl<'a> UpdateBuilder<'a> {
         let numel = self.package.weights.tensors[tensor].numel as u64;
         let (known, steps) = &mut self.tensors[tensor];
         let first = known.len();
-        // What does not fit becomes the largest number, which is no index of any tensor.
+        // An index that does not fit becomes u32::MAX, which is out of range for every tensor.
         let mut largest = 0;
         known.extend(indices.clone().map(|index| {
             let index = u32::try_from(index).unwrap_or(u32::MAX);
@@ -303,7 +302,7 @@ impl<'a> UpdateBuilder<'a> {
         Ok(update)
     }
 
-    /// What is to be said of a candidate without entries.
+    /// The failure for a candidate without entries.
     fn nothing(&self) -> Failure {
         let mut message = "the candidate has no entries".to_owned();
         if !self.passed_over.is_empty() {

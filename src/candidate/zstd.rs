@@ -7,18 +7,16 @@ use super::{malformed, not_a, too_large};
 use crate::protocol::failure::Failure;
 use crate::util::file_type::Looks;
 
-/// How zstd says that there was more than there was room for.
+/// zstd's message when the buffer is too small.
 const NO_ROOM: &str = "Destination buffer is too small";
 
-/// Inflates a body to never more than the candidate may inflate to; what a frame says of its own size
-/// is not believed.
+/// Inflates a body within the candidate's limit. The size that a frame declares is not trusted.
 ///
-/// There is room for all of it at once, of which only what is written ever becomes memory. A buffer
-/// that grows would lie in two places while it moves, and a stream would keep a window beside it, as
-/// large as a frame says.
+/// It reserves the whole limit at once, since pages that are never written take no memory. A growing
+/// buffer would exist twice while it moves, and streaming would add a window as large as a frame says.
 ///
 /// # Errors
-/// Too much, or not zstd.
+/// Too large, or not zstd.
 pub(super) fn inflate(bytes: &[u8], builder: &mut UpdateBuilder<'_>) -> Result<Vec<u8>, Failure> {
     let most = &builder.most_inflated;
     let room = usize::try_from(most.bytes).unwrap_or(usize::MAX);

@@ -1,31 +1,26 @@
-//! The part of pickle in which `torch.save` writes plain containers and tensors. Nothing is executed:
-//! a name that stands for code must be one of those in [`Name`], and to "call" it makes a value here,
-//! mostly one of which nothing is known. Texts and bytes stay in the pickle; memory grows with the
-//! steps, which are limited.
-
-mod names;
-mod values;
+//! Reads the subset of pickle in which `torch.save` writes plain containers and tensors. Nothing is
+//! executed: a callable must be one of [`Name`], and calling it only creates a [`Value`], usually an
+//! opaque one. Text and bytes borrow from the pickle, and memory grows with the steps, which are
+//! limited.
 
 use std::collections::HashMap;
 
-use crate::candidate::{MOST_DIMENSIONS, shorten};
-pub(super) use names::Element;
-use names::Name;
-pub(super) use values::{Id, Pickle, Tensor, Value};
-use values::{Storage, long, numpy_scalar};
+use super::names::Name;
+use super::value::{Id, Pickle, Storage, Tensor, Value, long, numpy_scalar};
+use super::{MOST_DIMENSIONS, shorten};
 
-/// Of the arguments of a call so many are looked at: a tuple can be said many times.
+/// Arguments of a call that are examined. A pickle can reuse one long tuple many times.
 const MOST_ARGUMENTS: usize = 6;
 
 /// Why a pickle cannot be read.
 pub(super) enum Problem {
-    /// It is no pickle, or holds more than containers and tensors.
+    /// It is not a pickle, or holds more than containers and tensors.
     Malformed(String),
-    /// It takes more steps than it may.
+    /// It exceeds the step limit.
     TooLong,
 }
 
-/// Reads a pickle in at most so many steps.
+/// Reads a pickle in at most `most_steps` steps.
 pub(super) fn read(bytes: &[u8], most_steps: u64) -> Result<Pickle<'_>, Problem> {
     let mut machine = Machine {
         rest: bytes,
@@ -48,7 +43,7 @@ fn malformed<T>(what: impl Into<String>) -> Result<T, Problem> {
     Err(Problem::Malformed(what.into()))
 }
 
-/// The stack machine that a pickle is written for, without its power to call.
+/// The stack machine that executes a pickle, without the ability to call anything.
 struct Machine<'a> {
     rest: &'a [u8],
     values: Vec<Value<'a>>,
@@ -58,7 +53,7 @@ struct Machine<'a> {
 }
 
 impl<'a> Machine<'a> {
-    /// One operation; true at the end.
+    /// Executes one operation; true at the end.
     fn step(&mut self) -> Result<bool, Problem> {
         let [operation] = self.take_array()?;
         match operation {
@@ -84,11 +79,11 @@ impl<'a> Machine<'a> {
         Ok(false)
     }
 
-    /// A value that stands in the pickle as it is.
+    /// A literal value.
     fn plain(&mut self, operation: u8) -> Result<Value<'a>, Problem> {
         Ok(match operation {
             b'N' => Value::None,
-            // Truth values, and a set, which is filled later.
+            // Booleans, and a set, whose items follow.
             0x88 | 0x89 | 0x8f => Value::Other,
             b'G' => Value::Float(f64::from_be_bytes(self.take_array()?)),
             b'K' => Value::Int(self.take_array::<1>()?[0].into()),
@@ -123,11 +118,11 @@ impl<'a> Machine<'a> {
         <[u8; N]>::try_from(taken).or_else(|_| malformed("the pickle ends early"))
     }
 
-    /// Bytes behind their number, which is written in N bytes.
+    /// Bytes prefixed by their length, which takes N bytes.
     fn counted<const N: usize>(&mut self) -> Result<&'a [u8], Problem> {
         let mut length = [0; 8];
         length[..N].copy_from_slice(&self.take_array::<N>()?);
-        // More than can be addressed is more than there is.
+        // A length beyond the address space exceeds the pickle in any case.
         let length = usize::try_from(u64::from_le_bytes(length)).unwrap_or(usize::MAX);
         self.take(length)
     }
@@ -184,8 +179,7 @@ impl<'a> Machine<'a> {
         self.values.get(id as usize).unwrap_or(&Value::Other)
     }
 
-    /// The first values of a tuple: of longer ones nobody needs the rest, and a pickle can say a long
-    /// one many times.
+    /// The first values of a tuple. No call needs more, and a pickle can reuse a long tuple many times.
     fn first_of(&self, tuple: Id) -> Option<Vec<&Value<'a>>> {
         let Value::Tuple(items) = self.get(tuple) else {
             return None;
@@ -204,7 +198,7 @@ impl<'a> Machine<'a> {
         let key = match operation {
             b'q' | b'h' => self.take_array::<1>()?[0].into(),
             b'r' | b'j' => u32::from_le_bytes(self.take_array()?),
-            // Memoize: under the next number.
+            // MEMOIZE stores under the next number.
             _ => u32::try_from(self.memo.len()).unwrap_or(u32::MAX),
         };
         let id = match recalls {
@@ -248,7 +242,7 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
-    /// Sets are remarks: only that there is one is kept.
+    /// Sets are metadata, so their items are dropped.
     fn build_set(&mut self, operation: u8) -> Result<(), Problem> {
         drop(self.pop_mark()?);
         if operation == 0x91 {
@@ -335,7 +329,7 @@ impl<'a> Machine<'a> {
         self.push(made)
     }
 
-    /// What a name stands for, made of its first arguments; behind them are flags and hooks.
+    /// The value that a call makes of its first arguments. Flags and hooks follow them.
     fn make(&self, name: Name, arguments: &[&Value<'a>]) -> Result<Value<'a>, Problem> {
         Ok(match (name, arguments) {
             (
@@ -356,7 +350,7 @@ impl<'a> Machine<'a> {
                 let inner: Vec<_> = inner.map(|id| self.get(*id)).collect();
                 return self.make(*name, &inner);
             }
-            // Perhaps with what makes values that are not there.
+            // A `defaultdict` also names its factory.
             (Name::EmptyMap, [] | [Value::Name(_) | Value::None]) => Value::Map(Vec::new()),
             (Name::Bytes, []) => Value::Bytes(&[]),
             (Name::Bytes, [Value::Bytes(bytes)]) => Value::Bytes(bytes),
@@ -407,7 +401,7 @@ impl<'a> Machine<'a> {
         })
     }
 
-    /// Attributes, which are of no use here.
+    /// Drops attributes, which no candidate needs.
     fn set_state(&mut self) -> Result<(), Problem> {
         self.pop()?;
         let (Value::Map(_) | Value::Other | Value::NumpyType(_)) = self.top()? else {

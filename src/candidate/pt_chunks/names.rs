@@ -1,50 +1,50 @@
 //! The names that a pickle may contain. Every other name is refused; none is ever executed.
 
-/// A name that may stand in a pickle, and what it means here.
+/// A name that a pickle may contain, by its meaning here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::candidate::pt_chunks) enum Name {
-    /// A storage of this element type.
+pub(super) enum Name {
+    /// The type of a storage.
     Storage(Element),
-    /// Makes a tensor.
+    /// `_rebuild_tensor_v2`
     RebuildTensor,
-    /// A tensor with a flag.
+    /// Wraps a tensor as a parameter.
     RebuildParameter,
-    /// A tensor made by another of these, with attributes.
+    /// Calls another of these names and adds attributes.
     RebuildFromType,
-    /// A map, made empty.
+    /// Creates an empty map.
     EmptyMap,
-    /// Bytes out of text.
+    /// Converts text to bytes.
     Encode,
-    /// Bytes out of nothing, or of bytes.
+    /// Copies bytes, or creates empty ones.
     Bytes,
-    /// A tuple.
+    /// A shape, read as a tuple.
     Size,
-    /// A type of numpy's.
+    /// A numpy dtype.
     NumpyType,
-    /// A single value of such a type.
+    /// A numpy scalar.
     NumpyScalar,
-    /// Something of which a candidate needs nothing, and whatever is made of it.
+    /// Metadata: neither the name nor what it creates matters to a candidate.
     Remark,
 }
 
 /// The type of a storage's elements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::candidate::pt_chunks) enum Element {
+pub(super) enum Element {
     F16,
     Bf16,
     F32,
     F64,
     I32,
     I64,
-    /// A whole number or a truth value that no part of a candidate has.
+    /// An integer or boolean type that no part of a candidate may have.
     Integer,
-    /// Any other that no part of a candidate has.
+    /// Any other type that no part of a candidate may have.
     Unused,
 }
 
 impl Element {
-    /// Bytes of one.
-    pub(in crate::candidate::pt_chunks) fn size(self) -> u64 {
+    /// Size in bytes.
+    pub(super) fn size(self) -> u64 {
         match self {
             Self::F16 | Self::Bf16 => 2,
             Self::F32 | Self::I32 => 4,
@@ -55,7 +55,7 @@ impl Element {
 }
 
 impl Name {
-    pub(in crate::candidate::pt_chunks) fn find(module: &str, name: &str) -> Option<Self> {
+    pub(super) fn find(module: &str, name: &str) -> Option<Self> {
         Some(match (module, name) {
             ("torch._utils", "_rebuild_tensor_v2") => Self::RebuildTensor,
             ("torch._utils", "_rebuild_parameter" | "_rebuild_parameter_with_state") => {
@@ -79,7 +79,7 @@ impl Name {
 }
 
 impl Element {
-    /// The type of what a storage of torch's holds.
+    /// The element type of a torch storage class.
     fn find(storage: &str) -> Option<Self> {
         Some(match storage {
             "HalfStorage" => Self::F16,
@@ -101,7 +101,7 @@ impl Element {
     }
 }
 
-/// Python's own names, as protocol 2 and the later ones call the module.
+/// The module of Python's builtins, in protocol 2 and in later ones.
 const BUILTINS_2: &str = "__builtin__";
 const BUILTINS: &str = "builtins";
 
@@ -126,8 +126,8 @@ const PLAIN_BUILTINS: [&str; 17] = [
     "NotImplemented",
 ];
 
-/// Whether a name stands for a plain value that writers put beside the data: a type, a date, a set. All
-/// are alike here, and whatever is made of them is not made.
+/// Whether a name stands for plain metadata that writers add to the data: a type, a date, a set. They
+/// are all read as opaque values.
 fn is_remark(module: &str, name: &str) -> bool {
     match module {
         "torch" | "torch.serialization" | "torch._utils" => is_torch_remark(module, name),
@@ -178,7 +178,7 @@ fn is_torch_remark(module: &str, name: &str) -> bool {
     }
 }
 
-/// Whether torch calls a type of elements so: `float32`, `float8_e4m3fn`, `bool`.
+/// Whether it names a torch dtype: `float32`, `float8_e4m3fn`, `bool`.
 fn is_element_type(name: &str) -> bool {
     const KINDS: [&str; 8] = [
         "float", "bfloat", "int", "uint", "complex", "qint", "quint", "bits",

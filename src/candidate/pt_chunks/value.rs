@@ -3,20 +3,20 @@
 use super::names::{Element, Name};
 use crate::candidate::natural;
 
-/// Where a value is.
-pub(in crate::candidate::pt_chunks) type Id = u32;
+/// Index of a value.
+pub(super) type Id = u32;
 
 /// A value.
 #[derive(Debug)]
-pub(in crate::candidate::pt_chunks) enum Value<'a> {
+pub(super) enum Value<'a> {
     None,
-    /// Anything that a candidate does not need.
+    /// Opaque: anything that a candidate does not need.
     Other,
     Int(i64),
     Float(f64),
     Text(&'a str),
     Bytes(&'a [u8]),
-    /// Bytes, one for each character: how protocol 2 writes them.
+    /// Bytes as text with one character per byte, as protocol 2 writes them.
     Latin1(&'a str),
     Tuple(Vec<Id>),
     List(Vec<Id>),
@@ -24,13 +24,13 @@ pub(in crate::candidate::pt_chunks) enum Value<'a> {
     Name(Name),
     Storage(Storage<'a>),
     Tensor(Tensor<'a>),
-    /// What elements of an array of numpy are: a letter for the kind, and their bytes.
+    /// A numpy dtype: a letter for the kind, then the size in bytes.
     NumpyType(&'a str),
 }
 
 impl Value<'_> {
-    /// The natural number that it is, if it is one.
-    pub(in crate::candidate::pt_chunks) fn natural(&self) -> Option<u64> {
+    /// The value as a natural number, if it is one.
+    pub(super) fn natural(&self) -> Option<u64> {
         if let Self::Float(number) = self {
             return natural(*number);
         }
@@ -38,8 +38,8 @@ impl Value<'_> {
         u64::try_from(*number).ok()
     }
 
-    /// What it is, in words.
-    pub(in crate::candidate::pt_chunks) fn what(&self) -> &'static str {
+    /// A noun for messages.
+    pub(super) fn what(&self) -> &'static str {
         match self {
             Self::None => "None",
             Self::Int(_) | Self::Float(_) => "a number",
@@ -54,41 +54,38 @@ impl Value<'_> {
     }
 }
 
-/// Elements in an entry of the archive.
+/// Elements stored in an entry of the archive.
 #[derive(Debug, Clone, Copy)]
-pub(in crate::candidate::pt_chunks) struct Storage<'a> {
-    pub(in crate::candidate::pt_chunks) element: Element,
-    pub(in crate::candidate::pt_chunks) key: &'a str,
+pub(super) struct Storage<'a> {
+    pub(super) element: Element,
+    pub(super) key: &'a str,
     /// As declared.
-    pub(in crate::candidate::pt_chunks) elements: u64,
+    pub(super) elements: u64,
 }
 
-/// A view of a storage. Of tensors with more than one dimension only the number of them is kept.
+/// A view of a storage. Length and stride are those of the first dimension.
 #[derive(Debug, Clone, Copy)]
-pub(in crate::candidate::pt_chunks) struct Tensor<'a> {
-    pub(in crate::candidate::pt_chunks) storage: Storage<'a>,
-    pub(in crate::candidate::pt_chunks) offset: u64,
-    pub(in crate::candidate::pt_chunks) dimensions: usize,
-    pub(in crate::candidate::pt_chunks) length: u64,
-    pub(in crate::candidate::pt_chunks) stride: u64,
+pub(super) struct Tensor<'a> {
+    pub(super) storage: Storage<'a>,
+    pub(super) offset: u64,
+    pub(super) dimensions: usize,
+    pub(super) length: u64,
+    pub(super) stride: u64,
 }
 
-/// Everything a pickle holds, and the value that it stands for.
-pub(in crate::candidate::pt_chunks) struct Pickle<'a> {
+/// The values of a pickle and the root among them.
+pub(super) struct Pickle<'a> {
     pub(super) values: Vec<Value<'a>>,
-    pub(in crate::candidate::pt_chunks) root: Id,
+    pub(super) root: Id,
 }
 
 impl<'a> Pickle<'a> {
-    pub(in crate::candidate::pt_chunks) fn get(&self, id: Id) -> &Value<'a> {
+    pub(super) fn get(&self, id: Id) -> &Value<'a> {
         self.values.get(id as usize).unwrap_or(&Value::Other)
     }
 
-    /// The keys of a map that are text.
-    pub(in crate::candidate::pt_chunks) fn keys(
-        &self,
-        map: &[(Id, Id)],
-    ) -> impl Iterator<Item = &'a str> {
+    /// The textual keys of a map.
+    pub(super) fn keys(&self, map: &[(Id, Id)]) -> impl Iterator<Item = &'a str> {
         map.iter().filter_map(|(key, _)| {
             let Value::Text(text) = self.get(*key) else {
                 return None;
@@ -97,12 +94,8 @@ impl<'a> Pickle<'a> {
         })
     }
 
-    /// What a map has under a key; an error where it has two.
-    pub(in crate::candidate::pt_chunks) fn entry(
-        &self,
-        map: &[(Id, Id)],
-        key: &str,
-    ) -> Result<Option<&Value<'a>>, String> {
+    /// The value under a key; an error if the key occurs twice.
+    pub(super) fn entry(&self, map: &[(Id, Id)], key: &str) -> Result<Option<&Value<'a>>, String> {
         let is_key = |id: Id| matches!(self.get(id), Value::Text(text) if *text == key);
         let mut found = map.iter().filter(|(k, _)| is_key(*k));
         let first = found.next().map(|(_, value)| self.get(*value));
@@ -113,7 +106,7 @@ impl<'a> Pickle<'a> {
     }
 }
 
-/// Little endian, two's complement, in as many bytes as needed.
+/// Decodes a little-endian two's complement integer of any length.
 pub(super) fn long(bytes: &[u8]) -> Value<'static> {
     let negative = bytes.last().is_some_and(|last| last & 0x80 != 0);
     let mut whole = [if negative { 0xff } else { 0 }; 8];
@@ -122,13 +115,12 @@ pub(super) fn long(bytes: &[u8]) -> Value<'static> {
             part.copy_from_slice(bytes);
             Value::Int(i64::from_le_bytes(whole))
         }
-        // Larger than anything that a candidate counts.
+        // Larger than any count in a candidate.
         None => Value::Other,
     }
 }
 
-/// A single value of numpy's, if it is a number. It is written in the order of the machine, which is
-/// the file's.
+/// A numpy scalar, if it is a number. Its byte order is the file's, which is little endian.
 pub(super) fn numpy_scalar<'a>(kind: &str, data: &Value<'_>) -> Value<'a> {
     const MOST: usize = 8;
     let mut bytes = Vec::new();
