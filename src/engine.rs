@@ -1,6 +1,6 @@
-//! The engine: one session, one baseline, one scratch copy. A candidate's new values are computed
-//! and checked on the host, written as absolute values, measured, and restored by copying; the
-//! scratch equals the baseline before and after every call, whatever happened in between.
+//! The engine: one session, one baseline, one scratch copy of the weights. New values are computed and
+//! checked on the host, written as absolute values, measured, and undone by copying the baseline back.
+//! The scratch copy equals the baseline before and after every call, even one that failed.
 
 mod load;
 mod objective;
@@ -35,10 +35,10 @@ use statistics::Paired;
 use warmup::Proven;
 pub use warmup::Warm;
 
-/// Baselines kept; a fresh nonce for every job must not grow the process.
+/// Cached baselines. Each new nonce adds one, so the cache needs a bound.
 const BASELINES: usize = 64;
 
-/// Why a model cannot be served: the word for the heartbeat and the sentence for a person.
+/// Why a model cannot be served: a code for the heartbeat and a message for people.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct EngineError {
@@ -49,7 +49,7 @@ pub struct EngineError {
 }
 
 impl EngineError {
-    /// Puts the two together.
+    /// Creates the error.
     pub fn new(detail: Detail, message: impl Into<String>) -> Self {
         Self {
             detail,
@@ -70,7 +70,7 @@ impl EngineError {
 /// The stages of an evaluation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Laps {
-    /// Running the model as it is, where its losses were not known.
+    /// Running the unchanged model, unless its losses were cached.
     pub baseline: Option<Lap>,
     /// Writing the new values.
     pub apply: Lap,
@@ -81,7 +81,7 @@ pub struct Laps {
 }
 
 impl Laps {
-    /// Milliseconds of running the model, both times where it ran twice.
+    /// Milliseconds spent in forward passes, the baseline included.
     pub fn running(&self) -> f64 {
         self.baseline.map_or(0.0, |lap| lap.millis()) + self.forward.millis()
     }
@@ -90,16 +90,16 @@ impl Laps {
 /// A candidate's effect.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Evaluation {
-    /// Losses before and after, and what to make of them.
+    /// Losses before and after, and their statistics.
     pub paired: Paired,
     /// Where the time went.
     pub laps: Laps,
 }
 
-/// What a session of its own says when it is asked for four petabytes.
+/// Makes a new session allocate four petabytes and returns its failure.
 ///
 /// # Errors
-/// When the session cannot be made, or has that much.
+/// When the session cannot be built, or the allocation succeeds.
 pub fn exhaust(config: &EngineConfig) -> Result<Failure, EngineError> {
     let graph = crate::model::onnx::synthetic::greedy();
     let unexpected = |e: &SessionError| EngineError::from_session(e, Detail::WarmFailed);
@@ -127,29 +127,29 @@ struct Slot {
 /// A loaded model.
 #[derive(Debug)]
 pub struct Engine {
-    /// What it was made of.
+    /// The package it was loaded from.
     pub package: Arc<Package>,
     session: Session,
     slots: Vec<Slot>,
     micro_batch: usize,
     fixed_batch: bool,
     measure: Measure,
-    /// By plan and micro-batch: the bits of a loss depend on both.
+    /// By plan and micro-batch, because the bits of a loss depend on both.
     baselines: HashMap<([u8; 32], usize), Arc<Vec<f64>>>,
     /// What the last warm-up proved.
     proven: Option<Proven>,
-    /// False once the weights could not be restored: no score may be taken any more.
+    /// False once the weights could not be restored; the engine must not score any more.
     sound: bool,
     progress: Arc<Progress>,
 }
 
 impl Engine {
-    /// What is done from now on can be ended by this terminator.
+    /// Lets this terminator end all runs from now on.
     pub fn obey(&mut self, terminator: Terminator) {
         self.session.terminator = terminator;
     }
 
-    /// Where the weights are and how they are written, in words.
+    /// Describes where the weights are and how they are written.
     pub fn memory(&self) -> &'static str {
         self.session.memory()
     }
@@ -176,13 +176,13 @@ impl Engine {
     /// Measures a candidate and leaves the weights as they were.
     ///
     /// # Errors
-    /// A typed refusal; the weights are restored then too.
+    /// A typed failure; the weights are restored in that case too.
     pub fn score(&mut self, patches: &Patches, plan: &Plan) -> Result<Evaluation, Failure> {
         self.while_memory_lasts(plan, |engine, batch| engine.evaluate(patches, plan, batch))
     }
 
-    /// Tries again with half the micro-batch when memory runs out, down to one window. Only for
-    /// this job: the bits of the next one's score must not depend on what ran before it.
+    /// Halves the micro-batch when memory runs out, down to one window. This lasts for one job only: the
+    /// bits of the next score must not depend on what ran before it.
     fn while_memory_lasts<T>(
         &mut self,
         plan: &Plan,
@@ -205,7 +205,7 @@ impl Engine {
         }
     }
 
-    /// The windows of a plan that run at once, where memory suffices.
+    /// The micro-batch for a plan, if memory suffices.
     fn batch_of(&self, plan: &Plan) -> usize {
         if self.fixed_batch {
             self.micro_batch
@@ -287,7 +287,7 @@ impl Engine {
         written.map_err(|e| failure(&e))
     }
 
-    /// Writes into every place of the tensor.
+    /// Writes the new values wherever the graph holds the tensor.
     fn write(&mut self, patch: &Patch) -> Result<(), SessionError> {
         self.write_all(patch, &patch.values)
     }
@@ -317,11 +317,11 @@ impl Engine {
         self.session.write(slot.weight, positions, values)
     }
 
-    /// Copies the baseline back, never subtracts. Unless all of it succeeds the engine is unsound.
+    /// Copies the baseline back; subtracting would not restore the bits. If any write fails, the engine is unsound.
     fn restore(&mut self, patches: &[Patch]) -> Result<(), Failure> {
         self.sound = false;
         for patch in patches {
-            // Whatever the device says, it says nothing about the candidate.
+            // A device error here is never the fault of the candidate.
             self.write_all(patch, &patch.originals).map_err(|e| {
                 Failure::new(Code::InferenceFailed, format!("weights not restored: {e}"))
             })?;
@@ -330,7 +330,7 @@ impl Engine {
         Ok(())
     }
 
-    /// The per-window losses as the weights are now: one pass, nothing cached.
+    /// Computes the per-window losses of the current weights, uncached.
     ///
     /// # Errors
     /// When the model does not run.
@@ -358,7 +358,7 @@ impl Engine {
         let feeds = self.measure.feeds(&self.package, windows, batch);
         let output = self.session.run(feeds).map_err(|e| failure(&e))?;
         self.progress.step();
-        // Jobs do not count: what is slow today must not be the measure of what is stuck.
+        // Only warm-ups set the pace that the watchdog compares with; a slow job must not relax it.
         if self.proven.is_none() {
             self.progress.note_pace(began.elapsed());
         }

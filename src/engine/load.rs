@@ -1,5 +1,4 @@
-//! Loading a package into an engine: what package and graph must have in common, and the session made
-//! of both.
+//! Loads a package into an engine: checks that package and graph fit together, and builds the session.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -38,7 +37,7 @@ impl Engine {
         Self::build(package, config, progress, Hold::Inputs)
     }
 
-    /// The same model as a bare session that nobody can patch, to compare with.
+    /// Loads the model with constant weights, as a reference that cannot be patched.
     ///
     /// # Errors
     /// As [`Engine::load`].
@@ -85,11 +84,11 @@ impl Engine {
         })
     }
 
-    /// Takes other weights of the same package. What was measured and proven before is forgotten; the
-    /// next thing to do is to warm up.
+    /// Replaces the weights by those of another version of the package. It clears baselines and proofs, so
+    /// the engine must warm up next.
     ///
     /// # Errors
-    /// When the device fails; the weights are then of neither version, and the engine is unsound.
+    /// When the device fails; the weights are then a mix of versions, and the engine is unsound.
     pub fn adopt(&mut self, package: Arc<Package>) -> Result<(), EngineError> {
         self.sound = false;
         self.baselines.clear();
@@ -107,7 +106,7 @@ impl Engine {
     }
 }
 
-/// Looks whether package and graph fit together, as far as that can be seen without a session.
+/// Checks that package and graph fit together, as far as possible without a session.
 ///
 /// # Errors
 /// What does not fit, by name.
@@ -116,7 +115,7 @@ pub fn check(package: &Package) -> Result<(), EngineError> {
     fit(package).map(|_| ()).map_err(broken)
 }
 
-/// The graph, how it is fed and read, and the batch that it is fixed to, if it is.
+/// The graph, how to feed and read it, and its fixed batch size, if it has one.
 fn fit(package: &Package) -> Result<(Graph, Measure, Option<usize>), String> {
     let graph = Graph::decode(package.graph.clone()).map_err(|e| e.to_string())?;
     let entries = package.manifest.tensors.values();
@@ -127,7 +126,7 @@ fn fit(package: &Package) -> Result<(Graph, Measure, Option<usize>), String> {
     Ok((graph, measure, fixed))
 }
 
-/// Why there is no session; in words of the provider where it is that which lacks something.
+/// The error for a session that could not be built, with advice if the provider lacks a kernel.
 fn refused(package: &Package, config: &EngineConfig, error: &SessionError) -> EngineError {
     let mut refused = EngineError::from_session(error, Detail::ModelLoadFailed);
     if matches!(error, SessionError::NoKernel(_)) {
@@ -150,7 +149,7 @@ fn refused(package: &Package, config: &EngineConfig, error: &SessionError) -> En
     refused
 }
 
-/// Whether every tensor that candidates may touch is one whose change they have to answer for.
+/// Checks that every trainable tensor can safely be changed in this graph.
 fn check_trainable(package: &Package, graph: &Graph, head: Head<'_>) -> Result<(), String> {
     let (Head::LogProbs(output) | Head::Loss(output)) = head;
     let tensors = package.manifest.tensors.iter();
@@ -178,8 +177,7 @@ fn check_trainable(package: &Package, graph: &Graph, head: Head<'_>) -> Result<(
     Ok(())
 }
 
-/// A session that holds the weights as constants; an error of the disk or of the graph's edit is the
-/// outer one.
+/// A session with constant weights. The outer error comes from the disk or from editing the graph.
 fn bare_session(
     package: &Package,
     graph: Graph,
@@ -200,14 +198,14 @@ fn bare_session(
     Ok(Session::new(config, GraphSource::File(&model), Vec::new()))
 }
 
-/// Gives a graph in another folder the package's files of external data.
+/// Copies the package's external data beside a graph in another folder.
 fn copy_external(package: &Package, dir: &std::path::Path) -> std::io::Result<()> {
     for external in package.manifest.graph.external.iter().flatten() {
         let (from, to) = (package.dir.join(&external.file), dir.join(&external.file));
         if let Some(parent) = to.parent() {
             std::fs::create_dir_all(parent)?;
         }
-        // ONNX Runtime takes links of either kind for an attack.
+        // Copied, because ONNX Runtime rejects symbolic and hard links as an attack.
         std::fs::copy(&from, &to)?;
     }
     Ok(())

@@ -27,8 +27,8 @@ pub(super) enum Measure {
 }
 
 impl Measure {
-    /// Checks that the graph takes exactly what the package feeds; also the batch size that the
-    /// graph is fixed to, if it is.
+    /// Checks that the graph takes exactly what the package feeds. Also returns the graph's fixed batch
+    /// size, if it has one.
     pub(super) fn new(
         package: &Package,
         graph: &Graph,
@@ -52,8 +52,7 @@ impl Measure {
         Ok((measure, batches.next()))
     }
 
-    /// The inputs for these windows. A graph with a fixed batch gets it filled up; the surplus is
-    /// not looked at.
+    /// The inputs for these windows. They repeat to fill a fixed batch; the surplus results are ignored.
     pub(super) fn feeds<'a>(
         &'a self,
         package: &'a Package,
@@ -83,7 +82,7 @@ impl Measure {
         }
     }
 
-    /// The loss of each window, from what the graph gave for the batch.
+    /// The loss of each window, from the graph's output for the batch.
     pub(super) fn losses(
         &self,
         windows: &[Window],
@@ -105,7 +104,7 @@ impl Measure {
         Ok(rows.map(|(window, row)| self.loss(window, row)).collect())
     }
 
-    /// Mean negative log-likelihood over the targets that count, or the graph's own.
+    /// Mean negative log-likelihood over the counted targets, or the loss that the graph computed.
     #[expect(
         clippy::cast_precision_loss,
         reason = "target counts are far below 2^52"
@@ -121,17 +120,17 @@ impl Measure {
                 sum / count as f64
             }
             (Self::GraphLoss, Window::Example { .. }) => f64::from(row[0]),
-            // A plan is cut by its package's objective; no number fits this.
+            // Unreachable: a plan's windows match its package's objective.
             (Self::CausalLm { .. }, Window::Example { .. })
             | (Self::GraphLoss, Window::Tokens(_)) => f64::NAN,
         }
     }
 }
 
-/// What the graph is to give for the package's objective.
+/// The output that the package's objective needs.
 pub(super) fn head(package: &Package) -> Head<'_> {
     let outputs = &package.manifest.outputs;
-    // The manifest was checked to have the one that its objective needs.
+    // Validation ensures that the manifest names it.
     match package.manifest.objective {
         Objective::CausalLm { .. } => Head::LogProbs(outputs.logits.as_deref().unwrap_or_default()),
         Objective::GraphLoss {} => Head::Loss(outputs.loss.as_deref().unwrap_or_default()),
@@ -156,7 +155,7 @@ fn whole(input: &InputInfo) -> Elem {
     input.elem.unwrap_or(Elem::I64)
 }
 
-/// The same for every row of the batch.
+/// An input that is the same for every row of the batch.
 fn constant(input: &InputInfo, batch: usize, seq: usize, value: fn(i64) -> i64) -> Feed<'_> {
     let row = (0_i64..).take(seq).map(value);
     let values = std::iter::repeat_n(row, batch).flatten();
