@@ -110,7 +110,7 @@ pub fn exhaust(config: &EngineConfig) -> Result<Failure, EngineError> {
         Err(error) => Ok(failure(&error)),
         Ok(_) => Err(EngineError::new(
             Detail::WarmFailed,
-            "four petabytes were granted",
+            "an allocation of four petabytes succeeded",
         )),
     }
 }
@@ -317,7 +317,8 @@ impl Engine {
         self.session.write(slot.weight, positions, values)
     }
 
-    /// Copies the baseline back; subtracting would not restore the bits. If any write fails, the engine is unsound.
+    /// Copies the baseline back; subtracting would not restore the bits. If any write fails, the engine
+    /// is unsound.
     fn restore(&mut self, patches: &[Patch]) -> Result<(), Failure> {
         self.sound = false;
         for patch in patches {

@@ -90,7 +90,7 @@ impl Cache {
         };
         if let Err(error) = cache.make_room(0) {
             let folder = cache.folder.display();
-            tracing::warn!(%error, %folder, "more than candidates.cache_bytes is kept");
+            tracing::warn!(%error, %folder, "the cache exceeds candidates.cache_bytes");
         }
         cache
     }
@@ -108,7 +108,7 @@ impl Cache {
         let write = move || {
             if let Err(error) = cache.keep(sha256, &bytes) {
                 let folder = cache.folder.display();
-                tracing::warn!(%error, %folder, "a candidate is not kept; it may be fetched again");
+                tracing::warn!(%error, %folder, "cannot cache a candidate; it may be fetched again");
             }
         };
         drop(tokio::task::spawn_blocking(write).await);
@@ -122,13 +122,13 @@ impl Cache {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return None,
             Err(error) => {
-                tracing::warn!(%error, path = %path.display(), "cannot be read now; it is fetched again");
+                tracing::warn!(%error, path = %path.display(), "cannot read a cached candidate; fetching it again");
                 self.kept().put(sha256, size);
                 return None;
             }
         };
         if Sha256::digest(&bytes)[..] != sha256 {
-            tracing::warn!(path = %path.display(), "is not what it was; it is fetched again");
+            tracing::warn!(path = %path.display(), "a cached candidate is corrupt; fetching it again");
             drop(std::fs::remove_file(&path));
             return None;
         }

@@ -212,7 +212,7 @@ impl Download {
                 Err(FetchError::Unavailable(why))
                     if self.bytes.len() > before && resumed <= MOST_RESUMES =>
                 {
-                    tracing::debug!(why, "goes on where it broke off");
+                    tracing::debug!(why, "resuming a download that broke off");
                 }
                 outcome => return outcome.map_err(refusal),
             }

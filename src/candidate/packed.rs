@@ -154,7 +154,7 @@ impl Unpacker {
             let read = usize::try_from(self.zlib.total_in() - seen).unwrap_or(rest.len());
             *ended = status == Status::StreamEnd;
             if read == 0 && !*ended {
-                return Err("data is not zlib: it does not go on".into());
+                return Err("data is not zlib: the stream stalls".into());
             }
             rest = rest.get(read..).unwrap_or_default();
         }

@@ -49,10 +49,10 @@ pub(super) fn decode(bytes: &[u8], builder: &mut UpdateBuilder<'_>) -> Result<()
         .get("byteorder")
         .is_some_and(|order| order != b"little")
     {
-        return Err(malformed("a file of a big-endian machine"));
+        return Err(malformed("a file from a big-endian machine"));
     }
     let Some(pickle) = archive.get("data.pkl") else {
-        return Err(malformed("a zip without data.pkl, so not of torch.save"));
+        return Err(malformed("a zip without data.pkl, so not from torch.save"));
     };
     let steps = OF_THE_WHOLE + STEPS * tensors;
     let pickle = pickle::read(pickle, steps).map_err(|problem| match problem {
@@ -81,7 +81,7 @@ impl<'a> Archive<'a> {
             }
             if entry.compression_method() != CompressionMethod::STORE {
                 return Err(malformed(
-                    "a zip with compressed entries, so not of torch.save",
+                    "a zip with compressed entries, so not from torch.save",
                 ));
             }
             let path = entry.file_path().as_bytes();
@@ -134,7 +134,7 @@ impl<'a> Reader<'a> {
         if let Some(name) = beside.find(|key| builder.knows(key)) {
             let name = shorten(name);
             return Err(malformed(format!(
-                "{name}: stands beside the chunks, not in one of them"
+                "{name}: is next to the chunks, not in one of them"
             )));
         }
         for chunk in &chunks {

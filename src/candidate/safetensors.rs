@@ -27,7 +27,7 @@ pub(super) fn decode(bytes: &[u8], builder: &mut UpdateBuilder<'_>) -> Result<()
     let file = file.map_err(|error| {
         // Which of several the crate names is chance, and the same bytes are to be refused alike.
         if let SafeTensorError::InvalidOffset(_) = error {
-            return malformed("not safetensors: tensors do not lie one behind the other");
+            return malformed("not safetensors: tensors are not contiguous");
         }
         malformed(format!("not safetensors: {error}"))
     })?;
@@ -103,7 +103,7 @@ impl<'f> Part<'f> {
             (Role::Indices, _, None) => wrong("has no ::values beside it"),
             (Role::Values, None, _) => wrong("has no ::indices beside it"),
             (Role::Whole, Some(_), _) | (Role::Whole, _, Some(_)) => {
-                wrong("is there as a whole and as ::indices and ::values")
+                wrong("occurs both whole and as ::indices and ::values")
             }
             _ if self.is_foreign(file, builder) => {
                 if self.role != Role::Values {

@@ -113,7 +113,7 @@ impl<'a> UpdateBuilder<'a> {
         let Some(renaming) = Renaming::find(names, &ours, known) else {
             return false;
         };
-        tracing::debug!(?renaming, "the candidate's names have another prefix");
+        tracing::debug!(?renaming, "the candidate's names have a different prefix");
         self.renaming = renaming;
         true
     }
@@ -199,7 +199,7 @@ impl<'a> UpdateBuilder<'a> {
                 self.unread = unread;
                 Ok(())
             }
-            None => Err(too_large("the same bytes are given for several tensors")),
+            None => Err(too_large("several tensors refer to the same bytes")),
         }
     }
 
@@ -268,7 +268,7 @@ impl<'a> UpdateBuilder<'a> {
     pub(super) fn finish(self) -> Result<Update, Failure> {
         if !self.passed_over.is_empty() {
             let tensors = &self.passed_over;
-            tracing::info!(%tensors, "passed over: neither integers nor truth values are weights");
+            tracing::info!(%tensors, "ignored tensors: integers and booleans cannot be weights");
         }
         let nothing = self.nothing();
         let mut update = Update {

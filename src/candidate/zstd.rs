@@ -23,7 +23,7 @@ pub(super) fn inflate(bytes: &[u8], builder: &mut UpdateBuilder<'_>) -> Result<V
     let mut inflated = Vec::new();
     inflated.try_reserve_exact(room).map_err(|_| {
         too_large(format!(
-            "may inflate to {room} bytes, which this machine has no memory for; see candidates.max_inflated_bytes"
+            "may inflate to {room} bytes, which exceeds the memory of this machine; see candidates.max_inflated_bytes"
         ))
     })?;
     let broken = |e: std::io::Error| match e.to_string() {

@@ -60,7 +60,7 @@ impl Buckets {
             Err(object_store::Error::NotModified { .. }) => return Ok(None),
             Err(error) => {
                 // The provider's error text may hold anything, including untrusted content.
-                tracing::debug!(%error, place, "what the bucket said");
+                tracing::debug!(%error, place, "the bucket refused a request");
                 return Err(unavailable(format!("{place}: {}", kind(&error))));
             }
         };

@@ -60,7 +60,7 @@ impl ByteStream {
                 Some(from) if from == asked => from,
                 Some(_) | None => {
                     return Err(unavailable(format!(
-                        "{place}: asked for bytes from {asked} on, it answered with others"
+                        "{place}: answered a request for bytes from {asked} with other bytes"
                     )));
                 }
             },
@@ -138,7 +138,7 @@ impl ByteStream {
                 unavailable(format!("{place}: broke off after {at} bytes: {}", kind(&e)))
             })?,
             Transport::Bucket(stream) => stream.next().await.transpose().map_err(|e| {
-                tracing::debug!(error = %e, "what the bucket said");
+                tracing::debug!(error = %e, "the bucket broke off a response");
                 unavailable(format!("{place}: broke off after {at} bytes"))
             })?,
             Transport::File(file) => {
@@ -172,7 +172,8 @@ impl ByteStream {
     }
 }
 
-/// Codings that leave the bytes as they are. S3 stores `aws-chunked` with some objects, a trace of their upload.
+/// Codings that leave the bytes as they are. S3 stores `aws-chunked` with some objects, a trace of their
+/// upload.
 const UNCODED: [&str; 4] = ["", "identity", "chunked", "aws-chunked"];
 /// Codings that messages name; other words of a server are not repeated.
 const CODINGS: [&str; 6] = ["gzip", "x-gzip", "deflate", "br", "zstd", "compress"];
@@ -197,7 +198,7 @@ pub(super) fn uncoded<'a>(
     match coding(said) {
         None => Ok(()),
         Some(coding) => Err(unavailable(format!(
-            "{place}: the answer is coded ({coding}), although only identity is accepted; serve the bytes as they are"
+            "{place}: the answer is coded ({coding}), but only identity is accepted; serve the bytes unencoded"
         ))),
     }
 }

@@ -239,11 +239,11 @@ fn starved(
     let package = Arc::clone(&engine.package);
     let candidate = update(&package, 1e-3, random);
     let before = score(engine, candidate.clone(), plan).map_err(|f| f.to_string())?;
-    tracing::info!("now four petabytes are asked for; the error that follows is the proof");
+    tracing::info!("allocating four petabytes; the error that follows is expected");
     let failure = exhaust(&config.engine).map_err(|e| e.to_string())?;
     if failure.code != Code::OutOfMemory {
         return Err(format!(
-            "4 PB are answered {}: {failure}",
+            "allocating 4 PB fails as {}: {failure}",
             failure.code.as_str()
         ));
     }

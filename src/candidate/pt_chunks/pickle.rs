@@ -155,7 +155,7 @@ impl<'a> Machine<'a> {
         let lowest = self.marks.last().copied().unwrap_or(0);
         match self.stack.pop() {
             Some(id) if self.stack.len() >= lowest => Ok(id),
-            Some(_) | None => malformed("the pickle takes a value that is not there"),
+            Some(_) | None => malformed("the pickle pops from an empty stack"),
         }
     }
 
@@ -163,7 +163,7 @@ impl<'a> Machine<'a> {
     fn pop_mark(&mut self) -> Result<Vec<Id>, Problem> {
         match self.marks.pop() {
             Some(mark) if mark <= self.stack.len() => Ok(self.stack.split_off(mark)),
-            Some(_) | None => malformed("the pickle takes a mark that is not there"),
+            Some(_) | None => malformed("the pickle pops a mark that it never pushed"),
         }
     }
 
@@ -171,7 +171,7 @@ impl<'a> Machine<'a> {
         let top = self.stack.last().copied();
         match top.and_then(|id| self.values.get_mut(id as usize)) {
             Some(value) => Ok(value),
-            None => malformed("the pickle takes a value that is not there"),
+            None => malformed("the pickle pops from an empty stack"),
         }
     }
 
@@ -206,7 +206,7 @@ impl<'a> Machine<'a> {
             false => self.stack.last().copied(),
         };
         let Some(id) = id else {
-            return malformed("the pickle recalls what it has not remembered");
+            return malformed("the pickle reads a memo entry that it never stored");
         };
         match recalls {
             true => self.stack.push(id),
@@ -237,7 +237,7 @@ impl<'a> Machine<'a> {
         if let Value::List(list) = top {
             list.extend(items);
         } else if !matches!(top, Value::Other) {
-            return malformed("the pickle appends to what is no list");
+            return malformed("the pickle appends to something other than a list");
         }
         Ok(())
     }
@@ -249,7 +249,7 @@ impl<'a> Machine<'a> {
             return self.push(Value::Other);
         }
         let Value::Other = self.top()? else {
-            return malformed("the pickle adds to what is no set");
+            return malformed("the pickle adds to something other than a set");
         };
         Ok(())
     }
@@ -270,7 +270,7 @@ impl<'a> Machine<'a> {
         if let Value::Map(map) = top {
             map.extend(pairs.iter().map(|[key, value]| (*key, *value)));
         } else if !matches!(top, Value::Other) {
-            return malformed("the pickle sets a key of what is no map");
+            return malformed("the pickle sets a key of something other than a map");
         }
         Ok(())
     }
@@ -282,7 +282,7 @@ impl<'a> Machine<'a> {
             let (name, module) = (self.pop()?, self.pop()?);
             match (self.get(module), self.get(name)) {
                 (Value::Text(module), Value::Text(name)) => (*module, *name),
-                _ => return malformed("a name that is no text"),
+                _ => return malformed("a name that is not text"),
             }
         };
         let Some(known) = Name::find(module, name) else {
@@ -307,10 +307,10 @@ impl<'a> Machine<'a> {
             ],
         ) = self.first_of(described).as_deref()
         else {
-            return malformed("a storage that is described in another way than torch's");
+            return malformed("a storage that is not described as torch describes it");
         };
         let Ok(elements) = u64::try_from(*elements) else {
-            return malformed("a storage of less than no elements");
+            return malformed("a storage with a negative number of elements");
         };
         let (element, key) = (*element, *key);
         self.push(Value::Storage(Storage {
@@ -323,7 +323,7 @@ impl<'a> Machine<'a> {
     fn call(&mut self) -> Result<(), Problem> {
         let (tuple, callee) = (self.pop()?, self.pop()?);
         let (Some(arguments), Value::Name(name)) = (self.first_of(tuple), self.get(callee)) else {
-            return malformed("the pickle calls what is no name");
+            return malformed("the pickle calls something other than a name");
         };
         let made = self.make(*name, &arguments)?;
         self.push(made)
@@ -366,7 +366,7 @@ impl<'a> Machine<'a> {
             (Name::Remark | Name::Size | Name::NumpyScalar, _) => Value::Other,
             _ => {
                 return malformed(format!(
-                    "the pickle calls {name:?} in another way than torch"
+                    "the pickle calls {name:?} with arguments that torch does not use"
                 ));
             }
         })
@@ -405,7 +405,7 @@ impl<'a> Machine<'a> {
     fn set_state(&mut self) -> Result<(), Problem> {
         self.pop()?;
         let (Value::Map(_) | Value::Other | Value::NumpyType(_)) = self.top()? else {
-            return malformed("the pickle sets the state of what has none");
+            return malformed("the pickle sets the state of a value that has none");
         };
         Ok(())
     }
