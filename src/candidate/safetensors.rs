@@ -103,7 +103,7 @@ impl<'f> Part<'f> {
             (Role::Indices, _, None) => wrong("has no ::values beside it"),
             (Role::Values, None, _) => wrong("has no ::indices beside it"),
             (Role::Whole, Some(_), _) | (Role::Whole, _, Some(_)) => {
-                wrong("occurs both whole and as ::indices and ::values")
+                wrong("is there as a whole and as ::indices and ::values")
             }
             _ if self.is_foreign(file, builder) => {
                 if self.role != Role::Values {

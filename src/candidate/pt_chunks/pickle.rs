@@ -155,7 +155,7 @@ impl<'a> Machine<'a> {
         let lowest = self.marks.last().copied().unwrap_or(0);
         match self.stack.pop() {
             Some(id) if self.stack.len() >= lowest => Ok(id),
-            Some(_) | None => malformed("the pickle pops from an empty stack"),
+            Some(_) | None => malformed("the pickle takes a value that is not there"),
         }
     }
 
@@ -163,7 +163,7 @@ impl<'a> Machine<'a> {
     fn pop_mark(&mut self) -> Result<Vec<Id>, Problem> {
         match self.marks.pop() {
             Some(mark) if mark <= self.stack.len() => Ok(self.stack.split_off(mark)),
-            Some(_) | None => malformed("the pickle pops a mark that it never pushed"),
+            Some(_) | None => malformed("the pickle takes a mark that is not there"),
         }
     }
 
@@ -171,7 +171,7 @@ impl<'a> Machine<'a> {
         let top = self.stack.last().copied();
         match top.and_then(|id| self.values.get_mut(id as usize)) {
             Some(value) => Ok(value),
-            None => malformed("the pickle pops from an empty stack"),
+            None => malformed("the pickle takes a value that is not there"),
         }
     }
 
