@@ -20,7 +20,7 @@ use scorer::engine::patch::Patches;
 use scorer::model::onnx::synthetic::Decoder;
 use scorer::model::package::Package;
 use scorer::model::plan::Plan;
-use scorer::protocol::job::{Candidate, Format, Rule, Source};
+use scorer::protocol::job::{Format, Rule};
 use scorer::selftest::bench::encode;
 use scorer::selftest::synthetic_model::make;
 use serde_json::json;
@@ -71,16 +71,9 @@ fn benches(criterion: &mut Criterion) {
     let (package, config) = (Arc::new(package), config());
     let mut random = StdRng::seed_from_u64(1);
     let bytes = encode(&package, DENSITY, &mut random).expect("memory can be written");
-    let description = Candidate {
-        format: Format::BinaryV2,
-        compression: None,
-        rule: Rule::ParamDiff,
-        source: Source::Inline(bytes::Bytes::new()),
-        sha256: None,
-        size: None,
-    };
+    let limits = (&config.candidates).into();
     let decode = || {
-        candidate::decode(&bytes, &description, &package, &config.candidates).expect("it is sound")
+        candidate::decode(&bytes, Format::BinaryV2, None, &package, limits).expect("it is sound")
     };
     let update = decode();
     let mut group = criterion.benchmark_group("candidate");
@@ -91,15 +84,21 @@ fn benches(criterion: &mut Criterion) {
         Width::F32,
     ) {
         let written = container.write(&entries(&update, &package));
-        let description = Candidate {
-            format: read(json!(container.format())),
-            compression: read(json!(container.compression)),
-            ..description.clone()
-        };
+        let (format, compression) = (
+            read(json!(container.format())),
+            read(json!(container.compression)),
+        );
         let zstd = container.compression.map_or("", |_| ", zstd");
         group.bench_function(format!("decode {:?}{zstd}", container.kind), |b| {
-            let limits = &config.candidates;
-            b.iter(|| black_box(candidate::decode(&written, &description, &package, limits)));
+            b.iter(|| {
+                black_box(candidate::decode(
+                    &written,
+                    format,
+                    compression,
+                    &package,
+                    limits,
+                ))
+            });
         });
     }
     group.bench_function("check", |b| {

@@ -1,7 +1,8 @@
-//! The engine: one session, one baseline, one scratch copy. A candidate's new values are computed
-//! and checked on the host, written as absolute values, measured, and restored by copying; the
-//! scratch equals the baseline before and after every call, whatever happened in between.
+//! The engine: one session, one baseline, one scratch copy of the weights. New values are computed and
+//! checked on the host, written as absolute values, measured, and undone by copying the baseline back.
+//! The scratch copy equals the baseline before and after every call, even one that failed.
 
+mod load;
 mod objective;
 pub mod patch;
 mod probe;
@@ -19,28 +20,25 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use crate::config::EngineConfig;
-use crate::model::manifest::Place;
-use crate::model::onnx::{Bar, Constant, Graph, Head};
 use crate::model::package::Package;
 use crate::model::plan::{Plan, Window};
-use crate::model::tensor::Dtype;
 use crate::model::tensor::Elem;
-use crate::model::weights::transpose;
 use crate::protocol::failure::{Code, Failure};
 use crate::protocol::state::Detail;
 use crate::telemetry::progress::Progress;
 use crate::util::clock::Lap;
+pub use load::check;
 use objective::Measure;
 use patch::{Patch, Patches};
-use session::{Feed, Session, SessionError, Source, Terminator, WeightSpec};
+use session::{Feed, GraphSource, Session, SessionError, Terminator};
 use statistics::Paired;
 use warmup::Proven;
 pub use warmup::Warm;
 
-/// Baselines kept; a fresh nonce for every job must not grow the process.
+/// Cached baselines. Each new nonce adds one, so the cache needs a bound.
 const BASELINES: usize = 64;
 
-/// Why a model cannot be served: the word for the heartbeat and the sentence for a person.
+/// Why a model cannot be served: a code for the heartbeat and a message for people.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct EngineError {
@@ -51,7 +49,7 @@ pub struct EngineError {
 }
 
 impl EngineError {
-    /// Puts the two together.
+    /// Creates the error.
     pub fn new(detail: Detail, message: impl Into<String>) -> Self {
         Self {
             detail,
@@ -72,7 +70,7 @@ impl EngineError {
 /// The stages of an evaluation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Laps {
-    /// Running the model as it is, where its losses were not known.
+    /// Running the unchanged model, unless its losses were cached.
     pub baseline: Option<Lap>,
     /// Writing the new values.
     pub apply: Lap,
@@ -83,7 +81,7 @@ pub struct Laps {
 }
 
 impl Laps {
-    /// Milliseconds of running the model, both times where it ran twice.
+    /// Milliseconds spent in forward passes, the baseline included.
     pub fn running(&self) -> f64 {
         self.baseline.map_or(0.0, |lap| lap.millis()) + self.forward.millis()
     }
@@ -92,38 +90,29 @@ impl Laps {
 /// A candidate's effect.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Evaluation {
-    /// Losses before and after, and what to make of them.
+    /// Losses before and after, and their statistics.
     pub paired: Paired,
     /// Where the time went.
     pub laps: Laps,
 }
 
-/// What a session of its own says when it is asked for four petabytes.
+/// Makes a new session allocate four petabytes and returns its failure.
 ///
 /// # Errors
-/// When the session cannot be made, or has that much.
+/// When the session cannot be built, or the allocation succeeds.
 pub fn exhaust(config: &EngineConfig) -> Result<Failure, EngineError> {
     let graph = crate::model::onnx::synthetic::greedy();
     let unexpected = |e: &SessionError| EngineError::from_session(e, Detail::WarmFailed);
     let mut session =
-        Session::new(config, Source::Bytes(&graph), Vec::new()).map_err(|e| unexpected(&e))?;
+        Session::new(config, GraphSource::Bytes(&graph), Vec::new()).map_err(|e| unexpected(&e))?;
     let size = std::iter::once(1 << 50);
     match session.run(vec![Feed::integers("size", vec![1], Elem::I64, size)]) {
         Err(error) => Ok(failure(&error)),
         Ok(_) => Err(EngineError::new(
             Detail::WarmFailed,
-            "four petabytes were granted",
+            "an allocation of four petabytes succeeded",
         )),
     }
-}
-
-/// How a session holds the weights.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Hold {
-    /// As inputs, to be patched.
-    Inputs,
-    /// As constants.
-    Constants,
 }
 
 /// One weight of the graph and the checkpoint tensor it holds.
@@ -138,119 +127,29 @@ struct Slot {
 /// A loaded model.
 #[derive(Debug)]
 pub struct Engine {
-    /// What it was made of.
+    /// The package it was loaded from.
     pub package: Arc<Package>,
     session: Session,
     slots: Vec<Slot>,
     micro_batch: usize,
     fixed_batch: bool,
     measure: Measure,
-    /// By plan and micro-batch: the bits of a loss depend on both.
+    /// By plan and micro-batch, because the bits of a loss depend on both.
     baselines: HashMap<([u8; 32], usize), Arc<Vec<f64>>>,
     /// What the last warm-up proved.
     proven: Option<Proven>,
-    /// False once the weights could not be restored: no score may be taken any more.
+    /// False once the weights could not be restored; the engine must not score any more.
     sound: bool,
     progress: Arc<Progress>,
 }
 
 impl Engine {
-    /// Builds the session and fills the scratch weights.
-    ///
-    /// # Errors
-    /// What is missing or wrong, with its `state_detail`.
-    pub fn load(
-        package: Arc<Package>,
-        config: &EngineConfig,
-        progress: Arc<Progress>,
-    ) -> Result<Self, EngineError> {
-        Self::build(package, config, progress, Hold::Inputs)
-    }
-
-    /// The same model as a bare session that nobody can patch, to compare with.
-    ///
-    /// # Errors
-    /// As [`Engine::load`].
-    pub fn load_bare(package: Arc<Package>, config: &EngineConfig) -> Result<Self, EngineError> {
-        Self::build(package, config, Arc::default(), Hold::Constants)
-    }
-
-    fn build(
-        package: Arc<Package>,
-        config: &EngineConfig,
-        progress: Arc<Progress>,
-        hold: Hold,
-    ) -> Result<Self, EngineError> {
-        let broken = |message: String| EngineError::new(Detail::ModelLoadFailed, message);
-        let (graph, measure, fixed) = fit(&package).map_err(broken)?;
-        let (slots, specs) = layout(&package);
-        let names: Vec<&str> = specs.iter().map(|s| s.input.as_str()).collect();
-        let head = objective::head(&package);
-        let (slots, session) = match hold {
-            Hold::Inputs => {
-                let prepared = graph.prepare(&names, head, &package.dir);
-                let prepared = prepared.map_err(|e| broken(e.to_string()))?;
-                let source = Source::Beside(&prepared, &package.dir);
-                (slots, Session::new(config, source, specs))
-            }
-            Hold::Constants => {
-                let dir = tempfile::tempdir().map_err(|e| broken(e.to_string()))?;
-                let (model, data) = (
-                    dir.path().join("model.onnx"),
-                    dir.path().join("scorer.weights"),
-                );
-                let constants: Vec<Constant<'_>> = specs.iter().map(WeightSpec::constant).collect();
-                let prepared = graph.with_constants(&constants, head, &package.dir, &data);
-                let prepared = prepared.map_err(|e| broken(e.to_string()))?;
-                copy_external(&package, dir.path()).map_err(|e| broken(e.to_string()))?;
-                std::fs::write(&model, prepared).map_err(|e| broken(e.to_string()))?;
-                let bare = Session::new(config, Source::File(&model), Vec::new());
-                (Vec::new(), bare)
-            }
-        };
-        let session = session.map_err(|e| refused(&package, config, &e))?;
-        progress.forget_pace();
-        Ok(Self {
-            session,
-            slots,
-            micro_batch: fixed.unwrap_or(config.micro_batch),
-            fixed_batch: fixed.is_some(),
-            measure,
-            baselines: HashMap::new(),
-            proven: None,
-            sound: true,
-            progress,
-            package,
-        })
-    }
-
-    /// Takes other weights of the same package. What was measured and proven before is forgotten; the
-    /// next thing to do is to warm up.
-    ///
-    /// # Errors
-    /// When the device fails; the weights are then of neither version, and the engine is unsound.
-    pub fn adopt(&mut self, package: Arc<Package>) -> Result<(), EngineError> {
-        self.sound = false;
-        self.baselines.clear();
-        self.proven = None;
-        let _busy = self.progress.begin_proof();
-        for slot in &self.slots {
-            self.progress.moved();
-            let bytes = graph_bytes(&package, slot.tensor, slot.transposed);
-            let filled = self.session.fill(slot.weight, &bytes);
-            filled.map_err(|e| EngineError::from_session(&e, Detail::ModelLoadFailed))?;
-        }
-        self.package = package;
-        self.sound = true;
-        Ok(())
-    }
-
-    /// What is done from now on can be ended by this terminator.
+    /// Lets this terminator end all runs from now on.
     pub fn obey(&mut self, terminator: Terminator) {
         self.session.terminator = terminator;
     }
 
-    /// Where the weights are and how they are written, in words.
+    /// Describes where the weights are and how they are written.
     pub fn memory(&self) -> &'static str {
         self.session.memory()
     }
@@ -277,13 +176,13 @@ impl Engine {
     /// Measures a candidate and leaves the weights as they were.
     ///
     /// # Errors
-    /// A typed refusal; the weights are restored then too.
+    /// A typed failure; the weights are restored in that case too.
     pub fn score(&mut self, patches: &Patches, plan: &Plan) -> Result<Evaluation, Failure> {
         self.while_memory_lasts(plan, |engine, batch| engine.evaluate(patches, plan, batch))
     }
 
-    /// Tries again with half the micro-batch when memory runs out, down to one window. Only for
-    /// this job: the bits of the next one's score must not depend on what ran before it.
+    /// Halves the micro-batch when memory runs out, down to one window. This lasts for one job only: the
+    /// bits of the next score must not depend on what ran before it.
     fn while_memory_lasts<T>(
         &mut self,
         plan: &Plan,
@@ -306,7 +205,7 @@ impl Engine {
         }
     }
 
-    /// The windows of a plan that run at once, where memory suffices.
+    /// The micro-batch for a plan, if memory suffices.
     fn batch_of(&self, plan: &Plan) -> usize {
         if self.fixed_batch {
             self.micro_batch
@@ -388,7 +287,7 @@ impl Engine {
         written.map_err(|e| failure(&e))
     }
 
-    /// Writes into every place of the tensor.
+    /// Writes the new values wherever the graph holds the tensor.
     fn write(&mut self, patch: &Patch) -> Result<(), SessionError> {
         self.write_all(patch, &patch.values)
     }
@@ -418,11 +317,12 @@ impl Engine {
         self.session.write(slot.weight, positions, values)
     }
 
-    /// Copies the baseline back, never subtracts. Unless all of it succeeds the engine is unsound.
+    /// Copies the baseline back; subtracting would not restore the bits. If any write fails, the engine
+    /// is unsound.
     fn restore(&mut self, patches: &[Patch]) -> Result<(), Failure> {
         self.sound = false;
         for patch in patches {
-            // Whatever the device says, it says nothing about the candidate.
+            // A device error here is never the fault of the candidate.
             self.write_all(patch, &patch.originals).map_err(|e| {
                 Failure::new(Code::InferenceFailed, format!("weights not restored: {e}"))
             })?;
@@ -431,7 +331,7 @@ impl Engine {
         Ok(())
     }
 
-    /// The per-window losses as the weights are now: one pass, nothing cached.
+    /// Computes the per-window losses of the current weights, uncached.
     ///
     /// # Errors
     /// When the model does not run.
@@ -459,96 +359,12 @@ impl Engine {
         let feeds = self.measure.feeds(&self.package, windows, batch);
         let output = self.session.run(feeds).map_err(|e| failure(&e))?;
         self.progress.step();
-        // Jobs do not count: what is slow today must not be the measure of what is stuck.
+        // Only warm-ups set the pace that the watchdog compares with; a slow job must not relax it.
         if self.proven.is_none() {
             self.progress.note_pace(began.elapsed());
         }
         self.measure.losses(windows, batch, &output)
     }
-}
-
-/// Looks whether package and graph fit together, as far as that can be seen without a session.
-///
-/// # Errors
-/// What does not fit, by name.
-pub fn check(package: &Package) -> Result<(), EngineError> {
-    let broken = |message| EngineError::new(Detail::ModelLoadFailed, message);
-    fit(package).map(|_| ()).map_err(broken)
-}
-
-/// The graph, how it is fed and read, and the batch that it is fixed to, if it is.
-fn fit(package: &Package) -> Result<(Graph, Measure, Option<usize>), String> {
-    let graph = Graph::decode(package.graph.clone()).map_err(|e| e.to_string())?;
-    let entries = package.manifest.tensors.values();
-    let places = entries.flat_map(|entry| &entry.places);
-    let names: Vec<&str> = places.map(|place| place.initializer.as_str()).collect();
-    let (measure, fixed) = Measure::new(package, &graph, &names)?;
-    check_trainable(package, &graph, objective::head(package))?;
-    Ok((graph, measure, fixed))
-}
-
-/// Why there is no session; in words of the provider where it is that which lacks something.
-fn refused(package: &Package, config: &EngineConfig, error: &SessionError) -> EngineError {
-    let mut refused = EngineError::from_session(error, Detail::ModelLoadFailed);
-    if matches!(error, SessionError::NoKernel(_)) {
-        let half = package
-            .weights
-            .tensors
-            .iter()
-            .any(|t| t.dtype == Dtype::Bf16);
-        let (what, instead) = if half {
-            ("bfloat16", "export the model in float32 or float16")
-        } else {
-            ("this graph", "export the model otherwise")
-        };
-        refused.message = format!(
-            "{} cannot compute {what}; use a provider that can (engine.execution_provider), or {instead}: {}",
-            config.execution_provider.execution_provider(),
-            refused.message
-        );
-    }
-    refused
-}
-
-/// Whether every tensor that candidates may touch is one whose change they have to answer for.
-fn check_trainable(package: &Package, graph: &Graph, head: Head<'_>) -> Result<(), String> {
-    let (Head::LogProbs(output) | Head::Loss(output)) = head;
-    let tensors = package.manifest.tensors.iter();
-    let tensors = tensors.filter(|(name, _)| package.manifest.is_trainable(name));
-    let places: Vec<(&str, &str)> = tensors
-        .flat_map(|(name, tensor)| {
-            let places = tensor.places.iter();
-            places.map(|place| (name.as_str(), place.initializer.as_str()))
-        })
-        .collect();
-    let names: Vec<&str> = places.iter().map(|(_, place)| *place).collect();
-    let barred = graph.barred(&names, output).map_err(|e| e.to_string())?;
-    for (name, place) in places {
-        let empty = package
-            .manifest
-            .tensors
-            .get(name)
-            .is_some_and(|t| t.shape.contains(&0));
-        if let Some(why) = barred.get(place).or(empty.then_some(&Bar::Empty)) {
-            return Err(format!(
-                "tensors.{name}: {place} {why}, so candidates may not touch it; package it again"
-            ));
-        }
-    }
-    Ok(())
-}
-
-/// Gives a graph in another folder the package's files of external data.
-fn copy_external(package: &Package, dir: &std::path::Path) -> std::io::Result<()> {
-    for external in package.manifest.graph.external.iter().flatten() {
-        let (from, to) = (package.dir.join(&external.file), dir.join(&external.file));
-        if let Some(parent) = to.parent() {
-            std::fs::create_dir_all(parent)?;
-        }
-        // ONNX Runtime takes links of either kind for an attack.
-        std::fs::copy(&from, &to)?;
-    }
-    Ok(())
 }
 
 fn failure(error: &SessionError) -> Failure {
@@ -561,52 +377,4 @@ fn failure(error: &SessionError) -> Failure {
         | SessionError::Other(_) => Code::InferenceFailed,
     };
     Failure::new(code, error.to_string())
-}
-
-fn layout(package: &Package) -> (Vec<Slot>, Vec<WeightSpec<'_>>) {
-    let mut slots = Vec::new();
-    let mut specs = Vec::new();
-    for (tensor, info) in package.weights.tensors.iter().enumerate() {
-        let places: &[Place] = package
-            .manifest
-            .tensors
-            .get(&info.name)
-            .map_or(&[], |entry| &entry.places);
-        for place in places {
-            slots.push(Slot {
-                tensor,
-                weight: specs.len(),
-                place: place.initializer.clone(),
-                transposed: place.transposed,
-            });
-            let mut shape: Vec<i64> = info
-                .shape
-                .iter()
-                .filter_map(|d| i64::try_from(*d).ok())
-                .collect();
-            if place.transposed {
-                shape.reverse();
-            }
-            specs.push(WeightSpec {
-                input: place.initializer.clone(),
-                shape,
-                dtype: info.dtype,
-                bytes: graph_bytes(package, tensor, place.transposed),
-            });
-        }
-    }
-    (slots, specs)
-}
-
-fn graph_bytes<'a>(
-    package: &'a Package,
-    tensor: usize,
-    transposed: bool,
-) -> std::borrow::Cow<'a, [u8]> {
-    let info = &package.weights.tensors[tensor];
-    let bytes = package.weights.bytes(tensor);
-    match (transposed, info.shape.as_slice()) {
-        (true, [rows, columns]) => transpose(bytes, *rows, *columns, info.dtype.size()).into(),
-        (_, _) => bytes.into(),
-    }
 }

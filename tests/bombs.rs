@@ -20,7 +20,7 @@ use scorer::model::onnx::synthetic::Decoder;
 use scorer::model::package::Package;
 use scorer::protocol::encoding::Encoding;
 use scorer::protocol::failure::{Code, Failure};
-use scorer::protocol::job::{self, Compression, Format, Rule, Source};
+use scorer::protocol::job::{self, Compression, Format};
 use scorer::selftest::synthetic_model;
 use testkit::archive::{torch_zip, zip, zlib, zstd};
 use testkit::pickle::{Pickle, one_chunk};
@@ -411,15 +411,13 @@ fn limits() -> CandidatesConfig {
 }
 
 fn refusal(bomb: &Bomb, package: &Package, limits: &CandidatesConfig) -> Failure {
-    let candidate = job::Candidate {
-        format: bomb.format,
-        compression: bomb.compression,
-        rule: Rule::ParamDiff,
-        source: Source::Inline(Vec::new().into()),
-        sha256: None,
-        size: None,
-    };
-    let decoded = candidate::decode(&bomb.bytes, &candidate, package, limits);
+    let decoded = candidate::decode(
+        &bomb.bytes,
+        bomb.format,
+        bomb.compression,
+        package,
+        limits.into(),
+    );
     decoded
         .err()
         .unwrap_or_else(|| panic!("{} was taken", bomb.name))

@@ -1,6 +1,6 @@
 //! Format `binary_v2`: UTF-8 JSON, a map (tensor name -> entry) or a list (entries with a name);
 //! an entry is `{shape, k, data}`, data the base64 of a [`packed`](super::packed) tensor. Unknown keys
-//! are ignored: writers add remarks. What stands under a tensor's name is none.
+//! are ignored, because writers add metadata. A value under a tensor's name is never metadata.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -11,29 +11,30 @@ use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess,
 
 use super::keys::Keys;
 use super::packed::{Packed, Unpacker};
-use super::{Gathered, MOST_DIMENSIONS, foreign, malformed, natural, not_a, shorten};
+use super::update_builder::UpdateBuilder;
+use super::{MOST_DIMENSIONS, foreign, malformed, natural, not_a, shorten};
 use crate::protocol::failure::{Code, Failure};
 
-/// A longer name is not looked at when the names' prefix is looked for.
+/// Longer names are refused when looking for a common prefix.
 const LONGEST_NAME: usize = 4096;
 
 /// Reads the container, one tensor at a time.
 ///
 /// # Errors
-/// The first thing that is wrong.
-pub(super) fn decode(bytes: &[u8], gathered: &mut Gathered<'_>) -> Result<(), Failure> {
+/// The first problem found.
+pub(super) fn decode(bytes: &[u8], builder: &mut UpdateBuilder<'_>) -> Result<(), Failure> {
     let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
     if !matches!(text.trim_ascii_start(), [b'{' | b'[', ..]) {
         return Err(not_a("binary_v2 JSON", bytes));
     }
-    let untouched = gathered.clone();
-    let mut read = read(text, gathered);
+    let untouched = builder.clone();
+    let mut read = read(text, builder);
     if let Err(Stop::NoJson(_)) = read
         && foreign::any(text)
     {
-        *gathered = untouched;
-        gathered.spend(text.len() as u64)?;
-        read = self::read(&foreign::without(text), gathered);
+        *builder = untouched;
+        builder.spend(text.len() as u64)?;
+        read = self::read(&foreign::without(text), builder);
     }
     read.map_err(|stop| match stop {
         Stop::Refused(failure) => failure,
@@ -41,31 +42,31 @@ pub(super) fn decode(bytes: &[u8], gathered: &mut Gathered<'_>) -> Result<(), Fa
     })
 }
 
-/// Why a document is not read to its end.
+/// Why reading stopped early.
 enum Stop {
     Refused(Failure),
     NoJson(serde_json::Error),
 }
 
-/// Reads a document whose names may have a prefix. Only where a name is not known as it is are all of
-/// them looked at first.
-fn read(text: &[u8], gathered: &mut Gathered<'_>) -> Result<(), Stop> {
-    // Text with escapes is copied, as long numbers are, and the copy moves while it grows.
+/// Reads a document whose names may have a prefix. Only when a name is unknown does a second pass
+/// collect all names to find the prefix.
+fn read(text: &[u8], builder: &mut UpdateBuilder<'_>) -> Result<(), Stop> {
+    // serde copies text with escapes and long numbers into a buffer that reallocates as it grows.
     if text.contains(&b'\\') || has_long_number(text) {
-        let copies = gathered.spend(3 * text.len() as u64);
+        let copies = builder.spend(3 * text.len() as u64);
         copies.map_err(Stop::Refused)?;
     }
-    let untouched = gathered.clone();
-    let unknown = match take_all(text, gathered) {
+    let untouched = builder.clone();
+    let unknown = match take_all(text, builder) {
         Err(Stop::Refused(failure)) if failure.code == Code::CandidateUnknownTensor => failure,
         read => return read,
     };
-    *gathered = untouched;
-    let names = names(text, gathered, &unknown)?;
-    if !gathered.rename(names.iter().map(String::as_str)) {
+    *builder = untouched;
+    let names = names(text, builder, &unknown)?;
+    if !builder.rename(names.iter().map(String::as_str)) {
         return Err(Stop::Refused(unknown));
     }
-    take_all(text, gathered)
+    take_all(text, builder)
 }
 
 fn has_long_number(bytes: &[u8]) -> bool {
@@ -74,15 +75,15 @@ fn has_long_number(bytes: &[u8]) -> bool {
     numbers.any(|digits| digits.len() > LONG)
 }
 
-/// The names of all entries; one is known to be unknown, which is said where they are more, or longer,
-/// than a candidate's can be.
-fn names(text: &[u8], gathered: &Gathered<'_>, unknown: &Failure) -> Result<Vec<String>, Stop> {
+/// The names of all entries. Too many or too long names fail with `unknown`, the failure that led
+/// here.
+fn names(text: &[u8], builder: &UpdateBuilder<'_>, unknown: &Failure) -> Result<Vec<String>, Stop> {
     let mut names = Vec::new();
-    walk(text, |place, said| {
-        let Some(name) = entry_name(place, &said, gathered) else {
+    walk(text, |location, said| {
+        let Some(name) = entry_name(location, &said, builder) else {
             return Ok(());
         };
-        if names.len() as u64 == gathered.most_pieces || name.len() > LONGEST_NAME {
+        if names.len() as u64 == builder.most_pieces || name.len() > LONGEST_NAME {
             return Err(unknown.clone());
         }
         names.push(name.to_owned());
@@ -92,28 +93,28 @@ fn names(text: &[u8], gathered: &Gathered<'_>, unknown: &Failure) -> Result<Vec<
 }
 
 /// Takes every entry.
-fn take_all(text: &[u8], gathered: &mut Gathered<'_>) -> Result<(), Stop> {
+fn take_all(text: &[u8], builder: &mut UpdateBuilder<'_>) -> Result<(), Stop> {
     let mut unpacker = Unpacker::default();
     let mut taken = HashSet::new();
-    walk(text, |place, said| {
-        if let Place::Under(key) = place {
-            gathered.keys.note(key);
+    walk(text, |location, said| {
+        if let Location::Under(key) = location {
+            builder.keys.note(key);
         }
-        let Some(name) = entry_name(place, &said, gathered) else {
-            return match (place, said) {
-                (Place::Under(_), _) => Ok(()),
-                (Place::Listed, Said::Map(entry)) => Err(entry.nameless()),
-                (Place::Listed, said) => {
+        let Some(name) = entry_name(location, &said, builder) else {
+            return match (location, said) {
+                (Location::Under(_), _) => Ok(()),
+                (Location::Listed, Said::Map(entry)) => Err(entry.nameless()),
+                (Location::Listed, said) => {
                     let what = said.what();
                     Err(malformed(format!("a list entry is {what}, not a map")))
                 }
             };
         };
-        if !gathered.knows(name) {
-            return Err(Gathered::unknown(name));
+        if !builder.knows(name) {
+            return Err(UpdateBuilder::unknown(name));
         }
-        // Of equal keys other readers take the last.
-        if let Place::Under(key) = place
+        // Other readers would silently take the last of equal keys.
+        if let Location::Under(key) = location
             && !taken.insert(key.to_owned())
         {
             return Err(malformed(format!("{}: is given twice", shorten(key))));
@@ -124,33 +125,33 @@ fn take_all(text: &[u8], gathered: &mut Gathered<'_>) -> Result<(), Stop> {
                 "{name}: is {what}, not {{shape, k, data}}"
             )));
         };
-        entry.add(name, &mut unpacker, gathered)
+        entry.add(name, &mut unpacker, builder)
     })
 }
 
-/// The name of an entry. In the list everything is one. In the map it is whatever stands under the name
-/// of a tensor; and what looks like one under another name, which is wrong or has a prefix.
+/// The name of an entry. In a list every item is an entry. In a map, an entry is any value under a
+/// tensor's name, and under other names (unknown or prefixed) any value that looks like one.
 fn entry_name<'e>(
-    place: Place<'e>,
+    location: Location<'e>,
     said: &'e Said<'_>,
-    gathered: &Gathered<'_>,
+    builder: &UpdateBuilder<'_>,
 ) -> Option<&'e str> {
-    match place {
-        Place::Under(key) => {
-            let is_entry = said.looks_like_entry() || !said.is_nothing() && gathered.knows(key);
+    match location {
+        Location::Under(key) => {
+            let is_entry = said.looks_like_entry() || !said.is_nothing() && builder.knows(key);
             is_entry.then_some(key)
         }
-        Place::Listed => match said {
+        Location::Listed => match said {
             Said::Map(entry) => entry.name.text(),
             Said::Null | Said::Natural(_) | Said::Text(_) | Said::Sizes(_) | Said::Other(_) => None,
         },
     }
 }
 
-/// Reads a document and shows what it says, in the order in which it does.
+/// Reads a document and passes its values to `show`, in order.
 fn walk(
     text: &[u8],
-    show: impl FnMut(Place<'_>, Said<'_>) -> Result<(), Failure>,
+    show: impl FnMut(Location<'_>, Said<'_>) -> Result<(), Failure>,
 ) -> Result<(), Stop> {
     let mut json = serde_json::Deserializer::from_slice(text);
     let mut walker = Walker {
@@ -167,23 +168,25 @@ fn walk(
     }
 }
 
-/// Where something stands in the document.
+/// Where a value is in the document.
 #[derive(Clone, Copy)]
-enum Place<'a> {
+enum Location<'a> {
     Under(&'a str),
     Listed,
 }
 
 struct Walker<F> {
     show: F,
-    /// A typed refusal leaves here, because serde's own error cannot carry it.
+    /// A typed failure, which serde's error cannot carry.
     refused: Option<Failure>,
 }
 
 /// The whole document.
 struct Document<'a, F>(&'a mut Walker<F>);
 
-impl<'de, F: FnMut(Place<'_>, Said<'_>) -> Result<(), Failure>> Visitor<'de> for Document<'_, F> {
+impl<'de, F: FnMut(Location<'_>, Said<'_>) -> Result<(), Failure>> Visitor<'de>
+    for Document<'_, F>
+{
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -192,45 +195,45 @@ impl<'de, F: FnMut(Place<'_>, Said<'_>) -> Result<(), Failure>> Visitor<'de> for
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
         while let Some(Text(key)) = map.next_key()? {
-            map.next_value_seed(Slot(self.0, Place::Under(&key)))?;
+            map.next_value_seed(Slot(self.0, Location::Under(&key)))?;
         }
         Ok(())
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<(), A::Error> {
-        let mut slot = || list.next_element_seed(Slot(self.0, Place::Listed));
+        let mut slot = || list.next_element_seed(Slot(self.0, Location::Listed));
         while slot()?.is_some() {}
         Ok(())
     }
 }
 
-/// What stands under a key, or in the list.
-struct Slot<'a, F>(&'a mut Walker<F>, Place<'a>);
+/// A value under a key or in the list.
+struct Slot<'a, F>(&'a mut Walker<F>, Location<'a>);
 
-impl<'de, F: FnMut(Place<'_>, Said<'_>) -> Result<(), Failure>> DeserializeSeed<'de>
+impl<'de, F: FnMut(Location<'_>, Said<'_>) -> Result<(), Failure>> DeserializeSeed<'de>
     for Slot<'_, F>
 {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        let Self(walker, place) = self;
+        let Self(walker, location) = self;
         let said = Said::deserialize(deserializer)?;
-        (walker.show)(place, said).map_err(|failure| {
+        (walker.show)(location, said).map_err(|failure| {
             walker.refused = Some(failure);
             serde::de::Error::custom("refused")
         })
     }
 }
 
-/// A value, as far as an entry can need it. Nothing is an error here: a remark may be anything, and a
-/// refusal by serde would quote it, however long it is.
+/// A value, reduced to what an entry can use. Deserialising it never fails on its type: metadata may be
+/// anything, and an error by serde would quote it in full.
 #[derive(Default)]
 enum Said<'a> {
     #[default]
     Null,
     Natural(u64),
     Text(Cow<'a, str>),
-    /// A list of so few natural numbers that it may be a shape.
+    /// A list of natural numbers, short enough to be a shape.
     Sizes(Vec<u64>),
     Map(Box<Entry<'a>>),
     /// Anything else, and what it is.
@@ -245,7 +248,7 @@ struct Entry<'a> {
     k: Said<'a>,
     data: Said<'a>,
     keys: Keys,
-    /// A field that is there twice.
+    /// A field that occurs twice.
     twice: Option<&'static str>,
 }
 
@@ -258,7 +261,7 @@ impl Said<'_> {
         }
     }
 
-    /// Remarks have keys of these names, too; hardly two of them.
+    /// Metadata may have one key of these names, but hardly two.
     fn looks_like_entry(&self) -> bool {
         let Self::Map(entry) = self else {
             return false;
@@ -296,7 +299,7 @@ impl Entry<'_> {
         &self,
         name: &str,
         unpacker: &mut Unpacker,
-        gathered: &mut Gathered<'_>,
+        builder: &mut UpdateBuilder<'_>,
     ) -> Result<(), Failure> {
         let wrong = |what: String| malformed(format!("{}: {what}", shorten(name)));
         let refuse = |field: &str, said: &Said<'_>, wanted: &str| {
@@ -318,12 +321,12 @@ impl Entry<'_> {
                 return Err(refuse("shape", &self.shape, "a list of sizes"));
             }
         };
-        let tensor = gathered.declare(name, shape, k)?;
+        let tensor = builder.declare(name, shape, k)?;
         let Some(data) = self.data.text() else {
             return Err(refuse("data", &self.data, "text"));
         };
         let packed = Packed::Base64(data.as_bytes());
-        unpacker.unpack(gathered, name, tensor, k, packed)
+        unpacker.unpack(builder, name, tensor, k, packed)
     }
 }
 
@@ -390,7 +393,7 @@ impl<'de> Visitor<'de> for SaidVisitor {
         let mut entry = Entry::default();
         while let Some(Text(key)) = map.next_key()? {
             entry.keys.note(&key);
-            let (field, place) = match &*key {
+            let (field, slot) = match &*key {
                 "name" | "param_name" => ("name", &mut entry.name),
                 "shape" => ("shape", &mut entry.shape),
                 "k" => ("k", &mut entry.k),
@@ -401,7 +404,7 @@ impl<'de> Visitor<'de> for SaidVisitor {
                 }
             };
             let said = map.next_value()?;
-            if !matches!(std::mem::replace(place, said), Said::Null) {
+            if !matches!(std::mem::replace(slot, said), Said::Null) {
                 entry.twice = Some(field);
             }
         }
@@ -409,7 +412,7 @@ impl<'de> Visitor<'de> for SaidVisitor {
     }
 }
 
-/// Text where it stands, if it stands there without escapes. serde's own Cow is always a copy.
+/// Borrowed text, unless it has escapes. serde's own `Cow` always copies.
 struct Text<'a>(Cow<'a, str>);
 
 impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {

@@ -1,6 +1,6 @@
-//! Fetched candidates, kept on the disk by their digests: one that is sent again, or comes again after
-//! a crash, is not fetched again. Within a budget, the least recently used go first. What is read is
-//! hashed, so nothing here needs to be trusted, synced or locked; what the disk refuses is fetched.
+//! A disk cache of fetched candidates by digest, so that a resent or redelivered job does not fetch
+//! again. It evicts the least recently used first. Every read is hashed, so files need not be trusted,
+//! synced or locked, and a disk error only means fetching again.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,12 +10,12 @@ use bytes::Bytes;
 use lru::LruCache;
 use sha2::{Digest, Sha256};
 
-/// How names of files begin that are being written.
+/// Prefix of files being written.
 const PART: &str = "part-";
 
 type Sha = [u8; 32];
 
-/// A folder of candidates.
+/// A folder of cached candidates.
 #[derive(Debug, Clone)]
 pub(super) struct Cache {
     folder: Arc<Path>,
@@ -23,7 +23,7 @@ pub(super) struct Cache {
     kept: Arc<Mutex<Kept>>,
 }
 
-/// What is in the folder. Nothing here is counted or searched through: there may be 100,000 files.
+/// The index of the folder. All operations take constant time, since it may have 100,000 files.
 #[derive(Debug)]
 struct Kept {
     /// Bytes of each.
@@ -40,7 +40,7 @@ impl Kept {
         }
     }
 
-    /// As the one that was used last.
+    /// Adds an entry as the most recently used.
     fn put(&mut self, sha256: Sha, size: u64) {
         self.forget(sha256);
         self.sizes.put(sha256, size);
@@ -53,15 +53,15 @@ impl Kept {
         Some(size)
     }
 
-    /// The one that was not used for the longest time.
+    /// The least recently used entry.
     fn oldest(&self) -> Option<Sha> {
         self.sizes.peek_lru().map(|(sha256, _)| *sha256)
     }
 }
 
 impl Cache {
-    /// What is in a folder of at most so many bytes, and what is too much goes; the folder is made when
-    /// it is needed.
+    /// Opens a cache of at most `most` bytes and evicts what exceeds it. The folder is created on the
+    /// first write.
     pub(super) fn open(folder: PathBuf, most: u64) -> Self {
         let mut found: Vec<(SystemTime, Sha, u64)> = Vec::new();
         for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
@@ -69,7 +69,7 @@ impl Cache {
             let name = name.to_str().unwrap_or_default();
             let mut sha256 = [0; 32];
             if name.starts_with(PART) {
-                // Whoever wrote it has died.
+                // Left behind by a process that died.
                 drop(std::fs::remove_file(entry.path()));
             } else if hex::decode_to_slice(name, &mut sha256).is_ok()
                 && let Ok(facts) = entry.metadata()
@@ -90,49 +90,49 @@ impl Cache {
         };
         if let Err(error) = cache.make_room(0) {
             let folder = cache.folder.display();
-            tracing::warn!(%error, %folder, "more than candidates.cache_bytes is kept");
+            tracing::warn!(%error, %folder, "the cache exceeds candidates.cache_bytes");
         }
         cache
     }
 
-    /// The candidate, if it is here and whole.
+    /// The candidate, if it is cached and intact.
     pub(super) async fn read(&self, sha256: Sha) -> Option<Bytes> {
         let cache = self.clone();
         let read = move || cache.find(sha256);
         tokio::task::spawn_blocking(read).await.ok().flatten()
     }
 
-    /// Keeps a candidate whose digest was computed, if the disk lets it.
+    /// Caches a candidate under its computed digest; a disk error is only logged.
     pub(super) async fn write(&self, sha256: Sha, bytes: Bytes) {
         let cache = self.clone();
         let write = move || {
             if let Err(error) = cache.keep(sha256, &bytes) {
                 let folder = cache.folder.display();
-                tracing::warn!(%error, %folder, "a candidate is not kept; it may be fetched again");
+                tracing::warn!(%error, %folder, "cannot cache a candidate; it may be fetched again");
             }
         };
         drop(tokio::task::spawn_blocking(write).await);
     }
 
     fn find(&self, sha256: Sha) -> Option<Bytes> {
-        // Not there while it is read, so that it does not go meanwhile.
+        // Removed from the index while it is read, so that it is not evicted meanwhile.
         let size = self.kept().forget(sha256)?;
         let path = self.path(sha256);
         let bytes = match std::fs::read(&path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return None,
             Err(error) => {
-                tracing::warn!(%error, path = %path.display(), "cannot be read now; it is fetched again");
+                tracing::warn!(%error, path = %path.display(), "cannot read a cached candidate; fetching it again");
                 self.kept().put(sha256, size);
                 return None;
             }
         };
         if Sha256::digest(&bytes)[..] != sha256 {
-            tracing::warn!(path = %path.display(), "is not what it was; it is fetched again");
+            tracing::warn!(path = %path.display(), "a cached candidate is corrupt; fetching it again");
             drop(std::fs::remove_file(&path));
             return None;
         }
-        // Its time is when it was used, for the next process; without it, that one guesses worse.
+        // The modification time records the last use for the next process.
         let file = std::fs::File::options().append(true).open(&path);
         drop(file.and_then(|file| file.set_modified(SystemTime::now())));
         self.kept().put(sha256, size);

@@ -1,5 +1,5 @@
-//! Getting a candidate's bytes: inline or from a URL, within size and time, and with the digest the
-//! job names.
+//! Gets a candidate's bytes, inline or from a URL, within the limits on size and time, and checks them
+//! against the job's digest.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,14 +12,14 @@ use url::Url;
 use super::cache::Cache;
 use crate::config::{CandidatesConfig, format_duration};
 use crate::fetch::pace::Pace;
-use crate::fetch::{Body, Downloader, FetchError, Revision, place};
+use crate::fetch::{ByteStream, Downloader, FetchError, Revision, place};
 use crate::protocol::failure::{Code, Failure};
 use crate::protocol::job::{Candidate, Source};
 use crate::util::blocking;
 
-/// The first byte of an answer comes within this time.
+/// A server must begin to respond within this time.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
-/// How often a download that breaks off goes on, each time with more than before.
+/// How often a broken download resumes, if each attempt made progress.
 const MOST_RESUMES: u32 = 8;
 
 /// A candidate's bytes and their digest.
@@ -27,11 +27,36 @@ const MOST_RESUMES: u32 = 8;
 pub struct Fetched {
     /// As sent or fetched.
     pub bytes: Bytes,
-    /// Of these bytes.
+    /// SHA-256 of these bytes.
     pub sha256: [u8; 32],
 }
 
-/// The digest of a candidate's bytes.
+/// What a job says of its candidate's bytes.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Claims {
+    /// SHA-256.
+    pub sha256: Option<[u8; 32]>,
+    /// Size in bytes.
+    pub size: Option<u64>,
+}
+
+impl Claims {
+    fn check(self, fetched: &Fetched) -> Result<(), Failure> {
+        let (size, sha256) = (fetched.bytes.len() as u64, &fetched.sha256);
+        if let Some(claimed) = self.size.filter(|claimed| *claimed != size) {
+            let message = format!("{size} bytes, the job says {claimed}");
+            return Err(Failure::new(Code::CandidateDigestMismatch, message).with("size", size));
+        }
+        if let Some(claimed) = self.sha256.filter(|claimed| claimed != sha256) {
+            let found = hex::encode(sha256);
+            let message = format!("SHA-256 is {found}, the job says {}", hex::encode(claimed));
+            return Err(Failure::new(Code::CandidateDigestMismatch, message).with("sha256", found));
+        }
+        Ok(())
+    }
+}
+
+/// The SHA-256 of a candidate's bytes.
 ///
 /// # Errors
 /// When computing it panics.
@@ -41,11 +66,11 @@ pub async fn digest(bytes: Bytes) -> Result<[u8; 32], Failure> {
     digest.ok_or_else(|| unavailable("the digest could not be computed; the worker's log says why"))
 }
 
-/// Fetches candidates within the configuration's bounds.
+/// Fetches candidates within the configured limits.
 #[derive(Debug, Clone)]
 pub struct Fetcher {
     config: Arc<CandidatesConfig>,
-    getter: Downloader,
+    downloader: Downloader,
     cache: Option<Cache>,
 }
 
@@ -54,74 +79,76 @@ fn unavailable(message: impl Into<String>) -> Failure {
 }
 
 impl Fetcher {
-    /// Prepares the client; what is fetched is kept in `folder`, if there is one.
+    /// Creates the client, with a cache in `folder` if given.
     ///
     /// # Errors
     /// When TLS cannot be set up.
     pub fn new(config: CandidatesConfig, folder: Option<PathBuf>) -> anyhow::Result<Self> {
-        let getter = Downloader::new(&config.allow, config.allow_private)?;
-        // Opened even when nothing is to be kept: what was kept before goes.
+        let downloader = Downloader::new(&config.allow, config.allow_private)?;
+        // Opened even if caching is off, to remove what an earlier process cached.
         let cache = folder.map(|folder| Cache::open(folder, config.cache_bytes));
         Ok(Self {
             cache: cache.filter(|_| config.cache_bytes > 0),
             config: Arc::new(config),
-            getter,
+            downloader,
         })
     }
 
-    /// Gets the bytes and checks size and digest; `known` is the digest of inline bytes, if
-    /// somebody needed it before.
+    /// Gets the bytes and checks size and digest. `known` is the digest of inline bytes, if the caller
+    /// computed it before.
     ///
     /// # Errors
-    /// A typed refusal that names the place but never the server's words.
+    /// A typed failure that names the URL but never repeats what the server said.
     pub async fn fetch(
         &self,
         candidate: &Candidate,
         known: Option<[u8; 32]>,
     ) -> Result<Fetched, Failure> {
-        let limit = match &candidate.source {
-            Source::Inline(_) => ("candidates.max_inline_bytes", self.config.max_inline_bytes),
-            Source::Url(_) => ("candidates.max_bytes", self.config.max_bytes),
+        let claims = Claims {
+            sha256: candidate.sha256,
+            size: candidate.size,
         };
-        if let Some(size) = candidate.size.filter(|size| *size > limit.1) {
+        let data = match &candidate.source {
+            Source::Url(url) => return self.fetch_url(url, claims).await,
+            Source::Inline(data) => data,
+        };
+        let limit = ("candidates.max_inline_bytes", self.config.max_inline_bytes);
+        let sizes = claims.size.into_iter().chain([data.len() as u64]);
+        if let Some(size) = { sizes }.find(|size| *size > limit.1) {
             return Err(too_large(size, limit));
         }
-        let fetched = match &candidate.source {
-            Source::Inline(data) if data.len() as u64 > limit.1 => {
-                return Err(too_large(data.len() as u64, limit));
-            }
-            Source::Inline(data) => Fetched {
-                bytes: data.clone(),
-                sha256: match known {
-                    Some(digest) => digest,
-                    None => digest(data.clone()).await?,
-                },
+        let fetched = Fetched {
+            bytes: data.clone(),
+            sha256: match known {
+                Some(digest) => digest,
+                None => digest(data.clone()).await?,
             },
-            Source::Url(url) => return self.fetch_kept(url, candidate, limit.1).await,
         };
-        check_claims(candidate, &fetched)?;
+        claims.check(&fetched)?;
         Ok(fetched)
     }
 
-    /// From the cache, if it is there, else from its place and into the cache.
-    async fn fetch_kept(
-        &self,
-        text: &str,
-        candidate: &Candidate,
-        limit: u64,
-    ) -> Result<Fetched, Failure> {
-        // Before the cache: what may not be fetched is not given either.
-        let url = self.getter.check(text).map_err(refusal)?;
-        let cache = self.cache.as_ref().zip(candidate.sha256);
+    /// Gets the bytes from the cache, else from their URL and into the cache.
+    ///
+    /// # Errors
+    /// As [`Fetcher::fetch`].
+    pub async fn fetch_url(&self, text: &str, claims: Claims) -> Result<Fetched, Failure> {
+        let limit = ("candidates.max_bytes", self.config.max_bytes);
+        if let Some(size) = claims.size.filter(|size| *size > limit.1) {
+            return Err(too_large(size, limit));
+        }
+        // Before the cache: a forbidden URL is refused even if its bytes are cached.
+        let url = self.downloader.check(text).map_err(refusal)?;
+        let cache = self.cache.as_ref().zip(claims.sha256);
         if let Some((cache, sha256)) = cache
             && let Some(bytes) = cache.read(sha256).await
         {
             let fetched = Fetched { bytes, sha256 };
-            check_claims(candidate, &fetched)?;
+            claims.check(&fetched)?;
             return Ok(fetched);
         }
         let timeout = self.config.fetch_timeout;
-        let fetch = self.fetch_checked(url, candidate, candidate.size.unwrap_or(limit));
+        let fetch = self.fetch_checked(url, claims, claims.size.unwrap_or(limit.1));
         let fetched = tokio::time::timeout(timeout, fetch).await.map_err(|_| {
             let timeout = format_duration(timeout);
             unavailable(format!(
@@ -134,39 +161,34 @@ impl Fetcher {
         Ok(fetched)
     }
 
-    async fn fetch_checked(
-        &self,
-        url: Url,
-        candidate: &Candidate,
-        most: u64,
-    ) -> Result<Fetched, Failure> {
+    async fn fetch_checked(&self, url: Url, claims: Claims, most: u64) -> Result<Fetched, Failure> {
         let mut download = Download::new(self.config.min_rate, most);
-        download.proven = candidate.sha256.is_some();
-        download.complete(&self.getter, &url, most).await?;
+        download.proven = claims.sha256.is_some();
+        download.complete(&self.downloader, &url, most).await?;
         let fetched = Fetched {
             sha256: download.digest.finalize().into(),
             bytes: download.bytes.into(),
         };
-        check_claims(candidate, &fetched)?;
+        claims.check(&fetched)?;
         Ok(fetched)
     }
 }
 
-/// Bytes on their way.
+/// A download in progress.
 struct Download {
     bytes: Vec<u8>,
     digest: Sha256,
     min_rate: u64,
-    /// Of what the bytes are.
+    /// The version of the content that the bytes belong to.
     revision: Option<Revision>,
-    /// Whether a digest will tell if two halves do not belong together.
+    /// Whether a digest check follows, which detects bytes of different versions.
     proven: bool,
 }
 
 impl Download {
     fn new(min_rate: u64, most: u64) -> Self {
         let mut bytes = Vec::new();
-        // Room, not memory: what is not written costs nothing, and what grows would have to move.
+        // Reserves address space only: unwritten pages cost nothing, and a growing buffer would be copied.
         drop(bytes.try_reserve_exact(usize::try_from(most).unwrap_or(usize::MAX)));
         Self {
             bytes,
@@ -177,15 +199,20 @@ impl Download {
         }
     }
 
-    /// Everything; where it breaks off, it goes on from there, as long as it goes on, and not slowly.
-    async fn complete(&mut self, getter: &Downloader, url: &Url, most: u64) -> Result<(), Failure> {
+    /// Downloads everything and resumes after a break, as long as each attempt makes progress.
+    async fn complete(
+        &mut self,
+        downloader: &Downloader,
+        url: &Url,
+        most: u64,
+    ) -> Result<(), Failure> {
         for resumed in 1.. {
             let before = self.bytes.len();
-            match self.fetch_rest(getter, url, most).await {
+            match self.fetch_rest(downloader, url, most).await {
                 Err(FetchError::Unavailable(why))
                     if self.bytes.len() > before && resumed <= MOST_RESUMES =>
                 {
-                    tracing::debug!(why, "goes on where it broke off");
+                    tracing::debug!(why, "resuming a download that broke off");
                 }
                 outcome => return outcome.map_err(refusal),
             }
@@ -193,7 +220,7 @@ impl Download {
         Ok(())
     }
 
-    /// Whether what is given now belongs to what is here.
+    /// Whether a response with this revision continues the bytes received so far.
     fn continues(&self, revision: Option<&Revision>) -> bool {
         match (&self.revision, revision) {
             (Some(known), Some(given)) => known == given,
@@ -204,14 +231,14 @@ impl Download {
 
     async fn fetch_rest(
         &mut self,
-        getter: &Downloader,
+        downloader: &Downloader,
         url: &Url,
         most: u64,
     ) -> Result<(), FetchError> {
         let here = self.bytes.len() as u64;
-        let mut body = answer(getter, url, here, most).await?;
+        let mut body = answer(downloader, url, here, most).await?;
         if body.from() > 0 && !self.continues(body.revision()) {
-            body = answer(getter, url, 0, most).await?;
+            body = answer(downloader, url, 0, most).await?;
         }
         if body.from() != here {
             self.bytes.clear();
@@ -227,8 +254,13 @@ impl Download {
     }
 }
 
-async fn answer(getter: &Downloader, url: &Url, from: u64, most: u64) -> Result<Body, FetchError> {
-    let opening = getter.open(url.clone(), from, most);
+async fn answer(
+    downloader: &Downloader,
+    url: &Url,
+    from: u64,
+    most: u64,
+) -> Result<ByteStream, FetchError> {
+    let opening = downloader.open(url.clone(), from, most);
     let opened = tokio::time::timeout(ANSWER_WITHIN, opening).await;
     opened.unwrap_or_else(|_| {
         let (place, within) = (place(url), format_duration(ANSWER_WITHIN));
@@ -243,7 +275,7 @@ fn refusal(error: FetchError) -> Failure {
             Failure::new(Code::CandidateUrlForbidden, format!("candidate.url: {why}"))
         }
         FetchError::Unavailable(why) | FetchError::Slow(why) => unavailable(why),
-        // More bytes than the job names: the claim is wrong, whatever the limits are.
+        // The content is larger than the job claims, so the claim is wrong whatever the limits are.
         FetchError::TooLong {
             place,
             at_least,
@@ -262,18 +294,4 @@ fn too_large(size: u64, (key, limit): (&str, u64)) -> Failure {
     )
     .with("size", size)
     .with("limit", limit)
-}
-
-fn check_claims(candidate: &Candidate, fetched: &Fetched) -> Result<(), Failure> {
-    let (size, sha256) = (fetched.bytes.len() as u64, &fetched.sha256);
-    if let Some(claimed) = candidate.size.filter(|claimed| *claimed != size) {
-        let message = format!("{size} bytes, the job says {claimed}");
-        return Err(Failure::new(Code::CandidateDigestMismatch, message).with("size", size));
-    }
-    if let Some(claimed) = candidate.sha256.filter(|claimed| claimed != sha256) {
-        let found = hex::encode(sha256);
-        let message = format!("SHA-256 is {found}, the job says {}", hex::encode(claimed));
-        return Err(Failure::new(Code::CandidateDigestMismatch, message).with("sha256", found));
-    }
-    Ok(())
 }

@@ -1,13 +1,12 @@
-//! JSON as Python's `json` and others write it holds numbers that JSON does not know, `NaN` and
-//! `Infinity`, and numbers that are too large for a float. In a remark they do no harm.
+//! Non-standard JSON numbers: `NaN` and `Infinity`, as Python's `json` writes them, and numbers too
+//! large for a float. They are harmless in metadata.
 
 use std::ops::Range;
 
-/// What is put in the place of such a number: no count, no size, no text. It must be as short as the
-/// shortest of them.
+/// Replaces such a number: valid as neither count, size nor text. No longer than the shortest of them.
 const INSTEAD: &[u8] = b"0.5";
 
-/// Whether there are any, outside of texts.
+/// Whether there are any outside strings.
 pub(super) fn any(bytes: &[u8]) -> bool {
     numbers(bytes).next().is_some()
 }
@@ -23,7 +22,7 @@ pub(super) fn without(bytes: &[u8]) -> Vec<u8> {
     copy
 }
 
-/// Where such numbers are.
+/// The ranges of such numbers.
 fn numbers(bytes: &[u8]) -> impl Iterator<Item = Range<usize>> {
     words(bytes).filter(|word| {
         let word = &bytes[word.clone()];
@@ -40,7 +39,7 @@ fn is_too_large(word: &[u8]) -> bool {
     matches!(number, Some(Ok(number)) if number.is_infinite())
 }
 
-/// What numbers and the words of JSON are made of, wherever it stands outside of texts.
+/// Numbers and literals outside strings.
 fn words(bytes: &[u8]) -> impl Iterator<Item = Range<usize>> {
     let is_of_word = |byte: &u8| byte.is_ascii_alphanumeric() || b"+-.".contains(byte);
     let mut at = 0;
@@ -60,7 +59,7 @@ fn words(bytes: &[u8]) -> impl Iterator<Item = Range<usize>> {
     })
 }
 
-/// The length of the text that begins here, with its quotes.
+/// The length of the string that begins here, with its quotes.
 fn text(bytes: &[u8]) -> usize {
     let mut at = 1;
     while let Some(next) = bytes.get(at..) {

@@ -1,10 +1,10 @@
-//! Keys that a stranger chose, in messages.
+//! Untrusted keys, shortened for messages.
 
 use std::fmt;
 
 use super::cut;
 
-/// As many keys, and as much of them, as a message can hold, and how many there are.
+/// The first few keys, each shortened, and the number of all.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Keys {
     shown: Vec<String>,

@@ -4,23 +4,24 @@
 use flate2::{Decompress, FlushDecompress, Status};
 use half::f16;
 
-use super::{Gathered, malformed, shorten};
+use super::update_builder::UpdateBuilder;
+use super::{malformed, shorten};
 use crate::protocol::failure::Failure;
 
-/// What is read at once; whole groups of base64.
+/// Bytes unpacked at a time; a multiple of a base64 group.
 const PIECE: usize = 1 << 16;
 
-/// A zlib stream, as its container spells it.
+/// A zlib stream in the encoding of its container.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Packed<'a> {
     Bytes(&'a [u8]),
     Base64(&'a [u8]),
-    /// A byte for each character.
+    /// One character per byte.
     Latin1(&'a str),
 }
 
 impl Packed<'_> {
-    /// Bytes of the container that it takes.
+    /// Bytes it takes in the container.
     fn size(self) -> u64 {
         let size = match self {
             Self::Bytes(bytes) | Self::Base64(bytes) => bytes.len(),
@@ -29,7 +30,7 @@ impl Packed<'_> {
         size as u64
     }
 
-    /// The next bytes, in the place of what was in `piece`; none at the end.
+    /// Replaces the content of `piece` with the next bytes; empty at the end.
     fn next(&mut self, piece: &mut Vec<u8>) -> Result<(), String> {
         piece.clear();
         match self {
@@ -61,7 +62,7 @@ impl Packed<'_> {
     }
 }
 
-/// The memory in which one tensor after the other is unpacked.
+/// Buffers that are reused from tensor to tensor.
 pub(super) struct Unpacker {
     zlib: Decompress,
     piece: Vec<u8>,
@@ -82,16 +83,16 @@ impl Unpacker {
     /// Unpacks the k entries of a declared tensor.
     pub(super) fn unpack(
         &mut self,
-        gathered: &mut Gathered<'_>,
+        builder: &mut UpdateBuilder<'_>,
         name: &str,
         tensor: usize,
         k: u64,
         packed: Packed<'_>,
     ) -> Result<(), Failure> {
         let wrong = |what: String| malformed(format!("{}: {what}", shorten(name)));
-        gathered.read(packed.size())?;
+        builder.read(packed.size())?;
         // k is at most the tensor's elements, so this cannot overflow.
-        gathered.spend(8 * k)?;
+        builder.spend(8 * k)?;
         let k = usize::try_from(k).map_err(|_| wrong("k is too large".into()))?;
         self.inflate(packed, k).map_err(wrong)?;
         let half = self.inflated.len() == 6 * k;
@@ -101,19 +102,19 @@ impl Unpacker {
         if half {
             let values = values.as_chunks().0.iter();
             let values = values.map(|b| f16::from_le_bytes(*b).to_f32());
-            gathered.add(name, tensor, indices, values)
+            builder.add(name, tensor, indices, values)
         } else {
             let values = values.as_chunks().0.iter();
             let values = values.map(|b| f32::from_le_bytes(*b));
-            gathered.add(name, tensor, indices, values)
+            builder.add(name, tensor, indices, values)
         }
     }
 
-    /// Inflates to exactly k f16 or f32 values and k indices, never more, and nothing behind it.
+    /// Inflates exactly k f16 or f32 values and k indices, and refuses bytes after the stream.
     fn inflate(&mut self, mut packed: Packed<'_>, k: usize) -> Result<(), String> {
         self.zlib.reset(true);
         self.inflated.clear();
-        // One byte more than may come shows that more would.
+        // One spare byte reveals a stream that is too long.
         self.inflated.reserve_exact(8 * k + 1);
         let (mut ended, mut behind) = (false, 0);
         loop {
@@ -137,7 +138,7 @@ impl Unpacker {
         }
     }
 
-    /// Inflates the piece at hand; the bytes of it that lie behind the stream.
+    /// Inflates the current piece and returns how many of its bytes follow the stream.
     fn inflate_piece(&mut self, most: usize, ended: &mut bool) -> Result<usize, String> {
         let mut rest = &self.piece[..];
         while !rest.is_empty() && !*ended {
@@ -149,11 +150,11 @@ impl Unpacker {
             if self.inflated.len() > most {
                 return Err(wrong_length(self.inflated.len(), "or more ", most / 8));
             }
-            // There was room, so it read some, or will not.
+            // The buffer has room, so a call that reads nothing will never read more.
             let read = usize::try_from(self.zlib.total_in() - seen).unwrap_or(rest.len());
             *ended = status == Status::StreamEnd;
             if read == 0 && !*ended {
-                return Err("data is not zlib: it does not go on".into());
+                return Err("data is not zlib: the stream stalls".into());
             }
             rest = rest.get(read..).unwrap_or_default();
         }

@@ -3,7 +3,9 @@
 //! or compact, `{name, k, data}`, data being [`packed`](super::packed) bytes or their base64. The
 //! [`pickle`] in it is read, never executed.
 
+mod names;
 mod pickle;
+mod value;
 
 use std::collections::HashMap;
 
@@ -12,28 +14,31 @@ use rawzip::{CompressionMethod, ZipArchive, ZipSliceArchive};
 
 use super::keys::Keys;
 use super::packed::{Packed, Unpacker};
-use super::{Gathered, MOST_DIMENSIONS, Versions, malformed, not_a, shorten, too_large};
+use super::update_builder::UpdateBuilder;
+use super::{MOST_DIMENSIONS, Versions, malformed, not_a, shorten, too_large};
 use crate::protocol::failure::Failure;
 use crate::util::file_type::Looks;
-use pickle::{Element, Id, Pickle, Problem, Tensor, Value};
+use names::Element;
+use pickle::Problem;
+use value::{Id, Pickle, Tensor, Value};
 
-/// What a file may have whatever the model: the pickle's frame, a few remarks.
+/// Allowance of steps and entries for any model: the pickle's frame and some metadata.
 const OF_THE_WHOLE: u64 = 1000;
-/// Steps of the pickle, and entries of the archive, for each tensor of the model: a chunk takes about
-/// sixty and two, and a tensor may come in several.
+/// Steps of the pickle and entries of the archive allowed per tensor of the model. A chunk takes about
+/// sixty steps and two entries, and a tensor may come in several chunks.
 const STEPS: u64 = 1000;
 const ENTRIES: u64 = 32;
-/// What the map of the whole has.
+/// The keys of the outer map.
 const FIELDS: [&str; 3] = ["old_version", "new_version", "chunks"];
-/// Fields of a chunk. One chunk can be said many times, and is searched each time.
+/// Fields of a chunk. A pickle can list one chunk many times, and each costs a search.
 const MOST_FIELDS: usize = 64;
 
 /// Reads the container.
 ///
 /// # Errors
-/// The first thing that is wrong.
-pub(super) fn decode(bytes: &[u8], gathered: &mut Gathered<'_>) -> Result<(), Failure> {
-    let tensors = gathered.names().count() as u64;
+/// The first problem found.
+pub(super) fn decode(bytes: &[u8], builder: &mut UpdateBuilder<'_>) -> Result<(), Failure> {
+    let tensors = builder.names().count() as u64;
     let zip =
         ZipArchive::from_slice(bytes).map_err(|error| match Looks::of(bytes) == Looks::Zip {
             true => no_zip(error),
@@ -44,10 +49,10 @@ pub(super) fn decode(bytes: &[u8], gathered: &mut Gathered<'_>) -> Result<(), Fa
         .get("byteorder")
         .is_some_and(|order| order != b"little")
     {
-        return Err(malformed("a file of a big-endian machine"));
+        return Err(malformed("a file from a big-endian machine"));
     }
     let Some(pickle) = archive.get("data.pkl") else {
-        return Err(malformed("a zip without data.pkl, so not of torch.save"));
+        return Err(malformed("a zip without data.pkl, so not from torch.save"));
     };
     let steps = OF_THE_WHOLE + STEPS * tensors;
     let pickle = pickle::read(pickle, steps).map_err(|problem| match problem {
@@ -61,10 +66,10 @@ pub(super) fn decode(bytes: &[u8], gathered: &mut Gathered<'_>) -> Result<(), Fa
         pickle,
         unpacker: Unpacker::default(),
     };
-    reader.read(gathered)
+    reader.read(builder)
 }
 
-/// The stored entries of a torch archive, by their names below its folder.
+/// The stored entries of a torch archive, by name relative to its folder.
 struct Archive<'a>(HashMap<&'a [u8], &'a [u8]>);
 
 impl<'a> Archive<'a> {
@@ -76,7 +81,7 @@ impl<'a> Archive<'a> {
             }
             if entry.compression_method() != CompressionMethod::STORE {
                 return Err(malformed(
-                    "a zip with compressed entries, so not of torch.save",
+                    "a zip with compressed entries, so not from torch.save",
                 ));
             }
             let path = entry.file_path().as_bytes();
@@ -112,44 +117,44 @@ struct Reader<'a> {
 type Fields = [(Id, Id)];
 
 impl<'a> Reader<'a> {
-    fn read(&mut self, gathered: &mut Gathered<'_>) -> Result<(), Failure> {
+    fn read(&mut self, builder: &mut UpdateBuilder<'_>) -> Result<(), Failure> {
         let pickle = &self.pickle;
         let root = pickle.get(pickle.root);
         let Value::Map(root) = root else {
             let what = root.what();
             return Err(malformed(format!("the pickle is {what}, not a map")));
         };
-        gathered.versions = versions(pickle, root)?;
-        gathered.keys = pickle.keys(root).collect();
-        let chunks = chunks(pickle, root, gathered)?;
-        let weights = chunks.iter().filter(|chunk| !chunk.is_foreign(gathered));
+        builder.versions = versions(pickle, root)?;
+        builder.keys = pickle.keys(root).collect();
+        let chunks = chunks(pickle, root, builder)?;
+        let weights = chunks.iter().filter(|chunk| !chunk.is_foreign(builder));
         let names: Vec<&str> = weights.map(|chunk| chunk.name).collect();
-        gathered.rename(names.iter().copied());
+        builder.rename(names.iter().copied());
         let mut beside = pickle.keys(root).filter(|key| !FIELDS.contains(key));
-        if let Some(name) = beside.find(|key| gathered.knows(key)) {
+        if let Some(name) = beside.find(|key| builder.knows(key)) {
             let name = shorten(name);
             return Err(malformed(format!(
-                "{name}: stands beside the chunks, not in one of them"
+                "{name}: is next to the chunks, not in one of them"
             )));
         }
         for chunk in &chunks {
-            chunk.add(&self.archive, &mut self.unpacker, gathered)?;
+            chunk.add(&self.archive, &mut self.unpacker, builder)?;
         }
         Ok(())
     }
 }
 
-/// Everything in the list of chunks.
+/// The list of chunks.
 fn chunks<'r, 'a>(
     pickle: &'r Pickle<'a>,
     root: &'r Fields,
-    gathered: &Gathered<'_>,
+    builder: &UpdateBuilder<'_>,
 ) -> Result<Vec<Chunk<'r, 'a>>, Failure> {
     let said = pickle.entry(root, "chunks").map_err(malformed)?;
     let listed = match said {
         Some(Value::List(chunks) | Value::Tuple(chunks)) => chunks,
         None | Some(Value::None) => {
-            let keys = &gathered.keys;
+            let keys = &builder.keys;
             return Err(malformed(format!(
                 "the pickle has no list of chunks; it has the keys {keys}"
             )));
@@ -161,9 +166,9 @@ fn chunks<'r, 'a>(
     };
     let mut chunks = Vec::new();
     for chunk in listed {
-        // One chunk can be said many times, and every name will be looked at.
-        if chunks.len() as u64 == gathered.most_pieces {
-            let most = gathered.most_pieces;
+        // A pickle can list one chunk many times, and every name is looked up.
+        if chunks.len() as u64 == builder.most_pieces {
+            let most = builder.most_pieces;
             return Err(too_large(format!("more than {most} chunks")));
         }
         chunks.push(Chunk::of(pickle, *chunk)?);
@@ -171,7 +176,7 @@ fn chunks<'r, 'a>(
     Ok(chunks)
 }
 
-/// Where the file says it leads, if it says so in two natural numbers.
+/// The versions of the file, if both are natural numbers.
 fn versions(pickle: &Pickle<'_>, root: &Fields) -> Result<Option<Versions>, Failure> {
     let version = |key| {
         let entry = pickle.entry(root, key).map_err(malformed)?;
@@ -216,7 +221,7 @@ impl<'r, 'a> Chunk<'r, 'a> {
         malformed(format!("{}: {what}", shorten(self.name)))
     }
 
-    /// What a field has to be, and is not.
+    /// The failure for a field of the wrong type.
     fn refuse(&self, field: &str, said: Option<&Value<'a>>, wanted: &str) -> Failure {
         let keys: Keys = self.pickle.keys(self.fields).collect();
         self.wrong(match said {
@@ -225,35 +230,35 @@ impl<'r, 'a> Chunk<'r, 'a> {
         })
     }
 
-    /// What a field says; None is as good as no field.
+    /// The value of a field. Python's `None` counts as absent.
     fn entry(&self, key: &str) -> Result<Option<&'r Value<'a>>, Failure> {
         let entry = self.pickle.entry(self.fields, key);
         let entry = entry.map_err(|why| self.wrong(why))?;
         Ok(entry.filter(|said| !matches!(said, Value::None)))
     }
 
-    /// Whether it is meant for no tensor of the model and its values cannot be a weight's.
-    fn is_foreign(&self, gathered: &Gathered<'_>) -> bool {
+    /// Whether it matches no tensor of the model and has values that cannot be weights.
+    fn is_foreign(&self, builder: &UpdateBuilder<'_>) -> bool {
         let Ok(Some(Value::Tensor(values))) = self.entry("values") else {
             return false;
         };
         let element = values.storage.element;
         matches!(element, Element::I32 | Element::I64 | Element::Integer)
-            && !gathered.may_mean(self.name)
+            && !builder.may_mean(self.name)
     }
 
     fn add(
         &self,
         archive: &Archive<'a>,
         unpacker: &mut Unpacker,
-        gathered: &mut Gathered<'_>,
+        builder: &mut UpdateBuilder<'_>,
     ) -> Result<(), Failure> {
-        if self.is_foreign(gathered) {
-            gathered.pass_over(self.name);
+        if self.is_foreign(builder) {
+            builder.pass_over(self.name);
             return Ok(());
         }
-        if !gathered.knows(self.name) {
-            return Err(Gathered::unknown(self.name));
+        if !builder.knows(self.name) {
+            return Err(UpdateBuilder::unknown(self.name));
         }
         let has = |field| Ok::<_, Failure>(self.entry(field)?.is_some());
         let of_tensors = has("indices")? || has("values")?;
@@ -261,12 +266,12 @@ impl<'r, 'a> Chunk<'r, 'a> {
             return Err(self.wrong("has data beside indices and values"));
         }
         match of_tensors {
-            true => self.add_tensors(archive, gathered),
-            false => self.add_packed(unpacker, gathered),
+            true => self.add_tensors(archive, builder),
+            false => self.add_packed(unpacker, builder),
         }
     }
 
-    /// None where it is not said.
+    /// The declared shape, if there is one.
     fn shape(&self) -> Result<Option<Vec<u64>>, Failure> {
         let said = self.entry("shape")?;
         let shape = match said {
@@ -289,7 +294,7 @@ impl<'r, 'a> Chunk<'r, 'a> {
     fn add_tensors(
         &self,
         archive: &Archive<'a>,
-        gathered: &mut Gathered<'_>,
+        builder: &mut UpdateBuilder<'_>,
     ) -> Result<(), Failure> {
         let indices = self.view("indices", archive)?;
         let values = self.view("values", archive)?;
@@ -298,15 +303,15 @@ impl<'r, 'a> Chunk<'r, 'a> {
             return Err(self.wrong(format!("{k} indices for {other} values")));
         }
         let shape = self.shape()?;
-        let tensor = gathered.declare(self.name, shape.as_deref(), indices.length)?;
+        let tensor = builder.declare(self.name, shape.as_deref(), indices.length)?;
         match indices.element {
             Element::I32 => {
                 let indices = indices.elements(|b| i64::from(i32::from_le_bytes(b)));
-                self.add_values(tensor, indices, &values, gathered)
+                self.add_values(tensor, indices, &values, builder)
             }
             Element::I64 => {
                 let indices = indices.elements(i64::from_le_bytes);
-                self.add_values(tensor, indices, &values, gathered)
+                self.add_values(tensor, indices, &values, builder)
             }
             Element::F16
             | Element::Bf16
@@ -326,24 +331,22 @@ impl<'r, 'a> Chunk<'r, 'a> {
         tensor: usize,
         indices: impl ExactSizeIterator<Item = i64> + Clone,
         values: &View<'a>,
-        gathered: &mut Gathered<'_>,
+        builder: &mut UpdateBuilder<'_>,
     ) -> Result<(), Failure> {
         let name = self.name;
         match values.element {
-            Element::F32 => {
-                gathered.add(name, tensor, indices, values.elements(f32::from_le_bytes))
-            }
+            Element::F32 => builder.add(name, tensor, indices, values.elements(f32::from_le_bytes)),
             Element::F16 => {
                 let values = values.elements(|b| f16::from_le_bytes(b).to_f32());
-                gathered.add(name, tensor, indices, values)
+                builder.add(name, tensor, indices, values)
             }
             Element::Bf16 => {
                 let values = values.elements(|b| bf16::from_le_bytes(b).to_f32());
-                gathered.add(name, tensor, indices, values)
+                builder.add(name, tensor, indices, values)
             }
             Element::F64 => {
                 let values = values.elements(|b| f64::from_le_bytes(b) as f32);
-                gathered.add(name, tensor, indices, values)
+                builder.add(name, tensor, indices, values)
             }
             Element::I32 | Element::I64 | Element::Integer | Element::Unused => {
                 Err(self.wrong("values are no floats"))
@@ -360,7 +363,7 @@ impl<'r, 'a> Chunk<'r, 'a> {
         if tensor.dimensions != 1 {
             return Err(wrong("must have one dimension"));
         }
-        // A stranger's, and torch's are numbers.
+        // Untrusted text; torch itself writes numbers.
         let key = shorten(tensor.storage.key);
         let stored = archive.get(&format!("data/{key}"));
         let stored = stored.ok_or_else(|| wrong("its storage is not in the archive"))?;
@@ -370,7 +373,7 @@ impl<'r, 'a> Chunk<'r, 'a> {
     fn add_packed(
         &self,
         unpacker: &mut Unpacker,
-        gathered: &mut Gathered<'_>,
+        builder: &mut UpdateBuilder<'_>,
     ) -> Result<(), Failure> {
         let (k, data) = (self.entry("k")?, self.entry("data")?);
         if k.is_none() && data.is_none() {
@@ -381,21 +384,21 @@ impl<'r, 'a> Chunk<'r, 'a> {
             return Err(self.refuse("k", k, "a natural one"));
         };
         let shape = self.shape()?;
-        let tensor = gathered.declare(self.name, shape.as_deref(), count)?;
+        let tensor = builder.declare(self.name, shape.as_deref(), count)?;
         let packed = match data {
             Some(Value::Bytes(data)) => Packed::Bytes(data),
             Some(Value::Latin1(text)) => Packed::Latin1(text),
             Some(Value::Text(text)) => Packed::Base64(text.as_bytes()),
             other => return Err(self.refuse("data", other, "bytes")),
         };
-        unpacker.unpack(gathered, self.name, tensor, count, packed)
+        unpacker.unpack(builder, self.name, tensor, count, packed)
     }
 }
 
-/// Elements that are known to be where a tensor says.
+/// The elements of a tensor, checked to lie within its storage.
 struct View<'a> {
     element: Element,
-    /// From the first element on.
+    /// Starts at the first element.
     bytes: &'a [u8],
     stride: usize,
     length: u64,
@@ -426,13 +429,13 @@ impl<'a> View<'a> {
         })
     }
 
-    /// The compiler makes a loop of its own for each type.
+    /// Generic, so that the compiler specialises the loop for each type.
     fn elements<const N: usize, T>(
         &self,
         read: impl Fn([u8; N]) -> T + Copy,
     ) -> impl ExactSizeIterator<Item = T> + Clone {
         let (bytes, stride) = (self.bytes, self.stride);
-        // As many as the tensor of a model has at most: it was declared.
+        // `declare` bounds it by the size of a tensor of the model.
         let length = u32::try_from(self.length).unwrap_or(u32::MAX);
         (0..length).map(move |index| {
             let at = index as usize * stride;

@@ -6,7 +6,8 @@ use ::safetensors::tensor::TensorView;
 use ::safetensors::{Dtype, SafeTensorError, SafeTensors};
 use half::{bf16, f16};
 
-use super::{Gathered, malformed, not_a, shorten, too_large};
+use super::update_builder::UpdateBuilder;
+use super::{malformed, not_a, shorten, too_large};
 use crate::protocol::failure::Failure;
 use crate::util::file_type::{self, Looks};
 
@@ -20,13 +21,13 @@ const OF_THE_WHOLE: u64 = 1 << 16;
 ///
 /// # Errors
 /// The first thing that is wrong.
-pub(super) fn decode(bytes: &[u8], gathered: &mut Gathered<'_>) -> Result<(), Failure> {
-    check_header(bytes, gathered)?;
+pub(super) fn decode(bytes: &[u8], builder: &mut UpdateBuilder<'_>) -> Result<(), Failure> {
+    check_header(bytes, builder)?;
     let file = SafeTensors::deserialize(bytes);
     let file = file.map_err(|error| {
         // Which of several the crate names is chance, and the same bytes are to be refused alike.
         if let SafeTensorError::InvalidOffset(_) = error {
-            return malformed("not safetensors: tensors do not lie one behind the other");
+            return malformed("not safetensors: tensors are not contiguous");
         }
         malformed(format!("not safetensors: {error}"))
     })?;
@@ -36,13 +37,11 @@ pub(super) fn decode(bytes: &[u8], gathered: &mut Gathered<'_>) -> Result<(), Fa
         .map(|(name, view)| Part::of(name, view))
         .collect();
     parts.sort_unstable_by_key(|part| part.name);
-    let weights = parts
-        .iter()
-        .filter(|part| !part.is_foreign(&file, gathered));
+    let weights = parts.iter().filter(|part| !part.is_foreign(&file, builder));
     let renamed: Vec<&str> = weights.map(|part| part.tensor).collect();
-    gathered.rename(renamed.iter().copied());
+    builder.rename(renamed.iter().copied());
     for part in &parts {
-        part.add(&file, gathered)?;
+        part.add(&file, builder)?;
     }
     Ok(())
 }
@@ -82,19 +81,19 @@ impl<'f> Part<'f> {
 
     /// Whether it is meant for no tensor of the model and the type of its values cannot be a weight's, so
     /// that it is a counter, a mask or the like.
-    fn is_foreign(&self, file: &SafeTensors<'f>, gathered: &Gathered<'_>) -> bool {
+    fn is_foreign(&self, file: &SafeTensors<'f>, builder: &UpdateBuilder<'_>) -> bool {
         let values = match self.role {
             Role::Whole | Role::Values => Some(self.view.dtype()),
             Role::Indices => self.other(file, VALUES).map(|values| values.dtype()),
         };
-        values.is_some_and(is_integer) && !gathered.may_mean(self.tensor)
+        values.is_some_and(is_integer) && !builder.may_mean(self.tensor)
     }
 
     fn other(&self, file: &SafeTensors<'f>, suffix: &str) -> Option<TensorView<'f>> {
         file.tensor(&format!("{}{suffix}", self.tensor)).ok()
     }
 
-    fn add(&self, file: &SafeTensors<'f>, gathered: &mut Gathered<'_>) -> Result<(), Failure> {
+    fn add(&self, file: &SafeTensors<'f>, builder: &mut UpdateBuilder<'_>) -> Result<(), Failure> {
         let wrong = |what: &str| Err(malformed(format!("{}: {what}", shorten(self.name))));
         match (
             self.role,
@@ -106,16 +105,14 @@ impl<'f> Part<'f> {
             (Role::Whole, Some(_), _) | (Role::Whole, _, Some(_)) => {
                 wrong("is there as a whole and as ::indices and ::values")
             }
-            _ if self.is_foreign(file, gathered) => {
+            _ if self.is_foreign(file, builder) => {
                 if self.role != Role::Values {
-                    gathered.pass_over(self.tensor);
+                    builder.pass_over(self.tensor);
                 }
                 Ok(())
             }
-            (Role::Whole, None, None) => add_dense(self.name, &self.view, gathered),
-            (Role::Indices, _, Some(values)) => {
-                add_pair(self.tensor, &self.view, &values, gathered)
-            }
+            (Role::Whole, None, None) => add_dense(self.name, &self.view, builder),
+            (Role::Indices, _, Some(values)) => add_pair(self.tensor, &self.view, &values, builder),
             // With its indices.
             (Role::Values, Some(_), _) => Ok(()),
         }
@@ -140,7 +137,7 @@ fn is_integer(dtype: Dtype) -> bool {
 
 /// Looks at how the file begins. The crate reads a header of 100 MB, of which it makes many times as
 /// much. One of a candidate needs no more than a few words for each tensor of the model.
-fn check_header(bytes: &[u8], gathered: &Gathered<'_>) -> Result<(), Failure> {
+fn check_header(bytes: &[u8], builder: &UpdateBuilder<'_>) -> Result<(), Failure> {
     let Some((length, rest)) = bytes.split_first_chunk() else {
         let begins = file_type::describe(bytes);
         return Err(malformed(format!(
@@ -154,7 +151,7 @@ fn check_header(bytes: &[u8], gathered: &Gathered<'_>) -> Result<(), Failure> {
     {
         return Err(not_a("safetensors", bytes));
     }
-    let names = gathered.names();
+    let names = builder.names();
     let most = names.fold(OF_THE_WHOLE, |sum, name| {
         sum + OF_A_TENSOR + 4 * name.len() as u64
     });
@@ -178,7 +175,7 @@ fn add_pair(
     name: &str,
     indices: &TensorView<'_>,
     values: &TensorView<'_>,
-    gathered: &mut Gathered<'_>,
+    builder: &mut UpdateBuilder<'_>,
 ) -> Result<(), Failure> {
     let wrong = |what: String| malformed(format!("{}: {what}", shorten(name)));
     let (&[k], &[other]) = (indices.shape(), values.shape()) else {
@@ -187,18 +184,18 @@ fn add_pair(
     if k != other {
         return Err(wrong(format!("{k} indices for {other} values")));
     }
-    let tensor = gathered.declare(name, None, k as u64)?;
+    let tensor = builder.declare(name, None, k as u64)?;
     #[expect(clippy::wildcard_enum_match_arm, reason = "a foreign enum")]
     match indices.dtype() {
         Dtype::I32 => {
             let indices = indices.data().as_chunks().0.iter();
             let indices = indices.map(|b| i64::from(i32::from_le_bytes(*b)));
-            add_values(name, tensor, indices, values, gathered)
+            add_values(name, tensor, indices, values, builder)
         }
         Dtype::I64 => {
             let indices = indices.data().as_chunks().0.iter();
             let indices = indices.map(|b| i64::from_le_bytes(*b));
-            add_values(name, tensor, indices, values, gathered)
+            add_values(name, tensor, indices, values, builder)
         }
         other => Err(wrong(format!("indices of {other}, not I32 or I64"))),
     }
@@ -207,15 +204,15 @@ fn add_pair(
 fn add_dense(
     name: &str,
     values: &TensorView<'_>,
-    gathered: &mut Gathered<'_>,
+    builder: &mut UpdateBuilder<'_>,
 ) -> Result<(), Failure> {
     let shape: Vec<u64> = values.shape().iter().map(|d| *d as u64).collect();
     // The crate has multiplied them, so this cannot overflow.
     let entries: u64 = shape.iter().product();
-    let tensor = gathered.declare(name, Some(&shape), entries)?;
+    let tensor = builder.declare(name, Some(&shape), entries)?;
     // A tensor has fewer elements than a u32 counts.
     let indices = (0..u32::try_from(entries).unwrap_or(0)).map(i64::from);
-    add_values(name, tensor, indices, values, gathered)
+    add_values(name, tensor, indices, values, builder)
 }
 
 fn add_values(
@@ -223,7 +220,7 @@ fn add_values(
     tensor: usize,
     indices: impl ExactSizeIterator<Item = i64> + Clone,
     values: &TensorView<'_>,
-    gathered: &mut Gathered<'_>,
+    builder: &mut UpdateBuilder<'_>,
 ) -> Result<(), Failure> {
     let (dtype, data) = (values.dtype(), values.data());
     #[expect(clippy::wildcard_enum_match_arm, reason = "a foreign enum")]
@@ -231,17 +228,17 @@ fn add_values(
         Dtype::F32 => {
             let values = data.as_chunks().0.iter();
             let values = values.map(|b| f32::from_le_bytes(*b));
-            gathered.add(name, tensor, indices, values)
+            builder.add(name, tensor, indices, values)
         }
         Dtype::F16 => {
             let values = data.as_chunks().0.iter();
             let values = values.map(|b| f16::from_le_bytes(*b).to_f32());
-            gathered.add(name, tensor, indices, values)
+            builder.add(name, tensor, indices, values)
         }
         Dtype::BF16 => {
             let values = data.as_chunks().0.iter();
             let values = values.map(|b| bf16::from_le_bytes(*b).to_f32());
-            gathered.add(name, tensor, indices, values)
+            builder.add(name, tensor, indices, values)
         }
         other => {
             let name = shorten(name);

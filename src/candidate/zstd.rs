@@ -2,29 +2,28 @@
 
 use zstd::bulk::Decompressor;
 
-use super::{Gathered, malformed, not_a, too_large};
+use super::update_builder::UpdateBuilder;
+use super::{malformed, not_a, too_large};
 use crate::protocol::failure::Failure;
 use crate::util::file_type::Looks;
 
-/// How zstd says that there was more than there was room for.
+/// zstd's message when the buffer is too small.
 const NO_ROOM: &str = "Destination buffer is too small";
 
-/// Inflates a body to never more than the candidate may inflate to; what a frame says of its own size
-/// is not believed.
+/// Inflates a body within the candidate's limit. The size that a frame declares is not trusted.
 ///
-/// There is room for all of it at once, of which only what is written ever becomes memory. A buffer
-/// that grows would lie in two places while it moves, and a stream would keep a window beside it, as
-/// large as a frame says.
+/// It reserves the whole limit at once, since pages that are never written take no memory. A growing
+/// buffer would exist twice while it moves, and streaming would add a window as large as a frame says.
 ///
 /// # Errors
-/// Too much, or not zstd.
-pub(super) fn inflate(bytes: &[u8], gathered: &mut Gathered<'_>) -> Result<Vec<u8>, Failure> {
-    let most = &gathered.most_inflated;
+/// Too large, or not zstd.
+pub(super) fn inflate(bytes: &[u8], builder: &mut UpdateBuilder<'_>) -> Result<Vec<u8>, Failure> {
+    let most = &builder.most_inflated;
     let room = usize::try_from(most.bytes).unwrap_or(usize::MAX);
     let mut inflated = Vec::new();
     inflated.try_reserve_exact(room).map_err(|_| {
         too_large(format!(
-            "may inflate to {room} bytes, which this machine has no memory for; see candidates.max_inflated_bytes"
+            "may inflate to {room} bytes, which exceeds the memory of this machine; see candidates.max_inflated_bytes"
         ))
     })?;
     let broken = |e: std::io::Error| match e.to_string() {
@@ -37,6 +36,6 @@ pub(super) fn inflate(bytes: &[u8], gathered: &mut Gathered<'_>) -> Result<Vec<u
         .decompress_to_buffer(bytes, &mut inflated)
         .map_err(broken)?;
     inflated.shrink_to_fit();
-    gathered.spend(inflated.len() as u64)?;
+    builder.spend(inflated.len() as u64)?;
     Ok(inflated)
 }

@@ -1,5 +1,5 @@
-//! What a candidate does to the weights, computed before the device is needed: absolute new values,
-//! the values they replace, and how many really change. In f32 on the host, rounded once.
+//! The effect of a candidate on the weights, computed on the host before it needs the device: the new
+//! values, the values they replace, and how many differ. Computed in f32 and rounded once.
 
 use half::{bf16, f16};
 
@@ -11,14 +11,14 @@ use crate::model::weights::{TensorInfo, round_to};
 use crate::protocol::failure::{Code, Failure};
 use crate::protocol::job::Rule;
 
-/// The new values of one tensor, checked, not yet written, and what the baseline has in their
-/// place: read once, so that restoring need not look for it all over memory again.
+/// The checked new values of one tensor and the baseline's values that they replace. Those are read
+/// once, since gathering them again would be slow.
 #[derive(Debug)]
 pub(super) struct Patch {
     pub(super) tensor: usize,
     /// Row-major in the checkpoint's layout.
     pub(super) indices: Vec<u32>,
-    /// The same entries where a place holds the transpose; empty when none does.
+    /// The same entries in the transposed layout; empty if the graph never transposes the tensor.
     pub(super) transposed: Vec<u32>,
     pub(super) values: Vec<f32>,
     pub(super) originals: Vec<f32>,
@@ -28,7 +28,7 @@ pub(super) struct Patch {
 #[derive(Debug)]
 pub struct Patches {
     pub(super) patches: Vec<Patch>,
-    /// Entries whose weight really changes after rounding.
+    /// Entries whose weight differs after rounding.
     pub effective_entries: u64,
 }
 
@@ -49,7 +49,7 @@ impl Patches {
         })
     }
 
-    /// Of the entries whose weight really changes, salted with the hash of a plan.
+    /// A sketch of the entries whose weight differs, salted with the hash of a plan.
     pub fn sketch(&self, package: &Package, plan: &[u8; 32]) -> Sketch {
         let mut sketch = Sketch::salted(plan);
         for patch in &self.patches {
@@ -69,7 +69,7 @@ impl Patch {
             indices,
             values,
         } = touched;
-        // No decoder lets an index through that is outside; if one did, it would not be finite.
+        // Decoders reject indices out of range; if one slipped through, its value would be NaN.
         let originals = match info.dtype {
             Dtype::F32 => gather(bytes, &indices, f32::from_le_bytes),
             Dtype::F16 => gather(bytes, &indices, |b| f16::from_le_bytes(b).to_f32()),
@@ -85,7 +85,7 @@ impl Patch {
         Ok(Self::at(package, tensor, indices, values, originals))
     }
 
-    /// Values that are known to be sound, at the places the package says.
+    /// A patch of checked values, in the layouts that the package needs.
     pub(super) fn at(
         package: &Package,
         tensor: usize,
@@ -110,7 +110,7 @@ impl Patch {
         }
     }
 
-    /// The entries whose weight really changes.
+    /// The entries whose weight differs.
     fn effective(&self) -> impl Iterator<Item = u32> {
         let pairs = self.values.iter().zip(&self.originals);
         let entries = self.indices.iter().zip(pairs);
@@ -119,7 +119,7 @@ impl Patch {
     }
 }
 
-/// The compiler makes a loop of its own for each type.
+/// Generic, so that the compiler specialises the loop for each type.
 fn gather<const N: usize>(
     bytes: &[u8],
     indices: &[u32],
@@ -149,7 +149,7 @@ fn stepped(mut values: Vec<f32>, originals: &[f32], rule: Rule, dtype: Dtype) ->
     values
 }
 
-/// Index i = (row, column) of the checkpoint lives at (column, row) of a transposed place.
+/// Maps (row, column) of the checkpoint to (column, row) of a transposed weight.
 fn transposed_positions(indices: &[u32], info: &TensorInfo) -> Vec<u32> {
     let [rows, columns] = info.shape.as_slice() else {
         return indices.to_vec();

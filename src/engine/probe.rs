@@ -1,8 +1,8 @@
-//! The probe: every place of every trainable tensor is patched by itself, moves the loss and is
-//! restored. A place that does not is wrong (the session reads something else there), or has no
-//! effect as the weights are: an adapter whose other half is zero, a bias before a normalisation,
-//! an expert that no token reaches. What tells the two apart is whether the patched values are found
-//! where the session reads them; that the graph leads from there to the loss was seen at load.
+//! The probe patches every place of every trainable tensor alone, expects the loss to change, and
+//! restores it. If the loss does not change, either the place is wrong (the session reads something
+//! else), or it has no effect with these weights: an adapter whose other half is zero, a bias before a
+//! normalisation, an expert that no token reaches. Reading the patched values back from the session
+//! tells the two apart; loading has checked that the graph leads from there to the loss.
 
 #[cfg(test)]
 mod tests;
@@ -24,27 +24,27 @@ use crate::protocol::failure::{Code, Failure};
 use crate::protocol::state::Detail;
 use crate::telemetry::progress::Progress;
 
-/// By how much of its root mean square a tensor is moved, until the loss moves.
+/// Step sizes to try until the loss changes, as shares of the tensor's root mean square.
 const SHARES: [f32; 3] = [0.01, 0.1, 1.0];
-/// Windows that are tried with what the first does not show; more would find rarer experts, and
-/// cost a warm-up of a large model minutes.
+/// Windows to try when the first shows no effect. More would reach rarer experts, but add minutes to the
+/// warm-up of a large model.
 const WINDOWS: usize = 64;
-/// How far uniform tensors are moved at random, of what is usual among the others, until the model
-/// gives a finite loss.
+/// Distances to scatter uniform tensors by, relative to the usual size of weights, until the loss is
+/// finite.
 const DISTANCES: [f32; 3] = [1.0, 0.125, 0.015_625];
 
-/// Where the weights are while a place is patched.
+/// The point in weight space at which places are patched.
 #[derive(Debug, Clone, Copy)]
 enum Point {
-    /// Where the package has them.
+    /// The weights of the package.
     Baseline,
-    /// There, but for uniform tensors: their entries are random, about this far from their value.
+    /// The same, except that entries of uniform tensors are randomly moved by about this distance.
     Scattered(f32),
 }
 
 impl Engine {
-    /// Patches each place of each trainable tensor by itself until the loss moves: a tensor that
-    /// lives in two places must be seen in both. Gives the tensors of which a place has no effect.
+    /// Patches each place of each trainable tensor alone until the loss changes; a tensor in two places
+    /// must have an effect in both. Returns the tensors that have none in some place.
     pub(super) fn probe(
         &mut self,
         plan: &Plan,
@@ -67,12 +67,12 @@ impl Engine {
                 .clone()
         };
         let mut inert: Vec<String> = slots.into_iter().map(name).collect();
-        // The places of a tensor follow one another.
+        // The places of a tensor are adjacent.
         inert.dedup();
         Ok(inert)
     }
 
-    /// The places that do not move the loss of the first window.
+    /// The places that do not change the loss of the first window.
     fn unmoved(&mut self, plan: &Plan) -> Result<Vec<usize>, EngineError> {
         let first = short(&plan.windows[..1]);
         let still = self.losses(&first, self.batch_of(&first));
@@ -97,8 +97,7 @@ impl Engine {
         self.package.manifest.is_trainable(name)
     }
 
-    /// Whether the loss moves when one place is patched, by a hundredth, a tenth or all of what its
-    /// weights are; restored in every case.
+    /// Whether patching one place by any of `SHARES` changes the loss. Always restores.
     fn moves(&mut self, slot: usize, plan: &Plan, still: &[f64]) -> Result<bool, EngineError> {
         let package = Arc::clone(&self.package);
         for share in SHARES {
@@ -114,7 +113,7 @@ impl Engine {
         Ok(false)
     }
 
-    /// Writes the patch into one place, sees it there, and measures.
+    /// Writes the patch into one place, checks that it arrived, and measures.
     fn losses_with(
         &mut self,
         slot: usize,
@@ -128,8 +127,8 @@ impl Engine {
         losses.map_err(|f| broken(&f))
     }
 
-    /// Reads the whole place back: a device may drop entries, as software Vulkan does beyond 128 MiB
-    /// of a tensor, and the loss moves by those that it keeps.
+    /// Reads the whole place back. A device may drop entries, as software Vulkan does beyond 128 MiB of a
+    /// tensor, while those it keeps still change the loss.
     fn check_arrival(&mut self, slot: usize, patch: &Patch) -> Result<(), EngineError> {
         let slot = &self.slots[slot];
         let info = &self.package.weights.tensors[slot.tensor];
@@ -146,7 +145,7 @@ impl Engine {
         Err(EngineError::new(Detail::WarmFailed, message))
     }
 
-    /// Takes out what moves the loss of another window, or where uniform tensors are not.
+    /// Removes slots that change the loss of another window, or with uniform tensors scattered.
     fn look_elsewhere(&mut self, plan: &Plan, slots: &mut Vec<usize>) -> Result<(), Failure> {
         let most = plan.windows.len().min(WINDOWS);
         self.search(Point::Baseline, &plan.windows[1..most.max(1)], slots)?;
@@ -165,14 +164,14 @@ impl Engine {
                 Err(failure) if failure.code == Code::ScoreTimeout || !self.sound => {
                     return Err(failure);
                 }
-                // Such weights give no finite loss, or decide that the graph cannot run at all.
+                // With such weights the loss is not finite, or the graph cannot run at all.
                 Ok(false) | Err(_) => {}
             }
         }
         Ok(())
     }
 
-    /// Searches at another point and goes back, whatever happens there.
+    /// Searches at another point and always returns to the baseline.
     fn visit(
         &mut self,
         point: Point,
@@ -192,11 +191,11 @@ impl Engine {
         searched
     }
 
-    /// Takes out of the slots what moves the loss of one of these windows at this point. False where
-    /// the loss is not finite, so that nothing can be said.
+    /// Removes the slots that change the loss of one of these windows at this point. False if the loss is
+    /// not finite, which makes the search meaningless.
     ///
-    /// Windows are taken in growing numbers, and all slots are first patched together: where that
-    /// moves nothing, none of them needs to be tried alone.
+    /// Batches of windows grow, and all slots are first patched together: if that changes nothing, none
+    /// needs to be tried alone.
     fn search(
         &mut self,
         point: Point,
@@ -229,8 +228,8 @@ impl Engine {
         Ok(true)
     }
 
-    /// The losses at a point with these places patched by all that their weights are; back at the
-    /// point afterwards. One patch at a time is in memory: all of a large model's would not fit.
+    /// The losses at a point with these places patched by a full step, then undone. Only one patch is in
+    /// memory at a time, since those of a large model would not fit.
     fn losses_at(
         &mut self,
         point: Point,
@@ -251,8 +250,8 @@ impl Engine {
         losses
     }
 
-    /// The tensors that are elsewhere at a scattered point. What candidates cannot change stays as it
-    /// is: what only that keeps without effect has none for good.
+    /// The tensors that a scattered point moves. Frozen tensors stay: what they make ineffective can never
+    /// have an effect.
     fn scattered(&self) -> Vec<usize> {
         let placed = |tensor: &usize| self.slots.iter().any(|slot| slot.tensor == *tensor);
         let moves = |tensor: &usize| {
@@ -263,7 +262,7 @@ impl Engine {
         all.filter(placed).filter(moves).collect()
     }
 
-    /// So many more runs than were announced.
+    /// Announces additional runs.
     fn foresee(&self, runs: usize) {
         let runs = u64::try_from(runs).unwrap_or(0);
         self.progress.warm_until.fetch_add(runs, Ordering::Relaxed);
@@ -277,7 +276,7 @@ impl Point {
         match self {
             Self::Scattered(distance) if is_scattered(package, tensor, &baseline) => {
                 let dtype = package.weights.tensors[tensor].dtype;
-                // The same values in every worker, so that all of them find the same.
+                // Seeded by the tensor, so that all workers find the same.
                 let mut random = StdRng::seed_from_u64(tensor as u64);
                 let scatter = |value| round_to(dtype, scatter(value, distance, &mut random));
                 baseline.into_iter().map(scatter).collect()
@@ -286,13 +285,13 @@ impl Point {
         }
     }
 
-    /// From the baseline to this point, and the way back.
+    /// The patch from the baseline to this point.
     fn way(self, package: &Package, tensor: usize) -> Patch {
         let there = self.weights(package, tensor);
         every_entry(package, tensor, there, elements(package, tensor))
     }
 
-    /// Moves every entry by about `share` of the tensor's root mean square: a few entries could miss
+    /// Moves every entry by about `share` of the tensor's root mean square; a few entries might not affect
     /// the window.
     fn patch(self, package: &Package, tensor: usize, share: f32) -> Patch {
         let dtype = package.weights.tensors[tensor].dtype;
@@ -305,8 +304,8 @@ impl Point {
     }
 }
 
-/// For each entry another number between 1/2 and 3/2, of either sign: what is the same for some
-/// entries, be it two classes, cancels in a softmax or a norm.
+/// A different number for each entry, of either sign and with a size between 1/2 and 3/2: equal steps of
+/// some entries, such as two classes, would cancel in a softmax or a norm.
 #[expect(
     clippy::cast_precision_loss,
     reason = "24 bits are exact, and any would do"
@@ -318,8 +317,8 @@ fn irregular(entry: u32) -> f32 {
     if up { size } else { -size }
 }
 
-/// Away from zero, so that what must not change its sign (a scale, an epsilon) does not; a zero goes
-/// either way. No entry stays close to where it is.
+/// Moves a value away from zero, so that a scale or an epsilon keeps its sign; a zero moves either way.
+/// Every step is at least half the distance.
 fn scatter(value: f32, distance: f32, random: &mut StdRng) -> f32 {
     let step = distance * random.random_range(0.5..1.0);
     let up = if value == 0.0 {
@@ -337,7 +336,7 @@ fn is_scattered(package: &Package, tensor: usize, weights: &[f32]) -> bool {
     first.is_some() && package.manifest.is_trainable(name) && entries.all(|e| Some(e) == first)
 }
 
-/// The size that weights usually have: of the tensors that are not uniform, the median.
+/// The usual size of weights: the median over the tensors that are not uniform.
 fn usual_size(package: &Package, progress: &Progress) -> f32 {
     const UNKNOWN: f32 = 0.1;
     let all = (0..package.weights.tensors.len()).map(|tensor| {
@@ -376,8 +375,8 @@ fn every_entry(package: &Package, tensor: usize, values: Vec<f32>, originals: Ve
     Patch::at(package, tensor, indices, values, originals)
 }
 
-/// A tensor's entries as a place holds them. Not by the positions that patches are written with: a
-/// mistake there would not show.
+/// A tensor's entries in the layout of a place. It does not use the positions of patches, since it must
+/// detect mistakes in them.
 fn in_graph_order<'a>(info: &TensorInfo, values: &'a [f32], transposed: bool) -> Cow<'a, [f32]> {
     match (transposed, info.shape.as_slice()) {
         (true, [_, columns]) if !values.is_empty() => {
@@ -388,7 +387,7 @@ fn in_graph_order<'a>(info: &TensorInfo, values: &'a [f32], transposed: bool) ->
     }
 }
 
-/// Windows in growing numbers: most of what moves at all is seen on few.
+/// Batches of growing size, since a few windows show most effects.
 fn growing<T>(mut windows: &[T]) -> impl Iterator<Item = &[T]> {
     let mut taken = 0_usize;
     std::iter::from_fn(move || {
@@ -399,7 +398,7 @@ fn growing<T>(mut windows: &[T]) -> impl Iterator<Item = &[T]> {
     })
 }
 
-/// A plan of some windows that nobody asks for by its hash.
+/// A plan of some windows, with a dummy hash.
 fn short(windows: &[Window]) -> Plan {
     Plan {
         hash: [0; 32],

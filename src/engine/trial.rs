@@ -1,5 +1,4 @@
-//! Running a package before anybody serves it, as `scorer package` does: on the CPU, which
-//! every machine has.
+//! Runs a package on the CPU before any worker serves it, as `scorer package` does.
 
 use std::sync::Arc;
 
@@ -13,7 +12,7 @@ use crate::model::package::Package;
 use crate::model::plan::Plan;
 use crate::protocol::state::Detail;
 
-/// Makes a package that every worker would accept by looking at its files; nothing is computed.
+/// Builds a package that passes the static checks of every worker; it runs no model.
 ///
 /// # Errors
 /// Names the file, tensor or initializer and what to do.
@@ -24,12 +23,12 @@ pub fn build(recipe: &Recipe) -> Result<Built, PackageError> {
     })
 }
 
-/// What came of it.
+/// The outcome of a trial.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Trial {
     /// The loss on all windows.
     Ran(f64),
-    /// This machine cannot say, and why; another may.
+    /// This machine cannot run it, and why; another may.
     NotTried(String),
 }
 
@@ -43,7 +42,7 @@ pub fn trial(package: Arc<Package>, config: &EngineConfig) -> Result<Trial, Engi
     config.execution_provider = Provider::Cpu;
     match run(package, &config) {
         Ok(loss) => Ok(Trial::Ran(loss)),
-        // Says something of this machine, and nothing of the package.
+        // A limit of this machine, not a fault of the package.
         Err(e) if matches!(e.detail, Detail::EpUnavailable | Detail::OutOfMemory) => {
             Ok(Trial::NotTried(e.message))
         }

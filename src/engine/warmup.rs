@@ -1,44 +1,45 @@
-//! Warm-up: the proofs that a session computes what it must, before anybody relies on a score.
-//! Its loss is finite and repeats bit for bit, the known answer is met, and every trainable tensor
-//! moves the loss when it is patched and leaves no trace when it is restored.
+//! Warm-up: proves that a session computes correctly before it scores. Its loss is finite and repeats
+//! bit for bit, it meets the canary, and every trainable tensor changes the loss when patched and leaves
+//! no trace when restored.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::{Engine, EngineError, graph_bytes};
+use super::load::graph_bytes;
+use super::{Engine, EngineError};
 use crate::engine::statistics;
 use crate::model::manifest::PackageError;
 use crate::model::plan::Plan;
 use crate::protocol::failure::{Code, Failure};
 use crate::protocol::state::Detail;
 
-/// What a warm-up measured.
+/// The measurements of a warm-up.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Warm {
     /// Loss on all windows with an empty nonce.
     pub baseline_loss: f64,
-    /// Names them.
+    /// Hash of the plan of these windows.
     pub plan: [u8; 32],
-    /// How many windows that were.
+    /// The number of windows.
     pub windows: usize,
-    /// What one pass over them took.
+    /// The duration of one pass over them.
     pub pass: Duration,
-    /// Tensors of which a place moved the loss at no point that was tried, though a way leads from
-    /// there to it: sound as a rule, and worth a look.
+    /// Tensors that never changed the loss in some place of the graph, although the graph leads from there
+    /// to the loss. Usually harmless, but worth checking.
     pub inert: Vec<String>,
 }
 
-/// Tensors without effect that are told by their names.
+/// The most tensors without effect that are named.
 const INERT_NAMED: usize = 32;
 
 impl Warm {
-    /// Those of the tensors without effect that records and reports name.
+    /// The tensors without effect that records and reports name.
     pub fn named_inert(&self) -> &[String] {
         &self.inert[..self.inert.len().min(INERT_NAMED)]
     }
 
-    /// In words, which tensors have no effect, if there are any.
+    /// A message that names the tensors without effect, if there are any.
     pub fn inert_in_words(&self) -> Option<String> {
         let named = self.named_inert();
         let more = match self.inert.len() - named.len() {
@@ -55,7 +56,7 @@ impl Warm {
     }
 }
 
-/// Losses that were proven to repeat, kept for the audit.
+/// Losses that repeated bit for bit, kept for the audit.
 #[derive(Debug)]
 pub(super) struct Proven {
     plan: Plan,
@@ -81,8 +82,8 @@ impl Engine {
         warm
     }
 
-    /// Says how much there is to do: three passes, and one window for each place and before them.
-    /// The probe says what comes on top.
+    /// Announces the amount of work: three passes, one window before the probe and one per probed place.
+    /// The probe announces what it needs beyond that.
     fn announce(&self, plan: &Plan, batch: usize) {
         let pass = plan.windows.len().div_ceil(batch);
         let all = u64::try_from(3 * pass + 1 + self.probed().len()).unwrap_or(u64::MAX);
@@ -117,7 +118,7 @@ impl Engine {
         })
     }
 
-    /// The losses of the unchanged model, seen twice, and what the second pass took.
+    /// Measures the unchanged model twice; its losses and the duration of the second pass.
     pub(super) fn measured_twice(
         &mut self,
         plan: &Plan,
@@ -148,7 +149,7 @@ impl Engine {
         Err(EngineError::new(Detail::CanaryMismatch, message))
     }
 
-    /// Looks whether package, weights and losses are still what the last warm-up proved.
+    /// Checks that package, weights and losses are still those of the last warm-up.
     ///
     /// # Errors
     /// `package_changed` naming the file, `restore_mismatch` naming the tensor, or
@@ -156,7 +157,7 @@ impl Engine {
     pub fn audit(&mut self) -> Result<(), EngineError> {
         let changed = |e: PackageError| EngineError::new(Detail::PackageChanged, e.to_string());
         self.package.verify().map_err(changed)?;
-        // From here on it is the device that is waited for.
+        // Only from here on does the watchdog time the device.
         let _busy = self.progress.begin_proof();
         self.compare_weights()?;
         let Some(proven) = self.proven.take() else {

@@ -1,4 +1,4 @@
-//! What may be fetched: the prefixes that the configuration allows, and addresses on the public internet.
+//! What may be fetched: allowed URL prefixes, and addresses on the public internet.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
@@ -37,7 +37,7 @@ pub(super) fn is_public(ip: IpAddr) -> bool {
     match ip.to_canonical() {
         IpAddr::V4(ip) => {
             let [a, b, c, _] = ip.octets();
-            // A cloud's metadata, at an address like any other.
+            // Azure serves instance metadata from this public address.
             ip != AZURE_WIRE_SERVER
                 && !(ip.is_private()
                     || ip.is_loopback()
@@ -54,7 +54,7 @@ pub(super) fn is_public(ip: IpAddr) -> bool {
         }
         IpAddr::V6(ip) => {
             let [first, second, ..] = ip.segments();
-            // Only 2000::/3 is global unicast; tunnels in it carry IPv4 addresses nobody checked.
+            // Only 2000::/3 is global unicast. Tunnels in it carry unchecked IPv4 addresses.
             (first & 0xe000) == 0x2000
                 && first != 0x2002
                 && !(first == 0x2001 && (second == 0 || second == 0xdb8))

@@ -16,28 +16,30 @@ use object_store::path::Path;
 use object_store::{Attribute, ClientOptions, GetOptions, GetRange, ObjectStore, RetryConfig};
 use url::Url;
 
-use super::{FetchError, forbidden, place, plain, unavailable, uncoded};
+use super::downloader::plain;
+use super::stream::uncoded;
+use super::{FetchError, forbidden, place, unavailable};
 
-/// Retries are for whoever fetches to decide: jobs have a ladder, updates have mirrors.
+/// Callers decide about retries: jobs have delay queues, updates have mirrors.
 const RETRIES: usize = 1;
 const RETRY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// An object's bytes.
 pub(super) type Stream = BoxStream<'static, object_store::Result<Bytes>>;
 
-/// An object that is read.
+/// An opened object.
 pub(super) struct Object {
     pub(super) from: u64,
     pub(super) tag: Option<String>,
     pub(super) bytes: Stream,
 }
 
-/// Clients, one for each bucket; as many as the configuration allows.
+/// One client per bucket. The allowed prefixes bound their number.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Buckets(Arc<Mutex<HashMap<String, Arc<dyn ObjectStore>>>>);
 
 impl Buckets {
-    /// Opens an object at byte `from`; none where it still has the tag.
+    /// Opens an object at byte `from`; `None` if it still has the tag `unless`.
     pub(super) async fn open(
         &self,
         url: &Url,
@@ -57,8 +59,8 @@ impl Buckets {
             Ok(got) => got,
             Err(object_store::Error::NotModified { .. }) => return Ok(None),
             Err(error) => {
-                // The bucket's own words may hold anything, a stranger's included.
-                tracing::debug!(%error, place, "what the bucket said");
+                // The provider's error text may hold anything, including untrusted content.
+                tracing::debug!(%error, place, "the bucket refused a request");
                 return Err(unavailable(format!("{place}: {}", kind(&error))));
             }
         };
@@ -84,7 +86,7 @@ impl Buckets {
     }
 }
 
-/// Asks as [`plain`] does, whatever else the environment says of connections.
+/// Connects with the headers of [`plain`], whatever the environment sets for connections.
 #[derive(Debug)]
 struct Plain;
 
@@ -101,40 +103,26 @@ fn make(scheme: &str, bucket: &str) -> object_store::Result<Arc<dyn ObjectStore>
         retry_timeout: RETRY_TIMEOUT,
         ..RetryConfig::default()
     };
+    macro_rules! build {
+        ($builder:expr) => {
+            Arc::new(
+                $builder
+                    .with_retry(retry)
+                    .with_http_connector(Plain)
+                    .build()?,
+            )
+        };
+    }
     Ok(match scheme {
-        "s3" => {
-            let builder = AmazonS3Builder::from_env().with_url(bucket);
-            Arc::new(
-                builder
-                    .with_retry(retry)
-                    .with_http_connector(Plain)
-                    .build()?,
-            )
-        }
-        "gs" => {
-            let builder = GoogleCloudStorageBuilder::from_env().with_url(bucket);
-            Arc::new(
-                builder
-                    .with_retry(retry)
-                    .with_http_connector(Plain)
-                    .build()?,
-            )
-        }
-        _ => {
-            let builder = MicrosoftAzureBuilder::from_env().with_url(bucket);
-            Arc::new(
-                builder
-                    .with_retry(retry)
-                    .with_http_connector(Plain)
-                    .build()?,
-            )
-        }
+        "s3" => build!(AmazonS3Builder::from_env().with_url(bucket)),
+        "gs" => build!(GoogleCloudStorageBuilder::from_env().with_url(bucket)),
+        _ => build!(MicrosoftAzureBuilder::from_env().with_url(bucket)),
     })
 }
 
 #[expect(
     clippy::wildcard_enum_match_arm,
-    reason = "a foreign enum: the others say nothing more to who fetches"
+    reason = "a foreign enum: the other variants make no difference to the caller"
 )]
 fn kind(error: &object_store::Error) -> &'static str {
     match error {

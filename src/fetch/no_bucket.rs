@@ -8,22 +8,22 @@ use url::Url;
 
 use super::{FetchError, forbidden, place};
 
-/// An object's bytes; there are none.
+/// The bytes of an object; never constructed.
 pub(super) type Stream = BoxStream<'static, Result<Bytes, Infallible>>;
 
-/// An object that is read.
+/// An opened object; never constructed.
 pub(super) struct Object {
     pub(super) from: u64,
     pub(super) tag: Option<String>,
     pub(super) bytes: Stream,
 }
 
-/// Opens nothing.
+/// Refuses every object.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Buckets;
 
 impl Buckets {
-    /// Refuses.
+    /// Always `Forbidden`.
     pub(super) async fn open(
         &self,
         url: &Url,

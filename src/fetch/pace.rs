@@ -1,30 +1,30 @@
-//! Sees to it that a server does not hold a worker by sending next to nothing.
+//! Enforces `candidates.min_rate`, so that a slow server cannot hold up a worker.
 
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::time::{Instant, timeout};
 
-use super::{Body, FetchError};
+use super::{ByteStream, FetchError};
 
-/// A server's pace is judged over this time.
+/// The window over which a server's rate is measured.
 const OVER: Duration = Duration::from_secs(5);
 
-/// The pace of one answer. Only the time that is spent waiting for the server counts: what the disk and
-/// the digest take in between is not its fault.
+/// The rate of one response. Only time spent waiting for the server counts, not the time that the
+/// disk and the digest take in between.
 #[derive(Debug)]
 pub struct Pace {
     /// `candidates.min_rate`
     least: u64,
     over: Duration,
-    /// Since the last judgement.
+    /// Time waited since the last measurement.
     waited: Duration,
-    /// Bytes since the last judgement.
+    /// Bytes received since the last measurement.
     came: u64,
 }
 
 impl Pace {
-    /// Of an answer that begins now, and is to bring so many bytes per second at least.
+    /// Starts measuring a response that must bring at least `least` bytes per second.
     pub fn new(least: u64) -> Self {
         Self {
             least,
@@ -34,18 +34,18 @@ impl Pace {
         }
     }
 
-    /// The body's next bytes; none at the end.
+    /// The stream's next chunk; `None` at the end.
     ///
     /// # Errors
-    /// As [`Body::chunk`]; `Slow` when too little came.
-    pub async fn next(&mut self, body: &mut Body) -> Result<Option<Bytes>, FetchError> {
+    /// As [`ByteStream::chunk`]; `Slow` when too few bytes arrived.
+    pub async fn next(&mut self, body: &mut ByteStream) -> Result<Option<Bytes>, FetchError> {
         loop {
             if self.waited >= self.over {
                 self.judge(body.place())?;
             }
             let (began, most) = (Instant::now(), self.over.saturating_sub(self.waited));
             let next = timeout(most, body.chunk()).await;
-            // What is beyond that the process was stopped for, or had no time itself.
+            // Capped, so that a suspended or starved process does not blame the server.
             self.waited += began.elapsed().min(most);
             if let Ok(chunk) = next {
                 let chunk = chunk?;
@@ -70,30 +70,30 @@ impl Pace {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fetch::Source;
+    use crate::fetch::stream::Transport;
     use futures_util::StreamExt;
 
     const SECOND: Duration = Duration::from_secs(1);
 
     /// A body of which a byte comes each time the pause is over.
-    fn dripping(pause: Duration, bytes: usize) -> Body {
+    fn dripping(pause: Duration, bytes: usize) -> ByteStream {
         let drops = futures_util::stream::iter(0..bytes).then(move |_| async move {
             tokio::time::sleep(pause).await;
             Ok(Bytes::from_static(b"x"))
         });
-        Body {
+        ByteStream {
             place: "http://h/f".into(),
             from: 0,
             at: 0,
             most: u64::MAX,
             revision: None,
-            source: Source::Http(drops.boxed()),
+            transport: Transport::Http(drops.boxed()),
         }
     }
 
     /// How many bytes come at this least rate, judged over a second, each with so much to do afterwards;
     /// and what ends them.
-    async fn take(least: u64, mut body: Body, busy: Duration) -> (usize, Option<FetchError>) {
+    async fn take(least: u64, mut body: ByteStream, busy: Duration) -> (usize, Option<FetchError>) {
         let mut pace = Pace {
             over: SECOND,
             ..Pace::new(least)

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::candidate;
 use crate::candidate::fetch::{self, Fetched, Fetcher};
-use crate::config::{CandidatesConfig, Config, Provider};
+use crate::candidate::{self, DecodeLimits};
+use crate::config::{Config, Provider};
 use crate::engine::Evaluation;
 use crate::engine::patch::Patches;
 use crate::engine::thread::EngineHandle;
@@ -96,7 +96,7 @@ impl Judged {
 pub struct Pipeline {
     engine: EngineHandle,
     fetcher: Fetcher,
-    limits: Arc<CandidatesConfig>,
+    limits: DecodeLimits,
     score_timeout: Duration,
     origin: Arc<ResultOrigin>,
     provider: Provider,
@@ -129,7 +129,7 @@ impl Pipeline {
         };
         Self {
             fetcher,
-            limits: Arc::new(config.candidates.clone()),
+            limits: (&config.candidates).into(),
             score_timeout: config.worker.score_timeout,
             origin: Arc::new(origin),
             provider: config.engine.execution_provider,
@@ -433,14 +433,20 @@ impl Pipeline {
         plan: &Plan,
     ) -> Result<(Arc<Patches>, CandidateFacts), Failure> {
         let (candidate, plan) = (candidate.clone(), plan.hash);
-        let (package, limits) = (Arc::clone(&self.engine.package), Arc::clone(&self.limits));
+        let (package, limits) = (Arc::clone(&self.engine.package), self.limits);
         // The size of what zstd holds is unknown.
         let size = match candidate.compression {
             None => fetched.bytes.len(),
             Some(Compression::Zstd) => usize::MAX,
         };
         let decoding = blocking::by_size(size, move || {
-            let update = candidate::decode(&fetched.bytes, &candidate, &package, &limits)?;
+            let update = candidate::decode(
+                &fetched.bytes,
+                candidate.format,
+                candidate.compression,
+                &package,
+                limits,
+            )?;
             let (tensors, entries) = (update.tensors.len() as u64, update.entries());
             let l2_norm = update.l2_norm();
             let patches = Patches::new(&package, update, candidate.rule)?;

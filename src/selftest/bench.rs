@@ -1,5 +1,5 @@
-//! What judging a candidate costs beside a bare session that nobody patches: measured in one
-//! process and one run, interleaved, so that a noisy machine is noisy for both.
+//! Measures the cost of scoring against a bare session with constant weights. Both run interleaved in
+//! one process, so that noise affects both alike.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -18,8 +18,8 @@ use rand::{Rng, SeedableRng};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use crate::candidate;
 use crate::candidate::fetch::Fetcher;
+use crate::candidate::{self, Update};
 use crate::config::Config;
 use crate::config::device_name;
 use crate::engine::patch::Patches;
@@ -80,7 +80,7 @@ fn refused(failure: &Failure) -> EngineError {
     EngineError::new(Detail::WarmFailed, failure.to_string())
 }
 
-/// Measures the package in `dir`, comparing for about the time aimed at.
+/// Benchmarks the package in `dir`, for about the target time.
 ///
 /// # Errors
 /// When it cannot be loaded or does not run.
@@ -147,7 +147,7 @@ pub async fn run(dir: &Path, config: &Config, aim: Duration) -> Result<Report, E
     })
 }
 
-/// As many as fit into the time aimed at, and enough for a median.
+/// As many repetitions as fit into the target time, but enough for a median.
 fn repetitions(one: Duration, aim: Duration) -> usize {
     let passes = aim.as_secs_f64() / one.as_secs_f64().max(1e-6);
     let per_repetition = (2 * DENSITIES.len()) as f64;
@@ -166,7 +166,7 @@ fn median(values: &[f64]) -> f64 {
     sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-/// Patch, forward and restore: what follows the decoding of a candidate.
+/// Patch, forward and restore: the work after decoding.
 async fn evaluate(
     engine: &EngineHandle,
     sample: &Sample,
@@ -197,7 +197,7 @@ async fn compare(
     let before = resident();
     forget_peak();
     let mut bare = Engine::load_bare(Arc::clone(package), &config.engine)?;
-    // The first pass plans its memory: neither side is measured on it.
+    // Discarded on both sides, because the first pass plans its memory.
     bare.pass(plan).map_err(|f| refused(&f))?;
     let mut compared = Compared {
         bare: Vec::new(),
@@ -207,7 +207,7 @@ async fn compare(
     };
     for _ in 0..repetitions {
         for (at, sample) in samples.iter().enumerate() {
-            // Each beside a pass of its own: a machine that slows down slows both.
+            // Each is paired with its own bare pass, so that a machine that slows down slows both.
             let began = Instant::now();
             bare.pass(plan).map_err(|f| refused(&f))?;
             let bare_ms = Lap::since(began).millis();
@@ -227,7 +227,7 @@ struct First {
     ratio: f64,
 }
 
-/// One first evaluation is one sample: the model is loaded and warmed some times.
+/// Each sample needs a fresh engine, so the model is loaded and warmed several times.
 async fn first(
     dir: &Path,
     config: &Config,
@@ -262,7 +262,7 @@ async fn first(
     })
 }
 
-/// The stages of a job by itself, nothing beside it.
+/// The stages of a job that runs alone.
 async fn stages(
     pipeline: &Pipeline,
     package: &Package,
@@ -274,7 +274,7 @@ async fn stages(
     for _ in 0..repetitions {
         all.push(judge(pipeline, sample).await?);
     }
-    // The pipeline decodes and checks in one go.
+    // The pipeline measures decoding and checking together.
     let check = check(package, sample, config, repetitions)?;
     let stage = |of: fn(&Timings) -> f64| median(&all.iter().map(of).collect::<Vec<_>>());
     Ok(BTreeMap::from([
@@ -287,20 +287,18 @@ async fn stages(
     ]))
 }
 
-/// Computing the new values and looking whether each is finite.
+/// The time to compute the new values and check that they are finite.
 fn check(
     package: &Package,
     sample: &Sample,
     config: &Config,
     repetitions: usize,
 ) -> Result<f64, EngineError> {
-    let candidate = description(Source::Inline(Bytes::new()));
     let mut times = Vec::with_capacity(repetitions);
     for _ in 0..repetitions {
-        let update = candidate::decode(&sample.bytes, &candidate, package, &config.candidates);
-        let update = update.map_err(|f| refused(&f))?;
+        let update = decode(&sample.bytes, package, config)?;
         let began = Instant::now();
-        Patches::new(package, update, candidate.rule).map_err(|f| refused(&f))?;
+        Patches::new(package, update, Rule::ParamDiff).map_err(|f| refused(&f))?;
         times.push(Lap::since(began).millis());
     }
     Ok(median(&times))
@@ -311,7 +309,7 @@ struct Stream {
     idle_share: f64,
 }
 
-/// As a worker does it: some jobs are fetched and checked while one computes.
+/// Like a worker: some jobs are fetched and checked while one computes.
 async fn stream(
     pipeline: &Pipeline,
     progress: &Progress,
@@ -323,7 +321,7 @@ async fn stream(
     let mut judging = futures_util::stream::iter(0..jobs)
         .map(|_| judge(pipeline, sample))
         .buffer_unordered(config.amqp.prefetch.into());
-    // From the first verdict to the last: how a stream begins is no measure of how it runs.
+    // Measured from the first verdict to the last, to exclude the start of the stream.
     judging.next().await.transpose()?;
     let (began, worked) = (Instant::now(), progress.worked_us.load(Ordering::Relaxed));
     let mut done = 0_u32;
@@ -347,7 +345,14 @@ async fn stream(
 async fn judge(pipeline: &Pipeline, sample: &Sample) -> Result<Timings, EngineError> {
     let task = Task::Score {
         model_version: pipeline.origin().model_version,
-        candidate: Box::new(description(Source::Inline(sample.bytes.clone()))),
+        candidate: Box::new(Candidate {
+            format: Format::BinaryV2,
+            compression: None,
+            rule: Rule::ParamDiff,
+            source: Source::Inline(sample.bytes.clone()),
+            sha256: None,
+            size: None,
+        }),
     };
     let job_ref = JobRef {
         submission_id: "bench".into(),
@@ -376,21 +381,15 @@ async fn judge(pipeline: &Pipeline, sample: &Sample) -> Result<Timings, EngineEr
     }
 }
 
-fn description(source: Source) -> Candidate {
-    Candidate {
-        format: Format::BinaryV2,
-        compression: None,
-        rule: Rule::ParamDiff,
-        source,
-        sha256: None,
-        size: None,
-    }
+/// Decodes what [`encode`] wrote.
+fn decode(bytes: &[u8], package: &Package, config: &Config) -> Result<Update, EngineError> {
+    let limits = (&config.candidates).into();
+    candidate::decode(bytes, Format::BinaryV2, None, package, limits).map_err(|f| refused(&f))
 }
 
-/// Decoding and checking against inflating the same streams alone, as speeds.
+/// The speed of decoding and checking relative to only inflating the same streams.
 fn decode_speed(package: &Package, config: &Config, sample: &Sample) -> Result<f64, EngineError> {
     let streams = streams(&sample.bytes);
-    let candidate = description(Source::Inline(Bytes::new()));
     let (mut zlib, mut inflated) = (Decompress::new(true), Vec::new());
     let mut ratios = Vec::new();
     for _ in 0..9 {
@@ -404,14 +403,13 @@ fn decode_speed(package: &Package, config: &Config, sample: &Sample) -> Result<f
         }
         let alone = Lap::since(began).millis();
         let began = Instant::now();
-        candidate::decode(&sample.bytes, &candidate, package, &config.candidates)
-            .map_err(|f| refused(&f))?;
+        decode(&sample.bytes, package, config)?;
         ratios.push(alone / Lap::since(began).millis());
     }
     Ok(median(&ratios))
 }
 
-/// The zlib streams of a candidate, and what each inflates to.
+/// The zlib streams of a candidate and their inflated sizes.
 fn streams(bytes: &[u8]) -> Vec<(Vec<u8>, usize)> {
     let document: Map<String, Value> = serde_json::from_slice(bytes).unwrap_or_default();
     let base64 = base64::engine::general_purpose::STANDARD;
@@ -430,10 +428,8 @@ fn sample(
 ) -> Result<Sample, EngineError> {
     let bytes = encode(package, density, random)
         .map_err(|e| EngineError::new(Detail::WarmFailed, e.to_string()))?;
-    let candidate = description(Source::Inline(Bytes::new()));
-    let update = candidate::decode(&bytes, &candidate, package, &config.candidates)
-        .map_err(|f| refused(&f))?;
-    let patches = Patches::new(package, update, candidate.rule).map_err(|f| refused(&f))?;
+    let update = decode(&bytes, package, config)?;
+    let patches = Patches::new(package, update, Rule::ParamDiff).map_err(|f| refused(&f))?;
     Ok(Sample {
         bytes: bytes.into(),
         patches: Arc::new(patches),
@@ -471,7 +467,7 @@ pub fn encode(package: &Package, density: f64, random: &mut impl Rng) -> std::io
     Ok(serde_json::to_vec(&document)?)
 }
 
-/// Linux counts the peak anew from here.
+/// Resets the peak memory that Linux reports.
 fn forget_peak() {
     if let Err(error) = std::fs::write("/proc/self/clear_refs", "5") {
         tracing::debug!(%error, "the peak of memory counts from the start of the process");

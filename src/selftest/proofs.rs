@@ -1,5 +1,5 @@
-//! Proofs of an engine on the machine it is to run on: what the tests hold on a CPU, shown again
-//! for any provider, device and model before it is trusted with jobs.
+//! Proves an engine on the machine it will run on: repeats the promises that tests hold on a CPU for any
+//! provider, device and model.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -22,13 +22,13 @@ use crate::protocol::state::Detail;
 
 /// Random patches that are applied and restored.
 const PATCHES: usize = 100;
-/// Runs that are ended in the middle.
+/// Runs that are terminated midway.
 const TERMINATED: usize = 5;
 
-/// One promise, and whether it holds here.
+/// A promise, and whether it holds on this machine.
 #[derive(Debug, Clone, Serialize)]
 pub struct Proof {
-    /// What is proven.
+    /// The promise.
     pub name: &'static str,
     /// Whether it holds.
     pub holds: bool,
@@ -36,7 +36,7 @@ pub struct Proof {
     pub found: String,
 }
 
-/// Loads the package and proves it, promise after promise. Blocks for as long as that takes.
+/// Loads the package and proves each promise. Blocks until done.
 ///
 /// # Errors
 /// When the package or the provider cannot be loaded at all.
@@ -155,7 +155,7 @@ fn restored(engine: &mut Engine, plan: &Plan, random: &mut StdRng) -> Result<Str
         let candidate = update(&package, scale, random);
         match score(engine, candidate, &short) {
             Ok(_) => {}
-            // Large steps may make a loss infinite: the weights are restored all the same.
+            // Large steps may make a loss infinite; the weights must be restored all the same.
             Err(f) if matches!(f.code, Code::NonFiniteLoss | Code::CandidateNonFinite) => {}
             Err(f) => return Err(format!("patch {patch}: {f}")),
         }
@@ -179,7 +179,7 @@ fn same(before: &Evaluation, after: &Evaluation) -> Result<(), String> {
     }
 }
 
-/// Ends passes at different moments and measures how long after the signal they return.
+/// Terminates passes at different moments and measures how soon they return.
 fn terminated(engine: &mut Engine, plan: &Plan, random: &mut StdRng) -> Result<String, String> {
     let package = Arc::clone(&engine.package);
     let candidate = update(&package, 1e-3, random);
@@ -208,7 +208,7 @@ fn terminated(engine: &mut Engine, plan: &Plan, random: &mut StdRng) -> Result<S
                 ended += 1;
                 slowest = slowest.max(returned.saturating_duration_since(signal));
             }
-            // The pass was over before the signal.
+            // The pass finished before the signal.
             Ok(_) => {}
             Err(f) => return Err(f.to_string()),
         }
@@ -229,7 +229,7 @@ fn terminated(engine: &mut Engine, plan: &Plan, random: &mut StdRng) -> Result<S
     ))
 }
 
-/// Asks for more memory than there is, and sees that it is called by its name and does no harm.
+/// Allocates more memory than exists and checks that this fails as `out_of_memory` without side effects.
 fn starved(
     engine: &mut Engine,
     plan: &Plan,
@@ -239,11 +239,11 @@ fn starved(
     let package = Arc::clone(&engine.package);
     let candidate = update(&package, 1e-3, random);
     let before = score(engine, candidate.clone(), plan).map_err(|f| f.to_string())?;
-    tracing::info!("now four petabytes are asked for; the error that follows is the proof");
+    tracing::info!("allocating four petabytes; the error that follows is expected");
     let failure = exhaust(&config.engine).map_err(|e| e.to_string())?;
     if failure.code != Code::OutOfMemory {
         return Err(format!(
-            "4 PB are answered {}: {failure}",
+            "allocating 4 PB fails as {}: {failure}",
             failure.code.as_str()
         ));
     }

@@ -1,4 +1,4 @@
-//! A model package with random weights and tokens, made on the fly, to measure with.
+//! A model package with random weights and tokens, generated for benchmarks.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -36,7 +36,7 @@ pub const SIX_HUNDRED_MILLION: Decoder = Decoder {
 /// Windows of held-out tokens.
 const ROWS: usize = 8;
 
-/// Makes the package in an empty directory; the same bytes for the same model.
+/// Writes the package to an empty directory; the bytes depend only on the model.
 ///
 /// # Errors
 /// When the directory cannot be written.
@@ -86,7 +86,7 @@ pub fn make(model: Decoder, out: &Path) -> Result<(), PackageError> {
     Ok(())
 }
 
-/// Gains about 1, everything else about 0: losses stay finite through all layers.
+/// Gains near 1 and everything else near 0, so that losses stay finite through all layers.
 fn weight(name: &str, numel: usize, random: &mut StdRng) -> Vec<u8> {
     let centre = if name.contains("norm") && name.ends_with("weight") {
         1.0

@@ -5,20 +5,17 @@ use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use bytes::Bytes;
 use safetensors::SafeTensors;
 use safetensors::tensor::Metadata;
 
 use super::route::Step;
-use crate::candidate::{self, TensorUpdate, Versions};
-use crate::config::CandidatesConfig;
+use crate::candidate::{self, DecodeLimits, TensorUpdate, Versions};
 use crate::model::checkpoint::{self, Checkpoint, Stored};
 use crate::model::files::map;
 use crate::model::fit::fit;
 use crate::model::manifest::PackageError;
 use crate::model::package::Package;
 use crate::model::weights::add;
-use crate::protocol::job::{Candidate, Rule, Source};
 use crate::protocol::update_manifest::{Delta, FullWeights};
 
 /// Why there are no new weights.
@@ -129,15 +126,8 @@ fn add_delta(model: &Package, delta: &Delta, path: &Path, out: &Path) -> Result<
     let Delta { from, to, .. } = delta;
     let broken = |why: String| StepError::Unfit(format!("the update from {from} to {to}: {why}"));
     let bytes = map(path).map_err(|e| broken(e.to_string()))?;
-    let candidate = Candidate {
-        format: delta.format,
-        compression: delta.compression,
-        rule: Rule::ParamDiff,
-        source: Source::Inline(Bytes::new()),
-        sha256: None,
-        size: None,
-    };
-    let update = candidate::decode(&bytes, &candidate, model, &limits(model));
+    let (format, compression) = (delta.format, delta.compression);
+    let update = candidate::decode(&bytes, format, compression, model, limits(model));
     let update = update.map_err(|failure| broken(failure.message))?;
     if let Some(Versions { old, new }) = update.versions
         && (old, new) != (delta.from, delta.to)
@@ -182,19 +172,12 @@ fn read_header(path: &Path) -> std::io::Result<(usize, Metadata)> {
     Ok((size_of::<u64>() + length, header))
 }
 
-/// An update may change every weight once: the size of the model is the limit.
-fn limits(model: &Package) -> CandidatesConfig {
+/// An update may touch every weight once, and inflate to what the model's size bounds.
+fn limits(model: &Package) -> DecodeLimits {
     let entries = model.weights.tensors.iter().map(|t| t.numel as u64);
-    CandidatesConfig {
-        allow: Vec::new(),
-        allow_private: false,
-        max_inline_bytes: 0,
-        max_bytes: 0,
-        max_inflated_bytes: u64::MAX,
+    DecodeLimits {
         max_entries: entries.sum(),
-        fetch_timeout: std::time::Duration::ZERO,
-        min_rate: 0,
-        cache_bytes: 0,
+        max_inflated_bytes: u64::MAX,
     }
 }
 

@@ -12,7 +12,7 @@ use url::Url;
 use super::route::Step;
 use crate::config::CandidatesConfig;
 use crate::fetch::pace::Pace;
-use crate::fetch::{Body, Downloader, FetchError, Revision};
+use crate::fetch::{ByteStream, Downloader, FetchError, Revision};
 use crate::protocol::update_manifest::MAX_BYTES;
 
 /// The time limit for a manifest, for a signature, and for a mirror to send anything at all. How slowly it
@@ -177,7 +177,7 @@ impl Mirrors {
         report: &impl Fn(Progress),
     ) -> Result<(), FetchFailure> {
         let (downloader, url) = self.locate(text)?;
-        let mut body: Body = in_time(downloader.open(url, partial.at, step.size())).await?;
+        let mut body: ByteStream = in_time(downloader.open(url, partial.at, step.size())).await?;
         if body.from() != partial.at {
             report(Progress::Discarded(partial.at));
             partial.restart().await?;

@@ -13,7 +13,7 @@ use scorer::model::manifest::Objective;
 use scorer::model::package::Package;
 use scorer::protocol::encoding::Encoding;
 use scorer::protocol::failure::Failure;
-use scorer::protocol::job::{Candidate, Compression, Format, Rule, Source};
+use scorer::protocol::job::{Compression, Format};
 use scorer::protocol::update_manifest;
 use scorer::protocol::{control, job};
 use tempfile::TempDir;
@@ -91,15 +91,8 @@ fn candidate(format: Format, data: &[u8]) {
         return;
     };
     let (package, limits) = model();
-    let candidate = Candidate {
-        format,
-        compression: (choice % 2 == 1).then_some(Compression::Zstd),
-        rule: Rule::ParamDiff,
-        source: Source::Inline(Vec::new().into()),
-        sha256: None,
-        size: None,
-    };
-    match decode(bytes, &candidate, package, limits) {
+    let compression = (choice % 2 == 1).then_some(Compression::Zstd);
+    match decode(bytes, format, compression, package, limits.into()) {
         Ok(update) => check(&update, package, limits),
         Err(Failure { message, .. }) => {
             assert!(message.chars().count() <= LONGEST_MESSAGE, "{message}");

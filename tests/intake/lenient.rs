@@ -10,7 +10,7 @@ use scorer::candidate::{Update, decode};
 use scorer::config::CandidatesConfig;
 use scorer::model::package::Package;
 use scorer::protocol::failure::Failure;
-use scorer::protocol::job::{Candidate, Compression, Format, Rule, Source};
+use scorer::protocol::job::{Compression, Format};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use testkit::archive::{torch_zip, zip, zlib, zstd};
@@ -55,15 +55,7 @@ fn read_for(
     compression: Option<Compression>,
     bytes: &[u8],
 ) -> Result<Update, Failure> {
-    let candidate = Candidate {
-        format,
-        compression,
-        rule: Rule::ParamDiff,
-        source: Source::Inline(Vec::new().into()),
-        sha256: None,
-        size: None,
-    };
-    decode(bytes, &candidate, package, &model().1)
+    decode(bytes, format, compression, package, (&model().1).into())
 }
 
 /// What became of a candidate: the number of its entries, or the code and the message.

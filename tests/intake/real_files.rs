@@ -4,7 +4,7 @@
 use half::{bf16, f16};
 use scorer::candidate::{Update, Versions, decode};
 use scorer::protocol::failure::Failure;
-use scorer::protocol::job::{Candidate, Compression, Format, Rule, Source};
+use scorer::protocol::job::{Compression, Format};
 use serde::Deserialize;
 
 use super::{Bench, config, model_dir};
@@ -32,15 +32,13 @@ struct Listed {
 
 fn read(bench: &Bench, file: &str, listed: &Listed) -> Result<Update, Failure> {
     let bytes = std::fs::read(model_dir().join("candidates/formats").join(file)).unwrap();
-    let candidate = Candidate {
-        format: listed.format,
-        compression: listed.compression,
-        rule: Rule::ParamDiff,
-        source: Source::Inline(Vec::new().into()),
-        sha256: None,
-        size: None,
-    };
-    decode(&bytes, &candidate, bench.package(), &config(&[]).candidates)
+    decode(
+        &bytes,
+        listed.format,
+        listed.compression,
+        bench.package(),
+        (&config(&[]).candidates).into(),
+    )
 }
 
 fn rounded(mut update: Update, precision: &str) -> Update {

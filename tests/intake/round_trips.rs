@@ -8,7 +8,6 @@ use scorer::candidate::{Update, decode};
 use scorer::config::CandidatesConfig;
 use scorer::model::package::Package;
 use scorer::model::weights::TensorInfo;
-use scorer::protocol::job::{Candidate, Rule, Source};
 use serde_json::{Value, json};
 use testkit::container::{Container, Entry, Kind, Width};
 
@@ -21,15 +20,7 @@ fn read(
     limits: &CandidatesConfig,
 ) -> Update {
     let (format, compression) = format(container);
-    let candidate = Candidate {
-        format,
-        compression,
-        rule: Rule::ParamDiff,
-        source: Source::Inline(Vec::new().into()),
-        sha256: None,
-        size: None,
-    };
-    let update = decode(bytes, &candidate, package, limits);
+    let update = decode(bytes, format, compression, package, limits.into());
     let update = update.unwrap_or_else(|e| panic!("{container:?}: {e}"));
     // Only one container says where it leads.
     Update {

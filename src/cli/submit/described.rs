@@ -9,13 +9,12 @@ use serde_json::{Map, Value, json};
 
 use super::job::Submission;
 use super::{SubmitArgs, data};
-use crate::candidate::fetch::{Fetched, Fetcher};
+use crate::candidate::fetch::{Claims, Fetched, Fetcher};
 use crate::cli::offline::rule;
 use crate::cli::{Exit, Fault};
 use crate::config::{CandidatesConfig, Config};
 use crate::protocol::encoding::Encoding;
 use crate::protocol::failure::{Code, Failure};
-use crate::protocol::job::{Candidate, Format, Rule, Source};
 
 /// The context as given, with every digit.
 fn read_context(text: &str) -> Result<Box<RawValue>, Fault> {
@@ -142,17 +141,9 @@ async fn fetch(config: &Config, url: &url::Url) -> Result<Fetched, Failure> {
         allow_private: true,
         ..config.candidates.clone()
     };
-    let wanted = Candidate {
-        format: Format::BinaryV2,
-        compression: None,
-        rule: Rule::ParamDiff,
-        source: Source::Url(url.as_str().to_owned()),
-        sha256: None,
-        size: None,
-    };
     let fetcher = Fetcher::new(limits, None);
     let fetcher = fetcher.map_err(|e| Failure::new(Code::CandidateUnavailable, e.to_string()))?;
-    fetcher.fetch(&wanted, None).await
+    fetcher.fetch_url(url.as_str(), Claims::default()).await
 }
 
 /// The last part of the path, without its ending, in the characters of a `submission_id`.

@@ -1,6 +1,5 @@
-//! The scratch weights, where the session reads them, and how entries get into them: a loop on the
-//! host; on a device values and indices go up through pinned memory and a tiny graph writes them
-//! into the weight's own buffer.
+//! The scratch weights that the session reads, and how entries are written: on the host by a loop, on a
+//! device by a small graph that scatters values from pinned memory into the weight's own buffer.
 
 use half::{bf16, f16};
 use ort::memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, MemoryType};
@@ -15,13 +14,13 @@ use crate::model::tensor::Dtype;
 /// An element of a weight.
 trait Element: PrimitiveTensorElementType + Copy + PartialEq + std::fmt::Debug + 'static {
     const DTYPE: Dtype;
-    /// A value that was rounded to this type before.
+    /// Converts a value that was already rounded to this type.
     fn narrow(value: f32) -> Self;
     /// Reads a whole tensor of little-endian elements.
     fn read(bytes: &[u8]) -> Vec<Self>;
-    /// Whether these are the elements of the bytes, bit for bit.
+    /// Whether the values equal the bytes, bit for bit.
     fn same(values: &[Self], bytes: &[u8]) -> bool;
-    /// Whether this is what a value becomes, bit for bit.
+    /// Whether it equals the narrowed value, bit for bit.
     fn is(self, value: f32) -> bool;
 }
 
@@ -64,7 +63,7 @@ enum Values {
     Bf16(Tensor<bf16>),
 }
 
-/// Runs the same expression for whichever type the values have.
+/// Evaluates the expression for the type that the values have.
 macro_rules! each {
     ($values:expr, $tensor:ident => $do:expr) => {
         match $values {
@@ -95,7 +94,7 @@ pub(super) enum Memory {
 }
 
 impl Memory {
-    /// Makes a scratch weight that holds the given bytes.
+    /// Creates a scratch weight from bytes.
     pub(super) fn fill(&mut self, spec: WeightSpec<'_>) -> Result<Scratch, SessionError> {
         let values = match spec.dtype {
             Dtype::F32 => Values::F32(self.place(spec.shape, &spec.bytes)?),
@@ -109,7 +108,7 @@ impl Memory {
         })
     }
 
-    /// Makes a scratch weight hold other bytes, as many as before.
+    /// Replaces the content of a scratch weight by as many bytes.
     pub(super) fn refill(
         &mut self,
         scratch: &mut Scratch,
@@ -141,7 +140,7 @@ impl Memory {
         positions: &[u32],
         values: &[f32],
     ) -> Result<(), SessionError> {
-        // Checked here: on a device an index that is outside would end every later call.
+        // Checked here, because an index out of range on a device would fail every later call.
         if positions.iter().any(|p| *p as usize >= scratch.numel) {
             let message = format!("a position is outside {}", scratch.input);
             return Err(SessionError::Other(message));
@@ -182,7 +181,7 @@ impl Memory {
         }
     }
 
-    /// In words, for the report of a check.
+    /// A description for the report of `scorer check`.
     pub(super) fn describe(&self) -> &'static str {
         match self {
             Self::Host => "host memory, written in place",
@@ -208,7 +207,7 @@ fn are<T: Element>(tensor: &Tensor<T>, values: &[f32]) -> bool {
     found.len() == values.len() && found.iter().zip(values).all(|(f, v)| f.is(*v))
 }
 
-/// Memory that the host does not reach, and the graphs that write it and read it back.
+/// Device memory, and the graphs that write it and read it back.
 pub(super) struct Device {
     weights: Allocator,
     staging: Allocator,
@@ -222,7 +221,7 @@ struct Kernels {
     copy: Session,
 }
 
-/// What a device is called: memory of its own, and host memory that it reads without a copy.
+/// Names of a device's own memory and of the pinned host memory that it reads without a copy.
 pub(super) struct Names {
     pub(super) memory: AllocationDevice<'static>,
     pub(super) staging: AllocationDevice<'static>,
@@ -231,7 +230,7 @@ pub(super) struct Names {
 
 #[cfg(test)]
 impl Names {
-    /// The CPU provider's own memory: the same graphs, the same bindings.
+    /// The CPU provider's memory, used with the same graphs and bindings.
     pub(super) fn stand_in() -> Self {
         Self {
             memory: AllocationDevice::CPU,
@@ -242,8 +241,8 @@ impl Names {
 }
 
 impl Device {
-    /// Finds the device's memory and proves that a weight is written in its own buffer; where it is
-    /// not, each write makes a copy.
+    /// Finds the device's memory and tests whether writes happen in the weight's own buffer; if not, each
+    /// write makes a copy.
     pub(super) fn new(
         main: &Session,
         names: &Names,
@@ -302,8 +301,8 @@ impl Device {
         .map_err(|e| classify(&e))
     }
 
-    /// Writes some entries of a small weight, sees them and nothing else changed, and the buffer
-    /// still the same where that is claimed.
+    /// Writes some entries of a small weight and checks that exactly these changed, and that the buffer
+    /// stayed the same if writes are in place.
     fn writes<T: Element>(&mut self) -> ort::Result<bool> {
         let small: Vec<T> = (0_u8..12).map(|n| T::narrow(f32::from(n))).collect();
         let mut weight = self.upload(&Tensor::from_array(([3_usize, 4], small.clone()))?)?;
@@ -419,7 +418,8 @@ mod tests {
             ..crate::config::Layers::default()
         };
         let config = crate::config::Config::load(&layers).unwrap().engine;
-        let make = |graph: &[u8]| super::super::build(&config, super::super::Source::Bytes(graph));
+        let make =
+            |graph: &[u8]| super::super::build(&config, super::super::GraphSource::Bytes(graph));
         let main = make(&copy_graph(Dtype::F32)).unwrap();
         let names = Names::stand_in();
         let dtypes = [Dtype::F32, Dtype::F16, Dtype::Bf16];

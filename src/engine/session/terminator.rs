@@ -1,0 +1,54 @@
+//! Ending a run from another thread.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use ort::session::{NoSelectedOutputs, RunOptions};
+
+use super::{SessionError, classify};
+
+/// Ends the runs of one command from another thread. It stays in force: runs that begin later end too,
+/// so a call between two runs is not lost.
+#[derive(Clone, Default)]
+pub struct Terminator(Arc<Mutex<Runs>>);
+
+#[derive(Default)]
+struct Runs {
+    ended: bool,
+    current: Option<Arc<RunOptions<NoSelectedOutputs>>>,
+}
+
+impl std::fmt::Debug for Terminator {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Terminator")
+    }
+}
+
+impl Terminator {
+    /// Ends the current run at its next node, and every later run.
+    pub fn terminate(&self) {
+        let mut runs = self.runs();
+        runs.ended = true;
+        let told = runs.current.as_ref().map(|options| options.terminate());
+        if let Some(Err(error)) = told {
+            tracing::warn!(%error, "the run could not be terminated");
+        }
+    }
+
+    pub(super) fn begin(&self) -> Result<Arc<RunOptions<NoSelectedOutputs>>, SessionError> {
+        let mut runs = self.runs();
+        if runs.ended {
+            return Err(SessionError::Terminated);
+        }
+        let options = Arc::new(RunOptions::new().map_err(|e| classify(&e))?);
+        runs.current = Some(Arc::clone(&options));
+        Ok(options)
+    }
+
+    pub(super) fn end(&self) {
+        self.runs().current = None;
+    }
+
+    fn runs(&self) -> MutexGuard<'_, Runs> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
