@@ -2,9 +2,14 @@
 
 pub mod build;
 pub mod checkpoint;
+mod compare;
+mod error;
 pub(crate) mod files;
 pub(crate) mod fit;
+mod glob;
 pub mod manifest;
+mod names;
+mod objective;
 pub mod onnx;
 pub mod package;
 pub mod plan;
@@ -12,3 +17,4 @@ pub mod prefix;
 mod shard;
 pub mod tensor;
 pub mod weights;
+pub(crate) mod weights_file;

@@ -7,8 +7,8 @@ use super::objective::{self, Measure};
 use super::session::{GraphSource, Session, SessionError, WeightSpec};
 use super::{Engine, EngineError, Slot};
 use crate::config::EngineConfig;
-use crate::model::manifest::Place;
-use crate::model::onnx::{Bar, Constant, Graph, Head};
+use crate::model::manifest::GraphLocation;
+use crate::model::onnx::{Constant, Graph, Head, Untrainable};
 use crate::model::package::Package;
 use crate::model::tensor::Dtype;
 use crate::model::weights::transpose;
@@ -161,14 +161,16 @@ fn check_trainable(package: &Package, graph: &Graph, head: Head<'_>) -> Result<(
         })
         .collect();
     let names: Vec<&str> = places.iter().map(|(_, place)| *place).collect();
-    let barred = graph.barred(&names, output).map_err(|e| e.to_string())?;
+    let barred = graph
+        .untrainable(&names, output)
+        .map_err(|e| e.to_string())?;
     for (name, place) in places {
         let empty = package
             .manifest
             .tensors
             .get(name)
             .is_some_and(|t| t.shape.contains(&0));
-        if let Some(why) = barred.get(place).or(empty.then_some(&Bar::Empty)) {
+        if let Some(why) = barred.get(place).or(empty.then_some(&Untrainable::Empty)) {
             return Err(format!(
                 "tensors.{name}: {place} {why}, so candidates may not touch it; package it again"
             ));
@@ -215,7 +217,7 @@ fn layout(package: &Package) -> (Vec<Slot>, Vec<WeightSpec<'_>>) {
     let mut slots = Vec::new();
     let mut specs = Vec::new();
     for (tensor, info) in package.weights.tensors.iter().enumerate() {
-        let places: &[Place] = package
+        let places: &[GraphLocation] = package
             .manifest
             .tensors
             .get(&info.name)

@@ -1,67 +1,38 @@
 //! Making a package: finding, by comparing contents, where the exporter put each checkpoint
 //! tensor, and refusing by name what cannot be placed beyond doubt, or what no worker would serve.
 
+mod aliases;
+mod contents;
+mod destination;
+mod disk;
+mod export;
+mod external;
 mod files;
 mod interface;
-mod naming;
+mod name_mapping;
+mod owners;
 mod place;
-pub(crate) mod precision;
-mod source;
+mod precision;
+mod recipe;
+mod shards;
 mod split_shared;
+mod staging;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 
 use bytes::Bytes;
 
 use super::checkpoint::Tensor;
-use crate::model::manifest::{Manifest, Objective, PackageError, ShardFile, TensorEntry};
-use crate::model::onnx::Graph;
-use crate::model::package::{MANIFEST, Package};
-use crate::model::tensor::Dtype;
+use super::manifest::{Manifest, PackageError, ShardFile, TensorEntry};
+use super::onnx::Graph;
+use super::package::{MANIFEST, Package};
+use super::tensor::Dtype;
 use crate::protocol::message::V1;
-use files::Staging;
-pub use files::Unfinished;
-pub(crate) use files::{write, write_tensors};
-pub(super) use place::is_uniform;
-use source::Source;
-
-/// What `scorer package` is told.
-#[derive(Debug, Clone)]
-pub struct Recipe {
-    /// The exported graph.
-    pub graph: PathBuf,
-    /// The checkpoint; without it the graph's own initializers are the tensors.
-    pub weights: Option<PathBuf>,
-    /// Globs of checkpoint tensors that are left out.
-    pub exclude: Vec<String>,
-    /// Directory of `*.safetensors` shards.
-    pub shards: PathBuf,
-    /// The model's name.
-    pub name: String,
-    /// The version of the weights.
-    pub version: u64,
-    /// Where the package goes; must not exist yet or be empty.
-    pub out: PathBuf,
-    /// What is measured.
-    pub objective: Objective,
-}
-
-impl Recipe {
-    /// Looks at what can be judged without reading anything.
-    ///
-    /// # Errors
-    /// Names the value that is wrong and its bounds.
-    pub fn check(&self) -> Result<(), PackageError> {
-        super::manifest::check_name(&self.name)?;
-        let nothing =
-            || PackageError("--exclude: there is no checkpoint to leave anything out of".into());
-        if self.weights.is_none() && !self.exclude.is_empty() {
-            return Err(nothing());
-        }
-        self.objective.check()
-    }
-}
+pub(crate) use disk::{write, write_tensors};
+use export::Export;
+pub use recipe::Recipe;
+use staging::Staging;
+pub use staging::Unfinished;
 
 /// What was made.
 #[derive(Debug, Clone)]
@@ -88,17 +59,17 @@ pub fn build(
     recipe.check()?;
     // Before all that takes time: what cannot be written is said at once.
     let staging = Staging::begin(&recipe.out, unfinished)?;
-    let source = Source::open(recipe)?;
-    let placed = Placed::find(&source)?;
+    let export = Export::open(recipe)?;
+    let placed = Placement::find(&export)?;
     let moved = placed.moved();
     let (shards, others) = staging.shards(&recipe.shards, recipe.objective)?;
     let mut notes = [
-        source.notes.clone(),
-        source.left(&placed.graph, &placed.tensors),
+        export.notes.clone(),
+        export.left(&placed.graph, &placed.tensors),
         others,
     ]
     .concat();
-    let manifest = write_package(recipe, &staging, source, placed, shards)?;
+    let manifest = write_package(recipe, &staging, export, placed, shards)?;
     notes.extend(tried(Package::load(staging.dir(), false, &[])?)?);
     staging.finish()?;
     Ok(Built {
@@ -109,20 +80,20 @@ pub fn build(
 }
 
 /// Where the tensors are, in the graph as it goes into the package.
-struct Placed {
+struct Placement {
     /// By their names in the graph.
     tensors: BTreeMap<String, TensorEntry>,
     graph: Graph,
     bytes: Bytes,
 }
 
-impl Placed {
-    fn find(source: &Source) -> Result<Self, PackageError> {
-        let mut graph = source.graph.clone();
-        let elsewhere = |tensor: &Tensor| source.elsewhere(tensor);
-        let called = |name: &str| source.naming.in_checkpoint(name);
-        let placed = place::place(&source.tensors, &source.pool, &mut graph, elsewhere, called);
-        let (tensors, rewritten) = placed.map_err(|error| match source.naming.note() {
+impl Placement {
+    fn find(export: &Export) -> Result<Self, PackageError> {
+        let mut graph = export.graph.clone();
+        let unlifted = |tensor: &Tensor| export.unlifted(tensor);
+        let called = |name: &str| export.names.in_checkpoint(name);
+        let placed = place::place(&export.tensors, &export.pool, &mut graph, unlifted, called);
+        let (tensors, rewritten) = placed.map_err(|error| match export.names.note() {
             Some(note) => PackageError(format!("{error}\n  ({note})")),
             None => error,
         })?;
@@ -130,7 +101,7 @@ impl Placed {
         let bytes = if rewritten {
             graph.encode().into()
         } else {
-            source.bytes.clone()
+            export.bytes.clone()
         };
         Ok(Self {
             tensors,
@@ -153,33 +124,33 @@ impl Placed {
 fn write_package(
     recipe: &Recipe,
     staging: &Staging,
-    mut source: Source,
-    placed: Placed,
+    mut export: Export,
+    placed: Placement,
     shards: Vec<ShardFile>,
 ) -> Result<Manifest, PackageError> {
-    let naming = &source.naming;
-    let named = |name: &str| naming.in_checkpoint(name);
+    let names = &export.names;
+    let named = |name: &str| names.in_checkpoint(name);
     let inputs = interface::inputs(&placed.graph, &placed.tensors, recipe.objective)?;
     let outputs = interface::outputs(&placed.graph, recipe.objective)?;
-    let aliases = source.aliases.iter();
+    let aliases = export.aliases.iter();
     let aliases: BTreeMap<String, String> = aliases.map(|(a, n)| (named(a), named(n))).collect();
     let tensors = placed.tensors.into_iter();
     let tensors = tensors
         .map(|(name, tensor)| (named(&name), tensor))
         .collect();
-    for tensor in &mut source.tensors {
+    for tensor in &mut export.tensors {
         tensor.name = named(&tensor.name);
     }
     let manifest = Manifest {
         v: V1,
         name: recipe.name.clone(),
         version: recipe.version,
-        graph: staging.graph(placed.bytes, &source.dir)?,
-        weights: Some(staging.weights(&source.tensors)?),
+        graph: staging.graph(placed.bytes, &export.dir)?,
+        weights: Some(staging.weights(&export.tensors)?),
         inputs,
         outputs,
         objective: recipe.objective,
-        precision: source.tensors.first().map_or(Dtype::F32, |t| t.dtype),
+        precision: export.tensors.first().map_or(Dtype::F32, |t| t.dtype),
         tensors,
         trainable: None,
         aliases: (!aliases.is_empty()).then_some(aliases),

@@ -36,8 +36,8 @@ pub(super) fn inside(dir: &Path, file: &str) -> Result<PathBuf, PackageError> {
 
 pub(super) fn look(path: &Path) -> Result<Seen, PackageError> {
     use std::os::unix::fs::MetadataExt;
-    let found = std::fs::metadata(path)
-        .map_err(|e| PackageError::new(format!("{}: {e}", path.display())))?;
+    let found =
+        std::fs::metadata(path).map_err(|e| PackageError(format!("{}: {e}", path.display())))?;
     Ok((
         found.ino(),
         found.len(),

@@ -6,10 +6,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 
-use super::build::is_uniform;
-use super::build::precision::{agrees, is_named};
-use super::checkpoint::{Checkpoint, Stored, Tensor, list, stored_type};
+use super::checkpoint::{Checkpoint, Tensor};
+use super::compare::{agrees, is_named, is_uniform};
+use super::names::list;
 use super::prefix::{Renaming, prefixes};
+use super::weights_file::Stored;
 use crate::model::manifest::TensorEntry;
 use crate::model::onnx::{Graph, InitializerInfo};
 use crate::model::package::Package;
@@ -138,7 +139,7 @@ impl Fitted {
         }
         let widened = tensor.dtype != entry.dtype;
         if widened && entry.dtype != Dtype::F32 {
-            let (ours, theirs) = (stored_type(entry.dtype), stored_type(tensor.dtype));
+            let (ours, theirs) = (entry.dtype.stored(), tensor.dtype.stored());
             return Some(format!(
                 "{} is of this name and shape, but {ours} in the package and {theirs} in the file, \
                  which would have to be rounded; save it in {ours}",
@@ -283,7 +284,7 @@ pub(crate) mod tests {
     /// The id of the weights that are written.
     fn written(fitted: &Fitted, package: &Package, dir: &TempDir) -> String {
         let path = dir.path().join("new.safetensors");
-        super::super::checkpoint::write(&path, fitted.stored()).unwrap();
+        crate::model::weights_file::write(&path, fitted.stored()).unwrap();
         Weights::open(&path, &package.manifest)
             .unwrap()
             .0
@@ -297,7 +298,7 @@ pub(crate) mod tests {
         halved.tensors.iter_mut().for_each(narrow);
         for tensor in &mut rounded.tensors {
             narrow(tensor);
-            let wide = super::super::checkpoint::widen(&tensor.bytes, tensor.dtype);
+            let wide = crate::model::weights_file::widen(&tensor.bytes, tensor.dtype);
             (tensor.bytes, tensor.dtype) = (wide.into(), Dtype::F32);
         }
         let expected = written(&fit(rounded, &package).unwrap(), &package, &dir);

@@ -1,32 +1,25 @@
 //! `model.json`: what a package says of itself, and what must be true of it before a file is read.
 
-use super::tensor::Dtype;
-use crate::protocol::names::is_digest;
-use crate::protocol::update_manifest::Canary;
+mod schema;
+
 use std::collections::BTreeMap;
 
-use schemars::{JsonSchema, Schema};
-use serde::de::Error as _;
-use serde::{Deserialize, Deserializer, Serialize};
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 
+pub use super::error::PackageError;
+use super::error::require;
+use super::glob::matches_glob;
+pub use super::objective::Objective;
+use super::tensor::Dtype;
 use crate::protocol::document::from_document;
 use crate::protocol::encoding::Encoding;
 use crate::protocol::message::V1;
-use crate::protocol::names::is_model_name;
-use crate::protocol::schema::{given, says};
-
-/// What is wrong with a package: the file or field, and what to do.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct PackageError(pub String);
-
-impl PackageError {
-    pub(super) fn new(message: impl Into<String>) -> Self {
-        Self(message.into())
-    }
-}
+use crate::protocol::names::{is_digest, is_model_name};
+use crate::protocol::update_manifest::Canary;
+use schema::{names_of_the_objective, only_matrices_are_transposed};
 
 /// `model.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -68,44 +61,6 @@ pub struct Manifest {
     /// A known answer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub canary: Option<Canary>,
-}
-
-/// What `check_objective` checks of inputs and outputs.
-fn names_of_the_objective(schema: &mut Schema) {
-    let part = |part: &str, rule: Value| json!({ "properties": { part: rule } });
-    let absent = |name: &str| json!({ "not": given(name) });
-    let rules = json!([
-        {
-            "if": part("objective", says("kind", "causal_lm")),
-            "then": { "allOf": [
-                part("inputs", given("tokens")),
-                part("outputs", given("logits")),
-                part("outputs", absent("loss")),
-            ] },
-            "else": { "allOf": [
-                part("inputs", absent("tokens")),
-                part("inputs", absent("attention_mask")),
-                part("inputs", absent("position_ids")),
-                part("outputs", absent("logits")),
-                part("outputs", given("loss")),
-            ] },
-        },
-    ]);
-    schema.insert("allOf".into(), rules);
-}
-
-/// What `check` checks of a tensor's shape.
-fn only_matrices_are_transposed(schema: &mut Schema) {
-    let transposed =
-        json!({ "required": ["transposed"], "properties": { "transposed": { "const": true } } });
-    let some =
-        json!({ "required": ["places"], "properties": { "places": { "contains": transposed } } });
-    let matrix = json!({
-        "required": ["shape"],
-        "properties": { "shape": { "minItems": 2, "maxItems": 2 } },
-    });
-    schema.insert("if".into(), some);
-    schema.insert("then".into(), matrix);
 }
 
 /// A file of the package and its SHA-256 in hex.
@@ -160,126 +115,6 @@ pub struct Outputs {
     pub loss: Option<String>,
 }
 
-/// What is measured.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
-#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
-pub enum Objective {
-    /// Negative log-likelihood of tokens to come.
-    CausalLm {
-        /// Input tokens of a window, L.
-        #[schemars(range(min = 1, max = 1_048_576))]
-        window: usize,
-        /// Windows taken from each row of a shard.
-        #[serde(default = "one")]
-        #[schemars(range(min = 1, max = 1_048_576))]
-        windows_per_row: usize,
-        /// 1 = the next token; 2 = two ahead. At most the window.
-        #[serde(default = "one")]
-        #[schemars(range(min = 1, max = 255))]
-        label_shift: usize,
-        /// Targets with this value do not count.
-        #[serde(default = "ignore_index")]
-        ignore_index: i64,
-    },
-    /// What the graph itself computes, one loss for each example.
-    GraphLoss {},
-}
-
-/// What either kind of objective may have. Read as one struct: what serde derives for an enum with a
-/// tag knows neither that null is absent nor which field is wrong.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ObjectiveFields {
-    kind: ObjectiveKind,
-    window: Option<usize>,
-    windows_per_row: Option<usize>,
-    label_shift: Option<usize>,
-    ignore_index: Option<i64>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum ObjectiveKind {
-    CausalLm,
-    GraphLoss,
-}
-
-impl<'de> Deserialize<'de> for Objective {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let fields = ObjectiveFields::deserialize(deserializer)?;
-        match fields {
-            ObjectiveFields {
-                kind: ObjectiveKind::GraphLoss,
-                window: None,
-                windows_per_row: None,
-                label_shift: None,
-                ignore_index: None,
-            } => Ok(Self::GraphLoss {}),
-            ObjectiveFields {
-                kind: ObjectiveKind::GraphLoss,
-                ..
-            } => Err(D::Error::custom("graph_loss has no fields but kind")),
-            ObjectiveFields {
-                kind: ObjectiveKind::CausalLm,
-                window,
-                windows_per_row,
-                label_shift,
-                ignore_index: ignored,
-            } => Ok(Self::CausalLm {
-                window: window.ok_or_else(|| D::Error::missing_field("window"))?,
-                windows_per_row: windows_per_row.unwrap_or_else(one),
-                label_shift: label_shift.unwrap_or_else(one),
-                ignore_index: ignored.unwrap_or_else(ignore_index),
-            }),
-        }
-    }
-}
-
-impl Objective {
-    /// The next token, one window of this length from each row.
-    pub fn causal_lm(window: usize) -> Self {
-        Self::CausalLm {
-            window,
-            windows_per_row: one(),
-            label_shift: one(),
-            ignore_index: ignore_index(),
-        }
-    }
-
-    /// The bounds of its numbers.
-    pub(super) fn check(&self) -> Result<(), PackageError> {
-        let Objective::CausalLm {
-            window,
-            windows_per_row,
-            label_shift,
-            ignore_index: _,
-        } = *self
-        else {
-            return Ok(());
-        };
-        require(
-            (1..=1 << 20).contains(&window),
-            "objective.window: must be 1 to 1048576".into(),
-        )?;
-        require(
-            (1..=1 << 20).contains(&windows_per_row),
-            "objective.windows_per_row: must be 1 to 1048576".into(),
-        )?;
-        require(
-            (1..=window.min(255)).contains(&label_shift),
-            "objective.label_shift: must be at least 1 and at most the window".into(),
-        )
-    }
-}
-
-fn one() -> usize {
-    1
-}
-
-fn ignore_index() -> i64 {
-    -100
-}
-
 /// A checkpoint tensor.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -287,7 +122,7 @@ fn ignore_index() -> i64 {
 pub struct TensorEntry {
     /// Where it lives in the graph; all of them are patched.
     #[schemars(length(min = 1))]
-    pub places: Vec<Place>,
+    pub places: Vec<GraphLocation>,
     /// In the checkpoint.
     pub shape: Vec<usize>,
     /// In the checkpoint and in the graph.
@@ -297,7 +132,7 @@ pub struct TensorEntry {
 /// One initializer that holds a checkpoint tensor.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct Place {
+pub struct GraphLocation {
     /// Its name in the graph.
     pub initializer: String,
     /// Whether it holds the transpose.
@@ -336,7 +171,7 @@ impl Manifest {
         let manifest: Self = from_document(&document).map_err(PackageError)?;
         manifest.check()?;
         let document = serde_json::to_value(&document);
-        let document = document.map_err(|e| PackageError::new(e.to_string()))?;
+        let document = document.map_err(|e| PackageError(e.to_string()))?;
         Ok((manifest, package_id(document)))
     }
 
@@ -462,37 +297,6 @@ pub(super) fn check_name(name: &str) -> Result<(), PackageError> {
     require(is_model_name(name), problem)
 }
 
-pub(super) fn require(sound: bool, problem: String) -> Result<(), PackageError> {
-    if sound {
-        Ok(())
-    } else {
-        Err(PackageError(problem))
-    }
-}
-
-/// `*` stands for any run of characters, everything else for itself.
-pub(super) fn matches_glob(glob: &str, name: &str) -> bool {
-    let mut parts = glob.split('*');
-    let Some(rest) = parts.next().and_then(|first| name.strip_prefix(first)) else {
-        return false;
-    };
-    let mut rest = rest;
-    let mut parts = parts.peekable();
-    if parts.peek().is_none() {
-        return rest.is_empty();
-    }
-    while let Some(part) = parts.next() {
-        if parts.peek().is_none() {
-            return rest.ends_with(part);
-        }
-        match rest.find(part) {
-            Some(at) => rest = &rest[at + part.len()..],
-            None => return false,
-        }
-    }
-    true
-}
-
 fn package_id(mut document: Value) -> String {
     if let Some(fields) = document.as_object_mut() {
         for field in ["version", "canary", "weights"] {
@@ -506,21 +310,6 @@ fn package_id(mut document: Value) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn globs_match_whole_names() {
-        for (glob, name, expected) in [
-            ("*", "a.b", true),
-            ("model.*.weight", "model.layers.0.weight", true),
-            ("model.*.weight", "model.layers.0.bias", false),
-            ("lm_head.weight", "lm_head.weight", true),
-            ("lm_head", "lm_head.weight", false),
-            ("*.norm.*", "x.norm.weight", true),
-            ("*.norm.*", "x.normal.weight", false),
-        ] {
-            assert_eq!(matches_glob(glob, name), expected, "{glob} {name}");
-        }
-    }
 
     #[test]
     fn the_package_id_ignores_version_weights_and_canary() {

@@ -10,7 +10,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
-use crate::model::manifest::{Manifest, Objective, PackageError, ShardFile, require};
+use crate::model::error::require;
+use crate::model::manifest::{Manifest, Objective, PackageError, ShardFile};
 use crate::model::onnx::{External, externals, plain_location};
 use crate::model::plan::{Cut, Shard, TokenCut};
 use crate::model::shard::parse_shard;
@@ -72,10 +73,9 @@ impl Package {
     /// When it is missing, unreadable or breaks the schema.
     pub fn read_manifest(dir: &Path) -> Result<(Manifest, String), PackageError> {
         let path = dir.join(MANIFEST);
-        let text = std::fs::read(&path)
-            .map_err(|e| PackageError::new(format!("{}: {e}", path.display())))?;
-        let broken =
-            |e: &dyn std::fmt::Display| PackageError::new(format!("{}: {e}", path.display()));
+        let text =
+            std::fs::read(&path).map_err(|e| PackageError(format!("{}: {e}", path.display())))?;
+        let broken = |e: &dyn std::fmt::Display| PackageError(format!("{}: {e}", path.display()));
         Manifest::decode(&text).map_err(|e| broken(&e))
     }
 

@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 use crate::protocol::failure::{Code, Failure};
 
 /// Unknown shards that a refusal names.
-const MOST_NAMED: usize = 20;
+const MAX_NAMED: usize = 20;
 
 /// One shard of held-out data.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -225,7 +225,7 @@ fn select(shards: &[Shard], wanted: Option<&[u64]>) -> Result<Vec<usize>, Failur
         .iter()
         .copied()
         .filter(|id| !available.contains(id))
-        .take(MOST_NAMED)
+        .take(MAX_NAMED)
         .collect();
     if !missing.is_empty() {
         return Err(Failure::new(

@@ -6,7 +6,7 @@ use std::borrow::Cow;
 /// What wrappers put before names: compilation, parallel training, adapters.
 const WRAPPERS: [&str; 3] = ["_orig_mod.", "module.", "base_model.model."];
 /// Parts of a prefix. Names are a stranger's, and each prefix costs a look at all of them.
-const MOST_PARTS: usize = 16;
+const MAX_PARTS: usize = 16;
 
 /// How the names of one side become those of the other.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -79,7 +79,7 @@ pub fn prefixes<'n>(names: impl IntoIterator<Item = &'n str>) -> Vec<&'n str> {
     });
     let common = common.unwrap_or_default();
     let ends = common.match_indices(['.', '/']).map(|(at, _)| at + 1);
-    let ends = std::iter::once(0).chain(ends.take(MOST_PARTS));
+    let ends = std::iter::once(0).chain(ends.take(MAX_PARTS));
     ends.map(|end| &common[..end]).collect()
 }
 
@@ -208,6 +208,6 @@ mod tests {
         assert_eq!(prefixes(["x"]), [""]);
         assert_eq!(prefixes([]), [""]);
         let deep = "a.".repeat(100_000);
-        assert_eq!(prefixes([deep.as_str()]).len(), MOST_PARTS + 1);
+        assert_eq!(prefixes([deep.as_str()]).len(), MAX_PARTS + 1);
     }
 }

@@ -77,7 +77,7 @@ fn examples(tensors: &SafeTensors<'_>) -> Result<Data, String> {
         let Some((rows, shape)) = view.shape().split_first() else {
             return Err(format!("{name} is a scalar, [rows, ...] is needed"));
         };
-        let elem = elem_of(view.dtype())
+        let elem = Elem::of_stored(view.dtype())
             .ok_or_else(|| format!("{name} is {:?}, which no input takes", view.dtype()))?;
         let column = Column {
             name: name.to_owned(),
@@ -103,21 +103,5 @@ fn examples(tensors: &SafeTensors<'_>) -> Result<Data, String> {
             other.rows()
         )),
         None => Ok(Data::Examples(columns)),
-    }
-}
-
-#[expect(
-    clippy::wildcard_enum_match_arm,
-    reason = "a foreign enum: every other type is no input"
-)]
-fn elem_of(dtype: safetensors::Dtype) -> Option<Elem> {
-    match dtype {
-        safetensors::Dtype::F32 => Some(Elem::F32),
-        safetensors::Dtype::F16 => Some(Elem::F16),
-        safetensors::Dtype::I64 => Some(Elem::I64),
-        safetensors::Dtype::I32 => Some(Elem::I32),
-        safetensors::Dtype::U8 => Some(Elem::U8),
-        safetensors::Dtype::BOOL => Some(Elem::Bool),
-        _ => None,
     }
 }

@@ -1,5 +1,6 @@
 //! Element types: of weights, and of what goes into a graph.
 
+use safetensors::Dtype as Stored;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -32,6 +33,45 @@ impl Dtype {
             Self::Bf16 => "bf16",
         }
     }
+
+    /// The type in a safetensors file.
+    pub(crate) fn stored(self) -> Stored {
+        match self {
+            Self::F32 => Stored::F32,
+            Self::F16 => Stored::F16,
+            Self::Bf16 => Stored::BF16,
+        }
+    }
+
+    /// The weight type that a safetensors file's type is, if it is one.
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "a foreign enum: no other type is a weight's"
+    )]
+    pub(crate) fn of_stored(stored: Stored) -> Option<Self> {
+        match stored {
+            Stored::F32 => Some(Self::F32),
+            Stored::F16 => Some(Self::F16),
+            Stored::BF16 => Some(Self::Bf16),
+            _ => None,
+        }
+    }
+}
+
+/// Whether elements of a safetensors file's type are integers or booleans.
+pub(crate) fn is_integer(stored: Stored) -> bool {
+    matches!(
+        stored,
+        Stored::BOOL
+            | Stored::U8
+            | Stored::I8
+            | Stored::U16
+            | Stored::I16
+            | Stored::U32
+            | Stored::I32
+            | Stored::U64
+            | Stored::I64
+    )
 }
 
 /// Element type of an input that is no weight.
@@ -54,6 +94,22 @@ impl Elem {
             Self::F32 | Self::I32 => 4,
             Self::F16 => 2,
             Self::U8 | Self::Bool => 1,
+        }
+    }
+    /// The input type that a safetensors file's type is, if it can be fed.
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "a foreign enum: every other type is no input"
+    )]
+    pub(crate) fn of_stored(stored: Stored) -> Option<Self> {
+        match stored {
+            Stored::F32 => Some(Self::F32),
+            Stored::F16 => Some(Self::F16),
+            Stored::I64 => Some(Self::I64),
+            Stored::I32 => Some(Self::I32),
+            Stored::U8 => Some(Self::U8),
+            Stored::BOOL => Some(Self::Bool),
+            _ => None,
         }
     }
 }

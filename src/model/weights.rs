@@ -7,7 +7,7 @@ use bytes::Bytes;
 use half::{bf16, f16};
 use sha2::{Digest, Sha256};
 
-use super::checkpoint::{deserialize, weight_type};
+use super::weights_file::deserialize;
 use crate::model::manifest::{Manifest, PackageError, TensorEntry};
 use crate::model::onnx::Graph;
 use crate::model::tensor::Dtype;
@@ -52,7 +52,7 @@ impl Weights {
             let view = views
                 .tensor(name)
                 .map_err(|_| broken(&format!("has no tensor {name}")))?;
-            if view.shape() != entry.shape || weight_type(view.dtype()) != Some(entry.dtype) {
+            if view.shape() != entry.shape || Dtype::of_stored(view.dtype()) != Some(entry.dtype) {
                 return Err(broken(&format!(
                     "{name} is {:?} {:?}, model.json says {} {:?}",
                     view.dtype(),

@@ -8,7 +8,8 @@ use rand::{Rng, SeedableRng};
 
 use crate::model::build::{write, write_tensors};
 use crate::model::manifest::{
-    GraphFile, Inputs, Manifest, Objective, Outputs, PackageError, Place, ShardFile, TensorEntry,
+    GraphFile, GraphLocation, Inputs, Manifest, Objective, Outputs, PackageError, ShardFile,
+    TensorEntry,
 };
 use crate::model::onnx::synthetic::{Decoder, decoder};
 use crate::model::package::MANIFEST;
@@ -100,7 +101,7 @@ fn weight(name: &str, numel: usize, random: &mut StdRng) -> Vec<u8> {
 
 fn entries(tensors: &[(String, Vec<usize>, Vec<u8>)]) -> BTreeMap<String, TensorEntry> {
     let entry = |(name, shape, _): &(String, Vec<usize>, Vec<u8>)| {
-        let place = Place {
+        let place = GraphLocation {
             initializer: name.clone(),
             transposed: false,
         };

@@ -10,12 +10,13 @@ use safetensors::tensor::Metadata;
 
 use super::route::Step;
 use crate::candidate::{self, DecodeLimits, TensorUpdate, Versions};
-use crate::model::checkpoint::{self, Checkpoint, Stored};
+use crate::model::checkpoint::Checkpoint;
 use crate::model::files::map;
 use crate::model::fit::fit;
 use crate::model::manifest::PackageError;
 use crate::model::package::Package;
 use crate::model::weights::add;
+use crate::model::weights_file::{self, Stored};
 use crate::protocol::update_manifest::{Delta, FullWeights};
 
 /// Why there are no new weights.
@@ -86,7 +87,7 @@ fn copy(package: &Package, out: &Path) -> std::io::Result<()> {
         };
         (tensor.name.as_str(), stored)
     });
-    checkpoint::write(out, tensors)
+    weights_file::write(out, tensors)
 }
 
 enum StepError {
@@ -117,7 +118,7 @@ fn take_full(
     if fitted.as_it_is() {
         return Ok(std::fs::rename(path, out)?);
     }
-    checkpoint::write(out, fitted.stored())?;
+    weights_file::write(out, fitted.stored())?;
     Ok(std::fs::remove_file(path)?)
 }
 
@@ -220,11 +221,11 @@ mod tests {
                 };
                 (name, stored)
             });
-            checkpoint::write(&part, stored).unwrap();
+            weights_file::write(&part, stored).unwrap();
             assert_eq!(built(), weights.weights_id, "{names:?}");
         }
 
-        checkpoint::write(&part, std::iter::empty()).unwrap();
+        weights_file::write(&part, std::iter::empty()).unwrap();
         let refused = build(&package, None, &[(Step::Full(&full), part)], &out).unwrap_err();
         let why = refused.to_string();
         assert!(

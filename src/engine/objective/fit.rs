@@ -2,7 +2,7 @@
 
 use super::{Measure, columns};
 use crate::model::manifest::Objective;
-use crate::model::onnx::{Graph, InputInfo, Limit};
+use crate::model::onnx::{Graph, IndexLimit, InputInfo};
 use crate::model::package::Package;
 use crate::model::plan::{Column, Data, TokenCut};
 use crate::model::tensor::Elem;
@@ -11,7 +11,7 @@ pub(super) fn causal_lm(
     package: &Package,
     graph: &Graph,
     inputs: &[InputInfo],
-    limits: &[Limit],
+    limits: &[IndexLimit],
 ) -> Result<Measure, String> {
     let Objective::CausalLm {
         window,
@@ -107,7 +107,7 @@ fn check_tokens(
     package: &Package,
     graph: &Graph,
     input: &str,
-    limits: &[Limit],
+    limits: &[IndexLimit],
 ) -> Result<(), String> {
     let logits = package.manifest.outputs.logits.as_deref();
     let logits = logits.ok_or("outputs.logits: missing")?;
@@ -154,7 +154,7 @@ fn check_tokens(
 fn check_positions(
     input: Option<&InputInfo>,
     window: usize,
-    limits: &[Limit],
+    limits: &[IndexLimit],
 ) -> Result<(), String> {
     let Some(input) = input else { return Ok(()) };
     let limits = limits.iter().filter(|limit| limit.input == input.name);
@@ -171,7 +171,7 @@ fn check_positions(
 }
 
 /// Checks that integers that select rows or classes are in range.
-pub(super) fn check_values(package: &Package, limits: &[Limit]) -> Result<(), String> {
+pub(super) fn check_values(package: &Package, limits: &[IndexLimit]) -> Result<(), String> {
     for (position, shard) in package.shards.iter().enumerate() {
         for (limit, column) in limits.iter().flat_map(|limit| {
             let columns = columns(package, position).iter();

@@ -4,177 +4,17 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use bytes::Bytes;
-use sha2::{Digest, Sha256};
 
-use super::super::weights::transpose;
-use super::{Tensor, precision};
-use crate::model::build::split_shared::{self, Tie};
-use crate::model::manifest::{PackageError, Place, TensorEntry};
+use super::contents::{ContentHash, HashedTensor, by_contents, copies};
+use super::precision;
+use super::split_shared::{Locations, split_shared};
+use crate::model::checkpoint::Tensor;
+use crate::model::compare::{is_multiple, is_uniform};
+use crate::model::manifest::{GraphLocation, PackageError, TensorEntry};
 use crate::model::onnx::{Graph, InitializerInfo, InputInfo};
-use crate::model::tensor::Dtype;
-
-pub(super) type Contents = [u8; 32];
-
-/// A tensor, and what its contents are found by, as they are and transposed.
-pub(super) struct Known<'a> {
-    tensor: &'a Tensor,
-    own: Contents,
-    flipped: Option<Contents>,
-}
-
-impl<'a> Known<'a> {
-    pub(super) fn new(tensor: &'a Tensor) -> Self {
-        let flipped = match *tensor.shape {
-            [rows, columns] => {
-                let bytes = transpose(&tensor.bytes, rows, columns, tensor.dtype.size());
-                Some(contents(&[columns, rows], tensor.dtype, &bytes))
-            }
-            _ => None,
-        };
-        Self {
-            tensor,
-            own: contents(&tensor.shape, tensor.dtype, &tensor.bytes),
-            flipped,
-        }
-    }
-
-    /// Whether it is its own transpose, so that contents do not tell which of them a place holds.
-    pub(super) fn is_symmetric(&self) -> bool {
-        self.flipped == Some(self.own)
-    }
-
-    /// The contents of initializers that hold it, as it is and transposed; what is its own transpose is
-    /// found as it is.
-    pub(super) fn held(&self) -> impl Iterator<Item = (Contents, bool)> {
-        let flipped = self.flipped.filter(|_| !self.is_symmetric());
-        std::iter::once((self.own, false)).chain(flipped.map(|contents| (contents, true)))
-    }
-
-    /// Equal contents, as they are or transposed.
-    pub(super) fn is_like(&self, other: &Self) -> bool {
-        self.own == other.own || self.flipped == Some(other.own)
-    }
-}
-
-impl std::ops::Deref for Known<'_> {
-    type Target = Tensor;
-
-    fn deref(&self) -> &Tensor {
-        self.tensor
-    }
-}
-
-/// Equal contents under two names are one tied tensor, or copies that nobody trained yet; the graph
-/// tells which. Of a tied tensor the name that the graph uses is the tensor, the others its aliases.
-/// Contents of one repeated value (untrained norms, zero biases) say nothing, and stay apart.
-pub(super) fn split_aliases(
-    checkpoint: Vec<Tensor>,
-    initializers: &[(InitializerInfo, Bytes)],
-    graph: &Graph,
-) -> Result<(Vec<Tensor>, BTreeMap<String, String>), PackageError> {
-    let mut aliases = BTreeMap::new();
-    let mut kept: Vec<Tensor> = Vec::new();
-    for mut group in groups(checkpoint) {
-        let in_graph = |t: &Tensor| initializers.iter().any(|(i, _)| i.name == t.name);
-        if group.len() == 1 || group.iter().all(in_graph) {
-            kept.append(&mut group);
-            continue;
-        }
-        let holds = |held: &&precision::Held| {
-            held.0.dtype == Some(group[0].dtype)
-                && precision::agrees(&group[0], held, Dtype::F32).is_some()
-        };
-        let held = initializers.iter().filter(holds);
-        let held: Vec<&str> = held.map(|(info, _)| info.name.as_str()).collect();
-        if held.is_empty() {
-            // Buffers, say: each is told that it is nowhere.
-            kept.append(&mut group);
-            continue;
-        }
-        let wiring = graph.wiring().map_err(|e| PackageError(e.to_string()))?;
-        match split_shared::tie(&wiring, &group, &held) {
-            Tie::Apart => kept.append(&mut group),
-            Tie::Tied => {
-                let named = group.iter().position(in_graph).unwrap_or(0);
-                let tensor = group.swap_remove(named);
-                let others = group
-                    .into_iter()
-                    .map(|other| (other.name, tensor.name.clone()));
-                aliases.extend(others);
-                kept.push(tensor);
-            }
-            Tie::Unclear => return Err(unclear(&group, &held)),
-        }
-    }
-    kept.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok((kept, aliases))
-}
-
-/// Tensors of equal contents together, unless these are of one value.
-fn groups(checkpoint: Vec<Tensor>) -> Vec<Vec<Tensor>> {
-    let mut groups: Vec<Vec<Tensor>> = Vec::new();
-    let mut by_contents: HashMap<Contents, usize> = HashMap::new();
-    for tensor in checkpoint {
-        let contents = contents(&tensor.shape, tensor.dtype, &tensor.bytes);
-        match by_contents.get(&contents) {
-            Some(at) if !is_uniform(&tensor) => groups[*at].push(tensor),
-            Some(_) | None => {
-                by_contents.insert(contents, groups.len());
-                groups.push(vec![tensor]);
-            }
-        }
-    }
-    groups
-}
-
-fn unclear(group: &[Tensor], held: &[&str]) -> PackageError {
-    let names: Vec<&str> = group.iter().map(|t| t.name.as_str()).collect();
-    PackageError(format!(
-        "{} are equal in the checkpoint, and the graph holds them in {}: whether they are one tied tensor cannot be seen. \
-         If they are, leave all names but one out of the checkpoint, as save_pretrained does; if not, export with \
-         torch.onnx.export(..., optimize=False), which merges nothing",
-        names.join(", "),
-        held.join(", ")
-    ))
-}
-
-pub(in crate::model) fn is_uniform(tensor: &Tensor) -> bool {
-    let mut elements = tensor.bytes.chunks_exact(tensor.dtype.size());
-    let first = elements.next();
-    elements.all(|e| Some(e) == first)
-}
-
-pub(super) fn contents(shape: &[usize], dtype: Dtype, bytes: &[u8]) -> Contents {
-    let mut hash = Sha256::new();
-    hash.update(format!("{shape:?} {}", dtype.as_str()));
-    hash.update(bytes);
-    hash.finalize().into()
-}
 
 /// What a tensor is told of whose contents are nowhere; it is said once, of all of them.
 const NOWHERE: &str = "no initializer holds it";
-
-/// The initializers that may hold a tensor, by their contents.
-fn by_contents<'a>(
-    checkpoint: &[Tensor],
-    initializers: &'a [(InitializerInfo, Bytes)],
-) -> HashMap<Contents, Vec<&'a str>> {
-    let mut by_contents: HashMap<Contents, Vec<&'a str>> = HashMap::new();
-    // A frozen base of any size need not be read.
-    let wanted = |info: &InitializerInfo| {
-        let reversed = info.shape.iter().rev();
-        let alike = |t: &Tensor| t.shape == info.shape || t.shape.iter().eq(reversed.clone());
-        checkpoint.iter().any(alike)
-    };
-    for (info, bytes) in initializers.iter().filter(|(info, _)| wanted(info)) {
-        let dtype = info.dtype.unwrap_or(Dtype::F32);
-        by_contents
-            .entry(contents(&info.shape, dtype, bytes))
-            .or_default()
-            .push(&info.name);
-    }
-    by_contents
-}
 
 /// Where every tensor is, and whether the graph had to be rewritten to tell them apart. `why` may
 /// know why the graph holds a tensor nowhere, and `called` what the checkpoint calls it.
@@ -187,16 +27,16 @@ pub(super) fn place(
 ) -> Result<(BTreeMap<String, TensorEntry>, bool), PackageError> {
     let by_contents = by_contents(checkpoint, initializers);
     let (all, fed) = (graph.initializers(), graph.inputs());
-    let known: Vec<Known<'_>> = checkpoint.iter().map(Known::new).collect();
-    let mut found: split_shared::Found = known
+    let known: Vec<HashedTensor<'_>> = checkpoint.iter().map(HashedTensor::new).collect();
+    let mut found: Locations = known
         .iter()
         .map(|tensor| match fed_place(tensor, &fed) {
             Some(place) => Ok(vec![place]),
             None => places(tensor, &known, &by_contents),
         })
         .collect();
-    let unshared = split_shared::unshare(graph, &known, &by_contents, &mut found)?;
-    let (mut nowhere, mut problems) = (Vec::new(), unshared.problems);
+    let split = split_shared(graph, &known, &by_contents, &mut found)?;
+    let (mut nowhere, mut problems) = (Vec::new(), split.problems);
     let mut tensors = BTreeMap::new();
     for (tensor, found) in checkpoint.iter().zip(found) {
         let (name, shape) = (&tensor.name, &tensor.shape);
@@ -231,7 +71,7 @@ pub(super) fn place(
         );
     }
     if nowhere.is_empty() && problems.is_empty() {
-        return Ok((tensors, unshared.rewritten));
+        return Ok((tensors, split.rewritten));
     }
     Err(refusal(nowhere, problems))
 }
@@ -254,9 +94,7 @@ fn stale(
     };
     let left: Vec<_> = initializers.iter().filter(is_left).collect();
     let problem = |tensor: &Tensor| {
-        let made = left
-            .iter()
-            .find(|held| precision::is_multiple(tensor, held));
+        let made = left.iter().find(|held| is_multiple(tensor, held));
         let made = made.map(|(info, _)| {
             format!(
                 "{} in the graph was made from it, scaled or rounded, and a change to the tensor would not reach it; \
@@ -300,24 +138,24 @@ fn other_values(tensor: &Tensor, initializers: &[(InitializerInfo, Bytes)]) -> O
 }
 
 /// An export may leave a weight as an input under its own name.
-fn fed_place(tensor: &Tensor, inputs: &[InputInfo]) -> Option<Place> {
+fn fed_place(tensor: &Tensor, inputs: &[InputInfo]) -> Option<GraphLocation> {
     let shape: Vec<Option<usize>> = tensor.shape.iter().copied().map(Some).collect();
     let is_it = |input: &&InputInfo| input.name == tensor.name && input.shape == shape;
-    inputs.iter().find(is_it).map(|input| Place {
+    inputs.iter().find(is_it).map(|input| GraphLocation {
         initializer: input.name.clone(),
         transposed: false,
     })
 }
 
 fn places(
-    tensor: &Known<'_>,
-    checkpoint: &[Known<'_>],
-    by_contents: &HashMap<Contents, Vec<&str>>,
-) -> Result<Vec<Place>, String> {
+    tensor: &HashedTensor<'_>,
+    checkpoint: &[HashedTensor<'_>],
+    by_contents: &HashMap<ContentHash, Vec<&str>>,
+) -> Result<Vec<GraphLocation>, String> {
     let found = copies(tensor, by_contents);
     let equal: HashSet<&str> = checkpoint
         .iter()
-        .filter(|t| t.own == tensor.own)
+        .filter(|t| t.hash == tensor.hash)
         .map(|t| t.name.as_str())
         .collect();
     if found.is_empty() {
@@ -329,25 +167,13 @@ fn places(
     }
 }
 
-/// Every initializer that holds the tensor's contents, as they are or transposed.
-pub(super) fn copies(tensor: &Known<'_>, by_contents: &HashMap<Contents, Vec<&str>>) -> Vec<Place> {
-    let places = |(contents, transposed)| {
-        let names = by_contents.get(&contents).into_iter().flatten();
-        names.map(move |name| Place {
-            initializer: (*name).to_owned(),
-            transposed,
-        })
-    };
-    tensor.held().flat_map(places).collect()
-}
-
 /// Contents cannot tell equal tensors apart; only the name can, and only if every copy has one.
 fn by_name(
     tensor: &Tensor,
-    found: Vec<Place>,
+    found: Vec<GraphLocation>,
     equal: &HashSet<&str>,
-) -> Result<Vec<Place>, String> {
-    let (own, others): (Vec<Place>, Vec<Place>) = found
+) -> Result<Vec<GraphLocation>, String> {
+    let (own, others): (Vec<GraphLocation>, Vec<GraphLocation>) = found
         .into_iter()
         .partition(|p| p.initializer == tensor.name && !p.transposed);
     let nameless: Vec<&str> = others
@@ -380,7 +206,8 @@ fn is_parameter(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::onnx::split_shared::hand_made::{Made, graph};
+    use crate::model::onnx::hand_made::graph;
+    use crate::model::tensor::Dtype;
 
     fn tensor(name: &str, shape: &[usize], values: &[f32]) -> Tensor {
         Tensor {
@@ -394,7 +221,7 @@ mod tests {
     /// Places where nothing but names and contents can tell.
     fn placed(checkpoint: &[Tensor], held: &[Tensor]) -> Result<Vec<(String, bool)>, String> {
         let names: Vec<&str> = held.iter().map(|t| t.name.as_str()).collect();
-        let mut graph = crate::model::onnx::split_shared::hand_made::graph(&[], &names);
+        let mut graph = graph(&[], &names);
         let held: Vec<_> = held
             .iter()
             .map(|t| {
@@ -413,99 +240,6 @@ mod tests {
         Ok(places
             .map(|p| (p.initializer.clone(), p.transposed))
             .collect())
-    }
-
-    /// A graph in which these nodes read the initializers that a tensor of these values is held by.
-    fn aliases(
-        names: &[&str],
-        held: &[&str],
-        nodes: &[Made<'_>],
-    ) -> Result<Vec<(String, String)>, String> {
-        let checkpoint = names.iter().map(|name| tensor(name, &[2, 3], &MATRIX));
-        let graph = graph(nodes, held);
-        let info = |name: &&str| InitializerInfo {
-            name: (*name).to_owned(),
-            shape: vec![2, 3],
-            dtype: Some(Dtype::F32),
-        };
-        let held: Vec<_> = held
-            .iter()
-            .map(|name| (info(name), tensor("", &[2, 3], &MATRIX).bytes))
-            .collect();
-        let (_, aliases) = split_aliases(checkpoint.collect(), &held, &graph).map_err(|e| e.0)?;
-        Ok(aliases.into_iter().collect())
-    }
-
-    fn reader<'a>(op: &'a str, input: &'a [&'a str], output: &'a str, call: &'a str) -> Made<'a> {
-        Made {
-            name: output,
-            op,
-            input,
-            output,
-            call,
-            ..Made::default()
-        }
-    }
-
-    #[test]
-    fn equal_tensors_are_tied_where_one_is_looked_up_and_multiplied_with_and_apart_where_each_is_named()
-     {
-        let names = ["embed", "head"];
-        let tied = [
-            reader(
-                "Gather",
-                &["head", "tokens"],
-                "x",
-                "%e : embedding(args = (%p_head, %tokens))",
-            ),
-            reader(
-                "MatMul",
-                &["x", "head"],
-                "y",
-                "%l : linear(args = (%x, %p_head))",
-            ),
-        ];
-        let pair = |a: &str, b: &str| (a.to_owned(), b.to_owned());
-        assert_eq!(
-            aliases(&names, &["head"], &tied).unwrap(),
-            [pair("embed", "head")]
-        );
-        // Copies of a layer, which the exporter merged but still calls by their names.
-        let named = [
-            reader(
-                "MatMul",
-                &["x", "val_1"],
-                "y",
-                "%a : linear(args = (%x, %p_embed))",
-            ),
-            reader(
-                "MatMul",
-                &["y", "val_1"],
-                "z",
-                "%b : linear(args = (%y, %p_head))",
-            ),
-        ];
-        assert_eq!(aliases(&names, &["val_1"], &named).unwrap(), []);
-        assert_eq!(aliases(&names, &["embed", "head"], &named).unwrap(), []);
-        let silent = [
-            reader("MatMul", &["x", "val_1"], "y", ""),
-            reader("MatMul", &["y", "val_1"], "z", ""),
-        ];
-        let refusal = aliases(&names, &["val_1"], &silent).unwrap_err();
-        assert!(
-            refusal.contains("embed, head are equal") && refusal.contains("val_1"),
-            "{refusal}"
-        );
-        // What the graph does not hold is told that, each by itself.
-        assert_eq!(aliases(&names, &[], &silent).unwrap(), []);
-        // One use may be what is left of two.
-        let merged = [reader(
-            "MatMul",
-            &["x", "val_1"],
-            "y",
-            "%a : linear(args = (%x, %p_embed))",
-        )];
-        assert!(aliases(&names, &["val_1"], &merged).is_err());
     }
 
     #[test]

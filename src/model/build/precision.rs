@@ -2,18 +2,12 @@
 //! and bf16 is an f32, so such a tensor has its place, as the f32 that the graph holds. Nothing is
 //! ever rounded: what the graph has in fewer bits, or with other values, is refused with that reason.
 
-use bytes::Bytes;
-
-use super::super::weights::{read_element, round_to};
-use super::Tensor;
-use super::place::is_uniform;
-use crate::model::checkpoint::{stored_type, widen};
+use crate::model::checkpoint::Tensor;
+use crate::model::compare::{Initializer, Layout, agrees, is_named, is_uniform};
 use crate::model::manifest::PackageError;
 use crate::model::onnx::{InitializerInfo, InputInfo};
-use crate::model::tensor::Dtype;
-use crate::model::tensor::Elem;
-
-pub(in crate::model) type Held = (InitializerInfo, Bytes);
+use crate::model::tensor::{Dtype, Elem};
+use crate::model::weights_file::widen;
 
 /// Gives each 16-bit tensor the type in which the graph holds it.
 ///
@@ -21,7 +15,7 @@ pub(in crate::model) type Held = (InitializerInfo, Bytes);
 /// Names the tensor that the graph holds in both.
 pub(super) fn as_in_graph(
     checkpoint: Vec<Tensor>,
-    held: &[Held],
+    held: &[Initializer],
     fed: &[InputInfo],
 ) -> Result<Vec<Tensor>, PackageError> {
     let fit = |tensor: Tensor| match tensor.dtype {
@@ -31,13 +25,13 @@ pub(super) fn as_in_graph(
     checkpoint.into_iter().map(fit).collect()
 }
 
-fn fit(tensor: Tensor, held: &[Held], fed: &[InputInfo]) -> Result<Tensor, PackageError> {
+fn fit(tensor: Tensor, held: &[Initializer], fed: &[InputInfo]) -> Result<Tensor, PackageError> {
     let in_type = |dtype: Dtype| {
-        let holds = move |held: &&Held| held.0.dtype == Some(dtype);
+        let holds = move |held: &&Initializer| held.0.dtype == Some(dtype);
         held.iter().filter(holds)
     };
-    let exact = |held: &&Held| agrees(&tensor, held, Dtype::F32).is_some();
-    let named = |held: &&Held| held.0.name == tensor.name;
+    let exact = |held: &&Initializer| agrees(&tensor, held, Dtype::F32).is_some();
+    let named = |held: &&Initializer| held.0.name == tensor.name;
     let mut own = in_type(tensor.dtype).filter(exact);
     let mut wide = in_type(Dtype::F32).filter(exact);
     let (own, wide) = if is_uniform(&tensor) {
@@ -57,7 +51,7 @@ fn fit(tensor: Tensor, held: &[Held], fed: &[InputInfo]) -> Result<Tensor, Packa
             "{} is in the graph twice, as {} ({}) and as F32 ({}), and would be patched in one type \
              only; export the model in one type (PyTorch: model.float())",
             tensor.name,
-            stored_type(tensor.dtype),
+            tensor.dtype.stored(),
             own.name,
             wide.name
         ))),
@@ -68,8 +62,8 @@ fn fit(tensor: Tensor, held: &[Held], fed: &[InputInfo]) -> Result<Tensor, Packa
 }
 
 /// Widens a tensor; where the graph holds the same bytes already, it shares them.
-fn widened(tensor: &Tensor, held: Option<&Held>) -> Tensor {
-    let shared = held.filter(|held| agrees(tensor, held, Dtype::F32) == Some(Order::AsIs));
+fn widened(tensor: &Tensor, held: Option<&Initializer>) -> Tensor {
+    let shared = held.filter(|held| agrees(tensor, held, Dtype::F32) == Some(Layout::AsIs));
     Tensor {
         name: tensor.name.clone(),
         shape: tensor.shape.clone(),
@@ -90,78 +84,12 @@ fn is_fed_as_f32(tensor: &Tensor, fed: &[InputInfo]) -> bool {
     })
 }
 
-/// How an initializer holds a tensor.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::model) enum Order {
-    AsIs,
-    Transposed,
-}
-
-/// Whether an initializer holds the tensor's values once both are rounded to this type, and how.
-pub(in crate::model) fn agrees(
-    tensor: &Tensor,
-    (info, bytes): &Held,
-    rounded: Dtype,
-) -> Option<Order> {
-    let dtype = info.dtype?;
-    let numel = tensor.bytes.len() / tensor.dtype.size();
-    if bytes.len() != numel * dtype.size() {
-        return None;
-    }
-    let equal = |held: usize, own: usize| {
-        let held = round_to(rounded, read_element(bytes, dtype, held));
-        let own = round_to(rounded, read_element(&tensor.bytes, tensor.dtype, own));
-        held.to_bits() == own.to_bits()
-    };
-    if info.shape == tensor.shape && (0..numel).all(|at| equal(at, at)) {
-        return Some(Order::AsIs);
-    }
-    let [rows, columns] = *tensor.shape.as_slice() else {
-        return None;
-    };
-    let flipped = |at: usize| (at % rows) * columns + at / rows;
-    let is_flipped = info.shape == [columns, rows] && (0..numel).all(|at| equal(at, flipped(at)));
-    is_flipped.then_some(Order::Transposed)
-}
-
-/// Whether a matrix of the graph is this one times a number, but for rounding: what exporters fold of a
-/// scaled head, or cast to a smaller type.
-pub(super) fn is_multiple(tensor: &Tensor, (info, bytes): &Held) -> bool {
-    /// Fewer entries may be proportional by chance.
-    const FEWEST: usize = 8;
-    let ([rows, columns], Some(dtype)) = (&*tensor.shape, info.dtype) else {
-        return false;
-    };
-    let numel = rows * columns;
-    if numel < FEWEST || bytes.len() != numel * dtype.size() {
-        return false;
-    }
-    // Of each entry, and of the largest one: small halves have fewer bits.
-    let (rounding, floor) = match dtype {
-        Dtype::F32 => (1e-5, 1e-7),
-        Dtype::F16 => (1e-3, 1e-5),
-        Dtype::Bf16 => (8e-3, 1e-7),
-    };
-    let own = |at: usize| read_element(&tensor.bytes, tensor.dtype, at);
-    let held = |at: usize| read_element(bytes, dtype, at);
-    let largest = (0..numel).max_by(|a, b| own(*a).abs().total_cmp(&own(*b).abs()));
-    let largest = largest.unwrap_or(0);
-    let flipped = |at: usize| (at % columns) * rows + at / columns;
-    let proportional = |place: &dyn Fn(usize) -> usize| {
-        let factor = held(place(largest)) / own(largest);
-        let least = (factor * own(largest)).abs() * floor;
-        let fits = |at| {
-            let made = factor * own(at);
-            (held(place(at)) - made).abs() <= made.abs() * rounding + least
-        };
-        factor.is_finite() && factor != 0.0 && (0..numel).all(fits)
-    };
-    (info.shape == [*rows, *columns] && proportional(&|at| at))
-        || (info.shape == [*columns, *rows] && proportional(&flipped))
-}
-
 /// Why a tensor has no place, if that is because of its type.
-pub(super) fn reason(tensor: &Tensor, all: &[InitializerInfo], held: &[Held]) -> Option<String> {
+pub(super) fn reason(
+    tensor: &Tensor,
+    all: &[InitializerInfo],
+    held: &[Initializer],
+) -> Option<String> {
     let fits = |info: &InitializerInfo| {
         let flipped = matches!(*tensor.shape, [rows, columns] if info.shape == [columns, rows]);
         info.dtype != Some(tensor.dtype) && (info.shape == tensor.shape || flipped)
@@ -170,7 +98,7 @@ pub(super) fn reason(tensor: &Tensor, all: &[InitializerInfo], held: &[Held]) ->
         .iter()
         .find(|i| fits(i) && is_named(&i.name, &tensor.name));
     // What has one value throughout is like many others.
-    let alike = |held: &&Held| {
+    let alike = |held: &&Initializer| {
         if is_uniform(tensor) {
             return false;
         }
@@ -182,7 +110,7 @@ pub(super) fn reason(tensor: &Tensor, all: &[InitializerInfo], held: &[Held]) ->
         None => (&held.iter().find(alike)?.0, "holds it, but for its type"),
     };
     let name = &info.name;
-    let ours = stored_type(tensor.dtype);
+    let ours = tensor.dtype.stored();
     Some(match info.dtype {
         None => format!(
             "{name} {what}, but not F32, F16 or BF16 in the graph, as a weight must be; export the model in one of these"
@@ -192,7 +120,7 @@ pub(super) fn reason(tensor: &Tensor, all: &[InitializerInfo], held: &[Held]) ->
              export the model after its weights were rounded (load the checkpoint, then export), or give the checkpoint in F32"
         ),
         Some(dtype @ (Dtype::F16 | Dtype::Bf16)) => {
-            let theirs = stored_type(dtype);
+            let theirs = dtype.stored();
             format!(
                 "{name} {what}, but {theirs} in the graph and {ours} in the checkpoint, which would have to be rounded; \
                  give the checkpoint in {theirs}, or export the model in {ours}"
@@ -201,18 +129,10 @@ pub(super) fn reason(tensor: &Tensor, all: &[InitializerInfo], held: &[Held]) ->
     })
 }
 
-/// Whether two names are equal but for what a wrapper puts before one of them.
-pub(in crate::model) fn is_named(a: &str, b: &str) -> bool {
-    let ends = |long: &str, short: &str| {
-        let before = long.strip_suffix(short);
-        before.is_some_and(|before| before.is_empty() || before.ends_with('.'))
-    };
-    ends(a, b) || ends(b, a)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::weights::round_to;
     use half::{bf16, f16};
 
     const VALUES: [f32; 6] = [0.1, -2.5, 3.0e-7, 65_000.0, 0.333, 7.0];
@@ -233,7 +153,7 @@ mod tests {
     }
 
     /// An initializer with these values, rounded to `rounded` first.
-    fn held(name: &str, dtype: Dtype, rounded: Dtype, values: &[f32]) -> Held {
+    fn held(name: &str, dtype: Dtype, rounded: Dtype, values: &[f32]) -> Initializer {
         let values: Vec<f32> = values.iter().map(|v| round_to(rounded, *v)).collect();
         let Tensor {
             name, shape, bytes, ..
@@ -242,13 +162,13 @@ mod tests {
         (InitializerInfo { name, shape, dtype }, bytes)
     }
 
-    fn flipped(name: &str, rounded: Dtype) -> Held {
+    fn flipped(name: &str, rounded: Dtype) -> Initializer {
         let mut flipped = held(name, Dtype::F32, rounded, &FLIPPED.map(|at| VALUES[at]));
         flipped.0.shape.reverse();
         flipped
     }
 
-    fn fitted(tensor: &Tensor, held: &[Held]) -> Tensor {
+    fn fitted(tensor: &Tensor, held: &[Initializer]) -> Tensor {
         as_in_graph(vec![tensor.clone()], held, &[])
             .unwrap()
             .remove(0)
@@ -328,8 +248,8 @@ mod tests {
                 }
                 let types = format!(
                     "but {} in the graph and {} in the checkpoint",
-                    stored_type(theirs),
-                    stored_type(ours)
+                    theirs.stored(),
+                    ours.stored()
                 );
                 // Two kinds of 16 bits have nothing in common but the name.
                 let nameless = why.is_none() && name == "val_1" && ours != Dtype::F32;

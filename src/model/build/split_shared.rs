@@ -3,79 +3,19 @@
 //! A use that is given to the wrong tensor is a wrong score that no probe sees, so what is not
 //! certain is refused.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 
-use super::Tensor;
-use super::place::{Contents, Known, copies};
-use crate::model::manifest::{PackageError, Place};
-use crate::model::onnx::split_shared::{Module, NodeFacts, Use, Wiring};
+use super::contents::{ContentHash, HashedTensor, copies};
+use super::owners::{EqualTensors, SharedInitializer};
+use crate::model::manifest::{GraphLocation, PackageError};
 use crate::model::onnx::{Graph, GraphError};
 
-/// Nodes that hand their first input on; whose they are is told by who reads them.
-const HAND_ON: [&str; 5] = ["Cast", "Identity", "Reshape", "Transpose", "Unsqueeze"];
-/// What the inputs of operators hold, in the words that checkpoints have for it.
-const INPUTS: [(&str, &[&str]); 8] = [
-    (
-        "BatchNormalization",
-        &["", "weight", "bias", "running_mean", "running_var"],
-    ),
-    ("Conv", &["", "weight", "bias"]),
-    ("ConvTranspose", &["", "weight", "bias"]),
-    ("Gemm", &["", "weight", "bias"]),
-    ("GroupNormalization", &["", "weight", "bias"]),
-    ("InstanceNormalization", &["", "weight", "bias"]),
-    ("LayerNormalization", &["", "weight", "bias"]),
-    ("RMSNormalization", &["", "weight"]),
-];
-const WORDS: [&str; 4] = ["weight", "bias", "running_mean", "running_var"];
-
-/// Whether tensors of equal contents are one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Tie {
-    /// An embedding and the head that shares it, under two names.
-    Tied,
-    /// Parameters of their own, which the exporter merged.
-    Apart,
-    /// Nothing tells.
-    Unclear,
-}
-
-/// Looks at who reads what holds them. An exporter names each parameter that is one, also where it
-/// merged several; a tied one has a single name, and is looked up as well as multiplied with. Equal
-/// uses alone may be of one parameter, or of several whose uses were merged, too.
-pub(super) fn tie(wiring: &Wiring, tensors: &[Tensor], held: &[&str]) -> Tie {
-    let readers = held.iter().flat_map(|name| wiring.uses(name));
-    let readers: Vec<(&NodeFacts, usize)> = readers
-        .map(|place| (&wiring.nodes[place.node], place.input))
-        .collect();
-    let named = |tensor: &&Tensor| {
-        let reads = |(node, _): &(&NodeFacts, usize)| {
-            let called = node
-                .call
-                .as_ref()
-                .is_some_and(|call| mentions(call, &tensor.name));
-            called || node.outputs.contains(&tensor.name)
-        };
-        held.contains(&tensor.name.as_str()) || readers.iter().any(reads)
-    };
-    let named = tensors.iter().filter(named).count();
-    let looks_up = |(node, input): &(&NodeFacts, usize)| node.op == "Gather" && *input == 0;
-    let looked_up = readers.iter().filter(|reader| looks_up(reader)).count();
-    if named > 1 {
-        Tie::Apart
-    } else if looked_up > 0 && looked_up < readers.len() {
-        Tie::Tied
-    } else {
-        Tie::Unclear
-    }
-}
-
 /// Where each tensor is, or why it cannot be placed.
-pub(super) type Found = Vec<Result<Vec<Place>, String>>;
+pub(super) type Locations = Vec<Result<Vec<GraphLocation>, String>>;
 
 /// What came of it.
 #[derive(Debug, Default)]
-pub(super) struct Unshared {
+pub(super) struct SplitOutcome {
     /// Whether the graph is another one now.
     pub(super) rewritten: bool,
     /// The tensors that could not be told apart, with the reasons.
@@ -83,308 +23,68 @@ pub(super) struct Unshared {
 }
 
 /// Tells tensors of equal contents apart where their names alone do not.
-pub(super) fn unshare(
+pub(super) fn split_shared(
     graph: &mut Graph,
-    checkpoint: &[Known<'_>],
-    by_contents: &HashMap<Contents, Vec<&str>>,
-    found: &mut Found,
-) -> Result<Unshared, PackageError> {
-    let mut unshared = Unshared::default();
+    checkpoint: &[HashedTensor<'_>],
+    by_contents: &HashMap<ContentHash, Vec<&str>>,
+    found: &mut Locations,
+) -> Result<SplitOutcome, PackageError> {
+    let mut outcome = SplitOutcome::default();
     for at in 0..checkpoint.len() {
         let tensor = &checkpoint[at];
         if found[at].is_ok() || copies(tensor, by_contents).is_empty() {
             continue;
         }
         let members: Vec<usize> = (0..checkpoint.len())
-            .filter(|other| tensor.is_like(&checkpoint[*other]))
+            .filter(|other| tensor.has_equal_contents(&checkpoint[*other]))
             .collect();
         let wiring = graph.wiring().map_err(broken)?;
-        let family = Family {
+        let equal = EqualTensors {
             tensors: members.iter().map(|m| &checkpoint[*m]).collect(),
             wiring: &wiring,
         };
-        match family.assign(by_contents) {
+        match equal.assign(by_contents) {
             Ok(shares) => {
-                let placed = apply(graph, &family, &shares)?;
-                unshared.rewritten |= placed.rewritten;
-                for (member, places) in members.iter().zip(placed.places) {
+                let (places, rewritten) = apply(graph, &equal, &shares)?;
+                outcome.rewritten |= rewritten;
+                for (member, places) in members.iter().zip(places) {
                     found[*member] = Ok(places);
                 }
             }
             Err(problem) => {
-                unshared.problems.push(problem);
+                outcome.problems.push(problem);
                 members.iter().for_each(|m| found[*m] = Ok(Vec::new()));
             }
         }
     }
-    Ok(unshared)
+    Ok(outcome)
 }
 
 fn broken(error: GraphError) -> PackageError {
     PackageError(error.to_string())
 }
 
-/// The uses of one initializer, by the position of the tensor whose they are.
-struct Share {
-    initializer: String,
-    transposed: Vec<bool>,
-    owners: BTreeMap<usize, Vec<Use>>,
-}
-
-struct Claim {
-    tensor: usize,
-    /// The exporter named the tensor itself, not just the module.
-    named: bool,
-}
-
-/// Tensors of equal contents.
-struct Family<'a> {
-    tensors: Vec<&'a Known<'a>>,
-    wiring: &'a Wiring,
-}
-
-impl Family<'_> {
-    fn assign(&self, by_contents: &HashMap<Contents, Vec<&str>>) -> Result<Vec<Share>, String> {
-        let held = self.initializers(by_contents);
-        let first = self.tensors[0];
-        if first.is_symmetric() {
-            let doubt =
-                "they are their own transpose, so whether the graph holds it cannot be seen";
-            return Err(self.refusal(&held, &[doubt.to_owned()]));
-        }
-        let mut doubts = Vec::new();
-        let mut by_module = vec![0_usize; self.tensors.len()];
-        let mut shares = Vec::new();
-        for (initializer, contents) in &held {
-            if self.wiring.escapes(initializer) {
-                doubts.push(format!(
-                    "{initializer} is read in the body of a node, or is an output"
-                ));
-            }
-            let mut owners: BTreeMap<usize, Vec<Use>> = BTreeMap::new();
-            for place in self.wiring.uses(initializer) {
-                match self.owner(initializer, *place) {
-                    Ok(claim) => {
-                        by_module[claim.tensor] += usize::from(!claim.named);
-                        owners.entry(claim.tensor).or_default().push(*place);
-                    }
-                    Err(doubt) => doubts.push(doubt),
-                }
-            }
-            shares.push(self.share(initializer, *contents, owners));
-        }
-        for (at, tensor) in self.tensors.iter().enumerate() {
-            if !shares.iter().any(|s| s.owners.contains_key(&at)) {
-                doubts.push(format!("nothing is seen to read {}", tensor.name));
-            }
-            // One of them may read a constant of the same contents.
-            if by_module[at] > 1 {
-                let module = module_of(&tensor.name).0;
-                doubts.push(format!(
-                    "{} nodes of {module} read it, and not all need to mean {}",
-                    by_module[at], tensor.name
-                ));
-            }
-        }
-        if doubts.is_empty() {
-            Ok(shares)
-        } else {
-            Err(self.refusal(&held, &doubts))
-        }
-    }
-
-    /// What holds their contents, by name, with the contents.
-    fn initializers(
-        &self,
-        by_contents: &HashMap<Contents, Vec<&str>>,
-    ) -> BTreeMap<String, Contents> {
-        let all: BTreeSet<Contents> = self
-            .tensors
-            .iter()
-            .flat_map(|t| t.held().map(|(contents, _)| contents))
-            .collect();
-        let named = |contents: Contents| {
-            let names = by_contents.get(&contents).into_iter().flatten();
-            names.map(move |name| ((*name).to_owned(), contents))
-        };
-        all.into_iter().flat_map(named).collect()
-    }
-
-    fn share(
-        &self,
-        initializer: &str,
-        contents: Contents,
-        owners: BTreeMap<usize, Vec<Use>>,
-    ) -> Share {
-        let transposed = |t: &&Known<'_>| t.held().any(|held| held == (contents, true));
-        Share {
-            initializer: initializer.to_owned(),
-            transposed: self.tensors.iter().map(transposed).collect(),
-            owners,
-        }
-    }
-
-    /// Whose a use of the initializer is, or of a value that was handed on from it.
-    fn owner(&self, initializer: &str, place: Use) -> Result<Claim, String> {
-        let node = &self.wiring.nodes[place.node];
-        if !HAND_ON.contains(&node.op.as_str()) || place.input != 0 {
-            return self.by_module(initializer, node, place.input);
-        }
-        // TorchScript's exporter writes Identity(merged) -> "layers.1.norm.weight".
-        if let Some(tensor) = self.position(|t| node.outputs.contains(&t.name)) {
-            return Ok(Claim {
-                tensor,
-                named: true,
-            });
-        }
-        let (mut owner, mut named): (Option<usize>, bool) = (None, true);
-        for output in &node.outputs {
-            if self.wiring.escapes(output) {
-                return Err(doubt(node, "its output is read in the body of a node"));
-            }
-            for reader in self.wiring.uses(output) {
-                let claim = self.owner(initializer, *reader)?;
-                if owner.is_some_and(|o| o != claim.tensor) {
-                    return Err(doubt(node, "its output is read for more than one of them"));
-                }
-                owner = Some(claim.tensor);
-                named &= claim.named;
-            }
-        }
-        let tensor = owner.ok_or_else(|| doubt(node, "nothing reads its output"))?;
-        Ok(Claim { tensor, named })
-    }
-
-    fn by_module(
-        &self,
-        initializer: &str,
-        node: &NodeFacts,
-        input: usize,
-    ) -> Result<Claim, String> {
-        let members: Vec<usize> = (0..self.tensors.len())
-            .filter(|at| self.reads(node, input, &self.tensors[*at].name))
-            .collect();
-        match (members.as_slice(), self.remaining(initializer)) {
-            ([tensor], remaining) if remaining.is_none_or(|r| r == *tensor) => Ok(Claim {
-                tensor: *tensor,
-                named: node.call.is_some() || remaining.is_some(),
-            }),
-            ([], Some(tensor)) => Ok(Claim {
-                tensor,
-                named: true,
-            }),
-            ([], None) => Err(doubt(
-                node,
-                "not known to read one of them; a constant may have the same contents",
-            )),
-            _ => Err(doubt(node, "it may read more than one of them")),
-        }
-    }
-
-    /// Whether this input of the node reads the tensor, by what the exporter says of the node.
-    fn reads(&self, node: &NodeFacts, input: usize, name: &str) -> bool {
-        let (module, last) = module_of(name);
-        let inside = match &node.module {
-            Some(Module::Path(path)) => path == module,
-            Some(Module::Called(path)) => path == module && !self.numbered(path),
-            None => false,
-        };
-        let word = INPUTS
-            .iter()
-            .find(|(op, _)| *op == node.op)
-            .and_then(|(_, words)| words.get(input));
-        let fits = word.is_none_or(|word| *word == last || !WORDS.contains(&last));
-        inside && fits && node.call.as_ref().is_none_or(|call| mentions(call, name))
-    }
-
-    /// Whether `norm_1` in a path may be another module `norm` of the family.
-    fn numbered(&self, path: &str) -> bool {
-        let is_number = |n: &str| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit());
-        path.split('.').any(|part| {
-            part.rsplit_once('_').is_some_and(|(base, number)| {
-                let has = |t: &&&Known<'_>| module_of(&t.name).0.split('.').any(|p| p == base);
-                is_number(number) && self.tensors.iter().any(|t| has(&t))
-            })
-        })
-    }
-
-    /// The tensor that the initializer is named after, where every tensor of the family has a value
-    /// of its own name: who reads this one directly means this one.
-    fn remaining(&self, initializer: &str) -> Option<usize> {
-        let all = self
-            .tensors
-            .iter()
-            .all(|t| self.wiring.values.contains(&t.name));
-        all.then(|| self.position(|t| t.name == initializer))
-            .flatten()
-    }
-
-    fn position(&self, is_it: impl Fn(&Known<'_>) -> bool) -> Option<usize> {
-        self.tensors.iter().position(|t| is_it(t))
-    }
-
-    fn refusal(&self, held: &BTreeMap<String, Contents>, doubts: &[String]) -> String {
-        let held: Vec<&str> = held.keys().map(String::as_str).collect();
-        let name = |t: &&Known<'_>| format!("{} {:?}", t.name, t.shape);
-        let names: Vec<String> = self.tensors.iter().map(name).collect();
-        format!(
-            "  {}: their contents are in {}, and whose each use is cannot be told; export with \
-             torch.onnx.export(..., optimize=False), which merges nothing, or train them first:\n    {}",
-            names.join(", "),
-            held.join(", "),
-            doubts.join("\n    ")
-        )
-    }
-}
-
-fn doubt(node: &NodeFacts, why: &str) -> String {
-    let module = match &node.module {
-        Some(Module::Path(path) | Module::Called(path)) => format!("module {path:?}"),
-        None => "no module".to_owned(),
-    };
-    format!("node {} ({}, {module}): {why}", node.name, node.op)
-}
-
-fn module_of(name: &str) -> (&str, &str) {
-    name.rsplit_once('.').unwrap_or(("", name))
-}
-
-/// Whether a traced call has the tensor among its arguments: `torch.export` calls the parameter
-/// `a.B.weight` `%p_a_b_weight`, and a buffer `%b_...`.
-fn mentions(call: &str, name: &str) -> bool {
-    let word = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '%';
-    let plain: String = name
-        .to_lowercase()
-        .chars()
-        .map(|c| if c.is_ascii_alphanumeric() { c } else { '_' })
-        .collect();
-    let placeholders = [format!("%p_{plain}"), format!("%b_{plain}")];
-    call.split(|c| !word(c))
-        .any(|found| placeholders.iter().any(|p| p == found))
-}
-
-struct Placed {
-    places: Vec<Vec<Place>>,
-    rewritten: bool,
-}
-
 /// Splits what has more than one owner; places every tensor.
-fn apply(graph: &mut Graph, family: &Family<'_>, shares: &[Share]) -> Result<Placed, PackageError> {
-    let mut taken = family.wiring.values.clone();
-    let mut places = vec![Vec::new(); family.tensors.len()];
+fn apply(
+    graph: &mut Graph,
+    equal: &EqualTensors<'_>,
+    shares: &[SharedInitializer],
+) -> Result<(Vec<Vec<GraphLocation>>, bool), PackageError> {
+    let mut taken = equal.wiring.values.clone();
+    let mut places = vec![Vec::new(); equal.tensors.len()];
     let mut rewritten = false;
     for share in shares {
         let mut copies = Vec::new();
         let whole = share.owners.len() == 1;
         for (tensor, uses) in &share.owners {
-            let name = &family.tensors[*tensor].name;
+            let name = &equal.tensors[*tensor].name;
             let initializer = if whole || *name == share.initializer {
                 share.initializer.clone()
             } else {
                 free(name, &taken)
             };
             taken.insert(initializer.clone());
-            places[*tensor].push(Place {
+            places[*tensor].push(GraphLocation {
                 initializer: initializer.clone(),
                 transposed: share.transposed[*tensor],
             });
@@ -395,7 +95,7 @@ fn apply(graph: &mut Graph, family: &Family<'_>, shares: &[Share]) -> Result<Pla
             rewritten = true;
         }
     }
-    Ok(Placed { places, rewritten })
+    Ok((places, rewritten))
 }
 
 /// The tensor's name, with a number where something else is called so.
@@ -411,11 +111,14 @@ fn free(name: &str, taken: &HashSet<String>) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
     use crate::model::build::place::place;
+    use crate::model::checkpoint::Tensor;
     use crate::model::manifest::TensorEntry;
-    use crate::model::onnx::InitializerInfo;
-    use crate::model::onnx::split_shared::hand_made::{Made, graph};
+    use crate::model::onnx::hand_made::{Made, graph};
+    use crate::model::onnx::{InitializerInfo, Use};
     use crate::model::tensor::Dtype;
 
     const SCOPE_A: &str = "['', 'm', 'm.a', 'mul']";

@@ -5,16 +5,19 @@
 use std::collections::HashMap;
 
 use bytes::Bytes;
+use prost::Message;
 
+use super::external::contents;
 use super::proto::{
-    Attribute, FLOAT, GraphProto, NodeProto, SparseTensorProto, TensorProto, is_default_domain,
+    Attribute, FLOAT, GraphError, GraphProto, NodeProto, SparseTensorProto, TensorProto,
+    decode_node, dtype_of, is_default_domain, sizes,
 };
-use super::tensors::{Change, Kind, Trail, append, decode_tensor, edit, whereabouts};
-use super::{Dtype, GraphError, Message, dtype_of};
+use super::walk::{Change, Kind, Trail, append, decode_tensor, describe, edit};
+use crate::model::tensor::Dtype;
 
 /// A tensor that could be a weight and cannot be patched where it is.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Elsewhere {
+pub struct UnliftedTensor {
     /// Its shape.
     pub shape: Vec<usize>,
     /// Its element type.
@@ -25,10 +28,10 @@ pub struct Elsewhere {
     tensor: Option<TensorProto>,
 }
 
-impl Elsewhere {
+impl UnliftedTensor {
     /// Its little-endian bytes, where they can be had; `dir` has the files of external data.
     pub fn contents(&self, dir: &std::path::Path) -> Option<Bytes> {
-        super::contents(self.tensor.as_ref()?, dir).ok()
+        contents(self.tensor.as_ref()?, dir).ok()
     }
 }
 
@@ -40,7 +43,7 @@ pub struct Lifted {
     /// What was moved: the name it has now, and where it was.
     pub moved: Vec<(String, String)>,
     /// What stays where it is.
-    pub elsewhere: Vec<Elsewhere>,
+    pub unlifted: Vec<UnliftedTensor>,
 }
 
 /// Field numbers of `GraphProto`.
@@ -53,25 +56,25 @@ const INITIALIZER: u32 = 5;
 /// When the model cannot be decoded.
 pub fn lift(
     model: &Bytes,
-    wanted: &dyn Fn(&str, &Tensor<'_>) -> bool,
+    wanted: &dyn Fn(&str, &LiftCandidate<'_>) -> bool,
 ) -> Result<Lifted, GraphError> {
-    let mut lifting = Lifting {
+    let mut lifter = Lifter {
         defined: definitions(model)?,
         wanted,
         taken: Vec::new(),
         moved: Vec::new(),
-        elsewhere: Vec::new(),
+        unlifted: Vec::new(),
     };
-    let changed = edit(model, &mut |trail| lifting.visit(trail))?;
+    let changed = edit(model, &mut |trail| lifter.visit(trail))?;
     let Some(changed) = changed.map(Bytes::from) else {
         return Ok(Lifted {
             model: None,
             moved: Vec::new(),
-            elsewhere: lifting.elsewhere,
+            unlifted: lifter.unlifted,
         });
     };
     let mut initializers = Vec::new();
-    for tensor in &lifting.taken {
+    for tensor in &lifter.taken {
         append(&mut initializers, INITIALIZER, &tensor.encode_to_vec());
     }
     let whole = edit(&changed, &mut |trail| match trail {
@@ -82,19 +85,19 @@ pub fn lift(
     })?;
     Ok(Lifted {
         model: whole,
-        moved: lifting.moved,
-        elsewhere: lifting.elsewhere,
+        moved: lifter.moved,
+        unlifted: lifter.unlifted,
     })
 }
 
 /// What is asked about a tensor.
 #[derive(Debug)]
-pub struct Tensor<'a>(&'a TensorProto);
+pub struct LiftCandidate<'a>(&'a TensorProto);
 
-impl Tensor<'_> {
+impl LiftCandidate<'_> {
     /// Its shape.
     pub fn shape(&self) -> Vec<usize> {
-        shape(&self.0.dims)
+        sizes(&self.0.dims)
     }
 
     /// Its element type, if it can be a weight.
@@ -107,14 +110,8 @@ impl Tensor<'_> {
     /// # Errors
     /// When they cannot be read.
     pub fn contents(&self, dir: &std::path::Path) -> Result<Bytes, GraphError> {
-        super::contents(self.0, dir)
+        contents(self.0, dir)
     }
-}
-
-fn shape(dims: &[i64]) -> Vec<usize> {
-    dims.iter()
-        .map(|d| usize::try_from(*d).unwrap_or(0))
-        .collect()
 }
 
 /// How often each name is given in the graph and its bodies.
@@ -141,15 +138,15 @@ fn decode_graph(bytes: &Bytes) -> Result<GraphProto, GraphError> {
     GraphProto::decode(bytes.clone()).map_err(|e| GraphError(format!("a body is broken: {e}")))
 }
 
-struct Lifting<'a> {
+struct Lifter<'a> {
     defined: HashMap<String, usize>,
-    wanted: &'a dyn Fn(&str, &Tensor<'_>) -> bool,
+    wanted: &'a dyn Fn(&str, &LiftCandidate<'_>) -> bool,
     taken: Vec<TensorProto>,
     moved: Vec<(String, String)>,
-    elsewhere: Vec<Elsewhere>,
+    unlifted: Vec<UnliftedTensor>,
 }
 
-impl Lifting<'_> {
+impl Lifter<'_> {
     fn visit(&mut self, trail: &Trail) -> Result<Change, GraphError> {
         let Some((kind, bytes)) = trail.last() else {
             return Ok(Change::Keep);
@@ -191,7 +188,7 @@ impl Lifting<'_> {
 
     fn is_wanted(&self, name: &str, tensor: &TensorProto) -> bool {
         let could_be = tensor.data_type.and_then(dtype_of).is_some();
-        could_be && (self.wanted)(name, &Tensor(tensor))
+        could_be && (self.wanted)(name, &LiftCandidate(tensor))
     }
 
     /// The initializers of a body go to the graph; what shares its name with another value, or is
@@ -202,7 +199,7 @@ impl Lifting<'_> {
         for tensor in &body.initializer {
             let name = tensor.name.clone().unwrap_or_default();
             if self.is_wanted(&name, tensor) {
-                let at = format!("{}, tensor {name}", whereabouts(trail));
+                let at = format!("{}, tensor {name}", describe(trail));
                 let lifted = self.take(&name, tensor.clone(), &body, at);
                 if lifted != name {
                     append(&mut handed_in, NODE, &identity(&lifted, &name));
@@ -222,7 +219,7 @@ impl Lifting<'_> {
         bytes: &Bytes,
         in_body: bool,
     ) -> Result<Change, GraphError> {
-        let node = crate::model::onnx::split_shared::decode(bytes)?;
+        let node = decode_node(bytes)?;
         let [output] = node.output.as_slice() else {
             return Ok(Change::Keep);
         };
@@ -230,7 +227,7 @@ impl Lifting<'_> {
             return Ok(Change::Keep);
         };
         if !in_body {
-            self.moved.push((output.clone(), whereabouts(trail)));
+            self.moved.push((output.clone(), describe(trail)));
             self.taken.push(TensorProto {
                 name: Some(output.clone()),
                 ..tensor
@@ -239,12 +236,7 @@ impl Lifting<'_> {
         }
         let holder = trail.iter().rev().find(|(kind, _)| *kind == Kind::Graph);
         let body = holder.map(|(_, bytes)| decode_graph(bytes)).transpose()?;
-        let lifted = self.take(
-            output,
-            tensor,
-            &body.unwrap_or_default(),
-            whereabouts(trail),
-        );
+        let lifted = self.take(output, tensor, &body.unwrap_or_default(), describe(trail));
         Ok(if lifted == *output {
             Change::Drop
         } else {
@@ -273,10 +265,10 @@ impl Lifting<'_> {
 
     fn note(&mut self, trail: &Trail, tensor: TensorProto) {
         if let Some(dtype) = tensor.data_type.and_then(dtype_of) {
-            self.elsewhere.push(Elsewhere {
-                shape: shape(&tensor.dims),
+            self.unlifted.push(UnliftedTensor {
+                shape: sizes(&tensor.dims),
                 dtype,
-                at: whereabouts(trail),
+                at: describe(trail),
                 tensor: Some(tensor),
             });
         }
@@ -288,9 +280,9 @@ impl Lifting<'_> {
         let values = sparse.values.unwrap_or_default();
         if let Some(dtype) = values.data_type.and_then(dtype_of) {
             let name = values.name.unwrap_or_default();
-            let at = format!("{} sparse tensor {name}", whereabouts(trail));
-            self.elsewhere.push(Elsewhere {
-                shape: shape(&sparse.dims),
+            let at = format!("{} sparse tensor {name}", describe(trail));
+            self.unlifted.push(UnliftedTensor {
+                shape: sizes(&sparse.dims),
                 dtype,
                 at: at.trim_start().to_owned(),
                 tensor: None,

@@ -6,8 +6,7 @@ use std::collections::HashSet;
 use bytes::Bytes;
 use prost::Message;
 
-use super::GraphError;
-use crate::model::onnx::split_shared::decode;
+use crate::model::tensor::{Dtype, Elem};
 
 pub(super) const FLOAT: i32 = 1;
 pub(super) const UINT8: i32 = 2;
@@ -228,6 +227,110 @@ pub(super) struct FunctionProto {
     pub(super) overload: Option<Vec<u8>>,
 }
 
+/// What is wrong with a graph, by name.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("graph: {0}")]
+pub struct GraphError(pub(super) String);
+
+pub(super) fn decode_node(bytes: &Bytes) -> Result<NodeProto, GraphError> {
+    NodeProto::decode(bytes.clone()).map_err(|e| GraphError(format!("a node is broken: {e}")))
+}
+
+/// The bodies that a node carries: branches of an If, the body of a Loop or a Scan.
+pub(super) fn bodies(node: &NodeProto) -> Result<Vec<GraphProto>, GraphError> {
+    let mut found = Vec::new();
+    for attribute in &node.attribute {
+        let held = Attribute::decode(attribute.clone())
+            .map_err(|e| GraphError(format!("an attribute is broken: {e}")))?;
+        found.extend(held.g);
+        found.extend(held.graphs);
+    }
+    Ok(found)
+}
+
+pub(super) fn node(
+    op_type: &str,
+    input: &[&str],
+    output: &str,
+    attribute: &str,
+    value: i64,
+) -> Bytes {
+    const INT: i32 = 2;
+    let attribute = Attribute {
+        name: Some(attribute.into()),
+        i: Some(value),
+        r#type: Some(INT),
+        ..Attribute::default()
+    };
+    NodeProto {
+        input: input.iter().map(|i| (*i).to_owned()).collect(),
+        output: vec![output.to_owned()],
+        name: Some(format!("{output}_node")),
+        op_type: Some(op_type.to_owned()),
+        attribute: vec![attribute.encode_to_vec().into()],
+        ..NodeProto::default()
+    }
+    .encode_to_vec()
+    .into()
+}
+
+pub(super) fn value_info(name: &str, elem_type: i32, dims: Vec<Option<i64>>) -> ValueInfo {
+    let dim = dims
+        .into_iter()
+        .map(|dim_value| Dimension {
+            dim_value,
+            dim_param: None,
+        })
+        .collect();
+    let tensor_type = TensorType {
+        elem_type: Some(elem_type),
+        shape: Some(TensorShape { dim }),
+    };
+    ValueInfo {
+        name: Some(name.to_owned()),
+        r#type: Some(TypeProto {
+            tensor_type: Some(tensor_type),
+        }),
+    }
+}
+
+pub(super) fn elem_type(dtype: Dtype) -> i32 {
+    match dtype {
+        Dtype::F32 => FLOAT,
+        Dtype::F16 => FLOAT16,
+        Dtype::Bf16 => BFLOAT16,
+    }
+}
+
+pub(super) fn dtype_of(data_type: i32) -> Option<Dtype> {
+    match data_type {
+        FLOAT => Some(Dtype::F32),
+        FLOAT16 => Some(Dtype::F16),
+        BFLOAT16 => Some(Dtype::Bf16),
+        _ => None,
+    }
+}
+
+/// The element type of an input that can be fed.
+pub(super) fn elem_of(data_type: i32) -> Option<Elem> {
+    match data_type {
+        FLOAT => Some(Elem::F32),
+        FLOAT16 => Some(Elem::F16),
+        INT64 => Some(Elem::I64),
+        INT32 => Some(Elem::I32),
+        UINT8 => Some(Elem::U8),
+        BOOL => Some(Elem::Bool),
+        _ => None,
+    }
+}
+
+/// Dimensions as sizes; a negative one is none.
+pub(super) fn sizes(dims: &[i64]) -> Vec<usize> {
+    dims.iter()
+        .map(|d| usize::try_from(*d).unwrap_or(0))
+        .collect()
+}
+
 /// ONNX's own operators: `ai.onnx` is another way to write the empty domain.
 pub(super) fn is_default_domain(domain: Option<&str>) -> bool {
     matches!(domain, None | Some("" | "ai.onnx"))
@@ -240,7 +343,7 @@ impl GraphProto {
         let initializers = self.initializer.iter().filter_map(|t| t.name.clone());
         let mut names: HashSet<String> = inputs.chain(initializers).collect();
         for node in &self.node {
-            names.extend(decode(node)?.output);
+            names.extend(decode_node(node)?.output);
         }
         Ok(names)
     }

@@ -3,20 +3,8 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::proto::{GraphProto, NodeProto, is_default_domain};
-use super::{Graph, GraphError};
-use crate::model::onnx::split_shared::{bodies, decode};
-
-/// Everything whose values an output depends on, by the way the graph is wired.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Reach(HashSet<String>);
-
-impl Reach {
-    /// Whether a way leads from this initializer, input or value to the output.
-    pub fn leads_from(&self, name: &str) -> bool {
-        self.0.contains(name)
-    }
-}
+use super::graph::Graph;
+use super::proto::{GraphError, GraphProto, NodeProto, bodies, decode_node, is_default_domain};
 
 impl Graph {
     /// What an output depends on. Branches and bodies are walked into, however deep; a local
@@ -24,14 +12,14 @@ impl Graph {
     ///
     /// # Errors
     /// When a node cannot be decoded.
-    pub fn reach(&self, output: &str) -> Result<Reach, GraphError> {
-        led_to(self.proto(), vec![output.to_owned()]).map(Reach)
+    pub(super) fn reach(&self, output: &str) -> Result<HashSet<String>, GraphError> {
+        led_to(self.proto(), vec![output.to_owned()])
     }
 }
 
 /// The names from which a way leads to one of those that are wanted. Nodes may be in any order.
 fn led_to(graph: &GraphProto, mut wanted: Vec<String>) -> Result<HashSet<String>, GraphError> {
-    let nodes = graph.node.iter().map(decode);
+    let nodes = graph.node.iter().map(decode_node);
     let nodes = nodes.collect::<Result<Vec<_>, _>>()?;
     let outputs = |node: usize| nodes[node].output.iter().map(move |name| (name, node));
     let makers: HashMap<&String, usize> = (0..nodes.len()).flat_map(outputs).collect();
@@ -74,10 +62,10 @@ fn valued(node: &NodeProto) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Message;
+    use super::super::hand_made::{Made, of_nodes};
     use super::super::proto::{Attribute, NodeProto as Node, TensorProto, ValueInfo};
     use super::*;
-    use crate::model::onnx::split_shared::hand_made::{Made, of_nodes};
+    use prost::Message;
 
     fn node(op: &str, input: &[&str], output: &str) -> Node {
         Made {
@@ -117,7 +105,7 @@ mod tests {
     /// Which of the names lead to `loss`, the last node's output.
     fn leading<'a>(nodes: &[Node], names: &[&'a str]) -> Vec<&'a str> {
         let reach = of_nodes(nodes, names).reach("loss").unwrap();
-        let leads = |name: &&str| reach.leads_from(name);
+        let leads = |name: &&str| reach.contains(*name);
         names.iter().copied().filter(leads).collect()
     }
 

@@ -1,9 +1,12 @@
 //! A decoder-only language model as a graph, to measure with: the usual operators in the usual
 //! order, its weights as inputs. What it computes means nothing; how long it takes does.
 
-use crate::model::onnx::{
-    Attribute, FLOAT, GraphProto, INT64, Message, ModelProto, NodeProto, OperatorSetId,
-    TensorProto, value_info,
+use prost::Message;
+
+use super::prepare::OUTPUT;
+use super::proto::{
+    Attribute, FLOAT, GraphProto, INT64, ModelProto, NodeProto, OperatorSetId, TensorProto,
+    value_info,
 };
 
 /// The dimensions of a model.
@@ -229,10 +232,10 @@ pub fn greedy() -> Vec<u8> {
         .input
         .push(value_info("size", INT64, vec![Some(1)]));
     let zeros = builder.node("ConstantOfShape", &["size"], vec![]);
-    builder.push("ReduceSum", &[&zeros], crate::model::onnx::OUTPUT, vec![]);
+    builder.push("ReduceSum", &[&zeros], OUTPUT, vec![]);
     builder
         .graph
         .output
-        .push(value_info(crate::model::onnx::OUTPUT, FLOAT, vec![Some(1)]));
+        .push(value_info(OUTPUT, FLOAT, vec![Some(1)]));
     model(builder.graph)
 }

@@ -1,214 +1,22 @@
-//! Every tensor of a model, wherever it stands: an initializer, dense or sparse, an attribute of a
-//! node, in the body of an If, Loop or Scan, in a local function. The encoded file is walked, and
-//! what is not changed passes through byte for byte.
+//! Tensors whose contents are in files beside the model: listing them, renaming their files, and
+//! reading them.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 use std::path::{Component, Path};
 
-use bytes::{Buf, Bytes};
-use prost::encoding::{WireType, decode_key, decode_varint, encode_key, encode_varint};
+use bytes::Bytes;
+use prost::Message;
 
-use super::proto::{
-    BFLOAT16, BOOL, EXTERNAL, FLOAT, FLOAT16, FunctionProto, INT32, INT64, NodeProto, TensorProto,
-    UINT8,
-};
-use super::{GraphError, Message};
-
-/// Messages that lie within each other; a graph of more levels is none.
-const DEEPEST: usize = 128;
+use super::proto::{EXTERNAL, GraphError, TensorProto, dtype_of, elem_of};
+use super::walk::{Change, Kind, decode_tensor, describe, edit};
+use crate::model::files;
+use crate::model::tensor::{Dtype, Elem};
 
 /// Bytes of a tensor that is taken into the model whatever file it is in.
 const SMALL: usize = 1 << 16;
 
 /// Bytes of a model that protobuf can hold, with room for what else is added.
 const LARGEST: usize = (2 << 30) - (16 << 20);
-
-/// A message of ONNX's that is, or may hold, a tensor.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
-    Model,
-    Graph,
-    Node,
-    Attribute,
-    Function,
-    Sparse,
-    Tensor,
-}
-
-impl Kind {
-    /// What a field of the message holds, by its number in `onnx.proto`.
-    fn field(self, number: u32) -> Option<Self> {
-        match self {
-            Self::Model => match number {
-                7 => Some(Self::Graph),
-                25 => Some(Self::Function),
-                _ => None,
-            },
-            Self::Graph => match number {
-                1 => Some(Self::Node),
-                5 => Some(Self::Tensor),
-                15 => Some(Self::Sparse),
-                _ => None,
-            },
-            Self::Node => (number == 5).then_some(Self::Attribute),
-            Self::Attribute => match number {
-                5 | 10 => Some(Self::Tensor),
-                6 | 11 => Some(Self::Graph),
-                22 | 23 => Some(Self::Sparse),
-                _ => None,
-            },
-            Self::Function => match number {
-                7 => Some(Self::Node),
-                11 => Some(Self::Attribute),
-                _ => None,
-            },
-            Self::Sparse => matches!(number, 1 | 2).then_some(Self::Tensor),
-            Self::Tensor => None,
-        }
-    }
-}
-
-/// What becomes of a message.
-pub(super) enum Change {
-    /// It stays, and what it holds is looked at.
-    Keep,
-    /// The same, with these bytes before its own.
-    Prepend(Vec<u8>),
-    /// It goes.
-    Drop,
-    /// These bytes take its place.
-    Replace(Vec<u8>),
-}
-
-/// A message and all that hold it, the outermost first.
-pub(super) type Trail = [(Kind, Bytes)];
-
-/// Walks a model and changes what `change` says; `None` when nothing was changed.
-pub(super) fn edit(
-    model: &Bytes,
-    change: &mut impl FnMut(&Trail) -> Result<Change, GraphError>,
-) -> Result<Option<Vec<u8>>, GraphError> {
-    inside(&mut vec![(Kind::Model, model.clone())], change)
-}
-
-fn inside(
-    trail: &mut Vec<(Kind, Bytes)>,
-    change: &mut impl FnMut(&Trail) -> Result<Change, GraphError>,
-) -> Result<Option<Vec<u8>>, GraphError> {
-    if trail.len() > DEEPEST {
-        return Err(GraphError(format!("has more than {DEEPEST} levels")));
-    }
-    let Some((kind, bytes)) = trail.last().cloned() else {
-        return Ok(None);
-    };
-    let (mut out, mut copied) = (Vec::new(), 0);
-    for field in fields(&bytes)? {
-        let (Some(kind), Some(body)) = (kind.field(field.number), field.body) else {
-            continue;
-        };
-        trail.push((kind, body.clone()));
-        let new = match change(trail)? {
-            Change::Keep => inside(trail, change)?.map(Some),
-            Change::Prepend(mut start) => {
-                start.extend(inside(trail, change)?.unwrap_or_else(|| body.to_vec()));
-                Some(Some(start))
-            }
-            Change::Drop => Some(None),
-            Change::Replace(new) => Some(Some(new)),
-        };
-        trail.pop();
-        if let Some(new) = new {
-            out.extend_from_slice(&bytes[copied..field.span.start]);
-            if let Some(new) = new {
-                append(&mut out, field.number, &new);
-            }
-            copied = field.span.end;
-        }
-    }
-    Ok((copied > 0).then(|| {
-        out.extend_from_slice(&bytes[copied..]);
-        out
-    }))
-}
-
-/// Appends a field that holds a message.
-pub(super) fn append(out: &mut Vec<u8>, number: u32, message: &[u8]) {
-    encode_key(number, WireType::LengthDelimited, out);
-    encode_varint(message.len() as u64, out);
-    out.extend_from_slice(message);
-}
-
-/// A field as it is encoded.
-struct Field {
-    number: u32,
-    /// With its key.
-    span: Range<usize>,
-    /// What it holds, if that has a length.
-    body: Option<Bytes>,
-}
-
-fn fields(message: &Bytes) -> Result<Vec<Field>, GraphError> {
-    let broken = |why: &dyn std::fmt::Display| GraphError(format!("not an ONNX file: {why}"));
-    let mut rest = message.clone();
-    let mut found = Vec::new();
-    while rest.has_remaining() {
-        let start = message.len() - rest.len();
-        let (number, wire) = decode_key(&mut rest).map_err(|e| broken(&e))?;
-        let (length, delimited) = match wire {
-            WireType::Varint => {
-                decode_varint(&mut rest).map_err(|e| broken(&e))?;
-                (0, false)
-            }
-            WireType::SixtyFourBit => (8, false),
-            WireType::ThirtyTwoBit => (4, false),
-            WireType::LengthDelimited => {
-                let length = decode_varint(&mut rest).map_err(|e| broken(&e))?;
-                (usize::try_from(length).unwrap_or(usize::MAX), true)
-            }
-            WireType::StartGroup | WireType::EndGroup => return Err(broken(&"it has groups")),
-        };
-        if length > rest.len() {
-            return Err(broken(&"it ends in the middle of a field"));
-        }
-        let body = rest.split_to(length);
-        found.push(Field {
-            number,
-            span: start..message.len() - rest.len(),
-            body: delimited.then_some(body),
-        });
-    }
-    Ok(found)
-}
-
-/// In words, where the last message of a trail is.
-pub(super) fn whereabouts(trail: &Trail) -> String {
-    let named = |kind: &str, name: Option<String>| format!("{kind} {}", name.unwrap_or_default());
-    let words = trail.iter().filter_map(|(kind, bytes)| match kind {
-        Kind::Function => {
-            let function = FunctionProto::decode(bytes.clone()).ok()?;
-            Some(named("function", function.name))
-        }
-        Kind::Node => {
-            let node = NodeProto::decode(bytes.clone()).ok()?;
-            let name = node.name.clone().filter(|n| !n.is_empty());
-            let name = name.or_else(|| node.output.first().cloned());
-            Some(named(&node.op(), name))
-        }
-        Kind::Tensor => {
-            let tensor = TensorProto::decode(bytes.clone()).ok()?;
-            let name = tensor.name.filter(|n| !n.is_empty());
-            name.map(|name| format!("tensor {name}"))
-        }
-        Kind::Model | Kind::Graph | Kind::Attribute | Kind::Sparse => None,
-    });
-    let words: Vec<String> = words.collect();
-    words.join(", ")
-}
-
-pub(super) fn decode_tensor(bytes: &Bytes) -> Result<TensorProto, GraphError> {
-    TensorProto::decode(bytes.clone()).map_err(|e| GraphError(format!("a tensor is broken: {e}")))
-}
 
 /// A tensor whose contents are in a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -233,7 +41,7 @@ pub fn externals(model: &Bytes) -> Result<Vec<External>, GraphError> {
         };
         let tensor = decode_tensor(bytes)?;
         if tensor.data_location == Some(EXTERNAL) {
-            let at = whereabouts(trail);
+            let at = describe(trail);
             let lacking = || GraphError(format!("{at}: external data without a location"));
             found.push(External {
                 location: entry(&tensor, "location").ok_or_else(lacking)?,
@@ -297,7 +105,7 @@ pub(super) fn embed(model: Vec<u8>, dir: &Path) -> Result<Vec<u8>, GraphError> {
             return Ok(Change::Keep);
         }
         room = room.checked_sub(contents.len()).ok_or_else(|| {
-            let at = whereabouts(trail);
+            let at = describe(trail);
             GraphError(format!(
                 "{at}: {location} is a link, and more is behind links than a graph can hold; copy the file itself into the package"
             ))
@@ -356,7 +164,7 @@ pub(super) fn contents(tensor: &TensorProto, dir: &Path) -> Result<Bytes, GraphE
 
 fn read_external(tensor: &TensorProto, location: &str, dir: &Path) -> Result<Bytes, String> {
     let plain = plain_location(location).ok_or("leads out of the graph's folder")?;
-    let file = crate::model::files::map(&dir.join(plain)).map_err(|e| e.to_string())?;
+    let file = files::map(&dir.join(plain)).map_err(|e| e.to_string())?;
     let (start, end) = span(tensor)?;
     let end = end.unwrap_or(file.len());
     if start > end || end > file.len() {
@@ -380,13 +188,10 @@ fn span(tensor: &TensorProto) -> Result<(usize, Option<usize>), String> {
 
 /// Bytes of the contents, for the types that a model usually has.
 fn size(tensor: &TensorProto) -> Option<usize> {
-    let element = match tensor.data_type? {
-        FLOAT | INT32 => 4,
-        INT64 => 8,
-        FLOAT16 | BFLOAT16 => 2,
-        UINT8 | BOOL => 1,
-        _ => return None,
-    };
+    let data_type = tensor.data_type?;
+    let element = dtype_of(data_type)
+        .map(Dtype::size)
+        .or_else(|| elem_of(data_type).map(Elem::size))?;
     let dims = tensor.dims.iter();
     dims.map(|d| usize::try_from(*d).ok())
         .try_fold(element, |n: usize, d| n.checked_mul(d?))
@@ -400,7 +205,11 @@ fn entry(tensor: &TensorProto, key: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::proto::{Attribute, GraphProto, ModelProto, SparseTensorProto, StringEntry};
+    use super::super::proto::{
+        Attribute, FLOAT, FunctionProto, GraphProto, ModelProto, NodeProto, SparseTensorProto,
+        StringEntry,
+    };
+    use super::super::walk::{MAX_DEPTH, append};
     use super::*;
 
     fn external(name: &str, location: &str) -> TensorProto {
@@ -622,7 +431,7 @@ mod tests {
             .to_string();
         assert!(cut.contains("ends in the middle"), "{cut}");
         let mut deep = GraphProto::default();
-        for _ in 0..DEEPEST {
+        for _ in 0..MAX_DEPTH {
             let inner = Attribute {
                 g: Some(deep),
                 ..Attribute::default()

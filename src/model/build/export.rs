@@ -6,43 +6,45 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 
+use super::aliases::split_aliases;
 use super::interface;
-use super::naming::Naming;
-use super::place::{is_uniform, split_aliases};
-use super::precision::{self, Held, agrees};
-use super::{Recipe, Tensor};
-use crate::model::checkpoint::Checkpoint;
-use crate::model::manifest::matches_glob;
+use super::name_mapping::NameMapping;
+use super::precision::as_in_graph;
+use super::recipe::Recipe;
+use crate::model::checkpoint::{Checkpoint, Tensor};
+use crate::model::compare::{Initializer, agrees, is_uniform};
+use crate::model::files;
+use crate::model::glob::matches_glob;
 use crate::model::manifest::{PackageError, TensorEntry};
-use crate::model::onnx::{Bar, Elsewhere, Graph, InitializerInfo, Lifted, lift};
+use crate::model::names::list;
+use crate::model::onnx::{
+    Graph, GraphError, InitializerInfo, Lifted, UnliftedTensor, Untrainable, lift,
+};
 use crate::model::tensor::Dtype;
 
-/// Names that a note lists.
-const MOST_NAMED: usize = 20;
-
 /// An initializer that cannot be a weight, and why.
-type Barred = (Held, Bar);
+type UntrainableWeight = (Initializer, Untrainable);
 
 /// What is packaged.
-pub(super) struct Source {
+pub(super) struct Export {
     /// The graph's folder, which has its files of external data.
     pub(super) dir: PathBuf,
     /// The graph as a file.
     pub(super) bytes: Bytes,
     pub(super) graph: Graph,
     /// The initializers that can be weights.
-    pub(super) pool: Vec<Held>,
+    pub(super) pool: Vec<Initializer>,
     /// The tensors, ascending by name, under the graph's names.
     pub(super) tensors: Vec<Tensor>,
     /// Other names of tensors, likewise.
     pub(super) aliases: BTreeMap<String, String>,
-    pub(super) naming: Naming,
+    pub(super) names: NameMapping,
     pub(super) notes: Vec<String>,
     /// What could be weights and is where nobody can patch it.
-    elsewhere: Vec<Elsewhere>,
+    unlifted: Vec<UnliftedTensor>,
 }
 
-impl Source {
+impl Export {
     /// Reads what the recipe names.
     ///
     /// # Errors
@@ -54,7 +56,7 @@ impl Source {
             .as_deref()
             .map(Checkpoint::open)
             .transpose()?;
-        let bytes = crate::model::files::map(&recipe.graph)?;
+        let bytes = files::map(&recipe.graph)?;
         let broken =
             |e: &dyn std::fmt::Display| PackageError(format!("{}: {e}", recipe.graph.display()));
         // Before all else: what is no graph is said to be none.
@@ -63,32 +65,36 @@ impl Source {
         let bytes = lifted.model.map_or(bytes, Bytes::from);
         let graph = Graph::decode(bytes.clone()).map_err(|e| broken(&e))?;
         let output = interface::output(&graph, recipe.objective)?;
-        let (pool, barred) = weights(&graph, dir, &output)?;
-        let mut source = Self {
+        let (pool, untrainable) = weights(&graph, dir, &output)?;
+        let mut export = Self {
             dir: dir.to_owned(),
             bytes,
             graph,
             pool,
             tensors: Vec::new(),
             aliases: BTreeMap::new(),
-            naming: Naming::default(),
+            names: NameMapping::default(),
             notes: note_lifted(&lifted.moved).into_iter().collect(),
-            elsewhere: lifted.elsewhere,
+            unlifted: lifted.unlifted,
         };
         match checkpoint {
             Some(checkpoint) => {
-                let checkpoint = without(checkpoint, &recipe.exclude, &mut source.notes)?;
-                source.take(checkpoint, &barred)?;
+                let checkpoint = without(checkpoint, &recipe.exclude, &mut export.notes)?;
+                export.take(checkpoint, &untrainable)?;
             }
-            None => source.take_own(&barred),
+            None => export.take_own(&untrainable),
         }
-        let tensors = std::mem::take(&mut source.tensors);
-        (source.tensors, source.aliases) = split_aliases(tensors, &source.pool, &source.graph)?;
-        Ok(source)
+        let tensors = std::mem::take(&mut export.tensors);
+        (export.tensors, export.aliases) = split_aliases(tensors, &export.pool, &export.graph)?;
+        Ok(export)
     }
 
     /// The tensors are the checkpoint's.
-    fn take(&mut self, checkpoint: Checkpoint, barred: &[Barred]) -> Result<(), PackageError> {
+    fn take(
+        &mut self,
+        checkpoint: Checkpoint,
+        untrainable: &[UntrainableWeight],
+    ) -> Result<(), PackageError> {
         self.notes.extend(checkpoint.note());
         let initializers = self.graph.initializers();
         let inputs = self.graph.inputs();
@@ -100,18 +106,18 @@ impl Source {
             .map_err(|e| PackageError(e.to_string()))?;
         let modules = modules.iter().map(String::as_str).collect();
         let names: Vec<&str> = checkpoint.tensors.iter().map(|t| t.name.as_str()).collect();
-        self.naming = Naming::find(&names, &held, &modules);
-        self.notes.extend(self.naming.note());
+        self.names = NameMapping::find(&names, &held, &modules);
+        self.notes.extend(self.names.note());
         let renamed = checkpoint.tensors.into_iter().map(|tensor| Tensor {
-            name: self.naming.in_graph(&tensor.name),
+            name: self.names.in_graph(&tensor.name),
             ..tensor
         });
-        let tensors = precision::as_in_graph(renamed.collect(), &self.pool, &inputs)?;
+        let tensors = as_in_graph(renamed.collect(), &self.pool, &inputs)?;
         let mut passed_over = Vec::new();
         for tensor in tensors {
-            match bars(&tensor, &self.pool, barred) {
+            match why_untrainable(&tensor, &self.pool, untrainable) {
                 Some(why) => {
-                    passed_over.push(format!("{} {why}", self.naming.in_checkpoint(&tensor.name)))
+                    passed_over.push(format!("{} {why}", self.names.in_checkpoint(&tensor.name)))
                 }
                 None => self.tensors.push(tensor),
             }
@@ -129,20 +135,20 @@ impl Source {
     }
 
     /// The tensors are the graph's own.
-    fn take_own(&mut self, barred: &[Barred]) {
+    fn take_own(&mut self, untrainable: &[UntrainableWeight]) {
         let own = self.pool.iter().filter(|(info, _)| !info.shape.is_empty());
         self.tensors = own.map(own_tensor).collect();
         self.tensors.sort_by(|a, b| a.name.cmp(&b.name));
-        let barred = barred
+        let untrainable = untrainable
             .iter()
             .filter(|((info, _), _)| !info.shape.is_empty());
-        let barred: Vec<String> = barred
+        let untrainable: Vec<String> = untrainable
             .map(|((info, _), why)| format!("{} {why}", info.name))
             .collect();
         self.notes
-            .extend(note("not trainable, and not in the package", &barred));
+            .extend(note("not trainable, and not in the package", &untrainable));
         let matrices = self
-            .elsewhere
+            .unlifted
             .iter()
             .filter(|e| e.shape.len() > 1 && e.shape.iter().product::<usize>() > 1);
         let matrices: Vec<String> = matrices
@@ -174,8 +180,8 @@ impl Source {
     }
 
     /// Where a tensor's contents are, if that is where nobody can patch them.
-    pub(super) fn elsewhere(&self, tensor: &Tensor) -> Option<String> {
-        let holds = |place: &&Elsewhere| {
+    pub(super) fn unlifted(&self, tensor: &Tensor) -> Option<String> {
+        let holds = |place: &&UnliftedTensor| {
             let info = InitializerInfo {
                 name: String::new(),
                 shape: place.shape.clone(),
@@ -186,7 +192,7 @@ impl Source {
                 None => place.shape == tensor.shape && place.at.ends_with(&tensor.name),
             }
         };
-        let found = self.elsewhere.iter().find(holds)?;
+        let found = self.unlifted.iter().find(holds)?;
         Some(format!(
             "the graph holds it in {}, where nobody can patch it; export it as an initializer \
              of the graph: without local functions, sparse tensors, or weights in attributes",
@@ -222,7 +228,7 @@ fn lifted(
     bytes: &Bytes,
     dir: &Path,
     checkpoint: Option<&Checkpoint>,
-) -> Result<Lifted, crate::model::onnx::GraphError> {
+) -> Result<Lifted, GraphError> {
     lift(bytes, &|name, tensor| {
         let (shape, dtype) = (tensor.shape(), tensor.dtype());
         let several = shape.iter().product::<usize>() > 1;
@@ -255,45 +261,52 @@ fn weights(
     graph: &Graph,
     dir: &Path,
     output: &str,
-) -> Result<(Vec<Held>, Vec<Barred>), PackageError> {
-    let broken = |e: crate::model::onnx::GraphError| PackageError(e.to_string());
+) -> Result<(Vec<Initializer>, Vec<UntrainableWeight>), PackageError> {
+    let broken = |e: GraphError| PackageError(e.to_string());
     let floats = graph
         .initializers()
         .into_iter()
         .filter(|i| i.dtype.is_some());
     let floats: Vec<InitializerInfo> = floats.collect();
     let names: Vec<&str> = floats.iter().map(|i| i.name.as_str()).collect();
-    let reasons = graph.barred(&names, output).map_err(broken)?;
-    let (mut pool, mut barred) = (Vec::new(), Vec::new());
+    let reasons = graph.untrainable(&names, output).map_err(broken)?;
+    let (mut pool, mut untrainable) = (Vec::new(), Vec::new());
     for info in floats {
         let why = if info.shape.contains(&0) {
-            Some(Bar::Empty)
+            Some(Untrainable::Empty)
         } else {
             reasons.get(&info.name).cloned()
         };
         let bytes = graph.initializer(&info.name, dir).map_err(broken)?;
         match why {
-            Some(why) => barred.push(((info, bytes), why)),
+            Some(why) => untrainable.push(((info, bytes), why)),
             None => pool.push((info, bytes)),
         }
     }
-    Ok((pool, barred))
+    Ok((pool, untrainable))
 }
 
 /// Why a tensor cannot be trained, if the graph has it only where that is so. Where contents say
 /// nothing, or the graph shapes something by it, its name is what counts.
-fn bars<'a>(tensor: &Tensor, pool: &[Held], barred: &'a [Barred]) -> Option<&'a Bar> {
-    let holds = |held: &Held| agrees(tensor, held, Dtype::F32).is_some();
-    let mut holding = barred.iter().filter(|(held, _)| holds(held)).peekable();
+fn why_untrainable<'a>(
+    tensor: &Tensor,
+    pool: &[Initializer],
+    untrainable: &'a [UntrainableWeight],
+) -> Option<&'a Untrainable> {
+    let holds = |held: &Initializer| agrees(tensor, held, Dtype::F32).is_some();
+    let mut holding = untrainable
+        .iter()
+        .filter(|(held, _)| holds(held))
+        .peekable();
     let (_, any) = holding.peek()?;
     let named = holding
         .find(|(held, _)| held.0.name == tensor.name)
         .map(|(_, bar)| bar);
-    let told = named.filter(|bar| is_uniform(tensor) || matches!(bar, Bar::Decides(_)));
+    let told = named.filter(|bar| is_uniform(tensor) || matches!(bar, Untrainable::Decides(_)));
     told.or_else(|| (!pool.iter().any(holds)).then_some(any))
 }
 
-fn own_tensor((info, bytes): &Held) -> Tensor {
+fn own_tensor((info, bytes): &Initializer) -> Tensor {
     Tensor {
         name: info.name.clone(),
         shape: info.shape.clone(),
@@ -311,11 +324,5 @@ fn note_lifted(moved: &[(String, String)]) -> Option<String> {
 }
 
 fn note(what: &str, items: &[String]) -> Option<String> {
-    let more = items.len().saturating_sub(MOST_NAMED);
-    let named = items[..items.len() - more].join(", ");
-    match (items.len(), more) {
-        (0, _) => None,
-        (_, 0) => Some(format!("{what}: {named}")),
-        (_, more) => Some(format!("{what}: {named}, and {more} more")),
-    }
+    (!items.is_empty()).then(|| format!("{what}: {}", list(items)))
 }

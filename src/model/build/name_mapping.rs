@@ -8,19 +8,19 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use crate::model::prefix::is_wrapper;
 
 /// Names that candidates for a prefix are read from: those that say most.
-const ASKED: usize = 64;
+const MAX_ASKED: usize = 64;
 
-/// What comes off the checkpoint's names, and what is put before them then.
+/// What is stripped from the checkpoint's names, and what is prepended instead.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Naming {
-    off: String,
-    on: String,
+pub(super) struct NameMapping {
+    strip: String,
+    prepend: String,
     /// Where PEFT saves an adapter's tensor without the adapter's name: `lora_B.weight` is
     /// `lora_B.default.weight` in the model.
     adapters: BTreeMap<String, String>,
 }
 
-impl Naming {
+impl NameMapping {
     /// Finds the one under which the graph (names of its initializers and inputs, paths of its
     /// modules) knows the most names of the checkpoint. Where names are as well known as they are,
     /// or in several ways, they stay.
@@ -30,9 +30,9 @@ impl Naming {
         modules: &HashSet<&str>,
     ) -> Self {
         // Paths of modules are the exporter's word for calls; names of initializers are the model's.
-        let known = |naming: &Self| {
+        let known = |mapping: &Self| {
             let (mut held, mut called) = (0_usize, 0_usize);
-            for name in checkpoint.iter().map(|name| naming.in_graph(name)) {
+            for name in checkpoint.iter().map(|name| mapping.in_graph(name)) {
                 let module = name.rsplit_once('.').map(|(module, _)| module);
                 held += usize::from(initializers.contains(name.as_str()));
                 called += usize::from(module.is_some_and(|m| modules.contains(m)));
@@ -41,22 +41,22 @@ impl Naming {
         };
         let unchanged = Self::default();
         let (mut best, mut found) = (known(&unchanged), vec![unchanged]);
-        for off in common_prefixes(checkpoint) {
-            for on in candidates(checkpoint, &off, initializers, modules) {
+        for strip in common_prefixes(checkpoint) {
+            for prepend in candidates(checkpoint, &strip, initializers, modules) {
                 // `layers.2.` is not another way to write `layers.0.`.
-                if !off.is_empty() && !on.is_empty() && !is_wrapper(&off) {
+                if !strip.is_empty() && !prepend.is_empty() && !is_wrapper(&strip) {
                     continue;
                 }
-                let naming = Self {
-                    off: off.clone(),
-                    on,
+                let mapping = Self {
+                    strip: strip.clone(),
+                    prepend,
                     adapters: BTreeMap::new(),
                 };
-                let count = known(&naming);
+                let count = known(&mapping);
                 if count > best {
-                    (best, found) = (count, vec![naming]);
+                    (best, found) = (count, vec![mapping]);
                 } else if count == best {
-                    found.push(naming);
+                    found.push(mapping);
                 }
             }
         }
@@ -76,8 +76,8 @@ impl Naming {
 
     /// A checkpoint's name as the graph has it.
     pub(super) fn in_graph(&self, name: &str) -> String {
-        let rest = name.strip_prefix(self.off.as_str()).unwrap_or(name);
-        let name = format!("{}{rest}", self.on);
+        let rest = name.strip_prefix(self.strip.as_str()).unwrap_or(name);
+        let name = format!("{}{rest}", self.prepend);
         self.adapters.get(&name).cloned().unwrap_or(name)
     }
 
@@ -85,16 +85,16 @@ impl Naming {
     pub(super) fn in_checkpoint(&self, name: &str) -> String {
         let adapter = self.adapters.iter().find(|(_, full)| *full == name);
         let name = adapter.map_or(name, |(saved, _)| saved);
-        let rest = name.strip_prefix(self.on.as_str()).unwrap_or(name);
-        format!("{}{rest}", self.off)
+        let rest = name.strip_prefix(self.prepend.as_str()).unwrap_or(name);
+        format!("{}{rest}", self.strip)
     }
 
     /// In words, if the names are not the same.
     pub(super) fn note(&self) -> Option<String> {
-        (self.off != self.on).then(|| {
+        (self.strip != self.prepend).then(|| {
             format!(
                 "the graph says {:?} where the checkpoint says {:?} before every name",
-                self.on, self.off
+                self.prepend, self.strip
             )
         })
     }
@@ -138,16 +138,16 @@ fn common_prefixes(names: &[&str]) -> Vec<String> {
 /// What stands before a name of the checkpoint somewhere in the graph.
 fn candidates(
     checkpoint: &[&str],
-    off: &str,
+    strip: &str,
     initializers: &HashSet<&str>,
     modules: &HashSet<&str>,
 ) -> BTreeSet<String> {
     let mut telling: Vec<&str> = checkpoint
         .iter()
-        .filter_map(|n| n.strip_prefix(off))
+        .filter_map(|n| n.strip_prefix(strip))
         .collect();
     telling.sort_by_key(|name| std::cmp::Reverse(name.matches('.').count()));
-    telling.truncate(ASKED);
+    telling.truncate(MAX_ASKED);
     let mut found = BTreeSet::from([String::new()]);
     for name in telling {
         let module = name.rsplit_once('.').map(|(module, _)| (module, modules));
@@ -169,15 +169,15 @@ mod tests {
         let owned = |names: &[&str]| -> Vec<&'static str> {
             names.iter().map(|n| &*n.to_string().leak()).collect()
         };
-        let naming = Naming::find(
+        let mapping = NameMapping::find(
             checkpoint,
             &set(&owned(initializers)),
             &set(&owned(modules)),
         );
         for name in checkpoint {
-            assert_eq!(naming.in_checkpoint(&naming.in_graph(name)), *name);
+            assert_eq!(mapping.in_checkpoint(&mapping.in_graph(name)), *name);
         }
-        (naming.off, naming.on)
+        (mapping.strip, mapping.prepend)
     }
 
     #[test]
@@ -218,9 +218,9 @@ mod tests {
         let saved = "base_model.model.q.lora_B.weight";
         let set = |names: &[&'static str]| names.iter().copied().collect::<HashSet<_>>();
         let named = |initializers: &[&'static str], modules: &[&'static str]| {
-            let naming = Naming::find(&[saved], &set(initializers), &set(modules));
-            let name = naming.in_graph(saved);
-            assert_eq!(naming.in_checkpoint(&name), saved);
+            let mapping = NameMapping::find(&[saved], &set(initializers), &set(modules));
+            let name = mapping.in_graph(saved);
+            assert_eq!(mapping.in_checkpoint(&name), saved);
             name
         };
         let full = "base_model.model.q.lora_B.default.weight";

@@ -1,0 +1,160 @@
+//! Where a package is to be, and moving a finished one there.
+
+use std::ffi::OsStr;
+use std::path::{Component, Path, PathBuf};
+
+use super::disk::failed;
+use crate::model::manifest::PackageError;
+use crate::model::package::MANIFEST;
+
+/// What to do where something is already.
+const CHOOSE: &str = "packages are immutable, choose a new directory";
+
+/// Where a package is to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Destination {
+    /// In this empty folder, which may be a mount point, or lie where nothing else can be made.
+    Inside(PathBuf),
+    /// As this folder, which is not there yet.
+    New {
+        /// The folder.
+        out: PathBuf,
+        /// The nearest folder above it that is there.
+        above: PathBuf,
+    },
+}
+
+impl Destination {
+    /// # Errors
+    /// When something is there already, or nothing can be.
+    pub(super) fn find(out: &Path) -> Result<Self, PackageError> {
+        let refuse = |why: String| Err(PackageError(format!("--out {}: {why}", out.display())));
+        // Without what says nothing: `a/` may be a file, and nothing can be renamed to `a/.`.
+        let out: &Path = &out.components().collect::<PathBuf>();
+        for above in out.ancestors() {
+            let here = if above.as_os_str().is_empty() {
+                Path::new(".")
+            } else {
+                above
+            };
+            match std::fs::metadata(here) {
+                Ok(found) if !found.is_dir() => {
+                    return refuse(format!("{} is a file; {CHOOSE}", here.display()));
+                }
+                Ok(_) if above == out && above == here => {
+                    check_empty(out, None)?;
+                    let inside = out.canonicalize().map_err(|e| failed(out, &e))?;
+                    return Ok(Self::Inside(inside));
+                }
+                Ok(_) => {
+                    let below = out.strip_prefix(above).unwrap_or(out);
+                    let named = |part| matches!(part, Component::Normal(_) | Component::CurDir);
+                    if out.file_name().is_none() || !below.components().all(named) {
+                        return refuse("names no folder that can be made".to_owned());
+                    }
+                    let out = out.to_owned();
+                    let above = here.to_owned();
+                    return Ok(Self::New { out, above });
+                }
+                Err(e) if is_missing(&e) => {
+                    if let Ok(target) = std::fs::read_link(here) {
+                        let (link, target) = (here.display(), target.display());
+                        return refuse(format!(
+                            "{link} is a symbolic link to {target}, which is not there; make that folder, or choose another"
+                        ));
+                    }
+                }
+                Err(e) => return refuse(format!("{}: {e}", here.display())),
+            }
+        }
+        refuse("is below no folder".to_owned())
+    }
+
+    /// Where the hidden folder is made.
+    pub(super) fn folder(&self) -> &Path {
+        match self {
+            Self::Inside(out) => out,
+            Self::New { above, .. } => above,
+        }
+    }
+
+    /// Puts what is in `made`, inside of `staging`, here.
+    pub(super) fn fill(&self, made: &Path, staging: &Path) -> Result<(), PackageError> {
+        match self {
+            Self::Inside(out) => {
+                check_empty(out, staging.file_name())?;
+                move_up(made, out)
+            }
+            Self::New { out, .. } => {
+                let fail = |e: std::io::Error| failed(out, &e);
+                if let Some(parent) = out.parent() {
+                    std::fs::create_dir_all(parent).map_err(fail)?;
+                }
+                if out.exists() {
+                    check_empty(out, None)?;
+                }
+                std::fs::rename(made, out).map_err(fail)
+            }
+        }
+    }
+}
+
+fn is_missing(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{NotADirectory, NotFound};
+    matches!(error.kind(), NotFound | NotADirectory)
+}
+
+/// # Errors
+/// When the folder holds anything but what is `ours`.
+fn check_empty(folder: &Path, ours: Option<&OsStr>) -> Result<(), PackageError> {
+    for entry in std::fs::read_dir(folder).map_err(|e| failed(folder, &e))? {
+        let name = entry.map_err(|e| failed(folder, &e))?.file_name();
+        if Some(&*name) != ours {
+            let (folder, name) = (folder.display(), name.display());
+            return Err(PackageError(format!(
+                "--out {folder}: is not empty, it holds {name}; {CHOOSE}"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Moves what a folder holds to another on the same file system, the manifest last: a worker that
+/// finds it finds all. Where that fails, nothing is left there.
+fn move_up(from: &Path, to: &Path) -> Result<(), PackageError> {
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(from).map_err(|e| failed(from, &e))? {
+        names.push(entry.map_err(|e| failed(from, &e))?.file_name());
+    }
+    names.sort_by_key(|name| name == MANIFEST);
+    for (moved, name) in names.iter().enumerate() {
+        if let Err(error) = std::fs::rename(from.join(name), to.join(name)) {
+            for name in &names[..moved] {
+                // Back to what is removed with all that it holds.
+                drop(std::fs::rename(to.join(name), from.join(name)));
+            }
+            return Err(failed(&to.join(name), &error));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::disk::tests::holds;
+    use super::*;
+
+    #[test]
+    fn where_not_all_can_be_moved_nothing_is_left() {
+        let folder = tempfile::tempdir().unwrap();
+        let (from, to) = (folder.path().join("from"), folder.path().join("to"));
+        for name in ["from/a", "from/model.json", "from/z", "to/model.json/x"] {
+            let path = folder.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, "").unwrap();
+        }
+        assert!(move_up(&from, &to).is_err());
+        assert_eq!(holds(&to), [MANIFEST.to_owned()].into());
+        assert_eq!(holds(&from).len(), 3);
+    }
+}

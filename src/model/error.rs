@@ -1,0 +1,14 @@
+//! What is wrong with a package.
+
+/// What is wrong with a package: the file or field, and what to do.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct PackageError(pub String);
+
+pub(super) fn require(sound: bool, problem: String) -> Result<(), PackageError> {
+    if sound {
+        Ok(())
+    } else {
+        Err(PackageError(problem))
+    }
+}

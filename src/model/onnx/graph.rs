@@ -1,0 +1,144 @@
+//! A decoded ONNX graph, and what it says of its initializers, inputs and outputs. Only the fields
+//! that are read or written here are typed; the others stay raw bytes.
+
+use std::path::Path;
+
+use bytes::Bytes;
+use prost::Message;
+
+use super::external::contents;
+use super::proto::{
+    Dimension, GraphError, GraphProto, ModelProto, TensorProto, ValueInfo, dtype_of, elem_of,
+    is_default_domain, sizes,
+};
+use crate::model::tensor::{Dtype, Elem};
+use crate::util::file_type;
+
+const MIN_OPSET: i64 = 13;
+
+/// What `scorer package` needs to know of an initializer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InitializerInfo {
+    /// Its name.
+    pub name: String,
+    /// Its shape in the graph.
+    pub shape: Vec<usize>,
+    /// Its element type, if it can be a weight.
+    pub dtype: Option<Dtype>,
+}
+
+/// An input that is no weight.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InputInfo {
+    /// Its name.
+    pub name: String,
+    /// Its element type, if it can be fed.
+    pub elem: Option<Elem>,
+    /// The fixed sizes of its dimensions; `None` where one is free.
+    pub shape: Vec<Option<usize>>,
+}
+
+/// A decoded graph.
+#[derive(Debug, Clone)]
+pub struct Graph {
+    pub(super) model: ModelProto,
+}
+
+impl Graph {
+    /// Decodes an ONNX file.
+    ///
+    /// # Errors
+    /// When it is none, or too old for the loss head.
+    pub fn decode(bytes: Bytes) -> Result<Self, GraphError> {
+        let none = |why: &dyn std::fmt::Display| GraphError(format!("not an ONNX file: {why}"));
+        let model = ModelProto::decode(bytes.clone())
+            .map_err(|e| none(&format!("{}: {e}", file_type::describe(&bytes))))?;
+        if model.graph.is_none() {
+            return Err(none(&"it has no graph"));
+        }
+        let opset = model
+            .opset_import
+            .iter()
+            .find(|o| is_default_domain(o.domain.as_deref()));
+        let version = opset.and_then(|o| o.version).unwrap_or(0);
+        if version < MIN_OPSET {
+            return Err(GraphError(format!(
+                "has opset {version}, at least {MIN_OPSET} is needed; export it again"
+            )));
+        }
+        Ok(Self { model })
+    }
+
+    pub(super) fn proto(&self) -> &GraphProto {
+        static EMPTY: std::sync::LazyLock<GraphProto> =
+            std::sync::LazyLock::new(GraphProto::default);
+        self.model.graph.as_ref().unwrap_or(&EMPTY)
+    }
+
+    /// All initializers.
+    pub fn initializers(&self) -> Vec<InitializerInfo> {
+        let info = |t: &TensorProto| InitializerInfo {
+            name: t.name.clone().unwrap_or_default(),
+            shape: sizes(&t.dims),
+            dtype: t.data_type.and_then(dtype_of),
+        };
+        self.proto().initializer.iter().map(info).collect()
+    }
+
+    /// The inputs that are not initializers.
+    pub fn inputs(&self) -> Vec<InputInfo> {
+        let graph = self.proto();
+        let is_weight = |input: &&ValueInfo| graph.initializer.iter().any(|t| t.name == input.name);
+        let inputs = graph.input.iter().filter(|input| !is_weight(input));
+        inputs.map(input_info).collect()
+    }
+
+    /// Names of the outputs.
+    pub fn outputs(&self) -> Vec<String> {
+        self.proto()
+            .output
+            .iter()
+            .filter_map(|o| o.name.clone())
+            .collect()
+    }
+
+    /// The sizes of an output's dimensions, as far as the graph says them; `None` where one is free.
+    pub fn output_shape(&self, output: &str) -> Option<Vec<Option<usize>>> {
+        let mut outputs = self.proto().output.iter();
+        let found = outputs.find(|o| o.name.as_deref() == Some(output))?;
+        let tensor = found.r#type.as_ref()?.tensor_type.as_ref()?;
+        let size = |d: &Dimension| d.dim_value.and_then(|v| usize::try_from(v).ok());
+        Some(tensor.shape.as_ref()?.dim.iter().map(size).collect())
+    }
+
+    /// An initializer's little-endian bytes, from the graph or its external file in `dir`.
+    ///
+    /// # Errors
+    /// When it is not there or its data cannot be read.
+    pub fn initializer(&self, name: &str, dir: &Path) -> Result<Bytes, GraphError> {
+        let tensor = self
+            .proto()
+            .initializer
+            .iter()
+            .find(|t| t.name.as_deref() == Some(name));
+        let tensor = tensor.ok_or_else(|| GraphError(format!("has no initializer {name}")))?;
+        contents(tensor, dir)
+    }
+
+    /// The graph as an ONNX file.
+    pub fn encode(&self) -> Vec<u8> {
+        self.model.encode_to_vec()
+    }
+}
+
+fn input_info(input: &ValueInfo) -> InputInfo {
+    let tensor = input.r#type.as_ref().and_then(|t| t.tensor_type.as_ref());
+    let elem = tensor.and_then(|t| t.elem_type).and_then(elem_of);
+    let dims = tensor.and_then(|t| t.shape.as_ref()).map(|s| &s.dim);
+    let size = |d: &Dimension| d.dim_value.and_then(|v| usize::try_from(v).ok());
+    InputInfo {
+        name: input.name.clone().unwrap_or_default(),
+        elem,
+        shape: dims.into_iter().flatten().map(size).collect(),
+    }
+}

@@ -1,0 +1,253 @@
+//! The graph that a session runs: weights become inputs, or constants in a file, and a loss head is
+//! appended. Everything else passes through byte for byte.
+//!
+//! Why inputs: the runtime may prepack, fold or merge an initializer, and would then not see a patch
+//! to it. An input is always read.
+
+use std::collections::HashMap;
+use std::io::Write;
+use std::path::Path;
+
+use bytes::Bytes;
+use prost::Message;
+
+use super::external::embed;
+use super::graph::Graph;
+use super::proto::{
+    EXTERNAL, FLOAT, GraphError, GraphProto, INT64, ModelProto, StringEntry, TensorProto,
+    elem_type, node, value_info,
+};
+use crate::model::tensor::Dtype;
+
+/// Name of the input that carries the targets, int64 `[batch, seq, 1]`.
+pub const LABELS: &str = "scorer_labels";
+
+/// Name of the output, f32: log-probability of each target `[batch, seq, 1]`, or losses `[batch]`.
+pub const OUTPUT: &str = "scorer_output";
+
+/// What the graph is to give.
+#[derive(Debug, Clone, Copy)]
+pub enum Head<'a> {
+    /// The log-probability of each target; a loss head is appended to these logits.
+    LogProbs(&'a str),
+    /// The loss of each example, as the graph computes it in this output.
+    Loss(&'a str),
+}
+
+/// A weight to be put into a graph.
+#[derive(Debug)]
+pub struct Constant<'a> {
+    /// Its name in the graph.
+    pub name: &'a str,
+    /// In the graph's layout.
+    pub shape: &'a [i64],
+    /// Element type.
+    pub dtype: Dtype,
+    /// Little-endian, in the graph's layout.
+    pub bytes: &'a [u8],
+}
+
+impl Constant<'_> {
+    /// Its contents are in a file of external data.
+    fn tensor(&self, file: &str, offset: usize) -> TensorProto {
+        let entry = |key: &str, value: String| StringEntry {
+            key: Some(key.to_owned()),
+            value: Some(value),
+        };
+        TensorProto {
+            name: Some(self.name.to_owned()),
+            dims: self.shape.to_vec(),
+            data_type: Some(elem_type(self.dtype)),
+            external_data: vec![
+                entry("location", file.to_owned()),
+                entry("offset", offset.to_string()),
+                entry("length", self.bytes.len().to_string()),
+            ],
+            data_location: Some(EXTERNAL),
+            ..TensorProto::default()
+        }
+    }
+}
+
+impl Graph {
+    /// The graph the engine runs: the named initializers as inputs, [`OUTPUT`] as output.
+    ///
+    /// # Errors
+    /// Names what is missing.
+    pub fn prepare(
+        mut self,
+        weights: &[&str],
+        head: Head<'_>,
+        dir: &Path,
+    ) -> Result<Vec<u8>, GraphError> {
+        self.edit(head, |graph| move_to_inputs(graph, weights))?;
+        embed(self.model.encode_to_vec(), dir)
+    }
+
+    /// The same computation with the weights as constants in a file `data` beside it, for
+    /// comparison: the runtime may prepack and fold them as in any session that nobody patches.
+    ///
+    /// # Errors
+    /// Names what is missing or cannot be written.
+    pub fn with_constants(
+        mut self,
+        weights: &[Constant<'_>],
+        head: Head<'_>,
+        dir: &Path,
+        data: &Path,
+    ) -> Result<Vec<u8>, GraphError> {
+        let constants = self.constants(weights, data)?;
+        self.edit(head, |_| Ok(()))?;
+        self.model = ModelProto::decode(Bytes::from(embed(self.model.encode_to_vec(), dir)?))
+            .map_err(|e| GraphError(e.to_string()))?;
+        self.add(constants);
+        Ok(self.model.encode_to_vec())
+    }
+
+    /// The same graph with the weights in a file of external data, as large models are exported.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn with_external(
+        mut self,
+        weights: &[Constant<'_>],
+        data: &Path,
+    ) -> Result<Vec<u8>, GraphError> {
+        let constants = self.constants(weights, data)?;
+        self.add(constants);
+        Ok(self.model.encode_to_vec())
+    }
+
+    /// Takes the weights out and writes their contents.
+    fn constants(
+        &mut self,
+        weights: &[Constant<'_>],
+        data: &Path,
+    ) -> Result<Vec<TensorProto>, GraphError> {
+        let fail = |e: std::io::Error| GraphError(format!("{}: {e}", data.display()));
+        let name = data.file_name().unwrap_or_default().to_string_lossy();
+        let mut file = std::fs::File::create(data).map_err(fail)?;
+        let mut tensors = Vec::with_capacity(weights.len());
+        let mut offset = 0;
+        for weight in weights {
+            file.write_all(weight.bytes).map_err(fail)?;
+            tensors.push(weight.tensor(&name, offset));
+            offset += weight.bytes.len();
+        }
+        if let Some(graph) = self.model.graph.as_mut() {
+            let is_weight = |name: &Option<String>| tensors.iter().any(|t| t.name == *name);
+            graph.input.retain(|i| !is_weight(&i.name));
+            graph.initializer.retain(|t| !is_weight(&t.name));
+        }
+        Ok(tensors)
+    }
+
+    fn add(&mut self, constants: Vec<TensorProto>) {
+        if let Some(graph) = self.model.graph.as_mut() {
+            graph.initializer.extend(constants);
+        }
+    }
+
+    /// Moves the weights and appends the head. What else is in files stays there: a frozen base of
+    /// any size never enters the protobuf.
+    fn edit(
+        &mut self,
+        head: Head<'_>,
+        weights: impl FnOnce(&mut GraphProto) -> Result<(), GraphError>,
+    ) -> Result<(), GraphError> {
+        let (Head::LogProbs(output) | Head::Loss(output)) = head;
+        let elem = self.output_type(output)?;
+        let Some(graph) = self.model.graph.as_mut() else {
+            return Err(GraphError("has no graph".into()));
+        };
+        weights(graph)?;
+        match head {
+            Head::LogProbs(logits) => append_loss_head(graph, logits, elem),
+            Head::Loss(loss) => {
+                let cast = node("Cast", &[loss], OUTPUT, "to", FLOAT.into());
+                graph.node.push(cast);
+                graph.output = vec![value_info(OUTPUT, FLOAT, vec![None])];
+            }
+        }
+        Ok(())
+    }
+
+    fn output_type(&self, output: &str) -> Result<i32, GraphError> {
+        let found = self
+            .proto()
+            .output
+            .iter()
+            .find(|o| o.name.as_deref() == Some(output));
+        let found = found.ok_or_else(|| {
+            GraphError(format!(
+                "has no output {output}; it has {:?}",
+                self.outputs()
+            ))
+        })?;
+        let elem = found
+            .r#type
+            .as_ref()
+            .and_then(|t| t.tensor_type.as_ref())
+            .and_then(|t| t.elem_type);
+        Ok(elem.unwrap_or(FLOAT))
+    }
+}
+
+fn move_to_inputs(graph: &mut GraphProto, weights: &[&str]) -> Result<(), GraphError> {
+    let mut found: HashMap<String, TensorProto> = HashMap::new();
+    for tensor in std::mem::take(&mut graph.initializer) {
+        match tensor.name.as_deref() {
+            Some(name) if weights.contains(&name) => {
+                found.insert(name.to_owned(), tensor);
+            }
+            Some(_) | None => graph.initializer.push(tensor),
+        }
+    }
+    for name in weights {
+        let listed = graph.input.iter().any(|i| i.name.as_deref() == Some(name));
+        match (found.remove(*name), listed) {
+            (Some(tensor), false) => {
+                let dims = tensor.dims.iter().map(|d| Some(*d)).collect();
+                graph
+                    .input
+                    .push(value_info(name, tensor.data_type.unwrap_or(FLOAT), dims));
+            }
+            (_, true) => {}
+            (None, false) => {
+                return Err(GraphError(format!(
+                    "has neither an initializer nor an input {name}"
+                )));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Log-softmax in f32, then the target's own entry: logits never leave the device, and the sums
+/// are taken by the host in f64. (A log-sum-exp of our own measures 17 times less exact.)
+fn append_loss_head(graph: &mut GraphProto, logits: &str, logits_type: i32) {
+    let mut last = logits.to_owned();
+    if logits_type != FLOAT {
+        let cast = node("Cast", &[&last], "scorer_logits_f32", "to", FLOAT.into());
+        graph.node.push(cast);
+        last = "scorer_logits_f32".into();
+    }
+    graph.node.push(node(
+        "LogSoftmax",
+        &[&last],
+        "scorer_log_softmax",
+        "axis",
+        -1,
+    ));
+    graph.node.push(node(
+        "GatherElements",
+        &["scorer_log_softmax", LABELS],
+        OUTPUT,
+        "axis",
+        -1,
+    ));
+    graph
+        .input
+        .push(value_info(LABELS, INT64, vec![None, None, Some(1)]));
+    graph.output = vec![value_info(OUTPUT, FLOAT, vec![None, None, Some(1)])];
+}

@@ -1,0 +1,43 @@
+//! Which weights candidates may not change, and why.
+
+use std::collections::BTreeMap;
+
+use super::graph::Graph;
+use super::proto::GraphError;
+
+/// Why nobody may be let change a weight.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Untrainable {
+    /// It decides shapes: whoever changes it decides how much there is to compute.
+    #[error("decides shapes, as {0}")]
+    Decides(String),
+    /// No way leads from it to the output.
+    #[error("is read by nothing that {0} depends on")]
+    Unread(String),
+    /// It has no elements.
+    #[error("has no elements")]
+    Empty,
+}
+
+impl Graph {
+    /// The weights that nobody may be let change, with the reason.
+    ///
+    /// # Errors
+    /// When a node cannot be decoded, or bodies lie too deep.
+    pub fn untrainable(
+        &self,
+        weights: &[&str],
+        output: &str,
+    ) -> Result<BTreeMap<String, Untrainable>, GraphError> {
+        let (flow, reach) = (self.flow(weights)?, self.reach(output)?);
+        let reason = |name: &str| match flow.decides(name) {
+            Some(by) => Some(Untrainable::Decides(by.to_owned())),
+            None if reach.contains(name) => None,
+            None => Some(Untrainable::Unread(output.to_owned())),
+        };
+        let untrainable = weights
+            .iter()
+            .filter_map(|name| Some(((*name).to_owned(), reason(name)?)));
+        Ok(untrainable.collect())
+    }
+}

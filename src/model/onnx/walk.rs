@@ -1,0 +1,200 @@
+//! Every tensor of a model, wherever it stands: an initializer, dense or sparse, an attribute of a
+//! node, in the body of an If, Loop or Scan, in a local function. The encoded file is walked, and
+//! what is not changed passes through byte for byte.
+
+use std::ops::Range;
+
+use bytes::{Buf, Bytes};
+use prost::Message;
+use prost::encoding::{WireType, decode_key, decode_varint, encode_key, encode_varint};
+
+use super::proto::{FunctionProto, GraphError, NodeProto, TensorProto};
+
+/// Messages that lie within each other; a graph of more levels is none.
+pub(super) const MAX_DEPTH: usize = 128;
+
+/// A message of ONNX's that is, or may hold, a tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Model,
+    Graph,
+    Node,
+    Attribute,
+    Function,
+    Sparse,
+    Tensor,
+}
+
+impl Kind {
+    /// What a field of the message holds, by its number in `onnx.proto`.
+    fn field(self, number: u32) -> Option<Self> {
+        match self {
+            Self::Model => match number {
+                7 => Some(Self::Graph),
+                25 => Some(Self::Function),
+                _ => None,
+            },
+            Self::Graph => match number {
+                1 => Some(Self::Node),
+                5 => Some(Self::Tensor),
+                15 => Some(Self::Sparse),
+                _ => None,
+            },
+            Self::Node => (number == 5).then_some(Self::Attribute),
+            Self::Attribute => match number {
+                5 | 10 => Some(Self::Tensor),
+                6 | 11 => Some(Self::Graph),
+                22 | 23 => Some(Self::Sparse),
+                _ => None,
+            },
+            Self::Function => match number {
+                7 => Some(Self::Node),
+                11 => Some(Self::Attribute),
+                _ => None,
+            },
+            Self::Sparse => matches!(number, 1 | 2).then_some(Self::Tensor),
+            Self::Tensor => None,
+        }
+    }
+}
+
+/// What becomes of a message.
+pub(super) enum Change {
+    /// It stays, and what it holds is looked at.
+    Keep,
+    /// The same, with these bytes before its own.
+    Prepend(Vec<u8>),
+    /// It goes.
+    Drop,
+    /// These bytes take its place.
+    Replace(Vec<u8>),
+}
+
+/// A message and all that hold it, the outermost first.
+pub(super) type Trail = [(Kind, Bytes)];
+
+/// Walks a model and changes what `change` says; `None` when nothing was changed.
+pub(super) fn edit(
+    model: &Bytes,
+    change: &mut impl FnMut(&Trail) -> Result<Change, GraphError>,
+) -> Result<Option<Vec<u8>>, GraphError> {
+    inside(&mut vec![(Kind::Model, model.clone())], change)
+}
+
+fn inside(
+    trail: &mut Vec<(Kind, Bytes)>,
+    change: &mut impl FnMut(&Trail) -> Result<Change, GraphError>,
+) -> Result<Option<Vec<u8>>, GraphError> {
+    if trail.len() > MAX_DEPTH {
+        return Err(GraphError(format!("has more than {MAX_DEPTH} levels")));
+    }
+    let Some((kind, bytes)) = trail.last().cloned() else {
+        return Ok(None);
+    };
+    let (mut out, mut copied) = (Vec::new(), 0);
+    for field in fields(&bytes)? {
+        let (Some(kind), Some(body)) = (kind.field(field.number), field.body) else {
+            continue;
+        };
+        trail.push((kind, body.clone()));
+        let new = match change(trail)? {
+            Change::Keep => inside(trail, change)?.map(Some),
+            Change::Prepend(mut start) => {
+                start.extend(inside(trail, change)?.unwrap_or_else(|| body.to_vec()));
+                Some(Some(start))
+            }
+            Change::Drop => Some(None),
+            Change::Replace(new) => Some(Some(new)),
+        };
+        trail.pop();
+        if let Some(new) = new {
+            out.extend_from_slice(&bytes[copied..field.span.start]);
+            if let Some(new) = new {
+                append(&mut out, field.number, &new);
+            }
+            copied = field.span.end;
+        }
+    }
+    Ok((copied > 0).then(|| {
+        out.extend_from_slice(&bytes[copied..]);
+        out
+    }))
+}
+
+/// Appends a field that holds a message.
+pub(super) fn append(out: &mut Vec<u8>, number: u32, message: &[u8]) {
+    encode_key(number, WireType::LengthDelimited, out);
+    encode_varint(message.len() as u64, out);
+    out.extend_from_slice(message);
+}
+
+/// A field as it is encoded.
+struct Field {
+    number: u32,
+    /// With its key.
+    span: Range<usize>,
+    /// What it holds, if that has a length.
+    body: Option<Bytes>,
+}
+
+fn fields(message: &Bytes) -> Result<Vec<Field>, GraphError> {
+    let broken = |why: &dyn std::fmt::Display| GraphError(format!("not an ONNX file: {why}"));
+    let mut rest = message.clone();
+    let mut found = Vec::new();
+    while rest.has_remaining() {
+        let start = message.len() - rest.len();
+        let (number, wire) = decode_key(&mut rest).map_err(|e| broken(&e))?;
+        let (length, delimited) = match wire {
+            WireType::Varint => {
+                decode_varint(&mut rest).map_err(|e| broken(&e))?;
+                (0, false)
+            }
+            WireType::SixtyFourBit => (8, false),
+            WireType::ThirtyTwoBit => (4, false),
+            WireType::LengthDelimited => {
+                let length = decode_varint(&mut rest).map_err(|e| broken(&e))?;
+                (usize::try_from(length).unwrap_or(usize::MAX), true)
+            }
+            WireType::StartGroup | WireType::EndGroup => return Err(broken(&"it has groups")),
+        };
+        if length > rest.len() {
+            return Err(broken(&"it ends in the middle of a field"));
+        }
+        let body = rest.split_to(length);
+        found.push(Field {
+            number,
+            span: start..message.len() - rest.len(),
+            body: delimited.then_some(body),
+        });
+    }
+    Ok(found)
+}
+
+/// In words, where the last message of a trail is.
+pub(super) fn describe(trail: &Trail) -> String {
+    let named = |kind: &str, name: Option<String>| format!("{kind} {}", name.unwrap_or_default());
+    let words = trail.iter().filter_map(|(kind, bytes)| match kind {
+        Kind::Function => {
+            let function = FunctionProto::decode(bytes.clone()).ok()?;
+            Some(named("function", function.name))
+        }
+        Kind::Node => {
+            let node = NodeProto::decode(bytes.clone()).ok()?;
+            let name = node.name.clone().filter(|n| !n.is_empty());
+            let name = name.or_else(|| node.output.first().cloned());
+            Some(named(&node.op(), name))
+        }
+        Kind::Tensor => {
+            let tensor = TensorProto::decode(bytes.clone()).ok()?;
+            let name = tensor.name.filter(|n| !n.is_empty());
+            name.map(|name| format!("tensor {name}"))
+        }
+        Kind::Model | Kind::Graph | Kind::Attribute | Kind::Sparse => None,
+    });
+    let words: Vec<String> = words.collect();
+    words.join(", ")
+}
+
+pub(super) fn decode_tensor(bytes: &Bytes) -> Result<TensorProto, GraphError> {
+    TensorProto::decode(bytes.clone()).map_err(|e| GraphError(format!("a tensor is broken: {e}")))
+}
