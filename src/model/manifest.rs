@@ -132,6 +132,7 @@ pub struct TensorEntry {
 /// One initializer that holds a checkpoint tensor.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "Place")]
 pub struct GraphLocation {
     /// Its name in the graph.
     pub initializer: String,
