@@ -8,7 +8,7 @@ import tempfile
 import unittest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-READ = ["ops", "src", "docker-compose.yml", "deny.toml", ".dockerignore", ".github"]
+READ = ["docs", "ops", "src", "docker-compose.yml", "deny.toml", ".dockerignore", ".github"]
 
 # File, what stands there, the mistake, a part of the sentence.
 MISTAKES = [
