@@ -145,8 +145,23 @@ impl StatusFields {
 
 #[cfg(test)]
 mod tests {
+    use strum::VariantArray as _;
+
     use super::*;
     use crate::protocol::state::Detail;
+
+    #[test]
+    fn a_worker_is_ready_in_that_state_and_with_a_confirmed_consumer_alone() {
+        let status = WorkerStatus::default();
+        for state in State::VARIANTS {
+            for consuming in [false, true] {
+                status.consuming.store(consuming, Ordering::Relaxed);
+                let phase = Phase::starting().followed_by(*state, Detail::Serving);
+                let expected = *state == State::Ready && consuming;
+                assert_eq!(status.ready(phase), expected, "{state:?} {consuming}");
+            }
+        }
+    }
 
     fn error(code: &str, at: u64) -> (u64, LastError) {
         let error = LastError {
