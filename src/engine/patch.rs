@@ -7,7 +7,8 @@ use crate::candidate::sketch::Sketch;
 use crate::candidate::{TensorUpdate, Update};
 use crate::model::package::Package;
 use crate::model::tensor::Dtype;
-use crate::model::weights::{TensorInfo, round_to};
+use crate::model::tensor::round_to;
+use crate::model::weights::TensorInfo;
 use crate::protocol::failure::{Code, Failure};
 use crate::protocol::job::Rule;
 

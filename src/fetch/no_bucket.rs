@@ -20,7 +20,7 @@ pub(super) struct Object {
 
 /// Refuses every object.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Buckets;
+pub(super) struct Buckets(());
 
 impl Buckets {
     /// Always `Forbidden`.

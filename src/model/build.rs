@@ -1,5 +1,6 @@
-//! Making a package: finding, by comparing contents, where the exporter put each checkpoint
-//! tensor, and refusing by name what cannot be placed beyond doubt, or what no worker would serve.
+//! Making a package: finding out, by comparing contents, where the exporter put each checkpoint
+//! tensor. A tensor that cannot be located with certainty is refused by name, and so is a package
+//! that no worker would serve.
 
 mod aliases;
 mod contents;
@@ -34,30 +35,30 @@ pub use recipe::Recipe;
 use staging::Staging;
 pub use staging::Unfinished;
 
-/// What was made.
+/// A package that was made.
 #[derive(Debug, Clone)]
 pub struct Built {
     /// The package's manifest.
     pub manifest: Manifest,
-    /// Checkpoint tensors that live in the graph under another name or transposed.
+    /// Checkpoint tensors that the graph holds under another name or transposed.
     pub moved: usize,
-    /// What the operator should know of it.
+    /// Notes for the operator.
     pub notes: Vec<String>,
 }
 
-/// Makes a package; copies, never links. Before the package is put in its place, `tried` loads it as
-/// a worker does, and says what the operator should know of that; where it refuses, nothing is left
-/// behind. What is `unfinished` can be removed meanwhile.
+/// Makes a package by copying, never by linking. Before the package is moved to its destination,
+/// `tried` loads it as a worker does and returns notes for the operator; if it refuses, nothing is
+/// left behind. Until then `unfinished` can remove the package.
 ///
 /// # Errors
-/// Names the file, tensor or initializer and what to do; and what `tried` says.
+/// Names the file, tensor or initializer and what to do; or the error of `tried`.
 pub fn build(
     recipe: &Recipe,
     unfinished: &Unfinished,
     tried: impl FnOnce(Package) -> Result<Vec<String>, PackageError>,
 ) -> Result<Built, PackageError> {
     recipe.check()?;
-    // Before all that takes time: what cannot be written is said at once.
+    // First, so that a destination that cannot be written is reported at once.
     let staging = Staging::begin(&recipe.out, unfinished)?;
     let export = Export::open(recipe)?;
     let placed = Placement::find(&export)?;
@@ -79,7 +80,7 @@ pub fn build(
     })
 }
 
-/// Where the tensors are, in the graph as it goes into the package.
+/// Where the tensors are in the graph that goes into the package.
 struct Placement {
     /// By their names in the graph.
     tensors: BTreeMap<String, TensorEntry>,
@@ -97,7 +98,7 @@ impl Placement {
             Some(note) => PackageError(format!("{error}\n  ({note})")),
             None => error,
         })?;
-        // An export that is good as it is goes into the package byte for byte.
+        // An export that needs no change goes into the package byte for byte.
         let bytes = if rewritten {
             graph.encode().into()
         } else {
@@ -110,7 +111,7 @@ impl Placement {
         })
     }
 
-    /// How many tensors are not where their names say, as they are.
+    /// How many tensors have another name in the graph, or are transposed there.
     fn moved(&self) -> usize {
         let moved = self.tensors.iter().filter(|(name, tensor)| {
             let mut places = tensor.places.iter();
@@ -120,7 +121,7 @@ impl Placement {
     }
 }
 
-/// Writes all files but the shards, under the checkpoint's names.
+/// Writes all files except the shards, under the checkpoint's names.
 fn write_package(
     recipe: &Recipe,
     staging: &Staging,

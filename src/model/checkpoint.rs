@@ -1,7 +1,7 @@
-//! Reading a training checkpoint: a safetensors file, or the shards that an index names. Whoever reads
-//! one follows the same rule. Tensors of type F32, F16 and BF16 are weights. What cannot be a weight
-//! (counters, position ids and masks by their type; what has no elements) is passed over with a note.
-//! Any other float is refused by name: it may be a weight, and one that is left out is missed by nobody.
+//! Reading a training checkpoint: a safetensors file, or the shards that an index names. Tensors of
+//! type F32, F16 and BF16 are weights. Integers and booleans (counters, position ids, masks) and
+//! empty tensors cannot be weights, and are skipped with a note. Any other float is refused by
+//! name: it may be a weight, and nobody would notice that it is missing.
 
 mod index;
 #[cfg(test)]
@@ -35,18 +35,18 @@ pub struct Tensor {
 /// What a checkpoint holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Checkpoint {
-    /// What can be a weight, ascending by name; at least one.
+    /// The weights, ascending by name; at least one.
     pub tensors: Vec<Tensor>,
-    /// What cannot, and why: `NAME (I64)`; ascending by name.
+    /// What was skipped, and why: `NAME (I64)`; ascending by name.
     pub passed_over: Vec<String>,
 }
 
 impl Checkpoint {
-    /// Reads a checkpoint: a safetensors file, the index (`*.json`) of one that is sharded, or the
-    /// directory that either lies in. Nothing is copied: the files are mapped.
+    /// Reads a checkpoint: a safetensors file, the index (`*.json`) of a sharded one, or the folder
+    /// that contains either. The files are mapped, not copied.
     ///
     /// # Errors
-    /// Names the file and the tensor, and says what to give.
+    /// Names the file and the tensor, and what to give instead.
     pub fn open(path: &Path) -> Result<Self, PackageError> {
         let file = locate(path)?;
         if file.extension().is_some_and(|end| end == "json") {
@@ -65,7 +65,7 @@ impl Checkpoint {
         contents.finish(file)
     }
 
-    /// What was passed over, in a sentence for the operator; none where nothing was.
+    /// A note for the operator of what was skipped, if anything was.
     pub fn note(&self) -> Option<String> {
         let passed_over = list(&self.passed_over);
         (!self.passed_over.is_empty())
@@ -73,17 +73,17 @@ impl Checkpoint {
     }
 }
 
-/// What the files of a checkpoint hold.
+/// The contents of a checkpoint's files.
 #[derive(Default)]
 struct Contents {
     tensors: Vec<Tensor>,
     passed_over: Vec<String>,
-    /// Floats of types that no weight has.
+    /// Floats of unsupported types.
     refused: Vec<String>,
 }
 
 impl Contents {
-    /// Adds a file; each name that it holds is to be `expected` there.
+    /// Adds a file, after checking that each name in it is `expected` there.
     fn add(
         &mut self,
         file: &Path,
@@ -94,7 +94,7 @@ impl Contents {
             expected(name)?;
             let dtype = view.dtype();
             match kind(dtype) {
-                // Nothing of it could be trained, whatever its type is.
+                // There is nothing to train in it, whatever its type.
                 _ if view.data().is_empty() => {
                     self.passed_over.push(format!("{name} (no elements)"));
                 }
@@ -118,18 +118,15 @@ impl Contents {
         self.tensors.sort_by(|a, b| a.name.cmp(&b.name));
         if !self.refused.is_empty() {
             return Err(broken(format!(
-                "weights are F32, F16 or BF16, and so are not: {}; save them in one of these \
-                 (PyTorch: tensor.float()), or leave them out of the file if they are no weights",
+                "weights must be F32, F16 or BF16, and these are not: {}; save them in one of these types \
+                 (PyTorch: tensor.float()), or leave them out of the file if they are not weights",
                 list(&self.refused)
             )));
         }
         if self.tensors.is_empty() {
             return Err(broken(match self.passed_over.as_slice() {
                 [] => "holds no tensors".into(),
-                others => format!(
-                    "holds no weights, which are F32, F16 or BF16, but {}",
-                    list(others)
-                ),
+                others => format!("holds no weights (F32, F16 or BF16), but {}", list(others)),
             }));
         }
         Ok(Checkpoint {
@@ -139,7 +136,7 @@ impl Contents {
     }
 }
 
-/// What a tensor can be, by its type.
+/// The kind of a tensor, by its type.
 enum Kind {
     Weight(Dtype),
     NoWeight,

@@ -10,14 +10,15 @@ use super::weights::{read_element, round_to};
 
 pub(super) type Initializer = (InitializerInfo, Bytes);
 
-/// How an initializer holds a tensor.
+/// How an initializer stores a tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Layout {
     AsIs,
     Transposed,
 }
 
-/// Whether an initializer holds the tensor's values once both are rounded to this type, and how.
+/// Whether an initializer holds the tensor's values if both are rounded to this type, and in which
+/// layout.
 pub(super) fn agrees(
     tensor: &Tensor,
     (info, bytes): &Initializer,
@@ -44,10 +45,10 @@ pub(super) fn agrees(
     is_flipped.then_some(Layout::Transposed)
 }
 
-/// Whether a matrix of the graph is this one times a number, but for rounding: what exporters fold of a
-/// scaled head, or cast to a smaller type.
+/// Whether a matrix of the graph is a multiple of this one, up to rounding: exporters fold scaled
+/// heads, and casts to a smaller type.
 pub(super) fn is_multiple(tensor: &Tensor, (info, bytes): &Initializer) -> bool {
-    /// Fewer entries may be proportional by chance.
+    /// Smaller matrices may be proportional by chance.
     const FEWEST: usize = 8;
     let ([rows, columns], Some(dtype)) = (&*tensor.shape, info.dtype) else {
         return false;
@@ -56,7 +57,7 @@ pub(super) fn is_multiple(tensor: &Tensor, (info, bytes): &Initializer) -> bool 
     if numel < FEWEST || bytes.len() != numel * dtype.size() {
         return false;
     }
-    // Of each entry, and of the largest one: small halves have fewer bits.
+    // Relative to each entry, and to the largest one: subnormal halves have fewer bits.
     let (rounding, floor) = match dtype {
         Dtype::F32 => (1e-5, 1e-7),
         Dtype::F16 => (1e-3, 1e-5),
@@ -80,7 +81,7 @@ pub(super) fn is_multiple(tensor: &Tensor, (info, bytes): &Initializer) -> bool 
         || (info.shape == [*columns, *rows] && proportional(&flipped))
 }
 
-/// Whether two names are equal but for what a wrapper puts before one of them.
+/// Whether two names are equal up to a prefix of one of them.
 pub(super) fn is_named(a: &str, b: &str) -> bool {
     let ends = |long: &str, short: &str| {
         let before = long.strip_suffix(short);

@@ -1,6 +1,6 @@
-//! What is wrong with a package.
+//! Errors in packages.
 
-/// What is wrong with a package: the file or field, and what to do.
+/// An error in a package: names the file or field, and what to do.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct PackageError(pub String);

@@ -1,4 +1,4 @@
-//! Files of a package: opened as what they are, mapped, and compared with their digests.
+//! A package's files: opened, mapped, and compared with their digests.
 
 use std::fs::File;
 use std::path::{Component, Path, PathBuf};
@@ -9,10 +9,10 @@ use sha2::{Digest, Sha256};
 
 use super::manifest::PackageError;
 
-/// Changes with every write to a file and with every file put in its place.
+/// Metadata that changes with every write to a file and with every replacement.
 pub(super) type Seen = (u64, u64, i64, i64, i64, i64);
 
-/// What the file system said of a file when it was read.
+/// A file's metadata when it was read.
 #[derive(Debug, Clone)]
 pub(super) struct Stamp {
     pub(super) path: PathBuf,
@@ -20,7 +20,7 @@ pub(super) struct Stamp {
     pub(super) seen: Seen,
 }
 
-/// Joins a file name of the manifest to the package, refusing every way out of it.
+/// Joins a file name of the manifest to the package's folder; a path that leaves it is refused.
 pub(super) fn inside(dir: &Path, file: &str) -> Result<PathBuf, PackageError> {
     let relative = Path::new(file);
     let plain = !file.is_empty()
@@ -48,7 +48,7 @@ pub(super) fn look(path: &Path) -> Result<Seen, PackageError> {
     ))
 }
 
-/// Whether this is a file: a pipe would be waited for, and for ever.
+/// Checks that this is a regular file: opening a pipe could block forever.
 pub(crate) fn check_regular(path: &Path, found: &std::fs::Metadata) -> Result<(), PackageError> {
     if found.is_file() {
         return Ok(());
@@ -69,7 +69,7 @@ pub(crate) fn open(path: &Path) -> Result<File, PackageError> {
     File::open(path).map_err(fail)
 }
 
-/// Maps a file that is only read.
+/// Maps a file read-only.
 pub(crate) fn map(path: &Path) -> Result<Bytes, PackageError> {
     let fail = |e: std::io::Error| PackageError(format!("{}: {e}", path.display()));
     let file = open(path)?;

@@ -1,6 +1,6 @@
-//! Whole weights of another version, as a trainer saves them, for a package that is here. The rule is
-//! that of packaging: what cannot be a weight is passed over, 16 bits are widened to 32, a prefix of
-//! all names is taken off or put before them; what is missing, unknown or would be rounded is refused.
+//! Fitting a trainer's full weights of another version to a package, by the rules of packaging:
+//! what cannot be a weight is skipped, 16 bits are widened to 32, a common prefix of names is
+//! removed or prepended; missing or unknown tensors, and those that would be rounded, are refused.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -19,20 +19,20 @@ use crate::model::tensor::Dtype;
 /// The tensors of a package, out of a checkpoint.
 #[derive(Debug)]
 pub(crate) struct Fitted {
-    /// By their names in the package, with the type that they have there.
+    /// By their names in the package, with their types there.
     tensors: BTreeMap<String, (Tensor, Dtype)>,
     passed_over: Vec<String>,
-    /// How many are in the file by that name and in that type.
+    /// How many have the same name and type in the file.
     as_they_are: usize,
 }
 
 impl Fitted {
-    /// Whether the checkpoint's file is one of this package as it is.
+    /// Whether the checkpoint's file can be used unchanged.
     pub(crate) fn as_it_is(&self) -> bool {
         self.as_they_are == self.tensors.len()
     }
 
-    /// To be written as the package has them.
+    /// The tensors, to be written with the package's names and types.
     pub(crate) fn stored(&self) -> impl Iterator<Item = (&str, Stored<'_>)> {
         self.tensors.iter().map(|(name, (tensor, wanted))| {
             let stored = Stored {
@@ -45,7 +45,7 @@ impl Fitted {
         })
     }
 
-    /// What the operator should know.
+    /// A note for the operator, if anything was skipped.
     pub(crate) fn note(&self) -> Option<String> {
         let note = || {
             format!(
@@ -60,7 +60,7 @@ impl Fitted {
 /// Finds the package's tensors in a checkpoint.
 ///
 /// # Errors
-/// Every tensor that stands in the way, and why.
+/// Every tensor that does not fit, and why.
 pub(crate) fn fit(checkpoint: Checkpoint, package: &Package) -> Result<Fitted, String> {
     let manifest = &package.manifest;
     let renaming = renaming(&checkpoint, package);
@@ -101,14 +101,14 @@ pub(crate) fn fit(checkpoint: Checkpoint, package: &Package) -> Result<Fitted, S
     }
 }
 
-/// The name of the tensor that another name stands for.
+/// The tensor's own name for an alias.
 fn canonical<'a>(package: &'a Package, name: &'a str) -> &'a str {
     let aliases = package.manifest.aliases.as_ref();
     let alias = aliases.and_then(|aliases| aliases.get(name));
     alias.map_or(name, String::as_str)
 }
 
-/// How the checkpoint's names become the package's: the one way by which none of these is missing.
+/// The renaming to the package's names under which none of these is missing.
 fn renaming(checkpoint: &Checkpoint, package: &Package) -> Renaming {
     let names = || checkpoint.tensors.iter().map(|tensor| tensor.name.as_str());
     let wanted: BTreeSet<&str> = package
@@ -124,12 +124,12 @@ fn renaming(checkpoint: &Checkpoint, package: &Package) -> Renaming {
     };
     let all = Renaming::all(names(), &prefixes(wanted.iter().copied()));
     let mut complete = all.into_iter().filter(complete);
-    // Where nothing is found, names are compared as they are, and those that are missing are named.
+    // Without one, names are compared as they are, so that missing ones are reported.
     complete.next().unwrap_or_default()
 }
 
 impl Fitted {
-    /// Adds a tensor; says why it cannot be.
+    /// Adds a tensor, or returns why it does not fit.
     fn add(&mut self, name: &str, entry: &TensorEntry, tensor: Tensor) -> Option<String> {
         if tensor.shape != entry.shape {
             return Some(format!(
@@ -163,7 +163,7 @@ impl Fitted {
     }
 }
 
-/// What the graph holds for good: packaging has left it out, so a trainer's file may still have it.
+/// Frozen initializers, which packaging left out and a trainer's file may still contain.
 struct Frozen(Vec<(InitializerInfo, Bytes)>);
 
 impl Frozen {
@@ -189,8 +189,8 @@ impl Frozen {
         held.collect::<Result<_, String>>().map(Self)
     }
 
-    /// Whether the tensor is what the graph has all the same. Where it has one value throughout, much
-    /// else may be like it, and the name has to say it, too.
+    /// Whether the graph holds the same tensor. A uniform one must have the same name as well,
+    /// because many tensors match it.
     fn hold(&self, tensor: &Tensor) -> bool {
         self.0.iter().any(|held| {
             let told = !is_uniform(tensor) || is_named(&held.0.name, &tensor.name);

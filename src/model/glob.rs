@@ -1,6 +1,6 @@
 //! Globs of tensor names.
 
-/// `*` stands for any run of characters, everything else for itself.
+/// `*` matches any run of characters, everything else matches itself.
 pub(super) fn matches_glob(glob: &str, name: &str) -> bool {
     let mut parts = glob.split('*');
     let Some(rest) = parts.next().and_then(|first| name.strip_prefix(first)) else {

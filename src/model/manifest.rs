@@ -1,4 +1,4 @@
-//! `model.json`: what a package says of itself, and what must be true of it before a file is read.
+//! `model.json`: what it contains, and the checks that need no other file.
 
 mod schema;
 
@@ -44,13 +44,13 @@ pub struct Manifest {
     pub outputs: Outputs,
     /// What is measured.
     pub objective: Objective,
-    /// Checkpoint tensors and their places in the graph.
+    /// Checkpoint tensors and their locations in the graph.
     #[schemars(extend("minProperties" = 1))]
     pub tensors: BTreeMap<String, TensorEntry>,
-    /// Globs of the tensors a candidate may touch; default all.
+    /// Globs of the tensors that a candidate may change; default all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trainable: Option<Vec<String>>,
-    /// Other names of tensors, as of a tied head.
+    /// Aliases of tensors, such as a tied head.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub aliases: Option<BTreeMap<String, String>>,
     /// Element type of the weights.
@@ -120,16 +120,16 @@ pub struct Outputs {
 #[serde(deny_unknown_fields)]
 #[schemars(transform = only_matrices_are_transposed)]
 pub struct TensorEntry {
-    /// Where it lives in the graph; all of them are patched.
+    /// The initializers that hold it; all of them are patched.
     #[schemars(length(min = 1))]
     pub places: Vec<GraphLocation>,
     /// In the checkpoint.
     pub shape: Vec<usize>,
-    /// In the checkpoint and in the graph.
+    /// Its type in the checkpoint and in the graph.
     pub dtype: Dtype,
 }
 
-/// One initializer that holds a checkpoint tensor.
+/// An initializer that holds a checkpoint tensor.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(rename = "Place")]
@@ -154,15 +154,15 @@ pub struct ShardFile {
 }
 
 impl Manifest {
-    /// Whether candidates may touch the tensor.
+    /// Whether candidates may change the tensor.
     pub fn is_trainable(&self, name: &str) -> bool {
         self.trainable
             .as_ref()
             .is_none_or(|globs| globs.iter().any(|glob| matches_glob(glob, name)))
     }
 
-    /// Reads `model.json`, and gives the package's id with it. It is the operator's own file, so it
-    /// may be of any size.
+    /// Reads `model.json`; also returns the package's id. The file is the operator's own, so its
+    /// size is not limited.
     ///
     /// # Errors
     /// Names the field that is wrong.
@@ -233,7 +233,8 @@ impl Manifest {
         })
     }
 
-    /// The objective's own bounds, and the names it needs; others would silently mean nothing.
+    /// Checks the objective's bounds, and that exactly the names it uses are given; others would be
+    /// ignored silently.
     fn check_objective(&self) -> Result<(), PackageError> {
         let named = [
             ("inputs.tokens", self.inputs.tokens.is_some()),
@@ -269,20 +270,20 @@ impl Manifest {
             )?;
             require(
                 !there || !refused.contains(&field),
-                format!("{field}: {kind} has no such thing"),
+                format!("{field}: {kind} has no such field"),
             )?;
         }
         self.objective.check()
     }
 
-    /// An initializer that two tensors share would let a candidate for one change the other.
+    /// If two tensors shared an initializer, a candidate for one would change the other.
     fn check_places(&self) -> Result<(), PackageError> {
         let mut owners: BTreeMap<&str, &str> = BTreeMap::new();
         for (name, tensor) in &self.tensors {
             for place in &tensor.places {
                 if let Some(owner) = owners.insert(&place.initializer, name) {
                     return Err(PackageError(format!(
-                        "tensors: initializer {} is the place of both {owner} and {name}; declare one an alias or un-share it",
+                        "tensors: initializer {} is the place of both {owner} and {name}; declare one an alias, or split the initializer",
                         place.initializer
                     )));
                 }
@@ -292,7 +293,7 @@ impl Manifest {
     }
 }
 
-/// A model's name is part of names of queues and keys.
+/// A model's name is part of the names of queues and keys.
 pub(super) fn check_name(name: &str) -> Result<(), PackageError> {
     let problem = format!("name: {name:?} must match [a-z0-9][a-z0-9_-]{{0,63}}");
     require(is_model_name(name), problem)

@@ -31,8 +31,8 @@ pub enum Objective {
     GraphLoss {},
 }
 
-/// What either kind of objective may have. Read as one struct: what serde derives for an enum with a
-/// tag knows neither that null is absent nor which field is wrong.
+/// The fields of both kinds of objective. They are read as one struct, because what serde derives
+/// for a tagged enum neither treats null as absent nor names the invalid field.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct ObjectiveFields {
@@ -82,7 +82,7 @@ impl<'de> Deserialize<'de> for Objective {
 }
 
 impl Objective {
-    /// The next token, one window of this length from each row.
+    /// Next-token loss on one window of this length from each row.
     pub fn causal_lm(window: usize) -> Self {
         Self::CausalLm {
             window,
@@ -92,7 +92,7 @@ impl Objective {
         }
     }
 
-    /// The bounds of its numbers.
+    /// Checks the bounds of its numbers.
     pub(super) fn check(&self) -> Result<(), PackageError> {
         let Objective::CausalLm {
             window,

@@ -1,6 +1,6 @@
-//! The model package: a directory with `model.json` that says which graph, weights and held-out
-//! shards belong together and where each checkpoint tensor lives in the graph. Every file is
-//! checked against its digest before it is used.
+//! The model package: a folder with a `model.json` that says which graph, weights and held-out
+//! shards belong together, and where the graph holds each checkpoint tensor. Every file is checked
+//! against its digest before it is used.
 
 use super::files::{Stamp, compare_digests, inside, look, map_checked};
 use std::collections::BTreeSet;
@@ -18,13 +18,13 @@ use crate::model::shard::parse_shard;
 use crate::model::weights::Weights;
 use crate::protocol::update_manifest::Canary;
 
-/// The file every package has.
+/// The manifest's file name.
 pub const MANIFEST: &str = "model.json";
 
-/// Weights of another version for the package's graph, kept outside of it.
+/// Weights of another version, stored outside of the package.
 #[derive(Debug, Clone, PartialEq)]
 pub struct WeightsFile {
-    /// The version they are.
+    /// Their version.
     pub version: u64,
     /// A safetensors file.
     pub path: PathBuf,
@@ -43,9 +43,9 @@ pub struct Package {
     pub manifest: Manifest,
     /// SHA-256 of what the package measures: everything but version, weights and canary.
     pub package_id: String,
-    /// What later versions grow from; see [`Package::root`].
+    /// Identifies what later versions derive from; see [`Package::root`].
     pub root: String,
-    /// The graph, mapped: its own copy of the weights need never be in memory.
+    /// The graph, mapped, so that its own copy of the weights is not loaded into memory.
     pub graph: Bytes,
     /// The baseline, in checkpoint layout.
     pub weights: Weights,
@@ -55,7 +55,7 @@ pub struct Package {
     weights_stamp: Option<Stamp>,
 }
 
-/// What a candidate needs to know of a tensor.
+/// A trainable tensor.
 #[derive(Debug, Clone, Copy)]
 pub struct TensorRef<'a> {
     /// Its position in [`Weights::tensors`].
@@ -87,14 +87,14 @@ impl Package {
     }
 
     /// Reads and checks the whole package. With `subset`, shards whose files are missing are left
-    /// out; one that is there and wrong is refused all the same. The first of the `newer` weights
-    /// that is sound takes the place of the package's own.
+    /// out; a damaged one is still refused. The first valid file of `newer` replaces the package's
+    /// own weights.
     ///
     /// # Errors
-    /// Names the file or field that is wrong.
+    /// Names the invalid file or field.
     pub fn load(dir: &Path, subset: bool, newer: &[WeightsFile]) -> Result<Self, PackageError> {
         let (manifest, package_id) = Self::read_manifest(dir)?;
-        // Before the files are read: a change while they are is noticed by the first audit.
+        // Taken before the files are read, so that the first audit notices a change during loading.
         let stamps = manifest.stamps(dir)?;
         let graph = map_checked(&inside(dir, &manifest.graph.file)?, &manifest.graph.sha256)?;
         for external in manifest.graph.external.iter().flatten() {
@@ -130,7 +130,7 @@ impl Package {
         })
     }
 
-    /// The same package with other weights, which are checked.
+    /// The same package with other weights, after checking them.
     ///
     /// # Errors
     /// Names the file and what is wrong with it.
@@ -139,7 +139,7 @@ impl Package {
         Ok(self.replaced(file, weights, stamp))
     }
 
-    /// The same package with weights that were just made, whose digest nobody knows yet.
+    /// The same package with new weights, whose digest is not known yet.
     ///
     /// # Errors
     /// As [`Package::with_weights`].
@@ -173,11 +173,11 @@ impl Package {
         }
     }
 
-    /// Looks whether the files are still those that were loaded. Only a file that was touched is
-    /// read again.
+    /// Checks that the files are still those that were loaded. Only files whose metadata changed
+    /// are read again.
     ///
     /// # Errors
-    /// Names the file that has other contents now, or none.
+    /// Names the file whose contents changed, or that is missing.
     pub fn verify(&self) -> Result<(), PackageError> {
         for stamp in self.stamps.iter().chain(&self.weights_stamp) {
             if look(&stamp.path)? != stamp.seen {
@@ -205,7 +205,7 @@ impl Package {
         }
     }
 
-    /// Where in [`Weights::tensors`] the tensor of this checkpoint name or alias is.
+    /// The position in [`Weights::tensors`] of the tensor with this checkpoint name or alias.
     pub fn position(&self, name: &str) -> Option<usize> {
         let aliases = self.manifest.aliases.as_ref();
         let canonical = aliases.and_then(|aliases| aliases.get(name));
@@ -215,7 +215,7 @@ impl Package {
         found.ok()
     }
 
-    /// Looks a tensor up by its checkpoint name or an alias, if candidates may touch it.
+    /// Looks up a trainable tensor by its checkpoint name or an alias.
     pub fn tensor(&self, name: &str) -> Option<TensorRef<'_>> {
         let index = self.position(name)?;
         let tensor = &self.weights.tensors[index];
@@ -229,8 +229,8 @@ impl Package {
 }
 
 impl Manifest {
-    /// The files whose digests the manifest has, but for the weights, as they are now; those that are
-    /// missing are the loader's to judge.
+    /// The current state of the files with digests in the manifest, except the weights; missing
+    /// files are left to the loader.
     fn stamps(&self, dir: &Path) -> Result<Vec<Stamp>, PackageError> {
         let graph = (&self.graph.file, &self.graph.sha256);
         let external = self.graph.external.iter().flatten();
@@ -248,7 +248,7 @@ impl Manifest {
         Ok(stamps)
     }
 
-    /// Whether every file that the graph has tensors in is one whose digest was compared.
+    /// Checks that the digest of every external data file of the graph was compared.
     fn check_external(&self, graph: &Bytes) -> Result<(), PackageError> {
         let files = self.graph.external.iter().flatten();
         let files: BTreeSet<&str> = files.map(|external| external.file.as_str()).collect();
@@ -257,14 +257,14 @@ impl Manifest {
         {
             let known = plain_location(&location).is_some_and(|l| files.contains(l.as_str()));
             let problem = format!(
-                "graph: {at}: its external data {location:?} is not among graph.external, so nobody compared its digest; package it again"
+                "graph: {at}: its external data {location:?} is not among graph.external, so its digest was not compared; package it again"
             );
             require(known, problem)?;
         }
         Ok(())
     }
 
-    /// What the package says, with weights of another version.
+    /// The manifest with weights of another version.
     fn at(&self, file: &WeightsFile) -> Self {
         Self {
             version: file.version,

@@ -1,38 +1,38 @@
-//! Held-out shards and the windows a job is measured on. The choice depends on the nonce and the
-//! shards alone, so every worker measures the same tokens; the plan's hash proves which.
+//! Held-out shards, and the windows that a job is measured on. The choice depends only on the nonce
+//! and the shards, so every worker measures the same tokens; the plan's hash identifies them.
 
 use super::tensor::Elem;
 use sha2::{Digest, Sha256};
 
 use crate::protocol::failure::{Code, Failure};
 
-/// Unknown shards that a refusal names.
+/// The most unknown shards that a refusal names.
 const MAX_NAMED: usize = 20;
 
 /// One shard of held-out data.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shard {
-    /// The number in its file name.
+    /// The first number in its file name.
     pub id: u64,
-    /// What it holds.
+    /// Its contents.
     pub data: Data,
 }
 
-/// What a shard holds, as the objective needs it.
+/// A shard's contents, in the form that the objective needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Data {
-    /// Rows of tokens, of equal length, one after the other.
+    /// Concatenated rows of tokens, all of the same length.
     Tokens {
         /// Tokens of a row.
         row_length: usize,
         /// All rows.
         tokens: Vec<i32>,
     },
-    /// Examples: one column for each of the graph's inputs, all with as many rows.
+    /// Examples: one column for each input of the graph, all with the same number of rows.
     Examples(Vec<Column>),
 }
 
-/// What one of the graph's inputs gets, a row for each example.
+/// The values for one input of the graph, a row for each example.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Column {
     /// Name of the input.
@@ -66,13 +66,13 @@ impl Column {
 /// How windows are cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cut {
-    /// Out of rows of tokens.
+    /// From rows of tokens.
     Tokens(TokenCut),
-    /// Every example is one.
+    /// Every example is a window.
     Examples,
 }
 
-/// How windows are cut out of rows of tokens.
+/// How windows are cut from rows of tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TokenCut {
     /// Input tokens of a window, L.
@@ -81,11 +81,11 @@ pub struct TokenCut {
     pub windows_per_row: usize,
     /// The target of input i is token i + `label_shift`.
     pub label_shift: usize,
-    /// A target that does not count.
+    /// The value of targets that do not count.
     pub ignore_index: i64,
 }
 
-/// One window: what it holds, or where that is.
+/// One window, by value or by position.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Window {
     /// L + 1 tokens.
@@ -99,21 +99,21 @@ pub enum Window {
     },
 }
 
-/// The windows of a job, in order, with the hash that names them.
+/// The windows of a job, in order, and the hash that identifies them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
     /// SHA-256 over the exact windows.
     pub hash: [u8; 32],
     /// In order: shards as listed, then row, then k.
     pub windows: Vec<Window>,
-    /// Targets that count in them; 0 in a plan that is no job's.
+    /// Targets in them that count; 0 in a plan that is not a job's.
     pub targets: u64,
 }
 
-/// What is hashed for a window, about; its tokens are only copied.
+/// About how many bytes are hashed for a window; its tokens are only copied.
 const HASHED: usize = 64;
 
-/// Collects windows and hashes where they are.
+/// Collects windows and hashes their positions.
 #[derive(Default)]
 struct Choice {
     hash: Sha256,
@@ -122,7 +122,7 @@ struct Choice {
 }
 
 impl Plan {
-    /// Bytes that are hashed and copied at most to make a plan of these shards: 4 KiB are about 10 µs.
+    /// The most bytes that making a plan of these shards hashes and copies: 4 KiB take about 10 µs.
     pub fn effort(shards: &[Shard], cut: Cut) -> usize {
         let of = |shard: &Shard| match (&shard.data, cut) {
             (Data::Tokens { row_length, tokens }, Cut::Tokens(cut)) => {
@@ -142,8 +142,8 @@ impl Plan {
     /// Chooses the windows.
     ///
     /// # Errors
-    /// `unknown_shard` for ids that are not there; `invalid_job` when no row is long enough for a
-    /// window: that is an error, never a loss.
+    /// `unknown_shard` for ids that do not exist; `invalid_job` when no row is long enough for a
+    /// window.
     pub fn new(
         shards: &[Shard],
         wanted: Option<&[u64]>,
@@ -167,7 +167,7 @@ impl Plan {
                         choice.targets += 1;
                     }
                 }
-                // The package was loaded for its objective; a shard of another has no windows.
+                // Cannot happen: a package's shards are parsed for its objective.
                 (Data::Tokens { .. }, Cut::Examples) | (Data::Examples(_), Cut::Tokens(_)) => {}
             }
         }
@@ -220,7 +220,7 @@ fn select(shards: &[Shard], wanted: Option<&[u64]>) -> Result<Vec<usize>, Failur
         return Ok((0..shards.len()).collect());
     };
     let available: Vec<u64> = shards.iter().map(|s| s.id).collect();
-    // A stranger's list may be as long as a message: the answer names the first of them.
+    // An untrusted list may be as long as a message: the answer names only the first.
     let missing: Vec<u64> = wanted
         .iter()
         .copied()
@@ -247,7 +247,7 @@ fn start(nonce: &str, shard: u64, row: usize, k: usize, numel: usize, window: us
         .iter()
         .take(8)
         .fold(0_u64, |n, byte| n << 8 | u64::from(*byte));
-    // The remainder is below numel, which is a usize.
+    // The remainder is below `numel`, which is a usize.
     usize::try_from(number % (numel - window) as u64).unwrap_or(0)
 }
 

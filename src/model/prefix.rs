@@ -1,26 +1,26 @@
-//! Names that differ only by what stands before all of them. Who wraps a model in a module of their
-//! own, compiles it, or trains it in parallel, has every tensor under a longer name than the others.
+//! Names that differ only by a common prefix: wrapping a model in a module, compiling it or
+//! training it in parallel prefixes the name of every tensor.
 
 use std::borrow::Cow;
 
-/// What wrappers put before names: compilation, parallel training, adapters.
+/// The prefixes of known wrappers: compilation, parallel training, adapters.
 const WRAPPERS: [&str; 3] = ["_orig_mod.", "module.", "base_model.model."];
-/// Parts of a prefix. Names are a stranger's, and each prefix costs a look at all of them.
+/// The most parts of a prefix. Names are untrusted, and each prefix costs a pass over all of them.
 const MAX_PARTS: usize = 16;
 
-/// How the names of one side become those of the other.
+/// A replacement of the common prefix of names.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Renaming {
-    /// What all names begin with, and lose.
+    /// The prefix that is removed.
     taken: String,
-    /// What they begin with instead.
+    /// The prefix that is put in its place.
     put: String,
 }
 
 impl Renaming {
-    /// Every way to rename that takes a prefix of all names off, or puts one of the other side's before
-    /// them; the one that changes nothing first. A prefix is exchanged for another only where it is one
-    /// of the known wrappers: `encoder.weight` is not another name for `decoder.weight`.
+    /// All renamings that remove a common prefix of the names, or prepend one of the other side's;
+    /// the identity first. A prefix is replaced by another only if it is that of a known wrapper:
+    /// `encoder.weight` does not stand for `decoder.weight`.
     pub fn all<'n>(names: impl IntoIterator<Item = &'n str>, others: &[&str]) -> Vec<Self> {
         let own = prefixes(names);
         let pairs = own.iter().flat_map(|taken| {
@@ -34,9 +34,8 @@ impl Renaming {
         std::iter::once(Self::default()).chain(changing).collect()
     }
 
-    /// The renaming by which every name is known, if there is one and they do not differ; where all
-    /// names are known already, the one that changes nothing. `others` are the [`prefixes`] of the
-    /// names that are known.
+    /// The only renaming that makes every name known; the identity if all of them already are.
+    /// `others` are the [`prefixes`] of the known names.
     pub fn find<'n>(
         names: impl Iterator<Item = &'n str> + Clone,
         others: &[&str],
@@ -53,13 +52,13 @@ impl Renaming {
         let all = Self::all(names.clone(), others);
         let mut fitting = all.into_iter().filter(fits);
         let found = fitting.next()?;
-        // What makes the same of one name makes the same of all, which share what is changed.
+        // Renamings that agree on one name agree on all, since all share the prefix.
         let first = names.clone().next()?;
         let same = |other: Self| other.apply(first) == found.apply(first);
         fitting.all(same).then_some(found)
     }
 
-    /// The name by which the other side calls it; none where it does not begin as all do.
+    /// The name on the other side; none if the name lacks the prefix.
     pub fn apply<'n>(&self, name: &'n str) -> Option<Cow<'n, str>> {
         let rest = name.strip_prefix(&self.taken)?;
         Some(match self.put.as_str() {
@@ -69,12 +68,12 @@ impl Renaming {
     }
 }
 
-/// What all names begin with, whole parts of them: nothing, then the first part, then the first two.
+/// The common prefixes of the names, in whole parts: the empty one, the first part, the first two.
 pub fn prefixes<'n>(names: impl IntoIterator<Item = &'n str>) -> Vec<&'n str> {
     let common = names.into_iter().reduce(|common, name| {
         let pairs = common.bytes().zip(name.bytes());
         let same = pairs.take_while(|(a, b)| a == b).count();
-        // Not within a character.
+        // Not inside a character.
         &common[..common.floor_char_boundary(same)]
     });
     let common = common.unwrap_or_default();
@@ -83,7 +82,7 @@ pub fn prefixes<'n>(names: impl IntoIterator<Item = &'n str>) -> Vec<&'n str> {
     ends.map(|end| &common[..end]).collect()
 }
 
-/// Whether it is one of the known wrappers, or several of them.
+/// Whether the prefix consists of known wrappers.
 pub(super) fn is_wrapper(prefix: &str) -> bool {
     let mut rest = prefix;
     while let Some(inner) = WRAPPERS.iter().find_map(|one| rest.strip_prefix(one)) {

@@ -1,5 +1,5 @@
-//! Held-out data as it is on disk: a safetensors file with tokens, or with a tensor for each of the
-//! graph's inputs.
+//! Parsing held-out data: a safetensors file with tokens, or with a tensor for each input of the
+//! graph.
 
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
@@ -10,7 +10,7 @@ use crate::model::manifest::{Objective, PackageError};
 use crate::model::plan::{Column, Data, Shard};
 use crate::model::tensor::Elem;
 
-/// Reads a shard for the objective.
+/// Parses a shard for the objective.
 ///
 /// # Errors
 /// Names the file, the tensor and what is wrong with it.

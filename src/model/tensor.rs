@@ -1,5 +1,6 @@
-//! Element types: of weights, and of what goes into a graph.
+//! Element types of weights and of a graph's inputs, and their names in safetensors files.
 
+use half::{bf16, f16};
 use safetensors::Dtype as Stored;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -25,7 +26,7 @@ impl Dtype {
         }
     }
 
-    /// The word of the manifest and of results.
+    /// Its name in the manifest and in results.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::F32 => "f32",
@@ -111,5 +112,35 @@ impl Elem {
             Stored::BOOL => Some(Self::Bool),
             _ => None,
         }
+    }
+}
+
+/// Reads one little-endian element, widened to f32.
+pub fn read_element(bytes: &[u8], dtype: Dtype, index: usize) -> f32 {
+    match dtype {
+        Dtype::F32 => bytes
+            .as_chunks::<4>()
+            .0
+            .get(index)
+            .map_or(f32::NAN, |b| f32::from_le_bytes(*b)),
+        Dtype::F16 => bytes
+            .as_chunks::<2>()
+            .0
+            .get(index)
+            .map_or(f32::NAN, |b| f16::from_le_bytes(*b).to_f32()),
+        Dtype::Bf16 => bytes
+            .as_chunks::<2>()
+            .0
+            .get(index)
+            .map_or(f32::NAN, |b| bf16::from_le_bytes(*b).to_f32()),
+    }
+}
+
+/// Rounds to the weight's type, once, and widens again.
+pub fn round_to(dtype: Dtype, value: f32) -> f32 {
+    match dtype {
+        Dtype::F32 => value,
+        Dtype::F16 => f16::from_f32(value).to_f32(),
+        Dtype::Bf16 => bf16::from_f32(value).to_f32(),
     }
 }

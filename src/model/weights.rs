@@ -1,5 +1,5 @@
 //! The baseline weights: read-only, in checkpoint layout, memory-mapped from the package.
-//! A candidate is computed against them and restored from them; nothing ever writes here.
+//! Candidates are applied to them and restored from them; they are never written.
 
 use std::path::Path;
 
@@ -11,6 +11,7 @@ use super::weights_file::deserialize;
 use crate::model::manifest::{Manifest, PackageError, TensorEntry};
 use crate::model::onnx::Graph;
 use crate::model::tensor::Dtype;
+pub use crate::model::tensor::{read_element, round_to};
 
 /// One tensor of the baseline.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,17 +29,19 @@ pub struct TensorInfo {
 /// All tensors of the baseline, ascending by name.
 #[derive(Debug)]
 pub struct Weights {
-    /// Of each tensor: a part of the mapped file, or its own where the graph holds it transposed.
+    /// For each tensor a slice of the mapped file, or an own buffer if the graph holds it
+    /// transposed.
     contents: Vec<Bytes>,
     /// Ascending by name.
     pub tensors: Vec<TensorInfo>,
-    /// SHA-256 over names and contents of what is trainable: the same weights have the same id whichever way they came.
+    /// SHA-256 over names and contents of the trainable tensors: equal weights have equal ids,
+    /// however they were produced.
     pub weights_id: String,
 }
 
 impl Weights {
-    /// Maps a safetensors file, checking that it holds what is wanted; with the SHA-256 of the file,
-    /// which is the caller's to compare.
+    /// Maps a safetensors file and checks that it holds the manifest's tensors. Also returns the
+    /// SHA-256 of the file, which the caller compares.
     ///
     /// # Errors
     /// Names the file and the tensor.
@@ -68,7 +71,7 @@ impl Weights {
         Ok((Self::finish(contents, tensors, &each, manifest), whole))
     }
 
-    /// Takes the weights out of the graph's own initializers.
+    /// Reads the weights from the graph's own initializers.
     pub(super) fn from_graph(
         dir: &Path,
         graph: &Bytes,
@@ -158,12 +161,12 @@ impl TensorInfo {
 
 type Digest32 = [u8; 32];
 
-/// SHA-256 of a whole file and of each of its parts, reading it once: a part is hashed for both
-/// while it is in the cache.
+/// SHA-256 of a file and of each of its parts in one pass: each part is hashed for both while it is
+/// in the cache.
 fn digests(file: &[u8], parts: &[Bytes]) -> (Digest32, Vec<Digest32>) {
     const BITE: usize = 1 << 18;
     let offset = |part: &Bytes| part.as_ptr().addr() - file.as_ptr().addr();
-    // An empty part is nowhere in the file.
+    // An empty part has no offset in the file.
     let mut order: Vec<usize> = (0..parts.len()).filter(|p| !parts[*p].is_empty()).collect();
     order.sort_by_key(|part| offset(&parts[*part]));
     let (mut whole, mut at) = (Sha256::new(), 0);
@@ -183,40 +186,10 @@ fn digests(file: &[u8], parts: &[Bytes]) -> (Digest32, Vec<Digest32>) {
     (whole.finalize().into(), each)
 }
 
-/// Reads one little-endian element, widened to f32.
-pub fn read_element(bytes: &[u8], dtype: Dtype, index: usize) -> f32 {
-    match dtype {
-        Dtype::F32 => bytes
-            .as_chunks::<4>()
-            .0
-            .get(index)
-            .map_or(f32::NAN, |b| f32::from_le_bytes(*b)),
-        Dtype::F16 => bytes
-            .as_chunks::<2>()
-            .0
-            .get(index)
-            .map_or(f32::NAN, |b| f16::from_le_bytes(*b).to_f32()),
-        Dtype::Bf16 => bytes
-            .as_chunks::<2>()
-            .0
-            .get(index)
-            .map_or(f32::NAN, |b| bf16::from_le_bytes(*b).to_f32()),
-    }
-}
-
-/// Rounds to the weight's type, once, and widens again.
-pub fn round_to(dtype: Dtype, value: f32) -> f32 {
-    match dtype {
-        Dtype::F32 => value,
-        Dtype::F16 => f16::from_f32(value).to_f32(),
-        Dtype::Bf16 => bf16::from_f32(value).to_f32(),
-    }
-}
-
-/// Adds values to elements of a tensor's bytes: in f32, rounded once.
+/// Adds values to elements of a tensor's bytes, in f32 and rounded once.
 ///
 /// # Errors
-/// The first index whose element becomes non-finite, or is not there.
+/// The first index whose element becomes non-finite, or does not exist.
 pub fn add(bytes: &mut [u8], dtype: Dtype, indices: &[u32], values: &[f32]) -> Result<(), u32> {
     for (index, value) in indices.iter().zip(values) {
         let at = *index as usize;
@@ -224,7 +197,7 @@ pub fn add(bytes: &mut [u8], dtype: Dtype, indices: &[u32], values: &[f32]) -> R
         if !sum.is_finite() {
             return Err(*index);
         }
-        // What could be read can be written.
+        // In range, because the element was read.
         let at = at * dtype.size()..(at + 1) * dtype.size();
         match dtype {
             Dtype::F32 => bytes[at].copy_from_slice(&sum.to_le_bytes()),

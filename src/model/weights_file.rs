@@ -8,14 +8,13 @@ use safetensors::tensor::View;
 use safetensors::{SafeTensorError, SafeTensors};
 
 use super::manifest::PackageError;
-use super::tensor::Dtype;
-use super::weights::read_element;
+use super::tensor::{Dtype, read_element};
 use crate::util::file_type::{self, Looks};
 
 /// Reads the header of a safetensors file.
 ///
 /// # Errors
-/// Says what the file is instead, and what to give.
+/// Says what the file looks like, and what to give instead.
 pub(super) fn deserialize<'a>(
     file: &Path,
     bytes: &'a [u8],
@@ -30,7 +29,7 @@ pub(super) fn deserialize<'a>(
     SafeTensors::deserialize(bytes).map_err(broken)
 }
 
-/// What to give instead of what is no safetensors file; none where its own error says more.
+/// What to give instead of a file that is not safetensors; none if the parser's error says more.
 fn remedy(looks: Looks) -> Option<&'static str> {
     match looks {
         Looks::Safetensors | Looks::Unknown => None,
@@ -57,11 +56,11 @@ fn remedy(looks: Looks) -> Option<&'static str> {
     }
 }
 
-/// Weights to be written.
+/// A weight to write.
 pub(crate) struct Stored<'a> {
-    /// As they are here.
+    /// Their type in `bytes`.
     pub(crate) dtype: Dtype,
-    /// As they are to be in the file: the same, or wider.
+    /// Their type in the file: the same, or wider.
     pub(crate) wanted: Dtype,
     /// Their shape.
     pub(crate) shape: &'a [usize],
@@ -90,15 +89,15 @@ impl View for Stored<'_> {
     }
 }
 
-/// Writes weights as a safetensors file, holding at most one of them in memory.
+/// Writes weights to a safetensors file, with at most one of them in memory.
 ///
 /// # Errors
-/// When the disk refuses.
+/// On an I/O error.
 pub(crate) fn write<'a>(
     file: &Path,
     tensors: impl Iterator<Item = (&'a str, Stored<'a>)>,
 ) -> std::io::Result<()> {
-    // The crate puts a file of its own in the place of this one, and lets nobody else read it.
+    // The crate replaces this file by one that only its owner may read.
     let permissions = File::create(file)?.metadata()?.permissions();
     safetensors::serialize_to_file(tensors, None, file).map_err(|error| {
         if let SafeTensorError::IoError(error) = error {
@@ -110,7 +109,7 @@ pub(crate) fn write<'a>(
     std::fs::set_permissions(file, permissions)
 }
 
-/// A tensor's 16-bit elements as 32-bit ones, which hold every value of theirs.
+/// Widens 16-bit elements to 32 bits, which is exact.
 pub(super) fn widen(bytes: &[u8], dtype: Dtype) -> Vec<u8> {
     let elements = bytes.len() / dtype.size();
     let mut wide = Vec::with_capacity(elements * Dtype::F32.size());

@@ -218,7 +218,7 @@ impl Settler {
         if !self.publish(&self.link.results, durable).await {
             return publishing.lost();
         }
-        drop(publishing);
+        publishing.confirmed();
         if let Some(reply) = reply
             && !self.publish_reply(reply).await
         {

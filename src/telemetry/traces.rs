@@ -197,6 +197,9 @@ impl Publishing {
         self.0.as_ref().map(Span::headers)
     }
 
+    /// The broker has it: the span ends here.
+    pub fn confirmed(self) {}
+
     /// Nobody knows whether the broker has it.
     pub fn lost(self) {
         if let Some(span) = &self.0 {

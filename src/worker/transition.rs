@@ -1,5 +1,5 @@
 //! The state machine of a worker's life, without I/O: what each request leads to in each activity, and
-//! what each interruption of serving leads to. [`run`](super::run) performs it.
+//! what each interruption of serving leads to. The module `run` performs it.
 
 use super::heartbeat::NameClaim;
 use super::parts::Part;

@@ -12,9 +12,9 @@ use crate::model::manifest::PackageError;
 use crate::model::onnx::{Graph, InitializerInfo, NodeInfo, Wiring};
 use crate::model::tensor::Dtype;
 
-/// Equal contents under two names are one tied tensor, or copies that nobody trained yet; the graph
-/// tells which. Of a tied tensor the name that the graph uses is the tensor, the others its aliases.
-/// Contents of one repeated value (untrained norms, zero biases) say nothing, and stay apart.
+/// Equal contents under two names are one tied tensor, or copies that are still untrained; the
+/// graph shows which. A tied tensor keeps the name that the graph uses, and the others become
+/// aliases. Uniform tensors (untrained norms, zero biases) are never taken for tied ones.
 pub(super) fn split_aliases(
     checkpoint: Vec<Tensor>,
     initializers: &[(InitializerInfo, Bytes)],
@@ -34,7 +34,7 @@ pub(super) fn split_aliases(
         let held = initializers.iter().filter(holds);
         let held: Vec<&str> = held.map(|(info, _)| info.name.as_str()).collect();
         if held.is_empty() {
-            // Buffers, say: each is told that it is nowhere.
+            // Buffers, for example: each is reported as missing from the graph.
             kept.append(&mut group);
             continue;
         }
@@ -57,7 +57,7 @@ pub(super) fn split_aliases(
     Ok((kept, aliases))
 }
 
-/// Tensors of equal contents together, unless these are of one value.
+/// Groups tensors of equal contents, except uniform ones.
 fn groups(checkpoint: Vec<Tensor>) -> Vec<Vec<Tensor>> {
     let mut groups: Vec<Vec<Tensor>> = Vec::new();
     let mut by_contents: HashMap<ContentHash, usize> = HashMap::new();
@@ -77,7 +77,7 @@ fn groups(checkpoint: Vec<Tensor>) -> Vec<Vec<Tensor>> {
 fn unclear(group: &[Tensor], held: &[&str]) -> PackageError {
     let names: Vec<&str> = group.iter().map(|t| t.name.as_str()).collect();
     PackageError(format!(
-        "{} are equal in the checkpoint, and the graph holds them in {}: whether they are one tied tensor cannot be seen. \
+        "{} are equal in the checkpoint, and the graph holds them in {}: whether they are one tied tensor cannot be determined. \
          If they are, leave all names but one out of the checkpoint, as save_pretrained does; if not, export with \
          torch.onnx.export(..., optimize=False), which merges nothing",
         names.join(", "),
@@ -85,20 +85,21 @@ fn unclear(group: &[Tensor], held: &[&str]) -> PackageError {
     ))
 }
 
-/// Whether tensors of equal contents are one.
+/// Whether tensors of equal contents are one tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Tie {
     /// An embedding and the head that shares it, under two names.
     Tied,
-    /// Parameters of their own, which the exporter merged.
+    /// Separate parameters, which the exporter merged.
     Separate,
-    /// Nothing tells.
+    /// The graph does not show which.
     Unclear,
 }
 
-/// Looks at who reads what holds them. An exporter names each parameter that is one, also where it
-/// merged several; a tied one has a single name, and is looked up as well as multiplied with. Equal
-/// uses alone may be of one parameter, or of several whose uses were merged, too.
+/// Decides by the nodes that read them. An exporter records the name of each parameter even if it
+/// merged several. A tied one has a single name, and is used by a Gather as well as by a
+/// multiplication. Uses of one kind may be of one parameter, or of several whose uses were merged
+/// as well.
 fn tie(wiring: &Wiring, tensors: &[Tensor], held: &[&str]) -> Tie {
     let readers = held.iter().flat_map(|name| wiring.uses(name));
     let readers: Vec<(&NodeInfo, usize)> = readers

@@ -13,7 +13,7 @@ use crate::model::weights::transpose;
 
 pub(super) type ContentHash = [u8; 32];
 
-/// A tensor, and what its contents are found by, as they are and transposed.
+/// A tensor, with the hashes of its contents as they are and transposed.
 pub(super) struct HashedTensor<'a> {
     tensor: &'a Tensor,
     pub(super) hash: ContentHash,
@@ -36,19 +36,20 @@ impl<'a> HashedTensor<'a> {
         }
     }
 
-    /// Whether it is its own transpose, so that contents do not tell which of them a place holds.
+    /// Whether it is its own transpose, so that contents do not show which of them an initializer
+    /// holds.
     pub(super) fn is_symmetric(&self) -> bool {
         self.transposed == Some(self.hash)
     }
 
-    /// The contents of initializers that hold it, as it is and transposed; what is its own transpose is
-    /// found as it is.
+    /// The hashes of initializers that hold it, with whether they hold it transposed; a symmetric
+    /// matrix counts as not transposed.
     pub(super) fn initializer_hashes(&self) -> impl Iterator<Item = (ContentHash, bool)> {
         let transposed = self.transposed.filter(|_| !self.is_symmetric());
         std::iter::once((self.hash, false)).chain(transposed.map(|contents| (contents, true)))
     }
 
-    /// Equal contents, as they are or transposed.
+    /// Whether their contents are equal, as they are or transposed.
     pub(super) fn has_equal_contents(&self, other: &Self) -> bool {
         self.hash == other.hash || self.transposed == Some(other.hash)
     }
@@ -69,13 +70,13 @@ pub(super) fn content_hash(shape: &[usize], dtype: Dtype, bytes: &[u8]) -> Conte
     hash.finalize().into()
 }
 
-/// The initializers that may hold a tensor, by their contents.
+/// Names of initializers that may hold a tensor, by content hash.
 pub(super) fn by_contents<'a>(
     checkpoint: &[Tensor],
     initializers: &'a [(InitializerInfo, Bytes)],
 ) -> HashMap<ContentHash, Vec<&'a str>> {
     let mut by_contents: HashMap<ContentHash, Vec<&'a str>> = HashMap::new();
-    // A frozen base of any size need not be read.
+    // Spares reading a frozen base.
     let wanted = |info: &InitializerInfo| {
         let reversed = info.shape.iter().rev();
         let alike = |t: &Tensor| t.shape == info.shape || t.shape.iter().eq(reversed.clone());

@@ -7,29 +7,29 @@ use super::disk::failed;
 use crate::model::manifest::PackageError;
 use crate::model::package::MANIFEST;
 
-/// What to do where something is already.
+/// The advice if the destination is taken.
 const CHOOSE: &str = "packages are immutable, choose a new directory";
 
-/// Where a package is to be.
+/// The destination of a package.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Destination {
-    /// In this empty folder, which may be a mount point, or lie where nothing else can be made.
+    /// An existing empty folder, which may be a mount point, or have a read-only parent.
     Inside(PathBuf),
-    /// As this folder, which is not there yet.
+    /// A folder that does not exist yet.
     New {
         /// The folder.
         out: PathBuf,
-        /// The nearest folder above it that is there.
+        /// Its nearest existing ancestor.
         above: PathBuf,
     },
 }
 
 impl Destination {
     /// # Errors
-    /// When something is there already, or nothing can be.
+    /// When the destination is taken, or cannot be created.
     pub(super) fn find(out: &Path) -> Result<Self, PackageError> {
         let refuse = |why: String| Err(PackageError(format!("--out {}: {why}", out.display())));
-        // Without what says nothing: `a/` may be a file, and nothing can be renamed to `a/.`.
+        // Normalised: `a/` may be a file, and nothing can be renamed to `a/.`.
         let out: &Path = &out.components().collect::<PathBuf>();
         for above in out.ancestors() {
             let here = if above.as_os_str().is_empty() {
@@ -67,10 +67,10 @@ impl Destination {
                 Err(e) => return refuse(format!("{}: {e}", here.display())),
             }
         }
-        refuse("is below no folder".to_owned())
+        refuse("has no existing parent folder".to_owned())
     }
 
-    /// Where the hidden folder is made.
+    /// Where the hidden folder is created.
     pub(super) fn folder(&self) -> &Path {
         match self {
             Self::Inside(out) => out,
@@ -78,7 +78,7 @@ impl Destination {
         }
     }
 
-    /// Puts what is in `made`, inside of `staging`, here.
+    /// Moves `made`, which is inside `staging`, here.
     pub(super) fn fill(&self, made: &Path, staging: &Path) -> Result<(), PackageError> {
         match self {
             Self::Inside(out) => {
@@ -105,7 +105,7 @@ fn is_missing(error: &std::io::Error) -> bool {
 }
 
 /// # Errors
-/// When the folder holds anything but what is `ours`.
+/// When the folder holds anything except `ours`.
 fn check_empty(folder: &Path, ours: Option<&OsStr>) -> Result<(), PackageError> {
     for entry in std::fs::read_dir(folder).map_err(|e| failed(folder, &e))? {
         let name = entry.map_err(|e| failed(folder, &e))?.file_name();
@@ -119,8 +119,8 @@ fn check_empty(folder: &Path, ours: Option<&OsStr>) -> Result<(), PackageError> 
     Ok(())
 }
 
-/// Moves what a folder holds to another on the same file system, the manifest last: a worker that
-/// finds it finds all. Where that fails, nothing is left there.
+/// Moves a folder's contents to another folder on the same file system, the manifest last: a worker
+/// that finds the manifest finds everything. If this fails, everything is moved back.
 fn move_up(from: &Path, to: &Path) -> Result<(), PackageError> {
     let mut names = Vec::new();
     for entry in std::fs::read_dir(from).map_err(|e| failed(from, &e))? {
@@ -130,7 +130,7 @@ fn move_up(from: &Path, to: &Path) -> Result<(), PackageError> {
     for (moved, name) in names.iter().enumerate() {
         if let Err(error) = std::fs::rename(from.join(name), to.join(name)) {
             for name in &names[..moved] {
-                // Back to what is removed with all that it holds.
+                // Back into the hidden folder, which is removed.
                 drop(std::fs::rename(to.join(name), from.join(name)));
             }
             return Err(failed(&to.join(name), &error));

@@ -19,7 +19,7 @@ pub(super) fn failed(path: &Path, error: &std::io::Error) -> PackageError {
     PackageError(format!("{}: {error}", path.display()))
 }
 
-/// Makes a folder in one that is there: not above, for what is removed must not come back.
+/// Creates a folder, but not its parents: a removed staging folder must not come back.
 pub(super) fn make_folder(folder: &Path) -> Result<(), PackageError> {
     match std::fs::create_dir(folder) {
         Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => Err(failed(folder, &e)),
@@ -35,7 +35,7 @@ pub(super) fn name_of(path: &Path) -> String {
 /// Writes a file of a package.
 ///
 /// # Errors
-/// When the disk refuses.
+/// On an I/O error.
 pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<FileDigest, PackageError> {
     if let Some(parent) = path.parent() {
         make_folder(parent)?;
@@ -47,7 +47,7 @@ pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<FileDigest, PackageErro
     })
 }
 
-/// A file's SHA-256, a part at a time: what is mapped would count as memory.
+/// A file's SHA-256, read in parts: a mapped file would count as memory.
 pub(super) fn digest(path: &Path) -> Result<String, PackageError> {
     let mut file = File::open(path).map_err(|e| failed(path, &e))?;
     let (mut hash, mut part) = (Sha256::new(), vec![0; 1 << 20]);
@@ -62,7 +62,7 @@ pub(super) fn digest(path: &Path) -> Result<String, PackageError> {
 /// Writes weights as a safetensors file.
 ///
 /// # Errors
-/// When the disk refuses.
+/// On an I/O error.
 pub(crate) fn write_tensors<'a>(
     path: &Path,
     tensors: impl Iterator<Item = (&'a str, Dtype, &'a [usize], &'a [u8])>,

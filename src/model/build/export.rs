@@ -1,5 +1,5 @@
-//! The export and the checkpoint as they are placed: weights are initializers, wherever the exporter
-//! put them, and tensors have the names and types that the graph has for them.
+//! An export and its checkpoint, brought into one form: weights are initializers, wherever the
+//! exporter put them, and tensors have the names and types that the graph has for them.
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -22,12 +22,12 @@ use crate::model::onnx::{
 };
 use crate::model::tensor::Dtype;
 
-/// An initializer that cannot be a weight, and why.
+/// An initializer that cannot be trained, and why.
 type UntrainableWeight = (Initializer, Untrainable);
 
-/// What is packaged.
+/// What goes into a package.
 pub(super) struct Export {
-    /// The graph's folder, which has its files of external data.
+    /// The graph's folder, which has its external data files.
     pub(super) dir: PathBuf,
     /// The graph as a file.
     pub(super) bytes: Bytes,
@@ -36,16 +36,16 @@ pub(super) struct Export {
     pub(super) pool: Vec<Initializer>,
     /// The tensors, ascending by name, under the graph's names.
     pub(super) tensors: Vec<Tensor>,
-    /// Other names of tensors, likewise.
+    /// Aliases of tensors, under the graph's names.
     pub(super) aliases: BTreeMap<String, String>,
     pub(super) names: NameMapping,
     pub(super) notes: Vec<String>,
-    /// What could be weights and is where nobody can patch it.
+    /// Tensors that could be weights, where they cannot be patched.
     unlifted: Vec<UnliftedTensor>,
 }
 
 impl Export {
-    /// Reads what the recipe names.
+    /// Reads the files that the recipe names.
     ///
     /// # Errors
     /// Names the file or the tensor and what to do.
@@ -59,7 +59,7 @@ impl Export {
         let bytes = files::map(&recipe.graph)?;
         let broken =
             |e: &dyn std::fmt::Display| PackageError(format!("{}: {e}", recipe.graph.display()));
-        // Before all else: what is no graph is said to be none.
+        // First, so that a file that is not a graph is reported as such.
         Graph::decode(bytes.clone()).map_err(|e| broken(&e))?;
         let lifted = lifted(&bytes, dir, checkpoint.as_ref()).map_err(|e| broken(&e))?;
         let bytes = lifted.model.map_or(bytes, Bytes::from);
@@ -154,17 +154,17 @@ impl Export {
         let matrices: Vec<String> = matrices
             .map(|e| format!("{} {:?}", e.at, e.shape))
             .collect();
-        let what = "not in the package, since nobody can patch them where they are";
+        let what = "not in the package, because they cannot be patched where they are";
         self.notes.extend(note(what, &matrices));
     }
 
-    /// Matrices of the graph that are no tensors of the checkpoint: they stay as they are.
+    /// Notes matrices of the graph that are not tensors of the checkpoint; they stay as they are.
     pub(super) fn left(
         &self,
         graph: &Graph,
         placed: &BTreeMap<String, TensorEntry>,
     ) -> Vec<String> {
-        // One that was shared is no more.
+        // A shared one was replaced by copies.
         let there: HashSet<String> = graph.initializers().into_iter().map(|i| i.name).collect();
         let places = placed.values().flat_map(|entry| &entry.places);
         let taken: HashSet<&str> = places.map(|place| place.initializer.as_str()).collect();
@@ -175,11 +175,11 @@ impl Export {
         let left: Vec<String> = left
             .map(|(info, _)| format!("{} {:?}", info.name, info.shape))
             .collect();
-        let what = "matrices of the graph that are not the checkpoint's, and stay as they are";
+        let what = "matrices of the graph that are not in the checkpoint and stay unchanged";
         note(what, &left).into_iter().collect()
     }
 
-    /// Where a tensor's contents are, if that is where nobody can patch them.
+    /// Where a tensor's contents are, if they cannot be patched there.
     pub(super) fn unlifted(&self, tensor: &Tensor) -> Option<String> {
         let holds = |place: &&UnliftedTensor| {
             let info = InitializerInfo {
@@ -201,7 +201,7 @@ impl Export {
     }
 }
 
-/// The checkpoint without the tensors that one of the globs names.
+/// The checkpoint without the tensors that match one of the globs.
 fn without(
     mut checkpoint: Checkpoint,
     globs: &[String],
@@ -223,7 +223,8 @@ fn without(
     Ok(checkpoint)
 }
 
-/// The graph with its weights as initializers: the checkpoint's, or what else looks like some.
+/// The graph with its weights as initializers: the checkpoint's tensors, or whatever looks like
+/// weights.
 fn lifted(
     bytes: &Bytes,
     dir: &Path,
@@ -250,13 +251,13 @@ fn lifted(
             dtype,
         };
         let held = (info, contents);
-        // A single number is like many others; only its name tells that it is a weight.
+        // A single number matches many others; only its name shows that it is a weight.
         alike
             .any(|t| (several || name.ends_with(&t.name)) && agrees(t, &held, Dtype::F32).is_some())
     })
 }
 
-/// The initializers that can be weights, and those that cannot, with the reason.
+/// The initializers that can be trained, and those that cannot, with the reason.
 fn weights(
     graph: &Graph,
     dir: &Path,
@@ -286,8 +287,8 @@ fn weights(
     Ok((pool, untrainable))
 }
 
-/// Why a tensor cannot be trained, if the graph has it only where that is so. Where contents say
-/// nothing, or the graph shapes something by it, its name is what counts.
+/// Why a tensor cannot be trained, if every initializer that holds it is untrainable. If its
+/// contents are uniform, or it determines a shape, the name decides.
 fn why_untrainable<'a>(
     tensor: &Tensor,
     pool: &[Initializer],

@@ -1,4 +1,4 @@
-//! The files of external data of an export, as a package has them.
+//! An export's external data files, and their names in the package.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -9,11 +9,11 @@ use crate::model::manifest::PackageError;
 use crate::model::onnx::{External, plain_location};
 use crate::model::package::MANIFEST;
 
-/// Where an export's own files go whose names a package uses itself.
+/// The folder for an export's files whose names a package uses itself.
 const EXTERNAL: &str = "external";
 
-/// What each file of external data is called in the package: as it is, unless a package has a file
-/// of that name itself.
+/// The name of each external data file in the package: unchanged, unless it is that of one of the
+/// package's own files.
 pub(super) fn external_names(
     tensors: &[External],
 ) -> Result<BTreeMap<String, String>, PackageError> {
@@ -31,7 +31,7 @@ pub(super) fn external_names(
     for (location, name) in &plain {
         let first = name.split('/').next().unwrap_or_default();
         let mut free = name.clone();
-        // On some file systems a name in capitals is the same.
+        // Some file systems ignore case.
         while [GRAPH, WEIGHTS, SHARDS, MANIFEST].contains(&first.to_lowercase().as_str())
             && (free == *name || taken.contains(&free))
         {
@@ -42,7 +42,7 @@ pub(super) fn external_names(
     Ok(names)
 }
 
-/// A tensor whose file is shorter than it says would be refused by every worker.
+/// Every worker would refuse a tensor whose file is too short.
 pub(super) fn check_external(tensor: &External, from: &Path) -> Result<(), PackageError> {
     let path = from.join(plain_location(&tensor.location).unwrap_or_default());
     let at = &tensor.at;

@@ -17,10 +17,10 @@ use crate::model::onnx::{externals, plain_location, relocate};
 use crate::model::shard::parse_shard;
 
 impl Staging {
-    /// Writes the graph and copies its files of external data.
+    /// Writes the graph and copies its external data files.
     ///
     /// # Errors
-    /// Names the file that cannot be had, or that lies outside of the graph's folder.
+    /// Names the file that cannot be read, or that is outside of the graph's folder.
     pub(super) fn graph(&self, model: Bytes, from: &Path) -> Result<GraphFile, PackageError> {
         let tensors = externals(&model).map_err(|e| PackageError(e.to_string()))?;
         let names = external_names(&tensors)?;
@@ -52,7 +52,7 @@ impl Staging {
     /// Writes the weights.
     ///
     /// # Errors
-    /// When the disk refuses.
+    /// On an I/O error.
     pub(super) fn weights(&self, checkpoint: &[Tensor]) -> Result<FileDigest, PackageError> {
         let tensors = checkpoint
             .iter()
@@ -60,7 +60,7 @@ impl Staging {
         write_tensors(&self.dir().join(WEIGHTS), tensors)
     }
 
-    /// Copies the shards, ascending by id; also says which files are none.
+    /// Copies the shards, ascending by id; also notes which files are not shards.
     ///
     /// # Errors
     /// Names the file and what is wrong with it.
@@ -85,7 +85,7 @@ impl Staging {
         Ok((shards, notes))
     }
 
-    /// Copies a file of any size, with the rights of a new one, and gives its SHA-256.
+    /// Copies a file of any size, with the permissions of a new one, and returns its SHA-256.
     fn copy(&self, from: &Path, name: &str) -> Result<String, PackageError> {
         let mut folder = self.dir().to_owned();
         for part in Path::new(name).parent().into_iter().flat_map(Path::iter) {

@@ -1,11 +1,11 @@
-//! What goes into the graph and comes out of it besides weights.
+//! The graph's inputs and outputs, apart from weights.
 
 use std::collections::BTreeMap;
 
 use crate::model::manifest::{Inputs, Objective, Outputs, PackageError, TensorEntry};
 use crate::model::onnx::Graph;
 
-/// The usual names of what a language model takes besides its tokens are known.
+/// A language model's other inputs are recognised by their usual names.
 pub(super) fn inputs(
     graph: &Graph,
     tensors: &BTreeMap<String, TensorEntry>,
@@ -29,7 +29,7 @@ pub(super) fn inputs(
         .collect();
     if !unknown.is_empty() {
         return Err(PackageError(format!(
-            "graph: nothing is known to feed its input {}; export it without (no cache, no labels)",
+            "graph: it is not known what to feed its input {}; export it without (no cache, no labels)",
             unknown.join(", ")
         )));
     }
@@ -63,7 +63,7 @@ pub(super) fn outputs(graph: &Graph, objective: Objective) -> Result<Outputs, Pa
     })
 }
 
-/// A name asked for, or the only one there is.
+/// A preferred name, or the only one there is.
 fn sole(names: &[String], preferred: &[&str], what: &str) -> Result<String, PackageError> {
     if let Some(found) = names.iter().find(|n| preferred.contains(&n.as_str())) {
         return Ok(found.clone());

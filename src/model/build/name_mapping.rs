@@ -1,13 +1,12 @@
-//! How the graph calls the checkpoint's tensors. Whoever exports a model wraps it in a module of
-//! their own, and training wraps it, too: `m.model.norm.weight` in the graph is
-//! `model.norm.weight`, or `module.model.norm.weight`, in the checkpoint. What is put before the
-//! names is the same for all of them.
+//! How names in the checkpoint map to names in the graph. Exporting and training wrap a model in
+//! modules, so that `m.model.norm.weight` in the graph is `model.norm.weight`, or
+//! `module.model.norm.weight`, in the checkpoint. All names have the same prefix.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use crate::model::prefix::is_wrapper;
 
-/// Names that candidates for a prefix are read from: those that say most.
+/// How many names, the longest first, are searched for candidate prefixes.
 const MAX_ASKED: usize = 64;
 
 /// What is stripped from the checkpoint's names, and what is prepended instead.
@@ -15,21 +14,22 @@ const MAX_ASKED: usize = 64;
 pub(super) struct NameMapping {
     strip: String,
     prepend: String,
-    /// Where PEFT saves an adapter's tensor without the adapter's name: `lora_B.weight` is
+    /// PEFT saves an adapter's tensor without the adapter's name: `lora_B.weight` is
     /// `lora_B.default.weight` in the model.
     adapters: BTreeMap<String, String>,
 }
 
 impl NameMapping {
-    /// Finds the one under which the graph (names of its initializers and inputs, paths of its
-    /// modules) knows the most names of the checkpoint. Where names are as well known as they are,
-    /// or in several ways, they stay.
+    /// Finds the mapping under which the most names of the checkpoint occur in the graph (as
+    /// initializers, inputs or paths of modules). If no mapping is better than none, or several are
+    /// equally good, names stay as they are.
     pub(super) fn find(
         checkpoint: &[&str],
         initializers: &HashSet<&str>,
         modules: &HashSet<&str>,
     ) -> Self {
-        // Paths of modules are the exporter's word for calls; names of initializers are the model's.
+        // Names of initializers, which come from the model, count more than paths of modules, which
+        // come from the exporter.
         let known = |mapping: &Self| {
             let (mut held, mut called) = (0_usize, 0_usize);
             for name in checkpoint.iter().map(|name| mapping.in_graph(name)) {
@@ -43,7 +43,7 @@ impl NameMapping {
         let (mut best, mut found) = (known(&unchanged), vec![unchanged]);
         for strip in common_prefixes(checkpoint) {
             for prepend in candidates(checkpoint, &strip, initializers, modules) {
-                // `layers.2.` is not another way to write `layers.0.`.
+                // `layers.2.` does not stand for `layers.0.`.
                 if !strip.is_empty() && !prepend.is_empty() && !is_wrapper(&strip) {
                     continue;
                 }
@@ -60,7 +60,7 @@ impl NameMapping {
                 }
             }
         }
-        // The first is the one that changes nothing, if it is among the best.
+        // The unchanged mapping comes first, if it is among the best.
         let mut first = found.swap_remove(0);
         let name = checkpoint.first().copied().unwrap_or_default();
         let same = |other: &Self| other.in_graph(name) == first.in_graph(name);
@@ -74,14 +74,14 @@ impl NameMapping {
         first
     }
 
-    /// A checkpoint's name as the graph has it.
+    /// The name in the graph of a name in the checkpoint.
     pub(super) fn in_graph(&self, name: &str) -> String {
         let rest = name.strip_prefix(self.strip.as_str()).unwrap_or(name);
         let name = format!("{}{rest}", self.prepend);
         self.adapters.get(&name).cloned().unwrap_or(name)
     }
 
-    /// The other way round.
+    /// The reverse.
     pub(super) fn in_checkpoint(&self, name: &str) -> String {
         let adapter = self.adapters.iter().find(|(_, full)| *full == name);
         let name = adapter.map_or(name, |(saved, _)| saved);
@@ -89,19 +89,19 @@ impl NameMapping {
         format!("{}{rest}", self.strip)
     }
 
-    /// In words, if the names are not the same.
+    /// The difference in words, if there is one.
     pub(super) fn note(&self) -> Option<String> {
         (self.strip != self.prepend).then(|| {
             format!(
-                "the graph says {:?} where the checkpoint says {:?} before every name",
+                "every name starts with {:?} in the graph where it starts with {:?} in the checkpoint",
                 self.prepend, self.strip
             )
         })
     }
 }
 
-/// The name in the model of an adapter's tensor that was saved without the adapter's name, if there is
-/// one adapter.
+/// The full name of an adapter's tensor that was saved without the adapter's name, if there is
+/// exactly one adapter.
 fn adapter(name: &str, initializers: &HashSet<&str>, modules: &HashSet<&str>) -> Option<String> {
     let (head, last) = name.rsplit_once('.')?;
     let is_adapter = head.rsplit('.').next()?.starts_with("lora_");
@@ -119,7 +119,8 @@ fn adapter(name: &str, initializers: &HashSet<&str>, modules: &HashSet<&str>) ->
     }
 }
 
-/// Whole parts that every name begins with, none first; at least the last part of a name stays.
+/// Prefixes of whole parts that all names share, starting with the empty one; at least the last
+/// part of a name remains.
 fn common_prefixes(names: &[&str]) -> Vec<String> {
     let mut found = vec![String::new()];
     let Some(first) = names.first() else {
@@ -135,7 +136,7 @@ fn common_prefixes(names: &[&str]) -> Vec<String> {
     found
 }
 
-/// What stands before a name of the checkpoint somewhere in the graph.
+/// Prefixes before the checkpoint's names that occur in the graph.
 fn candidates(
     checkpoint: &[&str],
     strip: &str,

@@ -7,10 +7,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use super::contents::{ContentHash, HashedTensor};
 use crate::model::onnx::{NodeInfo, Use, Wiring};
 
-/// Nodes that hand their first input on; whose they are is told by who reads them.
+/// Operators that pass their first input on; their owner is that of their readers.
 const PASS_THROUGH: [&str; 5] = ["Cast", "Identity", "Reshape", "Transpose", "Unsqueeze"];
 
-/// What the inputs of operators hold, in the words that checkpoints have for it.
+/// The names that checkpoints use for the inputs of operators.
 const INPUTS: [(&str, &[&str]); 8] = [
     (
         "BatchNormalization",
@@ -27,7 +27,7 @@ const INPUTS: [(&str, &[&str]); 8] = [
 
 const WORDS: [&str; 4] = ["weight", "bias", "running_mean", "running_var"];
 
-/// The uses of one initializer, by the position of the tensor whose they are.
+/// The uses of one initializer, by the position of the tensor that they read.
 pub(super) struct SharedInitializer {
     pub(super) initializer: String,
     pub(super) transposed: Vec<bool>,
@@ -36,7 +36,7 @@ pub(super) struct SharedInitializer {
 
 struct Owner {
     tensor: usize,
-    /// The exporter named the tensor itself, not just the module.
+    /// The exporter recorded the tensor itself, not just the module.
     named: bool,
 }
 
@@ -54,8 +54,7 @@ impl EqualTensors<'_> {
         let held = self.initializers(by_contents);
         let first = self.tensors[0];
         if first.is_symmetric() {
-            let doubt =
-                "they are their own transpose, so whether the graph holds it cannot be seen";
+            let doubt = "they are their own transpose, so the graph does not show whether it holds them transposed";
             return Err(self.refusal(&held, &[doubt.to_owned()]));
         }
         let mut doubts = Vec::new();
@@ -83,7 +82,7 @@ impl EqualTensors<'_> {
             if !shares.iter().any(|s| s.owners.contains_key(&at)) {
                 doubts.push(format!("nothing is seen to read {}", tensor.name));
             }
-            // One of them may read a constant of the same contents.
+            // One of these nodes may read a constant of the same contents.
             if by_module[at] > 1 {
                 let module = module_of(&tensor.name).0;
                 doubts.push(format!(
@@ -99,7 +98,7 @@ impl EqualTensors<'_> {
         }
     }
 
-    /// What holds their contents, by name, with the contents.
+    /// The initializers that hold these tensors, by name, with their content hashes.
     fn initializers(
         &self,
         by_contents: &HashMap<ContentHash, Vec<&str>>,
@@ -131,7 +130,7 @@ impl EqualTensors<'_> {
         }
     }
 
-    /// Whose a use of the initializer is, or of a value that was handed on from it.
+    /// The owner of a use of the initializer, or of a value passed on from it.
     fn owner(&self, initializer: &str, place: Use) -> Result<Owner, String> {
         let node = &self.wiring.nodes[place.node];
         if !PASS_THROUGH.contains(&node.op.as_str()) || place.input != 0 {
@@ -183,7 +182,7 @@ impl EqualTensors<'_> {
         }
     }
 
-    /// Whether this input of the node reads the tensor, by what the exporter says of the node.
+    /// Whether this input of the node reads the tensor, according to what the exporter recorded.
     fn reads(&self, node: &NodeInfo, input: usize, name: &str) -> bool {
         let (module, last) = module_of(name);
         let inside = node.module.as_ref().is_some_and(|found| {
@@ -210,7 +209,7 @@ impl EqualTensors<'_> {
     }
 
     /// The tensor that the initializer is named after, where every one of these tensors has a value
-    /// of its own name: who reads this one directly means this one.
+    /// of its own name: a node that reads the initializer directly reads this tensor.
     fn remaining(&self, initializer: &str) -> Option<usize> {
         let all = self
             .tensors
@@ -229,7 +228,7 @@ impl EqualTensors<'_> {
         let name = |t: &&HashedTensor<'_>| format!("{} {:?}", t.name, t.shape);
         let names: Vec<String> = self.tensors.iter().map(name).collect();
         format!(
-            "  {}: their contents are in {}, and whose each use is cannot be told; export with \
+            "  {}: their contents are in {}, and which of them each use reads cannot be determined; export with \
              torch.onnx.export(..., optimize=False), which merges nothing, or train them first:\n    {}",
             names.join(", "),
             held.join(", "),

@@ -13,11 +13,11 @@ use crate::model::compare::{is_multiple, is_uniform};
 use crate::model::manifest::{GraphLocation, PackageError, TensorEntry};
 use crate::model::onnx::{Graph, InitializerInfo, InputInfo};
 
-/// What a tensor is told of whose contents are nowhere; it is said once, of all of them.
+/// The problem of tensors that the graph does not hold; they are listed together.
 const NOWHERE: &str = "no initializer holds it";
 
-/// Where every tensor is, and whether the graph had to be rewritten to tell them apart. `why` may
-/// know why the graph holds a tensor nowhere, and `called` what the checkpoint calls it.
+/// Where every tensor is, and whether the graph had to be rewritten to separate equal ones. `why`
+/// may know why the graph does not hold a tensor, and `called` gives its name in the checkpoint.
 pub(super) fn place(
     checkpoint: &[Tensor],
     initializers: &[(InitializerInfo, Bytes)],
@@ -76,8 +76,8 @@ pub(super) fn place(
     Err(refusal(nowhere, problems))
 }
 
-/// Tensors of which the graph has more than what was found: values that were made from them when it
-/// was exported, and that a change to them would not reach.
+/// Reports tensors from which the exporter derived further constants, which a change to the tensor
+/// would not reach.
 fn stale(
     checkpoint: &[Tensor],
     initializers: &[(InitializerInfo, Bytes)],
@@ -87,7 +87,7 @@ fn stale(
 ) -> Vec<String> {
     let places = placed.values().flat_map(|entry| &entry.places);
     let taken: HashSet<&str> = places.map(|place| place.initializer.as_str()).collect();
-    // One that was shared is no more.
+    // A shared one was replaced by copies.
     let is_left = |(info, _): &&(InitializerInfo, Bytes)| {
         let there = graph.iter().any(|i| i.name == info.name);
         there && !taken.contains(info.name.as_str())
@@ -109,7 +109,7 @@ fn stale(
     varied.filter_map(problem).collect()
 }
 
-/// What helps most tensors is said first.
+/// The advice for the most tensors comes first.
 fn refusal(mut nowhere: Vec<String>, problems: Vec<String>) -> PackageError {
     if !nowhere.is_empty() {
         let what = "  no initializer holds these, as they are or transposed; export with \
@@ -124,7 +124,7 @@ fn refusal(mut nowhere: Vec<String>, problems: Vec<String>) -> PackageError {
     ))
 }
 
-/// Of the tensor's very name, type and shape, and of another version.
+/// An initializer of the same name, type and shape with other values is of another version.
 fn other_values(tensor: &Tensor, initializers: &[(InitializerInfo, Bytes)]) -> Option<String> {
     let (info, bytes) = initializers
         .iter()
@@ -167,7 +167,7 @@ fn places(
     }
 }
 
-/// Contents cannot tell equal tensors apart; only the name can, and only if every copy has one.
+/// Equal contents can be told apart only by name, and only if every copy has one.
 fn by_name(
     tensor: &Tensor,
     found: Vec<GraphLocation>,
@@ -197,8 +197,8 @@ fn by_name(
     Ok(own)
 }
 
-/// Whether an exporter took a name from the model (`layers.0.norm.weight`) or made it up (`val_7`,
-/// `onnx::MatMul_7`): another parameter, which is frozen, is no copy of this one.
+/// Whether a name comes from the model (`layers.0.norm.weight`) and not from the exporter (`val_7`,
+/// `onnx::MatMul_7`): another, frozen parameter is not a copy of this one.
 fn is_parameter(name: &str) -> bool {
     name.contains('.') && !name.contains("::")
 }

@@ -1,6 +1,7 @@
-//! Exporters make a graph in 32 bits of a checkpoint in 16 unless they are told otherwise. Every f16
-//! and bf16 is an f32, so such a tensor has its place, as the f32 that the graph holds. Nothing is
-//! ever rounded: what the graph has in fewer bits, or with other values, is refused with that reason.
+//! By default, exporters turn a 16-bit checkpoint into a 32-bit graph. Every f16 and bf16 is
+//! exactly an f32, so such a tensor is packaged as the f32 that the graph holds. Nothing is ever
+//! rounded: a tensor that the graph holds in fewer bits, or with other values, is refused with that
+//! reason.
 
 use crate::model::checkpoint::Tensor;
 use crate::model::compare::{Initializer, Layout, agrees, is_named, is_uniform};
@@ -9,10 +10,10 @@ use crate::model::onnx::{InitializerInfo, InputInfo};
 use crate::model::tensor::{Dtype, Elem};
 use crate::model::weights_file::widen;
 
-/// Gives each 16-bit tensor the type in which the graph holds it.
+/// Widens each 16-bit tensor that the graph holds in 32 bits.
 ///
 /// # Errors
-/// Names the tensor that the graph holds in both.
+/// Names a tensor that the graph holds in both types.
 pub(super) fn as_in_graph(
     checkpoint: Vec<Tensor>,
     held: &[Initializer],
@@ -35,7 +36,7 @@ fn fit(tensor: Tensor, held: &[Initializer], fed: &[InputInfo]) -> Result<Tensor
     let mut own = in_type(tensor.dtype).filter(exact);
     let mut wide = in_type(Dtype::F32).filter(exact);
     let (own, wide) = if is_uniform(&tensor) {
-        // Many tensors hold such contents; the one of this name says more than all others.
+        // Many tensors have such contents, so an initializer of this name takes precedence.
         match (own.clone().find(named), wide.clone().find(named)) {
             (None, None) => match own.next() {
                 Some(own) => (Some(own), None),
@@ -61,7 +62,7 @@ fn fit(tensor: Tensor, held: &[Initializer], fed: &[InputInfo]) -> Result<Tensor
     }
 }
 
-/// Widens a tensor; where the graph holds the same bytes already, it shares them.
+/// Widens a tensor, sharing the graph's bytes if they are the same.
 fn widened(tensor: &Tensor, held: Option<&Initializer>) -> Tensor {
     let shared = held.filter(|held| agrees(tensor, held, Dtype::F32) == Some(Layout::AsIs));
     Tensor {
@@ -84,7 +85,7 @@ fn is_fed_as_f32(tensor: &Tensor, fed: &[InputInfo]) -> bool {
     })
 }
 
-/// Why a tensor has no place, if that is because of its type.
+/// Why the graph does not hold a tensor, if that is because of its type.
 pub(super) fn reason(
     tensor: &Tensor,
     all: &[InitializerInfo],
@@ -97,7 +98,7 @@ pub(super) fn reason(
     let named = all
         .iter()
         .find(|i| fits(i) && is_named(&i.name, &tensor.name));
-    // What has one value throughout is like many others.
+    // Uniform contents match many initializers.
     let alike = |held: &&Initializer| {
         if is_uniform(tensor) {
             return false;

@@ -11,7 +11,7 @@ pub struct Recipe {
     pub graph: PathBuf,
     /// The checkpoint; without it the graph's own initializers are the tensors.
     pub weights: Option<PathBuf>,
-    /// Globs of checkpoint tensors that are left out.
+    /// Globs of checkpoint tensors to leave out.
     pub exclude: Vec<String>,
     /// Directory of `*.safetensors` shards.
     pub shards: PathBuf,
@@ -19,17 +19,17 @@ pub struct Recipe {
     pub name: String,
     /// The version of the weights.
     pub version: u64,
-    /// Where the package goes; must not exist yet or be empty.
+    /// The output directory, which must be empty or not exist yet.
     pub out: PathBuf,
     /// What is measured.
     pub objective: Objective,
 }
 
 impl Recipe {
-    /// Looks at what can be judged without reading anything.
+    /// Checks what can be checked without reading a file.
     ///
     /// # Errors
-    /// Names the value that is wrong and its bounds.
+    /// Names the invalid value and its bounds.
     pub fn check(&self) -> Result<(), PackageError> {
         check_name(&self.name)?;
         let nothing =

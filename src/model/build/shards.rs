@@ -7,7 +7,7 @@ use super::disk::{failed, name_of};
 use super::staging::STAGING;
 use crate::model::manifest::PackageError;
 
-/// Files by the number in their name; what is no shard is said.
+/// Shard files by the number in their names, and a note of the files that are not shards.
 pub(super) fn find_shards(
     from: &Path,
 ) -> Result<(BTreeMap<u64, PathBuf>, Vec<String>), PackageError> {

@@ -1,7 +1,5 @@
-//! Tensors of equal contents that an exporter merged into one initializer: finds out whose each use
-//! of it is, from the names that the exporter left, and gives each tensor an initializer of its own.
-//! A use that is given to the wrong tensor is a wrong score that no probe sees, so what is not
-//! certain is refused.
+//! Splits initializers into which an exporter merged tensors of equal contents, so that each tensor
+//! has one of its own.
 
 use std::collections::{HashMap, HashSet};
 
@@ -13,16 +11,16 @@ use crate::model::onnx::{Graph, GraphError};
 /// Where each tensor is, or why it cannot be placed.
 pub(super) type Locations = Vec<Result<Vec<GraphLocation>, String>>;
 
-/// What came of it.
+/// The outcome.
 #[derive(Debug, Default)]
 pub(super) struct SplitOutcome {
-    /// Whether the graph is another one now.
+    /// Whether the graph was changed.
     pub(super) rewritten: bool,
-    /// The tensors that could not be told apart, with the reasons.
+    /// The tensors that could not be separated, with the reasons.
     pub(super) problems: Vec<String>,
 }
 
-/// Tells tensors of equal contents apart where their names alone do not.
+/// Separates tensors of equal contents that names alone do not tell apart.
 pub(super) fn split_shared(
     graph: &mut Graph,
     checkpoint: &[HashedTensor<'_>],
@@ -64,7 +62,7 @@ fn broken(error: GraphError) -> PackageError {
     PackageError(error.to_string())
 }
 
-/// Splits what has more than one owner; places every tensor.
+/// Splits initializers that have more than one owner; returns the locations of every tensor.
 fn apply(
     graph: &mut Graph,
     equal: &EqualTensors<'_>,
@@ -98,7 +96,7 @@ fn apply(
     Ok((places, rewritten))
 }
 
-/// The tensor's name, with a number where something else is called so.
+/// The tensor's name, with a number if the name is taken.
 fn free(name: &str, taken: &HashSet<String>) -> String {
     let mut free = name.to_owned();
     let mut number = 0;

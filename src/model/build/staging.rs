@@ -1,5 +1,5 @@
 //! A package under construction: written into a hidden folder beside or inside its destination, and
-//! moved when it is complete. A refusal leaves nothing behind, and neither does a signal.
+//! moved when it is complete. Neither an error nor a signal leaves anything behind.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,21 +13,21 @@ use crate::model::manifest::PackageError;
 /// How the names of the hidden folders begin.
 pub(super) const STAGING: &str = ".scorer-package-";
 
-/// The folder of a package that is not finished yet, for whoever ends the process before it is.
+/// The folder of an unfinished package, for removing it when the process is interrupted.
 #[derive(Debug, Clone, Default)]
 pub struct Unfinished(Arc<Mutex<Option<TempDir>>>);
 
 impl Unfinished {
-    /// Removes the folder. Until what is returned is dropped, whoever makes the package waits, in
-    /// the middle of nothing: a package that is being moved to its place is moved first.
+    /// Removes the folder. Until the returned guard is dropped the package cannot proceed; one that
+    /// is being moved to its destination is moved first.
     #[must_use]
     pub fn remove(&self) -> impl Sized {
         let mut folder = self.lock();
         if let Some(folder) = folder.take().map(TempDir::keep) {
-            // Under this name nobody writes on while it is removed, and nobody makes it again.
+            // Under another name, nothing writes into it or recreates it while it is removed.
             let gone = folder.with_extension("gone");
             if std::fs::rename(&folder, &gone).is_ok() {
-                // A file that was just being made can be in the way, once.
+                // A file that was just being created can make the first attempt fail.
                 let _removed = (0..3).any(|_| std::fs::remove_dir_all(&gone).is_ok());
             }
         }
@@ -47,10 +47,10 @@ pub(super) struct Staging {
 }
 
 impl Staging {
-    /// Begins on the file system of `out`.
+    /// Creates the hidden folder on the file system of `out`.
     ///
     /// # Errors
-    /// When `out` holds anything, or cannot be written to.
+    /// When `out` is not empty, or cannot be written to.
     pub(super) fn begin(out: &Path, unfinished: &Unfinished) -> Result<Self, PackageError> {
         let destination = Destination::find(out)?;
         let mut begun = unfinished.lock();
@@ -61,7 +61,7 @@ impl Staging {
             let (out, at) = (out.display(), destination.folder().display());
             PackageError(format!("--out {out}: nothing can be written in {at}: {e}"))
         })?;
-        // The outer folder is its maker's alone; this one has the usual rights.
+        // The outer folder is private; this one has the usual permissions.
         let dir = folder.path().join("package");
         make_folder(&dir)?;
         *begun = Some(folder);
@@ -73,17 +73,17 @@ impl Staging {
         })
     }
 
-    /// Where the files are meanwhile.
+    /// Where the files are until the package is finished.
     pub(super) fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// Puts the package in its place.
+    /// Moves the package to its destination.
     ///
     /// # Errors
-    /// When there is something by now, or the disk refuses.
+    /// When the destination is taken by now, or on an I/O error.
     pub(super) fn finish(self) -> Result<(), PackageError> {
-        // A signal waits until all of it is there.
+        // A signal waits until everything is moved.
         let folder = self.unfinished.lock();
         let staging = self.dir.parent().unwrap_or(&self.dir);
         let filled = self.destination.fill(&self.dir, staging);

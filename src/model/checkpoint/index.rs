@@ -1,4 +1,5 @@
-//! Finding a checkpoint's files: the file itself, the one in a folder, or the shards that an index names.
+//! Finding a checkpoint's files: the file itself, the only one in a folder, or the shards that an
+//! index names.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -13,10 +14,10 @@ const WHOLE_END: &str = ".safetensors";
 pub(super) const INDEX: &str = "model.safetensors.index.json";
 const INDEX_END: &str = ".safetensors.index.json";
 
-/// The most bytes of an index: a thousand bytes for each of some ten thousand tensors, several times.
+/// The largest index that is read: several times a thousand bytes for each of ten thousand tensors.
 const MAX_INDEX_BYTES: u64 = 64 << 20;
 
-/// The file to read: of a directory, the one checkpoint that lies in it.
+/// The file to read: for a folder, the only checkpoint in it.
 pub(super) fn locate(path: &Path) -> Result<PathBuf, PackageError> {
     if !path.is_dir() {
         return Ok(path.to_owned());
@@ -39,7 +40,7 @@ pub(super) fn locate(path: &Path) -> Result<PathBuf, PackageError> {
         .filter(|n| names.contains(*n))
         .collect();
     let indexes = ending(INDEX_END);
-    // The shards lie beside their index.
+    // The other files are the index's shards.
     let others = if indexes.is_empty() {
         ending(WHOLE_END)
     } else {
@@ -52,16 +53,16 @@ pub(super) fn locate(path: &Path) -> Result<PathBuf, PackageError> {
             "holds no checkpoint: neither {WHOLE} nor {INDEX}; give the file itself"
         ))),
         several => Err(broken(format!(
-            "holds several checkpoints: {}; give the one that is meant",
+            "holds several checkpoints: {}; give one of them",
             several.join(", ")
         ))),
     }
 }
 
-/// The index of a sharded checkpoint, as the libraries that write it do.
+/// The index of a sharded checkpoint, in the format of the Hugging Face libraries.
 #[derive(Deserialize)]
 struct Index {
-    /// Names of tensors, and the file that each lies in.
+    /// The file of each tensor.
     weight_map: BTreeMap<String, String>,
 }
 

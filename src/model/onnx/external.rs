@@ -12,27 +12,27 @@ use super::walk::{Change, Kind, decode_tensor, describe, edit};
 use crate::model::files;
 use crate::model::tensor::{Dtype, Elem};
 
-/// Bytes of a tensor that is taken into the model whatever file it is in.
+/// Tensors of at most so many bytes are embedded into the model, whatever file they are in.
 const SMALL: usize = 1 << 16;
 
-/// Bytes of a model that protobuf can hold, with room for what else is added.
+/// The largest model that protobuf can hold, with room for what is added later.
 const LARGEST: usize = (2 << 30) - (16 << 20);
 
 /// A tensor whose contents are in a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct External {
-    /// The file, as the graph names it.
+    /// The file, as named in the graph.
     pub location: String,
-    /// In words, where in the graph the tensor is.
+    /// Where in the graph the tensor is, in words.
     pub at: String,
-    /// The bytes of the file that it is; `None` where the graph leaves the end to the type.
+    /// Its byte range in the file; `None` if the graph does not give the end.
     pub span: (usize, Option<usize>),
 }
 
-/// Every tensor of a model that has its contents in a file.
+/// Every tensor of a model whose contents are in a file.
 ///
 /// # Errors
-/// When the file is no ONNX, or a tensor does not say where its contents are.
+/// When this is not an ONNX file, or a tensor does not say where its contents are.
 pub fn externals(model: &Bytes) -> Result<Vec<External>, GraphError> {
     let mut found = Vec::new();
     edit(model, &mut |trail| {
@@ -54,7 +54,7 @@ pub fn externals(model: &Bytes) -> Result<Vec<External>, GraphError> {
     Ok(found)
 }
 
-/// The model with other names for its files of external data; `None` when all stay.
+/// The model with its external data files renamed; `None` if none of them is.
 ///
 /// # Errors
 /// As [`externals`].
@@ -82,12 +82,12 @@ pub fn relocate(
     })
 }
 
-/// The model with what is small taken in from its files; what is large stays there. ONNX Runtime looks
-/// for constants of branches and the like in the working directory when it folds them, and takes a
-/// file that is a link for an attack: what is in such a file is taken in, too.
+/// Embeds small external tensors into the model; large ones stay in their files. When ONNX Runtime
+/// folds constants in subgraphs it looks for their files in the working directory, and it rejects
+/// files that are links: tensors in such files are embedded as well.
 ///
 /// # Errors
-/// Names the tensor whose contents cannot be read, or the link behind which too much is.
+/// Names the tensor whose contents cannot be read, or the link whose file is too large.
 pub(super) fn embed(model: Vec<u8>, dir: &Path) -> Result<Vec<u8>, GraphError> {
     let model = Bytes::from(model);
     let mut room = LARGEST.saturating_sub(model.len());
@@ -118,7 +118,7 @@ pub(super) fn embed(model: Vec<u8>, dir: &Path) -> Result<Vec<u8>, GraphError> {
     Ok(embedded.unwrap_or_else(|| model.into()))
 }
 
-/// Whether the file has another name, or another place outside of the folder.
+/// Whether the file has a second hard link, or resolves to somewhere outside of the folder.
 fn is_link(dir: &Path, location: &str) -> bool {
     use std::os::unix::fs::MetadataExt;
     let path = dir.join(plain_location(location).unwrap_or_default());
@@ -128,7 +128,7 @@ fn is_link(dir: &Path, location: &str) -> bool {
     !(alone && inside)
 }
 
-/// A location without detours, if it stays in the graph's folder.
+/// A location without `.` and `..`, if it stays in the graph's folder.
 pub fn plain_location(location: &str) -> Option<String> {
     let mut parts: Vec<&str> = Vec::new();
     for component in Path::new(location).components() {
@@ -156,7 +156,7 @@ pub(super) fn contents(tensor: &TensorProto, dir: &Path) -> Result<Bytes, GraphE
         return Ok(raw.clone());
     }
     let floats = tensor.float_data.iter().flat_map(|v| v.to_le_bytes());
-    // Half types travel as 16 bits in an int32.
+    // 16-bit floats are stored in int32s.
     let halves = tensor.int32_data.iter();
     let halves = halves.flat_map(|v| v.to_le_bytes().into_iter().take(2));
     Ok(floats.chain(halves).collect::<Vec<u8>>().into())
@@ -180,13 +180,13 @@ fn span(tensor: &TensorProto) -> Result<(usize, Option<usize>), String> {
         parsed.transpose()
     };
     let start = number("offset")?.unwrap_or(0);
-    // A length of 0 is as good as none: ONNX Runtime goes by the shape then, too.
+    // A length of 0 means none: ONNX Runtime uses the shape then as well.
     let length = number("length")?.filter(|length| *length > 0);
     let length = length.or_else(|| size(tensor));
     Ok((start, length.map(|length| start.saturating_add(length))))
 }
 
-/// Bytes of the contents, for the types that a model usually has.
+/// The size of the contents in bytes, for the usual types.
 fn size(tensor: &TensorProto) -> Option<usize> {
     let data_type = tensor.data_type?;
     let element = dtype_of(data_type)

@@ -1,7 +1,6 @@
-//! What the graph does with its weights and inputs, as far as that decides what strangers may
-//! change and what held-out data may hold: which weights nobody reads, which decide shapes, and
-//! which inputs count rows. Told by following values through every node, body and local function,
-//! never by names.
+//! What the graph does with its weights and inputs: which weights determine shapes, and which
+//! inputs are used as indices. Found by following values through every node, subgraph and local
+//! function, never by names.
 
 #[cfg(test)]
 mod tests;
@@ -19,33 +18,33 @@ use super::proto::{
     bodies, decode_node,
 };
 
-/// Bodies and functions within each other.
+/// The maximum nesting of subgraphs and functions.
 const MAX_DEPTH: usize = 64;
 
-/// A rule for what an input may hold.
+/// The range that an input's values must be in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IndexLimit {
     /// The input.
     pub input: String,
-    /// What is below; `None` where the graph does not say.
+    /// The exclusive upper bound; `None` where the graph does not say.
     pub below: Option<i64>,
-    /// A value that the operator passes over.
+    /// A value that the operator ignores.
     pub ignored: Option<i64>,
-    /// In words, what counts with it.
+    /// The node that uses it as an index, in words.
     pub by: String,
 }
 
-/// What became of the weights and inputs.
+/// What was found about the weights and inputs.
 #[derive(Debug, Default)]
 pub struct Flow {
-    /// Weights that decide shapes, and where.
+    /// Weights that determine shapes, and where.
     deciding: BTreeMap<String, String>,
     /// Rules for what inputs may hold.
     pub limits: Vec<IndexLimit>,
 }
 
 impl Flow {
-    /// Where the weight decides shapes, in words, if it does.
+    /// Where the weight determines a shape, in words, if it does.
     pub fn decides(&self, name: &str) -> Option<&str> {
         self.deciding.get(name).map(String::as_str)
     }
@@ -55,7 +54,7 @@ impl Graph {
     /// Follows the weights (initializers or inputs of these names) and the other inputs.
     ///
     /// # Errors
-    /// When a node cannot be decoded, or bodies lie too deep.
+    /// When a node cannot be decoded, or subgraphs are nested too deeply.
     pub fn flow(&self, weights: &[&str]) -> Result<Flow, GraphError> {
         let mut functions = HashMap::new();
         for bytes in &self.model.functions {
@@ -88,9 +87,9 @@ impl Graph {
 /// What is known of a value.
 #[derive(Debug, Clone, PartialEq)]
 struct ValueFact {
-    /// The weights that it is computed from, where it is from them and constants alone.
+    /// The weights it is computed from, if it depends on nothing but weights and constants.
     from: Option<Rc<BTreeSet<String>>>,
-    /// The input whose values it holds, and no others.
+    /// The input whose values it holds, if it holds no others.
     input: Option<Rc<str>>,
     /// Its shape, where it is a tensor of the graph.
     dims: Option<Rc<[i64]>>,
@@ -125,7 +124,8 @@ impl ValueFact {
         }
     }
 
-    /// What is one or the other, as the turn or the branch has it: from weights alone where either is.
+    /// Either of the two, depending on the iteration or branch: computed from weights alone if
+    /// either is.
     fn or(&self, other: &Self) -> Self {
         match (&self.from, &other.from) {
             (Some(_), Some(_)) => self.and(other),
@@ -135,7 +135,7 @@ impl ValueFact {
         }
     }
 
-    /// What is computed from both.
+    /// A value computed from both.
     fn and(&self, other: &Self) -> Self {
         let from = match (&self.from, &other.from) {
             (Some(a), Some(b)) if a.is_superset(b) => Some(Rc::clone(a)),
@@ -169,7 +169,7 @@ struct Tracer<'a> {
     weights: HashSet<&'a str>,
     functions: HashMap<FunctionKey, Rc<FunctionProto>>,
     flow: Flow,
-    /// Values by name: of the graph, of the body within it, and so on.
+    /// Values by name: of the graph, of the subgraph within it, and so on.
     scopes: Vec<HashMap<String, ValueFact>>,
 }
 
@@ -226,7 +226,7 @@ impl Tracer<'_> {
         Ok(())
     }
 
-    /// An input that is left out is as good as a constant.
+    /// An omitted input counts as a constant.
     fn input(&self, name: &str) -> ValueFact {
         if name.is_empty() {
             ValueFact::constant()
@@ -259,7 +259,7 @@ impl Tracer<'_> {
         }
     }
 
-    /// What an operator that picks rows, or entries of a class, expects of an input.
+    /// The range that an operator that picks rows or classes expects of its index input.
     fn limit(&mut self, node: &NodeProto, inputs: &[ValueFact]) -> Result<(), GraphError> {
         let op = node.op();
         let picks = matches!(op.as_str(), "Gather" | "GatherElements" | "GatherND");
@@ -314,7 +314,8 @@ impl Tracer<'_> {
             .iter()
             .fold(ValueFact::constant(), |all, fact| all.and(fact));
         let fact = match op.as_str() {
-            // Shapes are fixed once the window is; who can change one is found where it is decided.
+            // Shapes are fixed once the window is; a weight that determines one is found where it
+            // does.
             "Shape" | "Size" => ValueFact::constant(),
             op if PASS_THROUGH.contains(&op) && is_whole(node)? => {
                 let first = inputs.first().cloned().unwrap_or(ValueFact::UNKNOWN);
@@ -330,7 +331,7 @@ impl Tracer<'_> {
         Ok(vec![fact; node.output.len()])
     }
 
-    /// The outputs of a function of the model: it sees nothing but its inputs.
+    /// The outputs of a local function, which sees only its inputs.
     fn call(
         &mut self,
         function: &FunctionProto,
@@ -338,7 +339,7 @@ impl Tracer<'_> {
     ) -> Result<Vec<ValueFact>, GraphError> {
         let formal = function.input.iter().cloned();
         let values = formal.zip(inputs.iter().cloned()).collect();
-        // As deep as the caller, so that functions that call each other come to an end.
+        // As deep as the caller, so that recursive functions hit the depth limit.
         let depth = self.scopes.len();
         let mut inner = vec![HashMap::new(); depth];
         inner.push(values);
@@ -349,7 +350,7 @@ impl Tracer<'_> {
         Ok(outputs)
     }
 
-    /// The outputs of an If, a Loop, a Scan or the like, whose bodies see what is around them.
+    /// The outputs of an If, Loop, Scan or the like, whose subgraphs see the enclosing scope.
     fn bodies(
         &mut self,
         node: &NodeProto,
@@ -377,19 +378,19 @@ impl Tracer<'_> {
                     self.deciding(&again, &format!("condition of {} (Loop)", display(node)));
                 }
                 for (known, made) in carried.iter_mut().zip(&made) {
-                    // What goes round is whatever it has been in any turn.
+                    // A carried value may be what it was in any iteration.
                     *known = known.or(made);
                 }
                 for (known, made) in outputs.iter_mut().zip(made) {
                     *known = Some(known.as_ref().map_or(made.clone(), |known| known.or(&made)));
                 }
             }
-            // It comes to an end: what is carried only ever grows, by weights of which there are so many.
+            // This terminates: the sets of weights only grow, and there are finitely many weights.
             if carried == before || node.op() == "If" {
                 break;
             }
         }
-        // A loop may make no turn at all.
+        // A loop may run zero iterations.
         let initial = carried.into_iter().map(Some).chain(std::iter::repeat(None));
         let known = |(made, initial): (Option<ValueFact>, Option<ValueFact>)| match (made, initial)
         {
@@ -418,7 +419,7 @@ impl Tracer<'_> {
     }
 }
 
-/// A node's name, or what it makes.
+/// A node's name, or that of its first output.
 fn display(node: &NodeProto) -> &str {
     let name = node.name.as_deref().filter(|name| !name.is_empty());
     name.or(node.output.first().map(String::as_str))
@@ -436,7 +437,7 @@ fn integer(node: &NodeProto, name: &str) -> Result<Option<i64>, GraphError> {
     Ok(None)
 }
 
-/// A Cast hands whole numbers on only to another type of whole numbers.
+/// A Cast keeps integers only if it casts to another integer type.
 fn is_whole(node: &NodeProto) -> Result<bool, GraphError> {
     if node.op() != "Cast" {
         return Ok(true);

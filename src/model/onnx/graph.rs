@@ -16,7 +16,7 @@ use crate::util::file_type;
 
 const MIN_OPSET: i64 = 13;
 
-/// What `scorer package` needs to know of an initializer.
+/// An initializer, as packaging sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InitializerInfo {
     /// Its name.
@@ -27,14 +27,14 @@ pub struct InitializerInfo {
     pub dtype: Option<Dtype>,
 }
 
-/// An input that is no weight.
+/// An input that is not a weight.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InputInfo {
     /// Its name.
     pub name: String,
     /// Its element type, if it can be fed.
     pub elem: Option<Elem>,
-    /// The fixed sizes of its dimensions; `None` where one is free.
+    /// The sizes of its dimensions; `None` for a dynamic one.
     pub shape: Vec<Option<usize>>,
 }
 
@@ -48,7 +48,7 @@ impl Graph {
     /// Decodes an ONNX file.
     ///
     /// # Errors
-    /// When it is none, or too old for the loss head.
+    /// When it is not one, or its opset is too old for the loss head.
     pub fn decode(bytes: Bytes) -> Result<Self, GraphError> {
         let none = |why: &dyn std::fmt::Display| GraphError(format!("not an ONNX file: {why}"));
         let model = ModelProto::decode(bytes.clone())
@@ -102,7 +102,7 @@ impl Graph {
             .collect()
     }
 
-    /// The sizes of an output's dimensions, as far as the graph says them; `None` where one is free.
+    /// The sizes of an output's dimensions, if the graph gives them; `None` for a dynamic one.
     pub fn output_shape(&self, output: &str) -> Option<Vec<Option<usize>>> {
         let mut outputs = self.proto().output.iter();
         let found = outputs.find(|o| o.name.as_deref() == Some(output))?;
@@ -114,7 +114,7 @@ impl Graph {
     /// An initializer's little-endian bytes, from the graph or its external file in `dir`.
     ///
     /// # Errors
-    /// When it is not there or its data cannot be read.
+    /// When it does not exist or its data cannot be read.
     pub fn initializer(&self, name: &str, dir: &Path) -> Result<Bytes, GraphError> {
         let tensor = self
             .proto()

@@ -15,7 +15,7 @@ pub fn scatter_graph(dtype: Dtype) -> Vec<u8> {
     one_node("ScatterND", &inputs, elem)
 }
 
-/// A graph that hands `data` on to `output`, wherever each of them is.
+/// A graph that copies `data` to `output`, whichever device each is on.
 pub fn copy_graph(dtype: Dtype) -> Vec<u8> {
     let elem = elem_type(dtype);
     one_node("Identity", &[("data", elem)], elem)

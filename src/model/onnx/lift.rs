@@ -1,6 +1,6 @@
-//! Weights that an exporter put elsewhere than into the graph's initializers: into Constant nodes,
-//! or into the bodies of If, Loop and Scan. They become initializers, since only those can be
-//! patched. What a local function holds, or what is sparse, cannot; it is reported.
+//! Weights that an exporter did not make initializers of the graph, but Constant nodes or
+//! initializers of subgraphs (If, Loop, Scan). They become initializers, because only those can be
+//! patched. Tensors in local functions and sparse tensors cannot be lifted, and are reported.
 
 use std::collections::HashMap;
 
@@ -15,34 +15,34 @@ use super::proto::{
 use super::walk::{Change, Kind, Trail, append, decode_tensor, describe, edit};
 use crate::model::tensor::Dtype;
 
-/// A tensor that could be a weight and cannot be patched where it is.
+/// A tensor that could be a weight but cannot be patched where it is.
 #[derive(Debug, Clone, PartialEq)]
 pub struct UnliftedTensor {
     /// Its shape.
     pub shape: Vec<usize>,
     /// Its element type.
     pub dtype: Dtype,
-    /// In words, where it is.
+    /// Where it is, in words.
     pub at: String,
     /// Itself, unless it is sparse.
     tensor: Option<TensorProto>,
 }
 
 impl UnliftedTensor {
-    /// Its little-endian bytes, where they can be had; `dir` has the files of external data.
+    /// Its little-endian bytes, if they can be read; `dir` has the external data files.
     pub fn contents(&self, dir: &std::path::Path) -> Option<Bytes> {
         contents(self.tensor.as_ref()?, dir).ok()
     }
 }
 
-/// A model whose weights are initializers, as far as that can be had.
+/// A model whose weights are initializers, as far as possible.
 #[derive(Debug)]
 pub struct Lifted {
-    /// The model; `None` where nothing had to be moved.
+    /// The model; `None` if nothing had to be moved.
     pub model: Option<Vec<u8>>,
-    /// What was moved: the name it has now, and where it was.
+    /// What was moved: its new name, and where it was.
     pub moved: Vec<(String, String)>,
-    /// What stays where it is.
+    /// What could not be moved.
     pub unlifted: Vec<UnliftedTensor>,
 }
 
@@ -50,7 +50,7 @@ pub struct Lifted {
 const NODE: u32 = 1;
 const INITIALIZER: u32 = 5;
 
-/// Moves what is `wanted` (a tensor by its name, with its contents) into the graph's initializers.
+/// Makes every `wanted` tensor (judged by name and contents) an initializer of the graph.
 ///
 /// # Errors
 /// When the model cannot be decoded.
@@ -90,7 +90,7 @@ pub fn lift(
     })
 }
 
-/// What is asked about a tensor.
+/// A tensor that might be lifted.
 #[derive(Debug)]
 pub struct LiftCandidate<'a>(&'a TensorProto);
 
@@ -114,7 +114,7 @@ impl LiftCandidate<'_> {
     }
 }
 
-/// How often each name is given in the graph and its bodies.
+/// How often each name is defined in the graph and its subgraphs.
 fn definitions(model: &Bytes) -> Result<HashMap<String, usize>, GraphError> {
     let mut found: HashMap<String, usize> = HashMap::new();
     edit(model, &mut |trail| {
@@ -191,8 +191,8 @@ impl Lifter<'_> {
         could_be && (self.wanted)(name, &LiftCandidate(tensor))
     }
 
-    /// The initializers of a body go to the graph; what shares its name with another value, or is
-    /// an output of the body, comes back through an Identity.
+    /// Moves a subgraph's initializers to the graph. One that shares its name with another value,
+    /// or is an output of the subgraph, is read through an Identity.
     fn body(&mut self, trail: &Trail, bytes: &Bytes) -> Result<Change, GraphError> {
         let body = decode_graph(bytes)?;
         let mut handed_in = Vec::new();
@@ -244,7 +244,7 @@ impl Lifter<'_> {
         })
     }
 
-    /// Makes it an initializer, under its own name where that stands for nothing else.
+    /// Makes it an initializer, under its own name if that is unique.
     fn take(&mut self, name: &str, tensor: TensorProto, body: &GraphProto, at: String) -> String {
         let is_output = body.output.iter().any(|o| o.name.as_deref() == Some(name));
         let alone = self.defined.get(name) == Some(&1) && !is_output;
@@ -296,7 +296,7 @@ fn is_initializer(trail: &Trail) -> bool {
     matches!(trail, [.., (Kind::Graph, _), (Kind::Tensor, _)])
 }
 
-/// What a Constant node holds, if it is dense.
+/// The dense tensor that a Constant node holds.
 fn constant(node: &NodeProto) -> Result<Option<TensorProto>, GraphError> {
     if node.op_type.as_deref() != Some("Constant") || !is_default_domain(node.domain.as_deref()) {
         return Ok(None);

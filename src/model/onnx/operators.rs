@@ -1,8 +1,8 @@
 //! What operators do with the values of their inputs.
 
-/// Inputs by which an operator, ONNX's own or one of ONNX Runtime's, decides on shapes, sizes, counts of
-/// turns or axes. Nearly all of them are whole numbers, so a weight that is cast to one decides, too,
-/// whatever reads it: nobody can train through such a Cast.
+/// Inputs that determine shapes, sizes, iteration counts or axes, for operators of ONNX and of ONNX
+/// Runtime. Nearly all of them are integers, so a weight that is cast to an integer counts as well,
+/// whatever reads it: no gradient passes such a Cast.
 pub(super) const SHAPE_INPUTS: [(&str, &[usize]); 54] = [
     ("AffineGrid", &[1]),
     ("BeamSearch", &[1, 2, 3, 4]),
@@ -60,7 +60,7 @@ pub(super) const SHAPE_INPUTS: [(&str, &[usize]); 54] = [
     ("WhisperBeamSearch", &[1, 2, 3, 4]),
 ];
 
-/// Operators whose outputs hold no value that their first input does not hold.
+/// Operators whose outputs hold only values of their first input.
 pub(super) const PASS_THROUGH: [&str; 12] = [
     "Expand",
     "Flatten",

@@ -25,16 +25,16 @@ pub const LABELS: &str = "scorer_labels";
 /// Name of the output, f32: log-probability of each target `[batch, seq, 1]`, or losses `[batch]`.
 pub const OUTPUT: &str = "scorer_output";
 
-/// What the graph is to give.
+/// What the graph is to return.
 #[derive(Debug, Clone, Copy)]
 pub enum Head<'a> {
-    /// The log-probability of each target; a loss head is appended to these logits.
+    /// The log-probability of each target, computed by a loss head appended to these logits.
     LogProbs(&'a str),
-    /// The loss of each example, as the graph computes it in this output.
+    /// The loss of each example, computed by the graph itself in this output.
     Loss(&'a str),
 }
 
-/// A weight to be put into a graph.
+/// A weight to be stored in a graph.
 #[derive(Debug)]
 pub struct Constant<'a> {
     /// Its name in the graph.
@@ -85,7 +85,7 @@ impl Graph {
     }
 
     /// The same computation with the weights as constants in a file `data` beside it, for
-    /// comparison: the runtime may prepack and fold them as in any session that nobody patches.
+    /// comparison: the runtime may prepack and fold them as in any ordinary session.
     ///
     /// # Errors
     /// Names what is missing or cannot be written.
@@ -118,7 +118,7 @@ impl Graph {
         Ok(self.model.encode_to_vec())
     }
 
-    /// Takes the weights out and writes their contents.
+    /// Removes the weights from the graph and writes their contents to the file.
     fn constants(
         &mut self,
         weights: &[Constant<'_>],
@@ -148,8 +148,8 @@ impl Graph {
         }
     }
 
-    /// Moves the weights and appends the head. What else is in files stays there: a frozen base of
-    /// any size never enters the protobuf.
+    /// Moves the weights and appends the head. Other external data stays in its files: a frozen
+    /// base of any size never enters the protobuf.
     fn edit(
         &mut self,
         head: Head<'_>,
@@ -223,8 +223,8 @@ fn move_to_inputs(graph: &mut GraphProto, weights: &[&str]) -> Result<(), GraphE
     Ok(())
 }
 
-/// Log-softmax in f32, then the target's own entry: logits never leave the device, and the sums
-/// are taken by the host in f64. (A log-sum-exp of our own measures 17 times less exact.)
+/// Log-softmax in f32, then the entry of the target: logits never leave the device, and the host
+/// adds up in f64. (A hand-written log-sum-exp is 17 times less accurate.)
 fn append_loss_head(graph: &mut GraphProto, logits: &str, logits_type: i32) {
     let mut last = logits.to_owned();
     if logits_type != FLOAT {

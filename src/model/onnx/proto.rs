@@ -1,5 +1,5 @@
-//! ONNX's messages (`onnx.proto`, IR version 13) as far as we read or write them; what passes
-//! through stays raw bytes.
+//! ONNX's messages (`onnx.proto`, IR version 13), as far as they are read or written here; the rest
+//! stays raw bytes.
 
 use std::collections::HashSet;
 
@@ -161,7 +161,7 @@ pub(super) struct Dimension {
     pub(super) dim_param: Option<String>,
 }
 
-/// Every field of a node; those that we do not look into stay raw bytes.
+/// Every field of a node; those that are not inspected stay raw bytes.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct NodeProto {
     #[prost(string, repeated, tag = "1")]
@@ -227,7 +227,7 @@ pub(super) struct FunctionProto {
     pub(super) overload: Option<Vec<u8>>,
 }
 
-/// What is wrong with a graph, by name.
+/// What is wrong with a graph.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("graph: {0}")]
 pub struct GraphError(pub(super) String);
@@ -236,7 +236,7 @@ pub(super) fn decode_node(bytes: &Bytes) -> Result<NodeProto, GraphError> {
     NodeProto::decode(bytes.clone()).map_err(|e| GraphError(format!("a node is broken: {e}")))
 }
 
-/// The bodies that a node carries: branches of an If, the body of a Loop or a Scan.
+/// The subgraphs of a node: branches of an If, the body of a Loop or Scan.
 pub(super) fn bodies(node: &NodeProto) -> Result<Vec<GraphProto>, GraphError> {
     let mut found = Vec::new();
     for attribute in &node.attribute {
@@ -337,7 +337,7 @@ pub(super) fn is_default_domain(domain: Option<&str>) -> bool {
 }
 
 impl GraphProto {
-    /// What the graph itself gives names to: inputs, initializers and what its nodes make.
+    /// The names that the graph itself defines: inputs, initializers and outputs of nodes.
     pub(super) fn names(&self) -> Result<HashSet<String>, GraphError> {
         let inputs = self.input.iter().filter_map(|i| i.name.clone());
         let initializers = self.initializer.iter().filter_map(|t| t.name.clone());
@@ -350,7 +350,7 @@ impl GraphProto {
 }
 
 impl NodeProto {
-    /// The operator; one that is not ONNX's own has its domain before it.
+    /// The operator; one outside ONNX's own domain is prefixed with its domain.
     pub(super) fn op(&self) -> String {
         let op = self.op_type.clone().unwrap_or_default();
         match self.domain.as_deref() {

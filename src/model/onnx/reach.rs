@@ -1,4 +1,4 @@
-//! What an output depends on: a weight from which nothing leads to the loss is in the wrong place,
+//! What an output depends on: a weight on which the loss does not depend is in the wrong place,
 //! whatever its values are.
 
 use std::collections::{HashMap, HashSet};
@@ -7,8 +7,8 @@ use super::graph::Graph;
 use super::proto::{GraphError, GraphProto, NodeProto, bodies, decode_node, is_default_domain};
 
 impl Graph {
-    /// What an output depends on. Branches and bodies are walked into, however deep; a local
-    /// function is taken to look at all that it is given.
+    /// The names of everything that an output depends on. Subgraphs are followed at any depth; a
+    /// local function is assumed to use all its inputs.
     ///
     /// # Errors
     /// When a node cannot be decoded.
@@ -17,7 +17,7 @@ impl Graph {
     }
 }
 
-/// The names from which a way leads to one of those that are wanted. Nodes may be in any order.
+/// The names on which any of the wanted ones depends. Nodes may be in any order.
 fn led_to(graph: &GraphProto, mut wanted: Vec<String>) -> Result<HashSet<String>, GraphError> {
     let nodes = graph.node.iter().map(decode_node);
     let nodes = nodes.collect::<Result<Vec<_>, _>>()?;
@@ -40,7 +40,7 @@ fn led_to(graph: &GraphProto, mut wanted: Vec<String>) -> Result<HashSet<String>
     Ok(found)
 }
 
-/// What a body's outputs depend on outside of it: a name that it defines itself is its own.
+/// What a subgraph's outputs depend on outside of it; names that it defines itself are left out.
 fn captured(body: &GraphProto) -> Result<HashSet<String>, GraphError> {
     let outputs = body.output.iter().filter_map(|output| output.name.clone());
     let mut names = led_to(body, outputs.collect())?;
@@ -50,7 +50,7 @@ fn captured(body: &GraphProto) -> Result<HashSet<String>, GraphError> {
     Ok(names)
 }
 
-/// How many of a node's inputs matter by their values; of the others only shape or type does.
+/// How many of a node's inputs matter by value; of the others only the shape or type does.
 fn valued(node: &NodeProto) -> usize {
     let ours = is_default_domain(node.domain.as_deref());
     match node.op_type.as_deref().filter(|_| ours) {

@@ -8,11 +8,11 @@ use super::proto::{GraphError, decode_node};
 use super::wiring::Use;
 
 impl Graph {
-    /// Replaces an initializer by copies under the names given, each for the uses given. A copy
-    /// may keep the old name; without one the old initializer is gone.
+    /// Replaces an initializer by copies with the given names, each for the given uses. A copy may
+    /// keep the old name; otherwise the old initializer is removed.
     ///
     /// # Errors
-    /// When there is no such initializer, or a node has parts that would be lost.
+    /// When there is no such initializer, or a node has fields that would be lost.
     pub fn split(
         &mut self,
         initializer: &str,
@@ -46,7 +46,7 @@ impl Graph {
 fn rewire(bytes: &mut Bytes, input: usize, value: &str) -> Result<(), GraphError> {
     let mut node = decode_node(bytes)?;
     let name = node.name.clone().unwrap_or_default();
-    // What is not typed here would be dropped without a word.
+    // Unknown fields would be dropped silently.
     if node.encoded_len() != bytes.len() {
         let message = format!("node {name} has fields that are not known here");
         return Err(GraphError(message));

@@ -1,5 +1,5 @@
-//! A decoder-only language model as a graph, to measure with: the usual operators in the usual
-//! order, its weights as inputs. What it computes means nothing; how long it takes does.
+//! The graph of a decoder-only language model for benchmarks: the usual operators in the usual
+//! order, with its weights as inputs. Its results mean nothing, its run time does.
 
 use prost::Message;
 
@@ -183,7 +183,7 @@ fn constants(b: &mut Builder, model: Decoder) {
     let shape = |dims: [usize; 4]| -> Vec<u8> {
         signed(&dims).iter().flat_map(|d| d.to_le_bytes()).collect()
     };
-    // 0 takes the dimension over from the input.
+    // 0 copies the dimension from the input.
     b.constant("to_heads", &[4], INT64, shape([0, 0, model.heads, head]));
     let to_width = shape([0, 0, model.width, 0])[..24].to_vec();
     b.constant("to_width", &[3], INT64, to_width);
@@ -217,7 +217,7 @@ fn model(graph: GraphProto) -> Vec<u8> {
     model.encode_to_vec()
 }
 
-/// A graph that asks for as many floats as its int64 input `size` `[1]` says, and adds them up.
+/// A graph that allocates as many floats as its int64 input `size` `[1]` says, and adds them up.
 pub fn greedy() -> Vec<u8> {
     let mut builder = Builder {
         graph: GraphProto {

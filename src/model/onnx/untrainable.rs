@@ -5,13 +5,13 @@ use std::collections::BTreeMap;
 use super::graph::Graph;
 use super::proto::GraphError;
 
-/// Why nobody may be let change a weight.
+/// Why candidates may not change a weight.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Untrainable {
-    /// It decides shapes: whoever changes it decides how much there is to compute.
+    /// It determines shapes: whoever changes it determines how much there is to compute.
     #[error("decides shapes, as {0}")]
     Decides(String),
-    /// No way leads from it to the output.
+    /// The output does not depend on it.
     #[error("is read by nothing that {0} depends on")]
     Unread(String),
     /// It has no elements.
@@ -20,10 +20,10 @@ pub enum Untrainable {
 }
 
 impl Graph {
-    /// The weights that nobody may be let change, with the reason.
+    /// The weights that candidates may not change, with the reason.
     ///
     /// # Errors
-    /// When a node cannot be decoded, or bodies lie too deep.
+    /// When a node cannot be decoded, or subgraphs are nested too deeply.
     pub fn untrainable(
         &self,
         weights: &[&str],

@@ -1,6 +1,5 @@
-//! Every tensor of a model, wherever it stands: an initializer, dense or sparse, an attribute of a
-//! node, in the body of an If, Loop or Scan, in a local function. The encoded file is walked, and
-//! what is not changed passes through byte for byte.
+//! Walks the encoded file to every tensor of a model: dense and sparse initializers, attributes of
+//! nodes, subgraphs, local functions. What is not changed passes through byte for byte.
 
 use std::ops::Range;
 
@@ -10,7 +9,7 @@ use prost::encoding::{WireType, decode_key, decode_varint, encode_key, encode_va
 
 use super::proto::{FunctionProto, GraphError, NodeProto, TensorProto};
 
-/// Messages that lie within each other; a graph of more levels is none.
+/// The maximum nesting of messages.
 pub(super) const MAX_DEPTH: usize = 128;
 
 /// A message of ONNX's that is, or may hold, a tensor.
@@ -58,22 +57,22 @@ impl Kind {
     }
 }
 
-/// What becomes of a message.
+/// What to do with a message.
 pub(super) enum Change {
-    /// It stays, and what it holds is looked at.
+    /// Keep it and visit the messages in it.
     Keep,
-    /// The same, with these bytes before its own.
+    /// Keep it, with these bytes before its own, and visit the messages in it.
     Prepend(Vec<u8>),
     /// It goes.
     Drop,
-    /// These bytes take its place.
+    /// Replace it with these bytes.
     Replace(Vec<u8>),
 }
 
-/// A message and all that hold it, the outermost first.
+/// A message and all messages around it, the outermost first.
 pub(super) type Trail = [(Kind, Bytes)];
 
-/// Walks a model and changes what `change` says; `None` when nothing was changed.
+/// Walks a model and applies what `change` returns; `None` if nothing changed.
 pub(super) fn edit(
     model: &Bytes,
     change: &mut impl FnMut(&Trail) -> Result<Change, GraphError>,
@@ -128,12 +127,12 @@ pub(super) fn append(out: &mut Vec<u8>, number: u32, message: &[u8]) {
     out.extend_from_slice(message);
 }
 
-/// A field as it is encoded.
+/// An encoded field.
 struct Field {
     number: u32,
     /// With its key.
     span: Range<usize>,
-    /// What it holds, if that has a length.
+    /// Its contents, if it is length-delimited.
     body: Option<Bytes>,
 }
 
@@ -170,7 +169,7 @@ fn fields(message: &Bytes) -> Result<Vec<Field>, GraphError> {
     Ok(found)
 }
 
-/// In words, where the last message of a trail is.
+/// Where the last message of a trail is, in words.
 pub(super) fn describe(trail: &Trail) -> String {
     let named = |kind: &str, name: Option<String>| format!("{kind} {}", name.unwrap_or_default());
     let words = trail.iter().filter_map(|(kind, bytes)| match kind {

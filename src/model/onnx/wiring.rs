@@ -17,18 +17,18 @@ pub struct Module {
     pub from_name: bool,
 }
 
-/// What is known of a node.
+/// A node, as packaging sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NodeInfo {
     /// Its name.
     pub name: String,
     /// Its operator; one that is not ONNX's own has its domain before it.
     pub op: String,
-    /// The values it makes.
+    /// The names of its outputs.
     pub outputs: Vec<String>,
-    /// Whose code it is, if the exporter says so.
+    /// The module it belongs to, if the exporter says so.
     pub module: Option<Module>,
-    /// The traced call it was made from, with its arguments, if the exporter says so.
+    /// The traced call it was exported from, with its arguments, if the exporter says so.
     call: Option<String>,
 }
 
@@ -70,7 +70,7 @@ pub struct Use {
 pub struct Wiring {
     /// The graph's nodes, in order.
     pub nodes: Vec<NodeInfo>,
-    /// Every name that a value or an initializer has.
+    /// The names of all values and initializers.
     pub values: HashSet<String>,
     readers: HashMap<String, Vec<Use>>,
     escaping: HashSet<String>,
@@ -82,8 +82,7 @@ impl Wiring {
         self.readers.get(value).map_or(&[], Vec::as_slice)
     }
 
-    /// Whether a value is also read where no node input tells: in the body of a node, or as an
-    /// output of the graph.
+    /// Whether a value is also read in a subgraph, or is an output of the graph.
     pub fn escapes(&self, value: &str) -> bool {
         self.escaping.contains(value)
     }
@@ -123,8 +122,8 @@ impl Graph {
         Ok(wiring)
     }
 
-    /// Paths of the modules whose code the nodes are, and of those that hold them, as far as the
-    /// exporter tells them.
+    /// Paths of the modules that the nodes belong to, and of their parent modules, as far as the
+    /// exporter gives them.
     ///
     /// # Errors
     /// When a node cannot be decoded.
@@ -141,7 +140,7 @@ impl Graph {
     }
 }
 
-/// Notes what a body reads, its own values included: a name too many only refuses more.
+/// Notes what a subgraph reads, including its own values: an extra name can only cause a refusal.
 fn captured(body: &GraphProto, wiring: &mut Wiring) -> Result<(), GraphError> {
     let outputs = body.output.iter().filter_map(|o| o.name.clone());
     wiring.escaping.extend(outputs);
@@ -194,7 +193,7 @@ fn innermost(scopes: &str) -> Option<String> {
     items.len().checked_sub(2).map(|at| items[at].clone())
 }
 
-/// `/layers.0/norm/Mul_1`: the modules as they were called, then the operator.
+/// `/layers.0/norm/Mul_1`: the modules, then the operator.
 fn called(name: &str) -> Option<String> {
     let (modules, _) = name.strip_prefix('/')?.rsplit_once('/')?;
     Some(modules.replace('/', "."))
