@@ -639,7 +639,9 @@ const LARGE: &str = "parts/function.data";
 /// A packaging that is copying the large file, in a hidden folder in `beside`.
 fn copying(graph: &Path, out: &Path, beside: &Path, ignored: &str) -> std::process::Child {
     let dir = model_dir().join("external");
-    let mut command = Command::new("sh");
+    // Whoever runs the tests under `nohup` has them ignore SIGHUP.
+    let mut command = Command::new("env");
+    command.args(["--default-signal=HUP", "sh"]);
     command.args(["-c", &format!("{ignored} exec \"$@\""), "sh"]);
     command.arg(env!("CARGO_BIN_EXE_scorer")).arg("package");
     command.arg("--graph").arg(graph);
