@@ -389,8 +389,8 @@ fn no_signal_of_ordinary_life_costs_the_job_that_is_being_scored() {
     assert_eq!(aggregator.result("held").json()["status"], "scored");
     assert_eq!(stack.keys("crash:*"), Vec::<String>::new());
     for line in [
-        "SIGUSR1: means nothing",
-        "SIGXFSZ: means nothing",
+        "SIGUSR1: ignored",
+        "SIGXFSZ: ignored",
         "SIGHUP: draining",
     ] {
         assert!(worker.log().contains(line), "{line}: {}", worker.log());
