@@ -388,11 +388,7 @@ fn no_signal_of_ordinary_life_costs_the_job_that_is_being_scored() {
     assert_eq!(worker.exit_code(secs(30)), 0, "{}", worker.log());
     assert_eq!(aggregator.result("held").json()["status"], "scored");
     assert_eq!(stack.keys("crash:*"), Vec::<String>::new());
-    for line in [
-        "SIGUSR1: ignored",
-        "SIGXFSZ: ignored",
-        "SIGHUP: draining",
-    ] {
+    for line in ["SIGUSR1: ignored", "SIGXFSZ: ignored", "SIGHUP: draining"] {
         assert!(worker.log().contains(line), "{line}: {}", worker.log());
     }
 }
