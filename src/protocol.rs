@@ -2,6 +2,7 @@
 //! knows no driver, so a client can be built from it alone.
 
 mod blob;
+mod candidate;
 pub mod context;
 pub mod control;
 pub mod document;

@@ -1,4 +1,6 @@
-//! Graphs made by hand, for the tests here and of packaging.
+//! Graphs made by hand, for the tests here and of packaging. No other build has them.
+
+#![cfg(test)]
 
 use prost::Message;
 
