@@ -1,16 +1,13 @@
 //! Programs in Python against the real binary: the Python client, the page in a browser, the users of the services.
-//! One after the other: each starts services of its own.
+//! Each starts services of its own.
 
 #![expect(clippy::expect_used, reason = "a test fails by panicking")]
 
 use std::path::Path;
 use std::process::Command;
-use std::sync::Mutex;
 
 /// Runs a program of `tests`; its own words say what failed.
 fn passes(program: &str) {
-    static ONE: Mutex<()> = Mutex::new(());
-    let _one = ONE.lock();
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let output = Command::new("python3")
         .arg(root.join("tests").join(program))

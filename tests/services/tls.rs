@@ -9,6 +9,7 @@ use testkit::folder::Folder;
 use testkit::port::free_port;
 use testkit::redis_server::Redis;
 use testkit::stack::Stack;
+use testkit::wait::{SOON, eventually};
 use testkit::worker::Settings;
 
 /// The files of an authority, and of what it has signed.
@@ -113,14 +114,12 @@ fn services_behind_tls_are_reached_with_a_private_authority_and_a_certificate() 
     aggregator.collect_results();
     aggregator.submit(&honest_job("behind-tls", "n"));
     assert_eq!(aggregator.result("behind-tls").json()["status"], "scored");
-    let seen = stack
-        .command_with(known(stack.settings()), &["status"], "")
-        .expect_code(0);
-    assert!(
-        seen.stdout.contains("0 dead-lettered, 1 consumers"),
-        "{}",
-        seen.stdout
-    );
+    eventually(SOON, "status asks both", || {
+        let seen = stack.command_with(known(stack.settings()), &["status"], "");
+        let asked_both = seen.stdout.contains("0 dead-lettered, 1 consumers");
+        seen.expect_code(0);
+        asked_both
+    });
 
     // Without a certificate nobody gets in.
     let stranger = stack.command_with(behind(stack.settings()), &["status"], "");
