@@ -155,11 +155,11 @@ fn a_worker_that_never_got_ready_drains_promptly() {
     let young = stack.worker("starting");
     young.heartbeat_when(START, "a first record", |_| true);
     young.terminate();
-    assert_eq!(young.exit_code(DRAIN), 0, "SIGTERM while it starts");
+    assert_eq!(young.exit_code(SOON), 0, "SIGTERM while it starts");
     waiting.heartbeat_when(START, "a failed warm-up", |r| r["state"] == "degraded");
     waiting.terminate();
     assert_eq!(
-        waiting.exit_code(DRAIN),
+        waiting.exit_code(SOON),
         0,
         "SIGTERM while it waits to try again"
     );
@@ -194,7 +194,7 @@ fn a_drain_at_any_moment_of_a_load_is_clean() {
         // Another part of it each time.
         std::thread::sleep(load * start / STARTS);
         worker.terminate();
-        assert_eq!(worker.exit_code(DRAIN), 0, "SIGTERM in start {start}");
+        assert_eq!(worker.exit_code(SOON), 0, "SIGTERM in start {start}");
         assert_eq!(worker.heartbeat()["state"], "stopped", "start {start}");
     }
 }
