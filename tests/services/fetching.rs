@@ -394,11 +394,12 @@ impl Slow {
                 .set("candidates.allow_private", true)
                 .set("candidates.min_rate", 1)
                 .set("candidates.fetch_timeout", "1h")
+                .set("heartbeat.ttl", "30s")
         });
         worker.ready();
         Self {
             quick: server.put("/quick", Route::Bytes(bytes.clone())),
-            slow: server.put("/slow", Route::Drip(bytes, secs(1))),
+            slow: server.put("/slow", Route::Drip(bytes, secs(1) / 5)),
             worker,
             stack,
         }
