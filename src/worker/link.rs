@@ -10,6 +10,7 @@ use tokio_util::task::TaskTracker;
 
 use super::orders::Request;
 use super::parts::Parts;
+use super::transition::Ask;
 use crate::broker::amqp::{Deliveries, Delivery, Link, Publisher};
 use crate::broker::topology::Topology;
 use crate::broker::{BrokerError, Outgoing, Properties};
@@ -116,8 +117,11 @@ impl LinkKeeper {
         }
         let (order, answered) = Order::new(command);
         self.reply_later(command, answered, &delivery.properties, publisher);
-        let requests = &self.parts.requests;
-        if requests.send(Request::command(order)).await.is_err() {
+        let request = Request {
+            ask: Ask::Command(command),
+            order: Some(order),
+        };
+        if self.parts.requests.send(request).await.is_err() {
             tracing::debug!("the worker has ended already");
         }
     }
