@@ -251,13 +251,12 @@ impl Settler {
         let encoding = job.encoding();
         let properties = Properties {
             content_type: Some(encoding.content_type().into()),
-            content_encoding: None,
             message_id: Some(message.message_id(key)),
             correlation_id: job.correlation_id.clone(),
-            reply_to: None,
             timestamp: Some(message.scored_at_ms / 1000),
             headers,
             attempt: 1,
+            ..Properties::default()
         };
         Ok(Outgoing {
             exchange: self.topology.results_exchange(),
@@ -326,15 +325,9 @@ impl Settler {
 
     /// Dead-letters a copy of the job; whether the broker confirmed it.
     async fn park(&self, delivery: &Delivery, failure: &Failure) -> bool {
-        let copy = Outgoing {
-            exchange: self.topology.dead_exchange(),
-            routing_key: self.topology.model.clone(),
-            body: delivery.body.clone(),
-            properties: delivery
-                .properties
-                .dead_lettered(failure, &self.origin.worker_id),
-            mandatory: true,
-        };
+        let said = &delivery.properties;
+        let said = said.dead_lettered(failure, &self.origin.worker_id);
+        let copy = self.topology.dead_letter(delivery.body.clone(), said);
         let confirmed = self.publish(&self.link.jobs, copy).await;
         if confirmed {
             metrics::parked(failure);
@@ -393,17 +386,12 @@ impl Settler {
         if delivery.delivery_count < RETURNS_BEFORE_REPUBLISH {
             return give_back(delivery).await;
         }
-        let fresh = Outgoing {
-            exchange: self.topology.jobs_exchange(),
-            routing_key: self.topology.model.clone(),
-            body: delivery.body.clone(),
-            properties: Properties {
-                // It has not waited since then.
-                timestamp: None,
-                ..delivery.properties.clone()
-            },
-            mandatory: true,
+        let properties = Properties {
+            // It has not waited since then.
+            timestamp: None,
+            ..delivery.properties.clone()
         };
+        let fresh = self.topology.job(delivery.body.clone(), properties);
         match self.link.jobs.publish(fresh).await {
             Ok(()) => drop(self.acknowledge(delivery).await),
             // The queue is full, and this job is part of it: better to have the return counted than to
