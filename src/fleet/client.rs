@@ -165,23 +165,17 @@ impl Client {
         }
         let body = Encoding::MessagePack.encode(job);
         let body = body.map_err(|e| SubmitError::Unwritable(format!("{id}: {e}")))?;
-        let outgoing = Outgoing {
-            exchange: self.topology.jobs_exchange(),
-            routing_key: self.topology.model.clone(),
-            body,
-            properties: Properties {
-                content_type: Some(Encoding::MessagePack.content_type().into()),
-                message_id: Some(id.clone()),
-                timestamp: Some(unix_ms() / 1000),
-                attempt: 1,
-                ..Properties::default()
-            },
-            mandatory: true,
+        let properties = Properties {
+            content_type: Some(Encoding::MessagePack.content_type().into()),
+            message_id: Some(id.clone()),
+            timestamp: Some(unix_ms() / 1000),
+            attempt: 1,
+            ..Properties::default()
         };
         self.waiting.push_back(Pending {
             id: id.clone(),
             version,
-            outgoing,
+            outgoing: self.topology.job(body, properties),
             tried: false,
             losses: 0,
         });
