@@ -293,11 +293,7 @@ pub(super) async fn prove(config: &Config, json: bool) -> Outcome {
     let proofs = proofs.await;
     bar.finish_and_clear();
     let proofs = proofs.map_err(Fault::internal)?.map_err(|e| fault(&e))?;
-    let exit = if proofs.iter().all(|proof| proof.holds) {
-        Exit::Done
-    } else {
-        Exit::Negative
-    };
+    let exit = Exit::of_answer(proofs.iter().all(|proof| proof.holds));
     if json {
         answer_json(&json!({
             "execution_provider": config.engine.execution_provider.execution_provider(),
@@ -317,11 +313,6 @@ pub(super) async fn prove(config: &Config, json: bool) -> Outcome {
 }
 
 fn model_dir(config: &Config) -> Result<&PathBuf, Fault> {
-    let unset = || {
-        Fault::new(
-            Exit::Usage,
-            "model.dir: not set; it must name the model package",
-        )
-    };
+    let unset = || Fault::usage("model.dir: not set; it must name the model package");
     config.model.dir.as_ref().ok_or_else(unset)
 }
