@@ -18,13 +18,8 @@ pub(super) const MOST_VALUES: usize = 100_000;
 /// floats, or the large ones, write integers so.
 pub(super) fn make_whole(value: &mut Value) {
     match value {
-        Value::F32(float) => {
-            if let Some(whole) = whole(f64::from(*float)) {
-                *value = whole;
-            }
-        }
-        Value::F64(float) => {
-            if let Some(whole) = whole(*float) {
+        Value::F32(_) | Value::F64(_) => {
+            if let Some(whole) = value.as_f64().and_then(whole) {
                 *value = whole;
             }
         }
