@@ -3,7 +3,6 @@
 //! wait is bounded. lapin's recovery is not used: a lost link is dropped whole, and its owner makes the
 //! next one.
 
-mod address;
 mod delivery;
 mod publisher;
 
@@ -23,12 +22,14 @@ use lapin::options::{
 use lapin::protocol::{AMQPErrorKind, AMQPSoftError};
 use lapin::tcp::{OwnedIdentity, OwnedTLSConfig};
 use lapin::types::{AMQPValue, FieldTable};
+use lapin::uri::AMQPUri;
 use lapin::{Channel, Connection, ConnectionBuilder, ConnectionProperties, ErrorKind, Event};
 use tokio_util::sync::CancellationToken;
+use url::Host;
 
 use super::BrokerError;
 use super::topology::{Argument, Exchange, ExchangeKind, Topology};
-use crate::config::AmqpConfig;
+use crate::config::{AmqpConfig, service_urls};
 
 /// For every call, and for connecting.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -306,9 +307,20 @@ async fn bind(
     bounded(what, bound).await
 }
 
+/// What the driver connects to. The driver takes `localhost` for an IPv6 address, and keeps the brackets
+/// of an IPv6 address. Errors do not show the password.
+fn address(text: &str) -> Result<AMQPUri, String> {
+    let url = service_urls::amqp(text)?;
+    let mut uri = url.as_str().parse::<AMQPUri>()?;
+    if let Some(Host::Ipv6(ip)) = url.host() {
+        uri.authority.host = ip.to_string();
+    }
+    Ok(uri)
+}
+
 async fn connect(config: &AmqpConfig, name: &str) -> Result<Connection, BrokerError> {
     let shown = crate::config::redact(&config.url);
-    let uri = address::parse(&config.url);
+    let uri = address(&config.url);
     let mut uri = uri.map_err(|why| BrokerError::Failed(format!("amqp.url: {why}")))?;
     let heartbeat = u16::try_from(config.heartbeat.as_secs()).unwrap_or(u16::MAX);
     uri.query.heartbeat.get_or_insert(heartbeat.max(1));
@@ -443,5 +455,39 @@ mod tests {
         let late = bounded("q", call).await;
         assert!(matches!(late, Err(BrokerError::Failed(_))), "{late:?}");
         assert_eq!(tolerate("q", late.clone()), late.map(|()| true));
+    }
+
+    #[test]
+    fn every_part_takes_effect() {
+        let uri = address("amqps://u%40x:p%2f@h:1/a%2Fb?heartbeat=7&frame_max=9000&channel_max=5")
+            .unwrap();
+        assert_eq!(uri.authority.userinfo.username, "u@x");
+        assert_eq!(uri.authority.userinfo.password, "p/");
+        assert_eq!((uri.authority.host.as_str(), uri.authority.port), ("h", 1));
+        assert_eq!(uri.vhost, "a/b");
+        let query = (
+            uri.query.heartbeat,
+            uri.query.frame_max,
+            uri.query.channel_max,
+        );
+        assert_eq!(query, (Some(7), Some(9000), Some(5)));
+        for (url, host) in [
+            ("amqp://[::1]", "::1"),
+            ("amqp://127.0.0.1", "127.0.0.1"),
+            ("amqp://h%61", "ha"),
+        ] {
+            let uri = address(url).unwrap();
+            assert_eq!(
+                (uri.authority.host.as_str(), uri.vhost.as_str()),
+                (host, "/")
+            );
+        }
+        assert_eq!(address("amqp://u:p@h//").unwrap().vhost, "/");
+        assert!(
+            address("amqps://u@h/?auth_mechanism=external").is_err(),
+            "the virtual host"
+        );
+        assert!(address("amqps://u@h?auth_mechanism=external").is_ok());
+        assert!(address("amqps://h/%2f?auth_mechanism=EXTERNAL").is_ok());
     }
 }
