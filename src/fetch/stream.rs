@@ -154,15 +154,14 @@ impl ByteStream {
 }
 
 fn check_bounds(place: &str, at_least: u64, most: u64) -> Result<(), FetchError> {
-    let place = place.to_owned();
-    match at_least > most {
-        true => Err(FetchError::TooLong {
-            place,
-            at_least,
-            most,
-        }),
-        false => Ok(()),
+    if at_least <= most {
+        return Ok(());
     }
+    Err(FetchError::TooLong {
+        place: place.to_owned(),
+        at_least,
+        most,
+    })
 }
 
 /// Codings that leave the bytes as they are. S3 stores `aws-chunked` with some objects, a trace of their

@@ -7,6 +7,7 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
+use futures_util::future::OptionFuture;
 use tokio::task::{JoinError, JoinHandle};
 use tokio::time::Instant;
 
@@ -268,18 +269,14 @@ impl Client {
         self.look().await;
         self.publish();
         let (link, deliveries) = self.link.as_mut()?;
-        let confirm = async {
-            match &mut self.publishing {
-                Some((_, publishing)) => publishing.await,
-                None => std::future::pending().await,
-            }
-        };
+        let publishing = self.publishing.as_mut();
+        let confirm = OptionFuture::from(publishing.map(|(_, publishing)| publishing));
         tokio::select! {
             delivery = deliveries.next() => match delivery {
                 Some(delivery) => return self.take(delivery).await,
                 None => self.link = None,
             },
-            outcome = confirm => return self.confirmed(outcome),
+            Some(outcome) = confirm => return self.confirmed(outcome),
             () = link.lost.cancelled() => self.link = None,
             () = tokio::time::sleep(LOOK_EVERY) => {}
         }

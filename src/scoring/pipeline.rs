@@ -1,7 +1,6 @@
 //! The stages of a job, in order: check, plan, look up, mark and fetch, decode, measure. The pipeline
 //! judges a job; the settler settles it.
 
-use crate::config::device_name;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::candidate::fetch::{self, Fetched, Fetcher};
 use crate::candidate::{self, DecodeLimits};
-use crate::config::{Config, Provider};
+use crate::config::{Config, Provider, device_name};
 use crate::engine::Evaluation;
 use crate::engine::patch::Patches;
 use crate::engine::thread::EngineHandle;

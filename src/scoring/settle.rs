@@ -70,10 +70,7 @@ impl Settler {
                 self.status.facts().jobs.duplicates += 1;
                 metrics::duplicate();
                 let answer = Answer {
-                    message: ResultMessage {
-                        context: job_ref.context,
-                        ..*message
-                    },
+                    message: message.with_context(job_ref.context),
                     key: Some(key),
                     dead_letter: None,
                     stored: true,
@@ -168,23 +165,15 @@ impl Settler {
         message: ResultMessage,
         job_ref: &JobRef,
     ) -> ResultMessage {
-        let text = message.may_be_stored().then(|| {
-            let bare = ResultMessage {
-                context: None,
-                ..message.clone()
-            };
-            serde_json::to_string(&bare).ok()
-        });
-        let text = text.flatten();
+        let bare = || message.clone().with_context(None);
+        let text = message.may_be_stored().then(bare);
+        let text = text.and_then(|bare| serde_json::to_string(&bare).ok());
         let keep = text.as_deref().map(|text| (text, self.results_ttl));
         let Some(first) = mark.end(message.code(), keep).await else {
             return message;
         };
         match self.origin.read(&first, job_ref) {
-            Ok(first) => ResultMessage {
-                context: message.context,
-                ..first
-            },
+            Ok(first) => first.with_context(message.context),
             Err(error) => {
                 tracing::warn!(%error, job = message.submission_id, "a stored result is ignored");
                 message

@@ -68,12 +68,9 @@ pub(super) fn channels() -> (UpdaterHandle, WorkerHandle) {
 }
 
 impl UpdaterHandle {
-    /// Resolves with new weights; never, if the updater is gone.
-    pub async fn offered(&mut self) -> PreparedUpdate {
-        match self.offers.recv().await {
-            Some(update) => update,
-            None => std::future::pending().await,
-        }
+    /// The next new weights; none if the updater is gone.
+    pub async fn offered(&mut self) -> Option<PreparedUpdate> {
+        self.offers.recv().await
     }
 
     /// Tells the updater what is served, and where newer weights are kept.

@@ -16,6 +16,12 @@ pub enum Step<'m> {
 }
 
 impl<'m> Step<'m> {
+    /// Every step of a manifest.
+    pub fn all(manifest: &'m UpdateManifest) -> impl Iterator<Item = Self> {
+        let full = manifest.full.iter().map(Self::Full);
+        full.chain(manifest.updates.iter().map(Self::Delta))
+    }
+
     /// The file's mirrors, in order.
     pub fn urls(self) -> &'m [String] {
         let (Self::Full(FullWeights { urls, .. }) | Self::Delta(Delta { urls, .. })) = self;

@@ -177,13 +177,9 @@ impl StateDir {
 
     /// A new path for the weights of a version. They count only once they are [committed](Self::commit).
     pub fn new_file(&self, version: u64) -> PathBuf {
-        let unique: String = Uuid::new_v4()
-            .simple()
-            .to_string()
-            .chars()
-            .take(8)
-            .collect();
-        self.folder.join(format!("v{version}-{unique}.safetensors"))
+        let unique = Uuid::new_v4().simple().to_string();
+        self.folder
+            .join(format!("v{version}-{unique:.8}.safetensors"))
     }
 
     /// The path that a file with this digest is downloaded to.

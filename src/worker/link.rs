@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use futures_util::future::OptionFuture;
 use tokio::sync::{oneshot, watch};
 use tokio_util::task::TaskTracker;
 
@@ -80,15 +81,10 @@ impl LinkKeeper {
         let (lost, publisher) = (link.lost.clone(), link.jobs.clone());
         self.links.send_replace(Some(Arc::new(link)));
         loop {
-            let received = async {
-                match &mut control {
-                    Some(control) => control.next().await,
-                    None => std::future::pending().await,
-                }
-            };
+            let received = OptionFuture::from(control.as_mut().map(Deliveries::next));
             tokio::select! {
                 () = lost.cancelled() => break,
-                delivery = received => match delivery {
+                Some(delivery) = received => match delivery {
                     Some(delivery) => self.forward(&delivery, &publisher).await,
                     // No control messages arrive any more: only a new link fixes that.
                     None => lost.cancel(),
@@ -135,19 +131,15 @@ impl LinkKeeper {
         asked: &Properties,
         publisher: &Publisher,
     ) {
-        let answer = ControlAnswer {
-            v: V1,
-            command,
-            worker_id: self.config.worker_id(),
-            incarnation: self.incarnation.clone(),
-            model: self.topology.model.clone(),
-            outcome: Outcome::Failed,
-            message: "the worker ended before it was done".into(),
-        };
+        let (worker_id, incarnation) = (self.config.worker_id(), self.incarnation.clone());
+        let model = self.topology.model.clone();
         let (phase, events) = (self.phase.clone(), self.events.clone());
         let (asked, publisher) = (asked.clone(), publisher.clone());
         self.replies.spawn(async move {
-            let (outcome, message) = answered.await.unwrap_or((answer.outcome, answer.message));
+            let (outcome, message) = answered.await.unwrap_or_else(|_| {
+                let lost = "the worker ended before it was done";
+                (Outcome::Failed, lost.into())
+            });
             let sent = events.send(Event::Answered {
                 command,
                 outcome,
@@ -158,9 +150,13 @@ impl LinkKeeper {
                 tracing::debug!("no one writes events any more");
             }
             let answer = ControlAnswer {
+                v: V1,
+                command,
+                worker_id,
+                incarnation,
+                model,
                 outcome,
                 message,
-                ..answer
             };
             if let Err(error) = reply(&answer, asked, &publisher).await {
                 tracing::warn!(%error, "the reply to a control message was not published");

@@ -148,26 +148,13 @@ async fn fetch(config: &Config, url: &url::Url) -> Result<Fetched, Failure> {
 /// The last part of the path, without its ending, in the characters of a `submission_id`.
 fn name(url: &url::Url) -> String {
     let last = url.path_segments().and_then(|mut parts| parts.next_back());
-    let stem = Path::new(last.unwrap_or_default())
-        .file_stem()
-        .unwrap_or_default();
-    let legal = |c: char| {
-        if c.is_ascii_alphanumeric() || "._:-".contains(c) {
-            c
-        } else {
-            '-'
-        }
-    };
-    let name: String = stem
-        .to_string_lossy()
-        .chars()
-        .map(legal)
-        .take(120)
-        .collect();
-    if name.is_empty() {
-        "candidate".into()
-    } else {
-        name
+    let stem = Path::new(last.unwrap_or_default()).file_stem();
+    let stem = stem.unwrap_or_default().to_string_lossy();
+    let legal = |c: char| c.is_ascii_alphanumeric() || "._:-".contains(c);
+    let name: String = stem.replace(|c| !legal(c), "-").chars().take(120).collect();
+    match name.as_str() {
+        "" => "candidate".into(),
+        _ => name,
     }
 }
 
