@@ -636,7 +636,7 @@ fn large_export(bench: &Bench) -> PathBuf {
 
 const LARGE: &str = "parts/function.data";
 
-/// A packaging that is copying the large file, in a hidden folder in `beside`.
+/// A packaging that was stopped while it copied the large file, in a hidden folder in `beside`.
 fn copying(graph: &Path, out: &Path, beside: &Path, ignored: &str) -> std::process::Child {
     let dir = model_dir().join("external");
     // Whoever runs the tests under `nohup` has them ignore SIGHUP.
@@ -663,16 +663,18 @@ fn copying(graph: &Path, out: &Path, beside: &Path, ignored: &str) -> std::proce
         );
         std::thread::sleep(std::time::Duration::from_millis(5));
     }
+    send(&child, Signal::SIGSTOP);
     child
+}
+
+fn send(child: &std::process::Child, signal: Signal) {
+    let id = i32::try_from(child.id()).unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(id), signal).unwrap();
 }
 
 #[test]
 fn a_signal_ends_packaging_as_any_process_and_leaves_nothing() {
     use std::os::unix::process::ExitStatusExt;
-    let send = |child: &std::process::Child, signal: Signal| {
-        let id = i32::try_from(child.id()).unwrap();
-        nix::sys::signal::kill(nix::unistd::Pid::from_raw(id), signal).unwrap();
-    };
     let bench = Bench::new();
     let empty = bench.path("in-empty");
     std::fs::create_dir(&empty).unwrap();
@@ -688,6 +690,7 @@ fn a_signal_ends_packaging_as_any_process_and_leaves_nothing() {
         for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
             let mut child = copying(&graph, out, beside, "");
             send(&child, signal);
+            send(&child, Signal::SIGCONT);
             assert_eq!(child.wait().unwrap().signal(), Some(signal as i32));
             assert_eq!(names(bench.0.path()), ["in-empty", "in-export"]);
             assert!(names(&empty).is_empty());
@@ -695,9 +698,16 @@ fn a_signal_ends_packaging_as_any_process_and_leaves_nothing() {
     }
     // As under `nohup`.
     let mut child = copying(&graph, &empty, &empty, "trap '' HUP;");
+    let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let ignored = u64::from_str_radix(ignored.unwrap().trim(), 16).unwrap();
+    assert!(
+        ignored & (1 << (Signal::SIGHUP as u32 - 1)) != 0,
+        "{status}"
+    );
     send(&child, Signal::SIGHUP);
-    std::thread::sleep(std::time::Duration::from_millis(50));
     send(&child, Signal::SIGTERM);
+    send(&child, Signal::SIGCONT);
     assert_eq!(child.wait().unwrap().signal(), Some(Signal::SIGTERM as i32));
     assert!(names(&empty).is_empty());
 }

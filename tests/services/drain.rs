@@ -283,7 +283,12 @@ fn what_will_be_done_in_time_ends_here_and_the_rest_is_handed_back_at_once() {
 /// another one, and long before the minute of the default.
 fn drains_in_four_seconds(worker: &Worker, expected: i32) {
     worker.terminate();
-    assert_eq!(worker.exit_code(secs(24)), expected, "{}", worker.log());
+    assert_eq!(
+        worker.exit_code(secs(4) + SOON),
+        expected,
+        "{}",
+        worker.log()
+    );
 }
 
 #[test]
