@@ -149,7 +149,9 @@ impl Graph {
         match head {
             Head::LogProbs(logits) => append_loss_head(graph, logits, elem),
             Head::Loss(loss) => {
-                graph.node.push(op("Cast", &[loss], OUTPUT, "to", FLOAT.into()));
+                graph
+                    .node
+                    .push(op("Cast", &[loss], OUTPUT, "to", FLOAT.into()));
                 graph.output = vec![value_info(OUTPUT, FLOAT, vec![None])];
             }
         }
@@ -217,5 +219,11 @@ fn append_loss_head(graph: &mut GraphProto, logits: &str, logits_type: i32) {
 /// A node with one attribute, named after its output.
 fn op(op_type: &str, input: &[&str], output: &str, attribute: &str, value: i64) -> Bytes {
     let attributes = [int(attribute, value)];
-    node(&format!("{output}_node"), op_type, input, output, &attributes)
+    node(
+        &format!("{output}_node"),
+        op_type,
+        input,
+        output,
+        &attributes,
+    )
 }

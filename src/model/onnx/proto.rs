@@ -394,6 +394,12 @@ impl NodeProto {
         }
     }
 
+    /// A node's name, or that of its first output.
+    pub(super) fn display(&self) -> Option<&str> {
+        let name = self.name.as_deref().filter(|name| !name.is_empty());
+        name.or(self.output.first().map(String::as_str))
+    }
+
     pub(super) fn attributes(&self) -> Result<Vec<Attribute>, GraphError> {
         let attributes = self.attribute.iter();
         attributes.map(|a| decode(a, "an attribute")).collect()
