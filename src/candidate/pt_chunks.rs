@@ -180,7 +180,7 @@ fn chunks<'r, 'a>(
 fn versions(pickle: &Pickle<'_>, root: &Fields) -> Result<Option<Versions>, Failure> {
     let version = |key| {
         let entry = pickle.entry(root, key).map_err(malformed)?;
-        Ok(entry.and_then(Value::natural))
+        Ok::<_, Failure>(entry.and_then(Value::natural))
     };
     let (old, new) = (version("old_version")?, version("new_version")?);
     Ok(old.zip(new).map(|(old, new)| Versions { old, new }))

@@ -4,6 +4,7 @@
 //! Why inputs: the runtime may prepack, fold or merge an initializer, and would then not see a patch
 //! to it. An input is always read.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::io::Write;
 use std::path::Path;
@@ -33,20 +34,20 @@ pub enum Head<'a> {
     Loss(&'a str),
 }
 
-/// A weight to be stored in a graph.
+/// A weight in the form that a graph takes, as an input or a constant.
 #[derive(Debug)]
-pub struct Constant<'a> {
+pub struct WeightSpec<'a> {
     /// Its name in the graph.
-    pub name: &'a str,
+    pub input: String,
     /// In the graph's layout.
-    pub shape: &'a [i64],
+    pub shape: Vec<i64>,
     /// Element type.
     pub dtype: Dtype,
     /// Little-endian, in the graph's layout.
-    pub bytes: &'a [u8],
+    pub bytes: Cow<'a, [u8]>,
 }
 
-impl Constant<'_> {
+impl WeightSpec<'_> {
     /// Its contents are in a file of external data.
     fn tensor(&self, file: &str, offset: usize) -> TensorProto {
         let entry = |key: &str, value: String| StringEntry {
@@ -54,8 +55,8 @@ impl Constant<'_> {
             value: Some(value),
         };
         TensorProto {
-            name: Some(self.name.to_owned()),
-            dims: self.shape.to_vec(),
+            name: Some(self.input.clone()),
+            dims: self.shape.clone(),
             data_type: Some(elem_type(self.dtype)),
             external_data: vec![
                 entry("location", file.to_owned()),
@@ -92,7 +93,7 @@ impl Graph {
     /// Names what is missing or cannot be written.
     pub fn with_constants(
         mut self,
-        weights: &[Constant<'_>],
+        weights: &[WeightSpec<'_>],
         head: Head<'_>,
         dir: &Path,
         data: &Path,
@@ -111,7 +112,7 @@ impl Graph {
     /// When the file cannot be written.
     pub fn with_external(
         mut self,
-        weights: &[Constant<'_>],
+        weights: &[WeightSpec<'_>],
         data: &Path,
     ) -> Result<Vec<u8>, GraphError> {
         let constants = self.constants(weights, data)?;
@@ -122,7 +123,7 @@ impl Graph {
     /// Removes the weights from the graph and writes their contents to the file.
     fn constants(
         &mut self,
-        weights: &[Constant<'_>],
+        weights: &[WeightSpec<'_>],
         data: &Path,
     ) -> Result<Vec<TensorProto>, GraphError> {
         let fail = |e: std::io::Error| GraphError(format!("{}: {e}", data.display()));
@@ -131,7 +132,7 @@ impl Graph {
         let mut tensors = Vec::with_capacity(weights.len());
         let mut offset = 0;
         for weight in weights {
-            file.write_all(weight.bytes).map_err(fail)?;
+            file.write_all(&weight.bytes).map_err(fail)?;
             tensors.push(weight.tensor(&name, offset));
             offset += weight.bytes.len();
         }
