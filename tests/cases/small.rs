@@ -156,7 +156,7 @@ async fn weights_that_are_inputs_of_the_graph_are_placed_by_name() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "makes a model of 2.4 GB and needs 8 GB of memory"]
 async fn a_model_above_two_gigabytes_is_packaged_and_scored() {
-    use scorer::model::onnx::Graph;
+    use scorer::model::onnx::{Graph, WeightSpec};
     let source = tempfile::tempdir().unwrap();
     let out = tempfile::tempdir().unwrap();
     let large = scorer::selftest::synthetic_model::SIX_HUNDRED_MILLION;

@@ -6,7 +6,8 @@ use std::path::Path;
 
 use sha2::{Digest, Sha256};
 
-use crate::model::manifest::{FileDigest, PackageError};
+use crate::model::manifest::{FileDigest, Manifest, PackageError};
+use crate::model::package::MANIFEST;
 use crate::model::tensor::Dtype;
 use crate::model::weights_file::{self, Stored};
 
@@ -56,6 +57,15 @@ pub(super) fn digest(path: &Path) -> Result<String, PackageError> {
             read => hash.update(&part[..read]),
         }
     }
+}
+
+/// Writes the manifest, which says that the package is complete.
+///
+/// # Errors
+/// On an I/O error.
+pub(crate) fn write_manifest(folder: &Path, manifest: &Manifest) -> Result<(), PackageError> {
+    let json = serde_json::to_vec_pretty(manifest).map_err(|e| PackageError(e.to_string()))?;
+    write(&folder.join(MANIFEST), &json).map(drop)
 }
 
 /// Writes weights as a safetensors file.
