@@ -13,6 +13,8 @@ pub mod sketch;
 mod update_builder;
 mod zstd;
 
+use half::{bf16, f16};
+
 use crate::config::CandidatesConfig;
 use crate::model::package::Package;
 use crate::protocol::failure::{Code, Failure};
@@ -128,6 +130,30 @@ fn natural(number: f64) -> Option<u64> {
     const BEYOND: f64 = 18_446_744_073_709_551_616.0;
     let natural = number.fract() == 0.0 && (0.0..BEYOND).contains(&number);
     natural.then_some(number as u64)
+}
+
+/// Little-endian elements; generic, so that the compiler specialises the loop for each type.
+fn each<const N: usize, T>(
+    bytes: &[u8],
+    read: impl Fn([u8; N]) -> T + Clone,
+) -> impl ExactSizeIterator<Item = T> + Clone {
+    bytes
+        .as_chunks()
+        .0
+        .iter()
+        .map(move |element| read(*element))
+}
+
+fn i32_from(bytes: [u8; 4]) -> i64 {
+    i32::from_le_bytes(bytes).into()
+}
+
+fn f16_from(bytes: [u8; 2]) -> f32 {
+    f16::from_le_bytes(bytes).to_f32()
+}
+
+fn bf16_from(bytes: [u8; 2]) -> f32 {
+    bf16::from_le_bytes(bytes).to_f32()
 }
 
 /// The failure for bytes of another format.

@@ -102,16 +102,16 @@ pub struct Evaluation {
 /// When the session cannot be built, or the allocation succeeds.
 pub fn exhaust(config: &EngineConfig) -> Result<Failure, EngineError> {
     let graph = crate::model::onnx::synthetic::greedy();
-    let unexpected = |e: &SessionError| EngineError::from_session(e, Detail::WarmFailed);
-    let mut session =
-        Session::new(config, GraphSource::Bytes(&graph), Vec::new()).map_err(|e| unexpected(&e))?;
+    let session = Session::new(config, GraphSource::Bytes(&graph), Vec::new());
+    let unexpected = |e| EngineError::from_session(&e, Detail::WarmFailed);
+    let mut session = session.map_err(unexpected)?;
     let size = std::iter::once(1 << 50);
     match session.run(vec![Feed::integers("size", vec![1], Elem::I64, size)]) {
-        Err(error) => Ok(failure(&error)),
-        Ok(_) => Err(EngineError::new(
-            Detail::WarmFailed,
-            "an allocation of four petabytes succeeded",
-        )),
+        Err(error) => Ok(error.into()),
+        Ok(_) => {
+            let message = "an allocation of four petabytes succeeded";
+            Err(EngineError::new(Detail::WarmFailed, message))
+        }
     }
 }
 
@@ -207,10 +207,9 @@ impl Engine {
 
     /// The micro-batch for a plan, if memory suffices.
     fn batch_of(&self, plan: &Plan) -> usize {
-        if self.fixed_batch {
-            self.micro_batch
-        } else {
-            self.micro_batch.min(plan.windows.len())
+        match self.fixed_batch {
+            true => self.micro_batch,
+            false => self.micro_batch.min(plan.windows.len()),
         }
     }
 
@@ -251,12 +250,10 @@ impl Engine {
         let baseline = (!known).then(|| Lap::since(began));
         let began = Instant::now();
         let patches = &patches.patches;
-        let written = patches.iter().try_for_each(|patch| self.write(patch));
+        let written = self.write(patches);
         let apply = Lap::since(began);
         let began = Instant::now();
-        let after = written
-            .map_err(|e| failure(&e))
-            .and_then(|()| self.losses(plan, batch));
+        let after = written.and_then(|()| self.losses(plan, batch));
         let forward = Lap::since(began);
         let began = Instant::now();
         self.restore(patches)?;
@@ -282,14 +279,15 @@ impl Engine {
     /// # Errors
     /// When the device fails.
     pub fn rehearse(&mut self, patches: &Patches) -> Result<(), Failure> {
-        let written = patches.patches.iter().try_for_each(|p| self.write(p));
+        let written = self.write(&patches.patches);
         self.restore(&patches.patches)?;
-        written.map_err(|e| failure(&e))
+        written
     }
 
-    /// Writes the new values wherever the graph holds the tensor.
-    fn write(&mut self, patch: &Patch) -> Result<(), SessionError> {
-        self.write_all(patch, &patch.values)
+    /// Writes the new values wherever the graph holds the tensors.
+    fn write(&mut self, patches: &[Patch]) -> Result<(), Failure> {
+        let mut patches = patches.iter();
+        Ok(patches.try_for_each(|patch| self.write_all(patch, &patch.values))?)
     }
 
     fn write_all(&mut self, patch: &Patch, values: &[f32]) -> Result<(), SessionError> {
@@ -308,10 +306,9 @@ impl Engine {
         values: &[f32],
     ) -> Result<(), SessionError> {
         let slot = &self.slots[slot];
-        let positions = if slot.transposed {
-            &patch.transposed
-        } else {
-            &patch.indices
+        let positions = match slot.transposed {
+            true => &patch.transposed,
+            false => &patch.indices,
         };
         self.progress.moved();
         self.session.write(slot.weight, positions, values)
@@ -341,23 +338,19 @@ impl Engine {
 
     fn losses(&mut self, plan: &Plan, batch: usize) -> Result<Vec<f64>, Failure> {
         let _busy = self.progress.begin();
-        let losses = plan
-            .windows
-            .chunks(batch)
-            .map(|windows| self.micro_batch_losses(windows))
-            .collect::<Result<Vec<_>, _>>();
-        Ok(losses?.concat())
+        let batches = plan.windows.chunks(batch);
+        let losses = batches.map(|windows| self.micro_batch_losses(windows));
+        Ok(losses.collect::<Result<Vec<_>, _>>()?.concat())
     }
 
     fn micro_batch_losses(&mut self, windows: &[Window]) -> Result<Vec<f64>, Failure> {
         let began = Instant::now();
-        let batch = if self.fixed_batch {
-            self.micro_batch
-        } else {
-            windows.len()
+        let batch = match self.fixed_batch {
+            true => self.micro_batch,
+            false => windows.len(),
         };
         let feeds = self.measure.feeds(&self.package, windows, batch);
-        let output = self.session.run(feeds).map_err(|e| failure(&e))?;
+        let output = self.session.run(feeds)?;
         self.progress.step();
         // Only warm-ups set the pace that the watchdog compares with; a slow job must not relax it.
         if self.proven.is_none() {
@@ -367,14 +360,16 @@ impl Engine {
     }
 }
 
-fn failure(error: &SessionError) -> Failure {
-    let code = match error {
-        SessionError::OutOfMemory(_) => Code::OutOfMemory,
-        SessionError::Terminated => Code::ScoreTimeout,
-        SessionError::Unavailable(_)
-        | SessionError::NoKernel(_)
-        | SessionError::Model(_)
-        | SessionError::Other(_) => Code::InferenceFailed,
-    };
-    Failure::new(code, error.to_string())
+impl From<SessionError> for Failure {
+    fn from(error: SessionError) -> Self {
+        let code = match error {
+            SessionError::OutOfMemory(_) => Code::OutOfMemory,
+            SessionError::Terminated => Code::ScoreTimeout,
+            SessionError::Unavailable(_)
+            | SessionError::NoKernel(_)
+            | SessionError::Model(_)
+            | SessionError::Other(_) => Code::InferenceFailed,
+        };
+        Self::new(code, error.to_string())
+    }
 }

@@ -33,13 +33,6 @@ struct Kept {
 }
 
 impl Kept {
-    fn nothing() -> Self {
-        Self {
-            sizes: LruCache::unbounded(),
-            taken: 0,
-        }
-    }
-
     /// Adds an entry as the most recently used.
     fn put(&mut self, sha256: Sha, size: u64) {
         self.forget(sha256);
@@ -47,15 +40,16 @@ impl Kept {
         self.taken = self.taken.saturating_add(size);
     }
 
+    /// The least recently used entry, if another of this size does not fit beside it.
+    fn excess(&self, most: u64, size: u64) -> Option<Sha> {
+        let (oldest, _) = self.sizes.peek_lru()?;
+        (self.taken.saturating_add(size) > most).then_some(*oldest)
+    }
+
     fn forget(&mut self, sha256: Sha) -> Option<u64> {
         let size = self.sizes.pop(&sha256)?;
         self.taken = self.taken.saturating_sub(size);
         Some(size)
-    }
-
-    /// The least recently used entry.
-    fn oldest(&self) -> Option<Sha> {
-        self.sizes.peek_lru().map(|(sha256, _)| *sha256)
     }
 }
 
@@ -79,7 +73,10 @@ impl Cache {
             }
         }
         found.sort_by_key(|(used, ..)| *used);
-        let mut kept = Kept::nothing();
+        let mut kept = Kept {
+            sizes: LruCache::unbounded(),
+            taken: 0,
+        };
         for (_, sha256, size) in found {
             kept.put(sha256, size);
         }
@@ -156,12 +153,10 @@ impl Cache {
 
     fn make_room(&self, size: u64) -> std::io::Result<()> {
         loop {
-            let oldest = {
-                let kept = self.kept();
-                match kept.oldest() {
-                    Some(oldest) if kept.taken.saturating_add(size) > self.most => oldest,
-                    Some(_) | None => return Ok(()),
-                }
+            // Not locked while the file is removed.
+            let excess = self.kept().excess(self.most, size);
+            let Some(oldest) = excess else {
+                return Ok(());
             };
             match std::fs::remove_file(self.path(oldest)) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),

@@ -41,18 +41,19 @@ pub struct Claims {
 }
 
 impl Claims {
-    fn check(self, fetched: &Fetched) -> Result<(), Failure> {
+    fn checked(self, fetched: Fetched) -> Result<Fetched, Failure> {
         let (size, sha256) = (fetched.bytes.len() as u64, &fetched.sha256);
+        let mismatch = |message: String| Failure::new(Code::CandidateDigestMismatch, message);
         if let Some(claimed) = self.size.filter(|claimed| *claimed != size) {
             let message = format!("{size} bytes, the job says {claimed}");
-            return Err(Failure::new(Code::CandidateDigestMismatch, message).with("size", size));
+            return Err(mismatch(message).with("size", size));
         }
         if let Some(claimed) = self.sha256.filter(|claimed| claimed != sha256) {
             let found = hex::encode(sha256);
             let message = format!("SHA-256 is {found}, the job says {}", hex::encode(claimed));
-            return Err(Failure::new(Code::CandidateDigestMismatch, message).with("sha256", found));
+            return Err(mismatch(message).with("sha256", found));
         }
-        Ok(())
+        Ok(fetched)
     }
 }
 
@@ -117,15 +118,12 @@ impl Fetcher {
         if let Some(size) = { sizes }.find(|size| *size > limit.1) {
             return Err(too_large(size, limit));
         }
-        let fetched = Fetched {
-            bytes: data.clone(),
-            sha256: match known {
-                Some(digest) => digest,
-                None => digest(data.clone()).await?,
-            },
+        let bytes = data.clone();
+        let sha256 = match known {
+            Some(digest) => digest,
+            None => digest(data.clone()).await?,
         };
-        claims.check(&fetched)?;
-        Ok(fetched)
+        claims.checked(Fetched { bytes, sha256 })
     }
 
     /// Gets the bytes from the cache, else from their URL and into the cache.
@@ -143,9 +141,7 @@ impl Fetcher {
         if let Some((cache, sha256)) = cache
             && let Some(bytes) = cache.read(sha256).await
         {
-            let fetched = Fetched { bytes, sha256 };
-            claims.check(&fetched)?;
-            return Ok(fetched);
+            return claims.checked(Fetched { bytes, sha256 });
         }
         let timeout = self.config.fetch_timeout;
         let fetch = self.fetch_checked(url, claims, claims.size.unwrap_or(limit.1));
@@ -165,12 +161,10 @@ impl Fetcher {
         let mut download = Download::new(self.config.min_rate, most);
         download.proven = claims.sha256.is_some();
         download.complete(&self.downloader, &url, most).await?;
-        let fetched = Fetched {
+        claims.checked(Fetched {
             sha256: download.digest.finalize().into(),
             bytes: download.bytes.into(),
-        };
-        claims.check(&fetched)?;
-        Ok(fetched)
+        })
     }
 }
 

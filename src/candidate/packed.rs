@@ -2,10 +2,9 @@
 //! `binary_v2` packs a tensor, and `pt_chunks` a compact chunk.
 
 use flate2::{Decompress, FlushDecompress, Status};
-use half::f16;
 
 use super::update_builder::UpdateBuilder;
-use super::{malformed, shorten};
+use super::{each, f16_from, i32_from, malformed, shorten};
 use crate::protocol::failure::Failure;
 
 /// Bytes unpacked at a time; a multiple of a base64 group.
@@ -23,11 +22,10 @@ pub(super) enum Packed<'a> {
 impl Packed<'_> {
     /// Bytes it takes in the container.
     fn size(self) -> u64 {
-        let size = match self {
-            Self::Bytes(bytes) | Self::Base64(bytes) => bytes.len(),
-            Self::Latin1(text) => text.len(),
-        };
-        size as u64
+        match self {
+            Self::Bytes(bytes) | Self::Base64(bytes) => bytes.len() as u64,
+            Self::Latin1(text) => text.len() as u64,
+        }
     }
 
     /// Replaces the content of `piece` with the next bytes; empty at the end.
@@ -46,11 +44,7 @@ impl Packed<'_> {
                 *rest = later;
             }
             Self::Latin1(rest) => {
-                let mut end = rest.len().min(PIECE);
-                while !rest.is_char_boundary(end) {
-                    end -= 1;
-                }
-                let (now, later) = rest.split_at(end);
+                let (now, later) = rest.split_at(rest.floor_char_boundary(PIECE));
                 if now.chars().any(|c| u8::try_from(c).is_err()) {
                     return Err("data is not bytes".into());
                 }
@@ -97,16 +91,10 @@ impl Unpacker {
         self.inflate(packed, k).map_err(wrong)?;
         let half = self.inflated.len() == 6 * k;
         let (values, indices) = self.inflated.split_at(if half { 2 * k } else { 4 * k });
-        let indices = indices.as_chunks().0.iter();
-        let indices = indices.map(|b| i64::from(i32::from_le_bytes(*b)));
-        if half {
-            let values = values.as_chunks().0.iter();
-            let values = values.map(|b| f16::from_le_bytes(*b).to_f32());
-            builder.add(name, tensor, indices, values)
-        } else {
-            let values = values.as_chunks().0.iter();
-            let values = values.map(|b| f32::from_le_bytes(*b));
-            builder.add(name, tensor, indices, values)
+        let indices = each(indices, i32_from);
+        match half {
+            true => builder.add(name, tensor, indices, each(values, f16_from)),
+            false => builder.add(name, tensor, indices, each(values, f32::from_le_bytes)),
         }
     }
 

@@ -9,13 +9,14 @@ mod value;
 
 use std::collections::HashMap;
 
-use half::{bf16, f16};
 use rawzip::{CompressionMethod, ZipArchive, ZipSliceArchive};
 
 use super::keys::Keys;
 use super::packed::{Packed, Unpacker};
 use super::update_builder::UpdateBuilder;
-use super::{MOST_DIMENSIONS, Versions, malformed, not_a, shorten, too_large};
+use super::{
+    MOST_DIMENSIONS, Versions, bf16_from, f16_from, i32_from, malformed, not_a, shorten, too_large,
+};
 use crate::protocol::failure::Failure;
 use crate::util::file_type::Looks;
 use names::Element;
@@ -45,10 +46,8 @@ pub(super) fn decode(bytes: &[u8], builder: &mut UpdateBuilder<'_>) -> Result<()
             false => not_a("a zip archive", bytes),
         })?;
     let archive = Archive::read(&zip, OF_THE_WHOLE + ENTRIES * tensors)?;
-    if archive
-        .get("byteorder")
-        .is_some_and(|order| order != b"little")
-    {
+    let order = archive.get("byteorder");
+    if order.is_some_and(|order| order != b"little") {
         return Err(malformed("a file from a big-endian machine"));
     }
     let Some(pickle) = archive.get("data.pkl") else {
@@ -87,10 +86,8 @@ impl<'a> Archive<'a> {
             let path = entry.file_path().as_bytes();
             let name = path.iter().position(|b| *b == b'/').map_or(0, |at| at + 1);
             let data = zip.get_entry(entry.wayfinder()).map_err(no_zip)?.data();
-            if found
-                .insert(path.get(name..).unwrap_or(path), data)
-                .is_some()
-            {
+            let name = path.get(name..).unwrap_or(path);
+            if found.insert(name, data).is_some() {
                 let path = shorten(&String::from_utf8_lossy(path));
                 return Err(malformed(format!("a zip with two entries {path}")));
             }
@@ -180,7 +177,7 @@ fn chunks<'r, 'a>(
 fn versions(pickle: &Pickle<'_>, root: &Fields) -> Result<Option<Versions>, Failure> {
     let version = |key| {
         let entry = pickle.entry(root, key).map_err(malformed)?;
-        Ok(entry.and_then(Value::natural))
+        Ok::<_, Failure>(entry.and_then(Value::natural))
     };
     let (old, new) = (version("old_version")?, version("new_version")?);
     Ok(old.zip(new).map(|(old, new)| Versions { old, new }))
@@ -305,10 +302,7 @@ impl<'r, 'a> Chunk<'r, 'a> {
         let shape = self.shape()?;
         let tensor = builder.declare(self.name, shape.as_deref(), indices.length)?;
         match indices.element {
-            Element::I32 => {
-                let indices = indices.elements(|b| i64::from(i32::from_le_bytes(b)));
-                self.add_values(tensor, indices, &values, builder)
-            }
+            Element::I32 => self.add_values(tensor, indices.elements(i32_from), &values, builder),
             Element::I64 => {
                 let indices = indices.elements(i64::from_le_bytes);
                 self.add_values(tensor, indices, &values, builder)
@@ -336,14 +330,8 @@ impl<'r, 'a> Chunk<'r, 'a> {
         let name = self.name;
         match values.element {
             Element::F32 => builder.add(name, tensor, indices, values.elements(f32::from_le_bytes)),
-            Element::F16 => {
-                let values = values.elements(|b| f16::from_le_bytes(b).to_f32());
-                builder.add(name, tensor, indices, values)
-            }
-            Element::Bf16 => {
-                let values = values.elements(|b| bf16::from_le_bytes(b).to_f32());
-                builder.add(name, tensor, indices, values)
-            }
+            Element::F16 => builder.add(name, tensor, indices, values.elements(f16_from)),
+            Element::Bf16 => builder.add(name, tensor, indices, values.elements(bf16_from)),
             Element::F64 => {
                 let values = values.elements(|b| f64::from_le_bytes(b) as f32);
                 builder.add(name, tensor, indices, values)
@@ -414,10 +402,8 @@ impl<'a> View<'a> {
             ..
         } = *tensor;
         let size = storage.element.size();
-        let last = length
-            .saturating_sub(1)
-            .checked_mul(stride)?
-            .checked_add(offset)?;
+        let last = length.saturating_sub(1).checked_mul(stride)?;
+        let last = last.checked_add(offset)?;
         let inside = last < storage.elements || length == 0;
         let first = usize::try_from(offset.checked_mul(size)?).ok()?;
         let present = storage.elements.checked_mul(size)? <= stored.len() as u64;

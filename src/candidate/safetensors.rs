@@ -4,10 +4,10 @@
 
 use ::safetensors::tensor::TensorView;
 use ::safetensors::{Dtype, SafeTensorError, SafeTensors};
-use half::{bf16, f16};
 
 use super::update_builder::UpdateBuilder;
-use super::{malformed, not_a, shorten, too_large};
+use super::{bf16_from, each, f16_from, i32_from, malformed, not_a, shorten, too_large};
+use crate::model::tensor::is_integer;
 use crate::protocol::failure::Failure;
 use crate::util::file_type::{self, Looks};
 
@@ -119,22 +119,6 @@ impl<'f> Part<'f> {
     }
 }
 
-/// Whether elements of this type are whole numbers or truth values.
-fn is_integer(dtype: Dtype) -> bool {
-    matches!(
-        dtype,
-        Dtype::BOOL
-            | Dtype::U8
-            | Dtype::I8
-            | Dtype::U16
-            | Dtype::I16
-            | Dtype::U32
-            | Dtype::I32
-            | Dtype::U64
-            | Dtype::I64
-    )
-}
-
 /// Looks at how the file begins. The crate reads a header of 100 MB, of which it makes many times as
 /// much. One of a candidate needs no more than a few words for each tensor of the model.
 fn check_header(bytes: &[u8], builder: &UpdateBuilder<'_>) -> Result<(), Failure> {
@@ -185,18 +169,17 @@ fn add_pair(
         return Err(wrong(format!("{k} indices for {other} values")));
     }
     let tensor = builder.declare(name, None, k as u64)?;
+    let data = indices.data();
     #[expect(clippy::wildcard_enum_match_arm, reason = "a foreign enum")]
     match indices.dtype() {
-        Dtype::I32 => {
-            let indices = indices.data().as_chunks().0.iter();
-            let indices = indices.map(|b| i64::from(i32::from_le_bytes(*b)));
-            add_values(name, tensor, indices, values, builder)
-        }
-        Dtype::I64 => {
-            let indices = indices.data().as_chunks().0.iter();
-            let indices = indices.map(|b| i64::from_le_bytes(*b));
-            add_values(name, tensor, indices, values, builder)
-        }
+        Dtype::I32 => add_values(name, tensor, each(data, i32_from), values, builder),
+        Dtype::I64 => add_values(
+            name,
+            tensor,
+            each(data, i64::from_le_bytes),
+            values,
+            builder,
+        ),
         other => Err(wrong(format!("indices of {other}, not I32 or I64"))),
     }
 }
@@ -225,21 +208,9 @@ fn add_values(
     let (dtype, data) = (values.dtype(), values.data());
     #[expect(clippy::wildcard_enum_match_arm, reason = "a foreign enum")]
     match dtype {
-        Dtype::F32 => {
-            let values = data.as_chunks().0.iter();
-            let values = values.map(|b| f32::from_le_bytes(*b));
-            builder.add(name, tensor, indices, values)
-        }
-        Dtype::F16 => {
-            let values = data.as_chunks().0.iter();
-            let values = values.map(|b| f16::from_le_bytes(*b).to_f32());
-            builder.add(name, tensor, indices, values)
-        }
-        Dtype::BF16 => {
-            let values = data.as_chunks().0.iter();
-            let values = values.map(|b| bf16::from_le_bytes(*b).to_f32());
-            builder.add(name, tensor, indices, values)
-        }
+        Dtype::F32 => builder.add(name, tensor, indices, each(data, f32::from_le_bytes)),
+        Dtype::F16 => builder.add(name, tensor, indices, each(data, f16_from)),
+        Dtype::BF16 => builder.add(name, tensor, indices, each(data, bf16_from)),
         other => {
             let name = shorten(name);
             Err(malformed(format!(

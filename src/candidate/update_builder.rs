@@ -147,13 +147,8 @@ impl<'a> UpdateBuilder<'a> {
         let called = self.renaming.apply(name);
         let tensor = called.and_then(|name| self.package.tensor(&name));
         let tensor = tensor.ok_or_else(|| Self::unknown(name))?;
-        let same_shape = |shape: &[u64]| {
-            shape
-                .iter()
-                .copied()
-                .eq(tensor.shape.iter().map(|d| *d as u64))
-        };
-        if let Some(shape) = shape.filter(|s| !same_shape(s)) {
+        let sizes = tensor.shape.iter().map(|d| *d as u64);
+        if let Some(shape) = shape.filter(|shape| !shape.iter().copied().eq(sizes.clone())) {
             let message = format!(
                 "{shown}: the candidate says shape {shape:?}, the model has {:?}",
                 tensor.shape
@@ -194,13 +189,10 @@ impl<'a> UpdateBuilder<'a> {
     /// # Errors
     /// When they exceed the body and what its entries can need.
     pub(super) fn read(&mut self, bytes: u64) -> Result<(), Failure> {
-        match self.unread.checked_sub(bytes) {
-            Some(unread) => {
-                self.unread = unread;
-                Ok(())
-            }
-            None => Err(too_large("several tensors refer to the same bytes")),
-        }
+        let unread = self.unread.checked_sub(bytes);
+        let overread = || too_large("several tensors refer to the same bytes");
+        self.unread = unread.ok_or_else(overread)?;
+        Ok(())
     }
 
     /// Accounts for inflated bytes that a stream is about to produce.
@@ -309,10 +301,8 @@ impl<'a> UpdateBuilder<'a> {
             let tensors = &self.passed_over;
             message += &format!("; of these the type cannot be a weight's: {tensors}");
         } else if self.pieces == 0 && !self.keys.is_empty() {
-            message += &format!(
-                "; it has the keys {}, and no tensor is below them",
-                self.keys
-            );
+            let keys = &self.keys;
+            message += &format!("; it has the keys {keys}, and no tensor is below them");
         }
         Failure::new(Code::CandidateEmpty, message)
     }

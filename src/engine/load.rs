@@ -4,11 +4,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::objective::{self, Measure};
-use super::session::{GraphSource, Session, SessionError, WeightSpec};
+use super::session::{GraphSource, Session, SessionError};
 use super::{Engine, EngineError, Slot};
 use crate::config::EngineConfig;
-use crate::model::manifest::GraphLocation;
-use crate::model::onnx::{Constant, Graph, Head, Untrainable};
+use crate::model::onnx::{Graph, Head, Untrainable, WeightSpec};
 use crate::model::package::Package;
 use crate::model::tensor::Dtype;
 use crate::model::weights::transpose;
@@ -130,15 +129,10 @@ fn fit(package: &Package) -> Result<(Graph, Measure, Option<usize>), String> {
 fn refused(package: &Package, config: &EngineConfig, error: &SessionError) -> EngineError {
     let mut refused = EngineError::from_session(error, Detail::ModelLoadFailed);
     if matches!(error, SessionError::NoKernel(_)) {
-        let half = package
-            .weights
-            .tensors
-            .iter()
-            .any(|t| t.dtype == Dtype::Bf16);
-        let (what, instead) = if half {
-            ("bfloat16", "export the model in float32 or float16")
-        } else {
-            ("this graph", "export the model otherwise")
+        let mut tensors = package.weights.tensors.iter();
+        let (what, instead) = match tensors.any(|t| t.dtype == Dtype::Bf16) {
+            true => ("bfloat16", "export the model in float32 or float16"),
+            false => ("this graph", "export the model otherwise"),
         };
         refused.message = format!(
             "{} cannot compute {what}; use a provider that can (engine.execution_provider), or {instead}: {}",
@@ -154,22 +148,17 @@ fn check_trainable(package: &Package, graph: &Graph, head: Head<'_>) -> Result<(
     let (Head::LogProbs(output) | Head::Loss(output)) = head;
     let tensors = package.manifest.tensors.iter();
     let tensors = tensors.filter(|(name, _)| package.manifest.is_trainable(name));
-    let places: Vec<(&str, &str)> = tensors
-        .flat_map(|(name, tensor)| {
-            let places = tensor.places.iter();
-            places.map(|place| (name.as_str(), place.initializer.as_str()))
-        })
-        .collect();
+    let places = tensors.flat_map(|(name, tensor)| {
+        let places = tensor.places.iter();
+        places.map(|place| (name.as_str(), place.initializer.as_str()))
+    });
+    let places: Vec<(&str, &str)> = places.collect();
     let names: Vec<&str> = places.iter().map(|(_, place)| *place).collect();
-    let barred = graph
-        .untrainable(&names, output)
-        .map_err(|e| e.to_string())?;
+    let barred = graph.untrainable(&names, output);
+    let barred = barred.map_err(|e| e.to_string())?;
     for (name, place) in places {
-        let empty = package
-            .manifest
-            .tensors
-            .get(name)
-            .is_some_and(|t| t.shape.contains(&0));
+        let entry = package.manifest.tensors.get(name);
+        let empty = entry.is_some_and(|entry| entry.shape.contains(&0));
         if let Some(why) = barred.get(place).or(empty.then_some(&Untrainable::Empty)) {
             return Err(format!(
                 "tensors.{name}: {place} {why}, so candidates may not touch it; package it again"
@@ -187,13 +176,9 @@ fn bare_session(
     config: &EngineConfig,
 ) -> Result<Result<Session, SessionError>, String> {
     let dir = tempfile::tempdir().map_err(|e| e.to_string())?;
-    let (model, data) = (
-        dir.path().join("model.onnx"),
-        dir.path().join("scorer.weights"),
-    );
-    let constants: Vec<Constant<'_>> = specs.iter().map(WeightSpec::constant).collect();
+    let [model, data] = ["model.onnx", "scorer.weights"].map(|name| dir.path().join(name));
     let head = objective::head(package);
-    let prepared = graph.with_constants(&constants, head, &package.dir, &data);
+    let prepared = graph.with_constants(specs, head, &package.dir, &data);
     let prepared = prepared.map_err(|e| e.to_string())?;
     copy_external(package, dir.path()).map_err(|e| e.to_string())?;
     std::fs::write(&model, prepared).map_err(|e| e.to_string())?;
@@ -217,23 +202,16 @@ fn layout(package: &Package) -> (Vec<Slot>, Vec<WeightSpec<'_>>) {
     let mut slots = Vec::new();
     let mut specs = Vec::new();
     for (tensor, info) in package.weights.tensors.iter().enumerate() {
-        let places: &[GraphLocation] = package
-            .manifest
-            .tensors
-            .get(&info.name)
-            .map_or(&[], |entry| &entry.places);
-        for place in places {
+        let entry = package.manifest.tensors.get(&info.name);
+        for place in entry.iter().flat_map(|entry| &entry.places) {
             slots.push(Slot {
                 tensor,
                 weight: specs.len(),
                 place: place.initializer.clone(),
                 transposed: place.transposed,
             });
-            let mut shape: Vec<i64> = info
-                .shape
-                .iter()
-                .filter_map(|d| i64::try_from(*d).ok())
-                .collect();
+            let sizes = info.shape.iter().filter_map(|d| i64::try_from(*d).ok());
+            let mut shape: Vec<i64> = sizes.collect();
             if place.transposed {
                 shape.reverse();
             }

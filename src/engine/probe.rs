@@ -16,7 +16,8 @@ use rand::{Rng, SeedableRng};
 
 use super::patch::Patch;
 use super::warmup::same_bits;
-use crate::engine::{Engine, EngineError, failure};
+use crate::engine::session::Entries;
+use crate::engine::{Engine, EngineError};
 use crate::model::package::Package;
 use crate::model::plan::{Plan, Window};
 use crate::model::tensor::{read_element, round_to};
@@ -53,21 +54,17 @@ impl Engine {
     ) -> Result<Vec<String>, EngineError> {
         let mut slots = self.unmoved(plan)?;
         if !slots.is_empty() {
-            self.look_elsewhere(plan, &mut slots)
-                .map_err(|f| broken(&f))?;
+            self.look_elsewhere(plan, &mut slots).map_err(broken)?;
         }
         self.compare_weights()?;
-        let restored = self.losses(plan, self.batch_of(plan));
-        if !same_bits(&restored.map_err(|f| broken(&f))?, baseline) {
+        let restored = self.pass(plan);
+        if !same_bits(&restored.map_err(broken)?, baseline) {
             let message = "the loss is not what it was before the probe";
             return Err(EngineError::new(Detail::RestoreMismatch, message));
         }
-        let name = |slot: usize| {
-            self.package.weights.tensors[self.slots[slot].tensor]
-                .name
-                .clone()
-        };
-        let mut inert: Vec<String> = slots.into_iter().map(name).collect();
+        let tensors = slots.into_iter().map(|slot| self.slots[slot].tensor);
+        let names = tensors.map(|tensor| self.package.weights.tensors[tensor].name.clone());
+        let mut inert: Vec<String> = names.collect();
         // The places of a tensor are adjacent.
         inert.dedup();
         Ok(inert)
@@ -76,8 +73,7 @@ impl Engine {
     /// The places that do not change the loss of the first window.
     fn unmoved(&mut self, plan: &Plan) -> Result<Vec<usize>, EngineError> {
         let first = short(&plan.windows[..1]);
-        let still = self.losses(&first, self.batch_of(&first));
-        let still = still.map_err(|f| broken(&f))?;
+        let still = self.pass(&first).map_err(broken)?;
         let mut unmoved = Vec::new();
         for slot in self.probed() {
             if !self.moves(slot, &first, &still)? {
@@ -104,8 +100,7 @@ impl Engine {
         for share in SHARES {
             let patch = Point::Baseline.patch(&package, self.slots[slot].tensor, share);
             let losses = self.losses_with(slot, &patch, plan);
-            self.restore(std::slice::from_ref(&patch))
-                .map_err(|f| broken(&f))?;
+            self.restore(&[patch]).map_err(broken)?;
             if !same_bits(&losses?, still) {
                 return Ok(true);
             }
@@ -122,10 +117,9 @@ impl Engine {
         plan: &Plan,
     ) -> Result<Vec<f64>, EngineError> {
         let written = self.write_place(slot, patch, &patch.values);
-        written.map_err(|e| broken(&failure(&e)))?;
+        written.map_err(|e| broken(e.into()))?;
         self.check_arrival(slot, patch)?;
-        let losses = self.losses(plan, self.batch_of(plan));
-        losses.map_err(|f| broken(&f))
+        self.pass(plan).map_err(broken)
     }
 
     /// Reads the whole place back. A device may drop entries, as software Vulkan does beyond 128 MiB of a
@@ -134,8 +128,8 @@ impl Engine {
         let slot = &self.slots[slot];
         let info = &self.package.weights.tensors[slot.tensor];
         let expected = in_graph_order(info, &patch.values, slot.transposed);
-        let arrived = self.session.holds(slot.weight, &expected);
-        if arrived.map_err(|e| broken(&failure(&e)))? {
+        let arrived = self.session.holds(slot.weight, Entries::Values(&expected));
+        if arrived.map_err(|e| broken(e.into()))? {
             return Ok(());
         }
         let message = format!(
@@ -181,10 +175,8 @@ impl Engine {
         slots: &mut Vec<usize>,
     ) -> Result<bool, Failure> {
         let package = Arc::clone(&self.package);
-        let written = uniform.iter().try_for_each(|tensor| {
-            let patch = point.way(&package, *tensor);
-            self.write(&patch).map_err(|e| failure(&e))
-        });
+        let mut tensors = uniform.iter();
+        let written = tensors.try_for_each(|tensor| self.write(&[point.way(&package, *tensor)]));
         let searched = written.and_then(|()| self.search(point, windows, slots));
         for tensor in uniform {
             self.restore(&[point.way(&package, *tensor)])?;
@@ -210,7 +202,7 @@ impl Engine {
             let plan = short(windows);
             let runs = windows.len().div_ceil(self.batch_of(&plan));
             self.foresee(2 * runs);
-            let still = self.losses(&plan, self.batch_of(&plan))?;
+            let still = self.pass(&plan)?;
             if still.iter().any(|loss| !loss.is_finite()) {
                 return Ok(false);
             }
@@ -241,10 +233,11 @@ impl Engine {
         let patch = |tensor: usize| point.patch(&package, tensor, 1.0);
         let written = slots.iter().try_for_each(|slot| {
             let patch = patch(self.slots[*slot].tensor);
-            let written = self.write_place(*slot, &patch, &patch.values);
-            written.map_err(|e| failure(&e))
+            self.write_place(*slot, &patch, &patch.values)
         });
-        let losses = written.and_then(|()| self.losses(plan, self.batch_of(plan)));
+        let losses = written
+            .map_err(Failure::from)
+            .and_then(|()| self.pass(plan));
         for slot in slots {
             self.restore(&[patch(self.slots[*slot].tensor)])?;
         }
@@ -322,11 +315,7 @@ fn irregular(entry: u32) -> f32 {
 /// Every step is at least half the distance.
 fn scatter(value: f32, distance: f32, random: &mut StdRng) -> f32 {
     let step = distance * random.random_range(0.5..1.0);
-    let up = if value == 0.0 {
-        random.random()
-    } else {
-        value > 0.0
-    };
+    let up = value > 0.0 || value == 0.0 && random.random();
     if up { value + step } else { value - step }
 }
 
@@ -362,10 +351,8 @@ fn root_mean_square(weights: &[f32]) -> f32 {
 }
 
 fn elements(package: &Package, tensor: usize) -> Vec<f32> {
-    let (info, bytes) = (
-        &package.weights.tensors[tensor],
-        package.weights.bytes(tensor),
-    );
+    let info = &package.weights.tensors[tensor];
+    let bytes = package.weights.bytes(tensor);
     let element = |i| read_element(bytes, info.dtype, i);
     (0..info.numel).map(element).collect()
 }
@@ -408,6 +395,6 @@ fn short(windows: &[Window]) -> Plan {
     }
 }
 
-fn broken(failure: &Failure) -> EngineError {
+fn broken(failure: Failure) -> EngineError {
     EngineError::new(Detail::WarmFailed, format!("probe: {}", failure.message))
 }

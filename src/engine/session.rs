@@ -11,12 +11,12 @@ use ort::memory::AllocationDevice;
 use ort::session::SessionInputValue;
 
 use crate::config::{EngineConfig, Provider};
-use crate::model::onnx::OUTPUT;
-use crate::model::tensor::Dtype;
+use crate::model::onnx::{OUTPUT, WeightSpec};
 pub use build::GraphSource;
 use build::build;
 pub use feed::Feed;
 pub use library::library_version;
+pub use scratch::Entries;
 use scratch::{Device, Memory, Names, Scratch};
 pub use terminator::Terminator;
 
@@ -45,46 +45,23 @@ pub enum SessionError {
 
 /// ONNX Runtime has no error codes for termination and memory, and ort has none for a missing kernel,
 /// so this matches the message texts of 1.31.
-fn classify(error: &ort::Error) -> SessionError {
-    let text = error.to_string();
-    let memory = [
-        "Failed to allocate memory",
-        "bad_alloc",
-        "out of memory",
-        "CUDA_ERROR_OUT_OF_MEMORY",
-    ];
-    if text.contains("terminate flag being set") {
-        SessionError::Terminated
-    } else if memory.iter().any(|m| text.contains(m)) {
-        SessionError::OutOfMemory(text)
-    } else if text.contains("Could not find an implementation") {
-        SessionError::NoKernel(text)
-    } else {
-        SessionError::Other(text)
-    }
-}
-
-/// A weight in the form that the graph takes.
-#[derive(Debug)]
-pub struct WeightSpec<'a> {
-    /// Name of the graph's input.
-    pub input: String,
-    /// In the graph's layout.
-    pub shape: Vec<i64>,
-    /// Element type.
-    pub dtype: Dtype,
-    /// Little-endian, in the graph's layout.
-    pub bytes: std::borrow::Cow<'a, [u8]>,
-}
-
-impl WeightSpec<'_> {
-    /// The same weight for a session that holds it as a constant.
-    pub fn constant(&self) -> crate::model::onnx::Constant<'_> {
-        crate::model::onnx::Constant {
-            name: &self.input,
-            shape: &self.shape,
-            dtype: self.dtype,
-            bytes: &self.bytes,
+impl From<ort::Error> for SessionError {
+    fn from(error: ort::Error) -> Self {
+        let text = error.to_string();
+        let memory = [
+            "Failed to allocate memory",
+            "bad_alloc",
+            "out of memory",
+            "CUDA_ERROR_OUT_OF_MEMORY",
+        ];
+        if text.contains("terminate flag being set") {
+            Self::Terminated
+        } else if memory.iter().any(|m| text.contains(m)) {
+            Self::OutOfMemory(text)
+        } else if text.contains("Could not find an implementation") {
+            Self::NoKernel(text)
+        } else {
+            Self::Other(text)
         }
     }
 }
@@ -121,10 +98,8 @@ impl Session {
             Provider::Cpu => Memory::Host,
             Provider::Cuda | Provider::Tensorrt => device(config, &inner, &weights)?,
         };
-        let weights = weights
-            .into_iter()
-            .map(|spec| memory.fill(spec))
-            .collect::<Result<_, _>>()?;
+        let weights = weights.into_iter().map(|spec| memory.fill(spec));
+        let weights = weights.collect::<Result<_, _>>()?;
         Ok(Self {
             inner,
             weights,
@@ -139,7 +114,7 @@ impl Session {
     pub(super) fn stand_in(
         &mut self,
         config: &EngineConfig,
-        dtypes: &[Dtype],
+        dtypes: &[crate::model::tensor::Dtype],
         replaced: impl Fn(&[u8]) -> Vec<u8>,
     ) -> Result<(), SessionError> {
         let make = |graph: &[u8]| build(config, GraphSource::Bytes(&replaced(graph)));
@@ -171,20 +146,12 @@ impl Session {
             .write(&mut self.weights[weight], positions, values)
     }
 
-    /// Whether a scratch weight holds exactly the given bytes.
+    /// Whether a scratch weight holds exactly these entries.
     ///
     /// # Errors
     /// When the device fails.
-    pub fn equals(&mut self, weight: usize, bytes: &[u8]) -> Result<bool, SessionError> {
-        self.memory.equals(&self.weights[weight], bytes)
-    }
-
-    /// Whether a scratch weight holds exactly the given values, already rounded to its type.
-    ///
-    /// # Errors
-    /// When the device fails.
-    pub fn holds(&mut self, weight: usize, values: &[f32]) -> Result<bool, SessionError> {
-        self.memory.holds(&self.weights[weight], values)
+    pub fn holds(&mut self, weight: usize, entries: Entries<'_>) -> Result<bool, SessionError> {
+        self.memory.holds(&self.weights[weight], entries)
     }
 
     /// Describes where the weights are and how they are written.
@@ -197,22 +164,17 @@ impl Session {
     /// # Errors
     /// The classified error of ONNX Runtime.
     pub fn run(&mut self, feeds: Vec<Feed<'_>>) -> Result<Vec<f32>, SessionError> {
-        let mut inputs: Vec<(&str, SessionInputValue<'_>)> =
-            Vec::with_capacity(self.weights.len() + feeds.len());
-        for feed in feeds {
-            let name = feed.name;
-            inputs.push((name, feed.tensor().map_err(|e| classify(&e))?.into()));
-        }
-        for weight in &self.weights {
-            inputs.push((&weight.input, weight.feed()));
-        }
+        let fed = feeds
+            .into_iter()
+            .map(|feed| Ok((feed.name, feed.tensor()?.into())));
+        let mut inputs: Vec<(&str, SessionInputValue<'_>)> = fed.collect::<ort::Result<_>>()?;
+        let weights = self.weights.iter();
+        inputs.extend(weights.map(|weight| (weight.input.as_str(), weight.feed())));
         let options = self.terminator.begin()?;
         let result = self.inner.run_with_options(inputs, &options);
         self.terminator.end();
-        let outputs = result.map_err(|e| classify(&e))?;
-        let (_, values) = outputs[OUTPUT]
-            .try_extract_tensor::<f32>()
-            .map_err(|e| classify(&e))?;
+        let outputs = result?;
+        let (_, values) = outputs[OUTPUT].try_extract_tensor::<f32>()?;
         Ok(values.to_vec())
     }
 }

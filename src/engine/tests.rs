@@ -152,13 +152,19 @@ fn the_audit_notices_one_wrong_bit_and_a_changed_file() {
     let weights = &engine.package.weights;
     let right = weights.element(0, 3);
     let wrong = f32::from_bits(right.to_bits() ^ 1);
-    let stray = Patch::at(&engine.package, 0, vec![3], vec![wrong], vec![right]);
+    let stray = [Patch::at(
+        &engine.package,
+        0,
+        vec![3],
+        vec![wrong],
+        vec![right],
+    )];
     engine.write(&stray).unwrap();
     let error = engine.audit().unwrap_err();
     assert_eq!(error.detail, Detail::RestoreMismatch);
     let name = &engine.package.weights.tensors[0].name;
     assert!(error.message.contains(name), "{error}");
-    engine.restore(&[stray]).unwrap();
+    engine.restore(&stray).unwrap();
     engine.audit().unwrap();
 
     // Touched but equal is read again and found unchanged; other contents are named.

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::future::OptionFuture;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -23,29 +24,15 @@ use crate::util::clock;
 /// How long a terminated run may take to come back before it counts as stuck.
 pub const TERMINATE_GRACE: Duration = Duration::from_secs(10);
 
-type Reply<T, E> = oneshot::Sender<Result<T, E>>;
-
-enum Work {
-    Adopt(Arc<Package>, Reply<(), EngineError>),
-    Warm(Reply<Warm, EngineError>),
-    Audit(Reply<(), EngineError>),
-    Score {
-        patches: Arc<Patches>,
-        plan: Arc<Plan>,
-        reply: Reply<Evaluation, Failure>,
-    },
-    Validate {
-        plan: Arc<Plan>,
-        reply: Reply<Arc<Vec<f64>>, Failure>,
-    },
-}
+/// Works on the engine and answers whoever waits for it.
+type Work = Box<dyn FnOnce(&mut Engine) + Send>;
 
 /// Work, how to end it, and the turn it takes: given back by the thread when the work is over, so
 /// that nobody's time runs while somebody else computes.
 struct Command {
     work: Work,
-    /// What the caller takes the engine's package to be.
-    package: Arc<Package>,
+    /// What the caller takes the engine's package to be; none if the work replaces it.
+    package: Option<Arc<Package>>,
     terminator: Terminator,
     turn: OwnedSemaphorePermit,
     /// Tells the caller's side that the work is over, whether anybody waits for it or not.
@@ -197,7 +184,7 @@ impl Turn<'_> {
     /// # Errors
     /// The first proof that fails.
     pub async fn warm(self) -> Result<Warm, EngineError> {
-        self.prove(Work::Warm).await
+        self.prove(true, Engine::warm).await
     }
 
     /// Looks whether the session is still what was proven; see [`Engine::audit`].
@@ -205,7 +192,7 @@ impl Turn<'_> {
     /// # Errors
     /// The first difference.
     pub async fn audit(self) -> Result<(), EngineError> {
-        self.prove(Work::Audit).await
+        self.prove(true, Engine::audit).await
     }
 
     /// Takes other weights of the same package; see [`Engine::adopt`]. From then on only the handle
@@ -216,15 +203,17 @@ impl Turn<'_> {
     pub async fn adopt(self, package: Arc<Package>) -> Result<EngineHandle, EngineError> {
         let engine = self.engine.clone();
         let adopted = Arc::clone(&package);
-        self.prove(|reply| Work::Adopt(adopted, reply)).await?;
+        self.prove(false, |engine| engine.adopt(adopted)).await?;
         Ok(EngineHandle { package, ..engine })
     }
 
-    async fn prove<T>(
+    /// With `same` weights, it is refused once the engine has others than this handle.
+    async fn prove<T: Send + 'static>(
         self,
-        work: impl FnOnce(Reply<T, EngineError>) -> Work,
+        same: bool,
+        work: impl FnOnce(&mut Engine) -> Result<T, EngineError> + Send + 'static,
     ) -> Result<T, EngineError> {
-        match self.run(None, work).await {
+        match self.run(None, same, work).await {
             Ok(answer) => answer,
             Err(Broken::Gone) => Err(EngineError::new(Detail::EngineLost, GONE)),
             Err(broken @ (Broken::Late(_) | Broken::Stalled(_))) => {
@@ -244,12 +233,8 @@ impl Turn<'_> {
         plan: Arc<Plan>,
         limit: Duration,
     ) -> Result<Evaluation, Failure> {
-        self.within(limit, |reply| Work::Score {
-            patches,
-            plan,
-            reply,
-        })
-        .await
+        self.within(limit, move |engine| engine.score(&patches, &plan))
+            .await
     }
 
     /// Measures the current model.
@@ -261,11 +246,11 @@ impl Turn<'_> {
         plan: Arc<Plan>,
         limit: Duration,
     ) -> Result<Arc<Vec<f64>>, Failure> {
-        self.within(limit, |reply| Work::Validate { plan, reply })
+        self.within(limit, move |engine| engine.validate(&plan))
             .await
     }
 
-    async fn begin(self, work: Work) -> Option<Running> {
+    async fn begin(self, same: bool, work: Work) -> Option<Running> {
         let running = Running {
             terminator: Terminator::default(),
             over: CancellationToken::new(),
@@ -273,7 +258,7 @@ impl Turn<'_> {
         };
         let command = Command {
             work,
-            package: Arc::clone(&self.engine.package),
+            package: same.then(|| Arc::clone(&self.engine.package)),
             terminator: running.terminator.clone(),
             turn: self.permit?,
             over: running.over.clone().drop_guard(),
@@ -282,13 +267,13 @@ impl Turn<'_> {
         Some(running)
     }
 
-    async fn within<T>(
+    async fn within<T: Send + 'static>(
         self,
         limit: Duration,
-        work: impl FnOnce(Reply<T, Failure>) -> Work,
+        work: impl FnOnce(&mut Engine) -> Result<T, Failure> + Send + 'static,
     ) -> Result<T, Failure> {
         let stalled = self.engine.stalled.clone();
-        match self.run(Some(limit), work).await {
+        match self.run(Some(limit), true, work).await {
             Ok(answer) => answer,
             Err(Broken::Gone) => Err(Failure::new(Code::InferenceFailed, GONE)),
             Err(broken @ (Broken::Late(_) | Broken::Stalled(_))) => {
@@ -302,23 +287,27 @@ impl Turn<'_> {
 
     /// Has the thread work, and ends what takes too long or makes no progress any more. The device may
     /// be lost then.
-    async fn run<T, E>(
+    async fn run<T: Send + 'static>(
         self,
         limit: Option<Duration>,
-        work: impl FnOnce(Reply<T, E>) -> Work,
-    ) -> Result<Result<T, E>, Broken> {
+        same: bool,
+        work: impl FnOnce(&mut Engine) -> T + Send + 'static,
+    ) -> Result<T, Broken> {
         let progress = Arc::clone(&self.engine.progress);
         let (reply, mut answer) = oneshot::channel();
-        let running = self.begin(work(reply)).await.ok_or(Broken::Gone)?;
-        let late = async {
-            match limit {
-                Some(limit) => clock::had(limit).await,
-                None => std::future::pending().await,
-            }
-        };
+        let work = Box::new(move |engine: &mut Engine| {
+            let began = Instant::now();
+            let answer = work(engine);
+            // Counted before anybody hears of the end.
+            engine.worked(began.elapsed());
+            // A receiver that is gone no longer wants it.
+            drop(reply.send(answer));
+        });
+        let running = self.begin(same, work).await.ok_or(Broken::Gone)?;
+        let late = OptionFuture::from(limit.map(clock::had));
         let broken = tokio::select! {
             answer = &mut answer => return answer.map_err(|_| Broken::Gone),
-            () = late => Broken::Late(limit.unwrap_or_default()),
+            Some(()) = late => Broken::Late(limit.unwrap_or_default()),
             () = progress.stuck() => {
                 tracing::error!("a run makes no progress any more; it is ended");
                 Broken::Stalled(progress.patience())
@@ -385,50 +374,17 @@ fn load_engine(
 
 fn serve(mut engine: Engine, mut inbox: mpsc::Receiver<Command>, loss: &Loss) {
     while let Some(command) = inbox.blocking_recv() {
-        let began = Instant::now();
         engine.obey(command.terminator);
-        let adopts = matches!(command.work, Work::Adopt(..));
-        if !adopts && !Arc::ptr_eq(&engine.package, &command.package) {
+        let other = |package| !Arc::ptr_eq(&engine.package, package);
+        if command.package.as_ref().is_some_and(other) {
             // Its sender is told by the reply that is dropped.
             tracing::error!("refused to compute for weights that are no longer served");
             continue;
         }
-        match command.work {
-            Work::Adopt(package, reply) => {
-                let adopted = engine.adopt(package);
-                answer(&engine, began, reply, adopted);
-            }
-            Work::Warm(reply) => {
-                let warm = engine.warm();
-                answer(&engine, began, reply, warm);
-            }
-            Work::Audit(reply) => {
-                let audit = engine.audit();
-                answer(&engine, began, reply, audit);
-            }
-            Work::Score {
-                patches,
-                plan,
-                reply,
-            } => {
-                let evaluation = engine.score(&patches, &plan);
-                answer(&engine, began, reply, evaluation);
-            }
-            Work::Validate { plan, reply } => {
-                let losses = engine.validate(&plan);
-                answer(&engine, began, reply, losses);
-            }
-        }
+        (command.work)(&mut engine);
         if !engine.is_sound() {
             return loss.tell(Detail::RestoreMismatch);
         }
         drop((command.over, command.turn));
     }
-}
-
-/// The time is counted before anybody hears of the end.
-fn answer<T, E>(engine: &Engine, began: Instant, reply: Reply<T, E>, answer: Result<T, E>) {
-    engine.worked(began.elapsed());
-    // A receiver that is gone no longer wants it.
-    drop(reply.send(answer));
 }

@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::load::graph_bytes;
+use super::session::Entries;
 use super::{Engine, EngineError};
 use crate::engine::statistics;
 use crate::model::manifest::PackageError;
@@ -42,17 +43,12 @@ impl Warm {
     /// A message that names the tensors without effect, if there are any.
     pub fn inert_in_words(&self) -> Option<String> {
         let named = self.named_inert();
-        let more = match self.inert.len() - named.len() {
-            0 => String::new(),
-            more => format!(" and {more} more"),
-        };
-        let names = || {
-            format!(
-                "no effect on the loss was seen of {}{more}",
-                named.join(", ")
-            )
-        };
-        (!named.is_empty()).then(names)
+        let names = format!("no effect on the loss was seen of {}", named.join(", "));
+        match (named.len(), self.inert.len() - named.len()) {
+            (0, _) => None,
+            (_, 0) => Some(names),
+            (_, more) => Some(format!("{names} and {more} more")),
+        }
     }
 }
 
@@ -98,7 +94,7 @@ impl Engine {
         self.baselines.clear();
         self.proven = None;
         let plan = Plan::new(&self.package.shards, None, "", self.package.cut());
-        let plan = plan.map_err(|f| failed(&f))?;
+        let plan = plan.map_err(failed)?;
         self.announce(&plan, self.batch_of(&plan));
         let (first, pass) = self.measured_twice(&plan)?;
         let baseline_loss = statistics::mean(&first);
@@ -124,9 +120,9 @@ impl Engine {
         plan: &Plan,
     ) -> Result<(Arc<Vec<f64>>, Duration), EngineError> {
         let batch = self.batch_of(plan);
-        let first = self.baseline(plan, batch).map_err(|f| failed(&f))?;
+        let first = self.baseline(plan, batch).map_err(failed)?;
         let began = std::time::Instant::now();
-        let again = self.losses(plan, batch).map_err(|f| failed(&f))?;
+        let again = self.losses(plan, batch).map_err(failed)?;
         if same_bits(&first, &again) {
             return Ok((first, began.elapsed()));
         }
@@ -184,12 +180,10 @@ impl Engine {
         for slot in &self.slots {
             self.progress.moved();
             let bytes = graph_bytes(&self.package, slot.tensor, slot.transposed);
-            let same = self.session.equals(slot.weight, &bytes);
+            let same = self.session.holds(slot.weight, Entries::Bytes(&bytes));
             if !same.map_err(|e| EngineError::from_session(&e, Detail::RestoreMismatch))? {
-                let message = format!(
-                    "{} differs from the baseline after restoring",
-                    self.package.weights.tensors[slot.tensor].name
-                );
+                let name = &self.package.weights.tensors[slot.tensor].name;
+                let message = format!("{name} differs from the baseline after restoring");
                 return Err(EngineError::new(Detail::RestoreMismatch, message));
             }
         }
@@ -197,13 +191,12 @@ impl Engine {
     }
 }
 
-fn failed(failure: &Failure) -> EngineError {
-    let detail = if failure.code == Code::OutOfMemory {
-        Detail::OutOfMemory
-    } else {
-        Detail::WarmFailed
+fn failed(failure: Failure) -> EngineError {
+    let detail = match failure.code == Code::OutOfMemory {
+        true => Detail::OutOfMemory,
+        false => Detail::WarmFailed,
     };
-    EngineError::new(detail, failure.message.clone())
+    EngineError::new(detail, failure.message)
 }
 
 pub(super) fn same_bits(a: &[f64], b: &[f64]) -> bool {

@@ -26,10 +26,10 @@ use bytes::Bytes;
 use super::checkpoint::Tensor;
 use super::manifest::{Manifest, PackageError, ShardFile, TensorEntry};
 use super::onnx::Graph;
-use super::package::{MANIFEST, Package};
+use super::package::Package;
 use super::tensor::Dtype;
 use crate::protocol::message::V1;
-pub(crate) use disk::{write, write_tensors};
+pub(crate) use disk::{write, write_manifest, write_tensors};
 use export::Export;
 pub use recipe::Recipe;
 use staging::Staging;
@@ -158,7 +158,6 @@ fn write_package(
         shards,
         canary: None,
     };
-    let json = serde_json::to_vec_pretty(&manifest).map_err(|e| PackageError(e.to_string()))?;
-    write(&staging.dir().join(MANIFEST), &json)?;
+    write_manifest(staging.dir(), &manifest)?;
     Ok(manifest)
 }

@@ -7,8 +7,8 @@ mod index;
 #[cfg(test)]
 pub(crate) mod tests;
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Component, Path};
+use std::collections::BTreeSet;
+use std::path::Path;
 
 use bytes::Bytes;
 
@@ -112,7 +112,7 @@ impl Contents {
     }
 
     fn finish(mut self, file: &Path) -> Result<Checkpoint, PackageError> {
-        let broken = |why: String| PackageError(format!("{}: {why}", file.display()));
+        let broken = |why: String| PackageError::at(file, why);
         self.refused.sort();
         self.passed_over.sort();
         self.tensors.sort_by(|a, b| a.name.cmp(&b.name));
@@ -152,32 +152,25 @@ fn kind(stored: safetensors::Dtype) -> Kind {
 }
 
 fn read_shards(index: &Path) -> Result<Checkpoint, PackageError> {
-    let broken = |why: String| PackageError(format!("{}: {why}", index.display()));
+    let broken = |why: String| PackageError::at(index, why);
     let map = read_index(index).map_err(broken)?;
-    let files: BTreeSet<&str> = map.values().map(String::as_str).collect();
+    let names: BTreeSet<&str> = map.values().map(String::as_str).collect();
     let folder = index.parent().unwrap_or(Path::new(""));
-    for file in &files {
-        let path = Path::new(file);
-        let inside = path.components().all(|c| matches!(c, Component::Normal(_)));
-        if file.is_empty() || !inside {
+    for file in &names {
+        if !files::is_plain(file) {
             return Err(broken(format!("names {file:?}, which is not beside it")));
         }
     }
-    let missing = files.iter().filter(|file| !folder.join(file).is_file());
+    let missing = names.iter().filter(|file| !folder.join(file).is_file());
     let missing: Vec<String> = missing.map(|file| (*file).to_owned()).collect();
     if !missing.is_empty() {
-        let (lost, all) = (missing.len(), files.len());
-        let missing = list(&missing);
-        return Err(broken(format!(
-            "{lost} of its {all} shards are missing: {missing}"
-        )));
+        let (lost, all, missing) = (missing.len(), names.len(), list(&missing));
+        let why = format!("{lost} of its {all} shards are missing: {missing}");
+        return Err(broken(why));
     }
     let mut contents = Contents::default();
-    let mut awaited: BTreeMap<&str, &str> = map
-        .iter()
-        .map(|(name, file)| (name.as_str(), file.as_str()))
-        .collect();
-    for file in files {
+    let mut awaited = map.clone();
+    for file in names {
         contents.add(&folder.join(file), |name| match map.get(name) {
             Some(named) if named == file => {
                 awaited.remove(name);
@@ -189,15 +182,13 @@ fn read_shards(index: &Path) -> Result<Checkpoint, PackageError> {
             None => Err(broken(format!("does not name {name}, which {file} holds"))),
         })?;
     }
-    let lost: Vec<String> = awaited
+    let lost = awaited
         .iter()
-        .map(|(name, file)| format!("{name} ({file})"))
-        .collect();
+        .map(|(name, file)| format!("{name} ({file})"));
+    let lost: Vec<String> = lost.collect();
     if !lost.is_empty() {
-        let lost = list(&lost);
-        return Err(broken(format!(
-            "names tensors that its shards do not hold: {lost}"
-        )));
+        let why = format!("names tensors that its shards do not hold: {}", list(&lost));
+        return Err(broken(why));
     }
     contents.finish(index)
 }

@@ -1,5 +1,6 @@
 //! A package's files: opened, mapped, and compared with their digests.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::path::{Component, Path, PathBuf};
 
@@ -7,7 +8,7 @@ use bytes::Bytes;
 use memmap2::Mmap;
 use sha2::{Digest, Sha256};
 
-use super::manifest::PackageError;
+use super::error::{PackageError, require};
 
 /// Metadata that changes with every write to a file and with every replacement.
 pub(super) type Seen = (u64, u64, i64, i64, i64, i64);
@@ -22,22 +23,19 @@ pub(super) struct Stamp {
 
 /// Joins a file name of the manifest to the package's folder; a path that leaves it is refused.
 pub(super) fn inside(dir: &Path, file: &str) -> Result<PathBuf, PackageError> {
-    let relative = Path::new(file);
-    let plain = !file.is_empty()
-        && relative
-            .components()
-            .all(|c| matches!(c, Component::Normal(_)));
-    if plain {
-        Ok(dir.join(relative))
-    } else {
-        Err(PackageError(format!("{file:?}: leads out of the package")))
-    }
+    let problem = format!("{file:?}: leads out of the package");
+    require(is_plain(file), problem).map(|()| dir.join(file))
+}
+
+/// Whether a path consists of names alone.
+pub(super) fn is_plain(path: &str) -> bool {
+    let mut parts = Path::new(path).components();
+    !path.is_empty() && parts.all(|part| matches!(part, Component::Normal(_)))
 }
 
 pub(super) fn look(path: &Path) -> Result<Seen, PackageError> {
     use std::os::unix::fs::MetadataExt;
-    let found =
-        std::fs::metadata(path).map_err(|e| PackageError(format!("{}: {e}", path.display())))?;
+    let found = std::fs::metadata(path).map_err(|e| PackageError::at(path, e))?;
     Ok((
         found.ino(),
         found.len(),
@@ -53,25 +51,35 @@ pub(crate) fn check_regular(path: &Path, found: &std::fs::Metadata) -> Result<()
     if found.is_file() {
         return Ok(());
     }
-    let kind = if found.is_dir() {
-        "a folder"
-    } else {
-        "a pipe, a socket or a device"
+    let kind = match found.is_dir() {
+        true => "a folder",
+        false => "a pipe, a socket or a device",
     };
-    let message = format!("{}: is {kind}; give a regular file", path.display());
-    Err(PackageError(message))
+    let why = format!("is {kind}; give a regular file");
+    Err(PackageError::at(path, why))
+}
+
+/// The names of what a folder holds, in order.
+pub(super) fn names_in(folder: &Path) -> Result<Vec<OsString>, PackageError> {
+    let entries = std::fs::read_dir(folder).and_then(|entries| {
+        let names = entries.map(|entry| Ok(entry?.file_name()));
+        names.collect::<std::io::Result<Vec<_>>>()
+    });
+    let mut names = entries.map_err(|e| PackageError::at(folder, e))?;
+    names.sort();
+    Ok(names)
 }
 
 /// Opens a regular file.
 pub(crate) fn open(path: &Path) -> Result<File, PackageError> {
-    let fail = |e: std::io::Error| PackageError(format!("{}: {e}", path.display()));
+    let fail = |e: std::io::Error| PackageError::at(path, e);
     check_regular(path, &std::fs::metadata(path).map_err(fail)?)?;
     File::open(path).map_err(fail)
 }
 
 /// Maps a file read-only.
 pub(crate) fn map(path: &Path) -> Result<Bytes, PackageError> {
-    let fail = |e: std::io::Error| PackageError(format!("{}: {e}", path.display()));
+    let fail = |e: std::io::Error| PackageError::at(path, e);
     let file = open(path)?;
     if file.metadata().map_err(fail)?.len() == 0 {
         return Ok(Bytes::new());
@@ -96,11 +104,7 @@ pub(super) fn compare_digests(
     found: &str,
     expected: &str,
 ) -> Result<(), PackageError> {
-    if found == expected {
-        return Ok(());
-    }
-    Err(PackageError(format!(
-        "{}: its SHA-256 is {found}, it should be {expected}; copy it again",
-        path.display()
-    )))
+    let path = path.display();
+    let problem = format!("{path}: its SHA-256 is {found}, it should be {expected}; copy it again");
+    require(found == expected, problem)
 }

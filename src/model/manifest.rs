@@ -218,14 +218,21 @@ impl Manifest {
         self.check_places()
     }
 
-    fn check_digests(&self) -> Result<(), PackageError> {
-        let graph = [("graph", &self.graph.sha256)].into_iter();
+    /// Field, name and digest of each file, except the weights.
+    pub(super) fn files(&self) -> impl Iterator<Item = (&'static str, &str, &str)> {
+        let graph = ("graph", &self.graph.file, &self.graph.sha256);
         let external = self.graph.external.iter().flatten();
-        let external = external.map(|file| ("graph.external", &file.sha256));
-        let weights = self.weights.iter().map(|file| ("weights", &file.sha256));
-        let shards = self.shards.iter().map(|file| ("shards", &file.sha256));
-        let mut all = graph.chain(external).chain(weights).chain(shards);
-        all.try_for_each(|(field, digest)| {
+        let external = external.map(|f| ("graph.external", &f.file, &f.sha256));
+        let shards = self.shards.iter().map(|f| ("shards", &f.file, &f.sha256));
+        let all = std::iter::once(graph).chain(external).chain(shards);
+        all.map(|(field, file, sha256)| (field, file.as_str(), sha256.as_str()))
+    }
+
+    fn check_digests(&self) -> Result<(), PackageError> {
+        let weights = self.weights.iter();
+        let weights = weights.map(|w| ("weights", w.file.as_str(), w.sha256.as_str()));
+        let mut all = self.files().chain(weights);
+        all.try_for_each(|(field, _, digest)| {
             require(
                 is_digest(digest),
                 format!("{field}.sha256: {digest:?} is not 64 lower-case hex digits"),

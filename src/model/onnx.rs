@@ -25,7 +25,7 @@ pub use flow::{Flow, IndexLimit};
 pub use graph::{Graph, InitializerInfo, InputInfo};
 pub use kernels::{copy_graph, scatter_graph};
 pub use lift::{Lifted, UnliftedTensor, lift};
-pub use prepare::{Constant, Head, LABELS, OUTPUT};
+pub use prepare::{Head, LABELS, OUTPUT, WeightSpec};
 pub use proto::GraphError;
 pub use untrainable::Untrainable;
 pub use wiring::{Module, NodeInfo, Use, Wiring};

@@ -73,10 +73,8 @@ impl Package {
     /// When it is missing, unreadable or breaks the schema.
     pub fn read_manifest(dir: &Path) -> Result<(Manifest, String), PackageError> {
         let path = dir.join(MANIFEST);
-        let text =
-            std::fs::read(&path).map_err(|e| PackageError(format!("{}: {e}", path.display())))?;
-        let broken = |e: &dyn std::fmt::Display| PackageError(format!("{}: {e}", path.display()));
-        Manifest::decode(&text).map_err(|e| broken(&e))
+        let text = std::fs::read(&path).map_err(|e| PackageError::at(&path, e))?;
+        Manifest::decode(&text).map_err(|e| PackageError::at(&path, e))
     }
 
     /// Names a package with its weights and their version: SHA-256 in hex.
@@ -232,16 +230,11 @@ impl Manifest {
     /// The current state of the files with digests in the manifest, except the weights; missing
     /// files are left to the loader.
     fn stamps(&self, dir: &Path) -> Result<Vec<Stamp>, PackageError> {
-        let graph = (&self.graph.file, &self.graph.sha256);
-        let external = self.graph.external.iter().flatten();
-        let files = std::iter::once(graph)
-            .chain(external.map(|e| (&e.file, &e.sha256)))
-            .chain(self.shards.iter().map(|s| (&s.file, &s.sha256)));
         let mut stamps = Vec::new();
-        for (file, sha256) in files {
+        for (_, file, sha256) in self.files() {
             let path = inside(dir, file)?;
             if let Ok(seen) = look(&path) {
-                let sha256 = sha256.clone();
+                let sha256 = sha256.to_owned();
                 stamps.push(Stamp { path, sha256, seen });
             }
         }
@@ -252,9 +245,7 @@ impl Manifest {
     fn check_external(&self, graph: &Bytes) -> Result<(), PackageError> {
         let files = self.graph.external.iter().flatten();
         let files: BTreeSet<&str> = files.map(|external| external.file.as_str()).collect();
-        for External { location, at, .. } in
-            externals(graph).map_err(|e| PackageError(e.to_string()))?
-        {
+        for External { location, at, .. } in externals(graph)? {
             let known = plain_location(&location).is_some_and(|l| files.contains(l.as_str()));
             let problem = format!(
                 "graph: {at}: its external data {location:?} is not among graph.external, so its digest was not compared; package it again"
@@ -326,8 +317,7 @@ fn load_shards(
         shards.push(parse_shard(file.id, &file.file, &bytes, objective)?);
     }
     if shards.is_empty() {
-        let dir = dir.display();
-        return Err(PackageError(format!("{dir}: every shard is missing")));
+        return Err(PackageError::at(dir, "every shard is missing"));
     }
     Ok(shards)
 }

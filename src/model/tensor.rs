@@ -117,23 +117,15 @@ impl Elem {
 
 /// Reads one little-endian element, widened to f32.
 pub fn read_element(bytes: &[u8], dtype: Dtype, index: usize) -> f32 {
-    match dtype {
-        Dtype::F32 => bytes
-            .as_chunks::<4>()
-            .0
-            .get(index)
-            .map_or(f32::NAN, |b| f32::from_le_bytes(*b)),
-        Dtype::F16 => bytes
-            .as_chunks::<2>()
-            .0
-            .get(index)
-            .map_or(f32::NAN, |b| f16::from_le_bytes(*b).to_f32()),
-        Dtype::Bf16 => bytes
-            .as_chunks::<2>()
-            .0
-            .get(index)
-            .map_or(f32::NAN, |b| bf16::from_le_bytes(*b).to_f32()),
+    fn at<const N: usize>(bytes: &[u8], index: usize) -> Option<[u8; N]> {
+        bytes.as_chunks().0.get(index).copied()
     }
+    let element = match dtype {
+        Dtype::F32 => at(bytes, index).map(f32::from_le_bytes),
+        Dtype::F16 => at(bytes, index).map(|b| f16::from_le_bytes(b).to_f32()),
+        Dtype::Bf16 => at(bytes, index).map(|b| bf16::from_le_bytes(b).to_f32()),
+    };
+    element.unwrap_or(f32::NAN)
 }
 
 /// Rounds to the weight's type, once, and widens again.

@@ -46,17 +46,16 @@ impl Weights {
     /// # Errors
     /// Names the file and the tensor.
     pub(super) fn open(path: &Path, manifest: &Manifest) -> Result<(Self, Digest32), PackageError> {
-        let broken = |e: &dyn std::fmt::Display| PackageError(format!("{}: {e}", path.display()));
+        let broken = |why: String| PackageError::at(path, why);
         let map = crate::model::files::map(path)?;
         let views = deserialize(path, &map)?;
         let mut tensors = Vec::with_capacity(manifest.tensors.len());
         let mut contents = Vec::with_capacity(manifest.tensors.len());
         for (name, entry) in &manifest.tensors {
-            let view = views
-                .tensor(name)
-                .map_err(|_| broken(&format!("has no tensor {name}")))?;
+            let view = views.tensor(name);
+            let view = view.map_err(|_| broken(format!("has no tensor {name}")))?;
             if view.shape() != entry.shape || Dtype::of_stored(view.dtype()) != Some(entry.dtype) {
-                return Err(broken(&format!(
+                return Err(broken(format!(
                     "{name} is {:?} {:?}, model.json says {} {:?}",
                     view.dtype(),
                     view.shape(),
@@ -77,7 +76,7 @@ impl Weights {
         graph: &Bytes,
         manifest: &Manifest,
     ) -> Result<Self, PackageError> {
-        let graph = Graph::decode(graph.clone()).map_err(|e| PackageError(e.to_string()))?;
+        let graph = Graph::decode(graph.clone())?;
         let mut tensors = Vec::with_capacity(manifest.tensors.len());
         let mut contents = Vec::with_capacity(manifest.tensors.len());
         for (name, entry) in &manifest.tensors {

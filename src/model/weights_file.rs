@@ -24,7 +24,7 @@ pub(super) fn deserialize<'a>(
             Some(remedy) => format!("it {}; {remedy}", file_type::describe(bytes)),
             None => e.to_string(),
         };
-        PackageError(format!("{}: not safetensors: {why}", file.display()))
+        PackageError::at(file, format!("not safetensors: {why}"))
     };
     SafeTensors::deserialize(bytes).map_err(broken)
 }

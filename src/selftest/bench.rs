@@ -20,8 +20,7 @@ use serde_json::{Map, Value, json};
 
 use crate::candidate::fetch::Fetcher;
 use crate::candidate::{self, Update};
-use crate::config::Config;
-use crate::config::device_name;
+use crate::config::{Config, device_name};
 use crate::engine::patch::Patches;
 use crate::engine::thread::EngineHandle;
 use crate::engine::{Engine, EngineError};
@@ -118,16 +117,15 @@ pub async fn run(dir: &Path, config: &Config, aim: Duration) -> Result<Report, E
     let first = first(dir, &config, &usual, &plan, aim).await?;
     let tensors = package.weights.tensors.iter();
     let weights_bytes: u64 = tensors.map(|t| (t.numel * t.dtype.size()) as u64).sum();
-    let label = |at: usize| DENSITIES[at].to_string();
+    let medians = |all: &[Vec<f64>]| {
+        let labels = DENSITIES.iter().map(ToString::to_string);
+        labels.zip(all.iter().map(|one| median(one))).collect()
+    };
     let patched = stages["patch"] + stages["restore"];
     Ok(Report {
         bare_ms: median(&compared.bare),
-        evaluate_ms: (0..DENSITIES.len())
-            .map(|at| (label(at), median(&compared.evaluations[at])))
-            .collect(),
-        ratio: (0..DENSITIES.len())
-            .map(|at| (label(at), median(&compared.ratios[at])))
-            .collect(),
+        evaluate_ms: medians(&compared.evaluations),
+        ratio: medians(&compared.ratios),
         patch_restore_share: patched / stages["forward"],
         stages_ms: stages,
         decode_speed,

@@ -49,7 +49,7 @@ pub fn run(dir: &Path, config: &Config) -> Result<Vec<Proof>, EngineError> {
     let plan = Plan::new(&package.shards, None, "", package.cut()).map_err(refused)?;
     let mut random = StdRng::seed_from_u64(3);
     let placed = Ok(engine.memory().to_owned());
-    let warm = engine.warm().map_err(|e| e.to_string()).map(|warm| {
+    let warm = engine.warm().map(|warm| {
         let (loss, windows) = (warm.baseline_loss, warm.windows);
         let moved = match warm.inert_in_words() {
             None => "every place of every tensor moves it".into(),
@@ -57,38 +57,26 @@ pub fn run(dir: &Path, config: &Config) -> Result<Vec<Proof>, EngineError> {
         };
         format!("loss {loss} on {windows} windows repeats; {moved}")
     });
+    let (e, r) = (&mut engine, &mut random);
+    let nothing = nothing(e, &plan);
+    let restored = restored(e, &plan, r);
+    let terminated = terminated(e, &plan, r);
+    let starved = starved(e, &plan, config, r);
+    let audit = engine.audit().map(|()| "no difference".to_owned());
     Ok(vec![
         proof("weights", placed),
-        proof("warm-up and probe", warm),
-        proof(
-            "nothing changed, nothing scored",
-            nothing(&mut engine, &plan),
-        ),
-        proof(
-            "restored bit for bit",
-            restored(&mut engine, &plan, &mut random),
-        ),
-        proof(
-            "ended on demand",
-            terminated(&mut engine, &plan, &mut random),
-        ),
-        proof(
-            "out of memory",
-            starved(&mut engine, &plan, config, &mut random),
-        ),
-        proof(
-            "audit",
-            engine
-                .audit()
-                .map(|()| "no difference".into())
-                .map_err(|e| e.to_string()),
-        ),
+        proof("warm-up and probe", warm.map_err(Into::into)),
+        proof("nothing changed, nothing scored", nothing),
+        proof("restored bit for bit", restored),
+        proof("ended on demand", terminated),
+        proof("out of memory", starved),
+        proof("audit", audit.map_err(Into::into)),
     ])
 }
 
-fn proof(name: &'static str, found: Result<String, String>) -> Proof {
+fn proof(name: &'static str, found: anyhow::Result<String>) -> Proof {
     let holds = found.is_ok();
-    let found = found.unwrap_or_else(|wrong| wrong);
+    let found = found.unwrap_or_else(|wrong| wrong.to_string());
     Proof { name, holds, found }
 }
 
@@ -107,15 +95,11 @@ fn update(package: &Package, scale: f32, random: &mut StdRng) -> Update {
         }
         let most = u32::try_from(info.numel).unwrap_or(u32::MAX);
         let step = random.random_range(1..=200_u32);
-        let indices: Vec<u32> = (random.random_range(0..step).min(most - 1)..most)
-            .step_by(step as usize)
-            .collect();
-        let value = |_: &u32| {
-            if scale > 0.0 {
-                random.random_range(-scale..=scale)
-            } else {
-                0.0
-            }
+        let first = random.random_range(0..step).min(most - 1);
+        let indices: Vec<u32> = (first..most).step_by(step as usize).collect();
+        let value = |_: &u32| match scale > 0.0 {
+            true => random.random_range(-scale..=scale),
+            false => 0.0,
         };
         let values = indices.iter().map(value).collect();
         update.tensors.push(TensorUpdate {
@@ -127,24 +111,18 @@ fn update(package: &Package, scale: f32, random: &mut StdRng) -> Update {
     update
 }
 
-fn nothing(engine: &mut Engine, plan: &Plan) -> Result<String, String> {
+fn nothing(engine: &mut Engine, plan: &Plan) -> anyhow::Result<String> {
     let package = Arc::clone(&engine.package);
     let zeros = update(&package, 0.0, &mut StdRng::seed_from_u64(1));
-    let delta = score(engine, zeros, plan)
-        .map_err(|f| f.to_string())?
-        .paired
-        .delta;
-    if delta.to_bits() == 0 {
-        Ok("an update of zeros has delta exactly 0".into())
-    } else {
-        Err(format!("an update of zeros has delta {delta}"))
-    }
+    let delta = score(engine, zeros, plan)?.paired.delta;
+    anyhow::ensure!(delta.to_bits() == 0, "an update of zeros has delta {delta}");
+    Ok("an update of zeros has delta exactly 0".into())
 }
 
-fn restored(engine: &mut Engine, plan: &Plan, random: &mut StdRng) -> Result<String, String> {
+fn restored(engine: &mut Engine, plan: &Plan, random: &mut StdRng) -> anyhow::Result<String> {
     let package = Arc::clone(&engine.package);
     let first = update(&package, 1e-3, random);
-    let before = score(engine, first.clone(), plan).map_err(|f| f.to_string())?;
+    let before = score(engine, first.clone(), plan)?;
     let short = Plan {
         hash: [1; 32],
         windows: plan.windows[..1].to_vec(),
@@ -157,34 +135,32 @@ fn restored(engine: &mut Engine, plan: &Plan, random: &mut StdRng) -> Result<Str
             Ok(_) => {}
             // Large steps may make a loss infinite; the weights must be restored all the same.
             Err(f) if matches!(f.code, Code::NonFiniteLoss | Code::CandidateNonFinite) => {}
-            Err(f) => return Err(format!("patch {patch}: {f}")),
+            Err(f) => anyhow::bail!("patch {patch}: {f}"),
         }
         if patch % 10 == 9 {
-            engine.compare_weights().map_err(|e| e.to_string())?;
+            engine.compare_weights()?;
         }
     }
-    let after = score(engine, first, plan).map_err(|f| f.to_string())?;
+    let after = score(engine, first, plan)?;
     same(&before, &after)?;
     Ok(format!(
         "{PATCHES} random patches left no trace; the same candidate scores the same bits"
     ))
 }
 
-fn same(before: &Evaluation, after: &Evaluation) -> Result<(), String> {
+fn same(before: &Evaluation, after: &Evaluation) -> anyhow::Result<()> {
     let (before, after) = (before.paired.loss_after, after.paired.loss_after);
-    if before.to_bits() == after.to_bits() {
-        Ok(())
-    } else {
-        Err(format!("the same candidate gave {before}, then {after}"))
-    }
+    let same = before.to_bits() == after.to_bits();
+    anyhow::ensure!(same, "the same candidate gave {before}, then {after}");
+    Ok(())
 }
 
 /// Terminates passes at different moments and measures how soon they return.
-fn terminated(engine: &mut Engine, plan: &Plan, random: &mut StdRng) -> Result<String, String> {
+fn terminated(engine: &mut Engine, plan: &Plan, random: &mut StdRng) -> anyhow::Result<String> {
     let package = Arc::clone(&engine.package);
     let candidate = update(&package, 1e-3, random);
     let began = Instant::now();
-    let before = score(engine, candidate.clone(), plan).map_err(|f| f.to_string())?;
+    let before = score(engine, candidate.clone(), plan)?;
     let pass = began.elapsed();
     let (mut ended, mut slowest) = (0, Duration::ZERO);
     for part in 1..=TERMINATED {
@@ -200,9 +176,8 @@ fn terminated(engine: &mut Engine, plan: &Plan, random: &mut StdRng) -> Result<S
         });
         let outcome = score(engine, candidate.clone(), plan);
         let returned = Instant::now();
-        let signal = alarm
-            .join()
-            .map_err(|_| "the alarm's thread ended".to_owned())?;
+        let signal = alarm.join();
+        let signal = signal.map_err(|_| anyhow::anyhow!("the alarm's thread ended"))?;
         match outcome {
             Err(f) if f.code == Code::ScoreTimeout => {
                 ended += 1;
@@ -210,18 +185,13 @@ fn terminated(engine: &mut Engine, plan: &Plan, random: &mut StdRng) -> Result<S
             }
             // The pass finished before the signal.
             Ok(_) => {}
-            Err(f) => return Err(f.to_string()),
+            Err(f) => return Err(f.into()),
         }
-        engine.compare_weights().map_err(|e| e.to_string())?;
+        engine.compare_weights()?;
     }
     engine.obey(Terminator::default());
-    same(
-        &before,
-        &score(engine, candidate, plan).map_err(|f| f.to_string())?,
-    )?;
-    if ended == 0 {
-        return Err("no run was ended; a pass is too short to tell".into());
-    }
+    same(&before, &score(engine, candidate, plan)?)?;
+    anyhow::ensure!(ended > 0, "no run was ended; a pass is too short to tell");
     Ok(format!(
         "{ended} of {TERMINATED} runs ended within {:.1} ms of the signal, a pass takes {:.1} ms",
         slowest.as_secs_f64() * 1e3,
@@ -235,21 +205,19 @@ fn starved(
     plan: &Plan,
     config: &Config,
     random: &mut StdRng,
-) -> Result<String, String> {
+) -> anyhow::Result<String> {
     let package = Arc::clone(&engine.package);
     let candidate = update(&package, 1e-3, random);
-    let before = score(engine, candidate.clone(), plan).map_err(|f| f.to_string())?;
+    let before = score(engine, candidate.clone(), plan)?;
     tracing::info!("allocating four petabytes; the error that follows is expected");
-    let failure = exhaust(&config.engine).map_err(|e| e.to_string())?;
-    if failure.code != Code::OutOfMemory {
-        return Err(format!(
-            "allocating 4 PB fails as {}: {failure}",
-            failure.code.as_str()
-        ));
-    }
-    same(
-        &before,
-        &score(engine, candidate, plan).map_err(|f| f.to_string())?,
-    )?;
+    let failure = exhaust(&config.engine)?;
+    let code = failure.code;
+    let starved = code == Code::OutOfMemory;
+    anyhow::ensure!(
+        starved,
+        "allocating 4 PB fails as {}: {failure}",
+        code.as_str()
+    );
+    same(&before, &score(engine, candidate, plan)?)?;
     Ok("a request for 4 PB is out_of_memory; the engine goes on".into())
 }

@@ -5,14 +5,14 @@ use std::path::Path;
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use safetensors::tensor::TensorView;
 
-use crate::model::build::{write, write_tensors};
+use crate::model::build::{write, write_manifest, write_tensors};
 use crate::model::manifest::{
     GraphFile, GraphLocation, Inputs, Manifest, Objective, Outputs, PackageError, ShardFile,
     TensorEntry,
 };
 use crate::model::onnx::synthetic::{Decoder, decoder};
-use crate::model::package::MANIFEST;
 use crate::model::tensor::Dtype;
 use crate::protocol::message::V1;
 
@@ -45,16 +45,13 @@ pub fn make(model: Decoder, out: &Path) -> Result<(), PackageError> {
     let mut random = StdRng::seed_from_u64(1);
     let (graph, weights) = decoder(model);
     let graph = write(&out.join("model.onnx"), &graph)?;
-    let tensors: Vec<(String, Vec<usize>, Vec<u8>)> = weights
-        .into_iter()
-        .map(|(name, shape)| {
-            let bytes = weight(&name, shape.iter().product(), &mut random);
-            (name, shape, bytes)
-        })
-        .collect();
-    let views = tensors
-        .iter()
-        .map(|(name, shape, bytes)| (name.as_str(), Dtype::F32, shape.as_slice(), &bytes[..]));
+    let tensors = weights.into_iter().map(|(name, shape)| {
+        let bytes = weight(&name, shape.iter().product(), &mut random);
+        (name, shape, bytes)
+    });
+    let tensors: Vec<(String, Vec<usize>, Vec<u8>)> = tensors.collect();
+    let views = tensors.iter();
+    let views = views.map(|(name, shape, bytes)| (&**name, Dtype::F32, &shape[..], &bytes[..]));
     let weights = write_tensors(&out.join("weights.safetensors"), views)?;
     let manifest = Manifest {
         v: V1,
@@ -82,21 +79,15 @@ pub fn make(model: Decoder, out: &Path) -> Result<(), PackageError> {
         shards: vec![shard(model, out, &mut random)?],
         canary: None,
     };
-    let json = serde_json::to_vec_pretty(&manifest).map_err(|e| PackageError(e.to_string()))?;
-    write(&out.join(MANIFEST), &json)?;
-    Ok(())
+    write_manifest(out, &manifest)
 }
 
 /// Gains near 1 and everything else near 0, so that losses stay finite through all layers.
 fn weight(name: &str, numel: usize, random: &mut StdRng) -> Vec<u8> {
-    let centre = if name.contains("norm") && name.ends_with("weight") {
-        1.0
-    } else {
-        0.0
-    };
-    (0..numel)
-        .flat_map(|_| (centre + random.random_range(-0.04_f32..=0.04)).to_le_bytes())
-        .collect()
+    let gains = name.contains("norm") && name.ends_with("weight");
+    let centre = f32::from(u8::from(gains));
+    let values = (0..numel).map(|_| centre + random.random_range(-0.04_f32..=0.04));
+    values.flat_map(f32::to_le_bytes).collect()
 }
 
 fn entries(tensors: &[(String, Vec<usize>, Vec<u8>)]) -> BTreeMap<String, TensorEntry> {
@@ -121,11 +112,9 @@ fn shard(model: Decoder, out: &Path, random: &mut StdRng) -> Result<ShardFile, P
     let tokens: Vec<u8> = (0..ROWS * length)
         .flat_map(|_| random.random_range(0..highest).to_le_bytes())
         .collect();
-    let view =
-        safetensors::tensor::TensorView::new(safetensors::Dtype::I32, vec![ROWS, length], &tokens)
-            .map_err(|e| PackageError(format!("tokens: {e}")))?;
-    let bytes = safetensors::serialize([("tokens", view)], None)
-        .map_err(|e| PackageError(format!("tokens: {e}")))?;
+    let view = TensorView::new(safetensors::Dtype::I32, vec![ROWS, length], &tokens);
+    let bytes = view.and_then(|view| safetensors::serialize([("tokens", view)], None));
+    let bytes = bytes.map_err(|e| PackageError(format!("tokens: {e}")))?;
     let digest = write(&out.join("shards/shard_000001.safetensors"), &bytes)?;
     Ok(ShardFile {
         id: 1,

@@ -156,7 +156,7 @@ async fn weights_that_are_inputs_of_the_graph_are_placed_by_name() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "makes a model of 2.4 GB and needs 8 GB of memory"]
 async fn a_model_above_two_gigabytes_is_packaged_and_scored() {
-    use scorer::model::onnx::{Constant, Graph};
+    use scorer::model::onnx::{Graph, WeightSpec};
     let source = tempfile::tempdir().unwrap();
     let out = tempfile::tempdir().unwrap();
     let large = scorer::selftest::synthetic_model::SIX_HUNDRED_MILLION;
@@ -166,24 +166,15 @@ async fn a_model_above_two_gigabytes_is_packaged_and_scored() {
     {
         let bytes = std::fs::read(source.path().join("weights.safetensors")).unwrap();
         let views = safetensors::SafeTensors::deserialize(&bytes).unwrap();
-        let shaped: Vec<_> = views
+        let held: Vec<_> = views.iter().collect();
+        let size = |d: &usize| i64::try_from(*d).unwrap();
+        let constants: Vec<WeightSpec<'_>> = held
             .iter()
-            .map(|(name, view)| {
-                let shape: Vec<i64> = view
-                    .shape()
-                    .iter()
-                    .map(|d| i64::try_from(*d).unwrap())
-                    .collect();
-                (name, shape, view)
-            })
-            .collect();
-        let constants: Vec<Constant<'_>> = shaped
-            .iter()
-            .map(|(name, shape, view)| Constant {
-                name,
-                shape,
+            .map(|(name, view)| WeightSpec {
+                input: (*name).to_owned(),
+                shape: view.shape().iter().map(size).collect(),
                 dtype: scorer::model::tensor::Dtype::F32,
-                bytes: view.data(),
+                bytes: view.data().into(),
             })
             .collect();
         let graph = std::fs::read(source.path().join("model.onnx")).unwrap();

@@ -43,6 +43,10 @@ fn malformed<T>(what: impl Into<String>) -> Result<T, Problem> {
     Err(Problem::Malformed(what.into()))
 }
 
+fn utf8(bytes: &[u8]) -> Result<&str, Problem> {
+    std::str::from_utf8(bytes).or_else(|_| malformed("text that is not UTF-8"))
+}
+
 /// The stack machine that executes a pickle, without the ability to call anything.
 struct Machine<'a> {
     rest: &'a [u8],
@@ -128,8 +132,7 @@ impl<'a> Machine<'a> {
     }
 
     fn text<const N: usize>(&mut self) -> Result<&'a str, Problem> {
-        let bytes = self.counted::<N>()?;
-        std::str::from_utf8(bytes).or_else(|_| malformed("text that is not UTF-8"))
+        utf8(self.counted::<N>()?)
     }
 
     fn line(&mut self) -> Result<&'a str, Problem> {
@@ -139,7 +142,7 @@ impl<'a> Machine<'a> {
         };
         let line = self.take(end)?;
         self.take(1)?;
-        std::str::from_utf8(line).or_else(|_| malformed("text that is not UTF-8"))
+        utf8(line)
     }
 
     fn push(&mut self, value: Value<'a>) -> Result<(), Problem> {
@@ -184,13 +187,12 @@ impl<'a> Machine<'a> {
         let Value::Tuple(items) = self.get(tuple) else {
             return None;
         };
-        Some(
-            items
-                .iter()
-                .take(MOST_ARGUMENTS)
-                .map(|id| self.get(*id))
-                .collect(),
-        )
+        Some(self.arguments(items))
+    }
+
+    fn arguments(&self, items: &[Id]) -> Vec<&Value<'a>> {
+        let items = items.iter().take(MOST_ARGUMENTS);
+        items.map(|id| self.get(*id)).collect()
     }
 
     fn remember_or_recall(&mut self, operation: u8) -> Result<(), Problem> {
@@ -346,9 +348,7 @@ impl<'a> Machine<'a> {
             (Name::RebuildFromType, [Value::Name(name), _, Value::Tuple(inner), ..])
                 if *name != Name::RebuildFromType =>
             {
-                let inner = inner.iter().take(MOST_ARGUMENTS);
-                let inner: Vec<_> = inner.map(|id| self.get(*id)).collect();
-                return self.make(*name, &inner);
+                return self.make(*name, &self.arguments(inner));
             }
             // A `defaultdict` also names its factory.
             (Name::EmptyMap, [] | [Value::Name(_) | Value::None]) => Value::Map(Vec::new()),

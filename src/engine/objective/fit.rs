@@ -1,10 +1,9 @@
 //! Checks that the graph takes exactly what the package feeds, so that no job can fail on it.
 
 use super::{Measure, columns};
-use crate::model::manifest::Objective;
 use crate::model::onnx::{Graph, IndexLimit, InputInfo};
 use crate::model::package::Package;
-use crate::model::plan::{Column, Data, TokenCut};
+use crate::model::plan::{Column, Cut, Data};
 use crate::model::tensor::Elem;
 
 pub(super) fn causal_lm(
@@ -13,15 +12,10 @@ pub(super) fn causal_lm(
     inputs: &[InputInfo],
     limits: &[IndexLimit],
 ) -> Result<Measure, String> {
-    let Objective::CausalLm {
-        window,
-        windows_per_row,
-        label_shift,
-        ignore_index,
-    } = package.manifest.objective
-    else {
+    let Cut::Tokens(cut) = package.cut() else {
         return Err("objective: is not causal_lm".into());
     };
+    let window = cut.window;
     let names = &package.manifest.inputs;
     let find = |name: &Option<String>| {
         let name = name.as_deref();
@@ -42,12 +36,7 @@ pub(super) fn causal_lm(
         tokens,
         mask,
         positions,
-        cut: TokenCut {
-            window,
-            windows_per_row,
-            label_shift,
-            ignore_index,
-        },
+        cut,
     })
 }
 
@@ -55,10 +44,10 @@ pub(super) fn causal_lm(
 fn find_row(inputs: &[InputInfo], name: &str, window: usize) -> Result<InputInfo, String> {
     match inputs.iter().find(|input| input.name == name) {
         Some(input) => check_row(input, window).map(|()| input.clone()),
-        None => Err(format!(
-            "graph: has no input {name}; it has {}",
-            listed(inputs)
-        )),
+        None => {
+            let others = listed(inputs);
+            Err(format!("graph: has no input {name}; it has {others}"))
+        }
     }
 }
 
@@ -83,22 +72,17 @@ fn listed(inputs: &[InputInfo]) -> String {
 
 fn check_row(input: &InputInfo, window: usize) -> Result<(), String> {
     let name = &input.name;
-    if input.elem.is_none() {
-        return Err(format!(
-            "graph: the element type of input {name} cannot be fed"
-        ));
-    }
-    match input.shape.as_slice() {
-        [_, None] => Ok(()),
-        [_, Some(seq)] if *seq == window => Ok(()),
-        [_, Some(seq)] => Err(format!(
-            "graph: input {name} takes {seq} tokens, the window has {window}"
-        )),
-        other => Err(format!(
-            "graph: input {name} has {} dimensions, [batch, seq] is needed",
-            other.len()
-        )),
-    }
+    let why = match (input.elem, input.shape.as_slice()) {
+        (None, _) => format!("the element type of input {name} cannot be fed"),
+        (_, [_, None]) => return Ok(()),
+        (_, [_, Some(seq)]) if *seq == window => return Ok(()),
+        (_, [_, Some(seq)]) => format!("input {name} takes {seq} tokens, the window has {window}"),
+        (_, other) => {
+            let rank = other.len();
+            format!("input {name} has {rank} dimensions, [batch, seq] is needed")
+        }
+    };
+    Err(format!("graph: {why}"))
 }
 
 /// Checks that every token is a row of the embedding, also one that is no counted target: a negative
@@ -126,12 +110,8 @@ fn check_tokens(
     let vocabulary = i64::try_from(vocabulary).unwrap_or(i64::MAX);
     let of_logits = (vocabulary, format!("the vocabulary of {vocabulary}"));
     let rows = limits.iter().filter(|limit| limit.input == input);
-    let rows = rows.filter_map(|l| {
-        Some((
-            l.below?,
-            format!("the {} rows that {} picks from", l.below?, l.by),
-        ))
-    });
+    let rows = rows.filter_map(|limit| Some((limit.below?, &limit.by)));
+    let rows = rows.map(|(n, by)| (n, format!("the {n} rows that {by} picks from")));
     let (below, what) = rows.chain([of_logits]).min().unwrap_or_default();
     for shard in package.shards.iter() {
         let Data::Tokens { tokens, row_length } = &shard.data else {
@@ -158,10 +138,8 @@ fn check_positions(
 ) -> Result<(), String> {
     let Some(input) = input else { return Ok(()) };
     let limits = limits.iter().filter(|limit| limit.input == input.name);
-    let rows = limits
-        .filter_map(|limit| usize::try_from(limit.below?).ok())
-        .min();
-    match rows {
+    let rows = limits.filter_map(|limit| usize::try_from(limit.below?).ok());
+    match rows.min() {
         Some(rows) if rows < window => Err(format!(
             "graph: input {} knows {rows} positions, the window has {window}",
             input.name
@@ -173,28 +151,22 @@ fn check_positions(
 /// Checks that integers that select rows or classes are in range.
 pub(super) fn check_values(package: &Package, limits: &[IndexLimit]) -> Result<(), String> {
     for (position, shard) in package.shards.iter().enumerate() {
-        for (limit, column) in limits.iter().flat_map(|limit| {
-            let columns = columns(package, position).iter();
-            columns
-                .filter(|c| c.name == limit.input)
-                .map(move |column| (limit, column))
-        }) {
+        for limit in limits {
+            let mut columns = columns(package, position).iter();
+            let Some(column) = columns.find(|column| column.name == limit.input) else {
+                continue;
+            };
             let below = limit.below.unwrap_or(i64::MAX);
             let foreign = |v: &i64| !(0..below).contains(v) && Some(*v) != limit.ignored;
             let values = whole_numbers(column);
             if let Some(at) = values.iter().position(foreign) {
                 let row_length = column.shape.iter().product::<usize>().max(1);
-                let known = limit
-                    .below
-                    .map_or(String::new(), |below| format!(" of {below}"));
+                let known = limit.below.map(|below| format!(" of {below}"));
+                let known = known.unwrap_or_default();
+                let (row, at, value) = (at / row_length, at % row_length, values[at]);
+                let (id, name, by) = (shard.id, &column.name, &limit.by);
                 return Err(format!(
-                    "shard {}: {}: row {}, position {}: {} is none{known} that {} picks from",
-                    shard.id,
-                    column.name,
-                    at / row_length,
-                    at % row_length,
-                    values[at],
-                    limit.by
+                    "shard {id}: {name}: row {row}, position {at}: {value} is none{known} that {by} picks from"
                 ));
             }
         }
@@ -204,13 +176,10 @@ pub(super) fn check_values(package: &Package, limits: &[IndexLimit]) -> Result<(
 
 fn whole_numbers(column: &Column) -> Vec<i64> {
     match column.elem {
-        Elem::I64 => column
-            .bytes
-            .as_chunks()
-            .0
-            .iter()
-            .map(|b| i64::from_le_bytes(*b))
-            .collect(),
+        Elem::I64 => {
+            let values = column.bytes.as_chunks().0.iter();
+            values.map(|b| i64::from_le_bytes(*b)).collect()
+        }
         Elem::I32 => {
             let values = column.bytes.as_chunks().0.iter();
             values.map(|b| i32::from_le_bytes(*b).into()).collect()
@@ -234,15 +203,11 @@ pub(super) fn check_loss(package: &Package, graph: &Graph) -> Result<(), String>
 pub(super) fn check_columns(package: &Package, inputs: &[InputInfo]) -> Result<(), String> {
     for (position, shard) in package.shards.iter().enumerate() {
         let columns = columns(package, position);
-        if let Some(extra) = columns
-            .iter()
-            .find(|c| !inputs.iter().any(|i| i.name == c.name))
-        {
+        let is_extra = |c: &&Column| !inputs.iter().any(|i| i.name == c.name);
+        if let Some(extra) = columns.iter().find(is_extra) {
+            let (id, name, others) = (shard.id, &extra.name, listed(inputs));
             return Err(format!(
-                "shard {}: the graph has no input {}; it has {}",
-                shard.id,
-                extra.name,
-                listed(inputs)
+                "shard {id}: the graph has no input {name}; it has {others}"
             ));
         }
         for input in inputs {
@@ -264,17 +229,13 @@ fn check_column(column: &Column, input: &InputInfo) -> Result<(), String> {
         ));
     }
     let row = input.shape.get(1..).unwrap_or_default();
-    let fits = row.len() == column.shape.len()
-        && row
-            .iter()
-            .zip(&column.shape)
-            .all(|(free, size)| free.is_none_or(|f| f == *size));
-    if fits {
-        Ok(())
-    } else {
-        Err(format!(
-            "{name} has rows of shape {:?}, the graph takes {row:?}",
-            column.shape
-        ))
+    let mut sizes = row.iter().zip(&column.shape);
+    let fits = sizes.all(|(free, size)| free.is_none_or(|f| f == *size));
+    if fits && row.len() == column.shape.len() {
+        return Ok(());
     }
+    Err(format!(
+        "{name} has rows of shape {:?}, the graph takes {row:?}",
+        column.shape
+    ))
 }

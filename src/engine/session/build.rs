@@ -3,8 +3,8 @@
 use ort::ep;
 use ort::session::builder::SessionBuilder;
 
+use super::SessionError;
 use super::library::environment;
-use super::{SessionError, classify};
 use crate::config::{EngineConfig, Provider};
 
 /// `kOrtSessionOptionsModelExternalInitializersFileFolderPath`.
@@ -39,14 +39,13 @@ pub(super) fn build(
 }
 
 fn refused(error: ort::Error) -> SessionError {
-    match classify(&error) {
+    let text = format!("ONNX Runtime refuses the graph: {error}");
+    match SessionError::from(error) {
         kept @ (SessionError::OutOfMemory(_) | SessionError::NoKernel(_)) => kept,
         SessionError::Unavailable(_)
         | SessionError::Model(_)
         | SessionError::Terminated
-        | SessionError::Other(_) => {
-            SessionError::Model(format!("ONNX Runtime refuses the graph: {error}"))
-        }
+        | SessionError::Other(_) => SessionError::Model(text),
     }
 }
 
@@ -96,10 +95,8 @@ fn cuda(config: &EngineConfig) -> ep::ExecutionProviderDispatch {
         // The exhaustive search may choose a different algorithm in every process.
         cuda = cuda.with_conv_algorithm_search(ep::cuda::ConvAlgorithmSearch::Default);
     }
-    if let Some(limit) = config
-        .gpu_memory_limit
-        .and_then(|bytes| usize::try_from(bytes).ok())
-    {
+    let limit = config.gpu_memory_limit;
+    if let Some(limit) = limit.and_then(|bytes| usize::try_from(bytes).ok()) {
         cuda = cuda.with_memory_limit(limit);
     }
     cuda.build().error_on_failure()

@@ -44,23 +44,16 @@ pub(super) fn environment(
     }
     let path = library(config)?;
     if !path.is_file() {
-        return Err(SessionError::Unavailable(format!(
-            "ONNX Runtime: {} is not a file",
-            path.display()
-        )));
+        let message = format!("ONNX Runtime: {} is not a file", path.display());
+        return Err(SessionError::Unavailable(message));
     }
     let fail = |e: &dyn std::fmt::Display| {
-        SessionError::Unavailable(format!(
-            "ONNX Runtime cannot be loaded from {}: {e}",
-            path.display()
-        ))
+        let path = path.display();
+        SessionError::Unavailable(format!("ONNX Runtime cannot be loaded from {path}: {e}"))
     };
     let builder = ort::init_from(&path).map_err(|e| fail(&e))?;
-    let environment = builder
-        .with_name("scorer")
-        .with_telemetry(false)
-        .build()
-        .map_err(|e| fail(&e))?;
+    let builder = builder.with_name("scorer").with_telemetry(false);
+    let environment = builder.build().map_err(|e| fail(&e))?;
     Ok(ENVIRONMENT.get_or_init(|| environment))
 }
 
@@ -70,9 +63,7 @@ pub fn library_version(config: &EngineConfig) -> Option<String> {
     let info = ort::info();
     // The build info lacks the version, so take it from the file name if that has one.
     let path = library(config).ok()?.canonicalize().ok()?;
-    let name = path.file_name()?.to_string_lossy().into_owned();
-    Some(
-        name.strip_prefix("libonnxruntime.so.")
-            .map_or_else(|| info.to_owned(), str::to_owned),
-    )
+    let name = path.file_name()?.to_string_lossy();
+    let version = name.strip_prefix("libonnxruntime.so.");
+    Some(version.unwrap_or(info).to_owned())
 }

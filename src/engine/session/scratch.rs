@@ -7,8 +7,8 @@ use ort::session::Session;
 use ort::session::SessionInputValue;
 use ort::value::{PrimitiveTensorElementType, Tensor};
 
-use super::{SessionError, WeightSpec, classify};
-use crate::model::onnx::{copy_graph, scatter_graph};
+use super::SessionError;
+use crate::model::onnx::{WeightSpec, copy_graph, scatter_graph};
 use crate::model::tensor::Dtype;
 
 /// An element of a weight.
@@ -126,11 +126,11 @@ impl Memory {
         shape: Vec<i64>,
         bytes: &[u8],
     ) -> Result<Tensor<T>, SessionError> {
-        let host = Tensor::from_array((shape, T::read(bytes))).map_err(|e| classify(&e))?;
-        match self {
-            Self::Host => Ok(host),
-            Self::Device(device) => device.upload(&host).map_err(|e| classify(&e)),
-        }
+        let host = Tensor::from_array((shape, T::read(bytes)))?;
+        Ok(match self {
+            Self::Host => host,
+            Self::Device(device) => device.upload(&host)?,
+        })
     }
 
     /// Writes absolute values (already rounded to the weight's type).
@@ -148,37 +148,22 @@ impl Memory {
         match self {
             Self::Host => each!(&mut scratch.values, tensor => put(tensor, positions, values)),
             Self::Device(device) => {
-                each!(&mut scratch.values, tensor => device.scatter(tensor, positions, values))
-                    .map_err(|e| classify(&e))?;
+                each!(&mut scratch.values, tensor => device.scatter(tensor, positions, values))?;
             }
         }
         Ok(())
     }
 
-    /// Whether a scratch weight holds exactly these bytes.
-    pub(super) fn equals(&mut self, scratch: &Scratch, bytes: &[u8]) -> Result<bool, SessionError> {
-        match self {
-            Self::Host => Ok(each!(&scratch.values, tensor => same(tensor, bytes))),
-            Self::Device(device) => each!(&scratch.values, tensor => device
-                .download(tensor)
-                .map(|host| same(&host, bytes)))
-            .map_err(|e| classify(&e)),
-        }
-    }
-
-    /// Whether a scratch weight holds exactly these values.
+    /// Whether a scratch weight holds exactly these entries.
     pub(super) fn holds(
         &mut self,
         scratch: &Scratch,
-        values: &[f32],
+        entries: Entries<'_>,
     ) -> Result<bool, SessionError> {
-        match self {
-            Self::Host => Ok(each!(&scratch.values, tensor => are(tensor, values))),
-            Self::Device(device) => each!(&scratch.values, tensor => device
-                .download(tensor)
-                .map(|host| are(&host, values)))
-            .map_err(|e| classify(&e)),
-        }
+        Ok(each!(&scratch.values, tensor => match self {
+            Self::Host => entries.are(tensor),
+            Self::Device(device) => entries.are(&device.download(tensor)?),
+        }))
     }
 
     /// A description for the report of `scorer check`.
@@ -198,13 +183,25 @@ fn put<T: Element>(tensor: &mut Tensor<T>, positions: &[u32], values: &[f32]) {
     }
 }
 
-fn same<T: Element>(tensor: &Tensor<T>, bytes: &[u8]) -> bool {
-    T::same(tensor.extract_tensor().1, bytes)
+/// What a weight may hold.
+#[derive(Debug, Clone, Copy)]
+pub enum Entries<'a> {
+    /// Little-endian elements of the weight's type.
+    Bytes(&'a [u8]),
+    /// Values that are already rounded to the weight's type.
+    Values(&'a [f32]),
 }
 
-fn are<T: Element>(tensor: &Tensor<T>, values: &[f32]) -> bool {
-    let (_, found) = tensor.extract_tensor();
-    found.len() == values.len() && found.iter().zip(values).all(|(f, v)| f.is(*v))
+impl Entries<'_> {
+    fn are<T: Element>(self, tensor: &Tensor<T>) -> bool {
+        let (_, found) = tensor.extract_tensor();
+        match self {
+            Self::Bytes(bytes) => T::same(found, bytes),
+            Self::Values(values) => {
+                found.len() == values.len() && found.iter().zip(values).all(|(f, v)| f.is(*v))
+            }
+        }
+    }
 }
 
 /// Device memory, and the graphs that write it and read it back.
@@ -254,15 +251,14 @@ impl Device {
             Allocator::new(main, info)
         };
         let mut device = Self {
-            weights: allocator(&names.memory, MemoryType::Default).map_err(|e| classify(&e))?,
-            staging: allocator(&names.staging, MemoryType::CPUInput).map_err(|e| classify(&e))?,
+            weights: allocator(&names.memory, MemoryType::Default)?,
+            staging: allocator(&names.staging, MemoryType::CPUInput)?,
             host: MemoryInfo::new(
                 AllocationDevice::CPU,
                 0,
                 AllocatorType::Device,
                 MemoryType::Default,
-            )
-            .map_err(|e| classify(&e))?,
+            )?,
             kernels: Vec::new(),
             in_place: true,
         };
@@ -280,25 +276,21 @@ impl Device {
                 device.in_place = false;
                 written = device.tries(dtype);
             }
-            if written? {
-                continue;
+            if !written? {
+                let dtype = dtype.as_str();
+                let message = format!("entries written into {dtype} weights do not arrive");
+                return Err(SessionError::Other(message));
             }
-            let message = format!(
-                "entries written into {} weights do not arrive",
-                dtype.as_str()
-            );
-            return Err(SessionError::Other(message));
         }
         Ok(device)
     }
 
     fn tries(&mut self, dtype: Dtype) -> Result<bool, SessionError> {
-        match dtype {
-            Dtype::F32 => self.writes::<f32>(),
-            Dtype::F16 => self.writes::<f16>(),
-            Dtype::Bf16 => self.writes::<bf16>(),
-        }
-        .map_err(|e| classify(&e))
+        Ok(match dtype {
+            Dtype::F32 => self.writes::<f32>()?,
+            Dtype::F16 => self.writes::<f16>()?,
+            Dtype::Bf16 => self.writes::<bf16>()?,
+        })
     }
 
     /// Writes some entries of a small weight and checks that exactly these changed, and that the buffer
@@ -338,9 +330,8 @@ impl Device {
         binding.bind_output_to_device("output", &host)?;
         let mut outputs = copy.run_binding(&binding)?;
         let output = outputs.remove("output");
-        output
-            .ok_or_else(|| ort::Error::new("nothing was copied"))?
-            .downcast()
+        let output = output.ok_or_else(|| ort::Error::new("nothing was copied"))?;
+        output.downcast()
     }
 
     fn scatter<T: Element>(
@@ -357,10 +348,9 @@ impl Device {
         for (slot, value) in updates.extract_tensor_mut().1.iter_mut().zip(values) {
             *slot = T::narrow(*value);
         }
-        let mut fresh = if self.in_place {
-            None
-        } else {
-            Some(Tensor::<T>::new(&self.weights, weight.shape().clone())?)
+        let mut fresh = match self.in_place {
+            true => None,
+            false => Some(Tensor::<T>::new(&self.weights, weight.shape().clone())?),
         };
         let scatter = &mut self.kernels::<T>()?.scatter;
         let mut binding = scatter.create_binding()?;
@@ -455,21 +445,41 @@ mod tests {
             bytes: bytes(&before).into(),
         };
         let mut scratch = memory.fill(spec).unwrap();
-        assert!(memory.equals(&scratch, &bytes(&before)).unwrap());
+        assert!(
+            memory
+                .holds(&scratch, Entries::Bytes(&bytes(&before)))
+                .unwrap()
+        );
         let mut after = before;
         (after[0], after[4], after[11]) = (-8.0, -0.25, 0.0);
         memory
             .write(&mut scratch, &[0, 4, 11], &[-8.0, -0.25, 0.0])
             .unwrap();
-        assert!(memory.equals(&scratch, &bytes(&after)).unwrap());
-        assert!(memory.holds(&scratch, &after).unwrap());
-        assert!(!memory.holds(&scratch, &before).unwrap());
-        assert!(!memory.holds(&scratch, &after[..11]).unwrap());
-        assert!(!memory.equals(&scratch, &bytes(&before)).unwrap());
+        assert!(
+            memory
+                .holds(&scratch, Entries::Bytes(&bytes(&after)))
+                .unwrap()
+        );
+        assert!(memory.holds(&scratch, Entries::Values(&after)).unwrap());
+        assert!(!memory.holds(&scratch, Entries::Values(&before)).unwrap());
+        assert!(
+            !memory
+                .holds(&scratch, Entries::Values(&after[..11]))
+                .unwrap()
+        );
+        assert!(
+            !memory
+                .holds(&scratch, Entries::Bytes(&bytes(&before)))
+                .unwrap()
+        );
         assert!(memory.write(&mut scratch, &[12], &[1.0]).is_err());
         memory
             .write(&mut scratch, &[0, 4, 11], &[0.5, 2.5, 6.0])
             .unwrap();
-        assert!(memory.equals(&scratch, &bytes(&before)).unwrap());
+        assert!(
+            memory
+                .holds(&scratch, Entries::Bytes(&bytes(&before)))
+                .unwrap()
+        );
     }
 }

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ort::session::{NoSelectedOutputs, RunOptions};
 
-use super::{SessionError, classify};
+use super::SessionError;
 
 /// Ends the runs of one command from another thread. It stays in force: runs that begin later end too,
 /// so a call between two runs is not lost.
@@ -39,7 +39,7 @@ impl Terminator {
         if runs.ended {
             return Err(SessionError::Terminated);
         }
-        let options = Arc::new(RunOptions::new().map_err(|e| classify(&e))?);
+        let options = Arc::new(RunOptions::new()?);
         runs.current = Some(Arc::clone(&options));
         Ok(options)
     }

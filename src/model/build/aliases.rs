@@ -3,13 +3,11 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use bytes::Bytes;
-
 use super::contents::{ContentHash, content_hash};
 use crate::model::checkpoint::Tensor;
 use crate::model::compare::{Initializer, agrees, is_uniform};
 use crate::model::manifest::PackageError;
-use crate::model::onnx::{Graph, InitializerInfo, NodeInfo, Wiring};
+use crate::model::onnx::{Graph, NodeInfo, Wiring};
 use crate::model::tensor::Dtype;
 
 /// Equal contents under two names are one tied tensor, or copies that are still untrained; the
@@ -17,7 +15,7 @@ use crate::model::tensor::Dtype;
 /// aliases. Uniform tensors (untrained norms, zero biases) are never taken for tied ones.
 pub(super) fn split_aliases(
     checkpoint: Vec<Tensor>,
-    initializers: &[(InitializerInfo, Bytes)],
+    initializers: &[Initializer],
     graph: &Graph,
 ) -> Result<(Vec<Tensor>, BTreeMap<String, String>), PackageError> {
     let mut aliases = BTreeMap::new();
@@ -38,16 +36,14 @@ pub(super) fn split_aliases(
             kept.append(&mut group);
             continue;
         }
-        let wiring = graph.wiring().map_err(|e| PackageError(e.to_string()))?;
+        let wiring = graph.wiring()?;
         match tie(&wiring, &group, &held) {
             Tie::Separate => kept.append(&mut group),
             Tie::Tied => {
                 let named = group.iter().position(in_graph).unwrap_or(0);
                 let tensor = group.swap_remove(named);
-                let others = group
-                    .into_iter()
-                    .map(|other| (other.name, tensor.name.clone()));
-                aliases.extend(others);
+                let others = group.into_iter().map(|other| other.name);
+                aliases.extend(others.map(|other| (other, tensor.name.clone())));
                 kept.push(tensor);
             }
             Tie::Unclear => return Err(unclear(&group, &held)),
@@ -101,10 +97,9 @@ enum Tie {
 /// multiplication. Uses of one kind may be of one parameter, or of several whose uses were merged
 /// as well.
 fn tie(wiring: &Wiring, tensors: &[Tensor], held: &[&str]) -> Tie {
-    let readers = held.iter().flat_map(|name| wiring.uses(name));
-    let readers: Vec<(&NodeInfo, usize)> = readers
-        .map(|place| (&wiring.nodes[place.node], place.input))
-        .collect();
+    let uses = held.iter().flat_map(|name| wiring.uses(name));
+    let readers = uses.map(|place| (&wiring.nodes[place.node], place.input));
+    let readers: Vec<(&NodeInfo, usize)> = readers.collect();
     let named = |tensor: &&Tensor| {
         let reads = |(node, _): &(&NodeInfo, usize)| {
             node.passes(&tensor.name) == Some(true) || node.outputs.contains(&tensor.name)
@@ -126,6 +121,7 @@ fn tie(wiring: &Wiring, tensors: &[Tensor], held: &[&str]) -> Tie {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::onnx::InitializerInfo;
     use crate::model::onnx::hand_made::{Made, graph};
 
     const MATRIX: [f32; 6] = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0];

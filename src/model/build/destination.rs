@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::path::{Component, Path, PathBuf};
 
-use super::disk::failed;
+use crate::model::files::names_in;
 use crate::model::manifest::PackageError;
 use crate::model::package::MANIFEST;
 
@@ -32,10 +32,9 @@ impl Destination {
         // Normalised: `a/` may be a file, and nothing can be renamed to `a/.`.
         let out: &Path = &out.components().collect::<PathBuf>();
         for above in out.ancestors() {
-            let here = if above.as_os_str().is_empty() {
-                Path::new(".")
-            } else {
-                above
+            let here = match above.as_os_str().is_empty() {
+                true => Path::new("."),
+                false => above,
             };
             match std::fs::metadata(here) {
                 Ok(found) if !found.is_dir() => {
@@ -43,7 +42,7 @@ impl Destination {
                 }
                 Ok(_) if above == out && above == here => {
                     check_empty(out, None)?;
-                    let inside = out.canonicalize().map_err(|e| failed(out, &e))?;
+                    let inside = out.canonicalize().map_err(|e| PackageError::at(out, e))?;
                     return Ok(Self::Inside(inside));
                 }
                 Ok(_) => {
@@ -86,7 +85,7 @@ impl Destination {
                 move_up(made, out)
             }
             Self::New { out, .. } => {
-                let fail = |e: std::io::Error| failed(out, &e);
+                let fail = |e: std::io::Error| PackageError::at(out, e);
                 if let Some(parent) = out.parent() {
                     std::fs::create_dir_all(parent).map_err(fail)?;
                 }
@@ -107,25 +106,23 @@ fn is_missing(error: &std::io::Error) -> bool {
 /// # Errors
 /// When the folder holds anything except `ours`.
 fn check_empty(folder: &Path, ours: Option<&OsStr>) -> Result<(), PackageError> {
-    for entry in std::fs::read_dir(folder).map_err(|e| failed(folder, &e))? {
-        let name = entry.map_err(|e| failed(folder, &e))?.file_name();
-        if Some(&*name) != ours {
-            let (folder, name) = (folder.display(), name.display());
-            return Err(PackageError(format!(
-                "--out {folder}: is not empty, it holds {name}; {CHOOSE}"
-            )));
-        }
+    let names = names_in(folder)?;
+    let (mut theirs, folder) = (
+        names.iter().filter(|name| Some(&***name) != ours),
+        folder.display(),
+    );
+    match theirs.next().map(|name| name.display()) {
+        None => Ok(()),
+        Some(name) => Err(PackageError(format!(
+            "--out {folder}: is not empty, it holds {name}; {CHOOSE}"
+        ))),
     }
-    Ok(())
 }
 
 /// Moves a folder's contents to another folder on the same file system, the manifest last: a worker
 /// that finds the manifest finds everything. If this fails, everything is moved back.
 fn move_up(from: &Path, to: &Path) -> Result<(), PackageError> {
-    let mut names = Vec::new();
-    for entry in std::fs::read_dir(from).map_err(|e| failed(from, &e))? {
-        names.push(entry.map_err(|e| failed(from, &e))?.file_name());
-    }
+    let mut names = names_in(from)?;
     names.sort_by_key(|name| name == MANIFEST);
     for (moved, name) in names.iter().enumerate() {
         if let Err(error) = std::fs::rename(from.join(name), to.join(name)) {
@@ -133,7 +130,7 @@ fn move_up(from: &Path, to: &Path) -> Result<(), PackageError> {
                 // Back into the hidden folder, which is removed.
                 drop(std::fs::rename(to.join(name), from.join(name)));
             }
-            return Err(failed(&to.join(name), &error));
+            return Err(PackageError::at(&to.join(name), error));
         }
     }
     Ok(())

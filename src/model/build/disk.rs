@@ -6,7 +6,8 @@ use std::path::Path;
 
 use sha2::{Digest, Sha256};
 
-use crate::model::manifest::{FileDigest, PackageError};
+use crate::model::manifest::{FileDigest, Manifest, PackageError};
+use crate::model::package::MANIFEST;
 use crate::model::tensor::Dtype;
 use crate::model::weights_file::{self, Stored};
 
@@ -15,14 +16,10 @@ pub(super) const GRAPH: &str = "model.onnx";
 pub(super) const WEIGHTS: &str = "weights.safetensors";
 pub(super) const SHARDS: &str = "shards";
 
-pub(super) fn failed(path: &Path, error: &std::io::Error) -> PackageError {
-    PackageError(format!("{}: {error}", path.display()))
-}
-
 /// Creates a folder, but not its parents: a removed staging folder must not come back.
 pub(super) fn make_folder(folder: &Path) -> Result<(), PackageError> {
     match std::fs::create_dir(folder) {
-        Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => Err(failed(folder, &e)),
+        Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => Err(PackageError::at(folder, e)),
         Ok(()) | Err(_) => Ok(()),
     }
 }
@@ -40,7 +37,7 @@ pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<FileDigest, PackageErro
     if let Some(parent) = path.parent() {
         make_folder(parent)?;
     }
-    std::fs::write(path, bytes).map_err(|e| failed(path, &e))?;
+    std::fs::write(path, bytes).map_err(|e| PackageError::at(path, e))?;
     Ok(FileDigest {
         file: name_of(path),
         sha256: hex::encode(Sha256::digest(bytes)),
@@ -49,14 +46,26 @@ pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<FileDigest, PackageErro
 
 /// A file's SHA-256, read in parts: a mapped file would count as memory.
 pub(super) fn digest(path: &Path) -> Result<String, PackageError> {
-    let mut file = File::open(path).map_err(|e| failed(path, &e))?;
+    let mut file = File::open(path).map_err(|e| PackageError::at(path, e))?;
     let (mut hash, mut part) = (Sha256::new(), vec![0; 1 << 20]);
     loop {
-        match file.read(&mut part).map_err(|e| failed(path, &e))? {
+        match file
+            .read(&mut part)
+            .map_err(|e| PackageError::at(path, e))?
+        {
             0 => return Ok(hex::encode(hash.finalize())),
             read => hash.update(&part[..read]),
         }
     }
+}
+
+/// Writes the manifest, which says that the package is complete.
+///
+/// # Errors
+/// On an I/O error.
+pub(crate) fn write_manifest(folder: &Path, manifest: &Manifest) -> Result<(), PackageError> {
+    let json = serde_json::to_vec_pretty(manifest).map_err(|e| PackageError(e.to_string()))?;
+    write(&folder.join(MANIFEST), &json).map(drop)
 }
 
 /// Writes weights as a safetensors file.
@@ -76,7 +85,7 @@ pub(crate) fn write_tensors<'a>(
         };
         (name, stored)
     });
-    weights_file::write(path, stored).map_err(|e| failed(path, &e))?;
+    weights_file::write(path, stored).map_err(|e| PackageError::at(path, e))?;
     Ok(FileDigest {
         file: name_of(path),
         sha256: digest(path)?,

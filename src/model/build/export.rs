@@ -17,9 +17,7 @@ use crate::model::files;
 use crate::model::glob::matches_glob;
 use crate::model::manifest::{PackageError, TensorEntry};
 use crate::model::names::list;
-use crate::model::onnx::{
-    Graph, GraphError, InitializerInfo, Lifted, UnliftedTensor, Untrainable, lift,
-};
+use crate::model::onnx::{Graph, GraphError, Lifted, UnliftedTensor, Untrainable, lift};
 use crate::model::tensor::Dtype;
 
 /// An initializer that cannot be trained, and why.
@@ -51,19 +49,15 @@ impl Export {
     /// Names the file or the tensor and what to do.
     pub(super) fn open(recipe: &Recipe) -> Result<Self, PackageError> {
         let dir = recipe.graph.parent().unwrap_or(Path::new("."));
-        let checkpoint = recipe
-            .weights
-            .as_deref()
-            .map(Checkpoint::open)
-            .transpose()?;
+        let given = recipe.weights.as_deref();
+        let checkpoint = given.map(Checkpoint::open).transpose()?;
         let bytes = files::map(&recipe.graph)?;
-        let broken =
-            |e: &dyn std::fmt::Display| PackageError(format!("{}: {e}", recipe.graph.display()));
+        let broken = |e: GraphError| PackageError::at(&recipe.graph, e);
         // First, so that a file that is not a graph is reported as such.
-        Graph::decode(bytes.clone()).map_err(|e| broken(&e))?;
-        let lifted = lifted(&bytes, dir, checkpoint.as_ref()).map_err(|e| broken(&e))?;
+        Graph::decode(bytes.clone()).map_err(broken)?;
+        let lifted = lifted(&bytes, dir, checkpoint.as_ref()).map_err(broken)?;
         let bytes = lifted.model.map_or(bytes, Bytes::from);
-        let graph = Graph::decode(bytes.clone()).map_err(|e| broken(&e))?;
+        let graph = Graph::decode(bytes.clone()).map_err(broken)?;
         let output = interface::output(&graph, recipe.objective)?;
         let (pool, untrainable) = weights(&graph, dir, &output)?;
         let mut export = Self {
@@ -100,10 +94,7 @@ impl Export {
         let inputs = self.graph.inputs();
         let held = initializers.iter().map(|i| i.name.as_str());
         let held: HashSet<&str> = held.chain(inputs.iter().map(|i| i.name.as_str())).collect();
-        let modules = self
-            .graph
-            .modules()
-            .map_err(|e| PackageError(e.to_string()))?;
+        let modules = self.graph.modules()?;
         let modules = modules.iter().map(String::as_str).collect();
         let names: Vec<&str> = checkpoint.tensors.iter().map(|t| t.name.as_str()).collect();
         self.names = NameMapping::find(&names, &held, &modules);
@@ -123,13 +114,16 @@ impl Export {
             }
         }
         self.tensors.sort_by(|a, b| a.name.cmp(&b.name));
-        self.notes
-            .extend(note("not trainable, and not in the package", &passed_over));
+        self.notes.extend(note(
+            "not trainable, and not in the package",
+            passed_over.iter().cloned(),
+        ));
         if self.tensors.is_empty() {
-            let message = "nothing of the checkpoint can be trained in this graph".to_owned();
-            return Err(PackageError(
-                [vec![message], passed_over].concat().join("\n  "),
-            ));
+            passed_over.insert(
+                0,
+                "nothing of the checkpoint can be trained in this graph".into(),
+            );
+            return Err(PackageError(passed_over.join("\n  ")));
         }
         Ok(())
     }
@@ -139,23 +133,16 @@ impl Export {
         let own = self.pool.iter().filter(|(info, _)| !info.shape.is_empty());
         self.tensors = own.map(own_tensor).collect();
         self.tensors.sort_by(|a, b| a.name.cmp(&b.name));
-        let untrainable = untrainable
-            .iter()
-            .filter(|((info, _), _)| !info.shape.is_empty());
-        let untrainable: Vec<String> = untrainable
-            .map(|((info, _), why)| format!("{} {why}", info.name))
-            .collect();
+        let barred = untrainable.iter().map(|((info, _), why)| (info, why));
+        let barred = barred.filter(|(info, _)| !info.shape.is_empty());
+        let barred = barred.map(|(info, why)| format!("{} {why}", info.name));
         self.notes
-            .extend(note("not trainable, and not in the package", &untrainable));
-        let matrices = self
-            .unlifted
-            .iter()
-            .filter(|e| e.shape.len() > 1 && e.shape.iter().product::<usize>() > 1);
-        let matrices: Vec<String> = matrices
-            .map(|e| format!("{} {:?}", e.at, e.shape))
-            .collect();
+            .extend(note("not trainable, and not in the package", barred));
+        let unlifted = self.unlifted.iter().map(|e| (&e.at, &e.info.shape));
+        let matrices = unlifted.filter(|(_, s)| s.len() > 1 && s.iter().product::<usize>() > 1);
+        let matrices = matrices.map(|(at, s)| format!("{at} {s:?}"));
         let what = "not in the package, because they cannot be patched where they are";
-        self.notes.extend(note(what, &matrices));
+        self.notes.extend(note(what, matrices));
     }
 
     /// Notes matrices of the graph that are not tensors of the checkpoint; they stay as they are.
@@ -172,25 +159,16 @@ impl Export {
             let several = info.shape.iter().filter(|size| **size > 1).count() > 1;
             several && there.contains(&info.name) && !taken.contains(info.name.as_str())
         });
-        let left: Vec<String> = left
-            .map(|(info, _)| format!("{} {:?}", info.name, info.shape))
-            .collect();
+        let left = left.map(|(info, _)| format!("{} {:?}", info.name, info.shape));
         let what = "matrices of the graph that are not in the checkpoint and stay unchanged";
-        note(what, &left).into_iter().collect()
+        note(what, left).into_iter().collect()
     }
 
     /// Where a tensor's contents are, if they cannot be patched there.
     pub(super) fn unlifted(&self, tensor: &Tensor) -> Option<String> {
-        let holds = |place: &&UnliftedTensor| {
-            let info = InitializerInfo {
-                name: String::new(),
-                shape: place.shape.clone(),
-                dtype: Some(place.dtype),
-            };
-            match place.contents(&self.dir) {
-                Some(bytes) => agrees(tensor, &(info, bytes), Dtype::F32).is_some(),
-                None => place.shape == tensor.shape && place.at.ends_with(&tensor.name),
-            }
+        let holds = |place: &&UnliftedTensor| match place.contents(&self.dir) {
+            Some(bytes) => agrees(tensor, &(place.info.clone(), bytes), Dtype::F32).is_some(),
+            None => place.info.shape == tensor.shape && place.at.ends_with(&tensor.name),
         };
         let found = self.unlifted.iter().find(holds)?;
         Some(format!(
@@ -218,8 +196,8 @@ fn without(
     let excluded = |tensor: &Tensor| globs.iter().any(|glob| matches_glob(glob, &tensor.name));
     let (left, kept): (Vec<_>, Vec<_>) = checkpoint.tensors.into_iter().partition(excluded);
     checkpoint.tensors = kept;
-    let left: Vec<String> = left.into_iter().map(|tensor| tensor.name).collect();
-    notes.extend(note("left out (--exclude)", &left));
+    let left = left.into_iter().map(|tensor| tensor.name);
+    notes.extend(note("left out (--exclude)", left));
     Ok(checkpoint)
 }
 
@@ -230,30 +208,23 @@ fn lifted(
     dir: &Path,
     checkpoint: Option<&Checkpoint>,
 ) -> Result<Lifted, GraphError> {
-    lift(bytes, &|name, tensor| {
-        let (shape, dtype) = (tensor.shape(), tensor.dtype());
-        let several = shape.iter().product::<usize>() > 1;
+    lift(bytes, &|info, contents| {
+        let several = info.shape.iter().product::<usize>() > 1;
         let Some(checkpoint) = checkpoint else {
-            return several && !shape.is_empty();
+            return several && !info.shape.is_empty();
         };
-        let reversed: Vec<usize> = shape.iter().rev().copied().collect();
-        let alike = |t: &&Tensor| t.shape == shape || t.shape == reversed;
-        let mut alike = checkpoint.tensors.iter().filter(alike).peekable();
-        if alike.peek().is_none() {
+        let reversed: Vec<usize> = info.shape.iter().rev().copied().collect();
+        // A single number matches many others; only its name shows that it is a weight.
+        let alike = |t: &&Tensor| {
+            (t.shape == info.shape || t.shape == reversed)
+                && (several || info.name.ends_with(&t.name))
+        };
+        let alike: Vec<&Tensor> = checkpoint.tensors.iter().filter(alike).collect();
+        if alike.is_empty() {
             return false;
         }
-        let Ok(contents) = tensor.contents(dir) else {
-            return false;
-        };
-        let info = InitializerInfo {
-            name: name.to_owned(),
-            shape: shape.clone(),
-            dtype,
-        };
-        let held = (info, contents);
-        // A single number matches many others; only its name shows that it is a weight.
-        alike
-            .any(|t| (several || name.ends_with(&t.name)) && agrees(t, &held, Dtype::F32).is_some())
+        let held = contents(dir).map(|contents| (info, contents));
+        held.is_some_and(|held| alike.iter().any(|t| agrees(t, &held, Dtype::F32).is_some()))
     })
 }
 
@@ -263,14 +234,10 @@ fn weights(
     dir: &Path,
     output: &str,
 ) -> Result<(Vec<Initializer>, Vec<UntrainableWeight>), PackageError> {
-    let broken = |e: GraphError| PackageError(e.to_string());
-    let floats = graph
-        .initializers()
-        .into_iter()
-        .filter(|i| i.dtype.is_some());
-    let floats: Vec<InitializerInfo> = floats.collect();
+    let mut floats = graph.initializers();
+    floats.retain(|i| i.dtype.is_some());
     let names: Vec<&str> = floats.iter().map(|i| i.name.as_str()).collect();
-    let reasons = graph.untrainable(&names, output).map_err(broken)?;
+    let reasons = graph.untrainable(&names, output)?;
     let (mut pool, mut untrainable) = (Vec::new(), Vec::new());
     for info in floats {
         let why = if info.shape.contains(&0) {
@@ -278,7 +245,7 @@ fn weights(
         } else {
             reasons.get(&info.name).cloned()
         };
-        let bytes = graph.initializer(&info.name, dir).map_err(broken)?;
+        let bytes = graph.initializer(&info.name, dir)?;
         match why {
             Some(why) => untrainable.push(((info, bytes), why)),
             None => pool.push((info, bytes)),
@@ -295,15 +262,13 @@ fn why_untrainable<'a>(
     untrainable: &'a [UntrainableWeight],
 ) -> Option<&'a Untrainable> {
     let holds = |held: &Initializer| agrees(tensor, held, Dtype::F32).is_some();
-    let mut holding = untrainable
-        .iter()
-        .filter(|(held, _)| holds(held))
-        .peekable();
+    let holding = untrainable.iter().filter(|(held, _)| holds(held));
+    let mut holding = holding.peekable();
     let (_, any) = holding.peek()?;
-    let named = holding
-        .find(|(held, _)| held.0.name == tensor.name)
-        .map(|(_, bar)| bar);
-    let told = named.filter(|bar| is_uniform(tensor) || matches!(bar, Untrainable::Decides(_)));
+    let named = holding.find(|(held, _)| held.0.name == tensor.name);
+    let told = named
+        .map(|(_, bar)| bar)
+        .filter(|bar| is_uniform(tensor) || matches!(bar, Untrainable::Decides(_)));
     told.or_else(|| (!pool.iter().any(holds)).then_some(any))
 }
 
@@ -317,13 +282,11 @@ fn own_tensor((info, bytes): &Initializer) -> Tensor {
 }
 
 fn note_lifted(moved: &[(String, String)]) -> Option<String> {
-    let moved: Vec<String> = moved
-        .iter()
-        .map(|(name, at)| format!("{name} ({at})"))
-        .collect();
-    note("made initializers, so that they can be patched", &moved)
+    let moved = moved.iter().map(|(name, at)| format!("{name} ({at})"));
+    note("made initializers, so that they can be patched", moved)
 }
 
-fn note(what: &str, items: &[String]) -> Option<String> {
-    (!items.is_empty()).then(|| format!("{what}: {}", list(items)))
+fn note(what: &str, items: impl Iterator<Item = String>) -> Option<String> {
+    let items: Vec<String> = items.collect();
+    (!items.is_empty()).then(|| format!("{what}: {}", list(&items)))
 }

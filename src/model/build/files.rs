@@ -22,15 +22,12 @@ impl Staging {
     /// # Errors
     /// Names the file that cannot be read, or that is outside of the graph's folder.
     pub(super) fn graph(&self, model: Bytes, from: &Path) -> Result<GraphFile, PackageError> {
-        let tensors = externals(&model).map_err(|e| PackageError(e.to_string()))?;
+        let tensors = externals(&model)?;
         let names = external_names(&tensors)?;
         for tensor in &tensors {
             check_external(tensor, from)?;
         }
-        let model = match relocate(&model, &names).map_err(|e| PackageError(e.to_string()))? {
-            Some(moved) => moved.into(),
-            None => model,
-        };
+        let model = relocate(&model, &names)?.map_or(model, Bytes::from);
         let mut copied: BTreeMap<&str, FileDigest> = BTreeMap::new();
         for (location, name) in &names {
             if !copied.contains_key(name.as_str()) {

@@ -22,11 +22,8 @@ pub(super) fn inputs(
     let rest = |name: &&String| !taken.iter().any(|t| t.as_ref() == Some(*name));
     let rest: Vec<String> = names.iter().filter(rest).cloned().collect();
     let tokens = sole(&rest, &["tokens", "input_ids"], "input")?;
-    let unknown: Vec<&str> = rest
-        .iter()
-        .filter(|n| **n != tokens)
-        .map(String::as_str)
-        .collect();
+    let unknown = rest.iter().map(String::as_str).filter(|n| *n != tokens);
+    let unknown: Vec<&str> = unknown.collect();
     if !unknown.is_empty() {
         return Err(PackageError(format!(
             "graph: it is not known what to feed its input {}; export it without (no cache, no labels)",

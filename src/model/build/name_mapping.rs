@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
-use crate::model::prefix::is_wrapper;
+use crate::model::prefix::{is_wrapper, prefixes};
 
 /// How many names, the longest first, are searched for candidate prefixes.
 const MAX_ASKED: usize = 64;
@@ -41,14 +41,15 @@ impl NameMapping {
         };
         let unchanged = Self::default();
         let (mut best, mut found) = (known(&unchanged), vec![unchanged]);
-        for strip in common_prefixes(checkpoint) {
-            for prepend in candidates(checkpoint, &strip, initializers, modules) {
+        let strips = prefixes(checkpoint.iter().copied()).into_iter();
+        for strip in strips.filter(|prefix| !prefix.ends_with('/')) {
+            for prepend in candidates(checkpoint, strip, initializers, modules) {
                 // `layers.2.` does not stand for `layers.0.`.
-                if !strip.is_empty() && !prepend.is_empty() && !is_wrapper(&strip) {
+                if !strip.is_empty() && !prepend.is_empty() && !is_wrapper(strip) {
                     continue;
                 }
                 let mapping = Self {
-                    strip: strip.clone(),
+                    strip: strip.to_owned(),
                     prepend,
                     adapters: BTreeMap::new(),
                 };
@@ -117,23 +118,6 @@ fn adapter(name: &str, initializers: &HashSet<&str>, modules: &HashSet<&str>) ->
         Some(only) if found.len() == 1 => Some(format!("{head}.{only}.{last}")),
         Some(_) | None => None,
     }
-}
-
-/// Prefixes of whole parts that all names share, starting with the empty one; at least the last
-/// part of a name remains.
-fn common_prefixes(names: &[&str]) -> Vec<String> {
-    let mut found = vec![String::new()];
-    let Some(first) = names.first() else {
-        return found;
-    };
-    for (at, _) in first.match_indices('.') {
-        let prefix = &first[..=at];
-        if !names.iter().all(|name| name.starts_with(prefix)) {
-            break;
-        }
-        found.push(prefix.to_owned());
-    }
-    found
 }
 
 /// Prefixes before the checkpoint's names that occur in the graph.

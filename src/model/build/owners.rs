@@ -91,10 +91,9 @@ impl EqualTensors<'_> {
                 ));
             }
         }
-        if doubts.is_empty() {
-            Ok(shares)
-        } else {
-            Err(self.refusal(&held, &doubts))
+        match doubts.is_empty() {
+            true => Ok(shares),
+            false => Err(self.refusal(&held, &doubts)),
         }
     }
 
@@ -103,11 +102,8 @@ impl EqualTensors<'_> {
         &self,
         by_contents: &HashMap<ContentHash, Vec<&str>>,
     ) -> BTreeMap<String, ContentHash> {
-        let all: BTreeSet<ContentHash> = self
-            .tensors
-            .iter()
-            .flat_map(|t| t.initializer_hashes().map(|(contents, _)| contents))
-            .collect();
+        let all = self.tensors.iter().flat_map(|t| t.initializer_hashes());
+        let all: BTreeSet<ContentHash> = all.map(|(contents, _)| contents).collect();
         let named = |contents: ContentHash| {
             let names = by_contents.get(&contents).into_iter().flatten();
             names.map(move |name| ((*name).to_owned(), contents))
@@ -162,9 +158,8 @@ impl EqualTensors<'_> {
     }
 
     fn by_module(&self, initializer: &str, node: &NodeInfo, input: usize) -> Result<Owner, String> {
-        let members: Vec<usize> = (0..self.tensors.len())
-            .filter(|at| self.reads(node, input, &self.tensors[*at].name))
-            .collect();
+        let reads = |at: &usize| self.reads(node, input, &self.tensors[*at].name);
+        let members: Vec<usize> = (0..self.tensors.len()).filter(reads).collect();
         match (members.as_slice(), self.remaining(initializer)) {
             ([tensor], remaining) if remaining.is_none_or(|r| r == *tensor) => Ok(Owner {
                 tensor: *tensor,
@@ -188,10 +183,8 @@ impl EqualTensors<'_> {
         let inside = node.module.as_ref().is_some_and(|found| {
             found.path == module && !(found.from_name && self.numbered(module))
         });
-        let word = INPUTS
-            .iter()
-            .find(|(op, _)| *op == node.op)
-            .and_then(|(_, words)| words.get(input));
+        let words = INPUTS.iter().find(|(op, _)| *op == node.op);
+        let word = words.and_then(|(_, words)| words.get(input));
         let fits = word.is_none_or(|word| *word == last || !WORDS.contains(&last));
         inside && fits && node.passes(name) != Some(false)
     }
@@ -211,12 +204,9 @@ impl EqualTensors<'_> {
     /// The tensor that the initializer is named after, where every one of these tensors has a value
     /// of its own name: a node that reads the initializer directly reads this tensor.
     fn remaining(&self, initializer: &str) -> Option<usize> {
-        let all = self
-            .tensors
-            .iter()
-            .all(|t| self.wiring.values.contains(&t.name));
-        all.then(|| self.position(|t| t.name == initializer))
-            .flatten()
+        let mut tensors = self.tensors.iter();
+        let all = tensors.all(|t| self.wiring.values.contains(&t.name));
+        self.position(|t| all && t.name == initializer)
     }
 
     fn position(&self, is_it: impl Fn(&HashedTensor<'_>) -> bool) -> Option<usize> {

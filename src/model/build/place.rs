@@ -3,13 +3,11 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use bytes::Bytes;
-
 use super::contents::{ContentHash, HashedTensor, by_contents, copies};
 use super::precision;
 use super::split_shared::{Locations, split_shared};
 use crate::model::checkpoint::Tensor;
-use crate::model::compare::{is_multiple, is_uniform};
+use crate::model::compare::{Initializer, is_multiple, is_uniform};
 use crate::model::manifest::{GraphLocation, PackageError, TensorEntry};
 use crate::model::onnx::{Graph, InitializerInfo, InputInfo};
 
@@ -20,7 +18,7 @@ const NOWHERE: &str = "no initializer holds it";
 /// may know why the graph does not hold a tensor, and `called` gives its name in the checkpoint.
 pub(super) fn place(
     checkpoint: &[Tensor],
-    initializers: &[(InitializerInfo, Bytes)],
+    initializers: &[Initializer],
     graph: &mut Graph,
     why: impl Fn(&Tensor) -> Option<String>,
     called: impl Fn(&str) -> String,
@@ -62,13 +60,8 @@ pub(super) fn place(
         }
     }
     if nowhere.is_empty() && problems.is_empty() {
-        problems = stale(
-            checkpoint,
-            initializers,
-            &graph.initializers(),
-            &tensors,
-            &why,
-        );
+        let graph = graph.initializers();
+        problems = stale(checkpoint, initializers, &graph, &tensors, &why);
     }
     if nowhere.is_empty() && problems.is_empty() {
         return Ok((tensors, split.rewritten));
@@ -80,7 +73,7 @@ pub(super) fn place(
 /// would not reach.
 fn stale(
     checkpoint: &[Tensor],
-    initializers: &[(InitializerInfo, Bytes)],
+    initializers: &[Initializer],
     graph: &[InitializerInfo],
     placed: &BTreeMap<String, TensorEntry>,
     why: impl Fn(&Tensor) -> Option<String>,
@@ -88,7 +81,7 @@ fn stale(
     let places = placed.values().flat_map(|entry| &entry.places);
     let taken: HashSet<&str> = places.map(|place| place.initializer.as_str()).collect();
     // A shared one was replaced by copies.
-    let is_left = |(info, _): &&(InitializerInfo, Bytes)| {
+    let is_left = |(info, _): &&Initializer| {
         let there = graph.iter().any(|i| i.name == info.name);
         there && !taken.contains(info.name.as_str())
     };
@@ -125,10 +118,9 @@ fn refusal(mut nowhere: Vec<String>, problems: Vec<String>) -> PackageError {
 }
 
 /// An initializer of the same name, type and shape with other values is of another version.
-fn other_values(tensor: &Tensor, initializers: &[(InitializerInfo, Bytes)]) -> Option<String> {
-    let (info, bytes) = initializers
-        .iter()
-        .find(|(info, _)| info.name == tensor.name)?;
+fn other_values(tensor: &Tensor, initializers: &[Initializer]) -> Option<String> {
+    let mut initializers = initializers.iter();
+    let (info, bytes) = initializers.find(|(info, _)| info.name == tensor.name)?;
     let alike = info.dtype == Some(tensor.dtype) && info.shape == tensor.shape;
     (alike && *bytes != tensor.bytes).then(|| {
         "an initializer is of this name, type and shape, but has other values; export the graph \
@@ -153,11 +145,8 @@ fn places(
     by_contents: &HashMap<ContentHash, Vec<&str>>,
 ) -> Result<Vec<GraphLocation>, String> {
     let found = copies(tensor, by_contents);
-    let equal: HashSet<&str> = checkpoint
-        .iter()
-        .filter(|t| t.hash == tensor.hash)
-        .map(|t| t.name.as_str())
-        .collect();
+    let equal = checkpoint.iter().filter(|t| t.hash == tensor.hash);
+    let equal: HashSet<&str> = equal.map(|t| t.name.as_str()).collect();
     if found.is_empty() {
         Err(NOWHERE.into())
     } else if equal.len() > 1 || is_uniform(tensor) || tensor.is_symmetric() {
@@ -173,14 +162,11 @@ fn by_name(
     found: Vec<GraphLocation>,
     equal: &HashSet<&str>,
 ) -> Result<Vec<GraphLocation>, String> {
-    let (own, others): (Vec<GraphLocation>, Vec<GraphLocation>) = found
-        .into_iter()
-        .partition(|p| p.initializer == tensor.name && !p.transposed);
-    let nameless: Vec<&str> = others
-        .iter()
-        .map(|p| p.initializer.as_str())
-        .filter(|name| !is_parameter(name) && !equal.contains(name))
-        .collect();
+    let is_own = |p: &GraphLocation| p.initializer == tensor.name && !p.transposed;
+    let (own, others): (Vec<_>, Vec<_>) = found.into_iter().partition(is_own);
+    let others = others.iter().map(|p| p.initializer.as_str());
+    let nameless = others.filter(|name| !is_parameter(name) && !equal.contains(name));
+    let nameless: Vec<&str> = nameless.collect();
     if own.is_empty() {
         return Err(
             "other tensors or constants have the same contents and no initializer has its name; \

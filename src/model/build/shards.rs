@@ -3,22 +3,18 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::disk::{failed, name_of};
+use super::disk::name_of;
 use super::staging::STAGING;
+use crate::model::files::names_in;
 use crate::model::manifest::PackageError;
 
 /// Shard files by the number in their names, and a note of the files that are not shards.
 pub(super) fn find_shards(
     from: &Path,
 ) -> Result<(BTreeMap<u64, PathBuf>, Vec<String>), PackageError> {
-    let mut paths = Vec::new();
-    for entry in std::fs::read_dir(from).map_err(|e| failed(from, &e))? {
-        paths.push(entry.map_err(|e| failed(from, &e))?.path());
-    }
-    paths.sort();
     let (mut shards, mut others) = (BTreeMap::new(), Vec::new());
-    for path in paths {
-        let name = name_of(&path);
+    for name in names_in(from)? {
+        let (path, name) = (from.join(&name), name.to_string_lossy().into_owned());
         if name.starts_with(STAGING) {
             continue;
         }
@@ -27,19 +23,17 @@ pub(super) fn find_shards(
             others.push(name);
             continue;
         }
-        let id =
-            shard_id(&name).map_err(|why| PackageError(format!("{}: {why}", path.display())))?;
+        let id = shard_id(&name).map_err(|why| PackageError::at(&path, why))?;
         if let Some(first) = shards.insert(id, path) {
-            return Err(PackageError(format!(
-                "{}: {} and {name} are both shard {id}: the first number in a file's name is the shard's id; rename one of them",
-                from.display(),
-                name_of(&first)
-            )));
+            let first = name_of(&first);
+            let why = format!(
+                "{first} and {name} are both shard {id}: the first number in a file's name is the shard's id; rename one of them"
+            );
+            return Err(PackageError::at(from, why));
         }
     }
     if shards.is_empty() {
-        let message = format!("{}: holds no *.safetensors shards", from.display());
-        return Err(PackageError(message));
+        return Err(PackageError::at(from, "holds no *.safetensors shards"));
     }
     let note = (!others.is_empty()).then(|| format!("not taken for shards: {}", others.join(", ")));
     Ok((shards, note.into_iter().collect()))
@@ -47,15 +41,10 @@ pub(super) fn find_shards(
 
 /// The first number in a shard's file name.
 fn shard_id(name: &str) -> Result<u64, &'static str> {
-    let digits: String = name
-        .chars()
-        .skip_while(|c| !c.is_ascii_digit())
-        .take_while(char::is_ascii_digit)
-        .collect();
-    if digits.is_empty() {
-        return Err("no number in the file name; it is the shard's id");
-    }
-    digits
+    let mut numbers = name.split(|c: char| !c.is_ascii_digit());
+    let first = numbers.find(|digits| !digits.is_empty());
+    let first = first.ok_or("no number in the file name; it is the shard's id")?;
+    first
         .parse()
         .map_err(|_| "the number in the file name, which is the shard's id, is above 2^64 - 1")
 }

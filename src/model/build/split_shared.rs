@@ -6,7 +6,7 @@ use std::collections::{HashMap, HashSet};
 use super::contents::{ContentHash, HashedTensor, copies};
 use super::owners::{EqualTensors, SharedInitializer};
 use crate::model::manifest::{GraphLocation, PackageError};
-use crate::model::onnx::{Graph, GraphError};
+use crate::model::onnx::Graph;
 
 /// Where each tensor is, or why it cannot be placed.
 pub(super) type Locations = Vec<Result<Vec<GraphLocation>, String>>;
@@ -36,7 +36,7 @@ pub(super) fn split_shared(
         let members: Vec<usize> = (0..checkpoint.len())
             .filter(|other| tensor.has_equal_contents(&checkpoint[*other]))
             .collect();
-        let wiring = graph.wiring().map_err(broken)?;
+        let wiring = graph.wiring()?;
         let equal = EqualTensors {
             tensors: members.iter().map(|m| &checkpoint[*m]).collect(),
             wiring: &wiring,
@@ -56,10 +56,6 @@ pub(super) fn split_shared(
         }
     }
     Ok(outcome)
-}
-
-fn broken(error: GraphError) -> PackageError {
-    PackageError(error.to_string())
 }
 
 /// Splits initializers that have more than one owner; returns the locations of every tensor.
@@ -89,7 +85,7 @@ fn apply(
             copies.push((initializer, uses.clone()));
         }
         if copies.len() > 1 {
-            graph.split(&share.initializer, &copies).map_err(broken)?;
+            graph.split(&share.initializer, &copies)?;
             rewritten = true;
         }
     }

@@ -1,11 +1,12 @@
 //! Finding a checkpoint's files: the file itself, the only one in a folder, or the shards that an
 //! index names.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use crate::model::files::names_in;
 use crate::model::manifest::PackageError;
 
 /// File names of a checkpoint that has a folder of its own.
@@ -22,41 +23,28 @@ pub(super) fn locate(path: &Path) -> Result<PathBuf, PackageError> {
     if !path.is_dir() {
         return Ok(path.to_owned());
     }
-    let broken = |why: String| PackageError(format!("{}: {why}", path.display()));
-    let mut names = BTreeSet::new();
-    for entry in std::fs::read_dir(path).map_err(|e| broken(e.to_string()))? {
-        let entry = entry.map_err(|e| broken(e.to_string()))?;
-        names.insert(entry.file_name().to_string_lossy().into_owned());
-    }
-    let ending = |end: &str| -> Vec<&str> {
-        let visible = names.iter().filter(|name| !name.starts_with('.'));
-        visible
-            .map(String::as_str)
-            .filter(|n| n.ends_with(end))
-            .collect()
+    let names = names_in(path)?.into_iter();
+    let names: Vec<String> = names.map(|n| n.to_string_lossy().into_owned()).collect();
+    let those = |is_it: &dyn Fn(&str) -> bool| -> Vec<&str> {
+        let names = names.iter().map(String::as_str);
+        names.filter(|name| is_it(name)).collect()
     };
-    let usual: Vec<&str> = [WHOLE, INDEX]
-        .into_iter()
-        .filter(|n| names.contains(*n))
-        .collect();
-    let indexes = ending(INDEX_END);
+    let usual = those(&|name| [WHOLE, INDEX].contains(&name));
+    let indexes = those(&|name| !name.starts_with('.') && name.ends_with(INDEX_END));
     // The other files are the index's shards.
-    let others = if indexes.is_empty() {
-        ending(WHOLE_END)
-    } else {
-        indexes
+    let others = those(&|name| !name.starts_with('.') && name.ends_with(WHOLE_END));
+    let mut found = [usual, indexes, others]
+        .into_iter()
+        .filter(|f| !f.is_empty());
+    let why = match found.next().as_deref() {
+        Some([one]) => return Ok(path.join(one)),
+        None => format!("holds no checkpoint: neither {WHOLE} nor {INDEX}; give the file itself"),
+        Some(several) => {
+            let several = several.join(", ");
+            format!("holds several checkpoints: {several}; give one of them")
+        }
     };
-    let found = if usual.is_empty() { others } else { usual };
-    match found.as_slice() {
-        [one] => Ok(path.join(one)),
-        [] => Err(broken(format!(
-            "holds no checkpoint: neither {WHOLE} nor {INDEX}; give the file itself"
-        ))),
-        several => Err(broken(format!(
-            "holds several checkpoints: {}; give one of them",
-            several.join(", ")
-        ))),
-    }
+    Err(PackageError::at(path, why))
 }
 
 /// The index of a sharded checkpoint, in the format of the Hugging Face libraries.

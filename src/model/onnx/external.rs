@@ -8,7 +8,7 @@ use bytes::Bytes;
 use prost::Message;
 
 use super::proto::{EXTERNAL, GraphError, TensorProto, dtype_of, elem_of};
-use super::walk::{Change, Kind, decode_tensor, describe, edit};
+use super::walk::{Change, Kind, Trail, decode_tensor, describe, edit};
 use crate::model::files;
 use crate::model::tensor::{Dtype, Elem};
 
@@ -35,23 +35,35 @@ pub struct External {
 /// When this is not an ONNX file, or a tensor does not say where its contents are.
 pub fn externals(model: &Bytes) -> Result<Vec<External>, GraphError> {
     let mut found = Vec::new();
+    edit_external(model, |trail, tensor| {
+        let at = describe(trail);
+        let lacking = || GraphError(format!("{at}: external data without a location"));
+        found.push(External {
+            location: entry(&tensor, "location").ok_or_else(lacking)?,
+            span: span(&tensor).map_err(|e| GraphError(format!("{at}: {e}")))?,
+            at,
+        });
+        Ok(None)
+    })?;
+    Ok(found)
+}
+
+/// Replaces tensors whose contents are in a file, where `change` returns another.
+fn edit_external(
+    model: &Bytes,
+    mut change: impl FnMut(&Trail, TensorProto) -> Result<Option<TensorProto>, GraphError>,
+) -> Result<Option<Vec<u8>>, GraphError> {
     edit(model, &mut |trail| {
         let Some((Kind::Tensor, bytes)) = trail.last() else {
             return Ok(Change::Keep);
         };
         let tensor = decode_tensor(bytes)?;
-        if tensor.data_location == Some(EXTERNAL) {
-            let at = describe(trail);
-            let lacking = || GraphError(format!("{at}: external data without a location"));
-            found.push(External {
-                location: entry(&tensor, "location").ok_or_else(lacking)?,
-                span: span(&tensor).map_err(|e| GraphError(format!("{at}: {e}")))?,
-                at,
-            });
-        }
-        Ok(Change::Keep)
-    })?;
-    Ok(found)
+        let changed = match tensor.data_location {
+            Some(EXTERNAL) => change(trail, tensor)?,
+            Some(_) | None => None,
+        };
+        Ok(changed.map_or(Change::Keep, |t| Change::Replace(t.encode_to_vec())))
+    })
 }
 
 /// The model with its external data files renamed; `None` if none of them is.
@@ -62,23 +74,16 @@ pub fn relocate(
     model: &Bytes,
     names: &BTreeMap<String, String>,
 ) -> Result<Option<Vec<u8>>, GraphError> {
-    edit(model, &mut |trail| {
-        let Some((Kind::Tensor, bytes)) = trail.last() else {
-            return Ok(Change::Keep);
-        };
-        let mut tensor = decode_tensor(bytes)?;
-        let new = entry(&tensor, "location").and_then(|old| Some((names.get(&old)?, old)));
-        match new {
-            Some((new, old)) if tensor.data_location == Some(EXTERNAL) && *new != old => {
-                for entry in &mut tensor.external_data {
-                    if entry.key.as_deref() == Some("location") {
-                        entry.value = Some(new.clone());
-                    }
-                }
-                Ok(Change::Replace(tensor.encode_to_vec()))
-            }
-            Some(_) | None => Ok(Change::Keep),
+    edit_external(model, |_, mut tensor| {
+        let old = entry(&tensor, "location");
+        let new = old.as_ref().and_then(|old| names.get(old));
+        if new == old.as_ref() || new.is_none() {
+            return Ok(None);
         }
+        let entries = tensor.external_data.iter_mut();
+        let locations = entries.filter(|entry| entry.key() == "location");
+        locations.for_each(|location| location.value = new.cloned());
+        Ok(Some(tensor))
     })
 }
 
@@ -91,18 +96,11 @@ pub fn relocate(
 pub(super) fn embed(model: Vec<u8>, dir: &Path) -> Result<Vec<u8>, GraphError> {
     let model = Bytes::from(model);
     let mut room = LARGEST.saturating_sub(model.len());
-    let embedded = edit(&model, &mut |trail| {
-        let Some((Kind::Tensor, bytes)) = trail.last() else {
-            return Ok(Change::Keep);
-        };
-        let mut tensor = decode_tensor(bytes)?;
-        if tensor.data_location != Some(EXTERNAL) {
-            return Ok(Change::Keep);
-        }
+    let embedded = edit_external(&model, |trail, mut tensor| {
         let contents = contents(&tensor, dir)?;
         let location = entry(&tensor, "location").unwrap_or_default();
         if contents.len() > SMALL && !is_link(dir, &location) {
-            return Ok(Change::Keep);
+            return Ok(None);
         }
         room = room.checked_sub(contents.len()).ok_or_else(|| {
             let at = describe(trail);
@@ -113,7 +111,7 @@ pub(super) fn embed(model: Vec<u8>, dir: &Path) -> Result<Vec<u8>, GraphError> {
         tensor.raw_data = Some(contents);
         tensor.data_location = None;
         tensor.external_data.clear();
-        Ok(Change::Replace(tensor.encode_to_vec()))
+        Ok(Some(tensor))
     })?;
     Ok(embedded.unwrap_or_else(|| model.into()))
 }
@@ -146,11 +144,10 @@ pub fn plain_location(location: &str) -> Option<String> {
 
 /// A tensor's little-endian bytes, from the graph or its external file in `dir`.
 pub(super) fn contents(tensor: &TensorProto, dir: &Path) -> Result<Bytes, GraphError> {
-    let name = tensor.name.as_deref().unwrap_or_default();
     if tensor.data_location == Some(EXTERNAL) {
         let location = entry(tensor, "location").unwrap_or_default();
-        return read_external(tensor, &location, dir)
-            .map_err(|e| GraphError(format!("initializer {name}: {location}: {e}")));
+        let fail = |e| GraphError(format!("initializer {}: {location}: {e}", tensor.name()));
+        return read_external(tensor, &location, dir).map_err(fail);
     }
     if let Some(raw) = &tensor.raw_data {
         return Ok(raw.clone());

@@ -9,13 +9,12 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::rc::Rc;
 
 use bytes::Bytes;
-use prost::Message;
 
 use super::graph::Graph;
 use super::operators::{PASS_THROUGH, SHAPE_INPUTS};
 use super::proto::{
     Attribute, FunctionProto, GraphError, GraphProto, INT32, INT64, NodeProto, SparseTensorProto,
-    bodies, decode_node,
+    bodies, decode, decode_node,
 };
 
 /// The maximum nesting of subgraphs and functions.
@@ -58,10 +57,9 @@ impl Graph {
     pub fn flow(&self, weights: &[&str]) -> Result<Flow, GraphError> {
         let mut functions = HashMap::new();
         for bytes in &self.model.functions {
-            let function = FunctionProto::decode(bytes.clone())
-                .map_err(|e| GraphError(format!("a function is broken: {e}")))?;
-            let name = function_key(&function.domain, &function.name, &function.overload);
-            functions.insert(name, Rc::new(function));
+            let f: FunctionProto = decode(bytes, "a function")?;
+            let key = function_key(f.domain(), f.name(), f.overload());
+            functions.insert(key, Rc::new(f));
         }
         let mut tracer = Tracer {
             weights: weights.iter().copied().collect(),
@@ -71,13 +69,12 @@ impl Graph {
         };
         let graph = self.proto();
         for input in &graph.input {
-            let name = input.name.clone().unwrap_or_default();
-            let fact = if tracer.weights.contains(name.as_str()) {
-                ValueFact::weight(&name, None)
-            } else {
-                ValueFact::input(&name)
+            let name = input.name();
+            let fact = match tracer.weights.contains(name) {
+                true => ValueFact::weight(name, None),
+                false => ValueFact::input(name),
             };
-            tracer.note(name, fact);
+            tracer.note(name.to_owned(), fact);
         }
         tracer.graph(graph)?;
         Ok(tracer.flow)
@@ -85,7 +82,7 @@ impl Graph {
 }
 
 /// What is known of a value.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Default)]
 struct ValueFact {
     /// The weights it is computed from, if it depends on nothing but weights and constants.
     from: Option<Rc<BTreeSet<String>>>,
@@ -96,16 +93,10 @@ struct ValueFact {
 }
 
 impl ValueFact {
-    const UNKNOWN: Self = Self {
-        from: None,
-        input: None,
-        dims: None,
-    };
-
     fn constant() -> Self {
         Self {
             from: Some(Rc::default()),
-            ..Self::UNKNOWN
+            ..Self::default()
         }
     }
 
@@ -120,7 +111,7 @@ impl ValueFact {
     fn input(name: &str) -> Self {
         Self {
             input: Some(name.into()),
-            ..Self::UNKNOWN
+            ..Self::default()
         }
     }
 
@@ -131,7 +122,7 @@ impl ValueFact {
             (Some(_), Some(_)) => self.and(other),
             (Some(_), None) => self.and(&Self::constant()),
             (None, Some(_)) => other.and(&Self::constant()),
-            (None, None) => Self::UNKNOWN,
+            (None, None) => Self::default(),
         }
     }
 
@@ -144,7 +135,7 @@ impl ValueFact {
         };
         Self {
             from,
-            ..Self::UNKNOWN
+            ..Self::default()
         }
     }
 }
@@ -152,17 +143,8 @@ impl ValueFact {
 /// Domain, name and overload of a function.
 type FunctionKey = (String, String, Vec<u8>);
 
-fn function_key(
-    domain: &Option<String>,
-    name: &Option<String>,
-    overload: &Option<Vec<u8>>,
-) -> FunctionKey {
-    let text = |text: &Option<String>| text.clone().unwrap_or_default();
-    (
-        text(domain),
-        text(name),
-        overload.clone().unwrap_or_default(),
-    )
+fn function_key(domain: &str, name: &str, overload: &[u8]) -> FunctionKey {
+    (domain.to_owned(), name.to_owned(), overload.to_owned())
 }
 
 struct Tracer<'a> {
@@ -182,25 +164,24 @@ impl Tracer<'_> {
 
     fn fact(&self, name: &str) -> ValueFact {
         let found = self.scopes.iter().rev().find_map(|scope| scope.get(name));
-        found.cloned().unwrap_or(ValueFact::UNKNOWN)
+        found.cloned().unwrap_or_default()
     }
 
     fn graph(&mut self, graph: &GraphProto) -> Result<(), GraphError> {
         for tensor in &graph.initializer {
-            let name = tensor.name.clone().unwrap_or_default();
-            let fact = if self.weights.contains(name.as_str()) && self.scopes.len() == 1 {
-                ValueFact::weight(&name, Some(tensor.dims.as_slice().into()))
-            } else {
-                ValueFact {
-                    dims: Some(tensor.dims.as_slice().into()),
+            let name = tensor.name();
+            let dims = Some(tensor.dims.as_slice().into());
+            let fact = match self.weights.contains(name) && self.scopes.len() == 1 {
+                true => ValueFact::weight(name, dims),
+                false => ValueFact {
+                    dims,
                     ..ValueFact::constant()
-                }
+                },
             };
-            self.note(name, fact);
+            self.note(name.to_owned(), fact);
         }
         for bytes in &graph.sparse_initializer {
-            let sparse = SparseTensorProto::decode(bytes.clone())
-                .map_err(|e| GraphError(format!("a sparse initializer is broken: {e}")))?;
+            let sparse: SparseTensorProto = decode(bytes, "a sparse initializer")?;
             let name = sparse.values.and_then(|values| values.name);
             self.note(name.unwrap_or_default(), ValueFact::constant());
         }
@@ -209,9 +190,8 @@ impl Tracer<'_> {
 
     fn nodes(&mut self, nodes: &[Bytes]) -> Result<(), GraphError> {
         if self.scopes.len() > MAX_DEPTH {
-            return Err(GraphError(format!(
-                "has more than {MAX_DEPTH} bodies within each other"
-            )));
+            let message = format!("has more than {MAX_DEPTH} bodies within each other");
+            return Err(GraphError(message));
         }
         for bytes in nodes {
             let node = decode_node(bytes)?;
@@ -262,15 +242,15 @@ impl Tracer<'_> {
     /// The range that an operator that picks rows or classes expects of its index input.
     fn limit(&mut self, node: &NodeProto, inputs: &[ValueFact]) -> Result<(), GraphError> {
         let op = node.op();
-        let picks = matches!(op.as_str(), "Gather" | "GatherElements" | "GatherND");
-        let classes = matches!(
-            op.as_str(),
-            "SoftmaxCrossEntropyLoss" | "NegativeLogLikelihoodLoss"
-        );
-        let (Some(data), Some(index)) = (inputs.first(), inputs.get(1)) else {
+        let classes = match op.as_str() {
+            "Gather" | "GatherElements" | "GatherND" => false,
+            "SoftmaxCrossEntropyLoss" | "NegativeLogLikelihoodLoss" => true,
+            _ => return Ok(()),
+        };
+        let [data, index, ..] = inputs else {
             return Ok(());
         };
-        let Some(input) = index.input.as_deref().filter(|_| picks || classes) else {
+        let Some(input) = index.input.as_deref() else {
             return Ok(());
         };
         let below = match (&data.dims, op.as_str()) {
@@ -285,11 +265,7 @@ impl Tracer<'_> {
         let limit = IndexLimit {
             input: input.to_owned(),
             below,
-            ignored: if classes {
-                integer(node, "ignore_index")?
-            } else {
-                None
-            },
+            ignored: integer(node, "ignore_index")?.filter(|_| classes),
             by: format!("{} ({op})", display(node)),
         };
         self.flow.limits.push(limit);
@@ -301,7 +277,7 @@ impl Tracer<'_> {
         node: &NodeProto,
         inputs: &[ValueFact],
     ) -> Result<Vec<ValueFact>, GraphError> {
-        let name = function_key(&node.domain, &node.op_type, &node.overload);
+        let name = function_key(node.domain(), node.op_type(), node.overload());
         if let Some(function) = self.functions.get(&name).cloned() {
             return self.call(&function, inputs);
         }
@@ -310,15 +286,14 @@ impl Tracer<'_> {
             return self.bodies(node, &bodies, inputs);
         }
         let op = node.op();
-        let all = inputs
-            .iter()
-            .fold(ValueFact::constant(), |all, fact| all.and(fact));
+        let none = ValueFact::constant();
+        let all = inputs.iter().fold(none, |all, fact| all.and(fact));
         let fact = match op.as_str() {
             // Shapes are fixed once the window is; a weight that determines one is found where it
             // does.
             "Shape" | "Size" => ValueFact::constant(),
             op if PASS_THROUGH.contains(&op) && is_whole(node)? => {
-                let first = inputs.first().cloned().unwrap_or(ValueFact::UNKNOWN);
+                let first = inputs.first().cloned().unwrap_or_default();
                 let same = matches!(op, "Identity" | "Cast");
                 ValueFact {
                     input: first.input,
@@ -358,21 +333,15 @@ impl Tracer<'_> {
         inputs: &[ValueFact],
     ) -> Result<Vec<ValueFact>, GraphError> {
         let is_loop = node.op() == "Loop";
-        let mut carried: Vec<ValueFact> = if is_loop {
-            inputs.get(2..).unwrap_or_default().to_vec()
-        } else {
-            inputs.to_vec()
-        };
+        // The number of iterations and the condition are not handed on.
+        let own = if is_loop { 2 } else { 0 };
+        let mut carried = inputs.get(own..).unwrap_or_default().to_vec();
+        let turn = vec![ValueFact::constant(); own];
         let mut outputs: Vec<Option<ValueFact>> = vec![None; node.output.len()];
         loop {
             let before = carried.clone();
             for body in bodies {
-                let turn: &[ValueFact] = if is_loop {
-                    &[ValueFact::constant(), ValueFact::constant()]
-                } else {
-                    &[]
-                };
-                let mut made = self.body(body, &[turn, &carried].concat())?;
+                let mut made = self.body(body, &[&turn[..], &carried].concat())?;
                 if is_loop && !made.is_empty() {
                     let again = made.remove(0);
                     self.deciding(&again, &format!("condition of {} (Loop)", display(node)));
@@ -395,7 +364,7 @@ impl Tracer<'_> {
         let known = |(made, initial): (Option<ValueFact>, Option<ValueFact>)| match (made, initial)
         {
             (Some(made), Some(initial)) if is_loop => made.or(&initial),
-            (made, _) => made.unwrap_or(ValueFact::UNKNOWN),
+            (made, _) => made.unwrap_or_default(),
         };
         Ok(outputs.into_iter().zip(initial).map(known).collect())
     }
@@ -407,34 +376,24 @@ impl Tracer<'_> {
     ) -> Result<Vec<ValueFact>, GraphError> {
         self.scopes.push(HashMap::new());
         for (input, fact) in body.input.iter().zip(inputs) {
-            self.note(input.name.clone().unwrap_or_default(), fact.clone());
+            self.note(input.name().to_owned(), fact.clone());
         }
         self.graph(body)?;
-        let names = body.output.iter().map(|output| output.name.as_deref());
-        let outputs = names
-            .map(|name| self.fact(name.unwrap_or_default()))
-            .collect();
+        let outputs = body.output.iter();
+        let outputs = outputs.map(|output| self.fact(output.name())).collect();
         self.scopes.pop();
         Ok(outputs)
     }
 }
 
-/// A node's name, or that of its first output.
 fn display(node: &NodeProto) -> &str {
-    let name = node.name.as_deref().filter(|name| !name.is_empty());
-    name.or(node.output.first().map(String::as_str))
-        .unwrap_or("a node")
+    node.display().unwrap_or("a node")
 }
 
 fn integer(node: &NodeProto, name: &str) -> Result<Option<i64>, GraphError> {
-    for bytes in &node.attribute {
-        let attribute = Attribute::decode(bytes.clone())
-            .map_err(|e| GraphError(format!("an attribute is broken: {e}")))?;
-        if attribute.name.as_deref() == Some(name) {
-            return Ok(Some(attribute.i.unwrap_or(0)));
-        }
-    }
-    Ok(None)
+    let attributes = node.attributes()?;
+    let found = attributes.iter().find(|a| a.name() == name);
+    Ok(found.map(Attribute::i))
 }
 
 /// A Cast keeps integers only if it casts to another integer type.
@@ -443,7 +402,5 @@ fn is_whole(node: &NodeProto) -> Result<bool, GraphError> {
         return Ok(true);
     }
     let to = integer(node, "to")?;
-    Ok([INT32, INT64]
-        .iter()
-        .any(|whole| to == Some((*whole).into())))
+    Ok([INT32, INT64].map(i64::from).map(Some).contains(&to))
 }

@@ -8,7 +8,7 @@ use prost::Message;
 
 use super::external::contents;
 use super::proto::{
-    Dimension, GraphError, GraphProto, ModelProto, TensorProto, ValueInfo, dtype_of, elem_of,
+    GraphError, GraphProto, ModelProto, TensorProto, TensorType, ValueInfo, dtype_of, elem_of,
     is_default_domain, sizes,
 };
 use crate::model::tensor::{Dtype, Elem};
@@ -25,6 +25,16 @@ pub struct InitializerInfo {
     pub shape: Vec<usize>,
     /// Its element type, if it can be a weight.
     pub dtype: Option<Dtype>,
+}
+
+impl InitializerInfo {
+    pub(super) fn of(tensor: &TensorProto) -> Self {
+        Self {
+            name: tensor.name().to_owned(),
+            shape: sizes(&tensor.dims),
+            dtype: tensor.data_type.and_then(dtype_of),
+        }
+    }
 }
 
 /// An input that is not a weight.
@@ -75,14 +85,15 @@ impl Graph {
         self.model.graph.as_ref().unwrap_or(&EMPTY)
     }
 
+    /// Empty, if the model has no graph; decoding refuses such a model.
+    pub(super) fn proto_mut(&mut self) -> &mut GraphProto {
+        self.model.graph.get_or_insert_default()
+    }
+
     /// All initializers.
     pub fn initializers(&self) -> Vec<InitializerInfo> {
-        let info = |t: &TensorProto| InitializerInfo {
-            name: t.name.clone().unwrap_or_default(),
-            shape: sizes(&t.dims),
-            dtype: t.data_type.and_then(dtype_of),
-        };
-        self.proto().initializer.iter().map(info).collect()
+        let tensors = self.proto().initializer.iter();
+        tensors.map(InitializerInfo::of).collect()
     }
 
     /// The inputs that are not initializers.
@@ -95,20 +106,18 @@ impl Graph {
 
     /// Names of the outputs.
     pub fn outputs(&self) -> Vec<String> {
-        self.proto()
-            .output
-            .iter()
-            .filter_map(|o| o.name.clone())
-            .collect()
+        let outputs = self.proto().output.iter();
+        outputs.filter_map(|o| o.name.clone()).collect()
     }
 
     /// The sizes of an output's dimensions, if the graph gives them; `None` for a dynamic one.
     pub fn output_shape(&self, output: &str) -> Option<Vec<Option<usize>>> {
+        self.output(output)?.tensor()?.sizes()
+    }
+
+    pub(super) fn output(&self, name: &str) -> Option<&ValueInfo> {
         let mut outputs = self.proto().output.iter();
-        let found = outputs.find(|o| o.name.as_deref() == Some(output))?;
-        let tensor = found.r#type.as_ref()?.tensor_type.as_ref()?;
-        let size = |d: &Dimension| d.dim_value.and_then(|v| usize::try_from(v).ok());
-        Some(tensor.shape.as_ref()?.dim.iter().map(size).collect())
+        outputs.find(|o| o.name.as_deref() == Some(name))
     }
 
     /// An initializer's little-endian bytes, from the graph or its external file in `dir`.
@@ -116,11 +125,8 @@ impl Graph {
     /// # Errors
     /// When it does not exist or its data cannot be read.
     pub fn initializer(&self, name: &str, dir: &Path) -> Result<Bytes, GraphError> {
-        let tensor = self
-            .proto()
-            .initializer
-            .iter()
-            .find(|t| t.name.as_deref() == Some(name));
+        let mut tensors = self.proto().initializer.iter();
+        let tensor = tensors.find(|t| t.name.as_deref() == Some(name));
         let tensor = tensor.ok_or_else(|| GraphError(format!("has no initializer {name}")))?;
         contents(tensor, dir)
     }
@@ -132,13 +138,10 @@ impl Graph {
 }
 
 fn input_info(input: &ValueInfo) -> InputInfo {
-    let tensor = input.r#type.as_ref().and_then(|t| t.tensor_type.as_ref());
-    let elem = tensor.and_then(|t| t.elem_type).and_then(elem_of);
-    let dims = tensor.and_then(|t| t.shape.as_ref()).map(|s| &s.dim);
-    let size = |d: &Dimension| d.dim_value.and_then(|v| usize::try_from(v).ok());
+    let tensor = input.tensor();
     InputInfo {
-        name: input.name.clone().unwrap_or_default(),
-        elem,
-        shape: dims.into_iter().flatten().map(size).collect(),
+        name: input.name().to_owned(),
+        elem: tensor.and_then(|t| t.elem_type).and_then(elem_of),
+        shape: tensor.and_then(TensorType::sizes).unwrap_or_default(),
     }
 }

@@ -3,25 +3,24 @@
 //! patched. Tensors in local functions and sparse tensors cannot be lifted, and are reported.
 
 use std::collections::HashMap;
+use std::path::Path;
 
 use bytes::Bytes;
 use prost::Message;
 
 use super::external::contents;
+use super::graph::InitializerInfo;
 use super::proto::{
-    Attribute, FLOAT, GraphError, GraphProto, NodeProto, SparseTensorProto, TensorProto,
-    decode_node, dtype_of, is_default_domain, sizes,
+    FLOAT, GraphError, GraphProto, NodeProto, SparseTensorProto, TensorProto, decode, decode_node,
+    is_default_domain, node, sizes,
 };
 use super::walk::{Change, Kind, Trail, append, decode_tensor, describe, edit};
-use crate::model::tensor::Dtype;
 
 /// A tensor that could be a weight but cannot be patched where it is.
 #[derive(Debug, Clone, PartialEq)]
 pub struct UnliftedTensor {
-    /// Its shape.
-    pub shape: Vec<usize>,
-    /// Its element type.
-    pub dtype: Dtype,
+    /// As an initializer would be described.
+    pub info: InitializerInfo,
     /// Where it is, in words.
     pub at: String,
     /// Itself, unless it is sparse.
@@ -30,7 +29,7 @@ pub struct UnliftedTensor {
 
 impl UnliftedTensor {
     /// Its little-endian bytes, if they can be read; `dir` has the external data files.
-    pub fn contents(&self, dir: &std::path::Path) -> Option<Bytes> {
+    pub fn contents(&self, dir: &Path) -> Option<Bytes> {
         contents(self.tensor.as_ref()?, dir).ok()
     }
 }
@@ -50,14 +49,14 @@ pub struct Lifted {
 const NODE: u32 = 1;
 const INITIALIZER: u32 = 5;
 
+/// Whether a tensor, whose contents are read from a folder on demand, is to be lifted.
+type Wanted<'a> = &'a dyn Fn(InitializerInfo, &dyn Fn(&Path) -> Option<Bytes>) -> bool;
+
 /// Makes every `wanted` tensor (judged by name and contents) an initializer of the graph.
 ///
 /// # Errors
 /// When the model cannot be decoded.
-pub fn lift(
-    model: &Bytes,
-    wanted: &dyn Fn(&str, &LiftCandidate<'_>) -> bool,
-) -> Result<Lifted, GraphError> {
+pub fn lift(model: &Bytes, wanted: Wanted<'_>) -> Result<Lifted, GraphError> {
     let mut lifter = Lifter {
         defined: definitions(model)?,
         wanted,
@@ -66,52 +65,22 @@ pub fn lift(
         unlifted: Vec::new(),
     };
     let changed = edit(model, &mut |trail| lifter.visit(trail))?;
-    let Some(changed) = changed.map(Bytes::from) else {
-        return Ok(Lifted {
-            model: None,
-            moved: Vec::new(),
-            unlifted: lifter.unlifted,
-        });
-    };
     let mut initializers = Vec::new();
     for tensor in &lifter.taken {
         append(&mut initializers, INITIALIZER, &tensor.encode_to_vec());
     }
-    let whole = edit(&changed, &mut |trail| match trail {
+    let mut prepend = |trail: &Trail| match trail {
         [(Kind::Model, _), (Kind::Graph, _)] => {
             Ok(Change::Prepend(std::mem::take(&mut initializers)))
         }
         _ => Ok(Change::Keep),
-    })?;
+    };
+    let whole = changed.map(|changed| edit(&changed.into(), &mut prepend));
     Ok(Lifted {
-        model: whole,
+        model: whole.transpose()?.flatten(),
         moved: lifter.moved,
         unlifted: lifter.unlifted,
     })
-}
-
-/// A tensor that might be lifted.
-#[derive(Debug)]
-pub struct LiftCandidate<'a>(&'a TensorProto);
-
-impl LiftCandidate<'_> {
-    /// Its shape.
-    pub fn shape(&self) -> Vec<usize> {
-        sizes(&self.0.dims)
-    }
-
-    /// Its element type, if it can be a weight.
-    pub fn dtype(&self) -> Option<Dtype> {
-        self.0.data_type.and_then(dtype_of)
-    }
-
-    /// Its little-endian bytes; `dir` has the files of external data.
-    ///
-    /// # Errors
-    /// When they cannot be read.
-    pub fn contents(&self, dir: &std::path::Path) -> Result<Bytes, GraphError> {
-        contents(self.0, dir)
-    }
 }
 
 /// How often each name is defined in the graph and its subgraphs.
@@ -135,12 +104,12 @@ fn definitions(model: &Bytes) -> Result<HashMap<String, usize>, GraphError> {
 }
 
 fn decode_graph(bytes: &Bytes) -> Result<GraphProto, GraphError> {
-    GraphProto::decode(bytes.clone()).map_err(|e| GraphError(format!("a body is broken: {e}")))
+    decode(bytes, "a body")
 }
 
 struct Lifter<'a> {
     defined: HashMap<String, usize>,
-    wanted: &'a dyn Fn(&str, &LiftCandidate<'_>) -> bool,
+    wanted: Wanted<'a>,
     taken: Vec<TensorProto>,
     moved: Vec<(String, String)>,
     unlifted: Vec<UnliftedTensor>,
@@ -152,11 +121,8 @@ impl Lifter<'_> {
             return Ok(Change::Keep);
         };
         let in_function = trail.iter().any(|(kind, _)| *kind == Kind::Function);
-        let in_body = trail
-            .iter()
-            .filter(|(kind, _)| *kind == Kind::Graph)
-            .count()
-            > 1;
+        let graphs = trail.iter().filter(|(kind, _)| *kind == Kind::Graph);
+        let in_body = graphs.count() > 1;
         match kind {
             Kind::Sparse => {
                 self.note_sparse(trail, bytes)?;
@@ -169,11 +135,9 @@ impl Lifter<'_> {
             Kind::Graph if in_body && !in_function => self.body(trail, bytes),
             Kind::Tensor if in_body && is_initializer(trail) => {
                 let tensor = decode_tensor(bytes)?;
-                let name = tensor.name.clone().unwrap_or_default();
-                Ok(if self.is_wanted(&name, &tensor) {
-                    Change::Drop
-                } else {
-                    Change::Keep
+                Ok(match self.is_wanted(tensor.name(), &tensor) {
+                    true => Change::Drop,
+                    false => Change::Keep,
                 })
             }
             Kind::Node if !in_function => self.constant(trail, bytes, in_body),
@@ -187,8 +151,9 @@ impl Lifter<'_> {
     }
 
     fn is_wanted(&self, name: &str, tensor: &TensorProto) -> bool {
-        let could_be = tensor.data_type.and_then(dtype_of).is_some();
-        could_be && (self.wanted)(name, &LiftCandidate(tensor))
+        let mut info = InitializerInfo::of(tensor);
+        name.clone_into(&mut info.name);
+        info.dtype.is_some() && (self.wanted)(info, &|dir| contents(tensor, dir).ok())
     }
 
     /// Moves a subgraph's initializers to the graph. One that shares its name with another value,
@@ -197,19 +162,18 @@ impl Lifter<'_> {
         let body = decode_graph(bytes)?;
         let mut handed_in = Vec::new();
         for tensor in &body.initializer {
-            let name = tensor.name.clone().unwrap_or_default();
-            if self.is_wanted(&name, tensor) {
+            let name = tensor.name();
+            if self.is_wanted(name, tensor) {
                 let at = format!("{}, tensor {name}", describe(trail));
-                let lifted = self.take(&name, tensor.clone(), &body, at);
+                let lifted = self.take(name, tensor.clone(), &body, at);
                 if lifted != name {
-                    append(&mut handed_in, NODE, &identity(&lifted, &name));
+                    append(&mut handed_in, NODE, &identity(&lifted, name));
                 }
             }
         }
-        Ok(if handed_in.is_empty() {
-            Change::Keep
-        } else {
-            Change::Prepend(handed_in)
+        Ok(match handed_in.is_empty() {
+            true => Change::Keep,
+            false => Change::Prepend(handed_in),
         })
     }
 
@@ -240,7 +204,7 @@ impl Lifter<'_> {
         Ok(if lifted == *output {
             Change::Drop
         } else {
-            Change::Replace(identity(&lifted, output))
+            Change::Replace(identity(&lifted, output).into())
         })
     }
 
@@ -264,30 +228,22 @@ impl Lifter<'_> {
     }
 
     fn note(&mut self, trail: &Trail, tensor: TensorProto) {
-        if let Some(dtype) = tensor.data_type.and_then(dtype_of) {
-            self.unlifted.push(UnliftedTensor {
-                shape: sizes(&tensor.dims),
-                dtype,
-                at: describe(trail),
-                tensor: Some(tensor),
-            });
+        let info = InitializerInfo::of(&tensor);
+        self.note_at(describe(trail), info, Some(tensor));
+    }
+
+    fn note_at(&mut self, at: String, info: InitializerInfo, tensor: Option<TensorProto>) {
+        if info.dtype.is_some() {
+            self.unlifted.push(UnliftedTensor { info, at, tensor });
         }
     }
 
     fn note_sparse(&mut self, trail: &Trail, bytes: &Bytes) -> Result<(), GraphError> {
-        let sparse = SparseTensorProto::decode(bytes.clone())
-            .map_err(|e| GraphError(format!("a sparse tensor is broken: {e}")))?;
-        let values = sparse.values.unwrap_or_default();
-        if let Some(dtype) = values.data_type.and_then(dtype_of) {
-            let name = values.name.unwrap_or_default();
-            let at = format!("{} sparse tensor {name}", describe(trail));
-            self.unlifted.push(UnliftedTensor {
-                shape: sizes(&sparse.dims),
-                dtype,
-                at: at.trim_start().to_owned(),
-                tensor: None,
-            });
-        }
+        let sparse: SparseTensorProto = decode(bytes, "a sparse tensor")?;
+        let mut info = InitializerInfo::of(&sparse.values.unwrap_or_default());
+        info.shape = sizes(&sparse.dims);
+        let at = format!("{} sparse tensor {}", describe(trail), info.name);
+        self.note_at(at.trim_start().to_owned(), info, None);
         Ok(())
     }
 }
@@ -301,9 +257,7 @@ fn constant(node: &NodeProto) -> Result<Option<TensorProto>, GraphError> {
     if node.op_type.as_deref() != Some("Constant") || !is_default_domain(node.domain.as_deref()) {
         return Ok(None);
     }
-    for bytes in &node.attribute {
-        let attribute = Attribute::decode(bytes.clone())
-            .map_err(|e| GraphError(format!("an attribute is broken: {e}")))?;
+    for attribute in node.attributes()? {
         match attribute.name.as_deref() {
             Some("value") => return Ok(attribute.t),
             Some("value_floats") => {
@@ -320,13 +274,6 @@ fn constant(node: &NodeProto) -> Result<Option<TensorProto>, GraphError> {
     Ok(None)
 }
 
-fn identity(from: &str, to: &str) -> Vec<u8> {
-    let node = NodeProto {
-        input: vec![from.to_owned()],
-        output: vec![to.to_owned()],
-        name: Some(format!("{to}_lifted")),
-        op_type: Some("Identity".into()),
-        ..NodeProto::default()
-    };
-    node.encode_to_vec()
+fn identity(from: &str, to: &str) -> Bytes {
+    node(&format!("{to}_lifted"), "Identity", &[from], to, &[])
 }

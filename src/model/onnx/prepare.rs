@@ -4,18 +4,18 @@
 //! Why inputs: the runtime may prepack, fold or merge an initializer, and would then not see a patch
 //! to it. An input is always read.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::io::Write;
 use std::path::Path;
 
 use bytes::Bytes;
-use prost::Message;
 
 use super::external::embed;
 use super::graph::Graph;
 use super::proto::{
-    EXTERNAL, FLOAT, GraphError, GraphProto, INT64, ModelProto, StringEntry, TensorProto,
-    elem_type, node, value_info,
+    EXTERNAL, FLOAT, GraphError, GraphProto, INT64, StringEntry, TensorProto, elem_type, int, node,
+    value_info,
 };
 use crate::model::tensor::Dtype;
 
@@ -34,20 +34,20 @@ pub enum Head<'a> {
     Loss(&'a str),
 }
 
-/// A weight to be stored in a graph.
+/// A weight in the form that a graph takes, as an input or a constant.
 #[derive(Debug)]
-pub struct Constant<'a> {
+pub struct WeightSpec<'a> {
     /// Its name in the graph.
-    pub name: &'a str,
+    pub input: String,
     /// In the graph's layout.
-    pub shape: &'a [i64],
+    pub shape: Vec<i64>,
     /// Element type.
     pub dtype: Dtype,
     /// Little-endian, in the graph's layout.
-    pub bytes: &'a [u8],
+    pub bytes: Cow<'a, [u8]>,
 }
 
-impl Constant<'_> {
+impl WeightSpec<'_> {
     /// Its contents are in a file of external data.
     fn tensor(&self, file: &str, offset: usize) -> TensorProto {
         let entry = |key: &str, value: String| StringEntry {
@@ -55,8 +55,8 @@ impl Constant<'_> {
             value: Some(value),
         };
         TensorProto {
-            name: Some(self.name.to_owned()),
-            dims: self.shape.to_vec(),
+            name: Some(self.input.clone()),
+            dims: self.shape.clone(),
             data_type: Some(elem_type(self.dtype)),
             external_data: vec![
                 entry("location", file.to_owned()),
@@ -80,8 +80,10 @@ impl Graph {
         head: Head<'_>,
         dir: &Path,
     ) -> Result<Vec<u8>, GraphError> {
-        self.edit(head, |graph| move_to_inputs(graph, weights))?;
-        embed(self.model.encode_to_vec(), dir)
+        let elem = self.output_type(head)?;
+        move_to_inputs(self.proto_mut(), weights)?;
+        self.append(head, elem);
+        embed(self.encode(), dir)
     }
 
     /// The same computation with the weights as constants in a file `data` beside it, for
@@ -91,17 +93,17 @@ impl Graph {
     /// Names what is missing or cannot be written.
     pub fn with_constants(
         mut self,
-        weights: &[Constant<'_>],
+        weights: &[WeightSpec<'_>],
         head: Head<'_>,
         dir: &Path,
         data: &Path,
     ) -> Result<Vec<u8>, GraphError> {
         let constants = self.constants(weights, data)?;
-        self.edit(head, |_| Ok(()))?;
-        self.model = ModelProto::decode(Bytes::from(embed(self.model.encode_to_vec(), dir)?))
-            .map_err(|e| GraphError(e.to_string()))?;
-        self.add(constants);
-        Ok(self.model.encode_to_vec())
+        let elem = self.output_type(head)?;
+        self.append(head, elem);
+        self = Self::decode(embed(self.encode(), dir)?.into())?;
+        self.proto_mut().initializer.extend(constants);
+        Ok(self.encode())
     }
 
     /// The same graph with the weights in a file of external data, as large models are exported.
@@ -110,18 +112,18 @@ impl Graph {
     /// When the file cannot be written.
     pub fn with_external(
         mut self,
-        weights: &[Constant<'_>],
+        weights: &[WeightSpec<'_>],
         data: &Path,
     ) -> Result<Vec<u8>, GraphError> {
         let constants = self.constants(weights, data)?;
-        self.add(constants);
-        Ok(self.model.encode_to_vec())
+        self.proto_mut().initializer.extend(constants);
+        Ok(self.encode())
     }
 
     /// Removes the weights from the graph and writes their contents to the file.
     fn constants(
         &mut self,
-        weights: &[Constant<'_>],
+        weights: &[WeightSpec<'_>],
         data: &Path,
     ) -> Result<Vec<TensorProto>, GraphError> {
         let fail = |e: std::io::Error| GraphError(format!("{}: {e}", data.display()));
@@ -130,65 +132,39 @@ impl Graph {
         let mut tensors = Vec::with_capacity(weights.len());
         let mut offset = 0;
         for weight in weights {
-            file.write_all(weight.bytes).map_err(fail)?;
+            file.write_all(&weight.bytes).map_err(fail)?;
             tensors.push(weight.tensor(&name, offset));
             offset += weight.bytes.len();
         }
-        if let Some(graph) = self.model.graph.as_mut() {
-            let is_weight = |name: &Option<String>| tensors.iter().any(|t| t.name == *name);
-            graph.input.retain(|i| !is_weight(&i.name));
-            graph.initializer.retain(|t| !is_weight(&t.name));
-        }
+        let graph = self.proto_mut();
+        let is_weight = |name: &Option<String>| tensors.iter().any(|t| t.name == *name);
+        graph.input.retain(|i| !is_weight(&i.name));
+        graph.initializer.retain(|t| !is_weight(&t.name));
         Ok(tensors)
     }
 
-    fn add(&mut self, constants: Vec<TensorProto>) {
-        if let Some(graph) = self.model.graph.as_mut() {
-            graph.initializer.extend(constants);
-        }
-    }
-
-    /// Moves the weights and appends the head. Other external data stays in its files: a frozen
-    /// base of any size never enters the protobuf.
-    fn edit(
-        &mut self,
-        head: Head<'_>,
-        weights: impl FnOnce(&mut GraphProto) -> Result<(), GraphError>,
-    ) -> Result<(), GraphError> {
-        let (Head::LogProbs(output) | Head::Loss(output)) = head;
-        let elem = self.output_type(output)?;
-        let Some(graph) = self.model.graph.as_mut() else {
-            return Err(GraphError("has no graph".into()));
-        };
-        weights(graph)?;
+    /// Appends the head to an output of this element type. External data stays in its files: a
+    /// frozen base of any size never enters the protobuf.
+    fn append(&mut self, head: Head<'_>, elem: i32) {
+        let graph = self.proto_mut();
         match head {
             Head::LogProbs(logits) => append_loss_head(graph, logits, elem),
             Head::Loss(loss) => {
-                let cast = node("Cast", &[loss], OUTPUT, "to", FLOAT.into());
-                graph.node.push(cast);
+                graph
+                    .node
+                    .push(op("Cast", &[loss], OUTPUT, "to", FLOAT.into()));
                 graph.output = vec![value_info(OUTPUT, FLOAT, vec![None])];
             }
         }
-        Ok(())
     }
 
-    fn output_type(&self, output: &str) -> Result<i32, GraphError> {
-        let found = self
-            .proto()
-            .output
-            .iter()
-            .find(|o| o.name.as_deref() == Some(output));
-        let found = found.ok_or_else(|| {
-            GraphError(format!(
-                "has no output {output}; it has {:?}",
-                self.outputs()
-            ))
+    fn output_type(&self, head: Head<'_>) -> Result<i32, GraphError> {
+        let (Head::LogProbs(output) | Head::Loss(output)) = head;
+        let found = self.output(output).ok_or_else(|| {
+            let others = self.outputs();
+            GraphError(format!("has no output {output}; it has {others:?}"))
         })?;
-        let elem = found
-            .r#type
-            .as_ref()
-            .and_then(|t| t.tensor_type.as_ref())
-            .and_then(|t| t.elem_type);
+        let elem = found.tensor().and_then(|t| t.elem_type);
         Ok(elem.unwrap_or(FLOAT))
     }
 }
@@ -226,28 +202,29 @@ fn move_to_inputs(graph: &mut GraphProto, weights: &[&str]) -> Result<(), GraphE
 /// Log-softmax in f32, then the entry of the target: logits never leave the device, and the host
 /// adds up in f64. (A hand-written log-sum-exp is 17 times less accurate.)
 fn append_loss_head(graph: &mut GraphProto, logits: &str, logits_type: i32) {
-    let mut last = logits.to_owned();
+    let mut last = logits;
     if logits_type != FLOAT {
-        let cast = node("Cast", &[&last], "scorer_logits_f32", "to", FLOAT.into());
+        last = "scorer_logits_f32";
+        let cast = op("Cast", &[logits], last, "to", FLOAT.into());
         graph.node.push(cast);
-        last = "scorer_logits_f32".into();
     }
-    graph.node.push(node(
-        "LogSoftmax",
-        &[&last],
-        "scorer_log_softmax",
-        "axis",
-        -1,
-    ));
-    graph.node.push(node(
-        "GatherElements",
-        &["scorer_log_softmax", LABELS],
-        OUTPUT,
-        "axis",
-        -1,
-    ));
-    graph
-        .input
-        .push(value_info(LABELS, INT64, vec![None, None, Some(1)]));
-    graph.output = vec![value_info(OUTPUT, FLOAT, vec![None, None, Some(1)])];
+    let all = "scorer_log_softmax";
+    let softmax = op("LogSoftmax", &[last], all, "axis", -1);
+    let targets = op("GatherElements", &[all, LABELS], OUTPUT, "axis", -1);
+    graph.node.extend([softmax, targets]);
+    let dims = vec![None, None, Some(1)];
+    graph.input.push(value_info(LABELS, INT64, dims.clone()));
+    graph.output = vec![value_info(OUTPUT, FLOAT, dims)];
+}
+
+/// A node with one attribute, named after its output.
+fn op(op_type: &str, input: &[&str], output: &str, attribute: &str, value: i64) -> Bytes {
+    let attributes = [int(attribute, value)];
+    node(
+        &format!("{output}_node"),
+        op_type,
+        input,
+        output,
+        &attributes,
+    )
 }

@@ -232,65 +232,100 @@ pub(super) struct FunctionProto {
 #[error("graph: {0}")]
 pub struct GraphError(pub(super) String);
 
+/// Decodes a message; `what` it is, for the error.
+pub(super) fn decode<M: Message + Default>(bytes: &Bytes, what: &str) -> Result<M, GraphError> {
+    M::decode(bytes.clone()).map_err(|e| GraphError(format!("{what} is broken: {e}")))
+}
+
 pub(super) fn decode_node(bytes: &Bytes) -> Result<NodeProto, GraphError> {
-    NodeProto::decode(bytes.clone()).map_err(|e| GraphError(format!("a node is broken: {e}")))
+    decode(bytes, "a node")
 }
 
 /// The subgraphs of a node: branches of an If, the body of a Loop or Scan.
 pub(super) fn bodies(node: &NodeProto) -> Result<Vec<GraphProto>, GraphError> {
-    let mut found = Vec::new();
-    for attribute in &node.attribute {
-        let held = Attribute::decode(attribute.clone())
-            .map_err(|e| GraphError(format!("an attribute is broken: {e}")))?;
-        found.extend(held.g);
-        found.extend(held.graphs);
-    }
-    Ok(found)
+    let held = node.attributes()?.into_iter();
+    Ok(held.flat_map(|a| a.g.into_iter().chain(a.graphs)).collect())
 }
 
+/// An encoded node of one output.
 pub(super) fn node(
+    name: &str,
     op_type: &str,
     input: &[&str],
     output: &str,
-    attribute: &str,
-    value: i64,
+    attributes: &[Attribute],
 ) -> Bytes {
+    let encoded = attributes.iter().map(|a| a.encode_to_vec().into());
+    let node = NodeProto {
+        input: input.iter().map(|i| (*i).to_owned()).collect(),
+        output: vec![output.to_owned()],
+        name: Some(name.to_owned()),
+        op_type: Some(op_type.to_owned()),
+        attribute: encoded.collect(),
+        ..NodeProto::default()
+    };
+    node.encode_to_vec().into()
+}
+
+/// An attribute that is a whole number.
+pub(super) fn int(name: &str, value: i64) -> Attribute {
     const INT: i32 = 2;
-    let attribute = Attribute {
-        name: Some(attribute.into()),
+    Attribute {
+        name: Some(name.into()),
         i: Some(value),
         r#type: Some(INT),
         ..Attribute::default()
-    };
-    NodeProto {
-        input: input.iter().map(|i| (*i).to_owned()).collect(),
-        output: vec![output.to_owned()],
-        name: Some(format!("{output}_node")),
-        op_type: Some(op_type.to_owned()),
-        attribute: vec![attribute.encode_to_vec().into()],
-        ..NodeProto::default()
     }
-    .encode_to_vec()
-    .into()
+}
+
+/// An encoded model of ONNX's own operators.
+pub(super) fn model(graph: GraphProto, ir_version: i64, opset: i64) -> Vec<u8> {
+    let opset = OperatorSetId {
+        domain: None,
+        version: Some(opset),
+    };
+    let model = ModelProto {
+        ir_version: Some(ir_version),
+        graph: Some(graph),
+        opset_import: vec![opset],
+        ..ModelProto::default()
+    };
+    model.encode_to_vec()
 }
 
 pub(super) fn value_info(name: &str, elem_type: i32, dims: Vec<Option<i64>>) -> ValueInfo {
-    let dim = dims
-        .into_iter()
-        .map(|dim_value| Dimension {
-            dim_value,
-            dim_param: None,
-        })
-        .collect();
-    let tensor_type = TensorType {
-        elem_type: Some(elem_type),
-        shape: Some(TensorShape { dim }),
-    };
-    ValueInfo {
-        name: Some(name.to_owned()),
-        r#type: Some(TypeProto {
-            tensor_type: Some(tensor_type),
-        }),
+    let dim = dims.into_iter().map(|dim_value| Dimension {
+        dim_value,
+        dim_param: None,
+    });
+    let dim = dim.collect();
+    ValueInfo::new(name, elem_type, Some(TensorShape { dim }))
+}
+
+impl ValueInfo {
+    pub(super) fn new(name: &str, elem_type: i32, shape: Option<TensorShape>) -> Self {
+        let tensor_type = TensorType {
+            elem_type: Some(elem_type),
+            shape,
+        };
+        Self {
+            name: Some(name.to_owned()),
+            r#type: Some(TypeProto {
+                tensor_type: Some(tensor_type),
+            }),
+        }
+    }
+
+    pub(super) fn tensor(&self) -> Option<&TensorType> {
+        self.r#type.as_ref()?.tensor_type.as_ref()
+    }
+}
+
+impl TensorType {
+    /// The sizes of the dimensions, if they are given; `None` for a dynamic one.
+    pub(super) fn sizes(&self) -> Option<Vec<Option<usize>>> {
+        let size = |d: &Dimension| usize::try_from(d.dim_value?).ok();
+        Some(self.shape.as_ref()?.dim.iter().map(size).collect())
     }
 }
 
@@ -357,5 +392,16 @@ impl NodeProto {
             domain if is_default_domain(domain) => op,
             domain => format!("{}.{op}", domain.unwrap_or_default()),
         }
+    }
+
+    /// A node's name, or that of its first output.
+    pub(super) fn display(&self) -> Option<&str> {
+        let name = self.name.as_deref().filter(|name| !name.is_empty());
+        name.or(self.output.first().map(String::as_str))
+    }
+
+    pub(super) fn attributes(&self) -> Result<Vec<Attribute>, GraphError> {
+        let attributes = self.attribute.iter();
+        attributes.map(|a| decode(a, "an attribute")).collect()
     }
 }

@@ -18,9 +18,7 @@ impl Graph {
         initializer: &str,
         copies: &[(String, Vec<Use>)],
     ) -> Result<(), GraphError> {
-        let Some(graph) = self.model.graph.as_mut() else {
-            return Err(GraphError("has no graph".into()));
-        };
+        let graph = self.proto_mut();
         let is_it = |name: &Option<String>| name.as_deref() == Some(initializer);
         let Some(at) = graph.initializer.iter().position(|t| is_it(&t.name)) else {
             return Err(GraphError(format!("has no initializer {initializer}")));

@@ -1,12 +1,9 @@
 //! The graph of a decoder-only language model for benchmarks: the usual operators in the usual
 //! order, with its weights as inputs. Its results mean nothing, its run time does.
 
-use prost::Message;
-
 use super::prepare::OUTPUT;
 use super::proto::{
-    Attribute, FLOAT, GraphProto, INT64, ModelProto, NodeProto, OperatorSetId, TensorProto,
-    value_info,
+    Attribute, FLOAT, GraphProto, INT64, TensorProto, int, model, node, value_info,
 };
 
 /// The dimensions of a model.
@@ -27,19 +24,12 @@ pub struct Decoder {
 /// A graph under construction.
 struct Builder {
     graph: GraphProto,
-    weights: Vec<(String, Vec<usize>)>,
+    weights: Weights,
     names: usize,
 }
 
-fn int(name: &str, value: i64) -> Attribute {
-    const INT: i32 = 2;
-    Attribute {
-        name: Some(name.into()),
-        i: Some(value),
-        r#type: Some(INT),
-        ..Attribute::default()
-    }
-}
+/// Names and shapes.
+pub type Weights = Vec<(String, Vec<usize>)>;
 
 fn ints(name: &str, values: &[i64]) -> Attribute {
     const INTS: i32 = 7;
@@ -57,6 +47,23 @@ fn signed(dimensions: &[usize]) -> Vec<i64> {
 }
 
 impl Builder {
+    fn named(name: &str) -> Self {
+        Self {
+            graph: GraphProto {
+                name: Some(name.into()),
+                ..GraphProto::default()
+            },
+            weights: Vec::new(),
+            names: 0,
+        }
+    }
+
+    /// The graph of one output, and its weights.
+    fn finish(mut self, output: &str, dims: Vec<Option<i64>>) -> (Vec<u8>, Weights) {
+        self.graph.output.push(value_info(output, FLOAT, dims));
+        (model(self.graph, 9, 20), self.weights)
+    }
+
     fn node(&mut self, op: &str, inputs: &[&str], attributes: Vec<Attribute>) -> String {
         self.names += 1;
         let output = format!("{}_{}", op.to_lowercase(), self.names);
@@ -65,18 +72,8 @@ impl Builder {
     }
 
     fn push(&mut self, op: &str, inputs: &[&str], output: &str, attributes: Vec<Attribute>) {
-        let node = NodeProto {
-            input: inputs.iter().map(|i| (*i).to_owned()).collect(),
-            output: vec![output.to_owned()],
-            name: Some(output.to_owned()),
-            op_type: Some(op.to_owned()),
-            attribute: attributes
-                .iter()
-                .map(|a| a.encode_to_vec().into())
-                .collect(),
-            ..NodeProto::default()
-        };
-        self.graph.node.push(node.encode_to_vec().into());
+        let node = node(output, op, inputs, output, &attributes);
+        self.graph.node.push(node);
     }
 
     fn weight(&mut self, name: &str, shape: &[usize]) -> String {
@@ -143,26 +140,19 @@ impl Builder {
 
 /// The graph, `tokens` int64 `[batch, window]` -> `logits` f32 `[batch, window, vocabulary]`, and
 /// the names and shapes of its weights.
-pub fn decoder(model: Decoder) -> (Vec<u8>, Vec<(String, Vec<usize>)>) {
+pub fn decoder(shape: Decoder) -> (Vec<u8>, Weights) {
     let Decoder {
         layers,
         width,
         heads,
         vocabulary,
         window,
-    } = model;
-    let mut builder = Builder {
-        graph: GraphProto {
-            name: Some("synthetic".into()),
-            ..GraphProto::default()
-        },
-        weights: Vec::new(),
-        names: 0,
-    };
+    } = shape;
+    let mut builder = Builder::named("synthetic");
     let b = &mut builder;
     let tokens = value_info("tokens", INT64, vec![None, signed(&[window]).pop()]);
     b.graph.input.push(tokens);
-    constants(b, model);
+    constants(b, shape);
     let embedding = b.weight("embed.weight", &[vocabulary, width]);
     let positions = b.weight("positions.weight", &[window, width]);
     let embedded = b.node("Gather", &[&embedding, "tokens"], vec![int("axis", 0)]);
@@ -174,7 +164,8 @@ pub fn decoder(model: Decoder) -> (Vec<u8>, Vec<(String, Vec<usize>)>) {
     let head = b.weight("head.weight", &[width, vocabulary]);
     b.push("MatMul", &[&normed, &head], "logits", vec![]);
     debug_assert_eq!(width % heads, 0);
-    finish(builder, vocabulary)
+    let dims = vec![None, None, signed(&[vocabulary]).pop()];
+    builder.finish("logits", dims)
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a head is narrow")]
@@ -197,45 +188,12 @@ fn constants(b: &mut Builder, model: Decoder) {
     b.constant("mask", &[model.window, model.window], FLOAT, mask);
 }
 
-fn finish(mut builder: Builder, vocabulary: usize) -> (Vec<u8>, Vec<(String, Vec<usize>)>) {
-    let dims = vec![None, None, signed(&[vocabulary]).pop()];
-    builder.graph.output.push(value_info("logits", FLOAT, dims));
-    (model(builder.graph), builder.weights)
-}
-
-fn model(graph: GraphProto) -> Vec<u8> {
-    let opset = OperatorSetId {
-        domain: None,
-        version: Some(20),
-    };
-    let model = ModelProto {
-        ir_version: Some(9),
-        graph: Some(graph),
-        opset_import: vec![opset],
-        ..ModelProto::default()
-    };
-    model.encode_to_vec()
-}
-
 /// A graph that allocates as many floats as its int64 input `size` `[1]` says, and adds them up.
 pub fn greedy() -> Vec<u8> {
-    let mut builder = Builder {
-        graph: GraphProto {
-            name: Some("greedy".into()),
-            ..GraphProto::default()
-        },
-        weights: Vec::new(),
-        names: 0,
-    };
-    builder
-        .graph
-        .input
-        .push(value_info("size", INT64, vec![Some(1)]));
+    let mut builder = Builder::named("greedy");
+    let size = value_info("size", INT64, vec![Some(1)]);
+    builder.graph.input.push(size);
     let zeros = builder.node("ConstantOfShape", &["size"], vec![]);
     builder.push("ReduceSum", &[&zeros], OUTPUT, vec![]);
-    builder
-        .graph
-        .output
-        .push(value_info(OUTPUT, FLOAT, vec![Some(1)]));
-    model(builder.graph)
+    builder.finish(OUTPUT, vec![Some(1)]).0
 }

@@ -35,9 +35,7 @@ impl Graph {
             None if reach.contains(name) => None,
             None => Some(Untrainable::Unread(output.to_owned())),
         };
-        let untrainable = weights
-            .iter()
-            .filter_map(|name| Some(((*name).to_owned(), reason(name)?)));
-        Ok(untrainable.collect())
+        let barred = |name: &&str| Some(((*name).to_owned(), reason(name)?));
+        Ok(weights.iter().filter_map(barred).collect())
     }
 }

@@ -7,7 +7,7 @@ use bytes::{Buf, Bytes};
 use prost::Message;
 use prost::encoding::{WireType, decode_key, decode_varint, encode_key, encode_varint};
 
-use super::proto::{FunctionProto, GraphError, NodeProto, TensorProto};
+use super::proto::{FunctionProto, GraphError, TensorProto, decode, decode_node};
 
 /// The maximum nesting of messages.
 pub(super) const MAX_DEPTH: usize = 128;
@@ -171,21 +171,19 @@ fn fields(message: &Bytes) -> Result<Vec<Field>, GraphError> {
 
 /// Where the last message of a trail is, in words.
 pub(super) fn describe(trail: &Trail) -> String {
-    let named = |kind: &str, name: Option<String>| format!("{kind} {}", name.unwrap_or_default());
     let words = trail.iter().filter_map(|(kind, bytes)| match kind {
         Kind::Function => {
             let function = FunctionProto::decode(bytes.clone()).ok()?;
-            Some(named("function", function.name))
+            Some(format!("function {}", function.name()))
         }
         Kind::Node => {
-            let node = NodeProto::decode(bytes.clone()).ok()?;
-            let name = node.name.clone().filter(|n| !n.is_empty());
-            let name = name.or_else(|| node.output.first().cloned());
-            Some(named(&node.op(), name))
+            let node = decode_node(bytes).ok()?;
+            let name = node.display().unwrap_or_default();
+            Some(format!("{} {name}", node.op()))
         }
         Kind::Tensor => {
-            let tensor = TensorProto::decode(bytes.clone()).ok()?;
-            let name = tensor.name.filter(|n| !n.is_empty());
+            let tensor = decode_tensor(bytes).ok()?;
+            let name = Some(tensor.name()).filter(|name| !name.is_empty());
             name.map(|name| format!("tensor {name}"))
         }
         Kind::Model | Kind::Graph | Kind::Attribute | Kind::Sparse => None,
@@ -195,5 +193,5 @@ pub(super) fn describe(trail: &Trail) -> String {
 }
 
 pub(super) fn decode_tensor(bytes: &Bytes) -> Result<TensorProto, GraphError> {
-    TensorProto::decode(bytes.clone()).map_err(|e| GraphError(format!("a tensor is broken: {e}")))
+    decode(bytes, "a tensor")
 }

@@ -38,16 +38,11 @@ impl NodeInfo {
     pub fn passes(&self, name: &str) -> Option<bool> {
         let call = self.call.as_ref()?;
         let word = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '%';
-        let plain: String = name
-            .to_lowercase()
-            .chars()
-            .map(|c| if c.is_ascii_alphanumeric() { c } else { '_' })
-            .collect();
+        let plain = name.to_lowercase();
+        let plain = plain.replace(|c: char| !c.is_ascii_alphanumeric(), "_");
         let placeholders = [format!("%p_{plain}"), format!("%b_{plain}")];
-        let passes = call
-            .split(|c| !word(c))
-            .any(|found| placeholders.iter().any(|p| p == found));
-        Some(passes)
+        let mut words = call.split(|c| !word(c));
+        Some(words.any(|found| placeholders.iter().any(|p| p == found)))
     }
 
     /// Whether the exporter wrote down the traced call.
@@ -157,13 +152,10 @@ fn captured(body: &GraphProto, wiring: &mut Wiring) -> Result<(), GraphError> {
 
 fn node_info(node: NodeProto) -> NodeInfo {
     let told = |key: &str| {
-        let found = node
-            .metadata_props
-            .iter()
-            .find(|e| e.key.as_deref() == Some(key));
-        found.and_then(|e| e.value.clone())
+        let mut props = node.metadata_props.iter();
+        props.find(|e| e.key() == key)?.value.clone()
     };
-    let name = node.name.clone().unwrap_or_default();
+    let name = node.name().to_owned();
     let scopes = told("pkg.torch.onnx.name_scopes");
     let from_name = scopes.is_none();
     let path = scopes.map_or_else(|| called(&name), |scopes| innermost(&scopes));
@@ -178,19 +170,12 @@ fn node_info(node: NodeProto) -> NodeInfo {
 }
 
 /// `['', 'layers.0', 'layers.0.norm', 'mul_1']`: the modules from the outermost on, then the call.
-fn innermost(scopes: &str) -> Option<String> {
+fn innermost<'s>(scopes: &'s str) -> Option<String> {
     let list = scopes.strip_prefix('[')?.strip_suffix(']')?;
-    let quoted = |item: &str| {
-        Some(
-            item.trim()
-                .strip_prefix('\'')?
-                .strip_suffix('\'')?
-                .to_owned(),
-        )
-    };
-    let items: Option<Vec<String>> = list.split(',').map(quoted).collect();
-    let items = items?;
-    items.len().checked_sub(2).map(|at| items[at].clone())
+    let quoted = |item: &'s str| item.trim().strip_prefix('\'')?.strip_suffix('\'');
+    let items: Vec<&str> = list.split(',').map(quoted).collect::<Option<_>>()?;
+    let at = items.len().checked_sub(2)?;
+    Some(items[at].to_owned())
 }
 
 /// `/layers.0/norm/Mul_1`: the modules, then the operator.

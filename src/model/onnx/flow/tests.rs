@@ -1,5 +1,7 @@
 //! Graphs made by hand, and what is known of the values in them.
 
+use prost::Message;
+
 use super::super::proto::{ModelProto, OperatorSetId, TensorProto, ValueInfo};
 use super::*;
 
