@@ -28,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 use url::Host;
 
 use super::BrokerError;
-use super::topology::{Argument, Exchange, ExchangeKind, Topology};
+use super::topology::{Argument, Binding, Exchange, ExchangeKind, Topology};
 use crate::config::{AmqpConfig, service_urls};
 
 /// For every call, and for connecting.
@@ -154,8 +154,7 @@ impl Link {
         let channel = self.channel().await?;
         for binding in &topology.bindings {
             let what = format!("bind {}", binding.queue);
-            let (exchange, key) = (&binding.exchange, &binding.routing_key);
-            bind(&what, &channel, &binding.queue, exchange, key).await?;
+            bind(&what, &channel, binding).await?;
         }
         close(channel).await;
         Ok(())
@@ -261,9 +260,14 @@ impl Link {
         let declared = channel.queue_declare("".into(), options, FieldTable::default());
         let queue = bounded("declare an exclusive queue", declared).await?;
         let name = queue.name().to_string();
+        let what = format!("bind to {exchange}");
         for key in keys {
-            let what = format!("bind to {exchange}");
-            bind(&what, &channel, &name, exchange, key).await?;
+            let binding = Binding {
+                exchange: exchange.to_owned(),
+                queue: name.clone(),
+                routing_key: key.clone(),
+            };
+            bind(&what, &channel, &binding).await?;
         }
         let options = BasicConsumeOptions {
             no_ack: true,
@@ -295,15 +299,14 @@ impl Link {
     }
 }
 
-async fn bind(
-    what: &str,
-    channel: &Channel,
-    queue: &str,
-    exchange: &str,
-    key: &str,
-) -> Result<(), BrokerError> {
-    let (options, table) = (QueueBindOptions::default(), FieldTable::default());
-    let bound = channel.queue_bind(queue.into(), exchange.into(), key.into(), options, table);
+async fn bind(what: &str, channel: &Channel, binding: &Binding) -> Result<(), BrokerError> {
+    let bound = channel.queue_bind(
+        binding.queue.as_str().into(),
+        binding.exchange.as_str().into(),
+        binding.routing_key.as_str().into(),
+        QueueBindOptions::default(),
+        FieldTable::default(),
+    );
     bounded(what, bound).await
 }
 

@@ -8,17 +8,16 @@ use crate::config::Config;
 
 /// Connects, and declares the topology.
 pub(super) async fn link(config: &Config, model: &str) -> Result<(Link, Topology), Fault> {
-    let unavailable = Fault::unavailable;
     let topology = Topology::new(&config.amqp, model);
     let link = Link::connect(&config.amqp, "scorer-cli")
         .await
-        .map_err(unavailable)?;
+        .map_err(Fault::unavailable)?;
     match link.declare(&topology).await {
         // A user who may only publish learns from the publish whether the queue exists.
         Ok(()) | Err(BrokerError::Forbidden(_)) => Ok((link, topology)),
         Err(
             error @ (BrokerError::Differs(_) | BrokerError::Missing(_) | BrokerError::Failed(_)),
-        ) => Err(unavailable(error)),
+        ) => Err(Fault::unavailable(error)),
     }
 }
 

@@ -218,21 +218,24 @@ impl Manifest {
         self.check_places()
     }
 
-    /// Field, name and digest of each file, except the weights.
+    /// The field of the weights.
+    pub(super) const WEIGHTS: &str = "weights";
+
+    /// Field, name and digest of each file.
     pub(super) fn files(&self) -> impl Iterator<Item = (&'static str, &str, &str)> {
         let graph = ("graph", &self.graph.file, &self.graph.sha256);
         let external = self.graph.external.iter().flatten();
         let external = external.map(|f| ("graph.external", &f.file, &f.sha256));
+        let weights = self.weights.iter();
+        let weights = weights.map(|f| (Self::WEIGHTS, &f.file, &f.sha256));
         let shards = self.shards.iter().map(|f| ("shards", &f.file, &f.sha256));
-        let all = std::iter::once(graph).chain(external).chain(shards);
+        let all = std::iter::once(graph).chain(external);
+        let all = all.chain(weights).chain(shards);
         all.map(|(field, file, sha256)| (field, file.as_str(), sha256.as_str()))
     }
 
     fn check_digests(&self) -> Result<(), PackageError> {
-        let weights = self.weights.iter();
-        let weights = weights.map(|w| ("weights", w.file.as_str(), w.sha256.as_str()));
-        let mut all = self.files().chain(weights);
-        all.try_for_each(|(field, _, digest)| {
+        self.files().try_for_each(|(field, _, digest)| {
             require(
                 is_digest(digest),
                 format!("{field}.sha256: {digest:?} is not 64 lower-case hex digits"),

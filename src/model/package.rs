@@ -231,7 +231,8 @@ impl Manifest {
     /// files are left to the loader.
     fn stamps(&self, dir: &Path) -> Result<Vec<Stamp>, PackageError> {
         let mut stamps = Vec::new();
-        for (_, file, sha256) in self.files() {
+        let others = self.files().filter(|(field, ..)| *field != Self::WEIGHTS);
+        for (_, file, sha256) in others {
             let path = inside(dir, file)?;
             if let Ok(seen) = look(&path) {
                 let sha256 = sha256.to_owned();

@@ -5,7 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::word::words;
+use crate::protocol::word::words;
 
 words! {
     /// What became of a job, as the `status` of its result says it.
@@ -112,18 +112,21 @@ impl Code {
 
     /// The status a result with this code carries.
     pub fn status(self) -> Status {
-        self.meaning().0
+        let (status, ..) = self.meaning();
+        status
     }
 
     /// What a worker does with such a job.
     pub fn remedy(self) -> Remedy {
-        self.meaning().1
+        let (_, remedy, _) = self.meaning();
+        remedy
     }
 
     /// Whether the candidate's own bytes prove the refusal, so that any worker with the same
     /// model would say the same and the result may be stored.
     pub fn proven_by_candidate(self) -> bool {
-        self.meaning().2
+        let (.., proven) = self.meaning();
+        proven
     }
 
     /// Whether the sender may usefully submit the same job again later.

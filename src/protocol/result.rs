@@ -119,9 +119,9 @@ impl ResultMessage {
     /// What is wrong with it.
     pub fn decode(body: &[u8], said: impl Into<Label>) -> Result<Self, String> {
         let label = said.into();
-        let message: Self = from_document(&label.decode(body)?)?;
+        let mut message: Self = from_document(&label.decode(body)?)?;
         let text = label.encoding().context_text(body).map(Context::Text);
-        let context = text.or_else(|| message.context.clone());
+        let context = text.or_else(|| message.context.take());
         Ok(message.with_context(context))
     }
 

@@ -2,7 +2,7 @@
 
 use strum::{EnumIter, EnumMessage};
 
-use super::word::words;
+use crate::protocol::word::words;
 use crate::util::clock::{steady_ms, unix_ms};
 
 words! {

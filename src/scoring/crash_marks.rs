@@ -159,7 +159,7 @@ pub struct CrashMark {
     inner: Arc<Inner>,
     result: String,
     /// `SUBMISSION:VERSION`.
-    pub(super) job: String,
+    job: String,
     started_ms: u64,
     /// The mark may be in Redis.
     written: bool,
@@ -169,6 +169,11 @@ pub struct CrashMark {
 }
 
 impl CrashMark {
+    /// `SUBMISSION:VERSION`.
+    pub(super) fn job(&self) -> &str {
+        &self.job
+    }
+
     /// Looks up the job's result and marks the job, in one round trip. Beside marks of others ours is
     /// not written yet.
     pub(super) async fn look_up(&mut self, limit: Duration) -> Option<JobRecord> {

@@ -152,9 +152,10 @@ fn name(url: &url::Url) -> String {
     let stem = stem.unwrap_or_default().to_string_lossy();
     let legal = |c: char| c.is_ascii_alphanumeric() || "._:-".contains(c);
     let name: String = stem.replace(|c| !legal(c), "-").chars().take(120).collect();
-    match name.as_str() {
-        "" => "candidate".into(),
-        _ => name,
+    if name.is_empty() {
+        "candidate".into()
+    } else {
+        name
     }
 }
 

@@ -13,8 +13,8 @@ use bytes::Bytes;
 use super::graph::Graph;
 use super::operators::{PASS_THROUGH, SHAPE_INPUTS};
 use super::proto::{
-    Attribute, FunctionProto, GraphError, GraphProto, INT32, INT64, NodeProto, SparseTensorProto,
-    bodies, decode, decode_node,
+    FunctionProto, GraphError, GraphProto, INT32, INT64, NodeProto, SparseTensorProto, bodies,
+    decode, decode_node,
 };
 
 /// The maximum nesting of subgraphs and functions.
@@ -265,7 +265,11 @@ impl Tracer<'_> {
         let limit = IndexLimit {
             input: input.to_owned(),
             below,
-            ignored: integer(node, "ignore_index")?.filter(|_| classes),
+            ignored: if classes {
+                integer(node, "ignore_index")?
+            } else {
+                None
+            },
             by: format!("{} ({op})", display(node)),
         };
         self.flow.limits.push(limit);
@@ -391,9 +395,13 @@ fn display(node: &NodeProto) -> &str {
 }
 
 fn integer(node: &NodeProto, name: &str) -> Result<Option<i64>, GraphError> {
-    let attributes = node.attributes()?;
-    let found = attributes.iter().find(|a| a.name() == name);
-    Ok(found.map(Attribute::i))
+    for attribute in node.attributes() {
+        let attribute = attribute?;
+        if attribute.name() == name {
+            return Ok(Some(attribute.i()));
+        }
+    }
+    Ok(None)
 }
 
 /// A Cast keeps integers only if it casts to another integer type.

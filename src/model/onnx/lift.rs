@@ -229,11 +229,18 @@ impl Lifter<'_> {
 
     fn note(&mut self, trail: &Trail, tensor: TensorProto) {
         let info = InitializerInfo::of(&tensor);
-        self.note_at(describe(trail), info, Some(tensor));
+        self.note_at(info, Some(tensor), || describe(trail));
     }
 
-    fn note_at(&mut self, at: String, info: InitializerInfo, tensor: Option<TensorProto>) {
+    /// `at` is asked for only where a weight can be: it may decode a whole function.
+    fn note_at(
+        &mut self,
+        info: InitializerInfo,
+        tensor: Option<TensorProto>,
+        at: impl FnOnce() -> String,
+    ) {
         if info.dtype.is_some() {
+            let at = at();
             self.unlifted.push(UnliftedTensor { info, at, tensor });
         }
     }
@@ -242,8 +249,11 @@ impl Lifter<'_> {
         let sparse: SparseTensorProto = decode(bytes, "a sparse tensor")?;
         let mut info = InitializerInfo::of(&sparse.values.unwrap_or_default());
         info.shape = sizes(&sparse.dims);
-        let at = format!("{} sparse tensor {}", describe(trail), info.name);
-        self.note_at(at.trim_start().to_owned(), info, None);
+        let name = info.name.clone();
+        self.note_at(info, None, || {
+            let at = format!("{} sparse tensor {name}", describe(trail));
+            at.trim_start().to_owned()
+        });
         Ok(())
     }
 }
@@ -257,7 +267,8 @@ fn constant(node: &NodeProto) -> Result<Option<TensorProto>, GraphError> {
     if node.op_type.as_deref() != Some("Constant") || !is_default_domain(node.domain.as_deref()) {
         return Ok(None);
     }
-    for attribute in node.attributes()? {
+    for attribute in node.attributes() {
+        let attribute = attribute?;
         match attribute.name.as_deref() {
             Some("value") => return Ok(attribute.t),
             Some("value_floats") => {

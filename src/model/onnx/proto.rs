@@ -243,8 +243,12 @@ pub(super) fn decode_node(bytes: &Bytes) -> Result<NodeProto, GraphError> {
 
 /// The subgraphs of a node: branches of an If, the body of a Loop or Scan.
 pub(super) fn bodies(node: &NodeProto) -> Result<Vec<GraphProto>, GraphError> {
-    let held = node.attributes()?.into_iter();
-    Ok(held.flat_map(|a| a.g.into_iter().chain(a.graphs)).collect())
+    let mut held = Vec::new();
+    for attribute in node.attributes() {
+        let attribute = attribute?;
+        held.extend(attribute.g.into_iter().chain(attribute.graphs));
+    }
+    Ok(held)
 }
 
 /// An encoded node of one output.
@@ -400,8 +404,9 @@ impl NodeProto {
         name.or(self.output.first().map(String::as_str))
     }
 
-    pub(super) fn attributes(&self) -> Result<Vec<Attribute>, GraphError> {
+    /// One at a time: a decoded attribute is many times what it takes in the file.
+    pub(super) fn attributes(&self) -> impl Iterator<Item = Result<Attribute, GraphError>> {
         let attributes = self.attribute.iter();
-        attributes.map(|a| decode(a, "an attribute")).collect()
+        attributes.map(|a| decode(a, "an attribute"))
     }
 }

@@ -4,6 +4,7 @@ use prost::Message;
 
 use super::super::proto::{ModelProto, OperatorSetId, TensorProto, ValueInfo};
 use super::*;
+use crate::model::onnx::proto::Attribute;
 
 /// A node; the first of its outputs names it.
 fn node(op: &str, inputs: &[&str], outputs: &[&str]) -> NodeProto {
