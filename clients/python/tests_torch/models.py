@@ -22,7 +22,7 @@ BLOCKS = dict(
 # The rows of classes and configurations in transformers.
 MODELS = {
     "llama": ("LlamaForCausalLM", "LlamaConfig", BLOCKS | {"num_key_value_heads": 2}),
-    "gpt2": ("GPT2LMHeadModel", "GPT2Config", dict(vocab_size=VOCABULARY, n_positions=128, n_embd=WIDTH, n_layer=2, n_head=4)),
+    "gpt2": ("GPT2LMHeadModel", "GPT2Config", dict(vocab_size=VOCABULARY, n_positions=128, n_embd=WIDTH, n_layer=2, n_head=4, bos_token_id=5, eos_token_id=5)),
     "gpt-neox": ("GPTNeoXForCausalLM", "GPTNeoXConfig", BLOCKS),
     "bert": ("BertForMaskedLM", "BertConfig", BLOCKS),
     "t5": ("T5ForConditionalGeneration", "T5Config", dict(

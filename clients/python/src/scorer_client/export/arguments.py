@@ -23,6 +23,7 @@ class Request:
     version: int
     task: Task | None
     precision: Precision
+    widened: bool
     tokenizer: Path | None
     base: Path | None
     window: int | None
@@ -38,6 +39,11 @@ class Request:
     candidate: Path | None
     json: bool
 
+    @property
+    def computed(self) -> Precision:
+        """What the graph computes in."""
+        return Precision.FLOAT32 if self.widened else self.precision
+
 
 def add_export(export: argparse.ArgumentParser) -> None:
     export.add_argument("source", metavar="MODEL", help="a Hugging Face directory, a PEFT adapter's, or package.module:function")
@@ -48,6 +54,7 @@ def add_export(export: argparse.ArgumentParser) -> None:
     tasks = [task.value for task in Task if task is not Task.OWN]
     export.add_argument("--task", choices=tasks, help="default: what `architectures` in config.json says")
     export.add_argument("--dtype", choices=[precision.value for precision in Precision], default="float32")
+    export.add_argument("--compute-float32", action="store_true", help="weights of 16 bits, arithmetic in float32: for every provider")
     export.add_argument("--tokenizer", type=Path, metavar="DIR", help="default: the model's")
     export.add_argument("--base", type=Path, metavar="DIR", help="the base of an adapter; default: what the adapter names")
     export.add_argument("--window", type=whole(1), metavar="N", help="tokens that the model reads at once; default 128, or its limit")
@@ -74,6 +81,7 @@ def request(arguments: argparse.Namespace) -> Request:
         version=arguments.version,
         task=Task(arguments.task) if arguments.task else None,
         precision=Precision(arguments.dtype),
+        widened=arguments.compute_float32,
         tokenizer=arguments.tokenizer,
         base=arguments.base,
         window=arguments.window,
@@ -91,6 +99,12 @@ def request(arguments: argparse.Namespace) -> Request:
     )
     if found.name is not None and not NAME.fullmatch(found.name):
         raise Problem(f"--name {found.name} does not match {NAME.pattern}", "use small letters, digits, - and _", USAGE)
+    if found.precision is Precision.BFLOAT16 and found.provider == "cpu" and not found.widened:
+        raise Problem(
+            "the CPU cannot compute bfloat16, so the package could not be proven",
+            "add --compute-float32, or --provider cuda on a machine with a GPU; a bfloat16 checkpoint is exact in --dtype float32, too",
+            USAGE,
+        )
     if not found.shards.exists():
         raise Problem(f"--shards {found.shards} does not exist", "give a text, a token file, or a directory of them", USAGE)
     for option, file in (("--rest", found.rest), ("--candidate", found.candidate)):

@@ -17,7 +17,8 @@ from scorer_client.export.arguments import NAME, Request, model_name, request
 from scorer_client.export.closing import Closing, next_commands
 from scorer_client.export.documents import Split
 from scorer_client.export.package import Package, globs
-from scorer_client.export.proof import Comparison, Proof
+from scorer_client.export.proof import TELLING, Comparison, Proof
+from scorer_client.export.quiet import quiet
 from scorer_client.export.scorer import Scorer
 from scorer_client.export.steps import UNAVAILABLE, Problem, Steps, tell
 from scorer_client.export.tasks import Task, window_of
@@ -53,6 +54,7 @@ class Work:
     window: int
     steps: Steps
     notes: list[str] = field(default_factory=list)
+    names: dict[str, str] = field(default_factory=dict)  # Of the checkpoint, by those of the live model.
 
     @property
     def package(self) -> Package:
@@ -98,7 +100,7 @@ def find_modules() -> None:
 def opened(asked: Request, folder: Path, program: Scorer, steps: Steps) -> Work:
     from scorer_client.export.source import open_source
 
-    source = open_source(asked.model, asked.base, asked.precision, asked.task, asked.tokenizer)
+    source = open_source(asked.model, asked.base, asked.precision, asked.task, asked.tokenizer, asked.widened)
     return Work(asked, folder, program, source, window_of(asked.window, source.limit), steps)
 
 
@@ -130,13 +132,15 @@ def exported(work: Work) -> float:
 
     task, steps = work.source.task, work.steps
     with steps.step("loading the model", "check that transformers loads it: AutoModel.from_pretrained(DIR)"):
-        model = work.source.load()
+        with quiet():
+            model = work.source.load()
     with steps.step("measuring torch's losses", "check that the model takes the inputs that the shards hold"):
         baseline = reference.loss(model, work.shards, task, work.window)
     with steps.step("exporting the graph", "torch cannot export this model as it is; see its message, and docs/export.md"):
         tokens = "tokens" if task is Task.CAUSAL_LM and takes_tokens(model) else "input_ids"
         samples = reference.samples(work.shards, task, work.window, tokens)
-        graph.export(model, samples, task, work.source.names(model), work.folder / "graph" / "model.onnx")
+        work.names = dict(work.source.names(model))
+        graph.export(model, samples, task, work.names, work.folder / "graph" / "model.onnx")
     del model
     gc.collect()
     return baseline
@@ -163,14 +167,23 @@ def make_package(work: Work, baseline: float) -> dict[str, float]:
         words += ["--exclude", glob]
     work.scorer.package([str(word) for word in words])
     shutil.rmtree(work.folder / "graph")
-    canary = {"loss": baseline, "tolerance": asked.precision.canary_tolerance}
+    canary = {"loss": baseline, "tolerance": asked.computed.canary_tolerance}
     fields: dict[str, Any] = {"canary": canary}
     trainable = source.trainable()
     if trainable is not None:
         others = set(work.package.manifest()["tensors"]) - set(trainable)
         fields["trainable"] = globs(trainable, others)
-    work.package.add(fields)
+    fields["aliases"] = aliases(work.package.manifest(), work.names)
+    work.package.add({name: value for name, value in fields.items() if value})
     return canary
+
+
+def aliases(manifest: dict[str, Any], names: dict[str, str]) -> dict[str, str]:
+    """Those that packaging found, and the names of the live model, which trainers send, too."""
+    found: dict[str, str] = dict(manifest.get("aliases") or {})
+    tensors = manifest["tensors"]
+    found |= {live: found.get(name, name) for live, name in names.items() if live not in tensors}
+    return {alias: name for alias, name in found.items() if name in tensors}
 
 
 def proven(work: Work, baseline: float) -> tuple[Proof, Path]:
@@ -179,7 +192,7 @@ def proven(work: Work, baseline: float) -> tuple[Proof, Path]:
     from scorer_client.export.checkpoint import Checkpoint
 
     source, steps, package = work.source, work.steps, work.package
-    tolerance = work.asked.precision.tolerance
+    tolerance = work.asked.computed.tolerance
     candidate, changed = work.folder / "update.safetensors", work.folder / "changed"
     with steps.step("proving the package's losses", "see docs/export.md, The proof"):
         measured = work.scorer.loss(package.folder)
@@ -187,14 +200,17 @@ def proven(work: Work, baseline: float) -> tuple[Proof, Path]:
         before.check("report it with the model's config.json: the graph does not compute what the model does")
         tell(f"    {before}")
     with steps.step("proving an update of every tensor", "see docs/export.md, The proof"):
-        shapes = package.trainable()
-        random = update.random_update(Checkpoint.of_file(package.folder / "weights.safetensors"), shapes)
+        shapes, aliases = package.trainable(), package.manifest().get("aliases") or {}
+        changed.mkdir()
+        for scale in update.SCALES:
+            random = update.random_update(Checkpoint.of_file(package.folder / "weights.safetensors"), shapes, scale)
+            source.change(random | {alias: random[name] for alias, name in aliases.items() if name in random}, changed)
+            with quiet():
+                loss = reference.loss(source.load(changed), work.shards, source.task, work.window)
+            if abs(loss - baseline) >= TELLING * tolerance:
+                break
         candidate.write_bytes(update.candidate(random, shapes))
         scored = work.scorer.score(package.folder, candidate)
-        changed.mkdir()
-        aliases = package.manifest().get("aliases") or {}
-        source.change(random | {alias: random[name] for alias, name in aliases.items() if name in random}, changed)
-        loss = reference.loss(source.load(changed), work.shards, source.task, work.window)
         after = Comparison("loss after a random update", loss, float(scored["loss_after"]), tolerance)
         proof = Proof(before, after, len(random), update.entries(random))
         proof.check()

@@ -16,7 +16,7 @@ class Precision(Enum):
     @property
     def tolerance(self) -> float:
         """How far a loss of the package may be from torch's. 16 bits are rounded after different operations in each."""
-        return {Precision.FLOAT32: 2e-6, Precision.FLOAT16: 5e-3, Precision.BFLOAT16: 4e-2}[self]
+        return {Precision.FLOAT32: 2e-6, Precision.FLOAT16: 2e-3, Precision.BFLOAT16: 2e-2}[self]
 
     @property
     def canary_tolerance(self) -> float:

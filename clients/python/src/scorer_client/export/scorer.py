@@ -24,10 +24,9 @@ class Scorer:
         for line in done.stderr.splitlines():
             tell(f"    {line}")
         if done.returncode:
-            reason = done.stderr.strip().splitlines()[:8] or ["no reason given"]
             raise Problem(
-                "scorer package refused the model: " + " / ".join(line.removeprefix("scorer: ") for line in reason),
-                "do what the message says; --exclude GLOB leaves out tensors of the checkpoint that the model does not use",
+                "scorer package refused the model; its message is above",
+                "do what it says; --exclude GLOB leaves out tensors of the checkpoint that the model does not use",
             )
 
     def loss(self, package: Path) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 import importlib
 import inspect
 import json
-import logging
 import os
 import re
 import shutil
@@ -16,7 +15,7 @@ from typing import Any, Protocol
 import torch
 import transformers
 
-from scorer_client.export import checkpoint, wrapper
+from scorer_client.export import checkpoint, names, wrapper
 from scorer_client.export.checkpoint import TORCH, Checkpoint, Update
 from scorer_client.export.precision import Precision
 from scorer_client.export.steps import USAGE, Problem, described
@@ -24,7 +23,6 @@ from scorer_client.export.tasks import Task, task_of, window_limit
 
 CONFIG, ADAPTER_CONFIG, ADAPTER = "config.json", "adapter_config.json", "adapter_model.safetensors"
 FUNCTION = re.compile(r"([A-Za-z_][\w.]*):([A-Za-z_]\w*)")
-PEFT_PREFIX = "base_model.model."
 AUTO = {
     Task.CAUSAL_LM: "AutoModelForCausalLM",
     Task.MASKED_LM: "AutoModelForMaskedLM",
@@ -65,7 +63,7 @@ class Source(Protocol):
         """Writes the checkpoint with an update to the folder."""
 
     def names(self, model: Any) -> Mapping[str, str]:
-        """Parameters of the wrapped model whose names in the checkpoint differ by more than a prefix."""
+        """The names in the checkpoint of the live parameters that have another one there."""
 
     def trainable(self) -> list[str] | None:
         """Globs of the tensors that candidates may change; None for all."""
@@ -77,11 +75,12 @@ class HuggingFace:
     precision: Precision
     config: Mapping[str, Any]
     task: Task
+    widened: bool
 
     @classmethod
-    def open(cls, folder: Path, precision: Precision, task: Task | None) -> "HuggingFace":
+    def open(cls, folder: Path, precision: Precision, task: Task | None, widened: bool) -> "HuggingFace":
         config = _json(folder / CONFIG)
-        return cls(folder, precision, config, task or task_of(config))
+        return cls(folder, precision, config, task or task_of(config), widened)
 
     @property
     def name(self) -> str:
@@ -105,12 +104,11 @@ class HuggingFace:
         return transformers.AutoConfig.from_pretrained(self.folder, local_files_only=True).get_text_config().to_dict()  # type: ignore[no-any-return]
 
     def load(self, changed: Path | None = None) -> Any:
-        return wrapper.wrap(self.model(changed or self.folder), self.task).eval()
+        return wrapper.wrap(self.model(changed or self.folder), self.task, self.widened).eval()
 
     def model(self, folder: Path) -> Any:
         """Refuses a checkpoint that leaves parameters out: they would be random."""
         transformers.utils.logging.disable_progress_bar()
-        logging.getLogger("transformers").setLevel(logging.ERROR)
         auto = getattr(transformers, AUTO[self.task])
         model, told = auto.from_pretrained(
             folder, dtype=TORCH[self.precision], local_files_only=True, use_safetensors=True, output_loading_info=True
@@ -122,7 +120,7 @@ class HuggingFace:
                 f"the checkpoint lacks {len(missing)} parameters of {type(model).__name__}: {shown}",
                 "check that --task and `architectures` in config.json name the class that was saved",
             )
-        return model
+        return of_type(model, self.precision)
 
     def weights(self, folder: Path) -> Path:
         found = Checkpoint.of_folder(self.folder)
@@ -138,7 +136,7 @@ class HuggingFace:
         shutil.copyfile(self.folder / CONFIG, folder / CONFIG)
 
     def names(self, model: Any) -> Mapping[str, str]:
-        return {}
+        return names.of_transformers(model.m, set(Checkpoint.of_folder(self.folder)))
 
     def trainable(self) -> list[str] | None:
         return None
@@ -152,7 +150,7 @@ class Adapter:
     base: HuggingFace
 
     @classmethod
-    def open(cls, folder: Path, base: Path | None, precision: Precision, task: Task | None) -> "Adapter":
+    def open(cls, folder: Path, base: Path | None, precision: Precision, task: Task | None, widened: bool) -> "Adapter":
         try:
             import peft  # noqa: F401
         except ImportError as error:
@@ -163,7 +161,7 @@ class Adapter:
             raise Problem(f"the base model of {folder} is not at {where}", "set --base to the directory of the base model", USAGE)
         if not (folder / ADAPTER).is_file():
             raise Problem(f"{folder} has no {ADAPTER}", "save the adapter with model.save_pretrained(DIR)", USAGE)
-        return cls(folder, HuggingFace.open(where, precision, task))
+        return cls(folder, HuggingFace.open(where, precision, task, widened))
 
     @property
     def task(self) -> Task:
@@ -195,13 +193,13 @@ class Adapter:
 
         base = self.base.model(self.base.folder)
         model = peft.PeftModel.from_pretrained(base, changed or self.folder, autocast_adapter_dtype=False)
-        return wrapper.wrap(model.to(TORCH[self.precision]), self.task).eval()
+        return wrapper.wrap(of_type(model, self.precision), self.task, self.base.widened).eval()
 
     def weights(self, folder: Path) -> Path:
         path = folder / checkpoint.WHOLE
         base, adapter = Checkpoint.of_folder(self.base.folder), Checkpoint.of_file(self.folder / ADAPTER)
         # A module that the adapter saves whole replaces the base's.
-        parts = {f"{PEFT_PREFIX}{name}": (base, name) for name in base} | {name: (adapter, name) for name in adapter}
+        parts = {f"{names.PEFT_PREFIX}{name}": (base, name) for name in base} | {name: (adapter, name) for name in adapter}
         checkpoint.rewrite(parts, path, self.precision, {})
         return path
 
@@ -211,16 +209,7 @@ class Adapter:
         shutil.copyfile(self.folder / ADAPTER_CONFIG, folder / ADAPTER_CONFIG)
 
     def names(self, model: Any) -> Mapping[str, str]:
-        """PEFT puts an adapter's name, `default`, and `base_layer` into the names of the live model."""
-        import peft
-
-        saved = {tensor.data_ptr(): name for name, tensor in peft.get_peft_model_state_dict(model.m).items() if tensor.numel()}
-        live = {name: tensor for name, tensor in model.m.named_parameters()}
-        return {
-            f"m.{name}": f"m.{saved.get(tensor.data_ptr(), name.replace('.base_layer.', '.'))}"
-            for name, tensor in live.items()
-            if tensor.data_ptr() in saved or ".base_layer." in name
-        }
+        return names.of_peft(model.m, set(Checkpoint.of_folder(self.base.folder)))
 
     def trainable(self) -> list[str] | None:
         return sorted(Checkpoint.of_file(self.folder / ADAPTER))
@@ -294,16 +283,23 @@ class Function:
 
 
 def open_source(
-    words: str, base: Path | None, precision: Precision, task: Task | None, tokenizer: Path | None
+    words: str, base: Path | None, precision: Precision, task: Task | None, tokenizer: Path | None, widened: bool
 ) -> HuggingFace | Adapter | Function:
     folder = Path(words)
     if (folder / ADAPTER_CONFIG).is_file():
-        return Adapter.open(folder, base, precision, task)
+        return Adapter.open(folder, base, precision, task, widened)
     if (folder / CONFIG).is_file():
-        return HuggingFace.open(folder, precision, task)
+        return HuggingFace.open(folder, precision, task, widened)
     if folder.is_dir():
         raise Problem(f"{folder} has neither {CONFIG} nor {ADAPTER_CONFIG}", "save the model with model.save_pretrained(DIR)", USAGE)
     return Function.open(words, precision, tokenizer)
+
+
+def of_type(model: Any, precision: Precision) -> Any:
+    """Every weight in one type, as the package has them; transformers keeps some in float32. Buffers stay what they are."""
+    for weight in model.parameters():
+        weight.data = weight.data.to(TORCH[precision])
+    return model
 
 
 def _json(path: Path) -> dict[str, Any]:

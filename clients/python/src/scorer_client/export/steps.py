@@ -1,5 +1,6 @@
 """The steps of an export: which one is running, how long each took, and which one failed."""
 
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from dataclasses import dataclass, field
 
 from scorer_client.console import printable
 
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 FAILED, USAGE, UNAVAILABLE = 1, 64, 69
 
 
@@ -57,8 +59,13 @@ def tell(line: str) -> None:
 
 
 def described(error: BaseException) -> str:
-    """The type and the first lines of a foreign error, whose text may run over pages."""
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    shown = " / ".join(line.strip() for line in lines[:3])
-    more = " / ..." if len(lines) > 3 else ""
-    return f"{type(error).__name__}: {shown}{more}" if shown else type(error).__name__
+    """A foreign error, whose text may run over pages: its type and first line, and the same of what first caused it."""
+    first = error
+    while first.__cause__ is not None:
+        first = first.__cause__
+    return _line(error) if first is error else f"{_line(error)} (caused by {_line(first)})"
+
+
+def _line(error: BaseException) -> str:
+    lines = [line.strip() for line in COLOURS.sub("", str(error)).splitlines() if line.strip()]
+    return ": ".join([type(error).__name__, *lines[:1]])

@@ -4,6 +4,7 @@ import inspect
 from typing import Any
 
 import torch
+from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
 from scorer_client.export.examples import NOT_COUNTED
@@ -13,22 +14,29 @@ from scorer_client.export.tasks import Task
 class Wrapped(torch.nn.Module):
     """Holds the model as `m`; `scorer package` finds out that prefix of the names."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, widened: bool) -> None:
         super().__init__()
         self.m = model
+        self.widened = widened
         accepts = inspect.signature(model.forward).parameters
         anything = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in accepts.values())
         self.options = {"use_cache": False} if "use_cache" in accepts or anything else {}
 
+    def call(self, **inputs: Any) -> Any:
+        """If widened, weights of 16 bits are made float32 where they are used, so that every provider can compute them."""
+        if not self.widened:
+            return self.m(**inputs)
+        return functional_call(self.m, {name: weight.float() for name, weight in self.m.named_parameters()}, kwargs=inputs)
+
 
 class CausalLm(Wrapped):
     def forward(self, input_ids: Any) -> Any:
-        return self.m(input_ids=input_ids, **self.options).logits
+        return self.call(input_ids=input_ids, **self.options).logits
 
 
 class MaskedLm(Wrapped):
     def forward(self, input_ids: Any, labels: Any) -> Any:
-        return row_losses(self.m(input_ids=input_ids).logits, labels)
+        return row_losses(self.call(input_ids=input_ids).logits, labels)
 
 
 class Seq2Seq(Wrapped):
@@ -38,13 +46,14 @@ class Seq2Seq(Wrapped):
         config = self.m.config
         shifted = torch.nn.functional.pad(labels[:, :-1], (1, 0), value=config.decoder_start_token_id)
         read = torch.where(shifted == NOT_COUNTED, config.pad_token_id, shifted)
-        out = self.m(input_ids=input_ids, attention_mask=attention_mask, decoder_input_ids=read, use_cache=False)
+        out = self.call(input_ids=input_ids, attention_mask=attention_mask, decoder_input_ids=read, use_cache=False)
         return row_losses(out.logits, labels)
 
 
 class ImageClassification(Wrapped):
     def forward(self, pixel_values: Any, labels: Any) -> Any:
-        logits = self.m(pixel_values=pixel_values.to(self.m.dtype)).logits
+        pixels = pixel_values if self.widened else pixel_values.to(self.m.dtype)
+        logits = self.call(pixel_values=pixels).logits
         return cross_entropy(logits.float(), labels, reduction="none")
 
 
@@ -54,15 +63,24 @@ def row_losses(logits: Any, labels: Any) -> Any:
     return each.sum(1) / (labels != NOT_COUNTED).sum(1)
 
 
-def wrap(model: Any, task: Task) -> Any:
+def make_eager(model: Any) -> bool:
+    """Makes transformers compute attention operation by operation; False if it does already, or is not asked."""
+    inner: Any = getattr(model, "m", None)
+    if not isinstance(model, Wrapped) or inner.config._attn_implementation in (None, "eager"):
+        return False
+    inner.set_attn_implementation("eager")
+    return True
+
+
+def wrap(model: Any, task: Task, widened: bool) -> Any:
     match task:
         case Task.CAUSAL_LM:
-            return CausalLm(model)
+            return CausalLm(model, widened)
         case Task.MASKED_LM:
-            return MaskedLm(model)
+            return MaskedLm(model, widened)
         case Task.SEQ2SEQ:
-            return Seq2Seq(model)
+            return Seq2Seq(model, widened)
         case Task.IMAGE_CLASSIFICATION:
-            return ImageClassification(model)
+            return ImageClassification(model, widened)
         case Task.OWN:
             return model
