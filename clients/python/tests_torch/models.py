@@ -84,7 +84,7 @@ def write_images(folder: Path) -> None:
 
 
 class Tabular(torch.nn.Module):
-    """A module of one's own: it gives the loss of each row."""
+    """A module of one's own: it gives the loss of each row. Its weights are other ones every time it is built."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -95,8 +95,25 @@ class Tabular(torch.nn.Module):
 
 
 def tabular() -> torch.nn.Module:
-    torch.manual_seed(11)
     return Tabular()
+
+
+class Tied(torch.nn.Module):
+    """A language model of one's own, with one matrix under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = torch.nn.Embedding(VOCABULARY, WIDTH)
+        self.mix = torch.nn.Linear(WIDTH, WIDTH)
+        self.head = torch.nn.Linear(WIDTH, VOCABULARY, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.tanh(self.mix(self.embed(tokens))))
+
+
+def language() -> torch.nn.Module:
+    return Tied()
 
 
 def write_table(folder: Path) -> None:
@@ -104,6 +121,44 @@ def write_table(folder: Path) -> None:
     folder.mkdir()
     features = torch.randn(50, 6, generator=chance)
     save_file({"features": features, "target": features.sum(1)}, folder / "shard_1.safetensors")
+
+
+class Mean(Tabular):
+    def forward(self, features: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return super().forward(features, target).mean()
+
+
+class Branching(Tabular):
+    """What it computes depends on a value, which a graph cannot."""
+
+    def forward(self, features: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return super().forward(features, target) * (2 if features.sum().item() > 0 else 1)
+
+
+class Restless(Tabular):
+    """A factor that is no parameter and different every time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = float(next(FACTORS))
+
+    def forward(self, features: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return super().forward(features, target) * self.factor
+
+
+FACTORS = iter(range(1, 1000))
+
+
+def mean() -> torch.nn.Module:
+    return Mean()
+
+
+def branching() -> torch.nn.Module:
+    return Branching()
+
+
+def restless() -> torch.nn.Module:
+    return Restless()
 
 
 if __name__ == "__main__":

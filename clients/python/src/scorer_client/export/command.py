@@ -54,6 +54,7 @@ class Work:
     window: int
     steps: Steps
     notes: list[str] = field(default_factory=list)
+    weights: Path = Path()  # The checkpoint whose tensors the package has.
     names: dict[str, str] = field(default_factory=dict)  # Of the checkpoint, by those of the live model.
 
     @property
@@ -141,6 +142,8 @@ def exported(work: Work) -> float:
         samples = reference.samples(work.shards, task, work.window, tokens)
         work.names = dict(work.source.names(model))
         graph.export(model, samples, task, work.names, work.folder / "graph" / "model.onnx")
+        (work.folder / "checkpoint").mkdir()
+        work.weights = work.source.weights(model, work.folder / "checkpoint")
     del model
     gc.collect()
     return baseline
@@ -155,12 +158,9 @@ def takes_tokens(model: Any) -> bool:
 def make_package(work: Work, baseline: float) -> dict[str, float]:
     """Returns the canary: torch's own loss, which every worker compares with its baseline."""
     asked, source = work.asked, work.source
-    checkpoint = work.folder / "checkpoint"
-    checkpoint.mkdir()
-    weights = source.weights(checkpoint)
     name = asked.name or model_name(source.name)
     assert NAME.fullmatch(name)
-    words = ["--graph", work.folder / "graph" / "model.onnx", "--weights", weights, "--shards", work.shards]
+    words = ["--graph", work.folder / "graph" / "model.onnx", "--weights", work.weights, "--shards", work.shards]
     words += ["--name", name, "--version", asked.version, "--out", work.package.folder]
     words += ["--objective", source.task.objective, "--window", work.window]
     for glob in asked.exclude:
@@ -204,7 +204,7 @@ def proven(work: Work, baseline: float) -> tuple[Proof, Path]:
         changed.mkdir()
         for scale in update.SCALES:
             random = update.random_update(Checkpoint.of_file(package.folder / "weights.safetensors"), shapes, scale)
-            source.change(random | {alias: random[name] for alias, name in aliases.items() if name in random}, changed)
+            source.change(random | {alias: random[name] for alias, name in aliases.items() if name in random}, work.weights, changed)
             with quiet():
                 loss = reference.loss(source.load(changed), work.shards, source.task, work.window)
             if abs(loss - baseline) >= TELLING * tolerance:

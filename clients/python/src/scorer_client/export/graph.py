@@ -31,9 +31,10 @@ def export(model: Any, samples: Mapping[str, Any], task: Task, names: Mapping[st
             program = traced(model, samples, output)
         graph = program.model.graph
         for name, value in list(graph.initializers.items()):
-            live = name.removeprefix(PREFIX)
+            prefix = PREFIX if isinstance(model, wrapper.Wrapped) else ""
+            live = name.removeprefix(prefix)
             if live in names:
-                value.name = PREFIX + names[live]
+                value.name = prefix + names[live]
         for node in graph.all_nodes():
             for key in [key for key in node.metadata_props if key not in REMARKS]:
                 del node.metadata_props[key]

@@ -56,10 +56,10 @@ class Source(Protocol):
     def load(self, changed: Path | None = None) -> Any:
         """The wrapped model in evaluation mode; with the weights of a folder that `change` has filled, if one is given."""
 
-    def weights(self, folder: Path) -> Path:
+    def weights(self, model: Any, folder: Path) -> Path:
         """The checkpoint that gives candidates their names. It is written to the folder if it is not there yet."""
 
-    def change(self, update: Update, folder: Path) -> None:
+    def change(self, update: Update, weights: Path, folder: Path) -> None:
         """Writes the checkpoint with an update to the folder."""
 
     def names(self, model: Any) -> Mapping[str, str]:
@@ -122,7 +122,7 @@ class HuggingFace:
             )
         return of_type(model, self.precision)
 
-    def weights(self, folder: Path) -> Path:
+    def weights(self, model: Any, folder: Path) -> Path:
         found = Checkpoint.of_folder(self.folder)
         if found.fits(self.precision):
             return found.path
@@ -130,7 +130,7 @@ class HuggingFace:
         checkpoint.rewrite({name: (found, name) for name in found}, path, self.precision, {})
         return path
 
-    def change(self, update: Update, folder: Path) -> None:
+    def change(self, update: Update, weights: Path, folder: Path) -> None:
         found = Checkpoint.of_folder(self.folder)
         checkpoint.rewrite({name: (found, name) for name in found}, folder / checkpoint.WHOLE, self.precision, update)
         shutil.copyfile(self.folder / CONFIG, folder / CONFIG)
@@ -195,7 +195,7 @@ class Adapter:
         model = peft.PeftModel.from_pretrained(base, changed or self.folder, autocast_adapter_dtype=False)
         return wrapper.wrap(of_type(model, self.precision), self.task, self.base.widened).eval()
 
-    def weights(self, folder: Path) -> Path:
+    def weights(self, model: Any, folder: Path) -> Path:
         path = folder / checkpoint.WHOLE
         base, adapter = Checkpoint.of_folder(self.base.folder), Checkpoint.of_file(self.folder / ADAPTER)
         # A module that the adapter saves whole replaces the base's.
@@ -203,7 +203,7 @@ class Adapter:
         checkpoint.rewrite(parts, path, self.precision, {})
         return path
 
-    def change(self, update: Update, folder: Path) -> None:
+    def change(self, update: Update, weights: Path, folder: Path) -> None:
         adapter = Checkpoint.of_file(self.folder / ADAPTER)
         checkpoint.rewrite({name: (adapter, name) for name in adapter}, folder / ADAPTER, self.precision, update)
         shutil.copyfile(self.folder / ADAPTER_CONFIG, folder / ADAPTER_CONFIG)
@@ -257,26 +257,24 @@ class Function:
         model.load_state_dict({name: saved.tensor(name) for name in saved}, strict=False)
         return model
 
-    def weights(self, folder: Path) -> Path:
+    def weights(self, model: Any, folder: Path) -> Path:
         path = folder / checkpoint.WHOLE
-        checkpoint.write(path, self._state())
+        checkpoint.write(path, once_each(model.state_dict()))
         return path
 
-    def change(self, update: Update, folder: Path) -> None:
-        path = folder / checkpoint.WHOLE
-        state = self._state()
-        checkpoint.write(path, {name: checkpoint.changed(tensor, update.get(name)) for name, tensor in state.items()})
-
-    def _state(self) -> dict[str, Any]:
-        """Each tensor once: tied ones under their first name."""
-        state = self.load().state_dict()
-        first: dict[tuple[int, int], str] = {}
-        for name, tensor in state.items():
-            first.setdefault((tensor.data_ptr(), tensor.numel()), name)
-        return {name: tensor for name, tensor in state.items() if first[tensor.data_ptr(), tensor.numel()] == name}
+    def change(self, update: Update, weights: Path, folder: Path) -> None:
+        found = Checkpoint.of_file(weights)
+        checkpoint.rewrite({name: (found, name) for name in found}, folder / checkpoint.WHOLE, self.precision, update)
 
     def names(self, model: Any) -> Mapping[str, str]:
-        return {}
+        """Tied parameters have several names; the checkpoint has the first."""
+        saved = set(once_each(model.state_dict()))
+        return {
+            name: next(first for first in same if first in saved)
+            for same in names.tied(model)
+            for name in same
+            if name not in saved and not saved.isdisjoint(same)
+        }
 
     def trainable(self) -> list[str] | None:
         return None
@@ -300,6 +298,15 @@ def of_type(model: Any, precision: Precision) -> Any:
     for weight in model.parameters():
         weight.data = weight.data.to(TORCH[precision])
     return model
+
+
+def once_each(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Tied tensors under their first name only."""
+    first: dict[object, str] = {}
+    for name, tensor in state.items():
+        first.setdefault(names.id_of(tensor) if tensor.numel() else name, name)
+    kept = set(first.values())
+    return {name: tensor for name, tensor in state.items() if name in kept}
 
 
 def _json(path: Path) -> dict[str, Any]:
