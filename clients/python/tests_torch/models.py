@@ -24,6 +24,7 @@ MODELS = {
     "llama": ("LlamaForCausalLM", "LlamaConfig", BLOCKS | {"num_key_value_heads": 2}),
     "gpt2": ("GPT2LMHeadModel", "GPT2Config", dict(vocab_size=VOCABULARY, n_positions=128, n_embd=WIDTH, n_layer=2, n_head=4, bos_token_id=5, eos_token_id=5)),
     "gpt-neox": ("GPTNeoXForCausalLM", "GPTNeoXConfig", BLOCKS),
+    "mixtral": ("MixtralForCausalLM", "MixtralConfig", BLOCKS | {"num_key_value_heads": 2, "num_local_experts": 4}),
     "bert": ("BertForMaskedLM", "BertConfig", BLOCKS),
     "t5": ("T5ForConditionalGeneration", "T5Config", dict(
         vocab_size=VOCABULARY, d_model=WIDTH, d_kv=8, d_ff=48, num_layers=2, num_heads=4,

@@ -98,7 +98,7 @@ class Models(Exports):
 
     def test_language_models_have_the_losses_of_transformers(self):
         autos = {"bert": transformers.AutoModelForMaskedLM, "t5": transformers.AutoModelForSeq2SeqLM}
-        for name in ("llama", "gpt2", "gpt-neox", "bert", "t5"):
+        for name in ("llama", "gpt2", "gpt-neox", "mixtral", "bert", "t5"):
             with self.subTest(name):
                 closing = self.text(name)
                 auto = autos.get(name, transformers.AutoModelForCausalLM)
@@ -138,7 +138,7 @@ class Models(Exports):
         self.assertTrue(0 < len(kept) < len((FOLDER / "held-out.txt").read_text()))
 
     def test_weights_of_16_bits(self):
-        for name in ("llama", "gpt2", "bert", "t5"):
+        for name in ("llama", "gpt2", "mixtral", "bert", "t5"):
             with self.subTest(name):
                 self.assertEqual(self.text(name, "--dtype", "float16")["dtype"], "float16")
                 manifest = json.loads((self.out / "model.json").read_text())

@@ -20,7 +20,7 @@ from scorer_client.export.package import Package, globs
 from scorer_client.export.proof import TELLING, Comparison, Proof
 from scorer_client.export.quiet import quiet
 from scorer_client.export.scorer import Scorer
-from scorer_client.export.steps import UNAVAILABLE, Problem, Steps, tell
+from scorer_client.export.steps import INTERRUPTED, UNAVAILABLE, Problem, Steps, tell
 from scorer_client.export.tasks import Task, window_of
 from scorer_client.export.tokenizer import open_tokenizer
 
@@ -39,6 +39,9 @@ def export(arguments: argparse.Namespace) -> int:
         for line in str(problem).splitlines():
             tell(f"scorer-client: export: {line}" if not line.startswith(" ") else line)
         return problem.code
+    except KeyboardInterrupt:
+        tell("scorer-client: export: interrupted; nothing is left behind")
+        return INTERRUPTED
     print(json.dumps(closing.document(), indent=2) if asked.json else closing.text())
     return 0
 
@@ -119,7 +122,8 @@ def make_shards(work: Work) -> list[str]:
     split = Split(asked.held_out, max(documents.MIN_BLOCK, row), asked.bin_type, asked.rest is not None)
     plan = shards.Plan(source.task, work.window, asked.row_tokens, asked.stride, asked.max_windows, split, source.vocabulary)
     tokens_only = all(file.suffix in token_file.SUFFIXES for file in documents.files(asked.shards))
-    where = None if tokens_only else asked.tokenizer or source.tokenizer
+    # Masked rows of tokens need the special ones, too.
+    where = None if tokens_only and source.task is not Task.MASKED_LM else asked.tokenizer or source.tokenizer
     made = shards.make(asked.shards, plan, None if where is None else open_tokenizer(where), work.shards)
     for line in made.told:
         tell(f"    {line}")
@@ -142,6 +146,7 @@ def exported(work: Work) -> float:
         samples = reference.samples(work.shards, task, work.window, tokens)
         work.names = dict(work.source.names(model))
         graph.export(model, samples, task, work.names, work.folder / "graph" / "model.onnx")
+    with steps.step("finding the checkpoint's tensors", "check the checkpoint and the disk"):
         (work.folder / "checkpoint").mkdir()
         work.weights = work.source.weights(model, work.folder / "checkpoint")
     del model

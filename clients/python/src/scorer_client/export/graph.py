@@ -25,9 +25,9 @@ def export(model: Any, samples: Mapping[str, Any], task: Task, names: Mapping[st
         try:
             program = traced(model, samples, output)
         except torch.onnx.OnnxExporterError:
-            if not wrapper.make_eager(model):
+            if not wrapper.make_plain(model):
                 raise
-            tell("    torch cannot export the model's attention; exporting its eager form, which computes the same")
+            tell("    torch cannot export the model as it is; exporting its plain form (attention, experts), which computes the same")
             program = traced(model, samples, output)
         graph = program.model.graph
         for name, value in list(graph.initializers.items()):

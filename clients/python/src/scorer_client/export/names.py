@@ -11,15 +11,30 @@ PEFT_PREFIX = "base_model.model."
 def of_transformers(model: Any, saved: Collection[str]) -> dict[str, str]:
     """By the live name: transformers renames some parameters as it loads them, and a tied one has several names.
 
-    A parameter that is made of several tensors, or of a part of one, is left to `scorer package`, which compares contents.
+    A parameter that is made of several tensors keeps its live name.
     """
     found: dict[str, str] = {}
     for live in tied(model):
-        written = {as_saved(model, name, live[name]) for name in live} | set(live)
-        known = sorted(name for name in written if name in saved)
-        if known:
-            found |= {name: known[0] for name in live if name not in saved}
+        known = saved_name(model, live, saved)
+        if known is not None:
+            found |= {name: known for name in live if name not in saved}
     return found
+
+
+def merged(model: Any, saved: Collection[str]) -> list[str]:
+    """Parameters that the checkpoint has in another form: the experts of a mixture are one tensor in the live model."""
+    return [next(iter(live)) for live in tied(model) if saved_name(model, live, saved) is None]
+
+
+def by_saved_name(model: Any, saved: Collection[str]) -> dict[str, Any]:
+    """The live parameters, under the checkpoint's names where it has them in the same form."""
+    return {saved_name(model, live, saved) or name: tensor for live in tied(model) for name, tensor in list(live.items())[:1]}
+
+
+def saved_name(model: Any, live: Mapping[str, Any], saved: Collection[str]) -> str | None:
+    """The name in the checkpoint of a parameter with these live names."""
+    written = {as_saved(model, name, tensor) for name, tensor in live.items()} | set(live)
+    return min((name for name in written if name in saved), default=None)
 
 
 def of_peft(model: Any, base: Collection[str]) -> dict[str, str]:

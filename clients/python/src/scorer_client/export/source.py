@@ -18,7 +18,7 @@ import transformers
 from scorer_client.export import checkpoint, names, wrapper
 from scorer_client.export.checkpoint import TORCH, Checkpoint, Update
 from scorer_client.export.precision import Precision
-from scorer_client.export.steps import USAGE, Problem, described
+from scorer_client.export.steps import USAGE, Problem, described, tell
 from scorer_client.export.tasks import Task, task_of, window_limit
 
 CONFIG, ADAPTER_CONFIG, ADAPTER = "config.json", "adapter_config.json", "adapter_model.safetensors"
@@ -123,15 +123,20 @@ class HuggingFace:
         return of_type(model, self.precision)
 
     def weights(self, model: Any, folder: Path) -> Path:
-        found = Checkpoint.of_folder(self.folder)
-        if found.fits(self.precision):
+        found, path = Checkpoint.of_folder(self.folder), folder / checkpoint.WHOLE
+        merged = names.merged(model.m, set(found))
+        if merged:
+            shown = ", ".join(merged[:3]) + (" and more" if len(merged) > 3 else "")
+            tell(f"    transformers keeps {len(merged)} tensors in another form than the checkpoint; candidates name these: {shown}")
+            checkpoint.write(path, names.by_saved_name(model.m, set(found)))
+        elif found.fits(self.precision):
             return found.path
-        path = folder / checkpoint.WHOLE
-        checkpoint.rewrite({name: (found, name) for name in found}, path, self.precision, {})
+        else:
+            checkpoint.rewrite({name: (found, name) for name in found}, path, self.precision, {})
         return path
 
     def change(self, update: Update, weights: Path, folder: Path) -> None:
-        found = Checkpoint.of_folder(self.folder)
+        found = Checkpoint.of_folder(weights.parent)
         checkpoint.rewrite({name: (found, name) for name in found}, folder / checkpoint.WHOLE, self.precision, update)
         shutil.copyfile(self.folder / CONFIG, folder / CONFIG)
 

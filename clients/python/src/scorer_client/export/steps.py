@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from scorer_client.console import printable
 
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
-FAILED, USAGE, UNAVAILABLE = 1, 64, 69
+FAILED, USAGE, UNAVAILABLE, INTERRUPTED = 1, 64, 69, 130
 
 
 class Problem(Exception):

@@ -63,13 +63,16 @@ def row_losses(logits: Any, labels: Any) -> Any:
     return each.sum(1) / (labels != NOT_COUNTED).sum(1)
 
 
-def make_eager(model: Any) -> bool:
-    """Makes transformers compute attention operation by operation; False if it does already, or is not asked."""
-    inner: Any = getattr(model, "m", None)
-    if not isinstance(model, Wrapped) or inner.config._attn_implementation in (None, "eager"):
+def make_plain(model: Any) -> bool:
+    """Makes transformers compute attention and mixtures of experts by plain operations; False if that changes nothing."""
+    if not isinstance(model, Wrapped):
         return False
-    inner.set_attn_implementation("eager")
-    return True
+    config = model.m.config
+    before = (config._attn_implementation, getattr(config, "_experts_implementation", None))
+    model.m.set_attn_implementation("eager")
+    if before[1] is not None:
+        model.m.set_experts_implementation("batched_mm")
+    return before != (config._attn_implementation, getattr(config, "_experts_implementation", None))
 
 
 def wrap(model: Any, task: Task, widened: bool) -> Any:
