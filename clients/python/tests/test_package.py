@@ -28,7 +28,7 @@ class Package(unittest.TestCase):
                 files = {name for name in archive.namelist() if name.startswith("scorer_client/")}
                 (commands,) = (name for name in archive.namelist() if name.endswith("/entry_points.txt"))
                 entry_points = archive.read(commands).decode()
-        modules = {f"scorer_client/{path.name}" for path in (PACKAGE / "src/scorer_client").glob("*.py")}
+        modules = {str(path.relative_to(PACKAGE / "src")) for path in (PACKAGE / "src/scorer_client").rglob("*.py")}
         self.assertEqual(files, modules | {"scorer_client/py.typed"})
         self.assertIn("scorer-client = scorer_client.cli:main", entry_points)
 

@@ -1,9 +1,11 @@
-"""Shows the workers, and scores candidates from the command line.
+"""Shows the workers, scores candidates, and makes packages of models.
 
     python3 -m scorer_client --model tinylm status
     python3 -m scorer_client --model tinylm score *.json --format binary_v2 --semantics gradient --learning-rate 0.1
+    python3 -m scorer_client export MODEL --out package --shards held-out.txt
 
-Exit codes: 0 success, 1 no worker is ready or a candidate was not scored, 64 wrong usage, 69 RabbitMQ or Redis is unavailable.
+Exit codes: 0 success, 1 no worker is ready, a candidate was not scored or an export failed, 64 wrong usage, 69 RabbitMQ,
+Redis, torch or scorer is unavailable.
 """
 
 import argparse
@@ -22,6 +24,8 @@ from scorer_client import candidates
 from scorer_client.broker import Broker, BrokerUnavailable, PublishRefused, Unroutable
 from scorer_client.client import Client, TopologyMissing
 from scorer_client.console import print_error, printable
+from scorer_client.export.arguments import add_export
+from scorer_client.export.command import export
 from scorer_client.fleet import Fleet, FleetUnknown, Worker, ready
 from scorer_client.jobs import Candidate, Job
 from scorer_client.report import Report
@@ -49,6 +53,10 @@ def main(words: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("pika").setLevel(logging.CRITICAL)  # One sentence of ours reports the error.
     try:
+        if arguments.command == "export":
+            return export(arguments)
+        if arguments.model is None:
+            raise UsageError("--model is required, before the command.")
         return status(arguments) if arguments.command == "status" else score(arguments)
     except UsageError as problem:
         return fail(problem, USAGE)
@@ -60,13 +68,14 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def parser() -> Parser:
     top = Parser(prog="scorer-client", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    top.add_argument("--model", required=True)
+    top.add_argument("--model", help="the name of the model; all commands but export need it")
     top.add_argument("--amqp", metavar="URL", default=os.environ.get("SCORER_AMQP__URL", "amqp://guest:guest@127.0.0.1:5672/%2f"))
     top.add_argument("--redis", metavar="URL", default=os.environ.get("SCORER_REDIS__URL", "redis://127.0.0.1:6379/0"))
     top.add_argument("--namespace", default="scorer")
     commands = top.add_subparsers(dest="command", required=True)
     commands.add_parser("status", help="print a line for every live worker")
     add_score(commands.add_parser("score", help="submit candidates and print a line for every result"))
+    add_export(commands.add_parser("export", help="make a package of a PyTorch model, and prove it"))
     return top
 
 
