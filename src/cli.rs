@@ -55,7 +55,7 @@ fn load(settings: &Settings) -> Result<Config, Fault> {
         environment: std::env::vars_os().collect(),
         set: &settings.set,
     };
-    Config::load(&layers).map_err(|e| Fault::new(Exit::Usage, e))
+    Config::load(&layers).map_err(Fault::usage)
 }
 
 fn run(cli: Cli) -> Outcome {
@@ -105,7 +105,7 @@ async fn dispatch(command: Command, config: Config) -> Outcome {
         Command::Healthcheck { ready, .. } => {
             let health = crate::worker::health::ask(&config.redis.namespace, &config.worker_id());
             let good = if ready { health.ready } else { health.live };
-            Ok(if good { Exit::Done } else { Exit::Negative })
+            Ok(Exit::of_answer(good))
         }
         Command::Completions { shell } => completions(shell),
         Command::Schema { name } => print_schema(&name),
@@ -119,7 +119,7 @@ async fn worker(config: Config) -> Outcome {
     let show = |status, phase| drop(tokio::spawn(progress::show(status, phase)));
     let stop = crate::worker::run(config, wishes, leave_overdue, show)
         .await
-        .map_err(|e| Fault::new(Exit::Usage, format!("{e:#}")))?;
+        .map_err(|e| Fault::usage(format!("{e:#}")))?;
     match stop {
         Stop::Drained | Stop::CutShort => Ok(exit_of(stop)),
         Stop::Stuck => Err(Fault::internal(
@@ -141,13 +141,10 @@ fn completions(shell: clap_complete::Shell) -> Outcome {
 fn print_schema(name: &str) -> Outcome {
     match crate::cli::schemas::schema(name) {
         Some(schema) => answer_json(&schema),
-        None => Err(Fault::new(
-            Exit::Usage,
-            format!(
-                "there is no schema {name:?}; the schemas are {}",
-                crate::cli::schemas::NAMES.join(", ")
-            ),
-        )),
+        None => Err(Fault::usage(format!(
+            "there is no schema {name:?}; the schemas are {}",
+            crate::cli::schemas::NAMES.join(", ")
+        ))),
     }
 }
 
@@ -157,12 +154,11 @@ fn model_name(config: &Config) -> Result<String, Fault> {
         return Ok(name.clone());
     }
     let Some(dir) = &config.model.dir else {
-        return Err(Fault::new(
-            Exit::Usage,
+        return Err(Fault::usage(
             "model.name: not set, and neither is model.dir, from whose package it could be taken",
         ));
     };
     let read = crate::model::package::Package::read_manifest(dir);
     read.map(|(manifest, _)| manifest.name)
-        .map_err(|e| Fault::new(Exit::Usage, format!("model.dir: {e}")))
+        .map_err(|e| Fault::usage(format!("model.dir: {e}")))
 }

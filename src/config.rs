@@ -178,15 +178,8 @@ pub fn device_name(config: &Config) -> String {
 pub fn host_name() -> String {
     let system = rustix::system::uname();
     let name = system.nodename().to_string_lossy();
-    name.chars()
-        .map(|c| {
-            if c.is_ascii_alphanumeric() || c == '.' || c == '-' {
-                c
-            } else {
-                '-'
-            }
-        })
-        .collect()
+    let legal = |c: char| c.is_ascii_alphanumeric() || c == '.' || c == '-';
+    name.replace(|c| !legal(c), "-")
 }
 
 #[cfg(test)]

@@ -21,3 +21,4 @@ pub mod state;
 mod tree;
 pub mod update_manifest;
 mod version;
+mod word;

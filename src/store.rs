@@ -1,7 +1,6 @@
 //! The only place that knows Redis: the heartbeat, results, crash marks, and what observers read. Every
 //! call is bounded in time. The worker goes on while Redis is away.
 
-mod address;
 mod beat;
 mod breaker;
 mod connection;
@@ -162,6 +161,5 @@ impl Server {
 
 /// The name under which a worker reports while another holds its name.
 fn own_name(worker_id: &str, incarnation: &str) -> String {
-    let short: String = incarnation.chars().take(8).collect();
-    format!("{worker_id}~{short}")
+    format!("{worker_id}~{incarnation:.8}")
 }

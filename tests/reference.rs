@@ -16,7 +16,7 @@ use scorer::protocol::failure::{Code, Remedy};
 use scorer::protocol::state::Detail;
 use scorer::telemetry::metrics;
 use serde_json::{Map, Value};
-use strum::{EnumMessage, IntoEnumIterator};
+use strum::{EnumMessage, IntoEnumIterator, VariantArray};
 
 const DEFAULTS: &str = include_str!("../src/config.default.toml");
 
@@ -217,7 +217,7 @@ fn documented(word: &impl EnumMessage) -> String {
 
 fn codes() -> String {
     let yes = |is| if is { "yes" } else { "no" };
-    let rows = Code::iter().map(|code| {
+    let rows = Code::VARIANTS.iter().map(|code| {
         let then = match code.remedy() {
             Remedy::Answer => "answer",
             Remedy::Retry => "retry",
@@ -229,7 +229,7 @@ fn codes() -> String {
             code.status().as_str(),
             yes(code.retryable()),
             yes(code.proven_by_candidate()),
-            documented(&code)
+            documented(code)
         )
     });
     rows.collect()

@@ -7,7 +7,7 @@ use std::process::Command;
 use scorer::cli::Exit;
 use scorer::protocol::failure::Code;
 use scorer::protocol::state::Detail;
-use strum::IntoEnumIterator as _;
+use strum::{IntoEnumIterator as _, VariantArray as _};
 
 const RUNBOOK: &str = include_str!("../ops/runbook.md");
 
@@ -34,7 +34,7 @@ fn every_detail_code_and_exit_has_an_entry_and_nothing_else_has_one() {
     let updates = ["update_failed", "state_not_saved"].map(str::to_owned);
     let words = Detail::iter()
         .map(word)
-        .chain(Code::iter().map(|code| code.as_str().to_owned()))
+        .chain(Code::VARIANTS.iter().map(|code| code.as_str().to_owned()))
         .chain(updates)
         .map(|word| format!("`{word}`"));
     let exits = Exit::iter().map(|exit| format!("Exit {}", exit as i32));

@@ -3,11 +3,11 @@
 //! wait is bounded. lapin's recovery is not used: a lost link is dropped whole, and its owner makes the
 //! next one.
 
-mod address;
 mod delivery;
 mod publisher;
 
 pub use delivery::{Acker, Browser, Deliveries, Delivery};
+use publisher::PIPELINE;
 pub use publisher::Publisher;
 
 use std::sync::Arc;
@@ -22,14 +22,16 @@ use lapin::options::{
 use lapin::protocol::{AMQPErrorKind, AMQPSoftError};
 use lapin::tcp::{OwnedIdentity, OwnedTLSConfig};
 use lapin::types::{AMQPValue, FieldTable};
+use lapin::uri::AMQPUri;
 use lapin::{Channel, Connection, ConnectionBuilder, ConnectionProperties, ErrorKind, Event};
 use tokio_util::sync::CancellationToken;
+use url::Host;
 
 use super::BrokerError;
 use super::topology::{Argument, Exchange, ExchangeKind, Topology};
-use crate::config::AmqpConfig;
+use crate::config::{AmqpConfig, service_urls};
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// For every call, and for connecting.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -53,14 +55,13 @@ fn failed(what: &str, error: &lapin::Error) -> BrokerError {
 
 async fn bounded<T>(
     what: &str,
-    limit: Duration,
     call: impl Future<Output = lapin::Result<T>>,
 ) -> Result<T, BrokerError> {
-    match tokio::time::timeout(limit, call).await {
+    match tokio::time::timeout(CALL_TIMEOUT, call).await {
         Ok(done) => done.map_err(|e| failed(what, &e)),
         Err(_) => Err(BrokerError::Failed(format!(
             "{what}: no answer within {} s",
-            limit.as_secs()
+            CALL_TIMEOUT.as_secs()
         ))),
     }
 }
@@ -109,8 +110,8 @@ impl Link {
         watch(&consuming, signs.lost.clone(), None);
         let blocked = Some(Arc::clone(&signs.blocked));
         watch(&publishing, signs.lost.clone(), blocked);
-        let results = Publisher::pipelined(&publishing, &signs).await?;
-        let jobs = Publisher::one_by_one(&publishing, &signs).await?;
+        let results = Publisher::open(&publishing, PIPELINE, &signs).await?;
+        let jobs = Publisher::open(&publishing, 1, &signs).await?;
         Ok(Self {
             consuming,
             publishing,
@@ -146,22 +147,15 @@ impl Link {
             let channel = self.channel().await?;
             let declared =
                 channel.queue_declare(queue.name.as_str().into(), options, table(&queue.arguments));
-            tolerate(
-                &queue.name,
-                bounded(&queue.name, CALL_TIMEOUT, declared).await.map(drop),
-            )?;
+            let declared = bounded(&queue.name, declared).await;
+            tolerate(&queue.name, declared.map(drop))?;
             close(channel).await;
         }
         let channel = self.channel().await?;
         for binding in &topology.bindings {
-            let bound = channel.queue_bind(
-                binding.queue.as_str().into(),
-                binding.exchange.as_str().into(),
-                binding.routing_key.as_str().into(),
-                QueueBindOptions::default(),
-                FieldTable::default(),
-            );
-            bounded(&format!("bind {}", binding.queue), CALL_TIMEOUT, bound).await?;
+            let what = format!("bind {}", binding.queue);
+            let (exchange, key) = (&binding.exchange, &binding.routing_key);
+            bind(&what, &channel, &binding.queue, exchange, key).await?;
         }
         close(channel).await;
         Ok(())
@@ -182,7 +176,7 @@ impl Link {
         let name = exchange.name.as_str();
         let declared =
             channel.exchange_declare(name.into(), kind, options, table(&exchange.arguments));
-        let same = tolerate(name, bounded(name, CALL_TIMEOUT, declared).await)?;
+        let same = tolerate(name, bounded(name, declared).await)?;
         close(channel).await;
         Ok(same)
     }
@@ -200,7 +194,7 @@ impl Link {
         // A missing queue closes the channel, so each question has its own.
         let channel = self.channel().await?;
         let asked = channel.queue_declare(queue.into(), passive, FieldTable::default());
-        match bounded(queue, CALL_TIMEOUT, asked).await {
+        match bounded(queue, asked).await {
             Ok(found) => {
                 close(channel).await;
                 Ok(Some((found.message_count(), found.consumer_count())))
@@ -223,12 +217,7 @@ impl Link {
     }
 
     async fn channel(&self) -> Result<Channel, BrokerError> {
-        bounded(
-            "open a channel",
-            CALL_TIMEOUT,
-            self.consuming.create_channel(),
-        )
-        .await
+        bounded("open a channel", self.consuming.create_channel()).await
     }
 
     /// Registers a consumer; returns when the broker has confirmed it.
@@ -242,19 +231,15 @@ impl Link {
         prefetch: u16,
     ) -> Result<Deliveries, BrokerError> {
         let channel = self.channel().await?;
-        bounded(
-            "qos",
-            CALL_TIMEOUT,
-            channel.basic_qos(prefetch, BasicQosOptions::default()),
-        )
-        .await?;
+        let qos = channel.basic_qos(prefetch, BasicQosOptions::default());
+        bounded("qos", qos).await?;
         let consume = channel.basic_consume(
             queue.into(),
             tag.into(),
             BasicConsumeOptions::default(),
             FieldTable::default(),
         );
-        let consumer = bounded(&format!("consume {queue}"), CALL_TIMEOUT, consume).await?;
+        let consumer = bounded(&format!("consume {queue}"), consume).await?;
         Ok(Deliveries::new(channel, consumer, self.lost.clone()))
     }
 
@@ -273,22 +258,12 @@ impl Link {
             auto_delete: true,
             ..Default::default()
         };
-        let queue = bounded(
-            "declare an exclusive queue",
-            CALL_TIMEOUT,
-            channel.queue_declare("".into(), options, FieldTable::default()),
-        )
-        .await?;
+        let declared = channel.queue_declare("".into(), options, FieldTable::default());
+        let queue = bounded("declare an exclusive queue", declared).await?;
         let name = queue.name().to_string();
         for key in keys {
-            let bind = channel.queue_bind(
-                name.as_str().into(),
-                exchange.into(),
-                key.as_str().into(),
-                QueueBindOptions::default(),
-                FieldTable::default(),
-            );
-            bounded(&format!("bind to {exchange}"), CALL_TIMEOUT, bind).await?;
+            let what = format!("bind to {exchange}");
+            bind(&what, &channel, &name, exchange, key).await?;
         }
         let options = BasicConsumeOptions {
             no_ack: true,
@@ -301,7 +276,7 @@ impl Link {
             options,
             FieldTable::default(),
         );
-        let consumer = bounded("consume an exclusive queue", CALL_TIMEOUT, consume).await?;
+        let consumer = bounded("consume an exclusive queue", consume).await?;
         let deliveries = Deliveries::new(channel, consumer, self.lost.clone());
         Ok((name, deliveries))
     }
@@ -320,9 +295,32 @@ impl Link {
     }
 }
 
+async fn bind(
+    what: &str,
+    channel: &Channel,
+    queue: &str,
+    exchange: &str,
+    key: &str,
+) -> Result<(), BrokerError> {
+    let (options, table) = (QueueBindOptions::default(), FieldTable::default());
+    let bound = channel.queue_bind(queue.into(), exchange.into(), key.into(), options, table);
+    bounded(what, bound).await
+}
+
+/// What the driver connects to. The driver takes `localhost` for an IPv6 address, and keeps the brackets
+/// of an IPv6 address. Errors do not show the password.
+fn address(text: &str) -> Result<AMQPUri, String> {
+    let url = service_urls::amqp(text)?;
+    let mut uri = url.as_str().parse::<AMQPUri>()?;
+    if let Some(Host::Ipv6(ip)) = url.host() {
+        uri.authority.host = ip.to_string();
+    }
+    Ok(uri)
+}
+
 async fn connect(config: &AmqpConfig, name: &str) -> Result<Connection, BrokerError> {
     let shown = crate::config::redact(&config.url);
-    let uri = address::parse(&config.url);
+    let uri = address(&config.url);
     let mut uri = uri.map_err(|why| BrokerError::Failed(format!("amqp.url: {why}")))?;
     let heartbeat = u16::try_from(config.heartbeat.as_secs()).unwrap_or(u16::MAX);
     uri.query.heartbeat.get_or_insert(heartbeat.max(1));
@@ -341,7 +339,7 @@ async fn connect(config: &AmqpConfig, name: &str) -> Result<Connection, BrokerEr
         let builder = builder.with_properties(properties);
         builder.with_tls_config(tls).connect().await
     };
-    bounded(&format!("connect to {shown}"), CONNECT_TIMEOUT, connecting).await
+    bounded(&format!("connect to {shown}"), connecting).await
 }
 
 fn watch(connection: &Connection, lost: CancellationToken, blocked: Option<Arc<AtomicBool>>) {
@@ -451,11 +449,45 @@ mod tests {
         }
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_call_without_an_answer_is_never_tolerated() {
         let call = std::future::pending::<lapin::Result<()>>();
-        let late = bounded("q", Duration::ZERO, call).await;
+        let late = bounded("q", call).await;
         assert!(matches!(late, Err(BrokerError::Failed(_))), "{late:?}");
         assert_eq!(tolerate("q", late.clone()), late.map(|()| true));
+    }
+
+    #[test]
+    fn every_part_takes_effect() {
+        let uri = address("amqps://u%40x:p%2f@h:1/a%2Fb?heartbeat=7&frame_max=9000&channel_max=5")
+            .unwrap();
+        assert_eq!(uri.authority.userinfo.username, "u@x");
+        assert_eq!(uri.authority.userinfo.password, "p/");
+        assert_eq!((uri.authority.host.as_str(), uri.authority.port), ("h", 1));
+        assert_eq!(uri.vhost, "a/b");
+        let query = (
+            uri.query.heartbeat,
+            uri.query.frame_max,
+            uri.query.channel_max,
+        );
+        assert_eq!(query, (Some(7), Some(9000), Some(5)));
+        for (url, host) in [
+            ("amqp://[::1]", "::1"),
+            ("amqp://127.0.0.1", "127.0.0.1"),
+            ("amqp://h%61", "ha"),
+        ] {
+            let uri = address(url).unwrap();
+            assert_eq!(
+                (uri.authority.host.as_str(), uri.vhost.as_str()),
+                (host, "/")
+            );
+        }
+        assert_eq!(address("amqp://u:p@h//").unwrap().vhost, "/");
+        assert!(
+            address("amqps://u@h/?auth_mechanism=external").is_err(),
+            "the virtual host"
+        );
+        assert!(address("amqps://u@h?auth_mechanism=external").is_ok());
+        assert!(address("amqps://h/%2f?auth_mechanism=EXTERNAL").is_ok());
     }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::{Outgoing, Properties};
 use crate::config::{AmqpConfig, format_duration};
 
 /// An argument of a queue or exchange.
@@ -181,6 +182,26 @@ impl Topology {
             exchange: unrouted,
             routing_key: None,
         })
+    }
+
+    /// A job for the queue that workers consume.
+    pub fn job(&self, body: Vec<u8>, properties: Properties) -> Outgoing {
+        self.outgoing(self.jobs_exchange(), body, properties)
+    }
+
+    /// A job for the queue of dead-lettered ones.
+    pub fn dead_letter(&self, body: Vec<u8>, properties: Properties) -> Outgoing {
+        self.outgoing(self.dead_exchange(), body, properties)
+    }
+
+    fn outgoing(&self, exchange: String, body: Vec<u8>, properties: Properties) -> Outgoing {
+        Outgoing {
+            exchange,
+            routing_key: self.model.clone(),
+            body,
+            properties,
+            mandatory: true,
+        }
     }
 
     /// Exchange of control messages.

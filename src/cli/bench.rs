@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
-use super::{Exit, Fault, Outcome, answer, answer_json, busy, offline};
+use super::{Fault, Outcome, answer, answer_json, busy, offline};
 use crate::config::Config;
 use crate::model::onnx::synthetic::Decoder;
 use crate::selftest::bench::{Report, run};
@@ -49,10 +49,10 @@ pub(super) async fn bench(config: &Config, subject: Subject, seconds: u64, json:
         (None, Some(synthetic)) => {
             made = tempfile::tempdir().map_err(Fault::internal)?;
             dir = made.path().to_owned();
-            make(synthetic.decoder(), &dir).map_err(|e| Fault::new(Exit::Unavailable, e))?;
+            make(synthetic.decoder(), &dir).map_err(Fault::unavailable)?;
             &dir
         }
-        (None, None) => return Err(Fault::new(Exit::Usage, "--model or --synthetic: missing")),
+        (None, None) => return Err(Fault::usage("--model or --synthetic: missing")),
     };
     let bar = busy(format!("measuring, for about {} s", seconds + seconds / 2));
     let report = run(model, config, Duration::from_secs(seconds))

@@ -15,8 +15,7 @@ use super::{Exit, Fault, Outcome, answer, answer_json, busy, plain, progress};
 use crate::broker::BrokerError;
 use crate::broker::amqp::Link;
 use crate::broker::topology::Topology;
-use crate::config::Config;
-use crate::config::device_name;
+use crate::config::{Config, device_name};
 use crate::engine::EngineError;
 use crate::engine::session::library_version;
 use crate::engine::thread::EngineHandle;
@@ -293,11 +292,7 @@ pub(super) async fn prove(config: &Config, json: bool) -> Outcome {
     let proofs = proofs.await;
     bar.finish_and_clear();
     let proofs = proofs.map_err(Fault::internal)?.map_err(|e| fault(&e))?;
-    let exit = if proofs.iter().all(|proof| proof.holds) {
-        Exit::Done
-    } else {
-        Exit::Negative
-    };
+    let exit = Exit::of_answer(proofs.iter().all(|proof| proof.holds));
     if json {
         answer_json(&json!({
             "execution_provider": config.engine.execution_provider.execution_provider(),
@@ -317,11 +312,6 @@ pub(super) async fn prove(config: &Config, json: bool) -> Outcome {
 }
 
 fn model_dir(config: &Config) -> Result<&PathBuf, Fault> {
-    let unset = || {
-        Fault::new(
-            Exit::Usage,
-            "model.dir: not set; it must name the model package",
-        )
-    };
+    let unset = || Fault::usage("model.dir: not set; it must name the model package");
     config.model.dir.as_ref().ok_or_else(unset)
 }

@@ -42,7 +42,7 @@ pub(super) async fn ctl(config: &Config, args: CtlArgs) -> Outcome {
 async fn ask(config: &Config, link: &Link, topology: &Topology, args: &CtlArgs) -> Outcome {
     let exchange = topology.control_exchange();
     let subscribed = link.subscribe(&exchange, &[]).await;
-    let (queue, answers) = subscribed.map_err(|e| Fault::new(Exit::Unavailable, e))?;
+    let (queue, answers) = subscribed.map_err(Fault::unavailable)?;
     // Before anybody is asked: who drains is gone from the records soon.
     let expected = match &args.worker {
         Some(id) => Some(BTreeSet::from([id.clone()])),
@@ -70,7 +70,7 @@ async fn ask(config: &Config, link: &Link, topology: &Topology, args: &CtlArgs) 
             Exit::Negative,
             "no worker received it; scorer status shows which are alive",
         ),
-        PublishError::Refused(_) | PublishError::Lost(_) => Fault::new(Exit::Unavailable, error),
+        PublishError::Refused(_) | PublishError::Lost(_) => Fault::unavailable(error),
     })?;
     let replies = Replies {
         asked,
@@ -126,8 +126,7 @@ impl Replies {
                     }
                 }
                 Ok(None) => {
-                    return Err(Fault::new(
-                        Exit::Unavailable,
+                    return Err(Fault::unavailable(
                         "the connection to RabbitMQ is lost; the remaining replies are in the event stream",
                     ));
                 }
@@ -141,11 +140,7 @@ impl Replies {
                 format_duration(limit)
             ))?;
         }
-        Ok(if self.all_done {
-            Exit::Done
-        } else {
-            Exit::Negative
-        })
+        Ok(Exit::of_answer(self.all_done))
     }
 
     fn take(&mut self, reply: &ControlAnswer) -> Outcome {

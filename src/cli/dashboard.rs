@@ -26,7 +26,7 @@ pub(super) async fn dashboard(config: Config, args: DashboardArgs) -> Outcome {
     };
     let (listener, address) = listening.await.map_err(|e| {
         let text = format!("--listen {}: {e}", args.listen);
-        Fault::new(Exit::Unavailable, text)
+        Fault::unavailable(text)
     })?;
     let (access, path) = match address.ip().is_loopback() {
         true => (Access::Loopback, String::new()),

@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 use super::{Exit, Fault, Outcome, answer, answer_json, model_name, plain};
 use crate::broker::amqp::{Acker, Delivery, Link};
 use crate::broker::topology::Topology;
-use crate::broker::{BrokerError, Outgoing, Properties, PublishError, is_dead_letter_header};
+use crate::broker::{Properties, PublishError, is_dead_letter_header};
 use crate::config::Config;
 use crate::protocol::failure::Code;
 use crate::protocol::job::{self, Undecodable};
@@ -115,7 +115,7 @@ pub(super) async fn dead(config: &Config, args: DeadArgs) -> Outcome {
     let model = model_name(config)?;
     let link = Link::connect(&config.amqp, "scorer-cli")
         .await
-        .map_err(away)?;
+        .map_err(Fault::unavailable)?;
     let letters = DeadLetters {
         store: FleetStore::new(&config.redis),
         link: &link,
@@ -125,10 +125,6 @@ pub(super) async fn dead(config: &Config, args: DeadArgs) -> Outcome {
     let outcome = letters.act(args.action).await;
     link.close().await;
     outcome
-}
-
-fn away(error: BrokerError) -> Fault {
-    Fault::new(Exit::Unavailable, error)
 }
 
 /// The dead-letter queue, while it is browsed.
@@ -204,12 +200,12 @@ impl DeadLetters<'_> {
         mut act: impl AsyncFnMut(&mut Self, Parked, Delivery) -> Result<(), Fault>,
     ) -> Result<usize, Fault> {
         let (queue, mut found) = (self.topology.dead_queue(), 0);
-        let Some((count, _)) = self.link.depth(&queue).await.map_err(away)? else {
+        let Some((count, _)) = self.link.depth(&queue).await.map_err(Fault::unavailable)? else {
             return Ok(0);
         };
-        let browser = self.link.browse(&queue).await.map_err(away)?;
+        let browser = self.link.browse(&queue).await.map_err(Fault::unavailable)?;
         for _ in 0..count {
-            let Some(delivery) = browser.next().await.map_err(away)? else {
+            let Some(delivery) = browser.next().await.map_err(Fault::unavailable)? else {
                 break;
             };
             let parked = Parked::of(&delivery);
@@ -229,13 +225,9 @@ impl DeadLetters<'_> {
             self.left.push(delivery.acker);
             return Ok(());
         }
-        let copy = Outgoing {
-            exchange: self.topology.dead_exchange(),
-            routing_key: self.topology.model.clone(),
-            body: delivery.body,
-            properties: delivery.properties,
-            mandatory: true,
-        };
+        let copy = self
+            .topology
+            .dead_letter(delivery.body, delivery.properties);
         match self.link.jobs.publish(copy).await {
             Ok(()) => settled(delivery.acker.ack().await),
             // The queue is full; that must not keep anybody from emptying it.
@@ -244,28 +236,17 @@ impl DeadLetters<'_> {
                 Ok(())
             }
             Err(error @ (PublishError::Unroutable(_) | PublishError::Lost(_))) => {
-                Err(Fault::new(Exit::Unavailable, error))
+                Err(Fault::unavailable(error))
             }
         }
     }
 
     /// Publishes the job as a new one, and deletes the dead-lettered one once the broker has it.
     async fn publish_anew(&self, delivery: Delivery) -> Result<(), Fault> {
-        let fresh = Outgoing {
-            exchange: self.topology.jobs_exchange(),
-            routing_key: self.topology.model.clone(),
-            body: delivery.body,
-            properties: fresh(delivery.properties),
-            mandatory: true,
-        };
-        match self.link.jobs.publish(fresh).await {
-            Ok(()) => settled(delivery.acker.ack().await),
-            Err(
-                error @ (PublishError::Refused(_)
-                | PublishError::Unroutable(_)
-                | PublishError::Lost(_)),
-            ) => Err(Fault::new(Exit::Unavailable, error)),
-        }
+        let fresh = self.topology.job(delivery.body, fresh(delivery.properties));
+        let sent = self.link.jobs.publish(fresh).await;
+        sent.map_err(Fault::unavailable)?;
+        settled(delivery.acker.ack().await)
     }
 
     /// Deletes the crash marks, or the next worker would answer `poisoned` again without scoring the job.
@@ -279,7 +260,7 @@ impl DeadLetters<'_> {
             let text = format!(
                 "{id}: its crash marks cannot be deleted, so it stays in the dead-letter queue: {e}"
             );
-            Fault::new(Exit::Unavailable, text)
+            Fault::unavailable(text)
         })
     }
 
@@ -307,8 +288,7 @@ fn say(text: &str) -> Outcome {
 fn settled(acknowledged: bool) -> Result<(), Fault> {
     match acknowledged {
         true => Ok(()),
-        false => Err(Fault::new(
-            Exit::Unavailable,
+        false => Err(Fault::unavailable(
             "the connection to RabbitMQ was lost: jobs that were not settled are still in the dead-letter queue",
         )),
     }

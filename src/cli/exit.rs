@@ -3,9 +3,7 @@
 use crate::worker::Stop;
 
 /// How a command ends; the numbers are the contract's.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, strum::EnumIter, strum::EnumMessage, strum::VariantArray,
-)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, strum::EnumIter, strum::EnumMessage)]
 pub enum Exit {
     /// Done, or drained.
     Done = 0,
@@ -23,6 +21,13 @@ pub enum Exit {
     CutShort = 75,
 }
 
+impl Exit {
+    /// Of a command whose answer is yes or no.
+    pub(super) fn of_answer(yes: bool) -> Self {
+        if yes { Self::Done } else { Self::Negative }
+    }
+}
+
 /// An error that ends a command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Fault {
@@ -36,6 +41,18 @@ impl Fault {
             exit,
             message: message.to_string(),
         }
+    }
+
+    pub(super) fn usage(message: impl std::fmt::Display) -> Self {
+        Self::new(Exit::Usage, message)
+    }
+
+    pub(super) fn data(message: impl std::fmt::Display) -> Self {
+        Self::new(Exit::Data, message)
+    }
+
+    pub(super) fn unavailable(message: impl std::fmt::Display) -> Self {
+        Self::new(Exit::Unavailable, message)
     }
 
     pub(super) fn internal(error: impl std::fmt::Display) -> Self {

@@ -1,6 +1,6 @@
 //! Logs on standard error, and colours.
 
-use super::exit::{Exit, Fault};
+use super::exit::Fault;
 use super::output::colourless;
 use super::progress::AboveFoot;
 use crate::config::{Config, LogFormat};
@@ -19,7 +19,7 @@ pub(super) fn init(config: &Config, worker: bool) -> Result<(), Fault> {
     // lapin logs a connection that is closed on purpose, as in every drain, as an error. Real errors it
     // also returns or sends as events, which `broker::amqp` reports.
     let filter = EnvFilter::try_new(format!("{filter},ort=error,lapin=off"))
-        .map_err(|e| Fault::new(Exit::Usage, format!("telemetry.log: {e}")))?;
+        .map_err(|e| Fault::usage(format!("telemetry.log: {e}")))?;
     let terminal = std::io::stderr().is_terminal();
     let pretty = match config.telemetry.log_format {
         LogFormat::Auto => terminal,

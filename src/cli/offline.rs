@@ -31,10 +31,10 @@ use crate::telemetry::traces::Trace;
 pub(super) struct WindowArgs {
     /// Seed for the choice of windows.
     #[arg(long, default_value = "")]
-    nonce: String,
+    pub(super) nonce: String,
     /// Comma-separated shard ids [default: all].
     #[arg(long, value_delimiter = ',')]
-    shards: Option<Vec<u64>>,
+    pub(super) shards: Option<Vec<u64>>,
 }
 
 #[derive(Debug, Args)]
@@ -129,18 +129,8 @@ pub(super) fn word<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, Stri
 
 /// The update rule of the arguments, checked as in a job.
 pub(super) fn rule(semantics: Semantics, learning_rate: Option<f64>) -> Result<Rule, Fault> {
-    let usage = |m: &str| Err(Fault::new(Exit::Usage, m));
-    match (semantics, learning_rate) {
-        (Semantics::Gradient, Some(rate)) if rate.is_finite() && rate > 0.0 => Ok(Rule::Gradient {
-            learning_rate: rate,
-        }),
-        (Semantics::Gradient, Some(_)) => {
-            usage("--learning-rate: must be finite and greater than 0")
-        }
-        (Semantics::Gradient, None) => usage("--learning-rate: missing, a gradient needs one"),
-        (Semantics::ParamDiff, None) => Ok(Rule::ParamDiff),
-        (Semantics::ParamDiff, Some(_)) => usage("--learning-rate: not allowed with param_diff"),
-    }
+    Rule::new(semantics, learning_rate)
+        .map_err(|why| Fault::usage(format!("--learning-rate: {why}")))
 }
 
 pub(super) fn fault(error: &EngineError) -> Fault {
@@ -171,13 +161,6 @@ async fn judge(
     let fetcher = Fetcher::new(config.candidates.clone(), config.candidates_dir());
     let fetcher = fetcher.map_err(Fault::internal)?;
     let pipeline = Pipeline::new(engine, &config, fetcher, "offline", None);
-    let job_ref = JobRef {
-        submission_id: name.clone(),
-        kind: task.kind(),
-        model_version: task.model_version(),
-        context: None,
-        attempt: 1,
-    };
     let validation = Validation {
         shards: windows.shards,
         nonce: windows.nonce,
@@ -190,6 +173,7 @@ async fn judge(
         deadline_ms: None,
         context: None,
     };
+    let job_ref = JobRef::new(&job, 1);
     let judged = pipeline.judge(&job, &job_ref, &Trace::silent()).await;
     bar.finish_and_clear();
     let Judged::Fresh { verdict, .. } = judged else {
@@ -197,21 +181,13 @@ async fn judge(
     };
     let message = ResultMessage::new(pipeline.origin(), job_ref, verdict);
     answer_json(&message)?;
-    Ok(if message.status == Status::Scored {
-        Exit::Done
-    } else {
-        Exit::Negative
-    })
+    Ok(Exit::of_answer(message.status == Status::Scored))
 }
 
 pub(super) async fn score(config: Config, args: ScoreArgs) -> Outcome {
     let rule = rule(args.semantics, args.learning_rate)?;
-    let bytes = std::fs::read(&args.candidate).map_err(|e| {
-        Fault::new(
-            Exit::Data,
-            format!("--candidate {}: {e}", args.candidate.display()),
-        )
-    })?;
+    let bytes = std::fs::read(&args.candidate)
+        .map_err(|e| Fault::data(format!("--candidate {}: {e}", args.candidate.display())))?;
     let name = args
         .candidate
         .file_stem()
@@ -266,7 +242,7 @@ fn make(config: &Config, args: &PackageArgs, unfinished: &Unfinished) -> Outcome
         out: args.out.clone(),
         objective: args.objective(),
     };
-    recipe.check().map_err(|e| Fault::new(Exit::Usage, e))?;
+    recipe.check().map_err(Fault::usage)?;
     let bar = busy(format!("building {}", args.out.display()));
     let mut windows = 0;
     let tried = |package: Package| {
@@ -283,7 +259,7 @@ fn make(config: &Config, args: &PackageArgs, unfinished: &Unfinished) -> Outcome
     };
     let built = build(&recipe, unfinished, tried);
     bar.finish_and_clear();
-    let built = built.map_err(|e| Fault::new(Exit::Data, e))?;
+    let built = built.map_err(Fault::data)?;
     for note in &built.notes {
         complain(&format!("note: {note}"));
     }

@@ -29,9 +29,7 @@ pub(super) fn busy(with: String) -> ProgressBar {
 
 /// Shows what is awaited next.
 pub(super) fn name(bar: &ProgressBar, with: &'static str) {
-    if let Ok(style) = ProgressStyle::with_template(DOING) {
-        bar.set_style(style);
-    }
+    restyle(bar, DOING);
     bar.set_message(with);
 }
 
@@ -65,9 +63,7 @@ fn measure(bar: &ProgressBar, progress: &Progress) {
             Some(length) => bar.set_length(length),
             None => bar.unset_length(),
         }
-        if let Ok(style) = ProgressStyle::with_template(template) {
-            bar.set_style(style);
-        }
+        restyle(bar, template);
     }
 }
 
@@ -75,9 +71,13 @@ fn measure(bar: &ProgressBar, progress: &Progress) {
 pub(super) fn styled(bar: ProgressBar, template: &str) -> ProgressBar {
     let bar = FOOT.add(bar);
     bar.enable_steady_tick(FRAME);
-    match ProgressStyle::with_template(template) {
-        Ok(style) => bar.with_style(style),
-        Err(_) => bar,
+    restyle(&bar, template);
+    bar
+}
+
+fn restyle(bar: &ProgressBar, template: &str) {
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style);
     }
 }
 

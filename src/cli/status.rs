@@ -46,26 +46,19 @@ async fn again_and_again(observer: &mut Observer<'_>, as_json: bool) -> Outcome 
 
 async fn once(observer: &mut Observer<'_>, as_json: bool) -> Outcome {
     let view = observer.look().await;
-    let view = view.map_err(|e| Fault::new(Exit::Unavailable, e))?;
+    let view = view.map_err(Fault::unavailable)?;
     if as_json {
         answer_json(&view.report())?;
     } else {
         answer(&(table(&view) + &line(view.queues.as_ref())))?;
     }
-    Ok(if view.ready() > 0 {
-        Exit::Done
-    } else {
-        Exit::Negative
-    })
+    Ok(Exit::of_answer(view.ready() > 0))
 }
 
 fn line(queues: Option<&Result<Queues, String>>) -> String {
     match queues {
         None => String::new(),
-        Some(Ok(q)) => format!(
-            "\nqueue: {} waiting, {} to be retried, {} dead-lettered, {} consumers",
-            q.jobs, q.retry, q.dead, q.consumers
-        ),
+        Some(Ok(queues)) => format!("\nqueue: {queues}"),
         Some(Err(why)) => format!("\nqueue: unknown, {why}"),
     }
 }

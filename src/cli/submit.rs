@@ -9,12 +9,12 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::offline::word;
+use super::offline::{WindowArgs, word};
 use super::topology::link;
 use super::{Exit, Fault, Outcome, answer, model_name};
 use crate::broker::amqp::Link;
 use crate::broker::topology::Topology;
-use crate::broker::{Outgoing, Properties, PublishError};
+use crate::broker::{Properties, PublishError};
 use crate::config::units::parse_duration;
 use crate::config::{Config, format_duration};
 use crate::protocol::encoding::Encoding;
@@ -46,12 +46,8 @@ pub(super) struct SubmitArgs {
     /// Version of the weights that the candidates were made from [default: the version in `model.dir`].
     #[arg(long)]
     model_version: Option<u64>,
-    /// Seed for the choice of windows.
-    #[arg(long, default_value = "")]
-    nonce: String,
-    /// Comma-separated shard ids [default: all].
-    #[arg(long, value_delimiter = ',')]
-    shards: Option<Vec<u64>>,
+    #[command(flatten)]
+    windows: WindowArgs,
     /// JSON object that is returned with the result.
     #[arg(long, value_name = "JSON")]
     context: Option<String>,
@@ -69,10 +65,6 @@ pub(super) struct SubmitArgs {
     json: bool,
 }
 
-fn data(message: impl std::fmt::Display) -> Fault {
-    Fault::new(Exit::Data, message)
-}
-
 pub(super) async fn submit(config: &Config, args: SubmitArgs) -> Outcome {
     let model = model_name(config)?;
     let jobs = match &args.jobs {
@@ -80,8 +72,7 @@ pub(super) async fn submit(config: &Config, args: SubmitArgs) -> Outcome {
         None => describe(config, &args).await?,
     };
     if jobs.is_empty() {
-        return Err(Fault::new(
-            Exit::Usage,
+        return Err(Fault::usage(
             "nothing to submit: give --candidate or --jobs",
         ));
     }
@@ -99,19 +90,12 @@ async fn exchange(
 ) -> Outcome {
     if !args.wait {
         let sent = publish_all(link, topology, jobs, None).await;
-        sent.map_err(|(sent, fault)| {
-            let text = format!(
-                "{}; {sent} of {} jobs were submitted",
-                fault.message,
-                jobs.len()
-            );
-            Fault::new(fault.exit, text)
-        })?;
+        sent.map_err(|(_, fault)| fault)?;
         let queue = topology.jobs_queue();
         return answer(&format!("{} jobs submitted to {queue}", jobs.len()));
     }
     let subscribed = link.subscribe(&topology.results_exchange(), &[]).await;
-    let (queue, deliveries) = subscribed.map_err(|e| Fault::new(Exit::Unavailable, e))?;
+    let (queue, deliveries) = subscribed.map_err(Fault::unavailable)?;
     let sending = publish_all(link, topology, jobs, Some(&queue));
     let mut collected = Collected::new(jobs, args.json);
     let limit = args.timeout.unwrap_or(Duration::MAX);
@@ -132,15 +116,14 @@ async fn exchange(
                 format_duration(limit),
                 without()
             );
-            Err(Fault::new(Exit::Unavailable, text))
+            Err(Fault::unavailable(text))
         }
         Ok(Err(fault)) => Err(Fault::new(fault.exit, fault.message + &without())),
-        Ok(Ok(())) if collected.all_scored => Ok(Exit::Done),
-        Ok(Ok(())) => Ok(Exit::Negative),
+        Ok(Ok(())) => Ok(Exit::of_answer(collected.all_scored)),
     }
 }
 
-/// Publishes one job after the other; on failure returns how many were published before it.
+/// Publishes one job after the other. The error says how many were published before it.
 async fn publish_all(
     link: &Link,
     topology: &Topology,
@@ -148,8 +131,11 @@ async fn publish_all(
     reply_to: Option<&str>,
 ) -> Result<(), (usize, Fault)> {
     for (at, job) in jobs.iter().enumerate() {
-        let sent = publish(link, topology, job, reply_to).await;
-        sent.map_err(|fault| (at, fault))?;
+        if let Err(error) = publish(link, topology, job, reply_to).await {
+            let (id, all) = (&job.id, jobs.len());
+            let text = format!("job {id}: {error}; {at} of {all} jobs were submitted");
+            return Err((at, Fault::unavailable(text)));
+        }
     }
     Ok(())
 }
@@ -159,29 +145,16 @@ async fn publish(
     topology: &Topology,
     job: &Submission,
     reply_to: Option<&str>,
-) -> Result<(), Fault> {
-    let id = &job.id;
-    let outgoing = Outgoing {
-        exchange: topology.jobs_exchange(),
-        routing_key: topology.model.clone(),
-        body: job.body.clone().into_bytes(),
-        properties: Properties {
-            content_type: Some(Encoding::Json.content_type().into()),
-            content_encoding: None,
-            message_id: Some(id.clone()),
-            correlation_id: Some(id.clone()),
-            reply_to: reply_to.map(str::to_owned),
-            timestamp: Some(crate::util::clock::unix_ms() / 1000),
-            headers: Vec::new(),
-            attempt: 1,
-        },
-        mandatory: true,
+) -> Result<(), PublishError> {
+    let properties = Properties {
+        content_type: Some(Encoding::Json.content_type().into()),
+        message_id: Some(job.id.clone()),
+        correlation_id: Some(job.id.clone()),
+        reply_to: reply_to.map(str::to_owned),
+        timestamp: Some(crate::util::clock::unix_ms() / 1000),
+        attempt: 1,
+        ..Properties::default()
     };
-    match link.jobs.publish(outgoing).await {
-        Ok(()) => Ok(()),
-        Err(
-            error
-            @ (PublishError::Refused(_) | PublishError::Unroutable(_) | PublishError::Lost(_)),
-        ) => Err(Fault::new(Exit::Unavailable, format!("job {id}: {error}"))),
-    }
+    let outgoing = topology.job(job.body.clone().into_bytes(), properties);
+    link.jobs.publish(outgoing).await
 }

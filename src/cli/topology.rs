@@ -1,6 +1,6 @@
 //! `scorer topology`, and the connection of every command that needs one.
 
-use super::{Exit, Fault, Outcome, answer, answer_json, model_name};
+use super::{Fault, Outcome, answer, answer_json, model_name};
 use crate::broker::BrokerError;
 use crate::broker::amqp::Link;
 use crate::broker::topology::{Argument, Topology};
@@ -8,7 +8,7 @@ use crate::config::Config;
 
 /// Connects, and declares the topology.
 pub(super) async fn link(config: &Config, model: &str) -> Result<(Link, Topology), Fault> {
-    let unavailable = |e| Fault::new(Exit::Unavailable, e);
+    let unavailable = Fault::unavailable;
     let topology = Topology::new(&config.amqp, model);
     let link = Link::connect(&config.amqp, "scorer-cli")
         .await

@@ -14,10 +14,10 @@ pub struct WorkerConfig {
     /// Names the worker in Redis and to `ctl`; see [`super::Config::worker_id`].
     pub id: Option<String>,
     /// The longest one evaluation may take.
-    #[serde(with = "units::duration")]
+    #[serde(deserialize_with = "units::duration")]
     pub score_timeout: Duration,
     /// What a drain leaves running jobs.
-    #[serde(with = "units::duration")]
+    #[serde(deserialize_with = "units::duration")]
     pub drain_timeout: Duration,
 }
 
@@ -33,7 +33,7 @@ pub struct ModelConfig {
     /// URL of the update manifest.
     pub update_url: Option<String>,
     /// Time between two looks at it.
-    #[serde(with = "units::duration")]
+    #[serde(deserialize_with = "units::duration")]
     pub update_interval: Duration,
     /// The key that it must be signed with, as base64.
     pub update_key: Option<String>,
@@ -88,14 +88,14 @@ pub struct EngineConfig {
     /// The shared library of ONNX Runtime.
     pub onnxruntime: Option<PathBuf>,
     /// The most device memory ONNX Runtime's arena may take, in bytes.
-    #[serde(default, with = "units::optional_size")]
+    #[serde(default, deserialize_with = "units::optional_size")]
     pub gpu_memory_limit: Option<u64>,
     /// Deterministic kernels only.
     pub deterministic: bool,
     /// Allow TensorFloat-32 on the GPU.
     pub tf32: bool,
     /// Time between two audits of weights, losses and package.
-    #[serde(with = "units::duration")]
+    #[serde(deserialize_with = "units::duration")]
     pub audit_interval: Duration,
 }
 
@@ -111,12 +111,12 @@ pub struct AmqpConfig {
     /// Declare the default queue of results.
     pub results_queue: bool,
     /// One retry queue per delay.
-    #[serde(with = "units::duration_list")]
+    #[serde(deserialize_with = "units::durations")]
     pub retry_delays: Vec<Duration>,
     /// Process deaths after which a job is poisoned.
     pub poison_after: u32,
     /// Interval of AMQP heartbeats.
-    #[serde(with = "units::duration")]
+    #[serde(deserialize_with = "units::duration")]
     pub heartbeat: Duration,
     /// Obey control messages.
     pub control: bool,
@@ -141,10 +141,10 @@ pub struct RedisConfig {
 #[derive(Debug, Clone, Copy, Deserialize)]
 pub struct HeartbeatConfig {
     /// Time between beats.
-    #[serde(with = "units::duration")]
+    #[serde(deserialize_with = "units::duration")]
     pub interval: Duration,
     /// How long a record lives without a beat.
-    #[serde(with = "units::duration")]
+    #[serde(deserialize_with = "units::duration")]
     pub ttl: Duration,
 }
 
@@ -152,7 +152,7 @@ pub struct HeartbeatConfig {
 #[derive(Debug, Clone, Copy, Deserialize)]
 pub struct ResultsConfig {
     /// How long a stored result answers redeliveries.
-    #[serde(with = "units::duration")]
+    #[serde(deserialize_with = "units::duration")]
     pub ttl: Duration,
 }
 
@@ -164,24 +164,24 @@ pub struct CandidatesConfig {
     /// Allow private, loopback and link-local addresses.
     pub allow_private: bool,
     /// The largest inline candidate, bytes.
-    #[serde(with = "units::size")]
+    #[serde(deserialize_with = "units::size")]
     pub max_inline_bytes: u64,
     /// The largest fetched candidate, bytes.
-    #[serde(with = "units::size")]
+    #[serde(deserialize_with = "units::size")]
     pub max_bytes: u64,
     /// The most bytes all of a candidate's streams may inflate to.
-    #[serde(with = "units::size")]
+    #[serde(deserialize_with = "units::size")]
     pub max_inflated_bytes: u64,
     /// The most entries a candidate may touch.
     pub max_entries: u64,
     /// The longest a fetch may take, from the first look-up to the last byte.
-    #[serde(with = "units::duration")]
+    #[serde(deserialize_with = "units::duration")]
     pub fetch_timeout: Duration,
     /// The least that a server may send of a candidate or of an update, bytes per second.
-    #[serde(with = "units::size")]
+    #[serde(deserialize_with = "units::size")]
     pub min_rate: u64,
     /// The most that is kept of fetched candidates, bytes.
-    #[serde(with = "units::size")]
+    #[serde(deserialize_with = "units::size")]
     pub cache_bytes: u64,
 }
 

@@ -3,6 +3,10 @@
 
 use std::time::Duration;
 
+use serde::de::Error;
+use serde::{Deserialize, Deserializer};
+use toml::Value;
+
 /// Reads `250ms`, `5s`, `5m`, `24h`.
 ///
 /// # Errors
@@ -59,55 +63,36 @@ pub(super) fn parse_size(text: &str) -> Result<u64, String> {
     product(digits, factor).ok_or_else(|| format!("{text:?} is too large"))
 }
 
-pub(super) mod duration {
-    use serde::{Deserialize, Deserializer, de::Error};
-    use std::time::Duration;
+/// A duration of the configuration.
+pub(super) fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    parse_duration(&String::deserialize(deserializer)?).map_err(D::Error::custom)
+}
 
-    pub(in crate::config) fn deserialize<'de, D: Deserializer<'de>>(
-        deserializer: D,
-    ) -> Result<Duration, D::Error> {
-        super::parse_duration(&String::deserialize(deserializer)?).map_err(D::Error::custom)
+/// A list of durations.
+pub(super) fn durations<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Vec<Duration>, D::Error> {
+    let texts = Vec::<String>::deserialize(deserializer)?;
+    let durations = texts.iter().map(|text| parse_duration(text));
+    durations
+        .collect::<Result<_, _>>()
+        .map_err(D::Error::custom)
+}
+
+/// A size, in bytes.
+pub(super) fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    let value = Value::deserialize(deserializer)?;
+    match value.as_integer() {
+        Some(bytes) => u64::try_from(bytes).map_err(D::Error::custom),
+        None => parse_size(value.as_str().unwrap_or_default()).map_err(D::Error::custom),
     }
 }
 
-pub(super) mod duration_list {
-    use serde::{Deserialize, Deserializer, de::Error};
-    use std::time::Duration;
-
-    pub(in crate::config) fn deserialize<'de, D: Deserializer<'de>>(
-        deserializer: D,
-    ) -> Result<Vec<Duration>, D::Error> {
-        let texts = Vec::<String>::deserialize(deserializer)?;
-        texts
-            .iter()
-            .map(|text| super::parse_duration(text).map_err(D::Error::custom))
-            .collect()
-    }
-}
-
-pub(super) mod size {
-    use serde::{Deserialize, Deserializer, de::Error};
-    use toml::Value;
-
-    pub(in crate::config) fn deserialize<'de, D: Deserializer<'de>>(
-        deserializer: D,
-    ) -> Result<u64, D::Error> {
-        let value = Value::deserialize(deserializer)?;
-        match value.as_integer() {
-            Some(bytes) => u64::try_from(bytes).map_err(D::Error::custom),
-            None => super::parse_size(value.as_str().unwrap_or_default()).map_err(D::Error::custom),
-        }
-    }
-}
-
-pub(super) mod optional_size {
-    use serde::Deserializer;
-
-    pub(in crate::config) fn deserialize<'de, D: Deserializer<'de>>(
-        deserializer: D,
-    ) -> Result<Option<u64>, D::Error> {
-        super::size::deserialize(deserializer).map(Some)
-    }
+/// A size that may be left out.
+pub(super) fn optional_size<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<u64>, D::Error> {
+    size(deserializer).map(Some)
 }
 
 #[cfg(test)]

@@ -102,7 +102,8 @@ impl Downloader {
             "http" | "https" => {
                 let mut headers = HeaderMap::new();
                 if from > 0 {
-                    headers.insert(RANGE, header(&format!("bytes={from}-"))?);
+                    let range = HeaderValue::from_str(&format!("bytes={from}-"));
+                    headers.insert(RANGE, range.map_err(|e| unavailable(e.to_string()))?);
                 }
                 let response = self.ask(&url, headers).await?;
                 ByteStream::of(&url, response, from, most)?
@@ -120,7 +121,8 @@ impl Downloader {
                 )));
             }
         };
-        body.within_bounds()
+        body.check_bounds()?;
+        Ok(body)
     }
 
     /// Opens a checked URL unless its content still has the known revision.
@@ -139,7 +141,8 @@ impl Downloader {
             Some(Revision::Object(tag)) => {
                 let opened = self.buckets.open(&url, 0, Some(tag)).await?;
                 let body = opened.map(|object| ByteStream::in_bucket(&url, object, most));
-                return body.map(ByteStream::within_bounds).transpose();
+                body.iter().try_for_each(ByteStream::check_bounds)?;
+                return Ok(body);
             }
             Some(Revision::File(..)) | None => {
                 let body = self.open(url, 0, most).await?;
@@ -150,9 +153,7 @@ impl Downloader {
         if response.status() == StatusCode::NOT_MODIFIED {
             return Ok(None);
         }
-        ByteStream::of(&url, response, 0, most)?
-            .within_bounds()
-            .map(Some)
+        ByteStream::of(&url, response, 0, most).map(Some)
     }
 
     async fn ask(&self, url: &Url, headers: HeaderMap) -> Result<Response, FetchError> {
@@ -201,10 +202,6 @@ impl Downloader {
 pub(super) fn plain() -> HeaderMap {
     let identity = HeaderValue::from_static("identity");
     HeaderMap::from_iter([(ACCEPT_ENCODING, identity)])
-}
-
-fn header(text: &str) -> Result<HeaderValue, FetchError> {
-    HeaderValue::from_str(text).map_err(|e| unavailable(e.to_string()))
 }
 
 fn refusal(error: &reqwest::Error, place: &str) -> FetchError {

@@ -71,13 +71,7 @@ impl ByteStream {
         uncoded(&place, texts(headers, CONTENT_ENCODING))?;
         uncoded(&place, texts(headers, TRANSFER_ENCODING))?;
         let end = from.saturating_add(response.content_length().unwrap_or(0));
-        if end > most {
-            return Err(FetchError::TooLong {
-                place,
-                at_least: end,
-                most,
-            });
-        }
+        check_bounds(&place, end, most)?;
         let said = |name| response.headers().get(name).cloned();
         let revision = said(ETAG).map(Revision::Tag);
         Ok(Self {
@@ -116,15 +110,8 @@ impl ByteStream {
         self.revision.as_ref()
     }
 
-    pub(super) fn within_bounds(self) -> Result<Self, FetchError> {
-        if self.at <= self.most {
-            return Ok(self);
-        }
-        Err(FetchError::TooLong {
-            place: self.place,
-            at_least: self.at,
-            most: self.most,
-        })
+    pub(super) fn check_bounds(&self) -> Result<(), FetchError> {
+        check_bounds(&self.place, self.at, self.most)
     }
 
     /// The next chunk; `None` at the end.
@@ -149,14 +136,8 @@ impl ByteStream {
             }
         };
         self.at += chunk.as_ref().map_or(0, |c| c.len() as u64);
-        if self.at <= self.most {
-            return Ok(chunk);
-        }
-        Err(FetchError::TooLong {
-            place: self.place.clone(),
-            at_least: self.at,
-            most: self.most,
-        })
+        self.check_bounds()?;
+        Ok(chunk)
     }
 
     /// Reads the rest into memory.
@@ -170,6 +151,17 @@ impl ByteStream {
         }
         Ok(bytes)
     }
+}
+
+fn check_bounds(place: &str, at_least: u64, most: u64) -> Result<(), FetchError> {
+    if at_least <= most {
+        return Ok(());
+    }
+    Err(FetchError::TooLong {
+        place: place.to_owned(),
+        at_least,
+        most,
+    })
 }
 
 /// Codings that leave the bytes as they are. S3 stores `aws-chunked` with some objects, a trace of their

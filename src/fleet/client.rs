@@ -7,6 +7,7 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
+use futures_util::future::OptionFuture;
 use tokio::task::{JoinError, JoinHandle};
 use tokio::time::Instant;
 
@@ -165,23 +166,17 @@ impl Client {
         }
         let body = Encoding::MessagePack.encode(job);
         let body = body.map_err(|e| SubmitError::Unwritable(format!("{id}: {e}")))?;
-        let outgoing = Outgoing {
-            exchange: self.topology.jobs_exchange(),
-            routing_key: self.topology.model.clone(),
-            body,
-            properties: Properties {
-                content_type: Some(Encoding::MessagePack.content_type().into()),
-                message_id: Some(id.clone()),
-                timestamp: Some(unix_ms() / 1000),
-                attempt: 1,
-                ..Properties::default()
-            },
-            mandatory: true,
+        let properties = Properties {
+            content_type: Some(Encoding::MessagePack.content_type().into()),
+            message_id: Some(id.clone()),
+            timestamp: Some(unix_ms() / 1000),
+            attempt: 1,
+            ..Properties::default()
         };
         self.waiting.push_back(Pending {
             id: id.clone(),
             version,
-            outgoing,
+            outgoing: self.topology.job(body, properties),
             tried: false,
             losses: 0,
         });
@@ -274,18 +269,14 @@ impl Client {
         self.look().await;
         self.publish();
         let (link, deliveries) = self.link.as_mut()?;
-        let confirm = async {
-            match &mut self.publishing {
-                Some((_, publishing)) => publishing.await,
-                None => std::future::pending().await,
-            }
-        };
+        let publishing = self.publishing.as_mut();
+        let confirm = OptionFuture::from(publishing.map(|(_, publishing)| publishing));
         tokio::select! {
             delivery = deliveries.next() => match delivery {
                 Some(delivery) => return self.take(delivery).await,
                 None => self.link = None,
             },
-            outcome = confirm => return self.confirmed(outcome),
+            Some(outcome) = confirm => return self.confirmed(outcome),
             () = link.lost.cancelled() => self.link = None,
             () = tokio::time::sleep(LOOK_EVERY) => {}
         }

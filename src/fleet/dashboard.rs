@@ -33,6 +33,21 @@ const EVERY: Duration = Duration::from_secs(1);
 /// Pages that are kept up to date at the same time; the listener has room for other requests beside them.
 const MOST_PAGES: usize = 48;
 
+/// Path, kind and text of each file of the page.
+const FILES: [(&str, &str, &str); 3] = [
+    (
+        "/",
+        "text/html; charset=utf-8",
+        include_str!("dashboard/page.html"),
+    ),
+    (
+        "/page.js",
+        "text/javascript",
+        include_str!("dashboard/page.js"),
+    ),
+    ("/page.css", "text/css", include_str!("dashboard/page.css")),
+];
+
 /// Shared by all parts: the history, and the page last made from it.
 #[derive(Clone)]
 struct Board {
@@ -61,34 +76,18 @@ pub async fn serve(config: Config, model: Option<String>, listener: TcpListener,
     tokio::spawn(watch_results(config.clone(), board.clone()));
     tokio::spawn(look(config, model, board.clone()));
     let (pages, places) = (board.page.clone(), Arc::new(Semaphore::new(MOST_PAGES)));
-    let routes = Router::new()
-        .route(
-            "/",
-            get(async || {
-                file(
-                    "text/html; charset=utf-8",
-                    include_str!("dashboard/page.html"),
-                )
-            }),
-        )
-        .route(
-            "/page.js",
-            get(async || file("text/javascript", include_str!("dashboard/page.js"))),
-        )
-        .route(
-            "/page.css",
-            get(async || file("text/css", include_str!("dashboard/page.css"))),
-        )
+    let mut routes = Router::new();
+    for (path, kind, text) in FILES {
+        let file = move || std::future::ready(([(header::CONTENT_TYPE, kind)], text));
+        routes = routes.route(path, get(file));
+    }
+    let routes = routes
         .route("/events", get(async move || follow(&pages, &places)))
         .layer(axum::middleware::from_fn_with_state(
             Arc::new(access),
             crate::fleet::dashboard::access::guard,
         ));
     listener::serve(listener, routes, Limits::LASTING).await;
-}
-
-fn file(kind: &'static str, text: &'static str) -> Response {
-    ([(header::CONTENT_TYPE, kind)], text).into_response()
 }
 
 /// Sends the page now and whenever it changes. Open pages are counted apart from short requests, which are

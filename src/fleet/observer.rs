@@ -33,6 +33,16 @@ pub struct Queues {
     pub consumers: u32,
 }
 
+impl std::fmt::Display for Queues {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "{} waiting, {} to be retried, {} dead-lettered, {} consumers",
+            self.jobs, self.retry, self.dead, self.consumers
+        )
+    }
+}
+
 /// A live worker.
 #[derive(Debug, Clone)]
 pub struct Worker {

@@ -54,23 +54,6 @@ fn one_source_and_its_rate(schema: &mut schemars::Schema) {
     schema.insert("allOf".into(), rules);
 }
 
-impl CandidateMessage {
-    fn rule(&self) -> Result<Rule, Failure> {
-        let wrong = |why: &str| Err(invalid(format!("candidate.learning_rate: {why}")));
-        match (self.semantics, self.learning_rate) {
-            (Semantics::Gradient, Some(learning_rate))
-                if learning_rate.is_finite() && learning_rate > 0.0 =>
-            {
-                Ok(Rule::Gradient { learning_rate })
-            }
-            (Semantics::Gradient, Some(_)) => wrong("must be finite and greater than 0"),
-            (Semantics::Gradient, None) => wrong("missing, a gradient needs one"),
-            (Semantics::ParamDiff, None) => Ok(Rule::ParamDiff),
-            (Semantics::ParamDiff, Some(_)) => wrong("not allowed with param_diff"),
-        }
-    }
-}
-
 fn source(url: Option<String>, data: Option<Blob>) -> Result<Source, Failure> {
     match (url, data) {
         (Some(url), None) => Ok(Source::Url(url)),
@@ -88,7 +71,8 @@ impl TryFrom<CandidateMessage> for Candidate {
     type Error = Failure;
 
     fn try_from(message: CandidateMessage) -> Result<Self, Failure> {
-        let rule = message.rule()?;
+        let rule = Rule::new(message.semantics, message.learning_rate)
+            .map_err(|why| invalid(format!("candidate.learning_rate: {why}")))?;
         let sha256 = message.sha256.as_deref().map(parse_sha256).transpose()?;
         let source = source(message.url, message.data)?;
         if matches!(source, Source::Url(_)) && (sha256.is_none() || message.size.is_none()) {

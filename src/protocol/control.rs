@@ -7,44 +7,26 @@ use tokio::sync::oneshot;
 use crate::protocol::document::from_document;
 use crate::protocol::label::Label;
 use crate::protocol::message::V1;
+use crate::protocol::word::words;
 
-/// What is asked.
-#[derive(
-    Debug,
-    Clone,
-    Copy,
-    PartialEq,
-    Eq,
-    Serialize,
-    Deserialize,
-    JsonSchema,
-    strum::IntoStaticStr,
-    strum::VariantArray,
-)]
-#[cfg_attr(feature = "worker", derive(clap::ValueEnum))]
-#[strum(serialize_all = "snake_case")]
-#[serde(rename_all = "snake_case")]
-pub enum Command {
-    /// Take no jobs until `resume`.
-    Pause,
-    /// Take jobs again.
-    Resume,
-    /// Finish what runs, then exit.
-    #[cfg_attr(feature = "worker", value(help = "Finish running jobs, then exit"))]
-    Drain,
-    /// Look for new weights now.
-    Update,
-    /// Read the package directory again.
-    Reload,
-    /// Prove the session again.
-    #[cfg_attr(feature = "worker", value(help = "Warm up again"))]
-    Rewarm,
-}
-
-impl Command {
-    /// The word on the wire.
-    pub fn as_str(self) -> &'static str {
-        self.into()
+words! {
+    /// What is asked.
+    #[cfg_attr(feature = "worker", derive(clap::ValueEnum))]
+    pub enum Command {
+        /// Take no jobs until `resume`.
+        Pause,
+        /// Take jobs again.
+        Resume,
+        /// Finish what runs, then exit.
+        #[cfg_attr(feature = "worker", value(help = "Finish running jobs, then exit"))]
+        Drain,
+        /// Look for new weights now.
+        Update,
+        /// Read the package directory again.
+        Reload,
+        /// Prove the session again.
+        #[cfg_attr(feature = "worker", value(help = "Warm up again"))]
+        Rewarm,
     }
 }
 
@@ -62,25 +44,15 @@ pub struct ControlMessage {
     pub worker_id: Option<String>,
 }
 
-/// What became of a command.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema, strum::IntoStaticStr,
-)]
-#[strum(serialize_all = "snake_case")]
-#[serde(rename_all = "snake_case")]
-pub enum Outcome {
-    /// It was done.
-    Done,
-    /// It was not tried.
-    Refused,
-    /// It was tried in vain.
-    Failed,
-}
-
-impl Outcome {
-    /// The word on the wire.
-    pub fn as_str(self) -> &'static str {
-        self.into()
+words! {
+    /// What became of a command.
+    pub enum Outcome {
+        /// It was done.
+        Done,
+        /// It was not tried.
+        Refused,
+        /// It was tried in vain.
+        Failed,
     }
 }
 

@@ -36,8 +36,6 @@ pub fn from_json<T: DeserializeOwned>(text: &[u8]) -> Result<T, String> {
     from_document(&Encoding::Json.decode(text)?)
 }
 
-const FINITE: &str = "must be a finite number";
-
 /// Reads a map of those pairs that are to be seen, none twice.
 fn read_pairs<'de, V: Visitor<'de>>(
     pairs: &'de [(Value, Value)],
@@ -116,19 +114,9 @@ impl<'de> Deserializer<'de> for Strict<'de> {
     }
 
     fn deserialize_f64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-        match self.0 {
-            Value::F32(number) if !number.is_finite() => Err(Error::custom(FINITE)),
-            Value::F64(number) if !number.is_finite() => Err(Error::custom(FINITE)),
-            Value::F32(_)
-            | Value::F64(_)
-            | Value::Nil
-            | Value::Boolean(_)
-            | Value::Integer(_)
-            | Value::String(_)
-            | Value::Binary(_)
-            | Value::Array(_)
-            | Value::Map(_)
-            | Value::Ext(..) => self.deserialize_any(visitor),
+        match self.0.as_f64() {
+            Some(number) if !number.is_finite() => Err(Error::custom("must be a finite number")),
+            Some(_) | None => self.deserialize_any(visitor),
         }
     }
 

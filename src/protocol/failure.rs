@@ -4,38 +4,18 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use strum::{EnumIter, EnumMessage};
 
-/// What became of a job, as the `status` of its result says it.
-#[derive(
-    Debug,
-    Clone,
-    Copy,
-    PartialEq,
-    Eq,
-    Serialize,
-    Deserialize,
-    JsonSchema,
-    strum::IntoStaticStr,
-    EnumIter,
-    EnumMessage,
-    strum::VariantArray,
-)]
-#[strum(serialize_all = "snake_case")]
-#[serde(rename_all = "snake_case")]
-pub enum Status {
-    /// The job was evaluated.
-    Scored,
-    /// The job or its candidate is at fault; retrying cannot help.
-    Rejected,
-    /// The operation failed; this says nothing about the candidate.
-    Failed,
-}
+use super::word::words;
 
-impl Status {
-    /// The word used on the wire and in routing keys.
-    pub fn as_str(self) -> &'static str {
-        self.into()
+words! {
+    /// What became of a job, as the `status` of its result says it.
+    pub enum Status {
+        /// The job was evaluated.
+        Scored,
+        /// The job or its candidate is at fault; retrying cannot help.
+        Rejected,
+        /// The operation failed; this says nothing about the candidate.
+        Failed,
     }
 }
 
@@ -50,79 +30,60 @@ pub enum Remedy {
     Park,
 }
 
-/// A stable error code of the wire.
-#[derive(
-    Debug,
-    Clone,
-    Copy,
-    PartialEq,
-    Eq,
-    Hash,
-    Serialize,
-    Deserialize,
-    JsonSchema,
-    EnumIter,
-    EnumMessage,
-    strum::IntoStaticStr,
-    strum::VariantArray,
-)]
-#[strum(serialize_all = "snake_case")]
-#[serde(rename_all = "snake_case")]
-pub enum Code {
-    /// The body does not decode or breaks the schema. The message names the field.
-    InvalidJob,
-    /// The job's `model` is another model.
-    ModelMismatch,
-    /// The job is for an older version than the worker's. The detail is `{worker, job}`.
-    ModelVersionMismatch,
-    /// The job is for a newer version, and still is after the retries.
-    ModelVersionUnavailable,
-    /// The job names a shard that the package does not have. The detail is `{missing, available}`.
-    UnknownShard,
-    /// The bytes, the inflated bytes or the entries exceed a limit, as declared or as found.
-    CandidateTooLarge,
-    /// `sha256` or `size` differs from the bytes.
-    CandidateDigestMismatch,
-    /// The bytes do not parse.
-    CandidateMalformed,
-    /// The candidate names a tensor that the model does not have, or that candidates may not change.
-    CandidateUnknownTensor,
-    /// A tensor's shape is not the model's.
-    CandidateShapeMismatch,
-    /// An index is negative or past the end of its tensor.
-    CandidateIndexOutOfRange,
-    /// A tensor has the same index twice.
-    CandidateDuplicateIndex,
-    /// NaN or infinity in the values or in the updated weights.
-    CandidateNonFinite,
-    /// The candidate has no entries.
-    CandidateEmpty,
-    /// The URL's scheme, host, port, path or resolved address is not allowed.
-    CandidateUrlForbidden,
-    /// The candidate could not be fetched, even after the retries.
-    CandidateUnavailable,
-    /// The candidate makes a window's loss NaN or infinite.
-    NonFiniteLoss,
-    /// `deadline_ms` passed before the job was evaluated, or would pass before the next retry.
-    DeadlineExceeded,
-    /// The evaluation took longer than `worker.score_timeout`, or made no progress.
-    ScoreTimeout,
-    /// The device ran out of memory, even with one window at a time.
-    OutOfMemory,
-    /// ONNX Runtime failed in any other way, even after the retries.
-    InferenceFailed,
-    /// The job was being scored when `amqp.poison_after` workers died. The detail is `{deaths, workers}`.
-    Poisoned,
+words! {
+    /// A stable error code of the wire.
+    pub enum Code {
+        /// The body does not decode or breaks the schema. The message names the field.
+        InvalidJob,
+        /// The job's `model` is another model.
+        ModelMismatch,
+        /// The job is for an older version than the worker's. The detail is `{worker, job}`.
+        ModelVersionMismatch,
+        /// The job is for a newer version, and still is after the retries.
+        ModelVersionUnavailable,
+        /// The job names a shard that the package does not have. The detail is `{missing, available}`.
+        UnknownShard,
+        /// The bytes, the inflated bytes or the entries exceed a limit, as declared or as found.
+        CandidateTooLarge,
+        /// `sha256` or `size` differs from the bytes.
+        CandidateDigestMismatch,
+        /// The bytes do not parse.
+        CandidateMalformed,
+        /// The candidate names a tensor that the model does not have, or that candidates may not change.
+        CandidateUnknownTensor,
+        /// A tensor's shape is not the model's.
+        CandidateShapeMismatch,
+        /// An index is negative or past the end of its tensor.
+        CandidateIndexOutOfRange,
+        /// A tensor has the same index twice.
+        CandidateDuplicateIndex,
+        /// NaN or infinity in the values or in the updated weights.
+        CandidateNonFinite,
+        /// The candidate has no entries.
+        CandidateEmpty,
+        /// The URL's scheme, host, port, path or resolved address is not allowed.
+        CandidateUrlForbidden,
+        /// The candidate could not be fetched, even after the retries.
+        CandidateUnavailable,
+        /// The candidate makes a window's loss NaN or infinite.
+        NonFiniteLoss,
+        /// `deadline_ms` passed before the job was evaluated, or would pass before the next retry.
+        DeadlineExceeded,
+        /// The evaluation took longer than `worker.score_timeout`, or made no progress.
+        ScoreTimeout,
+        /// The device ran out of memory, even with one window at a time.
+        OutOfMemory,
+        /// ONNX Runtime failed in any other way, even after the retries.
+        InferenceFailed,
+        /// The job was being scored when `amqp.poison_after` workers died. The detail is `{deaths, workers}`.
+        Poisoned,
+    }
 }
 
 impl Code {
-    /// The word used on the wire.
-    pub fn as_str(self) -> &'static str {
-        self.into()
-    }
-
-    /// The status a result with this code carries.
-    pub fn status(self) -> Status {
+    /// What the code means: the status of the result, what a worker does with the job, and whether the
+    /// candidate's own bytes prove the refusal.
+    fn meaning(self) -> (Status, Remedy, bool) {
         match self {
             Self::InvalidJob
             | Self::ModelMismatch
@@ -130,57 +91,7 @@ impl Code {
             | Self::UnknownShard
             | Self::CandidateTooLarge
             | Self::CandidateDigestMismatch
-            | Self::CandidateMalformed
-            | Self::CandidateUnknownTensor
-            | Self::CandidateShapeMismatch
-            | Self::CandidateIndexOutOfRange
-            | Self::CandidateDuplicateIndex
-            | Self::CandidateNonFinite
-            | Self::CandidateEmpty
-            | Self::CandidateUrlForbidden
-            | Self::NonFiniteLoss => Status::Rejected,
-            Self::ModelVersionUnavailable
-            | Self::CandidateUnavailable
-            | Self::DeadlineExceeded
-            | Self::ScoreTimeout
-            | Self::OutOfMemory
-            | Self::InferenceFailed
-            | Self::Poisoned => Status::Failed,
-        }
-    }
-
-    /// What a worker does with such a job.
-    pub fn remedy(self) -> Remedy {
-        match self {
-            Self::CandidateUnavailable | Self::ModelVersionUnavailable | Self::InferenceFailed => {
-                Remedy::Retry
-            }
-            Self::InvalidJob
-            | Self::ModelMismatch
-            | Self::ModelVersionMismatch
-            | Self::UnknownShard
-            | Self::CandidateTooLarge
-            | Self::CandidateDigestMismatch
-            | Self::CandidateMalformed
-            | Self::CandidateUnknownTensor
-            | Self::CandidateShapeMismatch
-            | Self::CandidateIndexOutOfRange
-            | Self::CandidateDuplicateIndex
-            | Self::CandidateNonFinite
-            | Self::CandidateEmpty
-            | Self::CandidateUrlForbidden
-            | Self::NonFiniteLoss
-            | Self::DeadlineExceeded
-            | Self::ScoreTimeout
-            | Self::OutOfMemory => Remedy::Answer,
-            Self::Poisoned => Remedy::Park,
-        }
-    }
-
-    /// Whether the candidate's own bytes prove the refusal, so that any worker with the same
-    /// model would say the same and the result may be stored.
-    pub fn proven_by_candidate(self) -> bool {
-        match self {
+            | Self::CandidateUrlForbidden => (Status::Rejected, Remedy::Answer, false),
             Self::CandidateMalformed
             | Self::CandidateUnknownTensor
             | Self::CandidateShapeMismatch
@@ -188,22 +99,31 @@ impl Code {
             | Self::CandidateDuplicateIndex
             | Self::CandidateNonFinite
             | Self::CandidateEmpty
-            | Self::NonFiniteLoss => true,
-            Self::InvalidJob
-            | Self::ModelMismatch
-            | Self::ModelVersionMismatch
-            | Self::ModelVersionUnavailable
-            | Self::UnknownShard
-            | Self::CandidateTooLarge
-            | Self::CandidateDigestMismatch
-            | Self::CandidateUrlForbidden
-            | Self::CandidateUnavailable
-            | Self::DeadlineExceeded
-            | Self::ScoreTimeout
-            | Self::OutOfMemory
-            | Self::InferenceFailed
-            | Self::Poisoned => false,
+            | Self::NonFiniteLoss => (Status::Rejected, Remedy::Answer, true),
+            Self::DeadlineExceeded | Self::ScoreTimeout | Self::OutOfMemory => {
+                (Status::Failed, Remedy::Answer, false)
+            }
+            Self::ModelVersionUnavailable | Self::CandidateUnavailable | Self::InferenceFailed => {
+                (Status::Failed, Remedy::Retry, false)
+            }
+            Self::Poisoned => (Status::Failed, Remedy::Park, false),
         }
+    }
+
+    /// The status a result with this code carries.
+    pub fn status(self) -> Status {
+        self.meaning().0
+    }
+
+    /// What a worker does with such a job.
+    pub fn remedy(self) -> Remedy {
+        self.meaning().1
+    }
+
+    /// Whether the candidate's own bytes prove the refusal, so that any worker with the same
+    /// model would say the same and the result may be stored.
+    pub fn proven_by_candidate(self) -> bool {
+        self.meaning().2
     }
 
     /// Whether the sender may usefully submit the same job again later.
@@ -275,7 +195,7 @@ pub struct ErrorBody {
 
 #[cfg(test)]
 mod tests {
-    use strum::IntoEnumIterator as _;
+    use strum::VariantArray as _;
 
     use super::*;
 
@@ -315,7 +235,7 @@ mod tests {
     #[test]
     fn the_contract_has_every_code_once_in_the_order_of_the_type() {
         let listed: Vec<Code> = CONTRACT.iter().map(|row| row.0).collect();
-        assert_eq!(listed, Code::iter().collect::<Vec<_>>());
+        assert_eq!(listed, Code::VARIANTS);
     }
 
     #[test]

@@ -14,63 +14,35 @@ use crate::protocol::document::from_document;
 use crate::protocol::failure::{Code, Failure};
 use crate::protocol::label::Label;
 use crate::protocol::message::{ScoreMessage, ValidateMessage};
+use crate::protocol::word::words;
 
-/// The container of a candidate's bytes.
-#[derive(
-    Debug,
-    Clone,
-    Copy,
-    PartialEq,
-    Eq,
-    Serialize,
-    Deserialize,
-    JsonSchema,
-    strum::IntoStaticStr,
-    strum::VariantArray,
-)]
-#[strum(serialize_all = "snake_case")]
-#[serde(rename_all = "snake_case")]
-pub enum Format {
-    /// JSON of base64(zlib(values ++ int32 indices)) per tensor.
-    BinaryV2,
-    /// A safetensors file, dense or indexed.
-    Safetensors,
-    /// A torch zip with chunks.
-    PtChunks,
-}
-
-impl Format {
-    /// The word used on the wire.
-    pub fn as_str(self) -> &'static str {
-        self.into()
+words! {
+    /// The container of a candidate's bytes.
+    pub enum Format {
+        /// JSON of base64(zlib(values ++ int32 indices)) per tensor.
+        BinaryV2,
+        /// A safetensors file, dense or indexed.
+        Safetensors,
+        /// A torch zip with chunks.
+        PtChunks,
     }
 }
 
-/// How the whole body of a candidate is compressed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Compression {
-    /// Zstandard.
-    Zstd,
+words! {
+    /// How the whole body of a candidate is compressed.
+    pub enum Compression {
+        /// Zstandard.
+        Zstd,
+    }
 }
 
-/// What the values of a candidate mean, as the wire says it.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema, strum::IntoStaticStr,
-)]
-#[strum(serialize_all = "snake_case")]
-#[serde(rename_all = "snake_case")]
-pub enum Semantics {
-    /// `w <- w - learning_rate * g`.
-    Gradient,
-    /// `w <- w + d`.
-    ParamDiff,
-}
-
-impl Semantics {
-    /// The word used on the wire.
-    pub fn as_str(self) -> &'static str {
-        self.into()
+words! {
+    /// What the values of a candidate mean, as the wire says it.
+    pub enum Semantics {
+        /// `w <- w - learning_rate * g`.
+        Gradient,
+        /// `w <- w + d`.
+        ParamDiff,
     }
 }
 
@@ -88,23 +60,13 @@ pub struct Validation {
     pub nonce: String,
 }
 
-/// What kind of job it is.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema, strum::IntoStaticStr,
-)]
-#[strum(serialize_all = "snake_case")]
-#[serde(rename_all = "snake_case")]
-pub enum Kind {
-    /// Judge a candidate.
-    Score,
-    /// Measure the current model.
-    Validate,
-}
-
-impl Kind {
-    /// The word used on the wire.
-    pub fn as_str(self) -> &'static str {
-        self.into()
+words! {
+    /// What kind of job it is.
+    pub enum Kind {
+        /// Judge a candidate.
+        Score,
+        /// Measure the current model.
+        Validate,
     }
 }
 
@@ -121,6 +83,24 @@ pub enum Rule {
 }
 
 impl Rule {
+    /// The rule of these semantics.
+    ///
+    /// # Errors
+    /// What is wrong with the learning rate.
+    pub fn new(semantics: Semantics, learning_rate: Option<f64>) -> Result<Self, &'static str> {
+        match (semantics, learning_rate) {
+            (Semantics::Gradient, Some(learning_rate))
+                if learning_rate.is_finite() && learning_rate > 0.0 =>
+            {
+                Ok(Self::Gradient { learning_rate })
+            }
+            (Semantics::Gradient, Some(_)) => Err("must be finite and greater than 0"),
+            (Semantics::Gradient, None) => Err("missing, a gradient needs one"),
+            (Semantics::ParamDiff, None) => Ok(Self::ParamDiff),
+            (Semantics::ParamDiff, Some(_)) => Err("not allowed with param_diff"),
+        }
+    }
+
     /// The wire's word for it.
     pub fn semantics(self) -> Semantics {
         match self {

@@ -9,6 +9,7 @@ use serde::de::{
 use serde_json::value::RawValue;
 
 use crate::protocol::encoding::MAX_NESTING;
+use crate::protocol::tree::Budget;
 
 /// What some editors and systems put before a text.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
@@ -24,14 +25,11 @@ pub(super) fn read(text: &[u8], most_values: usize) -> Result<Value, String> {
     if is_deep(text) {
         return Err(format!("nested deeper than {MAX_NESTING} levels"));
     }
-    let mut bounds = Bounds {
-        left: most_values,
-        over: false,
-    };
+    let mut budget = Budget::of(most_values);
     let mut reader = serde_json::Deserializer::from_slice(text);
-    let read = Node(&mut bounds).deserialize(&mut reader);
+    let read = Node(&mut budget).deserialize(&mut reader);
     let read = read.and_then(|value| reader.end().map(|()| value));
-    match bounds.over {
+    match budget.over {
         true => Err(format!("more than {most_values} values")),
         false => read.map_err(|e| format!("not JSON: {e}")),
     }
@@ -67,33 +65,12 @@ fn is_deep(text: &[u8]) -> bool {
     })
 }
 
-/// What is checked before anything is made.
-struct Bounds {
-    /// Values that may still come.
-    left: usize,
-    /// One more came.
-    over: bool,
-}
-
-impl Bounds {
-    fn count(&mut self) -> serde_json::Result<()> {
-        self.over = self.left == 0;
-        match self.over {
-            true => Err(serde_json::Error::custom("too many values")),
-            false => {
-                self.left -= 1;
-                Ok(())
-            }
-        }
-    }
-}
-
 /// A place in the document.
-struct Node<'a>(&'a mut Bounds);
+struct Node<'a>(&'a mut Budget);
 
 impl Node<'_> {
     fn read(self, text: &str) -> serde_json::Result<Value> {
-        self.0.count()?;
+        self.0.take::<serde_json::Error>()?;
         let mut reader = serde_json::Deserializer::from_str(text);
         match text.as_bytes().first() {
             Some(b'{' | b'[') => reader.deserialize_any(self),
@@ -130,7 +107,7 @@ impl<'de> Visitor<'de> for Node<'_> {
     fn visit_map<A: MapAccess<'de>>(self, mut pairs: A) -> Result<Value, A::Error> {
         let mut map = Vec::new();
         while let Some(key) = pairs.next_key::<String>()? {
-            self.0.count().map_err(A::Error::custom)?;
+            self.0.take::<A::Error>()?;
             map.push((key.into(), pairs.next_value_seed(Node(&mut *self.0))?));
         }
         Ok(Value::Map(map))

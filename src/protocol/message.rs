@@ -12,7 +12,6 @@ pub use super::version::V1;
 use crate::protocol::context::Context;
 use crate::protocol::failure::Failure;
 use crate::protocol::job::{Job, Task, Validation, invalid};
-use crate::protocol::names::is_submission_id;
 
 /// A score job as the wire carries it (without `kind`).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -100,18 +99,9 @@ fn check_validation(validation: Option<Validation>) -> Result<Validation, Failur
     Ok(validation)
 }
 
-fn check_submission_id(id: &str) -> Result<(), Failure> {
-    if is_submission_id(id) {
-        Ok(())
-    } else {
-        Err(invalid("submission_id: not a valid name"))
-    }
-}
-
 impl ScoreMessage {
     /// `text` is the context as it was sent, if that was JSON.
     pub(super) fn check(self, text: Option<Box<RawValue>>) -> Result<Job, Failure> {
-        check_submission_id(&self.submission_id)?;
         let context = self.context.map(|context| Context::new(context, text));
         Ok(Job {
             submission_id: self.submission_id,
@@ -130,7 +120,6 @@ impl ScoreMessage {
 impl ValidateMessage {
     /// `text` is the context as it was sent, if that was JSON.
     pub(super) fn check(self, text: Option<Box<RawValue>>) -> Result<Job, Failure> {
-        check_submission_id(&self.submission_id)?;
         let context = self.context.map(|context| Context::new(context, text));
         Ok(Job {
             submission_id: self.submission_id,

@@ -88,6 +88,12 @@ impl ResultMessage {
         }
     }
 
+    /// The same for a job with this context.
+    #[must_use]
+    pub fn with_context(self, context: Option<Context>) -> Self {
+        Self { context, ..self }
+    }
+
     /// Equal for every copy, so that a reader can drop duplicates.
     pub fn message_id(&self, key: Option<&Key>) -> String {
         let key = key.map_or("", |key| &key.0);
@@ -115,10 +121,8 @@ impl ResultMessage {
         let label = said.into();
         let message: Self = from_document(&label.decode(body)?)?;
         let text = label.encoding().context_text(body).map(Context::Text);
-        Ok(Self {
-            context: text.or(message.context),
-            ..message
-        })
+        let context = text.or_else(|| message.context.clone());
+        Ok(message.with_context(context))
     }
 
     /// The error code, where there is one.

@@ -1,53 +1,33 @@
 //! The states of a worker and the reasons for them: the words of the heartbeat.
 
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 use strum::{EnumIter, EnumMessage};
 
+use super::word::words;
 use crate::util::clock::{steady_ms, unix_ms};
 
-/// What a worker is doing, in the order of a worker's life.
-#[derive(
-    Debug,
-    Clone,
-    Copy,
-    PartialEq,
-    Eq,
-    Serialize,
-    Deserialize,
-    JsonSchema,
-    strum::IntoStaticStr,
-    EnumIter,
-    EnumMessage,
-    strum::VariantArray,
-)]
-#[strum(serialize_all = "snake_case")]
-#[serde(rename_all = "snake_case")]
-pub enum State {
-    /// The process has begun.
-    Starting,
-    /// A model is being loaded or proven.
-    Warming,
-    /// Jobs are taken.
-    Ready,
-    /// Something is wrong or held; no jobs are taken.
-    Degraded,
-    /// New weights are being swapped in.
-    Updating,
-    /// The package is being read again.
-    Reloading,
-    /// Running jobs end, no new ones are taken.
-    Draining,
-    /// The process is about to exit.
-    Stopped,
+words! {
+    /// What a worker is doing, in the order of a worker's life.
+    pub enum State {
+        /// The process has begun.
+        Starting,
+        /// A model is being loaded or proven.
+        Warming,
+        /// Jobs are taken.
+        Ready,
+        /// Something is wrong or held; no jobs are taken.
+        Degraded,
+        /// New weights are being swapped in.
+        Updating,
+        /// The package is being read again.
+        Reloading,
+        /// Running jobs end, no new ones are taken.
+        Draining,
+        /// The process is about to exit.
+        Stopped,
+    }
 }
 
 impl State {
-    /// The word of the heartbeat.
-    pub fn as_str(self) -> &'static str {
-        self.into()
-    }
-
     /// Whether a worker may go from here to there.
     pub fn may_become(self, next: Self) -> bool {
         match (self, next) {

@@ -6,8 +6,7 @@ use std::collections::HashSet;
 
 use rmpv::Value;
 use serde::de::{
-    Deserialize, DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess,
-    Visitor,
+    Deserialize, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor,
 };
 
 use crate::protocol::encoding::MAX_STEPS;
@@ -19,13 +18,8 @@ pub(super) const MOST_VALUES: usize = 100_000;
 /// floats, or the large ones, write integers so.
 pub(super) fn make_whole(value: &mut Value) {
     match value {
-        Value::F32(float) => {
-            if let Some(whole) = whole(f64::from(*float)) {
-                *value = whole;
-            }
-        }
-        Value::F64(float) => {
-            if let Some(whole) = whole(*float) {
+        Value::F32(_) | Value::F64(_) => {
+            if let Some(whole) = value.as_f64().and_then(whole) {
                 *value = whole;
             }
         }
@@ -75,43 +69,52 @@ pub(super) fn kind(value: &Value) -> &'static str {
 /// Counts what MessagePack would be made of, without making it. What is none is left to the decoder
 /// to refuse.
 pub(super) fn check_count(body: &[u8], most: usize) -> Result<(), String> {
-    let mut counter = Counter {
-        left: most,
-        over: false,
-    };
+    let mut budget = Budget::of(most);
     let mut reader = rmp_serde::Deserializer::from_read_ref(body);
     reader.set_max_depth(MAX_STEPS);
-    match counter.deserialize(&mut reader) {
-        Err(_) if counter.over => Err(format!("more than {most} values")),
+    match budget.deserialize(&mut reader) {
+        Err(_) if budget.over => Err(format!("more than {most} values")),
         Ok(()) | Err(_) => Ok(()),
     }
 }
 
-struct Counter {
+/// How many values a document may have.
+pub(super) struct Budget {
     /// Values that may still come.
     left: usize,
     /// One more came.
-    over: bool,
+    pub(super) over: bool,
 }
 
-impl<'de> DeserializeSeed<'de> for &mut Counter {
-    type Value = ();
+impl Budget {
+    pub(super) fn of(most: usize) -> Self {
+        Self {
+            left: most,
+            over: false,
+        }
+    }
 
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        match self.left.checked_sub(1) {
-            Some(left) => {
-                self.left = left;
-                deserializer.deserialize_any(self)
-            }
-            None => {
-                self.over = true;
-                Err(D::Error::custom("too many"))
-            }
+    /// Counts a value before it is made.
+    pub(super) fn take<E: serde::de::Error>(&mut self) -> Result<(), E> {
+        self.over = self.left == 0;
+        self.left = self.left.saturating_sub(1);
+        match self.over {
+            true => Err(E::custom("too many values")),
+            false => Ok(()),
         }
     }
 }
 
-impl<'de> Visitor<'de> for &mut Counter {
+impl<'de> DeserializeSeed<'de> for &mut Budget {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        self.take::<D::Error>()?;
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for &mut Budget {
     type Value = ();
 
     fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

@@ -47,7 +47,7 @@ pub(super) async fn admit(
         if !mark.count_deaths(&open, &mut watch).await {
             if watch.gives_up(Instant::now()) {
                 tracing::warn!(
-                    job = mark.job(),
+                    job = mark.job,
                     "the job runs although it is unknown what became of other workers that held it"
                 );
                 return Admission::Run;

@@ -89,17 +89,10 @@ impl Consumer {
         serving.device_queue.open();
         match serving.consume().await {
             Ok(deliveries) => {
-                let slots = serving.slots();
-                serving
-                    .settler
-                    .status
-                    .slots
-                    .store(slots.into(), Ordering::Relaxed);
-                serving
-                    .settler
-                    .status
-                    .consuming
-                    .store(true, Ordering::Relaxed);
+                let status = &serving.settler.status;
+                let slots = serving.slots().into();
+                status.slots.store(slots, Ordering::Relaxed);
+                status.consuming.store(true, Ordering::Relaxed);
                 Ok(Self {
                     serving,
                     deliveries,
@@ -108,10 +101,8 @@ impl Consumer {
                 })
             }
             Err(error) => {
-                serving
-                    .settler
-                    .status
-                    .error("consumer_lost", &error.to_string());
+                let status = &serving.settler.status;
+                status.error("consumer_lost", &error.to_string());
                 tracing::warn!(%error, "no consumer");
                 Err(serving.lost())
             }
@@ -318,13 +309,7 @@ impl Serving {
     }
 
     async fn judge(&self, delivery: Delivery, job: Job, trace: &Trace) {
-        let job_ref = JobRef {
-            submission_id: job.submission_id.clone(),
-            kind: job.task.kind(),
-            model_version: job.task.model_version(),
-            context: job.context.clone(),
-            attempt: delivery.properties.attempt,
-        };
+        let job_ref = JobRef::new(&job, delivery.properties.attempt);
         let judging = self.pipeline.judge(&job, &job_ref, trace);
         let judged = tokio::select! {
             judged = AssertUnwindSafe(judging).catch_unwind() => judged,

@@ -99,7 +99,15 @@ impl CrashMarks {
 
     /// Removes what could not be removed at once, for ever.
     pub async fn sweep(self) {
-        self.0.sweep().await;
+        self.0.store.connect().await;
+        let mut backoff = Backoff::new();
+        loop {
+            self.0.more_removals.notified().await;
+            while !self.0.remove_all().await {
+                tokio::time::sleep(backoff.next_delay()).await;
+            }
+            backoff.reset();
+        }
     }
 
     /// Removes what is left to be removed, if Redis takes it soon.
@@ -118,18 +126,6 @@ impl CrashMarks {
 impl Inner {
     fn removals(&self) -> MutexGuard<'_, Vec<Removal>> {
         self.removals.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    async fn sweep(&self) {
-        self.store.connect().await;
-        let mut backoff = Backoff::new();
-        loop {
-            self.more_removals.notified().await;
-            while !self.remove_all().await {
-                tokio::time::sleep(backoff.next_delay()).await;
-            }
-            backoff.reset();
-        }
     }
 
     /// Whether nothing is left to remove.
@@ -162,7 +158,8 @@ impl Inner {
 pub struct CrashMark {
     inner: Arc<Inner>,
     result: String,
-    job: String,
+    /// `SUBMISSION:VERSION`.
+    pub(super) job: String,
     started_ms: u64,
     /// The mark may be in Redis.
     written: bool,
@@ -211,11 +208,6 @@ impl CrashMark {
     /// Notes by the job's record whether it is a suspect.
     pub(super) fn suspect(&mut self, record: &JobRecord) {
         self.suspect = record.stored.is_some() || self.inner.rule.has_foreign(&record.marks);
-    }
-
-    /// `SUBMISSION:VERSION`.
-    pub(super) fn job(&self) -> &str {
-        &self.job
     }
 
     /// The counting rule.

@@ -30,7 +30,8 @@ const MOST_REMEMBERED: usize = 256;
 pub struct DeviceQueue(Arc<Mutex<Line>>);
 
 /// The job must not run here: it was sent back while it waited, or the device is lost.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("sent back")]
 pub struct SentBack;
 
 impl DeviceQueue {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::protocol::failure::{Code, Failure, Remedy};
+use crate::util::clock::millis;
 
 /// Before RabbitMQ 4.3 every return counts against the queue's delivery limit of 20. After this many,
 /// a job is published again instead of being returned.
@@ -57,8 +58,7 @@ pub fn dispose(code: Option<Code>, tried: Try, delays: &[Duration]) -> Dispositi
 
 impl Try {
     fn ends_too_late(self, delay: Duration) -> bool {
-        let delay = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
-        let end = self.now_ms.saturating_add(delay);
+        let end = self.now_ms.saturating_add(millis(delay));
         self.deadline_ms.is_some_and(|deadline| end > deadline)
     }
 }

@@ -1,7 +1,6 @@
 //! The stages of a job, in order: check, plan, look up, mark and fetch, decode, measure. The pipeline
 //! judges a job; the settler settles it.
 
-use crate::config::device_name;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::candidate::fetch::{self, Fetched, Fetcher};
 use crate::candidate::{self, DecodeLimits};
-use crate::config::{Config, Provider};
+use crate::config::{Config, Provider, device_name};
 use crate::engine::Evaluation;
 use crate::engine::patch::Patches;
 use crate::engine::thread::EngineHandle;
@@ -55,23 +54,13 @@ pub enum Judged {
 }
 
 /// Why a job that was admitted has no numbers.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
 enum Unscored {
     /// It is refused, or failed.
-    Failed(Failure),
+    Failed(#[from] Failure),
     /// It was sent back while it waited for the device.
-    SentBack,
-}
-
-impl From<Failure> for Unscored {
-    fn from(failure: Failure) -> Self {
-        Self::Failed(failure)
-    }
-}
-
-impl From<SentBack> for Unscored {
-    fn from(_: SentBack) -> Self {
-        Self::SentBack
-    }
+    SentBack(#[from] SentBack),
 }
 
 impl Judged {
@@ -284,10 +273,7 @@ impl Pipeline {
             let (wanted, nonce) = (validation.shards.as_deref(), &validation.nonce);
             Plan::new(&package.shards, wanted, nonce, package.cut()).map(Arc::new)
         });
-        planning.await.unwrap_or_else(|| {
-            let message = "planning ended early, by a panic; the worker's log says where";
-            Err(Failure::new(Code::InferenceFailed, message))
-        })
+        planning.await.unwrap_or_else(|| Err(panicked("planning")))
     }
 
     /// Fetches the candidate's bytes, and says how long that took. The deadline of the job and the end of
@@ -460,10 +446,7 @@ impl Pipeline {
             };
             Ok((Arc::new(patches), facts))
         });
-        decoding.await.unwrap_or_else(|| {
-            let message = "decoding ended early, by a panic; the worker's log says where";
-            Err(Failure::new(Code::InferenceFailed, message))
-        })
+        decoding.await.unwrap_or_else(|| Err(panicked("decoding")))
     }
 
     fn body(
@@ -493,12 +476,17 @@ impl Pipeline {
     }
 }
 
+fn panicked(work: &str) -> Failure {
+    let message = format!("{work} ended early, by a panic; the worker's log says where");
+    Failure::new(Code::InferenceFailed, message)
+}
+
 /// A job that is sent back drops its mark, which removes it.
 fn judged(outcome: Result<Body, Unscored>, mark: Option<CrashMark>, key: Key) -> Judged {
     let verdict = match outcome {
         Ok(body) => Ok(body),
         Err(Unscored::Failed(failure)) => Err(failure),
-        Err(Unscored::SentBack) => return Judged::Requeue,
+        Err(Unscored::SentBack(_)) => return Judged::Requeue,
     };
     Judged::Fresh {
         verdict,

@@ -21,11 +21,7 @@ impl RecentResults {
         if kept.len() == MOST_KEPT {
             kept.pop_front();
         }
-        let bare = ResultMessage {
-            context: None,
-            ..message.clone()
-        };
-        kept.push_back((key.clone(), bare));
+        kept.push_back((key.clone(), message.clone().with_context(None)));
     }
 
     /// The result of this key, without its context.

@@ -70,10 +70,7 @@ impl Settler {
                 self.status.facts().jobs.duplicates += 1;
                 metrics::duplicate();
                 let answer = Answer {
-                    message: ResultMessage {
-                        context: job_ref.context,
-                        ..*message
-                    },
+                    message: message.with_context(job_ref.context),
                     key: Some(key),
                     dead_letter: None,
                     stored: true,
@@ -168,23 +165,15 @@ impl Settler {
         message: ResultMessage,
         job_ref: &JobRef,
     ) -> ResultMessage {
-        let text = message.may_be_stored().then(|| {
-            let bare = ResultMessage {
-                context: None,
-                ..message.clone()
-            };
-            serde_json::to_string(&bare).ok()
-        });
-        let text = text.flatten();
+        let bare = || message.clone().with_context(None);
+        let text = message.may_be_stored().then(bare);
+        let text = text.and_then(|bare| serde_json::to_string(&bare).ok());
         let keep = text.as_deref().map(|text| (text, self.results_ttl));
         let Some(first) = mark.end(message.code(), keep).await else {
             return message;
         };
         match self.origin.read(&first, job_ref) {
-            Ok(first) => ResultMessage {
-                context: message.context,
-                ..first
-            },
+            Ok(first) => first.with_context(message.context),
             Err(error) => {
                 tracing::warn!(%error, job = message.submission_id, "a stored result is ignored");
                 message
@@ -251,13 +240,12 @@ impl Settler {
         let encoding = job.encoding();
         let properties = Properties {
             content_type: Some(encoding.content_type().into()),
-            content_encoding: None,
             message_id: Some(message.message_id(key)),
             correlation_id: job.correlation_id.clone(),
-            reply_to: None,
             timestamp: Some(message.scored_at_ms / 1000),
             headers,
             attempt: 1,
+            ..Properties::default()
         };
         Ok(Outgoing {
             exchange: self.topology.results_exchange(),
@@ -326,15 +314,9 @@ impl Settler {
 
     /// Dead-letters a copy of the job; whether the broker confirmed it.
     async fn park(&self, delivery: &Delivery, failure: &Failure) -> bool {
-        let copy = Outgoing {
-            exchange: self.topology.dead_exchange(),
-            routing_key: self.topology.model.clone(),
-            body: delivery.body.clone(),
-            properties: delivery
-                .properties
-                .dead_lettered(failure, &self.origin.worker_id),
-            mandatory: true,
-        };
+        let said = &delivery.properties;
+        let said = said.dead_lettered(failure, &self.origin.worker_id);
+        let copy = self.topology.dead_letter(delivery.body.clone(), said);
         let confirmed = self.publish(&self.link.jobs, copy).await;
         if confirmed {
             metrics::parked(failure);
@@ -393,17 +375,12 @@ impl Settler {
         if delivery.delivery_count < RETURNS_BEFORE_REPUBLISH {
             return give_back(delivery).await;
         }
-        let fresh = Outgoing {
-            exchange: self.topology.jobs_exchange(),
-            routing_key: self.topology.model.clone(),
-            body: delivery.body.clone(),
-            properties: Properties {
-                // It has not waited since then.
-                timestamp: None,
-                ..delivery.properties.clone()
-            },
-            mandatory: true,
+        let properties = Properties {
+            // It has not waited since then.
+            timestamp: None,
+            ..delivery.properties.clone()
         };
+        let fresh = self.topology.job(delivery.body.clone(), properties);
         match self.link.jobs.publish(fresh).await {
             Ok(()) => drop(self.acknowledge(delivery).await),
             // The queue is full, and this job is part of it: better to have the return counted than to

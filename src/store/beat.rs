@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::{CALL_TIMEOUT, Store, StoreError, own_name};
+use crate::util::clock::millis;
 
 /// What one heartbeat carries.
 #[derive(Debug)]
@@ -16,7 +17,7 @@ pub struct Beat<'a> {
     /// When the record expires.
     pub ttl: Duration,
     /// Events to append, each as field-value pairs.
-    pub events: &'a [Vec<(String, String)>],
+    pub events: &'a [Vec<(&'a str, String)>],
     /// Whether the worker is leaving the index.
     pub leaving: bool,
     /// An incarnation known to be dead, whose record may be taken over at once.
@@ -54,7 +55,7 @@ impl Store {
             .key(self.keys.workers())
             .key(self.keys.events());
         call.arg(beat.incarnation).arg(beat.record);
-        call.arg(u64::try_from(beat.ttl.as_millis()).unwrap_or(u64::MAX));
+        call.arg(millis(beat.ttl));
         call.arg(beat.worker_id)
             .arg(&own_name)
             .arg(beat.dead.unwrap_or("-"))

@@ -7,12 +7,14 @@ use std::time::Duration;
 
 use redis::aio::{ConnectionManager, ConnectionManagerConfig};
 use redis::io::tcp::TcpSettings;
-use redis::{ErrorKind, RedisError, RedisResult, ServerErrorKind};
+use redis::{
+    ConnectionInfo, ErrorKind, IntoConnectionInfo, RedisError, RedisResult, ServerErrorKind,
+};
 use tokio::time::Instant;
 
-use super::{StoreError, address};
-use crate::config::RedisConfig;
+use super::StoreError;
 use crate::config::tls::Pem;
+use crate::config::{RedisConfig, service_urls};
 
 /// A connection without an answer for this long is given up.
 const SILENT: Duration = Duration::from_secs(2);
@@ -144,9 +146,15 @@ fn is_refusal(error: &RedisError) -> bool {
     )
 }
 
+/// What the driver connects to. Errors do not show the password.
+fn address(text: &str) -> Result<ConnectionInfo, String> {
+    let url = service_urls::redis(text)?;
+    url.into_connection_info().map_err(|e| e.to_string())
+}
+
 fn client(config: &RedisConfig) -> Result<redis::Client, StoreError> {
     let unusable = |e: RedisError| StoreError(format!("redis.url: {e}"));
-    let info = address::parse(&config.url);
+    let info = address(&config.url);
     let info = info.map_err(|why| StoreError(format!("redis.url: {why}")))?;
     // No delay: calls are small, and a job waits for each. No linger: data that an abandoned connection
     // has not sent must never arrive, because a mark that arrives after its removal would stay.
@@ -184,4 +192,34 @@ fn manager(config: &RedisConfig, response: Duration) -> Result<ConnectionManager
         .set_connection_timeout(Some(Duration::from_millis(500)));
     ConnectionManager::new_lazy_with_config(client(config)?, settings)
         .map_err(|e| StoreError(e.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_part_takes_effect() {
+        for (url, database) in [
+            ("redis://h", 0),
+            ("redis://h/", 0),
+            ("redis://h:1/3", 3),
+            ("redis://h/3/", 3),
+            ("redis://h?db=3", 3),
+            ("redis://h/?db=3", 3),
+            ("rediss://u:p%40@h/3?db=3&protocol=3", 3),
+            ("redis://:p@[::1]:1/0", 0),
+            ("unix:///run/redis.sock?db=3", 3),
+            ("redis+unix:///run/redis.sock?db=3&user=u&pass=p", 3),
+        ] {
+            let info = address(url).unwrap();
+            assert_eq!(info.redis_settings().db(), database, "{url}");
+        }
+        let info = address("redis://u:p%40@h/0").unwrap();
+        let redis = info.redis_settings();
+        assert_eq!(
+            (redis.username(), redis.password()),
+            (Some("u"), Some("p@"))
+        );
+    }
 }

@@ -9,6 +9,7 @@ use redis::{Cmd, FromRedisValue};
 use super::connection::Connection;
 use super::{Keys, Server, StoreError};
 use crate::config::RedisConfig;
+use crate::util::clock;
 
 /// Records per read, and keys per step of a scan.
 const PART: usize = 1000;
@@ -83,7 +84,7 @@ impl FleetStore {
             None => self.scan(&format!("{namespace}:{{*}}:workers")).await?,
         };
         let mut records = Vec::new();
-        let oldest = now.saturating_sub(u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX));
+        let oldest = now.saturating_sub(clock::millis(ttl));
         for index in indexes {
             let prefix = index.strip_suffix(":workers").unwrap_or(&index).to_owned();
             let mut beats = redis::cmd("ZRANGEBYSCORE");

@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use super::health::Errand;
 use super::{Reply, STORE_TIMEOUT, Store};
+use crate::util::clock::millis;
 
 impl Store {
     /// Takes or renews the lease; false = another worker has it.
     pub async fn hold_swap(&self, holder: &str, life: Duration) -> Reply<bool> {
-        let life = u64::try_from(life.as_millis()).unwrap_or(u64::MAX);
         let mut call = self.scripts.hold.key(self.keys.swap());
-        call.arg(holder).arg(life);
+        call.arg(holder).arg(millis(life));
         self.script(Errand::Lease, STORE_TIMEOUT, call).await
     }
 

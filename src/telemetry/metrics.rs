@@ -155,11 +155,6 @@ impl Metrics {
         families.sort_by(|a, b| a.name().cmp(b.name()));
         Ok(families)
     }
-
-    #[cfg(feature = "worker")]
-    fn render(&self, record: &Record, busy: Duration) -> prometheus::Result<String> {
-        prometheus::TextEncoder::new().encode_to_string(&self.families(record, busy)?)
-    }
 }
 
 impl JobMetrics {
@@ -208,14 +203,6 @@ impl JobMetrics {
             )?,
         })
     }
-}
-
-/// From here on events are counted.
-#[cfg(feature = "worker")]
-fn begin() -> prometheus::Result<()> {
-    // A second worker in one process, as in tests, finds the first one's.
-    drop(METRICS.set(Metrics::new()?));
-    Ok(())
 }
 
 /// Counts an answered job, and how long it took since its delivery. A stored result has no stages.

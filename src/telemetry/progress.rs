@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::util::clock::{steady_ms, unix_ms};
+use crate::util::clock::{millis, steady_ms, unix_ms};
 
 /// Patience before a warm-up has measured a micro-batch: a provider may compile its kernels at the first
 /// run.
@@ -22,7 +22,7 @@ const LOOK: Duration = Duration::from_millis(250);
 const ABSENT: Duration = Duration::from_secs(2);
 
 /// Written by the computing thread; read by everything else.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Progress {
     /// Micro-batches done since the start.
     pub counter: AtomicU64,
@@ -40,14 +40,10 @@ pub struct Progress {
     busy_since_ms: AtomicU64,
     /// When it last made progress, by the monotonic clock.
     moved_ms: AtomicU64,
-    /// The slowest micro-batch of the warm-up under way, milliseconds.
-    slowest_ms: AtomicU64,
-    /// The longest pause between two signs of progress in it, milliseconds.
-    widest_ms: AtomicU64,
-    /// How long a job may be without progress, milliseconds.
-    patience_ms: AtomicU64,
-    /// How long a proof may be.
-    proof_patience_ms: AtomicU64,
+    /// Of a micro-batch.
+    pace: Pace,
+    /// Of a proof, between two signs of progress.
+    proof_pace: Pace,
     /// The work under way is a proof.
     proving: AtomicBool,
     presence: Mutex<Presence>,
@@ -77,24 +73,38 @@ impl Drop for Busy {
     }
 }
 
-impl Default for Progress {
-    fn default() -> Self {
-        Self {
-            counter: AtomicU64::default(),
-            at_ms: AtomicU64::default(),
-            warm_from: AtomicU64::default(),
-            warm_until: AtomicU64::default(),
-            baselines: AtomicU64::default(),
-            worked_us: AtomicU64::default(),
-            busy_since_ms: AtomicU64::default(),
-            moved_ms: AtomicU64::default(),
-            slowest_ms: AtomicU64::default(),
-            widest_ms: AtomicU64::default(),
-            patience_ms: AtomicU64::new(millis(FIRST_PATIENCE)),
-            proof_patience_ms: AtomicU64::new(millis(FIRST_PATIENCE)),
-            proving: AtomicBool::default(),
-            presence: Mutex::default(),
-        }
+/// How long one kind of pause may be, as warm-ups have measured it.
+#[derive(Debug, Default)]
+struct Pace {
+    /// The longest of the warm-up under way, milliseconds.
+    seen_ms: AtomicU64,
+    /// What the last one has led to, milliseconds; 0 = there was none.
+    patience_ms: AtomicU64,
+}
+
+impl Pace {
+    fn note(&self, pause_ms: u64) {
+        self.seen_ms.fetch_max(pause_ms, Ordering::Relaxed);
+    }
+
+    fn patience(&self) -> Duration {
+        let known = match self.patience_ms.load(Ordering::Relaxed) {
+            0 => millis(FIRST_PATIENCE),
+            known => known,
+        };
+        let seen = self.seen_ms.load(Ordering::Relaxed) * MOST_TIMES_SLOWER;
+        Duration::from_millis(known.max(seen))
+    }
+
+    fn settle(&self, least: Duration) {
+        let seen = self.seen_ms.swap(0, Ordering::Relaxed) * MOST_TIMES_SLOWER;
+        self.patience_ms
+            .store(seen.max(millis(least)), Ordering::Relaxed);
+    }
+
+    fn forget(&self) {
+        self.seen_ms.store(0, Ordering::Relaxed);
+        self.patience_ms.store(0, Ordering::Relaxed);
     }
 }
 
@@ -119,12 +129,10 @@ impl Progress {
 
     /// How long the current work, or the next job, may make no progress before it counts as stuck.
     pub fn patience(&self) -> Duration {
-        let (patience, seen) = match self.proving.load(Ordering::Relaxed) {
-            true => (&self.proof_patience_ms, &self.widest_ms),
-            false => (&self.patience_ms, &self.slowest_ms),
-        };
-        let seen = seen.load(Ordering::Relaxed) * MOST_TIMES_SLOWER;
-        Duration::from_millis(patience.load(Ordering::Relaxed).max(seen))
+        match self.proving.load(Ordering::Relaxed) {
+            true => self.proof_pace.patience(),
+            false => self.pace.patience(),
+        }
     }
 
     /// Whether the current work has made no progress for too long. Time in which the process was stopped
@@ -196,8 +204,7 @@ impl Progress {
         let before = self.moved_ms.swap(now, Ordering::Relaxed);
         let before = before.max(self.busy_since_ms.load(Ordering::Relaxed));
         if self.proving.load(Ordering::Relaxed) {
-            let pause = now.saturating_sub(before);
-            self.widest_ms.fetch_max(pause, Ordering::Relaxed);
+            self.proof_pace.note(now.saturating_sub(before));
         }
     }
 
@@ -213,37 +220,20 @@ impl Progress {
     pub(crate) fn forget_pace(&self) {
         self.busy_since_ms.store(0, Ordering::Relaxed);
         self.proving.store(false, Ordering::Relaxed);
-        for seen in [&self.slowest_ms, &self.widest_ms] {
-            seen.store(0, Ordering::Relaxed);
-        }
-        for patience in [&self.patience_ms, &self.proof_patience_ms] {
-            patience.store(millis(FIRST_PATIENCE), Ordering::Relaxed);
-        }
+        self.pace.forget();
+        self.proof_pace.forget();
     }
 
     /// Notes how long a micro-batch of the warm-up took.
     pub(crate) fn note_pace(&self, took: Duration) {
-        self.slowest_ms.fetch_max(millis(took), Ordering::Relaxed);
+        self.pace.note(millis(took));
     }
 
     /// Ends a warm-up: its times set the patience from now on.
     pub(crate) fn settle_pace(&self) {
-        for (seen, patience, least) in [
-            (&self.slowest_ms, &self.patience_ms, LEAST_PATIENCE),
-            (
-                &self.widest_ms,
-                &self.proof_patience_ms,
-                LEAST_PROOF_PATIENCE,
-            ),
-        ] {
-            let seen = seen.swap(0, Ordering::Relaxed) * MOST_TIMES_SLOWER;
-            patience.store(seen.max(millis(least)), Ordering::Relaxed);
-        }
+        self.pace.settle(LEAST_PATIENCE);
+        self.proof_pace.settle(LEAST_PROOF_PATIENCE);
     }
-}
-
-fn millis(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

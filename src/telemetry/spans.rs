@@ -170,7 +170,7 @@ impl Span {
     /// Adds a stage that is over.
     pub(super) fn stage(&self, stage: Stage, began: Instant, took: Duration) {
         if let Some(traces) = TRACES.get() {
-            let builder = SpanBuilder::from_name(stage.as_str()).with_kind(SpanKind::Internal);
+            let builder = SpanBuilder::from_name(<&str>::from(stage)).with_kind(SpanKind::Internal);
             traces.record(builder, began, took, &self.0);
         }
     }

@@ -14,13 +14,15 @@ use spans::Span;
 pub use spans::{flush, install};
 
 /// What a job goes through, in the order of a scored one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, strum::IntoStaticStr)]
+#[strum(serialize_all = "lowercase")]
 pub enum Stage {
     /// Getting the candidate's bytes.
     Fetch,
     /// Decoding and checking them.
     Decode,
     /// Waiting for the device.
+    #[strum(serialize = "device wait")]
     DeviceWait,
     /// Running the model as it is, where its losses were not known.
     Baseline,
@@ -30,25 +32,6 @@ pub enum Stage {
     Forward,
     /// Copying the baseline back.
     Restore,
-}
-
-impl Stage {
-    /// Its name in a trace.
-    #[cfg_attr(
-        not(feature = "traces"),
-        expect(dead_code, reason = "there are no spans")
-    )]
-    pub(super) fn as_str(self) -> &'static str {
-        match self {
-            Self::Fetch => "fetch",
-            Self::Decode => "decode",
-            Self::DeviceWait => "device wait",
-            Self::Baseline => "baseline",
-            Self::Patch => "patch",
-            Self::Forward => "forward",
-            Self::Restore => "restore",
-        }
-    }
 }
 
 /// What a span says of a job.

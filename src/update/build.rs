@@ -90,15 +90,12 @@ fn copy(package: &Package, out: &Path) -> std::io::Result<()> {
     weights_file::write(out, tensors)
 }
 
+#[derive(Debug, thiserror::Error)]
 enum StepError {
-    Disk(std::io::Error),
+    #[error(transparent)]
+    Disk(#[from] std::io::Error),
+    #[error("{0}")]
     Unfit(String),
-}
-
-impl From<std::io::Error> for StepError {
-    fn from(error: std::io::Error) -> Self {
-        Self::Disk(error)
-    }
 }
 
 /// Whole weights: moved if they are stored as in the package, otherwise rewritten.

@@ -39,9 +39,12 @@ pub struct UpdaterHandle {
 #[derive(Debug)]
 pub(super) struct WorkerHandle {
     offers: mpsc::Sender<PreparedUpdate>,
-    served: watch::Receiver<Option<Served>>,
-    orders: mpsc::Receiver<Order>,
-    newer: Arc<Notify>,
+    /// What the worker serves, once it does.
+    pub(super) served: watch::Receiver<Option<Served>>,
+    /// Orders to look now.
+    pub(super) orders: mpsc::Receiver<Order>,
+    /// Notified of jobs for a newer version.
+    pub(super) newer: Arc<Notify>,
 }
 
 pub(super) fn channels() -> (UpdaterHandle, WorkerHandle) {
@@ -65,12 +68,9 @@ pub(super) fn channels() -> (UpdaterHandle, WorkerHandle) {
 }
 
 impl UpdaterHandle {
-    /// Resolves with new weights; never, if the updater is gone.
-    pub async fn offered(&mut self) -> PreparedUpdate {
-        match self.offers.recv().await {
-            Some(update) => update,
-            None => std::future::pending().await,
-        }
+    /// The next new weights; none if the updater is gone.
+    pub async fn offered(&mut self) -> Option<PreparedUpdate> {
+        self.offers.recv().await
     }
 
     /// Tells the updater what is served, and where newer weights are kept.
@@ -101,15 +101,6 @@ impl UpdaterHandle {
 }
 
 impl WorkerHandle {
-    /// Waits until the worker serves; false = it is gone.
-    pub(super) async fn serves(&mut self) -> bool {
-        self.served.wait_for(Option::is_some).await.is_ok()
-    }
-
-    pub(super) fn served(&self) -> Option<Served> {
-        self.served.borrow().clone()
-    }
-
     /// Offers new weights, and waits until the worker has tried them. None if it did not.
     pub(super) async fn offer(
         &self,
@@ -126,15 +117,5 @@ impl WorkerHandle {
         };
         self.offers.send(update).await.ok()?;
         tried.await.ok()
-    }
-
-    /// The next order to look now. None = the worker is gone.
-    pub(super) async fn ordered(&mut self) -> Option<Order> {
-        self.orders.recv().await
-    }
-
-    /// Notified of jobs for a newer version.
-    pub(super) fn newer(&self) -> Arc<Notify> {
-        Arc::clone(&self.newer)
     }
 }

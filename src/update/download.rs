@@ -213,21 +213,11 @@ impl Mirrors {
     }
 }
 
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
 enum FetchFailure {
-    Disk(std::io::Error),
-    Mirror(FetchError),
-}
-
-impl From<FetchError> for FetchFailure {
-    fn from(error: FetchError) -> Self {
-        Self::Mirror(error)
-    }
-}
-
-impl From<std::io::Error> for FetchFailure {
-    fn from(error: std::io::Error) -> Self {
-        Self::Disk(error)
-    }
+    Disk(#[from] std::io::Error),
+    Mirror(#[from] FetchError),
 }
 
 async fn in_time<T>(work: impl Future<Output = Result<T, FetchError>>) -> Result<T, FetchError> {

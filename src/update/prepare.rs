@@ -83,9 +83,7 @@ fn no_route(
     let live = manifest.live_version;
     let local: Vec<String> = local.iter().map(u64::to_string).collect();
     let local = local.join(", ");
-    let full = manifest.full.iter().map(Step::Full);
-    let steps = full.chain(manifest.updates.iter().map(Step::Delta));
-    let reasons: Vec<String> = steps
+    let reasons: Vec<String> = Step::all(manifest)
         .filter_map(|step| unusable(step, graph, blocked))
         .collect();
     if reasons.is_empty() {
@@ -185,9 +183,7 @@ impl Preparation<'_> {
     }
 
     fn names(&self, digest: &str) -> bool {
-        let full = self.manifest.full.iter().map(|full| &full.sha256);
-        let deltas = self.manifest.updates.iter().map(|delta| &delta.sha256);
-        full.chain(deltas).any(|sha256| sha256 == digest)
+        Step::all(self.manifest).any(|step| step.sha256() == digest)
     }
 
     /// Downloads the files of a route, then makes the weights at its end.

@@ -16,44 +16,34 @@ pub enum Step<'m> {
 }
 
 impl<'m> Step<'m> {
-    /// The version that this step leads to.
-    pub fn to(self) -> u64 {
-        match self {
-            Self::Full(full) => full.version,
-            Self::Delta(delta) => delta.to,
-        }
+    /// Every step of a manifest.
+    pub fn all(manifest: &'m UpdateManifest) -> impl Iterator<Item = Self> {
+        let full = manifest.full.iter().map(Self::Full);
+        full.chain(manifest.updates.iter().map(Self::Delta))
     }
 
     /// The file's mirrors, in order.
     pub fn urls(self) -> &'m [String] {
-        match self {
-            Self::Full(full) => &full.urls,
-            Self::Delta(delta) => &delta.urls,
-        }
+        let (Self::Full(FullWeights { urls, .. }) | Self::Delta(Delta { urls, .. })) = self;
+        urls
     }
 
     /// SHA-256 of the file in hex.
     pub fn sha256(self) -> &'m str {
-        match self {
-            Self::Full(full) => &full.sha256,
-            Self::Delta(delta) => &delta.sha256,
-        }
+        let (Self::Full(FullWeights { sha256, .. }) | Self::Delta(Delta { sha256, .. })) = self;
+        sha256
     }
 
     /// Bytes of the file.
     pub fn size(self) -> u64 {
-        match self {
-            Self::Full(full) => full.size,
-            Self::Delta(delta) => delta.size,
-        }
+        let (Self::Full(FullWeights { size, .. }) | Self::Delta(Delta { size, .. })) = self;
+        *size
     }
 
     /// A known answer of that version.
     pub fn canary(self) -> Option<Canary> {
-        match self {
-            Self::Full(full) => full.canary,
-            Self::Delta(delta) => delta.canary,
-        }
+        let (Self::Full(FullWeights { canary, .. }) | Self::Delta(Delta { canary, .. })) = self;
+        *canary
     }
 }
 
@@ -290,7 +280,10 @@ mod tests {
                 if let Step::Delta(delta) = step {
                     assert_eq!(at, Some(delta.from), "seed {seed}");
                 }
-                at = Some(step.to());
+                at = Some(match step {
+                    Step::Full(full) => full.version,
+                    Step::Delta(delta) => delta.to,
+                });
             }
             assert_eq!(at, Some(live), "seed {seed}");
         }

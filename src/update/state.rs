@@ -69,7 +69,7 @@ struct Kept {
 }
 
 /// `journal.json`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 struct Journal {
     v: V1,
     /// The root of the package that these weights derive from; empty before the first.
@@ -78,18 +78,6 @@ struct Journal {
     current: Option<Kept>,
     previous: Option<Kept>,
     refused: Option<Refused>,
-}
-
-impl Journal {
-    fn new(root: &str) -> Self {
-        Self {
-            v: V1,
-            root: root.to_owned(),
-            current: None,
-            previous: None,
-            refused: None,
-        }
-    }
 }
 
 /// A worker's folder, locked as long as this value lives.
@@ -145,7 +133,11 @@ impl StateDir {
                     "the package has changed: versions based on the old one are dropped"
                 );
             }
-            self.rewrite(|journal| *journal = Journal::new(root))?;
+            let empty = Journal {
+                root: root.to_owned(),
+                ..Journal::default()
+            };
+            self.rewrite(|journal| *journal = empty)?;
         }
         self.sweep();
         Ok(())
@@ -185,13 +177,9 @@ impl StateDir {
 
     /// A new path for the weights of a version. They count only once they are [committed](Self::commit).
     pub fn new_file(&self, version: u64) -> PathBuf {
-        let unique: String = Uuid::new_v4()
-            .simple()
-            .to_string()
-            .chars()
-            .take(8)
-            .collect();
-        self.folder.join(format!("v{version}-{unique}.safetensors"))
+        let unique = Uuid::new_v4().simple().to_string();
+        self.folder
+            .join(format!("v{version}-{unique:.8}.safetensors"))
     }
 
     /// The path that a file with this digest is downloaded to.
@@ -318,12 +306,12 @@ fn file_name(path: &Path) -> String {
 fn read_journal(folder: &Path) -> std::io::Result<Journal> {
     let text = match std::fs::read(folder.join(JOURNAL)) {
         Ok(text) => text,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Journal::new("")),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Journal::default()),
         Err(e) => return Err(e),
     };
     Ok(serde_json::from_slice(&text).unwrap_or_else(|error| {
         tracing::error!(%error, folder = %folder.display(), "{JOURNAL} cannot be read; the package's own weights are served");
-        Journal::new("")
+        Journal::default()
     }))
 }
 

@@ -84,7 +84,7 @@ impl Updater {
 
     /// Follows the model until its task is aborted or the worker is gone.
     pub async fn follow(mut self) {
-        if !self.worker.serves().await {
+        if self.worker.served.wait_for(Option::is_some).await.is_err() {
             return;
         }
         let mut orders: Vec<Order> = Vec::new();
@@ -135,16 +135,15 @@ impl Updater {
     async fn pause(&mut self, looked_at: Instant) -> Option<Option<Order>> {
         let interval = self.config.model.update_interval;
         let next = looked_at + interval.mul_f64(rand::random_range(0.9..=1.1));
-        let newer = self.worker.newer();
         let newer = async {
-            newer.notified().await;
+            self.worker.newer.notified().await;
             tokio::time::sleep_until(looked_at + SHORTEST_PAUSE).await;
         };
         tokio::select! {
             () = tokio::time::sleep_until(next) => Some(None),
             () = newer => Some(None),
             // Also one that came during the look: it asks for what has happened since.
-            order = self.worker.ordered() => order.map(Some),
+            order = self.worker.orders.recv() => order.map(Some),
         }
     }
 
@@ -152,7 +151,7 @@ impl Updater {
     /// attempted again at every look, but when somebody `asked`.
     async fn look(&mut self, asked: bool) -> Result<Followed, UpdateError> {
         let read = self.read_manifest().await;
-        let Some(served) = self.worker.served() else {
+        let Some(served) = self.worker.served.borrow().clone() else {
             return Err(UpdateError::NotNow("no model is loaded yet"));
         };
         if let Err(why) = read {

@@ -9,7 +9,12 @@ pub fn unix_ms() -> u64 {
     let since = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    millis(since)
+}
+
+/// Whole milliseconds.
+pub fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Milliseconds by the monotonic clock, which does not count while the machine sleeps; never 0, and
@@ -19,9 +24,7 @@ pub fn steady_ms() -> u64 {
     let start = tokio::time::Instant::from_std(*START);
     // Tokio's, so that tests can let it pass at once.
     let since = tokio::time::Instant::now().saturating_duration_since(start);
-    u64::try_from(since.as_millis())
-        .unwrap_or(u64::MAX)
-        .saturating_add(1)
+    millis(since).saturating_add(1)
 }
 
 /// Something that has ended: when it began, and how long it took.

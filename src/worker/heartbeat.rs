@@ -17,7 +17,7 @@ use crate::protocol::state::{Phase, State};
 use crate::store::{Beat, Health, Ownership, Store};
 use crate::telemetry::progress::Progress;
 use crate::telemetry::status::WorkerStatus;
-use crate::util::clock::{steady_ms, unix_ms};
+use crate::util::clock::{millis, steady_ms, unix_ms};
 use crate::worker::host;
 use crate::worker::lifecycle::Event;
 use crate::worker::systemd::Notifier;
@@ -129,7 +129,11 @@ async fn beat_until(
     tokio::spawn(async move { progress.watch().await });
     let mut ticks = tokio::time::interval(inputs.config.interval);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
-    let (mut publisher, mut systemd) = (Publisher::new(), Notifier::default());
+    let mut publisher = Publisher {
+        host: host::facts(),
+        ..Publisher::default()
+    };
+    let mut systemd = Notifier::default();
     loop {
         let stopping = stop.is_cancelled();
         let phase = *inputs.phase.borrow();
@@ -149,6 +153,7 @@ async fn beat_until(
 }
 
 /// Publishes records, and remembers what is needed between them.
+#[derive(Default)]
 struct Publisher {
     seq: u64,
     host: HostFacts,
@@ -160,17 +165,6 @@ struct Publisher {
 }
 
 impl Publisher {
-    fn new() -> Self {
-        Self {
-            seq: 0,
-            host: host::facts(),
-            unsent: Vec::new(),
-            dead: None,
-            failing: false,
-            system: sysinfo::System::new(),
-        }
-    }
-
     async fn beat(&mut self, inputs: &Inputs, claims: &watch::Sender<NameClaim>) {
         self.seq += 1;
         self.collect_events(inputs);
@@ -301,7 +295,7 @@ impl Publisher {
     }
 }
 
-fn entry(identity: &Identity, event: &Event) -> Vec<(String, String)> {
+fn entry(identity: &Identity, event: &Event) -> Vec<(&'static str, String)> {
     let (from, to, at) = match event {
         Event::Changed { from, to } => (from, to, to.since_ms),
         Event::Answered { phase, .. } => (phase, phase, unix_ms()),
@@ -325,10 +319,7 @@ fn entry(identity: &Identity, event: &Event) -> Vec<(String, String)> {
         fields.push(("outcome", outcome.as_str().to_owned()));
         fields.push(("message", message.clone()));
     }
-    let fields = fields.into_iter();
     fields
-        .map(|(name, value)| (name.to_owned(), value))
-        .collect()
 }
 
 fn broker(status: &WorkerStatus) -> BrokerFacts {
@@ -347,7 +338,7 @@ fn progress(progress: &Progress) -> ProgressFacts {
     ProgressFacts {
         counter: progress.counter.load(Ordering::Relaxed),
         at_ms: progress.at_ms.load(Ordering::Relaxed),
-        busy_ms: u64::try_from(progress.busy_for().as_millis()).unwrap_or(u64::MAX),
+        busy_ms: millis(progress.busy_for()),
     }
 }
 

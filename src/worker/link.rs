@@ -5,11 +5,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use futures_util::future::OptionFuture;
 use tokio::sync::{oneshot, watch};
 use tokio_util::task::TaskTracker;
 
 use super::orders::Request;
 use super::parts::Parts;
+use super::transition::Ask;
 use crate::broker::amqp::{Deliveries, Delivery, Link, Publisher};
 use crate::broker::topology::Topology;
 use crate::broker::{BrokerError, Outgoing, Properties};
@@ -79,15 +81,10 @@ impl LinkKeeper {
         let (lost, publisher) = (link.lost.clone(), link.jobs.clone());
         self.links.send_replace(Some(Arc::new(link)));
         loop {
-            let received = async {
-                match &mut control {
-                    Some(control) => control.next().await,
-                    None => std::future::pending().await,
-                }
-            };
+            let received = OptionFuture::from(control.as_mut().map(Deliveries::next));
             tokio::select! {
                 () = lost.cancelled() => break,
-                delivery = received => match delivery {
+                Some(delivery) = received => match delivery {
                     Some(delivery) => self.forward(&delivery, &publisher).await,
                     // No control messages arrive any more: only a new link fixes that.
                     None => lost.cancel(),
@@ -116,8 +113,11 @@ impl LinkKeeper {
         }
         let (order, answered) = Order::new(command);
         self.reply_later(command, answered, &delivery.properties, publisher);
-        let requests = &self.parts.requests;
-        if requests.send(Request::command(order)).await.is_err() {
+        let request = Request {
+            ask: Ask::Command(command),
+            order: Some(order),
+        };
+        if self.parts.requests.send(request).await.is_err() {
             tracing::debug!("the worker has ended already");
         }
     }
@@ -131,19 +131,15 @@ impl LinkKeeper {
         asked: &Properties,
         publisher: &Publisher,
     ) {
-        let answer = ControlAnswer {
-            v: V1,
-            command,
-            worker_id: self.config.worker_id(),
-            incarnation: self.incarnation.clone(),
-            model: self.topology.model.clone(),
-            outcome: Outcome::Failed,
-            message: "the worker ended before it was done".into(),
-        };
+        let (worker_id, incarnation) = (self.config.worker_id(), self.incarnation.clone());
+        let model = self.topology.model.clone();
         let (phase, events) = (self.phase.clone(), self.events.clone());
         let (asked, publisher) = (asked.clone(), publisher.clone());
         self.replies.spawn(async move {
-            let (outcome, message) = answered.await.unwrap_or((answer.outcome, answer.message));
+            let (outcome, message) = answered.await.unwrap_or_else(|_| {
+                let lost = "the worker ended before it was done";
+                (Outcome::Failed, lost.into())
+            });
             let sent = events.send(Event::Answered {
                 command,
                 outcome,
@@ -154,9 +150,13 @@ impl LinkKeeper {
                 tracing::debug!("no one writes events any more");
             }
             let answer = ControlAnswer {
+                v: V1,
+                command,
+                worker_id,
+                incarnation,
+                model,
                 outcome,
                 message,
-                ..answer
             };
             if let Err(error) = reply(&answer, asked, &publisher).await {
                 tracing::warn!(%error, "the reply to a control message was not published");

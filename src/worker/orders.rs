@@ -28,36 +28,12 @@ pub enum Wish {
 #[derive(Debug)]
 pub(super) struct Request {
     pub(super) ask: Ask,
-    order: Option<Order>,
+    pub(super) order: Option<Order>,
 }
 
-impl Request {
-    pub(super) fn signal() -> Self {
-        Self {
-            ask: Ask::Signal,
-            order: None,
-        }
-    }
-
-    pub(super) fn part_lost(part: Part) -> Self {
-        Self {
-            ask: Ask::PartLost(part),
-            order: None,
-        }
-    }
-
-    pub(super) fn command(order: Order) -> Self {
-        Self {
-            ask: Ask::Command(order.command),
-            order: Some(order),
-        }
-    }
-
-    fn reload(order: Order) -> Self {
-        Self {
-            ask: Ask::Reload,
-            order: Some(order),
-        }
+impl From<Ask> for Request {
+    fn from(ask: Ask) -> Self {
+        Self { ask, order: None }
     }
 }
 
@@ -76,7 +52,7 @@ pub(super) async fn forward(
                 // In a task of its own: a draining worker takes no more requests, and this loop must
                 // still hear the next wish.
                 tokio::spawn(async move {
-                    if requests.send(Request::signal()).await.is_err() {
+                    if requests.send(Ask::Signal.into()).await.is_err() {
                         tracing::debug!("the worker has ended already");
                     }
                 });
@@ -96,7 +72,7 @@ impl Worker {
         activity: Activity,
         request: Option<Request>,
     ) -> Option<Transition> {
-        let Request { ask, order } = request.unwrap_or_else(Request::signal);
+        let Request { ask, order } = request.unwrap_or_else(|| Ask::Signal.into());
         if let Ask::PartLost(part) = ask {
             self.report_lost(part);
         }
@@ -163,7 +139,8 @@ impl Worker {
                     ));
                 }
                 Ok(Ok(_)) => {
-                    if requests.send(Request::reload(order)).await.is_err() {
+                    let (ask, order) = (Ask::Reload, Some(order));
+                    if requests.send(Request { ask, order }).await.is_err() {
                         tracing::debug!("the worker has ended already");
                     }
                 }

@@ -6,16 +6,19 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::orders::Request;
+use super::transition::Ask;
 use super::watchdog::Watchdog;
 
 /// A part, as logs and errors name it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, strum::IntoStaticStr)]
+#[strum(serialize_all = "lowercase")]
 pub enum Part {
     /// Publishes the worker's record.
     Heartbeat,
     /// Keeps the worker connected to the broker.
     Link,
     /// Removes crash marks that could not be removed at once.
+    #[strum(serialize = "marks")]
     CrashMarks,
     /// Follows the published versions of the model.
     Updater,
@@ -26,13 +29,7 @@ pub enum Part {
 impl Part {
     /// Its name.
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Heartbeat => "heartbeat",
-            Self::Link => "link",
-            Self::CrashMarks => "marks",
-            Self::Updater => "updater",
-            Self::Signals => "signals",
-        }
+        self.into()
     }
 }
 
@@ -79,7 +76,7 @@ impl Drop for Alive {
         // When the worker ends, so do its parts, and no one listens. On a thread of its own: the queue of
         // requests may be full, and this may be the last thread of its runtime.
         let report = move || {
-            if requests.blocking_send(Request::part_lost(part)).is_ok() {
+            if requests.blocking_send(Ask::PartLost(part).into()).is_ok() {
                 watchdog.arm();
             }
         };

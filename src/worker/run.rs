@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::OptionFuture;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -196,19 +197,14 @@ impl Worker {
     /// Waits for anything that may change what to do: a request, an update, the link, the name, or
     /// the end of a back-off. During a back-off only the first two cut the wait short.
     pub(super) async fn wait(&mut self, at_most: Option<Duration>) -> Next {
-        let timer = async move {
-            match at_most {
-                Some(wait) => tokio::time::sleep(wait).await,
-                None => std::future::pending().await,
-            }
-        };
+        let timer = OptionFuture::from(at_most.map(tokio::time::sleep));
         tokio::select! {
-            () = timer => Next::Again,
+            Some(()) = timer => Next::Again,
             request = self.requests.recv() => match self.on_request(Activity::Waiting, request) {
                 Some(transition) => self.enter(transition),
                 None => Next::Again,
             },
-            update = offered(&mut self.updates) => Next::Swap(Box::new(update)),
+            Some(update) = offered(&mut self.updates) => Next::Swap(Box::new(update)),
             Ok(()) = self.links.changed(), if at_most.is_none() => Next::Again,
             Ok(()) = self.claim.changed(), if at_most.is_none() => Next::Again,
         }
@@ -262,10 +258,7 @@ impl Worker {
     }
 }
 
-/// Resolves with new weights; never without an updater.
-pub(super) async fn offered(updates: &mut Option<UpdaterHandle>) -> PreparedUpdate {
-    match updates {
-        Some(updates) => updates.offered().await,
-        None => std::future::pending().await,
-    }
+/// The next new weights; none without an updater.
+pub(super) async fn offered(updates: &mut Option<UpdaterHandle>) -> Option<PreparedUpdate> {
+    updates.as_mut()?.offered().await
 }

@@ -142,7 +142,7 @@ impl Worker {
                         return transition;
                     }
                 }
-                update = offered(&mut self.updates) => {
+                Some(update) = offered(&mut self.updates) => {
                     let version = update.package.manifest.version;
                     return after(Interruption::UpdateOffered(version, Box::new(update)));
                 }

@@ -11,7 +11,7 @@ use crate::model::package::Package;
 use crate::protocol::heartbeat::{ModelFacts, WarmFacts};
 use crate::protocol::state::{Detail, State};
 use crate::update::state::{StateDir, StateError};
-use crate::util::clock::unix_ms;
+use crate::util::clock::{millis, unix_ms};
 
 impl Worker {
     /// One attempt: load (unless there is an engine), prove, report. A failure waits for its back-off,
@@ -140,7 +140,7 @@ impl Worker {
         let package = &engine.package;
         let mut facts = self.status.facts();
         facts.warm.last_at_ms = Some(unix_ms());
-        facts.warm.last_ms = u64::try_from(took.as_millis()).ok();
+        facts.warm.last_ms = Some(millis(took));
         facts.warm.baseline_loss = Some(warm.baseline_loss);
         note_inert(&mut facts.warm, warm);
         facts.model = model_facts(package, warm);
@@ -165,7 +165,7 @@ impl Worker {
             order.fail(error.to_string());
         }
         crate::telemetry::metrics::warmed(false);
-        let retry_at = unix_ms() + u64::try_from(wait.as_millis()).unwrap_or(0);
+        let retry_at = unix_ms() + millis(wait);
         self.status.error(&error.detail.to_string(), &error.message);
         {
             let mut facts = self.status.facts();

@@ -168,9 +168,9 @@ fn what_is_never_answered_or_never_taken_is_said_and_holds_up_nothing() {
     rabbit.configure("max_message_size = 100000\n");
     rabbit.start();
     let stack = Stack::on(Arc::new(rabbit), Redis::shared());
-    let worker = stack.worker("w1");
+    let worker = stack.worker_with("w1", |s| s.set("heartbeat.ttl", "60s"));
     worker.ready();
-    let mut client = client(&stack).answer_within(secs(5));
+    let mut client = self::client(&stack);
     let mut large = job(honest(), "large");
     if let JobMessage::Score(job) = &mut large {
         job.candidate.data = Some(Blob(vec![0; 200_000]));
@@ -188,9 +188,10 @@ fn what_is_never_answered_or_never_taken_is_said_and_holds_up_nothing() {
     assert!(outcomes.iter().any(unsent), "{outcomes:?}");
     assert!(outcomes.iter().any(answered), "{outcomes:?}");
 
-    // Paused after the look: the job is at the broker, and nobody takes it.
-    client.submit(&empty("late")).expect("a job");
+    // Its record says that it is ready: the job is at the broker, and nobody takes it.
     worker.signal(Signal::SIGSTOP);
+    let mut client = self::client(&stack).answer_within(secs(2));
+    client.submit(&empty("late")).expect("a job");
     let late = runtime().block_on(async { tokio::time::timeout(secs(60), client.next()).await });
     let late = late.expect("it is said").expect("an outcome");
     let id = "late".to_owned();
@@ -209,7 +210,7 @@ fn answers_of_an_earlier_run_are_handed_over_and_taken_for_nobodys() {
     newer["model_version"] = 99.into();
     aggregator.submit(&newer);
     let results = stack.object(&format!("results.{MODEL}"));
-    eventually(secs(30), "both are answered", || {
+    eventually(secs(60), "both are answered", || {
         aggregator.depth(&results).is_some_and(|(n, _)| n == 2)
     });
 
@@ -264,8 +265,8 @@ fn jobs_for_a_version_that_nobody_serves_yet_wait_and_hold_up_no_others() {
     }
     client.submit(&older).expect("a job");
     let (first, second, third) = runtime().block_on(async {
-        let first = tokio::time::timeout(secs(30), client.next()).await;
-        let second = tokio::time::timeout(secs(30), client.next()).await;
+        let first = tokio::time::timeout(secs(60), client.next()).await;
+        let second = tokio::time::timeout(secs(60), client.next()).await;
         let third = tokio::time::timeout(secs(3), client.next()).await;
         (first, second, third)
     });

@@ -287,9 +287,9 @@ fn submit_prints_what_has_come_when_its_time_is_up() {
         "--wait",
         "--json",
         "--timeout",
-        "3s",
+        "5s",
     ];
-    // The newer job is on the retry ladder, whose first rung takes longer than the command waits.
+    // The newer job climbs the retry ladder, which takes much longer than the command waits.
     let answer = stack
         .command_with(stack.settings(), &arguments, &input)
         .expect_code(69);

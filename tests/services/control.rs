@@ -260,7 +260,7 @@ fn ctl_names_who_does_not_answer_and_who_is_not_there() {
     );
     two.signal(Signal::SIGSTOP);
     let answer = stack
-        .command(&["ctl", "pause", "--timeout", "2s"])
+        .command(&["ctl", "pause", "--timeout", "5s"])
         .expect_code(1);
     two.signal(Signal::SIGCONT);
     let lines: Vec<&str> = answer.stdout.lines().collect();
@@ -268,7 +268,7 @@ fn ctl_names_who_does_not_answer_and_who_is_not_there() {
         lines,
         [
             "w1  done: paused: no jobs are taken",
-            "w2  no answer within 2s"
+            "w2  no answer within 5s"
         ]
     );
 }

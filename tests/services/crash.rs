@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use nix::sys::signal::Signal;
 use testkit::case::honest_job;
 use testkit::stack::Stack;
 use testkit::wait::{SOON, eventually, secs};
@@ -18,13 +19,19 @@ fn another_worker_finishes_the_stream_of_one_that_was_killed() {
     victim.ready();
     let aggregator = stack.aggregator();
     aggregator.collect_results();
-    let ids: Vec<String> = (0..120).map(|n| format!("job-{n}")).collect();
-    for id in &ids {
-        aggregator.submit(&honest_job(id, id));
-    }
+    let ids: Vec<String> = (0..60).map(|n| format!("job-{n}")).collect();
+    let submit = |ids: &[String]| {
+        ids.iter()
+            .for_each(|id| aggregator.submit(&honest_job(id, id)))
+    };
+    let (first, rest) = ids.split_at(20);
+    submit(first);
     eventually(SOON, "the stream is under way", || {
         aggregator.results().len() >= 3
     });
+    // However fast it is, it does not live to finish everything.
+    victim.signal(Signal::SIGSTOP);
+    submit(rest);
     victim.kill();
     let heir = stack.worker_with("heir", quick);
     heir.ready();

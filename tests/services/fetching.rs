@@ -1,7 +1,5 @@
 //! Candidates by reference: only what is allowed, only what was promised, only as long as it may take.
 
-use std::time::Instant;
-
 use redis::Commands as _;
 use serde_json::{Value, json};
 use testkit::aggregator::Aggregator;
@@ -209,7 +207,6 @@ fn what_was_promised_is_checked_and_what_is_not_there_climbs_the_ladder() {
         "what declares itself too large is not fetched"
     );
 
-    let started = Instant::now();
     let target = server.put("/target", Route::Bytes(bytes.clone()));
     submit(&aggregator, "missing", &server.url("/missing"));
     submit(
@@ -252,11 +249,6 @@ fn what_was_promised_is_checked_and_what_is_not_there_climbs_the_ladder() {
         server.asked("/missing") >= 4,
         "every rung tries again: {}",
         server.asked("/missing")
-    );
-    assert!(
-        started.elapsed() < secs(30),
-        "a stalled server held the worker: {:?}",
-        started.elapsed()
     );
     parked_are(
         &aggregator,
@@ -333,16 +325,15 @@ fn a_server_that_drips_is_left_and_one_that_breaks_off_is_asked_for_the_rest() {
     assert_eq!(code(&aggregator, "ill"), "scored");
     assert_eq!(aggregator.result("ill").json()["attempt"], 2);
 
-    let started = Instant::now();
+    // Whole, it would take an hour.
     let drip = Route::Drip(bytes, secs(1) / 10);
     submit(&aggregator, "drip", &server.put("/drip", drip));
+    let silent = server.put("/silent", Route::Silence(secs(120)));
+    submit(&aggregator, "silent", &silent);
     assert_eq!(code(&aggregator, "drip"), "candidate_unavailable");
     let result = aggregator.result("drip").json();
     let message = result["error"]["message"].as_str().expect("text");
     assert!(message.contains("candidates.min_rate"), "{message}");
-    assert!(started.elapsed() < secs(30), "{:?}", started.elapsed());
-    let silent = server.put("/silent", Route::Silence(secs(120)));
-    submit(&aggregator, "silent", &silent);
     assert_eq!(code(&aggregator, "silent"), "candidate_unavailable");
     let result = aggregator.result("silent").json();
     let message = result["error"]["message"].as_str().expect("text");
@@ -386,7 +377,7 @@ fn a_candidate_is_fetched_once_while_it_is_kept() {
     assert_eq!(server.asked("/ok/c"), 2);
 }
 
-/// A worker, a quick server and one that takes its time over the same candidate, and what is marked in Redis.
+/// A worker, a quick server and one that takes hours over the same candidate, and what is marked in Redis.
 struct Slow {
     stack: Stack,
     worker: Worker,
@@ -402,11 +393,13 @@ impl Slow {
             s.set("candidates.allow", json!([server.url("/")]))
                 .set("candidates.allow_private", true)
                 .set("candidates.min_rate", 1)
+                .set("candidates.fetch_timeout", "1h")
+                .set("heartbeat.ttl", "30s")
         });
         worker.ready();
         Self {
             quick: server.put("/quick", Route::Bytes(bytes.clone())),
-            slow: server.put("/slow", Route::Drip(bytes, secs(1))),
+            slow: server.put("/slow", Route::Drip(bytes, secs(1) / 5)),
             worker,
             stack,
         }
@@ -426,28 +419,23 @@ fn what_is_decided_without_the_candidate_does_not_wait_for_it() {
     let (stack, slow) = (&strangers.stack, &strangers.slow);
     let aggregator = stack.aggregator();
     aggregator.collect_results();
-    let answers_soon = |id: &str, expected: &str| {
-        let asked = Instant::now();
-        assert_eq!(code(&aggregator, id), expected);
-        let took = asked.elapsed();
-        assert!(took < secs(4), "{id} took {took:?}");
-    };
+    let answers = |id: &str, expected: &str| assert_eq!(code(&aggregator, id), expected, "{id}");
 
     strangers.mark("poisoned", &[("x/1", "dead:1"), ("y/2", "dead:2")]);
     submit(&aggregator, "poisoned", slow);
-    answers_soon("poisoned", "poisoned");
+    answers("poisoned", "poisoned");
 
     submit(&aggregator, "stored", &strangers.quick);
-    answers_soon("stored", "scored");
+    answers("stored", "scored");
     submit(&aggregator, "stored", slow);
-    eventually(secs(4), "answered from the store", || {
+    eventually(SOON, "answered from the store", || {
         aggregator.copies("stored").len() == 2
     });
 
     let mut late = honest().job_by_url("late", slow);
     late["deadline_ms"] = json!(now_ms() + 1500);
     aggregator.submit(&late);
-    answers_soon("late", "deadline_exceeded");
+    answers("late", "deadline_exceeded");
     strangers.worker.drain();
 }
 
@@ -462,7 +450,7 @@ fn a_drain_hands_back_what_is_on_its_way_and_what_waits_for_news_at_once() {
     let worker = &strangers.worker;
     worker.heartbeat_when(SOON, "it holds both", |r| r["jobs"]["buffered"] == 1);
     worker.terminate();
-    assert_eq!(worker.exit_code(secs(4)), 0, "{}", worker.log());
+    assert_eq!(worker.exit_code(SOON), 0, "{}", worker.log());
     eventually(SOON, "both wait again", || {
         aggregator.depth(&stack.jobs_queue()) == Some((2, 0))
     });

@@ -9,7 +9,7 @@ use testkit::case::honest_job;
 use testkit::message::Message;
 use testkit::package::VERSION;
 use testkit::stack::Stack;
-use testkit::wait::{SOON, eventually, eventually_some, secs};
+use testkit::wait::{SOON, START, eventually, eventually_some};
 
 /// Takes a job without settling it, which is possible as long as the channel is open.
 fn take(aggregator: &Aggregator, queue: &str) -> (Channel, BasicGetMessage) {
@@ -53,11 +53,11 @@ fn handed_back(returns: usize) -> (Message, bool) {
         fall(&aggregator, &queue);
     }
     let worker = stack.worker_with("w1", |s| s.set("heartbeat.ttl", "30s"));
-    worker.heartbeat_when(SOON, "it holds the job", |r| r["jobs"]["in_flight"] == 1);
+    worker.heartbeat_when(START, "it holds the job", |r| r["jobs"]["in_flight"] == 1);
     worker.drain();
     let (_channel, back) = take(&aggregator, &queue);
     // 3.10 counts late, and some versions count as a consumer whoever has taken a message.
-    eventually(secs(5), "there is one of it", || {
+    eventually(SOON, "there is one of it", || {
         aggregator
             .depth(&queue)
             .is_some_and(|(waiting, _)| waiting == 0)

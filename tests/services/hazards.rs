@@ -1,17 +1,19 @@
 //! Candidates that make the model itself run away: out of memory is an answer and the worker goes on;
 //! a run that cannot be ended is the end of the process, and the last record says why.
 
-use serde_json::json;
+use serde_json::{Value, json};
 use testkit::aggregator::Aggregator;
 use testkit::encoding::Encoding;
 use testkit::hazard::hazard_job as job;
 use testkit::package::Package;
 use testkit::stack::Stack;
-use testkit::wait::{SOON, secs};
+use testkit::wait::{SOON, START};
 use testkit::worker::Worker;
 
-/// A product of matrices of this size takes ONNX Runtime minutes, and it looks up only after it.
-const ENDLESS: f32 = 16_000.0;
+/// A product of matrices of this size takes ONNX Runtime a minute, and it looks up only after it.
+const ENDLESS: f32 = 14_000.0;
+/// What each of those takes.
+const MATRIX_BYTES: u64 = 14_000 * 14_000 * 4;
 /// Matrices of this size need 400 terabytes.
 const TOO_LARGE: f32 = 10_000_000.0;
 
@@ -51,7 +53,7 @@ fn a_run_that_cannot_be_ended_ends_the_process_and_the_last_record_says_why() {
         settings
             .set("model.dir", package.path().display())
             // Long enough for the node before, which fills the matrix: after that one it could be ended.
-            .set("worker.score_timeout", "5s")
+            .set("worker.score_timeout", "9s")
             .set("heartbeat.ttl", "30s")
     });
     worker.ready();
@@ -93,12 +95,13 @@ fn amid_an_endless_run(stack: &Stack, package: &Package) -> (Worker, Aggregator)
     });
     worker.ready();
     let aggregator = stack.aggregator();
-    let before = worker.next_heartbeat()["progress"]["counter"].clone();
+    let before = worker.next_heartbeat();
+    let bytes = |record: &Value| record["memory"]["rss_bytes"].as_u64().expect("bytes");
+    let matrix_and_more = bytes(&before) + MATRIX_BYTES + MATRIX_BYTES / 10;
     aggregator.submit(&job("endless", ENDLESS));
-    // Beyond the gigabyte of the node before, which fills the matrix: after that one it could be ended.
-    worker.heartbeat_when(secs(60), "it multiplies", |r| {
-        r["memory"]["rss_bytes"].as_u64() > Some(1_200_000_000)
-            && r["progress"]["counter"] == before
+    // Beyond the node before, which fills the matrix: after that one it could be ended.
+    worker.heartbeat_when(START, "it multiplies", |r| {
+        bytes(r) > matrix_and_more && r["progress"]["counter"] == before["progress"]["counter"]
     });
     (worker, aggregator)
 }
@@ -109,7 +112,7 @@ fn a_run_that_cannot_be_ended_is_noticed_although_its_job_was_given_up() {
     let (worker, aggregator) = amid_an_endless_run(&stack, &package);
     // Without its queue the job cannot be answered any more: the computation is abandoned.
     aggregator.delete(&stack.jobs_queue());
-    assert_eq!(worker.exit_code(secs(40)), 70, "{}", worker.log());
+    assert_eq!(worker.exit_code(START), 70, "{}", worker.log());
     assert_eq!(worker.heartbeat()["state_detail"], "stuck");
 }
 
@@ -120,7 +123,7 @@ fn a_run_that_cannot_be_ended_is_noticed_although_something_else_is_asked_meanwh
     // What is to be proven has to wait for the device, which does not come back.
     let rewarm = json!({"v": 1, "command": "rewarm"}).to_string();
     aggregator.control("worker.w1", rewarm.as_bytes(), Encoding::Json);
-    assert_eq!(worker.exit_code(secs(40)), 70, "{}", worker.log());
+    assert_eq!(worker.exit_code(START), 70, "{}", worker.log());
     assert_eq!(worker.heartbeat()["state_detail"], "stuck");
 }
 
@@ -143,7 +146,7 @@ fn a_run_that_makes_no_progress_is_ended_and_the_worker_proves_itself_anew() {
     let said = result["error"]["message"].as_str().expect("a message");
     assert!(said.contains("no progress"), "{said}");
     worker.ready();
-    aggregator.all_results(&waits, secs(30));
+    aggregator.all_results(&waits, START);
     let events = stack.events("w1");
     let details: Vec<&str> = events.iter().map(|e| e["detail"].as_str()).collect();
     let expected = [

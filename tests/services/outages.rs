@@ -9,7 +9,7 @@ use testkit::case::{honest, honest_job};
 use testkit::port::free_port;
 use testkit::redis_server::Redis;
 use testkit::stack::Stack;
-use testkit::wait::{SOON, START, eventually, secs};
+use testkit::wait::{SOON, START, eventually};
 
 use crate::metrics::{get, samples};
 
@@ -50,11 +50,7 @@ fn scoring_goes_on_without_redis_and_the_heartbeat_returns_with_it() {
     worker.ready();
     stack.redis.kill();
     worker.terminate();
-    assert_eq!(
-        worker.exit_code(secs(15)),
-        0,
-        "a drain does not wait for Redis"
-    );
+    assert_eq!(worker.exit_code(SOON), 0, "a drain does not wait for Redis");
 }
 
 #[test]
@@ -78,7 +74,7 @@ fn a_worker_rides_out_its_broker() {
 
     // In order.
     rabbit.stop();
-    worker.heartbeat_when(secs(20), "it notices", away);
+    worker.heartbeat_when(START, "it notices", away);
     rabbit.start();
     let second = worker.ready();
     assert!(
@@ -93,16 +89,16 @@ fn a_worker_rides_out_its_broker() {
 
     // Frozen: the connection stays open and only the missing heartbeats tell.
     rabbit.freeze();
-    worker.heartbeat_when(secs(20), "it notices", away);
+    worker.heartbeat_when(START, "it notices", away);
     rabbit.thaw();
     worker.ready();
 
     // Without a word, and for good.
     rabbit.kill();
-    worker.heartbeat_when(secs(20), "it notices", away);
+    worker.heartbeat_when(START, "it notices", away);
     worker.terminate();
     assert_eq!(
-        worker.exit_code(secs(15)),
+        worker.exit_code(SOON),
         0,
         "a drain does not wait for the broker"
     );
@@ -117,14 +113,25 @@ fn a_worker_without_any_service_still_drains_in_time() {
         worker.log().lines().count() > 2
     });
     worker.terminate();
-    assert_eq!(worker.exit_code(secs(15)), 0);
+    assert_eq!(worker.exit_code(SOON), 0);
 }
 
 #[test]
-fn a_redis_that_refuses_writes_stops_nothing_and_beats_resume_within_two_seconds() {
+fn a_redis_that_refuses_writes_stops_nothing_and_is_tried_again_with_every_beat() {
     let stack = Stack::on(Rabbit::shared(), Arc::new(Redis::started()));
-    let worker = stack.worker_with("w1", |s| s.set("heartbeat.interval", "1s"));
+    let port = free_port();
+    let worker = stack.worker_with("w1", |s| {
+        s.set("heartbeat.interval", "1s")
+            .set("telemetry.metrics_addr", format!("127.0.0.1:{port}"))
+    });
     worker.ready();
+    let refused = || {
+        let (_, text) = get(port, "/metrics").expect("metrics");
+        let failed = samples(&text)
+            .get(r#"scorer_heartbeats_total{outcome="failed"}"#)
+            .copied();
+        failed.unwrap_or_default()
+    };
     let aggregator = stack.aggregator();
     aggregator.collect_results();
     let configure = |words: &[&str]| {
@@ -145,16 +152,19 @@ fn a_redis_that_refuses_writes_stops_nothing_and_beats_resume_within_two_seconds
             &["REPLICAOF", "NO", "ONE"],
         ),
     ] {
+        let before = refused();
         configure(refuses);
         // `ttl` is 3 s: by then its record is gone.
-        eventually(secs(10), "its record expires", || {
+        eventually(SOON, "its record expires", || {
             worker.try_heartbeat().is_none()
         });
         let id = format!("during-{}", refuses[0]);
         aggregator.submit(&honest_job(&id, &id));
         assert_eq!(aggregator.result(&id).json()["status"], "scored");
+        // Five seconds of beats; half a minute if it tried less and less often.
+        eventually(SOON, "it goes on trying", || refused() >= before + 5.0);
         configure(takes);
-        eventually(secs(2), "beats resume", || worker.try_heartbeat().is_some());
+        eventually(SOON, "beats resume", || worker.try_heartbeat().is_some());
         assert_eq!(worker.ready()["last_error"], serde_json::Value::Null);
     }
     // Somebody's list where the record belongs.
@@ -165,7 +175,7 @@ fn a_redis_that_refuses_writes_stops_nothing_and_beats_resume_within_two_seconds
         .rpush(&key, "x")
         .exec(&mut connection);
     spoilt.expect("a list under its key");
-    eventually(secs(2), "the record is back", || {
+    eventually(SOON, "the record is back", || {
         redis::cmd("TYPE")
             .arg(&key)
             .query::<String>(&mut connection)
@@ -253,12 +263,10 @@ fn beats_and_marks_resume_when_the_password_is_the_right_one_again() {
         record(&mut redis).is_some_and(|r| ready(&r))
     });
     set_password(&mut redis, "new");
-    eventually(secs(10), "its record expires", || {
-        record(&mut redis).is_none()
-    });
+    eventually(SOON, "its record expires", || record(&mut redis).is_none());
     set_password(&mut redis, "old");
-    eventually(secs(5), "beats resume", || record(&mut redis).is_some());
-    eventually(secs(10), "and so does what jobs ask", || {
+    eventually(SOON, "beats resume", || record(&mut redis).is_some());
+    eventually(SOON, "and so does what jobs ask", || {
         record(&mut redis).is_some_and(|r| ready(&r))
     });
 }

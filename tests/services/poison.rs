@@ -12,15 +12,15 @@ use testkit::aggregator::Aggregator;
 use testkit::broker::Rabbit;
 use testkit::case::{honest, honest_job};
 use testkit::encoding::Encoding;
-use testkit::hazard::hazard_job as job;
+use testkit::hazard::{enduring_job, enduring_package, hazard_job as job, patient};
 use testkit::package::{Package, VERSION};
 use testkit::redis_server::Redis;
 use testkit::stack::Stack;
 use testkit::wait::{SOON, eventually, secs, throughout};
 use testkit::worker::{Settings, Worker};
 
-/// Matrices of this size keep one thread busy for some ten seconds a window, in half a gigabyte.
-const LONG: f32 = 8_000.0;
+/// So many turns for each window are about a second in all.
+const SECOND: f32 = -9_000.0;
 
 /// A start, and the wait for news of whoever died.
 const START_AND_WAIT: Duration = secs(80);
@@ -34,11 +34,7 @@ fn quick(settings: Settings) -> Settings {
 
 fn on(package: &Package) -> impl Fn(Settings) -> Settings + '_ {
     // Room for a job that computes, and for those behind it.
-    |settings| {
-        quick(settings)
-            .set("model.dir", package.path().display())
-            .set("amqp.prefetch", 4)
-    }
+    |settings| patient(quick(settings), package).set("amqp.prefetch", 4)
 }
 
 /// The marks of a job by worker id; an incarnation more or less makes no difference here.
@@ -68,14 +64,12 @@ fn holds(stack: &Stack, submission_id: &str, worker: &str) -> bool {
         .is_some_and(|value| value.parse::<u64>().is_ok())
 }
 
-/// Waits until a worker computes the job that nobody else computes at that time.
+/// Waits until a worker computes an enduring job, and nobody else does.
 fn computing(stack: &Stack, worker: &Worker, id: &str, submission_id: &str) {
     eventually(SOON, &format!("{id} marks {submission_id}"), || {
         holds(stack, submission_id, id)
     });
-    worker.heartbeat_when(SOON, "it computes", |r| {
-        r["progress"]["busy_ms"].as_u64() > Some(0)
-    });
+    worker.computes();
 }
 
 fn expect_poisoned(aggregator: &Aggregator, submission_id: &str, victims: &[&str]) {
@@ -93,7 +87,7 @@ fn expect_poisoned(aggregator: &Aggregator, submission_id: &str, victims: &[&str
     let parked = aggregator.take_parked();
     assert_eq!(parked.headers["x-error-code"], "poisoned");
     assert_eq!(parked.headers["x-worker-id"], result["worker_id"]);
-    let sent = Encoding::MessagePack.encode(&job(submission_id, LONG));
+    let sent = Encoding::MessagePack.encode(&enduring_job(submission_id));
     assert!(
         parked.body == sent,
         "the parked copy is the job as it was sent"
@@ -103,12 +97,12 @@ fn expect_poisoned(aggregator: &Aggregator, submission_id: &str, victims: &[&str
 #[test]
 fn a_job_that_kills_two_workers_is_answered_and_parked_and_its_neighbours_are_scored() {
     let stack = Stack::shared();
-    let package = Package::hazard();
+    let package = enduring_package();
     let first = stack.worker_with("w1", on(&package));
     first.ready();
     let aggregator = stack.aggregator();
     aggregator.collect_results();
-    aggregator.submit(&job("killer", LONG));
+    aggregator.submit(&enduring_job("killer"));
     computing(&stack, &first, "w1", "killer");
     // They wait behind it for the device, and die with both workers.
     let innocents = ["innocent-0", "innocent-1", "innocent-2"];
@@ -147,7 +141,7 @@ fn a_job_that_kills_two_workers_is_answered_and_parked_and_its_neighbours_are_sc
     }
     // Whoever sends it again gets the same answer, at no risk.
     let before = third.next_heartbeat()["progress"]["counter"].clone();
-    aggregator.submit(&job("killer", LONG));
+    aggregator.submit(&enduring_job("killer"));
     let again = aggregator.nth_result("killer", 2);
     assert_eq!(again.json()["error"]["code"], "poisoned");
     assert_eq!(third.next_heartbeat()["progress"]["counter"], before);
@@ -159,25 +153,33 @@ fn a_job_that_kills_two_workers_is_answered_and_parked_and_its_neighbours_are_sc
 #[test]
 fn one_death_is_forgiven_and_others_are_scored_during_the_wait() {
     let stack = Stack::shared();
-    let package = Package::hazard();
+    let package = enduring_package();
     let slow = |settings: Settings| on(&package)(settings).set("heartbeat.ttl", "3s");
-    let victim = stack.worker_with("victim", slow);
-    victim.ready();
-    let aggregator = stack.aggregator();
-    aggregator.collect_results();
-    // 3,000 takes about a second a window.
-    aggregator.submit(&job("unlucky", 3_000.0));
-    computing(&stack, &victim, "victim", "unlucky");
     let heir = stack.worker_with("heir", slow);
     heir.ready();
+    let aggregator = stack.aggregator();
+    aggregator.collect_results();
+    let tell_heir = |command: &str| {
+        let body = json!({"v": 1, "command": command}).to_string();
+        aggregator.control("worker.heir", body.as_bytes(), Encoding::Json);
+    };
+    tell_heir("pause");
+    heir.state("degraded", "paused");
+    let victim = stack.worker_with("victim", slow);
+    victim.ready();
+    aggregator.submit(&job("unlucky", SECOND));
+    stack.stop_amid(&victim, "unlucky");
     victim.kill();
     let died = Instant::now();
-    eventually(SOON, "the heir holds it", || {
-        heir.next_heartbeat()["jobs"]["in_flight"] == 1
-    });
+    tell_heir("resume");
+    heir.heartbeat_when(SOON, "it holds the job", |r| r["jobs"]["in_flight"] == 1);
     aggregator.submit(&job("meanwhile", 2.0));
     assert_eq!(aggregator.result("meanwhile").json()["status"], "scored");
-    assert!(died.elapsed() < secs(6), "it had to wait for the other one");
+    assert_eq!(
+        aggregator.copies("unlucky").len(),
+        0,
+        "it did not wait for the other one"
+    );
     assert_eq!(
         marks(&stack, "unlucky").into_keys().collect::<Vec<_>>(),
         ["victim"],
@@ -201,13 +203,13 @@ fn one_death_is_forgiven_and_others_are_scored_during_the_wait() {
 #[test]
 fn a_frozen_worker_that_comes_back_takes_its_death_back() {
     let stack = Stack::shared();
-    let package = Package::hazard();
+    let package = enduring_package();
     let settings = |settings: Settings| on(&package)(settings).set("amqp.heartbeat", "2s");
     let frozen = stack.worker_with("frozen", settings);
     frozen.ready();
     let aggregator = stack.aggregator();
     aggregator.collect_results();
-    aggregator.submit(&job("innocent", LONG));
+    aggregator.submit(&enduring_job("innocent"));
     computing(&stack, &frozen, "frozen", "innocent");
     frozen.signal(Signal::SIGSTOP);
     let second = stack.worker_with("second", settings);
@@ -269,18 +271,18 @@ fn somebody_alive_is_waited_for_until_the_next_beat_and_is_no_death() {
             "1700000000000",
         )
         .expect("a mark");
-    let patient = stack.worker_with("patient", |s| s.set("heartbeat.ttl", "30s"));
+    let waits = stack.worker_with("patient", |s| s.set("heartbeat.ttl", "30s"));
     worker.drain();
-    patient.ready();
+    waits.ready();
     aggregator.submit(&honest_job("waiting", "waiting"));
-    patient.heartbeat_when(SOON, "it holds the job", |r| r["jobs"]["in_flight"] == 1);
-    patient.terminate();
+    waits.heartbeat_when(SOON, "it holds the job", |r| r["jobs"]["in_flight"] == 1);
+    waits.terminate();
     assert_eq!(
-        patient.exit_code(secs(5)),
+        waits.exit_code(SOON),
         0,
         "a drain does not wait for the dead"
     );
-    eventually(secs(5), "the job is back", || {
+    eventually(SOON, "the job is back", || {
         aggregator
             .depth(&stack.jobs_queue())
             .is_some_and(|(waiting, _)| waiting == 1)
@@ -291,7 +293,7 @@ fn somebody_alive_is_waited_for_until_the_next_beat_and_is_no_death() {
 #[test]
 fn marks_go_with_answers_hand_backs_and_drains() {
     let stack = Stack::shared();
-    let package = Package::hazard();
+    let package = enduring_package();
     let worker = stack.worker_with("w1", |s| {
         on(&package)(s)
             .set("worker.drain_timeout", "0s")
@@ -318,38 +320,32 @@ fn marks_go_with_answers_hand_backs_and_drains() {
     aggregator.result("missing");
     assert_eq!(stack.keys("crash:*"), Vec::<String>::new(), "refused");
 
-    aggregator.submit(&job("long", LONG));
+    aggregator.submit(&enduring_job("long"));
     computing(&stack, &worker, "w1", "long");
     for id in ["behind-0", "behind-1"] {
         aggregator.submit(&job(id, 2.0));
         eventually(SOON, "marked", || holds(&stack, id, "w1"));
     }
     worker.terminate();
-    assert_eq!(
-        worker.exit_code(secs(30)),
-        75,
-        "a computation was cut short"
-    );
+    assert_eq!(worker.exit_code(SOON), 75, "a computation was cut short");
     assert_eq!(stack.keys("crash:*"), Vec::<String>::new(), "handed back");
-    assert_eq!(
-        aggregator
-            .depth(&stack.jobs_queue())
-            .map(|(waiting, _)| waiting),
-        Some(3)
-    );
+    eventually(SOON, "all three wait again", || {
+        aggregator.depth(&stack.jobs_queue()) == Some((3, 0))
+    });
 }
 
 #[test]
 fn without_redis_jobs_are_scored_unmarked_and_marks_left_behind_are_removed_later() {
     let stack = Stack::on(Rabbit::shared(), Arc::new(Redis::started()));
-    let package = Package::hazard();
+    let package = enduring_package();
     let worker = stack.worker_with("w1", on(&package));
     worker.ready();
     let aggregator = stack.aggregator();
     aggregator.collect_results();
-    aggregator.submit(&job("marked", 3_000.0));
-    computing(&stack, &worker, "w1", "marked");
+    aggregator.submit(&job("marked", SECOND));
+    stack.stop_amid(&worker, "marked");
     stack.redis.freeze();
+    worker.signal(Signal::SIGCONT);
     assert_eq!(aggregator.result("marked").json()["status"], "scored");
     for n in 0..3 {
         let id = format!("frozen-{n}");
@@ -370,7 +366,7 @@ fn without_redis_jobs_are_scored_unmarked_and_marks_left_behind_are_removed_late
 fn a_killer_takes_two_of_a_fleet() {
     const FLEET: usize = 8;
     let stack = Stack::shared();
-    let package = Package::hazard();
+    let package = enduring_package();
     let names: Vec<String> = (0..FLEET).map(|n| format!("w{n}")).collect();
     let mut fleet: HashMap<&str, Worker> = names
         .iter()
@@ -381,7 +377,7 @@ fn a_killer_takes_two_of_a_fleet() {
     }
     let aggregator = stack.aggregator();
     aggregator.collect_results();
-    aggregator.submit(&job("killer", LONG));
+    aggregator.submit(&enduring_job("killer"));
     let mut victims = Vec::new();
     // Whoever computes it dies at once; the broker has another deliver it within milliseconds.
     while aggregator.copies("killer").is_empty() {

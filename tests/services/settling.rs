@@ -3,7 +3,6 @@
 
 use std::process::Command;
 use std::sync::Arc;
-use std::time::Instant;
 
 use lapin::options::{BasicGetOptions, BasicNackOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
@@ -17,7 +16,7 @@ use testkit::pace::Pace;
 use testkit::package::{MODEL, Package};
 use testkit::redis_server::Redis;
 use testkit::stack::Stack;
-use testkit::wait::{SOON, eventually, eventually_some, now_ms, secs, throughout};
+use testkit::wait::{SOON, START, eventually, eventually_some, now_ms, secs, throughout};
 
 /// Puts a message with a `message_id` that is no UTF-8 on the jobs exchange: lapin refuses to read
 /// such a one, as it refuses to write it.
@@ -67,7 +66,7 @@ fn a_message_that_no_client_can_read_is_parked_and_its_neighbours_are_scored() {
     eventually(secs(120), "the unreadable message is parked", || {
         aggregator.depth(&parked).is_some_and(|(n, _)| n == 1)
     });
-    aggregator.all_results(&ids, secs(30));
+    aggregator.all_results(&ids, START);
     let record = worker.heartbeat_when(SOON, "ready and cautious no more", |r| {
         r["ready"] == true && r["broker"]["consuming"] == true
     });
@@ -225,7 +224,7 @@ fn a_drain_is_not_held_by_a_full_jobs_queue() {
         held.is_some_and(|(computing, waiting)| computing + waiting == 4)
     });
     worker.terminate();
-    assert_eq!(worker.exit_code(secs(5)), 0);
+    assert_eq!(worker.exit_code(SOON), 0);
     eventually(SOON, "all four wait again", || {
         aggregator.depth(&stack.jobs_queue()) == Some((4, 0))
     });
@@ -243,7 +242,7 @@ fn a_broker_short_of_memory_delays_results_and_nothing_else() {
     for id in &ids {
         aggregator.submit(&honest_job(id, id));
     }
-    aggregator.all_results(&ids, secs(30));
+    aggregator.all_results(&ids, START);
 
     worker.signal(Signal::SIGSTOP);
     for id in &ids {
@@ -251,7 +250,7 @@ fn a_broker_short_of_memory_delays_results_and_nothing_else() {
     }
     rabbit.memory_alarm(true);
     worker.signal(Signal::SIGCONT);
-    worker.heartbeat_when(secs(30), "it says that it is held back", |r| {
+    worker.heartbeat_when(START, "it says that it is held back", |r| {
         r["broker"]["blocked"] == true
     });
     let blocked = worker.next_heartbeat();
@@ -264,7 +263,7 @@ fn a_broker_short_of_memory_delays_results_and_nothing_else() {
     });
     rabbit.memory_alarm(false);
     let late: Vec<String> = ids.iter().map(|id| format!("{id}-late")).collect();
-    aggregator.all_results(&late, secs(30));
+    aggregator.all_results(&late, START);
     let record = worker.heartbeat_when(SOON, "held back no more", |r| {
         r["broker"]["blocked"] == false
     });
@@ -294,7 +293,7 @@ fn a_result_that_could_not_be_settled_is_answered_from_memory() {
     aggregator.submit(&honest_job("late", "same"));
     rabbit.memory_alarm(true);
     worker.signal(Signal::SIGCONT);
-    let computed = worker.heartbeat_when(secs(30), "computed, and held back", |r| {
+    let computed = worker.heartbeat_when(START, "computed, and held back", |r| {
         r["broker"]["blocked"] == true
             && r["jobs"]["in_flight"] == 1
             && r["progress"]["busy_ms"] == 0
@@ -336,9 +335,8 @@ fn a_consumer_that_the_broker_ends_for_its_slowness_is_registered_anew() {
     aggregator.collect_results();
     let pace = Pace::measure(&aggregator);
     aggregator.submit(&pace.job("held", 2.0));
-    worker.heartbeat_when(SOON, "it holds the job", |r| r["jobs"]["in_flight"] == 1);
     // The link outlives this, the consumer does not.
-    worker.signal(Signal::SIGSTOP);
+    stack.stop_amid(&worker, "held");
     eventually(secs(60), "the broker takes the consumer away", || {
         let depth = aggregator.depth(&stack.jobs_queue());
         depth.is_some_and(|(_, consumers)| consumers == 0)
@@ -379,16 +377,10 @@ fn an_idle_worker_registers_anew_once_for_a_consumer_that_is_missing() {
         .set_ex(stack.key("worker:mute"), record, 60)
         .exec(&mut stack.redis.connection());
     beat.expect("redis takes a beat");
-    let asked = Instant::now();
     let second = eventually_some(SOON, "a consumer on another channel", || {
         let now = channels(&stack);
         (now.len() == 1 && now != first).then_some(now)
     });
-    let took = asked.elapsed();
-    assert!(
-        took < secs(9),
-        "two looks, and what it takes to see it: {took:?}"
-    );
     throughout(secs(8), "it was not ours", || channels(&stack) == second);
 }
 

@@ -227,7 +227,7 @@ fn a_collector_is_told_of_every_stage_below_the_senders_span() {
 
     let wait = &others["queue wait"];
     assert_eq!(wait.parent(), PARENT, "beside the job's own span");
-    assert!(wait.millis() > 3000.0 && wait.millis() < 15_000.0);
+    assert!(wait.millis() > 3000.0 && wait.millis() < 120_000.0);
 
     let publish = &others[&format!("publish {}:{MODEL}.scored", stack.object("results"))];
     assert_eq!(publish.span.kind, SpanKind::Producer as i32);

@@ -16,13 +16,13 @@ use testkit::package::{Package, VERSION};
 use testkit::redis_server::Redis;
 use testkit::site::{MANIFEST, Site, delta_name, full_name, path};
 use testkit::stack::Stack;
-use testkit::wait::{SOON, eventually, eventually_some, secs};
+use testkit::wait::{SOON, START, eventually, eventually_some};
 use testkit::worker::{Settings, Worker};
 
 /// Waits until a worker takes jobs for a version, with the very weights of the training side.
 #[track_caller]
 fn serves(worker: &Worker, site: &Site, version: u64) -> Value {
-    let record = worker.heartbeat_when(secs(30), &format!("version {version}"), |r| {
+    let record = worker.heartbeat_when(START, &format!("version {version}"), |r| {
         r["ready"] == true && r["model"]["version"] == version
     });
     assert_eq!(
@@ -35,7 +35,7 @@ fn serves(worker: &Worker, site: &Site, version: u64) -> Value {
 /// Waits until the worker says why it does not serve the live version.
 #[track_caller]
 fn fails(worker: &Worker, why: &str) -> Value {
-    worker.heartbeat_when(secs(30), why, |r| {
+    worker.heartbeat_when(START, why, |r| {
         r["update"]["failure"]
             .as_str()
             .is_some_and(|f| f.contains(why))
@@ -261,7 +261,7 @@ fn a_version_that_does_not_prove_itself_is_taken_back_and_tried_again_with_anoth
     let wrong = with_canary(site.delta(7, 8), 1.0, 0.001);
     site.publish(&ManifestBuilder::new(8).update(wrong));
     let worker = stack.worker_with("w1", |s| site.followed(s));
-    let record = worker.heartbeat_when(secs(30), "version 8 is refused", |r| {
+    let record = worker.heartbeat_when(START, "version 8 is refused", |r| {
         r["ready"] == true && r["update"]["refused"]["version"] == 8
     });
     assert_eq!(record["model"]["version"], VERSION);
@@ -296,7 +296,7 @@ fn a_version_that_does_not_prove_itself_is_taken_back_and_tried_again_with_anoth
     worker.kill();
     let worker = stack.worker_with("w1", |s| site.followed(s));
     let looked = |r: &Value| r["ready"] == true && r["update"]["looked_at_ms"].is_u64();
-    worker.heartbeat_when(secs(30), "a look", looked);
+    worker.heartbeat_when(START, "a look", looked);
     assert_eq!(tries(), 1);
     site.publish(&ManifestBuilder::new(8).update(site.delta(7, 8)));
     serves(&worker, &site, 8);
@@ -551,13 +551,13 @@ fn a_version_that_hangs_holds_up_neither_its_worker_nor_the_fleet() {
     let refused =
         |r: &Value| r["ready"] == true && r["update"]["refused"]["version"] == VERSION + 1;
     let serving = || fleet.iter().position(|worker| refused(&worker.heartbeat()));
-    let first = eventually_some(secs(60), "one has tried the version", serving);
+    let first = eventually_some(START, "one has tried the version", serving);
     let record = fleet[first].heartbeat();
     let why = record["update"]["refused"]["why"].as_str().expect("why");
     assert!(why.contains("no progress"), "{why}");
     assert_eq!(record["model"]["version"], VERSION, "{record}");
     let tried = format!("update_to_v{}", VERSION + 1);
-    fleet[1 - first].heartbeat_when(secs(15), "the next has its turn", |r| {
+    fleet[1 - first].heartbeat_when(START, "the next has its turn", |r| {
         r["state_detail"] == *tried || refused(r)
     });
     let events = stack.events(["w1", "w2"][first]);

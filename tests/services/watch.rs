@@ -1,12 +1,13 @@
 //! Watches the broker's count of consumers and the heartbeat side by side.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use testkit::stack::Stack;
+use testkit::wait::{SOON, eventually};
 
 /// One look at both.
 #[derive(Debug, Clone)]
@@ -23,7 +24,8 @@ pub(crate) struct Sample {
 /// A thread that looks many times a second until it is stopped.
 pub(crate) struct Watch {
     stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<Vec<Sample>>>,
+    samples: Arc<Mutex<Vec<Sample>>>,
+    thread: Option<JoinHandle<()>>,
 }
 
 impl Watch {
@@ -31,6 +33,8 @@ impl Watch {
     pub(crate) fn start(stack: &Stack, worker_id: &str) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let stopping = Arc::clone(&stop);
+        let samples: Arc<Mutex<Vec<Sample>>> = Arc::default();
+        let seen = Arc::clone(&samples);
         let aggregator = stack.aggregator();
         let redis = Arc::clone(&stack.redis);
         let (queue, key) = (
@@ -45,28 +49,39 @@ impl Watch {
                 text.and_then(|t| serde_json::from_str(&t).ok())
                     .unwrap_or_default()
             };
-            let mut samples = Vec::new();
             while !stopping.load(Ordering::Relaxed) {
                 let before = look();
                 let (waiting, consumers) = aggregator.depth(&queue).unwrap_or_default();
                 let after = look();
                 let states = [&before, &after].map(name);
                 let ready = [&before, &after].map(|r| r["ready"] == true);
-                samples.push(Sample {
+                let sample = Sample {
                     at: Instant::now(),
                     states,
                     ready,
                     consumers,
                     waiting,
-                });
+                };
+                seen.lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .push(sample);
                 std::thread::sleep(Duration::from_millis(30));
             }
-            samples
         });
         Self {
             stop,
+            samples,
             thread: Some(thread),
         }
+    }
+
+    /// Waits until it has seen such a moment.
+    #[track_caller]
+    pub(crate) fn sees(&self, what: &str, moment: impl Fn(&Sample) -> bool) {
+        eventually(SOON, &format!("the watch saw it {what}"), || {
+            let samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
+            samples.iter().any(&moment)
+        });
     }
 
     /// Ends the watch.
@@ -76,7 +91,8 @@ impl Watch {
             .take()
             .expect("a watch is stopped once")
             .join()
-            .expect("the watching thread")
+            .expect("the watching thread");
+        std::mem::take(&mut *self.samples.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 

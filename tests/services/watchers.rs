@@ -1,7 +1,7 @@
 //! Those who look at a fleet again and again: one connection to Redis each, and it comes back by itself.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use redis::Commands as _;
 use scorer::fleet::client::Client;
@@ -13,7 +13,7 @@ use testkit::broker::Rabbit;
 use testkit::package::MODEL;
 use testkit::redis_server::Redis;
 use testkit::stack::Stack;
-use testkit::wait::{now_ms, secs};
+use testkit::wait::{SOON, now_ms};
 
 use super::client::{config, empty};
 use crate::outages::set_password;
@@ -58,11 +58,18 @@ fn many_looks_use_one_connection() {
     let mut client = Client::new(config, MODEL);
     client.submit(&empty("waits")).expect("a job");
     runtime().block_on(async {
-        let waited = tokio::time::timeout(secs(3), client.next()).await;
-        assert!(waited.is_err(), "{waited:?}");
+        let again = async {
+            while counts(&mut redis).1 < 12 {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        };
+        let again = tokio::time::timeout(SOON, again);
+        tokio::select! {
+            answer = client.next() => panic!("nobody is there: {answer:?}"),
+            looked = again => looked.expect("it looks again and again"),
+        }
     });
-    let (last, looks) = counts(&mut redis);
-    assert!(looks >= 12, "{looks} looks");
+    let (last, _) = counts(&mut redis);
     assert_eq!(last - after, 1, "connections of a client");
     runtime().block_on(client.close());
 }
@@ -71,7 +78,7 @@ fn many_looks_use_one_connection() {
 async fn look(observer: &mut Observer<'_>, place: &str) -> Result<View, StoreError> {
     let began = Instant::now();
     let looked = observer.look().await;
-    assert!(began.elapsed() < secs(3), "{:?}", began.elapsed());
+    assert!(began.elapsed() < SOON, "{:?}", began.elapsed());
     looked.inspect_err(|why| assert!(why.0.starts_with(place), "{why}"))
 }
 
@@ -153,6 +160,7 @@ fn a_workers_age_does_not_depend_on_its_clock() {
         .iter()
         .filter_map(|worker| worker["age_ms"].as_u64());
     let ages: Vec<u64> = ages.collect();
-    let plausible = |age: &u64| *age < 3000;
+    // Their clocks are an hour off.
+    let plausible = |age: &u64| *age < 600_000;
     assert!(ages.len() == 2 && ages.iter().all(plausible), "{status}");
 }

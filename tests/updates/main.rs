@@ -19,7 +19,7 @@ use load::Load;
 use plan::{Fault, Publisher};
 use testkit::package::VERSION;
 use testkit::stack::Stack;
-use testkit::wait::{eventually, secs};
+use testkit::wait::{START, eventually_some, secs};
 use testkit::worker::{Settings, Worker};
 
 const IDS: [&str; 3] = ["w1", "w2", "w3"];
@@ -64,20 +64,15 @@ fn all_refuse(workers: &[Worker], version: u64, before: u64) {
     }
 }
 
-/// Kills the first worker that swaps its weights, in the middle of that, and starts it again.
+/// Kills the first worker that swaps its weights, at the beginning of that, and starts it again.
 #[track_caller]
 fn kill_in_the_middle(stack: &Stack, workers: &mut [Worker], publisher: &Publisher) {
-    let swapping = |stack: &Stack| {
-        let state = |id: &&str| stack.record(id).map(|r| r["state"].clone());
-        IDS.iter()
-            .position(|id| state(id).is_some_and(|s| s == "updating" || s == "warming"))
-    };
-    let mut found = None;
-    eventually(secs(60), "a worker swaps its weights", || {
-        found = swapping(stack);
-        found.is_some()
+    let swap = format!("update_to_v{}", publisher.live);
+    // By the event, which stays: the state itself may be over before it is looked at.
+    let at = eventually_some(START, "a worker swaps its weights", || {
+        let swaps = |id: &&str| stack.events(id).iter().any(|e| e["detail"] == swap);
+        IDS.iter().position(swaps)
     });
-    let at = found.expect("it was found");
     workers[at].kill();
     workers[at] = stack.worker_with(IDS[at], |s| settings(publisher, s));
 }
@@ -106,7 +101,7 @@ fn a_fleet_follows_fifty_updates_and_no_job_is_lost_or_judged_on_other_weights()
             Fault::Canary => all_refuse(&workers, publisher.live + 1, before),
             Fault::Unsigned => {
                 for worker in &workers {
-                    worker.heartbeat_when(secs(30), "it refuses an unsigned manifest", |r| {
+                    worker.heartbeat_when(secs(90), "it refuses an unsigned manifest", |r| {
                         r["update"]["failure"]
                             .as_str()
                             .is_some_and(|f| f.contains("signature"))

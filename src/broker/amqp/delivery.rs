@@ -8,7 +8,7 @@ use lapin::options::{BasicAckOptions, BasicCancelOptions, BasicGetOptions, Basic
 use lapin::types::{AMQPValue, FieldArray, FieldTable};
 use tokio_util::sync::CancellationToken;
 
-use super::{CALL_TIMEOUT, CLOSE_TIMEOUT, bounded};
+use super::{CLOSE_TIMEOUT, bounded};
 use crate::broker::{ATTEMPT, BrokerError, LAST_DEATH, Properties, is_dead_letter_header};
 
 /// The most bytes of a sender's headers that a copy of the job keeps. All headers of a message share one
@@ -98,7 +98,7 @@ impl Browser {
     pub async fn next(&self) -> Result<Option<Delivery>, BrokerError> {
         let (queue, options) = (self.queue.as_str().into(), BasicGetOptions::default());
         let getting = self.channel.basic_get(queue, options);
-        let found = bounded(&self.queue, CALL_TIMEOUT, getting).await?;
+        let found = bounded(&self.queue, getting).await?;
         Ok(found.map(|message| Delivery::new(message.delivery)))
     }
 }

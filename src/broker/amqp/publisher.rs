@@ -13,7 +13,7 @@ use lapin::{BasicProperties, Channel, Confirmation, Connection};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use super::{CALL_TIMEOUT, Signs, bounded, failed};
+use super::{Signs, bounded, failed};
 use crate::broker::topology::Detour;
 use crate::broker::{ATTEMPT, BrokerError, Outgoing, Properties, PublishError};
 use crate::telemetry::metrics::Confirm;
@@ -22,7 +22,7 @@ use crate::util::clock;
 /// A confirm that takes longer counts as lost. A broker that is paused would never send it.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
 /// How many results may be in flight between publish and confirm.
-const PIPELINE: usize = 64;
+pub(super) const PIPELINE: usize = 64;
 
 type Order = (Outgoing, oneshot::Sender<Result<(), PublishError>>);
 
@@ -42,34 +42,15 @@ struct Returns {
 }
 
 impl Publisher {
-    /// Many messages in flight.
-    pub(super) async fn pipelined(
-        connection: &Connection,
-        signs: &Signs,
-    ) -> Result<Self, BrokerError> {
-        Self::open(connection, PIPELINE, signs).await
-    }
-
-    /// One message in flight, so that a return can be matched to its message.
-    pub(super) async fn one_by_one(
-        connection: &Connection,
-        signs: &Signs,
-    ) -> Result<Self, BrokerError> {
-        Self::open(connection, 1, signs).await
-    }
-
-    async fn open(
+    /// `window` messages in flight; of one alone, a return can be matched to its message.
+    pub(super) async fn open(
         connection: &Connection,
         window: usize,
         signs: &Signs,
     ) -> Result<Self, BrokerError> {
-        let channel = bounded("open a channel", CALL_TIMEOUT, connection.create_channel()).await?;
-        bounded(
-            "confirms",
-            CALL_TIMEOUT,
-            channel.confirm_select(ConfirmSelectOptions::default()),
-        )
-        .await?;
+        let channel = bounded("open a channel", connection.create_channel()).await?;
+        let confirms = channel.confirm_select(ConfirmSelectOptions::default());
+        bounded("confirms", confirms).await?;
         let (orders, inbox) = mpsc::channel(PIPELINE);
         let returns = Arc::new(Returns::default());
         let sender = Self {

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::job::Submission;
 use crate::broker::amqp::{Deliveries, Delivery};
 use crate::cli::progress::styled;
-use crate::cli::{Exit, Fault, answer, plain};
+use crate::cli::{Fault, answer, plain};
 use crate::protocol::json as text;
 
 /// The jobs that still wait for their results.
@@ -45,12 +45,8 @@ impl Collected {
         mut deliveries: Deliveries,
         lost: &CancellationToken,
     ) -> Result<(), Fault> {
-        let gone = || {
-            Fault::new(
-                Exit::Unavailable,
-                "the connection to RabbitMQ was lost while waiting for results",
-            )
-        };
+        let gone =
+            || Fault::unavailable("the connection to RabbitMQ was lost while waiting for results");
         let mut sent = None;
         tokio::pin!(sending);
         while sent.is_none() || !self.waiting.is_empty() {
@@ -65,10 +61,7 @@ impl Collected {
                     for job in jobs.iter().skip(unsent) {
                         self.settle(&job.id);
                     }
-                    sent = Some(outcome.map_err(|(at, fault)| {
-                        let text = format!("{}; {at} of {} jobs were submitted", fault.message, jobs.len());
-                        Fault::new(fault.exit, text)
-                    }));
+                    sent = Some(outcome.map_err(|(_, fault)| fault));
                 }
                 () = lost.cancelled() => return Err(gone()),
             }

@@ -7,18 +7,18 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
+use super::SubmitArgs;
 use super::job::Submission;
-use super::{SubmitArgs, data};
 use crate::candidate::fetch::{Claims, Fetched, Fetcher};
+use crate::cli::Fault;
 use crate::cli::offline::rule;
-use crate::cli::{Exit, Fault};
 use crate::config::{CandidatesConfig, Config};
 use crate::protocol::encoding::Encoding;
 use crate::protocol::failure::{Code, Failure};
 
 /// The context as given, with every digit.
 fn read_context(text: &str) -> Result<Box<RawValue>, Fault> {
-    let named = |why: &dyn std::fmt::Display| data(format!("--context: {why}"));
+    let named = |why: &dyn std::fmt::Display| Fault::data(format!("--context: {why}"));
     let read = Encoding::Json.decode(text.as_bytes());
     match read.map_err(|e| named(&e))?.is_map() {
         true => serde_json::from_str(text).map_err(|e| named(&e)),
@@ -36,12 +36,9 @@ struct Described<'a> {
 }
 
 pub(super) async fn describe(config: &Config, args: &SubmitArgs) -> Result<Vec<Submission>, Fault> {
-    let semantics = args.semantics.ok_or_else(|| {
-        Fault::new(
-            Exit::Usage,
-            "--semantics: missing, must be gradient or param_diff",
-        )
-    })?;
+    let semantics = args
+        .semantics
+        .ok_or_else(|| Fault::usage("--semantics: missing, must be gradient or param_diff"))?;
     rule(semantics, args.learning_rate)?;
     let version = version(config, args)?;
     let context = args.context.as_deref().map(read_context).transpose()?;
@@ -60,9 +57,9 @@ pub(super) async fn describe(config: &Config, args: &SubmitArgs) -> Result<Vec<S
         let id = unique(&stem, &mut names);
         let mut job = json!({
             "v": 1, "kind": "score", "submission_id": id, "model_version": version,
-            "candidate": candidate, "validation": { "nonce": args.nonce },
+            "candidate": candidate, "validation": { "nonce": args.windows.nonce },
         });
-        if let Some(shards) = &args.shards {
+        if let Some(shards) = &args.windows.shards {
             job["validation"]["shards"] = json!(shards);
         }
         let context = context.as_deref();
@@ -78,10 +75,10 @@ fn version(config: &Config, args: &SubmitArgs) -> Result<u64, Fault> {
         (Some(version), _) => Ok(version),
         (None, Some(dir)) => {
             let read = crate::model::package::Package::read_manifest(dir);
-            read.map(|(manifest, _)| manifest.version).map_err(data)
+            read.map(|(manifest, _)| manifest.version)
+                .map_err(Fault::data)
         }
-        (None, None) => Err(Fault::new(
-            Exit::Usage,
+        (None, None) => Err(Fault::usage(
             "--model-version: missing, and model.dir is not set",
         )),
     }
@@ -104,13 +101,15 @@ async fn candidate(
 ) -> Result<(String, Map<String, Value>), Fault> {
     use base64::Engine as _;
     let url = match place.contains("://") {
-        true => url::Url::parse(place).map_err(|e| data(format!("--candidate {place}: {e}")))?,
+        true => {
+            url::Url::parse(place).map_err(|e| Fault::data(format!("--candidate {place}: {e}")))?
+        }
         false => {
             let path = Path::new(place)
                 .canonicalize()
-                .map_err(|e| data(format!("--candidate {place}: {e}")))?;
+                .map_err(|e| Fault::data(format!("--candidate {place}: {e}")))?;
             url::Url::from_file_path(&path)
-                .map_err(|()| data(format!("--candidate {place}: not a path")))?
+                .map_err(|()| Fault::data(format!("--candidate {place}: not a path")))?
         }
     };
     let fetched = fetch(config, &url).await;
@@ -119,7 +118,7 @@ async fn candidate(
             true => " (the limit of this command; workers have their own)",
             false => "",
         };
-        data(format!("--candidate {place}: {}{whose}", e.message))
+        Fault::data(format!("--candidate {place}: {}{whose}", e.message))
     })?;
     let mut fields = Map::new();
     fields.insert("sha256".into(), json!(hex::encode(fetched.sha256)));
@@ -149,32 +148,20 @@ async fn fetch(config: &Config, url: &url::Url) -> Result<Fetched, Failure> {
 /// The last part of the path, without its ending, in the characters of a `submission_id`.
 fn name(url: &url::Url) -> String {
     let last = url.path_segments().and_then(|mut parts| parts.next_back());
-    let stem = Path::new(last.unwrap_or_default())
-        .file_stem()
-        .unwrap_or_default();
-    let legal = |c: char| {
-        if c.is_ascii_alphanumeric() || "._:-".contains(c) {
-            c
-        } else {
-            '-'
-        }
-    };
-    let name: String = stem
-        .to_string_lossy()
-        .chars()
-        .map(legal)
-        .take(120)
-        .collect();
-    if name.is_empty() {
-        "candidate".into()
-    } else {
-        name
+    let stem = Path::new(last.unwrap_or_default()).file_stem();
+    let stem = stem.unwrap_or_default().to_string_lossy();
+    let legal = |c: char| c.is_ascii_alphanumeric() || "._:-".contains(c);
+    let name: String = stem.replace(|c| !legal(c), "-").chars().take(120).collect();
+    match name.as_str() {
+        "" => "candidate".into(),
+        _ => name,
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::Exit;
 
     #[test]
     fn no_two_jobs_get_one_name() {

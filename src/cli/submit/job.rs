@@ -3,7 +3,6 @@
 use std::io::Read;
 use std::path::Path;
 
-use super::data;
 use crate::cli::Fault;
 use crate::protocol::encoding::Encoding;
 
@@ -21,7 +20,8 @@ pub(super) fn read_jobs(path: &Path) -> Result<Vec<Submission>, Fault> {
     } else {
         std::fs::File::open(path).and_then(|mut file| file.read_to_end(&mut bytes))
     };
-    let named = |why: &dyn std::fmt::Display| data(format!("--jobs {}: {why}", path.display()));
+    let named =
+        |why: &dyn std::fmt::Display| Fault::data(format!("--jobs {}: {why}", path.display()));
     read.map_err(|e| named(&e))?;
     if matches!(bytes.as_slice(), [0xff, 0xfe, ..] | [0xfe, 0xff, ..]) {
         return Err(named(&"UTF-16 text, it must be UTF-8"));
@@ -35,7 +35,8 @@ pub(super) fn read_jobs(path: &Path) -> Result<Vec<Submission>, Fault> {
         .filter(|(_, line)| !line.trim().is_empty());
     lines
         .map(|(at, line)| {
-            read_job(line).map_err(|e| data(format!("--jobs {}:{}: {e}", path.display(), at + 1)))
+            read_job(line)
+                .map_err(|e| Fault::data(format!("--jobs {}:{}: {e}", path.display(), at + 1)))
         })
         .collect()
 }

@@ -200,10 +200,7 @@ fn headline(view: &View) -> Vec<Line<'static>> {
     );
     let queue = match &view.queues {
         None => "queue: unknown, there are several models: set model.name".into(),
-        Some(Ok(q)) => format!(
-            "queue: {} waiting, {} to be retried, {} dead-lettered, {} consumers",
-            q.jobs, q.retry, q.dead, q.consumers
-        ),
+        Some(Ok(queues)) => format!("queue: {queues}"),
         Some(Err(why)) => format!("queue: unknown, {why}"),
     };
     vec![Line::from(workers), Line::from(queue)]

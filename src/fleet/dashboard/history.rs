@@ -126,15 +126,13 @@ impl History {
 
     /// The fleet as it is now.
     pub(super) fn see(&mut self, view: &View) {
-        let mut rows: BTreeMap<String, VecDeque<f64>> = BTreeMap::new();
-        for row in std::mem::take(&mut self.page.workers) {
-            rows.insert(row.id, row.rates);
-        }
+        let before = std::mem::take(&mut self.page.workers).into_iter();
+        let mut rates: BTreeMap<_, _> = before.map(|row| (row.id, row.rates)).collect();
         for worker in &view.workers {
             let state_ms = worker.state_ms();
             let mut row = Row::of(&worker.record);
             row.since_ms = state_ms.map(|state_ms| view.at_ms.saturating_sub(state_ms));
-            row.rates = rows.remove(&row.id).unwrap_or_default();
+            row.rates = rates.remove(&row.id).unwrap_or_default();
             row.rates.push_back(self.rate(&worker.record, view.at_ms));
             keep(&mut row.rates, LOOKS);
             self.page.workers.push(row);

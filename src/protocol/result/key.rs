@@ -5,6 +5,7 @@ use sha2::{Digest, Sha256};
 
 use crate::protocol::job::{Candidate, Rule};
 use crate::protocol::result::{JobRef, ResultOrigin};
+use crate::protocol::tree::packed;
 
 /// What a job asks, exactly: hex SHA-256 of a MessagePack array.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -34,10 +35,7 @@ impl Key {
             rule.and_then(Rule::learning_rate).map_or(nil, Value::from),
             text(&hex::encode(plan)),
         ]);
-        let mut packed = Vec::new();
-        let written = rmpv::encode::write_value(&mut packed, &parts);
-        debug_assert!(written.is_ok(), "a Vec takes every write");
-        Self(hex::encode(Sha256::digest(packed)))
+        Self(hex::encode(Sha256::digest(packed(&parts))))
     }
 }
 

@@ -3,7 +3,7 @@
 use crate::protocol::context::Context;
 use crate::protocol::document::from_json;
 use crate::protocol::failure::Status;
-use crate::protocol::job::Kind;
+use crate::protocol::job::{Job, Kind};
 use crate::protocol::result::{Body, ResultMessage};
 
 /// Who answers, with which weights: one immutable snapshot per job.
@@ -36,6 +36,19 @@ pub struct JobRef {
     pub context: Option<Context>,
     /// Which try this is, from 1.
     pub attempt: u32,
+}
+
+impl JobRef {
+    /// Of a job in its so-manieth try, from 1.
+    pub fn new(job: &Job, attempt: u32) -> Self {
+        Self {
+            submission_id: job.submission_id.clone(),
+            kind: job.task.kind(),
+            model_version: job.task.model_version(),
+            context: job.context.clone(),
+            attempt,
+        }
+    }
 }
 
 impl ResultOrigin {

@@ -11,7 +11,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use tokio::net::TcpListener;
 
-use super::{METRICS, begin};
+use super::{METRICS, Metrics};
 use crate::telemetry::listener::{self, Limits};
 use crate::telemetry::status::WorkerStatus;
 
@@ -25,7 +25,8 @@ pub async fn install(address: Option<&str>) -> anyhow::Result<Option<TcpListener
     };
     let listener = TcpListener::bind(address).await;
     let listener = listener.with_context(|| format!("telemetry.metrics_addr: {address}"))?;
-    begin()?;
+    // A second worker in one process, as in tests, finds the first one's.
+    drop(METRICS.set(Metrics::new()?));
     Ok(Some(listener))
 }
 
@@ -42,7 +43,10 @@ fn answer(status: &WorkerStatus) -> Response {
         return (StatusCode::SERVICE_UNAVAILABLE, "the worker is starting\n").into_response();
     };
     let busy = Duration::from_micros(status.progress.worked_us.load(Ordering::Relaxed));
-    match metrics.render(&record, busy) {
+    let text = metrics
+        .families(&record, busy)
+        .and_then(|families| prometheus::TextEncoder::new().encode_to_string(&families));
+    match text {
         Ok(text) => ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
     }

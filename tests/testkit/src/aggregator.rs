@@ -281,7 +281,7 @@ impl Aggregator {
     #[track_caller]
     pub fn expect_empty(&self, queue: &str) {
         eventually(
-            secs(5),
+            SOON,
             &format!("{queue} has no message and no consumer"),
             || self.depth(queue) == Some((0, 0)),
         );

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
+use nix::sys::signal::Signal;
 use redis::Commands as _;
 use serde_json::Value;
 
@@ -12,9 +13,10 @@ use crate::aggregator::Aggregator;
 use crate::broker::Rabbit;
 use crate::case::Case;
 use crate::folder::Folder;
-use crate::package::{self, MODEL};
+use crate::package::{self, MODEL, VERSION};
 use crate::program::scorer;
 use crate::redis_server::Redis;
+use crate::wait::{SOON, eventually};
 use crate::worker::{Settings, Worker};
 
 /// A namespace of its own on a broker and a Redis.
@@ -173,6 +175,26 @@ impl Stack {
             .connection()
             .keys(self.key(pattern))
             .expect("redis lists keys")
+    }
+
+    /// Whether a worker is at this job: it is marked from before it is computed until its attempt ends.
+    pub fn is_begun(&self, submission_id: &str) -> bool {
+        let key = self.key(&format!("crash:{submission_id}:{VERSION}"));
+        let marks: u64 = self.redis.connection().hlen(key).expect("a hash of marks");
+        marks > 0
+    }
+
+    /// Stops a worker, by SIGSTOP, amid this job.
+    #[track_caller]
+    pub fn stop_amid(&self, worker: &Worker, submission_id: &str) {
+        eventually(SOON, &format!("{submission_id} is begun"), || {
+            self.is_begun(submission_id)
+        });
+        worker.signal(Signal::SIGSTOP);
+        assert!(
+            self.is_begun(submission_id),
+            "{submission_id} ended before the worker was stopped"
+        );
     }
 
     /// The state changes of a worker, oldest first: the entries of the stream as they are.

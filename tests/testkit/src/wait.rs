@@ -15,6 +15,9 @@ pub const START: Duration = secs(60);
 /// Long enough for anything that takes one round trip and a beat or two.
 pub const SOON: Duration = secs(20);
 
+/// Longer than a drain may take by default: whether it ended by itself or was cut short is told by its exit code.
+pub const DRAIN: Duration = secs(90);
+
 /// Polls until `probe` yields a value; fails the test, saying what was awaited, after `deadline`.
 #[track_caller]
 pub fn eventually_some<T>(

@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::process::Group;
 use crate::program::scorer;
 use crate::stack::Stack;
-use crate::wait::{SOON, START, eventually_some};
+use crate::wait::{DRAIN, SOON, START, eventually, eventually_some};
 
 /// Environment and `--set` of one process.
 #[derive(Clone)]
@@ -204,7 +204,24 @@ impl Worker {
     #[track_caller]
     pub fn drain(&self) {
         self.terminate();
-        assert_eq!(self.exit_code(SOON), 0, "exit code of a clean drain");
+        assert_eq!(self.exit_code(DRAIN), 0, "exit code of a clean drain");
+    }
+
+    /// Waits until it computes.
+    #[track_caller]
+    pub fn computes(&self) {
+        self.heartbeat_when(SOON, "it computes", |r| {
+            r["progress"]["busy_ms"].as_u64() > Some(0)
+        });
+    }
+
+    /// Ends a drain that was asked for: signals that come close together count as one, so it is told until it has heard.
+    #[track_caller]
+    pub fn end_now(&self) {
+        eventually(SOON, "it ends its drain", || {
+            self.signal(Signal::SIGQUIT);
+            self.log().contains("ending the drain now")
+        });
     }
 
     /// What it has written so far.
