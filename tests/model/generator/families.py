@@ -94,7 +94,9 @@ class Family:
     shows: str = ""
     kind: str = "causal"
     config: str = ""
+    # How the library computes them, where its default is not exported.
     experts: str = ""
+    attention: str = ""
     adapters: tuple = ()
 
     def model(self):
@@ -104,6 +106,8 @@ class Family:
         model = getattr(transformers, self.name)(config)
         if self.experts:
             model.set_experts_implementation(self.experts)
+        if self.attention:
+            model.set_attn_implementation(self.attention)
         if self.adapters:
             model = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules=list(self.adapters)))
         return model.eval()
@@ -154,7 +158,7 @@ FAMILIES = {
     "mamba": Family("MambaForCausalLM", dict(vocab_size=VOCAB, hidden_size=16, num_hidden_layers=2, state_size=4, time_step_rank=2),
                     "state space"),
     "mamba2": Family("Mamba2ForCausalLM", MAMBA2, "state space"),
-    "t5": Family("T5ForConditionalGeneration", T5, "encoder and decoder, teacher forcing; relative positions", "forced"),
+    "t5": Family("T5ForConditionalGeneration", T5, "encoder and decoder, teacher forcing; relative positions", "forced", attention="eager"),
     "bart": Family("BartForConditionalGeneration", BART, "encoder and decoder, teacher forcing", "forced"),
     "bert": Family("BertForMaskedLM", ENCODER, "masked tokens", "masked"),
     "distilbert": Family("DistilBertForMaskedLM", dict(vocab_size=VOCAB, dim=16, n_layers=2, n_heads=2, hidden_dim=24,
