@@ -1,22 +1,73 @@
-//! Hugging Face models at their first version, as people export them: placed under the checkpoint's
-//! names, with PyTorch's own losses before and after a change to every tensor; or refused with what
-//! helps.
+//! The matrix of architectures: models of Hugging Face in three states, as people export them, placed
+//! under the checkpoint's names and scored with PyTorch's own losses; or refused with what helps.
+
+use std::io::Read as _;
+use std::sync::LazyLock;
 
 use scorer::engine::trial::build;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
 
 use super::*;
 
-/// Architectures whose folding export holds functions of weights, or parameters merged beyond
-/// telling apart.
-const FOLDED: [&str; 6] = ["gemma2", "gemma3", "gpt2", "gptneox", "mamba", "opt"];
+/// What is exported, and how: the graph, the weights, and what the page calls it.
+struct State {
+    graph: &'static str,
+    weights: &'static str,
+    title: &'static str,
+    /// Architectures whose export in this state holds functions of weights, or parameters merged
+    /// beyond telling apart.
+    refused: &'static [&'static str],
+}
 
-/// The committed update, under the names that the wrapped model gives its parameters, or others.
-fn update(dir: &Path, prefix: &str) -> Vec<u8> {
-    let bytes = std::fs::read(dir.join("update.safetensors")).unwrap();
+const STATES: [State; 3] = [
+    State {
+        graph: "fresh",
+        weights: "fresh",
+        title: "new",
+        refused: &["gemma2", "gemma3", "gpt2", "gptneox", "mamba", "opt"],
+    },
+    State {
+        graph: "trained",
+        weights: "trained",
+        title: "trained",
+        refused: &[],
+    },
+    State {
+        graph: "unfolded",
+        weights: "fresh",
+        title: "new, `optimize=False`",
+        refused: &[],
+    },
+];
+
+const ADVICE: &str = "export with torch.onnx.export(..., optimize=False)";
+
+static TABLE: LazyLock<Value> = LazyLock::new(|| table(&model_dir().join("architectures")));
+
+fn cases() -> impl Iterator<Item = (&'static str, &'static Value)> {
+    let cases = TABLE["cases"].as_object().unwrap();
+    cases.iter().map(|(name, case)| (name.as_str(), case))
+}
+
+/// The committed files are compressed; a package is made of plain ones.
+fn unpacked(name: &str, file: &str) -> Vec<u8> {
+    let path = model_dir().join("architectures").join(name).join(file);
+    let packed = std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let mut bytes = Vec::new();
+    let mut reader = flate2::read::GzDecoder::new(packed.as_slice());
+    reader.read_to_end(&mut bytes).unwrap();
+    bytes
+}
+
+/// The committed update, of the tensors whose names become some others.
+fn update(name: &str, called: impl Fn(&str) -> Option<String>) -> Vec<u8> {
+    let bytes = unpacked(name, "update.safetensors.gz");
     let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
-    let renamed = tensors
-        .iter()
-        .map(|(name, view)| (format!("{prefix}{name}"), view));
+    let renamed = tensors.iter().filter_map(|(key, view)| {
+        let (tensor, part) = key.split_once("::").unwrap();
+        Some((format!("{}::{part}", called(tensor)?), view))
+    });
     safetensors::serialize(renamed.collect::<Vec<_>>(), None).unwrap()
 }
 
@@ -30,37 +81,86 @@ async fn score(pipeline: &Pipeline, candidate: &[u8]) -> Value {
     judge(pipeline, &serde_json::to_vec(&body).unwrap()).await
 }
 
+/// The three candidates of a model: all tensors under the checkpoint's names, the same under those
+/// of the live model within wrappers, and one tensor as the exported model calls it.
+fn candidates(name: &str, case: &Value) -> [(&'static str, Vec<u8>); 3] {
+    let live = case["live"].as_object().unwrap();
+    let in_module = |tensor: &str| {
+        let other = live.iter().find(|(_, checkpoint)| **checkpoint == tensor);
+        let called = other.map_or(tensor, |(called, _)| called);
+        Some(format!("module._orig_mod.{called}"))
+    };
+    let one = |tensor: &str| (case["one"] == tensor).then(|| format!("m.{tensor}"));
+    [
+        ("all", update(name, |tensor| Some(tensor.to_owned()))),
+        ("all", update(name, in_module)),
+        ("one", update(name, one)),
+    ]
+}
+
+/// Packages one model in one state, and scores its candidates; or sees it refused.
+async fn prove(name: &str, case: &Value, state: &State) {
+    let label = format!("{name}, {}", state.title);
+    let (files, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    for (file, packed) in [
+        ("graph.onnx", format!("{}.onnx.gz", state.graph)),
+        ("weights", format!("{}.safetensors.gz", state.weights)),
+    ] {
+        std::fs::write(files.path().join(file), unpacked(name, &packed)).unwrap();
+    }
+    let objective = match case["objective"].as_str().unwrap() {
+        "causal_lm" => Objective::causal_lm(16),
+        _ => Objective::GraphLoss {},
+    };
+    let mut recipe = recipe(files.path(), "graph.onnx", "weights", objective, out.path());
+    let shards = model_dir().join("architectures/shards");
+    recipe.shards = shards.join(case["data"].as_str().unwrap());
+    let built = build(&recipe);
+    if state.refused.contains(&name) {
+        let error = built.expect_err(&label).0;
+        let first: String = error.lines().take(2).collect();
+        assert!(first.contains(ADVICE), "{label}: {error}");
+        return;
+    }
+    let built = built.unwrap_or_else(|e| panic!("{label}: {e}"));
+    assert_eq!(
+        json!(built.manifest.tensors.len()),
+        case["tensors"],
+        "{label}"
+    );
+    let pipeline = pipeline_with(out.path(), &config(&["engine.threads=1"])).await;
+    let expected = &case["losses"][state.weights];
+    for (which, candidate) in candidates(name, case) {
+        let result = score(&pipeline, &candidate).await;
+        assert_eq!(result["status"], "scored", "{label}, {which}: {result}");
+        close(
+            &label,
+            "loss_before",
+            &result["loss_before"],
+            &expected["before"],
+        );
+        close(&label, which, &result["loss_after"], &expected[which]);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn models_at_their_first_version_have_pytorch_s_losses_before_and_after() {
-    let table = table(&model_dir().join("architectures"));
-    let cases = table["cases"].as_object().unwrap();
-    assert_eq!(cases.len(), 19);
-    for (name, case) in cases {
-        let dir = model_dir().join("architectures").join(name);
-        for graph in ["graph.onnx", "graph-folded.onnx"] {
-            let out = tempfile::tempdir().unwrap();
-            let objective = Objective::causal_lm(16);
-            let mut recipe = recipe(&dir, graph, "checkpoint.safetensors", objective, out.path());
-            recipe.shards = model_dir().join("architectures/shards");
-            let built = build(&recipe);
-            if graph == "graph-folded.onnx" && FOLDED.contains(&name.as_str()) {
-                let error = built.unwrap_err().0;
-                let advice = "export with torch.onnx.export(..., optimize=False)";
-                let first: String = error.lines().take(2).collect();
-                assert!(first.contains(advice), "{name}: {error}");
-                continue;
-            }
-            let built = built.unwrap_or_else(|e| panic!("{name}, {graph}: {e}"));
-            let tensors = built.manifest.tensors.len()
-                + built.manifest.aliases.map_or(0, |aliases| aliases.len());
-            assert_eq!(json!(tensors), case["tensors"], "{name}");
-            let pipeline = pipeline(out.path()).await;
-            for prefix in ["", "m.", "module._orig_mod."] {
-                let result = score(&pipeline, &update(&dir, prefix)).await;
-                assert_eq!(result["status"], "scored", "{name}: {result}");
-                close(name, "loss_before", &result["loss_before"], &case["before"]);
-                close(name, "loss_after", &result["loss_after"], &case["after"]);
-            }
+async fn architectures_have_pytorch_s_losses_before_and_after() {
+    assert!(cases().count() >= 4);
+    let cores = std::thread::available_parallelism().unwrap().get();
+    let cores = Arc::new(Semaphore::new(cores));
+    let mut proofs = JoinSet::new();
+    for (name, case) in cases() {
+        for state in &STATES {
+            let cores = Arc::clone(&cores);
+            proofs.spawn(async move {
+                let _core = cores.acquire_owned().await.unwrap();
+                prove(name, case, state).await;
+            });
         }
     }
+    let mut failed = 0;
+    while let Some(proof) = proofs.join_next().await {
+        failed += usize::from(proof.is_err());
+    }
+    assert_eq!(failed, 0, "each has said above what it is");
 }

@@ -1,115 +1,188 @@
-"""Makes ../architectures: Hugging Face models of today's kinds at their first version, exported as people export them.
+"""Makes ../architectures: models of today's kinds at their first version and trained, exported as people export them.
 
 Run by hand in the folder above, `python -m generator.architectures [NAME ...]`; the results are committed and no test runs
-this. It needs torch, transformers, onnxscript, numpy and safetensors; `requirements-architectures.txt` has the versions.
+this. It needs what `requirements-architectures.txt` names. The same versions give the same bytes.
 
-A model is tiny and new: its norms are ones and its biases zeros, as at version 1 of any run. `save_pretrained` writes the
-checkpoint, whose names lack the `m.` that the wrapper puts before them in the graph; `torch.onnx.export(dynamo=True)` writes
-one graph that keeps every parameter (optimize=False) and one that folds (optimize=True). The losses are PyTorch's own, before
-and after a small sparse update of every tensor.
+Each model is tiny, and is there in two states: `fresh`, where norms are ones and biases zeros, as at version 1 of any run,
+and `trained` by a few steps on random tokens, so that no two tensors are equal. `save_pretrained` writes the checkpoint,
+whose names lack the `m.` that the wrapper puts before them in the graph. `torch.onnx.export(dynamo=True)` writes one graph
+of each that folds and merges, as is its default, and one of the fresh model that keeps every parameter (optimize=False).
+The losses are PyTorch's own: before, after a small sparse update of every tensor, and after that of one tensor alone.
 """
 
+import gzip
 import hashlib
 import json
 import sys
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import torch
 import transformers
-from safetensors.torch import load_file, save_file
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file, save, save_file
 
-from .handmade import MODEL
+from .families import FAMILIES, KINDS, WINDOW
 
-OUT = MODEL / "architectures"
-VOCAB, WINDOW, ROWS, ROW_TOKENS, SHARD = 48, 16, 3, 40, 1
-BLOCKS = dict(
-    vocab_size=VOCAB, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
-    max_position_embeddings=32, bos_token_id=1, eos_token_id=2, pad_token_id=0,
-)
-GPT2 = dict(vocab_size=VOCAB, n_positions=32, n_embd=16, n_layer=2, n_head=2, bos_token_id=1, eos_token_id=2)
-OPT = dict(vocab_size=VOCAB, hidden_size=16, ffn_dim=24, num_hidden_layers=2, num_attention_heads=2, word_embed_proj_dim=16,
-           max_position_embeddings=32)
-SMALL = dict(vocab_size=VOCAB, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, bos_token_id=1, eos_token_id=2)
-ARCHITECTURES = {
-    "llama": ("Llama", BLOCKS),
-    "llama-tied": ("Llama", BLOCKS | {"tie_word_embeddings": True}),
-    "mistral": ("Mistral", BLOCKS),
-    "qwen2": ("Qwen2", BLOCKS),
-    "qwen3": ("Qwen3", BLOCKS | {"head_dim": 8}),
-    "gemma2": ("Gemma2", BLOCKS | {"head_dim": 8}),
-    "gemma3": ("Gemma3", BLOCKS | {"head_dim": 8}),
-    "phi3": ("Phi3", BLOCKS),
-    "gpt2": ("GPT2", GPT2),
-    "gptneox": ("GPTNeoX", BLOCKS),
-    "opt": ("OPT", OPT),
-    "olmo2": ("Olmo2", BLOCKS),
-    "smollm3": ("SmolLM3", BLOCKS),
-    "granite": ("Granite", BLOCKS),
-    "cohere": ("Cohere", BLOCKS),
-    "stablelm": ("StableLm", BLOCKS),
-    "falcon": ("Falcon", SMALL),
-    "bloom": ("Bloom", dict(vocab_size=VOCAB, hidden_size=16, n_layer=2, n_head=2)),
-    "mamba": ("Mamba", dict(vocab_size=VOCAB, hidden_size=16, num_hidden_layers=2, state_size=4, time_step_rank=2)),
-}
+OUT = Path(__file__).resolve().parent.parent / "architectures"
+SHARD, STEPS, RATE, LARGEST = 1, 12, 0.2, 100_000
 # What packaging reads of the exporter's remarks; the others are nine tenths of the file.
 READ = ("pkg.torch.onnx.name_scopes", "pkg.torch.onnx.fx_node")
-HEADS = {"GPT2": "LMHeadModel"}
-CONFIGS = {"Gemma3": "Gemma3TextConfig"}
-
-
-class Wrapper(torch.nn.Module):
-    """What everybody writes: without it the export fails on the model's own outputs."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.m = model
-
-    def forward(self, input_ids):
-        return self.m(input_ids=input_ids, use_cache=False).logits
+EXPORTER = ("torch", "onnxscript", "transformers", "peft")
 
 
 def main():
-    (OUT / "shards").mkdir(parents=True, exist_ok=True)
-    tokens = np.random.default_rng(5).integers(3, VOCAB, (ROWS, ROW_TOKENS)).astype(np.int32)
-    save({"tokens": torch.from_numpy(tokens)}, OUT / "shards" / f"shard_{SHARD}.safetensors")
-    windows = torch.from_numpy(cut(tokens)).long()
-    chosen = sys.argv[1:] or ARCHITECTURES
-    cases = {name: make(name, windows) for name in chosen}
-    document = {"window": WINDOW, "cases": cases}
-    (OUT / "cases.json").write_text(json.dumps(document, indent=1) + "\n")
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    transformers.utils.logging.disable_progress_bar()
+    for kind in KINDS:
+        (OUT / "shards" / kind).mkdir(parents=True, exist_ok=True)
+        tensors = {name: torch.from_numpy(values) for name, values in data(kind).items()}
+        (OUT / "shards" / kind / f"shard_{SHARD}.safetensors").write_bytes(save(tensors))
+    for name in sys.argv[1:] or FAMILIES:
+        note(name, make(name))
 
 
-def make(name, windows):
-    family, options = ARCHITECTURES[name]
-    config = getattr(transformers, CONFIGS.get(family, f"{family}Config"))(**options)
-    torch.manual_seed(7)
-    model = getattr(transformers, family + HEADS.get(family, "ForCausalLM"))(config).eval()
+def note(name, case):
+    """Puts one case into the table; the others stay."""
+    table = OUT / "cases.json"
+    cases = json.loads(table.read_text())["cases"] if table.exists() else {}
+    cases[name] = case
+    document = {
+        "exporter": {package: version(package) for package in EXPORTER},
+        "window": WINDOW,
+        "cases": {name: cases[name] for name in FAMILIES if name in cases},
+    }
+    table.write_text(json.dumps(document, indent=1) + "\n")
+
+
+def make(name):
+    family = FAMILIES[name]
     folder = OUT / name
     folder.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory() as saved:
-        model.save_pretrained(saved)
-        checkpoint = load_file(Path(saved) / "model.safetensors")
-    save(checkpoint, folder / "checkpoint.safetensors")
-    for graph, optimize in (("graph", False), ("graph-folded", True)):
-        export(model, folder / f"{graph}.onnx", optimize)
-    before = loss(model, windows)
-    update = sparse(checkpoint)
-    save({key: part for name, pair in update.items() for key, part in pair.items()}, folder / "update.safetensors")
-    with tempfile.TemporaryDirectory() as saved:
-        changed = {name: apply(weight, update[name], name) for name, weight in checkpoint.items()}
-        save_file(changed, Path(saved) / "model.safetensors", metadata={"format": "pt"})
-        config.save_pretrained(saved)
-        after = loss(type(model).from_pretrained(saved).eval(), windows)
-    print(f"{name:10} {before:.6f} -> {after:.6f}, {len(checkpoint)} tensors")
-    return {"before": before, "after": after, "tensors": len(checkpoint)}
+    model, states, update = family.model(), {}, None
+    for state in ("fresh", "trained"):
+        if state == "trained":
+            train(model, family)
+        round_off(model)
+        checkpoint = saved(model)
+        if update is None:
+            update = sparse(checkpoint)
+            one = one_of(family, model, checkpoint, update)
+            pack({key: part for pair in update.values() for key, part in pair.items()}, folder / "update.safetensors.gz")
+        pack(checkpoint, folder / f"{state}.safetensors.gz")
+        export(model, family, folder / f"{state}.onnx.gz", True)
+        if state == "fresh":
+            export(model, family, folder / "unfolded.onnx.gz", False)
+        states[state] = losses(family, model, checkpoint, update, one)
+        print(f"{name:10} {state:8} {states[state]}", flush=True)
+    live = renamed(model, checkpoint)
+    return {
+        "class": family.name, "shows": family.shows, "data": family.kind, "objective": KINDS[family.kind].objective,
+        "tensors": sum(tensor.is_floating_point() for tensor in checkpoint.values()), "one": one, "live": live, "losses": states,
+    }
 
 
-def export(model, path, optimize):
+def losses(family, model, checkpoint, update, one):
+    changed = {name: apply(weight, update.get(name), name) for name, weight in checkpoint.items()}
+    return {
+        "before": loss(family, model),
+        "all": loss(family, with_weights(family, model, changed)),
+        "one": loss(family, with_weights(family, model, checkpoint | {one: changed[one]})),
+    }
+
+
+def saved(model):
+    """The checkpoint, as the library saves it."""
+    if hasattr(model, "peft_config"):
+        return {name: tensor.clone() for name, tensor in get_peft_model_state_dict(model).items()}
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        checkpoint = load_file(Path(folder) / "model.safetensors")
+    own = model.state_dict()
+    if sum(tensor.numel() for tensor in checkpoint.values()) == 0 or len(checkpoint) > len(own):
+        # It saves each expert by itself, which is a part of a tensor of the model that is exported.
+        return {name: tensor.clone() for name, tensor in own.items()}
+    return checkpoint
+
+
+def with_weights(family, model, checkpoint):
+    """Another model with these weights and the rest of this one's."""
+    other = family.model()
+    other.load_state_dict(model.state_dict())
+    if family.adapters:
+        set_peft_model_state_dict(other, checkpoint)
+        return other
+    if checkpoint.keys() <= other.state_dict().keys():
+        other.load_state_dict(checkpoint, strict=False)
+        return other
+    with tempfile.TemporaryDirectory() as folder:
+        save_file(checkpoint, Path(folder) / "model.safetensors", metadata={"format": "pt"})
+        model.config.save_pretrained(folder)
+        return type(model).from_pretrained(folder).eval()
+
+
+def renamed(model, checkpoint):
+    """Names of the live model that the checkpoint lacks, and the tensors that they name."""
+    same = lambda a, b: a.shape == b.shape and torch.equal(a, b)
+    own = {name: tensor for name, tensor in model.state_dict().items() if name not in checkpoint}
+    found = {name: [other for other, weight in checkpoint.items() if same(tensor, weight)] for name, tensor in own.items()}
+    return {name: others[0] for name, others in found.items() if len(others) == 1}
+
+
+def train(model, family):
+    """A few steps of SGD on random examples; batch norms take their statistics from them."""
+    model.train(family.kind == "images")
+    rng = np.random.default_rng(3)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.SGD(parameters, lr=RATE)
+    for _ in range(STEPS):
+        each(family, model, {name: torch.from_numpy(values) for name, values in KINDS[family.kind].data(rng).items()}).mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.eval()
+
+
+@torch.no_grad()
+def round_off(model):
+    """Leaves the upper half of each weight's bits, so that the files are half as large."""
+    for tensor in model.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.copy_(tensor.bfloat16().float())
+
+
+def data(kind):
+    return KINDS[kind].data(np.random.default_rng(5))
+
+
+@torch.no_grad()
+def loss(family, model):
+    """The mean over the windows of an empty nonce."""
+    tensors = data(family.kind)
+    if family.kind == "causal":
+        tensors = {"tokens": cut(tensors["tokens"])}
+    return each(family, model, {name: torch.from_numpy(values) for name, values in tensors.items()}).double().mean().item()
+
+
+def each(family, model, tensors):
+    """The loss of each row."""
+    wrapped = KINDS[family.kind](model)
+    if family.kind != "causal":
+        return wrapped(**tensors)
+    rows = tensors["tokens"].long()
+    logits = wrapped(rows[:, :WINDOW]).float()
+    return torch.nn.functional.cross_entropy(logits.transpose(1, 2), rows[:, 1 : WINDOW + 1], reduction="none").double().mean(1)
+
+
+def export(model, family, path, optimize):
+    kind = KINDS[family.kind]
+    tensors = {"input_ids": np.zeros((2, WINDOW), np.int64)} if family.kind == "causal" else data(family.kind)
     program = torch.onnx.export(
-        Wrapper(model), (torch.zeros((2, WINDOW), dtype=torch.int64),), dynamo=True, optimize=optimize, input_names=["input_ids"],
-        output_names=["logits"], dynamic_shapes={"input_ids": {0: torch.export.Dim("batch")}}, external_data=False, verbose=False,
+        kind(model), tuple(torch.from_numpy(tensors[name][:2]) for name in kind.inputs), dynamo=True, optimize=optimize,
+        input_names=list(kind.inputs), output_names=[kind.output], external_data=False, verbose=False,
+        dynamic_shapes=tuple({0: torch.export.Dim("batch")} for _ in kind.inputs),
     )
     proto = program.model_proto
     for holder in (proto.graph, *proto.functions):
@@ -119,7 +192,7 @@ def export(model, path, optimize):
             item.metadata_props.extend(keep)
             item.ClearField("doc_string")
         del holder.value_info[:]
-    path.write_bytes(proto.SerializeToString(deterministic=True))
+    write(proto.SerializeToString(deterministic=True), path)
 
 
 def cut(tokens):
@@ -132,32 +205,47 @@ def cut(tokens):
     return np.stack(found)
 
 
-@torch.no_grad()
-def loss(model, windows):
-    logits = model(input_ids=windows[:, :WINDOW], use_cache=False).logits.float()
-    each = torch.nn.functional.cross_entropy(logits.transpose(1, 2), windows[:, 1:], reduction="none")
-    return each.double().mean(1).mean().item()
-
-
 def sparse(checkpoint):
+    """For an eighth of each tensor's entries, what is added to them."""
     rng, update = np.random.default_rng(11), {}
     for name, weight in checkpoint.items():
+        if not weight.is_floating_point():
+            continue
         count = max(1, weight.numel() // 8)
         indices = np.sort(rng.choice(weight.numel(), count, replace=False)).astype(np.int32)
         values = (rng.normal(size=count) * 0.1).astype(np.float32)
+        if name.endswith("running_var"):
+            values = np.abs(values)
         update[name] = {f"{name}::indices": torch.from_numpy(indices), f"{name}::values": torch.from_numpy(values)}
     return update
 
 
+def one_of(family, model, checkpoint, update):
+    """The matrix whose change moves the loss the most: of an adapter not A, which has no effect while B is zero."""
+    before = loss(family, model)
+
+    def effect(name):
+        changed = checkpoint | {name: apply(checkpoint[name], update[name], name)}
+        return abs(loss(family, with_weights(family, model, changed)) - before)
+
+    return max((name for name, weight in checkpoint.items() if weight.dim() > 1), key=effect)
+
+
 def apply(weight, update, name):
     changed = weight.clone().contiguous()
-    changed.view(-1)[update[f"{name}::indices"].long()] += update[f"{name}::values"]
+    if update is not None:
+        changed.view(-1)[update[f"{name}::indices"].long()] += update[f"{name}::values"]
     return changed
 
 
-def save(tensors, path):
-    save_file(tensors, path)
-    path.chmod(0o644)  # safetensors writes 0600
+def pack(tensors, path):
+    write(save({name: tensor.contiguous() for name, tensor in tensors.items()}), path)
+
+
+def write(content, path):
+    packed = gzip.compress(content, 9, mtime=0)
+    assert len(packed) <= LARGEST, f"{path} is of {len(packed)} bytes"
+    path.write_bytes(packed)
 
 
 if __name__ == "__main__":
