@@ -15,6 +15,7 @@ pub mod schemas;
 mod signals;
 mod status;
 mod submit;
+mod tensors;
 mod topology;
 mod watch;
 
@@ -109,7 +110,10 @@ async fn dispatch(command: Command, config: Config) -> Outcome {
         }
         Command::Completions { shell } => completions(shell),
         Command::Schema { name } => print_schema(&name),
-        Command::Package(args) => offline::package(config, args).await,
+        Command::Package(args) => match args.list {
+            Some(dir) => tensors::list(&config, &dir, args.json).await,
+            None => offline::package(config, args.build).await,
+        },
     }
 }
 

@@ -128,9 +128,10 @@ pub(super) enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Builds a model package.
-    #[command(after_help = "Example:
-  scorer package --graph model.onnx --weights model.safetensors --shards shards --name mine --version 1 --out package")]
+    /// Builds a model package, or lists the tensors of one.
+    #[command(after_help = "Examples:
+  scorer package --graph model.onnx --weights model.safetensors --shards shards --name mine --version 1 --out package
+  scorer package --list package")]
     Package(offline::PackageArgs),
     /// Prints the effective configuration with secrets hidden.
     Config,

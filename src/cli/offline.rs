@@ -72,6 +72,19 @@ pub(super) struct ValidateArgs {
 
 #[derive(Debug, Args)]
 pub(super) struct PackageArgs {
+    /// List the tensors of an existing package: names, shape, places in the graph, and whether each moves the
+    /// loss.
+    #[arg(long, value_name = "DIR", conflicts_with = "BuildArgs")]
+    pub(super) list: Option<PathBuf>,
+    /// Print the list as JSON.
+    #[arg(long, requires = "list")]
+    pub(super) json: bool,
+    #[command(flatten)]
+    pub(super) build: Option<BuildArgs>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct BuildArgs {
     /// The exported ONNX graph.
     #[arg(long, value_name = "G.onnx")]
     graph: PathBuf,
@@ -108,7 +121,7 @@ pub(super) struct PackageArgs {
     label_shift: usize,
 }
 
-impl PackageArgs {
+impl BuildArgs {
     fn objective(&self) -> Objective {
         if self.objective == "graph_loss" {
             return Objective::GraphLoss {};
@@ -217,7 +230,8 @@ pub(super) async fn validate(config: Config, args: ValidateArgs) -> Outcome {
 }
 
 /// A signal ends it as it ends any process, but unfinished output is removed first.
-pub(super) async fn package(config: Config, args: PackageArgs) -> Outcome {
+pub(super) async fn package(config: Config, args: Option<BuildArgs>) -> Outcome {
+    let args = args.ok_or_else(|| Fault::usage("--graph: missing"))?;
     let unfinished = Unfinished::default();
     let end = signals::end().map_err(Fault::internal)?;
     let left = unfinished.clone();
@@ -231,7 +245,7 @@ pub(super) async fn package(config: Config, args: PackageArgs) -> Outcome {
         .map_err(Fault::internal)?
 }
 
-fn make(config: &Config, args: &PackageArgs, unfinished: &Unfinished) -> Outcome {
+fn make(config: &Config, args: &BuildArgs, unfinished: &Unfinished) -> Outcome {
     let recipe = Recipe {
         graph: args.graph.clone(),
         weights: args.weights.clone(),

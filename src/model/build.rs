@@ -10,16 +10,18 @@ mod export;
 mod external;
 mod files;
 mod interface;
+mod live_names;
 mod name_mapping;
 mod owners;
 mod place;
 mod precision;
 mod recipe;
+mod saved_names;
 mod shards;
 mod split_shared;
 mod staging;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use bytes::Bytes;
 
@@ -31,6 +33,7 @@ use super::tensor::Dtype;
 use crate::protocol::message::V1;
 pub(crate) use disk::{write, write_manifest, write_tensors};
 use export::Export;
+use live_names::live_names;
 pub use recipe::Recipe;
 use staging::Staging;
 pub use staging::Unfinished;
@@ -84,6 +87,8 @@ pub fn build(
 struct Placement {
     /// By their names in the graph.
     tensors: BTreeMap<String, TensorEntry>,
+    /// Other names of tensors, in the graph.
+    live_names: BTreeMap<String, String>,
     graph: Graph,
     bytes: Bytes,
 }
@@ -98,6 +103,10 @@ impl Placement {
             Some(note) => PackageError(format!("{error}\n  ({note})")),
             None => error,
         })?;
+        let exported = export.graph.initializers();
+        let exported = exported.into_iter().map(|i| i.name).collect();
+        let wiring = graph.wiring().map_err(|e| PackageError(e.to_string()))?;
+        let live_names = live_names(&export.tensors, &tensors, &exported, &wiring);
         // An export that needs no change goes into the package byte for byte.
         let bytes = if rewritten {
             graph.encode().into()
@@ -106,6 +115,7 @@ impl Placement {
         };
         Ok(Self {
             tensors,
+            live_names,
             graph,
             bytes,
         })
@@ -121,6 +131,23 @@ impl Placement {
     }
 }
 
+/// The other names of tensors, as candidates may use them: of tied ones, of the live module, and of
+/// adapters in it.
+fn aliases(export: &Export, placed: &Placement) -> BTreeMap<String, String> {
+    let names = &export.names;
+    let own = || placed.tensors.keys();
+    let saved: HashSet<String> = own().map(|name| names.in_checkpoint(name)).collect();
+    let tied = export.aliases.iter();
+    let tied = tied.map(|(alias, name)| (names.in_checkpoint(alias), name));
+    let live = placed.live_names.iter();
+    let live = live.map(|(alias, name)| (names.in_module(alias), name));
+    let unsaved = own().map(|name| (names.in_module(name), name));
+    let all = live.chain(unsaved).chain(tied);
+    let all = all.filter(|(alias, _)| !saved.contains(alias));
+    all.map(|(alias, name)| (alias, names.in_checkpoint(name)))
+        .collect()
+}
+
 /// Writes all files except the shards, under the checkpoint's names.
 fn write_package(
     recipe: &Recipe,
@@ -133,8 +160,7 @@ fn write_package(
     let named = |name: &str| names.in_checkpoint(name);
     let inputs = interface::inputs(&placed.graph, &placed.tensors, recipe.objective)?;
     let outputs = interface::outputs(&placed.graph, recipe.objective)?;
-    let aliases = export.aliases.iter();
-    let aliases: BTreeMap<String, String> = aliases.map(|(a, n)| (named(a), named(n))).collect();
+    let aliases = aliases(&export, &placed);
     let tensors = placed.tensors.into_iter();
     let tensors = tensors
         .map(|(name, tensor)| (named(&name), tensor))

@@ -11,6 +11,7 @@ use super::interface;
 use super::name_mapping::NameMapping;
 use super::precision::as_in_graph;
 use super::recipe::Recipe;
+use super::saved_names::saved_names;
 use crate::model::checkpoint::{Checkpoint, Tensor};
 use crate::model::compare::{Initializer, agrees, is_uniform};
 use crate::model::files;
@@ -103,7 +104,17 @@ impl Export {
             name: self.names.in_graph(&tensor.name),
             ..tensor
         });
-        let tensors = as_in_graph(renamed.collect(), &self.pool, &inputs)?;
+        let mut tensors = as_in_graph(renamed.collect(), &self.pool, &inputs)?;
+        let wiring = self
+            .graph
+            .wiring()
+            .map_err(|e| PackageError(e.to_string()))?;
+        let changed = saved_names(&tensors, &self.pool, &wiring);
+        for tensor in &mut tensors {
+            let name = changed.get(&tensor.name);
+            tensor.name = name.unwrap_or(&tensor.name).clone();
+        }
+        self.names.change(changed);
         let mut passed_over = Vec::new();
         for tensor in tensors {
             match why_untrainable(&tensor, &self.pool, untrainable) {

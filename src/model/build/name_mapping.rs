@@ -14,9 +14,9 @@ const MAX_ASKED: usize = 64;
 pub(super) struct NameMapping {
     strip: String,
     prepend: String,
-    /// PEFT saves an adapter's tensor without the adapter's name: `lora_B.weight` is
-    /// `lora_B.default.weight` in the model.
-    adapters: BTreeMap<String, String>,
+    /// Single names that the library changes when it saves, prepended already: PEFT saves an adapter's
+    /// tensor without the adapter's name, so `lora_B.weight` is `lora_B.default.weight` in the model.
+    changed: BTreeMap<String, String>,
 }
 
 impl NameMapping {
@@ -51,7 +51,7 @@ impl NameMapping {
                 let mapping = Self {
                     strip: strip.to_owned(),
                     prepend,
-                    adapters: BTreeMap::new(),
+                    changed: BTreeMap::new(),
                 };
                 let count = known(&mapping);
                 if count > best {
@@ -71,7 +71,7 @@ impl NameMapping {
         let names = checkpoint.iter().map(|name| first.in_graph(name));
         let adapters =
             names.filter_map(|name| Some((adapter(&name, initializers, modules)?, name)));
-        first.adapters = adapters.map(|(full, name)| (name, full)).collect();
+        first.changed = adapters.map(|(full, name)| (name, full)).collect();
         first
     }
 
@@ -79,15 +79,25 @@ impl NameMapping {
     pub(super) fn in_graph(&self, name: &str) -> String {
         let rest = name.strip_prefix(self.strip.as_str()).unwrap_or(name);
         let name = format!("{}{rest}", self.prepend);
-        self.adapters.get(&name).cloned().unwrap_or(name)
+        self.changed.get(&name).cloned().unwrap_or(name)
     }
 
     /// The reverse.
     pub(super) fn in_checkpoint(&self, name: &str) -> String {
-        let adapter = self.adapters.iter().find(|(_, full)| *full == name);
-        let name = adapter.map_or(name, |(saved, _)| saved);
+        let changed = self.changed.iter().find(|(_, full)| *full == name);
+        self.in_module(changed.map_or(name, |(saved, _)| saved))
+    }
+
+    /// The name that a name in the graph has in the module that was wrapped, whatever the library saves it
+    /// as.
+    pub(super) fn in_module(&self, name: &str) -> String {
         let rest = name.strip_prefix(self.prepend.as_str()).unwrap_or(name);
         format!("{}{rest}", self.strip)
+    }
+
+    /// Adds single names, by what they are in the graph so far.
+    pub(super) fn change(&mut self, names: BTreeMap<String, String>) {
+        self.changed.extend(names);
     }
 
     /// The difference in words, if there is one.

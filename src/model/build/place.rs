@@ -185,7 +185,7 @@ fn by_name(
 
 /// Whether a name comes from the model (`layers.0.norm.weight`) and not from the exporter (`val_7`,
 /// `onnx::MatMul_7`): another, frozen parameter is not a copy of this one.
-fn is_parameter(name: &str) -> bool {
+pub(super) fn is_parameter(name: &str) -> bool {
     name.contains('.') && !name.contains("::")
 }
 

@@ -62,13 +62,13 @@ def make(name):
     family = FAMILIES[name]
     folder = OUT / name
     folder.mkdir(exist_ok=True)
-    model, states, update = family.model(), {}, None
+    model, states = family.model(), {}
     for state in ("fresh", "trained"):
         if state == "trained":
             train(model, family)
         round_off(model)
         checkpoint = saved(model)
-        if update is None:
+        if state == "fresh":
             update = sparse(checkpoint)
             one = one_of(family, model, checkpoint, update)
             pack({key: part for pair in update.values() for key, part in pair.items()}, folder / "update.safetensors.gz")
@@ -78,6 +78,9 @@ def make(name):
             export(model, family, folder / "unfolded.onnx.gz", False)
         states[state] = losses(family, model, checkpoint, update, one)
         print(f"{name:10} {state:8} {states[state]}", flush=True)
+    buffers = dict(model.named_buffers())
+    same = [key for key, weight in checkpoint.items() if weight.numel() > 1 and weight.unique().numel() == 1]
+    assert buffers.keys() >= set(same), f"{name}: not trained: {same}"
     live = renamed(model, checkpoint)
     return {
         "class": family.name, "shows": family.shows, "data": family.kind, "objective": KINDS[family.kind].objective,
@@ -147,9 +150,9 @@ def train(model, family):
 
 @torch.no_grad()
 def round_off(model):
-    """Leaves the upper half of each weight's bits, so that the files are half as large."""
+    """Leaves the upper half of the bits of each matrix's entries, so that the files are half as large."""
     for tensor in model.state_dict().values():
-        if tensor.is_floating_point():
+        if tensor.is_floating_point() and tensor.dim() > 1:
             tensor.copy_(tensor.bfloat16().float())
 
 
