@@ -32,7 +32,7 @@ use super::package::Package;
 use super::tensor::Dtype;
 use crate::protocol::message::V1;
 pub(crate) use disk::{write, write_manifest, write_tensors};
-use export::Export;
+use export::{Export, is_excluded};
 use live_names::live_names;
 pub use recipe::Recipe;
 use staging::Staging;
@@ -133,7 +133,7 @@ impl Placement {
 
 /// The other names of tensors, as candidates may use them: of tied ones, of the live module, and of
 /// adapters in it.
-fn aliases(export: &Export, placed: &Placement) -> BTreeMap<String, String> {
+fn aliases(recipe: &Recipe, export: &Export, placed: &Placement) -> BTreeMap<String, String> {
     let names = &export.names;
     let own = || placed.tensors.keys();
     let saved: HashSet<String> = own().map(|name| names.in_checkpoint(name)).collect();
@@ -143,7 +143,9 @@ fn aliases(export: &Export, placed: &Placement) -> BTreeMap<String, String> {
     let live = live.map(|(alias, name)| (names.in_module(alias), name));
     let unsaved = own().map(|name| (names.in_module(name), name));
     let all = live.chain(unsaved).chain(tied);
-    let all = all.filter(|(alias, _)| !saved.contains(alias));
+    // A tensor that was left out is not another one.
+    let free = |alias: &String| !saved.contains(alias) && !is_excluded(&recipe.exclude, alias);
+    let all = all.filter(|(alias, _)| free(alias));
     all.map(|(alias, name)| (alias, names.in_checkpoint(name)))
         .collect()
 }
@@ -160,7 +162,7 @@ fn write_package(
     let named = |name: &str| names.in_checkpoint(name);
     let inputs = interface::inputs(&placed.graph, &placed.tensors, recipe.objective)?;
     let outputs = interface::outputs(&placed.graph, recipe.objective)?;
-    let aliases = aliases(&export, &placed);
+    let aliases = aliases(recipe, &export, &placed);
     let tensors = placed.tensors.into_iter();
     let tensors = tensors
         .map(|(name, tensor)| (named(&name), tensor))

@@ -6,7 +6,7 @@ use testkit::case::{honest, honest_job};
 use testkit::http::{Route, Server};
 use testkit::package::{MODEL, VERSION};
 use testkit::stack::Stack;
-use testkit::wait::{SOON, eventually};
+use testkit::wait::{SOON, START, eventually};
 
 #[test]
 fn parked_jobs_are_listed_shown_tried_again_and_dropped() {
@@ -111,7 +111,11 @@ fn a_full_queue_of_parked_jobs_can_be_looked_through_and_emptied() {
     let parked = stack.object(&format!("dead.{MODEL}"));
     let depth = || aggregator.depth(&parked).map(|(jobs, _)| jobs);
     // What is handed back is there again a moment later.
-    let holds = |jobs| eventually(SOON, "so many are parked", || depth() == Some(jobs));
+    let holds = |jobs| {
+        eventually(START, &format!("{jobs} jobs are parked"), || {
+            depth() == Some(jobs)
+        });
+    };
     // More often than a job may come back before a copy is put in its place, which is refused here.
     for _ in 0..15 {
         holds(2);

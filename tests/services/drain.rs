@@ -248,13 +248,16 @@ fn what_will_be_done_in_time_ends_here_and_the_rest_is_handed_back_at_once() {
     aggregator.collect_results();
     let pace = Pace::measure(&aggregator);
     let probes = aggregator.results().len();
+    // All of them are there before the first is computed.
+    worker.signal(Signal::SIGSTOP);
     // What a window took here is what those behind are expected to take. So of the 17 s and a half of this drain there is
     // room for some of them and not for all, be half a second a tenth or the tenfold.
     aggregator.submit(&pace.job("tells", 0.5));
-    aggregator.submit(&pace.job("computed", 1.5));
+    aggregator.submit(&pace.job("computed", 2.0));
     for n in 0..SHORT {
         aggregator.submit(&hazard_job(&format!("short-{n}"), 2.0));
     }
+    worker.signal(Signal::SIGCONT);
     aggregator.result("tells");
     stack.stop_amid(&worker, "computed");
     worker.terminate();

@@ -75,7 +75,7 @@ impl Export {
         match checkpoint {
             Some(checkpoint) => {
                 let checkpoint = without(checkpoint, &recipe.exclude, &mut export.notes)?;
-                export.take(checkpoint, &untrainable)?;
+                export.take(checkpoint, &untrainable, &recipe.exclude)?;
             }
             None => export.take_own(&untrainable),
         }
@@ -89,6 +89,7 @@ impl Export {
         &mut self,
         checkpoint: Checkpoint,
         untrainable: &[UntrainableWeight],
+        exclude: &[String],
     ) -> Result<(), PackageError> {
         self.notes.extend(checkpoint.note());
         let initializers = self.graph.initializers();
@@ -109,7 +110,11 @@ impl Export {
             .graph
             .wiring()
             .map_err(|e| PackageError(e.to_string()))?;
-        let changed = saved_names(&tensors, &self.pool, &wiring);
+        // What was left out is in the graph under its own name, and nobody else's.
+        let pool = self.pool.iter();
+        let pool =
+            pool.filter(|(info, _)| !is_excluded(exclude, &self.names.in_checkpoint(&info.name)));
+        let changed = saved_names(&tensors, pool, &wiring);
         for tensor in &mut tensors {
             let name = changed.get(&tensor.name);
             tensor.name = name.unwrap_or(&tensor.name).clone();
@@ -190,6 +195,11 @@ impl Export {
     }
 }
 
+/// Whether `--exclude` leaves a name of the checkpoint out.
+pub(super) fn is_excluded(globs: &[String], name: &str) -> bool {
+    globs.iter().any(|glob| matches_glob(glob, name))
+}
+
 /// The checkpoint without the tensors that match one of the globs.
 fn without(
     mut checkpoint: Checkpoint,
@@ -204,7 +214,7 @@ fn without(
         let message = format!("--exclude {glob}: the checkpoint has no such tensor");
         return Err(PackageError(message));
     }
-    let excluded = |tensor: &Tensor| globs.iter().any(|glob| matches_glob(glob, &tensor.name));
+    let excluded = |tensor: &Tensor| is_excluded(globs, &tensor.name);
     let (left, kept): (Vec<_>, Vec<_>) = checkpoint.tensors.into_iter().partition(excluded);
     checkpoint.tensors = kept;
     let left = left.into_iter().map(|tensor| tensor.name);

@@ -25,10 +25,9 @@ pub(super) fn live_names(
             let own = exported.contains(initializer) && is_parameter(initializer);
             let own = (own && !is_uniform(tensor)).then(|| initializer.clone());
             let readers = wiring.uses(initializer).iter();
-            let called = readers.filter_map(|place| {
-                let node = &wiring.nodes[place.node];
-                name_in(node, tensor).or_else(|| tied_in(node, initializer, exported))
-            });
+            let called = readers.filter_map(|place| name_in(&wiring.nodes[place.node], tensor));
+            // A parameter that the graph still holds is itself, and no other.
+            let called = called.filter(|name| !exported.contains(name));
             for name in own.into_iter().chain(called) {
                 owners.entry(name).or_default().insert(&tensor.name);
             }
@@ -51,19 +50,6 @@ fn name_in(node: &NodeInfo, tensor: &Tensor) -> Option<String> {
     let last = tensor.name.rsplit('.').next()?;
     let name = format!("{}.{last}", module.path);
     node.passes(&name)?.then_some(name)
-}
-
-/// The weight of a module that reads another's parameter and has none of its own, such as the embedding
-/// of an encoder: the two are tied.
-fn tied_in(node: &NodeInfo, initializer: &str, exported: &HashSet<String>) -> Option<String> {
-    const WEIGHT: &str = "weight";
-    let module = node.module.as_ref().filter(|module| !module.from_name)?;
-    let within = format!("{}.", module.path);
-    let of_another = initializer.ends_with(&format!(".{WEIGHT}"))
-        && !initializer.starts_with(&within)
-        && node.passes(initializer)?;
-    let has_own = || exported.iter().any(|name| name.starts_with(&within));
-    (of_another && !has_own()).then(|| format!("{within}{WEIGHT}"))
 }
 
 #[cfg(test)]
@@ -146,26 +132,17 @@ mod tests {
     }
 
     #[test]
-    fn a_module_without_parameters_that_reads_another_s_weight_is_tied_to_it() {
-        let call = "%e : embedding(args = (%p_m_lm_head_weight, %ids))";
-        let encoder = "['', 'm', 'm.encoder', 'm.encoder.embed', 'embedding']";
-        let nodes = [reader(&["ids", "m.lm_head.weight"], encoder, call)];
-        let shared = || (tensor("m.shared.weight", &[1.0, 2.0]), "m.lm_head.weight");
-        let mut expected = alias("m.encoder.embed.weight", "m.shared.weight");
-        expected.extend(alias("m.lm_head.weight", "m.shared.weight"));
-        assert_eq!(found(&[shared()], &nodes), expected);
-        // The whole model reads it, which has other parameters; a module that has a weight reads it, too.
-        let whole = [reader(
-            &["ids", "m.lm_head.weight"],
-            "['', 'm', 'embedding']",
-            call,
-        )];
-        assert_eq!(found(&[shared()], &whole), expected[1..]);
-        let own = (
-            tensor("m.encoder.embed.scale", &[3.0, 4.0]),
-            "m.encoder.embed.scale",
-        );
-        assert_eq!(found(&[shared(), own], &nodes), expected[1..]);
+    fn a_parameter_that_the_graph_holds_is_no_other_name_of_another() {
+        // One node reads both: the checkpoint calls `a` otherwise, and lacks `f`.
+        let call = "%m : mul(args = (%p_f_weight, %p_a_weight))";
+        let nodes = [reader(&["f.weight", "a.weight"], "['', 'f', 'mul']", call)];
+        let held = [
+            (tensor("aa.weight", &[1.0, 2.0]), "a.weight"),
+            (tensor("g.weight", &[3.0, 4.0]), "f.weight"),
+        ];
+        let mut expected = alias("a.weight", "aa.weight");
+        expected.extend(alias("f.weight", "g.weight"));
+        assert_eq!(found(&held, &nodes), expected);
     }
 
     #[test]

@@ -152,8 +152,24 @@ fn places(
     } else if equal.len() > 1 || is_uniform(tensor) || tensor.is_symmetric() {
         by_name(tensor, found, &equal)
     } else {
+        not_frozen_copies(&found)?;
         Ok(found)
     }
+}
+
+/// Two parameters of the graph with the same contents may be one tied tensor, or a tensor and a frozen
+/// copy of it: a target or reference network.
+fn not_frozen_copies(found: &[GraphLocation]) -> Result<(), String> {
+    let names = found.iter().map(|place| place.initializer.as_str());
+    let names: Vec<&str> = names.filter(|name| is_parameter(name)).collect();
+    if names.len() < 2 {
+        return Ok(());
+    }
+    Err(format!(
+        "{} in the graph have its contents: whether they are one tied tensor or copies cannot be determined; export a tied \
+         tensor as one initializer, or copies with other contents",
+        names.join(", ")
+    ))
 }
 
 /// Equal contents can be told apart only by name, and only if every copy has one.
@@ -226,6 +242,27 @@ mod tests {
         Ok(places
             .map(|p| (p.initializer.clone(), p.transposed))
             .collect())
+    }
+
+    #[test]
+    fn a_frozen_copy_in_the_graph_is_not_patched_along() {
+        let online = tensor("online.weight", &[2], &[1.0, 2.0]);
+        let target = Tensor {
+            name: "target.weight".into(),
+            ..online.clone()
+        };
+        let checkpoint = [online.clone()];
+        let alone = placed(&checkpoint, &checkpoint);
+        assert_eq!(alone, Ok(vec![("online.weight".into(), false)]));
+        let said = placed(&checkpoint, &[online.clone(), target]).unwrap_err();
+        assert!(said.contains("online.weight, target.weight"), "{said}");
+        // An exporter's copy is one.
+        let copy = Tensor {
+            name: "onnx::MatMul_7".into(),
+            ..online.clone()
+        };
+        let both = placed(&checkpoint, &[online, copy]).unwrap();
+        assert_eq!(both.len(), 2);
     }
 
     #[test]

@@ -15,12 +15,12 @@ type Known<'a> = (&'a str, &'a str);
 
 /// The parameters of the graph that tensors of one value are under other names; those that nothing
 /// shows are left out.
-pub(super) fn saved_names(
+pub(super) fn saved_names<'a>(
     tensors: &[Tensor],
-    pool: &[Initializer],
+    pool: impl Iterator<Item = &'a Initializer>,
     wiring: &Wiring,
 ) -> BTreeMap<String, String> {
-    let parameters = pool.iter().filter(|(info, _)| is_parameter(&info.name));
+    let parameters = pool.filter(|(info, _)| is_parameter(&info.name));
     let names: BTreeSet<&str> = tensors.iter().map(|tensor| tensor.name.as_str()).collect();
     let (named, free): (Vec<_>, Vec<_>) =
         parameters.partition(|(info, _)| names.contains(info.name.as_str()));
@@ -55,21 +55,30 @@ pub(super) fn saved_names(
 }
 
 /// The parameter of the same rest of the name in the part of the graph that holds the tensor's
-/// neighbours and nothing else.
+/// neighbours and nothing else; so must all parts within it, in which layers may have other numbers.
 fn by_neighbours(tensor: &Tensor, known: &[Known<'_>], free: &[&Initializer]) -> Option<String> {
     let ends = tensor.name.match_indices('.').map(|(at, _)| at + 1);
     let ends: Vec<usize> = ends.collect();
     ends.iter().rev().find_map(|end| {
         let (part, rest) = tensor.name.split_at(*end);
-        let (inside, outside): (Vec<&Known<'_>>, Vec<&Known<'_>>) =
-            known.iter().partition(|(name, _)| name.starts_with(part));
-        let held = common_part(inside.iter().map(|(_, parameter)| *parameter))?;
-        let mixed = outside.iter().any(|(_, other)| other.starts_with(&held));
+        let inside = known.iter().filter(|(name, _)| name.starts_with(part));
+        let held = common_part(inside.map(|(_, parameter)| *parameter))?;
         let wanted = format!("{held}{rest}");
         let mut free = free.iter();
         let there = free.any(|held| held.0.name == wanted && holds(held, tensor));
-        (there && !mixed).then_some(wanted)
+        let within = rest.match_indices('.').map(|(at, _)| at + 1);
+        let mut parts = std::iter::once(0)
+            .chain(within)
+            .map(|at| (&tensor.name[..end + at], &wanted[..held.len() + at]));
+        (there && parts.all(|(ours, theirs)| is_same_part(known, ours, theirs))).then_some(wanted)
     })
+}
+
+/// Whether everything known of one part of the checkpoint is in the other part of the graph, and
+/// nothing else.
+fn is_same_part(known: &[Known<'_>], ours: &str, theirs: &str) -> bool {
+    let mut known = known.iter();
+    known.all(|(name, parameter)| name.starts_with(ours) == parameter.starts_with(theirs))
 }
 
 /// The only parameter within the tensor's module that may be it, if the tensor is the only one that
@@ -161,7 +170,9 @@ mod tests {
             ..Made::default()
         };
         let wiring = graph(&[node], &[]).wiring().unwrap();
-        saved_names(&tensors, &pool, &wiring).into_iter().collect()
+        saved_names(&tensors, pool.iter(), &wiring)
+            .into_iter()
+            .collect()
     }
 
     fn pairs(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
@@ -200,6 +211,23 @@ mod tests {
         // What the graph holds there has other values.
         live[2].1 = [0.0; 2];
         assert_eq!(found(&saved, &live, ""), pairs(&all[1..]));
+    }
+
+    #[test]
+    fn layers_that_have_other_numbers_in_the_graph_are_not_told_by_number() {
+        let saved = [
+            ("m.encoder.layer.0.query.weight", A),
+            ("m.encoder.layer.0.norm.weight", ONES),
+            ("m.encoder.layer.1.query.weight", B),
+            ("m.encoder.layer.1.norm.weight", ONES),
+        ];
+        let live = [
+            ("m.layers.0.query.weight", B),
+            ("m.layers.0.norm.weight", ONES),
+            ("m.layers.1.query.weight", A),
+            ("m.layers.1.norm.weight", ONES),
+        ];
+        assert_eq!(found(&saved, &live, ""), []);
     }
 
     #[test]
