@@ -1,5 +1,6 @@
 """The parts of `export` that need no torch. tests_torch has the others."""
 
+import json
 import struct
 import subprocess
 import sys
@@ -218,13 +219,20 @@ class Documents(InFolder):
         self.assertEqual(corpus.held_out + len(corpus.rest), 100)
         held = {part for part in corpus.texts[0].split("\n\n") if part}
         self.assertEqual(held, {f"paragraph {n}" for n in range(100) if is_held_out(f"paragraph {n}".encode(), 0.3)})
-        self.assertTrue(held.isdisjoint(part.strip() for part in corpus.rest))
+        self.assertTrue(held.isdisjoint(line["text"].strip() for line in corpus.rest))
 
     def test_lines_of_json_are_documents_or_pairs(self):
         lines = '{"text": "a"}\n\n{"text": "b"}\n'
         self.assertEqual(documents.read(self.file("a.jsonl", lines), Split()).texts, ["a", "b"])
         pairs = documents.read(self.file("b.jsonl", '{"source": "a", "target": "b"}\n'), Split())
         self.assertEqual(pairs.pairs, [("a", "b")])
+
+    def test_the_rest_of_lines_is_what_they_were(self):
+        lines = [{"text": f" {number} "} for number in range(20)]
+        written = self.file("a.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+        found = documents.read(written, Split(fraction=0.5, keep_rest=True))
+        self.assertEqual(found.rest, [line for line in lines if not is_held_out(line["text"].strip().encode(), 0.5)])
+        self.assertEqual(len(found.rest) + len(found.texts), 20)
 
     def test_what_cannot_be_read_is_told_with_its_place(self):
         for name, contents, said in (

@@ -3,6 +3,7 @@
 import argparse
 import gc
 import importlib
+import inspect
 import json
 import math
 import os
@@ -13,14 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scorer_client.export import documents, scorer, shards, staging, token_file
-from scorer_client.export.arguments import NAME, Request, model_name, request
+from scorer_client.export.arguments import Request, model_name, request
 from scorer_client.export.closing import Closing, next_commands
 from scorer_client.export.documents import Split
 from scorer_client.export.package import Package, globs
-from scorer_client.export.proof import TELLING, Comparison, Proof
+from scorer_client.export.proof import GRAPH, TELLING, Comparison, Proof
 from scorer_client.export.quiet import quiet
 from scorer_client.export.scorer import Scorer
-from scorer_client.export.steps import INTERRUPTED, UNAVAILABLE, Problem, Steps, tell
+from scorer_client.export.steps import INTERRUPTED, UNAVAILABLE, USAGE, Problem, Steps, tell
 from scorer_client.export.tasks import Task, window_of
 from scorer_client.export.tokenizer import open_tokenizer
 
@@ -89,7 +90,7 @@ def run(asked: Request) -> Closing:
             work.package.folder.rename(asked.out)
             keep(candidate, asked.candidate)
             if asked.rest is not None:
-                asked.rest.write_text("".join(json.dumps({"text": text}) + "\n" for text in rest), encoding="utf-8")
+                asked.rest.write_text("".join(json.dumps(line) + "\n" for line in rest), encoding="utf-8")
         return closing(work, canary, proof)
 
 
@@ -108,11 +109,14 @@ def opened(asked: Request, folder: Path, program: Scorer, steps: Steps) -> Work:
     return Work(asked, folder, program, source, window_of(asked.window, source.limit), steps)
 
 
-def make_shards(work: Work) -> list[str]:
-    """Returns the texts that are not held out."""
+def make_shards(work: Work) -> list[dict[str, str]]:
+    """Returns what is not held out, as lines of --rest."""
     asked, source = work.asked, work.source
     work.shards.mkdir()
     ready = documents.ready_shards(asked.shards)
+    tokens_only = all(file.suffix in token_file.SUFFIXES for file in documents.files(asked.shards))
+    if asked.rest is not None and tokens_only:
+        raise Problem("--rest writes texts, and --shards has tokens", "ask held_out.is_held_out, see docs/export.md", USAGE)
     if ready:
         for path in ready:
             shutil.copyfile(path, work.shards / path.name)
@@ -121,7 +125,6 @@ def make_shards(work: Work) -> list[str]:
     row = asked.row_tokens or work.window + 1
     split = Split(asked.held_out, max(documents.MIN_BLOCK, row), asked.bin_type, asked.rest is not None)
     plan = shards.Plan(source.task, work.window, asked.row_tokens, asked.stride, asked.max_windows, split, source.vocabulary)
-    tokens_only = all(file.suffix in token_file.SUFFIXES for file in documents.files(asked.shards))
     # Masked rows of tokens need the special ones, too.
     where = None if tokens_only and source.task is not Task.MASKED_LM else asked.tokenizer or source.tokenizer
     made = shards.make(asked.shards, plan, None if where is None else open_tokenizer(where), work.shards)
@@ -155,8 +158,6 @@ def exported(work: Work) -> float:
 
 
 def takes_tokens(model: Any) -> bool:
-    import inspect
-
     return "tokens" in inspect.signature(model.forward).parameters
 
 
@@ -164,7 +165,6 @@ def make_package(work: Work, baseline: float) -> dict[str, float]:
     """Returns the canary: torch's own loss, which every worker compares with its baseline."""
     asked, source = work.asked, work.source
     name = asked.name or model_name(source.name)
-    assert NAME.fullmatch(name)
     words = ["--graph", work.folder / "graph" / "model.onnx", "--weights", work.weights, "--shards", work.shards]
     words += ["--name", name, "--version", asked.version, "--out", work.package.folder]
     words += ["--objective", source.task.objective, "--window", work.window]
@@ -202,7 +202,7 @@ def proven(work: Work, baseline: float) -> tuple[Proof, Path]:
     with steps.step("proving the package's losses", "see docs/export.md, The proof"):
         measured = work.scorer.loss(package.folder)
         before = Comparison("loss", baseline, float(measured["loss"]), tolerance)
-        before.check("report it with the model's config.json: the graph does not compute what the model does")
+        before.check(GRAPH)
         tell(f"    {before}")
     with steps.step("proving an update of every tensor", "see docs/export.md, The proof"):
         shapes, aliases = package.trainable(), package.manifest().get("aliases") or {}

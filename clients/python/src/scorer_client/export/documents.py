@@ -28,7 +28,7 @@ class Corpus:
     tokens: list["array[int]"] = field(default_factory=list)
     documents: int = 0
     held_out: int = 0
-    rest: list[str] = field(default_factory=list)  # The texts that are not held out.
+    rest: list[dict[str, str]] = field(default_factory=list)  # The lines of what is not held out.
 
 
 @dataclass(frozen=True)
@@ -82,15 +82,15 @@ def ready_shards(path: Path) -> list[Path]:
 
 def _add_text(corpus: Corpus, file: Path, split: Split) -> None:
     kept: list[str] = []
-    rest: list[str] = []
     for document in paragraphs(_text(file)):
         corpus.documents += 1
-        (kept if is_held_out(document.strip().encode(), split.fraction) else rest).append(document)
+        if is_held_out(document.strip().encode(), split.fraction):
+            kept.append(document)
+        elif split.keep_rest:
+            corpus.rest.append({"text": document})
     corpus.held_out += len(kept)
     if kept:
         corpus.texts.append("".join(kept))
-    if split.keep_rest:
-        corpus.rest += rest
 
 
 def paragraphs(text: str) -> Iterator[str]:
@@ -122,9 +122,9 @@ def _add_lines(corpus: Corpus, file: Path, split: Split) -> None:
             case _:
                 raise Problem(f"{file}, line {number} has neither a text nor a source and a target", advice)
         corpus.documents += 1
-        if not is_held_out(text.encode(), split.fraction):
+        if not is_held_out(text.strip().encode(), split.fraction):
             if split.keep_rest:
-                corpus.rest.append(text)
+                corpus.rest.append(entry)
         elif pair is None:
             corpus.held_out += 1
             corpus.texts.append(text)
@@ -139,7 +139,8 @@ def _add_tokens(corpus: Corpus, file: Path, split: Split) -> None:
         try:
             tokens = array("i", block)
         except OverflowError as error:
-            raise Problem(f"{file} holds a token that does not fit 32 bits", "check the file; --bin-type tells the type of a .bin file") from error
+            advice = "check the file; --bin-type tells the type of a .bin file"
+            raise Problem(f"{file} holds a token that does not fit 32 bits", advice) from error
         if is_held_out(tokens.tobytes(), split.fraction):
             corpus.held_out += 1
             corpus.tokens.append(tokens)

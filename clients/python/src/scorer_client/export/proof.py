@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from scorer_client.export.steps import Problem
 
+GRAPH = "report it with the model's config.json: the graph does not compute what the model does"
+PLACES = "report it with the model's config.json: a tensor is not where the package has it"
 TELLING = 10  # A change of the loss that is less than so many tolerances tells nothing.
 
 
@@ -37,8 +39,8 @@ class Proof:
     entries: int
 
     def check(self) -> None:
-        self.baseline.check("report it with the model's config.json: the graph does not compute what the model does")
-        self.updated.check("report it with the model's config.json: a tensor is not where the package has it")
+        self.baseline.check(GRAPH)
+        self.updated.check(PLACES)
 
     def notes(self) -> list[str]:
         moved = abs(self.updated.torch - self.baseline.torch)

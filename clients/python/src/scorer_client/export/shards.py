@@ -51,7 +51,7 @@ class Shards:
     folder: Path
     told: list[str]
     windows: int
-    rest: list[str]
+    rest: list[dict[str, str]]
 
 
 def make(source: Path, plan: Plan, tokenizer: Tokenizer | None, folder: Path) -> Shards:
