@@ -54,17 +54,29 @@ def add_export(export: argparse.ArgumentParser) -> None:
     tasks = [task.value for task in Task if task is not Task.OWN]
     export.add_argument("--task", choices=tasks, help="default: what `architectures` in config.json says")
     export.add_argument("--dtype", choices=[precision.value for precision in Precision], default="float32")
-    export.add_argument("--compute-float32", action="store_true", help="weights of 16 bits, arithmetic in float32: for every provider")
+    export.add_argument(
+        "--compute-float32", action="store_true", help="weights of 16 bits, arithmetic in float32: for every provider"
+    )
     export.add_argument("--tokenizer", type=Path, metavar="DIR", help="default: the model's")
     export.add_argument("--base", type=Path, metavar="DIR", help="the base of an adapter; default: what the adapter names")
-    export.add_argument("--window", type=whole(1), metavar="N", help="tokens that the model reads at once; default 128, or its limit")
-    export.add_argument("--row-tokens", type=whole(2), metavar="N", help="longer rows than window + 1 let the nonce choose the window")
-    export.add_argument("--stride", type=whole(1), metavar="N", help="tokens between the starts of two rows; default: the row's length")
+    export.add_argument(
+        "--window", type=whole(1), metavar="N", help="tokens that the model reads at once; default 128, or its limit"
+    )
+    export.add_argument(
+        "--row-tokens", type=whole(2), metavar="N", help="longer rows than window + 1 let the nonce choose the window"
+    )
+    export.add_argument(
+        "--stride", type=whole(1), metavar="N", help="tokens between the starts of two rows; default: the row's length"
+    )
     export.add_argument("--max-windows", type=whole(1), metavar="N", default=MAX_WINDOWS, help="at most so many (%(default)s)")
-    export.add_argument("--held-out", type=share, metavar="SHARE", default=1.0, help="share of the documents that is held out, by hash (1)")
+    export.add_argument(
+        "--held-out", type=share, metavar="SHARE", default=1.0, help="share of the documents that is held out, by hash (1)"
+    )
     export.add_argument("--rest", type=Path, metavar="FILE", help="write the texts that are not held out, one JSON line each")
     export.add_argument("--bin-type", choices=tuple(BIN_CODES), default="uint16", help="type of .bin token files (%(default)s)")
-    export.add_argument("--exclude", action="append", default=[], metavar="GLOB", help="checkpoint tensors to leave out; repeatable")
+    export.add_argument(
+        "--exclude", action="append", default=[], metavar="GLOB", help="checkpoint tensors to leave out; repeatable"
+    )
     export.add_argument("--scorer", type=Path, metavar="FILE", help="the program; default: $SCORER, PATH, target/*/scorer")
     export.add_argument("--provider", default="cpu", choices=("cpu", "cuda"), help="what proves the package (%(default)s)")
     export.add_argument("--candidate", type=Path, metavar="FILE", help="keep the random update of the proof, to submit it")
@@ -102,7 +114,8 @@ def request(arguments: argparse.Namespace) -> Request:
     if found.precision is Precision.BFLOAT16 and found.provider == "cpu" and not found.widened:
         raise Problem(
             "the CPU cannot compute bfloat16, so the package could not be proven",
-            "add --compute-float32, or --provider cuda on a machine with a GPU; a bfloat16 checkpoint is exact in --dtype float32, too",
+            "add --compute-float32, or --provider cuda on a machine with a GPU; "
+            "a bfloat16 checkpoint is exact in --dtype float32, too",
             USAGE,
         )
     if not found.shards.exists():

@@ -87,10 +87,10 @@ def run(asked: Request) -> Closing:
             canary = make_package(work, baseline)
         proof, candidate = proven(work, baseline)
         with steps.step("moving the package into place", "check the disk"):
-            work.package.folder.rename(asked.out)
             keep(candidate, asked.candidate)
             if asked.rest is not None:
                 asked.rest.write_text("".join(json.dumps(line) + "\n" for line in rest), encoding="utf-8")
+            work.package.folder.rename(asked.out)  # Last: a package that is there is whole.
         return closing(work, canary, proof)
 
 

@@ -139,7 +139,8 @@ def _add_tokens(corpus: Corpus, file: Path, split: Split) -> None:
         try:
             tokens = array("i", block)
         except OverflowError as error:
-            raise Problem(f"{file} holds a token that does not fit 32 bits", "check the file; --bin-type tells the type of a .bin file") from error
+            advice = "check the file; --bin-type tells the type of a .bin file"
+            raise Problem(f"{file} holds a token that does not fit 32 bits", advice) from error
         if is_held_out(tokens.tobytes(), split.fraction):
             corpus.held_out += 1
             corpus.tokens.append(tokens)

@@ -27,7 +27,7 @@ def export(model: Any, samples: Mapping[str, Any], task: Task, names: Mapping[st
         except torch.onnx.OnnxExporterError:
             if not wrapper.make_plain(model):
                 raise
-            tell("    torch cannot export the model as it is; exporting its plain form (attention, experts), which computes the same")
+            tell("    torch cannot export the model as it is; exporting its plain form, which computes the same")
             program = traced(model, samples, output)
         graph = program.model.graph
         for name, value in list(graph.initializers.items()):

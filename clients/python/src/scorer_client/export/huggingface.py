@@ -56,7 +56,9 @@ class HuggingFace:
 
     def _text_config(self) -> Mapping[str, Any]:
         """What config.json leaves out is the default of the model's kind."""
-        return transformers.AutoConfig.from_pretrained(self.folder, local_files_only=True).get_text_config().to_dict()  # type: ignore[no-any-return]
+        config = transformers.AutoConfig.from_pretrained(self.folder, local_files_only=True)
+        found: Mapping[str, Any] = config.get_text_config().to_dict()
+        return found
 
     def load(self, changed: Path | None = None) -> Any:
         return wrapper.wrap(self.model(changed or self.folder), self.task, self.widened).eval()
@@ -82,7 +84,8 @@ class HuggingFace:
         merged = names.merged(model.m, set(found))
         if merged:
             shown = ", ".join(merged[:3]) + (" and more" if len(merged) > 3 else "")
-            tell(f"    transformers keeps {len(merged)} tensors in another form than the checkpoint; candidates name these: {shown}")
+            tell(f"    transformers keeps {len(merged)} tensors in another form than the checkpoint.")
+            tell(f"    Candidates name these: {shown}")
             checkpoint.write(path, names.by_saved_name(model.m, set(found)))
         elif found.fits(self.precision):
             return found.path

@@ -92,6 +92,5 @@ def _cast(path: Path, data: memoryview, code: Code, row_length: int | None) -> T
     try:
         return TokenFile(data.cast("B").cast(code), row_length)
     except (TypeError, ValueError) as error:
-        raise Problem(
-            f"{path}: {len(data)} bytes are not a whole number of tokens", "check the file; --bin-type tells the type of a .bin file"
-        ) from error
+        advice = "check the file; --bin-type tells the type of a .bin file"
+        raise Problem(f"{path}: {len(data)} bytes are not a whole number of tokens", advice) from error
