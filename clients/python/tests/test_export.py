@@ -1,6 +1,7 @@
 """The parts of `export` that need no torch. tests_torch has the others."""
 
 import json
+import math
 import struct
 import subprocess
 import sys
@@ -251,6 +252,21 @@ class Documents(InFolder):
     def test_an_empty_directory_is_refused(self):
         (self.folder / "dir").mkdir()
         self.assertIn("holds no files", self.problem(documents.read, self.folder / "dir", Split()))
+
+    def test_ready_shards_are_checked_where_they_are(self):
+        def shard(name, shape):
+            path = self.folder / name
+            tensors = {"x": safetensors_file.Tensor("F32", shape, bytes(4 * math.prod(shape)))} if shape else {}
+            safetensors_file.write(path, tensors)
+            return [path]
+
+        shards.check(shard("shard_1.safetensors", (2, 3)))
+        for said, paths in (
+            ("no number", shard("shard.safetensors", (2, 3))),
+            ("without rows", shard("shard_2.safetensors", (0, 3))),
+            ("no tensors", shard("shard_3.safetensors", ())),
+        ):
+            self.assertIn(said, self.problem(shards.check, paths))
 
     def test_only_a_directory_of_nothing_but_shards_is_taken_as_it_is(self):
         shard = self.file("dir/shard_1.safetensors", "")

@@ -118,11 +118,14 @@ def make_shards(work: Work) -> list[dict[str, str]]:
     if asked.rest is not None and tokens_only:
         raise Problem("--rest writes texts, and --shards has tokens", "ask held_out.is_held_out, see docs/export.md", USAGE)
     if ready:
+        shards.check(ready)
         for path in ready:
             shutil.copyfile(path, work.shards / path.name)
         work.notes.append(f"{len(ready)} shards of {asked.shards}, as they are")
         return []
     row = asked.row_tokens or work.window + 1
+    if row <= work.window:
+        raise Problem(f"--row-tokens {row} is less than a window of {work.window} and one more", "set more", USAGE)
     split = Split(asked.held_out, max(documents.MIN_BLOCK, row), asked.bin_type, asked.rest is not None)
     plan = shards.Plan(source.task, work.window, asked.row_tokens, asked.stride, asked.max_windows, split, source.vocabulary)
     # Masked rows of tokens need the special ones, too.

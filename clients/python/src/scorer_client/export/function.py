@@ -53,7 +53,11 @@ class Function:
     def load(self, changed: Path | None = None) -> Any:
         model, self._built = self._built, None
         if model is None:
-            model = self.build()
+            try:
+                model = self.build()
+            except SystemExit as error:
+                advice = "return a torch.nn.Module, and raise an exception for what is wrong"
+                raise Problem(f"{self.name}() ended the program: exit {error.code}", advice, USAGE) from error
             if not isinstance(model, torch.nn.Module):
                 raise Problem(f"{self.name}() returns {type(model).__name__}", "return a torch.nn.Module", USAGE)
             model = model.to(TORCH[self.precision]).eval()

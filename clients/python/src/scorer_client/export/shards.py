@@ -123,6 +123,15 @@ def read(folder: Path) -> list[tuple[int, dict[str, Tensor]]]:
     return sorted(found, key=lambda shard: shard[0])
 
 
+def check(paths: Sequence[Path]) -> None:
+    """Refuses files that no worker would take for shards."""
+    for path in paths:
+        shard_id(path)
+        tensors = safetensors_file.read(path)
+        if not tensors or any(not tensor.shape or 0 in tensor.shape for tensor in tensors.values()):
+            raise Problem(f"{path} has no tensors, or one without rows", "give each shard a tensor [rows, ...] for each input")
+
+
 def shard_id(path: Path) -> int:
     digits = "".join(character if character.isascii() and character.isdigit() else " " for character in path.name).split()
     if not digits:

@@ -61,4 +61,7 @@ def open_source(
         return HuggingFace.open(folder, precision, task, widened)
     if folder.is_dir():
         raise Problem(f"{folder} has neither {CONFIG} nor {ADAPTER_CONFIG}", "save the model with model.save_pretrained(DIR)", USAGE)
+    if widened:
+        advice = "widen the weights in the module's forward"
+        raise Problem("--compute-float32 is for Hugging Face directories and adapters", advice, USAGE)
     return Function.open(words, precision, tokenizer)

@@ -16,7 +16,10 @@ from scorer_client.export.steps import USAGE, Problem
 def staging(out: Path) -> Iterator[Path]:
     """SIGTERM and SIGHUP end the export as Ctrl-C does: what is unfinished is removed."""
     check(out)
-    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.export-", dir=out.parent))
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.export-", dir=out.parent))
+    except OSError as error:
+        raise Problem(f"--out {out}: {out.parent} cannot be written: {error.strerror}", "give another directory", USAGE) from error
     previous = {number: signal.signal(number, _end) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         yield folder
