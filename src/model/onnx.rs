@@ -6,7 +6,6 @@
 mod external;
 mod flow;
 mod graph;
-#[cfg(test)]
 pub(crate) mod hand_made;
 mod kernels;
 mod lift;

@@ -195,6 +195,40 @@ async fn architectures_have_pytorch_s_losses_before_and_after() {
     assert_eq!(failed, 0, "each has said above what it is");
 }
 
+/// The checkpoint's `embed_out.weight` is `lm_head.weight` in the live GPT-NeoX. A checkpoint that has a tensor of that
+/// name, too, which was left out, means another one.
+#[test]
+fn a_name_that_was_left_out_is_no_other_name_of_a_tensor() {
+    let weights = unpacked("gptneox", "fresh.safetensors.gz");
+    let tensors = safetensors::SafeTensors::deserialize(&weights).unwrap();
+    let zeros = [0; 4];
+    let other = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![1], &zeros);
+    let own = || {
+        let own = tensors.iter();
+        own.map(|(name, view)| (name.to_owned(), view))
+    };
+    let other = ("lm_head.weight".to_owned(), other.unwrap());
+    let aliases = |tensors: Vec<_>, exclude: &[&str]| {
+        let (files, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let graph = unpacked("gptneox", "unfolded.onnx.gz");
+        std::fs::write(files.path().join("graph.onnx"), graph).unwrap();
+        let weights = safetensors::serialize(tensors, None).unwrap();
+        std::fs::write(files.path().join("weights"), weights).unwrap();
+        let objective = Objective::causal_lm(16);
+        let mut recipe = recipe(files.path(), "graph.onnx", "weights", objective, out.path());
+        recipe.shards = model_dir().join("architectures/shards/causal");
+        recipe.exclude = exclude.iter().map(|name| (*name).to_owned()).collect();
+        build(&recipe).unwrap().manifest.aliases.unwrap_or_default()
+    };
+    let known = aliases(own().collect(), &[]);
+    assert_eq!(
+        known.get("lm_head.weight").map(String::as_str),
+        Some("embed_out.weight")
+    );
+    let left_out = aliases(own().chain([other]).collect(), &["lm_head.weight"]);
+    assert_eq!(left_out.get("lm_head.weight"), None);
+}
+
 /// The page's table: `UPDATE=1 cargo test --test cases architectures` writes it anew.
 #[test]
 fn the_page_says_what_is_proven() {

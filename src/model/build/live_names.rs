@@ -56,20 +56,10 @@ fn name_in(node: &NodeInfo, tensor: &Tensor) -> Option<String> {
 mod tests {
     use super::*;
     use crate::model::manifest::GraphLocation;
-    use crate::model::onnx::hand_made::{Made, graph};
-    use crate::model::tensor::Dtype;
+    use crate::model::onnx::hand_made::{Made, graph, tensor};
 
     const HEAD: &str = "['', 'm', 'm.lm_head', 'linear']";
     const CALL: &str = "%linear : linear(args = (%x, %p_m_lm_head_weight))";
-
-    fn tensor(name: &str, values: &[f32]) -> Tensor {
-        Tensor {
-            name: name.into(),
-            shape: vec![values.len()],
-            dtype: Dtype::F32,
-            bytes: values.iter().flat_map(|v| v.to_le_bytes()).collect(),
-        }
-    }
 
     fn reader<'a>(input: &'a [&'a str], scopes: &'a str, call: &'a str) -> Made<'a> {
         Made {

@@ -131,16 +131,7 @@ fn once(found: BTreeMap<String, String>) -> BTreeMap<String, String> {
 mod tests {
     use super::*;
     use crate::model::onnx::InitializerInfo;
-    use crate::model::onnx::hand_made::{Made, graph};
-
-    fn tensor(name: &str, values: &[f32]) -> Tensor {
-        Tensor {
-            name: name.into(),
-            shape: vec![values.len()],
-            dtype: Dtype::F32,
-            bytes: values.iter().flat_map(|v| v.to_le_bytes()).collect(),
-        }
-    }
+    use crate::model::onnx::hand_made::{Made, graph, tensor};
 
     const ONES: [f32; 2] = [1.0; 2];
     const A: [f32; 2] = [1.0, 2.0];

@@ -9,6 +9,8 @@ use super::proto::{
     Attribute, GraphProto, ModelProto, NodeProto as Node, OperatorSetId, StringEntry, TensorProto,
     ValueInfo,
 };
+use crate::model::checkpoint::Tensor;
+use crate::model::tensor::Dtype;
 
 /// A node and what its exporter says of it.
 #[derive(Debug, Clone, Copy, Default)]
@@ -97,4 +99,14 @@ pub(super) fn of_nodes(nodes: &[Node], initializers: &[&str]) -> Graph {
         ..ModelProto::default()
     };
     Graph::decode(model.encode_to_vec().into()).expect("a graph")
+}
+
+/// A tensor of a checkpoint, in float32.
+pub(crate) fn tensor(name: &str, values: &[f32]) -> Tensor {
+    Tensor {
+        name: name.into(),
+        shape: vec![values.len()],
+        dtype: Dtype::F32,
+        bytes: values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+    }
 }
