@@ -20,6 +20,7 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use crate::config::EngineConfig;
+use crate::model::onnx::Graph;
 use crate::model::package::Package;
 use crate::model::plan::{Plan, Window};
 use crate::model::tensor::Elem;
@@ -30,7 +31,7 @@ use crate::util::clock::Lap;
 pub use load::check;
 use objective::Measure;
 use patch::{Patch, Patches};
-use session::{Feed, GraphSource, Session, SessionError, Terminator};
+use session::{Feed, Session, SessionError, Source, Terminator};
 use statistics::Paired;
 use warmup::Proven;
 pub use warmup::Warm;
@@ -102,11 +103,18 @@ pub struct Evaluation {
 /// When the session cannot be built, or the allocation succeeds.
 pub fn exhaust(config: &EngineConfig) -> Result<Failure, EngineError> {
     let graph = crate::model::onnx::synthetic::greedy();
-    let session = Session::new(config, GraphSource::Bytes(&graph), Vec::new());
+    let graph = Graph::decode(graph.into());
+    let source = Source {
+        graph: graph.map_err(|e| EngineError::new(Detail::WarmFailed, e.to_string()))?,
+        folder: std::path::PathBuf::new(),
+        made: None,
+    };
+    let size = std::iter::once(1 << 50);
+    let feeds = vec![Feed::integers("size", vec![1], Elem::I64, size)];
+    let session = Session::new(config, source, &feeds, Vec::new());
     let unexpected = |e| EngineError::from_session(&e, Detail::WarmFailed);
     let mut session = session.map_err(unexpected)?;
-    let size = std::iter::once(1 << 50);
-    match session.run(vec![Feed::integers("size", vec![1], Elem::I64, size)]) {
+    match session.run(feeds) {
         Err(error) => Ok(error.into()),
         Ok(_) => {
             let message = "an allocation of four petabytes succeeded";
@@ -124,6 +132,25 @@ struct Slot {
     transposed: bool,
 }
 
+/// How many windows run at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum MicroBatch {
+    /// As many as the graph was exported for.
+    Fixed(usize),
+    /// At most so many.
+    Most(usize),
+}
+
+impl MicroBatch {
+    /// The size for a plan of so many windows: equal batches, so that little is filled up in the last one.
+    fn of(self, windows: usize) -> usize {
+        match self {
+            Self::Fixed(size) => size,
+            Self::Most(most) => windows.div_ceil(windows.div_ceil(most).max(1)).max(1),
+        }
+    }
+}
+
 /// A loaded model.
 #[derive(Debug)]
 pub struct Engine {
@@ -131,8 +158,9 @@ pub struct Engine {
     pub package: Arc<Package>,
     session: Session,
     slots: Vec<Slot>,
-    micro_batch: usize,
-    fixed_batch: bool,
+    micro_batch: MicroBatch,
+    /// The micro-batch of the default plan.
+    usual_batch: usize,
     measure: Measure,
     /// By plan and micro-batch, because the bits of a loss depend on both.
     baselines: HashMap<([u8; 32], usize), Arc<Vec<f64>>>,
@@ -191,12 +219,12 @@ impl Engine {
         let mut batch = self.batch_of(plan);
         loop {
             match work(self, batch) {
-                Err(failure)
-                    if failure.code == Code::OutOfMemory
-                        && batch > 1
-                        && !self.fixed_batch
-                        && self.sound =>
-                {
+                Err(failure) if failure.code == Code::OutOfMemory && self.sound => {
+                    // What the sessions have reserved would be missing in the next attempt.
+                    self.session.forget_compiled();
+                    if batch == 1 || matches!(self.micro_batch, MicroBatch::Fixed(_)) {
+                        return Err(failure);
+                    }
                     batch /= 2;
                     tracing::warn!(%failure, micro_batch = batch, "out of memory; trying this job again with fewer windows at a time");
                 }
@@ -207,10 +235,7 @@ impl Engine {
 
     /// The micro-batch for a plan, if memory suffices.
     fn batch_of(&self, plan: &Plan) -> usize {
-        match self.fixed_batch {
-            true => self.micro_batch,
-            false => self.micro_batch.min(plan.windows.len()),
-        }
+        self.micro_batch.of(plan.windows.len())
     }
 
     /// The per-window losses of the unchanged model, computed once per plan and micro-batch.
@@ -336,24 +361,33 @@ impl Engine {
         self.losses(plan, self.batch_of(plan))
     }
 
+    /// The losses in the order of the plan; they are measured in its order of measuring.
     fn losses(&mut self, plan: &Plan, batch: usize) -> Result<Vec<f64>, Failure> {
         let _busy = self.progress.begin();
-        let batches = plan.windows.chunks(batch);
-        let losses = batches.map(|windows| self.micro_batch_losses(windows));
-        Ok(losses.collect::<Result<Vec<_>, _>>()?.concat())
+        let mut losses = vec![f64::NAN; plan.windows.len()];
+        for places in plan.order.chunks(batch) {
+            let windows: Vec<&Window> = places.iter().map(|at| &plan.windows[*at]).collect();
+            let measured = self.micro_batch_losses(&windows, batch)?;
+            for (at, loss) in places.iter().zip(measured) {
+                losses[*at] = loss;
+            }
+        }
+        Ok(losses)
     }
 
-    fn micro_batch_losses(&mut self, windows: &[Window]) -> Result<Vec<f64>, Failure> {
+    fn micro_batch_losses(
+        &mut self,
+        windows: &[&Window],
+        batch: usize,
+    ) -> Result<Vec<f64>, Failure> {
         let began = Instant::now();
-        let batch = match self.fixed_batch {
-            true => self.micro_batch,
-            false => windows.len(),
-        };
         let feeds = self.measure.feeds(&self.package, windows, batch);
+        let fresh = !self.session.is_compiled(&feeds);
+        let _patient = fresh.then(|| self.progress.compiling());
         let output = self.session.run(feeds)?;
         self.progress.step();
         // Only warm-ups set the pace that the watchdog compares with; a slow job must not relax it.
-        if self.proven.is_none() {
+        if self.proven.is_none() && !fresh {
             self.progress.note_pace(began.elapsed());
         }
         self.measure.losses(windows, batch, &output)

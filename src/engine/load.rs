@@ -4,11 +4,12 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::objective::{self, Measure};
-use super::session::{GraphSource, Session, SessionError};
-use super::{Engine, EngineError, Slot};
+use super::session::{Session, SessionError, Source};
+use super::{Engine, EngineError, MicroBatch, Slot};
 use crate::config::EngineConfig;
 use crate::model::onnx::{Graph, Head, Untrainable, WeightSpec};
 use crate::model::package::Package;
+use crate::model::plan::Plan;
 use crate::model::tensor::Dtype;
 use crate::model::weights::transpose;
 use crate::protocol::state::Detail;
@@ -54,26 +55,27 @@ impl Engine {
         let (graph, measure, fixed) = fit(&package).map_err(broken)?;
         let (slots, specs) = layout(&package);
         let names: Vec<&str> = specs.iter().map(|s| s.input.as_str()).collect();
-        let head = objective::head(&package);
-        let (slots, session) = match hold {
+        let (slots, source, specs) = match hold {
             Hold::Inputs => {
-                let prepared = graph.prepare(&names, head, &package.dir);
-                let prepared = prepared.map_err(|e| broken(e.to_string()))?;
-                let source = GraphSource::Beside(&prepared, &package.dir);
-                (slots, Session::new(config, source, specs))
+                let source = source(graph, &names, &package).map_err(broken)?;
+                (slots, source, specs)
             }
             Hold::Constants => {
-                let bare = bare_session(&package, graph, &specs, config);
-                (Vec::new(), bare.map_err(broken)?)
+                let source = bare_source(&package, graph, &specs).map_err(broken)?;
+                (Vec::new(), source, Vec::new())
             }
         };
+        let micro_batch = fixed.map_or(MicroBatch::Most(config.micro_batch), MicroBatch::Fixed);
+        let usual_batch = micro_batch.of(windows(&package)?);
+        let feeds = measure.feeds(&package, &[], usual_batch);
+        let session = Session::new(config, source, &feeds, specs);
         let session = session.map_err(|e| refused(&package, config, &e))?;
         progress.forget_pace();
         Ok(Self {
             session,
             slots,
-            micro_batch: fixed.unwrap_or(config.micro_batch),
-            fixed_batch: fixed.is_some(),
+            micro_batch,
+            usual_batch,
             measure,
             baselines: HashMap::new(),
             proven: None,
@@ -168,21 +170,41 @@ fn check_trainable(package: &Package, graph: &Graph, head: Head<'_>) -> Result<(
     Ok(())
 }
 
-/// A session with constant weights. The outer error comes from the disk or from editing the graph.
-fn bare_session(
+/// The graph with its weights as inputs.
+fn source(graph: Graph, weights: &[&str], package: &Package) -> Result<Source, String> {
+    let prepared = graph.prepare(weights, objective::head(package), &package.dir);
+    let prepared = prepared.and_then(|bytes| Graph::decode(bytes.into()));
+    Ok(Source {
+        graph: prepared.map_err(|e| e.to_string())?,
+        folder: package.dir.clone(),
+        made: None,
+    })
+}
+
+/// The graph with constant weights, in a folder of its own.
+fn bare_source(
     package: &Package,
     graph: Graph,
     specs: &[WeightSpec<'_>],
-    config: &EngineConfig,
-) -> Result<Result<Session, SessionError>, String> {
+) -> Result<Source, String> {
     let dir = tempfile::tempdir().map_err(|e| e.to_string())?;
-    let [model, data] = ["model.onnx", "scorer.weights"].map(|name| dir.path().join(name));
+    let data = dir.path().join("scorer.weights");
     let head = objective::head(package);
     let prepared = graph.with_constants(specs, head, &package.dir, &data);
-    let prepared = prepared.map_err(|e| e.to_string())?;
+    let prepared = prepared.and_then(|bytes| Graph::decode(bytes.into()));
     copy_external(package, dir.path()).map_err(|e| e.to_string())?;
-    std::fs::write(&model, prepared).map_err(|e| e.to_string())?;
-    Ok(Session::new(config, GraphSource::File(&model), Vec::new()))
+    Ok(Source {
+        graph: prepared.map_err(|e| e.to_string())?,
+        folder: dir.path().to_owned(),
+        made: Some(dir),
+    })
+}
+
+/// The number of windows of the default plan.
+fn windows(package: &Package) -> Result<usize, EngineError> {
+    let plan = Plan::new(&package.shards, None, "", package.cut());
+    let plan = plan.map_err(|f| EngineError::new(Detail::WarmFailed, f.message))?;
+    Ok(plan.windows.len())
 }
 
 /// Copies the package's external data beside a graph in another folder.

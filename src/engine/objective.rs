@@ -52,14 +52,15 @@ impl Measure {
         Ok((measure, batches.next()))
     }
 
-    /// The inputs for these windows. They repeat to fill a fixed batch; the surplus results are ignored.
+    /// The inputs for these windows. They repeat to fill the batch; the surplus results are ignored. Of no
+    /// windows, the inputs have their shapes and no values.
     pub(super) fn feeds<'a>(
         &'a self,
         package: &'a Package,
-        windows: &[Window],
+        windows: &[&Window],
         batch: usize,
     ) -> Vec<Feed<'a>> {
-        let filled = windows.iter().cycle().take(batch);
+        let filled = windows.iter().copied().cycle().take(batch);
         match self {
             Self::CausalLm {
                 tokens,
@@ -85,7 +86,7 @@ impl Measure {
     /// The loss of each window, from the graph's output for the batch.
     pub(super) fn losses(
         &self,
-        windows: &[Window],
+        windows: &[&Window],
         batch: usize,
         output: &[f32],
     ) -> Result<Vec<f64>, Failure> {

@@ -17,7 +17,7 @@ use rand::{Rng, SeedableRng};
 use super::patch::Patch;
 use super::warmup::same_bits;
 use crate::engine::session::Entries;
-use crate::engine::{Engine, EngineError};
+use crate::engine::{Engine, EngineError, MicroBatch};
 use crate::model::package::Package;
 use crate::model::plan::{Plan, Window};
 use crate::model::tensor::{read_element, round_to};
@@ -73,7 +73,7 @@ impl Engine {
     /// The places that do not change the loss of the first window.
     fn unmoved(&mut self, plan: &Plan) -> Result<Vec<usize>, EngineError> {
         let first = short(&plan.windows[..1]);
-        let still = self.pass(&first).map_err(broken)?;
+        let still = self.probe_pass(&first).map_err(broken)?;
         let mut unmoved = Vec::new();
         for slot in self.probed() {
             if !self.moves(slot, &first, &still)? {
@@ -119,7 +119,20 @@ impl Engine {
         let written = self.write_place(slot, patch, &patch.values);
         written.map_err(|e| broken(e.into()))?;
         self.check_arrival(slot, patch)?;
-        self.pass(plan).map_err(broken)
+        self.probe_pass(plan).map_err(broken)
+    }
+
+    /// The losses of some windows. They run alone unless they fill half of the usual micro-batch, because
+    /// each size needs a session of its own.
+    fn probe_pass(&mut self, plan: &Plan) -> Result<Vec<f64>, Failure> {
+        self.losses(plan, self.probe_batch(plan.windows.len()))
+    }
+
+    fn probe_batch(&self, windows: usize) -> usize {
+        match self.micro_batch {
+            MicroBatch::Most(_) if 2 * windows <= self.usual_batch => 1,
+            MicroBatch::Most(_) | MicroBatch::Fixed(_) => self.usual_batch,
+        }
     }
 
     /// Reads the whole place back. A device may drop entries, as software Vulkan does beyond 128 MiB of a
@@ -200,9 +213,9 @@ impl Engine {
                 break;
             }
             let plan = short(windows);
-            let runs = windows.len().div_ceil(self.batch_of(&plan));
+            let runs = windows.len().div_ceil(self.probe_batch(windows.len()));
             self.foresee(2 * runs);
-            let still = self.pass(&plan)?;
+            let still = self.probe_pass(&plan)?;
             if still.iter().any(|loss| !loss.is_finite()) {
                 return Ok(false);
             }
@@ -237,7 +250,7 @@ impl Engine {
         });
         let losses = written
             .map_err(Failure::from)
-            .and_then(|()| self.pass(plan));
+            .and_then(|()| self.probe_pass(plan));
         for slot in slots {
             self.restore(&[patch(self.slots[*slot].tensor)])?;
         }
@@ -386,13 +399,8 @@ fn growing<T>(mut windows: &[T]) -> impl Iterator<Item = &[T]> {
     })
 }
 
-/// A plan of some windows, with a dummy hash.
 fn short(windows: &[Window]) -> Plan {
-    Plan {
-        hash: [0; 32],
-        windows: windows.to_vec(),
-        targets: 0,
-    }
+    Plan::excerpt([0; 32], windows)
 }
 
 fn broken(failure: Failure) -> EngineError {

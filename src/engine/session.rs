@@ -7,13 +7,14 @@ mod library;
 mod scratch;
 mod terminator;
 
+use std::path::PathBuf;
+
 use ort::memory::AllocationDevice;
 use ort::session::SessionInputValue;
 
 use crate::config::{EngineConfig, Provider};
-use crate::model::onnx::{OUTPUT, WeightSpec};
-pub use build::GraphSource;
-use build::build;
+use crate::model::onnx::{Graph, OUTPUT, WeightSpec};
+use build::{GraphSource, build};
 pub use feed::Feed;
 pub use library::library_version;
 pub use scratch::Entries;
@@ -66,46 +67,110 @@ impl From<ort::Error> for SessionError {
     }
 }
 
-/// A session whose weights are inputs, with one scratch tensor per weight.
+/// How many compiled graphs are kept: that of the default plan, one for a single window, and one more.
+const KEPT: usize = 3;
+
+/// One graph, compiled for each size of its inputs that it is run with, and one scratch tensor per weight,
+/// which all of them read.
 pub struct Session {
-    inner: ort::session::Session,
+    config: EngineConfig,
+    source: Source,
+    /// The last one was used last.
+    compiled: Vec<Compiled>,
     weights: Vec<Scratch>,
     memory: Memory,
     /// Ends the runs of the current command.
     pub terminator: Terminator,
 }
 
+/// Where sessions read the graph.
+#[derive(Debug)]
+pub struct Source {
+    /// The graph, its inputs of any size.
+    pub graph: Graph,
+    /// The folder of its external data.
+    pub folder: PathBuf,
+    /// Deletes that folder in the end, if it was made for this.
+    pub made: Option<tempfile::TempDir>,
+}
+
+/// A session of ONNX Runtime. The sizes of its inputs are fixed, so that no shape is computed at run time,
+/// and so that the bits of a result depend on nothing but the values.
+struct Compiled {
+    shapes: Shapes,
+    inner: ort::session::Session,
+}
+
+/// The shape of each input that is no weight, in the order in which they are fed.
+type Shapes = Vec<Vec<usize>>;
+
+fn shapes(feeds: &[Feed<'_>]) -> Shapes {
+    feeds.iter().map(|feed| feed.shape.clone()).collect()
+}
+
 impl std::fmt::Debug for Session {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Session")
             .field("weights", &self.weights.len())
+            .field("compiled", &self.compiled.len())
             .finish_non_exhaustive()
     }
 }
 
 impl Session {
-    /// Builds a session and fills the scratch weights.
+    /// Compiles the graph for inputs of these sizes and fills the scratch weights.
     ///
     /// # Errors
     /// When the provider is missing, the graph is refused or memory runs out.
     pub fn new(
         config: &EngineConfig,
-        graph: GraphSource<'_>,
+        source: Source,
+        feeds: &[Feed<'_>],
         weights: Vec<WeightSpec<'_>>,
     ) -> Result<Self, SessionError> {
-        let inner = build(config, graph)?;
+        let first = Compiled::new(config, &source, feeds)?;
         let mut memory = match config.execution_provider {
             Provider::Cpu => Memory::Host,
-            Provider::Cuda | Provider::Tensorrt => device(config, &inner, &weights)?,
+            Provider::Cuda | Provider::Tensorrt => device(config, &first.inner, &weights)?,
         };
         let weights = weights.into_iter().map(|spec| memory.fill(spec));
         let weights = weights.collect::<Result<_, _>>()?;
         Ok(Self {
-            inner,
+            config: config.clone(),
+            source,
+            compiled: vec![first],
             weights,
             memory,
             terminator: Terminator::default(),
         })
+    }
+
+    /// Whether the graph is compiled for feeds of these sizes.
+    pub fn is_compiled(&self, feeds: &[Feed<'_>]) -> bool {
+        let wanted = shapes(feeds);
+        self.compiled.iter().any(|c| c.shapes == wanted)
+    }
+
+    /// Compiles the graph for feeds of these sizes, unless it is; of those not used for long, it forgets.
+    fn compile(&mut self, feeds: &[Feed<'_>]) -> Result<(), SessionError> {
+        let wanted = shapes(feeds);
+        let known = self.compiled.iter().position(|c| c.shapes == wanted);
+        let found = match known {
+            Some(at) => self.compiled.remove(at),
+            None => {
+                let surplus = (self.compiled.len() + 1).saturating_sub(KEPT);
+                self.compiled.drain(..surplus);
+                Compiled::new(&self.config, &self.source, feeds)?
+            }
+        };
+        self.compiled.push(found);
+        Ok(())
+    }
+
+    /// Gives back the memory of all compiled graphs, which are made again when they are needed. The
+    /// weights stay.
+    pub fn forget_compiled(&mut self) {
+        self.compiled.clear();
     }
 
     /// Keeps the weights in host memory that stands in for a device. They must be filled again, and
@@ -119,7 +184,8 @@ impl Session {
     ) -> Result<(), SessionError> {
         let make = |graph: &[u8]| build(config, GraphSource::Bytes(&replaced(graph)));
         let names = Names::stand_in();
-        let device = Device::new(&self.inner, &names, dtypes.iter().copied(), make)?;
+        let main = make(&crate::model::onnx::copy_graph(dtypes[0]))?;
+        let device = Device::new(&main, &names, dtypes.iter().copied(), make)?;
         self.memory = Memory::Device(Box::new(device));
         Ok(())
     }
@@ -164,6 +230,10 @@ impl Session {
     /// # Errors
     /// The classified error of ONNX Runtime.
     pub fn run(&mut self, feeds: Vec<Feed<'_>>) -> Result<Vec<f32>, SessionError> {
+        self.compile(&feeds)?;
+        let Some(Compiled { inner, .. }) = self.compiled.last_mut() else {
+            return Err(SessionError::Other("no graph is compiled".into()));
+        };
         let fed = feeds
             .into_iter()
             .map(|feed| Ok((feed.name, feed.tensor()?.into())));
@@ -171,11 +241,27 @@ impl Session {
         let weights = self.weights.iter();
         inputs.extend(weights.map(|weight| (weight.input.as_str(), weight.feed())));
         let options = self.terminator.begin()?;
-        let result = self.inner.run_with_options(inputs, &options);
+        let result = inner.run_with_options(inputs, &options);
         self.terminator.end();
         let outputs = result?;
         let (_, values) = outputs[OUTPUT].try_extract_tensor::<f32>()?;
         Ok(values.to_vec())
+    }
+}
+
+impl Compiled {
+    fn new(
+        config: &EngineConfig,
+        source: &Source,
+        feeds: &[Feed<'_>],
+    ) -> Result<Self, SessionError> {
+        let sizes = feeds.iter().map(|f| (f.name, f.shape.as_slice()));
+        let graph = source.graph.sized(sizes);
+        let inner = build(config, GraphSource::Beside(&graph, &source.folder))?;
+        Ok(Self {
+            shapes: shapes(feeds),
+            inner,
+        })
     }
 }
 

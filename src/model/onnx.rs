@@ -13,6 +13,7 @@ mod operators;
 mod prepare;
 mod proto;
 mod reach;
+mod sized;
 mod split;
 pub mod synthetic;
 mod untrainable;

@@ -106,12 +106,16 @@ pub struct Plan {
     pub hash: [u8; 32],
     /// In order: shards as listed, then row, then k.
     pub windows: Vec<Window>,
+    /// The places in `windows` in the order in which they are measured: by hash, so that what is measured
+    /// first is a sample of the whole.
+    pub order: Vec<usize>,
     /// Targets in them that count; 0 in a plan that is not a job's.
     pub targets: u64,
 }
 
-/// About how many bytes are hashed for a window; its tokens are only copied.
-const HASHED: usize = 64;
+/// About how many bytes are hashed for a window, for the plan's hash, its start and its turn; its tokens
+/// are only copied.
+const HASHED: usize = 192;
 
 /// Collects windows and hashes their positions.
 #[derive(Default)]
@@ -179,11 +183,23 @@ impl Plan {
             let message = format!("validation: the chosen shards have no {needed}");
             return Err(Failure::new(Code::InvalidJob, message));
         }
+        let hash = choice.hash.finalize().into();
         Ok(Self {
-            hash: choice.hash.finalize().into(),
+            order: measuring_order(&hash, choice.windows.len()),
+            hash,
             windows: choice.windows,
             targets: choice.targets,
         })
+    }
+
+    /// Some windows, which no job asks for under this hash, measured as they are listed.
+    pub fn excerpt(hash: [u8; 32], windows: &[Window]) -> Self {
+        Self {
+            hash,
+            windows: windows.to_vec(),
+            order: (0..windows.len()).collect(),
+            targets: 0,
+        }
     }
 }
 
@@ -212,6 +228,14 @@ impl Choice {
         self.hash
             .update([u8::try_from(label_shift).unwrap_or(u8::MAX)]);
     }
+}
+
+/// Places in ascending order of the SHA-256 of the plan's hash and the place.
+fn measuring_order(plan: &[u8; 32], windows: usize) -> Vec<usize> {
+    let plan = hex::encode(plan);
+    let mut order: Vec<usize> = (0..windows).collect();
+    order.sort_by_cached_key(|place| Sha256::digest(format!("{plan}:{place}")));
+    order
 }
 
 /// Positions of the shards, in the order wanted.

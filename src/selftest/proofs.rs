@@ -123,11 +123,7 @@ fn restored(engine: &mut Engine, plan: &Plan, random: &mut StdRng) -> anyhow::Re
     let package = Arc::clone(&engine.package);
     let first = update(&package, 1e-3, random);
     let before = score(engine, first.clone(), plan)?;
-    let short = Plan {
-        hash: [1; 32],
-        windows: plan.windows[..1].to_vec(),
-        targets: 0,
-    };
+    let short = Plan::excerpt([1; 32], &plan.windows[..1]);
     for patch in 0..PATCHES {
         let scale = 10_f32.powi(random.random_range(-6..=1));
         let candidate = update(&package, scale, random);

@@ -7,8 +7,7 @@ use std::time::Duration;
 
 use crate::util::clock::{millis, steady_ms, unix_ms};
 
-/// Patience before a warm-up has measured a micro-batch: a provider may compile its kernels at the first
-/// run.
+/// Patience with the first micro-batch of a session: a provider may compile its kernels then.
 const FIRST_PATIENCE: Duration = Duration::from_secs(300);
 /// Minimum patience after a warm-up; otherwise this many times its slowest micro-batch.
 const LEAST_PATIENCE: Duration = Duration::from_secs(10);
@@ -46,6 +45,8 @@ pub struct Progress {
     proof_pace: Pace,
     /// The work under way is a proof.
     proving: AtomicBool,
+    /// A graph is compiled, or runs for the first time.
+    compiling: AtomicBool,
     presence: Mutex<Presence>,
 }
 
@@ -70,6 +71,16 @@ impl Drop for Busy {
         if busy.compare_exchange(*since, 0, order, order).is_ok() {
             progress.proving.store(false, Ordering::Relaxed);
         }
+    }
+}
+
+/// The graph is being compiled until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Compiling<'a>(&'a AtomicBool);
+
+impl Drop for Compiling<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
     }
 }
 
@@ -129,9 +140,13 @@ impl Progress {
 
     /// How long the current work, or the next job, may make no progress before it counts as stuck.
     pub fn patience(&self) -> Duration {
-        match self.proving.load(Ordering::Relaxed) {
+        let paced = match self.proving.load(Ordering::Relaxed) {
             true => self.proof_pace.patience(),
             false => self.pace.patience(),
+        };
+        match self.compiling.load(Ordering::Relaxed) {
+            true => paced.max(FIRST_PATIENCE),
+            false => paced,
         }
     }
 
@@ -198,6 +213,12 @@ impl Progress {
         busy
     }
 
+    /// Notes that a graph is compiled and runs for the first time, which no pace of a warm-up measures.
+    pub(crate) fn compiling(&self) -> Compiling<'_> {
+        self.compiling.store(true, Ordering::Relaxed);
+        Compiling(&self.compiling)
+    }
+
     /// Notes progress of the current work.
     pub(crate) fn moved(&self) {
         let now = steady_ms();
@@ -220,6 +241,7 @@ impl Progress {
     pub(crate) fn forget_pace(&self) {
         self.busy_since_ms.store(0, Ordering::Relaxed);
         self.proving.store(false, Ordering::Relaxed);
+        self.compiling.store(false, Ordering::Relaxed);
         self.pace.forget();
         self.proof_pace.forget();
     }

@@ -12,13 +12,11 @@ const EXTERNAL_FOLDER: &str = "session.model_external_initializers_file_folder_p
 
 /// Where a session reads its graph.
 #[derive(Debug, Clone, Copy)]
-pub enum GraphSource<'a> {
+pub(super) enum GraphSource<'a> {
     /// Memory; the graph has no external data.
     Bytes(&'a [u8]),
     /// Memory, with the external data in this folder.
     Beside(&'a [u8], &'a std::path::Path),
-    /// A file, with the external data beside it.
-    File(&'a std::path::Path),
 }
 
 pub(super) fn build(
@@ -33,7 +31,6 @@ pub(super) fn build(
             .with_config_entry(EXTERNAL_FOLDER, folder.to_string_lossy())
             .map_err(|e| refused(e.into()))?
             .commit_from_memory(bytes),
-        GraphSource::File(path) => builder.commit_from_file(path),
     };
     session.map_err(refused)
 }
