@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use super::objective::{self, Measure};
 use super::session::{Session, SessionError, Source};
 use super::{Engine, EngineError, MicroBatch, Slot};
@@ -54,10 +56,9 @@ impl Engine {
         let broken = |message: String| EngineError::new(Detail::ModelLoadFailed, message);
         let (graph, measure, fixed) = fit(&package).map_err(broken)?;
         let (slots, specs) = layout(&package);
-        let names: Vec<&str> = specs.iter().map(|s| s.input.as_str()).collect();
         let (slots, source, specs) = match hold {
             Hold::Inputs => {
-                let source = source(graph, &names, &package).map_err(broken)?;
+                let (source, specs) = source(graph, specs, &package).map_err(broken)?;
                 (slots, source, specs)
             }
             Hold::Constants => {
@@ -170,23 +171,31 @@ fn check_trainable(package: &Package, graph: &Graph, head: Head<'_>) -> Result<(
     Ok(())
 }
 
-/// The graph with its weights as inputs.
-fn source(graph: Graph, weights: &[&str], package: &Package) -> Result<Source, String> {
-    let prepared = graph.prepare(weights, objective::head(package), &package.dir);
+/// The graph with its weights as inputs, those of candidates first.
+fn source(
+    graph: Graph,
+    mut specs: Vec<WeightSpec>,
+    package: &Package,
+) -> Result<(Source, Vec<WeightSpec>), String> {
+    let names = |specs: &[WeightSpec]| -> Vec<String> {
+        specs.iter().map(|spec| spec.input.clone()).collect()
+    };
+    let frozen = graph.frozen(&names(&specs), &package.dir);
+    specs.extend(frozen.map_err(|e| e.to_string())?);
+    let all = names(&specs);
+    let all: Vec<&str> = all.iter().map(String::as_str).collect();
+    let prepared = graph.prepare(&all, objective::head(package), &package.dir);
     let prepared = prepared.and_then(|bytes| Graph::decode(bytes.into()));
-    Ok(Source {
+    let source = Source {
         graph: prepared.map_err(|e| e.to_string())?,
         folder: package.dir.clone(),
         made: None,
-    })
+    };
+    Ok((source, specs))
 }
 
 /// The graph with constant weights, in a folder of its own.
-fn bare_source(
-    package: &Package,
-    graph: Graph,
-    specs: &[WeightSpec<'_>],
-) -> Result<Source, String> {
+fn bare_source(package: &Package, graph: Graph, specs: &[WeightSpec]) -> Result<Source, String> {
     let dir = tempfile::tempdir().map_err(|e| e.to_string())?;
     let data = dir.path().join("scorer.weights");
     let head = objective::head(package);
@@ -220,7 +229,7 @@ fn copy_external(package: &Package, dir: &std::path::Path) -> std::io::Result<()
     Ok(())
 }
 
-fn layout(package: &Package) -> (Vec<Slot>, Vec<WeightSpec<'_>>) {
+fn layout(package: &Package) -> (Vec<Slot>, Vec<WeightSpec>) {
     let mut slots = Vec::new();
     let mut specs = Vec::new();
     for (tensor, info) in package.weights.tensors.iter().enumerate() {
@@ -248,15 +257,11 @@ fn layout(package: &Package) -> (Vec<Slot>, Vec<WeightSpec<'_>>) {
     (slots, specs)
 }
 
-pub(super) fn graph_bytes<'a>(
-    package: &'a Package,
-    tensor: usize,
-    transposed: bool,
-) -> std::borrow::Cow<'a, [u8]> {
+pub(super) fn graph_bytes(package: &Package, tensor: usize, transposed: bool) -> Bytes {
     let info = &package.weights.tensors[tensor];
-    let bytes = package.weights.bytes(tensor);
+    let bytes = package.weights.shared_bytes(tensor);
     match (transposed, info.shape.as_slice()) {
-        (true, [rows, columns]) => transpose(bytes, *rows, *columns, info.dtype.size()).into(),
-        (_, _) => bytes.into(),
+        (true, [rows, columns]) => transpose(&bytes, *rows, *columns, info.dtype.size()).into(),
+        (_, _) => bytes,
     }
 }

@@ -126,7 +126,7 @@ impl Session {
         config: &EngineConfig,
         source: Source,
         feeds: &[Feed<'_>],
-        weights: Vec<WeightSpec<'_>>,
+        weights: Vec<WeightSpec>,
     ) -> Result<Self, SessionError> {
         let first = Compiled::new(config, &source, feeds)?;
         let mut memory = match config.execution_provider {
@@ -269,7 +269,7 @@ impl Compiled {
 fn device(
     config: &EngineConfig,
     session: &ort::session::Session,
-    weights: &[WeightSpec<'_>],
+    weights: &[WeightSpec],
 ) -> Result<Memory, SessionError> {
     let names = Names {
         memory: AllocationDevice::CUDA,
