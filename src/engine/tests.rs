@@ -142,6 +142,22 @@ fn a_hundred_thousand_patches_with_faults_leave_no_bit_changed() {
 }
 
 #[test]
+fn equal_batches_fill_up_little() {
+    let most = MicroBatch::Most(8);
+    for (windows, batch) in [(1, 1), (5, 5), (8, 8), (9, 5), (17, 6), (64, 8)] {
+        assert_eq!(most.of(windows), batch, "{windows} windows");
+    }
+    assert_eq!(MicroBatch::Fixed(3).of(17), 3);
+    // What is filled up is at most an eighth, reached at 57 windows.
+    for windows in 17..2_000_usize {
+        let batch = most.of(windows);
+        let filled = windows.next_multiple_of(batch) - windows;
+        assert!(8 * filled <= windows, "{windows} windows");
+        assert!(batch <= 8);
+    }
+}
+
+#[test]
 fn the_audit_notices_one_wrong_bit_and_a_changed_file() {
     let Fixture {
         mut engine, dir, ..

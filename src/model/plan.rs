@@ -306,6 +306,15 @@ mod tests {
         assert_ne!(plan(&[3, 4], "a").hash, plan(&[4, 3], "a").hash);
     }
 
+    /// The hash and the order were computed from the contract's words by another program.
+    #[test]
+    fn windows_are_measured_in_the_order_of_their_hashes() {
+        let plan = Plan::new(&[shard(3, 2, 50), shard(4, 1, 60)], None, "", CUT).unwrap();
+        let hash = "2fd6cb6e121963346386d98dcf1e96db93e0b631fc9465cc4e4183713da61847";
+        assert_eq!(hex::encode(plan.hash), hash);
+        assert_eq!(plan.order, [4, 0, 1, 3, 2, 5]);
+    }
+
     #[test]
     fn a_row_of_exactly_one_window_is_used_and_a_shorter_one_is_not() {
         assert_eq!(

@@ -12,6 +12,7 @@ mod merged;
 mod packaging;
 mod small;
 mod tinylm;
+mod windows;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -13,7 +13,7 @@ use super::*;
 const TWO_PLACES: &str = "graph-two-places.onnx";
 const GRAPHS: [&str; 3] = ["graph-named.onnx", "graph-folded.onnx", TWO_PLACES];
 
-fn package(graph: &str, label_shift: usize, out: &Path) -> PathBuf {
+pub(crate) fn package(graph: &str, label_shift: usize, out: &Path) -> PathBuf {
     let out = out.join(format!("{graph}-{label_shift}"));
     let recipe = Recipe {
         exclude: Vec::new(),

@@ -3,7 +3,7 @@
 use super::{Measure, columns};
 use crate::model::onnx::{Graph, IndexLimit, InputInfo};
 use crate::model::package::Package;
-use crate::model::plan::{Column, Cut, Data};
+use crate::model::plan::{Column, Cut, Data, Shard};
 use crate::model::tensor::Elem;
 
 pub(super) fn causal_lm(
@@ -215,9 +215,27 @@ pub(super) fn check_columns(package: &Package, inputs: &[InputInfo]) -> Result<(
             let column = column
                 .ok_or_else(|| format!("shard {}: has no tensor {}", shard.id, input.name))?;
             check_column(column, input).map_err(|e| format!("shard {}: {e}", shard.id))?;
+            check_alike(column, &package.shards[0])
+                .map_err(|e| format!("shard {}: {e}", shard.id))?;
         }
     }
     Ok(())
+}
+
+/// Checks that the rows have the shape of those of the first shard: they may run in one batch.
+fn check_alike(column: &Column, first: &Shard) -> Result<(), String> {
+    let Data::Examples(others) = &first.data else {
+        return Ok(());
+    };
+    let mut others = others.iter();
+    let expected = others.find(|c| c.name == column.name).map(|c| &c.shape);
+    match expected {
+        Some(expected) if *expected != column.shape => Err(format!(
+            "{} has rows of shape {:?}, those of shard {} have {expected:?}; all shards need the same",
+            column.name, column.shape, first.id
+        )),
+        Some(_) | None => Ok(()),
+    }
 }
 
 fn check_column(column: &Column, input: &InputInfo) -> Result<(), String> {
@@ -238,4 +256,26 @@ fn check_column(column: &Column, input: &InputInfo) -> Result<(), String> {
         "{name} has rows of shape {:?}, the graph takes {row:?}",
         column.shape
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_of_another_shape_than_the_first_shard_has_are_refused() {
+        let column = |size: usize| Column {
+            name: "x".into(),
+            elem: Elem::F32,
+            shape: vec![size],
+            bytes: vec![0; 4 * size],
+        };
+        let first = Shard {
+            id: 1,
+            data: Data::Examples(vec![column(3)]),
+        };
+        assert_eq!(check_alike(&column(3), &first), Ok(()));
+        let error = check_alike(&column(4), &first).unwrap_err();
+        assert!(error.contains("[4], those of shard 1 have [3]"), "{error}");
+    }
 }
