@@ -193,7 +193,8 @@ pub fn greedy() -> Vec<u8> {
     let mut builder = Builder::named("greedy");
     let size = value_info("size", INT64, vec![Some(1)]);
     builder.graph.input.push(size);
-    let zeros = builder.node("ConstantOfShape", &["size"], vec![]);
-    builder.push("ReduceSum", &[&zeros], OUTPUT, vec![]);
+    let one = builder.constant("one", &[1], FLOAT, 1_f32.to_le_bytes().to_vec());
+    let ones = builder.node("Expand", &[&one, "size"], vec![]);
+    builder.push("ReduceSum", &[&ones], OUTPUT, vec![]);
     builder.finish(OUTPUT, vec![Some(1)]).0
 }
