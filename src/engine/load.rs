@@ -57,7 +57,7 @@ impl Engine {
         let head = objective::head(&package);
         let (slots, session) = match hold {
             Hold::Inputs => {
-                let prepared = graph.prepare(&names, head, &package.dir);
+                let prepared = graph.prepare(&names, head, &[], &package.dir);
                 let prepared = prepared.map_err(|e| broken(e.to_string()))?;
                 let source = GraphSource::Beside(&prepared, &package.dir);
                 (slots, Session::new(config, source, specs))
@@ -178,7 +178,7 @@ fn bare_session(
     let dir = tempfile::tempdir().map_err(|e| e.to_string())?;
     let [model, data] = ["model.onnx", "scorer.weights"].map(|name| dir.path().join(name));
     let head = objective::head(package);
-    let prepared = graph.with_constants(specs, head, &package.dir, &data);
+    let prepared = graph.with_constants(specs, head, &[], &package.dir, &data);
     let prepared = prepared.map_err(|e| e.to_string())?;
     copy_external(package, dir.path()).map_err(|e| e.to_string())?;
     std::fs::write(&model, prepared).map_err(|e| e.to_string())?;

@@ -13,9 +13,11 @@ mod operators;
 mod prepare;
 mod proto;
 mod reach;
+mod rewrite;
 mod split;
 pub mod synthetic;
 mod untrainable;
+mod values;
 mod walk;
 mod wiring;
 
@@ -26,5 +28,6 @@ pub use kernels::{copy_graph, scatter_graph};
 pub use lift::{Lifted, UnliftedTensor, lift};
 pub use prepare::{Head, LABELS, OUTPUT, WeightSpec};
 pub use proto::GraphError;
+pub use rewrite::Rewrite;
 pub use untrainable::Untrainable;
 pub use wiring::{Module, NodeInfo, Use, Wiring};
