@@ -4,6 +4,8 @@
 mod build;
 mod feed;
 mod library;
+#[cfg(test)]
+mod rewriting;
 mod scratch;
 mod terminator;
 

@@ -6,6 +6,8 @@ mod is_nan;
 mod log_softmax;
 mod scope;
 mod sequence;
+#[cfg(test)]
+mod tests;
 
 use bytes::Bytes;
 
@@ -87,7 +89,7 @@ impl Rewriter<'_> {
                 match (rewrite, own.as_str()) {
                     (Rewrite::IsNan, "IsNaN") => replaced.extend(is_nan::rewrite(at, node)),
                     (Rewrite::LogSoftmax, "LogSoftmax") => {
-                        replaced.extend(log_softmax::rewrite(at, node, &scope)?);
+                        replaced.extend(log_softmax::rewrite(at, node, &scope, &self.scopes)?);
                     }
                     (Rewrite::Sequence, "SplitToSequence") => {
                         replaced.extend(sequence::rewrite(at, node, &scope, &self.scopes)?);

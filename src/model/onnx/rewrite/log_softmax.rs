@@ -15,11 +15,12 @@ pub(super) fn rewrite(
     at: usize,
     node: &NodeProto,
     scope: &Scope,
+    outer: &[Scope],
 ) -> Result<Option<Replaced>, GraphError> {
     let (Some(x), Some(mut nodes)) = (node.input.first(), Successors::of(node)) else {
         return Ok(None);
     };
-    let wide = match scope.element(x) {
+    let wide = match scope.r#type(outer, x).and_then(|t| t.elem_type) {
         Some(FLOAT) => true,
         Some(DOUBLE) => return Ok(None),
         Some(_) | None if scope.opset < CAST_LIKE => return Ok(None),

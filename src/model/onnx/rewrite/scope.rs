@@ -76,20 +76,20 @@ impl Scope {
         Self::new(depth, own.unwrap_or(model), graph)
     }
 
-    pub(super) fn element(&self, value: &str) -> Option<i32> {
-        self.types.get(value)?.elem_type
+    /// The type of a value, as far as the graph gives it.
+    pub(super) fn r#type<'a>(&'a self, outer: &'a [Self], name: &str) -> Option<&'a TensorType> {
+        self.owner(outer, name)?.types.get(name)
     }
 
-    /// The sizes of a value's dimensions; `None` for a free one.
-    pub(super) fn sizes(&self, value: &str) -> Option<Vec<Option<usize>>> {
-        self.types.get(value)?.sizes()
-    }
-
-    /// The integers that a name stands for, here or in what encloses this scope.
+    /// The integers that a name stands for.
     pub(super) fn integers<'a>(&'a self, outer: &'a [Self], name: &str) -> Option<&'a Integers> {
+        self.owner(outer, name)?.integers.get(name)
+    }
+
+    /// The scope that defines a name: this one, or one that encloses it.
+    fn owner<'a>(&'a self, outer: &'a [Self], name: &str) -> Option<&'a Self> {
         let mut scopes = std::iter::once(self).chain(outer.iter().rev());
-        let owner = scopes.find(|scope| scope.defined.contains(name))?;
-        owner.integers.get(name)
+        scopes.find(|scope| scope.defined.contains(name))
     }
 
     /// The positions of the nodes that read a value; `None` if it is an output, or a body reads it.

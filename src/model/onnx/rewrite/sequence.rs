@@ -52,11 +52,13 @@ fn parts(node: &NodeProto, scope: &Scope, outer: &[Scope]) -> Result<Option<Part
     let whole = node
         .input
         .first()
-        .and_then(|input| size(scope, input, axis));
+        .and_then(|input| size(scope, outer, input, axis));
     let split = node.input.get(1).filter(|split| !split.is_empty());
     let sizes = match split.map(|split| scope.integers(outer, split)) {
         Some(None) => None,
         Some(Some(Integers::Vector(sizes))) => Some(sizes.clone()),
+        // ONNX ignores `keepdims` where sizes are given, ONNX Runtime not if they are one number.
+        Some(Some(Integers::One(_))) if !keep => None,
         Some(Some(Integers::One(chunk))) => whole.and_then(|whole| chunks(whole, *chunk)),
         None => whole.and_then(|whole| chunks(whole, 1)),
     };
@@ -68,8 +70,8 @@ fn parts(node: &NodeProto, scope: &Scope, outer: &[Scope]) -> Result<Option<Part
 }
 
 /// The size of a value along an axis, if the graph gives it.
-fn size(scope: &Scope, value: &str, axis: i64) -> Option<i64> {
-    let sizes = scope.sizes(value)?;
+fn size(scope: &Scope, outer: &[Scope], value: &str, axis: i64) -> Option<i64> {
+    let sizes = scope.r#type(outer, value)?.sizes()?;
     let from_the_end = i64::try_from(sizes.len()).ok()? + axis;
     let axis = usize::try_from(axis).or_else(|_| usize::try_from(from_the_end));
     i64::try_from((*sizes.get(axis.ok()?)?)?).ok()
