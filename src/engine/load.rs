@@ -4,10 +4,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::objective::{self, Measure};
-use super::session::{Session, SessionError, Source};
+use super::session::{Session, SessionError, Source, rewrites};
 use super::{Engine, EngineError, MicroBatch, Slot};
 use crate::config::EngineConfig;
-use crate::model::onnx::{Graph, Head, Untrainable, WeightSpec};
+use crate::model::onnx::{Graph, Head, Rewrite, Untrainable, WeightSpec};
 use crate::model::package::Package;
 use crate::model::plan::Plan;
 use crate::model::tensor::Dtype;
@@ -55,13 +55,14 @@ impl Engine {
         let (graph, measure, fixed) = fit(&package).map_err(broken)?;
         let (slots, specs) = layout(&package);
         let names: Vec<&str> = specs.iter().map(|s| s.input.as_str()).collect();
+        let rewrites = rewrites(config);
         let (slots, source, specs) = match hold {
             Hold::Inputs => {
-                let source = source(graph, &names, &package).map_err(broken)?;
+                let source = source(graph, &names, rewrites, &package).map_err(broken)?;
                 (slots, source, specs)
             }
             Hold::Constants => {
-                let source = bare_source(&package, graph, &specs).map_err(broken)?;
+                let source = bare_source(&package, graph, &specs, rewrites).map_err(broken)?;
                 (Vec::new(), source, Vec::new())
             }
         };
@@ -171,8 +172,13 @@ fn check_trainable(package: &Package, graph: &Graph, head: Head<'_>) -> Result<(
 }
 
 /// The graph with its weights as inputs.
-fn source(graph: Graph, weights: &[&str], package: &Package) -> Result<Source, String> {
-    let prepared = graph.prepare(weights, objective::head(package), &package.dir);
+fn source(
+    graph: Graph,
+    weights: &[&str],
+    rewrites: &[Rewrite],
+    package: &Package,
+) -> Result<Source, String> {
+    let prepared = graph.prepare(weights, objective::head(package), rewrites, &package.dir);
     let prepared = prepared.and_then(|bytes| Graph::decode(bytes.into()));
     Ok(Source {
         graph: prepared.map_err(|e| e.to_string())?,
@@ -186,11 +192,12 @@ fn bare_source(
     package: &Package,
     graph: Graph,
     specs: &[WeightSpec<'_>],
+    rewrites: &[Rewrite],
 ) -> Result<Source, String> {
     let dir = tempfile::tempdir().map_err(|e| e.to_string())?;
     let data = dir.path().join("scorer.weights");
     let head = objective::head(package);
-    let prepared = graph.with_constants(specs, head, &package.dir, &data);
+    let prepared = graph.with_constants(specs, head, rewrites, &package.dir, &data);
     let prepared = prepared.and_then(|bytes| Graph::decode(bytes.into()));
     copy_external(package, dir.path()).map_err(|e| e.to_string())?;
     Ok(Source {

@@ -6,6 +6,8 @@ mod feed;
 mod library;
 mod placement;
 mod provider;
+#[cfg(test)]
+mod rewriting;
 mod scratch;
 mod terminator;
 #[cfg(test)]
@@ -17,13 +19,13 @@ use std::path::PathBuf;
 use ort::session::SessionInputValue;
 
 use crate::config::EngineConfig;
-use crate::model::onnx::{DATA, Graph, OUTPUT, WeightSpec};
+use crate::model::onnx::{DATA, Graph, OUTPUT, Rewrite, WeightSpec};
 use build::{GraphSource, build};
 pub use feed::Feed;
 pub use library::{Plugin, library_version, plugin};
 pub use placement::Placement;
-pub use provider::is_software;
 use provider::row;
+pub use provider::{is_software, rewrites};
 pub use scratch::Entries;
 use scratch::{Device, Memory, Scratch};
 pub use terminator::Terminator;
@@ -298,7 +300,7 @@ fn memory(config: &EngineConfig, weights: &[WeightSpec<'_>]) -> Result<Memory, S
     let dtypes = weights.iter().map(|weight| weight.dtype);
     let make = |graph: &[u8]| kernel(config, graph);
     let device = Device::new(storage, config.device_id, dtypes, make)?;
-    if row.needs_nan {
+    if row.rewrites.contains(&Rewrite::IsNan) {
         device.check_nan(make)?;
     }
     Ok(Memory::Device(Box::new(device)))

@@ -68,7 +68,7 @@ impl Placement {
 fn named(nodes: &[NodeRef]) -> String {
     let shown = nodes.iter().take(NAMED);
     let shown: Vec<String> = shown
-        .map(|node| format!("{} ({})", node.name, node.op))
+        .map(|node| format!("{} ({})", node.name, node.operator))
         .collect();
     let shown = shown.join(", ");
     match nodes.len().saturating_sub(NAMED) {
@@ -94,7 +94,7 @@ fn assigned(session: &Session) -> Result<Vec<(String, NodeRef)>, SessionError> {
                 let node = NodeRef {
                     name: text(|out| (api.EpAssignedNode_GetName)(node, out))?,
                     domain: text(|out| (api.EpAssignedNode_GetDomain)(node, out))?,
-                    op: text(|out| (api.EpAssignedNode_GetOperatorType)(node, out))?,
+                    operator: text(|out| (api.EpAssignedNode_GetOperatorType)(node, out))?,
                 };
                 found.push((provider.clone(), node));
             }

@@ -8,7 +8,7 @@ use super::SessionError;
 use super::library::{environment, register_webgpu};
 use super::vulkan;
 use crate::config::{EngineConfig, Provider};
-use crate::model::onnx::WeightSpec;
+use crate::model::onnx::{Rewrite, WeightSpec};
 use crate::model::tensor::Dtype;
 
 /// Puts a provider into a session; an error if it cannot be used here.
@@ -25,8 +25,8 @@ pub(super) struct Row {
     pub(super) storage: Option<Storage>,
     /// Whether this element type has no kernels there.
     pub(super) lacks: fn(Dtype) -> bool,
-    /// Whether graphs are rewritten to rely on NaN being unlike itself.
-    pub(super) needs_nan: bool,
+    /// What is rewritten in a graph, because there are no kernels for it.
+    pub(super) rewrites: &'static [Rewrite],
     /// The most bytes that one weight may have, if there is a limit.
     largest_weight: fn() -> Option<u64>,
     /// Whether the device is software.
@@ -57,7 +57,7 @@ static CPU: Row = Row {
     register: |_, builder| Ok(builder),
     storage: None,
     lacks: |_| false,
-    needs_nan: false,
+    rewrites: &[],
     largest_weight: || None,
     is_software: || false,
     texts: Texts {
@@ -76,7 +76,7 @@ static CUDA: Row = Row {
         staging: AllocationDevice::CUDA_PINNED,
     }),
     lacks: |_| false,
-    needs_nan: false,
+    rewrites: &[Rewrite::Sequence],
     largest_weight: || None,
     is_software: || false,
     texts: Texts {
@@ -98,7 +98,7 @@ static WEBGPU: Row = Row {
         staging: AllocationDevice::CPU,
     }),
     lacks: |dtype| dtype == Dtype::Bf16,
-    needs_nan: true,
+    rewrites: &[Rewrite::IsNan, Rewrite::Sequence, Rewrite::LogSoftmax],
     largest_weight: || Some(vulkan::largest_buffer()),
     is_software: vulkan::is_software,
     texts: Texts {
@@ -128,6 +128,11 @@ pub(super) fn row(provider: Provider) -> &'static Row {
         Provider::Cuda => &CUDA,
         Provider::WebGpu => &WEBGPU,
     }
+}
+
+/// What is rewritten in a graph for the configured provider.
+pub fn rewrites(config: &EngineConfig) -> &'static [Rewrite] {
+    row(config.execution_provider).rewrites
 }
 
 /// Whether the configured device is software in place of a GPU.

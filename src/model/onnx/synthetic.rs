@@ -3,7 +3,7 @@
 
 use super::prepare::OUTPUT;
 use super::proto::{
-    Attribute, FLOAT, GraphProto, INT64, TensorProto, int, model, node, value_info,
+    Attribute, FLOAT, GraphProto, INT64, TensorProto, int, ints, model, node, value_info,
 };
 
 /// The dimensions of a model.
@@ -30,16 +30,6 @@ struct Builder {
 
 /// Names and shapes.
 pub type Weights = Vec<(String, Vec<usize>)>;
-
-fn ints(name: &str, values: &[i64]) -> Attribute {
-    const INTS: i32 = 7;
-    Attribute {
-        name: Some(name.into()),
-        ints: values.to_vec(),
-        r#type: Some(INTS),
-        ..Attribute::default()
-    }
-}
 
 #[expect(clippy::cast_possible_wrap, reason = "dimensions are far below 2^63")]
 fn signed(dimensions: &[usize]) -> Vec<i64> {
