@@ -170,7 +170,14 @@ impl Config {
 pub fn device_name(config: &Config) -> String {
     match config.engine.execution_provider {
         Provider::Cpu => "cpu".into(),
-        Provider::Cuda | Provider::Tensorrt => format!("cuda:{}", config.engine.device_id),
+        Provider::Cuda | Provider::WebGpu => {
+            let engine = &config.engine;
+            format!(
+                "{}:{}",
+                engine.execution_provider.as_str(),
+                engine.device_id
+            )
+        }
     }
 }
 
@@ -222,7 +229,7 @@ mod tests {
         assert_eq!(
             error.problems,
             [
-                format!("engine.execution_provider: must be cuda or tensorrt or cpu, it is \"x\" (--config {file})"),
+                format!("engine.execution_provider: must be cuda or webgpu or cpu, it is \"x\" (--config {file})"),
                 format!("telemetry.log_format: must be auto or pretty or json, it is \"y\" (--config {file})"),
                 "amqp.prefetch: must be from 1 to 65535, it is 65536 (SCORER_AMQP__PREFETCH)".into(),
                 "worker.score_timeout: \"fast\" is not a duration such as 250ms, 5s, 5m or 24h (--set)".into(),
@@ -248,6 +255,10 @@ mod tests {
     fn what_keys_cannot_be_is_named() {
         for (set, key) in [
             ("worker.id=a b", "worker.id"),
+            (
+                "engine.execution_provider=tensorrt",
+                "engine.execution_provider",
+            ),
             ("model.name=A", "model.name"),
             ("amqp.url=http://h", "amqp.url"),
             ("amqp.url=amqp://h/v?connection_timeout=5", "amqp.url"),
@@ -263,6 +274,16 @@ mod tests {
         ] {
             assert_eq!(refused(&[set]), [key], "{set}");
         }
+    }
+
+    #[test]
+    fn webgpu_chooses_the_gpu_itself() {
+        let webgpu = "engine.execution_provider=webgpu";
+        let config = load(&[webgpu]).unwrap();
+        assert_eq!(device_name(&config), "webgpu:0");
+        let second = "engine.device_id=1";
+        assert_eq!(refused(&[webgpu, second]), ["engine.device_id"]);
+        load(&["engine.execution_provider=cuda", second]).unwrap();
     }
 
     #[test]

@@ -62,6 +62,7 @@ impl EngineError {
         let detail = match error {
             SessionError::Unavailable(_) | SessionError::NoKernel(_) => Detail::EpUnavailable,
             SessionError::OutOfMemory(_) => Detail::OutOfMemory,
+            SessionError::Lost(_) => Detail::EngineLost,
             SessionError::Model(_) | SessionError::Terminated | SessionError::Other(_) => otherwise,
         };
         Self::new(detail, error.to_string())
@@ -402,6 +403,7 @@ impl From<SessionError> for Failure {
             SessionError::Unavailable(_)
             | SessionError::NoKernel(_)
             | SessionError::Model(_)
+            | SessionError::Lost(_)
             | SessionError::Other(_) => Code::InferenceFailed,
         };
         Self::new(code, error.to_string())

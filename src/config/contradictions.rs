@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use url::Url;
 
 use super::problem::Problem;
-use super::{Config, TlsConfig, redact, service_urls, urls};
+use super::{Config, Provider, TlsConfig, redact, service_urls, urls};
 use crate::protocol::names::{is_model_name, is_worker_id};
 use crate::protocol::signature::UpdateKey;
 
@@ -21,6 +21,7 @@ pub(super) fn find(config: &Config, refused: &[Problem]) -> Vec<Problem> {
         found: Vec::new(),
     };
     checks.names(config);
+    checks.device(config);
     checks.heartbeat(config);
     checks.update_key(config.model.update_key.as_deref());
     checks.tls("amqp", &config.amqp.tls, &config.amqp.url, "amqps");
@@ -68,6 +69,15 @@ impl Checks<'_> {
             config.amqp.namespace.len() <= LONGEST_NAMESPACE,
             "amqp.namespace",
             "must be at most 100 bytes, so that names of queues stay within AMQP's 255",
+        );
+    }
+
+    fn device(&mut self, config: &Config) {
+        let engine = &config.engine;
+        self.check(
+            engine.execution_provider != Provider::WebGpu || engine.device_id == 0,
+            "engine.device_id",
+            "must be 0 with engine.execution_provider = \"webgpu\", which chooses the GPU itself",
         );
     }
 

@@ -47,6 +47,7 @@ pub(super) const KEYS: &[(&str, Type)] = &[
         "engine.execution_provider",
         Type::Choice(Provider::VARIANTS),
     ),
+    ("engine.webgpu_plugin", Type::Text),
     ("engine.device_id", Type::Integer(0, 0x7fff_ffff)),
     ("engine.threads", Type::Integer(0, 4096)),
     ("engine.micro_batch", Type::Integer(1, 65_536)),

@@ -52,8 +52,8 @@ pub struct ModelConfig {
 pub enum Provider {
     /// NVIDIA CUDA.
     Cuda,
-    /// NVIDIA TensorRT.
-    Tensorrt,
+    /// Any GPU with a Vulkan driver, through WebGPU.
+    WebGpu,
     /// The CPU.
     Cpu,
 }
@@ -68,7 +68,7 @@ impl Provider {
     pub fn execution_provider(self) -> &'static str {
         match self {
             Self::Cuda => "CUDAExecutionProvider",
-            Self::Tensorrt => "TensorrtExecutionProvider",
+            Self::WebGpu => "WebGpuExecutionProvider",
             Self::Cpu => "CPUExecutionProvider",
         }
     }
@@ -81,6 +81,8 @@ pub struct EngineConfig {
     pub execution_provider: Provider,
     /// Which device of its kind.
     pub device_id: i32,
+    /// The plugin library of the provider `webgpu`.
+    pub webgpu_plugin: Option<PathBuf>,
     /// CPU threads; 0 = one per core.
     pub threads: usize,
     /// Windows in one forward pass.

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::objective::{self, Measure};
-use super::session::{Session, SessionError, Source};
+use super::session::{Session, SessionError, Source, rewrites};
 use super::{Engine, EngineError, MicroBatch, Slot};
 use crate::config::EngineConfig;
-use crate::model::onnx::{Graph, Head, Untrainable, WeightSpec};
+use crate::model::onnx::{Graph, Head, Rewrite, Untrainable, WeightSpec};
 use crate::model::package::Package;
 use crate::model::plan::Plan;
 use crate::model::tensor::Dtype;
@@ -56,13 +56,14 @@ impl Engine {
         let broken = |message: String| EngineError::new(Detail::ModelLoadFailed, message);
         let (graph, measure, fixed) = fit(&package).map_err(broken)?;
         let (slots, specs) = layout(&package);
+        let rewrites = rewrites(config);
         let (slots, source, specs) = match hold {
             Hold::Inputs => {
-                let (source, specs) = source(graph, specs, &package).map_err(broken)?;
+                let (source, specs) = source(graph, specs, rewrites, &package).map_err(broken)?;
                 (slots, source, specs)
             }
             Hold::Constants => {
-                let source = bare_source(&package, graph, &specs).map_err(broken)?;
+                let source = bare_source(&package, graph, &specs, rewrites).map_err(broken)?;
                 (Vec::new(), source, Vec::new())
             }
         };
@@ -175,6 +176,7 @@ fn check_trainable(package: &Package, graph: &Graph, head: Head<'_>) -> Result<(
 fn source(
     graph: Graph,
     mut specs: Vec<WeightSpec>,
+    rewrites: &[Rewrite],
     package: &Package,
 ) -> Result<(Source, Vec<WeightSpec>), String> {
     let names = |specs: &[WeightSpec]| -> Vec<String> {
@@ -184,7 +186,7 @@ fn source(
     specs.extend(frozen.map_err(|e| e.to_string())?);
     let all = names(&specs);
     let all: Vec<&str> = all.iter().map(String::as_str).collect();
-    let prepared = graph.prepare(&all, objective::head(package), &package.dir);
+    let prepared = graph.prepare(&all, objective::head(package), rewrites, &package.dir);
     let prepared = prepared.and_then(|bytes| Graph::decode(bytes.into()));
     let source = Source {
         graph: prepared.map_err(|e| e.to_string())?,
@@ -195,11 +197,16 @@ fn source(
 }
 
 /// The graph with constant weights, in a folder of its own.
-fn bare_source(package: &Package, graph: Graph, specs: &[WeightSpec]) -> Result<Source, String> {
+fn bare_source(
+    package: &Package,
+    graph: Graph,
+    specs: &[WeightSpec],
+    rewrites: &[Rewrite],
+) -> Result<Source, String> {
     let dir = tempfile::tempdir().map_err(|e| e.to_string())?;
     let data = dir.path().join("scorer.weights");
     let head = objective::head(package);
-    let prepared = graph.with_constants(specs, head, &package.dir, &data);
+    let prepared = graph.with_constants(specs, head, rewrites, &package.dir, &data);
     let prepared = prepared.and_then(|bytes| Graph::decode(bytes.into()));
     copy_external(package, dir.path()).map_err(|e| e.to_string())?;
     Ok(Source {

@@ -4,21 +4,30 @@
 mod build;
 mod feed;
 mod library;
+mod placement;
+mod provider;
+#[cfg(test)]
+mod rewriting;
 mod scratch;
 mod terminator;
+#[cfg(test)]
+mod tests;
+mod vulkan;
 
 use std::path::PathBuf;
 
-use ort::memory::AllocationDevice;
 use ort::session::SessionInputValue;
 
-use crate::config::{EngineConfig, Provider};
-use crate::model::onnx::{Graph, OUTPUT, WeightSpec};
+use crate::config::EngineConfig;
+use crate::model::onnx::{DATA, Graph, OUTPUT, Rewrite, WeightSpec};
 use build::{GraphSource, build};
 pub use feed::Feed;
-pub use library::library_version;
+pub use library::{Plugin, library_version, plugin};
+pub use placement::Placement;
+use provider::row;
+pub use provider::{is_software, rewrites};
 pub use scratch::Entries;
-use scratch::{Device, Memory, Names, Scratch};
+use scratch::{Device, Memory, Scratch};
 pub use terminator::Terminator;
 
 /// A failure of ONNX Runtime, by what it means for the caller.
@@ -36,6 +45,9 @@ pub enum SessionError {
     /// The device ran out of memory.
     #[error("{0}")]
     OutOfMemory(String),
+    /// The device is gone, and with it everything in its memory.
+    #[error("{0}")]
+    Lost(String),
     /// The run was terminated from outside.
     #[error("the run was terminated")]
     Terminated,
@@ -49,16 +61,10 @@ pub enum SessionError {
 impl From<ort::Error> for SessionError {
     fn from(error: ort::Error) -> Self {
         let text = error.to_string();
-        let memory = [
-            "Failed to allocate memory",
-            "bad_alloc",
-            "out of memory",
-            "CUDA_ERROR_OUT_OF_MEMORY",
-        ];
         if text.contains("terminate flag being set") {
             Self::Terminated
-        } else if memory.iter().any(|m| text.contains(m)) {
-            Self::OutOfMemory(text)
+        } else if let Some(known) = provider::classify(&text) {
+            known(text)
         } else if text.contains("Could not find an implementation") {
             Self::NoKernel(text)
         } else {
@@ -77,6 +83,9 @@ pub struct Session {
     source: Source,
     /// The last one was used last.
     compiled: Vec<Compiled>,
+    /// Names of the weights, for the look at where nodes run.
+    patched: Vec<String>,
+    placement: Placement,
     weights: Vec<Scratch>,
     memory: Memory,
     /// Ends the runs of the current command.
@@ -128,17 +137,18 @@ impl Session {
         feeds: &[Feed<'_>],
         weights: Vec<WeightSpec>,
     ) -> Result<Self, SessionError> {
-        let first = Compiled::new(config, &source, feeds)?;
-        let mut memory = match config.execution_provider {
-            Provider::Cpu => Memory::Host,
-            Provider::Cuda | Provider::Tensorrt => device(config, &first.inner, &weights)?,
-        };
+        row(config.execution_provider).accepts(&weights)?;
+        let patched = patched(&source.graph, &weights);
+        let (first, placement) = Compiled::new(config, &source, feeds, &patched)?;
+        let mut memory = memory(config, &weights)?;
         let weights = weights.into_iter().map(|spec| memory.fill(spec));
         let weights = weights.collect::<Result<_, _>>()?;
         Ok(Self {
             config: config.clone(),
             source,
             compiled: vec![first],
+            patched,
+            placement,
             weights,
             memory,
             terminator: Terminator::default(),
@@ -160,7 +170,7 @@ impl Session {
             None => {
                 let surplus = (self.compiled.len() + 1).saturating_sub(KEPT);
                 self.compiled.drain(..surplus);
-                Compiled::new(&self.config, &self.source, feeds)?
+                Compiled::new(&self.config, &self.source, feeds, &self.patched)?.0
             }
         };
         self.compiled.push(found);
@@ -182,10 +192,13 @@ impl Session {
         dtypes: &[crate::model::tensor::Dtype],
         replaced: impl Fn(&[u8]) -> Vec<u8>,
     ) -> Result<(), SessionError> {
-        let make = |graph: &[u8]| build(config, GraphSource::Bytes(&replaced(graph)));
-        let names = Names::stand_in();
-        let main = make(&crate::model::onnx::copy_graph(dtypes[0]))?;
-        let device = Device::new(&main, &names, dtypes.iter().copied(), make)?;
+        let make = |graph: &[u8]| kernel(config, &replaced(graph));
+        let device = Device::new(
+            &provider::Storage::stand_in(),
+            0,
+            dtypes.iter().copied(),
+            make,
+        )?;
         self.memory = Memory::Device(Box::new(device));
         Ok(())
     }
@@ -218,6 +231,11 @@ impl Session {
     /// When the device fails.
     pub fn holds(&mut self, weight: usize, entries: Entries<'_>) -> Result<bool, SessionError> {
         self.memory.holds(&self.weights[weight], entries)
+    }
+
+    /// Where the nodes of the graph run.
+    pub fn placement(&self) -> &Placement {
+        &self.placement
     }
 
     /// Describes where the weights are and how they are written.
@@ -254,30 +272,42 @@ impl Compiled {
         config: &EngineConfig,
         source: &Source,
         feeds: &[Feed<'_>],
-    ) -> Result<Self, SessionError> {
+        weights: &[String],
+    ) -> Result<(Self, Placement), SessionError> {
         let sizes = feeds.iter().map(|f| (f.name, f.shape.as_slice()));
         let graph = source.graph.sized(sizes);
-        let inner = build(config, GraphSource::Beside(&graph, &source.folder))?;
-        Ok(Self {
-            shapes: shapes(feeds),
-            inner,
-        })
+        let graph = GraphSource::Beside(&graph, &source.folder);
+        let (inner, placement) = build(config, graph, weights)?;
+        let shapes = shapes(feeds);
+        Ok((Self { shapes, inner }, placement))
     }
 }
 
-/// Weights in the memory of the provider's device.
-fn device(
-    config: &EngineConfig,
-    session: &ort::session::Session,
-    weights: &[WeightSpec],
-) -> Result<Memory, SessionError> {
-    let names = Names {
-        memory: AllocationDevice::CUDA,
-        staging: AllocationDevice::CUDA_PINNED,
-        id: config.device_id,
+/// The weights that candidates change; of a graph that holds them all as constants, every one.
+fn patched(graph: &Graph, weights: &[WeightSpec]) -> Vec<String> {
+    match weights {
+        [] => graph.initializers().into_iter().map(|i| i.name).collect(),
+        inputs => inputs.iter().map(|weight| weight.input.clone()).collect(),
+    }
+}
+
+/// Where the provider keeps these weights.
+fn memory(config: &EngineConfig, weights: &[WeightSpec]) -> Result<Memory, SessionError> {
+    let row = row(config.execution_provider);
+    let Some(storage) = row.storage.as_ref().filter(|_| !weights.is_empty()) else {
+        return Ok(Memory::Host);
     };
     let dtypes = weights.iter().map(|weight| weight.dtype);
-    let make = |graph: &[u8]| build(config, GraphSource::Bytes(graph));
-    let device = Device::new(session, &names, dtypes, make)?;
+    let make = |graph: &[u8]| kernel(config, graph);
+    let device = Device::new(storage, config.device_id, dtypes, make)?;
+    if row.rewrites.contains(&Rewrite::IsNan) {
+        device.check_nan(make)?;
+    }
     Ok(Memory::Device(Box::new(device)))
+}
+
+/// A session of a graph that works on a weight.
+fn kernel(config: &EngineConfig, graph: &[u8]) -> Result<ort::session::Session, SessionError> {
+    let (session, _) = build(config, GraphSource::Bytes(graph), &[DATA.to_owned()])?;
+    Ok(session)
 }

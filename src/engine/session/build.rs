@@ -1,11 +1,13 @@
-//! Building a session on the configured execution provider.
+//! Building a session on the configured execution provider, and no other.
 
-use ort::ep;
+use ort::session::Session;
 use ort::session::builder::SessionBuilder;
 
 use super::SessionError;
 use super::library::environment;
-use crate::config::{EngineConfig, Provider};
+use super::placement::{Optimised, Placement, RECORD};
+use super::provider::{Register, row};
+use crate::config::EngineConfig;
 
 /// `kOrtSessionOptionsModelExternalInitializersFileFolderPath`.
 const EXTERNAL_FOLDER: &str = "session.model_external_initializers_file_folder_path";
@@ -19,11 +21,41 @@ pub(super) enum GraphSource<'a> {
     Beside(&'a [u8], &'a std::path::Path),
 }
 
+/// A session whose nodes are on the provider: all of them, or all that compute with these weights.
 pub(super) fn build(
     config: &EngineConfig,
     graph: GraphSource<'_>,
-) -> Result<ort::session::Session, SessionError> {
-    let mut builder = builder(config)?;
+    weights: &[String],
+) -> Result<(Session, Placement), SessionError> {
+    let row = row(config.execution_provider);
+    build_by(row.register, row.name, config, graph, weights)
+}
+
+pub(super) fn build_by(
+    register: Register,
+    provider: &str,
+    config: &EngineConfig,
+    graph: GraphSource<'_>,
+    weights: &[String],
+) -> Result<(Session, Placement), SessionError> {
+    let session = commit(register(config, builder(config)?)?, graph)?;
+    let placement = Placement::of(&session, provider)?;
+    if placement.host_nodes.is_empty() {
+        return Ok((session, placement));
+    }
+    // What depends on a weight, only the graph after optimisation tells. Most sessions need not write it, and
+    // before another is made this one gives back its memory.
+    drop(session);
+    let optimised = Optimised::new()?;
+    let builder = register(config, builder(config)?)?;
+    let builder = builder.with_optimized_model_path(optimised.path());
+    let session = commit(builder.map_err(|e| refused(e.into()))?, graph)?;
+    let placement = Placement::of(&session, provider)?;
+    placement.judge(optimised.read()?, weights, provider)?;
+    Ok((session, placement))
+}
+
+fn commit(mut builder: SessionBuilder, graph: GraphSource<'_>) -> Result<Session, SessionError> {
     let session = match graph {
         GraphSource::Bytes(bytes) => builder.commit_from_memory(bytes),
         // Without the folder, ONNX Runtime looks for the files in the working directory.
@@ -38,15 +70,17 @@ pub(super) fn build(
 fn refused(error: ort::Error) -> SessionError {
     let text = format!("ONNX Runtime refuses the graph: {error}");
     match SessionError::from(error) {
-        kept @ (SessionError::OutOfMemory(_) | SessionError::NoKernel(_)) => kept,
-        SessionError::Unavailable(_)
-        | SessionError::Model(_)
-        | SessionError::Terminated
-        | SessionError::Other(_) => SessionError::Model(text),
+        kept @ (SessionError::OutOfMemory(_)
+        | SessionError::NoKernel(_)
+        | SessionError::Lost(_)
+        | SessionError::Unavailable(_)) => kept,
+        SessionError::Model(_) | SessionError::Terminated | SessionError::Other(_) => {
+            SessionError::Model(text)
+        }
     }
 }
 
-/// A builder for the configured provider, and no other.
+/// A builder with what is the same for every provider.
 fn builder(config: &EngineConfig) -> Result<SessionBuilder, SessionError> {
     let environment = environment(config)?;
     let threads = match config.threads {
@@ -54,47 +88,12 @@ fn builder(config: &EngineConfig) -> Result<SessionBuilder, SessionError> {
         n => n,
     };
     let prepare = || -> ort::Result<SessionBuilder> {
-        Ok(ort::session::Session::builder(environment)?
+        Ok(Session::builder(environment)?
             .with_intra_threads(threads)?
             // Spinning made no pass faster, and takes cores from fetching and decoding.
             .with_intra_op_spinning(false)?
-            .with_deterministic_compute(config.deterministic)?)
+            .with_deterministic_compute(config.deterministic)?
+            .with_config_entry(RECORD, "1")?)
     };
-    // Without these two settings a session would silently run on the CPU.
-    let strict = || -> ort::Result<SessionBuilder> {
-        Ok(prepare()?
-            .with_execution_providers([cuda(config)])?
-            .with_disable_cpu_fallback()?)
-    };
-    match config.execution_provider {
-        Provider::Cpu => prepare().map_err(refused),
-        Provider::Cuda => strict().map_err(|e| unavailable(Provider::Cuda, &e.to_string())),
-        Provider::Tensorrt => {
-            let why = "TensorRT builds the weights into its engine, and here a candidate must be able to change them; use cuda";
-            Err(unavailable(Provider::Tensorrt, why))
-        }
-    }
-}
-
-fn unavailable(provider: Provider, reason: &str) -> SessionError {
-    SessionError::Unavailable(format!(
-        "{} is not available: {reason}. It needs an NVIDIA driver, the GPU build of ONNX Runtime (PyPI onnxruntime-gpu) \
-         and its CUDA 13 and cuDNN 9 libraries on LD_LIBRARY_PATH; to run on the CPU say engine.execution_provider = \"cpu\"",
-        provider.execution_provider()
-    ))
-}
-
-fn cuda(config: &EngineConfig) -> ep::ExecutionProviderDispatch {
-    let mut cuda = ep::CUDA::default()
-        .with_device_id(config.device_id)
-        .with_tf32(config.tf32);
-    if config.deterministic {
-        // The exhaustive search may choose a different algorithm in every process.
-        cuda = cuda.with_conv_algorithm_search(ep::cuda::ConvAlgorithmSearch::Default);
-    }
-    let limit = config.gpu_memory_limit;
-    if let Some(limit) = limit.and_then(|bytes| usize::try_from(bytes).ok()) {
-        cuda = cuda.with_memory_limit(limit);
-    }
-    cuda.build().error_on_failure()
+    prepare().map_err(refused)
 }

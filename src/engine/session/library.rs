@@ -1,10 +1,15 @@
 //! Loading the ONNX Runtime library.
 
-use std::path::PathBuf;
-use std::sync::{Mutex, OnceLock};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+use sha2::{Digest, Sha256};
 
 use super::SessionError;
-use crate::config::EngineConfig;
+use crate::config::{EngineConfig, Provider};
+
+/// The file name of the plugin of the provider `webgpu`.
+const WEBGPU_PLUGIN: &str = "libonnxruntime_providers_webgpu.so";
 
 /// The library's path: from the configuration, else `ORT_DYLIB_PATH`, else beside the binary.
 fn library(config: &EngineConfig) -> Result<PathBuf, SessionError> {
@@ -55,6 +60,77 @@ pub(super) fn environment(
     let builder = builder.with_name("scorer").with_telemetry(false);
     let environment = builder.build().map_err(|e| fail(&e))?;
     Ok(ENVIRONMENT.get_or_init(|| environment))
+}
+
+/// The plugin library of the provider `webgpu`: from the configuration, else beside ONNX Runtime, else in
+/// its Python package beside that of ONNX Runtime; nowhere else, for a library runs as the worker.
+fn webgpu_plugin(config: &EngineConfig) -> Result<PathBuf, String> {
+    let absolute = |path: &Path| path.canonicalize().ok().filter(|path| path.is_file());
+    if let Some(path) = &config.webgpu_plugin {
+        let place = path.display();
+        return absolute(path)
+            .ok_or_else(|| format!("engine.webgpu_plugin: {place} is not a file"));
+    }
+    let runtime = library(config).map_err(|e| e.to_string())?;
+    let runtime =
+        absolute(&runtime).ok_or_else(|| format!("{} is not a file", runtime.display()))?;
+    let folder = runtime.parent().unwrap_or(&runtime);
+    let beside = folder.join(WEBGPU_PLUGIN);
+    let packages = folder.parent().and_then(Path::parent);
+    let package = packages.map(|all| all.join("onnxruntime_ep_webgpu").join(WEBGPU_PLUGIN));
+    let mut places = std::iter::once(beside).chain(package);
+    places.find_map(|place| absolute(&place)).ok_or_else(|| {
+        format!(
+            "its plugin was not found: set engine.webgpu_plugin to {WEBGPU_PLUGIN}, or put that beside {}",
+            runtime.display()
+        )
+    })
+}
+
+/// Loads the plugin library of the provider `webgpu`, once for the process.
+pub(super) fn register_webgpu(config: &EngineConfig) -> Result<(), String> {
+    static LOADED: Mutex<Option<PathBuf>> = Mutex::new(None);
+    let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
+    let path = webgpu_plugin(config)?;
+    match &*loaded {
+        Some(first) if *first == path => Ok(()),
+        Some(first) => Err(format!(
+            "this process has its plugin from {}, and cannot load another from {}",
+            first.display(),
+            path.display()
+        )),
+        None => {
+            let environment = environment(config).map_err(|e| e.to_string())?;
+            let registered = environment.register_ep_library("scorer-webgpu", &path);
+            registered
+                .map_err(|e| format!("its plugin {} cannot be loaded: {e}", path.display()))?;
+            *loaded = Some(path);
+            Ok(())
+        }
+    }
+}
+
+/// The plugin library that the configured provider comes from, if it comes from one.
+pub fn plugin(config: &EngineConfig) -> Option<Plugin> {
+    match config.execution_provider {
+        Provider::Cpu | Provider::Cuda => None,
+        Provider::WebGpu => {
+            let path = webgpu_plugin(config).ok()?;
+            let mut hash = Sha256::new();
+            std::io::copy(&mut std::fs::File::open(&path).ok()?, &mut hash).ok()?;
+            let sha256 = format!("{:x}", hash.finalize());
+            Some(Plugin { path, sha256 })
+        }
+    }
+}
+
+/// A provider's library.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Plugin {
+    /// Where it lies.
+    pub path: PathBuf,
+    /// Hex SHA-256 of its contents.
+    pub sha256: String,
 }
 
 /// The loaded library's version; `None` if it cannot be loaded.

@@ -8,7 +8,8 @@ use ort::session::SessionInputValue;
 use ort::value::{PrimitiveTensorElementType, Tensor};
 
 use super::SessionError;
-use crate::model::onnx::{WeightSpec, copy_graph, scatter_graph};
+use super::provider::Storage;
+use crate::model::onnx::{DATA, WeightSpec, copy_graph, nan_graph, scatter_graph};
 use crate::model::tensor::Dtype;
 
 /// An element of a weight.
@@ -218,63 +219,57 @@ struct Kernels {
     copy: Session,
 }
 
-/// Names of a device's own memory and of the pinned host memory that it reads without a copy.
-pub(super) struct Names {
-    pub(super) memory: AllocationDevice<'static>,
-    pub(super) staging: AllocationDevice<'static>,
-    pub(super) id: i32,
-}
-
 #[cfg(test)]
-impl Names {
+impl Storage {
     /// The CPU provider's memory, used with the same graphs and bindings.
     pub(super) fn stand_in() -> Self {
         Self {
             memory: AllocationDevice::CPU,
             staging: AllocationDevice::CPU,
-            id: 0,
         }
     }
 }
 
 impl Device {
-    /// Finds the device's memory and tests whether writes happen in the weight's own buffer; if not, each
-    /// write makes a copy.
+    /// Makes the graphs that write weights of these types, finds the device's memory and tests both.
     pub(super) fn new(
-        main: &Session,
-        names: &Names,
+        storage: &Storage,
+        id: i32,
         dtypes: impl Iterator<Item = Dtype>,
         make: impl Fn(&[u8]) -> Result<Session, SessionError>,
     ) -> Result<Self, SessionError> {
-        let allocator = |device: &AllocationDevice<'static>, kind| {
-            let info = MemoryInfo::new(device.clone(), names.id, AllocatorType::Device, kind)?;
-            Allocator::new(main, info)
+        let mut kernels: Vec<(Dtype, Kernels)> = Vec::new();
+        for dtype in dtypes {
+            if kernels.iter().all(|(known, _)| *known != dtype) {
+                let (scatter, copy) = (make(&scatter_graph(dtype))?, make(&copy_graph(dtype))?);
+                kernels.push((dtype, Kernels { scatter, copy }));
+            }
+        }
+        // A session that lives as long as what is allocated.
+        let (_, Kernels { copy, .. }) = kernels.first().ok_or_else(no_kernels)?;
+        let info = |device: &AllocationDevice<'static>, id, kind| {
+            MemoryInfo::new(device.clone(), id, AllocatorType::Device, kind)
         };
+        let (own, host) = (MemoryType::Default, AllocationDevice::CPU);
         let mut device = Self {
-            weights: allocator(&names.memory, MemoryType::Default)?,
-            staging: allocator(&names.staging, MemoryType::CPUInput)?,
-            host: MemoryInfo::new(
-                AllocationDevice::CPU,
-                0,
-                AllocatorType::Device,
-                MemoryType::Default,
-            )?,
-            kernels: Vec::new(),
+            weights: Allocator::new(copy, info(&storage.memory, id, own)?)?,
+            staging: Allocator::new(copy, info(&storage.staging, id, MemoryType::CPUInput)?)?,
+            host: info(&host, 0, own)?,
+            kernels,
             in_place: true,
         };
+        device.prove_writes()?;
+        Ok(device)
+    }
+
+    /// Tests whether writes happen in the weight's own buffer; if not, each write makes a copy.
+    fn prove_writes(&mut self) -> Result<(), SessionError> {
+        let dtypes: Vec<Dtype> = self.kernels.iter().map(|(dtype, _)| *dtype).collect();
         for dtype in dtypes {
-            if device.kernels.iter().any(|(known, _)| *known == dtype) {
-                continue;
-            }
-            let kernels = Kernels {
-                scatter: make(&scatter_graph(dtype))?,
-                copy: make(&copy_graph(dtype))?,
-            };
-            device.kernels.push((dtype, kernels));
-            let mut written = device.tries(dtype);
-            if device.in_place && written != Ok(true) {
-                device.in_place = false;
-                written = device.tries(dtype);
+            let mut written = self.tries(dtype);
+            if self.in_place && written != Ok(true) {
+                self.in_place = false;
+                written = self.tries(dtype);
             }
             if !written? {
                 let dtype = dtype.as_str();
@@ -282,7 +277,52 @@ impl Device {
                 return Err(SessionError::Other(message));
             }
         }
-        Ok(device)
+        Ok(())
+    }
+
+    /// Tests whether `x == x` is false for NaN on the device, in f32 and in each type of the weights: drivers
+    /// may take it for true, and graphs are rewritten to rely on it.
+    pub(super) fn check_nan(
+        &self,
+        make: impl Fn(&[u8]) -> Result<Session, SessionError>,
+    ) -> Result<(), SessionError> {
+        self.sees_nan::<f32>(&make)?;
+        for (dtype, _) in &self.kernels {
+            match dtype {
+                Dtype::F32 => {}
+                Dtype::F16 => self.sees_nan::<f16>(&make)?,
+                Dtype::Bf16 => self.sees_nan::<bf16>(&make)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn sees_nan<T: Element>(
+        &self,
+        make: impl Fn(&[u8]) -> Result<Session, SessionError>,
+    ) -> Result<(), SessionError> {
+        let tried = [
+            f32::NAN,
+            1.0,
+            -f32::NAN,
+            f32::INFINITY,
+            0.0,
+            f32::NEG_INFINITY,
+        ];
+        let values: Vec<T> = tried.into_iter().map(T::narrow).collect();
+        let mut unlike_itself = make(&nan_graph(T::DTYPE))?;
+        let values = Tensor::from_array(([tried.len()], values))?;
+        let outputs = unlike_itself.run(ort::inputs![DATA => values])?;
+        let (_, seen) = outputs["output"].try_extract_tensor::<f32>()?;
+        let seen = seen.iter().map(|seen| *seen != 0.0);
+        if seen.eq(tried.iter().map(|value| value.is_nan())) {
+            return Ok(());
+        }
+        Err(SessionError::Unavailable(format!(
+            "the device's driver takes NaN for equal to itself in {}, so no score on it would be right; update the driver \
+             or use another device",
+            T::DTYPE.as_str()
+        )))
     }
 
     fn tries(&mut self, dtype: Dtype) -> Result<bool, SessionError> {
@@ -314,7 +354,7 @@ impl Device {
         let mut weight = Tensor::<T>::new(&self.weights, host.shape().clone())?;
         let copy = &mut self.kernels::<T>()?.copy;
         let mut binding = copy.create_binding()?;
-        binding.bind_input("data", host)?;
+        binding.bind_input(DATA, host)?;
         binding.bind_output("output", &mut weight)?;
         copy.run_binding(&binding)?;
         binding.synchronize_outputs()?;
@@ -326,7 +366,7 @@ impl Device {
         let host = self.host.clone();
         let copy = &mut self.kernels::<T>()?.copy;
         let mut binding = copy.create_binding()?;
-        binding.bind_input("data", weight)?;
+        binding.bind_input(DATA, weight)?;
         binding.bind_output_to_device("output", &host)?;
         let mut outputs = copy.run_binding(&binding)?;
         let output = outputs.remove("output");
@@ -354,7 +394,7 @@ impl Device {
         };
         let scatter = &mut self.kernels::<T>()?.scatter;
         let mut binding = scatter.create_binding()?;
-        binding.bind_input("data", &*weight)?;
+        binding.bind_input(DATA, &*weight)?;
         binding.bind_input("indices", &indices)?;
         binding.bind_input("updates", &updates)?;
         match &mut fresh {
@@ -373,8 +413,12 @@ impl Device {
     fn kernels<T: Element>(&mut self) -> ort::Result<&mut Kernels> {
         let mut all = self.kernels.iter_mut();
         let found = all.find_map(|(dtype, kernels)| (*dtype == T::DTYPE).then_some(kernels));
-        found.ok_or_else(|| ort::Error::new("no kernels for this element type"))
+        found.ok_or_else(no_kernels)
     }
+}
+
+fn no_kernels() -> ort::Error {
+    ort::Error::new("no kernels for this element type")
 }
 
 /// Row-major positions as coordinates, one row each.
@@ -408,12 +452,10 @@ mod tests {
             ..crate::config::Layers::default()
         };
         let config = crate::config::Config::load(&layers).unwrap().engine;
-        let make =
-            |graph: &[u8]| super::super::build(&config, super::super::GraphSource::Bytes(graph));
-        let main = make(&copy_graph(Dtype::F32)).unwrap();
-        let names = Names::stand_in();
+        let make = |graph: &[u8]| super::super::kernel(&config, graph);
+        let storage = Storage::stand_in();
         let dtypes = [Dtype::F32, Dtype::F16, Dtype::Bf16];
-        let mut device = Device::new(&main, &names, dtypes.into_iter(), make).unwrap();
+        let mut device = Device::new(&storage, 0, dtypes.into_iter(), make).unwrap();
         assert!(device.in_place);
         for in_place in [true, false] {
             device.in_place = in_place;

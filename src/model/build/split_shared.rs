@@ -134,6 +134,8 @@ mod tests {
             output,
             scopes,
             call: "",
+            int: &[],
+            ints: &[],
             in_body: false,
         }
     }

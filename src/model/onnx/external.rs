@@ -62,7 +62,8 @@ fn edit_external(
             Some(EXTERNAL) => change(trail, tensor)?,
             Some(_) | None => None,
         };
-        Ok(changed.map_or(Change::Keep, |t| Change::Replace(t.encode_to_vec())))
+        let replaced = |t: TensorProto| Change::Replace(vec![t.encode_to_vec().into()]);
+        Ok(changed.map_or(Change::Keep, replaced))
     })
 }
 

@@ -14,7 +14,7 @@ use super::graph::Graph;
 use super::operators::{PASS_THROUGH, SHAPE_INPUTS};
 use super::proto::{
     FunctionProto, GraphError, GraphProto, INT32, INT64, NodeProto, SparseTensorProto, bodies,
-    decode, decode_node,
+    decode, decode_node, integer,
 };
 
 /// The maximum nesting of subgraphs and functions.
@@ -392,16 +392,6 @@ impl Tracer<'_> {
 
 fn display(node: &NodeProto) -> &str {
     node.display().unwrap_or("a node")
-}
-
-fn integer(node: &NodeProto, name: &str) -> Result<Option<i64>, GraphError> {
-    for attribute in node.attributes() {
-        let attribute = attribute?;
-        if attribute.name() == name {
-            return Ok(Some(attribute.i()));
-        }
-    }
-    Ok(None)
 }
 
 /// A Cast keeps integers only if it casts to another integer type.

@@ -8,8 +8,8 @@ use prost::Message;
 
 use super::external::contents;
 use super::proto::{
-    GraphError, GraphProto, ModelProto, TensorProto, TensorType, ValueInfo, dtype_of, elem_of,
-    is_default_domain, sizes,
+    GraphError, GraphProto, ModelProto, OperatorSetId, TensorProto, TensorType, ValueInfo,
+    dtype_of, elem_of, is_default_domain, sizes,
 };
 use crate::model::tensor::{Dtype, Elem};
 use crate::util::file_type;
@@ -66,11 +66,7 @@ impl Graph {
         if model.graph.is_none() {
             return Err(none(&"it has no graph"));
         }
-        let opset = model
-            .opset_import
-            .iter()
-            .find(|o| is_default_domain(o.domain.as_deref()));
-        let version = opset.and_then(|o| o.version).unwrap_or(0);
+        let version = opset(&model.opset_import).unwrap_or(0);
         if version < MIN_OPSET {
             return Err(GraphError(format!(
                 "has opset {version}, at least {MIN_OPSET} is needed; export it again"
@@ -88,6 +84,11 @@ impl Graph {
     /// Empty, if the model has no graph; decoding refuses such a model.
     pub(super) fn proto_mut(&mut self) -> &mut GraphProto {
         self.model.graph.get_or_insert_default()
+    }
+
+    /// The version of ONNX's own operators.
+    pub(super) fn opset(&self) -> i64 {
+        opset(&self.model.opset_import).unwrap_or(0)
     }
 
     /// All initializers.
@@ -135,6 +136,13 @@ impl Graph {
     pub fn encode(&self) -> Vec<u8> {
         self.model.encode_to_vec()
     }
+}
+
+/// The version of ONNX's own operators among the imported ones.
+pub(super) fn opset(imported: &[OperatorSetId]) -> Option<i64> {
+    let mut own = imported.iter();
+    own.find(|set| is_default_domain(set.domain.as_deref()))?
+        .version
 }
 
 fn input_info(input: &ValueInfo) -> InputInfo {

@@ -1,13 +1,16 @@
-//! Graphs made by hand, for the tests here and of packaging. No other build has them.
+//! Graphs made by hand, for the tests here, of packaging and of sessions. No other build has them.
 
 #![cfg(test)]
 
+use bytes::Bytes;
 use prost::Message;
 
 use super::graph::Graph;
+use super::prepare::OUTPUT;
 use super::proto::{
-    Attribute, GraphProto, ModelProto, NodeProto as Node, OperatorSetId, StringEntry, TensorProto,
-    ValueInfo,
+    Attribute, BOOL, FLOAT, FLOAT16, FunctionProto, GraphProto, ModelProto, NodeProto as Node,
+    OperatorSetId, StringEntry, TensorProto, ValueInfo, bodies, decode, decode_node, int, ints,
+    node, value_info,
 };
 use crate::model::checkpoint::Tensor;
 use crate::model::tensor::Dtype;
@@ -21,6 +24,9 @@ pub(crate) struct Made<'a> {
     pub(crate) output: &'a str,
     pub(crate) scopes: &'a str,
     pub(crate) call: &'a str,
+    /// Its attributes that are whole numbers, and those that are lists of them.
+    pub(crate) int: &'a [(&'a str, i64)],
+    pub(crate) ints: &'a [(&'a str, &'a [i64])],
     /// The node sits in the body of an If.
     pub(crate) in_body: bool,
 }
@@ -39,11 +45,14 @@ impl Made<'_> {
             ("pkg.torch.onnx.fx_node", self.call),
         ];
         let told = told.iter().filter(|(_, value)| !value.is_empty());
+        let one = self.int.iter().map(|(name, value)| int(name, *value));
+        let attributes = one.chain(self.ints.iter().map(|(name, values)| ints(name, values)));
         let node = Node {
             name: Some(self.name.into()),
             op_type: Some(self.op.into()),
             input: self.input.iter().map(|i| (*i).to_owned()).collect(),
             output: vec![self.output.into()],
+            attribute: attributes.map(|a| a.encode_to_vec().into()).collect(),
             metadata_props: told.map(|(key, value)| entry(key, value)).collect(),
             ..Node::default()
         };
@@ -99,6 +108,137 @@ pub(super) fn of_nodes(nodes: &[Node], initializers: &[&str]) -> Graph {
         ..ModelProto::default()
     };
     Graph::decode(model.encode_to_vec().into()).expect("a graph")
+}
+
+/// Where the nodes of a graph are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// In the graph itself.
+    Graph,
+    /// In both branches of an If.
+    Body,
+    /// In a function of the model's own.
+    Function,
+}
+
+/// A graph that a session can run: `x` in, and what its nodes make of it as `y`, in f32.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Runnable<'a> {
+    pub(crate) opset: i64,
+    pub(crate) place: Place,
+    pub(crate) half: bool,
+    /// The shape of `x`, if the graph gives it.
+    pub(crate) shape: &'a [Option<i64>],
+    pub(crate) nodes: &'a [Made<'a>],
+}
+
+impl Runnable<'_> {
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let inner = self
+            .nodes
+            .iter()
+            .map(|n| Bytes::from(n.node().encode_to_vec()));
+        let inner: Vec<Bytes> = inner.collect();
+        let mut functions = Vec::new();
+        let mut nodes = match self.place {
+            Place::Graph => inner,
+            Place::Body => vec![branching(inner)],
+            Place::Function => {
+                functions.push(own(inner, self.opset).encode_to_vec().into());
+                let mut call = decode_node(&node("call", "Own", &["x"], "y", &[])).unwrap();
+                call.domain = Some("own".into());
+                vec![call.encode_to_vec().into()]
+            }
+        };
+        let to = [int("to", FLOAT.into())];
+        nodes.push(node("out", "Cast", &["y"], OUTPUT, &to));
+        let elem = if self.half { FLOAT16 } else { FLOAT };
+        let yes = TensorProto {
+            name: Some("yes".into()),
+            data_type: Some(BOOL),
+            int32_data: vec![1],
+            ..TensorProto::default()
+        };
+        let graph = GraphProto {
+            name: Some("runnable".into()),
+            node: nodes,
+            initializer: vec![yes],
+            input: vec![value_info("x", elem, self.shape.to_vec())],
+            output: vec![ValueInfo::new(OUTPUT, FLOAT, None)],
+            ..GraphProto::default()
+        };
+        let set = |domain: &str, version| OperatorSetId {
+            domain: Some(domain.into()),
+            version: Some(version),
+        };
+        let model = ModelProto {
+            ir_version: Some(8),
+            graph: Some(graph),
+            opset_import: vec![set("", self.opset), set("own", 1)],
+            functions,
+            ..ModelProto::default()
+        };
+        model.encode_to_vec()
+    }
+}
+
+fn branching(nodes: Vec<Bytes>) -> Bytes {
+    let branch = |name: &str| {
+        let body = GraphProto {
+            name: Some(name.into()),
+            node: nodes.clone(),
+            output: vec![ValueInfo {
+                name: Some("y".into()),
+                r#type: None,
+            }],
+            ..GraphProto::default()
+        };
+        const GRAPH: i32 = 5;
+        Attribute {
+            name: Some(name.into()),
+            g: Some(body),
+            r#type: Some(GRAPH),
+            ..Attribute::default()
+        }
+    };
+    let branches = [branch("then_branch"), branch("else_branch")];
+    node("if", "If", &["yes"], "y", &branches)
+}
+
+fn own(nodes: Vec<Bytes>, opset: i64) -> FunctionProto {
+    FunctionProto {
+        name: Some("Own".into()),
+        input: vec!["x".into()],
+        output: vec!["y".into()],
+        node: nodes,
+        opset_import: vec![OperatorSetId {
+            domain: Some(String::new()),
+            version: Some(opset),
+        }],
+        domain: Some("own".into()),
+        overload: None,
+    }
+}
+
+/// The operators of all nodes, in bodies and functions as well.
+pub(crate) fn operators(model: &[u8]) -> Vec<String> {
+    fn add(nodes: &[Bytes], found: &mut Vec<String>) {
+        for bytes in nodes {
+            let node = decode_node(bytes).unwrap();
+            found.push(node.op());
+            for body in bodies(&node).unwrap() {
+                add(&body.node, found);
+            }
+        }
+    }
+    let model = ModelProto::decode(model).unwrap();
+    let mut found = Vec::new();
+    add(&model.graph.unwrap().node, &mut found);
+    for bytes in &model.functions {
+        let function: FunctionProto = decode(bytes, "a function").unwrap();
+        add(&function.node, &mut found);
+    }
+    found
 }
 
 /// A tensor of a checkpoint, in float32.

@@ -91,7 +91,7 @@ fn definitions(model: &Bytes) -> Result<HashMap<String, usize>, GraphError> {
             return Ok(Change::Keep);
         };
         if *kind == Kind::Function {
-            return Ok(Change::Replace(bytes.to_vec()));
+            return Ok(Change::Replace(vec![bytes.clone()]));
         }
         if *kind == Kind::Graph {
             for name in decode_graph(bytes)?.names()? {
@@ -136,7 +136,7 @@ impl Lifter<'_> {
             Kind::Tensor if in_body && is_initializer(trail) => {
                 let tensor = decode_tensor(bytes)?;
                 Ok(match self.is_wanted(tensor.name(), &tensor) {
-                    true => Change::Drop,
+                    true => Change::Replace(Vec::new()),
                     false => Change::Keep,
                 })
             }
@@ -196,15 +196,15 @@ impl Lifter<'_> {
                 name: Some(output.clone()),
                 ..tensor
             });
-            return Ok(Change::Drop);
+            return Ok(Change::Replace(Vec::new()));
         }
         let holder = trail.iter().rev().find(|(kind, _)| *kind == Kind::Graph);
         let body = holder.map(|(_, bytes)| decode_graph(bytes)).transpose()?;
         let lifted = self.take(output, tensor, &body.unwrap_or_default(), describe(trail));
         Ok(if lifted == *output {
-            Change::Drop
+            Change::Replace(Vec::new())
         } else {
-            Change::Replace(identity(&lifted, output).into())
+            Change::Replace(vec![identity(&lifted, output)])
         })
     }
 

@@ -9,13 +9,15 @@ use std::io::Write;
 use std::path::Path;
 
 use bytes::Bytes;
+use prost::Message;
 
 use super::external::embed;
 use super::graph::Graph;
 use super::proto::{
-    EXTERNAL, FLOAT, GraphError, GraphProto, INT64, StringEntry, TensorProto, elem_type, int, node,
-    value_info,
+    EXTERNAL, FLOAT, GraphError, GraphProto, INT64, StringEntry, TensorProto, ValueInfo, elem_type,
+    int, node, value_info,
 };
+use super::rewrite::Rewrite;
 use crate::model::tensor::Dtype;
 
 /// Name of the input that carries the targets, int64 `[batch, seq, 1]`.
@@ -69,7 +71,8 @@ impl WeightSpec {
 }
 
 impl Graph {
-    /// The graph the engine runs: the named initializers as inputs, [`OUTPUT`] as output.
+    /// The graph the engine runs: the named initializers as inputs, [`OUTPUT`] as output, and
+    /// rewritten as the provider needs it.
     ///
     /// # Errors
     /// Names what is missing.
@@ -77,12 +80,13 @@ impl Graph {
         mut self,
         weights: &[&str],
         head: Head<'_>,
+        rewrites: &[Rewrite],
         dir: &Path,
     ) -> Result<Vec<u8>, GraphError> {
         let elem = self.output_type(head)?;
         move_to_inputs(self.proto_mut(), weights)?;
         self.append(head, elem);
-        embed(self.encode(), dir)
+        embed(self.rewritten(rewrites)?, dir)
     }
 
     /// The same computation with the weights as constants in a file `data` beside it, for
@@ -94,13 +98,14 @@ impl Graph {
         mut self,
         weights: &[WeightSpec],
         head: Head<'_>,
+        rewrites: &[Rewrite],
         dir: &Path,
         data: &Path,
     ) -> Result<Vec<u8>, GraphError> {
         let constants = self.constants(weights, data)?;
         let elem = self.output_type(head)?;
         self.append(head, elem);
-        self = Self::decode(embed(self.encode(), dir)?.into())?;
+        self = Self::decode(embed(self.rewritten(rewrites)?, dir)?.into())?;
         self.proto_mut().initializer.extend(constants);
         Ok(self.encode())
     }
@@ -207,6 +212,9 @@ fn append_loss_head(graph: &mut GraphProto, logits: &str, logits_type: i32) {
         let cast = op("Cast", &[logits], last, "to", FLOAT.into());
         graph.node.push(cast);
     }
+    // It is no output any more, which would have said so.
+    let wide = ValueInfo::new(last, FLOAT, None);
+    graph.value_info.push(wide.encode_to_vec());
     let all = "scorer_log_softmax";
     let softmax = op("LogSoftmax", &[last], all, "axis", -1);
     let targets = op("GatherElements", &[all, LABELS], OUTPUT, "axis", -1);

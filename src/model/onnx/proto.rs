@@ -14,6 +14,7 @@ pub(super) const INT32: i32 = 6;
 pub(super) const INT64: i32 = 7;
 pub(super) const BOOL: i32 = 9;
 pub(super) const FLOAT16: i32 = 10;
+pub(super) const DOUBLE: i32 = 11;
 pub(super) const BFLOAT16: i32 = 16;
 /// `TensorProto.data_location`: the data is in a file.
 pub(super) const EXTERNAL: i32 = 1;
@@ -221,6 +222,8 @@ pub(super) struct FunctionProto {
     /// [`NodeProto`]s.
     #[prost(bytes = "bytes", repeated, tag = "7")]
     pub(super) node: Vec<Bytes>,
+    #[prost(message, repeated, tag = "9")]
+    pub(super) opset_import: Vec<OperatorSetId>,
     #[prost(string, optional, tag = "10")]
     pub(super) domain: Option<String>,
     #[prost(bytes = "vec", optional, tag = "13")]
@@ -280,6 +283,28 @@ pub(super) fn int(name: &str, value: i64) -> Attribute {
         r#type: Some(INT),
         ..Attribute::default()
     }
+}
+
+/// An attribute that is a list of whole numbers.
+pub(super) fn ints(name: &str, values: &[i64]) -> Attribute {
+    const INTS: i32 = 7;
+    Attribute {
+        name: Some(name.into()),
+        ints: values.to_vec(),
+        r#type: Some(INTS),
+        ..Attribute::default()
+    }
+}
+
+/// The value of an attribute that is a whole number.
+pub(super) fn integer(node: &NodeProto, name: &str) -> Result<Option<i64>, GraphError> {
+    for attribute in node.attributes() {
+        let attribute = attribute?;
+        if attribute.name() == name {
+            return Ok(Some(attribute.i()));
+        }
+    }
+    Ok(None)
 }
 
 /// An encoded model of ONNX's own operators.

@@ -3,7 +3,7 @@
 
 use super::prepare::OUTPUT;
 use super::proto::{
-    Attribute, FLOAT, GraphProto, INT64, TensorProto, int, model, node, value_info,
+    Attribute, FLOAT, GraphProto, INT64, TensorProto, int, ints, model, node, value_info,
 };
 
 /// The dimensions of a model.
@@ -30,16 +30,6 @@ struct Builder {
 
 /// Names and shapes.
 pub type Weights = Vec<(String, Vec<usize>)>;
-
-fn ints(name: &str, values: &[i64]) -> Attribute {
-    const INTS: i32 = 7;
-    Attribute {
-        name: Some(name.into()),
-        ints: values.to_vec(),
-        r#type: Some(INTS),
-        ..Attribute::default()
-    }
-}
 
 #[expect(clippy::cast_possible_wrap, reason = "dimensions are far below 2^63")]
 fn signed(dimensions: &[usize]) -> Vec<i64> {
@@ -193,7 +183,8 @@ pub fn greedy() -> Vec<u8> {
     let mut builder = Builder::named("greedy");
     let size = value_info("size", INT64, vec![Some(1)]);
     builder.graph.input.push(size);
-    let zeros = builder.node("ConstantOfShape", &["size"], vec![]);
-    builder.push("ReduceSum", &[&zeros], OUTPUT, vec![]);
+    let one = builder.constant("one", &[1], FLOAT, 1_f32.to_le_bytes().to_vec());
+    let ones = builder.node("Expand", &[&one, "size"], vec![]);
+    builder.push("ReduceSum", &[&ones], OUTPUT, vec![]);
     builder.finish(OUTPUT, vec![Some(1)]).0
 }

@@ -63,10 +63,8 @@ pub(super) enum Change {
     Keep,
     /// Keep it, with these bytes before its own, and visit the messages in it.
     Prepend(Vec<u8>),
-    /// It goes.
-    Drop,
-    /// Replace it with these bytes.
-    Replace(Vec<u8>),
+    /// Put these messages in its place: none, and it goes.
+    Replace(Vec<Bytes>),
 }
 
 /// A message and all messages around it, the outermost first.
@@ -97,19 +95,18 @@ fn inside(
         };
         trail.push((kind, body.clone()));
         let new = match change(trail)? {
-            Change::Keep => inside(trail, change)?.map(Some),
+            Change::Keep => inside(trail, change)?.map(|new| vec![new.into()]),
             Change::Prepend(mut start) => {
                 start.extend(inside(trail, change)?.unwrap_or_else(|| body.to_vec()));
-                Some(Some(start))
+                Some(vec![start.into()])
             }
-            Change::Drop => Some(None),
-            Change::Replace(new) => Some(Some(new)),
+            Change::Replace(new) => Some(new),
         };
         trail.pop();
         if let Some(new) = new {
             out.extend_from_slice(&bytes[copied..field.span.start]);
-            if let Some(new) = new {
-                append(&mut out, field.number, &new);
+            for message in new {
+                append(&mut out, field.number, &message);
             }
             copied = field.span.end;
         }

@@ -1,0 +1,230 @@
+//! What each execution provider needs, one row each. Nothing else in the engine asks which provider it is.
+
+use ort::ep;
+use ort::memory::AllocationDevice;
+use ort::session::builder::SessionBuilder;
+
+use super::SessionError;
+use super::library::{environment, register_webgpu};
+use super::vulkan;
+use crate::config::{EngineConfig, Provider};
+use crate::model::onnx::{Rewrite, WeightSpec};
+use crate::model::tensor::Dtype;
+
+/// Puts a provider into a session; an error if it cannot be used here.
+pub(super) type Register =
+    fn(&EngineConfig, SessionBuilder) -> Result<SessionBuilder, SessionError>;
+
+/// A provider as the engine sees it.
+pub(super) struct Row {
+    /// Its name in ONNX Runtime, which also reports by it where a node runs.
+    pub(super) name: &'static str,
+    /// How a session gets it.
+    pub(super) register: Register,
+    /// The memory of its device; none if the weights stay in the host's.
+    pub(super) storage: Option<Storage>,
+    /// Whether this element type has no kernels there.
+    pub(super) lacks: fn(Dtype) -> bool,
+    /// What is rewritten in a graph, because there are no kernels for it.
+    pub(super) rewrites: &'static [Rewrite],
+    /// The most bytes that one weight may have, if there is a limit.
+    largest_weight: fn() -> Option<u64>,
+    /// Whether the device is software.
+    is_software: fn() -> bool,
+    /// What its errors say.
+    pub(super) texts: Texts,
+    /// What to install when it is missing.
+    pub(super) needs: &'static str,
+}
+
+/// Where the weights live on a device, and the host memory that they are written from.
+pub(super) struct Storage {
+    pub(super) memory: AllocationDevice<'static>,
+    pub(super) staging: AllocationDevice<'static>,
+}
+
+/// Parts of messages: ONNX Runtime has no error codes for these.
+pub(super) struct Texts {
+    pub(super) out_of_memory: &'static [&'static str],
+    /// The device is gone, and everything in its memory.
+    pub(super) lost: &'static [&'static str],
+    /// There is no device to begin with.
+    pub(super) missing: &'static [&'static str],
+}
+
+static CPU: Row = Row {
+    name: "CPUExecutionProvider",
+    register: |_, builder| Ok(builder),
+    storage: None,
+    lacks: |_| false,
+    rewrites: &[],
+    largest_weight: || None,
+    is_software: || false,
+    texts: Texts {
+        out_of_memory: &["Failed to allocate memory", "bad_alloc"],
+        lost: &[],
+        missing: &[],
+    },
+    needs: "nothing but ONNX Runtime",
+};
+
+static CUDA: Row = Row {
+    name: "CUDAExecutionProvider",
+    register: register_cuda,
+    storage: Some(Storage {
+        memory: AllocationDevice::CUDA,
+        staging: AllocationDevice::CUDA_PINNED,
+    }),
+    lacks: |_| false,
+    rewrites: &[Rewrite::Sequence],
+    largest_weight: || None,
+    is_software: || false,
+    texts: Texts {
+        out_of_memory: &["out of memory", "CUDA_ERROR_OUT_OF_MEMORY"],
+        // After these the process can use the GPU no more.
+        lost: &["CUDA failure 700", "CUDA failure 719"],
+        missing: &[],
+    },
+    needs: "an NVIDIA driver, the GPU build of ONNX Runtime (PyPI onnxruntime-gpu) and its CUDA 13 and cuDNN 9 \
+            libraries on LD_LIBRARY_PATH",
+};
+
+static WEBGPU: Row = Row {
+    name: "WebGpuExecutionProvider",
+    register: register_first_gpu,
+    storage: Some(Storage {
+        memory: AllocationDevice::WEBGPU_BUFFER,
+        // The device has no memory that the host can reach.
+        staging: AllocationDevice::CPU,
+    }),
+    lacks: |dtype| dtype == Dtype::Bf16,
+    rewrites: &[Rewrite::IsNan, Rewrite::Sequence, Rewrite::LogSoftmax],
+    largest_weight: || Some(vulkan::largest_buffer()),
+    is_software: vulkan::is_software,
+    texts: Texts {
+        // An allocation without memory succeeds; what uses it fails.
+        out_of_memory: &[
+            "[Invalid Buffer",
+            "narrowing_error",
+            "MapAsyncStatus value: 3",
+        ],
+        lost: &[
+            "device lost",
+            "Device lost",
+            "[Device] is lost",
+            "MapAsyncStatus value: ",
+        ],
+        missing: &["Failed to get a WebGPU", "Failed to create wgpu::Instance"],
+    },
+    needs: "the WebGPU plugin (PyPI onnxruntime-ep-webgpu), libvulkan1 and the GPU's Vulkan driver (for AMD and Intel \
+            mesa-vulkan-drivers)",
+};
+
+const ROWS: [&Row; 3] = [&CPU, &CUDA, &WEBGPU];
+
+pub(super) fn row(provider: Provider) -> &'static Row {
+    match provider {
+        Provider::Cpu => &CPU,
+        Provider::Cuda => &CUDA,
+        Provider::WebGpu => &WEBGPU,
+    }
+}
+
+/// What is rewritten in a graph for the configured provider.
+pub fn rewrites(config: &EngineConfig) -> &'static [Rewrite] {
+    row(config.execution_provider).rewrites
+}
+
+/// Whether the configured device is software in place of a GPU.
+pub fn is_software(config: &EngineConfig) -> bool {
+    (row(config.execution_provider).is_software)()
+}
+
+/// What an error of any provider means, if its text is known.
+pub(super) fn classify(text: &str) -> Option<fn(String) -> SessionError> {
+    let one = |texts: fn(&Texts) -> &'static [&'static str]| {
+        let mut known = ROWS.iter().flat_map(|row| texts(&row.texts));
+        known.any(|part| text.contains(part))
+    };
+    if one(|texts| texts.out_of_memory) {
+        Some(SessionError::OutOfMemory)
+    } else if one(|texts| texts.lost) {
+        Some(SessionError::Lost)
+    } else if one(|texts| texts.missing) {
+        Some(SessionError::Unavailable)
+    } else {
+        None
+    }
+}
+
+impl Row {
+    /// Refuses weights that the device would not hold or compute with, by name.
+    pub(super) fn accepts(&self, weights: &[WeightSpec]) -> Result<(), SessionError> {
+        if let Some(weight) = weights.iter().find(|weight| (self.lacks)(weight.dtype)) {
+            let dtype = weight.dtype.as_str();
+            return Err(SessionError::NoKernel(format!(
+                "{} is {dtype}",
+                weight.input
+            )));
+        }
+        let Some(most) = (self.largest_weight)() else {
+            return Ok(());
+        };
+        match weights
+            .iter()
+            .find(|weight| weight.bytes.len() as u64 > most)
+        {
+            None => Ok(()),
+            Some(weight) => Err(SessionError::Unavailable(format!(
+                "{} has {} bytes, and {} on this device holds at most {most} in one tensor and silently drops what is \
+                 beyond; use another device or provider",
+                weight.input,
+                weight.bytes.len(),
+                self.name
+            ))),
+        }
+    }
+
+    /// The provider cannot be used, and what to do about it.
+    pub(super) fn unavailable(&self, reason: &str) -> SessionError {
+        let (name, needs) = (self.name, self.needs);
+        SessionError::Unavailable(format!(
+            "{name} is not available: {reason}. It needs {needs}; to run on the CPU say engine.execution_provider = \"cpu\""
+        ))
+    }
+}
+
+fn register_cuda(
+    config: &EngineConfig,
+    builder: SessionBuilder,
+) -> Result<SessionBuilder, SessionError> {
+    let mut cuda = ep::CUDA::default()
+        .with_device_id(config.device_id)
+        .with_tf32(config.tf32);
+    if config.deterministic {
+        // The exhaustive search may choose a different algorithm in every process.
+        cuda = cuda.with_conv_algorithm_search(ep::cuda::ConvAlgorithmSearch::Default);
+    }
+    let limit = config.gpu_memory_limit;
+    if let Some(limit) = limit.and_then(|bytes| usize::try_from(bytes).ok()) {
+        cuda = cuda.with_memory_limit(limit);
+    }
+    // Without `error_on_failure`, a provider that does not start is left out of the session.
+    let added = builder.with_execution_providers([cuda.build().error_on_failure()]);
+    added.map_err(|e| CUDA.unavailable(&e.to_string()))
+}
+
+fn register_first_gpu(
+    config: &EngineConfig,
+    builder: SessionBuilder,
+) -> Result<SessionBuilder, SessionError> {
+    let unusable = |reason: String| WEBGPU.unavailable(&reason);
+    register_webgpu(config).map_err(unusable)?;
+    vulkan::check().map_err(unusable)?;
+    let mut devices = environment(config)?.devices();
+    // An empty list would make a session on the CPU.
+    let found = devices.find(|device| device.ep().is_ok_and(|name| name == WEBGPU.name));
+    let device = found.ok_or_else(|| unusable("the plugin offers no device".into()))?;
+    let added = builder.with_devices([device], None);
+    added.map_err(|e| unusable(e.to_string()))
+}

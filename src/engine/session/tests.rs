@@ -1,0 +1,153 @@
+//! The provider `webgpu` on the GPU in software that `ops/setup device` brings, and what holds for any.
+
+use half::f16;
+
+use super::build::{GraphSource, build_by};
+use super::provider::{Storage, row};
+use super::scratch::Device;
+use super::*;
+use crate::config::{Config, Layers, Provider};
+use crate::model::onnx::{copy_graph, scatter_graph};
+use crate::model::tensor::Dtype;
+
+fn config(set: &[&str]) -> EngineConfig {
+    let set: Vec<String> = set.iter().map(|s| (*s).to_owned()).collect();
+    let layers = Layers {
+        set: &set,
+        ..Layers::default()
+    };
+    Config::load(&layers).unwrap().engine
+}
+
+fn webgpu() -> EngineConfig {
+    config(&["engine.execution_provider=webgpu"])
+}
+
+fn spec(input: &str, dtype: Dtype, bytes: Vec<u8>) -> WeightSpec {
+    WeightSpec {
+        input: input.into(),
+        shape: vec![i64::try_from(bytes.len() / dtype.size()).unwrap()],
+        dtype,
+        bytes: bytes.into(),
+    }
+}
+
+#[test]
+fn weights_live_on_the_device_and_are_written_in_place() {
+    let ones = [1_f32; 6].map(f32::to_le_bytes).concat();
+    let halves = [f16::ONE; 6].map(f16::to_le_bytes).concat();
+    let specs = || {
+        [
+            spec("wide", Dtype::F32, ones.clone()),
+            spec("half", Dtype::F16, halves.clone()),
+        ]
+    };
+    let mut memory = memory(&webgpu(), &specs()).unwrap();
+    assert_eq!(memory.describe(), "device memory, written in place");
+    for (before, bytes) in specs().into_iter().zip([&ones, &halves]) {
+        let mut weight = memory.fill(before).unwrap();
+        memory.write(&mut weight, &[0, 5], &[-0.5, 2.0]).unwrap();
+        let changed = [-0.5, 1.0, 1.0, 1.0, 1.0, 2.0];
+        let holds = memory.holds(&weight, Entries::Values(&changed));
+        assert!(holds.unwrap(), "{}", weight.input);
+        memory.write(&mut weight, &[0, 5], &[1.0, 1.0]).unwrap();
+        assert!(memory.holds(&weight, Entries::Bytes(bytes)).unwrap());
+    }
+}
+
+#[test]
+fn a_session_that_silently_is_on_the_cpu_is_refused() {
+    let (cpu, graph) = (row(Provider::Cpu), copy_graph(Dtype::F32));
+    for provider in [Provider::WebGpu, Provider::Cuda] {
+        let name = row(provider).name;
+        let weights = [DATA.to_owned()];
+        let source = GraphSource::Bytes(&graph);
+        let error = build_by(cpu.register, name, &config(&[]), source, &weights).unwrap_err();
+        let SessionError::Unavailable(message) = error else {
+            panic!("{error:?}");
+        };
+        assert!(
+            message.contains(name) && message.contains("identity (Identity)"),
+            "{message}"
+        );
+    }
+}
+
+#[test]
+fn weights_that_the_device_would_lose_are_refused_by_name() {
+    let row = row(Provider::WebGpu);
+    let bf16 = row.accepts(&[spec("embed", Dtype::Bf16, vec![0; 2])]);
+    assert_eq!(bf16, Err(SessionError::NoKernel("embed is bf16".into())));
+    let most = usize::try_from(vulkan::largest_buffer()).unwrap();
+    row.accepts(&[spec("fits", Dtype::F32, vec![0; most])])
+        .unwrap();
+    let error = row
+        .accepts(&[spec("head", Dtype::F32, vec![0; most + 4])])
+        .unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .starts_with(&format!("head has {} bytes", most + 4)),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_request_beyond_all_memory_is_out_of_memory() {
+    let failure = crate::engine::exhaust(&webgpu()).unwrap();
+    assert_eq!(
+        failure.code,
+        crate::protocol::failure::Code::OutOfMemory,
+        "{failure}"
+    );
+}
+
+#[test]
+fn a_device_that_does_not_see_nan_is_refused() {
+    let cpu = config(&["engine.execution_provider=cpu"]);
+    let make = |graph: &[u8]| kernel(&cpu, graph);
+    let device = Device::new(&Storage::stand_in(), 0, [Dtype::F16].into_iter(), make).unwrap();
+    device.check_nan(make).unwrap();
+    let blind = |_: &[u8]| kernel(&cpu, &copy_graph(Dtype::F32));
+    let error = device.check_nan(blind).unwrap_err();
+    assert!(matches!(error, SessionError::Unavailable(_)), "{error:?}");
+}
+
+#[test]
+fn errors_of_a_device_are_told_apart() {
+    let told = |text: &str| SessionError::from(ort::Error::new(text));
+    let validation = "WebGPU validation failed. [Invalid Buffer (unlabeled)] is invalid";
+    for text in [
+        validation,
+        "narrowing_error",
+        "CUDA failure 2: out of memory",
+    ] {
+        assert!(matches!(told(text), SessionError::OutOfMemory(_)), "{text}");
+    }
+    for text in [
+        "[Device] is lost.",
+        "MapAsyncStatus value: 4",
+        "CUDA failure 700",
+    ] {
+        assert!(matches!(told(text), SessionError::Lost(_)), "{text}");
+    }
+    let text = "Failed to get a WebGPU adapter: none";
+    assert!(matches!(told(text), SessionError::Unavailable(_)));
+    assert!(matches!(told("a bug"), SessionError::Other(_)));
+}
+
+#[test]
+fn the_plugin_is_where_it_may_be_or_is_named_as_missing() {
+    let set = "engine.webgpu_plugin=/nowhere/libonnxruntime_providers_webgpu.so";
+    let config = config(&["engine.execution_provider=webgpu", set]);
+    let error = kernel(&config, &scatter_graph(Dtype::F32)).unwrap_err();
+    let SessionError::Unavailable(message) = error else {
+        panic!("{error:?}");
+    };
+    for part in ["engine.webgpu_plugin", "/nowhere", "onnxruntime-ep-webgpu"] {
+        assert!(message.contains(part), "{message}");
+    }
+    assert_eq!(plugin(&config), None);
+    let found = plugin(&webgpu()).unwrap();
+    assert!(found.path.is_absolute() && found.sha256.len() == 64);
+}

@@ -1,0 +1,135 @@
+//! The GPUs that Vulkan offers. WebGPU's plugin runs on one of them, but says neither which nor what it can
+//! hold, so this asks the same drivers.
+
+use std::ffi::CStr;
+
+use ash::vk;
+
+/// The environment variable by which tests allow a GPU in software.
+const ALLOW_SOFTWARE: &str = "ORT_WEBGPU_EP_ALLOW_SOFTWARE_ADAPTER";
+
+/// The least that WebGPU guarantees of one buffer that a kernel reads.
+const LEAST_BUFFER: u64 = 128 << 20;
+/// The most that its implementation asks of any driver.
+const MOST_BUFFER: u64 = (2 << 30) - 4;
+
+/// A device of a Vulkan driver.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Gpu {
+    /// As the driver calls it.
+    pub(super) name: String,
+    /// The driver and its version.
+    pub(super) driver: String,
+    /// Bytes of its own memory; for a GPU that shares the host's, what it may take of that.
+    pub(super) memory: u64,
+    /// Whether the CPU computes in its place.
+    pub(super) software: bool,
+    /// The most bytes of a buffer that a kernel can address.
+    largest_buffer: u64,
+}
+
+/// All of them.
+///
+/// # Errors
+/// What is missing, and what to install.
+pub(super) fn gpus() -> Result<Vec<Gpu>, String> {
+    let library = |e: ash::LoadingError| {
+        format!("the Vulkan library cannot be loaded ({e}): install libvulkan1")
+    };
+    let driver = |e: vk::Result| {
+        format!(
+            "Vulkan finds no driver ({e}): install the GPU's, for AMD and Intel mesa-vulkan-drivers"
+        )
+    };
+    #[expect(unsafe_code, reason = "Vulkan has no safe interface")]
+    // SAFETY: the library is Vulkan's own loader. The instance is destroyed after the last use of what came
+    // from it, and nothing here outlives this function.
+    unsafe {
+        let entry = ash::Entry::load().map_err(library)?;
+        let application = vk::ApplicationInfo::default().api_version(vk::API_VERSION_1_2);
+        let wanted = vk::InstanceCreateInfo::default().application_info(&application);
+        let instance = entry.create_instance(&wanted, None).map_err(driver)?;
+        let devices = instance.enumerate_physical_devices();
+        let found = devices.map(|all| {
+            all.into_iter()
+                .map(|one| describe(&instance, one))
+                .collect()
+        });
+        instance.destroy_instance(None);
+        found.map_err(driver)
+    }
+}
+
+#[expect(unsafe_code, reason = "Vulkan has no safe interface")]
+fn describe(instance: &ash::Instance, device: vk::PhysicalDevice) -> Gpu {
+    let mut driver = vk::PhysicalDeviceDriverProperties::default();
+    // SAFETY: the device is the instance's, both are alive, and the chained structure outlives the call.
+    let (properties, memory) = unsafe {
+        let mut all = vk::PhysicalDeviceProperties2::default().push_next(&mut driver);
+        instance.get_physical_device_properties2(device, &mut all);
+        let memory = instance.get_physical_device_memory_properties(device);
+        (all.properties, memory)
+    };
+    let heaps = memory
+        .memory_heaps
+        .iter()
+        .take(memory.memory_heap_count as usize);
+    let own = heaps.filter(|heap| heap.flags.contains(vk::MemoryHeapFlags::DEVICE_LOCAL));
+    let text = |found: Result<&CStr, _>| {
+        let text: Option<&CStr> = found.ok();
+        text.map_or_else(String::new, |text| text.to_string_lossy().into_owned())
+    };
+    let (name, info) = (
+        text(driver.driver_name_as_c_str()),
+        text(driver.driver_info_as_c_str()),
+    );
+    Gpu {
+        name: text(properties.device_name_as_c_str()),
+        driver: format!("{name} {info}").trim().to_owned(),
+        memory: own.map(|heap| heap.size).max().unwrap_or_default(),
+        software: properties.device_type == vk::PhysicalDeviceType::CPU,
+        largest_buffer: properties.limits.max_storage_buffer_range.into(),
+    }
+}
+
+/// Those that WebGPU may run on: it prefers hardware.
+fn candidates() -> Result<Vec<Gpu>, String> {
+    let mut all = gpus()?;
+    if all.iter().any(|gpu| !gpu.software) {
+        all.retain(|gpu| !gpu.software);
+    }
+    Ok(all)
+}
+
+/// Whether there is a GPU that may be used.
+pub(super) fn check() -> Result<(), String> {
+    let found = candidates()?;
+    let Some(first) = found.first() else {
+        return Err("Vulkan finds no GPU: install its driver, for AMD and Intel mesa-vulkan-drivers, and let the worker \
+                    open /dev/dri"
+            .into());
+    };
+    let allowed = std::env::var_os(ALLOW_SOFTWARE).is_some_and(|value| value == "1");
+    if first.software && !allowed {
+        return Err(format!(
+            "{} is a GPU in software, which computes on the CPU and far more slowly than the provider cpu: install the \
+             GPU's own Vulkan driver, and let the worker open /dev/dri",
+            first.name
+        ));
+    }
+    Ok(())
+}
+
+/// Whether WebGPU computes in software.
+pub(super) fn is_software() -> bool {
+    candidates().is_ok_and(|gpus| gpus.iter().any(|gpu| gpu.software))
+}
+
+/// The most bytes that a kernel of WebGPU can address in one buffer.
+pub(super) fn largest_buffer() -> u64 {
+    let found = candidates().unwrap_or_default();
+    let least = found.iter().map(|gpu| gpu.largest_buffer).min();
+    least
+        .unwrap_or(LEAST_BUFFER)
+        .clamp(LEAST_BUFFER, MOST_BUFFER)
+}

@@ -1,0 +1,152 @@
+//! Operators that a provider lacks and that others express exactly, rewritten before a session is
+//! made: in the graph, in the bodies of its nodes and in its local functions. A node of which it
+//! cannot be proven that the rewriting means the same stays as it is.
+
+mod is_nan;
+mod log_softmax;
+mod scope;
+mod sequence;
+#[cfg(test)]
+mod tests;
+
+use bytes::Bytes;
+
+use super::graph::Graph;
+use super::proto::{Attribute, FunctionProto, GraphError, NodeProto, decode, ints, node};
+use super::walk::{Change, Kind, Trail, edit};
+use scope::Scope;
+
+/// A rewriting that a provider needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rewrite {
+    /// `IsNaN` becomes `Not(Equal(x, x))`.
+    IsNan,
+    /// `SplitToSequence` that only `SequenceAt` reads, at constant positions, becomes `Split`.
+    Sequence,
+    /// `LogSoftmax` becomes `ReduceMax`, `Sub`, `Exp`, `ReduceSum`, `Log` and `Sub`, in f32 at least.
+    LogSoftmax,
+}
+
+impl Graph {
+    /// The graph as an ONNX file, with these rewritings. Names of values and of other nodes stay;
+    /// new nodes are named after the one that they replace.
+    ///
+    /// # Errors
+    /// When a node cannot be decoded, or bodies are nested too deeply.
+    pub fn rewritten(&self, rewrites: &[Rewrite]) -> Result<Vec<u8>, GraphError> {
+        let model = self.encode();
+        if rewrites.is_empty() {
+            return Ok(model);
+        }
+        let model = Bytes::from(model);
+        let mut rewriter = Rewriter {
+            rewrites,
+            opset: self.opset(),
+            scopes: Vec::new(),
+        };
+        let changed = edit(&model, &mut |trail| rewriter.visit(trail))?;
+        Ok(changed.unwrap_or_else(|| model.into()))
+    }
+}
+
+struct Rewriter<'a> {
+    rewrites: &'a [Rewrite],
+    opset: i64,
+    /// The graph or function that is being walked, and what encloses it, the outermost first.
+    scopes: Vec<Scope>,
+}
+
+impl Rewriter<'_> {
+    fn visit(&mut self, trail: &Trail) -> Result<Change, GraphError> {
+        while self.scopes.last().is_some_and(|s| s.depth >= trail.len()) {
+            self.scopes.pop();
+        }
+        match trail.last() {
+            Some((Kind::Graph, bytes)) => {
+                let opset = self.scopes.last().map_or(self.opset, |outer| outer.opset);
+                let graph = decode(bytes, "a graph")?;
+                self.enter(Scope::new(trail.len(), opset, graph)?)?;
+            }
+            Some((Kind::Function, bytes)) => {
+                let function: FunctionProto = decode(bytes, "a function")?;
+                self.enter(Scope::of_function(trail.len(), self.opset, function)?)?;
+            }
+            Some((Kind::Node, bytes)) => {
+                let replaced = self.scopes.last().and_then(|s| s.replaced.get(bytes));
+                return Ok(replaced.map_or(Change::Keep, |nodes| Change::Replace(nodes.clone())));
+            }
+            Some((Kind::Model | Kind::Attribute | Kind::Sparse | Kind::Tensor, _)) | None => {}
+        }
+        Ok(Change::Keep)
+    }
+
+    /// Decides which nodes of a graph or function are replaced, before they are visited.
+    fn enter(&mut self, mut scope: Scope) -> Result<(), GraphError> {
+        let mut replaced = Vec::new();
+        for rewrite in self.rewrites {
+            for (at, node) in scope.nodes.iter().enumerate() {
+                let own = node.op();
+                match (rewrite, own.as_str()) {
+                    (Rewrite::IsNan, "IsNaN") => replaced.extend(is_nan::rewrite(at, node)),
+                    (Rewrite::LogSoftmax, "LogSoftmax") => {
+                        replaced.extend(log_softmax::rewrite(at, node, &scope, &self.scopes)?);
+                    }
+                    (Rewrite::Sequence, "SplitToSequence") => {
+                        replaced.extend(sequence::rewrite(at, node, &scope, &self.scopes)?);
+                    }
+                    (_, _) => {}
+                }
+            }
+        }
+        let replaced = replaced.into_iter();
+        scope.replaced = replaced
+            .map(|(at, nodes)| (scope.encoded[at].clone(), nodes))
+            .collect();
+        self.scopes.push(scope);
+        Ok(())
+    }
+}
+
+/// The position of a node, and the nodes in its place.
+type Replaced = (usize, Vec<Bytes>);
+
+/// Nodes in the place of another, named after it.
+struct Successors<'a> {
+    /// The name of the node, and that of its first output.
+    of: (&'a str, &'a str),
+    nodes: Vec<Bytes>,
+}
+
+impl<'a> Successors<'a> {
+    /// `None` for a node without an output, which computes nothing.
+    fn of(node: &'a NodeProto) -> Option<Self> {
+        let output = node.output.first()?;
+        Some(Self {
+            of: (node.display()?, output),
+            nodes: Vec::new(),
+        })
+    }
+
+    /// Appends a node, whose output is named after its `word`.
+    fn push(&mut self, word: &str, op: &str, input: &[&str], attributes: &[Attribute]) -> String {
+        let output = format!("{}/{word}", self.of.1);
+        self.push_to(&output, word, op, input, attributes);
+        output
+    }
+
+    /// Appends the node that makes the replaced node's own output.
+    fn finish(mut self, op: &str, input: &[&str], attributes: &[Attribute]) -> Vec<Bytes> {
+        let last = op.to_lowercase();
+        self.push_to(self.of.1, &last, op, input, attributes);
+        self.nodes
+    }
+
+    fn push_to(&mut self, output: &str, word: &str, op: &str, input: &[&str], with: &[Attribute]) {
+        let name = format!("{}/{word}", self.of.0);
+        self.nodes.push(node(&name, op, input, output, with));
+    }
+
+    fn constant(&mut self, word: &str, values: &[i64]) -> String {
+        self.push(word, "Constant", &[], &[ints("value_ints", values)])
+    }
+}

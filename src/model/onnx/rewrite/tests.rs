@@ -1,0 +1,181 @@
+use super::super::hand_made::{Made, Place, Runnable, operators};
+use super::*;
+
+const EVERY: [Rewrite; 3] = [Rewrite::IsNan, Rewrite::Sequence, Rewrite::LogSoftmax];
+
+fn made<'a>(op: &'a str, input: &'a [&'a str], output: &'a str) -> Made<'a> {
+    Made {
+        name: output,
+        op,
+        input,
+        output,
+        ..Made::default()
+    }
+}
+
+fn number<'a>(output: &'a str, int: &'a [(&'a str, i64)]) -> Made<'a> {
+    Made {
+        int,
+        ..made("Constant", &[], output)
+    }
+}
+
+fn encoded(nodes: &[Made<'_>], shape: &[Option<i64>]) -> Vec<u8> {
+    let of = Runnable {
+        opset: 18,
+        place: Place::Graph,
+        half: false,
+        shape,
+        nodes,
+    };
+    of.encode()
+}
+
+fn rewritten(model: &[u8], rewrites: &[Rewrite]) -> Vec<u8> {
+    let graph = Graph::decode(model.to_vec().into()).unwrap();
+    graph.rewritten(rewrites).unwrap()
+}
+
+/// Name, operator, inputs and output of each node.
+fn listed(model: &[u8]) -> Vec<String> {
+    let graph = Graph::decode(model.to_vec().into()).unwrap();
+    let nodes = graph.proto().node.iter();
+    let nodes = nodes.map(|bytes| super::super::proto::decode_node(bytes).unwrap());
+    nodes
+        .map(|node| {
+            format!(
+                "{} {:?} {}({})",
+                node.name(),
+                node.output,
+                node.op(),
+                node.input.join(", ")
+            )
+        })
+        .collect()
+}
+
+#[test]
+fn new_nodes_are_named_after_the_old_one_and_others_stay() {
+    let nodes = [
+        made("Relu", &["x"], "positive"),
+        made("IsNaN", &["positive"], "bad"),
+        made("Cast", &["bad"], "y"),
+    ];
+    let model = encoded(&nodes, &[None]);
+    let after = listed(&rewritten(&model, &EVERY));
+    let before = listed(&model);
+    assert_eq!(after[0], before[0]);
+    assert_eq!(
+        after[1],
+        r#"bad/equal ["bad/equal"] Equal(positive, positive)"#
+    );
+    assert_eq!(after[2], r#"bad/not ["bad"] Not(bad/equal)"#);
+    assert_eq!(after[3..], before[2..]);
+}
+
+#[test]
+fn only_the_rewritings_that_are_asked_for_are_made() {
+    let nodes = [
+        made("IsNaN", &["x"], "bad"),
+        made("LogSoftmax", &["x"], "y"),
+    ];
+    let model = encoded(&nodes, &[None]);
+    assert_eq!(rewritten(&model, &[]), model);
+    assert_eq!(rewritten(&model, &[Rewrite::Sequence]), model);
+    let has = |rewrite, op: &str| {
+        let after = operators(&rewritten(&model, &[rewrite]));
+        after.iter().any(|other| other == op)
+    };
+    assert!(!has(Rewrite::IsNan, "IsNaN") && has(Rewrite::IsNan, "LogSoftmax"));
+    assert!(has(Rewrite::LogSoftmax, "IsNaN") && !has(Rewrite::LogSoftmax, "LogSoftmax"));
+}
+
+/// Another domain's operator of the same name is another operator.
+#[test]
+fn operators_of_other_domains_stay() {
+    let nodes = [made("IsNaN", &["x"], "y")];
+    let graph = Graph::decode(encoded(&nodes, &[None]).into()).unwrap();
+    let mut node = super::super::proto::decode_node(&graph.proto().node[0]).unwrap();
+    node.domain = Some("own".into());
+    let mut other = graph;
+    other.proto_mut().node[0] = prost::Message::encode_to_vec(&node).into();
+    assert_eq!(other.rewritten(&EVERY).unwrap(), other.encode());
+}
+
+#[test]
+fn a_sequence_stays_where_its_parts_or_readers_are_not_known() {
+    let six: &[Option<i64>] = &[Some(6)];
+    let zero = number("zero", &[("value_int", 0)]);
+    let four = number("four", &[("value_int", 4)]);
+    let parts = made("SplitToSequence", &["x"], "parts");
+    let fours = made("SplitToSequence", &["x", "four"], "parts");
+    let at = |position: &'static [&'static str]| made("SequenceAt", position, "y");
+    let first = at(&["parts", "zero"]);
+    let kept = |int| Made { int, ..fours };
+    let inside = Made {
+        in_body: true,
+        ..made("SequenceAt", &["parts", "zero"], "inner")
+    };
+    let cases: [(&str, Vec<Made<'_>>, &[Option<i64>]); 10] = [
+        ("size", vec![zero, parts, first], &[None]),
+        ("rank", vec![zero, parts, first], &[]),
+        ("chunk of", vec![zero, four, fours, first], &[None]),
+        (
+            "chunks",
+            vec![zero, made("SplitToSequence", &["x", "x"], "parts"), first],
+            six,
+        ),
+        (
+            "keepdims",
+            vec![zero, four, kept(&[("keepdims", 0)]), first],
+            six,
+        ),
+        ("position", vec![parts, at(&["parts", "x"])], six),
+        (
+            "beyond",
+            vec![number("zero", &[("value_int", 6)]), parts, first],
+            six,
+        ),
+        (
+            "length",
+            vec![zero, parts, made("SequenceLength", &["parts"], "n"), first],
+            six,
+        ),
+        ("body", vec![zero, parts, inside, first], six),
+        (
+            "output",
+            vec![parts, made("Identity", &["parts"], "y")],
+            six,
+        ),
+    ];
+    for (case, nodes, shape) in cases {
+        let model = encoded(&nodes, shape);
+        assert_eq!(rewritten(&model, &EVERY), model, "{case}");
+    }
+    // And where all is known, it goes.
+    let after = operators(&rewritten(&encoded(&[zero, parts, first], six), &EVERY));
+    assert_eq!(after, ["Constant", "Constant", "Split", "Identity", "Cast"]);
+}
+
+/// A double stays: what has no kernel for this operator has none for doubles either.
+#[test]
+fn a_log_softmax_of_doubles_stays() {
+    let nodes = [made("LogSoftmax", &["x"], "y")];
+    let mut graph = Graph::decode(encoded(&nodes, &[None]).into()).unwrap();
+    let double = super::super::proto::value_info("x", super::super::proto::DOUBLE, vec![None]);
+    graph.proto_mut().input = vec![double];
+    assert_eq!(graph.rewritten(&EVERY).unwrap(), graph.encode());
+}
+
+#[test]
+fn the_loss_head_is_rewritten_without_a_cast_of_what_is_f32() {
+    let nodes = [made("Relu", &["x"], "logits")];
+    let graph = super::super::hand_made::graph(&nodes, &["x"]);
+    let head = super::super::Head::LogProbs("logits");
+    let prepared = |rewrites| graph.clone().prepare(&["x"], head, rewrites, "".as_ref());
+    let plain = operators(&prepared(&[]).unwrap());
+    assert_eq!(plain, ["Relu", "LogSoftmax", "GatherElements"]);
+    let after = operators(&prepared(&EVERY).unwrap());
+    let steps = "Relu Constant ReduceMax Sub Exp ReduceSum Log Sub GatherElements";
+    assert_eq!(after.join(" "), steps);
+}
