@@ -25,7 +25,7 @@ pub use feed::Feed;
 pub use library::{Plugin, library_version, plugin};
 pub use placement::Placement;
 use provider::row;
-pub use provider::{is_software, rewrites};
+pub use provider::{Hardware, hardware, rewrites};
 pub use scratch::Entries;
 use scratch::{Device, Memory, Scratch};
 pub use terminator::Terminator;

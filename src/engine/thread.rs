@@ -17,6 +17,7 @@ use crate::model::manifest::PackageError;
 use crate::model::package::Package;
 use crate::model::plan::Plan;
 use crate::protocol::failure::{Code, Failure};
+use crate::protocol::heartbeat::EngineFacts;
 use crate::protocol::state::Detail;
 use crate::telemetry::progress::Progress;
 use crate::util::clock;
@@ -68,6 +69,8 @@ impl Drop for Ending {
 pub struct EngineHandle {
     /// What it was made of.
     pub package: Arc<Package>,
+    /// What computes.
+    pub facts: Arc<EngineFacts>,
     commands: mpsc::Sender<Command>,
     turns: Arc<Semaphore>,
     loss: Loss,
@@ -107,7 +110,9 @@ impl EngineHandle {
         let reported = Arc::clone(&progress);
         let live = move || match load_engine(read, &config, reported) {
             Ok(engine) => {
-                if loaded.send(Ok(Arc::clone(&engine.package))).is_ok() {
+                let facts = Arc::new(engine.facts(&config));
+                let made = (Arc::clone(&engine.package), facts);
+                if loaded.send(Ok(made)).is_ok() {
                     serve(engine, inbox, &ending.0);
                 }
             }
@@ -119,11 +124,12 @@ impl EngineHandle {
             .name("scorer-engine".into())
             .spawn(live)
             .map_err(|e| gone(format!("the engine's thread cannot be started: {e}")))?;
-        let package = loading
+        let (package, facts) = loading
             .await
             .map_err(|_| gone("the engine's thread ended while loading".into()))??;
         Ok(Self {
             package,
+            facts,
             commands,
             turns: Arc::new(Semaphore::new(1)),
             loss,

@@ -10,6 +10,7 @@ use super::vulkan;
 use crate::config::{EngineConfig, Provider};
 use crate::model::onnx::{Rewrite, WeightSpec};
 use crate::model::tensor::Dtype;
+use crate::util::hardware;
 
 /// Puts a provider into a session; an error if it cannot be used here.
 pub(super) type Register =
@@ -29,12 +30,23 @@ pub(super) struct Row {
     pub(super) rewrites: &'static [Rewrite],
     /// The most bytes that one weight may have, if there is a limit.
     largest_weight: fn() -> Option<u64>,
-    /// Whether the device is software.
-    is_software: fn() -> bool,
+    /// The hardware that the bits of a result may depend on.
+    hardware: fn() -> Hardware,
     /// What its errors say.
     pub(super) texts: Texts,
     /// What to install when it is missing.
     pub(super) needs: &'static str,
+}
+
+/// A device, as its driver tells it; what is unknown is empty.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Hardware {
+    /// Its model.
+    pub model: String,
+    /// The driver and its version.
+    pub driver: String,
+    /// Whether it is software in place of a GPU.
+    pub is_software: bool,
 }
 
 /// Where the weights live on a device, and the host memory that they are written from.
@@ -59,7 +71,10 @@ static CPU: Row = Row {
     lacks: |_| false,
     rewrites: &[],
     largest_weight: || None,
-    is_software: || false,
+    hardware: || Hardware {
+        model: hardware::cpu_model(),
+        ..Hardware::default()
+    },
     texts: Texts {
         out_of_memory: &["Failed to allocate memory", "bad_alloc"],
         lost: &[],
@@ -78,7 +93,11 @@ static CUDA: Row = Row {
     lacks: |_| false,
     rewrites: &[Rewrite::Sequence],
     largest_weight: || None,
-    is_software: || false,
+    hardware: || Hardware {
+        model: hardware::nvidia_model().unwrap_or_default(),
+        driver: hardware::nvidia_driver().unwrap_or_default(),
+        is_software: false,
+    },
     texts: Texts {
         out_of_memory: &["out of memory", "CUDA_ERROR_OUT_OF_MEMORY"],
         // After these the process can use the GPU no more.
@@ -100,7 +119,7 @@ static WEBGPU: Row = Row {
     lacks: |dtype| dtype == Dtype::Bf16,
     rewrites: &[Rewrite::IsNan, Rewrite::Sequence, Rewrite::LogSoftmax],
     largest_weight: || Some(vulkan::largest_buffer()),
-    is_software: vulkan::is_software,
+    hardware: vulkan::hardware,
     texts: Texts {
         // An allocation without memory succeeds; what uses it fails.
         out_of_memory: &[
@@ -135,9 +154,9 @@ pub fn rewrites(config: &EngineConfig) -> &'static [Rewrite] {
     row(config.execution_provider).rewrites
 }
 
-/// Whether the configured device is software in place of a GPU.
-pub fn is_software(config: &EngineConfig) -> bool {
-    (row(config.execution_provider).is_software)()
+/// The hardware of the configured device.
+pub fn hardware(config: &EngineConfig) -> Hardware {
+    (row(config.execution_provider).hardware)()
 }
 
 /// What an error of any provider means, if its text is known.

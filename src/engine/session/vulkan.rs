@@ -5,6 +5,8 @@ use std::ffi::CStr;
 
 use ash::vk;
 
+use super::Hardware;
+
 /// The environment variable by which tests allow a GPU in software.
 const ALLOW_SOFTWARE: &str = "ORT_WEBGPU_EP_ALLOW_SOFTWARE_ADAPTER";
 
@@ -120,9 +122,15 @@ pub(super) fn check() -> Result<(), String> {
     Ok(())
 }
 
-/// Whether WebGPU computes in software.
-pub(super) fn is_software() -> bool {
-    candidates().is_ok_and(|gpus| gpus.iter().any(|gpu| gpu.software))
+/// What WebGPU computes on. Among several GPUs it chooses one itself; all of them are named then.
+pub(super) fn hardware() -> Hardware {
+    let found = candidates().unwrap_or_default();
+    let all = |of: fn(&Gpu) -> &str| found.iter().map(of).collect::<Vec<_>>().join(" or ");
+    Hardware {
+        model: all(|gpu| &gpu.name),
+        driver: all(|gpu| &gpu.driver),
+        is_software: found.iter().any(|gpu| gpu.software),
+    }
 }
 
 /// The most bytes that a kernel of WebGPU can address in one buffer.
