@@ -1,7 +1,6 @@
 //! The matrix of architectures: models of Hugging Face in three states, as people export them, placed
 //! under the checkpoint's names and scored with PyTorch's own losses; or refused with what helps.
 
-use std::io::Read as _;
 use std::sync::LazyLock;
 
 use scorer::engine::trial::build;
@@ -75,19 +74,13 @@ fn cases() -> impl Iterator<Item = (&'static str, &'static Value)> {
     cases.iter().map(|(name, case)| (name.as_str(), case))
 }
 
-/// The committed files are compressed; a package is made of plain ones.
-fn unpacked(name: &str, file: &str) -> Vec<u8> {
-    let path = model_dir().join("architectures").join(name).join(file);
-    let packed = std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-    let mut bytes = Vec::new();
-    let mut reader = flate2::read::GzDecoder::new(packed.as_slice());
-    reader.read_to_end(&mut bytes).unwrap();
-    bytes
+fn committed(name: &str, file: &str) -> Vec<u8> {
+    unpacked(&model_dir().join("architectures").join(name).join(file))
 }
 
 /// The committed update, of the tensors whose names become some others.
 fn update(name: &str, called: impl Fn(&str) -> Option<String>) -> Vec<u8> {
-    let bytes = unpacked(name, "update.safetensors.gz");
+    let bytes = committed(name, "update.safetensors.gz");
     let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
     let renamed = tensors.iter().filter_map(|(key, view)| {
         let (tensor, part) = key.split_once("::").unwrap();
@@ -133,7 +126,7 @@ async fn prove(name: &str, case: &Value, state: &State) {
         ("graph.onnx", format!("{}.onnx.gz", state.graph)),
         ("weights", format!("{}.safetensors.gz", state.weights)),
     ] {
-        std::fs::write(files.path().join(file), unpacked(name, &packed)).unwrap();
+        std::fs::write(files.path().join(file), committed(name, &packed)).unwrap();
     }
     let objective = match case["objective"].as_str().unwrap() {
         "causal_lm" => Objective::causal_lm(16),
@@ -199,7 +192,7 @@ async fn architectures_have_pytorch_s_losses_before_and_after() {
 /// name, too, which was left out, means another one.
 #[test]
 fn a_name_that_was_left_out_is_no_other_name_of_a_tensor() {
-    let weights = unpacked("gptneox", "fresh.safetensors.gz");
+    let weights = committed("gptneox", "fresh.safetensors.gz");
     let tensors = safetensors::SafeTensors::deserialize(&weights).unwrap();
     let zeros = [0; 4];
     let other = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![1], &zeros);
@@ -210,7 +203,7 @@ fn a_name_that_was_left_out_is_no_other_name_of_a_tensor() {
     let other = ("lm_head.weight".to_owned(), other.unwrap());
     let aliases = |tensors: Vec<_>, exclude: &[&str]| {
         let (files, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let graph = unpacked("gptneox", "unfolded.onnx.gz");
+        let graph = committed("gptneox", "unfolded.onnx.gz");
         std::fs::write(files.path().join("graph.onnx"), graph).unwrap();
         let weights = safetensors::serialize(tensors, None).unwrap();
         std::fs::write(files.path().join("weights"), weights).unwrap();
