@@ -222,7 +222,7 @@ fn sequence(of: &Sequence<'_>, check: impl FnOnce(&[Made<'_>])) {
 }
 
 #[test]
-fn a_sequence_read_at_constant_positions_is_a_split() {
+fn a_part_of_a_sequence_is_a_slice() {
     let number = Made {
         op: "Constant",
         output: "sizes",
@@ -235,23 +235,30 @@ fn a_sequence_read_at_constant_positions_is_a_split() {
         ints: &[("value_ints", &[2, 1, 3])],
         ..Made::default()
     };
-    let of = |axis, split, keep, positions| Sequence {
-        shape: &[Some(6), Some(6)],
+    let free = |axis, split, keep, positions| Sequence {
+        shape: &[None, None],
         axis,
         split,
         keep,
         positions,
     };
+    let of = |axis, split, keep, positions| Sequence {
+        shape: &[Some(6), Some(6)],
+        ..free(axis, split, keep, positions)
+    };
     let cases = [
-        (of(0, Some(vector), 1, &[0, 1, 2]), "Identity"),
-        (of(-1, Some(vector), 1, &[-1, -3, -3]), "Identity"),
+        (of(0, Some(vector), 1, &[0, 1, 2]), "Slice"),
+        (of(-1, Some(vector), 1, &[-1, -3, -3]), "Slice"),
         // `keepdims` counts only where the sizes are not given.
-        (of(1, Some(vector), 0, &[2, 0]), "Identity"),
-        (of(1, Some(number), 1, &[0, 1]), "Identity"),
-        (of(0, Some(number), 1, &[-1]), "Identity"),
-        (of(0, None, 1, &[5, 0, -2]), "Identity"),
+        (of(1, Some(vector), 0, &[2, 0]), "Slice"),
+        (of(1, Some(number), 1, &[0, 1]), "Slice"),
+        (of(0, Some(number), 1, &[-1]), "Slice"),
+        (of(0, None, 1, &[5, 0, -2]), "Slice"),
         (of(1, None, 0, &[5, 0, -2]), "Squeeze"),
         (of(-2, None, 0, &[1]), "Squeeze"),
+        // From the start the size of the whole need not be known.
+        (free(1, Some(number), 1, &[1, 0]), "Slice"),
+        (free(-1, None, 0, &[5, 2]), "Squeeze"),
     ];
     #[expect(clippy::cast_precision_loss, reason = "small")]
     let mut values: Vec<f32> = (0..36).map(|n| n as f32).collect();
@@ -269,7 +276,7 @@ fn a_sequence_read_at_constant_positions_is_a_split() {
                     };
                     let after = compare(of, Rewrite::Sequence, &[6, 6], &values);
                     let has = |op: &str| after.iter().any(|other| other == op);
-                    assert!(has("Split") && has(reader), "{after:?}");
+                    assert!(has("Slice") && has(reader), "{after:?}");
                     assert!(!has("SplitToSequence") && !has("SequenceAt"), "{after:?}");
                 });
             }

@@ -21,7 +21,7 @@ use scope::Scope;
 pub enum Rewrite {
     /// `IsNaN` becomes `Not(Equal(x, x))`.
     IsNan,
-    /// `SplitToSequence` that only `SequenceAt` reads, at constant positions, becomes `Split`.
+    /// `SplitToSequence` goes, if only `SequenceAt` reads it, at constant positions: that becomes `Slice`.
     Sequence,
     /// `LogSoftmax` becomes `ReduceMax`, `Sub`, `Exp`, `ReduceSum`, `Log` and `Sub`, in f32 at least.
     LogSoftmax,
