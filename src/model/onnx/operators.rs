@@ -1,5 +1,7 @@
 //! What operators do with the values of their inputs.
 
+use super::proto::{BOOL, INT64};
+
 /// Inputs that determine shapes, sizes, iteration counts or axes, for operators of ONNX and of ONNX
 /// Runtime. Nearly all of them are integers, so a weight that is cast to an integer counts as well,
 /// whatever reads it: no gradient passes such a Cast.
@@ -75,3 +77,40 @@ pub(super) const PASS_THROUGH: [&str; 12] = [
     "Unsqueeze",
     "Cast",
 ];
+
+/// The element types of an operator's outputs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Made {
+    /// That of an input.
+    Like(usize),
+    /// Always this one.
+    Always(i32),
+    /// What its attribute says.
+    Cast,
+    /// Values of the first input, and where they were.
+    Found,
+}
+
+/// What an operator makes, if that is known here. Those that make integers of any input, and those
+/// that keep integers as they are, suffice: what is not known may be floating point.
+pub(super) fn made_type(op: &str) -> Option<Made> {
+    Some(match op {
+        "Cast" => Made::Cast,
+        "TopK" | "Unique" => Made::Found,
+        "ArgMax" | "ArgMin" | "NonZero" | "SequenceLength" | "Shape" | "Size" => {
+            Made::Always(INT64)
+        }
+        "And" | "Equal" | "Greater" | "GreaterOrEqual" | "IsInf" | "IsNaN" | "Less"
+        | "LessOrEqual" | "Not" | "Or" | "Xor" => Made::Always(BOOL),
+        "Where" => Made::Like(1),
+        "OneHot" => Made::Like(2),
+        "Abs" | "Add" | "BitShift" | "BitwiseAnd" | "BitwiseNot" | "BitwiseOr" | "BitwiseXor"
+        | "Clip" | "Compress" | "Concat" | "CumSum" | "Div" | "Expand" | "Flatten" | "Gather"
+        | "GatherElements" | "GatherND" | "Identity" | "Max" | "MemcpyFromHost"
+        | "MemcpyToHost" | "Min" | "Mod" | "Mul" | "Neg" | "Pad" | "Pow" | "Range"
+        | "ReduceMax" | "ReduceMin" | "ReduceProd" | "ReduceSum" | "Reshape"
+        | "ReverseSequence" | "ScatterElements" | "ScatterND" | "Sign" | "Slice" | "Split"
+        | "Squeeze" | "Sub" | "Sum" | "Tile" | "Transpose" | "Trilu" | "Unsqueeze" => Made::Like(0),
+        _ => return None,
+    })
+}

@@ -2,12 +2,14 @@
 //! made: in the graph, in the bodies of its nodes and in its local functions. A node of which it
 //! cannot be proven that the rewriting means the same stays as it is.
 
+mod cross_entropy;
 mod is_nan;
 mod log_softmax;
 mod scope;
 mod sequence;
 #[cfg(test)]
 mod tests;
+mod wide;
 
 use bytes::Bytes;
 
@@ -23,8 +25,11 @@ pub enum Rewrite {
     IsNan,
     /// `SplitToSequence` goes, if only `SequenceAt` reads it, at constant positions: that becomes `Slice`.
     Sequence,
-    /// `LogSoftmax` becomes `ReduceMax`, `Sub`, `Exp`, `ReduceSum`, `Log` and `Sub`, in f32 at least.
+    /// `LogSoftmax` becomes `ReduceMax`, `Sub`, `Exp`, `ReduceSum`, `Log` and `Sub`, in f32.
     LogSoftmax,
+    /// `SoftmaxCrossEntropyLoss` and `NegativeLogLikelihoodLoss` of each example, which ONNX Runtime
+    /// expands to nodes without names, a `LogSoftmax` among them, become named nodes without it.
+    CrossEntropy,
 }
 
 impl Graph {
@@ -90,6 +95,12 @@ impl Rewriter<'_> {
                     (Rewrite::IsNan, "IsNaN") => replaced.extend(is_nan::rewrite(at, node)),
                     (Rewrite::LogSoftmax, "LogSoftmax") => {
                         replaced.extend(log_softmax::rewrite(at, node, &scope, &self.scopes)?);
+                    }
+                    (
+                        Rewrite::CrossEntropy,
+                        "SoftmaxCrossEntropyLoss" | "NegativeLogLikelihoodLoss",
+                    ) => {
+                        replaced.extend(cross_entropy::rewrite(at, node, &scope, &self.scopes)?);
                     }
                     (Rewrite::Sequence, "SplitToSequence") => {
                         replaced.extend(sequence::rewrite(at, node, &scope, &self.scopes)?);

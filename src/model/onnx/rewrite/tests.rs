@@ -1,7 +1,12 @@
 use super::super::hand_made::{Made, Place, Runnable, operators};
 use super::*;
 
-const EVERY: [Rewrite; 3] = [Rewrite::IsNan, Rewrite::Sequence, Rewrite::LogSoftmax];
+const EVERY: [Rewrite; 4] = [
+    Rewrite::IsNan,
+    Rewrite::Sequence,
+    Rewrite::LogSoftmax,
+    Rewrite::CrossEntropy,
+];
 
 fn made<'a>(op: &'a str, input: &'a [&'a str], output: &'a str) -> Made<'a> {
     Made {
@@ -160,6 +165,27 @@ fn a_sequence_stays_where_its_parts_or_readers_are_not_known() {
         after.join(" "),
         "Constant Constant Constant Constant Slice Cast"
     );
+}
+
+#[test]
+fn a_loss_that_is_reduced_or_weighted_stays() {
+    let loss = |input, reduction| Made {
+        reduction,
+        ..made("SoftmaxCrossEntropyLoss", input, "y")
+    };
+    let plain = loss(&["x", "x"], "none");
+    let stay = [
+        loss(&["x", "x"], ""),
+        loss(&["x", "x"], "mean"),
+        loss(&["x", "x"], "sum"),
+        loss(&["x", "x", "x"], "none"),
+    ];
+    for kept in stay {
+        let model = encoded(&[kept], &[None]);
+        assert_eq!(rewritten(&model, &EVERY), model, "{kept:?}");
+    }
+    let model = encoded(&[plain], &[None]);
+    assert_ne!(rewritten(&model, &EVERY), model);
 }
 
 /// A double stays: what has no kernel for this operator has none for doubles either.
