@@ -10,9 +10,9 @@ use std::collections::{HashMap, HashSet};
 use bytes::Bytes;
 
 use super::graph::Graph;
-use super::operators::{Made, made_type};
+use super::operators::output_types;
 use super::proto::{
-    BOOL, GraphError, GraphProto, INT64, NodeProto, bodies, decode_node, integer, is_default_domain,
+    BOOL, GraphError, GraphProto, NodeProto, bodies, decode_node, integer, is_default_domain,
 };
 use super::values::types;
 
@@ -189,11 +189,11 @@ impl Tracer<'_> {
         for bytes in &graph.node {
             let node = decode_node(bytes)?;
             let outputs = self.node(&node)?;
-            let elems = self
-                .elems(&node)?
-                .into_iter()
-                .chain(std::iter::repeat(None));
-            for ((name, tainted), made) in node.output.iter().zip(outputs).zip(elems) {
+            let of = |at: usize| self.value(node.input.get(at)?).elem;
+            // The runtime does not write the types of values into the graph.
+            let made = output_types(&node, of)?.into_iter();
+            let made = made.chain(std::iter::repeat(None));
+            for ((name, tainted), made) in node.output.iter().zip(outputs).zip(made) {
                 let value = Value {
                     weight: false,
                     tainted,
@@ -208,22 +208,6 @@ impl Tracer<'_> {
         let outputs = graph.output.iter().map(|o| self.value(o.name())).collect();
         self.scopes.pop();
         Ok(outputs)
-    }
-
-    /// The element types of a node's outputs, as far as its operator tells: the runtime does not
-    /// write them into the graph.
-    fn elems(&self, node: &NodeProto) -> Result<Vec<Option<i32>>, GraphError> {
-        let of = |at: usize| node.input.get(at).and_then(|name| self.value(name).elem);
-        Ok(match made_type(&node.op()) {
-            Some(Made::Like(input)) => vec![of(input); node.output.len()],
-            Some(Made::Always(elem)) => vec![Some(elem)],
-            Some(Made::Cast) => {
-                let to = integer(node, "to")?;
-                vec![to.and_then(|to| i32::try_from(to).ok())]
-            }
-            Some(Made::Found) => vec![of(0), Some(INT64), Some(INT64), Some(INT64)],
-            None => Vec::new(),
-        })
     }
 
     /// Notes whether a node computes.

@@ -70,7 +70,8 @@ impl Rewriter<'_> {
             Some((Kind::Graph, bytes)) => {
                 let opset = self.scopes.last().map_or(self.opset, |outer| outer.opset);
                 let graph = decode(bytes, "a graph")?;
-                self.enter(Scope::new(trail.len(), opset, graph)?)?;
+                let scope = Scope::new(trail.len(), opset, graph, &self.scopes)?;
+                self.enter(scope)?;
             }
             Some((Kind::Function, bytes)) => {
                 let function: FunctionProto = decode(bytes, "a function")?;
