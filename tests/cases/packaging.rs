@@ -150,7 +150,7 @@ fn external_data_is_the_package_s_own_wherever_the_graph_has_it_and_whatever_the
     let graph = std::fs::read(bench.out().join("model.onnx")).unwrap();
     let graph = scorer::model::onnx::Graph::decode(graph.into()).unwrap();
     let head = scorer::model::onnx::Head::LogProbs("logits");
-    let prepared = graph.prepare(&["embed.weight", "head.weight"], head, &bench.out());
+    let prepared = graph.prepare(&["embed.weight", "head.weight"], head, &[], &bench.out());
     let (prepared, frozen) = (prepared.unwrap().len(), 6 * 66_560);
     assert!(
         prepared < 20_000,
