@@ -31,7 +31,7 @@ use crate::util::clock::Lap;
 pub use load::check;
 use objective::Measure;
 use patch::{Patch, Patches};
-use session::{Feed, Session, SessionError, Source, Terminator};
+use session::{Feed, Placement, Session, SessionError, Source, Terminator};
 use statistics::Paired;
 use warmup::Proven;
 pub use warmup::Warm;
@@ -187,6 +187,16 @@ impl Engine {
     fn worked(&self, time: std::time::Duration) {
         let micros = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
         self.progress.worked_us.fetch_add(micros, Ordering::Relaxed);
+    }
+
+    /// Where the nodes of the graph run.
+    pub fn placement(&self) -> &Placement {
+        self.session.placement()
+    }
+
+    /// Whether the device is gone; the engine must not score any more.
+    pub fn is_lost(&self) -> bool {
+        self.session.is_lost()
     }
 
     /// Whether the scratch weights are known to equal the baseline.

@@ -10,7 +10,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::patch::Patches;
-use super::session::Terminator;
+use super::session::{Placement, Terminator};
 use crate::config::{Config, EngineConfig};
 use crate::engine::{Engine, EngineError, Evaluation, Warm};
 use crate::model::manifest::PackageError;
@@ -68,6 +68,8 @@ impl Drop for Ending {
 pub struct EngineHandle {
     /// What it was made of.
     pub package: Arc<Package>,
+    /// Where the nodes of its graph run.
+    pub placement: Arc<Placement>,
     commands: mpsc::Sender<Command>,
     turns: Arc<Semaphore>,
     loss: Loss,
@@ -107,7 +109,8 @@ impl EngineHandle {
         let reported = Arc::clone(&progress);
         let live = move || match load_engine(read, &config, reported) {
             Ok(engine) => {
-                if loaded.send(Ok(Arc::clone(&engine.package))).is_ok() {
+                let made = (Arc::clone(&engine.package), engine.placement().clone());
+                if loaded.send(Ok(made)).is_ok() {
                     serve(engine, inbox, &ending.0);
                 }
             }
@@ -119,11 +122,12 @@ impl EngineHandle {
             .name("scorer-engine".into())
             .spawn(live)
             .map_err(|e| gone(format!("the engine's thread cannot be started: {e}")))?;
-        let package = loading
+        let (package, placement) = loading
             .await
             .map_err(|_| gone("the engine's thread ended while loading".into()))??;
         Ok(Self {
             package,
+            placement: Arc::new(placement),
             commands,
             turns: Arc::new(Semaphore::new(1)),
             loss,
@@ -382,6 +386,9 @@ fn serve(mut engine: Engine, mut inbox: mpsc::Receiver<Command>, loss: &Loss) {
             continue;
         }
         (command.work)(&mut engine);
+        if engine.is_lost() {
+            return loss.tell(Detail::EngineLost);
+        }
         if !engine.is_sound() {
             return loss.tell(Detail::RestoreMismatch);
         }

@@ -5,6 +5,7 @@ use ort::memory::AllocationDevice;
 use ort::session::builder::SessionBuilder;
 
 use super::SessionError;
+use super::devices::{Look, look_cpu, look_cuda, look_webgpu};
 use super::library::{environment, register_webgpu};
 use super::vulkan;
 use crate::config::{EngineConfig, Provider};
@@ -17,8 +18,8 @@ pub(super) type Register =
 
 /// A provider as the engine sees it.
 pub(super) struct Row {
-    /// Its name in ONNX Runtime, which also reports by it where a node runs.
-    pub(super) name: &'static str,
+    /// Which one it is.
+    pub(super) provider: Provider,
     /// How a session gets it.
     pub(super) register: Register,
     /// The memory of its device; none if the weights stay in the host's.
@@ -31,6 +32,8 @@ pub(super) struct Row {
     largest_weight: fn() -> Option<u64>,
     /// Whether the device is software.
     is_software: fn() -> bool,
+    /// What it sees on this machine.
+    pub(super) look: fn(&EngineConfig) -> Look,
     /// What its errors say.
     pub(super) texts: Texts,
     /// What to install when it is missing.
@@ -53,13 +56,14 @@ pub(super) struct Texts {
 }
 
 static CPU: Row = Row {
-    name: "CPUExecutionProvider",
+    provider: Provider::Cpu,
     register: |_, builder| Ok(builder),
     storage: None,
     lacks: |_| false,
     rewrites: &[],
     largest_weight: || None,
     is_software: || false,
+    look: look_cpu,
     texts: Texts {
         out_of_memory: &["Failed to allocate memory", "bad_alloc"],
         lost: &[],
@@ -69,7 +73,7 @@ static CPU: Row = Row {
 };
 
 static CUDA: Row = Row {
-    name: "CUDAExecutionProvider",
+    provider: Provider::Cuda,
     register: register_cuda,
     storage: Some(Storage {
         memory: AllocationDevice::CUDA,
@@ -79,6 +83,7 @@ static CUDA: Row = Row {
     rewrites: &[Rewrite::Sequence],
     largest_weight: || None,
     is_software: || false,
+    look: look_cuda,
     texts: Texts {
         out_of_memory: &["out of memory", "CUDA_ERROR_OUT_OF_MEMORY"],
         // After these the process can use the GPU no more.
@@ -90,7 +95,7 @@ static CUDA: Row = Row {
 };
 
 static WEBGPU: Row = Row {
-    name: "WebGpuExecutionProvider",
+    provider: Provider::WebGpu,
     register: register_first_gpu,
     storage: Some(Storage {
         memory: AllocationDevice::WEBGPU_BUFFER,
@@ -101,6 +106,7 @@ static WEBGPU: Row = Row {
     rewrites: &[Rewrite::IsNan, Rewrite::Sequence, Rewrite::LogSoftmax],
     largest_weight: || Some(vulkan::largest_buffer()),
     is_software: vulkan::is_software,
+    look: look_webgpu,
     texts: Texts {
         // An allocation without memory succeeds; what uses it fails.
         out_of_memory: &[
@@ -120,7 +126,7 @@ static WEBGPU: Row = Row {
             mesa-vulkan-drivers)",
 };
 
-const ROWS: [&Row; 3] = [&CPU, &CUDA, &WEBGPU];
+pub(super) const ROWS: [&Row; 3] = [&CUDA, &WEBGPU, &CPU];
 
 pub(super) fn row(provider: Provider) -> &'static Row {
     match provider {
@@ -158,6 +164,11 @@ pub(super) fn classify(text: &str) -> Option<fn(String) -> SessionError> {
 }
 
 impl Row {
+    /// Its name in ONNX Runtime, which also reports by it where a node runs.
+    pub(super) fn name(&self) -> &'static str {
+        self.provider.execution_provider()
+    }
+
     /// Refuses weights that the device would not hold or compute with, by name.
     pub(super) fn accepts(&self, weights: &[WeightSpec<'_>]) -> Result<(), SessionError> {
         if let Some(weight) = weights.iter().find(|weight| (self.lacks)(weight.dtype)) {
@@ -180,14 +191,14 @@ impl Row {
                  beyond; use another device or provider",
                 weight.input,
                 weight.bytes.len(),
-                self.name
+                self.name()
             ))),
         }
     }
 
     /// The provider cannot be used, and what to do about it.
     pub(super) fn unavailable(&self, reason: &str) -> SessionError {
-        let (name, needs) = (self.name, self.needs);
+        let (name, needs) = (self.name(), self.needs);
         SessionError::Unavailable(format!(
             "{name} is not available: {reason}. It needs {needs}; to run on the CPU say engine.execution_provider = \"cpu\""
         ))
@@ -219,11 +230,11 @@ fn register_first_gpu(
     builder: SessionBuilder,
 ) -> Result<SessionBuilder, SessionError> {
     let unusable = |reason: String| WEBGPU.unavailable(&reason);
+    vulkan::check(&vulkan::gpus()).map_err(unusable)?;
     register_webgpu(config).map_err(unusable)?;
-    vulkan::check().map_err(unusable)?;
     let mut devices = environment(config)?.devices();
     // An empty list would make a session on the CPU.
-    let found = devices.find(|device| device.ep().is_ok_and(|name| name == WEBGPU.name));
+    let found = devices.find(|device| device.ep().is_ok_and(|name| name == WEBGPU.name()));
     let device = found.ok_or_else(|| unusable("the plugin offers no device".into()))?;
     let added = builder.with_devices([device], None);
     added.map_err(|e| unusable(e.to_string()))
