@@ -2,6 +2,7 @@
 //! configured provider, writes weights in place, runs the graph and classifies errors.
 
 mod build;
+mod devices;
 mod feed;
 mod library;
 mod placement;
@@ -21,6 +22,7 @@ use ort::session::SessionInputValue;
 use crate::config::EngineConfig;
 use crate::model::onnx::{DATA, Graph, OUTPUT, Rewrite, WeightSpec};
 use build::{GraphSource, build};
+pub use devices::{Seen, Sight, devices};
 pub use feed::Feed;
 pub use library::{Plugin, library_version, plugin};
 pub use placement::Placement;
@@ -88,6 +90,7 @@ pub struct Session {
     placement: Placement,
     weights: Vec<Scratch>,
     memory: Memory,
+    lost: bool,
     /// Ends the runs of the current command.
     pub terminator: Terminator,
 }
@@ -151,6 +154,7 @@ impl Session {
             placement,
             weights,
             memory,
+            lost: false,
             terminator: Terminator::default(),
         })
     }
@@ -248,6 +252,17 @@ impl Session {
     /// # Errors
     /// The classified error of ONNX Runtime.
     pub fn run(&mut self, feeds: Vec<Feed<'_>>) -> Result<Vec<f32>, SessionError> {
+        let ran = self.run_once(feeds);
+        self.lost |= matches!(ran, Err(SessionError::Lost(_)));
+        ran
+    }
+
+    /// Whether the device is gone; what follows would compute nothing, and some of it without an error.
+    pub fn is_lost(&self) -> bool {
+        self.lost
+    }
+
+    fn run_once(&mut self, feeds: Vec<Feed<'_>>) -> Result<Vec<f32>, SessionError> {
         self.compile(&feeds)?;
         let Some(Compiled { inner, .. }) = self.compiled.last_mut() else {
             return Err(SessionError::Other("no graph is compiled".into()));

@@ -28,7 +28,7 @@ pub(super) fn build(
     weights: &[String],
 ) -> Result<(Session, Placement), SessionError> {
     let row = row(config.execution_provider);
-    build_by(row.register, row.name, config, graph, weights)
+    build_by(row.register, row.name(), config, graph, weights)
 }
 
 pub(super) fn build_by(

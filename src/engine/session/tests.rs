@@ -59,7 +59,7 @@ fn weights_live_on_the_device_and_are_written_in_place() {
 fn a_session_that_silently_is_on_the_cpu_is_refused() {
     let (cpu, graph) = (row(Provider::Cpu), copy_graph(Dtype::F32));
     for provider in [Provider::WebGpu, Provider::Cuda] {
-        let name = row(provider).name;
+        let name = row(provider).name();
         let weights = [DATA.to_owned()];
         let source = GraphSource::Bytes(&graph);
         let error = build_by(cpu.register, name, &config(&[]), source, &weights).unwrap_err();
