@@ -1,7 +1,7 @@
 //! The exports of the architectures compute the same when they are rewritten for a provider that
 //! lacks operators, and have none of these operators left.
 
-use scorer::engine::session::{Feed, GraphSource, Session};
+use scorer::engine::session::{Feed, Session, Source};
 use scorer::model::onnx::{Graph, Head, InputInfo, LABELS, Rewrite};
 use scorer::model::tensor::Elem;
 
@@ -49,13 +49,18 @@ fn feed(input: &InputInfo) -> Feed<'_> {
 
 fn run(graph: &[u8], inputs: &[InputInfo], labelled: bool) -> Vec<f32> {
     let config = config(&["engine.threads=1"]).engine;
-    let mut session = Session::new(&config, GraphSource::Bytes(graph), Vec::new()).unwrap();
+    let source = Source {
+        graph: Graph::decode(graph.to_vec().into()).unwrap(),
+        folder: PathBuf::new(),
+        made: None,
+    };
     let mut feeds: Vec<Feed<'_>> = inputs.iter().map(feed).collect();
     if labelled {
         let targets = (0_i64..).map(|n| n * 11 % 40).take(BATCH * WINDOW);
         let shape = vec![BATCH, WINDOW, 1];
         feeds.push(Feed::integers(LABELS, shape, Elem::I64, targets));
     }
+    let mut session = Session::new(&config, source, &feeds, Vec::new()).unwrap();
     session.run(feeds).unwrap()
 }
 

@@ -139,7 +139,13 @@ fn judge(found: &Result<Vec<Gpu>, String>, allow_software: bool) -> Result<(), S
 pub(super) fn hardware() -> Hardware {
     let found = gpus().unwrap_or_default();
     let found: Vec<&Gpu> = candidates(&found).collect();
-    let all = |of: fn(&Gpu) -> &str| found.iter().map(|gpu| of(gpu)).collect::<Vec<_>>().join(" or ");
+    let all = |of: fn(&Gpu) -> &str| {
+        found
+            .iter()
+            .map(|gpu| of(gpu))
+            .collect::<Vec<_>>()
+            .join(" or ")
+    };
     Hardware {
         model: all(|gpu| &gpu.name),
         driver: all(|gpu| &gpu.driver),
