@@ -63,7 +63,8 @@ pub enum SessionError {
 impl From<ort::Error> for SessionError {
     fn from(error: ort::Error) -> Self {
         let text = error.to_string();
-        if text.contains("terminate flag being set") {
+        let ended = ["terminate flag being set", "canceled due to user request"];
+        if ended.iter().any(|part| text.contains(part)) {
             Self::Terminated
         } else if let Some(known) = provider::classify(&text) {
             known(text)
@@ -91,7 +92,7 @@ pub struct Session {
     weights: Vec<Scratch>,
     memory: Memory,
     lost: bool,
-    /// Ends the runs of the current command.
+    /// Ends the runs of the current command, and the compilations before them.
     pub terminator: Terminator,
 }
 
@@ -142,7 +143,9 @@ impl Session {
     ) -> Result<Self, SessionError> {
         row(config.execution_provider).accepts(&weights)?;
         let patched = patched(&source.graph, &weights);
-        let (first, placement) = Compiled::new(config, &source, feeds, &patched)?;
+        let terminator = Terminator::default();
+        let first = Compiled::new(config, &source, feeds, &patched, &terminator);
+        let (first, placement) = first?;
         let mut memory = memory(config, &weights)?;
         let weights = weights.into_iter().map(|spec| memory.fill(spec));
         let weights = weights.collect::<Result<_, _>>()?;
@@ -155,7 +158,7 @@ impl Session {
             weights,
             memory,
             lost: false,
-            terminator: Terminator::default(),
+            terminator,
         })
     }
 
@@ -174,7 +177,8 @@ impl Session {
             None => {
                 let surplus = (self.compiled.len() + 1).saturating_sub(KEPT);
                 self.compiled.drain(..surplus);
-                Compiled::new(&self.config, &self.source, feeds, &self.patched)?.0
+                let (config, source, patched) = (&self.config, &self.source, &self.patched);
+                Compiled::new(config, source, feeds, patched, &self.terminator)?.0
             }
         };
         self.compiled.push(found);
@@ -288,11 +292,12 @@ impl Compiled {
         source: &Source,
         feeds: &[Feed<'_>],
         weights: &[String],
+        terminator: &Terminator,
     ) -> Result<(Self, Placement), SessionError> {
         let sizes = feeds.iter().map(|f| (f.name, f.shape.as_slice()));
         let graph = source.graph.sized(sizes);
         let graph = GraphSource::Beside(&graph, &source.folder);
-        let (inner, placement) = build(config, graph, weights)?;
+        let (inner, placement) = build(config, graph, weights, terminator)?;
         let shapes = shapes(feeds);
         Ok((Self { shapes, inner }, placement))
     }
@@ -323,6 +328,7 @@ fn memory(config: &EngineConfig, weights: &[WeightSpec]) -> Result<Memory, Sessi
 
 /// A session of a graph that works on a weight.
 fn kernel(config: &EngineConfig, graph: &[u8]) -> Result<ort::session::Session, SessionError> {
-    let (session, _) = build(config, GraphSource::Bytes(graph), &[DATA.to_owned()])?;
+    let (graph, weights) = (GraphSource::Bytes(graph), [DATA.to_owned()]);
+    let (session, _) = build(config, graph, &weights, &Terminator::default())?;
     Ok(session)
 }
