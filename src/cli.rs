@@ -6,6 +6,7 @@ mod check;
 mod ctl;
 mod dashboard;
 mod dead;
+mod devices;
 mod exit;
 mod logs;
 mod offline;
@@ -89,6 +90,7 @@ async fn dispatch(command: Command, config: Config) -> Outcome {
         Command::Run => worker(config).await,
         Command::Check { json, prove: true } => check::prove(&config, json).await,
         Command::Check { json, prove: false } => check::check(&config, json).await,
+        Command::Devices { json } => devices::show(config, json).await,
         Command::Score(args) => offline::score(config, args).await,
         Command::Validate(args) => offline::validate(config, args).await,
         Command::Submit(args) => submit::submit(&config, args).await,

@@ -59,6 +59,15 @@ pub(super) enum Command {
         #[arg(long)]
         prove: bool,
     },
+    /// Lists what each execution provider sees on this machine, and the settings that name it.
+    #[command(after_help = "Examples:
+  scorer devices
+  scorer devices --json")]
+    Devices {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
     /// Scores one candidate without RabbitMQ or Redis and prints the result as JSON.
     #[command(after_help = "Examples:
   scorer score --model package --candidate a.json --format binary_v2 --semantics gradient --learning-rate 0.1

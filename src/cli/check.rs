@@ -17,7 +17,7 @@ use crate::broker::amqp::Link;
 use crate::broker::topology::Topology;
 use crate::config::{Config, device_name};
 use crate::engine::EngineError;
-use crate::engine::session::library_version;
+use crate::engine::session::{Placement, hardware, library_version, plugin};
 use crate::engine::thread::EngineHandle;
 use crate::model::package::Package;
 use crate::protocol::state::Detail;
@@ -168,6 +168,8 @@ async fn examine(
     let library = onnxruntime.as_deref().unwrap_or("of unknown version");
     let found = format!("{provider} on {device}, ONNX Runtime {library}");
     findings.push(Finding::ok("provider", found));
+    let placement = Arc::clone(&engine.placement);
+    findings.push(placed(config, &placement));
 
     bar.set_message("warming up: changing and restoring every tensor");
     let warming = async { engine.turn().await.warm().await };
@@ -191,10 +193,43 @@ async fn examine(
         "model": name, "version": version, "dir": dir,
         "package_id": package.package_id, "weights_id": weights.weights_id,
         "execution_provider": provider, "device": device, "onnxruntime": onnxruntime,
+        "software_device": hardware(&config.engine).is_software, "plugin": plugin(&config.engine),
+        "placement": { "device": placement.device, "host": placement.host_nodes.len() },
+        "host_nodes": host_nodes(&placement),
         "tensors": tensors, "shards": shards,
         "windows": windows, "baseline_loss": loss, "warm_ms": took,
         "inert": warm.named_inert(), "inert_count": warm.inert.len(),
     }))
+}
+
+/// Where the graph runs, and where the provider comes from.
+fn placed(config: &Config, placement: &Placement) -> Finding {
+    let mut found = match placement.host_nodes.as_slice() {
+        [] => format!("all {} nodes on the device", placement.device),
+        host => format!(
+            "{} nodes on the device; on the host {} that compute shapes and indices only: {}",
+            placement.device,
+            host.len(),
+            placement.host_in_words()
+        ),
+    };
+    if let Some(plugin) = plugin(&config.engine) {
+        let (path, sha256) = (plugin.path.display(), plugin.sha256);
+        found = format!("{found}; plugin {path}, SHA-256 {sha256}");
+    }
+    if hardware(&config.engine).is_software {
+        let advice =
+            "this is for tests only: a GPU in software is far slower than the provider cpu";
+        let found = format!("{found}; the device is software");
+        return Finding::new("placement", Verdict::Warn, found, Some(advice.into()));
+    }
+    Finding::ok("placement", found)
+}
+
+fn host_nodes(placement: &Placement) -> Vec<Value> {
+    let nodes = placement.host_nodes.iter();
+    let nodes = nodes.map(|node| json!({ "name": node.name, "op": node.operator }));
+    nodes.collect()
 }
 
 async fn read(config: &Config, dir: &Path) -> Result<Arc<Package>, Broken> {
@@ -297,7 +332,9 @@ pub(super) async fn prove(config: &Config, json: bool) -> Outcome {
         answer_json(&json!({
             "execution_provider": config.engine.execution_provider.execution_provider(),
             "device": device_name(config),
+            "software_device": hardware(&config.engine).is_software,
             "onnxruntime": library_version(&config.engine),
+            "plugin": plugin(&config.engine),
             "proofs": proofs,
         }))?;
         return Ok(exit);

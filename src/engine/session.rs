@@ -2,6 +2,7 @@
 //! configured provider, writes weights in place, runs the graph and classifies errors.
 
 mod build;
+mod devices;
 mod feed;
 mod library;
 mod placement;
@@ -21,6 +22,7 @@ use ort::session::SessionInputValue;
 use crate::config::EngineConfig;
 use crate::model::onnx::{DATA, Graph, OUTPUT, Rewrite, WeightSpec};
 use build::{GraphSource, build};
+pub use devices::{Seen, Sight, devices};
 pub use feed::Feed;
 pub use library::{Plugin, library_version, plugin};
 pub use placement::Placement;
@@ -61,7 +63,8 @@ pub enum SessionError {
 impl From<ort::Error> for SessionError {
     fn from(error: ort::Error) -> Self {
         let text = error.to_string();
-        if text.contains("terminate flag being set") {
+        let ended = ["terminate flag being set", "canceled due to user request"];
+        if ended.iter().any(|part| text.contains(part)) {
             Self::Terminated
         } else if let Some(known) = provider::classify(&text) {
             known(text)
@@ -88,7 +91,8 @@ pub struct Session {
     placement: Placement,
     weights: Vec<Scratch>,
     memory: Memory,
-    /// Ends the runs of the current command.
+    lost: bool,
+    /// Ends the runs of the current command, and the compilations before them.
     pub terminator: Terminator,
 }
 
@@ -139,7 +143,9 @@ impl Session {
     ) -> Result<Self, SessionError> {
         row(config.execution_provider).accepts(&weights)?;
         let patched = patched(&source.graph, &weights);
-        let (first, placement) = Compiled::new(config, &source, feeds, &patched)?;
+        let terminator = Terminator::default();
+        let first = Compiled::new(config, &source, feeds, &patched, &terminator);
+        let (first, placement) = first?;
         let mut memory = memory(config, &weights)?;
         let weights = weights.into_iter().map(|spec| memory.fill(spec));
         let weights = weights.collect::<Result<_, _>>()?;
@@ -151,7 +157,8 @@ impl Session {
             placement,
             weights,
             memory,
-            terminator: Terminator::default(),
+            lost: false,
+            terminator,
         })
     }
 
@@ -170,7 +177,8 @@ impl Session {
             None => {
                 let surplus = (self.compiled.len() + 1).saturating_sub(KEPT);
                 self.compiled.drain(..surplus);
-                Compiled::new(&self.config, &self.source, feeds, &self.patched)?.0
+                let (config, source, patched) = (&self.config, &self.source, &self.patched);
+                Compiled::new(config, source, feeds, patched, &self.terminator)?.0
             }
         };
         self.compiled.push(found);
@@ -248,6 +256,17 @@ impl Session {
     /// # Errors
     /// The classified error of ONNX Runtime.
     pub fn run(&mut self, feeds: Vec<Feed<'_>>) -> Result<Vec<f32>, SessionError> {
+        let ran = self.run_once(feeds);
+        self.lost |= matches!(ran, Err(SessionError::Lost(_)));
+        ran
+    }
+
+    /// Whether the device is gone; what follows would compute nothing, and some of it without an error.
+    pub fn is_lost(&self) -> bool {
+        self.lost
+    }
+
+    fn run_once(&mut self, feeds: Vec<Feed<'_>>) -> Result<Vec<f32>, SessionError> {
         self.compile(&feeds)?;
         let Some(Compiled { inner, .. }) = self.compiled.last_mut() else {
             return Err(SessionError::Other("no graph is compiled".into()));
@@ -273,11 +292,12 @@ impl Compiled {
         source: &Source,
         feeds: &[Feed<'_>],
         weights: &[String],
+        terminator: &Terminator,
     ) -> Result<(Self, Placement), SessionError> {
         let sizes = feeds.iter().map(|f| (f.name, f.shape.as_slice()));
         let graph = source.graph.sized(sizes);
         let graph = GraphSource::Beside(&graph, &source.folder);
-        let (inner, placement) = build(config, graph, weights)?;
+        let (inner, placement) = build(config, graph, weights, terminator)?;
         let shapes = shapes(feeds);
         Ok((Self { shapes, inner }, placement))
     }
@@ -308,6 +328,7 @@ fn memory(config: &EngineConfig, weights: &[WeightSpec]) -> Result<Memory, Sessi
 
 /// A session of a graph that works on a weight.
 fn kernel(config: &EngineConfig, graph: &[u8]) -> Result<ort::session::Session, SessionError> {
-    let (session, _) = build(config, GraphSource::Bytes(graph), &[DATA.to_owned()])?;
+    let (graph, weights) = (GraphSource::Bytes(graph), [DATA.to_owned()]);
+    let (session, _) = build(config, graph, &weights, &Terminator::default())?;
     Ok(session)
 }

@@ -10,7 +10,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::patch::Patches;
-use super::session::Terminator;
+use super::session::{Placement, Terminator};
 use crate::config::{Config, EngineConfig};
 use crate::engine::{Engine, EngineError, Evaluation, Warm};
 use crate::model::manifest::PackageError;
@@ -71,6 +71,8 @@ pub struct EngineHandle {
     pub package: Arc<Package>,
     /// What computes.
     pub facts: Arc<EngineFacts>,
+    /// Where the nodes of its graph run.
+    pub placement: Arc<Placement>,
     commands: mpsc::Sender<Command>,
     turns: Arc<Semaphore>,
     loss: Loss,
@@ -111,7 +113,8 @@ impl EngineHandle {
         let live = move || match load_engine(read, &config, reported) {
             Ok(engine) => {
                 let facts = Arc::new(engine.facts(&config));
-                let made = (Arc::clone(&engine.package), facts);
+                let placement = Arc::new(engine.placement().clone());
+                let made = (Arc::clone(&engine.package), facts, placement);
                 if loaded.send(Ok(made)).is_ok() {
                     serve(engine, inbox, &ending.0);
                 }
@@ -124,12 +127,13 @@ impl EngineHandle {
             .name("scorer-engine".into())
             .spawn(live)
             .map_err(|e| gone(format!("the engine's thread cannot be started: {e}")))?;
-        let (package, facts) = loading
+        let (package, facts, placement) = loading
             .await
             .map_err(|_| gone("the engine's thread ended while loading".into()))??;
         Ok(Self {
             package,
             facts,
+            placement,
             commands,
             turns: Arc::new(Semaphore::new(1)),
             loss,
@@ -388,6 +392,9 @@ fn serve(mut engine: Engine, mut inbox: mpsc::Receiver<Command>, loss: &Loss) {
             continue;
         }
         (command.work)(&mut engine);
+        if engine.is_lost() {
+            return loss.tell(Detail::EngineLost);
+        }
         if !engine.is_sound() {
             return loss.tell(Detail::RestoreMismatch);
         }

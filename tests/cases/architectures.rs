@@ -69,18 +69,14 @@ const ADVICE: &str = "export with torch.onnx.export(..., optimize=False)";
 
 static TABLE: LazyLock<Value> = LazyLock::new(|| table(&model_dir().join("architectures")));
 
-fn cases() -> impl Iterator<Item = (&'static str, &'static Value)> {
+pub(super) fn cases() -> impl Iterator<Item = (&'static str, &'static Value)> {
     let cases = TABLE["cases"].as_object().unwrap();
     cases.iter().map(|(name, case)| (name.as_str(), case))
 }
 
-fn committed(name: &str, file: &str) -> Vec<u8> {
-    unpacked(&model_dir().join("architectures").join(name).join(file))
-}
-
 /// The committed update, of the tensors whose names become some others.
 fn update(name: &str, called: impl Fn(&str) -> Option<String>) -> Vec<u8> {
-    let bytes = committed(name, "update.safetensors.gz");
+    let bytes = unpacked(name, "update.safetensors.gz");
     let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
     let renamed = tensors.iter().filter_map(|(key, view)| {
         let (tensor, part) = key.split_once("::").unwrap();
@@ -126,7 +122,7 @@ async fn prove(name: &str, case: &Value, state: &State) {
         ("graph.onnx", format!("{}.onnx.gz", state.graph)),
         ("weights", format!("{}.safetensors.gz", state.weights)),
     ] {
-        std::fs::write(files.path().join(file), committed(name, &packed)).unwrap();
+        std::fs::write(files.path().join(file), unpacked(name, &packed)).unwrap();
     }
     let objective = match case["objective"].as_str().unwrap() {
         "causal_lm" => Objective::causal_lm(16),
@@ -192,7 +188,7 @@ async fn architectures_have_pytorch_s_losses_before_and_after() {
 /// name, too, which was left out, means another one.
 #[test]
 fn a_name_that_was_left_out_is_no_other_name_of_a_tensor() {
-    let weights = committed("gptneox", "fresh.safetensors.gz");
+    let weights = unpacked("gptneox", "fresh.safetensors.gz");
     let tensors = safetensors::SafeTensors::deserialize(&weights).unwrap();
     let zeros = [0; 4];
     let other = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![1], &zeros);
@@ -203,7 +199,7 @@ fn a_name_that_was_left_out_is_no_other_name_of_a_tensor() {
     let other = ("lm_head.weight".to_owned(), other.unwrap());
     let aliases = |tensors: Vec<_>, exclude: &[&str]| {
         let (files, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let graph = committed("gptneox", "unfolded.onnx.gz");
+        let graph = unpacked("gptneox", "unfolded.onnx.gz");
         std::fs::write(files.path().join("graph.onnx"), graph).unwrap();
         let weights = safetensors::serialize(tensors, None).unwrap();
         std::fs::write(files.path().join("weights"), weights).unwrap();

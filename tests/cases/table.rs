@@ -30,9 +30,10 @@ pub(crate) fn table(dir: &Path) -> Value {
     serde_json::from_slice(&std::fs::read(dir.join("cases.json")).unwrap()).unwrap()
 }
 
-/// The content of a file that is committed compressed: a package is made of plain ones.
-pub(crate) fn unpacked(path: &Path) -> Vec<u8> {
-    let packed = std::fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+/// A file of an architecture. The committed ones are compressed; a package is made of plain ones.
+pub(crate) fn unpacked(name: &str, file: &str) -> Vec<u8> {
+    let path = model_dir().join("architectures").join(name).join(file);
+    let packed = std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     let mut bytes = Vec::new();
     let mut reader = flate2::read::GzDecoder::new(packed.as_slice());
     reader.read_to_end(&mut bytes).unwrap();

@@ -7,6 +7,7 @@ use super::SessionError;
 use super::library::environment;
 use super::placement::{Optimised, Placement, RECORD};
 use super::provider::{Register, row};
+use super::terminator::Terminator;
 use crate::config::EngineConfig;
 
 /// `kOrtSessionOptionsModelExternalInitializersFileFolderPath`.
@@ -21,14 +22,16 @@ pub(super) enum GraphSource<'a> {
     Beside(&'a [u8], &'a std::path::Path),
 }
 
-/// A session whose nodes are on the provider: all of them, or all that compute with these weights.
+/// A session whose nodes are on the provider: all of them, or all that compute with these weights. The
+/// terminator ends what compiles for too long.
 pub(super) fn build(
     config: &EngineConfig,
     graph: GraphSource<'_>,
     weights: &[String],
+    terminator: &Terminator,
 ) -> Result<(Session, Placement), SessionError> {
     let row = row(config.execution_provider);
-    build_by(row.register, row.name, config, graph, weights)
+    build_by(row.register, row.name(), config, graph, weights, terminator)
 }
 
 pub(super) fn build_by(
@@ -37,8 +40,9 @@ pub(super) fn build_by(
     config: &EngineConfig,
     graph: GraphSource<'_>,
     weights: &[String],
+    terminator: &Terminator,
 ) -> Result<(Session, Placement), SessionError> {
-    let session = commit(register(config, builder(config)?)?, graph)?;
+    let session = commit(register(config, builder(config)?)?, graph, terminator)?;
     let placement = Placement::of(&session, provider)?;
     if placement.host_nodes.is_empty() {
         return Ok((session, placement));
@@ -49,21 +53,27 @@ pub(super) fn build_by(
     let optimised = Optimised::new()?;
     let builder = register(config, builder(config)?)?;
     let builder = builder.with_optimized_model_path(optimised.path());
-    let session = commit(builder.map_err(|e| refused(e.into()))?, graph)?;
+    let session = commit(builder.map_err(|e| refused(e.into()))?, graph, terminator)?;
     let placement = Placement::of(&session, provider)?;
     placement.judge(optimised.read()?, weights, provider)?;
     Ok((session, placement))
 }
 
-fn commit(mut builder: SessionBuilder, graph: GraphSource<'_>) -> Result<Session, SessionError> {
+fn commit(
+    mut builder: SessionBuilder,
+    graph: GraphSource<'_>,
+    terminator: &Terminator,
+) -> Result<Session, SessionError> {
+    terminator.begin_compilation(builder.canceler())?;
     let session = match graph {
         GraphSource::Bytes(bytes) => builder.commit_from_memory(bytes),
         // Without the folder, ONNX Runtime looks for the files in the working directory.
         GraphSource::Beside(bytes, folder) => builder
             .with_config_entry(EXTERNAL_FOLDER, folder.to_string_lossy())
-            .map_err(|e| refused(e.into()))?
-            .commit_from_memory(bytes),
+            .map_err(ort::Error::from)
+            .and_then(|mut builder| builder.commit_from_memory(bytes)),
     };
+    terminator.end();
     session.map_err(refused)
 }
 
@@ -73,10 +83,9 @@ fn refused(error: ort::Error) -> SessionError {
         kept @ (SessionError::OutOfMemory(_)
         | SessionError::NoKernel(_)
         | SessionError::Lost(_)
+        | SessionError::Terminated
         | SessionError::Unavailable(_)) => kept,
-        SessionError::Model(_) | SessionError::Terminated | SessionError::Other(_) => {
-            SessionError::Model(text)
-        }
+        SessionError::Model(_) | SessionError::Other(_) => SessionError::Model(text),
     }
 }
 

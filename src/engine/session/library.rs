@@ -87,6 +87,14 @@ fn webgpu_plugin(config: &EngineConfig) -> Result<PathBuf, String> {
     })
 }
 
+/// Whether a file of this name is beside ONNX Runtime.
+pub(super) fn beside_runtime(config: &EngineConfig, name: &str) -> Result<bool, String> {
+    let runtime = library(config).map_err(|e| e.to_string())?;
+    let found = runtime.canonicalize();
+    let found = found.map_err(|e| format!("{}: {e}", runtime.display()))?;
+    Ok(found.with_file_name(name).exists())
+}
+
 /// Loads the plugin library of the provider `webgpu`, once for the process.
 pub(super) fn register_webgpu(config: &EngineConfig) -> Result<(), String> {
     static LOADED: Mutex<Option<PathBuf>> = Mutex::new(None);

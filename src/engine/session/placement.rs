@@ -41,6 +41,11 @@ impl Placement {
         Ok(placement)
     }
 
+    /// The nodes on the host: the first of them by name, and how many more.
+    pub fn host_in_words(&self) -> String {
+        named(&self.host_nodes)
+    }
+
     /// Fails if a node on the host reads a weight or computes on what depends on one.
     pub(super) fn judge(
         &self,

@@ -5,6 +5,7 @@ use ort::memory::AllocationDevice;
 use ort::session::builder::SessionBuilder;
 
 use super::SessionError;
+use super::devices::{Look, look_cpu, look_cuda, look_webgpu};
 use super::library::{environment, register_webgpu};
 use super::vulkan;
 use crate::config::{EngineConfig, Provider};
@@ -18,8 +19,8 @@ pub(super) type Register =
 
 /// A provider as the engine sees it.
 pub(super) struct Row {
-    /// Its name in ONNX Runtime, which also reports by it where a node runs.
-    pub(super) name: &'static str,
+    /// Which one it is.
+    pub(super) provider: Provider,
     /// How a session gets it.
     pub(super) register: Register,
     /// The memory of its device; none if the weights stay in the host's.
@@ -32,6 +33,8 @@ pub(super) struct Row {
     largest_weight: fn() -> Option<u64>,
     /// The hardware that the bits of a result may depend on.
     hardware: fn() -> Hardware,
+    /// What it sees on this machine.
+    pub(super) look: fn(&EngineConfig) -> Look,
     /// What its errors say.
     pub(super) texts: Texts,
     /// What to install when it is missing.
@@ -65,7 +68,7 @@ pub(super) struct Texts {
 }
 
 static CPU: Row = Row {
-    name: "CPUExecutionProvider",
+    provider: Provider::Cpu,
     register: |_, builder| Ok(builder),
     storage: None,
     lacks: |_| false,
@@ -75,6 +78,7 @@ static CPU: Row = Row {
         model: hardware::cpu_model(),
         ..Hardware::default()
     },
+    look: look_cpu,
     texts: Texts {
         out_of_memory: &["Failed to allocate memory", "bad_alloc"],
         lost: &[],
@@ -84,7 +88,7 @@ static CPU: Row = Row {
 };
 
 static CUDA: Row = Row {
-    name: "CUDAExecutionProvider",
+    provider: Provider::Cuda,
     register: register_cuda,
     storage: Some(Storage {
         memory: AllocationDevice::CUDA,
@@ -98,6 +102,7 @@ static CUDA: Row = Row {
         driver: hardware::nvidia_driver().unwrap_or_default(),
         is_software: false,
     },
+    look: look_cuda,
     texts: Texts {
         out_of_memory: &["out of memory", "CUDA_ERROR_OUT_OF_MEMORY"],
         // After these the process can use the GPU no more.
@@ -109,7 +114,7 @@ static CUDA: Row = Row {
 };
 
 static WEBGPU: Row = Row {
-    name: "WebGpuExecutionProvider",
+    provider: Provider::WebGpu,
     register: register_first_gpu,
     storage: Some(Storage {
         memory: AllocationDevice::WEBGPU_BUFFER,
@@ -117,9 +122,15 @@ static WEBGPU: Row = Row {
         staging: AllocationDevice::CPU,
     }),
     lacks: |dtype| dtype == Dtype::Bf16,
-    rewrites: &[Rewrite::IsNan, Rewrite::Sequence, Rewrite::LogSoftmax],
+    rewrites: &[
+        Rewrite::IsNan,
+        Rewrite::Sequence,
+        Rewrite::LogSoftmax,
+        Rewrite::CrossEntropy,
+    ],
     largest_weight: || Some(vulkan::largest_buffer()),
     hardware: vulkan::hardware,
+    look: look_webgpu,
     texts: Texts {
         // An allocation without memory succeeds; what uses it fails.
         out_of_memory: &[
@@ -139,7 +150,7 @@ static WEBGPU: Row = Row {
             mesa-vulkan-drivers)",
 };
 
-const ROWS: [&Row; 3] = [&CPU, &CUDA, &WEBGPU];
+pub(super) const ROWS: [&Row; 3] = [&CUDA, &WEBGPU, &CPU];
 
 pub(super) fn row(provider: Provider) -> &'static Row {
     match provider {
@@ -177,6 +188,11 @@ pub(super) fn classify(text: &str) -> Option<fn(String) -> SessionError> {
 }
 
 impl Row {
+    /// Its name in ONNX Runtime, which also reports by it where a node runs.
+    pub(super) fn name(&self) -> &'static str {
+        self.provider.execution_provider()
+    }
+
     /// Refuses weights that the device would not hold or compute with, by name.
     pub(super) fn accepts(&self, weights: &[WeightSpec]) -> Result<(), SessionError> {
         if let Some(weight) = weights.iter().find(|weight| (self.lacks)(weight.dtype)) {
@@ -199,14 +215,14 @@ impl Row {
                  beyond; use another device or provider",
                 weight.input,
                 weight.bytes.len(),
-                self.name
+                self.name()
             ))),
         }
     }
 
     /// The provider cannot be used, and what to do about it.
     pub(super) fn unavailable(&self, reason: &str) -> SessionError {
-        let (name, needs) = (self.name, self.needs);
+        let (name, needs) = (self.name(), self.needs);
         SessionError::Unavailable(format!(
             "{name} is not available: {reason}. It needs {needs}; to run on the CPU say engine.execution_provider = \"cpu\""
         ))
@@ -238,11 +254,11 @@ fn register_first_gpu(
     builder: SessionBuilder,
 ) -> Result<SessionBuilder, SessionError> {
     let unusable = |reason: String| WEBGPU.unavailable(&reason);
+    vulkan::check(&vulkan::gpus()).map_err(unusable)?;
     register_webgpu(config).map_err(unusable)?;
-    vulkan::check().map_err(unusable)?;
     let mut devices = environment(config)?.devices();
     // An empty list would make a session on the CPU.
-    let found = devices.find(|device| device.ep().is_ok_and(|name| name == WEBGPU.name));
+    let found = devices.find(|device| device.ep().is_ok_and(|name| name == WEBGPU.name()));
     let device = found.ok_or_else(|| unusable("the plugin offers no device".into()))?;
     let added = builder.with_devices([device], None);
     added.map_err(|e| unusable(e.to_string()))

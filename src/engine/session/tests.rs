@@ -59,10 +59,12 @@ fn weights_live_on_the_device_and_are_written_in_place() {
 fn a_session_that_silently_is_on_the_cpu_is_refused() {
     let (cpu, graph) = (row(Provider::Cpu), copy_graph(Dtype::F32));
     for provider in [Provider::WebGpu, Provider::Cuda] {
-        let name = row(provider).name;
+        let name = row(provider).name();
         let weights = [DATA.to_owned()];
         let source = GraphSource::Bytes(&graph);
-        let error = build_by(cpu.register, name, &config(&[]), source, &weights).unwrap_err();
+        let (config, terminator) = (config(&[]), Terminator::default());
+        let made = build_by(cpu.register, name, &config, source, &weights, &terminator);
+        let error = made.unwrap_err();
         let SessionError::Unavailable(message) = error else {
             panic!("{error:?}");
         };
@@ -150,4 +152,28 @@ fn the_plugin_is_where_it_may_be_or_is_named_as_missing() {
     assert_eq!(plugin(&config), None);
     let found = plugin(&webgpu()).unwrap();
     assert!(found.path.is_absolute() && found.sha256.len() == 64);
+}
+
+#[test]
+fn a_compilation_ends_on_demand() {
+    let graph = copy_graph(Dtype::F32);
+    let cpu = config(&["engine.execution_provider=cpu"]);
+    let terminator = Terminator::default();
+    let late: provider::Register = |_, builder| {
+        let cancelled = builder.canceler().cancel();
+        cancelled.map(|()| builder).map_err(SessionError::from)
+    };
+    let made = build_by(
+        late,
+        "CPUExecutionProvider",
+        &cpu,
+        GraphSource::Bytes(&graph),
+        &[],
+        &terminator,
+    );
+    assert_eq!(made.map(|_| ()), Err(SessionError::Terminated));
+    // None begins after the end.
+    terminator.terminate();
+    let made = build(&cpu, GraphSource::Bytes(&graph), &[], &terminator);
+    assert_eq!(made.map(|_| ()), Err(SessionError::Terminated));
 }

@@ -2,6 +2,7 @@
 //! hold, so this asks the same drivers.
 
 use std::ffi::CStr;
+use std::sync::OnceLock;
 
 use ash::vk;
 
@@ -30,11 +31,19 @@ pub(super) struct Gpu {
     largest_buffer: u64,
 }
 
-/// All of them.
+/// All of them, asked for once.
 ///
 /// # Errors
-/// What is missing, and what to install.
+/// What is missing, and what to install; it is looked for again then.
 pub(super) fn gpus() -> Result<Vec<Gpu>, String> {
+    static FOUND: OnceLock<Vec<Gpu>> = OnceLock::new();
+    match FOUND.get() {
+        Some(found) => Ok(found.clone()),
+        None => ask().map(|found| FOUND.get_or_init(|| found).clone()),
+    }
+}
+
+fn ask() -> Result<Vec<Gpu>, String> {
     let library = |e: ash::LoadingError| {
         format!("the Vulkan library cannot be loaded ({e}): install libvulkan1")
     };
@@ -95,24 +104,28 @@ fn describe(instance: &ash::Instance, device: vk::PhysicalDevice) -> Gpu {
 }
 
 /// Those that WebGPU may run on: it prefers hardware.
-fn candidates() -> Result<Vec<Gpu>, String> {
-    let mut all = gpus()?;
-    if all.iter().any(|gpu| !gpu.software) {
-        all.retain(|gpu| !gpu.software);
-    }
-    Ok(all)
+fn candidates(all: &[Gpu]) -> impl Iterator<Item = &Gpu> {
+    let software = all.iter().all(|gpu| gpu.software);
+    all.iter().filter(move |gpu| gpu.software == software)
 }
 
 /// Whether there is a GPU that may be used.
-pub(super) fn check() -> Result<(), String> {
-    let found = candidates()?;
-    let Some(first) = found.first() else {
+///
+/// # Errors
+/// What is missing, and what to do.
+pub(super) fn check(found: &Result<Vec<Gpu>, String>) -> Result<(), String> {
+    let allowed = std::env::var_os(ALLOW_SOFTWARE).is_some_and(|value| value == "1");
+    judge(found, allowed)
+}
+
+fn judge(found: &Result<Vec<Gpu>, String>, allow_software: bool) -> Result<(), String> {
+    let all = found.as_ref().map_err(Clone::clone)?;
+    let Some(first) = candidates(all).next() else {
         return Err("Vulkan finds no GPU: install its driver, for AMD and Intel mesa-vulkan-drivers, and let the worker \
                     open /dev/dri"
             .into());
     };
-    let allowed = std::env::var_os(ALLOW_SOFTWARE).is_some_and(|value| value == "1");
-    if first.software && !allowed {
+    if first.software && !allow_software {
         return Err(format!(
             "{} is a GPU in software, which computes on the CPU and far more slowly than the provider cpu: install the \
              GPU's own Vulkan driver, and let the worker open /dev/dri",
@@ -124,8 +137,15 @@ pub(super) fn check() -> Result<(), String> {
 
 /// What WebGPU computes on. Among several GPUs it chooses one itself; all of them are named then.
 pub(super) fn hardware() -> Hardware {
-    let found = candidates().unwrap_or_default();
-    let all = |of: fn(&Gpu) -> &str| found.iter().map(of).collect::<Vec<_>>().join(" or ");
+    let found = gpus().unwrap_or_default();
+    let found: Vec<&Gpu> = candidates(&found).collect();
+    let all = |of: fn(&Gpu) -> &str| {
+        found
+            .iter()
+            .map(|gpu| of(gpu))
+            .collect::<Vec<_>>()
+            .join(" or ")
+    };
     Hardware {
         model: all(|gpu| &gpu.name),
         driver: all(|gpu| &gpu.driver),
@@ -135,9 +155,56 @@ pub(super) fn hardware() -> Hardware {
 
 /// The most bytes that a kernel of WebGPU can address in one buffer.
 pub(super) fn largest_buffer() -> u64 {
-    let found = candidates().unwrap_or_default();
-    let least = found.iter().map(|gpu| gpu.largest_buffer).min();
+    let found = gpus().unwrap_or_default();
+    let least = candidates(&found).map(|gpu| gpu.largest_buffer).min();
     least
         .unwrap_or(LEAST_BUFFER)
         .clamp(LEAST_BUFFER, MOST_BUFFER)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gpu(name: &str, software: bool) -> Gpu {
+        Gpu {
+            name: name.into(),
+            driver: String::new(),
+            memory: 0,
+            software,
+            largest_buffer: 0,
+        }
+    }
+
+    #[test]
+    fn a_gpu_is_preferred_to_one_in_software() {
+        let all = [gpu("llvmpipe", true), gpu("radeon", false)];
+        let names = |all: &[Gpu]| {
+            candidates(all)
+                .map(|gpu| gpu.name.clone())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(names(&all), ["radeon"]);
+        assert_eq!(names(&all[..1]), ["llvmpipe"]);
+    }
+
+    #[test]
+    fn what_is_missing_is_told_with_what_to_install() {
+        let none = judge(&Ok(Vec::new()), true).unwrap_err();
+        assert!(
+            none.contains("no GPU") && none.contains("mesa-vulkan-drivers"),
+            "{none}"
+        );
+        let broken = Err("the Vulkan library".to_owned());
+        assert_eq!(judge(&broken, true), Err("the Vulkan library".into()));
+        let software = Ok(vec![gpu("llvmpipe", true)]);
+        let refused = judge(&software, false).unwrap_err();
+        assert!(
+            refused.starts_with("llvmpipe is a GPU in software"),
+            "{refused}"
+        );
+        assert_eq!(judge(&software, true), Ok(()));
+        let hardware = Ok(vec![gpu("llvmpipe", true), gpu("radeon", false)]);
+        assert_eq!(judge(&hardware, false), Ok(()));
+    }
 }
