@@ -141,7 +141,9 @@ impl Session {
         feeds: &[Feed<'_>],
         weights: Vec<WeightSpec>,
     ) -> Result<Self, SessionError> {
-        row(config.execution_provider).accepts(&weights)?;
+        let row = row(config.execution_provider);
+        row.accepts(&weights)?;
+        let _turn = row.turn();
         let patched = patched(&source.graph, &weights);
         let terminator = Terminator::default();
         let first = Compiled::new(config, &source, feeds, &patched, &terminator);
@@ -160,6 +162,10 @@ impl Session {
             lost: false,
             terminator,
         })
+    }
+
+    fn turn(&self) -> Option<std::sync::MutexGuard<'static, ()>> {
+        row(self.config.execution_provider).turn()
     }
 
     /// Whether the graph is compiled for feeds of these sizes.
@@ -188,6 +194,7 @@ impl Session {
     /// Gives back the memory of all compiled graphs, which are made again when they are needed. The
     /// weights stay.
     pub fn forget_compiled(&mut self) {
+        let _turn = self.turn();
         self.compiled.clear();
     }
 
@@ -216,6 +223,7 @@ impl Session {
     /// # Errors
     /// When the device fails or memory runs out; the weight is then unchanged.
     pub fn fill(&mut self, weight: usize, bytes: &[u8]) -> Result<(), SessionError> {
+        let _turn = self.turn();
         self.memory.refill(&mut self.weights[weight], bytes)
     }
 
@@ -229,6 +237,7 @@ impl Session {
         positions: &[u32],
         values: &[f32],
     ) -> Result<(), SessionError> {
+        let _turn = self.turn();
         self.memory
             .write(&mut self.weights[weight], positions, values)
     }
@@ -238,6 +247,7 @@ impl Session {
     /// # Errors
     /// When the device fails.
     pub fn holds(&mut self, weight: usize, entries: Entries<'_>) -> Result<bool, SessionError> {
+        let _turn = self.turn();
         self.memory.holds(&self.weights[weight], entries)
     }
 
@@ -267,6 +277,7 @@ impl Session {
     }
 
     fn run_once(&mut self, feeds: Vec<Feed<'_>>) -> Result<Vec<f32>, SessionError> {
+        let _turn = self.turn();
         self.compile(&feeds)?;
         let Some(Compiled { inner, .. }) = self.compiled.last_mut() else {
             return Err(SessionError::Other("no graph is compiled".into()));
@@ -283,6 +294,16 @@ impl Session {
         let outputs = result?;
         let (_, values) = outputs[OUTPUT].try_extract_tensor::<f32>()?;
         Ok(values.to_vec())
+    }
+}
+
+impl Drop for Session {
+    /// Gives back the device's memory in its turn, too.
+    fn drop(&mut self) {
+        let _turn = self.turn();
+        self.compiled.clear();
+        self.weights.clear();
+        self.memory = Memory::Host;
     }
 }
 

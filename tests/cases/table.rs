@@ -41,7 +41,13 @@ pub(crate) fn unpacked(name: &str, file: &str) -> Vec<u8> {
 }
 
 /// How to package a model whose graph, weights and shards lie in one folder.
-pub(crate) fn recipe(dir: &Path, graph: &str, weights: &str, objective: Objective, out: &Path) -> Recipe {
+pub(crate) fn recipe(
+    dir: &Path,
+    graph: &str,
+    weights: &str,
+    objective: Objective,
+    out: &Path,
+) -> Recipe {
     Recipe {
         exclude: Vec::new(),
         graph: dir.join(graph),

@@ -57,10 +57,22 @@ fn small() -> Vec<Source> {
     ] {
         all.push(source(folder, graph, weights, Objective::causal_lm(16)));
     }
-    for graph in ["adapter", "copies", "experts", "gate", "normalised", "steep"] {
+    for graph in [
+        "adapter",
+        "copies",
+        "experts",
+        "gate",
+        "normalised",
+        "steep",
+    ] {
         all.push(source("inert", graph, graph, Objective::GraphLoss {}));
     }
-    all.push(source("digits", "graph", "checkpoint", Objective::GraphLoss {}));
+    all.push(source(
+        "digits",
+        "graph",
+        "checkpoint",
+        Objective::GraphLoss {},
+    ));
     all
 }
 
@@ -69,7 +81,11 @@ fn architectures(folder: &Path) -> Vec<Source> {
     let home = model_dir().join("architectures");
     let cases = table(&home)["cases"].as_object().unwrap().clone();
     let of = |(name, case): (&String, &serde_json::Value)| {
-        let states = [("fresh", "fresh"), ("trained", "trained"), ("unfolded", "fresh")];
+        let states = [
+            ("fresh", "fresh"),
+            ("trained", "trained"),
+            ("unfolded", "fresh"),
+        ];
         let objective = match case["objective"].as_str().unwrap() {
             "causal_lm" => Objective::causal_lm(16),
             _ => Objective::GraphLoss {},
@@ -120,7 +136,10 @@ fn place(source: &Source, config: &EngineConfig) -> String {
     }
     let operators = operators.iter().map(|(op, count)| format!(" {op} {count}"));
     let (device, host) = (placement.device, placement.host_nodes.len());
-    let line = format!("{device:>5}{host:>4}  {}", operators.collect::<Vec<_>>().join(","));
+    let line = format!(
+        "{device:>5}{host:>4}  {}",
+        operators.collect::<Vec<_>>().join(",")
+    );
     line.trim_end().to_owned()
 }
 
@@ -132,10 +151,12 @@ fn every_graph_is_on_the_device_where_it_computes_or_says_what_is_missing() {
     let next = Mutex::new(sources.iter());
     let lines = Mutex::new(BTreeMap::new());
     std::thread::scope(|scope| {
-        for _ in 0..1 {
+        for _ in 0..2 {
             scope.spawn(|| {
                 loop {
-                    let Some(source) = next.lock().unwrap().next() else { break };
+                    let Some(source) = next.lock().unwrap().next() else {
+                        break;
+                    };
                     let began = std::time::Instant::now();
                     let line = place(source, &config);
                     println!("{:<28}{line}   [{:.1?}]", source.name, began.elapsed());
@@ -146,5 +167,11 @@ fn every_graph_is_on_the_device_where_it_computes_or_says_what_is_missing() {
     });
 }
 
-trait ConcatAll { fn concat_all(self) -> Vec<Source>; }
-impl ConcatAll for [Vec<Source>; 2] { fn concat_all(self) -> Vec<Source> { self.into_iter().flatten().collect() } }
+trait ConcatAll {
+    fn concat_all(self) -> Vec<Source>;
+}
+impl ConcatAll for [Vec<Source>; 2] {
+    fn concat_all(self) -> Vec<Source> {
+        self.into_iter().flatten().collect()
+    }
+}

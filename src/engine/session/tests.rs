@@ -34,6 +34,7 @@ fn spec(input: &str, dtype: Dtype, bytes: Vec<u8>) -> WeightSpec {
 
 #[test]
 fn weights_live_on_the_device_and_are_written_in_place() {
+    let _turn = row(Provider::WebGpu).turn();
     let ones = [1_f32; 6].map(f32::to_le_bytes).concat();
     let halves = [f16::ONE; 6].map(f16::to_le_bytes).concat();
     let specs = || {
