@@ -138,6 +138,7 @@ static WEBGPU: Row = Row {
         Rewrite::Sequence,
         Rewrite::LogSoftmax,
         Rewrite::CrossEntropy,
+        Rewrite::ConstantOfShape,
     ],
     largest_weight: || Some(vulkan::largest_buffer()),
     hardware: vulkan::hardware,

@@ -2,6 +2,7 @@
 //! made: in the graph, in the bodies of its nodes and in its local functions. A node of which it
 //! cannot be proven that the rewriting means the same stays as it is.
 
+mod constant_of_shape;
 mod cross_entropy;
 mod is_nan;
 mod log_softmax;
@@ -30,6 +31,8 @@ pub enum Rewrite {
     /// `SoftmaxCrossEntropyLoss` and `NegativeLogLikelihoodLoss` of each example, which ONNX Runtime
     /// expands to nodes without names, a `LogSoftmax` among them, become named nodes without it.
     CrossEntropy,
+    /// `ConstantOfShape` of floating point numbers becomes `Expand`.
+    ConstantOfShape,
 }
 
 impl Graph {
@@ -94,6 +97,9 @@ impl Rewriter<'_> {
                 let own = node.op();
                 match (rewrite, own.as_str()) {
                     (Rewrite::IsNan, "IsNaN") => replaced.extend(is_nan::rewrite(at, node)),
+                    (Rewrite::ConstantOfShape, "ConstantOfShape") => {
+                        replaced.extend(constant_of_shape::rewrite(at, node)?);
+                    }
                     (Rewrite::LogSoftmax, "LogSoftmax") => {
                         replaced.extend(log_softmax::rewrite(at, node, &scope, &self.scopes)?);
                     }
