@@ -8,7 +8,7 @@ import tempfile
 import unittest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-READ = ["docs", "ops", "src", "docker-compose.yml", "deny.toml", ".dockerignore", ".github"]
+READ = ["docs", "ops", "src", "docker-compose.yml", "docker-compose.nvidia.yml", "deny.toml", ".dockerignore", ".github"]
 
 # File, what stands there, the mistake, a part of the sentence.
 MISTAKES = [
@@ -18,6 +18,9 @@ MISTAKES = [
     ("docker-compose.yml", "stop_grace_period: 75s", "stop_grace_period: 60s", "stop_grace_period must be longer"),
     ("docker-compose.yml", "0.0.0.0:9464", "0.0.0.0:9465", "where Prometheus looks"),
     ("docker-compose.yml", "SCORER_MODEL__DIR", "SCORER_MODEL__FOLDER", "SCORER_MODEL__FOLDER is no key"),
+    ("docker-compose.nvidia.yml", 'device_ids: ["1"]', 'device_ids: ["0"]', "worker-gpu1 must reserve the GPU 1"),
+    ("docker-compose.nvidia.yml", "worker-gpu3:", "worker-gpu8:", "worker-gpu8 must be worker-gpu3"),
+    ("docker-compose.nvidia.yml", "aliases: [worker]", "aliases: [gpu]", "must have the alias worker"),
     ("ops/rabbitmq/definitions.json", '"max-length-bytes": 8589934592', '"delivery-limit": 5', "which the job queues have"),
     ("ops/rabbitmq/definitions.json", '"management"', '"administrator"', "operator must not be administrator"),
     ("ops/redis/users.acl", "user default off", "user default on", "the user default must be off"),
@@ -37,8 +40,13 @@ MISTAKES = [
     ("ops/kubernetes/base/scaledobject.yaml", "pollingInterval:", "pollInterval:", "spec.pollInterval is not known"),
     ("ops/kubernetes/base/pdb.yaml", "component: worker", "component: scorer", "does not select the workers' pods"),
     ("ops/kubernetes/base/kustomization.yaml", "  - networkpolicy.yaml\n", "", "networkpolicy.yaml: kustomization.yaml beside it"),
+    ("ops/kubernetes/overlays/cpu/worker.yaml", "value: cpu", "value: cuda", "must ask for one nvidia.com/gpu"),
+    ("ops/kubernetes/overlays/cuda/scaledobject.yaml", "maxReplicaCount: 8", "maxReplicas: 8", "spec.maxReplicas is not known"),
     ("ops/kubernetes/overlays/cuda/worker.yaml", "name: scorer-worker", "name: worker", "changes Deployment worker"),
     ("ops/systemd/scorer.service", "TimeoutStopSec=75", "TimeoutStopSec=30", "TimeoutStopSec must be longer"),
+    ("ops/systemd/scorer@.service", "StateDirectory=%N", "StateDirectory=scorer", "StateDirectory=scorer does not belong here"),
+    ("ops/systemd/scorer@.service", "DEVICE_ID=%i", "DEVICE_ID=0", "DEVICE_ID=%i is missing"),
+    ("ops/systemd/scorer@.service", "ProtectClock=yes\n", "ProtectClock=\n", "ProtectClock=yes is missing"),
     ("ops/systemd/scorer.service", "RestartPreventExitStatus=64", "RestartPreventExitStatus=70", "RestartPreventExitStatus must be '64'"),
 ]  # fmt: skip
 

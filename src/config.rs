@@ -168,15 +168,17 @@ impl Config {
 
 /// The device that runs the model.
 pub fn device_name(config: &Config) -> String {
-    match config.engine.execution_provider {
-        Provider::Cpu => "cpu".into(),
-        Provider::Cuda | Provider::WebGpu => {
-            let engine = &config.engine;
-            format!(
-                "{}:{}",
-                engine.execution_provider.as_str(),
-                engine.device_id
-            )
+    config.engine.device_name()
+}
+
+impl EngineConfig {
+    /// The device that runs the model.
+    pub fn device_name(&self) -> String {
+        match self.execution_provider {
+            Provider::Cpu => "cpu".into(),
+            provider @ (Provider::Cuda | Provider::WebGpu) => {
+                format!("{}:{}", provider.as_str(), self.device_id)
+            }
         }
     }
 }

@@ -2,6 +2,7 @@
 //! checked on the host, written as absolute values, measured, and undone by copying the baseline back.
 //! The scratch copy equals the baseline before and after every call, even one that failed.
 
+mod class;
 mod load;
 mod objective;
 pub mod patch;
@@ -25,6 +26,7 @@ use crate::model::package::Package;
 use crate::model::plan::{Plan, Window};
 use crate::model::tensor::Elem;
 use crate::protocol::failure::{Code, Failure};
+use crate::protocol::heartbeat::{EngineFacts, PlacementFacts};
 use crate::protocol::state::Detail;
 use crate::telemetry::progress::Progress;
 use crate::util::clock::Lap;
@@ -183,15 +185,40 @@ impl Engine {
         self.session.memory()
     }
 
+    /// Where the nodes of the graph run.
+    pub fn placement(&self) -> &Placement {
+        self.session.placement()
+    }
+
+    /// What computes, for the heartbeat.
+    fn facts(&self, config: &EngineConfig) -> EngineFacts {
+        let hardware = session::hardware(config);
+        let placement = self.placement();
+        EngineFacts {
+            execution_provider: config.execution_provider.execution_provider().into(),
+            device: config.device_name(),
+            precision: Some(self.package.manifest.precision.as_str().into()),
+            onnxruntime: session::library_version(config),
+            software_device: hardware.is_software,
+            micro_batch: Some(self.usual_batch as u64),
+            placement: Some(PlacementFacts {
+                device: placement.device as u64,
+                host: placement.host_nodes.len() as u64,
+            }),
+            parts: Some(class::PARTS as u64),
+            class: Some(class::digest(
+                config,
+                &hardware,
+                &self.package,
+                self.usual_batch,
+            )),
+        }
+    }
+
     /// Adds to the time worked.
     fn worked(&self, time: std::time::Duration) {
         let micros = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
         self.progress.worked_us.fetch_add(micros, Ordering::Relaxed);
-    }
-
-    /// Where the nodes of the graph run.
-    pub fn placement(&self) -> &Placement {
-        self.session.placement()
     }
 
     /// Whether the device is gone; the engine must not score any more.

@@ -103,6 +103,7 @@ def fleet_problems(where, objects):
         yield f"{where}: telemetry.metrics_addr must have the port {METRICS_PORT}, where Prometheus looks"
     yield from reference_problems(where, objects, pod, scaled)
     yield from scaling_problems(where, scaled["spec"])
+    yield from device_problems(where, worker)
     yield from hardening_problems(where, pod["spec"], worker)
 
 
@@ -136,6 +137,16 @@ def scaling_problems(where, spec):
     leaving = spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]["scaleDown"]
     if leaving["stabilizationWindowSeconds"] < 300 or [policy["value"] for policy in leaving["policies"]] != [1]:
         yield f"{where}: the ScaledObject must take workers away one at a time, and only after some minutes"
+
+
+def device_problems(where, worker):
+    """A worker has one GPU and sees no other."""
+    environment = {variable["name"]: variable.get("value") for variable in worker["env"]}
+    wanted = "1" if environment.get("SCORER_ENGINE__EXECUTION_PROVIDER") == "cuda" else None
+    if worker["resources"]["limits"].get("nvidia.com/gpu") != wanted:
+        yield f"{where}: a worker must ask for {'one' if wanted else 'no'} nvidia.com/gpu"
+    if "SCORER_ENGINE__DEVICE_ID" in environment:
+        yield f"{where}: SCORER_ENGINE__DEVICE_ID must not be set: a pod's GPU is its device 0"
 
 
 def hardening_problems(where, pod, worker):

@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use super::objective::{self, Measure};
 use super::session::{Session, SessionError, Source, rewrites};
 use super::{Engine, EngineError, MicroBatch, Slot};
@@ -54,11 +56,10 @@ impl Engine {
         let broken = |message: String| EngineError::new(Detail::ModelLoadFailed, message);
         let (graph, measure, fixed) = fit(&package).map_err(broken)?;
         let (slots, specs) = layout(&package);
-        let names: Vec<&str> = specs.iter().map(|s| s.input.as_str()).collect();
         let rewrites = rewrites(config);
         let (slots, source, specs) = match hold {
             Hold::Inputs => {
-                let source = source(graph, &names, rewrites, &package).map_err(broken)?;
+                let (source, specs) = source(graph, specs, rewrites, &package).map_err(broken)?;
                 (slots, source, specs)
             }
             Hold::Constants => {
@@ -171,27 +172,35 @@ fn check_trainable(package: &Package, graph: &Graph, head: Head<'_>) -> Result<(
     Ok(())
 }
 
-/// The graph with its weights as inputs.
+/// The graph with its weights as inputs, those of candidates first.
 fn source(
     graph: Graph,
-    weights: &[&str],
+    mut specs: Vec<WeightSpec>,
     rewrites: &[Rewrite],
     package: &Package,
-) -> Result<Source, String> {
-    let prepared = graph.prepare(weights, objective::head(package), rewrites, &package.dir);
+) -> Result<(Source, Vec<WeightSpec>), String> {
+    let names = |specs: &[WeightSpec]| -> Vec<String> {
+        specs.iter().map(|spec| spec.input.clone()).collect()
+    };
+    let frozen = graph.frozen(&names(&specs), &package.dir);
+    specs.extend(frozen.map_err(|e| e.to_string())?);
+    let all = names(&specs);
+    let all: Vec<&str> = all.iter().map(String::as_str).collect();
+    let prepared = graph.prepare(&all, objective::head(package), rewrites, &package.dir);
     let prepared = prepared.and_then(|bytes| Graph::decode(bytes.into()));
-    Ok(Source {
+    let source = Source {
         graph: prepared.map_err(|e| e.to_string())?,
         folder: package.dir.clone(),
         made: None,
-    })
+    };
+    Ok((source, specs))
 }
 
 /// The graph with constant weights, in a folder of its own.
 fn bare_source(
     package: &Package,
     graph: Graph,
-    specs: &[WeightSpec<'_>],
+    specs: &[WeightSpec],
     rewrites: &[Rewrite],
 ) -> Result<Source, String> {
     let dir = tempfile::tempdir().map_err(|e| e.to_string())?;
@@ -227,7 +236,7 @@ fn copy_external(package: &Package, dir: &std::path::Path) -> std::io::Result<()
     Ok(())
 }
 
-fn layout(package: &Package) -> (Vec<Slot>, Vec<WeightSpec<'_>>) {
+fn layout(package: &Package) -> (Vec<Slot>, Vec<WeightSpec>) {
     let mut slots = Vec::new();
     let mut specs = Vec::new();
     for (tensor, info) in package.weights.tensors.iter().enumerate() {
@@ -255,15 +264,11 @@ fn layout(package: &Package) -> (Vec<Slot>, Vec<WeightSpec<'_>>) {
     (slots, specs)
 }
 
-pub(super) fn graph_bytes<'a>(
-    package: &'a Package,
-    tensor: usize,
-    transposed: bool,
-) -> std::borrow::Cow<'a, [u8]> {
+pub(super) fn graph_bytes(package: &Package, tensor: usize, transposed: bool) -> Bytes {
     let info = &package.weights.tensors[tensor];
-    let bytes = package.weights.bytes(tensor);
+    let bytes = package.weights.shared_bytes(tensor);
     match (transposed, info.shape.as_slice()) {
-        (true, [rows, columns]) => transpose(bytes, *rows, *columns, info.dtype.size()).into(),
-        (_, _) => bytes.into(),
+        (true, [rows, columns]) => transpose(&bytes, *rows, *columns, info.dtype.size()).into(),
+        (_, _) => bytes,
     }
 }

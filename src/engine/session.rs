@@ -27,7 +27,7 @@ pub use feed::Feed;
 pub use library::{Plugin, library_version, plugin};
 pub use placement::Placement;
 use provider::row;
-pub use provider::{is_software, rewrites};
+pub use provider::{Hardware, hardware, rewrites};
 pub use scratch::Entries;
 use scratch::{Device, Memory, Scratch};
 pub use terminator::Terminator;
@@ -138,7 +138,7 @@ impl Session {
         config: &EngineConfig,
         source: Source,
         feeds: &[Feed<'_>],
-        weights: Vec<WeightSpec<'_>>,
+        weights: Vec<WeightSpec>,
     ) -> Result<Self, SessionError> {
         row(config.execution_provider).accepts(&weights)?;
         let patched = patched(&source.graph, &weights);
@@ -299,7 +299,7 @@ impl Compiled {
 }
 
 /// The weights that candidates change; of a graph that holds them all as constants, every one.
-fn patched(graph: &Graph, weights: &[WeightSpec<'_>]) -> Vec<String> {
+fn patched(graph: &Graph, weights: &[WeightSpec]) -> Vec<String> {
     match weights {
         [] => graph.initializers().into_iter().map(|i| i.name).collect(),
         inputs => inputs.iter().map(|weight| weight.input.clone()).collect(),
@@ -307,7 +307,7 @@ fn patched(graph: &Graph, weights: &[WeightSpec<'_>]) -> Vec<String> {
 }
 
 /// Where the provider keeps these weights.
-fn memory(config: &EngineConfig, weights: &[WeightSpec<'_>]) -> Result<Memory, SessionError> {
+fn memory(config: &EngineConfig, weights: &[WeightSpec]) -> Result<Memory, SessionError> {
     let row = row(config.execution_provider);
     let Some(storage) = row.storage.as_ref().filter(|_| !weights.is_empty()) else {
         return Ok(Memory::Host);

@@ -32,7 +32,8 @@ pub(super) fn configuration() -> Config {
     .unwrap()
 }
 
-fn fixture() -> Fixture {
+/// The package of the hazard model, and the folder it lies in.
+pub(super) fn hazard() -> (Arc<Package>, tempfile::TempDir) {
     let model = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/model/hazard");
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("package");
@@ -47,8 +48,12 @@ fn fixture() -> Fixture {
         objective: Objective::causal_lm(16),
     })
     .unwrap();
+    (Arc::new(Package::load(&out, false, &[]).unwrap()), dir)
+}
+
+fn fixture() -> Fixture {
+    let (package, dir) = hazard();
     let config = configuration();
-    let package = Arc::new(Package::load(&out, false, &[]).unwrap());
     let plan = Plan::new(&package.shards, None, "", package.cut()).unwrap();
     let engine = Engine::load(package, &config.engine, Arc::default()).unwrap();
     Fixture { engine, plan, dir }

@@ -17,6 +17,7 @@ use crate::model::manifest::PackageError;
 use crate::model::package::Package;
 use crate::model::plan::Plan;
 use crate::protocol::failure::{Code, Failure};
+use crate::protocol::heartbeat::EngineFacts;
 use crate::protocol::state::Detail;
 use crate::telemetry::progress::Progress;
 use crate::util::clock;
@@ -70,6 +71,8 @@ pub struct EngineHandle {
     pub package: Arc<Package>,
     /// Where the nodes of its graph run.
     pub placement: Arc<Placement>,
+    /// What computes.
+    pub facts: Arc<EngineFacts>,
     commands: mpsc::Sender<Command>,
     turns: Arc<Semaphore>,
     loss: Loss,
@@ -109,7 +112,9 @@ impl EngineHandle {
         let reported = Arc::clone(&progress);
         let live = move || match load_engine(read, &config, reported) {
             Ok(engine) => {
-                let made = (Arc::clone(&engine.package), engine.placement().clone());
+                let facts = Arc::new(engine.facts(&config));
+                let placement = Arc::new(engine.placement().clone());
+                let made = (Arc::clone(&engine.package), placement, facts);
                 if loaded.send(Ok(made)).is_ok() {
                     serve(engine, inbox, &ending.0);
                 }
@@ -122,12 +127,13 @@ impl EngineHandle {
             .name("scorer-engine".into())
             .spawn(live)
             .map_err(|e| gone(format!("the engine's thread cannot be started: {e}")))?;
-        let (package, placement) = loading
+        let (package, placement, facts) = loading
             .await
             .map_err(|_| gone("the engine's thread ended while loading".into()))??;
         Ok(Self {
             package,
-            placement: Arc::new(placement),
+            placement,
+            facts,
             commands,
             turns: Arc::new(Semaphore::new(1)),
             loss,

@@ -5,6 +5,7 @@
 
 mod external;
 mod flow;
+mod frozen;
 mod graph;
 pub(crate) mod hand_made;
 mod kernels;

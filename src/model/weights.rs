@@ -130,6 +130,11 @@ impl Weights {
         &self.contents[tensor]
     }
 
+    /// The same, shared.
+    pub fn shared_bytes(&self, tensor: usize) -> Bytes {
+        self.contents[tensor].clone()
+    }
+
     /// One element, widened to f32.
     #[cfg(test)]
     pub fn element(&self, tensor: usize, index: u32) -> f32 {

@@ -135,6 +135,31 @@ pub struct EngineFacts {
     pub precision: Option<String>,
     /// Version of ONNX Runtime.
     pub onnxruntime: Option<String>,
+    /// Whether the device is software in place of a GPU, which is meant for tests.
+    // Added later, as all that follows: older workers leave them out.
+    #[serde(default)]
+    pub software_device: bool,
+    /// Windows that run at a time in a job without a nonce, on all shards; null before the first warm-up, as all that follows.
+    #[serde(default)]
+    pub micro_batch: Option<u64>,
+    /// Where the nodes of the graph run.
+    #[serde(default)]
+    pub placement: Option<PlacementFacts>,
+    /// Parts that the graph is cut into.
+    #[serde(default)]
+    pub parts: Option<u64>,
+    /// Digest of all that the bits of a loss may depend on beside weights and windows. Bits are compared within a class only.
+    #[serde(default)]
+    pub class: Option<String>,
+}
+
+/// Where the nodes of the graph run.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct PlacementFacts {
+    /// Nodes on the device.
+    pub device: u64,
+    /// Nodes on the host beside it, which compute shapes and indices.
+    pub host: u64,
 }
 
 /// The machine.

@@ -5,6 +5,7 @@ use rustix::process::{Pid, test_kill_process};
 use sha2::{Digest, Sha256};
 
 use crate::protocol::heartbeat::HostFacts;
+use crate::util::hardware;
 
 /// Where process ids are valid: this boot of this kernel, and the PID namespace. A short digest, equal
 /// for two processes that see each other under the same ids. None where the system does not tell.
@@ -34,31 +35,15 @@ pub(crate) fn lives(pid: u32) -> bool {
 pub(crate) fn facts() -> HostFacts {
     let mut system = sysinfo::System::new();
     system.refresh_memory();
-    system.refresh_cpu_list(sysinfo::CpuRefreshKind::nothing());
     HostFacts {
-        cpu_model: system
-            .cpus()
-            .first()
-            .map(|c| c.brand().to_owned())
-            .unwrap_or_default(),
+        cpu_model: hardware::cpu_model(),
         cores: std::thread::available_parallelism().map_or(1, |n| n.get() as u64),
         ram_bytes: system.total_memory(),
-        gpu_model: gpu_model(),
+        gpu_model: hardware::nvidia_models().into_iter().next(),
         gpu_memory_bytes: None,
         os: sysinfo::System::long_os_version().unwrap_or_default(),
         arch: std::env::consts::ARCH.into(),
     }
-}
-
-/// The NVIDIA driver lists its cards under `/proc`.
-fn gpu_model() -> Option<String> {
-    let cards = std::fs::read_dir("/proc/driver/nvidia/gpus").ok()?;
-    let mut texts = cards
-        .filter_map(|card| std::fs::read_to_string(card.ok()?.path().join("information")).ok());
-    let text = texts.next()?;
-    text.lines()
-        .find_map(|line| line.strip_prefix("Model:"))
-        .map(|model| model.trim().to_owned())
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use super::transition::{Model, Next, Transition};
 use crate::engine::thread::EngineHandle;
 use crate::engine::{EngineError, Warm};
 use crate::model::package::Package;
-use crate::protocol::heartbeat::{ModelFacts, WarmFacts};
+use crate::protocol::heartbeat::{EngineFacts, ModelFacts, WarmFacts};
 use crate::protocol::state::{Detail, State};
 use crate::update::state::{StateDir, StateError};
 use crate::util::clock::{millis, unix_ms};
@@ -144,8 +144,7 @@ impl Worker {
         facts.warm.baseline_loss = Some(warm.baseline_loss);
         note_inert(&mut facts.warm, warm);
         facts.model = model_facts(package, warm);
-        facts.engine.precision = Some(package.manifest.precision.as_str().into());
-        facts.engine.onnxruntime = crate::engine::session::library_version(&self.config.engine);
+        facts.engine = EngineFacts::clone(&engine.facts);
         tracing::info!(
             baseline_loss = warm.baseline_loss,
             windows = warm.windows,

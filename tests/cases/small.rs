@@ -168,13 +168,13 @@ async fn a_model_above_two_gigabytes_is_packaged_and_scored() {
         let views = safetensors::SafeTensors::deserialize(&bytes).unwrap();
         let held: Vec<_> = views.iter().collect();
         let size = |d: &usize| i64::try_from(*d).unwrap();
-        let constants: Vec<WeightSpec<'_>> = held
+        let constants: Vec<WeightSpec> = held
             .iter()
             .map(|(name, view)| WeightSpec {
                 input: (*name).to_owned(),
                 shape: view.shape().iter().map(size).collect(),
                 dtype: scorer::model::tensor::Dtype::F32,
-                bytes: view.data().into(),
+                bytes: view.data().to_vec().into(),
             })
             .collect();
         let graph = std::fs::read(source.path().join("model.onnx")).unwrap();

@@ -11,6 +11,7 @@ use super::vulkan;
 use crate::config::{EngineConfig, Provider};
 use crate::model::onnx::{Rewrite, WeightSpec};
 use crate::model::tensor::Dtype;
+use crate::util::hardware;
 
 /// Puts a provider into a session; an error if it cannot be used here.
 pub(super) type Register =
@@ -30,14 +31,25 @@ pub(super) struct Row {
     pub(super) rewrites: &'static [Rewrite],
     /// The most bytes that one weight may have, if there is a limit.
     largest_weight: fn() -> Option<u64>,
-    /// Whether the device is software.
-    is_software: fn() -> bool,
+    /// The hardware that the bits of a result may depend on.
+    hardware: fn() -> Hardware,
     /// What it sees on this machine.
     pub(super) look: fn(&EngineConfig) -> Look,
     /// What its errors say.
     pub(super) texts: Texts,
     /// What to install when it is missing.
     pub(super) needs: &'static str,
+}
+
+/// A device, as its driver tells it; what is unknown is empty.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Hardware {
+    /// Its model.
+    pub model: String,
+    /// The driver and its version.
+    pub driver: String,
+    /// Whether it is software in place of a GPU.
+    pub is_software: bool,
 }
 
 /// Where the weights live on a device, and the host memory that they are written from.
@@ -62,7 +74,10 @@ static CPU: Row = Row {
     lacks: |_| false,
     rewrites: &[],
     largest_weight: || None,
-    is_software: || false,
+    hardware: || Hardware {
+        model: hardware::cpu_model(),
+        ..Hardware::default()
+    },
     look: look_cpu,
     texts: Texts {
         out_of_memory: &["Failed to allocate memory", "bad_alloc"],
@@ -82,7 +97,14 @@ static CUDA: Row = Row {
     lacks: |_| false,
     rewrites: &[Rewrite::Sequence],
     largest_weight: || None,
-    is_software: || false,
+    hardware: || Hardware {
+        model: hardware::nvidia_models()
+            .into_iter()
+            .next()
+            .unwrap_or_default(),
+        driver: hardware::nvidia_driver().unwrap_or_default(),
+        is_software: false,
+    },
     look: look_cuda,
     texts: Texts {
         out_of_memory: &["out of memory", "CUDA_ERROR_OUT_OF_MEMORY"],
@@ -105,7 +127,7 @@ static WEBGPU: Row = Row {
     lacks: |dtype| dtype == Dtype::Bf16,
     rewrites: &[Rewrite::IsNan, Rewrite::Sequence, Rewrite::LogSoftmax],
     largest_weight: || Some(vulkan::largest_buffer()),
-    is_software: vulkan::is_software,
+    hardware: vulkan::hardware,
     look: look_webgpu,
     texts: Texts {
         // An allocation without memory succeeds; what uses it fails.
@@ -141,9 +163,9 @@ pub fn rewrites(config: &EngineConfig) -> &'static [Rewrite] {
     row(config.execution_provider).rewrites
 }
 
-/// Whether the configured device is software in place of a GPU.
-pub fn is_software(config: &EngineConfig) -> bool {
-    (row(config.execution_provider).is_software)()
+/// The hardware of the configured device.
+pub fn hardware(config: &EngineConfig) -> Hardware {
+    (row(config.execution_provider).hardware)()
 }
 
 /// What an error of any provider means, if its text is known.
@@ -170,7 +192,7 @@ impl Row {
     }
 
     /// Refuses weights that the device would not hold or compute with, by name.
-    pub(super) fn accepts(&self, weights: &[WeightSpec<'_>]) -> Result<(), SessionError> {
+    pub(super) fn accepts(&self, weights: &[WeightSpec]) -> Result<(), SessionError> {
         if let Some(weight) = weights.iter().find(|weight| (self.lacks)(weight.dtype)) {
             let dtype = weight.dtype.as_str();
             return Err(SessionError::NoKernel(format!(

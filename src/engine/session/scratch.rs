@@ -96,7 +96,7 @@ pub(super) enum Memory {
 
 impl Memory {
     /// Creates a scratch weight from bytes.
-    pub(super) fn fill(&mut self, spec: WeightSpec<'_>) -> Result<Scratch, SessionError> {
+    pub(super) fn fill(&mut self, spec: WeightSpec) -> Result<Scratch, SessionError> {
         let values = match spec.dtype {
             Dtype::F32 => Values::F32(self.place(spec.shape, &spec.bytes)?),
             Dtype::F16 => Values::F16(self.place(spec.shape, &spec.bytes)?),

@@ -6,6 +6,8 @@ use std::sync::OnceLock;
 
 use ash::vk;
 
+use super::Hardware;
+
 /// The environment variable by which tests allow a GPU in software.
 const ALLOW_SOFTWARE: &str = "ORT_WEBGPU_EP_ALLOW_SOFTWARE_ADAPTER";
 
@@ -133,10 +135,19 @@ fn judge(found: &Result<Vec<Gpu>, String>, allow_software: bool) -> Result<(), S
     Ok(())
 }
 
-/// Whether WebGPU computes in software.
-pub(super) fn is_software() -> bool {
-    let found = gpus().unwrap_or_default();
-    candidates(&found).any(|gpu| gpu.software)
+/// What WebGPU computes on. Among several GPUs it chooses one itself; all of them are named then.
+pub(super) fn hardware() -> Hardware {
+    let all = gpus().unwrap_or_default();
+    let found: Vec<&Gpu> = candidates(&all).collect();
+    let all = |of: fn(&Gpu) -> &str| {
+        let words = found.iter().map(|gpu| of(gpu));
+        words.collect::<Vec<_>>().join(" or ")
+    };
+    Hardware {
+        model: all(|gpu| &gpu.name),
+        driver: all(|gpu| &gpu.driver),
+        is_software: found.iter().any(|gpu| gpu.software),
+    }
 }
 
 /// The most bytes that a kernel of WebGPU can address in one buffer.

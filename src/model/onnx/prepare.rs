@@ -4,7 +4,6 @@
 //! Why inputs: the runtime may prepack, fold or merge an initializer, and would then not see a patch
 //! to it. An input is always read.
 
-use std::borrow::Cow;
 use std::collections::HashMap;
 use std::io::Write;
 use std::path::Path;
@@ -38,7 +37,7 @@ pub enum Head<'a> {
 
 /// A weight in the form that a graph takes, as an input or a constant.
 #[derive(Debug)]
-pub struct WeightSpec<'a> {
+pub struct WeightSpec {
     /// Its name in the graph.
     pub input: String,
     /// In the graph's layout.
@@ -46,10 +45,10 @@ pub struct WeightSpec<'a> {
     /// Element type.
     pub dtype: Dtype,
     /// Little-endian, in the graph's layout.
-    pub bytes: Cow<'a, [u8]>,
+    pub bytes: Bytes,
 }
 
-impl WeightSpec<'_> {
+impl WeightSpec {
     /// Its contents are in a file of external data.
     fn tensor(&self, file: &str, offset: usize) -> TensorProto {
         let entry = |key: &str, value: String| StringEntry {
@@ -97,7 +96,7 @@ impl Graph {
     /// Names what is missing or cannot be written.
     pub fn with_constants(
         mut self,
-        weights: &[WeightSpec<'_>],
+        weights: &[WeightSpec],
         head: Head<'_>,
         rewrites: &[Rewrite],
         dir: &Path,
@@ -117,7 +116,7 @@ impl Graph {
     /// When the file cannot be written.
     pub fn with_external(
         mut self,
-        weights: &[WeightSpec<'_>],
+        weights: &[WeightSpec],
         data: &Path,
     ) -> Result<Vec<u8>, GraphError> {
         let constants = self.constants(weights, data)?;
@@ -128,7 +127,7 @@ impl Graph {
     /// Removes the weights from the graph and writes their contents to the file.
     fn constants(
         &mut self,
-        weights: &[WeightSpec<'_>],
+        weights: &[WeightSpec],
         data: &Path,
     ) -> Result<Vec<TensorProto>, GraphError> {
         let fail = |e: std::io::Error| GraphError(format!("{}: {e}", data.display()));

@@ -19,6 +19,7 @@ struct Present(Registry);
 pub(super) fn families(record: &Record, busy: Duration) -> prometheus::Result<Vec<MetricFamily>> {
     let present = Present(Registry::new());
     present.worker(record)?;
+    present.engine(record)?;
     present.state(record)?;
     present.broker(record)?;
     present.jobs(record, busy)?;
@@ -78,6 +79,27 @@ impl Present {
             "Unix time at which the process started.",
             record.started_at_ms as f64 / 1e3,
         )
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "nodes of a graph")]
+    fn engine(&self, record: &Record) -> prometheus::Result<()> {
+        let engine = &record.engine;
+        self.flag(
+            "scorer_software_device",
+            "1 if the device is software in place of a GPU, which is meant for tests, else 0.",
+            engine.software_device,
+        )?;
+        let placement = engine.placement.unwrap_or_default();
+        let nodes = register_gauge_vec_with_registry!(
+            "scorer_graph_nodes",
+            "Nodes of the graph by where they run; 0 before a model is loaded.",
+            &["on"],
+            self.0
+        )?;
+        for (on, count) in [("device", placement.device), ("host", placement.host)] {
+            nodes.with_label_values(&[on]).set(count as f64);
+        }
+        Ok(())
     }
 
     #[expect(clippy::cast_precision_loss, reason = "a time below 2^53")]

@@ -1,0 +1,90 @@
+//! The class of an engine. Two engines of one class give the same bits for the same weights, windows and
+//! plan; bits of different classes are not compared.
+
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+
+use super::session::{self, Hardware};
+use crate::config::EngineConfig;
+use crate::model::package::Package;
+
+/// Everything beside weights and windows that the bits of a loss may depend on. The number of threads is
+/// not among it: providers split no sum among them.
+#[derive(Debug, Serialize)]
+struct Class<'a> {
+    provider: &'a str,
+    device: &'a str,
+    driver: &'a str,
+    version: &'a str,
+    git: Option<&'a str>,
+    onnxruntime: Option<String>,
+    plugin: Option<String>,
+    precision: &'a str,
+    micro_batch: usize,
+    parts: usize,
+    deterministic: bool,
+    tf32: bool,
+}
+
+/// Parts that a graph is cut into.
+pub(super) const PARTS: usize = 1;
+
+/// Hex SHA-256 over the class.
+pub(super) fn digest(
+    config: &EngineConfig,
+    hardware: &Hardware,
+    package: &Package,
+    micro_batch: usize,
+) -> String {
+    let class = Class {
+        provider: config.execution_provider.execution_provider(),
+        device: &hardware.model,
+        driver: &hardware.driver,
+        version: env!("CARGO_PKG_VERSION"),
+        git: option_env!("SCORER_BUILD_GIT"),
+        onnxruntime: session::library_version(config),
+        plugin: session::plugin(config).map(|plugin| plugin.sha256),
+        precision: package.manifest.precision.as_str(),
+        micro_batch,
+        parts: PARTS,
+        deterministic: config.deterministic,
+        tf32: config.tf32,
+    };
+    // Text, numbers and booleans always encode.
+    let encoded = serde_json::to_vec(&class).unwrap_or_default();
+    hex::encode(Sha256::digest(encoded))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{configuration, hazard};
+    use super::*;
+
+    #[test]
+    fn whatever_bits_may_depend_on_makes_another_class() {
+        let (package, _dir) = hazard();
+        let hardware = |model: &str, driver: &str| Hardware {
+            model: model.into(),
+            driver: driver.into(),
+            is_software: false,
+        };
+        let config = configuration().engine;
+        let usual = digest(&config, &hardware("card", "1.0"), &package, 8);
+        assert_eq!(usual.len(), 64);
+        let mut same = config.clone();
+        (same.threads, same.audit_interval) = (7, std::time::Duration::from_secs(1));
+        assert_eq!(digest(&same, &hardware("card", "1.0"), &package, 8), usual);
+        let (mut free, mut tf32) = (config.clone(), config.clone());
+        (free.deterministic, tf32.tf32) = (false, true);
+        let others = [
+            digest(&config, &hardware("another", "1.0"), &package, 8),
+            digest(&config, &hardware("card", "1.1"), &package, 8),
+            digest(&config, &hardware("card", "1.0"), &package, 7),
+            digest(&free, &hardware("card", "1.0"), &package, 8),
+            digest(&tf32, &hardware("card", "1.0"), &package, 8),
+        ];
+        for (at, other) in others.iter().enumerate() {
+            assert_ne!(*other, usual, "{at}");
+        }
+    }
+}
