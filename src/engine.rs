@@ -185,11 +185,6 @@ impl Engine {
         self.session.memory()
     }
 
-    /// Where the nodes of the graph run.
-    pub fn placement(&self) -> &Placement {
-        self.session.placement()
-    }
-
     /// What computes, for the heartbeat.
     fn facts(&self, config: &EngineConfig) -> EngineFacts {
         let hardware = session::hardware(config);

@@ -69,10 +69,10 @@ impl Drop for Ending {
 pub struct EngineHandle {
     /// What it was made of.
     pub package: Arc<Package>,
-    /// Where the nodes of its graph run.
-    pub placement: Arc<Placement>,
     /// What computes.
     pub facts: Arc<EngineFacts>,
+    /// Where the nodes of its graph run.
+    pub placement: Arc<Placement>,
     commands: mpsc::Sender<Command>,
     turns: Arc<Semaphore>,
     loss: Loss,
@@ -114,7 +114,7 @@ impl EngineHandle {
             Ok(engine) => {
                 let facts = Arc::new(engine.facts(&config));
                 let placement = Arc::new(engine.placement().clone());
-                let made = (Arc::clone(&engine.package), placement, facts);
+                let made = (Arc::clone(&engine.package), facts, placement);
                 if loaded.send(Ok(made)).is_ok() {
                     serve(engine, inbox, &ending.0);
                 }
@@ -127,13 +127,13 @@ impl EngineHandle {
             .name("scorer-engine".into())
             .spawn(live)
             .map_err(|e| gone(format!("the engine's thread cannot be started: {e}")))?;
-        let (package, placement, facts) = loading
+        let (package, facts, placement) = loading
             .await
             .map_err(|_| gone("the engine's thread ended while loading".into()))??;
         Ok(Self {
             package,
-            placement,
             facts,
+            placement,
             commands,
             turns: Arc::new(Semaphore::new(1)),
             loss,

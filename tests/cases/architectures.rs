@@ -70,13 +70,13 @@ const ADVICE: &str = "export with torch.onnx.export(..., optimize=False)";
 
 static TABLE: LazyLock<Value> = LazyLock::new(|| table(&model_dir().join("architectures")));
 
-fn cases() -> impl Iterator<Item = (&'static str, &'static Value)> {
+pub(super) fn cases() -> impl Iterator<Item = (&'static str, &'static Value)> {
     let cases = TABLE["cases"].as_object().unwrap();
     cases.iter().map(|(name, case)| (name.as_str(), case))
 }
 
 /// The committed files are compressed; a package is made of plain ones.
-fn unpacked(name: &str, file: &str) -> Vec<u8> {
+pub(super) fn unpacked(name: &str, file: &str) -> Vec<u8> {
     let path = model_dir().join("architectures").join(name).join(file);
     let packed = std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     let mut bytes = Vec::new();

@@ -10,6 +10,7 @@
 mod architectures;
 mod merged;
 mod packaging;
+mod rewritten;
 mod small;
 mod tinylm;
 mod windows;

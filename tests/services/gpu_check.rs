@@ -24,6 +24,8 @@ fn gpu_check(model: &Path) -> Output {
         "--only-model",
         "--seconds",
         "1",
+        "--graphs",
+        "llama/unfolded",
         "--model",
         &model,
     ];
@@ -41,6 +43,7 @@ fn a_sound_package_passes_every_proof_and_is_measured() {
         "restored bit for bit",
         "ended on demand",
         "out of memory",
+        "\nllama/unfolded ",
         "bare session",
         "patch + restore",
     ] {

@@ -125,7 +125,12 @@ static WEBGPU: Row = Row {
         staging: AllocationDevice::CPU,
     }),
     lacks: |dtype| dtype == Dtype::Bf16,
-    rewrites: &[Rewrite::IsNan, Rewrite::Sequence, Rewrite::LogSoftmax],
+    rewrites: &[
+        Rewrite::IsNan,
+        Rewrite::Sequence,
+        Rewrite::LogSoftmax,
+        Rewrite::CrossEntropy,
+    ],
     largest_weight: || Some(vulkan::largest_buffer()),
     hardware: vulkan::hardware,
     look: look_webgpu,

@@ -136,6 +136,7 @@ mod tests {
             call: "",
             int: &[],
             ints: &[],
+            reduction: "",
             in_body: false,
         }
     }

@@ -27,8 +27,20 @@ pub(crate) struct Made<'a> {
     /// Its attributes that are whole numbers, and those that are lists of them.
     pub(crate) int: &'a [(&'a str, i64)],
     pub(crate) ints: &'a [(&'a str, &'a [i64])],
+    /// Its attribute `reduction`, if it has one.
+    pub(crate) reduction: &'a str,
     /// The node sits in the body of an If.
     pub(crate) in_body: bool,
+}
+
+fn reduced(how: &str) -> Attribute {
+    const STRING: i32 = 3;
+    Attribute {
+        name: Some("reduction".into()),
+        s: Some(how.to_owned().into()),
+        r#type: Some(STRING),
+        ..Attribute::default()
+    }
 }
 
 pub(super) fn entry(key: &str, value: &str) -> StringEntry {
@@ -46,7 +58,10 @@ impl Made<'_> {
         ];
         let told = told.iter().filter(|(_, value)| !value.is_empty());
         let one = self.int.iter().map(|(name, value)| int(name, *value));
-        let attributes = one.chain(self.ints.iter().map(|(name, values)| ints(name, values)));
+        let reduction = Some(self.reduction).filter(|reduction| !reduction.is_empty());
+        let attributes = one
+            .chain(reduction.map(|text| reduced(text)))
+            .chain(self.ints.iter().map(|(name, values)| ints(name, values)));
         let node = Node {
             name: Some(self.name.into()),
             op_type: Some(self.op.into()),

@@ -1,5 +1,7 @@
 //! What operators do with the values of their inputs.
 
+use super::proto::{BOOL, FLOAT, GraphError, INT64, NodeProto, integer};
+
 /// Inputs that determine shapes, sizes, iteration counts or axes, for operators of ONNX and of ONNX
 /// Runtime. Nearly all of them are integers, so a weight that is cast to an integer counts as well,
 /// whatever reads it: no gradient passes such a Cast.
@@ -74,4 +76,158 @@ pub(super) const PASS_THROUGH: [&str; 12] = [
     "Transpose",
     "Unsqueeze",
     "Cast",
+];
+
+/// The element types of a node's outputs, as far as its operator tells; `of` gives those of its
+/// inputs. What is not known may be anything.
+pub(super) fn output_types(
+    node: &NodeProto,
+    of: impl Fn(usize) -> Option<i32>,
+) -> Result<Vec<Option<i32>>, GraphError> {
+    Ok(match node.op().as_str() {
+        "Cast" => {
+            let to = integer(node, "to")?;
+            vec![to.and_then(|to| i32::try_from(to).ok())]
+        }
+        "Constant" => vec![constant_type(node)?],
+        // The values, and where they were.
+        "TopK" | "Unique" => vec![of(0), Some(INT64), Some(INT64), Some(INT64)],
+        op if INT64_MADE.contains(&op) => vec![Some(INT64)],
+        op if BOOL_MADE.contains(&op) => vec![Some(BOOL)],
+        "CastLike" | "Where" => vec![of(1)],
+        "OneHot" => vec![of(2)],
+        "Split" => vec![of(0); node.output.len()],
+        op if TYPE_KEPT.contains(&op) => vec![of(0)],
+        _ => Vec::new(),
+    })
+}
+
+fn constant_type(node: &NodeProto) -> Result<Option<i32>, GraphError> {
+    for held in node.attributes() {
+        let held = held?;
+        match held.name() {
+            "value" => return Ok(held.t.and_then(|tensor| tensor.data_type)),
+            "value_int" | "value_ints" => return Ok(Some(INT64)),
+            "value_float" | "value_floats" => return Ok(Some(FLOAT)),
+            _ => {}
+        }
+    }
+    Ok(None)
+}
+
+const INT64_MADE: [&str; 6] = [
+    "ArgMax",
+    "ArgMin",
+    "NonZero",
+    "SequenceLength",
+    "Shape",
+    "Size",
+];
+
+const BOOL_MADE: [&str; 11] = [
+    "And",
+    "Equal",
+    "Greater",
+    "GreaterOrEqual",
+    "IsInf",
+    "IsNaN",
+    "Less",
+    "LessOrEqual",
+    "Not",
+    "Or",
+    "Xor",
+];
+
+/// Operators whose first output has the type of the first input.
+const TYPE_KEPT: &[&str] = &[
+    "Abs",
+    "Add",
+    "AveragePool",
+    "BatchNormalization",
+    "BitShift",
+    "BitwiseAnd",
+    "BitwiseNot",
+    "BitwiseOr",
+    "BitwiseXor",
+    "Ceil",
+    "Clip",
+    "Compress",
+    "Concat",
+    "Conv",
+    "Cos",
+    "CumSum",
+    "Div",
+    "Einsum",
+    "Elu",
+    "Erf",
+    "Exp",
+    "Expand",
+    "Flatten",
+    "Floor",
+    "Gather",
+    "GatherElements",
+    "GatherND",
+    "Gelu",
+    "Gemm",
+    "GlobalAveragePool",
+    "GroupNormalization",
+    "HardSigmoid",
+    "HardSwish",
+    "Identity",
+    "InstanceNormalization",
+    "LayerNormalization",
+    "LeakyRelu",
+    "Log",
+    "LogSoftmax",
+    "MatMul",
+    "Max",
+    "MaxPool",
+    "Mean",
+    "MemcpyFromHost",
+    "MemcpyToHost",
+    "Min",
+    "Mish",
+    "Mod",
+    "Mul",
+    "Neg",
+    "PRelu",
+    "Pad",
+    "Pow",
+    "RMSNormalization",
+    "Range",
+    "Reciprocal",
+    "ReduceL1",
+    "ReduceL2",
+    "ReduceLogSum",
+    "ReduceLogSumExp",
+    "ReduceMax",
+    "ReduceMean",
+    "ReduceMin",
+    "ReduceProd",
+    "ReduceSum",
+    "ReduceSumSquare",
+    "Relu",
+    "Reshape",
+    "ReverseSequence",
+    "RotaryEmbedding",
+    "Round",
+    "ScatterElements",
+    "ScatterND",
+    "Selu",
+    "Sigmoid",
+    "Sign",
+    "Sin",
+    "Slice",
+    "Softmax",
+    "Softplus",
+    "Softsign",
+    "Sqrt",
+    "Squeeze",
+    "Sub",
+    "Sum",
+    "Tanh",
+    "Tile",
+    "Transpose",
+    "Trilu",
+    "Unsqueeze",
 ];

@@ -10,6 +10,7 @@ use std::collections::{HashMap, HashSet};
 use bytes::Bytes;
 
 use super::graph::Graph;
+use super::operators::output_types;
 use super::proto::{
     BOOL, GraphError, GraphProto, NodeProto, bodies, decode_node, integer, is_default_domain,
 };
@@ -31,8 +32,9 @@ pub struct NodeRef {
 
 /// Those of the `host` nodes that compute with weights, in their order.
 ///
-/// `optimised` is the graph that the session runs, with the weights among its inputs. A node without
-/// a name, or whose name it does not have exactly once, counts as computing.
+/// `optimised` is the graph that the session runs, with the weights among its inputs. A node that it
+/// does not have counts as computing. Of nodes that share operator and name, or have none (ONNX
+/// Runtime names no node of a function that it expands), all compute if one does.
 ///
 /// # Errors
 /// When the graph cannot be decoded, or its bodies are nested too deeply.
@@ -49,38 +51,47 @@ pub fn computing(
     };
     count(graph.proto(), &mut tracer.nodes)?;
     tracer.graph(graph.proto(), &[])?;
+    let mut asked: HashMap<Key, usize> = HashMap::new();
+    for node in host {
+        *asked.entry(node.key()).or_default() += 1;
+    }
     let harmless = |node: &&NodeRef| {
-        let found = tracer.nodes.get(&node.name);
-        found.is_some_and(|found| {
-            let same = found.operator == operator(&node.domain, &node.operator);
-            same && found.count == 1 && !found.computes && !node.name.is_empty()
-        })
+        let key = node.key();
+        let found = tracer.nodes.get(&key);
+        found.is_some_and(|found| !found.computes && asked.get(&key) <= Some(&found.count))
     };
     Ok(host.iter().filter(|n| !harmless(n)).cloned().collect())
 }
 
-/// What is known of the nodes of a name.
+/// A node's name, and its operator with its domain.
+type Key = (String, String);
+
+impl NodeRef {
+    fn key(&self) -> Key {
+        let operator = match is_default_domain(Some(&self.domain)) {
+            true => self.operator.clone(),
+            false => format!("{}.{}", self.domain, self.operator),
+        };
+        (self.name.clone(), operator)
+    }
+}
+
+fn key(node: &NodeProto) -> Key {
+    (node.name().to_owned(), node.op())
+}
+
+/// What is known of the nodes of a name and an operator.
 #[derive(Debug, Default)]
 struct Found {
-    operator: String,
     count: usize,
     computes: bool,
 }
 
-fn operator(domain: &str, op: &str) -> String {
-    match is_default_domain(Some(domain)) {
-        true => op.to_owned(),
-        false => format!("{domain}.{op}"),
-    }
-}
-
-/// Counts the nodes of each name, in bodies as well.
-fn count(graph: &GraphProto, found: &mut HashMap<String, Found>) -> Result<(), GraphError> {
+/// Counts the nodes of each name and operator, in bodies as well.
+fn count(graph: &GraphProto, found: &mut HashMap<Key, Found>) -> Result<(), GraphError> {
     for bytes in &graph.node {
         let node = decode_node(bytes)?;
-        let entry = found.entry(node.name().to_owned()).or_default();
-        entry.operator = node.op();
-        entry.count += 1;
+        found.entry(key(&node)).or_default().count += 1;
         for body in bodies(&node)? {
             count(&body, found)?;
         }
@@ -143,7 +154,7 @@ struct Tracer<'a> {
     weights: &'a HashSet<&'a str>,
     /// Values by name: of the graph, of the body within it, and so on.
     scopes: Vec<HashMap<String, Value>>,
-    nodes: HashMap<String, Found>,
+    nodes: HashMap<Key, Found>,
 }
 
 impl Tracer<'_> {
@@ -178,11 +189,15 @@ impl Tracer<'_> {
         for bytes in &graph.node {
             let node = decode_node(bytes)?;
             let outputs = self.node(&node)?;
-            for (name, tainted) in node.output.iter().zip(outputs) {
+            let of = |at: usize| self.value(node.input.get(at)?).elem;
+            // The runtime does not write the types of values into the graph.
+            let made = output_types(&node, of)?.into_iter();
+            let made = made.chain(std::iter::repeat(None));
+            for ((name, tainted), made) in node.output.iter().zip(outputs).zip(made) {
                 let value = Value {
                     weight: false,
                     tainted,
-                    elem: elem(name),
+                    elem: elem(name).or(made),
                 };
                 self.judge(&node, value.heavy());
                 if let Some(scope) = self.scopes.last_mut() {
@@ -198,7 +213,7 @@ impl Tracer<'_> {
     /// Notes whether a node computes.
     fn judge(&mut self, node: &NodeProto, computes: bool) {
         let counts = Kind::of(node) == Kind::Plain && computes;
-        if let Some(found) = self.nodes.get_mut(node.name()) {
+        if let Some(found) = self.nodes.get_mut(&key(node)) {
             found.computes |= counts;
         }
     }

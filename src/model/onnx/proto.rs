@@ -195,6 +195,8 @@ pub(super) struct Attribute {
     pub(super) name: Option<String>,
     #[prost(int64, optional, tag = "3")]
     pub(super) i: Option<i64>,
+    #[prost(bytes = "bytes", optional, tag = "4")]
+    pub(super) s: Option<Bytes>,
     #[prost(message, optional, tag = "5")]
     pub(super) t: Option<TensorProto>,
     /// A branch of an If, the body of a Loop or a Scan.
@@ -285,6 +287,17 @@ pub(super) fn int(name: &str, value: i64) -> Attribute {
     }
 }
 
+/// An attribute that is a list of floating point numbers.
+pub(super) fn floats(name: &str, values: &[f32]) -> Attribute {
+    const FLOATS: i32 = 6;
+    Attribute {
+        name: Some(name.into()),
+        floats: values.to_vec(),
+        r#type: Some(FLOATS),
+        ..Attribute::default()
+    }
+}
+
 /// An attribute that is a list of whole numbers.
 pub(super) fn ints(name: &str, values: &[i64]) -> Attribute {
     const INTS: i32 = 7;
@@ -298,13 +311,13 @@ pub(super) fn ints(name: &str, values: &[i64]) -> Attribute {
 
 /// The value of an attribute that is a whole number.
 pub(super) fn integer(node: &NodeProto, name: &str) -> Result<Option<i64>, GraphError> {
-    for attribute in node.attributes() {
-        let attribute = attribute?;
-        if attribute.name() == name {
-            return Ok(Some(attribute.i()));
-        }
-    }
-    Ok(None)
+    Ok(attribute(node, name)?.map(|found| found.i()))
+}
+
+/// The attribute of this name.
+pub(super) fn attribute(node: &NodeProto, name: &str) -> Result<Option<Attribute>, GraphError> {
+    let is_it = |held: &Result<Attribute, _>| held.as_ref().map_or(true, |a| a.name() == name);
+    node.attributes().find(is_it).transpose()
 }
 
 /// An encoded model of ONNX's own operators.

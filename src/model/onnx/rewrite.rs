@@ -2,12 +2,14 @@
 //! made: in the graph, in the bodies of its nodes and in its local functions. A node of which it
 //! cannot be proven that the rewriting means the same stays as it is.
 
+mod cross_entropy;
 mod is_nan;
 mod log_softmax;
 mod scope;
 mod sequence;
 #[cfg(test)]
 mod tests;
+mod wide;
 
 use bytes::Bytes;
 
@@ -21,10 +23,13 @@ use scope::Scope;
 pub enum Rewrite {
     /// `IsNaN` becomes `Not(Equal(x, x))`.
     IsNan,
-    /// `SplitToSequence` that only `SequenceAt` reads, at constant positions, becomes `Split`.
+    /// `SplitToSequence` goes, if only `SequenceAt` reads it, at constant positions: that becomes `Slice`.
     Sequence,
-    /// `LogSoftmax` becomes `ReduceMax`, `Sub`, `Exp`, `ReduceSum`, `Log` and `Sub`, in f32 at least.
+    /// `LogSoftmax` becomes `ReduceMax`, `Sub`, `Exp`, `ReduceSum`, `Log` and `Sub`, in f32.
     LogSoftmax,
+    /// `SoftmaxCrossEntropyLoss` and `NegativeLogLikelihoodLoss` of each example, which ONNX Runtime
+    /// expands to nodes without names, a `LogSoftmax` among them, become named nodes without it.
+    CrossEntropy,
 }
 
 impl Graph {
@@ -65,7 +70,8 @@ impl Rewriter<'_> {
             Some((Kind::Graph, bytes)) => {
                 let opset = self.scopes.last().map_or(self.opset, |outer| outer.opset);
                 let graph = decode(bytes, "a graph")?;
-                self.enter(Scope::new(trail.len(), opset, graph)?)?;
+                let scope = Scope::new(trail.len(), opset, graph, &self.scopes)?;
+                self.enter(scope)?;
             }
             Some((Kind::Function, bytes)) => {
                 let function: FunctionProto = decode(bytes, "a function")?;
@@ -90,6 +96,12 @@ impl Rewriter<'_> {
                     (Rewrite::IsNan, "IsNaN") => replaced.extend(is_nan::rewrite(at, node)),
                     (Rewrite::LogSoftmax, "LogSoftmax") => {
                         replaced.extend(log_softmax::rewrite(at, node, &scope, &self.scopes)?);
+                    }
+                    (
+                        Rewrite::CrossEntropy,
+                        "SoftmaxCrossEntropyLoss" | "NegativeLogLikelihoodLoss",
+                    ) => {
+                        replaced.extend(cross_entropy::rewrite(at, node, &scope, &self.scopes)?);
                     }
                     (Rewrite::Sequence, "SplitToSequence") => {
                         replaced.extend(sequence::rewrite(at, node, &scope, &self.scopes)?);

@@ -169,13 +169,54 @@ fn a_node_computes_by_what_it_reads_and_makes() {
             &[
                 "a: f = Mul(x, w)",
                 "b: n = ArgMax(f)",
-                "c: unknown = Add(n, i)",
+                "c: unknown = NewOperator(n, i)",
             ],
             true,
         ),
         (
             &["a: unknown = Mul(x, x)", "b: unknown2 = Neg(unknown)"],
             false,
+        ),
+        // Many an operator tells the type that the graph does not give.
+        (
+            &[
+                "a: f = Mul(x, w)",
+                "b: one = ArgMax(f)",
+                "c: two = Add(one, i)",
+            ],
+            false,
+        ),
+        (
+            &[
+                "a: f = Mul(x, w)",
+                "b: one, two = TopK(f, i)",
+                "c: three = Concat(two, two)",
+            ],
+            false,
+        ),
+        (
+            &[
+                "a: f = Mul(x, w)",
+                "b: one, two = TopK(f, i)",
+                "c: three = Concat(one, one)",
+            ],
+            true,
+        ),
+        (
+            &[
+                "a: f = Mul(x, w)",
+                "b: one = Less(f, x)",
+                "c: two = Where(one, i, i)",
+            ],
+            false,
+        ),
+        (
+            &[
+                "a: f = Mul(x, w)",
+                "b: one = Less(f, x)",
+                "c: two = OneHot(one, i, x)",
+            ],
+            true,
         ),
         // One of several inputs or outputs is enough; an input left out is none.
         (
@@ -211,23 +252,30 @@ fn a_node_that_cannot_be_told_from_others_computes() {
     let nodes = [
         node("a: n = Add(i, i)", &[]),
         node(": n2 = Add(i, i)", &[]),
-        node("twice: n3 = Add(i, i)", &[]),
-        node("twice: n4 = Sub(i, i)", &[]),
-        node("other: n5 = com.microsoft.Add(i, i)", &[]),
+        node(": n3 = Add(i, i)", &[]),
+        node(": n4 = Cast(i)", &[]),
+        node(": f = Cast(w)", &[]),
+        node("twice: n5 = Add(i, i)", &[]),
+        node("twice: f2 = Sub(w, w)", &[]),
+        node("other: n6 = com.microsoft.Add(i, i)", &[]),
     ];
     let cases = [
-        (host("a", "", "Add"), false),
-        (host("a", "ai.onnx", "Add"), false),
-        (host("other", "com.microsoft", "Add"), false),
-        (host("other", "", "Add"), true),
-        (host("a", "", "Sub"), true),
-        (host("fused by someone", "", "Add"), true),
-        (host("", "", "Add"), true),
-        (host("twice", "", "Add"), true),
+        (host("a", "", "Add"), 1, false),
+        (host("a", "ai.onnx", "Add"), 1, false),
+        (host("other", "com.microsoft", "Add"), 1, false),
+        (host("other", "", "Add"), 1, true),
+        (host("a", "", "Sub"), 1, true),
+        (host("fused by someone", "", "Add"), 1, true),
+        // As many as the graph has, all of which are harmless; or one that may be the one that is not.
+        (host("", "", "Add"), 2, false),
+        (host("", "", "Add"), 3, true),
+        (host("", "", "Cast"), 1, true),
+        (host("twice", "", "Add"), 1, false),
+        (host("twice", "", "Sub"), 1, true),
     ];
-    for (asked, expected) in cases {
+    for (asked, times, expected) in cases {
         let graph = graph(&["w", "x", "i"], &nodes, &[]);
-        let found = computing_of(graph, std::slice::from_ref(&asked));
+        let found = computing_of(graph, &vec![asked.clone(); times]);
         assert_eq!(!found.is_empty(), expected, "{asked:?}");
     }
 }

@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet};
 use bytes::Bytes;
 
 use super::super::graph::opset;
+use super::super::operators::output_types;
 use super::super::proto::{
     FunctionProto, GraphError, GraphProto, NodeProto, TensorType, ValueInfo, bodies, decode_node,
 };
@@ -28,7 +29,12 @@ pub(super) struct Scope {
 }
 
 impl Scope {
-    pub(super) fn new(depth: usize, opset: i64, graph: GraphProto) -> Result<Self, GraphError> {
+    pub(super) fn new(
+        depth: usize,
+        opset: i64,
+        graph: GraphProto,
+        outer: &[Self],
+    ) -> Result<Self, GraphError> {
         let nodes = graph.node.iter().map(decode_node);
         let nodes = nodes.collect::<Result<Vec<_>, _>>()?;
         let mut integers = HashMap::new();
@@ -43,7 +49,7 @@ impl Scope {
             }
         }
         let name = |output: &ValueInfo| output.name().to_owned();
-        Ok(Self {
+        let mut scope = Self {
             depth,
             opset,
             replaced: HashMap::new(),
@@ -53,7 +59,25 @@ impl Scope {
             outputs: graph.output.iter().map(name).collect(),
             encoded: graph.node,
             nodes,
-        })
+        };
+        scope.infer(outer)?;
+        Ok(scope)
+    }
+
+    /// Adds the types that the graph does not give and operators tell.
+    fn infer(&mut self, outer: &[Self]) -> Result<(), GraphError> {
+        for at in 0..self.nodes.len() {
+            let node = &self.nodes[at];
+            let of = |at: usize| self.r#type(outer, node.input.get(at)?)?.elem_type;
+            let made = output_types(node, of)?;
+            let made: Vec<_> = node.output.iter().cloned().zip(made).collect();
+            for (name, elem_type) in made {
+                let shape = None;
+                let inferred = TensorType { elem_type, shape };
+                self.types.entry(name).or_insert(inferred);
+            }
+        }
+        Ok(())
     }
 
     /// A function sees only its inputs; their types are those of each call.
@@ -73,7 +97,7 @@ impl Scope {
             ..GraphProto::default()
         };
         let own = opset(&function.opset_import);
-        Self::new(depth, own.unwrap_or(model), graph)
+        Self::new(depth, own.unwrap_or(model), graph, &[])
     }
 
     /// The type of a value, as far as the graph gives it.

@@ -1,20 +1,27 @@
-//! A sequence that is only read at constant positions is a `Split`, of which each reader takes its
-//! part.
+//! A sequence of parts that is only read at constant positions needs no sequence: each reader takes
+//! a `Slice` of what was split. A position beyond the last part, at which the operator fails, may
+//! give an empty part, if the graph does not say how many there are.
 
 use bytes::Bytes;
-use prost::Message;
 
-use super::super::proto::{GraphError, NodeProto, int, integer};
+use super::super::proto::{GraphError, NodeProto, integer};
 use super::super::values::Integers;
 use super::scope::Scope;
 use super::{Replaced, Successors};
 
-/// The parts of a sequence, which [`Split`]'s outputs are.
-struct Parts {
+/// How a value was split into a sequence.
+struct Parts<'a> {
+    whole: &'a str,
     axis: i64,
-    sizes: Vec<i64>,
+    sizes: Sizes<'a>,
     /// Each part has size 1, and loses its dimension.
     squeezed: bool,
+}
+
+enum Sizes<'a> {
+    Given(&'a [i64]),
+    /// All alike but the last, which may be smaller, and how many there are, if that is known.
+    Chunks(i64, Option<i64>),
 }
 
 pub(super) fn rewrite(
@@ -23,46 +30,47 @@ pub(super) fn rewrite(
     scope: &Scope,
     outer: &[Scope],
 ) -> Result<Vec<Replaced>, GraphError> {
-    let Some(parts) = parts(node, scope, outer)? else {
-        return Ok(Vec::new());
-    };
-    let (Some(sequence), Some(mut split)) = (node.output.first(), Successors::of(node)) else {
+    let (Some(parts), Some(sequence)) = (parts(node, scope, outer)?, node.output.first()) else {
         return Ok(Vec::new());
     };
     let Some(readers) = scope.readers(sequence)? else {
         return Ok(Vec::new());
     };
-    let mut replaced = Vec::new();
+    let mut replaced = vec![(at, Vec::new())];
     for reader in readers {
-        let Some(taken) = taken(&scope.nodes[reader], sequence, &parts, scope, outer) else {
+        let position = position(&scope.nodes[reader], sequence, scope, outer);
+        let span = position.and_then(|position| parts.sizes.span(position));
+        let Some(taken) = span.and_then(|span| take(&scope.nodes[reader], &parts, span)) else {
             return Ok(Vec::new());
         };
         replaced.push((reader, taken));
     }
-    let sizes = split.constant("sizes", &parts.sizes);
-    split.nodes.push(split_node(node, &sizes, &parts));
-    replaced.push((at, split.nodes));
     Ok(replaced)
 }
 
-/// What the sequence consists of, if that is known before it runs.
-fn parts(node: &NodeProto, scope: &Scope, outer: &[Scope]) -> Result<Option<Parts>, GraphError> {
+/// How the sequence is made, if that is known before it runs.
+fn parts<'a>(
+    node: &'a NodeProto,
+    scope: &'a Scope,
+    outer: &'a [Scope],
+) -> Result<Option<Parts<'a>>, GraphError> {
     let axis = integer(node, "axis")?.unwrap_or(0);
     let keep = integer(node, "keepdims")?.unwrap_or(1) != 0;
-    let whole = node
-        .input
-        .first()
-        .and_then(|input| size(scope, outer, input, axis));
+    let Some(whole) = node.input.first() else {
+        return Ok(None);
+    };
+    let size = size(scope, outer, whole, axis);
     let split = node.input.get(1).filter(|split| !split.is_empty());
     let sizes = match split.map(|split| scope.integers(outer, split)) {
         Some(None) => None,
-        Some(Some(Integers::Vector(sizes))) => Some(sizes.clone()),
+        Some(Some(Integers::Vector(sizes))) => Some(Sizes::Given(sizes)),
         // ONNX ignores `keepdims` where sizes are given, ONNX Runtime not if they are one number.
         Some(Some(Integers::One(_))) if !keep => None,
-        Some(Some(Integers::One(chunk))) => whole.and_then(|whole| chunks(whole, *chunk)),
-        None => whole.and_then(|whole| chunks(whole, 1)),
+        Some(Some(Integers::One(chunk))) => Sizes::chunks(*chunk, size),
+        None => Sizes::chunks(1, size),
     };
-    Ok(sizes.filter(|sizes| !sizes.is_empty()).map(|sizes| Parts {
+    Ok(sizes.map(|sizes| Parts {
+        whole,
         axis,
         sizes,
         squeezed: split.is_none() && !keep,
@@ -77,67 +85,63 @@ fn size(scope: &Scope, outer: &[Scope], value: &str, axis: i64) -> Option<i64> {
     i64::try_from((*sizes.get(axis.ok()?)?)?).ok()
 }
 
-/// Chunks of a size, of which the last may be smaller.
-fn chunks(whole: i64, chunk: i64) -> Option<Vec<i64>> {
-    let step = usize::try_from(chunk).ok().filter(|step| *step > 0)?;
-    let starts = (0..whole).step_by(step);
-    Some(starts.map(|start| chunk.min(whole - start)).collect())
+impl Sizes<'_> {
+    fn chunks(chunk: i64, whole: Option<i64>) -> Option<Self> {
+        let count = |whole: i64| whole.div_euclid(chunk) + i64::from(whole.rem_euclid(chunk) > 0);
+        (chunk > 0).then(|| Self::Chunks(chunk, whole.map(count)))
+    }
+
+    /// Where the part at a position starts and ends.
+    fn span(&self, position: i64) -> Option<(i64, i64)> {
+        let count = match self {
+            Self::Given(sizes) => i64::try_from(sizes.len()).ok(),
+            Self::Chunks(_, count) => *count,
+        };
+        let from_the_start = match position < 0 {
+            true => position.checked_add(count?)?,
+            false => position,
+        };
+        if from_the_start < 0 || count.is_some_and(|count| from_the_start >= count) {
+            return None;
+        }
+        match self {
+            Self::Given(sizes) => {
+                let at = usize::try_from(from_the_start).ok()?;
+                let start: i64 = sizes.get(..at)?.iter().sum();
+                Some((start, start + sizes.get(at)?))
+            }
+            Self::Chunks(chunk, _) => {
+                let start = from_the_start.checked_mul(*chunk)?;
+                Some((start, start.checked_add(*chunk)?))
+            }
+        }
+    }
 }
 
-/// The node in the place of one that reads the sequence, if that is at a constant position.
-fn taken(
-    reader: &NodeProto,
-    sequence: &str,
-    parts: &Parts,
-    scope: &Scope,
-    outer: &[Scope],
-) -> Option<Vec<Bytes>> {
+/// The constant position at which a node reads the sequence.
+fn position(reader: &NodeProto, sequence: &str, scope: &Scope, outer: &[Scope]) -> Option<i64> {
     let ([read, position], "SequenceAt") = (reader.input.as_slice(), reader.op().as_str()) else {
         return None;
     };
-    if read != sequence {
-        return None;
+    match scope
+        .integers(outer, position)
+        .filter(|_| read == sequence)?
+    {
+        Integers::One(position) => Some(*position),
+        Integers::Vector(_) => None,
     }
-    let count = i64::try_from(parts.sizes.len()).ok()?;
-    let position = match scope.integers(outer, position)? {
-        Integers::One(position) => *position,
-        Integers::Vector(positions) => *positions.first().filter(|_| positions.len() == 1)?,
-    };
-    let from_the_start = if position < 0 {
-        position + count
-    } else {
-        position
-    };
-    if !(0..count).contains(&from_the_start) {
-        return None;
-    }
-    let part = part(sequence, from_the_start);
+}
+
+/// The nodes in the place of one that reads the sequence.
+fn take(reader: &NodeProto, parts: &Parts<'_>, (start, end): (i64, i64)) -> Option<Vec<Bytes>> {
     let mut nodes = Successors::of(reader)?;
-    Some(match parts.squeezed {
-        true => {
-            let axes = nodes.constant("axes", &[parts.axis]);
-            nodes.finish("Squeeze", &[&part, &axes], &[])
-        }
-        false => nodes.finish("Identity", &[&part], &[]),
-    })
-}
-
-fn part(sequence: &str, position: impl std::fmt::Display) -> String {
-    format!("{sequence}/{position}")
-}
-
-fn split_node(node: &NodeProto, sizes: &str, parts: &Parts) -> Bytes {
-    let sequence = node.output.first().map_or("", String::as_str);
-    let input = node.input.first().cloned();
-    let split = NodeProto {
-        input: input.into_iter().chain([sizes.to_owned()]).collect(),
-        output: (0..parts.sizes.len())
-            .map(|at| part(sequence, at))
-            .collect(),
-        name: Some(format!("{}/split", node.display().unwrap_or_default())),
-        op_type: Some("Split".to_owned()),
-        attribute: vec![int("axis", parts.axis).encode_to_vec().into()],
-        ..NodeProto::default()
-    };
-    split.encode_to_vec().into()
+    let start = nodes.constant("start", &[start]);
+    let end = nodes.constant("end", &[end]);
+    let axis = nodes.constant("axis", &[parts.axis]);
+    let slice = [parts.whole, &start, &end, &axis];
+    if !parts.squeezed {
+        return Some(nodes.finish("Slice", &slice, &[]));
+    }
+    let part = nodes.push("part", "Slice", &slice, &[]);
+    Some(nodes.finish("Squeeze", &[&part, &axis], &[]))
 }

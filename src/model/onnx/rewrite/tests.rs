@@ -1,7 +1,12 @@
 use super::super::hand_made::{Made, Place, Runnable, operators};
 use super::*;
 
-const EVERY: [Rewrite; 3] = [Rewrite::IsNan, Rewrite::Sequence, Rewrite::LogSoftmax];
+const EVERY: [Rewrite; 4] = [
+    Rewrite::IsNan,
+    Rewrite::Sequence,
+    Rewrite::LogSoftmax,
+    Rewrite::CrossEntropy,
+];
 
 fn made<'a>(op: &'a str, input: &'a [&'a str], output: &'a str) -> Made<'a> {
     Made {
@@ -111,15 +116,17 @@ fn a_sequence_stays_where_its_parts_or_readers_are_not_known() {
     let fours = made("SplitToSequence", &["x", "four"], "parts");
     let at = |position: &'static [&'static str]| made("SequenceAt", position, "y");
     let first = at(&["parts", "zero"]);
+    let last = at(&["parts", "minus"]);
+    let minus = number("minus", &[("value_int", -1)]);
     let kept = |int| Made { int, ..fours };
     let inside = Made {
         in_body: true,
         ..made("SequenceAt", &["parts", "zero"], "inner")
     };
     let cases: [(&str, Vec<Made<'_>>, &[Option<i64>]); 10] = [
-        ("size", vec![zero, parts, first], &[None]),
-        ("rank", vec![zero, parts, first], &[]),
-        ("chunk of", vec![zero, four, fours, first], &[None]),
+        ("size", vec![minus, parts, last], &[None]),
+        ("rank", vec![minus, parts, last], &[]),
+        ("chunk of", vec![minus, four, fours, last], &[None]),
         (
             "chunks",
             vec![zero, made("SplitToSequence", &["x", "x"], "parts"), first],
@@ -154,7 +161,31 @@ fn a_sequence_stays_where_its_parts_or_readers_are_not_known() {
     }
     // And where all is known, it goes.
     let after = operators(&rewritten(&encoded(&[zero, parts, first], six), &EVERY));
-    assert_eq!(after, ["Constant", "Constant", "Split", "Identity", "Cast"]);
+    assert_eq!(
+        after.join(" "),
+        "Constant Constant Constant Constant Slice Cast"
+    );
+}
+
+#[test]
+fn a_loss_that_is_reduced_or_weighted_stays() {
+    let loss = |input, reduction| Made {
+        reduction,
+        ..made("SoftmaxCrossEntropyLoss", input, "y")
+    };
+    let plain = loss(&["x", "x"], "none");
+    let stay = [
+        loss(&["x", "x"], ""),
+        loss(&["x", "x"], "mean"),
+        loss(&["x", "x"], "sum"),
+        loss(&["x", "x", "x"], "none"),
+    ];
+    for kept in stay {
+        let model = encoded(&[kept], &[None]);
+        assert_eq!(rewritten(&model, &EVERY), model, "{kept:?}");
+    }
+    let model = encoded(&[plain], &[None]);
+    assert_ne!(rewritten(&model, &EVERY), model);
 }
 
 /// A double stays: what has no kernel for this operator has none for doubles either.
