@@ -11,11 +11,12 @@ use super::*;
 const BATCH: usize = 2;
 const WINDOW: usize = 16;
 
-const REWRITES: [Rewrite; 4] = [
+const REWRITES: [Rewrite; 5] = [
     Rewrite::IsNan,
     Rewrite::Sequence,
     Rewrite::LogSoftmax,
     Rewrite::CrossEntropy,
+    Rewrite::Sum,
 ];
 
 const GONE: [&str; 6] = [

@@ -158,6 +158,43 @@ fn a_log_softmax_of_many_halves_does_not_overflow() {
     compare(of, Rewrite::LogSoftmax, &[1, 70_000], &[0.5; 70_000]);
 }
 
+#[test]
+fn a_sum_is_a_chain_of_additions() {
+    let sums: [&[&str]; 3] = [&["x"], &["x", "one"], &["x", "x", "one", "x"]];
+    for input in sums {
+        let nodes = [
+            // Broadcast, and of the type of `x`.
+            Made {
+                op: "ReduceMax",
+                input: &["x"],
+                output: "one",
+                ..Made::default()
+            },
+            Made {
+                op: "Sum",
+                input,
+                output: "y",
+                ..Made::default()
+            },
+        ];
+        for (place, half) in PLACES.into_iter().flat_map(|p| [(p, false), (p, true)]) {
+            for (at, special) in [1.0, f32::NAN, f32::INFINITY].into_iter().enumerate() {
+                let of = Runnable {
+                    opset: 18,
+                    place,
+                    half,
+                    shape: &[None],
+                    nodes: &nodes,
+                };
+                let mut values = [0.5, 3.25, f32::NEG_INFINITY, 7.0];
+                values[at] = special;
+                let after = compare(of, Rewrite::Sum, &[values.len()], &values);
+                assert!(!after.contains(&"Sum".to_owned()), "{after:?}");
+            }
+        }
+    }
+}
+
 /// The losses of 6 examples of 3 classes, the second of which is ignored, as a vector or a matrix of
 /// targets.
 #[test]

@@ -7,6 +7,7 @@ mod is_nan;
 mod log_softmax;
 mod scope;
 mod sequence;
+mod sum;
 #[cfg(test)]
 mod tests;
 mod wide;
@@ -30,6 +31,8 @@ pub enum Rewrite {
     /// `SoftmaxCrossEntropyLoss` and `NegativeLogLikelihoodLoss` of each example, which ONNX Runtime
     /// expands to nodes without names, a `LogSoftmax` among them, become named nodes without it.
     CrossEntropy,
+    /// `Sum` becomes `Add`s.
+    Sum,
 }
 
 impl Graph {
@@ -94,6 +97,7 @@ impl Rewriter<'_> {
                 let own = node.op();
                 match (rewrite, own.as_str()) {
                     (Rewrite::IsNan, "IsNaN") => replaced.extend(is_nan::rewrite(at, node)),
+                    (Rewrite::Sum, "Sum") => replaced.extend(sum::rewrite(at, node)),
                     (Rewrite::LogSoftmax, "LogSoftmax") => {
                         replaced.extend(log_softmax::rewrite(at, node, &scope, &self.scopes)?);
                     }
