@@ -2,11 +2,13 @@
 //! made: in the graph, in the bodies of its nodes and in its local functions. A node of which it
 //! cannot be proven that the rewriting means the same stays as it is.
 
+mod clip;
 mod cross_entropy;
 mod is_nan;
 mod log_softmax;
 mod scope;
 mod sequence;
+mod softmax;
 mod sum;
 #[cfg(test)]
 mod tests;
@@ -33,6 +35,11 @@ pub enum Rewrite {
     CrossEntropy,
     /// `Sum` becomes `Add`s.
     Sum,
+    /// `Softmax` becomes `ReduceMax`, `Sub`, `Exp`, `ReduceSum` and `Div`, which keep NaN and
+    /// infinities, as `LogSoftmax` in steps does.
+    Softmax,
+    /// `Clip` with both bounds and `Relu` become `Max` and `Min`, which keep NaN.
+    Clip,
 }
 
 impl Graph {
@@ -98,6 +105,13 @@ impl Rewriter<'_> {
                 match (rewrite, own.as_str()) {
                     (Rewrite::IsNan, "IsNaN") => replaced.extend(is_nan::rewrite(at, node)),
                     (Rewrite::Sum, "Sum") => replaced.extend(sum::rewrite(at, node)),
+                    (Rewrite::Clip, "Clip") => replaced.extend(clip::rewrite(at, node)),
+                    (Rewrite::Clip, "Relu") => {
+                        replaced.extend(clip::relu(at, node, &scope, &self.scopes));
+                    }
+                    (Rewrite::Softmax, "Softmax") => {
+                        replaced.extend(softmax::rewrite(at, node, &scope, &self.scopes)?);
+                    }
                     (Rewrite::LogSoftmax, "LogSoftmax") => {
                         replaced.extend(log_softmax::rewrite(at, node, &scope, &self.scopes)?);
                     }
