@@ -185,6 +185,11 @@ impl Engine {
         self.session.memory()
     }
 
+    /// Where the nodes of the graph run.
+    pub fn placement(&self) -> &Placement {
+        self.session.placement()
+    }
+
     /// What computes, for the heartbeat.
     fn facts(&self, config: &EngineConfig) -> EngineFacts {
         let hardware = session::hardware(config);
