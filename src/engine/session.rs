@@ -189,6 +189,12 @@ impl Session {
         self.compiled.clear();
     }
 
+    /// Behaves as after a run in which the device was lost.
+    #[cfg(test)]
+    pub(super) fn lose(&mut self) {
+        self.lost = true;
+    }
+
     /// Keeps the weights in host memory that stands in for a device. They must be filled again, and
     /// `replaced` edits each graph that reads or writes them.
     #[cfg(test)]

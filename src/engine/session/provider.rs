@@ -98,7 +98,10 @@ static CUDA: Row = Row {
     rewrites: &[Rewrite::Sequence],
     largest_weight: || None,
     hardware: || Hardware {
-        model: hardware::nvidia_model().unwrap_or_default(),
+        model: hardware::nvidia_models()
+            .into_iter()
+            .next()
+            .unwrap_or_default(),
         driver: hardware::nvidia_driver().unwrap_or_default(),
         is_software: false,
     },
@@ -127,6 +130,9 @@ static WEBGPU: Row = Row {
         Rewrite::Sequence,
         Rewrite::LogSoftmax,
         Rewrite::CrossEntropy,
+        Rewrite::Sum,
+        Rewrite::Softmax,
+        Rewrite::Clip,
     ],
     largest_weight: || Some(vulkan::largest_buffer()),
     hardware: vulkan::hardware,

@@ -2,11 +2,14 @@
 //! made: in the graph, in the bodies of its nodes and in its local functions. A node of which it
 //! cannot be proven that the rewriting means the same stays as it is.
 
+mod clip;
 mod cross_entropy;
 mod is_nan;
 mod log_softmax;
 mod scope;
 mod sequence;
+mod softmax;
+mod sum;
 #[cfg(test)]
 mod tests;
 mod wide;
@@ -30,6 +33,13 @@ pub enum Rewrite {
     /// `SoftmaxCrossEntropyLoss` and `NegativeLogLikelihoodLoss` of each example, which ONNX Runtime
     /// expands to nodes without names, a `LogSoftmax` among them, become named nodes without it.
     CrossEntropy,
+    /// `Sum` becomes `Add`s.
+    Sum,
+    /// `Softmax` becomes `ReduceMax`, `Sub`, `Exp`, `ReduceSum` and `Div`, which keep NaN and
+    /// infinities, as `LogSoftmax` in steps does.
+    Softmax,
+    /// `Clip` with both bounds and `Relu` become `Max` and `Min`, which keep NaN.
+    Clip,
 }
 
 impl Graph {
@@ -94,6 +104,14 @@ impl Rewriter<'_> {
                 let own = node.op();
                 match (rewrite, own.as_str()) {
                     (Rewrite::IsNan, "IsNaN") => replaced.extend(is_nan::rewrite(at, node)),
+                    (Rewrite::Sum, "Sum") => replaced.extend(sum::rewrite(at, node)),
+                    (Rewrite::Clip, "Clip") => replaced.extend(clip::rewrite(at, node)),
+                    (Rewrite::Clip, "Relu") => {
+                        replaced.extend(clip::relu(at, node, &scope, &self.scopes));
+                    }
+                    (Rewrite::Softmax, "Softmax") => {
+                        replaced.extend(softmax::rewrite(at, node, &scope, &self.scopes)?);
+                    }
                     (Rewrite::LogSoftmax, "LogSoftmax") => {
                         replaced.extend(log_softmax::rewrite(at, node, &scope, &self.scopes)?);
                     }

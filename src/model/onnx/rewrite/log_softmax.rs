@@ -26,6 +26,13 @@ pub(super) fn rewrite(
 
 /// All steps but the last: what it subtracts from what.
 pub(super) fn until_the_last(wide: &mut Wide<'_>, axis: i64, opset: i64) -> [String; 2] {
+    let [shifted, _, sum] = exponentials(wide, axis, opset);
+    let log = wide.nodes.push("log", "Log", &[&sum], &[]);
+    [shifted, log]
+}
+
+/// What is left of the input without its maximum, its exponentials, and their sum.
+pub(super) fn exponentials(wide: &mut Wide<'_>, axis: i64, opset: i64) -> [String; 3] {
     let (nodes, x) = (&mut wide.nodes, wide.input.as_str());
     let axes = nodes.constant("axes", &[axis]);
     let max = match opset < AXES_AS_INPUT {
@@ -35,6 +42,5 @@ pub(super) fn until_the_last(wide: &mut Wide<'_>, axis: i64, opset: i64) -> [Str
     let shifted = nodes.push("shifted", "Sub", &[x, &max], &[]);
     let exp = nodes.push("exp", "Exp", &[&shifted], &[]);
     let sum = nodes.push("sum", "ReduceSum", &[&exp, &axes], &[]);
-    let log = nodes.push("log", "Log", &[&sum], &[]);
-    [shifted, log]
+    [shifted, exp, sum]
 }

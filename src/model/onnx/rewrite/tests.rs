@@ -1,11 +1,14 @@
 use super::super::hand_made::{Made, Place, Runnable, operators};
 use super::*;
 
-const EVERY: [Rewrite; 4] = [
+const EVERY: [Rewrite; 7] = [
     Rewrite::IsNan,
     Rewrite::Sequence,
     Rewrite::LogSoftmax,
     Rewrite::CrossEntropy,
+    Rewrite::Sum,
+    Rewrite::Softmax,
+    Rewrite::Clip,
 ];
 
 fn made<'a>(op: &'a str, input: &'a [&'a str], output: &'a str) -> Made<'a> {
@@ -62,7 +65,7 @@ fn listed(model: &[u8]) -> Vec<String> {
 #[test]
 fn new_nodes_are_named_after_the_old_one_and_others_stay() {
     let nodes = [
-        made("Relu", &["x"], "positive"),
+        made("Tanh", &["x"], "positive"),
         made("IsNaN", &["positive"], "bad"),
         made("Cast", &["bad"], "y"),
     ];
@@ -123,10 +126,11 @@ fn a_sequence_stays_where_its_parts_or_readers_are_not_known() {
         in_body: true,
         ..made("SequenceAt", &["parts", "zero"], "inner")
     };
-    let cases: [(&str, Vec<Made<'_>>, &[Option<i64>]); 10] = [
-        ("size", vec![minus, parts, last], &[None]),
-        ("rank", vec![minus, parts, last], &[]),
-        ("chunk of", vec![minus, four, fours, last], &[None]),
+    let free: &[Option<i64>] = &[None];
+    let cases = [
+        ("size", vec![minus, parts, last], free),
+        ("rank", vec![minus, parts, last], &[][..]),
+        ("chunk of", vec![minus, four, fours, last], free),
         (
             "chunks",
             vec![zero, made("SplitToSequence", &["x", "x"], "parts"), first],
@@ -188,6 +192,15 @@ fn a_loss_that_is_reduced_or_weighted_stays() {
     assert_ne!(rewritten(&model, &EVERY), model);
 }
 
+/// A bound that is left out still keeps infinities out.
+#[test]
+fn a_clip_without_both_bounds_stays() {
+    for input in [&["x"][..], &["x", "x"], &["x", "", "x"]] {
+        let model = encoded(&[made("Clip", input, "y")], &[None]);
+        assert_eq!(rewritten(&model, &EVERY), model, "{input:?}");
+    }
+}
+
 /// A double stays: what has no kernel for this operator has none for doubles either.
 #[test]
 fn a_log_softmax_of_doubles_stays() {
@@ -200,13 +213,13 @@ fn a_log_softmax_of_doubles_stays() {
 
 #[test]
 fn the_loss_head_is_rewritten_without_a_cast_of_what_is_f32() {
-    let nodes = [made("Relu", &["x"], "logits")];
+    let nodes = [made("Tanh", &["x"], "logits")];
     let graph = super::super::hand_made::graph(&nodes, &["x"]);
     let head = super::super::Head::LogProbs("logits");
     let prepared = |rewrites| graph.clone().prepare(&["x"], head, rewrites, "".as_ref());
     let plain = operators(&prepared(&[]).unwrap());
-    assert_eq!(plain, ["Relu", "LogSoftmax", "GatherElements"]);
+    assert_eq!(plain, ["Tanh", "LogSoftmax", "GatherElements"]);
     let after = operators(&prepared(&EVERY).unwrap());
-    let steps = "Relu Constant ReduceMax Sub Exp ReduceSum Log Sub GatherElements";
+    let steps = "Tanh Constant ReduceMax Sub Exp ReduceSum Log Sub GatherElements";
     assert_eq!(after.join(" "), steps);
 }
