@@ -14,7 +14,6 @@ pub(super) const INT32: i32 = 6;
 pub(super) const INT64: i32 = 7;
 pub(super) const BOOL: i32 = 9;
 pub(super) const FLOAT16: i32 = 10;
-pub(super) const DOUBLE: i32 = 11;
 pub(super) const BFLOAT16: i32 = 16;
 /// `TensorProto.data_location`: the data is in a file.
 pub(super) const EXTERNAL: i32 = 1;

@@ -1,5 +1,5 @@
 use super::super::hand_made::{Made, Place, Runnable, operators};
-use super::super::proto::{DOUBLE, decode_node, value_info};
+use super::super::proto::{decode_node, value_info};
 use super::*;
 use prost::Message as _;
 
@@ -201,6 +201,7 @@ fn a_clip_without_both_bounds_stays() {
 fn a_log_softmax_of_doubles_stays() {
     let nodes = [made("LogSoftmax", &["x"], "y")];
     let mut graph = Graph::decode(encoded(&nodes, &[None]).into()).unwrap();
+    const DOUBLE: i32 = 11;
     let double = value_info("x", DOUBLE, vec![None]);
     graph.proto_mut().input = vec![double];
     assert_eq!(graph.rewritten(&Rewrite::ALL).unwrap(), graph.encode());
