@@ -85,7 +85,12 @@ fn placed(nodes: &[Made<'_>]) -> Result<Placement, SessionError> {
         nodes,
     };
     let graph = graph.encode();
-    let built = build(&webgpu(), GraphSource::Bytes(&graph), &["x".to_owned()]);
+    let built = build(
+        &webgpu(),
+        GraphSource::Bytes(&graph),
+        &["x".to_owned()],
+        &Terminator::default(),
+    );
     built.map(|(_, placement)| placement)
 }
 
