@@ -185,6 +185,11 @@ impl Engine {
         self.session.memory()
     }
 
+    /// Where the nodes of the graph run.
+    pub fn placement(&self) -> &Placement {
+        self.session.placement()
+    }
+
     /// What computes, for the heartbeat.
     fn facts(&self, config: &EngineConfig) -> EngineFacts {
         let hardware = session::hardware(config);
@@ -214,11 +219,6 @@ impl Engine {
     fn worked(&self, time: std::time::Duration) {
         let micros = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
         self.progress.worked_us.fetch_add(micros, Ordering::Relaxed);
-    }
-
-    /// Where the nodes of the graph run.
-    pub fn placement(&self) -> &Placement {
-        self.session.placement()
     }
 
     /// Whether the device is gone; the engine must not score any more.

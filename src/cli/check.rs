@@ -163,13 +163,8 @@ async fn examine(
     bar.set_message("creating the session");
     let (began, progress) = (Instant::now(), Arc::<Progress>::default());
     let engine = start(config, &package, &progress).await?;
-    let provider = config.engine.execution_provider.execution_provider();
-    let (device, onnxruntime) = (device_name(config), library_version(&config.engine));
-    let library = onnxruntime.as_deref().unwrap_or("of unknown version");
-    let found = format!("{provider} on {device}, ONNX Runtime {library}");
-    findings.push(Finding::ok("provider", found));
-    let placement = Arc::clone(&engine.placement);
-    findings.push(placed(config, &placement));
+    let onnxruntime = library_version(&config.engine);
+    findings.push(provider(config, onnxruntime.as_deref(), &engine));
 
     bar.set_message("warming up: changing and restoring every tensor");
     let warming = async { engine.turn().await.warm().await };
@@ -192,38 +187,48 @@ async fn examine(
     Ok(json!({
         "model": name, "version": version, "dir": dir,
         "package_id": package.package_id, "weights_id": weights.weights_id,
-        "execution_provider": provider, "device": device, "onnxruntime": onnxruntime,
-        "software_device": hardware(&config.engine).is_software, "plugin": plugin(&config.engine),
-        "placement": { "device": placement.device, "host": placement.host_nodes.len() },
-        "host_nodes": host_nodes(&placement),
+        "execution_provider": config.engine.execution_provider.execution_provider(),
+        "device": device_name(config), "onnxruntime": onnxruntime,
+        "software_device": engine.facts.software_device, "plugin": plugin(&config.engine),
+        "placement": engine.facts.placement, "host_nodes": host_nodes(&engine.placement),
         "tensors": tensors, "shards": shards,
         "windows": windows, "baseline_loss": loss, "warm_ms": took,
         "inert": warm.named_inert(), "inert_count": warm.inert.len(),
     }))
 }
 
-/// Where the graph runs, and where the provider comes from.
-fn placed(config: &Config, placement: &Placement) -> Finding {
-    let mut found = match placement.host_nodes.as_slice() {
-        [] => format!("all {} nodes on the device", placement.device),
-        host => format!(
-            "{} nodes on the device; on the host {} that compute shapes and indices only: {}",
-            placement.device,
-            host.len(),
+/// What computes, where the graph's nodes are, and where the provider comes from.
+fn provider(config: &Config, onnxruntime: Option<&str>, engine: &EngineHandle) -> Finding {
+    let (name, device) = (
+        config.engine.execution_provider.execution_provider(),
+        device_name(config),
+    );
+    let library = onnxruntime.unwrap_or("of unknown version");
+    let plugin = plugin(&config.engine).map(|plugin| {
+        let (path, sha256) = (plugin.path.display(), plugin.sha256);
+        format!(", plugin {path} (SHA-256 {sha256})")
+    });
+    let (placement, plugin) = (placed(&engine.placement), plugin.unwrap_or_default());
+    let found = format!("{name} on {device}, ONNX Runtime {library}{plugin}; {placement}");
+    match engine.facts.software_device {
+        false => Finding::ok("provider", found),
+        true => {
+            let found = format!("{found}; the device is software");
+            let advice = "for tests only: a GPU in software is far slower than the provider cpu";
+            Finding::new("provider", Verdict::Warn, found, Some(advice.into()))
+        }
+    }
+}
+
+fn placed(placement: &Placement) -> String {
+    let (device, host) = (placement.device, placement.host_nodes.len());
+    match host {
+        0 => format!("all {device} nodes on the device"),
+        _ => format!(
+            "{device} nodes on the device, {host} on the host, which compute shapes and indices only: {}",
             placement.host_in_words()
         ),
-    };
-    if let Some(plugin) = plugin(&config.engine) {
-        let (path, sha256) = (plugin.path.display(), plugin.sha256);
-        found = format!("{found}; plugin {path}, SHA-256 {sha256}");
     }
-    if hardware(&config.engine).is_software {
-        let advice =
-            "this is for tests only: a GPU in software is far slower than the provider cpu";
-        let found = format!("{found}; the device is software");
-        return Finding::new("placement", Verdict::Warn, found, Some(advice.into()));
-    }
-    Finding::ok("placement", found)
 }
 
 fn host_nodes(placement: &Placement) -> Vec<Value> {

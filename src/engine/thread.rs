@@ -401,3 +401,21 @@ fn serve(mut engine: Engine, mut inbox: mpsc::Receiver<Command>, loss: &Loss) {
         drop((command.over, command.turn));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{configuration, hazard};
+    use super::*;
+
+    #[tokio::test]
+    async fn with_its_device_the_engine_is_lost() {
+        let (package, _folder) = hazard();
+        let (config, read) = (configuration(), move || Ok(package));
+        let engine = EngineHandle::start(read, &config, Arc::default());
+        let engine = engine.await.unwrap();
+        let turn = engine.turn().await;
+        let answer = turn.run(None, true, |engine| engine.session.lose()).await;
+        assert!(answer.is_ok(), "whoever asked has an answer first");
+        assert_eq!(engine.lost().await, Detail::EngineLost);
+    }
+}

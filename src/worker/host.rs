@@ -39,7 +39,7 @@ pub(crate) fn facts() -> HostFacts {
         cpu_model: hardware::cpu_model(),
         cores: std::thread::available_parallelism().map_or(1, |n| n.get() as u64),
         ram_bytes: system.total_memory(),
-        gpu_model: hardware::nvidia_model(),
+        gpu_model: hardware::nvidia_models().into_iter().next(),
         gpu_memory_bytes: None,
         os: sysinfo::System::long_os_version().unwrap_or_default(),
         arch: std::env::consts::ARCH.into(),

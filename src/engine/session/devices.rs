@@ -1,13 +1,12 @@
 //! What each provider could run on here, and how to name it in the configuration.
 
-use std::path::Path;
-
 use serde::Serialize;
 
 use super::library::{beside_runtime, environment, register_webgpu};
 use super::provider::ROWS;
 use super::vulkan;
 use crate::config::{EngineConfig, Provider};
+use crate::util::hardware;
 
 /// A provider, and what it sees of this machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -67,10 +66,8 @@ fn settings(provider: Provider, more: Option<String>) -> Vec<String> {
 pub(super) fn look_cpu(config: &EngineConfig) -> Look {
     let mut system = sysinfo::System::new();
     system.refresh_memory();
-    system.refresh_cpu_list(sysinfo::CpuRefreshKind::nothing());
-    let model = system.cpus().first().map(|cpu| cpu.brand().to_owned());
     let seen = Seen {
-        name: model.unwrap_or_default(),
+        name: hardware::cpu_model(),
         memory_bytes: Some(system.total_memory()),
         driver: None,
         software: false,
@@ -81,42 +78,25 @@ pub(super) fn look_cpu(config: &EngineConfig) -> Look {
     (vec![seen], usable.map_err(|e| e.to_string()))
 }
 
+/// CUDA counts the GPUs in the order of their addresses if the environment says so.
 pub(super) fn look_cuda(config: &EngineConfig) -> Look {
-    let seen = nvidia(Path::new("/"));
+    let models = hardware::nvidia_models();
+    let several = (models.len() > 1).then_some("CUDA_DEVICE_ORDER=PCI_BUS_ID");
     let library = "libonnxruntime_providers_cuda.so";
-    let usable = beside_runtime(config, library).and_then(|found| match (found, seen.len()) {
+    let usable = beside_runtime(config, library).and_then(|found| match (found, models.len()) {
         (false, _) => Err(format!("{library} is not beside ONNX Runtime")),
         (true, 0) => Err("the NVIDIA driver shows no GPU".into()),
         (true, _) => Ok(()),
     });
-    (seen, usable)
-}
-
-/// The GPUs that the NVIDIA driver shows below `root`, in the order of their PCI addresses: so CUDA counts
-/// them if it is told to.
-fn nvidia(root: &Path) -> Vec<Seen> {
-    let cards = std::fs::read_dir(root.join("proc/driver/nvidia/gpus"));
-    let cards = cards.into_iter().flatten().flatten();
-    let mut cards: Vec<_> = cards.map(|card| card.path().join("information")).collect();
-    cards.sort();
-    let version = std::fs::read_to_string(root.join("sys/module/nvidia/version"));
-    let driver = version
-        .ok()
-        .map(|version| format!("NVIDIA {}", version.trim()));
-    let several = (cards.len() > 1).then_some("CUDA_DEVICE_ORDER=PCI_BUS_ID");
-    let seen = cards.iter().enumerate().map(|(id, card)| {
-        let facts = std::fs::read_to_string(card).unwrap_or_default();
-        let model = facts.lines().find_map(|line| line.strip_prefix("Model:"));
-        Seen {
-            name: model.map_or("NVIDIA GPU", str::trim).to_owned(),
-            memory_bytes: None,
-            driver: driver.clone(),
-            software: false,
-            settings: settings(Provider::Cuda, Some(format!("engine.device_id={id}"))),
-            environment: several.into_iter().collect(),
-        }
+    let seen = models.into_iter().enumerate().map(|(id, name)| Seen {
+        name,
+        memory_bytes: None,
+        driver: hardware::nvidia_driver(),
+        software: false,
+        settings: settings(Provider::Cuda, Some(format!("engine.device_id={id}"))),
+        environment: several.into_iter().collect(),
     });
-    seen.collect()
+    (seen.collect(), usable)
 }
 
 pub(super) fn look_webgpu(config: &EngineConfig) -> Look {
@@ -131,36 +111,4 @@ pub(super) fn look_webgpu(config: &EngineConfig) -> Look {
         environment: Vec::new(),
     });
     (seen.collect(), usable)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn nvidia_gpus_are_numbered_by_their_pci_addresses() {
-        let root = tempfile::tempdir().unwrap();
-        let write = |path: &str, text: &str| {
-            let path = root.path().join(path);
-            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-            std::fs::write(path, text).unwrap();
-        };
-        assert_eq!(nvidia(root.path()), []);
-        let card = |address: &str| format!("proc/driver/nvidia/gpus/{address}/information");
-        write(&card("0000:41:00.0"), "Model: \t\t NVIDIA B\nIRQ: 1\n");
-        let one = nvidia(root.path());
-        assert_eq!(
-            one[0].settings,
-            ["engine.execution_provider=cuda", "engine.device_id=0"]
-        );
-        assert_eq!(one[0].driver, None);
-        write(&card("0000:01:00.0"), "Model: \t\t NVIDIA A\n");
-        write("sys/module/nvidia/version", "580.95.05\n");
-        let two = nvidia(root.path());
-        let names: Vec<_> = two.iter().map(|gpu| gpu.name.as_str()).collect();
-        assert_eq!(names, ["NVIDIA A", "NVIDIA B"]);
-        assert_eq!(two[1].settings[1..], ["engine.device_id=1"]);
-        assert_eq!(two[1].environment, ["CUDA_DEVICE_ORDER=PCI_BUS_ID"]);
-        assert_eq!(two[1].driver.as_deref(), Some("NVIDIA 580.95.05"));
-    }
 }

@@ -29,7 +29,7 @@ pub struct Placement {
 }
 
 impl Placement {
-    /// Reads it from a session; every node that is not on this provider is on the host.
+    /// Reads it from a session; every node that is not on this provider is on the host. Fails if all are.
     pub(super) fn of(session: &Session, provider: &str) -> Result<Self, SessionError> {
         let mut placement = Self::default();
         for (at, node) in assigned(session)? {
@@ -38,7 +38,14 @@ impl Placement {
                 false => placement.host_nodes.push(node),
             }
         }
-        Ok(placement)
+        if placement.device > 0 {
+            return Ok(placement);
+        }
+        Err(SessionError::Unavailable(format!(
+            "{provider} runs no node of the graph; elsewhere are {}: {}",
+            placement.host_nodes.len(),
+            placement.host_in_words()
+        )))
     }
 
     /// The nodes on the host: the first of them by name, and how many more.

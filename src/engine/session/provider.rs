@@ -104,7 +104,10 @@ static CUDA: Row = Row {
     rewrites: &[Rewrite::Sequence],
     largest_weight: || None,
     hardware: || Hardware {
-        model: hardware::nvidia_model().unwrap_or_default(),
+        model: hardware::nvidia_models()
+            .into_iter()
+            .next()
+            .unwrap_or_default(),
         driver: hardware::nvidia_driver().unwrap_or_default(),
         is_software: false,
     },
@@ -138,6 +141,9 @@ static WEBGPU: Row = Row {
         Rewrite::Sequence,
         Rewrite::LogSoftmax,
         Rewrite::CrossEntropy,
+        Rewrite::Sum,
+        Rewrite::Softmax,
+        Rewrite::Clip,
         Rewrite::ConstantOfShape,
     ],
     largest_weight: || Some(vulkan::largest_buffer()),

@@ -115,17 +115,22 @@ fn rows(length: usize) -> Vec<f32> {
 }
 
 #[test]
-fn a_log_softmax_in_steps_is_the_operator_in_finite_and_in_other_values() {
+fn a_softmax_in_steps_is_the_operator_in_finite_and_in_other_values() {
     for (place, half) in PLACES.into_iter().flat_map(|p| [(p, false), (p, true)]) {
         for (opset, axis) in [(13, -1), (15, -1), (17, 1), (18, -1), (20, 0), (21, 1)] {
-            let nodes = [Made {
-                op: "LogSoftmax",
-                input: &["x"],
-                output: "y",
-                int: &[("axis", axis)],
-                ..Made::default()
-            }];
-            for length in [1, 3, 16, 37] {
+            let lengths = [1, 3, 16, 37].into_iter();
+            let softmax = [
+                ("LogSoftmax", Rewrite::LogSoftmax),
+                ("Softmax", Rewrite::Softmax),
+            ];
+            for ((op, rewrite), length) in lengths.flat_map(|l| softmax.map(|s| (s, l))) {
+                let nodes = [Made {
+                    op,
+                    input: &["x"],
+                    output: "y",
+                    int: &[("axis", axis)],
+                    ..Made::default()
+                }];
                 let of = Runnable {
                     opset,
                     place,
@@ -135,11 +140,11 @@ fn a_log_softmax_in_steps_is_the_operator_in_finite_and_in_other_values() {
                 };
                 let values = rows(length);
                 let shape = [values.len() / length, length];
-                let after = compare(of, Rewrite::LogSoftmax, &shape, &values);
+                let after = compare(of, rewrite, &shape, &values);
                 // Where the type is not known it takes CastLike.
                 let known = place != Place::Function;
                 let stays = !known && opset < 15;
-                assert_eq!(after.contains(&"LogSoftmax".to_owned()), stays, "{of:?}");
+                assert_eq!(after.contains(&op.to_owned()), stays, "{of:?}");
                 assert_eq!(after.contains(&"CastLike".to_owned()), !known && !stays);
             }
         }
@@ -162,6 +167,77 @@ fn a_log_softmax_of_many_halves_does_not_overflow() {
         nodes: &nodes,
     };
     compare(of, Rewrite::LogSoftmax, &[1, 70_000], &[0.5; 70_000]);
+}
+
+#[test]
+fn what_is_clipped_stays_nan() {
+    let clips: [(&str, &[&str]); 2] = [("Relu", &["x"]), ("Clip", &["x", "low", "high"])];
+    let made = |op, input, output| Made {
+        op,
+        input,
+        output,
+        ..Made::default()
+    };
+    for (op, input) in clips {
+        // The bounds are 0 and 1, of the type of `x`.
+        let nodes = [
+            made("Shape", &["x"], "shape"),
+            made("CastLike", &["shape", "x"], "size"),
+            made("Sub", &["size", "size"], "low"),
+            made("Div", &["size", "size"], "high"),
+            made(op, input, "y"),
+        ];
+        for (place, half) in PLACES.into_iter().flat_map(|p| [(p, false), (p, true)]) {
+            let of = Runnable {
+                opset: 18,
+                place,
+                half,
+                shape: &[None],
+                nodes: &nodes,
+            };
+            let (nan, infinite) = (f32::NAN, f32::INFINITY);
+            let values = [nan, infinite, -infinite, -0.0, 0.0, 0.5, -7.0, 7.0, -nan];
+            let after = compare(of, Rewrite::Clip, &[values.len()], &values);
+            assert!(!after.contains(&op.to_owned()), "{after:?}");
+        }
+    }
+}
+
+#[test]
+fn a_sum_is_a_chain_of_additions() {
+    let sums: [&[&str]; 3] = [&["x"], &["x", "one"], &["x", "x", "one", "x"]];
+    for input in sums {
+        let nodes = [
+            // Broadcast, and of the type of `x`.
+            Made {
+                op: "ReduceMax",
+                input: &["x"],
+                output: "one",
+                ..Made::default()
+            },
+            Made {
+                op: "Sum",
+                input,
+                output: "y",
+                ..Made::default()
+            },
+        ];
+        for (place, half) in PLACES.into_iter().flat_map(|p| [(p, false), (p, true)]) {
+            for (at, special) in [1.0, f32::NAN, f32::INFINITY].into_iter().enumerate() {
+                let of = Runnable {
+                    opset: 18,
+                    place,
+                    half,
+                    shape: &[None],
+                    nodes: &nodes,
+                };
+                let mut values = [0.5, 3.25, f32::NEG_INFINITY, 7.0];
+                values[at] = special;
+                let after = compare(of, Rewrite::Sum, &[values.len()], &values);
+                assert!(!after.contains(&"Sum".to_owned()), "{after:?}");
+            }
+        }
+    }
 }
 
 /// The losses of 6 examples of 3 classes, the second of which is ignored, as a vector or a matrix of

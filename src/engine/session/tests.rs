@@ -7,6 +7,7 @@ use super::provider::{Storage, row};
 use super::scratch::Device;
 use super::*;
 use crate::config::{Config, Layers, Provider};
+use crate::model::onnx::hand_made::{Made, Place, Runnable};
 use crate::model::onnx::{copy_graph, scatter_graph};
 use crate::model::tensor::Dtype;
 
@@ -61,19 +62,64 @@ fn a_session_that_silently_is_on_the_cpu_is_refused() {
     let (cpu, graph) = (row(Provider::Cpu), copy_graph(Dtype::F32));
     for provider in [Provider::WebGpu, Provider::Cuda] {
         let name = row(provider).name();
-        let weights = [DATA.to_owned()];
-        let source = GraphSource::Bytes(&graph);
-        let (config, terminator) = (config(&[]), Terminator::default());
-        let made = build_by(cpu.register, name, &config, source, &weights, &terminator);
-        let error = made.unwrap_err();
-        let SessionError::Unavailable(message) = error else {
-            panic!("{error:?}");
-        };
-        assert!(
-            message.contains(name) && message.contains("identity (Identity)"),
-            "{message}"
-        );
+        for weights in [vec![DATA.to_owned()], Vec::new()] {
+            let source = GraphSource::Bytes(&graph);
+            let (config, terminator) = (config(&[]), Terminator::default());
+            let made = build_by(cpu.register, name, &config, source, &weights, &terminator);
+            let error = made.unwrap_err();
+            let SessionError::Unavailable(message) = error else {
+                panic!("{error:?}");
+            };
+            assert!(message.contains(name), "{message}");
+            assert!(message.contains("identity (Identity)"), "{message}");
+        }
     }
+}
+
+/// Where the nodes of this graph are on the device, its input `x` being the weight.
+fn placed(nodes: &[Made<'_>]) -> Result<Placement, SessionError> {
+    let graph = Runnable {
+        opset: 20,
+        place: Place::Graph,
+        half: false,
+        shape: &[None],
+        nodes,
+    };
+    let graph = graph.encode();
+    let built = build(
+        &webgpu(),
+        GraphSource::Bytes(&graph),
+        &["x".to_owned()],
+        &Terminator::default(),
+    );
+    built.map(|(_, placement)| placement)
+}
+
+fn made<'a>(name: &'a str, op: &'a str, input: &'a [&'a str], output: &'a str) -> Made<'a> {
+    Made {
+        name,
+        op,
+        input,
+        output,
+        ..Made::default()
+    }
+}
+
+#[test]
+fn arithmetic_on_shapes_may_stay_on_the_host_and_computing_with_weights_may_not() {
+    let shape = made("shape", "Shape", &["x"], "s");
+    let zeros = made("zeros", "ConstantOfShape", &["s"], "z");
+    let add = made("add", "Add", &["x", "z"], "y");
+    let placement = placed(&[shape, zeros, add]).unwrap();
+    assert!(placement.device > 0);
+    assert_eq!(placement.host_in_words(), "zeros (ConstantOfShape)");
+    let guard = made("guard", "IsNaN", &["x"], "n");
+    let choice = made("choice", "Where", &["n", "x", "x"], "y");
+    let error = placed(&[guard, choice]).unwrap_err();
+    let SessionError::Unavailable(message) = error else {
+        panic!("{error:?}");
+    };
+    assert!(message.contains("guard (IsNaN)"), "{message}");
 }
 
 #[test]

@@ -137,14 +137,11 @@ fn judge(found: &Result<Vec<Gpu>, String>, allow_software: bool) -> Result<(), S
 
 /// What WebGPU computes on. Among several GPUs it chooses one itself; all of them are named then.
 pub(super) fn hardware() -> Hardware {
-    let found = gpus().unwrap_or_default();
-    let found: Vec<&Gpu> = candidates(&found).collect();
+    let all = gpus().unwrap_or_default();
+    let found: Vec<&Gpu> = candidates(&all).collect();
     let all = |of: fn(&Gpu) -> &str| {
-        found
-            .iter()
-            .map(|gpu| of(gpu))
-            .collect::<Vec<_>>()
-            .join(" or ")
+        let words = found.iter().map(|gpu| of(gpu));
+        words.collect::<Vec<_>>().join(" or ")
     };
     Hardware {
         model: all(|gpu| &gpu.name),

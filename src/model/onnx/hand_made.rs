@@ -60,7 +60,7 @@ impl Made<'_> {
         let one = self.int.iter().map(|(name, value)| int(name, *value));
         let reduction = Some(self.reduction).filter(|reduction| !reduction.is_empty());
         let attributes = one
-            .chain(reduction.map(|text| reduced(text)))
+            .chain(reduction.map(reduced))
             .chain(self.ints.iter().map(|(name, values)| ints(name, values)));
         let node = Node {
             name: Some(self.name.into()),

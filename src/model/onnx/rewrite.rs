@@ -2,12 +2,15 @@
 //! made: in the graph, in the bodies of its nodes and in its local functions. A node of which it
 //! cannot be proven that the rewriting means the same stays as it is.
 
+mod clip;
 mod constant_of_shape;
 mod cross_entropy;
 mod is_nan;
 mod log_softmax;
 mod scope;
 mod sequence;
+mod softmax;
+mod sum;
 #[cfg(test)]
 mod tests;
 mod wide;
@@ -31,8 +34,29 @@ pub enum Rewrite {
     /// `SoftmaxCrossEntropyLoss` and `NegativeLogLikelihoodLoss` of each example, which ONNX Runtime
     /// expands to nodes without names, a `LogSoftmax` among them, become named nodes without it.
     CrossEntropy,
+    /// `Sum` becomes `Add`s.
+    Sum,
+    /// `Softmax` becomes `ReduceMax`, `Sub`, `Exp`, `ReduceSum` and `Div`, which keep NaN and
+    /// infinities, as `LogSoftmax` in steps does.
+    Softmax,
+    /// `Clip` with both bounds and `Relu` become `Max` and `Min`, which keep NaN.
+    Clip,
     /// `ConstantOfShape` of floating point numbers becomes `Expand`.
     ConstantOfShape,
+}
+
+impl Rewrite {
+    /// All of them.
+    pub const ALL: [Self; 8] = [
+        Self::IsNan,
+        Self::Sequence,
+        Self::LogSoftmax,
+        Self::CrossEntropy,
+        Self::Sum,
+        Self::Softmax,
+        Self::Clip,
+        Self::ConstantOfShape,
+    ];
 }
 
 impl Graph {
@@ -92,28 +116,10 @@ impl Rewriter<'_> {
     /// Decides which nodes of a graph or function are replaced, before they are visited.
     fn enter(&mut self, mut scope: Scope) -> Result<(), GraphError> {
         let mut replaced = Vec::new();
-        for rewrite in self.rewrites {
-            for (at, node) in scope.nodes.iter().enumerate() {
-                let own = node.op();
-                match (rewrite, own.as_str()) {
-                    (Rewrite::IsNan, "IsNaN") => replaced.extend(is_nan::rewrite(at, node)),
-                    (Rewrite::ConstantOfShape, "ConstantOfShape") => {
-                        replaced.extend(constant_of_shape::rewrite(at, node)?);
-                    }
-                    (Rewrite::LogSoftmax, "LogSoftmax") => {
-                        replaced.extend(log_softmax::rewrite(at, node, &scope, &self.scopes)?);
-                    }
-                    (
-                        Rewrite::CrossEntropy,
-                        "SoftmaxCrossEntropyLoss" | "NegativeLogLikelihoodLoss",
-                    ) => {
-                        replaced.extend(cross_entropy::rewrite(at, node, &scope, &self.scopes)?);
-                    }
-                    (Rewrite::Sequence, "SplitToSequence") => {
-                        replaced.extend(sequence::rewrite(at, node, &scope, &self.scopes)?);
-                    }
-                    (_, _) => {}
-                }
+        for (at, node) in scope.nodes.iter().enumerate() {
+            let rewrite = Rewrite::of(&node.op());
+            if let Some(rewrite) = rewrite.filter(|rewrite| self.rewrites.contains(rewrite)) {
+                replaced.extend(rewrite.apply(at, node, &scope, &self.scopes)?);
             }
         }
         let replaced = replaced.into_iter();
@@ -122,6 +128,48 @@ impl Rewriter<'_> {
             .collect();
         self.scopes.push(scope);
         Ok(())
+    }
+}
+
+impl Rewrite {
+    /// That of an operator.
+    fn of(op: &str) -> Option<Self> {
+        Some(match op {
+            "IsNaN" => Self::IsNan,
+            "SplitToSequence" => Self::Sequence,
+            "LogSoftmax" => Self::LogSoftmax,
+            "SoftmaxCrossEntropyLoss" | "NegativeLogLikelihoodLoss" => Self::CrossEntropy,
+            "Sum" => Self::Sum,
+            "Softmax" => Self::Softmax,
+            "Clip" | "Relu" => Self::Clip,
+            "ConstantOfShape" => Self::ConstantOfShape,
+            _ => return None,
+        })
+    }
+
+    /// The nodes that are replaced, and by which; none where it cannot be proven to mean the same.
+    fn apply(
+        self,
+        at: usize,
+        node: &NodeProto,
+        scope: &Scope,
+        outer: &[Scope],
+    ) -> Result<Vec<Replaced>, GraphError> {
+        if node.is_open()? {
+            return Ok(Vec::new());
+        }
+        let replaced = match self {
+            Self::IsNan => is_nan::rewrite(node),
+            Self::Sequence => return sequence::rewrite(at, node, scope, outer),
+            Self::LogSoftmax => log_softmax::rewrite(node, scope, outer)?,
+            Self::CrossEntropy => cross_entropy::rewrite(node, scope, outer)?,
+            Self::Sum => sum::rewrite(node),
+            Self::Softmax => softmax::rewrite(node, scope, outer)?,
+            Self::Clip if node.op_type() == "Relu" => clip::relu(node, scope, outer),
+            Self::Clip => clip::rewrite(node),
+            Self::ConstantOfShape => constant_of_shape::rewrite(node)?,
+        };
+        Ok(replaced.map(|nodes| (at, nodes)).into_iter().collect())
     }
 }
 
