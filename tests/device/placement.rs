@@ -168,7 +168,7 @@ fn places(sources: &[Source], config: &EngineConfig) -> BTreeMap<String, String>
 }
 
 #[test]
-fn every_graph_computes_on_the_device_or_is_refused_with_the_operator_that_it_lacks() {
+fn every_graph_computes_on_the_device_or_is_refused_by_name() {
     let config = config(&[]).engine;
     let folder = tempfile::tempdir().unwrap();
     let mut sources = small();
