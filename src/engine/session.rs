@@ -21,7 +21,7 @@ use ort::session::SessionInputValue;
 
 use crate::config::EngineConfig;
 use crate::model::onnx::{DATA, Graph, OUTPUT, Rewrite, WeightSpec};
-use build::{GraphSource, build};
+use build::{GraphSource, Terms, build};
 pub use devices::{Seen, Sight, devices};
 pub use feed::Feed;
 pub use library::{Plugin, library_version, plugin};
@@ -63,7 +63,8 @@ pub enum SessionError {
 impl From<ort::Error> for SessionError {
     fn from(error: ort::Error) -> Self {
         let text = error.to_string();
-        if text.contains("terminate flag being set") {
+        let ended = ["terminate flag being set", "canceled due to user request"];
+        if ended.iter().any(|part| text.contains(part)) {
             Self::Terminated
         } else if let Some(known) = provider::classify(&text) {
             known(text)
@@ -91,7 +92,7 @@ pub struct Session {
     weights: Vec<Scratch>,
     memory: Memory,
     lost: bool,
-    /// Ends the runs of the current command.
+    /// Ends the runs of the current command, and the compilations before them.
     pub terminator: Terminator,
 }
 
@@ -142,7 +143,9 @@ impl Session {
     ) -> Result<Self, SessionError> {
         row(config.execution_provider).accepts(&weights)?;
         let patched = patched(&source.graph, &weights);
-        let (first, placement) = Compiled::new(config, &source, feeds, &patched)?;
+        let terminator = Terminator::default();
+        let terms = Terms::new(&patched, &terminator);
+        let (first, placement) = Compiled::new(config, &source, feeds, terms)?;
         let mut memory = memory(config, &weights)?;
         let weights = weights.into_iter().map(|spec| memory.fill(spec));
         let weights = weights.collect::<Result<_, _>>()?;
@@ -155,7 +158,7 @@ impl Session {
             weights,
             memory,
             lost: false,
-            terminator: Terminator::default(),
+            terminator,
         })
     }
 
@@ -174,7 +177,11 @@ impl Session {
             None => {
                 let surplus = (self.compiled.len() + 1).saturating_sub(KEPT);
                 self.compiled.drain(..surplus);
-                Compiled::new(&self.config, &self.source, feeds, &self.patched)?.0
+                let terms = Terms {
+                    harmless: &self.placement.host_nodes,
+                    ..Terms::new(&self.patched, &self.terminator)
+                };
+                Compiled::new(&self.config, &self.source, feeds, terms)?.0
             }
         };
         self.compiled.push(found);
@@ -218,7 +225,8 @@ impl Session {
     /// # Errors
     /// When the device fails or memory runs out; the weight is then unchanged.
     pub fn fill(&mut self, weight: usize, bytes: &[u8]) -> Result<(), SessionError> {
-        self.memory.refill(&mut self.weights[weight], bytes)
+        let filled = self.memory.refill(&mut self.weights[weight], bytes);
+        self.noted(filled)
     }
 
     /// Writes absolute values (already rounded to the weight's type) into a scratch weight.
@@ -231,8 +239,9 @@ impl Session {
         positions: &[u32],
         values: &[f32],
     ) -> Result<(), SessionError> {
-        self.memory
-            .write(&mut self.weights[weight], positions, values)
+        let scratch = &mut self.weights[weight];
+        let written = self.memory.write(scratch, positions, values);
+        self.noted(written)
     }
 
     /// Whether a scratch weight holds exactly these entries.
@@ -240,7 +249,8 @@ impl Session {
     /// # Errors
     /// When the device fails.
     pub fn holds(&mut self, weight: usize, entries: Entries<'_>) -> Result<bool, SessionError> {
-        self.memory.holds(&self.weights[weight], entries)
+        let found = self.memory.holds(&self.weights[weight], entries);
+        self.noted(found)
     }
 
     /// Where the nodes of the graph run.
@@ -259,8 +269,12 @@ impl Session {
     /// The classified error of ONNX Runtime.
     pub fn run(&mut self, feeds: Vec<Feed<'_>>) -> Result<Vec<f32>, SessionError> {
         let ran = self.run_once(feeds);
-        self.lost |= matches!(ran, Err(SessionError::Lost(_)));
-        ran
+        self.noted(ran)
+    }
+
+    fn noted<T>(&mut self, result: Result<T, SessionError>) -> Result<T, SessionError> {
+        self.lost |= matches!(result, Err(SessionError::Lost(_)));
+        result
     }
 
     /// Whether the device is gone; what follows would compute nothing, and some of it without an error.
@@ -293,12 +307,12 @@ impl Compiled {
         config: &EngineConfig,
         source: &Source,
         feeds: &[Feed<'_>],
-        weights: &[String],
+        terms: Terms<'_>,
     ) -> Result<(Self, Placement), SessionError> {
         let sizes = feeds.iter().map(|f| (f.name, f.shape.as_slice()));
         let graph = source.graph.sized(sizes);
         let graph = GraphSource::Beside(&graph, &source.folder);
-        let (inner, placement) = build(config, graph, weights)?;
+        let (inner, placement) = build(config, graph, terms)?;
         let shapes = shapes(feeds);
         Ok((Self { shapes, inner }, placement))
     }
@@ -329,6 +343,8 @@ fn memory(config: &EngineConfig, weights: &[WeightSpec]) -> Result<Memory, Sessi
 
 /// A session of a graph that works on a weight.
 fn kernel(config: &EngineConfig, graph: &[u8]) -> Result<ort::session::Session, SessionError> {
-    let (session, _) = build(config, GraphSource::Bytes(graph), &[DATA.to_owned()])?;
+    let (weights, terminator) = ([DATA.to_owned()], Terminator::default());
+    let terms = Terms::new(&weights, &terminator);
+    let (session, _) = build(config, GraphSource::Bytes(graph), terms)?;
     Ok(session)
 }

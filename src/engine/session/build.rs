@@ -7,7 +7,9 @@ use super::SessionError;
 use super::library::environment;
 use super::placement::{Optimised, Placement, RECORD};
 use super::provider::{Register, row};
+use super::terminator::Terminator;
 use crate::config::EngineConfig;
+use crate::model::onnx::NodeRef;
 
 /// `kOrtSessionOptionsModelExternalInitializersFileFolderPath`.
 const EXTERNAL_FOLDER: &str = "session.model_external_initializers_file_folder_path";
@@ -21,14 +23,35 @@ pub(super) enum GraphSource<'a> {
     Beside(&'a [u8], &'a std::path::Path),
 }
 
-/// A session whose nodes are on the provider: all of them, or all that compute with these weights.
+/// What the making of a session is held to.
+#[derive(Clone, Copy)]
+pub(super) struct Terms<'a> {
+    /// What computes with these must be on the device.
+    pub(super) weights: &'a [String],
+    /// Nodes that were found harmless on the host, in another size of the same graph.
+    pub(super) harmless: &'a [NodeRef],
+    /// Ends what compiles for too long.
+    pub(super) terminator: &'a Terminator,
+}
+
+impl<'a> Terms<'a> {
+    pub(super) fn new(weights: &'a [String], terminator: &'a Terminator) -> Self {
+        Self {
+            weights,
+            harmless: &[],
+            terminator,
+        }
+    }
+}
+
+/// A session whose nodes are on the provider: all of them, or all that compute with weights.
 pub(super) fn build(
     config: &EngineConfig,
     graph: GraphSource<'_>,
-    weights: &[String],
+    terms: Terms<'_>,
 ) -> Result<(Session, Placement), SessionError> {
     let row = row(config.execution_provider);
-    build_by(row.register, row.name(), config, graph, weights)
+    build_by(row.register, row.name(), config, graph, terms)
 }
 
 pub(super) fn build_by(
@@ -36,11 +59,13 @@ pub(super) fn build_by(
     provider: &str,
     config: &EngineConfig,
     graph: GraphSource<'_>,
-    weights: &[String],
+    terms: Terms<'_>,
 ) -> Result<(Session, Placement), SessionError> {
-    let session = commit(register(config, builder(config)?)?, graph)?;
+    let terminator = terms.terminator;
+    let session = commit(register(config, builder(config)?)?, graph, terminator)?;
     let placement = Placement::of(&session, provider)?;
-    if placement.host_nodes.is_empty() {
+    let mut on_host = placement.host_nodes.iter();
+    if on_host.all(|node| terms.harmless.contains(node)) {
         return Ok((session, placement));
     }
     // What depends on a weight, only the graph after optimisation tells. Most sessions need not write it, and
@@ -49,21 +74,27 @@ pub(super) fn build_by(
     let optimised = Optimised::new()?;
     let builder = register(config, builder(config)?)?;
     let builder = builder.with_optimized_model_path(optimised.path());
-    let session = commit(builder.map_err(|e| refused(e.into()))?, graph)?;
+    let session = commit(builder.map_err(|e| refused(e.into()))?, graph, terminator)?;
     let placement = Placement::of(&session, provider)?;
-    placement.judge(optimised.read()?, weights, provider)?;
+    placement.judge(optimised.read()?, terms.weights, provider)?;
     Ok((session, placement))
 }
 
-fn commit(mut builder: SessionBuilder, graph: GraphSource<'_>) -> Result<Session, SessionError> {
+fn commit(
+    mut builder: SessionBuilder,
+    graph: GraphSource<'_>,
+    terminator: &Terminator,
+) -> Result<Session, SessionError> {
+    terminator.begin_compilation(builder.canceler())?;
     let session = match graph {
         GraphSource::Bytes(bytes) => builder.commit_from_memory(bytes),
         // Without the folder, ONNX Runtime looks for the files in the working directory.
         GraphSource::Beside(bytes, folder) => builder
             .with_config_entry(EXTERNAL_FOLDER, folder.to_string_lossy())
-            .map_err(|e| refused(e.into()))?
-            .commit_from_memory(bytes),
+            .map_err(ort::Error::from)
+            .and_then(|mut builder| builder.commit_from_memory(bytes)),
     };
+    terminator.end();
     session.map_err(refused)
 }
 
@@ -73,10 +104,9 @@ fn refused(error: ort::Error) -> SessionError {
         kept @ (SessionError::OutOfMemory(_)
         | SessionError::NoKernel(_)
         | SessionError::Lost(_)
+        | SessionError::Terminated
         | SessionError::Unavailable(_)) => kept,
-        SessionError::Model(_) | SessionError::Terminated | SessionError::Other(_) => {
-            SessionError::Model(text)
-        }
+        SessionError::Model(_) | SessionError::Other(_) => SessionError::Model(text),
     }
 }
 

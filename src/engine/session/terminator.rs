@@ -1,7 +1,8 @@
-//! Ending a run from another thread.
+//! Ending a run, or the compilation before it, from another thread.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use ort::session::builder::LoadCanceler;
 use ort::session::{NoSelectedOutputs, RunOptions};
 
 use super::SessionError;
@@ -14,7 +15,22 @@ pub struct Terminator(Arc<Mutex<Runs>>);
 #[derive(Default)]
 struct Runs {
     ended: bool,
-    current: Option<Arc<RunOptions<NoSelectedOutputs>>>,
+    current: Option<Current>,
+}
+
+/// What the computing thread is in.
+enum Current {
+    Run(Arc<RunOptions<NoSelectedOutputs>>),
+    Compilation(LoadCanceler),
+}
+
+impl Current {
+    fn end(&self) -> ort::Result<()> {
+        match self {
+            Self::Run(options) => options.terminate(),
+            Self::Compilation(canceler) => canceler.cancel(),
+        }
+    }
 }
 
 impl std::fmt::Debug for Terminator {
@@ -28,20 +44,29 @@ impl Terminator {
     pub fn terminate(&self) {
         let mut runs = self.runs();
         runs.ended = true;
-        let told = runs.current.as_ref().map(|options| options.terminate());
+        let told = runs.current.as_ref().map(Current::end);
         if let Some(Err(error)) = told {
             tracing::warn!(%error, "the run could not be terminated");
         }
     }
 
     pub(super) fn begin(&self) -> Result<Arc<RunOptions<NoSelectedOutputs>>, SessionError> {
+        let options = Arc::new(RunOptions::new()?);
+        self.enter(Current::Run(Arc::clone(&options)))?;
+        Ok(options)
+    }
+
+    pub(super) fn begin_compilation(&self, canceler: LoadCanceler) -> Result<(), SessionError> {
+        self.enter(Current::Compilation(canceler))
+    }
+
+    fn enter(&self, current: Current) -> Result<(), SessionError> {
         let mut runs = self.runs();
         if runs.ended {
             return Err(SessionError::Terminated);
         }
-        let options = Arc::new(RunOptions::new()?);
-        runs.current = Some(Arc::clone(&options));
-        Ok(options)
+        runs.current = Some(current);
+        Ok(())
     }
 
     pub(super) fn end(&self) {

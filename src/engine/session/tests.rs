@@ -63,7 +63,10 @@ fn a_session_that_silently_is_on_the_cpu_is_refused() {
         let name = row(provider).name();
         for weights in [vec![DATA.to_owned()], Vec::new()] {
             let source = GraphSource::Bytes(&graph);
-            let error = build_by(cpu.register, name, &config(&[]), source, &weights).unwrap_err();
+            let terminator = Terminator::default();
+            let terms = Terms::new(&weights, &terminator);
+            let made = build_by(cpu.register, name, &config(&[]), source, terms);
+            let error = made.unwrap_err();
             let SessionError::Unavailable(message) = error else {
                 panic!("{error:?}");
             };
@@ -83,7 +86,9 @@ fn placed(nodes: &[Made<'_>]) -> Result<Placement, SessionError> {
         nodes,
     };
     let graph = graph.encode();
-    let built = build(&webgpu(), GraphSource::Bytes(&graph), &["x".to_owned()]);
+    let (weights, terminator) = (["x".to_owned()], Terminator::default());
+    let terms = Terms::new(&weights, &terminator);
+    let built = build(&webgpu(), GraphSource::Bytes(&graph), terms);
     built.map(|(_, placement)| placement)
 }
 
@@ -191,4 +196,22 @@ fn the_plugin_is_where_it_may_be_or_is_named_as_missing() {
     assert_eq!(plugin(&config), None);
     let found = plugin(&webgpu()).unwrap();
     assert!(found.path.is_absolute() && found.sha256.len() == 64);
+}
+
+#[test]
+fn a_compilation_ends_on_demand() {
+    let graph = copy_graph(Dtype::F32);
+    let cpu = config(&["engine.execution_provider=cpu"]);
+    let terminator = Terminator::default();
+    let late: provider::Register = |_, builder| {
+        let cancelled = builder.canceler().cancel();
+        cancelled.map(|()| builder).map_err(SessionError::from)
+    };
+    let (source, terms) = (GraphSource::Bytes(&graph), Terms::new(&[], &terminator));
+    let made = build_by(late, "CPUExecutionProvider", &cpu, source, terms);
+    assert_eq!(made.map(|_| ()), Err(SessionError::Terminated));
+    // None begins after the end.
+    terminator.terminate();
+    let made = build(&cpu, source, terms);
+    assert_eq!(made.map(|_| ()), Err(SessionError::Terminated));
 }
