@@ -17,8 +17,6 @@ mod vulkan;
 
 use std::path::PathBuf;
 
-use ort::session::SessionInputValue;
-
 use crate::config::EngineConfig;
 use crate::model::onnx::{DATA, Graph, OUTPUT, Rewrite, WeightSpec};
 use build::{GraphSource, Terms, build};
@@ -29,7 +27,7 @@ pub use placement::Placement;
 use provider::row;
 pub use provider::{Hardware, hardware, rewrites};
 pub use scratch::Entries;
-use scratch::{Device, Memory, Scratch};
+use scratch::{Device, Memory, Scratch, host_memory};
 pub use terminator::Terminator;
 
 /// A failure of ONNX Runtime, by what it means for the caller.
@@ -287,14 +285,16 @@ impl Session {
         let Some(Compiled { inner, .. }) = self.compiled.last_mut() else {
             return Err(SessionError::Other("no graph is compiled".into()));
         };
-        let fed = feeds
-            .into_iter()
-            .map(|feed| Ok((feed.name, feed.tensor()?.into())));
-        let mut inputs: Vec<(&str, SessionInputValue<'_>)> = fed.collect::<ort::Result<_>>()?;
-        let weights = self.weights.iter();
-        inputs.extend(weights.map(|weight| (weight.input.as_str(), weight.feed())));
+        let mut binding = inner.create_binding()?;
+        for feed in feeds {
+            binding.bind_input(feed.name, &feed.tensor()?)?;
+        }
+        for weight in &self.weights {
+            weight.bind(&mut binding)?;
+        }
+        binding.bind_output_to_device(OUTPUT, &host_memory()?)?;
         let options = self.terminator.begin()?;
-        let result = inner.run_with_options(inputs, &options);
+        let result = inner.run_binding_with_options(&binding, &options);
         self.terminator.end();
         let outputs = result?;
         let (_, values) = outputs[OUTPUT].try_extract_tensor::<f32>()?;

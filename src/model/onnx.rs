@@ -1,7 +1,7 @@
 //! ONNX graphs: reading them, finding out what a graph does with its weights, and preparing it for
 //! a session. In the order in which a graph passes through: messages, walking the encoded file,
-//! external data, the decoded graph, lifting weights, who reads what, what may not be trained, and
-//! what the session runs.
+//! external data, the decoded graph, lifting weights, who reads what, what may not be trained, what
+//! the session runs, what a provider needs rewritten, and where the session's nodes may be.
 
 mod external;
 mod flow;

@@ -3,8 +3,7 @@
 
 use half::{bf16, f16};
 use ort::memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, MemoryType};
-use ort::session::Session;
-use ort::session::SessionInputValue;
+use ort::session::{IoBinding, Session};
 use ort::value::{PrimitiveTensorElementType, Tensor};
 
 use super::SessionError;
@@ -83,9 +82,15 @@ pub(super) struct Scratch {
 }
 
 impl Scratch {
-    pub(super) fn feed(&self) -> SessionInputValue<'_> {
-        each!(&self.values, tensor => tensor.into())
+    pub(super) fn bind(&self, binding: &mut IoBinding) -> ort::Result<()> {
+        each!(&self.values, tensor => binding.bind_input(&self.input, tensor))
     }
+}
+
+/// Ordinary memory.
+pub(super) fn host_memory() -> ort::Result<MemoryInfo<'static>> {
+    let (device, kind) = (AllocationDevice::CPU, MemoryType::Default);
+    MemoryInfo::new(device, 0, AllocatorType::Device, kind)
 }
 
 /// Where the scratch weights live.
@@ -250,11 +255,11 @@ impl Device {
         let info = |device: &AllocationDevice<'static>, id, kind| {
             MemoryInfo::new(device.clone(), id, AllocatorType::Device, kind)
         };
-        let (own, host) = (MemoryType::Default, AllocationDevice::CPU);
+        let own = MemoryType::Default;
         let mut device = Self {
             weights: Allocator::new(copy, info(&storage.memory, id, own)?)?,
             staging: Allocator::new(copy, info(&storage.staging, id, MemoryType::CPUInput)?)?,
-            host: info(&host, 0, own)?,
+            host: host_memory()?,
             kernels,
             in_place: true,
         };

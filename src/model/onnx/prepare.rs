@@ -1,5 +1,6 @@
 //! The graph that a session runs: weights become inputs, or constants in a file, and a loss head is
-//! appended. Everything else passes through byte for byte.
+//! appended. Everything else passes through byte for byte, but for the nodes that the provider needs
+//! rewritten.
 //!
 //! Why inputs: the runtime may prepack, fold or merge an initializer, and would then not see a patch
 //! to it. An input is always read.

@@ -14,7 +14,6 @@ pub(super) const INT32: i32 = 6;
 pub(super) const INT64: i32 = 7;
 pub(super) const BOOL: i32 = 9;
 pub(super) const FLOAT16: i32 = 10;
-pub(super) const DOUBLE: i32 = 11;
 pub(super) const BFLOAT16: i32 = 16;
 /// `TensorProto.data_location`: the data is in a file.
 pub(super) const EXTERNAL: i32 = 1;
@@ -210,6 +209,9 @@ pub(super) struct Attribute {
     pub(super) graphs: Vec<GraphProto>,
     #[prost(int32, optional, tag = "20")]
     pub(super) r#type: Option<i32>,
+    /// In a function: the attribute of the call whose value it has.
+    #[prost(string, optional, tag = "21")]
+    pub(super) ref_attr_name: Option<String>,
 }
 
 /// An operator that the model defines itself.
@@ -287,13 +289,18 @@ pub(super) fn int(name: &str, value: i64) -> Attribute {
     }
 }
 
-/// An attribute that is a list of floating point numbers.
-pub(super) fn floats(name: &str, values: &[f32]) -> Attribute {
-    const FLOATS: i32 = 6;
+/// The value of a Constant that is one number in f32.
+pub(super) fn scalar(value: f32) -> Attribute {
+    const TENSOR: i32 = 4;
+    let tensor = TensorProto {
+        data_type: Some(FLOAT),
+        float_data: vec![value],
+        ..TensorProto::default()
+    };
     Attribute {
-        name: Some(name.into()),
-        floats: values.to_vec(),
-        r#type: Some(FLOATS),
+        name: Some("value".into()),
+        t: Some(tensor),
+        r#type: Some(TENSOR),
         ..Attribute::default()
     }
 }
@@ -440,6 +447,17 @@ impl NodeProto {
     pub(super) fn display(&self) -> Option<&str> {
         let name = self.name.as_deref().filter(|name| !name.is_empty());
         name.or(self.output.first().map(String::as_str))
+    }
+
+    /// Whether an attribute's value is that of a call of the function around it.
+    pub(super) fn is_open(&self) -> Result<bool, GraphError> {
+        let mut open = self
+            .attributes()
+            .map(|held| Ok(held?.ref_attr_name.is_some()));
+        open.try_fold(
+            false,
+            |any, open: Result<bool, GraphError>| Ok(any || open?),
+        )
     }
 
     /// One at a time: a decoded attribute is many times what it takes in the file.

@@ -42,6 +42,19 @@ pub enum Rewrite {
     Clip,
 }
 
+impl Rewrite {
+    /// All of them.
+    pub const ALL: [Self; 7] = [
+        Self::IsNan,
+        Self::Sequence,
+        Self::LogSoftmax,
+        Self::CrossEntropy,
+        Self::Sum,
+        Self::Softmax,
+        Self::Clip,
+    ];
+}
+
 impl Graph {
     /// The graph as an ONNX file, with these rewritings. Names of values and of other nodes stay;
     /// new nodes are named after the one that they replace.
@@ -99,33 +112,10 @@ impl Rewriter<'_> {
     /// Decides which nodes of a graph or function are replaced, before they are visited.
     fn enter(&mut self, mut scope: Scope) -> Result<(), GraphError> {
         let mut replaced = Vec::new();
-        for rewrite in self.rewrites {
-            for (at, node) in scope.nodes.iter().enumerate() {
-                let own = node.op();
-                match (rewrite, own.as_str()) {
-                    (Rewrite::IsNan, "IsNaN") => replaced.extend(is_nan::rewrite(at, node)),
-                    (Rewrite::Sum, "Sum") => replaced.extend(sum::rewrite(at, node)),
-                    (Rewrite::Clip, "Clip") => replaced.extend(clip::rewrite(at, node)),
-                    (Rewrite::Clip, "Relu") => {
-                        replaced.extend(clip::relu(at, node, &scope, &self.scopes));
-                    }
-                    (Rewrite::Softmax, "Softmax") => {
-                        replaced.extend(softmax::rewrite(at, node, &scope, &self.scopes)?);
-                    }
-                    (Rewrite::LogSoftmax, "LogSoftmax") => {
-                        replaced.extend(log_softmax::rewrite(at, node, &scope, &self.scopes)?);
-                    }
-                    (
-                        Rewrite::CrossEntropy,
-                        "SoftmaxCrossEntropyLoss" | "NegativeLogLikelihoodLoss",
-                    ) => {
-                        replaced.extend(cross_entropy::rewrite(at, node, &scope, &self.scopes)?);
-                    }
-                    (Rewrite::Sequence, "SplitToSequence") => {
-                        replaced.extend(sequence::rewrite(at, node, &scope, &self.scopes)?);
-                    }
-                    (_, _) => {}
-                }
+        for (at, node) in scope.nodes.iter().enumerate() {
+            let rewrite = Rewrite::of(&node.op());
+            if let Some(rewrite) = rewrite.filter(|rewrite| self.rewrites.contains(rewrite)) {
+                replaced.extend(rewrite.apply(at, node, &scope, &self.scopes)?);
             }
         }
         let replaced = replaced.into_iter();
@@ -134,6 +124,46 @@ impl Rewriter<'_> {
             .collect();
         self.scopes.push(scope);
         Ok(())
+    }
+}
+
+impl Rewrite {
+    /// That of an operator.
+    fn of(op: &str) -> Option<Self> {
+        Some(match op {
+            "IsNaN" => Self::IsNan,
+            "SplitToSequence" => Self::Sequence,
+            "LogSoftmax" => Self::LogSoftmax,
+            "SoftmaxCrossEntropyLoss" | "NegativeLogLikelihoodLoss" => Self::CrossEntropy,
+            "Sum" => Self::Sum,
+            "Softmax" => Self::Softmax,
+            "Clip" | "Relu" => Self::Clip,
+            _ => return None,
+        })
+    }
+
+    /// The nodes that are replaced, and by which; none where it cannot be proven to mean the same.
+    fn apply(
+        self,
+        at: usize,
+        node: &NodeProto,
+        scope: &Scope,
+        outer: &[Scope],
+    ) -> Result<Vec<Replaced>, GraphError> {
+        if node.is_open()? {
+            return Ok(Vec::new());
+        }
+        let replaced = match self {
+            Self::IsNan => is_nan::rewrite(node),
+            Self::Sequence => return sequence::rewrite(at, node, scope, outer),
+            Self::LogSoftmax => log_softmax::rewrite(node, scope, outer)?,
+            Self::CrossEntropy => cross_entropy::rewrite(node, scope, outer)?,
+            Self::Sum => sum::rewrite(node),
+            Self::Softmax => softmax::rewrite(node, scope, outer)?,
+            Self::Clip if node.op_type() == "Relu" => clip::relu(node, scope, outer),
+            Self::Clip => clip::rewrite(node),
+        };
+        Ok(replaced.map(|nodes| (at, nodes)).into_iter().collect())
     }
 }
 

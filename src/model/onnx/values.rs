@@ -84,6 +84,9 @@ impl Integers {
         }
         for attribute in node.attributes() {
             let attribute = attribute?;
+            if attribute.ref_attr_name.is_some() {
+                return Ok(None);
+            }
             match attribute.name() {
                 "value" => return Ok(attribute.t.as_ref().and_then(Self::of)),
                 "value_int" => return Ok(attribute.i.map(Self::One)),

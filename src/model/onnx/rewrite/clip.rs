@@ -1,13 +1,15 @@
 //! `Clip` is a `Max` and a `Min`, and `Relu` a `Max` with 0: these keep NaN, which not every kernel of
 //! `Clip` and `Relu` does.
 
-use super::super::proto::{NodeProto, floats};
+use bytes::Bytes;
+
+use super::super::proto::{NodeProto, scalar};
+use super::Successors;
 use super::scope::Scope;
 use super::wide::Wide;
-use super::{Replaced, Successors};
 
 /// With both bounds: one that is left out is the last finite number of the type.
-pub(super) fn rewrite(at: usize, node: &NodeProto) -> Option<Replaced> {
+pub(super) fn rewrite(node: &NodeProto) -> Option<Vec<Bytes>> {
     let [x, low, high] = node.input.as_slice() else {
         return None;
     };
@@ -16,19 +18,14 @@ pub(super) fn rewrite(at: usize, node: &NodeProto) -> Option<Replaced> {
     }
     let mut nodes = Successors::of(node)?;
     let raised = nodes.push("raised", "Max", &[x, low], &[]);
-    Some((at, nodes.finish("Min", &[&raised, high], &[])))
+    Some(nodes.finish("Min", &[&raised, high], &[]))
 }
 
 /// In f32, so that the type of the 0 is known.
-pub(super) fn relu(
-    at: usize,
-    node: &NodeProto,
-    scope: &Scope,
-    outer: &[Scope],
-) -> Option<Replaced> {
+pub(super) fn relu(node: &NodeProto, scope: &Scope, outer: &[Scope]) -> Option<Vec<Bytes>> {
     let mut wide = Wide::of(node, scope, outer)?;
-    let zero = [floats("value_floats", &[0.0])];
+    let zero = [scalar(0.0)];
     let zero = wide.nodes.push("zero", "Constant", &[], &zero);
     let x = wide.input.clone();
-    Some((at, wide.finish("Max", &[&x, &zero])))
+    Some(wide.finish("Max", &[&x, &zero]))
 }

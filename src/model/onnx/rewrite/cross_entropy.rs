@@ -2,21 +2,22 @@
 //! the ignored one. Weights of classes, sums and means, and log-probabilities as a second output
 //! stay with the operator.
 
-use super::super::proto::{GraphError, INT64, NodeProto, attribute, floats, int, integer};
+use bytes::Bytes;
+
+use super::super::proto::{GraphError, INT64, NodeProto, attribute, int, integer, scalar};
+use super::Successors;
 use super::log_softmax::until_the_last;
 use super::scope::Scope;
 use super::wide::Wide;
-use super::{Replaced, Successors};
 
 /// Of the classes.
 const AXIS: i64 = 1;
 
 pub(super) fn rewrite(
-    at: usize,
     node: &NodeProto,
     scope: &Scope,
     outer: &[Scope],
-) -> Result<Option<Replaced>, GraphError> {
+) -> Result<Option<Vec<Bytes>>, GraphError> {
     let reduction = attribute(node, "reduction")?.and_then(|reduction| reduction.s);
     let each = reduction.as_deref() == Some(b"none");
     let ([_, targets], [_], true) = (node.input.as_slice(), node.output.as_slice(), each) else {
@@ -34,7 +35,7 @@ pub(super) fn rewrite(
     };
     let ignored = integer(node, "ignore_index")?;
     let loss = picked(&mut wide.nodes, &log_probs, targets, ignored);
-    Ok(Some((at, wide.finish("Neg", &[&loss]))))
+    Ok(Some(wide.finish("Neg", &[&loss])))
 }
 
 /// The log-probability of each target, and 0 for the ignored ones.
@@ -58,7 +59,7 @@ fn picked(
     };
     let none = nodes.constant("none", &[ignored]);
     let first = nodes.constant("first", &[0]);
-    let zero = nodes.push("zero", "Constant", &[], &[floats("value_floats", &[0.0])]);
+    let zero = nodes.push("zero", "Constant", &[], &[scalar(0.0)]);
     let mask = nodes.push("mask", "Equal", &[&column, &none], &[]);
     let valid = nodes.push("valid", "Where", &[&mask, &first, &column], &[]);
     let picked = gather(nodes, &valid);

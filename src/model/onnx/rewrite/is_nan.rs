@@ -1,11 +1,13 @@
 //! `IsNaN(x)` is `Not(Equal(x, x))`: nothing but NaN differs from itself.
 
-use super::super::proto::NodeProto;
-use super::{Replaced, Successors};
+use bytes::Bytes;
 
-pub(super) fn rewrite(at: usize, node: &NodeProto) -> Option<Replaced> {
+use super::super::proto::NodeProto;
+use super::Successors;
+
+pub(super) fn rewrite(node: &NodeProto) -> Option<Vec<Bytes>> {
     let x = node.input.first()?;
     let mut nodes = Successors::of(node)?;
     let same = nodes.push("equal", "Equal", &[x, x], &[]);
-    Some((at, nodes.finish("Not", &[&same], &[])))
+    Some(nodes.finish("Not", &[&same], &[]))
 }

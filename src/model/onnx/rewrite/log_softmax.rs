@@ -1,8 +1,9 @@
 //! `LogSoftmax(x)` is `s - log(sum(exp(s)))` with `s = x - max(x)`. `ReduceLogSumExp` would be less
 //! exact by far.
 
+use bytes::Bytes;
+
 use super::super::proto::{GraphError, NodeProto, integer, ints};
-use super::Replaced;
 use super::scope::Scope;
 use super::wide::Wide;
 
@@ -10,18 +11,17 @@ use super::wide::Wide;
 const AXES_AS_INPUT: i64 = 18;
 
 pub(super) fn rewrite(
-    at: usize,
     node: &NodeProto,
     scope: &Scope,
     outer: &[Scope],
-) -> Result<Option<Replaced>, GraphError> {
+) -> Result<Option<Vec<Bytes>>, GraphError> {
     let Some(mut nodes) = Wide::of(node, scope, outer) else {
         return Ok(None);
     };
     let axis = integer(node, "axis")?.unwrap_or(-1);
     let [shifted, log] = until_the_last(&mut nodes, axis, scope.opset);
     let nodes = nodes.finish("Sub", &[&shifted, &log]);
-    Ok(Some((at, nodes)))
+    Ok(Some(nodes))
 }
 
 /// All steps but the last: what it subtracts from what.

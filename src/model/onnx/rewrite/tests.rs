@@ -1,15 +1,7 @@
 use super::super::hand_made::{Made, Place, Runnable, operators};
+use super::super::proto::{decode_node, value_info};
 use super::*;
-
-const EVERY: [Rewrite; 7] = [
-    Rewrite::IsNan,
-    Rewrite::Sequence,
-    Rewrite::LogSoftmax,
-    Rewrite::CrossEntropy,
-    Rewrite::Sum,
-    Rewrite::Softmax,
-    Rewrite::Clip,
-];
+use prost::Message as _;
 
 fn made<'a>(op: &'a str, input: &'a [&'a str], output: &'a str) -> Made<'a> {
     Made {
@@ -48,7 +40,7 @@ fn rewritten(model: &[u8], rewrites: &[Rewrite]) -> Vec<u8> {
 fn listed(model: &[u8]) -> Vec<String> {
     let graph = Graph::decode(model.to_vec().into()).unwrap();
     let nodes = graph.proto().node.iter();
-    let nodes = nodes.map(|bytes| super::super::proto::decode_node(bytes).unwrap());
+    let nodes = nodes.map(|bytes| decode_node(bytes).unwrap());
     nodes
         .map(|node| {
             format!(
@@ -70,7 +62,7 @@ fn new_nodes_are_named_after_the_old_one_and_others_stay() {
         made("Cast", &["bad"], "y"),
     ];
     let model = encoded(&nodes, &[None]);
-    let after = listed(&rewritten(&model, &EVERY));
+    let after = listed(&rewritten(&model, &Rewrite::ALL));
     let before = listed(&model);
     assert_eq!(after[0], before[0]);
     assert_eq!(
@@ -103,11 +95,11 @@ fn only_the_rewritings_that_are_asked_for_are_made() {
 fn operators_of_other_domains_stay() {
     let nodes = [made("IsNaN", &["x"], "y")];
     let graph = Graph::decode(encoded(&nodes, &[None]).into()).unwrap();
-    let mut node = super::super::proto::decode_node(&graph.proto().node[0]).unwrap();
+    let mut node = decode_node(&graph.proto().node[0]).unwrap();
     node.domain = Some("own".into());
     let mut other = graph;
-    other.proto_mut().node[0] = prost::Message::encode_to_vec(&node).into();
-    assert_eq!(other.rewritten(&EVERY).unwrap(), other.encode());
+    other.proto_mut().node[0] = node.encode_to_vec().into();
+    assert_eq!(other.rewritten(&Rewrite::ALL).unwrap(), other.encode());
 }
 
 #[test]
@@ -161,10 +153,13 @@ fn a_sequence_stays_where_its_parts_or_readers_are_not_known() {
     ];
     for (case, nodes, shape) in cases {
         let model = encoded(&nodes, shape);
-        assert_eq!(rewritten(&model, &EVERY), model, "{case}");
+        assert_eq!(rewritten(&model, &Rewrite::ALL), model, "{case}");
     }
     // And where all is known, it goes.
-    let after = operators(&rewritten(&encoded(&[zero, parts, first], six), &EVERY));
+    let after = operators(&rewritten(
+        &encoded(&[zero, parts, first], six),
+        &Rewrite::ALL,
+    ));
     assert_eq!(
         after.join(" "),
         "Constant Constant Constant Constant Slice Cast"
@@ -186,10 +181,10 @@ fn a_loss_that_is_reduced_or_weighted_stays() {
     ];
     for kept in stay {
         let model = encoded(&[kept], &[None]);
-        assert_eq!(rewritten(&model, &EVERY), model, "{kept:?}");
+        assert_eq!(rewritten(&model, &Rewrite::ALL), model, "{kept:?}");
     }
     let model = encoded(&[plain], &[None]);
-    assert_ne!(rewritten(&model, &EVERY), model);
+    assert_ne!(rewritten(&model, &Rewrite::ALL), model);
 }
 
 /// A bound that is left out still keeps infinities out.
@@ -197,7 +192,7 @@ fn a_loss_that_is_reduced_or_weighted_stays() {
 fn a_clip_without_both_bounds_stays() {
     for input in [&["x"][..], &["x", "x"], &["x", "", "x"]] {
         let model = encoded(&[made("Clip", input, "y")], &[None]);
-        assert_eq!(rewritten(&model, &EVERY), model, "{input:?}");
+        assert_eq!(rewritten(&model, &Rewrite::ALL), model, "{input:?}");
     }
 }
 
@@ -206,9 +201,10 @@ fn a_clip_without_both_bounds_stays() {
 fn a_log_softmax_of_doubles_stays() {
     let nodes = [made("LogSoftmax", &["x"], "y")];
     let mut graph = Graph::decode(encoded(&nodes, &[None]).into()).unwrap();
-    let double = super::super::proto::value_info("x", super::super::proto::DOUBLE, vec![None]);
+    const DOUBLE: i32 = 11;
+    let double = value_info("x", DOUBLE, vec![None]);
     graph.proto_mut().input = vec![double];
-    assert_eq!(graph.rewritten(&EVERY).unwrap(), graph.encode());
+    assert_eq!(graph.rewritten(&Rewrite::ALL).unwrap(), graph.encode());
 }
 
 #[test]
@@ -219,7 +215,31 @@ fn the_loss_head_is_rewritten_without_a_cast_of_what_is_f32() {
     let prepared = |rewrites| graph.clone().prepare(&["x"], head, rewrites, "".as_ref());
     let plain = operators(&prepared(&[]).unwrap());
     assert_eq!(plain, ["Tanh", "LogSoftmax", "GatherElements"]);
-    let after = operators(&prepared(&EVERY).unwrap());
+    let after = operators(&prepared(&Rewrite::ALL).unwrap());
     let steps = "Tanh Constant ReduceMax Sub Exp ReduceSum Log Sub GatherElements";
     assert_eq!(after.join(" "), steps);
+}
+
+/// In a function an attribute may be that of each call.
+#[test]
+fn a_node_with_an_attribute_of_the_call_stays() {
+    let of = Runnable {
+        opset: 18,
+        place: Place::Function,
+        half: false,
+        shape: &[None],
+        nodes: &[made("LogSoftmax", &["x"], "y")],
+    };
+    let mut graph = Graph::decode(of.encode().into()).unwrap();
+    let mut function: FunctionProto = decode(&graph.model.functions[0], "a function").unwrap();
+    let mut node = decode_node(&function.node[0]).unwrap();
+    let axis = Attribute {
+        name: Some("axis".into()),
+        ref_attr_name: Some("dim".into()),
+        ..Attribute::default()
+    };
+    node.attribute.push(axis.encode_to_vec().into());
+    function.node[0] = node.encode_to_vec().into();
+    graph.model.functions[0] = function.encode_to_vec().into();
+    assert_eq!(graph.rewritten(&Rewrite::ALL).unwrap(), graph.encode());
 }

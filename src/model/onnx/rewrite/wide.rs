@@ -3,7 +3,7 @@
 
 use bytes::Bytes;
 
-use super::super::proto::{BFLOAT16, DOUBLE, FLOAT, FLOAT16, NodeProto, int};
+use super::super::proto::{BFLOAT16, FLOAT, FLOAT16, NodeProto, int};
 use super::Successors;
 use super::scope::Scope;
 
@@ -26,14 +26,14 @@ enum Back<'a> {
 
 impl<'a> Wide<'a> {
     /// In the place of a node. `None` where the type is not known and the version has no `CastLike`,
-    /// and for doubles: no provider that lacks an operator computes doubles at all.
+    /// for whole numbers, and for doubles: no provider that lacks an operator computes doubles at all.
     pub(super) fn of(node: &'a NodeProto, scope: &Scope, outer: &[Scope]) -> Option<Self> {
         let x = node.input.first()?;
         let back = match scope.r#type(outer, x).and_then(|t| t.elem_type) {
             Some(FLOAT) => Back::It,
             Some(narrow @ (FLOAT16 | BFLOAT16)) => Back::To(narrow),
-            Some(DOUBLE) => return None,
-            Some(_) | None => Back::Like(x),
+            Some(_) => return None,
+            None => Back::Like(x),
         };
         let mut nodes = Successors::of(node)?;
         let input = match back {
