@@ -51,7 +51,9 @@ pub(super) fn build(
     terms: Terms<'_>,
 ) -> Result<(Session, Placement), SessionError> {
     let row = row(config.execution_provider);
-    build_by(row.register, row.name(), config, graph, terms)
+    let built = build_by(row.register, row.name(), config, graph, terms)?;
+    (row.check_chosen)().map_err(|reason| row.unavailable(&reason))?;
+    Ok(built)
 }
 
 pub(super) fn build_by(

@@ -23,6 +23,8 @@ pub(super) struct Row {
     pub(super) provider: Provider,
     /// How a session gets it.
     pub(super) register: Register,
+    /// What is wrong with the device, once a session has it.
+    pub(super) check_chosen: fn() -> Result<(), String>,
     /// The memory of its device; none if the weights stay in the host's.
     pub(super) storage: Option<Storage>,
     /// Whether this element type has no kernels there.
@@ -70,6 +72,7 @@ pub(super) struct Texts {
 static CPU: Row = Row {
     provider: Provider::Cpu,
     register: |_, builder| Ok(builder),
+    check_chosen: || Ok(()),
     storage: None,
     lacks: |_| false,
     rewrites: &[],
@@ -90,6 +93,7 @@ static CPU: Row = Row {
 static CUDA: Row = Row {
     provider: Provider::Cuda,
     register: register_cuda,
+    check_chosen: || Ok(()),
     storage: Some(Storage {
         memory: AllocationDevice::CUDA,
         staging: AllocationDevice::CUDA_PINNED,
@@ -119,6 +123,7 @@ static CUDA: Row = Row {
 static WEBGPU: Row = Row {
     provider: Provider::WebGpu,
     register: register_first_gpu,
+    check_chosen: vulkan::check_chosen,
     storage: Some(Storage {
         memory: AllocationDevice::WEBGPU_BUFFER,
         // The device has no memory that the host can reach.
