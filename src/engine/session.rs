@@ -19,7 +19,7 @@ use std::path::PathBuf;
 
 use crate::config::EngineConfig;
 use crate::model::onnx::{DATA, Graph, OUTPUT, Rewrite, WeightSpec};
-use build::{GraphSource, build};
+use build::{GraphSource, Terms, build};
 pub use devices::{Seen, Sight, devices};
 pub use feed::Feed;
 pub use library::{Plugin, library_version, plugin};
@@ -144,8 +144,8 @@ impl Session {
         let _turn = row.turn();
         let patched = patched(&source.graph, &weights);
         let terminator = Terminator::default();
-        let first = Compiled::new(config, &source, feeds, &patched, &terminator);
-        let (first, placement) = first?;
+        let terms = Terms::new(&patched, &terminator);
+        let (first, placement) = Compiled::new(config, &source, feeds, terms)?;
         let mut memory = memory(config, &weights)?;
         let weights = weights.into_iter().map(|spec| memory.fill(spec));
         let weights = weights.collect::<Result<_, _>>()?;
@@ -181,8 +181,11 @@ impl Session {
             None => {
                 let surplus = (self.compiled.len() + 1).saturating_sub(KEPT);
                 self.compiled.drain(..surplus);
-                let (config, source, patched) = (&self.config, &self.source, &self.patched);
-                Compiled::new(config, source, feeds, patched, &self.terminator)?.0
+                let terms = Terms {
+                    harmless: &self.placement.host_nodes,
+                    ..Terms::new(&self.patched, &self.terminator)
+                };
+                Compiled::new(&self.config, &self.source, feeds, terms)?.0
             }
         };
         self.compiled.push(found);
@@ -228,7 +231,8 @@ impl Session {
     /// When the device fails or memory runs out; the weight is then unchanged.
     pub fn fill(&mut self, weight: usize, bytes: &[u8]) -> Result<(), SessionError> {
         let _turn = self.turn();
-        self.memory.refill(&mut self.weights[weight], bytes)
+        let filled = self.memory.refill(&mut self.weights[weight], bytes);
+        self.noted(filled)
     }
 
     /// Writes absolute values (already rounded to the weight's type) into a scratch weight.
@@ -242,8 +246,9 @@ impl Session {
         values: &[f32],
     ) -> Result<(), SessionError> {
         let _turn = self.turn();
-        self.memory
-            .write(&mut self.weights[weight], positions, values)
+        let scratch = &mut self.weights[weight];
+        let written = self.memory.write(scratch, positions, values);
+        self.noted(written)
     }
 
     /// Whether a scratch weight holds exactly these entries.
@@ -252,7 +257,8 @@ impl Session {
     /// When the device fails.
     pub fn holds(&mut self, weight: usize, entries: Entries<'_>) -> Result<bool, SessionError> {
         let _turn = self.turn();
-        self.memory.holds(&self.weights[weight], entries)
+        let found = self.memory.holds(&self.weights[weight], entries);
+        self.noted(found)
     }
 
     /// Where the nodes of the graph run.
@@ -271,8 +277,12 @@ impl Session {
     /// The classified error of ONNX Runtime.
     pub fn run(&mut self, feeds: Vec<Feed<'_>>) -> Result<Vec<f32>, SessionError> {
         let ran = self.run_once(feeds);
-        self.lost |= matches!(ran, Err(SessionError::Lost(_)));
-        ran
+        self.noted(ran)
+    }
+
+    fn noted<T>(&mut self, result: Result<T, SessionError>) -> Result<T, SessionError> {
+        self.lost |= matches!(result, Err(SessionError::Lost(_)));
+        result
     }
 
     /// Whether the device is gone; what follows would compute nothing, and some of it without an error.
@@ -318,13 +328,12 @@ impl Compiled {
         config: &EngineConfig,
         source: &Source,
         feeds: &[Feed<'_>],
-        weights: &[String],
-        terminator: &Terminator,
+        terms: Terms<'_>,
     ) -> Result<(Self, Placement), SessionError> {
         let sizes = feeds.iter().map(|f| (f.name, f.shape.as_slice()));
         let graph = source.graph.sized(sizes);
         let graph = GraphSource::Beside(&graph, &source.folder);
-        let (inner, placement) = build(config, graph, weights, terminator)?;
+        let (inner, placement) = build(config, graph, terms)?;
         let shapes = shapes(feeds);
         Ok((Self { shapes, inner }, placement))
     }
@@ -355,7 +364,8 @@ fn memory(config: &EngineConfig, weights: &[WeightSpec]) -> Result<Memory, Sessi
 
 /// A session of a graph that works on a weight.
 fn kernel(config: &EngineConfig, graph: &[u8]) -> Result<ort::session::Session, SessionError> {
-    let (graph, weights) = (GraphSource::Bytes(graph), [DATA.to_owned()]);
-    let (session, _) = build(config, graph, &weights, &Terminator::default())?;
+    let (weights, terminator) = ([DATA.to_owned()], Terminator::default());
+    let terms = Terms::new(&weights, &terminator);
+    let (session, _) = build(config, GraphSource::Bytes(graph), terms)?;
     Ok(session)
 }

@@ -9,6 +9,7 @@ use super::placement::{Optimised, Placement, RECORD};
 use super::provider::{Register, row};
 use super::terminator::Terminator;
 use crate::config::EngineConfig;
+use crate::model::onnx::NodeRef;
 
 /// `kOrtSessionOptionsModelExternalInitializersFileFolderPath`.
 const EXTERNAL_FOLDER: &str = "session.model_external_initializers_file_folder_path";
@@ -22,16 +23,37 @@ pub(super) enum GraphSource<'a> {
     Beside(&'a [u8], &'a std::path::Path),
 }
 
-/// A session whose nodes are on the provider: all of them, or all that compute with these weights. The
-/// terminator ends what compiles for too long.
+/// What the making of a session is held to.
+#[derive(Clone, Copy)]
+pub(super) struct Terms<'a> {
+    /// What computes with these must be on the device.
+    pub(super) weights: &'a [String],
+    /// Nodes that were found harmless on the host, in another size of the same graph.
+    pub(super) harmless: &'a [NodeRef],
+    /// Ends what compiles for too long.
+    pub(super) terminator: &'a Terminator,
+}
+
+impl<'a> Terms<'a> {
+    pub(super) fn new(weights: &'a [String], terminator: &'a Terminator) -> Self {
+        Self {
+            weights,
+            harmless: &[],
+            terminator,
+        }
+    }
+}
+
+/// A session whose nodes are on the provider: all of them, or all that compute with weights.
 pub(super) fn build(
     config: &EngineConfig,
     graph: GraphSource<'_>,
-    weights: &[String],
-    terminator: &Terminator,
+    terms: Terms<'_>,
 ) -> Result<(Session, Placement), SessionError> {
     let row = row(config.execution_provider);
-    build_by(row.register, row.name(), config, graph, weights, terminator)
+    let built = build_by(row.register, row.name(), config, graph, terms)?;
+    (row.check_chosen)().map_err(|reason| row.unavailable(&reason))?;
+    Ok(built)
 }
 
 pub(super) fn build_by(
@@ -39,12 +61,13 @@ pub(super) fn build_by(
     provider: &str,
     config: &EngineConfig,
     graph: GraphSource<'_>,
-    weights: &[String],
-    terminator: &Terminator,
+    terms: Terms<'_>,
 ) -> Result<(Session, Placement), SessionError> {
+    let terminator = terms.terminator;
     let session = commit(register(config, builder(config)?)?, graph, terminator)?;
     let placement = Placement::of(&session, provider)?;
-    if placement.host_nodes.is_empty() {
+    let mut on_host = placement.host_nodes.iter();
+    if on_host.all(|node| terms.harmless.contains(node)) {
         return Ok((session, placement));
     }
     // What depends on a weight, only the graph after optimisation tells. Most sessions need not write it, and
@@ -55,7 +78,7 @@ pub(super) fn build_by(
     let builder = builder.with_optimized_model_path(optimised.path());
     let session = commit(builder.map_err(|e| refused(e.into()))?, graph, terminator)?;
     let placement = Placement::of(&session, provider)?;
-    placement.judge(optimised.read()?, weights, provider)?;
+    placement.judge(optimised.read()?, terms.weights, provider)?;
     Ok((session, placement))
 }
 

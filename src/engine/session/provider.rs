@@ -25,6 +25,8 @@ pub(super) struct Row {
     pub(super) provider: Provider,
     /// How a session gets it.
     pub(super) register: Register,
+    /// What is wrong with the device, once a session has it.
+    pub(super) check_chosen: fn() -> Result<(), String>,
     /// The memory of its device; none if the weights stay in the host's.
     pub(super) storage: Option<Storage>,
     /// Held by the session that does anything, if the provider bears only one at a time in a process.
@@ -74,6 +76,7 @@ pub(super) struct Texts {
 static CPU: Row = Row {
     provider: Provider::Cpu,
     register: |_, builder| Ok(builder),
+    check_chosen: || Ok(()),
     storage: None,
     turn: None,
     lacks: |_| false,
@@ -95,6 +98,7 @@ static CPU: Row = Row {
 static CUDA: Row = Row {
     provider: Provider::Cuda,
     register: register_cuda,
+    check_chosen: || Ok(()),
     storage: Some(Storage {
         memory: AllocationDevice::CUDA,
         staging: AllocationDevice::CUDA_PINNED,
@@ -129,6 +133,7 @@ static WEBGPU_TURN: Mutex<()> = Mutex::new(());
 static WEBGPU: Row = Row {
     provider: Provider::WebGpu,
     register: register_first_gpu,
+    check_chosen: vulkan::check_chosen,
     storage: Some(Storage {
         memory: AllocationDevice::WEBGPU_BUFFER,
         // The device has no memory that the host can reach.

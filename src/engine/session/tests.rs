@@ -46,6 +46,7 @@ fn weights_live_on_the_device_and_are_written_in_place() {
     };
     let mut memory = memory(&webgpu(), &specs()).unwrap();
     assert_eq!(memory.describe(), "device memory, written in place");
+    assert!(vulkan::runs_on_llvmpipe());
     for (before, bytes) in specs().into_iter().zip([&ones, &halves]) {
         let mut weight = memory.fill(before).unwrap();
         memory.write(&mut weight, &[0, 5], &[-0.5, 2.0]).unwrap();
@@ -64,8 +65,9 @@ fn a_session_that_silently_is_on_the_cpu_is_refused() {
         let name = row(provider).name();
         for weights in [vec![DATA.to_owned()], Vec::new()] {
             let source = GraphSource::Bytes(&graph);
-            let (config, terminator) = (config(&[]), Terminator::default());
-            let made = build_by(cpu.register, name, &config, source, &weights, &terminator);
+            let terminator = Terminator::default();
+            let terms = Terms::new(&weights, &terminator);
+            let made = build_by(cpu.register, name, &config(&[]), source, terms);
             let error = made.unwrap_err();
             let SessionError::Unavailable(message) = error else {
                 panic!("{error:?}");
@@ -86,12 +88,9 @@ fn placed(nodes: &[Made<'_>]) -> Result<Placement, SessionError> {
         nodes,
     };
     let graph = graph.encode();
-    let built = build(
-        &webgpu(),
-        GraphSource::Bytes(&graph),
-        &["x".to_owned()],
-        &Terminator::default(),
-    );
+    let (weights, terminator) = (["x".to_owned()], Terminator::default());
+    let terms = Terms::new(&weights, &terminator);
+    let built = build(&webgpu(), GraphSource::Bytes(&graph), terms);
     built.map(|(_, placement)| placement)
 }
 
@@ -246,17 +245,11 @@ fn a_compilation_ends_on_demand() {
         let cancelled = builder.canceler().cancel();
         cancelled.map(|()| builder).map_err(SessionError::from)
     };
-    let made = build_by(
-        late,
-        "CPUExecutionProvider",
-        &cpu,
-        GraphSource::Bytes(&graph),
-        &[],
-        &terminator,
-    );
+    let (source, terms) = (GraphSource::Bytes(&graph), Terms::new(&[], &terminator));
+    let made = build_by(late, "CPUExecutionProvider", &cpu, source, terms);
     assert_eq!(made.map(|_| ()), Err(SessionError::Terminated));
     // None begins after the end.
     terminator.terminate();
-    let made = build(&cpu, GraphSource::Bytes(&graph), &[], &terminator);
+    let made = build(&cpu, source, terms);
     assert_eq!(made.map(|_| ()), Err(SessionError::Terminated));
 }

@@ -114,8 +114,38 @@ fn candidates(all: &[Gpu]) -> impl Iterator<Item = &Gpu> {
 /// # Errors
 /// What is missing, and what to do.
 pub(super) fn check(found: &Result<Vec<Gpu>, String>) -> Result<(), String> {
-    let allowed = std::env::var_os(ALLOW_SOFTWARE).is_some_and(|value| value == "1");
-    judge(found, allowed)
+    judge(found, software_is_allowed())
+}
+
+/// Whether what WebGPU chose may be used, once there is a session: it passes over a GPU whose driver is too
+/// old for it, and llvmpipe is installed with most others.
+pub(super) fn check_chosen() -> Result<(), String> {
+    judge_chosen(runs_on_llvmpipe(), software_is_allowed())
+}
+
+fn judge_chosen(llvmpipe: bool, allow_software: bool) -> Result<(), String> {
+    match llvmpipe && !allow_software {
+        true => Err(
+            "WebGPU passes over the GPU and takes llvmpipe, which computes on the CPU: update the GPU's Vulkan driver, and \
+             let the worker open /dev/dri"
+                .into(),
+        ),
+        false => Ok(()),
+    }
+}
+
+/// Whether llvmpipe computes: its threads are there when it is in use, and not before.
+pub(super) fn runs_on_llvmpipe() -> bool {
+    let threads = std::fs::read_dir("/proc/self/task");
+    let mut threads = threads.into_iter().flatten().flatten();
+    threads.any(|thread| {
+        let name = std::fs::read_to_string(thread.path().join("comm"));
+        name.is_ok_and(|name| name.starts_with("llvmpipe-"))
+    })
+}
+
+fn software_is_allowed() -> bool {
+    std::env::var_os(ALLOW_SOFTWARE).is_some_and(|value| value == "1")
 }
 
 fn judge(found: &Result<Vec<Gpu>, String>, allow_software: bool) -> Result<(), String> {
@@ -146,7 +176,7 @@ pub(super) fn hardware() -> Hardware {
     Hardware {
         model: all(|gpu| &gpu.name),
         driver: all(|gpu| &gpu.driver),
-        is_software: found.iter().any(|gpu| gpu.software),
+        is_software: found.iter().any(|gpu| gpu.software) || runs_on_llvmpipe(),
     }
 }
 
@@ -203,5 +233,13 @@ mod tests {
         assert_eq!(judge(&software, true), Ok(()));
         let hardware = Ok(vec![gpu("llvmpipe", true), gpu("radeon", false)]);
         assert_eq!(judge(&hardware, false), Ok(()));
+    }
+
+    #[test]
+    fn llvmpipe_is_no_gpu_unless_a_test_allows_it() {
+        let refused = judge_chosen(true, false).unwrap_err();
+        assert!(refused.contains("takes llvmpipe"), "{refused}");
+        assert_eq!(judge_chosen(true, true), Ok(()));
+        assert_eq!(judge_chosen(false, false), Ok(()));
     }
 }
