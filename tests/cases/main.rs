@@ -12,7 +12,6 @@ mod merged;
 mod packaging;
 mod rewritten;
 mod small;
-mod table;
 mod tinylm;
 mod windows;
 
@@ -22,20 +21,43 @@ use std::sync::Arc;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use scorer::candidate::fetch::Fetcher;
-use scorer::config::Config;
+use scorer::config::{Config, Layers};
 use scorer::engine::thread::EngineHandle;
 use scorer::model::build::Recipe;
 use scorer::model::manifest::Objective;
-use scorer::scoring::pipeline::Pipeline;
+use scorer::protocol::encoding::Encoding;
+use scorer::protocol::job::decode;
+use scorer::protocol::result::{JobRef, ResultMessage};
+use scorer::scoring::pipeline::{Judged, Pipeline};
+use scorer::telemetry::traces::Trace;
 use serde_json::{Value, json};
-use table::{
-    TOLERANCE, body, close, compare, judge, model_dir, pipeline_with, recipe, settings, table,
-    unpacked,
-};
+use testkit::package::fixtures as model_dir;
+use testkit::table::{TOLERANCE, close, compare, job, table, unpacked};
+
+/// How to package a model whose graph, weights and shards lie in one folder.
+fn recipe(dir: &Path, graph: &str, weights: &str, objective: Objective, out: &Path) -> Recipe {
+    Recipe {
+        exclude: Vec::new(),
+        graph: dir.join(graph),
+        weights: Some(dir.join(weights)),
+        shards: dir.join("shards"),
+        name: "model".into(),
+        version: 1,
+        out: out.to_owned(),
+        objective,
+    }
+}
 
 fn config(set: &[&str]) -> Config {
-    let cpu = ["engine.execution_provider=cpu"];
-    settings(&[&cpu, set].concat())
+    let set: Vec<String> = std::iter::once("engine.execution_provider=cpu")
+        .chain(set.iter().copied())
+        .map(str::to_owned)
+        .collect();
+    Config::load(&Layers {
+        set: &set,
+        ..Layers::default()
+    })
+    .unwrap()
 }
 
 fn manifest(dir: &Path) -> Value {
@@ -44,4 +66,34 @@ fn manifest(dir: &Path) -> Value {
 
 async fn pipeline(dir: &Path) -> Pipeline {
     pipeline_with(dir, &config(&[])).await
+}
+
+async fn pipeline_with(dir: &Path, config: &Config) -> Pipeline {
+    let engine = EngineHandle::load(dir, config, Arc::default())
+        .await
+        .unwrap();
+    engine.turn().await.warm().await.unwrap();
+    let fetcher = Fetcher::new(config.candidates.clone(), None).unwrap();
+    Pipeline::new(engine, config, fetcher, "test", None)
+}
+
+/// The body of a case's job.
+fn body(dir: &Path, case: &Value) -> Vec<u8> {
+    serde_json::to_vec(&job(dir, case)).unwrap()
+}
+
+async fn judge(pipeline: &Pipeline, body: &[u8]) -> Value {
+    let job = decode(body, Encoding::Json).unwrap();
+    let job_ref = JobRef {
+        submission_id: job.submission_id.clone(),
+        kind: job.task.kind(),
+        model_version: job.task.model_version(),
+        context: None,
+        attempt: 1,
+    };
+    let Judged::Fresh { verdict, .. } = pipeline.judge(&job, &job_ref, &Trace::silent()).await
+    else {
+        panic!("no store")
+    };
+    serde_json::to_value(ResultMessage::new(pipeline.origin(), job_ref, verdict)).unwrap()
 }

@@ -9,18 +9,24 @@
 mod cases;
 mod patches;
 mod placement;
-#[path = "../cases/table.rs"]
-mod table;
 mod worker;
 
-use scorer::config::Config;
+use scorer::config::{Config, Layers};
 use scorer::engine::session::{hardware, plugin};
-use table::settings;
+use testkit::worker::Settings;
 
 /// The usual settings for the GPU in software, but for these; fails where there is none.
 fn config(set: &[&str]) -> Config {
-    let webgpu = ["engine.execution_provider=webgpu"];
-    let config = settings(&[&webgpu, set].concat());
+    let webgpu = std::iter::once("engine.execution_provider=webgpu");
+    let set: Vec<String> = webgpu
+        .chain(set.iter().copied())
+        .map(str::to_owned)
+        .collect();
+    let config = Config::load(&Layers {
+        set: &set,
+        ..Layers::default()
+    });
+    let config = config.unwrap();
     let found = plugin(&config.engine).is_some() && hardware(&config.engine).is_software;
     let allowed = std::env::var("ORT_WEBGPU_EP_ALLOW_SOFTWARE_ADAPTER");
     assert!(
@@ -28,4 +34,10 @@ fn config(set: &[&str]) -> Config {
         "there is no GPU in software here: run ops/setup device and evaluate what it prints, as ops/test does"
     );
     config
+}
+
+/// The settings of a process that uses it.
+fn on_the_device(settings: Settings) -> Settings {
+    config(&[]);
+    settings.set("engine.execution_provider", "webgpu")
 }

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -11,15 +12,17 @@ use scorer::engine::Engine;
 use scorer::engine::patch::Patches;
 use scorer::engine::session::Terminator;
 use scorer::engine::trial::build;
+use scorer::model::build::Recipe;
 use scorer::model::manifest::Objective;
 use scorer::model::package::Package;
 use scorer::model::plan::Plan;
 use scorer::protocol::failure::{Code, Failure};
 use scorer::protocol::job::Rule;
 use scorer::telemetry::progress::Progress;
+use testkit::package::fixtures;
+use testkit::wait::SOON;
 
 use crate::config;
-use crate::table::{model_dir, recipe};
 
 /// Each fault a dozen times.
 const PATCHES: usize = 72;
@@ -39,14 +42,16 @@ impl Fixture {
 }
 
 fn package(model: &Path, graph: &str, window: usize, out: &Path) -> Arc<Package> {
-    let objective = Objective::causal_lm(window);
-    build(&recipe(
-        model,
-        graph,
-        "checkpoint.safetensors",
-        objective,
-        out,
-    ))
+    build(&Recipe {
+        exclude: Vec::new(),
+        graph: model.join(graph),
+        weights: Some(model.join("checkpoint.safetensors")),
+        shards: model.join("shards"),
+        name: "model".into(),
+        version: 1,
+        out: out.to_owned(),
+        objective: Objective::causal_lm(window),
+    })
     .unwrap();
     Arc::new(Package::load(out, false, &[]).unwrap())
 }
@@ -67,7 +72,7 @@ fn load(package: Arc<Package>, set: &[&str], dir: tempfile::TempDir) -> Fixture 
 fn hazard() -> Fixture {
     let dir = tempfile::tempdir().unwrap();
     let package = package(
-        &model_dir().join("hazard"),
+        &fixtures().join("hazard"),
         "graph.onnx",
         16,
         &dir.path().join("package"),
@@ -214,7 +219,7 @@ fn out_of_memory_halves_the_micro_batch_for_one_job() {
 fn a_pass_that_is_ended_midway_leaves_no_trace() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("package");
-    let package = package(&model_dir(), "graph-named.onnx", 128, &out);
+    let package = package(&fixtures(), "graph-named.onnx", 128, &out);
     // One at a time, so that most of the pass is still to come when its first window is done.
     let mut fixture = load(package, &["engine.micro_batch=1"], dir);
     let known = random_update(&fixture.engine, &mut StdRng::seed_from_u64(3));
@@ -226,7 +231,8 @@ fn a_pass_that_is_ended_midway_leaves_no_trace() {
     let before = steps();
     let after = steps.clone();
     let ended = std::thread::spawn(move || {
-        while steps() == before {
+        let late = Instant::now() + SOON;
+        while steps() == before && Instant::now() < late {
             std::thread::yield_now();
         }
         terminator.terminate();

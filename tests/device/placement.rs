@@ -10,9 +10,10 @@ use scorer::engine::trial::build;
 use scorer::model::build::Recipe;
 use scorer::model::manifest::Objective;
 use scorer::model::package::Package;
+use testkit::package::fixtures;
+use testkit::table::{table, unpacked};
 
 use crate::config;
-use crate::table::{model_dir, table, unpacked};
 
 /// A graph and what else a package of it is made of.
 struct Source {
@@ -24,12 +25,12 @@ struct Source {
 }
 
 fn source(folder: &str, graph: &str, weights: &str, objective: Objective) -> Source {
-    let dir = model_dir().join(folder);
+    let dir = fixtures().join(folder);
     let shards = dir.join("shards");
     Source {
         name: dir
             .join(graph)
-            .strip_prefix(model_dir())
+            .strip_prefix(fixtures())
             .unwrap()
             .display()
             .to_string(),
@@ -37,7 +38,7 @@ fn source(folder: &str, graph: &str, weights: &str, objective: Objective) -> Sou
         weights: (!weights.is_empty()).then(|| dir.join(format!("{weights}.safetensors"))),
         shards: match shards.is_dir() {
             true => shards,
-            false => model_dir().join("hazard/shards"),
+            false => fixtures().join("hazard/shards"),
         },
         objective,
     }
@@ -83,7 +84,7 @@ fn small() -> Vec<Source> {
 
 /// The models of Hugging Face in three states. Compressed: they are unpacked into this folder.
 fn architectures(folder: &Path) -> Vec<Source> {
-    let home = model_dir().join("architectures");
+    let home = fixtures().join("architectures");
     let cases = table(&home)["cases"].as_object().unwrap().clone();
     let of = |(name, case): (&String, &serde_json::Value)| {
         let states = [

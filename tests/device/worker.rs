@@ -7,18 +7,11 @@ use testkit::port::free_port;
 use testkit::scrape::{get, samples};
 use testkit::stack::Stack;
 use testkit::wait::{SOON, eventually_some, secs};
-use testkit::worker::Settings;
 
-use crate::config;
+use crate::on_the_device;
 
 /// By which a GPU in software is allowed.
 const ALLOW: &str = "ORT_WEBGPU_EP_ALLOW_SOFTWARE_ADAPTER";
-
-/// The settings of a worker on the device; fails where there is none.
-fn on_the_device(settings: Settings) -> Settings {
-    config(&[]);
-    settings.set("engine.execution_provider", "webgpu")
-}
 
 fn case(name: &str) -> &'static Case {
     let found = cases().iter().find(|case| case.name == name);

@@ -36,6 +36,7 @@ pub mod scrape;
 mod shim;
 pub mod site;
 pub mod stack;
+pub mod table;
 pub mod topology;
 pub mod trainer;
 pub mod wait;

@@ -105,10 +105,24 @@ impl Package {
 
     /// A model of which one expert is never chosen, `experts.2.weight`.
     pub fn with_an_idle_expert() -> Self {
-        let folder = Folder::new("experts");
         let (from, objective) = (fixtures().join("inert"), ["--objective", "graph_loss"]);
-        let (graph, weights) = ("experts.onnx", "experts.safetensors");
-        build_for(&from, graph, weights, &objective, &folder.join(MODEL));
+        Self::made(&from, "experts.onnx", "experts.safetensors", &objective)
+    }
+
+    /// The model of the sound package with another of its graphs.
+    pub fn of_graph(graph: &str) -> Self {
+        Self::made(
+            &fixtures(),
+            graph,
+            "checkpoint.safetensors",
+            &["--window", "128"],
+        )
+    }
+
+    /// What `scorer package` makes of a folder, for an objective in its words.
+    pub fn made(from: &Path, graph: &str, weights: &str, objective: &[&str]) -> Self {
+        let folder = Folder::new("made");
+        build_for(from, graph, weights, objective, &folder.join(MODEL));
         Self(folder)
     }
 
