@@ -139,7 +139,9 @@ impl Session {
         feeds: &[Feed<'_>],
         weights: Vec<WeightSpec>,
     ) -> Result<Self, SessionError> {
-        row(config.execution_provider).accepts(&weights)?;
+        let row = row(config.execution_provider);
+        row.accepts(&weights)?;
+        let _turn = row.turn();
         let patched = patched(&source.graph, &weights);
         let terminator = Terminator::default();
         let terms = Terms::new(&patched, &terminator);
@@ -158,6 +160,10 @@ impl Session {
             lost: false,
             terminator,
         })
+    }
+
+    fn turn(&self) -> Option<std::sync::MutexGuard<'static, ()>> {
+        row(self.config.execution_provider).turn()
     }
 
     /// Whether the graph is compiled for feeds of these sizes.
@@ -189,6 +195,7 @@ impl Session {
     /// Gives back the memory of all compiled graphs, which are made again when they are needed. The
     /// weights stay.
     pub fn forget_compiled(&mut self) {
+        let _turn = self.turn();
         self.compiled.clear();
     }
 
@@ -223,8 +230,7 @@ impl Session {
     /// # Errors
     /// When the device fails or memory runs out; the weight is then unchanged.
     pub fn fill(&mut self, weight: usize, bytes: &[u8]) -> Result<(), SessionError> {
-        let filled = self.memory.refill(&mut self.weights[weight], bytes);
-        self.noted(filled)
+        self.in_turn(|s| s.memory.refill(&mut s.weights[weight], bytes))
     }
 
     /// Writes absolute values (already rounded to the weight's type) into a scratch weight.
@@ -237,9 +243,10 @@ impl Session {
         positions: &[u32],
         values: &[f32],
     ) -> Result<(), SessionError> {
-        let scratch = &mut self.weights[weight];
-        let written = self.memory.write(scratch, positions, values);
-        self.noted(written)
+        self.in_turn(|s| {
+            let scratch = &mut s.weights[weight];
+            s.memory.write(scratch, positions, values)
+        })
     }
 
     /// Whether a scratch weight holds exactly these entries.
@@ -247,8 +254,7 @@ impl Session {
     /// # Errors
     /// When the device fails.
     pub fn holds(&mut self, weight: usize, entries: Entries<'_>) -> Result<bool, SessionError> {
-        let found = self.memory.holds(&self.weights[weight], entries);
-        self.noted(found)
+        self.in_turn(|s| s.memory.holds(&s.weights[weight], entries))
     }
 
     /// Where the nodes of the graph run.
@@ -266,13 +272,18 @@ impl Session {
     /// # Errors
     /// The classified error of ONNX Runtime.
     pub fn run(&mut self, feeds: Vec<Feed<'_>>) -> Result<Vec<f32>, SessionError> {
-        let ran = self.run_once(feeds);
-        self.noted(ran)
+        self.in_turn(|s| s.run_once(feeds))
     }
 
-    fn noted<T>(&mut self, result: Result<T, SessionError>) -> Result<T, SessionError> {
-        self.lost |= matches!(result, Err(SessionError::Lost(_)));
-        result
+    /// Works on the device when no other session does, and notes that the device is gone.
+    fn in_turn<T>(
+        &mut self,
+        work: impl FnOnce(&mut Self) -> Result<T, SessionError>,
+    ) -> Result<T, SessionError> {
+        let _turn = self.turn();
+        let worked = work(self);
+        self.lost |= matches!(worked, Err(SessionError::Lost(_)));
+        worked
     }
 
     /// Whether the device is gone; what follows would compute nothing, and some of it without an error.
@@ -299,6 +310,16 @@ impl Session {
         let outputs = result?;
         let (_, values) = outputs[OUTPUT].try_extract_tensor::<f32>()?;
         Ok(values.to_vec())
+    }
+}
+
+impl Drop for Session {
+    /// Gives back the device's memory in its turn, too.
+    fn drop(&mut self) {
+        let _turn = self.turn();
+        self.compiled.clear();
+        self.weights.clear();
+        self.memory = Memory::Host;
     }
 }
 

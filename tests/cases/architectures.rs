@@ -1,7 +1,6 @@
 //! The matrix of architectures: models of Hugging Face in three states, as people export them, placed
 //! under the checkpoint's names and scored with PyTorch's own losses; or refused with what helps.
 
-use std::io::Read as _;
 use std::sync::LazyLock;
 
 use scorer::engine::trial::build;
@@ -73,16 +72,6 @@ static TABLE: LazyLock<Value> = LazyLock::new(|| table(&model_dir().join("archit
 pub(super) fn cases() -> impl Iterator<Item = (&'static str, &'static Value)> {
     let cases = TABLE["cases"].as_object().unwrap();
     cases.iter().map(|(name, case)| (name.as_str(), case))
-}
-
-/// The committed files are compressed; a package is made of plain ones.
-pub(super) fn unpacked(name: &str, file: &str) -> Vec<u8> {
-    let path = model_dir().join("architectures").join(name).join(file);
-    let packed = std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-    let mut bytes = Vec::new();
-    let mut reader = flate2::read::GzDecoder::new(packed.as_slice());
-    reader.read_to_end(&mut bytes).unwrap();
-    bytes
 }
 
 /// The committed update, of the tensors whose names become some others.

@@ -5,7 +5,7 @@ use scorer::engine::session::{Feed, Session, Source};
 use scorer::model::onnx::{Graph, Head, InputInfo, LABELS, Rewrite};
 use scorer::model::tensor::Elem;
 
-use super::architectures::{cases, unpacked};
+use super::architectures::cases;
 use super::*;
 
 const BATCH: usize = 2;

@@ -1,8 +1,7 @@
 //! What Prometheus and systemd are told.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{Read as _, Write as _};
-use std::net::TcpStream;
+use std::io::Write as _;
 use std::os::unix::net::UnixDatagram;
 use std::process::{Command, Stdio};
 
@@ -10,28 +9,9 @@ use serde_json::json;
 use testkit::case::{honest, honest_job};
 use testkit::folder::Folder;
 use testkit::port::free_port;
+use testkit::scrape::{get, samples};
 use testkit::stack::Stack;
 use testkit::wait::{START, eventually_some, secs};
-
-/// The answer's status line and its body.
-pub(crate) fn get(port: u16, path: &str) -> Option<(String, String)> {
-    let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
-    write!(stream, "GET {path} HTTP/1.0\r\n\r\n").ok()?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).ok()?;
-    let (head, body) = answer.split_once("\r\n\r\n")?;
-    Some((head.lines().next()?.to_owned(), body.to_owned()))
-}
-
-/// Samples by name and labels.
-pub(crate) fn samples(text: &str) -> BTreeMap<String, f64> {
-    let lines = text.lines().filter(|line| !line.starts_with('#'));
-    let sample = |line: &str| {
-        let (name, value) = line.rsplit_once(' ')?;
-        Some((name.to_owned(), value.parse().ok()?))
-    };
-    lines.filter_map(sample).collect()
-}
 
 #[test]
 fn a_scrape_tells_what_happened_in_prometheus_conventions() {

@@ -8,10 +8,9 @@ use testkit::broker::Rabbit;
 use testkit::case::{honest, honest_job};
 use testkit::port::free_port;
 use testkit::redis_server::Redis;
+use testkit::scrape::{get, samples};
 use testkit::stack::Stack;
 use testkit::wait::{SOON, START, eventually};
-
-use crate::metrics::{get, samples};
 
 #[test]
 fn scoring_goes_on_without_redis_and_the_heartbeat_returns_with_it() {

@@ -80,7 +80,10 @@ impl Placement {
 fn named(nodes: &[NodeRef]) -> String {
     let shown = nodes.iter().take(NAMED);
     let shown: Vec<String> = shown
-        .map(|node| format!("{} ({})", node.name, node.operator))
+        .map(|node| match node.name.as_str() {
+            "" => format!("a {} without a name", node.operator),
+            name => format!("{name} ({})", node.operator),
+        })
         .collect();
     let shown = shown.join(", ");
     match nodes.len().saturating_sub(NAMED) {

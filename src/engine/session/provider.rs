@@ -1,5 +1,7 @@
 //! What each execution provider needs, one row each. Nothing else in the engine asks which provider it is.
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use ort::ep;
 use ort::memory::AllocationDevice;
 use ort::session::builder::SessionBuilder;
@@ -27,6 +29,8 @@ pub(super) struct Row {
     pub(super) check_chosen: fn() -> Result<(), String>,
     /// The memory of its device; none if the weights stay in the host's.
     pub(super) storage: Option<Storage>,
+    /// Held by the session that does anything, if the provider bears only one at a time in a process.
+    turn: Option<&'static Mutex<()>>,
     /// Whether this element type has no kernels there.
     pub(super) lacks: fn(Dtype) -> bool,
     /// What is rewritten in a graph, because there are no kernels for it.
@@ -74,6 +78,7 @@ static CPU: Row = Row {
     register: |_, builder| Ok(builder),
     check_chosen: || Ok(()),
     storage: None,
+    turn: None,
     lacks: |_| false,
     rewrites: &[],
     largest_weight: || None,
@@ -98,6 +103,7 @@ static CUDA: Row = Row {
         memory: AllocationDevice::CUDA,
         staging: AllocationDevice::CUDA_PINNED,
     }),
+    turn: None,
     lacks: |_| false,
     rewrites: &[Rewrite::Sequence],
     largest_weight: || None,
@@ -120,6 +126,10 @@ static CUDA: Row = Row {
             libraries on LD_LIBRARY_PATH",
 };
 
+/// The sessions of a process share one device, and its memory is managed without a lock: two at once end the
+/// process.
+static WEBGPU_TURN: Mutex<()> = Mutex::new(());
+
 static WEBGPU: Row = Row {
     provider: Provider::WebGpu,
     register: register_first_gpu,
@@ -129,6 +139,7 @@ static WEBGPU: Row = Row {
         // The device has no memory that the host can reach.
         staging: AllocationDevice::CPU,
     }),
+    turn: Some(&WEBGPU_TURN),
     lacks: |dtype| dtype == Dtype::Bf16,
     rewrites: &[
         Rewrite::IsNan,
@@ -138,6 +149,7 @@ static WEBGPU: Row = Row {
         Rewrite::Sum,
         Rewrite::Softmax,
         Rewrite::Clip,
+        Rewrite::ConstantOfShape,
     ],
     largest_weight: || Some(vulkan::largest_buffer()),
     hardware: vulkan::hardware,
@@ -199,6 +211,12 @@ pub(super) fn classify(text: &str) -> Option<fn(String) -> SessionError> {
 }
 
 impl Row {
+    /// Waits until no other session does anything, if the provider needs that.
+    pub(super) fn turn(&self) -> Option<MutexGuard<'static, ()>> {
+        let turn = self.turn?;
+        Some(turn.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     /// Its name in ONNX Runtime, which also reports by it where a node runs.
     pub(super) fn name(&self) -> &'static str {
         self.provider.execution_provider()

@@ -306,6 +306,42 @@ fn a_cross_entropy_in_steps_is_the_operator() {
     }
 }
 
+#[test]
+fn a_constant_of_a_shape_is_an_expanded_number() {
+    // Of as many dimensions as the input, and of none.
+    for end in [2, 0] {
+        let shape = [("start", 0), ("end", end)];
+        let with = |op, input, output| Made {
+            op,
+            input,
+            output,
+            ..Made::default()
+        };
+        let nodes = [
+            Made {
+                int: &shape,
+                ..with("Shape", &["x"], "shape")
+            },
+            with("ConstantOfShape", &["shape"], "zeros"),
+            with("Exp", &["zeros"], "ones"),
+            with("Mul", &["ones", "x"], "y"),
+        ];
+        for place in PLACES {
+            let of = Runnable {
+                opset: 18,
+                place,
+                half: false,
+                shape: &[None, None],
+                nodes: &nodes,
+            };
+            let values = [1.5, f32::NAN, f32::INFINITY, -0.0, 1e30, -7.0];
+            let after = compare(of, Rewrite::ConstantOfShape, &[2, 3], &values);
+            let has = |op: &str| after.iter().any(|other| other == op);
+            assert!(!has("ConstantOfShape") && has("Expand"), "{after:?}");
+        }
+    }
+}
+
 struct Sequence<'a> {
     /// Size and axis of the dimension that is split.
     shape: &'a [Option<i64>],

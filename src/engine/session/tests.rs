@@ -35,6 +35,7 @@ fn spec(input: &str, dtype: Dtype, bytes: Vec<u8>) -> WeightSpec {
 
 #[test]
 fn weights_live_on_the_device_and_are_written_in_place() {
+    let _turn = row(Provider::WebGpu).turn();
     let ones = [1_f32; 6].map(f32::to_le_bytes).concat();
     let halves = [f16::ONE; 6].map(f16::to_le_bytes).concat();
     let specs = || {
@@ -137,6 +138,42 @@ fn weights_that_the_device_would_lose_are_refused_by_name() {
             .starts_with(&format!("head has {} bytes", most + 4)),
         "{error}"
     );
+}
+
+/// Whether entries that are written at both ends of a weight of so many bytes arrive, and nothing else changes.
+fn arrive(bytes: usize) -> bool {
+    let _turn = row(Provider::WebGpu).turn();
+    let weight = || spec("large", Dtype::F32, vec![0; bytes]);
+    let mut memory = memory(&webgpu(), &[weight()]).unwrap();
+    let mut weight = memory.fill(weight()).unwrap();
+    assert!(
+        memory
+            .holds(&weight, Entries::Bytes(&vec![0; bytes]))
+            .unwrap()
+    );
+    let mut values = vec![0.0; bytes / 4];
+    let last = values.len() - 1;
+    (values[0], values[last]) = (1.0, 2.0);
+    let ends = [0, u32::try_from(last).unwrap()];
+    memory.write(&mut weight, &ends, &[1.0, 2.0]).unwrap();
+    memory.holds(&weight, Entries::Values(&values)).unwrap()
+}
+
+/// The limit is where the device begins to lose entries. No session gets there; if one did, the probe of
+/// the warm-up, which reads back what it wrote, would see it.
+#[test]
+fn beyond_the_limit_the_device_drops_entries_without_an_error() {
+    let most = usize::try_from(vulkan::largest_buffer()).unwrap();
+    assert!(arrive(most));
+    assert!(!arrive(most + 4));
+    let source = Source {
+        graph: Graph::decode(copy_graph(Dtype::F32).into()).unwrap(),
+        folder: PathBuf::new(),
+        made: None,
+    };
+    let large = spec(DATA, Dtype::F32, vec![0; most + 4]);
+    let error = Session::new(&webgpu(), source, &[], vec![large]).unwrap_err();
+    assert!(error.to_string().starts_with("data has "), "{error}");
 }
 
 #[test]

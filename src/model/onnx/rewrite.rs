@@ -3,6 +3,7 @@
 //! cannot be proven that the rewriting means the same stays as it is.
 
 mod clip;
+mod constant_of_shape;
 mod cross_entropy;
 mod is_nan;
 mod log_softmax;
@@ -40,11 +41,13 @@ pub enum Rewrite {
     Softmax,
     /// `Clip` with both bounds and `Relu` become `Max` and `Min`, which keep NaN.
     Clip,
+    /// `ConstantOfShape` of floating point numbers becomes `Expand`.
+    ConstantOfShape,
 }
 
 impl Rewrite {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::IsNan,
         Self::Sequence,
         Self::LogSoftmax,
@@ -52,6 +55,7 @@ impl Rewrite {
         Self::Sum,
         Self::Softmax,
         Self::Clip,
+        Self::ConstantOfShape,
     ];
 }
 
@@ -138,6 +142,7 @@ impl Rewrite {
             "Sum" => Self::Sum,
             "Softmax" => Self::Softmax,
             "Clip" | "Relu" => Self::Clip,
+            "ConstantOfShape" => Self::ConstantOfShape,
             _ => return None,
         })
     }
@@ -162,6 +167,7 @@ impl Rewrite {
             Self::Softmax => softmax::rewrite(node, scope, outer)?,
             Self::Clip if node.op_type() == "Relu" => clip::relu(node, scope, outer),
             Self::Clip => clip::rewrite(node),
+            Self::ConstantOfShape => constant_of_shape::rewrite(node)?,
         };
         Ok(replaced.map(|nodes| (at, nodes)).into_iter().collect())
     }

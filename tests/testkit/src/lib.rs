@@ -32,6 +32,7 @@ pub mod process;
 pub mod program;
 mod reaper;
 pub mod redis_server;
+pub mod scrape;
 mod shim;
 pub mod site;
 pub mod stack;

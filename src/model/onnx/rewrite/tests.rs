@@ -220,6 +220,34 @@ fn the_loss_head_is_rewritten_without_a_cast_of_what_is_f32() {
     assert_eq!(after.join(" "), steps);
 }
 
+#[test]
+fn a_constant_of_a_shape_stays_if_it_is_of_integers() {
+    let of = |elem: i32, bytes: &[u8]| {
+        let model = encoded(&[made("ConstantOfShape", &["x"], "y")], &[None]);
+        let mut graph = Graph::decode(model.into()).unwrap();
+        let value = super::super::proto::TensorProto {
+            dims: vec![1],
+            data_type: Some(elem),
+            raw_data: Some(bytes.to_vec().into()),
+            ..Default::default()
+        };
+        let value = Attribute {
+            name: Some("value".into()),
+            t: Some(value),
+            r#type: Some(4),
+            ..Attribute::default()
+        };
+        let mut node = super::super::proto::decode_node(&graph.proto().node[0]).unwrap();
+        node.attribute = vec![prost::Message::encode_to_vec(&value).into()];
+        graph.proto_mut().node[0] = prost::Message::encode_to_vec(&node).into();
+        operators(&graph.rewritten(&[Rewrite::ConstantOfShape]).unwrap())
+    };
+    let integers = of(super::super::proto::INT64, &1_i64.to_le_bytes());
+    assert_eq!(integers[0], "ConstantOfShape");
+    let floats = of(super::super::proto::FLOAT, &1_f32.to_le_bytes());
+    assert_eq!(floats[..3], ["Constant", "Squeeze", "Expand"]);
+}
+
 /// In a function an attribute may be that of each call.
 #[test]
 fn a_node_with_an_attribute_of_the_call_stays() {
