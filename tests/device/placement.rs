@@ -107,7 +107,7 @@ fn architectures(folder: &Path) -> Vec<Source> {
             graph: plain(graph, format!("{graph}.onnx")),
             weights: Some(plain(graph, format!("{weights}.safetensors"))),
             shards: shards.clone(),
-            objective: objective.clone(),
+            objective,
         })
     };
     cases.iter().flat_map(of).collect()
@@ -124,7 +124,7 @@ fn place(source: &Source, config: &EngineConfig) -> String {
         name: "placement".into(),
         version: 1,
         out: out.path().to_owned(),
-        objective: source.objective.clone(),
+        objective: source.objective,
     };
     if build(&recipe).is_err() {
         return "   refused when it is packaged".into();
