@@ -284,7 +284,13 @@ mod tests {
         let config = load(&[webgpu]).unwrap();
         assert_eq!(device_name(&config), "webgpu:0");
         let second = "engine.device_id=1";
-        assert_eq!(refused(&[webgpu, second]), ["engine.device_id"]);
+        for (set, key) in [
+            (second, "engine.device_id"),
+            ("engine.gpu_memory_limit=1GiB", "engine.gpu_memory_limit"),
+            ("engine.tf32=true", "engine.tf32"),
+        ] {
+            assert_eq!(refused(&[webgpu, set]), [key]);
+        }
         load(&["engine.execution_provider=cuda", second]).unwrap();
     }
 

@@ -191,6 +191,7 @@ async fn examine(
         "device": device_name(config), "onnxruntime": onnxruntime,
         "software_device": engine.facts.software_device, "plugin": plugin(&config.engine),
         "placement": engine.facts.placement, "host_nodes": host_nodes(&engine.placement),
+        "micro_batch": engine.facts.micro_batch, "class": engine.facts.class,
         "tensors": tensors, "shards": shards,
         "windows": windows, "baseline_loss": loss, "warm_ms": took,
         "inert": warm.named_inert(), "inert_count": warm.inert.len(),

@@ -74,10 +74,21 @@ impl Checks<'_> {
 
     fn device(&mut self, config: &Config) {
         let engine = &config.engine;
+        let other = engine.execution_provider != Provider::WebGpu;
         self.check(
-            engine.execution_provider != Provider::WebGpu || engine.device_id == 0,
+            other || engine.device_id == 0,
             "engine.device_id",
             "must be 0 with engine.execution_provider = \"webgpu\", which chooses the GPU itself",
+        );
+        self.check(
+            other || engine.gpu_memory_limit.is_none(),
+            "engine.gpu_memory_limit",
+            "must not be set with engine.execution_provider = \"webgpu\", which has no such limit",
+        );
+        self.check(
+            other || !engine.tf32,
+            "engine.tf32",
+            "must be false with engine.execution_provider = \"webgpu\", which has no such arithmetic",
         );
     }
 

@@ -230,9 +230,7 @@ impl Session {
     /// # Errors
     /// When the device fails or memory runs out; the weight is then unchanged.
     pub fn fill(&mut self, weight: usize, bytes: &[u8]) -> Result<(), SessionError> {
-        let _turn = self.turn();
-        let filled = self.memory.refill(&mut self.weights[weight], bytes);
-        self.noted(filled)
+        self.in_turn(|s| s.memory.refill(&mut s.weights[weight], bytes))
     }
 
     /// Writes absolute values (already rounded to the weight's type) into a scratch weight.
@@ -245,10 +243,10 @@ impl Session {
         positions: &[u32],
         values: &[f32],
     ) -> Result<(), SessionError> {
-        let _turn = self.turn();
-        let scratch = &mut self.weights[weight];
-        let written = self.memory.write(scratch, positions, values);
-        self.noted(written)
+        self.in_turn(|s| {
+            let scratch = &mut s.weights[weight];
+            s.memory.write(scratch, positions, values)
+        })
     }
 
     /// Whether a scratch weight holds exactly these entries.
@@ -256,9 +254,7 @@ impl Session {
     /// # Errors
     /// When the device fails.
     pub fn holds(&mut self, weight: usize, entries: Entries<'_>) -> Result<bool, SessionError> {
-        let _turn = self.turn();
-        let found = self.memory.holds(&self.weights[weight], entries);
-        self.noted(found)
+        self.in_turn(|s| s.memory.holds(&s.weights[weight], entries))
     }
 
     /// Where the nodes of the graph run.
@@ -276,13 +272,18 @@ impl Session {
     /// # Errors
     /// The classified error of ONNX Runtime.
     pub fn run(&mut self, feeds: Vec<Feed<'_>>) -> Result<Vec<f32>, SessionError> {
-        let ran = self.run_once(feeds);
-        self.noted(ran)
+        self.in_turn(|s| s.run_once(feeds))
     }
 
-    fn noted<T>(&mut self, result: Result<T, SessionError>) -> Result<T, SessionError> {
-        self.lost |= matches!(result, Err(SessionError::Lost(_)));
-        result
+    /// Works on the device when no other session does, and notes that the device is gone.
+    fn in_turn<T>(
+        &mut self,
+        work: impl FnOnce(&mut Self) -> Result<T, SessionError>,
+    ) -> Result<T, SessionError> {
+        let _turn = self.turn();
+        let worked = work(self);
+        self.lost |= matches!(worked, Err(SessionError::Lost(_)));
+        worked
     }
 
     /// Whether the device is gone; what follows would compute nothing, and some of it without an error.
@@ -291,7 +292,6 @@ impl Session {
     }
 
     fn run_once(&mut self, feeds: Vec<Feed<'_>>) -> Result<Vec<f32>, SessionError> {
-        let _turn = self.turn();
         self.compile(&feeds)?;
         let Some(Compiled { inner, .. }) = self.compiled.last_mut() else {
             return Err(SessionError::Other("no graph is compiled".into()));

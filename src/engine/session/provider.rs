@@ -38,7 +38,7 @@ pub(super) struct Row {
     /// The most bytes that one weight may have, if there is a limit.
     largest_weight: fn() -> Option<u64>,
     /// The hardware that the bits of a result may depend on.
-    hardware: fn() -> Hardware,
+    hardware: fn(&EngineConfig) -> Hardware,
     /// What it sees on this machine.
     pub(super) look: fn(&EngineConfig) -> Look,
     /// What its errors say.
@@ -82,7 +82,7 @@ static CPU: Row = Row {
     lacks: |_| false,
     rewrites: &[],
     largest_weight: || None,
-    hardware: || Hardware {
+    hardware: |_| Hardware {
         model: hardware::cpu_model(),
         ..Hardware::default()
     },
@@ -107,14 +107,7 @@ static CUDA: Row = Row {
     lacks: |_| false,
     rewrites: &[Rewrite::Sequence],
     largest_weight: || None,
-    hardware: || Hardware {
-        model: hardware::nvidia_models()
-            .into_iter()
-            .next()
-            .unwrap_or_default(),
-        driver: hardware::nvidia_driver().unwrap_or_default(),
-        is_software: false,
-    },
+    hardware: cuda_hardware,
     look: look_cuda,
     texts: Texts {
         out_of_memory: &["out of memory", "CUDA_ERROR_OUT_OF_MEMORY"],
@@ -152,7 +145,7 @@ static WEBGPU: Row = Row {
         Rewrite::ConstantOfShape,
     ],
     largest_weight: || Some(vulkan::largest_buffer()),
-    hardware: vulkan::hardware,
+    hardware: |_| vulkan::hardware(),
     look: look_webgpu,
     texts: Texts {
         // An allocation without memory succeeds; what uses it fails.
@@ -188,9 +181,25 @@ pub fn rewrites(config: &EngineConfig) -> &'static [Rewrite] {
     row(config.execution_provider).rewrites
 }
 
+/// Which card a number of CUDA's means depends on its environment, so with cards of several models the number
+/// stands beside all of them.
+fn cuda_hardware(config: &EngineConfig) -> Hardware {
+    let mut models = hardware::nvidia_models();
+    models.dedup();
+    let model = match models.as_slice() {
+        [one] => one.clone(),
+        several => format!("{} of {}", config.device_id, several.join(", ")),
+    };
+    Hardware {
+        model,
+        driver: hardware::nvidia_driver().unwrap_or_default(),
+        is_software: false,
+    }
+}
+
 /// The hardware of the configured device.
 pub fn hardware(config: &EngineConfig) -> Hardware {
-    (row(config.execution_provider).hardware)()
+    (row(config.execution_provider).hardware)(config)
 }
 
 /// What an error of any provider means, if its text is known.
