@@ -172,6 +172,12 @@ impl Session {
         self.compiled.iter().any(|c| c.shapes == wanted)
     }
 
+    /// Whether the graph is compiled for any size.
+    #[cfg(test)]
+    pub(super) fn is_compiled_at_all(&self) -> bool {
+        !self.compiled.is_empty()
+    }
+
     /// Compiles the graph for feeds of these sizes, unless it is; of those not used for long, it forgets.
     fn compile(&mut self, feeds: &[Feed<'_>]) -> Result<(), SessionError> {
         let wanted = shapes(feeds);

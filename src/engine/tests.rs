@@ -147,6 +147,42 @@ fn a_hundred_thousand_patches_with_faults_leave_no_bit_changed() {
 }
 
 #[test]
+fn out_of_memory_halves_the_micro_batch_of_one_job() {
+    let Fixture {
+        mut engine,
+        plan,
+        dir: _kept,
+    } = fixture();
+    let windows: Vec<Window> = plan.windows.iter().cycle().take(8).cloned().collect();
+    let plan = Plan::excerpt([9; 32], &windows);
+    let usual = engine.validate(&plan).unwrap();
+    let fits = engine.batch_of(&plan) / 2;
+    assert_eq!(fits, 4);
+    let update = random_update(&engine, &mut StdRng::seed_from_u64(5));
+    let patches = Patches::new(&engine.package, update, Rule::ParamDiff).unwrap();
+    let mut tried = Vec::new();
+    let halved = engine.while_memory_lasts(&plan, |engine, batch| {
+        tried.push((batch, engine.session.is_compiled_at_all()));
+        match batch > fits {
+            true => Err(Failure::new(Code::OutOfMemory, "no memory")),
+            false => engine.evaluate(&patches, &plan, batch),
+        }
+    });
+    // What the first session reserved is given back before the next is made.
+    assert_eq!(tried, [(engine.batch_of(&plan), true), (fits, false)]);
+    let mut small = configuration().engine;
+    small.micro_batch = fits;
+    let package = Arc::clone(&engine.package);
+    let mut small = Engine::load(package, &small, Arc::default()).unwrap();
+    assert_eq!(
+        halved.unwrap().paired,
+        small.score(&patches, &plan).unwrap().paired
+    );
+    assert_eq!(engine.pass(&plan).unwrap(), *usual);
+    engine.compare_weights().unwrap();
+}
+
+#[test]
 fn equal_batches_fill_up_little() {
     let most = MicroBatch::Most(8);
     for (windows, batch) in [(1, 1), (5, 5), (8, 8), (9, 5), (17, 6), (64, 8)] {
