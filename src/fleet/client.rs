@@ -16,7 +16,7 @@ use crate::broker::topology::Topology;
 use crate::broker::{BrokerError, Outgoing, Properties, PublishError};
 use crate::config::Config;
 use crate::protocol::encoding::Encoding;
-use crate::protocol::heartbeat::Record;
+use crate::protocol::heartbeat::{Ability, Accepts, Record};
 use crate::protocol::message::JobMessage;
 use crate::protocol::result::ResultMessage;
 use crate::store::FleetStore;
@@ -82,6 +82,7 @@ struct Pending {
     id: String,
     /// The one that it names; a validate job may name none.
     version: Option<u64>,
+    needs: Ability,
     outgoing: Outgoing,
     /// The broker may have it.
     tried: bool,
@@ -93,6 +94,24 @@ struct Pending {
 struct Sent {
     version: Option<u64>,
     since: Instant,
+}
+
+/// A live worker, as far as it matters here.
+#[derive(Debug)]
+struct Seen {
+    ready: bool,
+    serves: Option<u64>,
+    accepts: Accepts,
+}
+
+impl From<Record> for Seen {
+    fn from(record: Record) -> Self {
+        Self {
+            ready: record.ready,
+            serves: record.model.version,
+            accepts: record.accepts,
+        }
+    }
 }
 
 type Publishing = JoinHandle<Result<(), PublishError>>;
@@ -117,8 +136,7 @@ pub struct Client {
     answered: Remembered,
     /// What is dealt with: to be acknowledged when the next is asked for.
     handed: Option<(Option<String>, Acker)>,
-    /// The versions that ready workers serve, one for each worker.
-    ready: Vec<Option<u64>>,
+    workers: Vec<Seen>,
     looked: Option<Instant>,
 }
 
@@ -138,7 +156,7 @@ impl Client {
             sent: HashMap::new(),
             answered: Remembered::default(),
             handed: None,
-            ready: Vec::new(),
+            workers: Vec::new(),
             looked: None,
         }
     }
@@ -176,6 +194,7 @@ impl Client {
         self.waiting.push_back(Pending {
             id: id.clone(),
             version,
+            needs: job.needs(),
             outgoing: self.topology.job(body, properties),
             tried: false,
             losses: 0,
@@ -283,7 +302,7 @@ impl Client {
         None
     }
 
-    /// Who is ready. A fleet that is unknown can use no jobs.
+    /// Who lives. A fleet that is unknown can use no jobs.
     async fn look(&mut self) {
         let due = self.looked.is_none_or(|at| at.elapsed() >= LOOK_EVERY);
         if self.waiting.is_empty() || !due {
@@ -291,11 +310,10 @@ impl Client {
         }
         let (model, ttl) = (&self.topology.model, self.config.heartbeat.ttl);
         let read = self.store.live_records(Some(model), ttl).await;
-        self.ready = match read {
+        self.workers = match read {
             Ok((_, records)) => {
                 let read = records.iter().filter_map(|live| Record::read(&live.text));
-                let ready = read.filter(|record| record.ready);
-                ready.map(|record| record.model.version).collect()
+                read.map(Seen::from).collect()
             }
             Err(error) => {
                 tracing::warn!(%error, "cannot read the fleet from Redis; jobs wait");
@@ -311,10 +329,11 @@ impl Client {
     /// would only send the job round the retry ladder.
     fn has_room(&self, version: Option<u64>) -> bool {
         let count = |fits: &dyn Fn(Option<u64>) -> bool| {
-            self.ready.iter().filter(|serves| fits(**serves)).count()
+            let ready = self.workers.iter().filter(|worker| worker.ready);
+            ready.filter(|worker| fits(worker.serves)).count()
         };
         let answering = match version {
-            None => self.ready.len(),
+            None => count(&|_| true),
             Some(_) => match count(&|serves| serves == version) {
                 0 => count(&|serves| serves > version),
                 ready => ready,
@@ -324,12 +343,18 @@ impl Client {
         sent.count() < answering * usize::from(self.config.amqp.prefetch) * AHEAD
     }
 
+    /// Whether any live worker may be given such a job: all of them consume the same queue.
+    fn is_known(&self, needs: Ability) -> bool {
+        let mut accepts = self.workers.iter().map(|worker| &worker.accepts);
+        accepts.all(|accepts| accepts.contains(needs))
+    }
+
     /// The next job that somebody can use.
     fn take_waiting(&mut self) -> Option<Pending> {
-        let mut known = HashMap::new();
+        let mut usable = HashMap::new();
         let at = self.waiting.iter().position(|job| {
-            let known = known.entry(job.version);
-            *known.or_insert_with(|| self.has_room(job.version))
+            let usable = usable.entry((job.version, job.needs));
+            *usable.or_insert_with(|| self.is_known(job.needs) && self.has_room(job.version))
         });
         self.waiting.remove(at?)
     }
@@ -363,7 +388,7 @@ impl Client {
             Err(PublishError::Refused(why)) => {
                 tracing::warn!(%why, id = job.id, "the job waits");
                 // Until the next look.
-                self.ready.clear();
+                self.workers.clear();
                 self.waiting.push_front(job);
             }
             Err(PublishError::Lost(why) | PublishError::Unroutable(why)) => {
@@ -443,5 +468,46 @@ impl Remembered {
         {
             self.names.remove(&oldest);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Layers;
+    use crate::protocol::message::{V1, ValidateMessage};
+
+    fn ready(accepts: &[Ability]) -> Seen {
+        Seen {
+            ready: true,
+            serves: Some(7),
+            accepts: Accepts::of(accepts),
+        }
+    }
+
+    #[test]
+    fn a_job_waits_while_a_live_worker_does_not_know_its_kind() {
+        let config = Config::load(&Layers::default()).unwrap();
+        let mut client = Client::new(config, "tinylm");
+        let job = ValidateMessage {
+            v: V1,
+            submission_id: "loss".into(),
+            model: None,
+            model_version: Some(7),
+            validation: None,
+            deadline_ms: None,
+            context: None,
+        };
+        client.submit(&JobMessage::Validate(job)).unwrap();
+        let knows_all = || ready(&[Ability::Score, Ability::Validate]);
+        let starting = Seen {
+            ready: false,
+            serves: None,
+            ..ready(&[Ability::Score])
+        };
+        client.workers = vec![knows_all(), starting];
+        assert!(client.take_waiting().is_none());
+        client.workers = vec![knows_all()];
+        assert!(client.take_waiting().is_some());
     }
 }

@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 
 use super::document::from_json;
 use super::message::V1;
+use super::word::words;
 
 /// A heartbeat record.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -53,6 +54,10 @@ pub struct Record {
     pub warm: WarmFacts,
     /// The model that is served; all but its name are null or empty before the first warm-up.
     pub model: ModelFacts,
+    /// Kinds of jobs and options that the worker knows. Clients ask for any but `score` and `validate` only while every live worker lists it.
+    // Added later: older workers leave it out.
+    #[serde(default)]
+    pub accepts: Accepts,
     /// What computes.
     pub engine: EngineFacts,
     /// The machine.
@@ -122,6 +127,41 @@ pub struct ModelFacts {
     pub shards: Vec<u64>,
     /// Plans whose baseline is kept.
     pub baseline_cache_entries: u64,
+}
+
+words! {
+    /// What a job may ask of a worker: its kind, and options that not every released worker knows.
+    pub enum Ability {
+        /// Score jobs.
+        Score,
+        /// Validate jobs.
+        Validate,
+    }
+}
+
+/// What a worker knows, in words: a newer worker has words that this version lacks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(transparent)]
+pub struct Accepts(Vec<String>);
+
+impl Accepts {
+    /// Exactly these.
+    pub fn of(abilities: &[Ability]) -> Self {
+        let words = abilities.iter().map(|ability| ability.as_str().to_owned());
+        Self(words.collect())
+    }
+
+    /// Whether this is among them.
+    pub fn contains(&self, ability: Ability) -> bool {
+        self.0.iter().any(|word| word == ability.as_str())
+    }
+}
+
+impl Default for Accepts {
+    /// What the workers know that do not say it.
+    fn default() -> Self {
+        Self::of(&[Ability::Score, Ability::Validate])
+    }
 }
 
 /// What runs it.
@@ -370,10 +410,12 @@ mod tests {
     #[test]
     fn whatever_a_record_leaves_out_or_says_in_another_form_is_empty() {
         assert_eq!(Record::read("{}"), Some(Record::default()));
+        let oldest = Record::default().accepts;
+        assert!(oldest.contains(Ability::Score) && oldest.contains(Ability::Validate));
         let text = json!({
             "v": 2, "worker_id": 7, "ready": "yes", "seq": 3.0, "host_info": null, "broker": [true],
             "model": {"name": "m"}, "jobs": {"scored": 5}, "colour": "red",
-            "last_error": {"code": "stuck"},
+            "last_error": {"code": "stuck"}, "accepts": ["score", "juggle"],
         });
         let read = Record::read(&text.to_string());
         let expected = Record {
@@ -386,6 +428,7 @@ mod tests {
                 scored: 5,
                 ..JobFacts::default()
             },
+            accepts: Accepts(vec!["score".into(), "juggle".into()]),
             last_error: Some(LastError {
                 code: "stuck".into(),
                 ..LastError::default()

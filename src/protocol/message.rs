@@ -11,6 +11,7 @@ pub use super::candidate::CandidateMessage;
 pub use super::version::V1;
 use crate::protocol::context::Context;
 use crate::protocol::failure::Failure;
+use crate::protocol::heartbeat::Ability;
 use crate::protocol::job::{Job, Task, Validation, invalid};
 
 /// A score job as the wire carries it (without `kind`).
@@ -77,6 +78,16 @@ pub enum JobMessage {
     Score(ScoreMessage),
     /// Measure the current model.
     Validate(ValidateMessage),
+}
+
+impl JobMessage {
+    /// What a worker must know to answer it.
+    pub fn needs(&self) -> Ability {
+        match self {
+            Self::Score(_) => Ability::Score,
+            Self::Validate(_) => Ability::Validate,
+        }
+    }
 }
 
 fn check_validation(validation: Option<Validation>) -> Result<Validation, Failure> {

@@ -4,12 +4,13 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use strum::VariantArray;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::HeartbeatConfig;
 use crate::protocol::heartbeat::{
-    BrokerFacts, Build, HostFacts, JobFacts, MemoryFacts, ModelFacts, ProgressFacts, Record,
+    Ability, Accepts, BrokerFacts, Build, HostFacts, JobFacts, MemoryFacts, ModelFacts, ProgressFacts, Record,
     StoreFacts,
 };
 use crate::protocol::message::V1;
@@ -276,6 +277,7 @@ impl Publisher {
                 baseline_cache_entries: status.progress.baselines.load(Ordering::Relaxed),
                 ..facts.model.clone()
             },
+            accepts: Accepts::of(Ability::VARIANTS),
             engine: facts.engine.clone(),
             host_info: self.host.clone(),
             jobs: JobFacts {
