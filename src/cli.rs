@@ -8,6 +8,7 @@ mod dashboard;
 mod dead;
 mod devices;
 mod exit;
+mod init;
 mod logs;
 mod offline;
 mod output;
@@ -68,6 +69,9 @@ fn run(cli: Cli) -> Outcome {
     if let Command::Completions { shell } = cli.command {
         return completions(shell);
     }
+    if let Command::Init { dir } = &cli.command {
+        return init::init(dir);
+    }
     let config = load(&cli.settings)?;
     logs::init(&config, matches!(cli.command, Command::Run))?;
     if !config.passed_over.is_empty() {
@@ -112,6 +116,7 @@ async fn dispatch(command: Command, config: Config) -> Outcome {
         }
         Command::Completions { shell } => completions(shell),
         Command::Schema { name } => print_schema(&name),
+        Command::Init { dir } => init::init(&dir),
         Command::Package(args) => match args.list {
             Some(dir) => tensors::list(&config, &dir, args.json).await,
             None => offline::package(config, args.build).await,

@@ -8,6 +8,7 @@ use super::{bench, ctl, dashboard, dead, offline, submit};
 
 /// Shown below the help.
 const EXAMPLES: &str = "Examples:
+  scorer init demo
   scorer package --graph model.onnx --weights model.safetensors --shards shards --name mine --version 1 --out package
   scorer check --set model.dir=package --set engine.execution_provider=cpu
   scorer score --model package --candidate update.json --format binary_v2 --semantics param_diff
@@ -41,6 +42,13 @@ pub(super) struct Settings {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
+    /// Makes a folder to begin with: a configuration, services for docker compose, a sample model and candidates.
+    #[command(after_help = "Example:
+  scorer init demo")]
+    Init {
+        /// The folder; it must be empty or not exist yet.
+        dir: PathBuf,
+    },
     /// Runs the worker: warms up, then scores jobs until it is told to drain.
     #[command(after_help = "Examples:
   scorer run --config scorer.toml

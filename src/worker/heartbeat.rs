@@ -10,8 +10,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::HeartbeatConfig;
 use crate::protocol::heartbeat::{
-    Ability, Accepts, BrokerFacts, Build, HostFacts, JobFacts, MemoryFacts, ModelFacts, ProgressFacts, Record,
-    StoreFacts,
+    Ability, Accepts, BrokerFacts, Build, HostFacts, JobFacts, MemoryFacts, ModelFacts,
+    ProgressFacts, Record, StoreFacts,
 };
 use crate::protocol::message::V1;
 use crate::protocol::state::{Phase, State};

@@ -23,6 +23,7 @@ mod hand_backs;
 mod hazards;
 mod heartbeat;
 mod identity;
+mod init;
 mod metrics;
 mod mirror;
 mod mismatches;
