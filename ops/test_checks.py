@@ -8,7 +8,7 @@ import tempfile
 import unittest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-READ = ["docs", "ops", "src", "docker-compose.yml", "docker-compose.nvidia.yml", "deny.toml", ".dockerignore", ".github"]
+READ = ["docs", "ops", "schemas", "src", "docker-compose.yml", "docker-compose.nvidia.yml", "deny.toml", ".dockerignore", ".github"]
 
 # File, what stands there, the mistake, a part of the sentence.
 MISTAKES = [
@@ -18,6 +18,9 @@ MISTAKES = [
     ("docker-compose.yml", "stop_grace_period: 75s", "stop_grace_period: 60s", "stop_grace_period must be longer"),
     ("docker-compose.yml", "0.0.0.0:9464", "0.0.0.0:9465", "where Prometheus looks"),
     ("docker-compose.yml", "SCORER_MODEL__DIR", "SCORER_MODEL__FOLDER", "SCORER_MODEL__FOLDER is no key"),
+    ("src/cli/init/compose.yaml", "stop_grace_period: 75s", "stop_grace_period: 60s", "stop_grace_period must be longer"),
+    ("src/cli/init/compose.yaml", "SCORER_AMQP__URL", "SCORER_AMQP__ADDRESS", "SCORER_AMQP__ADDRESS is no key"),
+    ("schemas/asyncapi.yaml", "#/channels/queue.jobs\"", "#/channels/queue.work\"", "there is no channel queue.work"),
     ("docker-compose.nvidia.yml", 'device_ids: ["1"]', 'device_ids: ["0"]', "worker-gpu1 must reserve the GPU 1"),
     ("docker-compose.nvidia.yml", "worker-gpu3:", "worker-gpu8:", "worker-gpu8 must be worker-gpu3"),
     ("docker-compose.nvidia.yml", "aliases: [worker]", "aliases: [gpu]", "must have the alias worker"),

@@ -1,4 +1,4 @@
-//! Has files judged: `cargo run --example score_files MODEL VERSION FILE...`, each a difference as `binary_v2`.
+//! Has files judged: `cargo run --package score_files MODEL VERSION FILE...`, each a difference as `binary_v2`.
 //! RabbitMQ and Redis are those of the configuration: `SCORER_AMQP__URL`, `SCORER_REDIS__URL`.
 
 use std::path::Path;

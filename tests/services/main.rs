@@ -33,6 +33,7 @@ mod poison;
 mod provider;
 mod readme;
 mod refusals;
+mod released;
 mod replays;
 mod results;
 mod settling;

@@ -76,7 +76,7 @@ fn the_printed_program_that_scores_files_prints_every_verdict() {
     assert!(out.contains(" scored "), "{out} {err}");
 }
 
-/// The same in Rust, as cargo runs it.
+/// The same in Rust, as cargo runs it: a crate of its own, which builds without ONNX Runtime.
 #[test]
 fn the_rust_program_that_scores_files_prints_every_verdict() {
     let stack = Stack::shared();
@@ -87,7 +87,7 @@ fn the_rust_program_that_scores_files_prints_every_verdict() {
             "run",
             "--quiet",
             "--locked",
-            "--example",
+            "--package",
             "score_files",
             "--",
         ])
