@@ -12,7 +12,7 @@ use scorer::broker::topology::Topology;
 use scorer::cli::{self, Exit};
 use scorer::config::{self, Config, Layers};
 use scorer::model::manifest::Manifest;
-use scorer::protocol::control::{self, ControlAnswer};
+use scorer::protocol::control::{self, Command, ControlAnswer};
 use scorer::protocol::document::from_json;
 use scorer::protocol::encoding::Encoding;
 use scorer::protocol::failure::Code;
@@ -22,7 +22,7 @@ use scorer::protocol::message::{
     Blob, CandidateMessage, JobMessage, ScoreMessage, V1, ValidateMessage,
 };
 use scorer::protocol::result::ResultMessage;
-use scorer::protocol::state::Detail;
+use scorer::protocol::state::{Detail, State};
 use scorer::protocol::update_manifest;
 use scorer::telemetry::metrics;
 use serde_json::{Value, json};
@@ -277,9 +277,11 @@ fn names() -> Value {
         "codes": Code::VARIANTS.iter().map(|code| code.as_str()).collect::<Vec<_>>(),
         "command_line": commands,
         "configuration": config::key_names().collect::<Vec<_>>(),
+        "control": Command::VARIANTS.iter().map(|command| command.as_str()).collect::<Vec<_>>(),
         "details": Detail::iter().map(|detail| detail.to_string()).collect::<Vec<_>>(),
         "exit_codes": Exit::iter().map(|exit| exit as i32).collect::<Vec<_>>(),
         "metrics": metrics.map(|metric| metric.name).collect::<Vec<_>>(),
+        "states": State::VARIANTS.iter().map(|state| state.as_str()).collect::<Vec<_>>(),
         "topology": Topology::new(&config.amqp, "tinylm"),
     })
 }
