@@ -19,10 +19,11 @@ use std::path::PathBuf;
 
 use crate::config::EngineConfig;
 use crate::model::onnx::{DATA, Graph, OUTPUT, Rewrite, WeightSpec};
+pub use build::threads;
 use build::{GraphSource, Terms, build};
 pub use devices::{Seen, Sight, devices};
 pub use feed::Feed;
-pub use library::{Plugin, library_version, plugin};
+pub use library::{Plugin, library_build, library_version, plugin};
 pub use placement::Placement;
 use provider::row;
 pub use provider::{Hardware, hardware, rewrites};
