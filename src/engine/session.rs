@@ -263,6 +263,11 @@ impl Session {
         &self.placement
     }
 
+    /// Whether the device may drop what does not fit into its largest buffer.
+    pub fn may_drop(&self) -> bool {
+        (row(self.config.execution_provider).largest_tensor)().is_some()
+    }
+
     /// Describes where the weights are and how they are written.
     pub fn memory(&self) -> &'static str {
         self.memory.describe()

@@ -11,7 +11,7 @@ use super::session::Entries;
 use super::{Engine, EngineError};
 use crate::engine::statistics;
 use crate::model::manifest::PackageError;
-use crate::model::plan::Plan;
+use crate::model::plan::{Plan, Window};
 use crate::protocol::failure::{Code, Failure};
 use crate::protocol::state::Detail;
 
@@ -33,6 +33,10 @@ pub struct Warm {
 
 /// The most tensors without effect that are named.
 const INERT_NAMED: usize = 32;
+
+/// The most that a loss may change with the place of its window, relative to the loss and 1. It is the order
+/// of additions that changes; f16 is no more exact.
+const SAME_PLACE: f64 = 1e-3;
 
 impl Warm {
     /// The tensors without effect that records and reports name.
@@ -78,11 +82,13 @@ impl Engine {
         warm
     }
 
-    /// Announces the amount of work: three passes, one window before the probe and one per probed place.
+    /// Announces the amount of work: three passes, one window before the probe and one per probed place, and
+    /// two for the last place where that is checked.
     /// The probe announces what it needs beyond that.
     fn announce(&self, plan: &Plan, batch: usize) {
         let pass = plan.windows.len().div_ceil(batch);
-        let all = u64::try_from(3 * pass + 1 + self.probed().len()).unwrap_or(u64::MAX);
+        let runs = 3 * pass + 1 + self.probed().len() + 2 * usize::from(self.session.may_drop());
+        let all = u64::try_from(runs).unwrap_or(u64::MAX);
         let from = self.progress.counter.load(Ordering::Relaxed);
         self.progress.warm_from.store(from, Ordering::Relaxed);
         self.progress
@@ -99,6 +105,9 @@ impl Engine {
         let (first, pass) = self.measured_twice(&plan)?;
         let baseline_loss = statistics::mean(&first);
         self.check_canary(baseline_loss)?;
+        if self.session.may_drop() {
+            self.check_last_place(&plan)?;
+        }
         let inert = self.probe(&plan, &first)?;
         let (hash, windows) = (plan.hash, first.len());
         self.proven = Some(Proven {
@@ -128,6 +137,29 @@ impl Engine {
         }
         let message = "two runs of the same windows gave different losses: the graph draws random numbers \
                        (export it in evaluation mode), or the provider is not deterministic";
+        Err(EngineError::new(Detail::WarmFailed, message))
+    }
+
+    /// Measures the window in the last place of the largest micro-batch in the first one, too. What layers
+    /// make of a whole batch may be larger than the device's largest buffer; some operators then drop the end
+    /// of it, without an error and the same in every run.
+    fn check_last_place(&mut self, plan: &Plan) -> Result<(), EngineError> {
+        let batch = self.micro_batch.largest(plan.windows.len());
+        let places = plan.order.iter().take(batch);
+        let windows: Vec<Window> = places.map(|at| plan.windows[*at].clone()).collect();
+        let mut last_loss = |windows: &[Window]| {
+            let losses = self.losses(&Plan::excerpt([0; 32], windows), batch);
+            losses.map(|all| all.last().copied().unwrap_or_default())
+        };
+        let last = last_loss(&windows).map_err(failed)?;
+        let first = last_loss(&windows[windows.len().saturating_sub(1)..]).map_err(failed)?;
+        if (first - last).abs() <= SAME_PLACE * (1.0 + first.abs()) {
+            return Ok(());
+        }
+        let message = format!(
+            "a window's loss is {first} in the first place of a batch of {batch} and {last} in the last: the device or \
+             its driver drops values; lower engine.micro_batch"
+        );
         Err(EngineError::new(Detail::WarmFailed, message))
     }
 

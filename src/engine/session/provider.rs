@@ -35,8 +35,8 @@ pub(super) struct Row {
     pub(super) lacks: fn(Dtype) -> bool,
     /// What is rewritten in a graph, because there are no kernels for it.
     pub(super) rewrites: &'static [Rewrite],
-    /// The most bytes that one weight may have, if there is a limit.
-    largest_weight: fn() -> Option<u64>,
+    /// The most bytes that one tensor may have, if there is a limit.
+    pub(super) largest_tensor: fn() -> Option<u64>,
     /// The hardware that the bits of a result may depend on.
     hardware: fn(&EngineConfig) -> Hardware,
     /// What it sees on this machine.
@@ -81,7 +81,7 @@ static CPU: Row = Row {
     turn: None,
     lacks: |_| false,
     rewrites: &[],
-    largest_weight: || None,
+    largest_tensor: || None,
     hardware: |_| Hardware {
         model: hardware::cpu_model(),
         ..Hardware::default()
@@ -106,7 +106,7 @@ static CUDA: Row = Row {
     turn: None,
     lacks: |_| false,
     rewrites: &[Rewrite::Sequence],
-    largest_weight: || None,
+    largest_tensor: || None,
     hardware: cuda_hardware,
     look: look_cuda,
     texts: Texts {
@@ -144,7 +144,7 @@ static WEBGPU: Row = Row {
         Rewrite::Clip,
         Rewrite::ConstantOfShape,
     ],
-    largest_weight: || Some(vulkan::largest_buffer()),
+    largest_tensor: || Some(vulkan::largest_buffer()),
     hardware: |_| vulkan::hardware(),
     look: look_webgpu,
     texts: Texts {
@@ -240,7 +240,7 @@ impl Row {
                 weight.input
             )));
         }
-        let Some(most) = (self.largest_weight)() else {
+        let Some(most) = (self.largest_tensor)() else {
             return Ok(());
         };
         match weights

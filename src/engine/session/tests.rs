@@ -159,6 +159,20 @@ fn arrive(bytes: usize) -> bool {
     memory.holds(&weight, Entries::Values(&values)).unwrap()
 }
 
+/// Their coordinates take more than the device's largest buffer long before the weight does.
+#[test]
+fn all_entries_of_a_weight_that_fits_are_written() {
+    let _turn = row(Provider::WebGpu).turn();
+    let entries = usize::try_from(vulkan::largest_buffer()).unwrap() / 8 + 1;
+    let weight = || spec("large", Dtype::F16, vec![0; 2 * entries]);
+    let mut memory = memory(&webgpu(), &[weight()]).unwrap();
+    let mut weight = memory.fill(weight()).unwrap();
+    let positions: Vec<u32> = (0..u32::try_from(entries).unwrap()).collect();
+    let values = vec![1.0; entries];
+    memory.write(&mut weight, &positions, &values).unwrap();
+    assert!(memory.holds(&weight, Entries::Values(&values)).unwrap());
+}
+
 /// The limit is where the device begins to lose entries. No session gets there; if one did, the probe of
 /// the warm-up, which reads back what it wrote, would see it.
 #[test]
