@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use scorer::candidate::{TensorUpdate, Update};
+use scorer::config::Config;
 use scorer::engine::Engine;
 use scorer::engine::patch::Patches;
 use scorer::engine::session::Terminator;
@@ -16,10 +17,11 @@ use scorer::model::package::Package;
 use scorer::model::plan::Plan;
 use scorer::protocol::failure::{Code, Failure};
 use scorer::protocol::job::Rule;
+use scorer::protocol::state::Detail;
 use scorer::telemetry::progress::Progress;
 
 use crate::config;
-use crate::table::{model_dir, recipe};
+use crate::table::{TOLERANCE, model_dir, recipe, settings};
 
 /// Each fault a dozen times.
 const PATCHES: usize = 72;
@@ -268,4 +270,36 @@ fn moved(package: &Package, dir: &Path) -> Arc<Package> {
     let file = dir.join("moved.safetensors");
     std::fs::write(&file, bytes).unwrap();
     Arc::new(package.with_new_weights(2, file, None).unwrap().0)
+}
+
+/// The device drops what an operator makes beyond its largest buffer, without an error, and each window alone fits.
+#[test]
+fn a_batch_of_which_the_device_drops_the_end_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = model_dir().join("elsewhere");
+    let objective = Objective::causal_lm(16);
+    let mut recipe = recipe(&model, "wide.onnx", "", objective, dir.path());
+    recipe.weights = None;
+    build(&recipe).unwrap();
+    let load = |config: &Config| {
+        let package = Arc::new(Package::load(dir.path(), false, &[]).unwrap());
+        Engine::load(package, &config.engine, Arc::default()).unwrap()
+    };
+    let error = load(&config(&[])).warm().unwrap_err();
+    assert_eq!(error.detail, Detail::WarmFailed, "{error}");
+    assert!(
+        error.message.contains("lower engine.micro_batch"),
+        "{error}"
+    );
+    let losses = |config: &Config| {
+        let mut engine = load(config);
+        let package = Arc::clone(&engine.package);
+        let plan = Plan::new(&package.shards, None, "", package.cut());
+        engine.pass(&plan.unwrap()).unwrap()
+    };
+    let small = losses(&config(&["engine.micro_batch=2"]));
+    let host = losses(&settings(&["engine.execution_provider=cpu"]));
+    for (one, other) in small.iter().zip(&host) {
+        assert!((one - other).abs() < TOLERANCE, "{small:?} {host:?}");
+    }
 }
