@@ -141,7 +141,7 @@ impl Session {
         weights: Vec<WeightSpec>,
     ) -> Result<Self, SessionError> {
         let row = row(config.execution_provider);
-        row.accepts(&weights)?;
+        row.accepts(&weights, &source.graph)?;
         let _turn = row.turn();
         let patched = patched(&source.graph, &weights);
         let terminator = Terminator::default();

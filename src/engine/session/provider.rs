@@ -11,7 +11,7 @@ use super::devices::{Look, look_cpu, look_cuda, look_webgpu};
 use super::library::{environment, register_webgpu};
 use super::vulkan;
 use crate::config::{EngineConfig, Provider};
-use crate::model::onnx::{Rewrite, WeightSpec};
+use crate::model::onnx::{Graph, Rewrite, WeightSpec};
 use crate::model::tensor::Dtype;
 use crate::util::hardware;
 
@@ -231,8 +231,12 @@ impl Row {
         self.provider.execution_provider()
     }
 
-    /// Refuses weights that the device would not hold or compute with, by name.
-    pub(super) fn accepts(&self, weights: &[WeightSpec]) -> Result<(), SessionError> {
+    /// Refuses weights and constants that the device would not hold or compute with, by name.
+    pub(super) fn accepts(
+        &self,
+        weights: &[WeightSpec],
+        graph: &Graph,
+    ) -> Result<(), SessionError> {
         if let Some(weight) = weights.iter().find(|weight| (self.lacks)(weight.dtype)) {
             let dtype = weight.dtype.as_str();
             return Err(SessionError::NoKernel(format!(
@@ -240,22 +244,32 @@ impl Row {
                 weight.input
             )));
         }
-        let Some(most) = (self.largest_tensor)() else {
-            return Ok(());
-        };
-        match weights
-            .iter()
-            .find(|weight| weight.bytes.len() as u64 > most)
-        {
+        let sizes = weights.iter().map(|w| (w.input.as_str(), w.bytes.len()));
+        let constants: Vec<_> = graph.initializers();
+        let constants = constants.iter().map(|held| {
+            let element = held.dtype.map_or(1, Dtype::size);
+            (
+                held.name.as_str(),
+                held.shape.iter().product::<usize>() * element,
+            )
+        });
+        match (self.largest_tensor)() {
             None => Ok(()),
-            Some(weight) => Err(SessionError::Unavailable(format!(
-                "{} has {} bytes, and {} on this device holds at most {most} in one tensor and silently drops what is \
-                 beyond; use another device or provider",
-                weight.input,
-                weight.bytes.len(),
-                self.name()
-            ))),
+            Some(most) => sizes
+                .chain(constants)
+                .try_for_each(|(name, bytes)| self.fits(name, bytes, most)),
         }
+    }
+
+    fn fits(&self, tensor: &str, bytes: usize, most: u64) -> Result<(), SessionError> {
+        if bytes as u64 <= most {
+            return Ok(());
+        }
+        Err(SessionError::Unavailable(format!(
+            "{tensor} has {bytes} bytes, and {} on this device holds at most {most} in one tensor and silently drops what is \
+             beyond; use another device or provider",
+            self.name()
+        )))
     }
 
     /// The provider cannot be used, and what to do about it.
