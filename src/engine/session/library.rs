@@ -5,13 +5,14 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 
 use sha2::{Digest, Sha256};
 
-use super::SessionError;
+use super::{SessionError, places};
 use crate::config::{EngineConfig, Provider};
 
 /// The file name of the plugin of the provider `webgpu`.
 const WEBGPU_PLUGIN: &str = "libonnxruntime_providers_webgpu.so";
 
-/// The library's path: from the configuration, else `ORT_DYLIB_PATH`, else beside the binary.
+/// The library's path: from the configuration, else `ORT_DYLIB_PATH`, else beside the binary, else in the Python
+/// package `onnxruntime` of the environment that the binary is installed in.
 fn library(config: &EngineConfig) -> Result<PathBuf, SessionError> {
     if let Some(path) = &config.onnxruntime {
         return Ok(path.clone());
@@ -19,21 +20,13 @@ fn library(config: &EngineConfig) -> Result<PathBuf, SessionError> {
     if let Some(path) = std::env::var_os("ORT_DYLIB_PATH") {
         return Ok(path.into());
     }
-    let binary = std::env::current_exe().unwrap_or_default();
-    let is_library = |path: &PathBuf| {
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        name.starts_with("libonnxruntime.so")
-    };
-    let beside = binary.parent().and_then(|dir| {
-        let mut paths = std::fs::read_dir(dir).ok()?.flatten().map(|e| e.path());
-        paths.find(is_library)
-    });
-    beside.ok_or_else(|| {
-        SessionError::Unavailable(
-            "ONNX Runtime was not found: set engine.onnxruntime or ORT_DYLIB_PATH to libonnxruntime.so, \
-             or put it beside the binary (ops/setup fetches it)"
-                .into(),
-        )
+    let binary = std::env::current_exe().map_err(|e| e.to_string());
+    let found = binary.and_then(|path| places::runtime(path.parent().unwrap_or(&path)));
+    found.map_err(|why| {
+        SessionError::Unavailable(format!(
+            "ONNX Runtime was not found: {why}; install the Python package onnxruntime into the same environment as \
+             scorer, or set engine.onnxruntime or ORT_DYLIB_PATH to the library (ops/setup fetches it)"
+        ))
     })
 }
 
@@ -116,6 +109,16 @@ pub(super) fn register_webgpu(config: &EngineConfig) -> Result<(), String> {
             Ok(())
         }
     }
+}
+
+/// Loads NVIDIA's libraries out of their Python packages, if they are there: the loader itself would look for them on
+/// `LD_LIBRARY_PATH`. What is loaded already is not loaded again.
+pub(super) fn load_cuda(config: &EngineConfig) -> Result<(), String> {
+    let runtime = library(config).map_err(|e| e.to_string())?;
+    places::cuda(&runtime).iter().try_for_each(|path| {
+        let loaded = ort::util::preload_dylib(path);
+        loaded.map_err(|e| format!("{} cannot be loaded: {e}", path.display()))
+    })
 }
 
 /// The plugin library that the configured provider comes from, if it comes from one.
