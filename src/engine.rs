@@ -152,6 +152,14 @@ impl MicroBatch {
             Self::Most(most) => windows.div_ceil(windows.div_ceil(most).max(1)).max(1),
         }
     }
+
+    /// The largest size for a plan of at most so many windows: a shorter plan may have larger batches.
+    fn largest(self, windows: usize) -> usize {
+        match self {
+            Self::Fixed(size) => size,
+            Self::Most(most) => windows.clamp(1, most.max(1)),
+        }
+    }
 }
 
 /// A loaded model.

@@ -20,10 +20,11 @@ use std::path::PathBuf;
 
 use crate::config::EngineConfig;
 use crate::model::onnx::{DATA, Graph, OUTPUT, Rewrite, WeightSpec};
+pub use build::threads;
 use build::{GraphSource, Terms, build};
 pub use devices::{Seen, Sight, devices};
 pub use feed::Feed;
-pub use library::{Plugin, library_version, plugin};
+pub use library::{Plugin, library_build, library_version, plugin};
 pub use placement::Placement;
 use provider::row;
 pub use provider::{Hardware, hardware, rewrites};
@@ -141,7 +142,7 @@ impl Session {
         weights: Vec<WeightSpec>,
     ) -> Result<Self, SessionError> {
         let row = row(config.execution_provider);
-        row.accepts(&weights)?;
+        row.accepts(&weights, &source.graph)?;
         let _turn = row.turn();
         let patched = patched(&source.graph, &weights);
         let terminator = Terminator::default();
@@ -267,6 +268,16 @@ impl Session {
     /// Where the nodes of the graph run.
     pub fn placement(&self) -> &Placement {
         &self.placement
+    }
+
+    /// What it was made with.
+    pub fn config(&self) -> &EngineConfig {
+        &self.config
+    }
+
+    /// Whether the device may drop what does not fit into its largest buffer.
+    pub fn may_drop(&self) -> bool {
+        (row(self.config.execution_provider).largest_tensor)().is_some()
     }
 
     /// Describes where the weights are and how they are written.

@@ -303,3 +303,17 @@ async fn nothing_is_computed_on_other_weights_than_the_caller_has() {
     assert!(after.turn().await.validate(plan, limit).await.is_ok());
     assert_eq!(after.loss(), None);
 }
+
+#[test]
+fn no_plan_has_larger_batches_than_the_warm_up_tries() {
+    for micro_batch in [
+        MicroBatch::Most(8),
+        MicroBatch::Most(1),
+        MicroBatch::Fixed(4),
+    ] {
+        for windows in 1..40 {
+            let sizes = (1..=windows).map(|length| micro_batch.of(length));
+            assert_eq!(sizes.max(), Some(micro_batch.largest(windows)), "{windows}");
+        }
+    }
+}

@@ -9,9 +9,11 @@ use std::time::Duration;
 use super::load::graph_bytes;
 use super::session::Entries;
 use super::{Engine, EngineError};
+use crate::config::{EngineConfig, Provider};
 use crate::engine::statistics;
 use crate::model::manifest::PackageError;
-use crate::model::plan::Plan;
+use crate::model::plan::{Plan, Window};
+use crate::model::tensor::Dtype;
 use crate::protocol::failure::{Code, Failure};
 use crate::protocol::state::Detail;
 
@@ -33,6 +35,12 @@ pub struct Warm {
 
 /// The most tensors without effect that are named.
 const INERT_NAMED: usize = 32;
+
+/// The most that a window's loss may change with its place or with the provider, relative to the loss and 1.
+/// It is the order of additions that changes.
+const ALIKE: f64 = 1e-4;
+/// The same for weights of 16 bits.
+const ALIKE_IN_HALF: f64 = 1e-2;
 
 impl Warm {
     /// The tensors without effect that records and reports name.
@@ -78,11 +86,13 @@ impl Engine {
         warm
     }
 
-    /// Announces the amount of work: three passes, one window before the probe and one per probed place.
+    /// Announces the amount of work: three passes, one window before the probe and one per probed place, and
+    /// three for the checks of a device that may drop values.
     /// The probe announces what it needs beyond that.
     fn announce(&self, plan: &Plan, batch: usize) {
         let pass = plan.windows.len().div_ceil(batch);
-        let all = u64::try_from(3 * pass + 1 + self.probed().len()).unwrap_or(u64::MAX);
+        let runs = 3 * pass + 1 + self.probed().len() + 3 * usize::from(self.session.may_drop());
+        let all = u64::try_from(runs).unwrap_or(u64::MAX);
         let from = self.progress.counter.load(Ordering::Relaxed);
         self.progress.warm_from.store(from, Ordering::Relaxed);
         self.progress
@@ -99,6 +109,10 @@ impl Engine {
         let (first, pass) = self.measured_twice(&plan)?;
         let baseline_loss = statistics::mean(&first);
         self.check_canary(baseline_loss)?;
+        if self.session.may_drop() {
+            self.check_last_place(&plan)?;
+            self.compare_with_cpu(&Plan::excerpt([0; 32], &plan.windows[..1]))?;
+        }
         let inert = self.probe(&plan, &first)?;
         let (hash, windows) = (plan.hash, first.len());
         self.proven = Some(Proven {
@@ -129,6 +143,70 @@ impl Engine {
         let message = "two runs of the same windows gave different losses: the graph draws random numbers \
                        (export it in evaluation mode), or the provider is not deterministic";
         Err(EngineError::new(Detail::WarmFailed, message))
+    }
+
+    /// Measures the window in the last place of the largest micro-batch in the first one, too. What layers
+    /// make of a whole batch may be larger than the device's largest buffer; some operators then drop the end
+    /// of it, without an error and the same in every run.
+    fn check_last_place(&mut self, plan: &Plan) -> Result<(), EngineError> {
+        let batch = self.micro_batch.largest(plan.windows.len());
+        let places = plan.order.iter().take(batch);
+        let windows: Vec<Window> = places.map(|at| plan.windows[*at].clone()).collect();
+        let mut last_loss = |windows: &[Window]| {
+            let losses = self.losses(&Plan::excerpt([0; 32], windows), batch);
+            losses.map(|all| all.last().copied().unwrap_or_default())
+        };
+        let last = last_loss(&windows).map_err(failed)?;
+        let first = last_loss(&windows[windows.len().saturating_sub(1)..]).map_err(failed)?;
+        if self.are_alike(first, last) {
+            return Ok(());
+        }
+        let message = format!(
+            "a window's loss is {first} in the first place of a batch of {batch} and {last} in the last: the device or \
+             its driver drops values; lower engine.micro_batch"
+        );
+        Err(EngineError::new(Detail::WarmFailed, message))
+    }
+
+    /// Measures a window on the device and with the provider `cpu`: what drops values gives the same wrong loss
+    /// in every run. A machine on which the CPU cannot run the model only says so.
+    fn compare_with_cpu(&mut self, window: &Plan) -> Result<(), EngineError> {
+        self.progress.moved();
+        let known = match self.loss_on_cpu(window) {
+            Ok(known) => known,
+            Err(error) => {
+                tracing::warn!(%error, "the device could not be compared with the CPU");
+                return Ok(());
+            }
+        };
+        self.progress.moved();
+        let found = statistics::mean(&self.pass(window).map_err(failed)?);
+        if self.are_alike(found, known) {
+            return Ok(());
+        }
+        let message = format!(
+            "a window's loss is {known} on the CPU and {found} on the device: the device or its driver computes wrongly; \
+             use another one"
+        );
+        Err(EngineError::new(Detail::WarmFailed, message))
+    }
+
+    fn loss_on_cpu(&self, window: &Plan) -> Result<f64, EngineError> {
+        let config = EngineConfig {
+            execution_provider: Provider::Cpu,
+            micro_batch: 1,
+            ..self.session.config().clone()
+        };
+        let mut cpu = Self::load(Arc::clone(&self.package), &config, Arc::default())?;
+        Ok(statistics::mean(&cpu.pass(window).map_err(failed)?))
+    }
+
+    fn are_alike(&self, one: f64, other: f64) -> bool {
+        let alike = match self.package.manifest.precision {
+            Dtype::F32 => ALIKE,
+            Dtype::F16 | Dtype::Bf16 => ALIKE_IN_HALF,
+        };
+        (one - other).abs() <= alike * (1.0 + one.abs())
     }
 
     fn check_canary(&self, baseline_loss: f64) -> Result<(), EngineError> {

@@ -10,6 +10,23 @@ pub fn cpu_model() -> String {
     cpus.map(|cpu| cpu.brand().to_owned()).unwrap_or_default()
 }
 
+/// Sets of instructions that this processor has, of those by which libraries choose their kernels.
+pub fn instructions() -> Vec<&'static str> {
+    macro_rules! found {
+        ($detected:ident, $($set:tt)*) => {{
+            let all = [$(($set, std::arch::$detected!($set))),*];
+            all.into_iter().filter_map(|(set, found)| found.then_some(set)).collect()
+        }};
+    }
+    #[cfg(target_arch = "x86_64")]
+    return found!(is_x86_feature_detected, "sse4.1" "avx" "avx2" "fma" "f16c" "avx512f" "avx512bw" "avx512dq" "avx512vl"
+        "avx512vnni" "avxvnni");
+    #[cfg(target_arch = "aarch64")]
+    return found!(is_aarch64_feature_detected, "neon" "fp16" "dotprod" "i8mm" "bf16" "sve" "sve2");
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    return Vec::new();
+}
+
 /// The models of NVIDIA's cards, in the order of their PCI addresses.
 pub fn nvidia_models() -> Vec<String> {
     nvidia_models_below(Path::new("/proc/driver/nvidia/gpus"))

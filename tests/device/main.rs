@@ -17,16 +17,7 @@ use testkit::worker::Settings;
 
 /// The usual settings for the GPU in software, but for these; fails where there is none.
 fn config(set: &[&str]) -> Config {
-    let webgpu = std::iter::once("engine.execution_provider=webgpu");
-    let set: Vec<String> = webgpu
-        .chain(set.iter().copied())
-        .map(str::to_owned)
-        .collect();
-    let config = Config::load(&Layers {
-        set: &set,
-        ..Layers::default()
-    });
-    let config = config.unwrap();
+    let config = config_of(&[&["engine.execution_provider=webgpu"], set].concat());
     let found = plugin(&config.engine).is_some() && hardware(&config.engine).is_software;
     let allowed = std::env::var("ORT_WEBGPU_EP_ALLOW_SOFTWARE_ADAPTER");
     assert!(
@@ -34,6 +25,15 @@ fn config(set: &[&str]) -> Config {
         "there is no GPU in software here: run ops/setup device and evaluate what it prints, as ops/test does"
     );
     config
+}
+
+fn config_of(set: &[&str]) -> Config {
+    let set: Vec<String> = set.iter().map(|set| (*set).to_owned()).collect();
+    let layers = Layers {
+        set: &set,
+        ..Layers::default()
+    };
+    Config::load(&layers).unwrap()
 }
 
 /// The settings of a process that uses it.

@@ -8,6 +8,7 @@ use std::time::Instant;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use scorer::candidate::{TensorUpdate, Update};
+use scorer::config::Config;
 use scorer::engine::Engine;
 use scorer::engine::patch::Patches;
 use scorer::engine::session::Terminator;
@@ -18,11 +19,13 @@ use scorer::model::package::Package;
 use scorer::model::plan::Plan;
 use scorer::protocol::failure::{Code, Failure};
 use scorer::protocol::job::Rule;
+use scorer::protocol::state::Detail;
 use scorer::telemetry::progress::Progress;
 use testkit::package::fixtures;
+use testkit::table::TOLERANCE;
 use testkit::wait::SOON;
 
-use crate::config;
+use crate::{config, config_of};
 
 /// Each fault a dozen times.
 const PATCHES: usize = 72;
@@ -274,4 +277,64 @@ fn moved(package: &Package, dir: &Path) -> Arc<Package> {
     let file = dir.join("moved.safetensors");
     std::fs::write(&file, bytes).unwrap();
     Arc::new(package.with_new_weights(2, file, None).unwrap().0)
+}
+
+/// The device drops what an operator makes beyond its largest buffer, without an error, and each window alone fits.
+#[test]
+fn a_batch_of_which_the_device_drops_the_end_is_refused() {
+    let dir = wide(16, &fixtures().join("elsewhere/shards"));
+    let load = |config: &Config| loaded(dir.path(), config);
+    let error = load(&config(&[])).warm().unwrap_err();
+    assert_eq!(error.detail, Detail::WarmFailed, "{error}");
+    assert!(
+        error.message.contains("lower engine.micro_batch"),
+        "{error}"
+    );
+    let losses = |config: &Config| {
+        let mut engine = load(config);
+        let package = Arc::clone(&engine.package);
+        let plan = Plan::new(&package.shards, None, "", package.cut());
+        engine.pass(&plan.unwrap()).unwrap()
+    };
+    let small = losses(&config(&["engine.micro_batch=2"]));
+    let host = losses(&config_of(&["engine.execution_provider=cpu"]));
+    for (one, other) in small.iter().zip(&host) {
+        assert!((one - other).abs() < TOLERANCE, "{small:?} {host:?}");
+    }
+}
+
+/// The same of a single window: its loss is wrong, and equally wrong in every run and every place.
+#[test]
+fn a_window_of_which_the_device_drops_the_end_is_refused() {
+    let shards = tempfile::tempdir().unwrap();
+    let tokens: Vec<u8> = (0..66_i32).flat_map(|n| (n % 7).to_le_bytes()).collect();
+    let view = safetensors::tensor::TensorView::new(safetensors::Dtype::I32, vec![1, 66], &tokens);
+    let shard = safetensors::serialize([("tokens", view.unwrap())], None);
+    std::fs::write(shards.path().join("shard_1.safetensors"), shard.unwrap()).unwrap();
+    let dir = wide(65, shards.path());
+    let error = loaded(dir.path(), &config(&[])).warm().unwrap_err();
+    assert_eq!(error.detail, Detail::WarmFailed, "{error}");
+    assert!(error.message.contains("on the CPU and"), "{error}");
+}
+
+/// A package of the graph whose layer makes far more than it is given.
+fn wide(window: usize, shards: &Path) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    build(&Recipe {
+        exclude: Vec::new(),
+        graph: fixtures().join("elsewhere/wide.onnx"),
+        weights: None,
+        shards: shards.to_owned(),
+        name: "wide".into(),
+        version: 1,
+        out: dir.path().to_owned(),
+        objective: Objective::causal_lm(window),
+    })
+    .unwrap();
+    dir
+}
+
+fn loaded(dir: &Path, config: &Config) -> Engine {
+    let package = Arc::new(Package::load(dir, false, &[]).unwrap());
+    Engine::load(package, &config.engine, Arc::default()).unwrap()
 }

@@ -66,8 +66,7 @@ pub(super) fn build_by(
     let terminator = terms.terminator;
     let session = commit(register(config, builder(config)?)?, graph, terminator)?;
     let placement = Placement::of(&session, provider)?;
-    let mut on_host = placement.host_nodes.iter();
-    if on_host.all(|node| terms.harmless.contains(node)) {
+    if are_among(&placement.host_nodes, terms.harmless) {
         return Ok((session, placement));
     }
     // What depends on a weight, only the graph after optimisation tells. Most sessions need not write it, and
@@ -80,6 +79,17 @@ pub(super) fn build_by(
     let placement = Placement::of(&session, provider)?;
     placement.judge(optimised.read()?, terms.weights, provider)?;
     Ok((session, placement))
+}
+
+/// Whether these are nodes that are known. One without a name may be any, and of those that share one there
+/// may not be more.
+fn are_among(nodes: &[NodeRef], known: &[NodeRef]) -> bool {
+    let mut left: Vec<&NodeRef> = known.iter().collect();
+    nodes.iter().all(|node| {
+        let at = left.iter().position(|known| *known == node);
+        let found = at.map(|at| left.swap_remove(at));
+        found.is_some() && !node.name.is_empty()
+    })
 }
 
 fn commit(
@@ -112,20 +122,47 @@ fn refused(error: ort::Error) -> SessionError {
     }
 }
 
+/// The threads that compute on the host.
+pub fn threads(config: &EngineConfig) -> usize {
+    match config.threads {
+        0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+        n => n,
+    }
+}
+
 /// A builder with what is the same for every provider.
 fn builder(config: &EngineConfig) -> Result<SessionBuilder, SessionError> {
     let environment = environment(config)?;
-    let threads = match config.threads {
-        0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
-        n => n,
-    };
     let prepare = || -> ort::Result<SessionBuilder> {
         Ok(Session::builder(environment)?
-            .with_intra_threads(threads)?
+            .with_intra_threads(threads(config))?
             // Spinning made no pass faster, and takes cores from fetching and decoding.
             .with_intra_op_spinning(false)?
             .with_deterministic_compute(config.deterministic)?
             .with_config_entry(RECORD, "1")?)
     };
     prepare().map_err(refused)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_that_may_be_another_is_not_known() {
+        let node = |name: &str| NodeRef {
+            name: name.into(),
+            domain: String::new(),
+            operator: "Cast".into(),
+        };
+        let known = [node("a"), node("twice"), node("twice"), node("")];
+        assert!(are_among(&[], &known));
+        assert!(are_among(
+            &[node("twice"), node("a"), node("twice")],
+            &known
+        ));
+        assert!(!are_among(&[node("b")], &known));
+        assert!(!are_among(&[node("a"), node("a")], &known));
+        assert!(!are_among(&[node("")], &known));
+    }
 }

@@ -68,16 +68,22 @@ fn webgpu_plugin(config: &EngineConfig) -> Result<PathBuf, String> {
     let runtime =
         absolute(&runtime).ok_or_else(|| format!("{} is not a file", runtime.display()))?;
     let folder = runtime.parent().unwrap_or(&runtime);
-    let beside = folder.join(WEBGPU_PLUGIN);
-    let packages = folder.parent().and_then(Path::parent);
-    let package = packages.map(|all| all.join("onnxruntime_ep_webgpu").join(WEBGPU_PLUGIN));
-    let mut places = std::iter::once(beside).chain(package);
-    places.find_map(|place| absolute(&place)).ok_or_else(|| {
+    places(folder).find_map(|place| absolute(&place)).ok_or_else(|| {
         format!(
             "its plugin was not found: set engine.webgpu_plugin to {WEBGPU_PLUGIN}, or put that beside {}",
             runtime.display()
         )
     })
+}
+
+/// Where the plugin may be if ONNX Runtime is in this folder. Only of Python's packages it is known that
+/// whoever may write two folders above may be trusted as much.
+fn places(runtime: &Path) -> impl Iterator<Item = PathBuf> {
+    let packages = runtime.ends_with("onnxruntime/capi");
+    let packages = runtime.ancestors().nth(2).filter(|_| packages);
+    let package = packages.map(|all| all.join("onnxruntime_ep_webgpu"));
+    let folders = std::iter::once(runtime.to_owned()).chain(package);
+    folders.map(|folder| folder.join(WEBGPU_PLUGIN))
 }
 
 /// Whether a file of this name is beside ONNX Runtime.
@@ -144,6 +150,12 @@ pub struct Plugin {
     pub sha256: String,
 }
 
+/// The loaded library's build, whatever its file is called; `None` if it cannot be loaded.
+pub fn library_build(config: &EngineConfig) -> Option<&'static str> {
+    environment(config).ok()?;
+    Some(ort::info())
+}
+
 /// The loaded library's version; `None` if it cannot be loaded.
 pub fn library_version(config: &EngineConfig) -> Option<String> {
     environment(config).ok()?;
@@ -153,4 +165,32 @@ pub fn library_version(config: &EngineConfig) -> Option<String> {
     let name = path.file_name()?.to_string_lossy();
     let version = name.strip_prefix("libonnxruntime.so.");
     Some(version.unwrap_or(info).to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_python_package_of_onnx_runtime_has_the_plugin_s_package_beside_it() {
+        let found = |runtime: &str| -> Vec<String> {
+            let places = places(Path::new(runtime));
+            let folder = |place: PathBuf| place.parent().unwrap().display().to_string();
+            places.map(folder).collect()
+        };
+        let packages = "/venv/site-packages";
+        assert_eq!(
+            found("/venv/site-packages/onnxruntime/capi"),
+            [
+                format!("{packages}/onnxruntime/capi"),
+                format!("{packages}/onnxruntime_ep_webgpu")
+            ]
+        );
+        // Two folders up may be the working directory, or open to everybody.
+        assert_eq!(
+            found("/home/target/onnxruntime"),
+            ["/home/target/onnxruntime"]
+        );
+        assert_eq!(found("/"), ["/"]);
+    }
 }

@@ -11,7 +11,7 @@ use super::devices::{Look, look_cpu, look_cuda, look_webgpu};
 use super::library::{environment, load_cuda, register_webgpu};
 use super::vulkan;
 use crate::config::{EngineConfig, Provider};
-use crate::model::onnx::{Rewrite, WeightSpec};
+use crate::model::onnx::{Graph, Rewrite, WeightSpec};
 use crate::model::tensor::Dtype;
 use crate::util::hardware;
 
@@ -35,8 +35,8 @@ pub(super) struct Row {
     pub(super) lacks: fn(Dtype) -> bool,
     /// What is rewritten in a graph, because there are no kernels for it.
     pub(super) rewrites: &'static [Rewrite],
-    /// The most bytes that one weight may have, if there is a limit.
-    largest_weight: fn() -> Option<u64>,
+    /// The most bytes that one tensor may have, if there is a limit.
+    pub(super) largest_tensor: fn() -> Option<u64>,
     /// The hardware that the bits of a result may depend on.
     hardware: fn(&EngineConfig) -> Hardware,
     /// What it sees on this machine.
@@ -81,7 +81,7 @@ static CPU: Row = Row {
     turn: None,
     lacks: |_| false,
     rewrites: &[],
-    largest_weight: || None,
+    largest_tensor: || None,
     hardware: |_| Hardware {
         model: hardware::cpu_model(),
         ..Hardware::default()
@@ -106,7 +106,7 @@ static CUDA: Row = Row {
     turn: None,
     lacks: |_| false,
     rewrites: &[Rewrite::Sequence],
-    largest_weight: || None,
+    largest_tensor: || None,
     hardware: cuda_hardware,
     look: look_cuda,
     texts: Texts {
@@ -144,7 +144,7 @@ static WEBGPU: Row = Row {
         Rewrite::Clip,
         Rewrite::ConstantOfShape,
     ],
-    largest_weight: || Some(vulkan::largest_buffer()),
+    largest_tensor: || Some(vulkan::largest_buffer()),
     hardware: |_| vulkan::hardware(),
     look: look_webgpu,
     texts: Texts {
@@ -231,8 +231,12 @@ impl Row {
         self.provider.execution_provider()
     }
 
-    /// Refuses weights that the device would not hold or compute with, by name.
-    pub(super) fn accepts(&self, weights: &[WeightSpec]) -> Result<(), SessionError> {
+    /// Refuses weights and constants that the device would not hold or compute with, by name.
+    pub(super) fn accepts(
+        &self,
+        weights: &[WeightSpec],
+        graph: &Graph,
+    ) -> Result<(), SessionError> {
         if let Some(weight) = weights.iter().find(|weight| (self.lacks)(weight.dtype)) {
             let dtype = weight.dtype.as_str();
             return Err(SessionError::NoKernel(format!(
@@ -240,22 +244,32 @@ impl Row {
                 weight.input
             )));
         }
-        let Some(most) = (self.largest_weight)() else {
-            return Ok(());
-        };
-        match weights
-            .iter()
-            .find(|weight| weight.bytes.len() as u64 > most)
-        {
+        let sizes = weights.iter().map(|w| (w.input.as_str(), w.bytes.len()));
+        let constants: Vec<_> = graph.initializers();
+        let constants = constants.iter().map(|held| {
+            let element = held.dtype.map_or(1, Dtype::size);
+            (
+                held.name.as_str(),
+                held.shape.iter().product::<usize>() * element,
+            )
+        });
+        match (self.largest_tensor)() {
             None => Ok(()),
-            Some(weight) => Err(SessionError::Unavailable(format!(
-                "{} has {} bytes, and {} on this device holds at most {most} in one tensor and silently drops what is \
-                 beyond; use another device or provider",
-                weight.input,
-                weight.bytes.len(),
-                self.name()
-            ))),
+            Some(most) => sizes
+                .chain(constants)
+                .try_for_each(|(name, bytes)| self.fits(name, bytes, most)),
         }
+    }
+
+    fn fits(&self, tensor: &str, bytes: usize, most: u64) -> Result<(), SessionError> {
+        if bytes as u64 <= most {
+            return Ok(());
+        }
+        Err(SessionError::Unavailable(format!(
+            "{tensor} has {bytes} bytes, and {} on this device holds at most {most} in one tensor and silently drops what is \
+             beyond; use another device or provider",
+            self.name()
+        )))
     }
 
     /// The provider cannot be used, and what to do about it.

@@ -11,6 +11,9 @@ use super::provider::Storage;
 use crate::model::onnx::{DATA, WeightSpec, copy_graph, nan_graph, scatter_graph};
 use crate::model::tensor::Dtype;
 
+/// The most bytes of coordinates that are written at once: half of the smallest buffer that a device may have.
+const COORDINATES: usize = 64 << 20;
+
 /// An element of a weight.
 trait Element: PrimitiveTensorElementType + Copy + PartialEq + std::fmt::Debug + 'static {
     const DTYPE: Dtype;
@@ -154,7 +157,7 @@ impl Memory {
         match self {
             Self::Host => each!(&mut scratch.values, tensor => put(tensor, positions, values)),
             Self::Device(device) => {
-                each!(&mut scratch.values, tensor => device.scatter(tensor, positions, values))?;
+                each!(&mut scratch.values, tensor => device.scatter_all(tensor, positions, values))?;
             }
         }
         Ok(())
@@ -377,6 +380,20 @@ impl Device {
         let output = outputs.remove("output");
         let output = output.ok_or_else(|| ort::Error::new("nothing was copied"))?;
         output.downcast()
+    }
+
+    /// The coordinates of an entry take several times what the entry does, so those of all would not fit into
+    /// a buffer into which the weight does.
+    fn scatter_all<T: Element>(
+        &mut self,
+        weight: &mut Tensor<T>,
+        positions: &[u32],
+        values: &[f32],
+    ) -> ort::Result<()> {
+        let coordinates = size_of::<i64>() * weight.shape().len().max(1);
+        let most = (COORDINATES / coordinates).max(1);
+        let mut parts = positions.chunks(most).zip(values.chunks(most));
+        parts.try_for_each(|(positions, values)| self.scatter(weight, positions, values))
     }
 
     fn scatter<T: Element>(

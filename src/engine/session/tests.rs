@@ -7,7 +7,7 @@ use super::provider::{Storage, row};
 use super::scratch::Device;
 use super::*;
 use crate::config::{Config, Layers, Provider};
-use crate::model::onnx::hand_made::{Made, Place, Runnable};
+use crate::model::onnx::hand_made::{self, Made, Place, Runnable};
 use crate::model::onnx::{copy_graph, scatter_graph};
 use crate::model::tensor::Dtype;
 
@@ -122,22 +122,23 @@ fn arithmetic_on_shapes_may_stay_on_the_host_and_computing_with_weights_may_not(
 }
 
 #[test]
-fn weights_that_the_device_would_lose_are_refused_by_name() {
+fn tensors_that_the_device_would_lose_are_refused_by_name() {
     let row = row(Provider::WebGpu);
-    let bf16 = row.accepts(&[spec("embed", Dtype::Bf16, vec![0; 2])]);
-    assert_eq!(bf16, Err(SessionError::NoKernel("embed is bf16".into())));
     let most = usize::try_from(vulkan::largest_buffer()).unwrap();
-    row.accepts(&[spec("fits", Dtype::F32, vec![0; most])])
-        .unwrap();
-    let error = row
-        .accepts(&[spec("head", Dtype::F32, vec![0; most + 4])])
-        .unwrap_err();
-    assert!(
-        error
-            .to_string()
-            .starts_with(&format!("head has {} bytes", most + 4)),
-        "{error}"
-    );
+    let fits = hand_made::holding("table", most / 4);
+    let bf16 = row.accepts(&[spec("embed", Dtype::Bf16, vec![0; 2])], &fits);
+    assert_eq!(bf16, Err(SessionError::NoKernel("embed is bf16".into())));
+    let weight = |bytes| [spec("head", Dtype::F32, vec![0; bytes])];
+    row.accepts(&weight(most), &fits).unwrap();
+    let large = hand_made::holding("table", most / 4 + 1);
+    for (refused, name) in [
+        (row.accepts(&weight(most + 4), &fits), "head"),
+        (row.accepts(&weight(4), &large), "table"),
+    ] {
+        let error = refused.unwrap_err().to_string();
+        let start = format!("{name} has {} bytes", most + 4);
+        assert!(error.starts_with(&start), "{error}");
+    }
 }
 
 /// Whether entries that are written at both ends of a weight of so many bytes arrive, and nothing else changes.
@@ -157,6 +158,20 @@ fn arrive(bytes: usize) -> bool {
     let ends = [0, u32::try_from(last).unwrap()];
     memory.write(&mut weight, &ends, &[1.0, 2.0]).unwrap();
     memory.holds(&weight, Entries::Values(&values)).unwrap()
+}
+
+/// Their coordinates take more than the device's largest buffer long before the weight does.
+#[test]
+fn all_entries_of_a_weight_that_fits_are_written() {
+    let _turn = row(Provider::WebGpu).turn();
+    let entries = usize::try_from(vulkan::largest_buffer()).unwrap() / 8 + 1;
+    let weight = || spec("large", Dtype::F16, vec![0; 2 * entries]);
+    let mut memory = memory(&webgpu(), &[weight()]).unwrap();
+    let mut weight = memory.fill(weight()).unwrap();
+    let positions: Vec<u32> = (0..u32::try_from(entries).unwrap()).collect();
+    let values = vec![1.0; entries];
+    memory.write(&mut weight, &positions, &values).unwrap();
+    assert!(memory.holds(&weight, Entries::Values(&values)).unwrap());
 }
 
 /// The limit is where the device begins to lose entries. No session gets there; if one did, the probe of

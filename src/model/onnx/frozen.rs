@@ -8,7 +8,7 @@ use super::prepare::WeightSpec;
 use super::proto::GraphError;
 
 /// A smaller tensor costs less than another input. In elements.
-const LARGE: usize = 4096;
+pub(super) const LARGE: usize = 4096;
 
 /// Operators that read a tensor as it is. For others the runtime may compute something from a constant
 /// when it loads the graph, such as a transposed copy, and would have to do so in every run.

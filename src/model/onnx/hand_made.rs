@@ -97,6 +97,16 @@ pub(crate) fn graph(nodes: &[Made<'_>], initializers: &[&str]) -> Graph {
     of_nodes(&nodes, initializers)
 }
 
+/// A graph that says of one constant how large it is.
+pub(crate) fn holding(name: &str, floats: usize) -> Graph {
+    let mut graph = graph(&[], &[name]);
+    for tensor in &mut graph.proto_mut().initializer {
+        tensor.data_type = Some(FLOAT);
+        tensor.dims = vec![i64::try_from(floats).unwrap()];
+    }
+    graph
+}
+
 pub(super) fn of_nodes(nodes: &[Node], initializers: &[&str]) -> Graph {
     let tensor = |name: &&str| TensorProto {
         name: Some((*name).to_owned()),

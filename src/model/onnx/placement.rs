@@ -1,6 +1,6 @@
 //! Which of the nodes on the host do the work of a device. Shapes and indices may be computed on
 //! the host; what reads a weight, or makes or takes floating point numbers that depend on one, may
-//! not.
+//! not. Large constants are weights, too: those of layers that no candidate changes.
 
 #[cfg(test)]
 mod tests;
@@ -9,10 +9,12 @@ use std::collections::{HashMap, HashSet};
 
 use bytes::Bytes;
 
+use super::frozen::LARGE;
 use super::graph::Graph;
 use super::operators::output_types;
 use super::proto::{
-    BOOL, GraphError, GraphProto, NodeProto, bodies, decode_node, integer, is_default_domain,
+    BOOL, GraphError, GraphProto, NodeProto, TensorProto, bodies, decode_node, integer,
+    is_default_domain, sizes,
 };
 use super::values::types;
 
@@ -125,6 +127,12 @@ fn is_discrete(elem: i32) -> bool {
     all.iter().any(|range| range.contains(&elem))
 }
 
+/// Whether a constant is a weight of a layer, by its size. A table of integers is none.
+fn is_large(constant: &TensorProto) -> bool {
+    let floats = constant.data_type.is_none_or(|elem| !is_discrete(elem));
+    floats && sizes(&constant.dims).iter().product::<usize>() >= LARGE
+}
+
 /// What a node is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
@@ -172,11 +180,14 @@ impl Tracer<'_> {
         let types = types(graph)?;
         let elem = |name: &str| types.get(name).and_then(|t| t.elem_type);
         let mut scope = HashMap::new();
+        let large = graph.initializer.iter().filter(|t| is_large(t));
+        let large: HashSet<&str> = large.map(TensorProto::name).collect();
         let initializers = graph.initializer.iter().map(|t| (t.name(), None));
         let given = inputs.iter().map(Some).chain(std::iter::repeat(None));
         let formals = graph.input.iter().zip(given);
         for (name, given) in initializers.chain(formals.map(|(i, given)| (i.name(), given))) {
-            let weight = self.scopes.is_empty() && self.weights.contains(name);
+            let known = self.scopes.is_empty() && self.weights.contains(name);
+            let weight = known || large.contains(name);
             let given = given.copied().unwrap_or_default();
             let value = Value {
                 weight,

@@ -6,7 +6,8 @@ It needs onnx, onnxruntime, numpy, ml_dtypes and safetensors. The same inputs gi
 
 Both branches call their bias `bias`; one branch gives a weight as it is. `in-function.onnx` has the head in a local
 function, where nobody can patch it; `bfloat16.onnx` multiplies in bfloat16, for which ONNX Runtime's CPU provider has no kernel;
-`random.onnx` adds noise, as dropout in training mode does; `flat.onnx` gives the logits of all windows in one row after the
+`random.onnx` adds noise, as dropout in training mode does; `wide.onnx` makes 40 MiB of each window, a batch of four of which no
+longer fits into the smallest buffer of a GPU; `flat.onnx` gives the logits of all windows in one row after the
 other, and `mean.onnx` one number for all of them.
 """
 
@@ -37,6 +38,7 @@ def main():
     write(in_function(weights), OUT / "in-function.onnx")
     write(in_bfloat16(weights), OUT / "bfloat16.onnx")
     write(random(weights), OUT / "random.onnx")
+    write(wide(weights), OUT / "wide.onnx")
     write(other_output(weights, "logits", [None, VOCAB], ("Reshape", "rows")), OUT / "flat.onnx")
     write(other_output(weights, "loss", [], ("ReduceMean", None)), OUT / "mean.onnx")
     runs = [session(name).run(None, {"tokens": tokens.astype(np.int64)})[0] for name in ("initializers.onnx", "graph.onnx")]
@@ -115,6 +117,21 @@ def random(weights):
         helper.make_node("MatMul", ["noisy", "head.weight"], ["logits"]),
     ]
     return of(nodes, {name: weights[name] for name in ("embed.weight", "head.weight")})
+
+
+def wide(weights):
+    nodes = [
+        helper.make_node("Gather", ["embed.weight", "tokens"], ["embedded"], name="embed"),
+        helper.make_node("MatMul", ["embedded", "head.weight"], ["base"], name="head"),
+        helper.make_node("Unsqueeze", ["base", "last"], ["column"], name="column"),
+        helper.make_node("Expand", ["column", "copies"], ["many"], name="copy"),
+        helper.make_node("Less", ["many", "zero"], ["negative"], name="compare"),
+        helper.make_node("Where", ["negative", "zero", "many"], ["positive"], name="choose"),
+        helper.make_node("ReduceMax", ["positive", "last"], ["logits"], name="one", keepdims=0),
+    ]
+    held = {name: weights[name] for name in ("embed.weight", "head.weight")}
+    sizes = {"last": np.array([-1], np.int64), "copies": np.array([1, 1, 1, 40960], np.int64), "zero": np.float32(0)}
+    return of(nodes, held | sizes)
 
 
 def other_output(weights, name, shape, last):

@@ -280,6 +280,36 @@ fn a_node_that_cannot_be_told_from_others_computes() {
     }
 }
 
+/// A frozen layer is no input of the session, and yet has to be computed on the device.
+#[test]
+fn what_reads_a_large_constant_computes() {
+    let nodes = [
+        node("small: f = Mul(x, small)", &[]),
+        node("table: n = Gather(table, i)", &[]),
+        node("frozen: f2 = RNN(x, large)", &[]),
+        node("after: f3 = Neg(f2)", &[]),
+    ];
+    let constant = |name: &str, elem: i32, size: i64| TensorProto {
+        name: Some(name.into()),
+        dims: vec![64, size],
+        data_type: Some(elem),
+        ..TensorProto::default()
+    };
+    let mut graph = graph(&["w", "x", "i"], &nodes, &[]);
+    graph.initializer = vec![
+        constant("small", FLOAT, 63),
+        constant("table", INT64, 64),
+        constant("large", FLOAT, 64),
+    ];
+    let host = nodes.iter().map(|node| NodeRef {
+        name: node.name().into(),
+        domain: String::new(),
+        operator: node.op_type().into(),
+    });
+    let host: Vec<NodeRef> = host.collect();
+    assert_eq!(computing_of(graph, &host), ["frozen", "after"]);
+}
+
 #[test]
 fn of_a_node_with_bodies_the_nodes_within_count() {
     let branch = |nodes: &[NodeProto], output| graph(&[], nodes, &[output]);
