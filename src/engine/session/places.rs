@@ -7,6 +7,9 @@ use std::path::{Path, PathBuf};
 /// Where the Python package `onnxruntime` keeps its library, from the folder of all packages.
 const RUNTIME: &str = "onnxruntime/capi";
 
+/// The file name of the plugin of the provider `webgpu`.
+pub(super) const WEBGPU: &str = "libonnxruntime_providers_webgpu.so";
+
 /// What the CUDA provider needs, in NVIDIA's Python packages, each after those that it needs itself. The names are
 /// those of `ops/onnxruntime-gpu.txt`.
 const CUDA: [&str; 8] = [
@@ -36,14 +39,25 @@ pub(super) fn runtime(bin: &Path) -> Result<PathBuf, String> {
         })
 }
 
-/// NVIDIA's libraries in the Python packages beside that of ONNX Runtime; none if ONNX Runtime is not in its own.
+/// Where the plugin of WebGPU may be if ONNX Runtime is in this folder.
+pub(super) fn webgpu(runtime: &Path) -> impl Iterator<Item = PathBuf> {
+    let package = packages_around(runtime).map(|all| all.join("onnxruntime_ep_webgpu"));
+    let folders = std::iter::once(runtime.to_owned()).chain(package);
+    folders.map(|folder| folder.join(WEBGPU))
+}
+
+/// NVIDIA's libraries in the Python packages around that of ONNX Runtime, which is in this folder.
 pub(super) fn cuda(runtime: &Path) -> Vec<PathBuf> {
-    let folder = runtime.parent().filter(|folder| folder.ends_with(RUNTIME));
-    let Some(packages) = folder.and_then(|folder| folder.ancestors().nth(2)) else {
-        return Vec::new();
-    };
-    let paths = CUDA.iter().map(|name| packages.join(name));
+    let all = packages_around(runtime).into_iter();
+    let paths = all.flat_map(|all| CUDA.map(|name| all.join(name)));
     paths.filter(|path| path.is_file()).collect()
+}
+
+/// The folder of all Python packages, if this is that of ONNX Runtime's. Only then it is known that whoever may
+/// write two folders above may be trusted as much.
+fn packages_around(runtime: &Path) -> Option<&Path> {
+    let is_package = runtime.ends_with(RUNTIME);
+    runtime.ancestors().nth(2).filter(|_| is_package)
 }
 
 /// The latest by name, should there be several.
@@ -144,7 +158,7 @@ mod tests {
             "elsewhere/libonnxruntime.so",
         ]);
         let packages = root.path().join("site-packages");
-        let runtime = packages.join("onnxruntime/capi/libonnxruntime.so.1.31.1");
+        let runtime = packages.join("onnxruntime/capi");
         let wanted = [
             "cu13/lib/libcublasLt.so.13",
             "cu13/lib/libcublas.so.13",
@@ -152,7 +166,29 @@ mod tests {
         ];
         let wanted = wanted.map(|name| packages.join("nvidia").join(name));
         assert_eq!(cuda(&runtime), wanted);
-        let elsewhere = root.path().join("elsewhere/libonnxruntime.so");
-        assert!(cuda(&elsewhere).is_empty());
+        assert!(cuda(&root.path().join("elsewhere")).is_empty());
+    }
+
+    #[test]
+    fn only_a_python_package_of_onnx_runtime_has_the_plugin_s_package_beside_it() {
+        let found = |runtime: &str| -> Vec<String> {
+            let places = webgpu(Path::new(runtime));
+            let folder = |place: PathBuf| place.parent().unwrap().display().to_string();
+            places.map(folder).collect()
+        };
+        let packages = "/venv/site-packages";
+        assert_eq!(
+            found("/venv/site-packages/onnxruntime/capi"),
+            [
+                format!("{packages}/onnxruntime/capi"),
+                format!("{packages}/onnxruntime_ep_webgpu")
+            ]
+        );
+        // Two folders up may be the working directory, or open to everybody.
+        assert_eq!(
+            found("/home/target/onnxruntime"),
+            ["/home/target/onnxruntime"]
+        );
+        assert_eq!(found("/"), ["/"]);
     }
 }
