@@ -51,6 +51,11 @@ MISTAKES = [
     ("ops/systemd/scorer@.service", "DEVICE_ID=%i", "DEVICE_ID=0", "DEVICE_ID=%i is missing"),
     ("ops/systemd/scorer@.service", "ProtectClock=yes\n", "ProtectClock=\n", "ProtectClock=yes is missing"),
     ("ops/systemd/scorer.service", "RestartPreventExitStatus=64", "RestartPreventExitStatus=70", "RestartPreventExitStatus must be '64'"),
+    ("ops/Dockerfile.webgpu", "ops/webgpu.txt", "ops/vulkan.txt", "COPY ops/vulkan.txt: there is no such file"),
+    (".github/workflows/release.yml", "ops/release ", "ops/publish ", "names ops/publish, which is not there"),
+    (".github/workflows/release.yml", "needs: [test, install, images]", "needs: [install, images]", "jobs.publish publishes"),
+    (".github/workflows/release.yml", "upload-artifact@v4", "upload-artifact@main", "is not pinned to a version"),
+    (".github/workflows/release.yml", "id-token: write # for signing", "id-token: none", "jobs.images attests without"),
 ]  # fmt: skip
 
 

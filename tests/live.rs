@@ -1,4 +1,5 @@
-//! Programs in Python against the real binary: the Python client, the page in a browser, the users of the services.
+//! Programs in Python against the real binary: the Python client, the page in a browser, the users of the services, the
+//! wheels.
 //! Each starts services of its own.
 
 #![expect(clippy::expect_used, reason = "a test fails by panicking")]
@@ -33,4 +34,9 @@ fn the_dashboard_is_for_everybody() {
 #[test]
 fn every_user_of_the_services_can_do_its_work_and_nothing_more() {
     passes("privileges_live.py");
+}
+
+#[test]
+fn what_pip_installs_scores_checks_and_works() {
+    passes("wheel_live.py");
 }

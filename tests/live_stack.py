@@ -133,6 +133,10 @@ class Binary:
         named = ["--name", MODEL, "--version", str(VERSION), "--out", self._package]
         subprocess.run([self._path, "package", *inputs, *named], check=True, stdout=subprocess.DEVNULL, env=self._environment())
 
+    @property
+    def package(self) -> pathlib.Path:
+        return self._package
+
     def worker(self, namespace: str, id: str = "w1", **changed: str) -> "Worker":
         """A changed setting is written with two underscores for the dot."""
         settings = {

@@ -6,6 +6,7 @@ mod devices;
 mod feed;
 mod library;
 mod placement;
+mod places;
 mod provider;
 #[cfg(test)]
 mod rewriting;

@@ -5,13 +5,11 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 
 use sha2::{Digest, Sha256};
 
-use super::SessionError;
+use super::{SessionError, places};
 use crate::config::{EngineConfig, Provider};
 
-/// The file name of the plugin of the provider `webgpu`.
-const WEBGPU_PLUGIN: &str = "libonnxruntime_providers_webgpu.so";
-
-/// The library's path: from the configuration, else `ORT_DYLIB_PATH`, else beside the binary.
+/// The library's path: from the configuration, else `ORT_DYLIB_PATH`, else beside the binary, else in the Python
+/// package `onnxruntime` of the environment that the binary is installed in.
 fn library(config: &EngineConfig) -> Result<PathBuf, SessionError> {
     if let Some(path) = &config.onnxruntime {
         return Ok(path.clone());
@@ -19,21 +17,13 @@ fn library(config: &EngineConfig) -> Result<PathBuf, SessionError> {
     if let Some(path) = std::env::var_os("ORT_DYLIB_PATH") {
         return Ok(path.into());
     }
-    let binary = std::env::current_exe().unwrap_or_default();
-    let is_library = |path: &PathBuf| {
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        name.starts_with("libonnxruntime.so")
-    };
-    let beside = binary.parent().and_then(|dir| {
-        let mut paths = std::fs::read_dir(dir).ok()?.flatten().map(|e| e.path());
-        paths.find(is_library)
-    });
-    beside.ok_or_else(|| {
-        SessionError::Unavailable(
-            "ONNX Runtime was not found: set engine.onnxruntime or ORT_DYLIB_PATH to libonnxruntime.so, \
-             or put it beside the binary (ops/setup fetches it)"
-                .into(),
-        )
+    let binary = std::env::current_exe().map_err(|e| e.to_string());
+    let found = binary.and_then(|path| places::runtime(path.parent().unwrap_or(&path)));
+    found.map_err(|why| {
+        SessionError::Unavailable(format!(
+            "ONNX Runtime was not found: {why}; install the Python package onnxruntime into the same environment as \
+             scorer, or set engine.onnxruntime or ORT_DYLIB_PATH to the library (ops/setup fetches it)"
+        ))
     })
 }
 
@@ -75,22 +65,15 @@ fn webgpu_plugin(config: &EngineConfig) -> Result<PathBuf, String> {
     let runtime =
         absolute(&runtime).ok_or_else(|| format!("{} is not a file", runtime.display()))?;
     let folder = runtime.parent().unwrap_or(&runtime);
-    places(folder).find_map(|place| absolute(&place)).ok_or_else(|| {
-        format!(
-            "its plugin was not found: set engine.webgpu_plugin to {WEBGPU_PLUGIN}, or put that beside {}",
-            runtime.display()
-        )
-    })
-}
-
-/// Where the plugin may be if ONNX Runtime is in this folder. Only of Python's packages it is known that
-/// whoever may write two folders above may be trusted as much.
-fn places(runtime: &Path) -> impl Iterator<Item = PathBuf> {
-    let packages = runtime.ends_with("onnxruntime/capi");
-    let packages = runtime.ancestors().nth(2).filter(|_| packages);
-    let package = packages.map(|all| all.join("onnxruntime_ep_webgpu"));
-    let folders = std::iter::once(runtime.to_owned()).chain(package);
-    folders.map(|folder| folder.join(WEBGPU_PLUGIN))
+    places::webgpu(folder)
+        .find_map(|place| absolute(&place))
+        .ok_or_else(|| {
+            format!(
+                "its plugin was not found: set engine.webgpu_plugin to {}, or put that beside {}",
+                places::WEBGPU,
+                runtime.display()
+            )
+        })
 }
 
 /// Whether a file of this name is beside ONNX Runtime.
@@ -122,6 +105,19 @@ pub(super) fn register_webgpu(config: &EngineConfig) -> Result<(), String> {
             Ok(())
         }
     }
+}
+
+/// Loads NVIDIA's libraries out of their Python packages, if they are there: the loader itself would look for them on
+/// `LD_LIBRARY_PATH`. What is loaded already is not loaded again.
+pub(super) fn load_cuda(config: &EngineConfig) -> Result<(), String> {
+    let runtime = library(config).map_err(|e| e.to_string())?;
+    let found = runtime.canonicalize();
+    let runtime = found.map_err(|e| format!("{}: {e}", runtime.display()))?;
+    let folder = runtime.parent().unwrap_or(&runtime);
+    places::cuda(folder).iter().try_for_each(|path| {
+        let loaded = ort::util::preload_dylib(path);
+        loaded.map_err(|e| format!("{} cannot be loaded: {e}", path.display()))
+    })
 }
 
 /// The plugin library that the configured provider comes from, if it comes from one.
@@ -162,32 +158,4 @@ pub fn library_version(config: &EngineConfig) -> Option<String> {
     let name = path.file_name()?.to_string_lossy();
     let version = name.strip_prefix("libonnxruntime.so.");
     Some(version.unwrap_or(info).to_owned())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_a_python_package_of_onnx_runtime_has_the_plugin_s_package_beside_it() {
-        let found = |runtime: &str| -> Vec<String> {
-            let places = places(Path::new(runtime));
-            let folder = |place: PathBuf| place.parent().unwrap().display().to_string();
-            places.map(folder).collect()
-        };
-        let packages = "/venv/site-packages";
-        assert_eq!(
-            found("/venv/site-packages/onnxruntime/capi"),
-            [
-                format!("{packages}/onnxruntime/capi"),
-                format!("{packages}/onnxruntime_ep_webgpu")
-            ]
-        );
-        // Two folders up may be the working directory, or open to everybody.
-        assert_eq!(
-            found("/home/target/onnxruntime"),
-            ["/home/target/onnxruntime"]
-        );
-        assert_eq!(found("/"), ["/"]);
-    }
 }

@@ -8,7 +8,7 @@ use ort::session::builder::SessionBuilder;
 
 use super::SessionError;
 use super::devices::{Look, look_cpu, look_cuda, look_webgpu};
-use super::library::{environment, register_webgpu};
+use super::library::{environment, load_cuda, register_webgpu};
 use super::vulkan;
 use crate::config::{EngineConfig, Provider};
 use crate::model::onnx::{Graph, Rewrite, WeightSpec};
@@ -116,7 +116,7 @@ static CUDA: Row = Row {
         missing: &[],
     },
     needs: "an NVIDIA driver, the GPU build of ONNX Runtime (PyPI onnxruntime-gpu) and its CUDA 13 and cuDNN 9 \
-            libraries on LD_LIBRARY_PATH",
+            libraries, in NVIDIA's Python packages or on LD_LIBRARY_PATH",
 };
 
 /// The sessions of a process share one device, and its memory is managed without a lock: two at once end the
@@ -285,6 +285,7 @@ fn register_cuda(
     config: &EngineConfig,
     builder: SessionBuilder,
 ) -> Result<SessionBuilder, SessionError> {
+    load_cuda(config).map_err(|reason| CUDA.unavailable(&reason))?;
     let mut cuda = ep::CUDA::default()
         .with_device_id(config.device_id)
         .with_tf32(config.tf32);
