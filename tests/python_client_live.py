@@ -41,7 +41,7 @@ from scorer_client import (
     Unroutable,
     cli,
 )
-from scorer_client.fleet import ready
+from scorer_client.workers import ready
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "ops"))

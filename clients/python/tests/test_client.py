@@ -15,17 +15,30 @@ from unittest import mock
 
 import msgpack
 from scorer_client import cli
-from scorer_client.broker import Broker, BrokerUnavailable, Delivery, Unroutable, _parameters
-from scorer_client.client import Client, TopologyMissing
-from scorer_client.fields import Malformed
-from scorer_client.fleet import Fleet, FleetUnknown, Worker, answering, capacity, free, ready
-from scorer_client.jobs import Candidate, Job
 from scorer_client.bounded_set import BoundedSet
-from scorer_client.outcomes import Answer, TimedOut, Unreadable
+from scorer_client.broker import Broker, _parameters
+from scorer_client.client import Client
+from scorer_client.endpoint import Delivery, Endpoint
+from scorer_client.errors import (
+    BacklogFull,
+    BrokerUnavailable,
+    NoResult,
+    PublishRefused,
+    Stopped,
+    TopologyMissing,
+    Unencodable,
+    Unroutable,
+)
+from scorer_client.fields import Malformed
+from scorer_client.fleet import Fleet
+from scorer_client.jobs import Candidate, Job
+from scorer_client.metrics import Metrics
+from scorer_client.outcomes import Answer, NotSent, TimedOut, Unreadable
 from scorer_client.results import Loss, Refusal, Result, Score
 from scorer_client.flow_control import FlowControl
-from scorer_client.settings import Settings
 from scorer_client.report import Report, verdict_line
+from scorer_client.settings import Settings
+from scorer_client.workers import FleetUnknown, Worker, accepted, answering, capacity, free, ready
 
 SCHEMAS = pathlib.Path(__file__).resolve().parents[3] / "schemas"
 EXAMPLES = SCHEMAS / "examples/valid"
@@ -278,10 +291,13 @@ class Clock:
 
 
 class FlowControls(unittest.TestCase):
-    def room(self, fleet, outstanding, version=7, **settings):
-        flow = FlowControl(fleet, Settings(**settings), Clock())
-        flow.refresh()
-        return flow.room(version, outstanding)
+    def room(self, fleet, outstanding, version=7, needs=frozenset({"score"}), **settings):
+        flow = FlowControl(Settings(**settings), Clock())
+        try:
+            flow.learn(fleet.workers())
+        except FleetUnknown as unknown:
+            flow.learn(unknown)
+        return flow.room(version, needs, outstanding)
 
     def test_room_is_twice_what_the_ready_workers_hold(self):
         full = worker(accepting=False, held=2)
@@ -294,11 +310,11 @@ class FlowControls(unittest.TestCase):
             self.assertLessEqual(self.room(fleet, 0), 0)
 
     def test_jobs_on_the_retry_ladder_do_not_keep_idle_workers_waiting(self):
-        flow = FlowControl(Known(worker(held=1)), Settings(), Clock())
-        flow.refresh()
-        self.assertEqual(flow.room(7, outstanding=100), 1)
-        flow.sent()
-        self.assertEqual(flow.room(7, outstanding=101), 0)
+        flow = FlowControl(Settings(), Clock())
+        flow.learn([worker(held=1)])
+        self.assertEqual(flow.room(7, {"score"}, outstanding=100), 1)
+        flow.take()
+        self.assertEqual(flow.room(7, {"score"}, outstanding=101), 0)
 
     def test_unknown_is_no_room_unless_it_is_wanted(self):
         fleet = Known()
@@ -310,7 +326,7 @@ class FlowControls(unittest.TestCase):
 class FakeBroker:
     """Keeps what is published; delivers what the test puts in; fails when it is told to."""
 
-    model = "tinylm"
+    endpoint = Endpoint(f"amqp://{NOWHERE}", "tinylm", "scorer", None)
 
     def __init__(self, clock):
         self.clock = clock
@@ -345,8 +361,8 @@ class FakeBroker:
         self.fail("acknowledge")
         self.acknowledged.append(delivery.tag)
 
-    def missing_queue(self):
-        return "RabbitMQ has no such queue."
+    def wake(self):
+        pass
 
     def fail(self, what):
         if error := self.failures.pop(what, None):
@@ -548,8 +564,11 @@ class Clients(unittest.TestCase):
     def test_a_refused_job_is_given_back_and_the_others_go_on(self):
         self.submit("a", "b")
         self.broker.failures["publish"] = Unroutable("a", "no queue.")
-        with self.assertRaisesRegex(Unroutable, "Job a was not accepted: no queue."):
-            self.steps()
+        self.steps()
+        (refused,) = self.outcomes
+        self.assertEqual((type(refused), refused.job.submission_id, str(refused.error)),
+                         (NotSent, "a", "Job a was not accepted: no queue."))  # fmt: skip
+        self.outcomes.clear()
         self.broker.coming = [message("b")]
         self.client.collect(self.outcomes.append)
         self.assertEqual(self.answered(), [("b", "scored")])
@@ -560,10 +579,14 @@ class Clients(unittest.TestCase):
         self.fleet.now = []
         self.submit("a")
         self.steps(60)
+        self.assertEqual(self.outcomes, [])
         self.fleet.now = [worker()]
-        with self.assertRaises(TopologyMissing):
-            self.steps(60)
+        self.steps(60)
+        (refused,) = self.outcomes
+        self.assertIsInstance(refused.error, TopologyMissing)
+        self.assertRegex(str(refused.error), "Job a was not accepted: .* no results queue scorer.results.tinylm.*scorer topology")
         self.broker.has_queue = True
+        self.submit("a")
         self.steps()
         self.assertEqual(self.broker.published, ["a"])
 
