@@ -15,6 +15,7 @@ import pathlib
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import unittest
 import uuid
@@ -31,6 +32,7 @@ from scorer_client import (
     FleetUnknown,
     Job,
     Loss,
+    Metrics,
     Nacked,
     Outcome,
     Refusal,
@@ -99,6 +101,13 @@ class Gathered:
     @property
     def names(self) -> list[str]:
         return sorted(result.submission_id for result in self.results)
+
+
+class Back(Metrics, threading.Event):
+    """Is set when a lost connection was made again."""
+
+    def reconnected(self) -> None:
+        self.set()
 
 
 class Live(unittest.TestCase):
@@ -209,6 +218,15 @@ class Answers(Live):
         (answer,) = self.gathered.outcomes
         self.assertEqual((answer.job, answer.result.submission_id), (None, "loss"))
 
+    def test_futures_have_the_results(self) -> None:
+        self.ready_worker()
+        with self.client() as client:
+            client.start()
+            score, loss = client.submit(job_of(cases["gradient-medium-rate"])), client.validate("loss")
+            self.assertIsInstance(score.result(SOON_S).verdict, Score)
+            self.assertIsInstance(loss.result(SOON_S).verdict, Loss)
+        self.assertIn("score", self.fleet.accepts(VERSION))
+
     def test_a_failed_job_is_reported_with_its_code(self) -> None:
         self.ready_worker()
         url = (CASES.parent / "nothing-is-here").as_uri()
@@ -280,6 +298,22 @@ class BadDays(Live):
             self.step_until(client, "the loss is noticed", lost)
             client.collect(self.gathered)
         self.every_job_once(jobs)
+
+    def test_connections_are_closed_by_force_while_futures_are_waited_for(self) -> None:
+        self.ready_worker()
+        back, futures = Back(), []
+        with Client(self.broker(), self.fleet, Settings(timeout_s=SOON_S, max_jobs=8), metrics=back) as client:
+            client.start(self.gathered)
+            services.close_connections()
+            deadline = time.monotonic() + SOON_S
+            while not back.is_set():  # `submit` waits for room, so the loss happens amid jobs.
+                self.assertLess(time.monotonic(), deadline, "in vain: the connection is made again")
+                futures += [client.submit(job) for job in honest([len(futures)])]
+            client.join()
+        names = sorted(f"job-{number}" for number in range(len(futures)))
+        self.assertEqual(sorted(future.result(timeout=0).submission_id for future in futures), names)
+        self.assertEqual(self.gathered.names, names)
+        self.assertEqual(len(self.gathered.outcomes), len(names))
 
     def test_the_worker_is_killed(self) -> None:
         self.ready_worker()
