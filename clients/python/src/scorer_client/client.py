@@ -135,14 +135,14 @@ class Client:
 
         After an exception from the handler, call it again: the jobs are kept. Give it an iterator, to go on with `jobs`.
         """
+        self._check_no_thread()
         coming = iter(jobs)
         while self._fill(coming):
             self.step(handler)
 
     def step(self, handler: Handler = ignore) -> None:
         """One turn of the loop, about `tick_s` long."""
-        if self._thread is not None:
-            raise RuntimeError("The client works in its own thread since `start`: use futures, its handler and `join`.")
+        self._check_no_thread()
         self._step(handler)
 
     def start(self, handler: Handler = ignore) -> None:
@@ -150,8 +150,7 @@ class Client:
 
         If the handler raises, the client stops: futures fail, and leaving the `with` block raises what the handler raised.
         """
-        if self._thread is not None:
-            raise RuntimeError("The client was already started.")
+        self._check_no_thread()
         self._thread = threading.Thread(target=self._run, args=(handler,), name="scorer-client", daemon=True)
         self._thread.start()
 
@@ -162,6 +161,10 @@ class Client:
         with self._changed:
             self._changed.wait_for(lambda: self._ledger.stopped or not len(self._ledger))
             self._ledger.check_running()
+
+    def _check_no_thread(self) -> None:
+        if self._thread is not None:
+            raise RuntimeError("The client works in its own thread since `start`: use futures, its handler and `join`.")
 
     def _fill(self, coming: Iterator[Job]) -> bool:
         """False when there is nothing left to do."""
