@@ -57,7 +57,8 @@ class Client:
         self._ledger = Ledger(broker.endpoint, self._settings, metrics or Metrics(), clock)
         self._sending = asyncio.Event()  # There may be something to send, or to connect.
         self._handing = asyncio.Event()  # There may be something to hand over.
-        self._room = asyncio.Condition()
+        self._gate = asyncio.Lock()  # Only the first in the queue of those that submit waits for room.
+        self._room = asyncio.Event()
         self._empty = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._closing = False
@@ -79,7 +80,7 @@ class Client:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._notify()
+        self._notify()
         await self._broker.close()
         await self._fleet.close()
         if self._failure is not None and error is None:
@@ -101,14 +102,13 @@ class Client:
         ValueError for a submission_id that was used before. To cancel the future withdraws the job if it was not sent
         yet; else its result goes to the handler only.
         """
-        if asyncio.current_task() not in self._tasks:
-            async with self._room:
-                await self._room.wait_for(lambda: self._ledger.stopped or not self._ledger.full)
-        promise = TaskPromise()
-        self._ledger.add(job, timeout_s, promise)
-        self._empty.clear()
-        self._sending.set()
-        return promise.future
+        if asyncio.current_task() in self._tasks:
+            return self._add(job, timeout_s)
+        async with self._gate:
+            while self._ledger.full and not self._ledger.stopped:
+                self._room.clear()
+                await self._room.wait()
+            return self._add(job, timeout_s)
 
     async def score(
         self,
@@ -156,6 +156,13 @@ class Client:
         while len(self._ledger):
             await self._empty.wait()
         self._ledger.check_running()
+
+    def _add(self, job: Job, timeout_s: float | None) -> asyncio.Future[Result]:
+        promise = TaskPromise()
+        self._ledger.add(job, timeout_s, promise)
+        self._empty.clear()
+        self._sending.set()
+        return promise.future
 
     # One task keeps the connection and sends jobs.
 
@@ -227,14 +234,14 @@ class Client:
             self._handing.clear()
             while (turn := self._ledger.turn()) is not None:
                 await self._hand_over(turn)
-            await self._notify()  # A cancelled job makes room, too.
+            self._notify()  # A cancelled job makes room, too.
             await self._wait(self._handing)
 
     async def _hand_over(self, turn: Turn) -> None:
         if turn.outcome is not None:
             await self._handler(turn.outcome)
         self._ledger.done(turn)
-        await self._notify()
+        self._notify()
         self._sending.set()
         if turn.delivery is not None:
             await self._broker.acknowledge(turn.delivery)
@@ -243,15 +250,11 @@ class Client:
         self._ledger.arrived(delivery)
         self._handing.set()
 
-    async def _notify(self) -> None:
-        """Wakes as many who wait for room as there is room for."""
+    def _notify(self) -> None:
+        if self._ledger.stopped or not self._ledger.full:
+            self._room.set()
         if not len(self._ledger):
             self._empty.set()
-        async with self._room:
-            if self._ledger.stopped:
-                self._room.notify_all()
-            else:
-                self._room.notify(max(0, self._settings.max_jobs - len(self._ledger)))
 
     async def _wait(self, event: asyncio.Event) -> None:
         """Until something happens, or a tick has passed."""
@@ -269,4 +272,4 @@ class Client:
         for other in self._tasks:
             other.cancel()
         self._ledger.stop("The client has stopped after an exception.", self._failure)
-        self._tasks.append(asyncio.create_task(self._notify()))
+        self._notify()
