@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import tempfile
@@ -83,6 +84,11 @@ def job_of(case: dict, name: str | None = None, nonce: str | None = None) -> Job
 def honest(numbers: Iterable[int]) -> list[Job]:
     """Many jobs of one candidate; a nonce for each, so that every one costs two passes and takes a while."""
     return [job_of(cases["gradient-medium-rate"], f"job-{n}", f"nonce-{n}") for n in numbers]
+
+
+def blocks(page: pathlib.Path) -> list[str]:
+    """The Python programs of a page."""
+    return re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
 
 
 class Gathered:
@@ -407,19 +413,27 @@ class Command(Live):
             self.assertEqual(code, 1, err)
             self.assertRegex(out, "broken.json  rejected  candidate_malformed: ")
 
-    def test_the_example_of_the_readme_prints_a_line_for_every_file(self) -> None:
+    def test_the_examples_of_the_pages_print_a_line_for_every_file(self) -> None:
         self.ready_worker()
-        text = (ROOT / "clients/python/README.md").read_text(encoding="utf-8")
-        program = text.partition("```python\n")[2].partition("```")[0]
-        self.assertEqual(program.count(f'"{MODEL}")'), 2)
-        # The example has the default namespace.
-        program = program.replace(f'"{MODEL}")', f'"{MODEL}", "{self.namespace}")')
+        readme, page = (ROOT / path for path in ("clients/python/README.md", "docs/aggregators.md"))
+        blocking, asynchronous, metrics = blocks(readme)
+        asynchronous_files = blocks(page)[1]
         file = CASES.parent / cases["difference-few-steps"]["file"]
-        addresses = {"SCORER_AMQP__URL": services.amqp, "SCORER_REDIS__URL": services.redis}
-        command = [sys.executable, "-c", program, str(VERSION), str(file)]
-        done = subprocess.run(command, env=os.environ | addresses, capture_output=True, text=True)
-        self.assertEqual(done.returncode, 0, done.stderr)
-        self.assertRegex(done.stdout, rf"^Result\(submission_id='{file.name}', .*status='scored'")
+        for program, words in ((blocking, []), (asynchronous, []), (asynchronous_files, [MODEL])):
+            # The examples have the default namespace.
+            program, named = re.subn(r'URL"\], ("tinylm"|model)\)', rf'URL"], \1, "{self.namespace}")', program)
+            self.assertEqual(named, 2)
+            addresses = {"SCORER_AMQP__URL": services.amqp, "SCORER_REDIS__URL": services.redis}
+            command = [sys.executable, "-c", program, *words, str(VERSION), str(file)]
+            done = subprocess.run(command, env=os.environ | addresses, capture_output=True, text=True)
+            self.assertEqual(done.returncode, 0, done.stderr)
+            self.assertRegex(done.stdout, rf"{file.name}.* ?(status=')?scored")
+        counts = {}
+        exec(metrics, counts)
+        with Client(self.broker(), self.fleet, metrics=(counted := counts["Counts"]())) as client:
+            client.validate("loss")
+            client.collect()
+        self.assertEqual(dict(counted.results), {("scored", None): 1})
 
     def test_status_has_a_line_for_every_worker(self) -> None:
         self.assertEqual(self.run_command("status")[:2], (1, ""))

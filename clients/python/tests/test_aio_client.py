@@ -5,12 +5,14 @@ import logging
 import unittest
 
 from scorer_client import (
+    Answer,
     BacklogFull,
     BrokerUnavailable,
     FleetUnknown,
     Job,
     NoResult,
     NotSent,
+    PublishRefused,
     Settings,
     Stopped,
     TopologyMissing,
@@ -72,7 +74,7 @@ class Broker:
         self.consuming = self.has_queue
         return self.consuming
 
-    async def publish(self, submission_id, content_type, body):
+    async def publish(self, submission_id, content_type, body, alone):
         self.published.append(submission_id)
         waits = [asyncio.create_task(event.wait()) for event in (self.confirming, self.losing)]
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
@@ -103,13 +105,13 @@ class Clients(unittest.IsolatedAsyncioTestCase):
             while not holds():
                 await asyncio.sleep(0.001)
 
-    async def answer(self, submission_id, content_type, body):
+    async def answer(self, submission_id, content_type, body, alone):
         """A `publish` that has the result at once."""
         self.broker.arrived(message(submission_id))
 
     @property
     def answered(self):
-        return [outcome.job and outcome.job.submission_id for outcome in self.outcomes]
+        return [outcome.job and outcome.job.submission_id for outcome in self.outcomes if isinstance(outcome, Answer)]
 
     async def test_jobs_that_were_not_confirmed_are_published_again_in_their_order(self):
         self.broker.confirming.clear()
@@ -125,6 +127,21 @@ class Clients(unittest.IsolatedAsyncioTestCase):
             await asyncio.gather(*waiting)
             await self.until(lambda: len(self.broker.acknowledged) == 8)
         self.assertEqual((self.broker.published, self.answered), (list("abcdabcd"), list("abcd")))
+
+    async def test_one_job_that_closes_the_channel_is_found_and_the_others_go_on(self):
+        async def publish(submission_id, content_type, body, alone):
+            self.broker.published.append(submission_id)
+            if submission_id == "c" or not self.broker.connected:
+                self.broker.connected = self.broker.consuming = False
+                raise PublishRefused(submission_id, "406.") if alone else BrokerUnavailable("the channel was closed")
+            self.broker.arrived(message(submission_id))
+
+        self.broker.publish = publish
+        async with self.client() as client:
+            futures = [await client.submit(Job(name)) for name in "abcdef"]
+            ended = await asyncio.gather(*futures, return_exceptions=True)
+        self.assertEqual([isinstance(end, PublishRefused) for end in ended], [False, False, True, False, False, False])
+        self.assertEqual(sorted(self.answered), list("abdef"))
 
     async def test_a_result_may_be_faster_than_its_confirm(self):
         self.broker.confirming.clear()

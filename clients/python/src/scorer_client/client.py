@@ -1,6 +1,5 @@
 """Submits jobs when workers are ready to take them, and hands every outcome to a handler, a future, or both, once."""
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,7 +19,6 @@ from scorer_client.results import Result
 from scorer_client.settings import Settings
 from scorer_client.workers import FleetUnknown
 
-log = logging.getLogger(__name__)
 
 Handler = Callable[[Outcome], None]
 

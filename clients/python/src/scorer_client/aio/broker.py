@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import aio_pika
-from aio_pika.exceptions import AMQPError, ChannelInvalidStateError, ChannelNotFoundEntity, DeliveryError
-from aiormq.exceptions import PublishError
+from aio_pika.exceptions import AMQPError, ChannelClosed, ChannelInvalidStateError, ChannelNotFoundEntity, DeliveryError
+from aiormq.exceptions import ChannelAccessRefused, ChannelLockedResource, ChannelPreconditionFailed, PublishError
 
 from scorer_client.endpoint import (
     CLOSE_TIMEOUT_S,
@@ -22,6 +22,12 @@ from scorer_client.endpoint import (
 from scorer_client.errors import BrokerUnavailable
 
 LOST = (AMQPError, OSError, ChannelInvalidStateError)
+CODES = {
+    ChannelAccessRefused: 403,
+    ChannelNotFoundEntity: NOT_FOUND,
+    ChannelLockedResource: 405,
+    ChannelPreconditionFailed: 406,
+}  # aiormq drops the codes for which it has a class.
 
 
 class Broker:
@@ -43,7 +49,8 @@ class Broker:
         self._reply_timeout_s = reply_timeout_s
         self.consuming = False
         self._connection: aio_pika.abc.AbstractConnection | None = None
-        self._channel: Any = None
+        self._consumer: Any = None  # A channel of its own, so that one that closes says what was wrong.
+        self._publisher: Any = None
         self._exchange: Any = None
         self._number = 0  # Of the connection.
         self._lost: BrokerUnavailable | None = None
@@ -66,7 +73,7 @@ class Broker:
             async with _replies(CONNECT_TIMEOUT_S):
                 self._connection = await aio_pika.connect(self.endpoint.url)
             async with self._replies():
-                await self._open_channel(self._connection)
+                await self._open_channels(self._connection)
         except LOST as error:
             raise await self._unavailable(error) from error
 
@@ -81,15 +88,21 @@ class Broker:
                     await connection.close()
 
     async def check(self) -> None:
-        """Raises BrokerUnavailable if the connection or the channel was lost meanwhile."""
+        """Raises BrokerUnavailable if the connection or a channel was lost meanwhile."""
         lost, self._lost = self._lost, None
         if lost is not None:
             raise lost
-        if self._connection is not None and (self._connection.is_closed or self._channel.is_closed):
+        if self._connection is None:
+            return
+        if self._connection.is_closed or self._consumer.is_closed or self._publisher.is_closed:
             raise await self._unavailable(ConnectionError("the connection was closed"))
 
-    async def publish(self, submission_id: str, content_type: str, body: bytes) -> None:
-        """Returns when the broker has confirmed the job. Raises PublishRefused or BrokerUnavailable."""
+    async def publish(self, submission_id: str, content_type: str, body: bytes, alone: bool = True) -> None:
+        """Returns when the broker has confirmed the job. Raises PublishRefused or BrokerUnavailable.
+
+        RabbitMQ refuses some jobs by closing the channel, and does not say which one it means. Unless the job is `alone`
+        in waiting for its confirm, that is a BrokerUnavailable.
+        """
         message = aio_pika.Message(
             body,
             content_type=content_type,
@@ -104,9 +117,11 @@ class Broker:
             raise self.endpoint.unroutable(submission_id) from error
         except DeliveryError as error:
             raise self.endpoint.nacked(submission_id) from error
-        except ChannelNotFoundEntity as error:
-            await self.close()
-            raise self.endpoint.channel_closed(submission_id, NOT_FOUND, str(error)) from error
+        except ChannelClosed as error:
+            unavailable, code = await self._unavailable(error), _code(error)
+            if code == NOT_FOUND or (code is not None and alone):
+                raise self.endpoint.channel_closed(submission_id, code, str(error.args[-1])) from error
+            raise unavailable from error
         except LOST as error:
             raise await self._unavailable(error) from error
 
@@ -118,7 +133,7 @@ class Broker:
             async with self._replies():
                 self.consuming = await self._queue_exists()
                 if self.consuming:
-                    queue = await self._channel.get_queue(self.endpoint.results_queue, ensure=False)
+                    queue = await self._consumer.get_queue(self.endpoint.results_queue, ensure=False)
                     await queue.consume(self._on_message(self._number))
         except LOST as error:
             raise await self._unavailable(error) from error
@@ -130,7 +145,7 @@ class Broker:
             return
         try:
             async with self._replies():
-                channel = await self._channel.get_underlay_channel()
+                channel = await self._consumer.get_underlay_channel()
                 await channel.basic_ack(delivery.tag)
         except LOST as error:
             if delivery.connection == self._number and self.connected:
@@ -142,19 +157,21 @@ class Broker:
             return
         try:
             async with self._replies():
-                await self._channel.queue_delete(self.endpoint.own_queue)
+                await self._publisher.queue_delete(self.endpoint.own_queue)
         except LOST as error:
             raise await self._unavailable(error) from error
 
     def _replies(self) -> contextlib.AbstractAsyncContextManager[None]:
         return _replies(self._reply_timeout_s)
 
-    async def _open_channel(self, connection: aio_pika.abc.AbstractConnection) -> None:
-        self._channel = channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
-        await channel.set_qos(prefetch_count=PREFETCH)
-        self._exchange = await channel.get_exchange(self.endpoint.jobs, ensure=False)
-        channel.close_callbacks.add(self._on_close)
-        underlay = await channel.get_underlay_channel()
+    async def _open_channels(self, connection: aio_pika.abc.AbstractConnection) -> None:
+        self._publisher = await connection.channel(publisher_confirms=True, on_return_raises=True)
+        self._exchange = await self._publisher.get_exchange(self.endpoint.jobs, ensure=False)
+        self._consumer = await connection.channel(publisher_confirms=False)
+        await self._consumer.set_qos(prefetch_count=PREFETCH)
+        for channel in (self._publisher, self._consumer):
+            channel.close_callbacks.add(self._on_close)
+        underlay = await self._consumer.get_underlay_channel()
         underlay.on_consumer_cancel_callbacks.add(self._on_cancel)
 
     async def _queue_exists(self) -> bool:
@@ -193,6 +210,12 @@ class Broker:
     async def _unavailable(self, error: BaseException) -> BrokerUnavailable:
         await self.close()
         return self.endpoint.unavailable((str(error) or repr(error)).rstrip("."))
+
+
+def _code(error: ChannelClosed) -> int | None:
+    """None if it was not RabbitMQ that closed the channel."""
+    code = CODES.get(type(error), error.args[0] if error.args else None)
+    return code if isinstance(code, int) else None
 
 
 @contextlib.asynccontextmanager

@@ -1,7 +1,7 @@
 """The client for asyncio. What it decides is in `scorer_client.ledger`, as for the blocking client."""
 
 import asyncio
-import logging
+import itertools
 import time
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Mapping, Sequence
 from types import TracebackType
@@ -20,7 +20,6 @@ from scorer_client.results import Result
 from scorer_client.settings import Settings
 from scorer_client.workers import FleetUnknown
 
-log = logging.getLogger(__name__)
 
 Handler = Callable[[Outcome], Awaitable[None]]
 
@@ -62,6 +61,7 @@ class Client:
         self._empty = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._closing = False
+        self._careful = 0  # How many jobs are to be published one by one: RabbitMQ may have meant one of them.
         self._failure: BaseException | None = None
 
     async def __aenter__(self) -> "Client":
@@ -205,25 +205,34 @@ class Client:
 
     def _batch(self) -> list[tuple[Pending, bytes]]:
         """All jobs that may be sent now. Their confirms are waited for together."""
-        return list(iter(self._ledger.take, None))
+        taken = iter(self._ledger.take, None)
+        if self._careful == 0:
+            return list(taken)
+        self._careful -= 1
+        return list(itertools.islice(taken, 1))
 
     async def _publish_all(self, batch: list[tuple[Pending, bytes]]) -> None:
+        alone = len(batch) == 1
         try:
-            outcomes = await asyncio.gather(*(self._publish(*each) for each in batch), return_exceptions=True)
+            publishing = (self._publish(pending, body, alone) for pending, body in batch)
+            outcomes = await asyncio.gather(*publishing, return_exceptions=True)
         finally:
             # From the last to the first, so that they go out again in their order.
             for pending, _ in reversed(batch):
                 self._ledger.unconfirmed(pending)
         for outcome in outcomes:
             if outcome is not None:
+                self._careful = self._careful if alone else len(batch)
                 raise outcome
 
-    async def _publish(self, pending: Pending, body: bytes) -> None:
+    async def _publish(self, pending: Pending, body: bytes, alone: bool) -> None:
         try:
-            await self._broker.publish(pending.job.submission_id, self._settings.encoding, body)
+            await self._broker.publish(pending.job.submission_id, self._settings.encoding, body, alone)
         except PublishRefused as error:
             self._ledger.refused(pending, error)
             self._handing.set()
+            if not self._broker.connected:  # It refused the job by closing the channel.
+                raise BrokerUnavailable(str(error)) from error
         else:
             self._ledger.confirmed(pending)
 
