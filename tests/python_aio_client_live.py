@@ -257,7 +257,7 @@ class BadDays(Live):
         async with self.client() as client:
             fleet = self.fleet()
             self.assertEqual(await fleet.accepts(VERSION) & {"score", "validate"}, {"score", "validate"})
-            services.stop_redis()
+            await asyncio.to_thread(services.stop_redis)
             try:
                 with self.assertRaises(FleetUnknown):
                     await fleet.capacity(VERSION)

@@ -219,6 +219,17 @@ class Clients(unittest.IsolatedAsyncioTestCase):
             await client.join()
         self.assertEqual((self.answered, len(refused)), (["a", "b"], 1))
 
+    async def test_a_handler_that_would_wait_for_itself_is_told(self):
+        async def handler(outcome):
+            await client.validate("b")
+
+        self.handled = handler
+        self.broker.publish = self.answer
+        with self.assertRaisesRegex(RuntimeError, "A handler cannot wait for a result"):
+            async with self.client() as client:
+                with self.assertRaises(Stopped):
+                    await client.validate("a")
+
     async def test_every_bad_end_is_an_exception_and_an_outcome(self):
         self.broker.has_queue = False
         async with self.client(missing_queue_timeout_s=0.01) as client:

@@ -328,9 +328,9 @@ class FlowControls(unittest.TestCase):
     def test_jobs_on_the_retry_ladder_do_not_keep_idle_workers_waiting(self):
         flow = FlowControl(Settings(), Clock())
         flow.learn([worker(held=1)])
-        self.assertEqual(flow.room(7, {"score"}, outstanding=100), 1)
+        self.assertEqual(flow.room(7, frozenset({"score"}), outstanding=100), 1)
         flow.take()
-        self.assertEqual(flow.room(7, {"score"}, outstanding=101), 0)
+        self.assertEqual(flow.room(7, frozenset({"score"}), outstanding=101), 0)
 
     def test_what_some_live_worker_of_the_version_does_not_accept_is_held_back(self):
         new = worker("new", accepts=frozenset({"score", "validate", "merge"}))

@@ -19,7 +19,6 @@ from scorer_client.results import Result
 from scorer_client.settings import Settings
 from scorer_client.workers import FleetUnknown
 
-
 Handler = Callable[[Outcome], None]
 
 

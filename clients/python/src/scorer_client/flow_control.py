@@ -1,7 +1,7 @@
 """How many jobs may be at the broker, given the workers that are ready."""
 
 import logging
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Callable, Iterable
 
 from scorer_client.settings import Settings
 from scorer_client.workers import ALWAYS_ACCEPTED, FleetUnknown, Worker, accepted, answering, capacity, free
@@ -18,6 +18,7 @@ class FlowControl:
         self._workers: list[Worker] | None = None
         self._learned_at = float("-inf")
         self._taken_since = 0
+        self._known_places: dict[tuple[int | None, frozenset[str]], tuple[int, int]] = {}
         self._warning = ""
 
     @property
@@ -35,8 +36,9 @@ class FlowControl:
             self._warn("" if any(worker.ready for worker in self._workers) else "No worker is ready: jobs are held back.")
         self._learned_at = self._clock()
         self._taken_since = 0
+        self._known_places.clear()
 
-    def room(self, model_version: int | None, needs: Set[str], outstanding: int) -> int:
+    def room(self, model_version: int | None, needs: frozenset[str], outstanding: int) -> int:
         """How many more jobs of this version, which need workers to accept `needs`, may be sent now.
 
         Jobs that wait for a retry are outstanding for minutes while workers are idle, so a free slot always counts as
@@ -45,11 +47,18 @@ class FlowControl:
         if self._workers is None:
             blind = self._settings.outstanding_without_heartbeats if needs <= ALWAYS_ACCEPTED else 0
             return blind - outstanding
-        able = answering(self._workers, model_version)
-        concerned = [worker for worker in self._workers if worker in able or model_version in (None, worker.model_version)]
-        if not needs <= accepted(concerned):
-            return 0
-        return max(int(self._settings.jobs_per_slot * capacity(able)) - outstanding, free(able) - self._taken_since)
+        slots, free_slots = self._places(self._workers, model_version, needs)
+        return max(int(self._settings.jobs_per_slot * slots) - outstanding, free_slots - self._taken_since)
+
+    def _places(self, workers: list[Worker], model_version: int | None, needs: frozenset[str]) -> tuple[int, int]:
+        """The slots, and the free ones, of the workers that answer such a job: none if not all that may get it know it."""
+        if (model_version, needs) not in self._known_places:
+            able = answering(workers, model_version)
+            ids = {worker.id for worker in able}
+            concerned = [worker for worker in workers if worker.id in ids or model_version in (None, worker.model_version)]
+            known = needs <= accepted(concerned)
+            self._known_places[model_version, needs] = (capacity(able), free(able)) if known else (0, 0)
+        return self._known_places[model_version, needs]
 
     def take(self) -> None:
         """A job is sent, and takes a slot that the latest list shows as free."""

@@ -20,7 +20,6 @@ from scorer_client.results import Result
 from scorer_client.settings import Settings
 from scorer_client.workers import FleetUnknown
 
-
 Handler = Callable[[Outcome], Awaitable[None]]
 
 
@@ -124,7 +123,7 @@ class Client:
     ) -> Result:
         """The result of a score job: see Job and `submit`."""
         job = Job(submission_id, model_version, candidate, nonce, shards, deadline_ms, context)
-        return await (await self.submit(job, timeout_s))
+        return await self._result(job, timeout_s)
 
     async def validate(
         self,
@@ -139,7 +138,7 @@ class Client:
     ) -> Result:
         """The result of a validate job: see Job and `submit`."""
         job = Job(submission_id, model_version, None, nonce, shards, deadline_ms, context)
-        return await (await self.submit(job, timeout_s))
+        return await self._result(job, timeout_s)
 
     async def collect(self, jobs: Iterable[Job] | AsyncIterable[Job] = ()) -> None:
         """Returns when every job has its outcome. Takes each of `jobs` when there is room for it. Raises Stopped."""
@@ -156,6 +155,11 @@ class Client:
         while len(self._ledger):
             await self._empty.wait()
         self._ledger.check_running()
+
+    async def _result(self, job: Job, timeout_s: float | None) -> Result:
+        if asyncio.current_task() in self._tasks:
+            raise RuntimeError("A handler cannot wait for a result, which is handed over after it returns: use `submit`.")
+        return await (await self.submit(job, timeout_s))
 
     def _add(self, job: Job, timeout_s: float | None) -> asyncio.Future[Result]:
         promise = TaskPromise()
