@@ -44,10 +44,11 @@ binary: Binary
 
 def setUpModule() -> None:
     global services, binary
-    for name in ("aio_pika", "aiormq", "scorer_client"):
+    for name in ("aio_pika", "aiormq", "asyncio", "scorer_client"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     services = Services()
     unittest.addModuleCleanup(services.stop)
+    unittest.addModuleCleanup(services.kill_rabbitmq)  # There is nothing to keep, and an orderly end takes its time.
     binary = Binary(services)
 
 
