@@ -27,6 +27,11 @@ fn the_python_client_loses_nothing_and_answers_once() {
 }
 
 #[test]
+fn the_asyncio_client_loses_nothing_and_answers_once() {
+    passes("python_aio_client_live.py");
+}
+
+#[test]
 fn the_dashboard_is_for_everybody() {
     passes("dashboard_live.py");
 }

@@ -12,9 +12,11 @@ import json
 import logging
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import unittest
 import uuid
@@ -31,6 +33,7 @@ from scorer_client import (
     FleetUnknown,
     Job,
     Loss,
+    Metrics,
     Nacked,
     Outcome,
     Refusal,
@@ -41,7 +44,7 @@ from scorer_client import (
     Unroutable,
     cli,
 )
-from scorer_client.fleet import ready
+from scorer_client.workers import ready
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "ops"))
@@ -83,6 +86,11 @@ def honest(numbers: Iterable[int]) -> list[Job]:
     return [job_of(cases["gradient-medium-rate"], f"job-{n}", f"nonce-{n}") for n in numbers]
 
 
+def blocks(page: pathlib.Path) -> list[str]:
+    """The Python programs of a page."""
+    return re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+
+
 class Gathered:
     """A handler that keeps what it is called with."""
 
@@ -99,6 +107,13 @@ class Gathered:
     @property
     def names(self) -> list[str]:
         return sorted(result.submission_id for result in self.results)
+
+
+class Back(Metrics, threading.Event):
+    """Is set when a lost connection was made again."""
+
+    def reconnected(self) -> None:
+        self.set()
 
 
 class Live(unittest.TestCase):
@@ -209,6 +224,15 @@ class Answers(Live):
         (answer,) = self.gathered.outcomes
         self.assertEqual((answer.job, answer.result.submission_id), (None, "loss"))
 
+    def test_futures_have_the_results(self) -> None:
+        self.ready_worker()
+        with self.client() as client:
+            client.start()
+            score, loss = client.submit(job_of(cases["gradient-medium-rate"])), client.validate("loss")
+            self.assertIsInstance(score.result(SOON_S).verdict, Score)
+            self.assertIsInstance(loss.result(SOON_S).verdict, Loss)
+        self.assertIn("score", self.fleet.accepts(VERSION))
+
     def test_a_failed_job_is_reported_with_its_code(self) -> None:
         self.ready_worker()
         url = (CASES.parent / "nothing-is-here").as_uri()
@@ -280,6 +304,22 @@ class BadDays(Live):
             self.step_until(client, "the loss is noticed", lost)
             client.collect(self.gathered)
         self.every_job_once(jobs)
+
+    def test_connections_are_closed_by_force_while_futures_are_waited_for(self) -> None:
+        self.ready_worker()
+        back, futures = Back(), []
+        with Client(self.broker(), self.fleet, Settings(timeout_s=SOON_S, max_jobs=8), metrics=back) as client:
+            client.start(self.gathered)
+            services.close_connections()
+            deadline = time.monotonic() + SOON_S
+            while not back.is_set():  # `submit` waits for room, so the loss happens amid jobs.
+                self.assertLess(time.monotonic(), deadline, "in vain: the connection is made again")
+                futures += [client.submit(job) for job in honest([len(futures)])]
+            client.join()
+        names = sorted(f"job-{number}" for number in range(len(futures)))
+        self.assertEqual(sorted(future.result(timeout=0).submission_id for future in futures), names)
+        self.assertEqual(self.gathered.names, names)
+        self.assertEqual(len(self.gathered.outcomes), len(names))
 
     def test_the_worker_is_killed(self) -> None:
         self.ready_worker()
@@ -373,19 +413,27 @@ class Command(Live):
             self.assertEqual(code, 1, err)
             self.assertRegex(out, "broken.json  rejected  candidate_malformed: ")
 
-    def test_the_example_of_the_readme_prints_a_line_for_every_file(self) -> None:
+    def test_the_examples_of_the_pages_print_a_line_for_every_file(self) -> None:
         self.ready_worker()
-        text = (ROOT / "clients/python/README.md").read_text(encoding="utf-8")
-        program = text.partition("```python\n")[2].partition("```")[0]
-        self.assertEqual(program.count(f'"{MODEL}")'), 2)
-        # The example has the default namespace.
-        program = program.replace(f'"{MODEL}")', f'"{MODEL}", "{self.namespace}")')
+        readme, page = (ROOT / path for path in ("clients/python/README.md", "docs/aggregators.md"))
+        blocking, asynchronous, metrics = blocks(readme)
+        asynchronous_files = blocks(page)[1]
         file = CASES.parent / cases["difference-few-steps"]["file"]
-        addresses = {"SCORER_AMQP__URL": services.amqp, "SCORER_REDIS__URL": services.redis}
-        command = [sys.executable, "-c", program, str(VERSION), str(file)]
-        done = subprocess.run(command, env=os.environ | addresses, capture_output=True, text=True)
-        self.assertEqual(done.returncode, 0, done.stderr)
-        self.assertRegex(done.stdout, rf"^Result\(submission_id='{file.name}', .*status='scored'")
+        for program, words in ((blocking, []), (asynchronous, []), (asynchronous_files, [MODEL])):
+            # The examples have the default namespace.
+            program, named = re.subn(r'URL"\], ("tinylm"|model)\)', rf'URL"], \1, "{self.namespace}")', program)
+            self.assertEqual(named, 2)
+            addresses = {"SCORER_AMQP__URL": services.amqp, "SCORER_REDIS__URL": services.redis}
+            command = [sys.executable, "-c", program, *words, str(VERSION), str(file)]
+            done = subprocess.run(command, env=os.environ | addresses, capture_output=True, text=True)
+            self.assertEqual(done.returncode, 0, done.stderr)
+            self.assertRegex(done.stdout, rf"{file.name}.* ?(status=')?scored")
+        counts = {}
+        exec(metrics, counts)
+        with Client(self.broker(), self.fleet, metrics=(counted := counts["Counts"]())) as client:
+            client.validate("loss")
+            client.collect()
+        self.assertEqual(dict(counted.results), {("scored", None): 1})
 
     def test_status_has_a_line_for_every_worker(self) -> None:
         self.assertEqual(self.run_command("status")[:2], (1, ""))

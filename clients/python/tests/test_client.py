@@ -8,24 +8,39 @@ import logging
 import pathlib
 import sys
 import tempfile
+import time
 import unittest
+from concurrent.futures import as_completed
 from dataclasses import replace
 from decimal import Decimal
 from unittest import mock
 
 import msgpack
 from scorer_client import cli
-from scorer_client.broker import Broker, BrokerUnavailable, Delivery, Unroutable, _parameters
-from scorer_client.client import Client, TopologyMissing
-from scorer_client.fields import Malformed
-from scorer_client.fleet import Fleet, FleetUnknown, Worker, answering, capacity, free, ready
-from scorer_client.jobs import Candidate, Job
 from scorer_client.bounded_set import BoundedSet
-from scorer_client.outcomes import Answer, TimedOut, Unreadable
+from scorer_client.broker import Broker, _parameters
+from scorer_client.client import Client
+from scorer_client.endpoint import Delivery, Endpoint
+from scorer_client.errors import (
+    BacklogFull,
+    BrokerUnavailable,
+    NoResult,
+    PublishRefused,
+    Stopped,
+    TopologyMissing,
+    Unencodable,
+    Unroutable,
+)
+from scorer_client.fields import Malformed
+from scorer_client.fleet import Fleet
+from scorer_client.jobs import Candidate, Job
+from scorer_client.metrics import Metrics
+from scorer_client.outcomes import Answer, NotSent, TimedOut, Unreadable
 from scorer_client.results import Loss, Refusal, Result, Score
 from scorer_client.flow_control import FlowControl
-from scorer_client.settings import Settings
 from scorer_client.report import Report, verdict_line
+from scorer_client.settings import Settings
+from scorer_client.workers import FleetUnknown, Worker, answering, capacity, free, ready
 
 SCHEMAS = pathlib.Path(__file__).resolve().parents[3] / "schemas"
 EXAMPLES = SCHEMAS / "examples/valid"
@@ -234,6 +249,20 @@ class Fleets(unittest.TestCase):
         (full,) = self.fleet({"a": 100_000.0}, {"a": self.record(jobs=jobs, accepting=False)}).workers()
         self.assertEqual((full.slots, full.free), (5, 0))
 
+    def test_what_a_worker_accepts_is_what_it_lists_or_score_and_validate(self):
+        beats = dict.fromkeys("ab", 100_000.0)
+        old, new = self.record(), self.record(accepts=["score", "validate", "merge", "of-the-future"])
+        whole = json.loads(old)
+        whole.pop("accepts", None)
+        old = json.dumps(whole).encode()
+        for records, common in (((new, new), {"merge", "of-the-future"}), ((old, new), set()), ((old, old), set())):
+            fleet = self.fleet(beats, dict(zip("ab", records, strict=True)))
+            self.assertEqual(fleet.accepts(7), {"score", "validate"} | common)
+        self.assertEqual(fleet.accepts(8), set())
+        for wrong in ("score", [1], {}):
+            (found,) = self.fleet({"a": 100_000.0}, {"a": self.record(accepts=wrong)}).workers()
+            self.assertRegex(found.detail, "accepts of the heartbeat of a is .* must be a list of texts")
+
     def test_a_record_that_nobody_can_read_is_no_ready_worker(self):
         for record in (b"{", b"[]", b"{}", b"\xff", b"[" * 100_000, self.record(ready="yes"), self.record(jobs=None)):
             (found,) = self.fleet({"a": 100_000.0}, {"a": record}).workers()
@@ -278,10 +307,13 @@ class Clock:
 
 
 class FlowControls(unittest.TestCase):
-    def room(self, fleet, outstanding, version=7, **settings):
-        flow = FlowControl(fleet, Settings(**settings), Clock())
-        flow.refresh()
-        return flow.room(version, outstanding)
+    def room(self, fleet, outstanding, version=7, needs=frozenset({"score"}), **settings):
+        flow = FlowControl(Settings(**settings), Clock())
+        try:
+            flow.learn(fleet.workers())
+        except FleetUnknown as unknown:
+            flow.learn(unknown)
+        return flow.room(version, needs, outstanding)
 
     def test_room_is_twice_what_the_ready_workers_hold(self):
         full = worker(accepting=False, held=2)
@@ -294,11 +326,22 @@ class FlowControls(unittest.TestCase):
             self.assertLessEqual(self.room(fleet, 0), 0)
 
     def test_jobs_on_the_retry_ladder_do_not_keep_idle_workers_waiting(self):
-        flow = FlowControl(Known(worker(held=1)), Settings(), Clock())
-        flow.refresh()
-        self.assertEqual(flow.room(7, outstanding=100), 1)
-        flow.sent()
-        self.assertEqual(flow.room(7, outstanding=101), 0)
+        flow = FlowControl(Settings(), Clock())
+        flow.learn([worker(held=1)])
+        self.assertEqual(flow.room(7, frozenset({"score"}), outstanding=100), 1)
+        flow.take()
+        self.assertEqual(flow.room(7, frozenset({"score"}), outstanding=101), 0)
+
+    def test_what_some_live_worker_of_the_version_does_not_accept_is_held_back(self):
+        new = worker("new", accepts=frozenset({"score", "validate", "merge"}))
+        other_version = worker("other", model_version=8)
+        warming = worker("warming", ready=False, accepting=False)
+        for workers, room in (((new,), 4), ((new, other_version), 4), ((new, worker("old")), 0), ((new, warming), 0)):
+            self.assertEqual(self.room(Known(*workers), 0, needs=frozenset({"merge"})), room)
+        self.assertEqual(self.room(Known(new, warming), 0), 4)
+        away = Known()
+        away.now = None
+        self.assertEqual(self.room(away, 0, needs=frozenset({"merge"}), outstanding_without_heartbeats=4), 0)
 
     def test_unknown_is_no_room_unless_it_is_wanted(self):
         fleet = Known()
@@ -310,7 +353,7 @@ class FlowControls(unittest.TestCase):
 class FakeBroker:
     """Keeps what is published; delivers what the test puts in; fails when it is told to."""
 
-    model = "tinylm"
+    endpoint = Endpoint(f"amqp://{NOWHERE}", "tinylm", "scorer", None)
 
     def __init__(self, clock):
         self.clock = clock
@@ -345,14 +388,23 @@ class FakeBroker:
         self.fail("acknowledge")
         self.acknowledged.append(delivery.tag)
 
-    def missing_queue(self):
-        return "RabbitMQ has no such queue."
+    def wake(self):
+        pass
 
     def fail(self, what):
         if error := self.failures.pop(what, None):
             if isinstance(error, BrokerUnavailable):
                 self.close()
             raise error
+
+
+class Recorded(Metrics):
+    """Keeps the calls of every hook."""
+
+    def __init__(self):
+        self.calls = []
+        for name in [name for name in vars(Metrics) if not name.startswith("_")]:
+            setattr(self, name, lambda *arguments, name=name: self.calls.append((name, *arguments)))
 
 
 class Clients(unittest.TestCase):
@@ -548,8 +600,11 @@ class Clients(unittest.TestCase):
     def test_a_refused_job_is_given_back_and_the_others_go_on(self):
         self.submit("a", "b")
         self.broker.failures["publish"] = Unroutable("a", "no queue.")
-        with self.assertRaisesRegex(Unroutable, "Job a was not accepted: no queue."):
-            self.steps()
+        self.steps()
+        (refused,) = self.outcomes
+        self.assertEqual((type(refused), refused.job.submission_id, str(refused.error)),
+                         (NotSent, "a", "Job a was not accepted: no queue."))  # fmt: skip
+        self.outcomes.clear()
         self.broker.coming = [message("b")]
         self.client.collect(self.outcomes.append)
         self.assertEqual(self.answered(), [("b", "scored")])
@@ -560,10 +615,14 @@ class Clients(unittest.TestCase):
         self.fleet.now = []
         self.submit("a")
         self.steps(60)
+        self.assertEqual(self.outcomes, [])
         self.fleet.now = [worker()]
-        with self.assertRaises(TopologyMissing):
-            self.steps(60)
+        self.steps(60)
+        (refused,) = self.outcomes
+        self.assertIsInstance(refused.error, TopologyMissing)
+        self.assertRegex(str(refused.error), "Job a was not accepted: .* no results queue scorer.results.tinylm.*scorer topology")
         self.broker.has_queue = True
+        self.submit("a")
         self.steps()
         self.assertEqual(self.broker.published, ["a"])
 
@@ -589,6 +648,207 @@ class Clients(unittest.TestCase):
         self.broker.coming = [message("a", "failed", error=error)]
         self.client.collect(self.outcomes.append)
         self.assertEqual(self.outcomes[0].result.verdict, Refusal("inference_failed", "m", True))
+
+
+    def test_a_result_that_comes_while_its_job_waits_to_be_published_again_is_its_answer(self):
+        self.submit("a")
+        self.broker.failures["publish"] = BrokerUnavailable("lost")
+        self.client.step(self.outcomes.append)
+        self.fleet.now = []
+        self.clock.wait(1)
+        self.broker.coming = [message("a")]
+        self.client.collect(self.outcomes.append)
+        self.assertEqual((self.answered(), self.broker.published), ([("a", "scored")], ["a"]))
+
+    def test_a_job_that_cannot_be_encoded_ends_and_the_others_go_on(self):
+        future = self.client.validate("a", context={"a": object()})
+        self.submit("b")
+        self.steps()
+        self.assertIsInstance(self.outcomes[0].error, Unencodable)
+        with self.assertRaisesRegex(Unencodable, "Job a cannot be encoded"):
+            future.result(timeout=0)
+        self.assertEqual(self.broker.published, ["b"])
+
+    def test_a_refusal_that_closes_the_channel_loses_no_result_that_waits(self):
+        self.submit("a")
+        self.steps()
+        self.submit("b")
+        self.broker.coming = [message("x", tag=1), message("a", tag=2)]
+        self.client.step(self.outcomes.append)
+
+        def refuse(submission_id, content_type, body):
+            self.broker.close()
+            raise PublishRefused(submission_id, "403.")
+
+        self.submit("c")
+        with mock.patch.object(self.broker, "publish", refuse):
+            self.client.step(self.outcomes.append)
+        self.broker.coming = [message("a", tag=1), message("b", tag=2)]  # Not acknowledged, so they come again.
+        self.client.collect(self.outcomes.append)
+        ended = [outcome.job.submission_id for outcome in self.outcomes if outcome.job is not None]
+        self.assertEqual(sorted(ended), ["a", "b", "c"])
+        self.assertEqual(self.broker.acknowledged, [1, 1, 2])
+
+
+class Futures(unittest.TestCase):
+    def setUp(self):
+        self.clock = Clock()
+        self.broker = FakeBroker(self.clock)
+        self.fleet = Known(worker())
+        self.metrics = Recorded()
+        settings = Settings(timeout_s=60, max_jobs=3)
+        client = Client(self.broker, self.fleet, settings, self.clock, self.clock.wait, metrics=self.metrics)
+        self.client = self.enterContext(client)
+
+    def test_every_outcome_completes_its_future(self):
+        candidate = Candidate("binary_v2", "param_diff", data=b"body")
+        scored = self.client.score("a", 7, candidate, nonce="n", shards=[1], context={"b": 2})
+        lost, refused = self.client.validate("b", 8), self.client.submit(Job("c"))
+        self.broker.coming = [message("a", "rejected", kind="score")]
+        body = Job("a", 7, candidate, "n", [1], None, {"b": 2}).body("tinylm", "application/msgpack")
+
+        def publish(submission_id, content_type, published):
+            if submission_id == "c":
+                raise Unroutable("c", "no queue.")
+            self.assertEqual(published, body)
+
+        with mock.patch.object(self.broker, "publish", publish):
+            self.client.collect()
+        self.assertEqual(scored.result(timeout=0).code, "candidate_empty")
+        with self.assertRaisesRegex(NoResult, "Job b has no result after 60 s"):
+            lost.result(timeout=0)
+        with self.assertRaises(Unroutable):
+            refused.result(timeout=0)
+
+    def test_what_is_left_when_the_client_is_closed_has_stopped(self):
+        client = Client(self.broker, self.fleet)
+        with client:
+            left = client.submit(Job("a"))
+        with self.assertRaises(Stopped):
+            left.result(timeout=0)
+        with self.assertRaises(Stopped):
+            client.submit(Job("b"))
+
+    def test_a_future_can_be_cancelled_until_its_job_is_sent(self):
+        self.fleet.now = []
+        held = self.client.validate("held")
+        self.assertTrue(held.cancel())
+        self.client.collect()
+        self.assertEqual((list(as_completed([held], timeout=0)), self.broker.published), ([held], []))
+        self.fleet.now = [worker()]
+        self.clock.wait(1)
+        sent = self.client.validate("held")
+        self.client.step()
+        self.assertFalse(sent.cancel())
+        self.broker.coming = [message("held")]
+        self.client.collect()
+        self.assertEqual(sent.result(timeout=0).status, "scored")
+
+    def test_without_a_thread_too_many_jobs_are_refused_and_collect_takes_them_one_by_one(self):
+        for name in "abc":
+            self.client.validate(name)
+        with self.assertRaisesRegex(BacklogFull, "3 jobs have no outcome yet: job d must wait"):
+            self.client.validate("d")
+        most, names = [], []
+
+        def handler(outcome):
+            most.append(len(self.client))
+            names.append(outcome.job.submission_id)
+            if outcome.job.submission_id == "a":
+                self.client.validate("of-the-handler")  # In the place of the job that ends here.
+
+        def publish(submission_id, content_type, body):
+            self.broker.coming.append(message(submission_id))
+
+        with mock.patch.object(self.broker, "publish", publish):
+            self.client.collect(handler, (Job(name) for name in "defgh"))
+        self.assertEqual((sorted(names), max(most)), ([*"abcdefgh", "of-the-handler"], 3))
+
+    def test_metrics_count_what_happens(self):
+        self.client.validate("a")
+        self.client.step()
+        self.broker.coming = [message("a"), message("a")]
+        self.clock.wait(2)
+        for _ in range(4):
+            self.client.step()
+        self.broker.failures["receive"] = BrokerUnavailable("lost")
+        for _ in range(4):
+            self.client.step()
+        self.client.validate("b", 8)
+        self.client.collect()
+        calls = [name for name, *_ in self.metrics.calls if name != "load"]
+        self.assertEqual(calls, ["submitted", "confirmed", "answered", "duplicate", "disconnected", "reconnected",
+                                 "submitted", "timed_out"])  # fmt: skip
+        ((_, job, result, seconds),) = [call for call in self.metrics.calls if call[0] == "answered"]
+        self.assertEqual((job.submission_id, result.status, result.code), ("a", "scored", None))
+        self.assertGreaterEqual(seconds, 2)
+        loads = [load for name, *load in self.metrics.calls if name == "load"]
+        self.assertEqual(loads, [[1, 0], [0, 1], [0, 0], [1, 0], [0, 0]])
+
+    def test_a_hook_that_raises_changes_nothing(self):
+        self.metrics.submitted = mock.Mock(side_effect=RuntimeError("of the hook"))
+        future = self.client.validate("a")
+        self.client.step()
+        self.broker.coming = [message("a")]
+        self.client.collect()
+        self.assertEqual(future.result(timeout=0).status, "scored")
+
+
+class Threads(unittest.TestCase):
+    """With a thread of its own. The fake broker answers what is published."""
+
+    def setUp(self):
+        self.broker = FakeBroker(time.sleep)
+        self.broker.clock = mock.Mock(wait=lambda seconds: time.sleep(0.001))
+        self.broker.publish = lambda name, content_type, body: self.broker.coming.append(message(name))
+        self.fleet = Known(worker())
+
+    def client(self, **settings):
+        return Client(self.broker, self.fleet, Settings(timeout_s=60, **settings))
+
+    def test_submit_waits_for_room_and_the_handler_does_not(self):
+        heard = []
+
+        def handler(outcome):
+            name = outcome.job.submission_id
+            heard.append(name)
+            if name.startswith("job-"):
+                with contextlib.suppress(BacklogFull):
+                    for number in range(3):
+                        client.validate(f"of-the-handler-{number}-{name}")
+
+        with self.client(max_jobs=2) as client:
+            client.start(handler)
+            futures = [client.validate(f"job-{number}") for number in range(20)]
+            self.assertEqual({future.result(60).status for future in futures}, {"scored"})
+        self.assertGreater(len(heard), 20)
+
+    def test_join_returns_when_all_have_ended(self):
+        with self.client() as client:
+            client.start()
+            futures = [client.validate(f"job-{number}") for number in range(20)]
+            client.join()
+            self.assertTrue(all(future.done() for future in futures))
+            for wrong in (client.start, client.step, client.collect):
+                with self.assertRaises(RuntimeError):
+                    wrong()
+        with self.client() as client, self.assertRaisesRegex(RuntimeError, "collect"):
+            client.join()
+
+    def test_a_handler_that_raises_stops_the_client(self):
+        def failing(outcome):
+            raise OSError("the disk is full")
+
+        with self.assertRaisesRegex(OSError, "the disk is full"), self.client(max_jobs=1) as client:
+            client.start(failing)
+            future = client.validate("a")
+            with self.assertRaises(Stopped) as caught:
+                future.result(60)
+            self.assertIsInstance(caught.exception.__cause__, OSError)
+            for use in (client.join, lambda: client.validate("b")):
+                with self.assertRaises(Stopped):
+                    use()
+        self.assertEqual(self.broker.acknowledged, [])
 
 
 class BoundedSets(unittest.TestCase):

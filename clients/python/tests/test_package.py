@@ -16,6 +16,10 @@ def run(*words):
     return subprocess.run([sys.executable, "-m", *map(str, words)], capture_output=True, text=True)
 
 
+def run_code(program):
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+
+
 class Package(unittest.TestCase):
     def test_the_wheel_holds_every_module_the_types_marker_and_the_command(self):
         with tempfile.TemporaryDirectory() as folder:
@@ -36,6 +40,12 @@ class Package(unittest.TestCase):
         done = run("scorer_client", "--help")
         self.assertEqual((done.returncode, done.stderr), (0, ""))
         self.assertIn("usage: scorer-client", done.stdout)
+
+    def test_only_the_asyncio_client_needs_aio_pika(self):
+        without = "import sys; sys.modules['aio_pika'] = None; import scorer_client.cli; import scorer_client.aio"
+        done = run_code(without)
+        self.assertEqual(done.stderr.splitlines()[-1],
+                         "ModuleNotFoundError: scorer_client.aio needs the package aio-pika: install scorer-client[aio].")  # fmt: skip
 
     def test_every_public_name_exists(self):
         for name in scorer_client.__all__:

@@ -1,19 +1,34 @@
-"""A client for scorer: submits candidates over RabbitMQ and hands every result to a handler once.
+"""A client for scorer: submits jobs over RabbitMQ and hands every outcome to a handler, a future, or both, once.
 
-`candidates` writes candidates in each format that the workers read; `sketches` finds copies among scored candidates.
+`Client` blocks; `scorer_client.aio` has the same for asyncio. `candidates` writes candidates in each format that the
+workers read; `sketches` finds copies among scored candidates.
 """
 
 from scorer_client import candidates, sketches
-from scorer_client.broker import Broker, BrokerUnavailable, Nacked, PublishRefused, Unroutable
-from scorer_client.client import Client, TopologyMissing
-from scorer_client.fleet import Fleet, FleetUnknown, Worker
+from scorer_client.broker import Broker
+from scorer_client.client import Client
+from scorer_client.errors import (
+    BacklogFull,
+    BrokerUnavailable,
+    Nacked,
+    NoResult,
+    PublishRefused,
+    Stopped,
+    TopologyMissing,
+    Unencodable,
+    Unroutable,
+)
+from scorer_client.fleet import Fleet
 from scorer_client.jobs import Candidate, Job
-from scorer_client.outcomes import Answer, Outcome, TimedOut, Unreadable
+from scorer_client.metrics import Metrics
+from scorer_client.outcomes import Answer, NotSent, Outcome, TimedOut, Unreadable
 from scorer_client.results import Loss, Refusal, Result, Score
 from scorer_client.settings import Settings
+from scorer_client.workers import FleetUnknown, Worker
 
 __all__ = [
     "Answer",
+    "BacklogFull",
     "Broker",
     "BrokerUnavailable",
     "Candidate",
@@ -22,15 +37,20 @@ __all__ = [
     "FleetUnknown",
     "Job",
     "Loss",
+    "Metrics",
     "Nacked",
+    "NoResult",
+    "NotSent",
     "Outcome",
     "PublishRefused",
     "Refusal",
     "Result",
     "Score",
     "Settings",
+    "Stopped",
     "TimedOut",
     "TopologyMissing",
+    "Unencodable",
     "Unreadable",
     "Unroutable",
     "Worker",

@@ -3,7 +3,6 @@
 import contextlib
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -15,42 +14,17 @@ from pika.exceptions import (  # type: ignore[import-untyped]
     UnroutableError,
 )
 
-CONNECT_TIMEOUT_S = 5.0
-CLOSE_TIMEOUT_S = 2.0
-REPLY_TIMEOUT_S = 30.0  # As in the workers: a queue without a leader may never confirm.
-PREFETCH = 64  # Results that the broker sends ahead of the handler.
-OWN_QUEUE_EXPIRES_MS = 3_600_000
-NOT_FOUND = 404
-
-
-class BrokerUnavailable(Exception):
-    """There is no connection, or it was lost. The message in question may or may not have arrived."""
-
-
-class PublishRefused(Exception):
-    """The broker did not accept the job `submission_id`."""
-
-    def __init__(self, submission_id: str, why: str) -> None:
-        super().__init__(f"Job {submission_id} was not accepted: {why}")
-        self.submission_id = submission_id
-
-
-class Unroutable(PublishRefused):
-    """No queue is bound for the model's jobs, or the exchange does not exist."""
-
-
-class Nacked(PublishRefused):
-    """The queue refused the job: it is full, or cannot store it."""
-
-
-@dataclass(frozen=True)
-class Delivery:
-    """A message as it arrived, not acknowledged yet."""
-
-    tag: int
-    message_id: str | None
-    content_type: str | None
-    body: bytes
+from scorer_client.endpoint import (
+    CLOSE_TIMEOUT_S,
+    CONNECT_TIMEOUT_S,
+    NOT_FOUND,
+    OWN_QUEUE_ARGUMENTS,
+    PREFETCH,
+    REPLY_TIMEOUT_S,
+    Delivery,
+    Endpoint,
+)
+from scorer_client.errors import BrokerUnavailable
 
 
 class Broker:
@@ -68,14 +42,9 @@ class Broker:
         own_queue: str | None = None,
         reply_timeout_s: float = REPLY_TIMEOUT_S,
     ) -> None:
+        self.endpoint = Endpoint(url, model, namespace, own_queue)
         self._parameters = _parameters(url)
         self._reply_timeout_s = reply_timeout_s
-        self._address = f"{self._parameters.host}:{self._parameters.port}"
-        self._jobs = f"{namespace}.jobs"
-        self._results = f"{namespace}.results"
-        self._own_queue = own_queue
-        self.model = model
-        self.results_queue = own_queue or f"{namespace}.results.{model}"
         self.consuming = False
         self._connection: Any = None
         self._channel: Any = None
@@ -114,14 +83,14 @@ class Broker:
         )
         try:
             with self._reply_timeout():
-                self._channel.basic_publish(self._jobs, self.model, body, properties, mandatory=True)
+                self._channel.basic_publish(self.endpoint.jobs, self.endpoint.model, body, properties, mandatory=True)
         except UnroutableError as error:
-            raise Unroutable(submission_id, f"no queue is bound for jobs of {self.model}. {self._how_to_declare()}") from error
+            raise self.endpoint.unroutable(submission_id) from error
         except NackError as error:
-            why = f"the queue {self._jobs}.{self.model} refused it; it may be full. Try again later."
-            raise Nacked(submission_id, why) from error
+            raise self.endpoint.nacked(submission_id) from error
         except ChannelClosedByBroker as error:
-            raise self._channel_closed(submission_id, error) from error
+            self.close()
+            raise self.endpoint.channel_closed(submission_id, error.reply_code, error.reply_text) from error
         except (AMQPError, OSError) as error:
             raise self._unavailable(error) from error
 
@@ -133,7 +102,7 @@ class Broker:
             with self._reply_timeout():
                 self.consuming = self._queue_exists()
                 if self.consuming:
-                    self._channel.basic_consume(self.results_queue, self._on_message)
+                    self._channel.basic_consume(self.endpoint.results_queue, self._on_message)
         except (AMQPError, OSError) as error:
             raise self._unavailable(error) from error
         return self.consuming
@@ -158,17 +127,20 @@ class Broker:
             raise self._unavailable(error) from error
 
     def delete_own_queue(self) -> None:
-        if self._own_queue is None or not self.connected:
+        if self.endpoint.own_queue is None or not self.connected:
             return
         try:
             with self._reply_timeout():
-                self._channel.queue_delete(self._own_queue)
+                self._channel.queue_delete(self.endpoint.own_queue)
         except (AMQPError, OSError) as error:
             raise self._unavailable(error) from error
 
-    def missing_queue(self) -> str:
-        """The error message for a results queue that does not exist."""
-        return f"RabbitMQ at {self._address} has no results queue {self.results_queue}. {self._how_to_declare()}"
+    def wake(self) -> None:
+        """Ends a `receive` that waits. The one method that another thread may call."""
+        connection = self._connection
+        if connection is not None:
+            with contextlib.suppress(AMQPError):
+                connection.add_callback_threadsafe(lambda: None)
 
     def _reply_timeout(self) -> contextlib.AbstractContextManager[None]:
         return _timeout(self._reply_timeout_s, self._connection)
@@ -183,12 +155,12 @@ class Broker:
         # On a separate channel: RabbitMQ closes the channel on which a missing queue is declared passively.
         probe = self._connection.channel()
         try:
-            if self._own_queue is None:
-                probe.queue_declare(self.results_queue, passive=True)
+            queue = self.endpoint.results_queue
+            if self.endpoint.own_queue is None:
+                probe.queue_declare(queue, passive=True)
             else:
-                expiry = {"x-queue-type": "quorum", "x-expires": OWN_QUEUE_EXPIRES_MS}
-                probe.queue_declare(self._own_queue, durable=True, arguments=expiry)
-                probe.queue_bind(self._own_queue, self._results, f"{self.model}.*")
+                probe.queue_declare(queue, durable=True, arguments=OWN_QUEUE_ARGUMENTS)
+                probe.queue_bind(queue, self.endpoint.results, self.endpoint.results_key)
         except ChannelClosedByBroker as error:
             if error.reply_code == NOT_FOUND:
                 return False
@@ -203,21 +175,9 @@ class Broker:
         """The queue was deleted or moved: consume it again when it is back."""
         self.consuming = False
 
-    def _channel_closed(self, submission_id: str, error: Any) -> PublishRefused:
-        self.close()
-        if error.reply_code == NOT_FOUND:
-            return Unroutable(submission_id, f"there is no exchange {self._jobs}. {self._how_to_declare()}")
-        return PublishRefused(submission_id, f"RabbitMQ replied: {error.reply_text} ({error.reply_code}).")
-
-    def _how_to_declare(self) -> str:
-        return "Start a worker or run `scorer topology --declare`, with amqp.results_queue set to true."
-
     def _unavailable(self, error: BaseException) -> BrokerUnavailable:
         self.close()
-        return BrokerUnavailable(
-            f"RabbitMQ at {self._address} is unavailable: {_reason(error)}. "
-            "Check that it is running and the address is correct."
-        )
+        return self.endpoint.unavailable(_reason(error))
 
     def _reset(self) -> None:
         self._connection = self._channel = None
@@ -226,8 +186,6 @@ class Broker:
 
 
 def _parameters(url: str) -> Any:
-    if urlsplit(url).scheme not in ("amqp", "amqps"):
-        raise ValueError(f"The RabbitMQ URL must begin with amqp:// or amqps://, not '{urlsplit(url).scheme}:'.")
     parameters = pika.URLParameters(url)
     # Celery writes the virtual host / this way, and the workers accept it.
     if urlsplit(url).path == "//":

@@ -21,15 +21,18 @@ from pathlib import Path
 from typing import Never
 
 from scorer_client import candidates
-from scorer_client.broker import Broker, BrokerUnavailable, PublishRefused, Unroutable
-from scorer_client.client import Client, TopologyMissing
+from scorer_client.broker import Broker
+from scorer_client.client import Client
 from scorer_client.console import print_error, printable
+from scorer_client.errors import BrokerUnavailable, TopologyMissing, Unroutable
 from scorer_client.export.arguments import add_export
 from scorer_client.export.command import export
-from scorer_client.fleet import Fleet, FleetUnknown, Worker, ready
+from scorer_client.fleet import Fleet
 from scorer_client.jobs import Candidate, Job
+from scorer_client.outcomes import NotSent, Outcome
 from scorer_client.report import Report
 from scorer_client.settings import Settings
+from scorer_client.workers import FleetUnknown, Worker, ready
 
 SUCCESS, NEGATIVE, USAGE, UNAVAILABLE, INTERRUPTED = 0, 1, 64, 69, 130
 MAX_INLINE_BYTES = 4 * 1024 * 1024  # the default of candidates.max_inline_bytes
@@ -120,16 +123,15 @@ def score(arguments: argparse.Namespace) -> int:
     report = Report(files)
     blind = len(jobs) if arguments.without_heartbeats else 0
     settings = Settings(timeout_s=arguments.timeout, outstanding_without_heartbeats=blind)
+
+    def add(outcome: Outcome) -> None:
+        match outcome:
+            case NotSent(error=Unroutable() | TopologyMissing() as error):
+                raise error
+        report.add(outcome)
+
     with Client(broker, fleet, settings) as client:
-        for job in jobs:
-            client.submit(job)
-        while len(client):
-            try:
-                client.collect(report.add)
-            except Unroutable:
-                raise
-            except PublishRefused as refused:
-                report.add_refused(refused)
+        client.collect(add, jobs)
         broker.delete_own_queue()
     report.print_copies()
     return SUCCESS if len(report.scores) == len(files) else NEGATIVE

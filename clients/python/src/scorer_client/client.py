@@ -1,33 +1,33 @@
-"""Submits jobs when workers are ready to take them, and hands every answer to a handler once."""
+"""Submits jobs when workers are ready to take them, and hands every outcome to a handler, a future, or both, once."""
 
-import logging
+import threading
 import time
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from types import TracebackType
+from typing import Any
 
-from scorer_client.backlog import Backlog, Pending
-from scorer_client.bounded_set import BoundedSet
-from scorer_client.broker import Broker, BrokerUnavailable, Delivery, PublishRefused
-from scorer_client.fields import Malformed
+from scorer_client.broker import Broker
+from scorer_client.errors import BrokerUnavailable, PublishRefused
 from scorer_client.fleet import Fleet
-from scorer_client.flow_control import FlowControl
-from scorer_client.jobs import Job
-from scorer_client.outcomes import Answer, Outcome, TimedOut, Unreadable
+from scorer_client.jobs import Candidate, Job
+from scorer_client.ledger import Ledger
+from scorer_client.metrics import Metrics
+from scorer_client.outcomes import Outcome
+from scorer_client.promises import ThreadPromise
 from scorer_client.results import Result
 from scorer_client.settings import Settings
-
-log = logging.getLogger(__name__)
+from scorer_client.workers import FleetUnknown
 
 Handler = Callable[[Outcome], None]
 
 
-class TopologyMissing(Exception):
-    """Workers are ready, but there is no queue to read results from."""
+def ignore(outcome: Outcome) -> None:
+    """The handler of a program that looks at futures only."""
 
 
 class Client:
-    """Uses one thread and one connection. All work is done inside `collect` and `step`.
+    """Works inside `collect` and `step`, in your thread; or, after `start`, in a thread of its own.
 
     - A job is held back while no worker of its version is ready, or while Redis is unavailable (see Settings).
     - A job is sent when the broker confirms it. If the connection is lost first, it is published again, so the broker
@@ -44,19 +44,18 @@ class Client:
         settings: Settings | None = None,
         clock: Callable[[], float] = time.monotonic,
         wait: Callable[[float], None] = time.sleep,
+        *,
+        metrics: Metrics | None = None,
     ) -> None:
         self._broker = broker
+        self._fleet = fleet
         self._settings = settings or Settings()
-        self._clock = clock
         self._wait = wait
-        self._flow = FlowControl(fleet, self._settings, clock)
-        self._backlog = Backlog()
-        self._inbox: deque[tuple[Delivery, Result | Malformed]] = deque()
-        self._message_ids = BoundedSet(self._settings.remembered_answers)
-        self._answered = BoundedSet(self._settings.remembered_answers)
-        self._backoff_s = self._settings.reconnect_min_s
-        self._connect_at = self._swept_at = self._consume_at = float("-inf")
-        self._missing_since: float | None = None
+        self._ledger = Ledger(broker.endpoint, self._settings, metrics or Metrics(), clock)
+        self._changed = threading.Condition(self._ledger.lock)
+        self._thread: threading.Thread | None = None
+        self._failure: Exception | None = None
+        self._closing = False
 
     def __enter__(self) -> "Client":
         """Connects. Raises BrokerUnavailable if that fails; a connection lost later is restored for as long as it takes."""
@@ -64,153 +63,198 @@ class Client:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Futures without a result fail with Stopped. Raises what the handler raised in the thread that `start` made."""
+        self._closing = True
+        if self._thread is not None:
+            self._broker.wake()
+            self._thread.join()
         self._broker.close()
+        self._ledger.stop("The client was closed.")
+        if self._failure is not None and error is None:
+            raise self._failure
 
     def __len__(self) -> int:
         """How many jobs have no outcome yet."""
-        return len(self._backlog)
+        return len(self._ledger)
 
     @property
     def held(self) -> int:
         """How many of those have not been sent yet."""
-        return self._backlog.held
+        return self._ledger.held
 
-    def submit(self, job: Job, timeout_s: float | None = None) -> None:
-        """Accepts a job, which `collect` sends. It ends with an Answer or a TimedOut. Raises ValueError for a repeated name."""
-        if job.submission_id in self._backlog or _answer_key(job.submission_id, job.model_version) in self._answered:
-            raise ValueError(f"Job {job.submission_id} was already submitted: to run it again, use another submission_id.")
-        timeout_s = self._settings.timeout_s if timeout_s is None else timeout_s
-        self._backlog.add(Pending(job, self._clock(), timeout_s))
+    def submit(self, job: Job, timeout_s: float | None = None) -> Future[Result]:
+        """Accepts a job. Its future has the result, or raises NoResult, PublishRefused or Stopped.
 
-    def collect(self, handler: Handler) -> None:
-        """Returns when every job has its outcome. After an exception from `step`, call it again: the other jobs are kept."""
-        while self._backlog:
+        Beyond `Settings.max_jobs` jobs it waits, or raises BacklogFull where waiting could not help: without `start`,
+        and in the handler. Raises ValueError for a submission_id that was used before. A future can be cancelled until
+        its job is sent.
+        """
+        promise = ThreadPromise()
+        with self._changed:
+            if self._thread is not None and threading.current_thread() is not self._thread:
+                self._changed.wait_for(lambda: self._ledger.stopped or not self._ledger.full)
+            self._ledger.add(job, timeout_s, promise)
+        if self._thread is not None:
+            self._broker.wake()
+        return promise.future
+
+    def score(
+        self,
+        submission_id: str,
+        model_version: int,
+        candidate: Candidate,
+        *,
+        nonce: str = "",
+        shards: Sequence[int] | None = None,
+        deadline_ms: int | None = None,
+        context: Mapping[str, Any] | None = None,
+        timeout_s: float | None = None,
+    ) -> Future[Result]:
+        """Submits a score job: see Job and `submit`."""
+        return self.submit(Job(submission_id, model_version, candidate, nonce, shards, deadline_ms, context), timeout_s)
+
+    def validate(
+        self,
+        submission_id: str,
+        model_version: int | None = None,
+        *,
+        nonce: str = "",
+        shards: Sequence[int] | None = None,
+        deadline_ms: int | None = None,
+        context: Mapping[str, Any] | None = None,
+        timeout_s: float | None = None,
+    ) -> Future[Result]:
+        """Submits a validate job: see Job and `submit`."""
+        return self.submit(Job(submission_id, model_version, None, nonce, shards, deadline_ms, context), timeout_s)
+
+    def collect(self, handler: Handler = ignore, jobs: Iterable[Job] = ()) -> None:
+        """Returns when every job has its outcome. Takes each of `jobs` when there is room for it.
+
+        After an exception from the handler, call it again: the jobs are kept. Give it an iterator, to go on with `jobs`.
+        """
+        self._check_no_thread()
+        coming = iter(jobs)
+        while self._fill(coming):
             self.step(handler)
 
-    def step(self, handler: Handler) -> None:
-        """One turn of the loop, about `tick_s` long. Raises PublishRefused, whose job is dropped, or TopologyMissing."""
+    def step(self, handler: Handler = ignore) -> None:
+        """One turn of the loop, about `tick_s` long."""
+        self._check_no_thread()
+        self._step(handler)
+
+    def start(self, handler: Handler = ignore) -> None:
+        """From now on the client works in a thread of its own, which calls the handler too.
+
+        If the handler raises, the client stops: futures fail, and leaving the `with` block raises what the handler raised.
+        """
+        self._check_no_thread()
+        self._thread = threading.Thread(target=self._run, args=(handler,), name="scorer-client", daemon=True)
+        self._thread.start()
+
+    def join(self) -> None:
+        """After `start`: returns when every job has its outcome. Raises Stopped."""
+        if self._thread is None:
+            raise RuntimeError("The client has no thread of its own: use `collect`, or call `start` first.")
+        with self._changed:
+            self._changed.wait_for(lambda: self._ledger.stopped or not len(self._ledger))
+            self._ledger.check_running()
+
+    def _check_no_thread(self) -> None:
+        if self._thread is not None:
+            raise RuntimeError("The client works in its own thread since `start`: use futures, its handler and `join`.")
+
+    def _fill(self, coming: Iterator[Job]) -> bool:
+        """False when there is nothing left to do."""
+        while not self._ledger.full:
+            job = next(coming, None)
+            if job is None:
+                break
+            self.submit(job)
+        return len(self._ledger) > 0
+
+    def _run(self, handler: Handler) -> None:
+        try:
+            while not self._closing:
+                self._step(handler)
+        except Exception as error:
+            self._failure = error
+            self._broker.close()
+            self._ledger.stop("The client has stopped after an exception.", error)
+            self._notify()
+
+    def _step(self, handler: Handler) -> None:
         try:
             if self._connected():
                 self._consume()
                 self._send()
                 self._receive()
-                self._hand_over(handler)
         except BrokerUnavailable as error:
-            self._disconnected(error)
-        self._sweep(handler)
+            self._ledger.disconnected(error)
+        self._hand_over(handler)
 
     def _connected(self) -> bool:
         if self._broker.connected:
             return True
-        wait_s = self._connect_at - self._clock()
+        wait_s = self._ledger.reconnect_in()
         if wait_s > 0:
-            self._wait(min(wait_s, self._settings.tick_s))
+            if not self._ledger.busy:
+                self._wait(min(wait_s, self._settings.tick_s))
             return False
         self._broker.connect()
-        log.warning("RabbitMQ is available again.")
-        self._backoff_s = self._settings.reconnect_min_s
+        self._ledger.reconnected()
         return True
 
-    def _disconnected(self, error: BrokerUnavailable) -> None:
-        if self._backoff_s == self._settings.reconnect_min_s:
-            log.warning("%s Reconnecting until it is back.", error)
-        self._inbox.clear()  # Results that were not acknowledged are delivered again.
-        self._connect_at = self._clock() + self._backoff_s
-        self._backoff_s = min(2 * self._backoff_s, self._settings.reconnect_max_s)
-
     def _consume(self) -> None:
-        """The first worker declares the queue, so a missing queue is an error only once a worker is ready."""
-        if self._broker.consuming or self._clock() < self._consume_at:
-            return
-        if self._broker.consume():
-            self._missing_since = None
-        self._consume_at = self._clock() + self._settings.poll_interval_s
+        if not self._broker.consuming and self._ledger.consume_due():
+            self._ledger.consume_tried(self._broker.consume())
 
     def _send(self) -> None:
-        if not self._backlog.held:
-            return
-        self._flow.refresh()
-        for pending in self._backlog.sendable(self._room):
-            if not self._broker.consuming:
-                return self._check_missing_queue()
-            self._publish(pending)
+        if self._ledger.fleet_due():
+            try:
+                self._ledger.learn(self._fleet.workers())
+            except FleetUnknown as unknown:
+                self._ledger.learn(unknown)
+        if not self._broker.consuming:
+            return self._ledger.no_queue()
+        while (taken := self._ledger.take()) is not None:
+            pending, body = taken
+            try:
+                self._broker.publish(pending.job.submission_id, self._settings.encoding, body)
+            except PublishRefused as error:
+                self._ledger.refused(pending, error)
+                self._check_channel(error)
+            except BrokerUnavailable:
+                self._ledger.unconfirmed(pending)
+                raise
+            else:
+                self._ledger.confirmed(pending)
+        return None
 
-    def _room(self, model_version: int | None) -> int:
-        return self._flow.room(model_version, self._backlog.outstanding(model_version))
-
-    def _publish(self, pending: Pending) -> None:
-        job, encoding = pending.job, self._settings.encoding
-        try:
-            self._broker.publish(job.submission_id, encoding, job.body(self._broker.model, encoding))
-        except PublishRefused:
-            self._backlog.drop(pending)
-            raise
-        self._backlog.sent(pending)
-        self._flow.sent()
-
-    def _check_missing_queue(self) -> None:
-        if self._missing_since is None:
-            self._missing_since = self._clock()
-        if self._clock() - self._missing_since >= self._settings.missing_queue_timeout_s:
-            self._missing_since = None
-            raise TopologyMissing(self._broker.missing_queue())
+    def _check_channel(self, error: PublishRefused) -> None:
+        """RabbitMQ refuses some jobs by closing the channel."""
+        if not self._broker.connected:
+            raise BrokerUnavailable(str(error)) from error
 
     def _receive(self) -> None:
-        for delivery in self._broker.receive(0 if self._inbox else self._settings.tick_s):
-            self._inbox.append((delivery, _read(delivery, self._broker.model)))
+        for delivery in self._broker.receive(0 if self._ledger.busy else self._settings.tick_s):
+            self._ledger.arrived(delivery)
 
     def _hand_over(self, handler: Handler) -> None:
-        """One result per turn, so that the connection is served between two results."""
-        if not self._inbox:
+        """One outcome per turn, so that the connection is served between two."""
+        turn = self._ledger.turn()
+        if turn is None:
             return
-        delivery, result = self._inbox[0]
-        if isinstance(result, Malformed):
-            handler(Unreadable(str(result), delivery.message_id, delivery.body))
-        elif not self._is_duplicate(delivery, result):
-            self._answer(delivery, result, handler)
-        self._inbox.popleft()
-        self._broker.acknowledge(delivery)
-
-    def _is_duplicate(self, delivery: Delivery, result: Result) -> bool:
-        """Also true for a second answer, such as `failed` for a copy of a job that was scored."""
-        if _answer_key(result.submission_id, result.model_version) in self._answered:
-            return True
-        # A job that was submitted again after it timed out may get the same message that was late the first time.
-        return self._backlog.match(result) is None and (delivery.message_id or "") in self._message_ids
-
-    def _answer(self, delivery: Delivery, result: Result, handler: Handler) -> None:
-        pending = self._backlog.match(result)
-        handler(Answer(pending.job if pending else None, result))
-        if delivery.message_id:
-            self._message_ids.add(delivery.message_id)
-        if pending is not None:
-            for version in (pending.job.model_version, result.model_version):
-                self._answered.add(_answer_key(result.submission_id, version))
-            self._backlog.drop(pending)
-
-    def _sweep(self, handler: Handler) -> None:
-        """Times out overdue jobs, except those whose result is waiting for the handler."""
-        now = self._clock()
-        if now - self._swept_at < self._settings.tick_s:
+        if turn.outcome is not None:
+            handler(turn.outcome)
+        self._ledger.done(turn)
+        self._notify()
+        if turn.delivery is None:
             return
-        self._swept_at = now
-        arrived = {result.submission_id for _, result in self._inbox if isinstance(result, Result)}
-        for pending in self._backlog.overdue(now):
-            if pending.job.submission_id not in arrived:
-                handler(TimedOut(pending.job, now - pending.since, self._backlog.is_outstanding(pending)))
-                self._backlog.drop(pending)
+        try:
+            self._broker.acknowledge(turn.delivery)
+        except BrokerUnavailable as error:
+            self._ledger.disconnected(error)
 
-
-def _answer_key(submission_id: str, model_version: int | None) -> str:
-    """Identifies an answer, in the form in which the workers' message ids begin."""
-    return f"{submission_id}:{model_version}"
-
-
-def _read(delivery: Delivery, model: str) -> Result | Malformed:
-    try:
-        result = Result.read(delivery.body, delivery.content_type)
-    except Malformed as problem:
-        return problem
-    if result.model != model:
-        return Malformed(f"The result of {result.submission_id} is for the model {result.model!r:.80}, not for {model}.")
-    return result
+    def _notify(self) -> None:
+        with self._changed:
+            self._changed.notify_all()

@@ -32,6 +32,12 @@ class Fields:
     def text(self, key: str) -> str:
         return self._of_type(key, str, "text")
 
+    def texts(self, key: str) -> frozenset[str]:
+        values = self._of_type(key, list, "a list of texts")
+        if not all(isinstance(value, str) for value in values):
+            raise self.wrong(key, "a list of texts")
+        return frozenset(values)
+
     def flag(self, key: str) -> bool:
         return self._of_type(key, bool, "true or false")
 

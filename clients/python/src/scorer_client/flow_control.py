@@ -1,10 +1,10 @@
 """How many jobs may be at the broker, given the workers that are ready."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
-from scorer_client.fleet import Fleet, FleetUnknown, Worker, answering, capacity, free
 from scorer_client.settings import Settings
+from scorer_client.workers import ALWAYS_ACCEPTED, FleetUnknown, Worker, accepted, answering, capacity, free
 
 log = logging.getLogger(__name__)
 
@@ -12,42 +12,57 @@ log = logging.getLogger(__name__)
 class FlowControl:
     """Keeps the latest list of workers. None means unknown, which is not the same as no workers."""
 
-    def __init__(self, fleet: Fleet, settings: Settings, clock: Callable[[], float]) -> None:
-        self._fleet = fleet
+    def __init__(self, settings: Settings, clock: Callable[[], float]) -> None:
         self._settings = settings
         self._clock = clock
         self._workers: list[Worker] | None = None
-        self._refreshed_at = float("-inf")
-        self._sent_since = 0
+        self._learned_at = float("-inf")
+        self._taken_since = 0
+        self._known_places: dict[tuple[int | None, frozenset[str]], tuple[int, int]] = {}
         self._warning = ""
 
-    def refresh(self) -> None:
-        """Reads the heartbeats, at most once per `poll_interval_s`: workers send one a second."""
-        if self._clock() - self._refreshed_at < self._settings.poll_interval_s:
-            return
-        try:
-            self._workers = self._fleet.workers()
-            self._warn("" if any(worker.ready for worker in self._workers) else "No worker is ready: jobs are held back.")
-        except FleetUnknown as unknown:
+    @property
+    def due(self) -> bool:
+        """Heartbeats are read at most once per `poll_interval_s`: workers send one a second."""
+        return self._clock() - self._learned_at >= self._settings.poll_interval_s
+
+    def learn(self, workers: Iterable[Worker] | FleetUnknown) -> None:
+        if isinstance(workers, FleetUnknown):
             self._workers = None
             blind = self._settings.outstanding_without_heartbeats
-            self._warn(f"{unknown} Until it can be read, jobs are {f'sent {blind} at a time' if blind else 'held back'}.")
-        self._refreshed_at = self._clock()
-        self._sent_since = 0
+            self._warn(f"{workers} Until it can be read, jobs are {f'sent {blind} at a time' if blind else 'held back'}.")
+        else:
+            self._workers = list(workers)
+            self._warn("" if any(worker.ready for worker in self._workers) else "No worker is ready: jobs are held back.")
+        self._learned_at = self._clock()
+        self._taken_since = 0
+        self._known_places.clear()
 
-    def room(self, model_version: int | None, outstanding: int) -> int:
-        """How many more jobs of this version may be sent now.
+    def room(self, model_version: int | None, needs: frozenset[str], outstanding: int) -> int:
+        """How many more jobs of this version, which need workers to accept `needs`, may be sent now.
 
         Jobs that wait for a retry are outstanding for minutes while workers are idle, so a free slot always counts as
         room. A worker with a free slot has nothing waiting in the queue.
         """
         if self._workers is None:
-            return self._settings.outstanding_without_heartbeats - outstanding
-        able = answering(self._workers, model_version)
-        return max(int(self._settings.jobs_per_slot * capacity(able)) - outstanding, free(able) - self._sent_since)
+            blind = self._settings.outstanding_without_heartbeats if needs <= ALWAYS_ACCEPTED else 0
+            return blind - outstanding
+        slots, free_slots = self._places(self._workers, model_version, needs)
+        return max(int(self._settings.jobs_per_slot * slots) - outstanding, free_slots - self._taken_since)
 
-    def sent(self) -> None:
-        self._sent_since += 1
+    def _places(self, workers: list[Worker], model_version: int | None, needs: frozenset[str]) -> tuple[int, int]:
+        """The slots, and the free ones, of the workers that answer such a job: none if not all that may get it know it."""
+        if (model_version, needs) not in self._known_places:
+            able = answering(workers, model_version)
+            ids = {worker.id for worker in able}
+            concerned = [worker for worker in workers if worker.id in ids or model_version in (None, worker.model_version)]
+            known = needs <= accepted(concerned)
+            self._known_places[model_version, needs] = (capacity(able), free(able)) if known else (0, 0)
+        return self._known_places[model_version, needs]
+
+    def take(self) -> None:
+        """A job is sent, and takes a slot that the latest list shows as free."""
+        self._taken_since += 1
 
     def _warn(self, warning: str) -> None:
         """Logs a warning when the condition begins, and once more when it ends."""

@@ -68,6 +68,11 @@ class Job:
     def kind(self) -> Literal["score", "validate"]:
         return "validate" if self.candidate is None else "score"
 
+    @property
+    def needs(self) -> frozenset[str]:
+        """The words that a worker's `accepts` must list for it to know this job."""
+        return frozenset({self.kind})
+
     def body(self, model: str, encoding: Encoding) -> bytes:
         """The message for the model's workers. Raises ValueError if the encoding cannot hold it."""
         fields = self._fields(model)

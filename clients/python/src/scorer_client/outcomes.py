@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from scorer_client.errors import PublishRefused
 from scorer_client.jobs import Job
 from scorer_client.results import Result
 
@@ -29,6 +30,14 @@ class TimedOut:
 
 
 @dataclass(frozen=True)
+class NotSent:
+    """The job could not be sent, and `error` says why. It may be submitted again under the same submission_id."""
+
+    job: Job
+    error: PublishRefused
+
+
+@dataclass(frozen=True)
 class Unreadable:
     """A message in the results queue that is not a valid result. It is acknowledged when the handler returns."""
 
@@ -37,4 +46,4 @@ class Unreadable:
     body: bytes
 
 
-Outcome = Answer | TimedOut | Unreadable
+Outcome = Answer | TimedOut | NotSent | Unreadable

@@ -3,9 +3,8 @@
 from pathlib import Path
 
 from scorer_client import sketches
-from scorer_client.broker import PublishRefused
 from scorer_client.console import print_error, printable
-from scorer_client.outcomes import Answer, Outcome, TimedOut, Unreadable
+from scorer_client.outcomes import Answer, NotSent, Outcome, TimedOut, Unreadable
 from scorer_client.results import Loss, Refusal, Result, Score
 
 
@@ -26,11 +25,10 @@ class Report:
                     self.scores[result.submission_id] = result.verdict
             case TimedOut(job):
                 self._line(job.submission_id, f"timed out  {outcome}")
+            case NotSent(job, error):
+                self._line(job.submission_id, f"not submitted  {error}")
             case Unreadable(problem):
                 print_error(problem)
-
-    def add_refused(self, refused: PublishRefused) -> None:
-        self._line(refused.submission_id, f"not submitted  {refused}")
 
     def print_copies(self) -> None:
         """Pairs of likely copies, in the order of the command line. Only sketches of the same plan can be compared."""

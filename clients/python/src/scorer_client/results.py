@@ -59,6 +59,11 @@ class Result:
     verdict: Score | Loss | Refusal
     fields: Mapping[str, Any] = field(repr=False)
 
+    @property
+    def code(self) -> str | None:
+        """The error code, or None if the job was scored."""
+        return self.verdict.code if isinstance(self.verdict, Refusal) else None
+
     @classmethod
     def read(cls, body: bytes, content_type: str | None) -> "Result":
         fields = Fields.read("the result", _decoded(body, content_type))

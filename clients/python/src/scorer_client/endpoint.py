@@ -1,0 +1,83 @@
+"""The objects in RabbitMQ that a client uses, and the sentences about them."""
+
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from scorer_client.errors import BrokerUnavailable, Nacked, PublishRefused, TopologyMissing, Unroutable
+
+CONNECT_TIMEOUT_S = 5.0
+CLOSE_TIMEOUT_S = 2.0
+REPLY_TIMEOUT_S = 30.0  # As in the workers: a queue without a leader may never confirm.
+PREFETCH = 64  # Results that the broker sends ahead of the handler.
+OWN_QUEUE_ARGUMENTS = {"x-queue-type": "quorum", "x-expires": 3_600_000}
+NOT_FOUND = 404
+HOW_TO_DECLARE = "Start a worker or run `scorer topology --declare`, with amqp.results_queue set to true."
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """A message as it arrived, not acknowledged yet. `connection` numbers the connection that it came by."""
+
+    tag: int
+    message_id: str | None
+    content_type: str | None
+    body: bytes
+    connection: int = 0
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A model's exchanges and queues at one broker."""
+
+    url: str
+    model: str
+    namespace: str
+    own_queue: str | None
+
+    def __post_init__(self) -> None:
+        scheme = urlsplit(self.url).scheme
+        if scheme not in ("amqp", "amqps"):
+            raise ValueError(f"The RabbitMQ URL must begin with amqp:// or amqps://, not '{scheme}:'.")
+
+    @property
+    def address(self) -> str:
+        """Host and port, without the password."""
+        parts = urlsplit(self.url)
+        return f"{parts.hostname or 'localhost'}:{parts.port or (5671 if parts.scheme == 'amqps' else 5672)}"
+
+    @property
+    def jobs(self) -> str:
+        return f"{self.namespace}.jobs"
+
+    @property
+    def results(self) -> str:
+        return f"{self.namespace}.results"
+
+    @property
+    def results_queue(self) -> str:
+        return self.own_queue or f"{self.results}.{self.model}"
+
+    @property
+    def results_key(self) -> str:
+        return f"{self.model}.*"
+
+    def unroutable(self, submission_id: str) -> Unroutable:
+        return Unroutable(submission_id, f"no queue is bound for jobs of {self.model}. {HOW_TO_DECLARE}")
+
+    def nacked(self, submission_id: str) -> Nacked:
+        why = f"the queue {self.jobs}.{self.model} refused it; it may be full. Try again later."
+        return Nacked(submission_id, why)
+
+    def channel_closed(self, submission_id: str, code: int, text: str) -> PublishRefused:
+        if code == NOT_FOUND:
+            return Unroutable(submission_id, f"there is no exchange {self.jobs}. {HOW_TO_DECLARE}")
+        return PublishRefused(submission_id, f"RabbitMQ replied: {text} ({code}).")
+
+    def topology_missing(self, submission_id: str) -> TopologyMissing:
+        why = f"RabbitMQ at {self.address} has no results queue {self.results_queue}. {HOW_TO_DECLARE}"
+        return TopologyMissing(submission_id, why)
+
+    def unavailable(self, reason: str) -> BrokerUnavailable:
+        return BrokerUnavailable(
+            f"RabbitMQ at {self.address} is unavailable: {reason}. Check that it is running and the address is correct."
+        )
