@@ -54,9 +54,8 @@ class FlowControl:
         """The slots, and the free ones, of the workers that answer such a job: none if not all that may get it know it."""
         if (model_version, needs) not in self._known_places:
             able = answering(workers, model_version)
-            ids = {worker.id for worker in able}
-            concerned = [worker for worker in workers if worker.id in ids or model_version in (None, worker.model_version)]
-            known = needs <= accepted(concerned)
+            # Of any version: one queue serves them all, and a worker refuses a kind of job that it does not know.
+            known = needs <= accepted(workers)
             self._known_places[model_version, needs] = (capacity(able), free(able)) if known else (0, 0)
         return self._known_places[model_version, needs]
 
