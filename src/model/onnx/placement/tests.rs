@@ -104,142 +104,96 @@ fn computing_of(graph: GraphProto, host: &[NodeRef]) -> Vec<String> {
     nodes.into_iter().map(|node| node.name).collect()
 }
 
+/// Of each graph, whether its last node computes.
+fn check(cases: &[(&str, bool)]) {
+    for (words, expected) in cases {
+        let nodes: Vec<NodeProto> = words.split("; ").map(|words| node(words, &[])).collect();
+        let found = found(&nodes);
+        let last = nodes.last().unwrap().name();
+        let computes = found.iter().any(|name| name == last);
+        assert_eq!(computes, *expected, "{words}");
+    }
+}
+
 #[test]
 fn a_node_computes_by_what_it_reads_and_makes() {
-    // The last node is the one in question; it computes, or does not.
-    let cases: &[(&[&str], bool)] = &[
+    check(&[
         // It reads a weight itself, whatever it makes of it, but not where it reads its shape.
-        (&["a: f = MatMul(x, w)"], true),
-        (&["a: n = ArgMax(w)"], true),
-        (&["a: n = Shape(w)"], false),
-        (&["a: n = Size(w)"], false),
-        (&["a: n = other.Shape(w)"], true),
+        ("a: f = MatMul(x, w)", true),
+        ("a: n = ArgMax(w)", true),
+        ("a: n = Shape(w)", false),
+        ("a: n = Size(w)", false),
+        ("a: n = other.Shape(w)", true),
         // Floats that depend on a weight.
-        (&["a: f = Mul(x, w)", "b: f2 = Reshape(f, i)"], true),
-        (&["a: f = Mul(x, w)", "b: n = ArgMax(f)"], true),
-        (&["a: f = Mul(x, w)", "b: n = Cast(f)"], true),
-        (&["a: f = Mul(x, w)", "b: n = Shape(f)"], false),
+        ("a: f = Mul(x, w); b: f2 = Reshape(f, i)", true),
+        ("a: f = Mul(x, w); b: n = ArgMax(f)", true),
+        ("a: f = Mul(x, w); b: n = Cast(f)", true),
+        ("a: f = Mul(x, w); b: n = Shape(f)", false),
         (
-            &[
-                "a: f = Mul(x, w)",
-                "b: n = Shape(f)",
-                "c: n2 = Gather(n, i)",
-            ],
+            "a: f = Mul(x, w); b: n = Shape(f); c: n2 = Gather(n, i)",
             false,
         ),
-        (
-            &["a: f = Mul(x, w)", "b: n = Shape(f)", "c: f2 = Cast(n)"],
-            false,
-        ),
+        ("a: f = Mul(x, w); b: n = Shape(f); c: f2 = Cast(n)", false),
         // Floats that do not.
-        (&["a: f = Mul(x, x)"], false),
-        (&["a: b = IsNaN(x)"], false),
+        ("a: f = Mul(x, x)", false),
+        ("a: b = IsNaN(x)", false),
         // Integers and booleans, even where they depend on a weight.
         (
-            &["a: f = Mul(x, w)", "b: n = ArgMax(f)", "c: n2 = Add(n, i)"],
+            "a: f = Mul(x, w); b: n = ArgMax(f); c: n2 = Add(n, i)",
             false,
         ),
-        (
-            &["a: f = Mul(x, w)", "b: b = Less(f, x)", "c: b2 = Not(b)"],
-            false,
-        ),
+        ("a: f = Mul(x, w); b: b = Less(f, x); c: b2 = Not(b)", false),
         // But not what makes floats of them.
+        ("a: f = Mul(x, w); b: n = ArgMax(f); c: f2 = Cast(n)", true),
         (
-            &["a: f = Mul(x, w)", "b: n = ArgMax(f)", "c: f2 = Cast(n)"],
+            "a: f = Mul(x, w); b: b = Less(f, x); c: f2 = Where(b, x, x)",
             true,
         ),
         (
-            &[
-                "a: f = Mul(x, w)",
-                "b: b = Less(f, x)",
-                "c: f2 = Where(b, x, x)",
-            ],
+            "a: f = Mul(x, w); b: n = ArgMax(f); c: f2 = Gather(x, n)",
             true,
         ),
-        (
-            &[
-                "a: f = Mul(x, w)",
-                "b: n = ArgMax(f)",
-                "c: f2 = Gather(x, n)",
-            ],
-            true,
-        ),
+    ]);
+}
+
+#[test]
+fn a_type_that_the_graph_does_not_give_is_told_by_the_operator_or_may_be_a_float() {
+    check(&[
         // Types that are not given may be floats.
         (
-            &[
-                "a: f = Mul(x, w)",
-                "b: n = ArgMax(f)",
-                "c: unknown = NewOperator(n, i)",
-            ],
+            "a: f = Mul(x, w); b: n = ArgMax(f); c: unknown = NewOperator(n, i)",
             true,
         ),
-        (
-            &["a: unknown = Mul(x, x)", "b: unknown2 = Neg(unknown)"],
-            false,
-        ),
+        ("a: unknown = Mul(x, x); b: unknown2 = Neg(unknown)", false),
         // Many an operator tells the type that the graph does not give.
         (
-            &[
-                "a: f = Mul(x, w)",
-                "b: one = ArgMax(f)",
-                "c: two = Add(one, i)",
-            ],
+            "a: f = Mul(x, w); b: one = ArgMax(f); c: two = Add(one, i)",
             false,
         ),
         (
-            &[
-                "a: f = Mul(x, w)",
-                "b: one, two = TopK(f, i)",
-                "c: three = Concat(two, two)",
-            ],
+            "a: f = Mul(x, w); b: one, two = TopK(f, i); c: three = Concat(two, two)",
             false,
         ),
         (
-            &[
-                "a: f = Mul(x, w)",
-                "b: one, two = TopK(f, i)",
-                "c: three = Concat(one, one)",
-            ],
+            "a: f = Mul(x, w); b: one, two = TopK(f, i); c: three = Concat(one, one)",
             true,
         ),
         (
-            &[
-                "a: f = Mul(x, w)",
-                "b: one = Less(f, x)",
-                "c: two = Where(one, i, i)",
-            ],
+            "a: f = Mul(x, w); b: one = Less(f, x); c: two = Where(one, i, i)",
             false,
         ),
         (
-            &[
-                "a: f = Mul(x, w)",
-                "b: one = Less(f, x)",
-                "c: two = OneHot(one, i, x)",
-            ],
+            "a: f = Mul(x, w); b: one = Less(f, x); c: two = OneHot(one, i, x)",
             true,
         ),
         // One of several inputs or outputs is enough; an input left out is none.
         (
-            &[
-                "a: f = Mul(x, w)",
-                "b: f2, n = TopK(f, i)",
-                "c: n2 = Add(n, n)",
-            ],
+            "a: f = Mul(x, w); b: f2, n = TopK(f, i); c: n2 = Add(n, n)",
             false,
         ),
-        (&["a: f = Mul(x, w)", "b: n = Clip(i, _, f)"], true),
-        (&["a: f = Mul(x, x)", "b: f2 = Clip(f, _, x)"], false),
-    ];
-    for (words, expected) in cases {
-        let nodes: Vec<NodeProto> = words.iter().map(|words| node(words, &[])).collect();
-        let found = found(&nodes);
-        let last = nodes.last().unwrap().name();
-        assert_eq!(
-            found.iter().any(|name| name == last),
-            *expected,
-            "{words:?}"
-        );
-    }
+        ("a: f = Mul(x, w); b: n = Clip(i, _, f)", true),
+        ("a: f = Mul(x, x); b: f2 = Clip(f, _, x)", false),
+    ]);
 }
 
 #[test]
