@@ -1,24 +1,24 @@
 // The charts of the fleet over time: what each draws and what it says in words.
 
 import { valueAxis } from "./charts.js";
-import { age, count, milliseconds, percent, plural, rate } from "./format.js";
+import { age, count, milliseconds, number, percent, plural, rate, tick } from "./format.js";
 
 const largest = (values) => values.reduce((most, value) => (value === null || value === undefined ? most : Math.max(most, value)), 0);
 const some = (values) => values.some((value) => value !== null && value !== undefined);
 const fromZero = { range: (_, __, most) => [0, most > 0 ? most * 1.12 : 1] };
-const during = ({ range }) => `in the last ${range.title}`;
 const integers = (value) => (Number.isInteger(value) ? count(value) : null);
 
 export const throughput = {
   title: "Throughput", unit: "jobs/s", empty: "Jobs per second, as soon as a worker is alive.",
   draw: ({ at, jobs_per_s: values }) => some(values) ? {
-    xs: at, axes: [valueAxis(rate)], scales: { y: fromZero },
+    xs: at, axes: [valueAxis(tick)], scales: { y: fromZero },
     series: [{ name: "jobs/s", values, colour: "series-1", fill: 0.14, format: rate }],
   } : null,
-  told: ({ now, columns, ...context }) => now.unknown ? "unknown" : `${rate(now.totals.jobs_per_s)} jobs/s now; at most ${rate(largest(columns?.jobs_per_s ?? []))} ${during(context)}`,
+  told: ({ now, columns, range }) => now.unknown ? "unknown" : `${rate(now.totals.jobs_per_s)} jobs/s now; maximum ${rate(largest(columns?.jobs_per_s ?? []))} in ${range.title}`,
 };
 
-const CLASSES = [["better", "good"], ["unclear", "neutral"], ["worse", "series-2"], ["validated", "series-1"], ["rejected", "warn"], ["failed", "bad"]];
+const CLASSES = [["better", "good"], ["unclear", "neutral"], ["worse", "series-2"], ["validated", "series-1"], ["rejected", "series-3"], ["failed", "bad"]];
+const WORDS = { rejected: "refused" };
 /** Seconds per bar, by range. */
 const BAR = { "10m": 10, "1h": 60, "8h": 600, "1d": 1800 };
 
@@ -32,34 +32,38 @@ function stacked(layers) {
   return made.reverse();
 }
 
-function binned(at, values, seconds) {
-  const sums = new Map();
+/** Means per second by the start of each bar; the first and the last bar cover less time. */
+function binned({ at, every_ms }, values, seconds) {
+  const bars = new Map();
   at.forEach((time, i) => {
-    const start = Math.floor(time / seconds) * seconds;
-    sums.set(start, (sums.get(start) ?? 0) + (values[i] ?? 0));
+    // A point is about the interval that ends with it.
+    const start = Math.ceil(time / seconds - 1) * seconds;
+    const { sum, points } = bars.get(start) ?? { sum: 0, points: 0 };
+    bars.set(start, { sum: sum + (values[i] ?? 0), points: points + 1 });
   });
-  return sums;
+  return new Map([...bars].map(([start, { sum, points }]) => [start, (sum * 1000) / (points * every_ms)]));
 }
 
 export const verdicts = {
-  title: "Verdicts", unit: "results per bar", empty: "Results by verdict, as soon as one is seen.",
-  draw: ({ at, classes }, { range }) => {
+  title: "Verdicts", unit: "results/s, mean of each bar", empty: "Results by verdict, as soon as one is seen.",
+  draw: (columns, { range }) => {
+    const { classes } = columns;
     const layers = CLASSES.filter(([name]) => largest(classes[name] ?? []) > 0);
     if (layers.length === 0) return null;
-    const bins = layers.map(([name]) => binned(at, classes[name], BAR[range.key]));
+    const bins = layers.map(([name]) => binned(columns, classes[name], BAR[range.key]));
     const xs = [...bins[0].keys()];
     const paths = uPlot.paths.bars({ align: 1, size: [1, Infinity], gap: 1 });
-    const series = layers.map(([name, of], i) => ({ name, values: xs.map((x) => bins[i].get(x)), colour: of, fill: true, width: 0, paths, format: count }));
-    return { xs, series: stacked(series), axes: [valueAxis(integers)], scales: { y: fromZero } };
+    const series = layers.map(([name, of], i) => ({ name: WORDS[name] ?? name, values: xs.map((x) => bins[i].get(x)), colour: of, fill: 0.75, width: 0, paths, format: number }));
+    return { xs, series: stacked(series), axes: [valueAxis(tick)], scales: { y: fromZero } };
   },
   told: ({ now: { classes, watching_since_ms: since, unwatched }, range }) => {
     if (!since) return `results are not visible: ${unwatched ?? "not connected yet"}`;
-    const parts = CLASSES.filter(([name]) => classes[name] > 0).map(([name]) => `${count(classes[name])} ${name}`);
+    const parts = CLASSES.filter(([name]) => classes[name] > 0).map(([name]) => `${count(classes[name])} ${WORDS[name] ?? name}`);
     return `${parts.join(", ") || "no result"} since the dashboard watches; each bar is ${age(1000 * BAR[range.key])}`;
   },
 };
 
-const STAGES = [["total", "series-1"], ["queued", "series-2"], ["fetch", "series-3"], ["decode", "series-4"], ["apply", "series-5"], ["forward", "series-6"], ["restore", "series-7"]];
+const STAGES = [["total", "series-1"], ["queued", "series-2", [6, 4]], ["fetch", "series-3"], ["decode", "series-4", [2, 3]], ["apply", "series-5"], ["forward", "series-6"], ["restore", "series-7", [7, 3, 2, 3]]];
 const positive = (values) => values.map((value) => (value > 0 ? value : null));
 const logarithmic = { y: { distr: 3, range: (_, least, most) => [10 ** Math.floor(Math.log10(least || 1)), 10 ** Math.ceil(Math.log10((most || 10) * 1.01))] } };
 
@@ -68,9 +72,9 @@ export const latency = {
   title: "Latency by stage", unit: "log scale", empty: "Milliseconds per job, as soon as one is done.",
   draw: ({ at, stages, workers_p50, workers_p95 }, { percentile }) => {
     const seen = STAGES.filter(([name]) => some(stages[name]?.[percentile] ?? []));
-    const axes = [valueAxis(milliseconds, { size: 58 })];
+    const axes = [valueAxis((ms) => (ms >= 1000 ? `${tick(ms / 1000)} s` : `${tick(ms)} ms`), { size: 58 })];
     if (seen.length > 0) {
-      const series = seen.map(([name, of], i) => ({ name, values: positive(stages[name][percentile]), colour: of, width: i === 0 ? 2.5 : 1.25, format: milliseconds }));
+      const series = seen.map(([name, of, dash], i) => ({ name, values: positive(stages[name][percentile]), colour: of, dash, width: i === 0 ? 2.5 : 1.25, format: milliseconds }));
       return { xs: at, axes, scales: logarithmic, series };
     }
     if (!some(workers_p50) && !some(workers_p95)) return null;
@@ -80,7 +84,7 @@ export const latency = {
     ];
     return { xs: at, axes, scales: logarithmic, series, note: "No result is visible in this time: these are the workers' own numbers, without stages." };
   },
-  told: ({ now }) => now.unknown ? "unknown" : `the workers' own numbers: median ${milliseconds(now.totals.p50_ms)}, p95 of the slowest ${milliseconds(now.totals.p95_ms)}`,
+  told: ({ now }) => now.unknown ? "unknown" : now.totals.p50_ms === null ? "no worker has done a job yet" : `the workers' own numbers: median ${milliseconds(now.totals.p50_ms)}, p95 of the slowest ${milliseconds(now.totals.p95_ms)}`,
 };
 
 export const queue = {
@@ -103,7 +107,7 @@ export const queue = {
 
 export const busy = {
   title: "Devices", unit: "busy %; workers on the right", empty: "Busy share of the devices, as soon as a worker is alive.",
-  draw: ({ at, busy: share, ready, alive }) => some(alive) ? {
+  draw: ({ at, busy: share, ready, alive }) => largest(alive) > 0 ? {
     xs: at, scales: { y: { range: [0, 1] }, workers: fromZero },
     axes: [valueAxis(percent), valueAxis(integers, { side: 1, scale: "workers", grid: { show: false } })],
     series: [
@@ -112,7 +116,7 @@ export const busy = {
       { name: "ready", values: ready, colour: "series-4", width: 2, scale: "workers", format: count },
     ],
   } : null,
-  told: ({ now: { unknown, totals } }) => unknown ? "unknown" : `${percent(totals.busy)} busy; ${count(totals.ready)} of ${plural(totals.alive, "worker")} ready now`,
+  told: ({ now: { unknown, totals } }) => unknown ? "unknown" : `${totals.busy === null ? "busy share unknown" : `${percent(totals.busy)} busy`}; ${count(totals.ready)} of ${plural(totals.alive, "worker")} ready now`,
 };
 
 const BANDS = ["series-1", "series-3", "series-4", "series-5", "series-2", "series-6", "series-7"];
@@ -127,7 +131,7 @@ export const versions = {
     // The colour of a version is the same whatever else is shown.
     const layers = names.map((name) => ({
       name: name === "none" ? "no model" : `v${name}`, values: counts[name], colour: name === "none" ? "neutral" : BANDS[Number(name) % BANDS.length],
-      fill: true, width: 0, paths, format: count,
+      fill: 0.6, width: 0, paths, format: count,
     }));
     return { xs: at, series: stacked(layers), axes: [valueAxis(integers)], scales: { y: fromZero } };
   },

@@ -4,16 +4,19 @@ import { Keyed, element, setAttribute, setText } from "./dom.js";
 import { clock } from "./format.js";
 
 const HEIGHT = 190;
+/** Seconds between the times below a chart. */
+const STEPS = [5, 10, 15, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 10800, 21600, 43200, 86400];
 const FONT = "11px system-ui, sans-serif";
 
 /** A colour of the style sheet, for the canvas. */
 export const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 
 /** uPlot's axis of time, in 24 hours. */
-export const timeAxis = (seconds) => ({
-  stroke: colour("faint"), font: FONT, size: 28, gap: 4, space: 70,
+export const timeAxis = () => ({
+  stroke: colour("faint"), font: FONT, size: 28, gap: 4, space: 64,
+  incrs: STEPS,
   grid: { show: false }, ticks: { stroke: colour("line"), size: 4 }, border: { show: true, stroke: colour("line"), width: 1 },
-  values: (_, splits) => splits.map((at) => (seconds > 900 ? clock(at * 1000).slice(0, 5) : clock(at * 1000))),
+  values: (_, splits, __, ___, step) => splits.map((at) => clock(at * 1000).slice(0, step < 60 ? 8 : 5)),
 });
 
 export const valueAxis = (format, more = {}) => ({
@@ -44,7 +47,7 @@ export class Chart {
     if (drawing === null) return this.forget();
     this.drawing = drawing;
     const shape = JSON.stringify([context.seconds, drawing.series.map(({ name, colour: of, scale }) => [name, of, scale]), drawing.scales]);
-    if (this.plot === null || shape !== this.shape) this.make(shape, context);
+    if (this.plot === null || shape !== this.shape) this.make(shape);
     const data = [drawing.xs, ...drawing.series.map(({ values }) => values)];
     this.plot.batch(() => {
       this.plot.setData(data, true);
@@ -57,7 +60,7 @@ export class Chart {
     this.frame.tell(this.kind.told(context, this.drawing ?? null));
   }
 
-  make(shape, context) {
+  make(shape) {
     this.forget();
     this.shape = shape;
     const { scales = {}, axes, series } = this.drawing;
@@ -67,7 +70,7 @@ export class Chart {
       legend: { show: false },
       cursor: { y: false, drag: { x: false, y: false }, sync: { key: "time", scales: ["x", null] }, points: { size: 7, width: 1.5 } },
       scales: { x: { time: true }, ...scales },
-      axes: [timeAxis(context.seconds), ...axes],
+      axes: [timeAxis(), ...axes],
       series: [{}, ...series.map(line)],
       hooks: { setCursor: [() => this.legend()] },
     };
@@ -107,11 +110,15 @@ const size = (place) => ({ width: Math.max(200, place.clientWidth), height: HEIG
 
 function line({ name, colour: of, fill, width = 1.5, dash, scale = "y", paths }) {
   const stroke = colour(of);
-  return { label: name, stroke, width, dash, scale, paths, fill: fill ? (fill === true ? stroke : faded(stroke, fill)) : undefined, points: { show: false } };
+  return { label: name, stroke, width, dash, scale, paths, fill: fill ? mixed(stroke, colour("panel"), fill) : undefined, points: { show: false } };
 }
 
-/** A hexadecimal colour with an opacity of 0 to 1. */
-const faded = (hex, opacity) => `${hex}${Math.round(255 * opacity).toString(16).padStart(2, "0")}`;
+/** So much of one hexadecimal colour in another; opaque, for layers would shine through one another. */
+function mixed(over, under, share) {
+  const part = (hex, at) => parseInt(hex.slice(at, at + 2), 16);
+  const mix = (at) => Math.round(share * part(over, at) + (1 - share) * part(under, at));
+  return `rgb(${mix(1)} ${mix(3)} ${mix(5)})`;
+}
 
 /** What is around a drawing; also used by the charts that uPlot's lines are not enough for. */
 export class Frame {

@@ -3,9 +3,10 @@
 import { ask } from "./connection.js";
 import { Keyed, byId, emptyRow, setAttribute, setText, showCells } from "./dom.js";
 import { by } from "./filter.js";
-import { clock, count, percent, plural } from "./format.js";
+import { clock, count, plural } from "./format.js";
 import { SortableHead } from "./sortable.js";
 
+const TOLD = 3;
 const EVERY_MS = 5000;
 const LIMIT = 100;
 const refusals = ({ refused }) => Object.values(refused).reduce((sum, many) => sum + many, 0);
@@ -26,7 +27,7 @@ const COLUMNS = [
 export class ContributorsView {
   constructor() {
     this.rows = new Keyed(byId("contributors"), () => emptyRow(COLUMNS.length));
-    this.head = new SortableHead(byId("contributors-head"), COLUMNS, () => this.show(), { key: "submissions", direction: -1 });
+    this.head = new SortableHead(byId("contributors-head"), COLUMNS, () => this.show(), { key: "copies", direction: -1 });
     this.told = null;
     this.limit = LIMIT;
     this.isOpen = false;
@@ -67,8 +68,7 @@ export class ContributorsView {
   show() {
     if (this.told === null) return;
     const { key, since_ms, rows } = this.told;
-    const copying = rows.filter(({ copies }) => copies > 0).length;
-    this.says(`By ${key} in the jobs' context${since_ms ? `, since ${clock(since_ms)}` : ""}. ${copying === 0 ? "No likely copy was seen." : `${plural(copying, "contributor")} sent likely copies.`}`);
+    this.says(`By ${key} in the jobs' context${since_ms ? `, since ${clock(since_ms)}` : ""}. ${copiers(rows)}`);
     const text = byId("contributors-filter").value.trim().toLowerCase();
     const matching = rows.filter((row) => searched(row).includes(text)).sort(this.order());
     setText(byId("contributors-shown"), text ? `${count(matching.length)} of ${count(rows.length)}` : plural(rows.length, "contributor"));
@@ -80,14 +80,24 @@ export class ContributorsView {
   }
 
   order() {
-    const chosen = by(this.head.column.of, this.head.direction);
+    const { column: { of }, direction } = this.head;
+    const chosen = by(of, direction);
+    const larger = by(({ submissions }) => submissions, -1);
     // All others together always come last.
-    return (a, b) => (a.others === true) - (b.others === true) || chosen({ ...a, id: a.name }, { ...b, id: b.name });
+    return (a, b) => (a.others === true) - (b.others === true) || (of(a) === of(b) ? larger(named(a), named(b)) : chosen(named(a), named(b)));
   }
 }
 
+const named = (row) => ({ ...row, id: row.name });
 const codes = ({ refused }) => Object.entries(refused).sort((a, b) => b[1] - a[1]).map(([code, many]) => `${code} ${count(many)}`).join(", ");
 const searched = (row) => [row.name, codes(row), row.copied_from?.name].join(" ").toLowerCase();
+
+function copiers(rows) {
+  const all = rows.filter(({ copies }) => copies > 0).sort((a, b) => b.copies - a.copies);
+  if (all.length === 0) return "No likely copy was seen.";
+  const most = all.slice(0, TOLD).map(({ name, copies }) => `${name} (${count(copies)})`).join(", ");
+  return `Likely copies from ${most}${all.length > TOLD ? ` and ${plural(all.length - TOLD, "other")}` : ""}.`;
+}
 
 function cells(row) {
   const from = row.copied_from;
@@ -97,6 +107,6 @@ function cells(row) {
     ...numbers.map((value) => ({ text: count(value), class: value === 0 ? "number zero" : "number" })),
     { text: codes(row), class: "codes" },
     { text: count(row.copies), class: row.copies > 0 ? "number warn" : "number zero" },
-    from ? { text: `${from.name}, ${from.submission_id}${from.similarity === null || from.similarity === undefined ? "" : `, ${percent(from.similarity)} alike`}`, href: `#job/${encodeURIComponent(from.submission_id)}` } : { text: "" },
+    from ? { text: `${from.name}, ${from.submission_id}${from.similarity === null || from.similarity === undefined ? "" : `, ${(100 * from.similarity).toFixed(1)} % alike`}`, href: `#job/${encodeURIComponent(from.submission_id)}` } : { text: "" },
   ];
 }

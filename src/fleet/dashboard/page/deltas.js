@@ -52,7 +52,7 @@ export class Deltas {
     const counts = { better: 0, worse: 0, unclear: 0 };
     for (const point of this.points) counts[classOf(point)] += 1;
     Object.keys(LOOKS).forEach((kind, at) => setText(this.frame.values.children[at].lastElementChild, counts[kind]));
-    const told = this.points.length === 0 ? "no scored candidate in this time" : `${plural(this.points.length, "scored candidate")} shown: ${counts.better} better, ${counts.worse} worse, ${counts.unclear} unclear`;
+    const told = this.points.length === 0 ? "no scored candidate known in this range" : `${plural(this.points.length, "scored candidate")} known in this range: ${counts.better} better, ${counts.worse} worse, ${counts.unclear} unclear`;
     this.frame.tell(told);
   }
 
@@ -65,7 +65,7 @@ export class Deltas {
       legend: { show: false },
       cursor: { y: false, drag: { x: false, y: false }, points: { show: false }, sync: { key: "time", scales: ["x", null] } },
       scales: { x: { time: true }, y: { distr: 4, asinh: threshold, range: () => limits(this.points, threshold) } },
-      axes: [timeAxis(seconds), valueAxis(tick, { size: 68, splits: (_, __, least, most) => ticks(least, most, threshold) })],
+      axes: [timeAxis(), valueAxis(tick, { size: 68, filter: (_, splits) => splits, splits: (_, __, least, most) => ticks(least, most, threshold) })],
       series: [{}, { scale: "y", paths: () => null, points: { show: false } }],
       hooks: { drawSeries: [() => this.draw()], setCursor: [(plot) => this.hover(plot)] },
     };
@@ -108,7 +108,7 @@ export class Deltas {
     ctx.strokeStyle = ctx.fillStyle = this.palette[kind];
     ctx.lineWidth = (chosen ? 2 : 1) * devicePixelRatio;
     if (point.low !== null && point.high !== null) {
-      ctx.globalAlpha = chosen ? 1 : 0.45;
+      ctx.globalAlpha = chosen ? 1 : kind === "unclear" ? 0.3 : 0.55;
       ctx.beginPath();
       ctx.moveTo(x, y(point.low));
       ctx.lineTo(x, y(point.high));

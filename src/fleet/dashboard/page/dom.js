@@ -55,28 +55,35 @@ export class Keyed {
   }
 }
 
-/** A description list: pairs of a name and a text; null and undefined are left out. */
+/** A description list: pairs of a name and a text or link; null and undefined are left out. */
 export function showFacts(list, pairs) {
   const known = pairs.filter(([, value]) => value !== null && value !== undefined && value !== "");
   list.facts ??= new Keyed(list, () => element("div", {}, element("dt"), element("dd")));
   list.facts.show(known, ([name]) => name, (node, [name, value, kind]) => {
+    const place = node.lastElementChild;
     setText(node.firstElementChild, name);
-    setText(node.lastElementChild, value);
-    setAttribute(node.lastElementChild, "class", kind ?? null);
+    setAttribute(place, "class", kind ?? null);
+    // A digest is cut by the style sheet: whole while it has the focus, and when it is copied.
+    setAttribute(place, "tabindex", kind === "digest" ? 0 : null);
+    fill(place, value);
   });
 }
 
 /** A table row's cells, in place. A cell is a text or {text, class, href}. */
 export function showCells(row, cells) {
   cells.forEach((cell, at) => {
-    const { text, class: kind, href } = typeof cell === "object" ? cell : { text: cell };
-    const place = row.children[at];
-    setAttribute(place, "class", kind ?? null);
-    if (href === undefined) return setText(place, text);
-    if (place.firstElementChild === null) place.replaceChildren(element("a"));
-    setAttribute(place.firstElementChild, "href", href);
-    setText(place.firstElementChild, text);
+    setAttribute(row.children[at], "class", cell.class ?? null);
+    fill(row.children[at], cell);
   });
+}
+
+/** A text, or {text, href?}. */
+function fill(place, content) {
+  const { text, href } = typeof content === "object" ? content : { text: content };
+  if (href === undefined) return setText(place, text);
+  if (place.firstElementChild === null) place.replaceChildren(element("a"));
+  setAttribute(place.firstElementChild, "href", href);
+  setText(place.firstElementChild, text);
 }
 
 export const emptyRow = (cells) => element("tr", {}, element("th", { scope: "row" }), ...Array.from({ length: cells - 1 }, () => element("td")));

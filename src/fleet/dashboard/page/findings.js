@@ -20,19 +20,24 @@ export class Findings {
   }
 
   show(now) {
+    const found = now.unknown ? [] : now.findings;
+    const judged = !now.unknown && now.totals.alive > 0;
     const nothing = byId("findings-none");
-    nothing.hidden = now.findings.length > 0;
-    setText(nothing, now.unknown ? "Unknown while the fleet is unknown." : "Nothing is wrong.");
-    setAttribute(nothing, "class", now.unknown ? "quiet" : "fine");
-    // The text has numbers in it: its place among those of its kind tells it apart.
-    const keyed = now.findings.map((finding, at) => ({ ...finding, key: `${finding.severity} ${finding.filter ?? `#${at}`} ${finding.filter === null}` }));
-    const seen = new Map();
-    for (const finding of keyed) {
-      seen.set(finding.key, (seen.get(finding.key) ?? 0) + 1);
-      finding.key += ` ${seen.get(finding.key)}`;
-    }
-    this.list.show(keyed, ({ key }) => key, update);
+    nothing.hidden = found.length > 0;
+    setText(nothing, now.unknown ? "Unknown while the fleet is unknown." : judged ? "Nothing is wrong." : "No worker is alive, so nothing can be judged.");
+    setAttribute(nothing, "class", judged ? "fine" : "quiet");
+    this.list.show(keyed(found), ({ key }) => key, update);
   }
+}
+
+/** The text has numbers in it: severity, filter and place among those alike tell a finding apart. */
+function keyed(findings) {
+  const seen = new Map();
+  return findings.map((finding) => {
+    const alike = JSON.stringify([finding.severity, finding.filter]);
+    seen.set(alike, (seen.get(alike) ?? 0) + 1);
+    return { ...finding, key: `${alike} ${seen.get(alike)}` };
+  });
 }
 
 function update(item, { severity, text, filter }) {

@@ -14,11 +14,8 @@ const ORDERS = {
 };
 /** Cells ordered by a number that always changes would dance. */
 const STILL_MS = 5000;
-const LEGEND = [
-  ["ready half", "ready, filled by its busy share"], ["ready", "ready, idle"], ["ready warn", "ready, with a recent problem"],
-  ["degraded", "degraded"], ["held", "no consumer"], ["paused", "paused"], ["starting", "starting"], ["warming", "warming"],
-  ["updating", "updating"], ["reloading", "reloading"], ["draining", "draining, stopped"], ["lost", "lost"],
-];
+// Every other shape stands under its heading.
+const LEGEND = [["ready half", "filled by its busy share"], ["ready", "idle"], ["ready warn", "with a recent problem"]];
 
 export class FleetMap {
   constructor() {

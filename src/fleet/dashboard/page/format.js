@@ -15,6 +15,9 @@ export function number(value) {
 }
 
 export const rate = (value) => (missing(value) ? NONE : value >= 100 ? whole.format(value) : value.toFixed(1));
+/** A value beside an axis. */
+export const tick = (value) => String(Number(value.toPrecision(4)));
+
 export const percent = (share) => (missing(share) ? NONE : `${Math.round(100 * share)} %`);
 
 export function milliseconds(value) {

@@ -9,7 +9,7 @@ const EVERY_MS = 5000;
 
 export class JobView {
   constructor() {
-    const card = () => element("div", { class: "card" }, element("h3"), element("dl", { class: "facts" }));
+    const card = () => element("div", { class: "card" }, element("h3"), element("dl", { class: "facts flow" }));
     this.verdicts = new Keyed(byId("job-verdicts"), card);
     this.parked = new Keyed(byId("job-parked"), card);
     this.marks = new Keyed(byId("job-running"), () => element("li", {}, element("a"), " ", element("span")));
@@ -55,7 +55,7 @@ export class JobView {
 
   says({ verdicts, parked, stored, running }) {
     const [last] = verdicts;
-    const text = last ? `${capital(outcome(last))} by ${last.worker} at ${clock(last.at_ms)}.`
+    const text = last ? `${capital(outcome(last))} by ${last.worker ?? "an unknown worker"} at ${clock(last.at_ms)}.`
       : running.state === "found" ? "It is computed now."
       : parked.length > 0 ? `Dead-lettered: ${parked[0].code}.`
       : stored.state === "found" ? "Its result is stored." : "Nothing says what became of it.";
@@ -100,15 +100,17 @@ function showVerdict(card, seen) {
     ["Retry helps", seen.retryable === null || seen.retryable === undefined ? null : seen.retryable ? "perhaps" : "no"],
     ["Delta", seen.delta === null || seen.delta === undefined ? null : signed(seen.delta, 6)],
     ["95 % interval", seen.ci95 ? interval(...seen.ci95) : seen.delta === null || seen.delta === undefined ? null : "none"], ["Score", seen.score], ["Loss", seen.loss],
-    ["Loss before", seen.loss_before], ["Loss after", seen.loss_after], ["Windows", seen.windows], ["Worker", seen.worker],
+    ["Loss before", seen.loss_before], ["Loss after", seen.loss_after], ["Windows", seen.windows], ["Worker", seen.worker && { text: seen.worker, href: workerLink(seen.worker) }],
     ["Attempt", seen.attempt], ["Model version", seen.model_version], ["Timings", timings.join(", ")],
-    ["Trace id", seen.trace_id ?? "unknown: the job had none", "digest"], ["Key", seen.key, "digest"],
+    ["Trace id", ...traceFact(seen)], ["Key", seen.key, "digest"],
   ]);
 }
 
+const traceFact = ({ trace_id: id }) => (id ? [id, "digest"] : ["unknown: it had none"]);
+
 function showParked(card, { at_ms, code, message, worker, trace_id }) {
   setText(card.firstElementChild, `${code} · ${clock(at_ms)}`);
-  showFacts(card.lastElementChild, [["Why", message ?? "unknown"], ["Worker", worker ?? "unknown"], ["Trace id", trace_id ?? "unknown: the job had none", "digest"]]);
+  showFacts(card.lastElementChild, [["Why", message ?? "unknown"], ["Worker", worker ? { text: worker, href: workerLink(worker) } : "unknown"], ["Trace id", ...traceFact({ trace_id })]]);
 }
 
 /** A stored result as pairs of a path and a value. */

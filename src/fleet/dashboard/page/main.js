@@ -39,11 +39,17 @@ function showWorkers() {
   const everyone = fleet.everyone();
   const matching = everyone.filter(matcher(byId("filter").value));
   const filtered = byId("filter").value.trim() !== "";
-  setText(byId("shown"), filtered ? `${count(matching.length)} of ${count(everyone.length)}` : count(everyone.length));
+  setText(byId("shown"), filtered ? `${count(matching.length)} of ${count(everyone.length)}` : everyoneInWords());
   byId("map-none").hidden = matching.length > 0;
+  for (const part of ["map", "legend", "table-title", "table"]) byId(part).hidden = matching.length === 0;
   setText(byId("map-none"), everyone.length === 0 ? "No worker is alive. Start one with scorer run." : "No worker matches the filter.");
   map.show(matching, now.unknown !== null);
   table.show(matching, now.unknown !== null);
+}
+
+function everyoneInWords() {
+  const { workers, lost } = fleet;
+  return lost.length === 0 ? `${count(workers.length)} alive` : `${count(workers.length)} alive, ${count(lost.length)} lost in the last 10 minutes`;
 }
 
 function setFilter(text) {

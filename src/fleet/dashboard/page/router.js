@@ -28,11 +28,6 @@ export class Router {
   }
 
   start() {
-    // Which link was followed, so that the focus finds back to it.
-    document.addEventListener("click", ({ target }) => {
-      const link = target.closest?.("#view-fleet a[href^='#']");
-      if (link) this.opener = link;
-    });
     addEventListener("hashchange", () => this.go(true));
     this.go(false);
   }
@@ -40,6 +35,8 @@ export class Router {
   go(moved) {
     const to = parsed(location.hash);
     this.views[this.at.name]?.close();
+    // The focus comes back to what led away from the fleet.
+    if (this.at.name === "fleet" && to.name !== "fleet") this.opener = document.activeElement;
     this.at = to;
     for (const name of ["fleet", ...Object.keys(this.views)]) byId(`view-${name}`).hidden = name !== to.name;
     for (const name of ["fleet", "contributors"]) setAttribute(byId(`nav-${name}`), "aria-current", name === to.name ? "page" : null);
@@ -49,7 +46,7 @@ export class Router {
   }
 
   focus(name) {
-    const back = name === "fleet" && this.opener?.isConnected ? this.opener : null;
+    const back = name === "fleet" && this.opener?.isConnected && this.opener !== document.body ? this.opener : null;
     if (back === null) window.scrollTo(0, 0);
     (back ?? byId(`${name}-title`)).focus();
     if (name === "fleet") this.opener = null;

@@ -3,12 +3,13 @@
 import { Keyed, byId, element, setAttribute, setText } from "./dom.js";
 import { age, count, percent, rate } from "./format.js";
 
-const tiles = new Keyed(byId("now"), () => element("div", {}, element("dt"), element("dd"), element("dd", { class: "sub" })));
+const tiles = new Keyed(byId("now"), () => element("div", {}, element("dt"), element("dd", {}, element("span"), " ", element("small")), element("dd", { class: "sub" })));
 
 export function showTiles(now) {
-  tiles.show(facts(now), ([name]) => name, (tile, [name, value, sub, kind]) => {
+  tiles.show(facts(now), ([name]) => name, (tile, [name, value, sub, kind, unit]) => {
     setText(tile.children[0], name);
-    setText(tile.children[1], value);
+    setText(tile.children[1].firstElementChild, value);
+    setText(tile.children[1].lastElementChild, unit ?? "");
     setText(tile.children[2], sub);
     setAttribute(tile, "class", kind ?? null);
   });
@@ -20,8 +21,8 @@ function facts(now) {
   const queued = (value) => (queues ? count(value) : "unknown");
   const idle = totals.alive - totals.ready;
   return [
-    ["Ready", known(`${count(totals.ready)} of ${count(totals.alive)}`), now.unknown ? "" : idle ? `${count(idle)} take no jobs` : "all take jobs", !now.unknown && idle ? "bad" : null],
-    ["Throughput", known(rate(totals.jobs_per_s)), "jobs/s, mean of 10 s"],
+    ["Ready", known(count(totals.ready)), now.unknown ? "" : totals.alive === 0 ? "none is alive" : idle ? `${count(idle)} ${idle === 1 ? "takes" : "take"} no jobs` : "all take jobs", !now.unknown && idle ? "bad" : null, now.unknown ? "" : `of ${count(totals.alive)}`],
+    ["Throughput", known(rate(totals.jobs_per_s)), "mean of 10 s", null, now.unknown ? "" : "jobs/s"],
     ["Busy", known(percent(totals.busy)), "of the ready devices"],
     ["Waiting", queued(queues?.jobs), "jobs in the queue"],
     ["Oldest job", ...oldest(now)],

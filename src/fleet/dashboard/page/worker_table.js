@@ -49,7 +49,7 @@ export class WorkerTable {
 
 function cells(worker, unknown) {
   const state = unknown ? "unknown" : worker.state;
-  const kind = unknown ? "other" : `${worker.kind}${worker.warn ? " warned" : ""}`;
+  const kind = unknown ? "" : `${worker.kind}${worker.warn ? " warned" : ""}`;
   const numbers = [age(1000 * (worker.for_s ?? NaN)), worker.version ?? "–", rate(worker.rate), number(worker.p95), worker.busy ?? "–", count(worker.failed)];
   return [
     { text: worker.id, href: `#worker/${encodeURIComponent(worker.id)}` },

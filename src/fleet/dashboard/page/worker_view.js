@@ -3,10 +3,12 @@
 import { Chart, valueAxis } from "./charts.js";
 import { ask } from "./connection.js";
 import { Keyed, byId, emptyRow, setAttribute, setText, showCells, showFacts } from "./dom.js";
-import { age, bytes, clock, count, milliseconds, number, percent, rate, shortened, signed } from "./format.js";
+import { age, bytes, clock, count, milliseconds, number, percent, rate, shortened, signed, tick } from "./format.js";
 import { jobLink, line, showLines } from "./lists.js";
 
 const EVERY_MS = 2000;
+/** For a worker that the server does not know. */
+const UNKNOWN_EVERY_MS = 10000;
 const LOOK_S = 1;
 const ORDER = ["total", "queued", "fetch", "decode", "apply", "forward", "restore"];
 const yes = (value, word, other) => (value === null || value === undefined ? null : value ? word : other);
@@ -21,7 +23,7 @@ export class WorkerView {
 
   open(id) {
     this.id = id;
-    this.askedAt = -Infinity;
+    this.every = EVERY_MS;
     setText(byId("worker-title"), id);
     this.clear("Loading.");
     this.refresh();
@@ -32,7 +34,7 @@ export class WorkerView {
   }
 
   tick() {
-    if (performance.now() - this.askedAt >= EVERY_MS - 100) this.refresh();
+    if (performance.now() - this.askedAt >= this.every - 100) this.refresh();
   }
 
   async refresh() {
@@ -40,6 +42,7 @@ export class WorkerView {
     const { id } = this;
     const told = await ask("worker", { id });
     if (id !== this.id) return;
+    this.every = told.error === undefined ? EVERY_MS : UNKNOWN_EVERY_MS;
     if (told.error !== undefined) return this.clear(`Unknown: ${told.error}.`);
     this.show(told);
   }
@@ -167,10 +170,10 @@ const times = ({ at_ms }, values) => values.map((_, at) => Math.floor(at_ms / 10
 const rates = {
   title: "Its throughput", unit: "jobs/s, last two minutes", empty: "Jobs per second, look by look.",
   draw: (told) => told.rates.length === 0 ? null : {
-    xs: times(told, told.rates), axes: [valueAxis(rate)], scales: { y: { range: (_, __, most) => [0, Math.max(1, most * 1.12)] } },
+    xs: times(told, told.rates), axes: [valueAxis(tick)], scales: { y: { range: (_, __, most) => [0, Math.max(1, most * 1.12)] } },
     series: [{ name: "jobs/s", values: told.rates, colour: "series-1", fill: 0.14, format: rate }],
   },
-  told: ({ told: { rates: values } }) => values.length === 0 ? "unknown" : `${rate(values.at(-1))} jobs/s at the last look; at most ${rate(Math.max(...values))}`,
+  told: ({ told: { rates: values } }) => values.length === 0 ? "unknown" : `${rate(values.at(-1))} jobs/s at the last look; maximum ${rate(Math.max(...values))}`,
 };
 
 const looks = {
