@@ -3,7 +3,7 @@
 import { Chart, valueAxis } from "./charts.js";
 import { ask } from "./connection.js";
 import { Keyed, byId, emptyRow, setAttribute, setText, showCells, showFacts } from "./dom.js";
-import { age, bytes, clock, count, milliseconds, number, percent, rate, shortened, signed, tick } from "./format.js";
+import { age, bytes, clock, count, milliseconds, number, percent, plural, rate, shortened, signed, tick } from "./format.js";
 import { jobLink, line, showLines } from "./lists.js";
 
 const EVERY_MS = 2000;
@@ -106,14 +106,14 @@ function showWarning({ engine, store, update, warm, broker }) {
     update?.failure && `The live version is not served: ${update.failure}.`,
     update?.refused && `Version ${update.refused.version} was refused: ${update.refused.why}.`,
     broker.blocked && "RabbitMQ blocks publishing.",
-    warm.inert_count > 0 && `${count(warm.inert_count)} tensors have no visible effect on the loss.`,
+    warm.inert_count > 0 && `${plural(warm.inert_count, "tensor has", "tensors have")} no visible effect on the loss.`,
   ].filter(Boolean);
   byId("worker-warning").hidden = warnings.length === 0;
   setText(byId("worker-warning"), warnings.join(" "));
 }
 
 function showPanels({ at_ms: now, record }) {
-  const ago = (ms) => (ms ? `${age(now - ms)} ago` : null);
+  const ago = (ms) => (ms ? (now - ms < 1000 ? "now" : `${age(now - ms)} ago`) : null);
   showFacts(byId("worker-jobs"), jobFacts(record, ago));
   showFacts(byId("worker-model"), modelFacts(record, ago));
   showFacts(byId("worker-warm"), warmFacts(record, now, ago));
