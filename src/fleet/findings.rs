@@ -1,0 +1,1 @@
+//! What is wrong with a fleet, at a glance.
