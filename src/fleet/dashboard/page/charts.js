@@ -1,0 +1,175 @@
+// The frame of every chart: heading, drawing (uPlot), legend with the values under the cursor, and the same in words.
+
+import { Keyed, element, setAttribute, setText } from "./dom.js";
+import { clock } from "./format.js";
+
+const HEIGHT = 190;
+const FONT = "11px system-ui, sans-serif";
+
+/** A colour of the style sheet, for the canvas. */
+export const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+
+/** uPlot's axis of time, in 24 hours. */
+export const timeAxis = (seconds) => ({
+  stroke: colour("faint"), font: FONT, size: 28, gap: 4, space: 70,
+  grid: { show: false }, ticks: { stroke: colour("line"), size: 4 }, border: { show: true, stroke: colour("line"), width: 1 },
+  values: (_, splits) => splits.map((at) => (seconds > 900 ? clock(at * 1000).slice(0, 5) : clock(at * 1000))),
+});
+
+export const valueAxis = (format, more = {}) => ({
+  stroke: colour("faint"), font: FONT, size: 52, gap: 6, space: 34,
+  grid: { stroke: colour("grid"), width: 1 }, ticks: { show: false },
+  values: (_, splits) => splits.map((value) => (value === null ? null : format(value))),
+  ...more,
+});
+
+/**
+ * A chart of values over time. `kind` has `title`, `unit`, `empty` (what would be here), `draw(columns, context)` =
+ * {xs, series: [{name, values, shown?, colour, fill?, width?, dash?, scale?, paths?, format}], scales?, axes, note?} or null
+ * where there is nothing, and `told(context)`: the chart in words.
+ */
+export class Chart {
+  constructor(place, kind) {
+    this.kind = kind;
+    this.frame = new Frame(place, kind);
+    this.plot = null;
+    this.shape = "";
+    new ResizeObserver(() => this.fit()).observe(this.frame.canvas);
+  }
+
+  show(columns, context) {
+    this.last = [columns, context];
+    const drawing = columns === null ? null : this.kind.draw(columns, context);
+    this.frame.state(drawing);
+    if (drawing === null) return this.forget();
+    this.drawing = drawing;
+    const shape = JSON.stringify([context.seconds, drawing.series.map(({ name, colour: of, scale }) => [name, of, scale]), drawing.scales]);
+    if (this.plot === null || shape !== this.shape) this.make(shape, context);
+    const data = [drawing.xs, ...drawing.series.map(({ values }) => values)];
+    this.plot.batch(() => {
+      this.plot.setData(data, true);
+      this.plot.setScale("x", { min: context.end - context.seconds, max: context.end });
+    });
+    this.legend();
+  }
+
+  tell(context) {
+    this.frame.tell(this.kind.told(context, this.drawing ?? null));
+  }
+
+  make(shape, context) {
+    this.forget();
+    this.shape = shape;
+    const { scales = {}, axes, series } = this.drawing;
+    const options = {
+      ...size(this.frame.canvas),
+      padding: [10, axes.length > 1 ? 0 : 14, 0, 0],
+      legend: { show: false },
+      cursor: { y: false, drag: { x: false, y: false }, sync: { key: "time", scales: ["x", null] }, points: { size: 7, width: 1.5 } },
+      scales: { x: { time: true }, ...scales },
+      axes: [timeAxis(context.seconds), ...axes],
+      series: [{}, ...series.map(line)],
+      hooks: { setCursor: [() => this.legend()] },
+    };
+    this.plot = new uPlot(options, [[], ...series.map(() => [])], this.frame.canvas);
+    this.frame.follow(this.plot);
+  }
+
+  /** The values under the cursor, else the last ones. */
+  legend() {
+    if (this.plot === null) return;
+    const { xs, series } = this.drawing;
+    const under = this.plot.cursor.idx ?? null;
+    const at = under === null || under >= xs.length ? xs.length - 1 : under;
+    this.frame.legend(series, at, under === null ? "now" : clock(xs[at] * 1000));
+  }
+
+  fit() {
+    if (this.plot === null) return;
+    const wanted = size(this.frame.canvas);
+    if (wanted.width !== this.plot.width) this.plot.setSize(wanted);
+  }
+
+  forget() {
+    this.plot?.destroy();
+    this.plot = null;
+  }
+
+  /** The colours have changed. */
+  remake() {
+    if (this.plot === null) return;
+    this.forget();
+    this.show(...this.last);
+  }
+}
+
+const size = (place) => ({ width: Math.max(200, place.clientWidth), height: HEIGHT });
+
+function line({ name, colour: of, fill, width = 1.5, dash, scale = "y", paths }) {
+  const stroke = colour(of);
+  return { label: name, stroke, width, dash, scale, paths, fill: fill ? (fill === true ? stroke : faded(stroke, fill)) : undefined, points: { show: false } };
+}
+
+/** A hexadecimal colour with an opacity of 0 to 1. */
+const faded = (hex, opacity) => `${hex}${Math.round(255 * opacity).toString(16).padStart(2, "0")}`;
+
+/** What is around a drawing; also used by the charts that uPlot's lines are not enough for. */
+export class Frame {
+  constructor(place, { title, unit, empty, wide }) {
+    const id = `chart-${title.toLowerCase().replace(/[^a-z]+/g, "-")}`;
+    this.title = title;
+    this.tools = element("div", { class: "tools" });
+    this.canvas = element("div", { class: "canvas", tabindex: "0", role: "img" });
+    this.values = element("ul", { class: "values" });
+    this.when = element("span", { class: "when" });
+    this.words = element("figcaption", {});
+    this.note = element("p", { class: "quiet" });
+    this.empty = element("p", { class: "empty" }, empty);
+    const heading = element("h3", { id }, title, " ", element("span", { class: "unit" }, unit));
+    const legend = element("div", { class: "key" }, this.when, this.values);
+    this.figure = element("figure", { class: `panel chart${wide ? " wide-chart" : ""}`, "aria-labelledby": id });
+    this.figure.append(element("div", { class: "head" }, heading, this.tools), this.note, this.canvas, this.empty, legend, this.words);
+    this.key = legend;
+    this.items = new Keyed(this.values, () => element("li", {}, element("span", { class: "swatch", "aria-hidden": "true" }), element("span"), element("b")));
+    this.canvas.addEventListener("keydown", (event) => this.step(event));
+    this.canvas.addEventListener("blur", () => this.plot?.setCursor({ left: -10, top: -10 }));
+    place.append(this.figure);
+    this.state(null);
+  }
+
+  state(drawing) {
+    this.canvas.hidden = this.key.hidden = drawing === null;
+    this.empty.hidden = drawing !== null;
+    setText(this.note, drawing?.note ?? "");
+    this.note.hidden = !drawing?.note;
+  }
+
+  tell(words) {
+    setText(this.words, words);
+    setAttribute(this.canvas, "aria-label", `${this.title}: ${words}`);
+  }
+
+  follow(plot) {
+    this.plot = plot;
+  }
+
+  /** The arrow keys move the cursor from point to point. */
+  step(event) {
+    const steps = { ArrowLeft: -1, ArrowRight: 1, Home: -Infinity, End: Infinity };
+    if (!(event.key in steps) || !this.plot) return;
+    event.preventDefault();
+    const xs = this.plot.data[0];
+    const from = this.plot.cursor.idx ?? xs.length - 1;
+    const at = Math.max(0, Math.min(xs.length - 1, from + steps[event.key]));
+    this.plot.setCursor({ left: this.plot.valToPos(xs[at], "x"), top: 20 });
+  }
+
+  legend(series, at, when) {
+    setText(this.when, when);
+    this.items.show(series, ({ name }) => name, (item, { name, values, shown, colour: of, dash, format }) => {
+      setAttribute(item.children[0], "class", `swatch of-${of}${dash ? " dashed" : ""}`);
+      setText(item.children[1], name);
+      setText(item.children[2], format((shown ?? values)[at]));
+    });
+  }
+}

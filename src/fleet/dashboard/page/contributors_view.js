@@ -1,0 +1,102 @@
+// Who sends what: by a key of the jobs' context that the operator chose.
+
+import { ask } from "./connection.js";
+import { Keyed, byId, emptyRow, setAttribute, setText, showCells } from "./dom.js";
+import { by } from "./filter.js";
+import { clock, count, percent, plural } from "./format.js";
+import { SortableHead } from "./sortable.js";
+
+const EVERY_MS = 5000;
+const LIMIT = 100;
+const refusals = ({ refused }) => Object.values(refused).reduce((sum, many) => sum + many, 0);
+
+const COLUMNS = [
+  { key: "name", title: "Contributor", of: ({ name }) => name, direction: 1 },
+  { key: "submissions", title: "Submissions", of: ({ submissions }) => submissions, direction: -1, number: true },
+  { key: "better", title: "Better", of: ({ better }) => better, direction: -1, number: true },
+  { key: "worse", title: "Worse", of: ({ worse }) => worse, direction: -1, number: true },
+  { key: "unclear", title: "Unclear", of: ({ unclear }) => unclear, direction: -1, number: true },
+  { key: "failed", title: "Failed", of: ({ failed }) => failed, direction: -1, number: true },
+  { key: "refused", title: "Refused", of: refusals, direction: -1, number: true },
+  { key: "codes", title: "Refused by code", fixed: true },
+  { key: "copies", title: "Likely copies", of: ({ copies }) => copies, direction: -1, number: true },
+  { key: "from", title: "Last copied from", fixed: true },
+];
+
+export class ContributorsView {
+  constructor() {
+    this.rows = new Keyed(byId("contributors"), () => emptyRow(COLUMNS.length));
+    this.head = new SortableHead(byId("contributors-head"), COLUMNS, () => this.show(), { key: "submissions", direction: -1 });
+    this.told = null;
+    this.limit = LIMIT;
+    this.isOpen = false;
+    byId("contributors-filter").addEventListener("input", () => this.show());
+    byId("contributors-more").addEventListener("click", () => {
+      this.limit += LIMIT;
+      this.show();
+    });
+  }
+
+  open() {
+    this.isOpen = true;
+    this.says("Loading.");
+    this.refresh();
+  }
+
+  close() {
+    this.isOpen = false;
+  }
+
+  tick() {
+    if (performance.now() - this.askedAt >= EVERY_MS) this.refresh();
+  }
+
+  says(text) {
+    setText(byId("contributors-says"), text);
+  }
+
+  async refresh() {
+    this.askedAt = performance.now();
+    const told = await ask("contributors");
+    if (!this.isOpen) return;
+    if (told.error !== undefined) return this.says(`Unknown: ${told.error}.`);
+    this.told = told;
+    this.show();
+  }
+
+  show() {
+    if (this.told === null) return;
+    const { key, since_ms, rows } = this.told;
+    const copying = rows.filter(({ copies }) => copies > 0).length;
+    this.says(`By ${key} in the jobs' context${since_ms ? `, since ${clock(since_ms)}` : ""}. ${copying === 0 ? "No likely copy was seen." : `${plural(copying, "contributor")} sent likely copies.`}`);
+    const text = byId("contributors-filter").value.trim().toLowerCase();
+    const matching = rows.filter((row) => searched(row).includes(text)).sort(this.order());
+    setText(byId("contributors-shown"), text ? `${count(matching.length)} of ${count(rows.length)}` : plural(rows.length, "contributor"));
+    this.rows.show(matching.slice(0, this.limit), ({ name, others }) => `${others === true} ${name}`, (row, item) => {
+      setAttribute(row, "class", item.copies > 0 ? "copying" : null);
+      showCells(row, cells(item));
+    });
+    byId("contributors-more").hidden = matching.length <= this.limit;
+  }
+
+  order() {
+    const chosen = by(this.head.column.of, this.head.direction);
+    // All others together always come last.
+    return (a, b) => (a.others === true) - (b.others === true) || chosen({ ...a, id: a.name }, { ...b, id: b.name });
+  }
+}
+
+const codes = ({ refused }) => Object.entries(refused).sort((a, b) => b[1] - a[1]).map(([code, many]) => `${code} ${count(many)}`).join(", ");
+const searched = (row) => [row.name, codes(row), row.copied_from?.name].join(" ").toLowerCase();
+
+function cells(row) {
+  const from = row.copied_from;
+  const numbers = [row.submissions, row.better, row.worse, row.unclear, row.failed, refusals(row)];
+  return [
+    { text: row.others ? "others" : row.name, class: row.others ? "quiet" : null },
+    ...numbers.map((value) => ({ text: count(value), class: value === 0 ? "number zero" : "number" })),
+    { text: codes(row), class: "codes" },
+    { text: count(row.copies), class: row.copies > 0 ? "number warn" : "number zero" },
+    from ? { text: `${from.name}, ${from.submission_id}${from.similarity === null || from.similarity === undefined ? "" : `, ${percent(from.similarity)} alike`}`, href: `#job/${encodeURIComponent(from.submission_id)}` } : { text: "" },
+  ];
+}

@@ -1,0 +1,82 @@
+// Small helpers for elements. Every text on the page passes through textContent, never through markup.
+
+export const byId = (id) => document.getElementById(id);
+
+export function element(name, attributes = {}, ...children) {
+  const made = document.createElement(name);
+  for (const [key, value] of Object.entries(attributes)) setAttribute(made, key, value);
+  made.append(...children.filter((child) => child !== null && child !== undefined));
+  return made;
+}
+
+/** Writes nothing where nothing changes: no repaint, no lost selection, no repeated announcement. */
+export function setText(node, text) {
+  const wanted = String(text);
+  if (node.textContent !== wanted) node.textContent = wanted;
+}
+
+/** `null` removes the attribute. */
+export function setAttribute(node, name, value) {
+  if (value === null || value === undefined) {
+    if (node.hasAttribute(name)) node.removeAttribute(name);
+  } else if (node.getAttribute(name) !== String(value)) {
+    node.setAttribute(name, value);
+  }
+}
+
+/** Makes `nodes` the children of `parent`, in this order; moves only what is out of place and keeps the focus. */
+export function arrange(parent, nodes) {
+  const focused = document.activeElement;
+  nodes.forEach((node, at) => {
+    if (parent.children[at] !== node) parent.insertBefore(node, parent.children[at] ?? null);
+  });
+  while (parent.children.length > nodes.length) parent.lastElementChild.remove();
+  if (focused !== document.activeElement && parent.contains(focused)) focused.focus({ preventScroll: true });
+}
+
+/** Children by key: made once, updated in place, removed when their key is gone. */
+export class Keyed {
+  constructor(parent, make) {
+    this.parent = parent;
+    this.make = make;
+    this.nodes = new Map();
+  }
+
+  show(items, keyOf, update) {
+    const wanted = new Map();
+    for (const item of items) {
+      const key = keyOf(item);
+      const node = this.nodes.get(key) ?? this.make(item);
+      wanted.set(key, node);
+      update(node, item);
+    }
+    this.nodes = wanted;
+    arrange(this.parent, [...wanted.values()]);
+  }
+}
+
+/** A description list: pairs of a name and a text; null and undefined are left out. */
+export function showFacts(list, pairs) {
+  const known = pairs.filter(([, value]) => value !== null && value !== undefined && value !== "");
+  list.facts ??= new Keyed(list, () => element("div", {}, element("dt"), element("dd")));
+  list.facts.show(known, ([name]) => name, (node, [name, value, kind]) => {
+    setText(node.firstElementChild, name);
+    setText(node.lastElementChild, value);
+    setAttribute(node.lastElementChild, "class", kind ?? null);
+  });
+}
+
+/** A table row's cells, in place. A cell is a text or {text, class, href}. */
+export function showCells(row, cells) {
+  cells.forEach((cell, at) => {
+    const { text, class: kind, href } = typeof cell === "object" ? cell : { text: cell };
+    const place = row.children[at];
+    setAttribute(place, "class", kind ?? null);
+    if (href === undefined) return setText(place, text);
+    if (place.firstElementChild === null) place.replaceChildren(element("a"));
+    setAttribute(place.firstElementChild, "href", href);
+    setText(place.firstElementChild, text);
+  });
+}
+
+export const emptyRow = (cells) => element("tr", {}, element("th", { scope: "row" }), ...Array.from({ length: cells - 1 }, () => element("td")));
