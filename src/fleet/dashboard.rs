@@ -2,6 +2,7 @@
 //! Redis, queue depths, and copies of results and dead-lettered jobs; it settles nothing.
 
 mod access;
+mod demo;
 mod history;
 
 use std::convert::Infallible;
