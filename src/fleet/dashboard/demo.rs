@@ -15,12 +15,13 @@ mod tide;
 mod verdicts;
 mod worker;
 
-use std::collections::BTreeMap;
-
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 
+use super::news::ParkedJob;
+use super::timeline::Sample;
+use super::verdict::SeenResult;
 use crate::fleet::observer::{Queues, View};
 use crate::protocol::failure::Code;
 use crate::protocol::result::{ResultMessage, Timings};
@@ -33,6 +34,9 @@ use script::{INCIDENTS, SMALL_INCIDENTS};
 use tide::Tide;
 use verdicts::{Answered, Verdicts};
 use worker::{Change, Worker};
+
+/// Workers of the fleets that there are.
+pub const SIZES: [usize; 3] = [3, 100, 1000];
 
 /// The model.
 const MODEL: &str = "demo-1b";
@@ -64,26 +68,6 @@ pub(super) struct Moment {
     pub(super) parked: Vec<ParkedJob>,
 }
 
-/// A result, and what its message says beside it.
-#[derive(Debug)]
-pub(super) struct SeenResult {
-    pub(super) at_ms: u64,
-    pub(super) result: ResultMessage,
-    pub(super) key: Option<String>,
-    pub(super) trace_id: Option<String>,
-}
-
-/// A dead-lettered job.
-#[derive(Debug)]
-pub(super) struct ParkedJob {
-    pub(super) submission_id: String,
-    pub(super) code: String,
-    pub(super) message: String,
-    pub(super) worker: String,
-    pub(super) at_ms: u64,
-    pub(super) trace_id: Option<String>,
-}
-
 /// What a moment of the past was like.
 #[derive(Debug)]
 pub(super) struct Past {
@@ -91,21 +75,6 @@ pub(super) struct Past {
     pub(super) sample: Sample,
     /// A few of its results.
     pub(super) results: Vec<ResultMessage>,
-}
-
-/// The fleet at one moment, in a few numbers.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct Sample {
-    pub(super) alive: usize,
-    pub(super) ready: usize,
-    pub(super) jobs_per_s: f64,
-    /// From 0 to 1.
-    pub(super) busy: Option<f64>,
-    pub(super) queues: Option<Queues>,
-    pub(super) oldest_ms: Option<u64>,
-    pub(super) workers_p50: Option<f64>,
-    pub(super) workers_p95: Option<f64>,
-    pub(super) versions: BTreeMap<Option<u64>, usize>,
 }
 
 /// The simulated fleet.
