@@ -53,18 +53,6 @@ impl Sketch {
     }
 }
 
-/// An estimate, from the sketches in two results of one plan, of how many of the weights that either
-/// candidate changes both change, 0 to 1, with a standard error of at most 1/16; none where neither
-/// changes any.
-pub fn similarity(one: &[Option<u64>], other: &[Option<u64>]) -> Option<f64> {
-    let pairs = || one.iter().zip(other);
-    let filled = pairs().filter(|(a, b)| a.is_some() || b.is_some()).count();
-    let equal = pairs().filter(|(a, b)| a.is_some() && a == b).count();
-    #[expect(clippy::cast_precision_loss, reason = "at most 64")]
-    let ratio = |a: usize, b: usize| a as f64 / b as f64;
-    (filled > 0).then(|| ratio(equal, filled))
-}
-
 /// Output number `index`, from 0, of the generator with this seed.
 fn split_mix(seed: u64, index: u64) -> u64 {
     const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
@@ -77,6 +65,7 @@ fn split_mix(seed: u64, index: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocol::result::similarity;
     use rand::rngs::StdRng;
     use rand::{Rng, SeedableRng};
 

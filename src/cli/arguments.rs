@@ -106,7 +106,8 @@ pub(super) enum Command {
     /// Serves a read-only web page of the fleet until Ctrl-C; prints its address.
     #[command(after_help = "Examples:
   scorer dashboard
-  scorer dashboard --set model.name=mine --listen 0.0.0.0:8088")]
+  scorer dashboard --set model.name=mine --listen 0.0.0.0:8088 --contributors miner_id
+  scorer dashboard --demo 100")]
     Dashboard(dashboard::DashboardArgs),
     /// Shows the exchanges, queues and bindings.
     #[command(after_help = "Example:

@@ -363,6 +363,19 @@ impl Record {
     ///
     /// None: the text is no record.
     pub fn read(text: &str) -> Option<Self> {
+        // Those of this version's workers need no more, and there may be a thousand a second.
+        let record: Self = match serde_json::from_str(text) {
+            Ok(record) => record,
+            Err(_) => Self::read_leniently(text)?,
+        };
+        let last_error = record.last_error.filter(|e| *e != LastError::default());
+        Some(Self {
+            last_error,
+            ..record
+        })
+    }
+
+    fn read_leniently(text: &str) -> Option<Self> {
         let Value::Object(mut record) = from_json(text.as_bytes()).ok()? else {
             return None;
         };
@@ -370,12 +383,7 @@ impl Record {
             complete(&mut record, empty);
         }
         record.insert("v".to_owned(), 1.into());
-        let record: Self = serde_json::from_value(record.into()).ok()?;
-        let last_error = record.last_error.filter(|e| *e != LastError::default());
-        Some(Self {
-            last_error,
-            ..record
-        })
+        serde_json::from_value(record.into()).ok()
     }
 }
 

@@ -7,7 +7,7 @@ mod origin;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use body::{Body, CandidateFacts, LossBody, SKETCH_BINS, ScoreBody, Timings};
+pub use body::{Body, CandidateFacts, LossBody, SKETCH_BINS, ScoreBody, Timings, similarity};
 pub use key::Key;
 pub use origin::{JobRef, ResultOrigin};
 

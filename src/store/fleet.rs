@@ -11,6 +11,8 @@ use super::{Keys, Server, StoreError};
 use crate::config::RedisConfig;
 use crate::util::clock;
 
+/// Events per read, as many as are kept.
+const EVENTS: usize = 2000;
 /// Records per read, and keys per step of a scan.
 const PART: usize = 1000;
 /// Time-out of a command, including the wait for a connection.
@@ -107,7 +109,7 @@ impl FleetStore {
         Ok((now, records))
     }
 
-    /// Events after an entry, or the last few; oldest first, at most one page.
+    /// Events after an entry, or all that are kept; oldest first.
     ///
     /// # Errors
     /// When Redis does not answer.
@@ -116,14 +118,13 @@ impl FleetStore {
         model: &str,
         after: Option<&str>,
     ) -> Result<Vec<StreamEntry>, StoreError> {
-        const PAGE: usize = 200;
         let key = Keys::new(&self.namespace, model).events();
         let (command, from, to) = match after {
             Some(after) => ("XRANGE", format!("({after}"), "+"),
             None => ("XREVRANGE", "+".to_owned(), "-"),
         };
         let mut call = redis::cmd(command);
-        call.arg(key).arg(from).arg(to).arg("COUNT").arg(PAGE);
+        call.arg(key).arg(from).arg(to).arg("COUNT").arg(EVENTS);
         let found: Vec<(String, BTreeMap<String, String>)> = self.ask(&call).await?;
         let found = found.into_iter();
         let mut events: Vec<StreamEntry> = found
@@ -131,6 +132,32 @@ impl FleetStore {
             .collect();
         events.sort_by_key(|event| when(&event.id));
         Ok(events)
+    }
+
+    /// The result that is stored under a key, JSON.
+    ///
+    /// # Errors
+    /// When Redis does not answer, or does not permit it.
+    pub async fn stored_result(
+        &self,
+        model: &str,
+        key: &str,
+    ) -> Result<Option<String>, StoreError> {
+        let key = Keys::new(&self.namespace, model).result(key);
+        self.ask(redis::cmd("GET").arg(key)).await
+    }
+
+    /// The crash marks of a job, `SUBMISSION:VERSION`: field and value of each.
+    ///
+    /// # Errors
+    /// When Redis does not answer, or does not permit it.
+    pub async fn crash_marks(
+        &self,
+        model: &str,
+        job: &str,
+    ) -> Result<BTreeMap<String, String>, StoreError> {
+        let key = Keys::new(&self.namespace, model).crash(job);
+        self.ask(redis::cmd("HGETALL").arg(key)).await
     }
 
     /// Deletes the crash marks of a job, for every version, so that it is scored again.

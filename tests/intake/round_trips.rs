@@ -3,11 +3,11 @@
 use rand::rngs::StdRng;
 use rand::seq::index::sample;
 use rand::{Rng, SeedableRng};
-use scorer::candidate::sketch::similarity;
 use scorer::candidate::{Update, decode};
 use scorer::config::CandidatesConfig;
 use scorer::model::package::Package;
 use scorer::model::weights::TensorInfo;
+use scorer::protocol::result::similarity;
 use serde_json::{Value, json};
 use testkit::container::{Container, Entry, Kind, Width};
 

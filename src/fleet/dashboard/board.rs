@@ -1,0 +1,440 @@
+//! What the dashboard has seen since it started, and what it makes of it. No I/O.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use super::contributors::{self, Contributors};
+use super::demo::{Demo, Moment};
+use super::jobs::Jobs;
+use super::news::{Change, Marks, News, ParkedJob};
+use super::roster::{self, Roster};
+use super::stored::Question;
+use super::timeline::{Range, Sample, Timeline, short};
+use super::verdict::{Class, SeenResult, Verdict};
+use crate::fleet::findings::{Finding, Losses, Lost, findings};
+use crate::fleet::observer::{Queues, View};
+use crate::fleet::waiting::{Oldest, Waiting};
+use crate::store::StreamEntry;
+use crate::util::clock::unix_ms;
+
+/// Everything that is remembered.
+#[derive(Debug, Default)]
+pub(super) struct Board {
+    /// By Redis' clock; 0 = not looked yet.
+    at_ms: u64,
+    /// The same moment by this machine's clock.
+    looked_ms: u64,
+    /// Simulated workers, if it is a demonstration.
+    demo: Option<usize>,
+    /// Why the fleet is unknown.
+    unknown: Option<String>,
+    model: Option<String>,
+    queues: Option<Queues>,
+    queues_unknown: Option<String>,
+    watching: Watching,
+    roster: Roster,
+    waiting: Waiting,
+    oldest: Option<Oldest>,
+    losses: Losses,
+    findings: Vec<Finding>,
+    sample: Sample,
+    pub(super) timeline: Timeline,
+    pub(super) news: News,
+    jobs: Jobs,
+    contributors: Option<Contributors>,
+}
+
+/// Whether results and dead-lettered jobs are seen.
+#[derive(Debug, Clone, Default, Serialize)]
+pub(super) struct Watching {
+    /// Since when.
+    watching_since_ms: Option<u64>,
+    /// Why not.
+    unwatched: Option<String>,
+}
+
+/// What a page is told every second.
+#[derive(Debug, Serialize)]
+pub(super) struct Now<'a> {
+    fleet_rev: u64,
+    at_ms: u64,
+    demo: Option<usize>,
+    model: Option<&'a str>,
+    unknown: Option<&'a str>,
+    queues: Option<Queues>,
+    queues_unknown: Option<&'a str>,
+    #[serde(flatten)]
+    watching: &'a Watching,
+    contributors: Option<&'a str>,
+    totals: Totals,
+    findings: &'a [Finding],
+    #[serde(flatten)]
+    workers: roster::Columns<'a>,
+    lost: &'a [Lost],
+    /// Results by class or code.
+    verdicts: &'a BTreeMap<&'static str, u64>,
+    classes: &'a BTreeMap<Class, u64>,
+    news: Marks,
+    timeline_at: BTreeMap<&'static str, u64>,
+}
+
+#[derive(Debug, Serialize)]
+struct Totals {
+    alive: usize,
+    ready: usize,
+    /// 0 to 1.
+    busy: Option<f64>,
+    jobs_per_s: f64,
+    p50_ms: Option<f64>,
+    p95_ms: Option<f64>,
+    oldest: Option<Oldest>,
+}
+
+/// What the board has of a job.
+#[derive(Debug, Serialize)]
+pub(super) struct SeenJob<'a> {
+    /// The newest first.
+    verdicts: Vec<&'a Verdict>,
+    parked: Vec<&'a ParkedJob>,
+    #[serde(flatten)]
+    watching: &'a Watching,
+}
+
+impl Board {
+    /// With contributors by this key of a job's context.
+    pub(super) fn new(contributors: Option<String>) -> Self {
+        Self {
+            contributors: contributors.map(Contributors::new),
+            ..Self::default()
+        }
+    }
+
+    /// The model that is looked at, once it is known.
+    pub(super) fn model(&self) -> Option<String> {
+        self.model.clone()
+    }
+
+    /// Now, by Redis' clock as far as it is known.
+    pub(super) fn now_ms(&self) -> u64 {
+        match self.at_ms {
+            0 => unix_ms(),
+            at_ms => at_ms + unix_ms().saturating_sub(self.looked_ms),
+        }
+    }
+
+    /// The fleet as it is now.
+    pub(super) fn see(&mut self, view: &View) {
+        (self.at_ms, self.looked_ms, self.unknown) = (view.at_ms, unix_ms(), None);
+        self.model.clone_from(&view.model);
+        (self.queues, self.queues_unknown) = match &view.queues {
+            Some(Ok(queues)) => (Some(*queues), None),
+            Some(Err(why)) => (None, Some(why.clone())),
+            None => (None, None),
+        };
+        self.roster.see(view);
+        self.losses.see(view);
+        self.oldest = self.waiting.see(view);
+        self.findings = findings(view, self.oldest, self.losses.list());
+        self.sample = Sample {
+            queues: self.queues,
+            oldest_ms: self.oldest.map(Oldest::millis).or(self.queues.map(|_| 0)),
+            ..self.roster.sample()
+        };
+        self.timeline.look(view.at_ms, Some(&self.sample));
+    }
+
+    /// Notes that the fleet is unknown. The last look is kept, marked as old.
+    pub(super) fn lose_sight(&mut self, why: String) {
+        self.unknown = Some(why);
+        self.timeline.look(self.now_ms(), None);
+    }
+
+    /// The last event that is known.
+    pub(super) fn last_event(&self) -> Option<String> {
+        self.news
+            .events
+            .iter()
+            .next_back()
+            .map(|change| change.id.clone())
+    }
+
+    /// Changes of state, oldest first.
+    pub(super) fn add_events(&mut self, events: Vec<StreamEntry>) {
+        for event in events {
+            self.news.events.push(Change::of(event));
+        }
+    }
+
+    /// Notes that results and dead-lettered jobs are received from now on, or why not.
+    pub(super) fn watches(&mut self, watching: Result<(), String>) {
+        self.watching = match watching {
+            Ok(()) => Watching {
+                watching_since_ms: Some(self.now_ms()),
+                unwatched: None,
+            },
+            Err(why) => Watching {
+                watching_since_ms: None,
+                unwatched: Some(why),
+            },
+        };
+    }
+
+    /// Adds a result, unless it is another copy of one that was seen.
+    pub(super) fn judge(&mut self, seen: &SeenResult) {
+        let result = &seen.result;
+        let verdict = Verdict::of(seen);
+        let id = &result.submission_id;
+        if self.jobs.has(id, &verdict) {
+            return;
+        }
+        self.timeline
+            .judge(seen.at_ms, verdict.class, verdict.timings_ms.as_ref());
+        self.roster.judge(id, &verdict);
+        self.news.judge(id, &verdict);
+        if let Some(contributors) = &mut self.contributors {
+            contributors.judge(result, &verdict);
+        }
+        self.jobs.add(id, verdict);
+    }
+
+    /// Adds a dead-lettered job.
+    pub(super) fn park(&mut self, parked: ParkedJob) {
+        self.news.parked.push(parked);
+    }
+
+    pub(super) fn names(&self) -> roster::Names<'_> {
+        self.roster.names()
+    }
+
+    pub(super) fn names_rev(&self) -> u64 {
+        self.roster.rev
+    }
+
+    pub(super) fn now(&self) -> Now<'_> {
+        let sample = &self.sample;
+        Now {
+            fleet_rev: self.roster.rev,
+            at_ms: self.at_ms,
+            demo: self.demo,
+            model: self.model.as_deref(),
+            unknown: self.unknown.as_deref(),
+            queues: self.queues,
+            queues_unknown: self.queues_unknown.as_deref(),
+            watching: &self.watching,
+            contributors: self.contributors.as_ref().map(Contributors::key),
+            totals: Totals {
+                alive: sample.alive,
+                ready: sample.ready,
+                busy: sample.busy.map(short),
+                jobs_per_s: short(sample.jobs_per_s),
+                p50_ms: sample.workers_p50.map(short),
+                p95_ms: sample.workers_p95.map(short),
+                oldest: self.oldest,
+            },
+            findings: &self.findings,
+            workers: self.roster.columns(self.at_ms),
+            lost: self.losses.list(),
+            verdicts: self.jobs.counts(),
+            classes: self.jobs.classes(),
+            news: self.news.marks(),
+            timeline_at: self.timeline.last(),
+        }
+    }
+
+    pub(super) fn worker(&self, name: &str) -> Option<roster::Detail<'_>> {
+        let newest_first = self.news.events.iter().rev();
+        self.roster.detail(name, self.at_ms, newest_first)
+    }
+
+    pub(super) fn job(&self, id: &str) -> SeenJob<'_> {
+        let parked = self.news.parked.iter().rev();
+        SeenJob {
+            verdicts: self.jobs.of(id).rev().collect(),
+            parked: parked.filter(|job| job.submission_id == id).collect(),
+            watching: &self.watching,
+        }
+    }
+
+    /// Begins a demonstration: as if a fleet had been watched for a day.
+    pub(super) fn begin_demo(&mut self, workers: usize, demo: &mut Demo, at_ms: u64) {
+        self.demo = Some(workers);
+        for past in demo.past(Range::looks_before(at_ms)) {
+            self.timeline.look(past.at_ms, Some(&past.sample));
+            for result in past.results {
+                self.judge(&SeenResult {
+                    at_ms: past.at_ms,
+                    result,
+                    key: None,
+                    trace_id: None,
+                });
+            }
+        }
+        self.watches(Ok(()));
+    }
+
+    /// Shows a moment of a demonstration.
+    pub(super) fn play(&mut self, moment: Moment) {
+        self.see(&moment.view);
+        self.add_events(moment.events);
+        for seen in &moment.results {
+            self.judge(seen);
+        }
+        for parked in moment.parked {
+            self.park(parked);
+        }
+    }
+
+    /// What to ask Redis of a job.
+    pub(super) fn question(&self, id: &str) -> Question {
+        let seen = || self.jobs.of(id).rev();
+        let versions = seen().map(|verdict| verdict.model_version);
+        let served = self.sample.versions.keys().copied().flatten();
+        Question {
+            model: self.model(),
+            submission_id: id.to_owned(),
+            key: seen().find_map(|v| v.key.as_deref().map(str::to_owned)),
+            versions: versions.chain(served).collect(),
+        }
+    }
+
+    /// Who sends what, if that is asked for.
+    pub(super) fn contributors(&self) -> Option<contributors::Table<'_>> {
+        let contributors = self.contributors.as_ref()?;
+        Some(contributors.table(self.watching.watching_since_ms))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fleet::dashboard::made::{fleet, rejected, scored};
+    use serde_json::{Value, json};
+
+    const START: u64 = 1_000_000_000;
+
+    fn now(board: &Board) -> Value {
+        serde_json::to_value(board.now()).unwrap()
+    }
+
+    #[test]
+    fn the_page_is_told_how_every_worker_is_by_a_clock_that_all_share() {
+        let mut board = Board::default();
+        for second in 0..=20 {
+            let jobs = json!({"jobs": {"scored": second * 3, "p95_ms": 5.0}});
+            let ill = json!({"ready": false, "state": "degraded", "state_detail": "stuck"});
+            let at_ms = START + second * 1000;
+            board.see(&fleet(at_ms, &[("a", jobs), ("b", ill)]));
+        }
+        let now = now(&board);
+        let words = now["words"].as_array().unwrap();
+        let word = |place: &Value| words[usize::try_from(place.as_i64().unwrap()).unwrap()].clone();
+        let workers = &now["workers"];
+        assert_eq!(word(&workers["state"][1]), "degraded");
+        assert_eq!(word(&workers["why"][1]), "stuck");
+        assert_eq!(
+            (&workers["ready"], &workers["for_s"][0]),
+            (&json!("10"), &json!(60))
+        );
+        assert_eq!(
+            (&workers["rate"][0], &now["totals"]["jobs_per_s"]),
+            (&json!(3.0), &json!(3.0))
+        );
+        assert_eq!(
+            (&now["totals"]["ready"], &now["totals"]["alive"]),
+            (&json!(1), &json!(2))
+        );
+        let names = serde_json::to_value(board.names()).unwrap();
+        assert_eq!(names["ids"], json!(["a", "b"]));
+        assert_eq!(names["rev"], 1, "nothing changed in it");
+    }
+
+    #[test]
+    fn a_fleet_out_of_sight_is_unknown_until_it_is_seen_again_and_leaves_a_gap() {
+        let mut board = Board::default();
+        board.see(&fleet(START, &[("a", json!({}))]));
+        board.lose_sight("Redis: away".into());
+        assert_eq!(now(&board)["unknown"], "Redis: away");
+        board.timeline.look(START + 2_000, None);
+        board.see(&fleet(START + 4_000, &[("a", json!({}))]));
+        assert_eq!(now(&board)["unknown"], Value::Null);
+        let columns = serde_json::to_value(board.timeline.columns(Range::TenMinutes, 0)).unwrap();
+        assert_eq!(columns["alive"], json!([1, null]));
+    }
+
+    #[test]
+    fn workers_with_one_id_are_told_apart_and_one_that_has_gone_is_remembered() {
+        let mut board = Board::default();
+        let twin = json!({"incarnation": "0123456789", "state": "degraded", "state_detail": "duplicate_id"});
+        board.see(&fleet(START, &[("a", json!({})), ("a", twin)]));
+        let names = serde_json::to_value(board.names()).unwrap();
+        assert_eq!(names["ids"], json!(["a", "a~01234567"]));
+        board.see(&fleet(START + 1000, &[]));
+        let gone = serde_json::to_value(board.worker("a")).unwrap();
+        assert_eq!(
+            (&gone["alive"], &gone["lost_at_ms"]),
+            (&json!(false), &json!(START))
+        );
+        assert!(board.worker("b").is_none());
+    }
+
+    #[test]
+    fn a_result_is_counted_once_however_often_it_comes_and_found_by_its_job() {
+        let mut board = Board::default();
+        board.see(&fleet(START, &[("node7-cuda0", json!({}))]));
+        let good = scored(START, json!({}));
+        let bad = rejected(
+            START + 1,
+            json!({"submission_id": "bad", "worker_id": "node7-cuda0"}),
+        );
+        for seen in [&good, &good, &bad, &good] {
+            board.judge(seen);
+        }
+        let told = now(&board);
+        assert_eq!(told["verdicts"]["better"], 1, "{told}");
+        assert_eq!(told["news"]["candidates"], 1, "{told}");
+        let id = &good.result.submission_id;
+        let job = serde_json::to_value(board.job(id)).unwrap();
+        assert_eq!(job["verdicts"][0]["delta"], 0.0008, "{job}");
+        let code = bad.result.code().unwrap().as_str();
+        assert_eq!(told["verdicts"][code], 1, "{told}");
+        let worker = serde_json::to_value(board.worker("node7-cuda0")).unwrap();
+        assert_eq!(
+            worker["results"].as_array().map(Vec::len),
+            Some(2),
+            "{worker}"
+        );
+        assert_eq!(worker["stages"]["forward"]["count"], 1, "{worker}");
+        let question = board.question(id);
+        assert_eq!((question.key, question.versions), (good.key, [7].into()));
+    }
+
+    #[test]
+    fn nothing_grows_without_end() {
+        let mut board = Board::new(Some("miner_id".into()));
+        for n in 0..1100 {
+            board.see(&fleet(
+                START + n * 300_000,
+                &[(&format!("w{n}"), json!({}))],
+            ));
+            let id = format!("s{n}");
+            let context = json!({"miner_id": format!("m{n}")});
+            board.judge(&scored(
+                START + n,
+                json!({"submission_id": id, "context": context}),
+            ));
+            let event = StreamEntry {
+                id,
+                fields: BTreeMap::new(),
+            };
+            board.add_events(vec![event.clone(), event]);
+        }
+        let day = serde_json::to_value(board.timeline.columns(Range::Day, 0)).unwrap();
+        assert_eq!(day["at"].as_array().map(Vec::len), Some(288));
+        assert_eq!(board.news.events.iter().count(), 2000);
+        let table = serde_json::to_value(board.contributors()).unwrap();
+        assert_eq!(table["rows"].as_array().map(Vec::len), Some(1001));
+        assert_eq!(table["rows"][1000]["submissions"], 100);
+        assert!(board.worker("w0").is_none() && board.worker("w1099").is_some());
+    }
+}

@@ -1,0 +1,410 @@
+//! A simulated fleet for those who have none: workers of which a fifth is sick, jobs that are late because
+//! of it, and miners of whom some send copies. The same seed and times give the same fleet.
+
+mod device;
+mod job;
+mod line;
+mod miners;
+mod part;
+mod past;
+mod record;
+mod script;
+#[cfg(test)]
+mod tests;
+mod tide;
+mod verdicts;
+mod worker;
+
+use rand::rngs::StdRng;
+use rand::seq::IndexedRandom;
+use rand::{Rng, SeedableRng};
+
+use super::news::ParkedJob;
+use super::timeline::Sample;
+use super::verdict::SeenResult;
+use crate::fleet::observer::{Queues, View};
+use crate::protocol::failure::Code;
+use crate::protocol::result::{ResultMessage, Timings};
+use crate::store::StreamEntry;
+use job::{Fate, Job};
+use line::{Line, Taken};
+use part::{Part, cast};
+use past::{Known, Pace, Walk, sample};
+use script::{INCIDENTS, SMALL_INCIDENTS};
+use tide::Tide;
+use verdicts::{Answered, Verdicts};
+use worker::{Change, Worker};
+
+/// Workers of the fleets that there are.
+pub const SIZES: [usize; 3] = [3, 100, 1000];
+
+/// The model.
+const MODEL: &str = "demo-1b";
+/// Fleets up to here are small: their jobs come slowly, and little happens.
+const SMALL: usize = 20;
+/// Larger ones have fewer jobs for each worker.
+const LARGE: usize = 400;
+/// What the fleet can do in the busiest hour, of what it is asked to do; and a small one.
+const HEADROOM: f64 = 1.0;
+const SMALL_HEADROOM: f64 = 1.25;
+/// Milliseconds between two incidents, and in a small fleet.
+const INCIDENT_MS: u64 = 14_000;
+const SMALL_INCIDENT_MS: u64 = 90_000;
+/// Most time that one step makes up for.
+const LONGEST: f64 = 10.0;
+/// Events that are known at the start.
+const EVENTS: usize = 60;
+/// Results that are given for each moment of the past.
+const PAST_RESULTS: usize = 4;
+/// Dead-lettered jobs at the start.
+const DEAD: u32 = 20;
+
+/// The fleet at one moment, and what has happened since the last one.
+#[derive(Debug)]
+pub(super) struct Moment {
+    pub(super) view: View,
+    pub(super) events: Vec<StreamEntry>,
+    pub(super) results: Vec<SeenResult>,
+    pub(super) parked: Vec<ParkedJob>,
+}
+
+/// What a moment of the past was like.
+#[derive(Debug)]
+pub(super) struct Past {
+    pub(super) at_ms: u64,
+    pub(super) sample: Sample,
+    /// A few of its results.
+    pub(super) results: Vec<ResultMessage>,
+}
+
+/// The simulated fleet.
+#[derive(Debug)]
+pub(super) struct Demo {
+    random: StdRng,
+    tide: Tide,
+    pace_ms: f64,
+    at_ms: u64,
+    workers: Vec<Worker>,
+    verdicts: Verdicts,
+    line: Line,
+    dead: u32,
+    /// Number of the next job.
+    next_job: u64,
+    next_incident_ms: u64,
+    /// Events so far.
+    events: u64,
+}
+
+impl Demo {
+    /// So many workers; the story starts at this time.
+    pub(super) fn new(workers: usize, at_ms: u64) -> Self {
+        let mut random = StdRng::seed_from_u64(workers as u64);
+        let mut parts: Vec<(usize, Part)> =
+            cast(workers, &mut random).into_iter().enumerate().collect();
+        let (tide, pace_ms) = plan(&parts, at_ms);
+        parts.shrink_to_fit();
+        let mut workers: Vec<Worker> = parts
+            .into_iter()
+            .map(|part| Worker::new(part, pace_ms, &tide, &mut random))
+            .collect();
+        workers.sort_by(|a, b| a.record.worker_id.cmp(&b.record.worker_id));
+        let mut walk = Walk::new(tide);
+        walk.to(0.0);
+        Self {
+            verdicts: Verdicts::new(&mut random),
+            random,
+            tide,
+            pace_ms,
+            at_ms,
+            workers,
+            line: walk.line,
+            dead: DEAD,
+            next_job: 1_000_000,
+            next_incident_ms: at_ms + 2_000,
+            events: 0,
+        }
+    }
+
+    /// What the 24 hours before the start were like at these times, oldest first. To be asked before
+    /// the first step.
+    pub(super) fn past(&mut self, times: impl Iterator<Item = u64>) -> Vec<Past> {
+        let mut walk = Walk::new(self.tide);
+        let fleet: Vec<Known> = self
+            .workers
+            .iter()
+            .map(|worker| self.known(worker))
+            .collect();
+        times
+            .map(|at_ms| self.past_moment(at_ms, &mut walk, &fleet))
+            .collect()
+    }
+
+    fn known(&self, worker: &Worker) -> Known {
+        let since = self.tide.moment(worker.record.last_state_change_at_ms);
+        Known {
+            ill: if worker.record.ready {
+                f64::INFINITY
+            } else {
+                since
+            },
+            swapped: self.tide.moment(worker.swap_ms),
+            version: worker.record.model.version,
+        }
+    }
+
+    fn past_moment(&mut self, at_ms: u64, walk: &mut Walk, fleet: &[Known]) -> Past {
+        let moment = self.tide.moment(at_ms);
+        walk.to(moment);
+        let pace_ms = self.pace_ms;
+        let dice = self.random.random();
+        let sample = sample(walk, fleet, Pace { pace_ms, dice });
+        let oldest = sample.oldest_ms.unwrap_or_default();
+        let epoch = self.tide.epoch(moment - oldest as f64 / 1000.0);
+        let results = (0..PAST_RESULTS).filter_map(|_| self.past_result(at_ms, epoch));
+        Past {
+            at_ms,
+            results: results.collect(),
+            sample,
+        }
+    }
+
+    fn past_result(&mut self, at_ms: u64, epoch: u64) -> Option<ResultMessage> {
+        let Self {
+            random,
+            workers,
+            verdicts,
+            next_job,
+            pace_ms,
+            ..
+        } = self;
+        let worker = workers
+            .choose(random)
+            .filter(|worker| worker.record.ready)?;
+        *next_job += 1;
+        let job = Job::new(*next_job, (at_ms, epoch), &verdicts.miners, random);
+        let stages = device::stages(job.fate, *pace_ms, random);
+        let queued = random.random_range(0.0..0.9) * stages.forward;
+        let timings = Timings {
+            queued,
+            total: queued
+                + stages.fetch
+                + stages.decode
+                + stages.apply
+                + stages.forward
+                + stages.restore,
+            ..stages
+        };
+        let answered = Answered { at_ms, timings };
+        Some(
+            verdicts
+                .answer(&job, &worker.record, answered, random)
+                .result,
+        )
+    }
+
+    /// The fleet at this time, a second after the last one.
+    pub(super) fn step(&mut self, at_ms: u64) -> Moment {
+        let first = self.events == 0;
+        let since_s = at_ms.saturating_sub(self.at_ms) as f64 / 1000.0;
+        self.at_ms = at_ms;
+        let mut changes = if first {
+            self.known_changes()
+        } else {
+            Vec::new()
+        };
+        let moment = self.tide.moment(at_ms);
+        let jobs =
+            self.tide.demand(moment) * since_s.min(LONGEST) * self.random.random_range(0.8..1.2);
+        self.line.arrive(at_ms, jobs);
+        self.line.turn(at_ms);
+        self.happen();
+        for worker in &mut self.workers {
+            worker.live(at_ms, &mut self.random, &mut changes);
+            if !worker.works() {
+                worker
+                    .device
+                    .hand_back()
+                    .for_each(|job| self.line.give_back(job));
+            }
+        }
+        let (results, parked) = self.finish();
+        self.deal();
+        Moment {
+            view: self.view(),
+            events: self.entries(changes),
+            results,
+            parked,
+        }
+    }
+
+    /// The last changes before the start.
+    fn known_changes(&self) -> Vec<Change> {
+        let mut changes: Vec<Change> = self.workers.iter().map(Worker::last_change).collect();
+        changes.sort_by_key(|(at_ms, _)| *at_ms);
+        changes.split_off(changes.len().saturating_sub(EVENTS))
+    }
+
+    fn is_small(&self) -> bool {
+        self.workers.len() < SMALL
+    }
+
+    /// Now and then something happens to a healthy worker.
+    fn happen(&mut self) {
+        if self.at_ms < self.next_incident_ms {
+            return;
+        }
+        let (every_ms, kinds) = match self.is_small() {
+            true => (SMALL_INCIDENT_MS, SMALL_INCIDENTS),
+            false => (INCIDENT_MS, INCIDENTS.len()),
+        };
+        self.next_incident_ms =
+            self.at_ms + self.random.random_range(every_ms / 2..every_ms * 3 / 2);
+        let healthy = |worker: &&mut Worker| worker.part == Part::Healthy && worker.is_idle();
+        let mut healthy: Vec<&mut Worker> = self.workers.iter_mut().filter(healthy).collect();
+        let place = self.random.random_range(0..healthy.len().max(1));
+        let scene = INCIDENTS[self.random.random_range(0..kinds)];
+        if let Some(worker) = healthy.get_mut(place) {
+            worker.script().add(self.at_ms, scene);
+        }
+    }
+
+    /// What is done by now.
+    fn finish(&mut self) -> (Vec<SeenResult>, Vec<ParkedJob>) {
+        let (mut results, mut parked) = (Vec::new(), Vec::new());
+        let Self {
+            workers,
+            line,
+            verdicts,
+            random,
+            at_ms,
+            dead,
+            ..
+        } = self;
+        for worker in workers.iter_mut().filter(|worker| worker.works()) {
+            while let Some((job, answered)) = worker.done(*at_ms) {
+                let job = match job.fate {
+                    Fate::Unavailable => line.retry(job, answered.at_ms),
+                    Fate::Measured | Fate::Scored | Fate::Ended(_) => Err(job),
+                };
+                let Err(job) = job else { continue };
+                let seen = verdicts.answer(&job, &worker.record, answered, random);
+                worker.count(seen.result.status, answered);
+                if job.fate == Fate::Unavailable {
+                    *dead += 1;
+                    parked.push(park(&seen, random));
+                }
+                results.push(seen);
+            }
+        }
+        results.sort_by_key(|seen| seen.at_ms);
+        (results, parked)
+    }
+
+    /// Gives jobs to those that want some, one each in turn, beginning with another one each time.
+    fn deal(&mut self) {
+        let begin = self.random.random_range(0..self.workers.len().max(1));
+        let Self {
+            workers,
+            line,
+            verdicts,
+            random,
+            tide,
+            at_ms,
+            next_job,
+            ..
+        } = self;
+        let (before, after) = workers.split_at_mut(begin);
+        let mut wanting: Vec<&mut Worker> = after
+            .iter_mut()
+            .chain(before)
+            .filter(|worker| worker.wants_job(*at_ms))
+            .collect();
+        while !wanting.is_empty() {
+            for worker in &mut wanting {
+                let job = match line.take() {
+                    Some(Taken::Back(job)) => job,
+                    Some(Taken::Fresh { at_ms }) => {
+                        *next_job += 1;
+                        let epoch = tide.epoch(tide.moment(at_ms));
+                        Job::new(*next_job, (at_ms, epoch), &verdicts.miners, random)
+                    }
+                    None => return,
+                };
+                worker.receive(job, *at_ms, random);
+            }
+            wanting.retain(|worker| worker.wants_job(*at_ms));
+        }
+    }
+
+    fn view(&mut self) -> View {
+        let at_ms = self.at_ms;
+        let workers = self.workers.iter_mut().enumerate();
+        let seen =
+            workers.filter_map(|(place, worker)| worker.seen(at_ms, place as u64 * 37 % 1000));
+        let workers: Vec<_> = seen.collect();
+        let consumers = workers
+            .iter()
+            .filter(|worker| worker.record.broker.consuming);
+        let queues = Queues {
+            jobs: self.line.waiting(),
+            retry: self.line.retrying(),
+            dead: self.dead,
+            consumers: u32::try_from(consumers.count()).unwrap_or(u32::MAX),
+        };
+        View {
+            at_ms,
+            workers,
+            model: Some(MODEL.to_owned()),
+            queues: Some(Ok(queues)),
+        }
+    }
+
+    /// The changes as Redis has them in its stream.
+    fn entries(&mut self, mut changes: Vec<Change>) -> Vec<StreamEntry> {
+        changes.sort_by_key(|(at_ms, _)| *at_ms);
+        let number = |(at_ms, fields)| {
+            self.events += 1;
+            // Redis numbers them by its own time, at which they come.
+            let at_ms: u64 = at_ms;
+            StreamEntry {
+                id: format!("{at_ms}-{}", self.events),
+                fields,
+            }
+        };
+        changes.into_iter().map(number).collect()
+    }
+}
+
+/// What is to be done and how fast workers are, so that all of them together just do it.
+fn plan(parts: &[(usize, Part)], start_ms: u64) -> (Tide, f64) {
+    let workers = parts.len() as f64;
+    let (rate, headroom) = match parts.len() {
+        ..SMALL => (workers / 3.0, SMALL_HEADROOM),
+        SMALL..LARGE => (workers * 0.3, HEADROOM),
+        LARGE.. => (workers * 0.2, HEADROOM),
+    };
+    let counted = parts.iter().filter(|(_, part)| part.is_counted());
+    let power = |(place, part): &(usize, Part)| 1.0 / record::gpu(*place, *part).1;
+    let whole: f64 = counted.clone().map(power).sum();
+    let rack = counted.filter(|(_, part)| *part == Part::Rack).map(power);
+    let tide = Tide {
+        start_ms,
+        rate,
+        capable: rate * headroom,
+        rack: rack.sum::<f64>() / whole,
+    };
+    (tide, 1000.0 * whole / (rate * headroom))
+}
+
+/// The copy of a job that failed at the end of its retries.
+fn park(seen: &SeenResult, random: &mut StdRng) -> ParkedJob {
+    let code = Code::CandidateUnavailable;
+    ParkedJob {
+        submission_id: seen.result.submission_id.clone(),
+        code: code.as_str().to_owned(),
+        message: verdicts::message(code, random),
+        worker: seen.result.worker_id.clone(),
+        at_ms: seen.at_ms,
+        trace_id: seen.trace_id.clone(),
+    }
+}

@@ -1,0 +1,133 @@
+//! What the board is told of a real fleet: records and events from Redis, queue depths, and copies of
+//! results and dead-lettered jobs. Nothing is settled.
+
+use std::sync::Arc;
+
+use super::App;
+use super::news::ParkedJob;
+use super::verdict::SeenResult;
+use crate::broker::amqp::{Deliveries, Delivery, Link};
+use crate::broker::topology::Topology;
+use crate::broker::{BrokerError, Properties};
+use crate::config::Config;
+use crate::fleet::observer::Observer;
+use crate::protocol::result::ResultMessage;
+use crate::util::backoff::Backoff;
+
+/// Looks at the fleet every second.
+pub(super) async fn look(config: Config, model: Option<String>, app: Arc<App>) {
+    let mut observer = Observer::new(&config, model);
+    let mut ticks = super::ticks();
+    loop {
+        ticks.tick().await;
+        match observer.look().await {
+            Ok(view) => app.board().see(&view),
+            Err(error) => app.board().lose_sight(error.to_string()),
+        }
+        let last = app.board().last_event();
+        // Events missed now are read at the next look.
+        let events = observer.events(last.as_deref()).await;
+        app.board().add_events(events.unwrap_or_default());
+        app.publish();
+    }
+}
+
+/// Reads copies of results and dead-lettered jobs while there is a connection to RabbitMQ.
+pub(super) async fn watch_results(config: Config, app: Arc<App>) {
+    let mut backoff = Backoff::new();
+    loop {
+        let model = config.model.name.clone().or_else(|| app.board().model());
+        if let Some(model) = model {
+            let topology = Topology::new(&config.amqp, &model);
+            match subscribe(&config, &topology).await {
+                Ok(watching) => {
+                    backoff.reset();
+                    app.board().watches(Ok(()));
+                    watching.follow(&app).await;
+                    let why = "the connection to RabbitMQ is lost".to_owned();
+                    app.board().watches(Err(why));
+                }
+                Err(error) => app.board().watches(Err(error.to_string())),
+            }
+        }
+        tokio::time::sleep(backoff.next_delay()).await;
+    }
+}
+
+/// Exclusive queues: nothing is kept for the dashboard while it is not connected.
+struct Watching {
+    link: Link,
+    results: Deliveries,
+    parked: Deliveries,
+}
+
+async fn subscribe(config: &Config, topology: &Topology) -> Result<Watching, BrokerError> {
+    let link = Link::connect(&config.amqp, "scorer-dashboard").await?;
+    let all = format!("{}.*", topology.model);
+    let (_, results) = link.subscribe(&topology.results_exchange(), &[all]).await?;
+    let (dead, model) = (topology.dead_exchange(), topology.model.clone());
+    let (_, parked) = link.subscribe(&dead, &[model]).await?;
+    Ok(Watching {
+        link,
+        results,
+        parked,
+    })
+}
+
+impl Watching {
+    async fn follow(mut self, app: &App) {
+        loop {
+            tokio::select! {
+                Some(delivery) = self.results.next() => {
+                    let at_ms = app.board().now_ms();
+                    if let Some(seen) = seen(&delivery, at_ms) {
+                        app.board().judge(&seen);
+                    }
+                }
+                Some(delivery) = self.parked.next() => {
+                    let at_ms = app.board().now_ms();
+                    app.board().park(parked(&delivery, at_ms));
+                }
+                () = self.link.lost.cancelled() => return,
+                else => return self.link.close().await,
+            }
+        }
+    }
+}
+
+/// None: it is no result.
+fn seen(delivery: &Delivery, at_ms: u64) -> Option<SeenResult> {
+    let properties = &delivery.properties;
+    let result = ResultMessage::decode(&delivery.body, properties.label()).ok()?;
+    // SUBMISSION_ID:MODEL_VERSION:STATUS:KEY, and the first part may have colons, too.
+    let key = properties.message_id.as_ref()?.rsplit_once(':');
+    let key = key.map(|(_, key)| key.to_owned());
+    Some(SeenResult {
+        at_ms,
+        result,
+        key: key.filter(|key| !key.is_empty()),
+        trace_id: trace_id(properties),
+    })
+}
+
+fn parked(delivery: &Delivery, at_ms: u64) -> ParkedJob {
+    let properties = &delivery.properties;
+    let id = properties
+        .correlation_id
+        .clone()
+        .or_else(|| properties.message_id.clone());
+    ParkedJob {
+        submission_id: id.unwrap_or_default(),
+        code: properties.dead_letter_reason().unwrap_or_default(),
+        message: properties.dead_letter_message().unwrap_or_default(),
+        worker: properties.dead_lettered_by().unwrap_or_default(),
+        at_ms,
+        trace_id: trace_id(properties),
+    }
+}
+
+/// The second part of `traceparent`: VERSION-TRACE-SPAN-FLAGS.
+fn trace_id(properties: &Properties) -> Option<String> {
+    let parent = properties.header("traceparent")?;
+    parent.split('-').nth(1).map(str::to_owned)
+}

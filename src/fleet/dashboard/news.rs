@@ -1,0 +1,223 @@
+//! What happened, newest last: changes of state, scored candidates, dead-lettered jobs. A page asks for
+//! what is newer than what it has.
+
+use std::collections::VecDeque;
+
+use serde::{Serialize, Serializer};
+
+use super::roster::keep;
+use super::verdict::Verdict;
+use crate::store::StreamEntry;
+
+/// Events that are kept, as many as Redis keeps.
+const EVENTS: usize = 2000;
+const CANDIDATES: usize = 500;
+const PARKED: usize = 1000;
+/// The most that one answer has of events and of dead-lettered jobs.
+const EVENTS_TOLD: usize = 200;
+const PARKED_TOLD: usize = 50;
+
+/// A numbered list of the newest.
+#[derive(Debug)]
+pub(super) struct Numbered<T> {
+    /// Of the last one; 0 = there was none.
+    seq: u64,
+    items: VecDeque<T>,
+    kept: usize,
+    told: usize,
+}
+
+/// All lists.
+#[derive(Debug)]
+pub(super) struct News {
+    pub(super) candidates: Numbered<Candidate>,
+    pub(super) events: Numbered<Change>,
+    pub(super) parked: Numbered<ParkedJob>,
+}
+
+/// Numbers of the last ones of each list, of which the first 0 means none.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, serde::Deserialize)]
+#[serde(default)]
+pub(super) struct Marks {
+    candidates: u64,
+    events: u64,
+    parked: u64,
+}
+
+/// A point of the chart of deltas.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Candidate {
+    pub(super) at_ms: u64,
+    pub(super) delta: f64,
+    pub(super) ci95: Option<[f64; 2]>,
+    pub(super) submission_id: String,
+    pub(super) worker: String,
+}
+
+/// An event of a worker.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct Change {
+    #[serde(skip)]
+    pub(super) id: String,
+    pub(super) at_ms: u64,
+    pub(super) worker: String,
+    pub(super) text: String,
+    pub(super) to: String,
+}
+
+/// A job that was dead-lettered while the dashboard was connected.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct ParkedJob {
+    pub(super) submission_id: String,
+    pub(super) code: String,
+    pub(super) message: String,
+    pub(super) worker: String,
+    pub(super) at_ms: u64,
+    pub(super) trace_id: Option<String>,
+}
+
+/// What a page does not have yet.
+#[derive(Debug, Serialize)]
+pub(super) struct Told<'a> {
+    candidates: Part<'a, Candidate>,
+    events: Part<'a, Change>,
+    parked: Part<'a, ParkedJob>,
+}
+
+#[derive(Debug, Serialize)]
+struct Part<'a, T> {
+    seq: u64,
+    items: Vec<&'a T>,
+}
+
+impl Default for News {
+    fn default() -> Self {
+        Self {
+            candidates: Numbered::new(CANDIDATES, CANDIDATES),
+            events: Numbered::new(EVENTS, EVENTS_TOLD),
+            parked: Numbered::new(PARKED, PARKED_TOLD),
+        }
+    }
+}
+
+impl<T> Numbered<T> {
+    fn new(kept: usize, told: usize) -> Self {
+        Self {
+            seq: 0,
+            items: VecDeque::new(),
+            kept,
+            told,
+        }
+    }
+
+    pub(super) fn push(&mut self, item: T) {
+        self.seq += 1;
+        self.items.push_back(item);
+        keep(&mut self.items, self.kept);
+    }
+
+    /// Oldest first.
+    pub(super) fn iter(&self) -> impl DoubleEndedIterator<Item = &T> {
+        self.items.iter()
+    }
+
+    /// The newest of those after a number.
+    fn after(&self, seq: u64) -> Part<'_, T> {
+        // A page that knows more saw another process: it gets what there is.
+        let newer = self.seq.checked_sub(seq).unwrap_or(self.seq);
+        let newer = usize::try_from(newer).unwrap_or(usize::MAX);
+        let skipped = self.items.len() - newer.min(self.told).min(self.items.len());
+        Part {
+            seq: self.seq,
+            items: self.items.iter().skip(skipped).collect(),
+        }
+    }
+}
+
+impl News {
+    pub(super) fn marks(&self) -> Marks {
+        Marks {
+            candidates: self.candidates.seq,
+            events: self.events.seq,
+            parked: self.parked.seq,
+        }
+    }
+
+    pub(super) fn after(&self, marks: Marks) -> Told<'_> {
+        Told {
+            candidates: self.candidates.after(marks.candidates),
+            events: self.events.after(marks.events),
+            parked: self.parked.after(marks.parked),
+        }
+    }
+
+    /// Adds a scored candidate; other results have no delta.
+    pub(super) fn judge(&mut self, submission_id: &str, verdict: &Verdict) {
+        if let Some(delta) = verdict.delta {
+            self.candidates.push(Candidate {
+                at_ms: verdict.at_ms,
+                delta,
+                ci95: verdict.ci95,
+                submission_id: submission_id.to_owned(),
+                worker: (*verdict.worker).to_owned(),
+            });
+        }
+    }
+}
+
+/// A row without names: there are many.
+impl Serialize for Candidate {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let [low, high] = self.ci95.map_or([None, None], |ci| ci.map(Some));
+        let row = (
+            self.at_ms,
+            self.delta,
+            low,
+            high,
+            &self.submission_id,
+            &self.worker,
+        );
+        row.serialize(serializer)
+    }
+}
+
+impl Change {
+    pub(super) fn of(entry: StreamEntry) -> Self {
+        let field = |name: &str| entry.fields.get(name).cloned().unwrap_or_default();
+        let text = match entry.fields.get("command") {
+            Some(command) => format!("{command}: {} {}", field("outcome"), field("message")),
+            None if field("from") == field("to") => {
+                format!("{} ({})", field("to"), field("detail"))
+            }
+            None => format!("{} → {} ({})", field("from"), field("to"), field("detail")),
+        };
+        Self {
+            at_ms: field("at").parse().unwrap_or_default(),
+            worker: field("worker_id"),
+            to: field("to"),
+            text,
+            id: entry.id,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_is_told_what_it_does_not_have_and_everything_by_another_process() {
+        let mut list = Numbered::new(5, 3);
+        (1..=10).for_each(|item| list.push(item));
+        for (seq, told) in [
+            (0, vec![&8, &9, &10]),
+            (8, vec![&9, &10]),
+            (10, vec![]),
+            (99, vec![&8, &9, &10]),
+        ] {
+            let part = list.after(seq);
+            assert_eq!((part.seq, part.items), (10, told), "{seq}");
+        }
+        assert_eq!(list.iter().count(), 5);
+    }
+}

@@ -1,0 +1,163 @@
+//! What Redis has of a job: its stored result, and the workers that compute it. "Unknown" where nothing
+//! says, never "no".
+
+use std::collections::BTreeSet;
+
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+use crate::store::{DEAD, FleetStore, StoreError};
+
+/// What Redis has of a job.
+#[derive(Debug, Serialize)]
+pub(super) struct StoredJob {
+    stored: Stored,
+    running: Running,
+}
+
+/// The result that a redelivery is answered with.
+#[derive(Debug, Serialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+enum Stored {
+    Found { result: Box<RawValue> },
+    Absent,
+    Unknown { why: String },
+}
+
+/// The marks of workers that compute the job, or died of it.
+#[derive(Debug, Serialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+enum Running {
+    Found { marks: Vec<Mark> },
+    Absent,
+    Unknown { why: String },
+}
+
+#[derive(Debug, PartialEq, Serialize)]
+struct Mark {
+    worker: String,
+    incarnation: String,
+    /// None: the worker was counted as dead.
+    started_ms: Option<u64>,
+}
+
+/// Whom to ask for what.
+#[derive(Debug)]
+pub(super) struct Question {
+    pub(super) model: Option<String>,
+    pub(super) submission_id: String,
+    /// Of the last result that has one.
+    pub(super) key: Option<String>,
+    /// Versions that the job may be for.
+    pub(super) versions: BTreeSet<u64>,
+}
+
+impl StoredJob {
+    pub(super) fn unknown(why: &str) -> Self {
+        let why = || why.to_owned();
+        Self {
+            stored: Stored::Unknown { why: why() },
+            running: Running::Unknown { why: why() },
+        }
+    }
+
+    pub(super) async fn ask(store: &FleetStore, question: &Question) -> Self {
+        let Some(model) = &question.model else {
+            return Self::unknown("no model is known yet");
+        };
+        Self {
+            stored: stored(store, model, question.key.as_deref()).await,
+            running: running(store, model, question).await,
+        }
+    }
+}
+
+/// Results are stored under a digest of all that a job asks, so only one whose result was seen is found.
+async fn stored(store: &FleetStore, model: &str, key: Option<&str>) -> Stored {
+    let Some(key) = key else {
+        let why = "no result with a key was seen, and the key is what it is stored under";
+        return Stored::Unknown { why: why.into() };
+    };
+    match store.stored_result(model, key).await {
+        Ok(Some(text)) => match RawValue::from_string(text) {
+            Ok(result) => Stored::Found { result },
+            Err(error) => Stored::Unknown {
+                why: format!("what is stored is not JSON: {error}"),
+            },
+        },
+        Ok(None) => Stored::Absent,
+        Err(error) => Stored::Unknown {
+            why: error.to_string(),
+        },
+    }
+}
+
+async fn running(store: &FleetStore, model: &str, question: &Question) -> Running {
+    if question.versions.is_empty() {
+        let why = "no version of the model is known yet".into();
+        return Running::Unknown { why };
+    }
+    match marks(store, model, question).await {
+        Ok(marks) if marks.is_empty() => Running::Absent,
+        Ok(marks) => Running::Found { marks },
+        Err(error) => Running::Unknown {
+            why: error.to_string(),
+        },
+    }
+}
+
+async fn marks(
+    store: &FleetStore,
+    model: &str,
+    question: &Question,
+) -> Result<Vec<Mark>, StoreError> {
+    let mut marks = Vec::new();
+    for version in &question.versions {
+        let job = format!("{}:{version}", question.submission_id);
+        let found = store.crash_marks(model, &job).await?;
+        marks.extend(found.iter().map(|(field, value)| Mark::of(field, value)));
+    }
+    Ok(marks)
+}
+
+impl Mark {
+    /// Of a field `WORKER_ID/INCARNATION` and its value.
+    fn of(field: &str, value: &str) -> Self {
+        let (worker, incarnation) = field.rsplit_once('/').unwrap_or((field, ""));
+        let started = (!value.starts_with(DEAD)).then(|| value.parse().ok());
+        Self {
+            worker: worker.to_owned(),
+            incarnation: incarnation.to_owned(),
+            started_ms: started.flatten(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mark_says_who_computes_since_when_or_died() {
+        let mark = |field: &str, value: &str| {
+            let Mark {
+                worker,
+                incarnation,
+                started_ms,
+            } = Mark::of(field, value);
+            (worker, incarnation, started_ms)
+        };
+        let own = |worker: &str, incarnation: &str| (worker.to_owned(), incarnation.to_owned());
+        for (field, value, (worker, incarnation), started_ms) in [
+            ("w1/i1", "5", own("w1", "i1"), Some(5)),
+            ("w/1/i1", "dead:5", own("w/1", "i1"), None),
+            ("odd", "", own("odd", ""), None),
+        ] {
+            assert_eq!(
+                mark(field, value),
+                (worker, incarnation, started_ms),
+                "{field}"
+            );
+        }
+    }
+}

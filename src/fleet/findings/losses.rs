@@ -1,0 +1,59 @@
+//! Workers that vanished without a goodbye.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use crate::fleet::observer::View;
+use crate::protocol::state::State;
+
+/// After this a lost worker is forgotten.
+const FORGOTTEN_MS: u64 = 600_000;
+const MOST: usize = 20;
+
+/// A worker whose record ran out although it had not stopped.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Lost {
+    /// Its name, as it was written: any text.
+    pub id: String,
+    /// When it was first missed, by Redis' clock.
+    pub at_ms: u64,
+    /// Its last state.
+    pub state: String,
+}
+
+/// Finds them from one look to the next.
+#[derive(Debug, Default)]
+pub struct Losses {
+    /// The state of each worker at the last look.
+    seen: BTreeMap<String, String>,
+    lost: Vec<Lost>,
+}
+
+impl Losses {
+    /// Takes a look.
+    pub fn see(&mut self, view: &View) {
+        let workers = view.workers.iter().map(|worker| &worker.record);
+        let now: BTreeMap<String, String> = workers
+            .map(|record| (record.worker_id.clone(), record.state.clone()))
+            .collect();
+        for (id, state) in std::mem::take(&mut self.seen) {
+            let leaving = [State::Draining, State::Stopped].map(State::as_str);
+            if !now.contains_key(&id) && !leaving.contains(&state.as_str()) {
+                let at_ms = view.at_ms;
+                self.lost.push(Lost { id, at_ms, state });
+            }
+        }
+        let recent = |lost: &Lost| view.at_ms.saturating_sub(lost.at_ms) < FORGOTTEN_MS;
+        self.lost
+            .retain(|lost| recent(lost) && !now.contains_key(&lost.id));
+        let surplus = self.lost.len().saturating_sub(MOST);
+        self.lost.drain(..surplus);
+        self.seen = now;
+    }
+
+    /// The last 20 of the last ten minutes that have not come back, oldest first.
+    pub fn list(&self) -> &[Lost] {
+        &self.lost
+    }
+}
