@@ -1,12 +1,20 @@
 // What is wrong, worst first. A finding about workers filters the map and the table.
 
 import { Keyed, byId, element, setAttribute, setText } from "./dom.js";
+import { plural } from "./format.js";
 
+/** Shown until all are asked for. */
+const FIRST = 6;
 const WORDS = { bad: "Bad", warn: "Warning", note: "Note" };
 
 export class Findings {
   constructor(onFilter) {
     this.onFilter = onFilter;
+    this.all = false;
+    byId("findings-more").addEventListener("click", () => {
+      this.all = !this.all;
+      this.show(this.now);
+    });
     this.list = new Keyed(byId("findings"), (finding) => this.make(finding));
   }
 
@@ -20,13 +28,18 @@ export class Findings {
   }
 
   show(now) {
+    this.now = now;
     const found = now.unknown ? [] : now.findings;
     const judged = !now.unknown && now.totals.alive > 0;
     const nothing = byId("findings-none");
     nothing.hidden = found.length > 0;
     setText(nothing, now.unknown ? "Unknown while the fleet is unknown." : judged ? "Nothing is wrong." : "No worker is alive, so nothing can be judged.");
     setAttribute(nothing, "class", judged ? "fine" : "quiet");
-    this.list.show(keyed(found), ({ key }) => key, update);
+    this.list.show(keyed(found).slice(0, this.all ? found.length : FIRST), ({ key }) => key, update);
+    const more = byId("findings-more");
+    more.hidden = found.length <= FIRST;
+    setText(more, this.all ? "Show fewer" : `Show ${plural(found.length - FIRST, "more finding", "more findings")}`);
+    setAttribute(more, "aria-expanded", this.all);
   }
 }
 
