@@ -172,7 +172,7 @@ class TheLiveFleet(WithPages):
         page.keyboard.press("Enter")
         expect(page.get_by_role("heading", level=1, name=self.submission)).to_be_focused()
         expect(page.locator("#job-verdicts")).to_contain_text("node1-cpu", timeout=PATIENCE_MS)
-        expect(page.locator("#job-stored")).to_contain_text("delta")
+        expect(page.locator("#job-stored")).to_contain_text("weights_id")
         expect(page.locator("#job-running-none")).to_have_text("No worker computes it now.")
         page.keyboard.press("Escape")
         expect(page.get_by_label("Submission id")).to_be_focused()

@@ -20,7 +20,7 @@ export class Findings {
 
   make({ filter }) {
     const icon = element("span", { class: "icon", "aria-hidden": "true" });
-    const parts = [icon, element("b"), element("span", { class: "text" })];
+    const parts = [icon, element("b"), element("span", { class: "text" }, element("span"), element("span", { class: "quiet" }))];
     if (filter === null) return element("li", {}, element("div", {}, ...parts));
     const button = element("button", { type: "button" }, ...parts, element("span", { class: "do" }));
     button.addEventListener("click", () => this.onFilter(button.dataset.filter));
@@ -58,6 +58,8 @@ function update(item, { severity, text, filter }) {
   const place = item.firstElementChild;
   if (filter !== null) place.dataset.filter = filter;
   setText(place.children[1], WORDS[severity]);
-  setText(place.children[2], text);
+  const [what, ...meaning] = text.split(/(?<=\.) /);
+  setText(place.children[2].firstElementChild, meaning.length > 0 ? `${what} ` : what);
+  setText(place.children[2].lastElementChild, meaning.join(" "));
   if (filter !== null) setText(place.children[3], "show");
 }
