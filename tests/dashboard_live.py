@@ -1,7 +1,7 @@
 """The dashboard in headless Chromium: what people see, with mouse, keyboard, screen reader and phone, by day and by night.
 
     WORKER_BINARY=target/debug/scorer python3 tests/dashboard_live.py
-    SCREENSHOTS=ops/dashboard WORKER_BINARY=... python3 tests/dashboard_live.py      writes the pictures of the README
+    SCREENSHOTS=ops/dashboard WORKER_BINARY=... python3 tests/dashboard_live.py      writes the pictures of the documentation
 
 Starts its own RabbitMQ and Redis (ops/services). ORT_DYLIB_PATH, PYTHONPATH, chromium and a python3 with what ops/python.txt
 names come from ops/setup. What is missing is a failure.
@@ -9,6 +9,7 @@ names come from ops/setup. What is missing is a failure.
 
 import json
 import os
+import re
 import shutil
 import socket
 import unittest
@@ -17,13 +18,17 @@ from urllib.parse import urlsplit
 
 import pika
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 from scorer_client import Broker, Candidate, Client, Fleet, FleetUnknown, Job
 
-from live_stack import CASES, MODEL, ROOT, SOON_S, VERSION, Binary, Services, eventually
+from live_stack import CASES, MODEL, ROOT, SOON_S, VERSION, Binary, Dashboard, Services, eventually
 
 PATIENCE_MS = SOON_S * 1000
 HOSTILE = "<img src=x onerror=document.title='broken'>"
+SICK = "1 of 2 workers takes no jobs"
+DEMO_WORKERS = 100
+DESK = {"width": 1280, "height": 1000}
+PHONE = {"width": 360, "height": 740}
 browser: Browser
 services: Services
 binary: Binary
@@ -43,7 +48,31 @@ def setUpModule() -> None:
     binary = Binary(services)
 
 
-class InTheBrowser(unittest.TestCase):
+class WithPages(unittest.TestCase):
+    """Opens pages of `dashboard`; a message on the console or an exception in a page fails the test."""
+
+    dashboard: Dashboard
+
+    def open(self, view: str = "", **how: object) -> Page:
+        page = browser.new_page(**({"viewport": DESK} | how))
+        self.addCleanup(page.close)
+        problems: list[str] = []
+        page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        self.addCleanup(lambda: self.assertEqual(problems, []))
+        page.goto(self.dashboard.url + view)
+        expect(page.locator("#now dd").first).not_to_be_empty(timeout=PATIENCE_MS)
+        return page
+
+    def has_no_barrier(self, page: Page) -> None:
+        found = Axe().run(page)
+        self.assertEqual(found.violations_count, 0, found.generate_report())
+
+    def fits(self, page: Page) -> None:
+        self.assertLessEqual(page.evaluate("document.documentElement.scrollWidth"), PHONE["width"], page.url)
+
+
+class TheLiveFleet(WithPages):
     """Two workers, one of which has no GPU to run on; candidates that were scored, one that was refused, one parked."""
 
     @classmethod
@@ -83,82 +112,100 @@ class InTheBrowser(unittest.TestCase):
                     data = (CASES.parent / case["file"]).read_bytes()
                     candidate = Candidate("binary_v2", case["semantics"], case["learning_rate"], data=data)
                     client.submit(Job(case["name"], VERSION, candidate, nonce="n"))
+                    cls.submission = case["name"]
             client.collect(lambda outcome: None)
         connection = pika.BlockingConnection(pika.URLParameters(services.amqp))
         properties = pika.BasicProperties(message_id=HOSTILE)
         connection.channel().basic_publish(f"{cls.namespace}.jobs", MODEL, b"no job", properties)
         connection.close()
 
-    def open(self, **how: object) -> Page:
-        page = browser.new_page(**how)
-        self.addCleanup(page.close)
-        problems: list[str] = []
-        page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        self.addCleanup(lambda: self.assertEqual(problems, []))
-        page.goto(self.dashboard.url)
-        expect(page.get_by_role("status")).to_have_text("1 of 2 workers take jobs.", timeout=PATIENCE_MS)
+    def open(self, view: str = "", **how: object) -> Page:
+        page = super().open(view, **how)
+        expect(page.get_by_role("status")).to_contain_text(SICK, timeout=PATIENCE_MS)
         expect(page.locator("#parked li")).to_have_count(1, timeout=PATIENCE_MS)
         return page
 
-    def picture(self, page: Page, name: str) -> None:
-        if folder := os.environ.get("SCREENSHOTS"):
-            page.screenshot(path=ROOT / folder / f"{name}.png")
-
     def test_it_shows_the_fleet_what_it_judged_and_what_is_parked(self) -> None:
-        page = self.open(viewport={"width": 1280, "height": 900})
+        page = self.open()
+        expect(page.locator("#demo")).to_be_hidden()
         rows = page.locator("#workers tr")
         expect(rows).to_have_count(2)
-        expect(rows.nth(0)).to_contain_text("serving")
-        expect(rows.nth(1)).to_contain_text("ep_unavailable")
-        expect(page.locator("#verdicts li").first).to_contain_text("scored")
-        expect(page.locator("#deltas")).to_contain_text("candidates")
-        expect(page.locator("#versions")).to_contain_text(f"version {VERSION}: 1 workers now", timeout=PATIENCE_MS)
+        expect(rows.nth(0)).to_contain_text("ep_unavailable")
+        expect(rows.nth(1)).to_contain_text("serving")
+        expect(page.locator("#findings li.bad")).to_contain_text("ep_unavailable")
+        expect(page.locator("#verdicts")).to_contain_text("better")
+        expect(page.locator("#charts figure", has_text="Deltas")).to_contain_text("scored candidate", timeout=PATIENCE_MS)
+        expect(page.locator("#charts figure", has_text="Versions")).to_contain_text(f"version {VERSION}: 1 worker", timeout=PATIENCE_MS)
         expect(page.locator("#events")).to_contain_text("warming → ready (serving)")
-        self.picture(page, "light")
 
     def test_what_strangers_write_is_text(self) -> None:
         page = self.open()
         expect(page.locator("#parked li")).to_contain_text(HOSTILE)
-        self.assertEqual(page.title(), "scorer")
+        page.locator("#parked li a", has_text=HOSTILE).click()
+        expect(page.get_by_role("heading", level=1, name=HOSTILE)).to_be_visible()
+        self.assertEqual(page.locator("img").count(), 0)
+        self.assertEqual(page.title(), f"{HOSTILE} · scorer")
 
-    def test_one_worker_has_its_history_by_keyboard(self) -> None:
+    def test_one_worker_has_its_view_by_keyboard(self) -> None:
         page = self.open()
-        page.keyboard.press("Tab")
-        page.keyboard.press("Enter")  # to the workers
-        page.keyboard.press("Tab")
-        if page.evaluate("document.activeElement.className") == "wide":
-            page.keyboard.press("Tab")
-        expect(page.get_by_role("button", name="History of node1-cpu")).to_be_focused()
+        page.locator("#map a[tabindex='0']").focus()
+        page.keyboard.press("End")
+        expect(page.locator("#map a:focus")).to_have_attribute("aria-label", re.compile("^node1-cpu: ready, serving"))
         page.keyboard.press("Enter")
-        expect(page.get_by_role("heading", name="History of node1-cpu")).to_be_focused()
-        expect(page.locator("#history-events li").first).to_contain_text("ready")
+        expect(page.get_by_role("heading", level=1, name="node1-cpu")).to_be_focused()
+        expect(page.locator("#worker-says")).to_contain_text("ready: serving", timeout=PATIENCE_MS)
+        expect(page.locator("#worker-events li").first).to_contain_text("ready")
+        expect(page.locator("#worker-stages")).to_contain_text("forward")
+        expect(page.locator("#worker-results")).to_contain_text(self.submission)
         page.keyboard.press("Escape")
-        expect(page.locator("#history")).to_be_hidden()
-        expect(page.get_by_role("button", name="History of node1-cpu")).to_be_focused()
+        expect(page.locator("#map a:focus")).to_have_attribute("data-worker", "node1-cpu")
+
+    def test_a_sick_worker_says_why(self) -> None:
+        page = self.open("#worker/node2-cuda0")
+        expect(page.locator("#worker-says")).to_contain_text("degraded: ep_unavailable", timeout=PATIENCE_MS)
+        expect(page.locator("#worker-errors li").first).to_contain_text("ep_unavailable")
+        expect(page.locator("#worker-links")).to_contain_text("connected")
+
+    def test_one_job_is_found_by_its_submission_id(self) -> None:
+        page = self.open()
+        page.get_by_label("Submission id").fill(self.submission)
+        page.keyboard.press("Enter")
+        expect(page.get_by_role("heading", level=1, name=self.submission)).to_be_focused()
+        expect(page.locator("#job-verdicts")).to_contain_text("node1-cpu", timeout=PATIENCE_MS)
+        expect(page.locator("#job-stored")).to_contain_text("weights_id")
+        expect(page.locator("#job-running-none")).to_have_text("No worker computes it now.")
+        page.keyboard.press("Escape")
+        expect(page.get_by_label("Submission id")).to_be_focused()
+
+    def test_of_a_job_that_nobody_knows_nothing_is_claimed(self) -> None:
+        page = self.open("#job/never-sent")
+        expect(page.locator("#job-says")).to_have_text("Nothing says what became of it.", timeout=PATIENCE_MS)
+        expect(page.locator("#job-verdicts-none")).to_contain_text("None seen since", timeout=PATIENCE_MS)
 
     def test_nothing_bars_a_screen_reader_by_day_or_by_night(self) -> None:
         for scheme in ("light", "dark"):
-            page = self.open(color_scheme=scheme, bypass_csp=True, viewport={"width": 1280, "height": 900})
-            if scheme == "dark":
-                self.picture(page, "dark")
-            found = Axe().run(page)
-            self.assertEqual(found.violations_count, 0, found.generate_report())
+            for view in ("", "#worker/node2-cuda0", f"#job/{self.submission}"):
+                with self.subTest(scheme=scheme, view=view):
+                    self.has_no_barrier(self.open(view, color_scheme=scheme, bypass_csp=True))
 
     def test_a_phone_shows_it_without_scrolling_sideways(self) -> None:
-        page = self.open(viewport={"width": 360, "height": 740})
-        width = page.evaluate("document.documentElement.scrollWidth")
-        self.assertLessEqual(width, 360)
-        self.picture(page, "phone")
+        for view in ("", "#worker/node2-cuda0", f"#job/{self.submission}"):
+            self.fits(self.open(view, viewport=PHONE))
+
+    def test_contributors_are_shown_only_on_request(self) -> None:
+        page = self.open()
+        expect(page.locator("#nav-contributors")).to_be_hidden()
 
     def test_what_is_old_is_called_old(self) -> None:
         dashboard = binary.dashboard(self.namespace)
         page = browser.new_page()
         self.addCleanup(page.close)
         page.goto(dashboard.url)
-        expect(page.get_by_role("status")).to_have_text("1 of 2 workers take jobs.", timeout=PATIENCE_MS)
+        expect(page.get_by_role("status")).to_contain_text(SICK, timeout=PATIENCE_MS)
+        self.assertNotEqual(green(page), [])
         dashboard.kill()
         expect(page.get_by_role("status")).to_contain_text("does not answer", timeout=PATIENCE_MS)
+        self.assertEqual(green(page), [])
 
     def test_a_page_that_finds_no_place_says_so_and_gets_one_later(self) -> None:
         dashboard = binary.dashboard(self.namespace)
@@ -174,7 +221,225 @@ class InTheBrowser(unittest.TestCase):
         expect(page.get_by_role("status")).to_contain_text("48 pages are open", timeout=PATIENCE_MS)
         for other in others:
             other.close()
-        expect(page.get_by_role("status")).to_have_text("1 of 2 workers take jobs.", timeout=PATIENCE_MS)
+        expect(page.get_by_role("status")).to_contain_text(SICK, timeout=PATIENCE_MS)
+
+
+class TheDemo(WithPages):
+    """A simulated fleet of a hundred workers."""
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        cls.dashboard = binary.demo(DEMO_WORKERS)
+        cls.addClassCleanup(cls.dashboard.kill)
+
+    def open(self, view: str = "", **how: object) -> Page:
+        page = super().open(view, **how)
+        expect(page.locator("#demo")).to_contain_text("Nothing here is real", timeout=PATIENCE_MS)
+        return page
+
+    @staticmethod
+    def shown(page: Page) -> int:
+        return page.locator("#map a").count()
+
+    @staticmethod
+    def figure(page: Page, title: str) -> Locator:
+        return page.locator("#charts figure").filter(has=page.get_by_role("heading", name=title))
+
+    def test_it_says_in_large_letters_that_nothing_is_real(self) -> None:
+        page = self.open()
+        expect(page.locator("#demo")).to_have_text(f"DEMO: a simulated fleet of {DEMO_WORKERS} workers. Nothing here is real.")
+        size = page.evaluate("(of) => parseFloat(getComputedStyle(document.querySelector(of)).fontSize)", "#demo")
+        self.assertGreaterEqual(size, 20)
+
+    def test_each_worker_has_one_cell_and_the_sick_come_first(self) -> None:
+        page = self.open()
+        expect(page.locator("#map a")).not_to_have_count(0)
+        labels = [cell.get_attribute("aria-label") or "" for cell in page.locator("#map a").all()]
+        self.assertEqual(len({label.split(":")[0] for label in labels}), len(labels))
+        ready = [": ready, serving" in label for label in labels]
+        self.assertEqual(ready, sorted(ready))
+        self.assertIn(False, ready)
+        self.assertIn(True, ready)
+
+    def test_the_filter_is_about_the_map_and_the_table_and_every_word_counts(self) -> None:
+        page = self.open()
+        everyone = self.shown(page)
+        page.get_by_label("Filter").first.fill("ready serving")
+        eventually("fewer are shown", lambda: 0 < self.shown(page) < everyone)
+        expect(page.locator("#shown")).to_have_text(re.compile(r"^\d+ of \d+$"))
+        expect(page.locator("#workers tr").first).to_contain_text("serving")
+        expect(page.get_by_label("Filter").first).to_be_focused()
+        page.keyboard.type(" no-such-word")
+        expect(page.locator("#map-none")).to_have_text("No worker matches the filter.")
+        expect(page.locator("#workers tr")).to_have_count(0)
+        page.keyboard.press("Escape")
+        eventually("everyone is shown", lambda: self.shown(page) >= everyone)
+
+    def test_a_finding_leads_to_its_workers(self) -> None:
+        page = self.open()
+        finding = page.locator("#findings button").first
+        words = finding.get_attribute("data-filter")
+        assert words is not None
+        finding.click()
+        expect(page.get_by_label("Filter").first).to_have_value(words)
+        expect(page.locator("#shown")).to_have_text(re.compile(r"^[1-9]\d* of \d+$"))
+
+    def test_the_map_is_one_tab_stop_with_arrow_keys(self) -> None:
+        page = self.open()
+        expect(page.locator("#map a[tabindex='0']")).to_have_count(1)
+        page.locator("#map a[tabindex='0']").focus()
+        first = page.locator("#map a").first.get_attribute("data-worker")
+        focused = page.locator("#map a:focus")
+        page.keyboard.press("End")
+        last = page.locator("#map a").last.get_attribute("data-worker")
+        assert first is not None and last is not None
+        expect(focused).to_have_attribute("data-worker", last)
+        page.keyboard.press("ArrowUp")
+        expect(focused).not_to_have_attribute("data-worker", last)
+        page.keyboard.press("Home")
+        expect(focused).to_have_attribute("data-worker", first)
+        expect(page.get_by_role("tooltip")).to_contain_text(first)
+        page.keyboard.press("ArrowRight")
+        expect(focused).not_to_have_attribute("data-worker", first)
+        expect(page.locator("#map a[tabindex='0']")).to_have_count(1)
+        page.keyboard.press("Escape")
+        expect(page.get_by_role("tooltip")).to_be_hidden()
+
+    def test_the_table_is_sorted_by_its_headers_and_shows_more(self) -> None:
+        page = self.open()
+        expect(page.locator("#workers tr")).to_have_count(20)
+        page.get_by_role("button", name=re.compile("^Show .* more$")).first.click()
+        expect(page.locator("#workers tr")).not_to_have_count(20)
+        page.locator("#workers-head button", has_text="Worker").click()
+        expect(page.locator("#workers-head th").first).to_have_attribute("aria-sort", "ascending")
+        names = page.locator("#workers tr th").all_inner_texts()
+        self.assertEqual(names, sorted(names))
+        page.locator("#workers-head button", has_text="Worker").click()
+        expect(page.locator("#workers-head th").first).to_have_attribute("aria-sort", "descending")
+        expect(page.locator("#workers tr th").first).not_to_have_text(names[0])
+
+    def test_a_click_on_a_sick_worker_tells_why(self) -> None:
+        page = self.open()
+        cell = page.locator("#map .degraded a").first
+        id = cell.get_attribute("data-worker")
+        cell.click()
+        expect(page.get_by_role("heading", level=1)).to_have_text(str(id))
+        expect(page.locator("#worker-says")).to_contain_text("degraded", timeout=PATIENCE_MS)
+        expect(page.locator("#worker-errors li").first).not_to_be_empty()
+        expect(page.locator("#worker-warm")).to_contain_text("Attempts")
+        expect(page.locator("#worker-engine")).to_contain_text("Nodes on the device")
+
+    def test_a_chart_has_axes_hover_values_and_the_same_in_words(self) -> None:
+        page = self.open()
+        chart = self.figure(page, "Throughput")
+        expect(chart.locator(".when")).to_have_text("now", timeout=PATIENCE_MS)
+        drawing = chart.locator(".canvas")
+        drawing.hover(position={"x": 300, "y": 80})
+        expect(chart.locator(".when")).to_have_text(re.compile(r"^\d\d:\d\d:\d\d$"))
+        # The cursors of all charts go together.
+        expect(self.figure(page, "Devices").locator(".when")).to_have_text(re.compile(r"^\d\d:\d\d:\d\d$"))
+        rate = page.locator("#now > div", has_text="Throughput").locator("dd span")
+        eventually("words and tile agree", lambda: f"{rate.inner_text()} jobs/s now" in chart.locator("figcaption").inner_text())
+        expect(drawing).to_have_attribute("aria-label", re.compile(r"^Throughput: .* jobs/s now"))
+
+    def test_a_chart_is_read_with_the_arrow_keys(self) -> None:
+        page = self.open()
+        chart = self.figure(page, "Queue")
+        expect(chart.locator(".when")).to_have_text("now", timeout=PATIENCE_MS)
+        chart.locator(".canvas").focus()
+        page.keyboard.press("Home")
+        expect(chart.locator(".when")).to_have_text(re.compile(r"^\d\d:\d\d:\d\d$"))
+
+    def test_one_control_sets_the_range_of_all_charts(self) -> None:
+        page = self.open()
+        for title in ("1 h", "8 h", "1 day", "10 min"):
+            button = page.locator("#ranges").get_by_role("button", name=title, exact=True)
+            button.click()
+            expect(button).to_have_attribute("aria-pressed", "true")
+            expect(page.locator("#ranges [aria-pressed='true']")).to_have_count(1)
+            expect(self.figure(page, "Throughput").locator("figcaption")).to_contain_text(f"in {title}", timeout=PATIENCE_MS)
+
+    def test_latency_is_shown_by_stage_as_p50_or_p95(self) -> None:
+        page = self.open()
+        chart = self.figure(page, "Latency by stage")
+        expect(chart.locator(".values")).to_contain_text("forward", timeout=PATIENCE_MS)
+        chart.get_by_role("button", name="p50").click()
+        expect(chart.get_by_role("button", name="p50")).to_have_attribute("aria-pressed", "true")
+        expect(chart.locator(".values")).to_contain_text("total")
+
+    def test_a_delta_leads_to_its_job(self) -> None:
+        page = self.open()
+        chart = self.figure(page, "Deltas")
+        expect(chart.locator("canvas")).to_be_visible(timeout=PATIENCE_MS)
+        chart.locator(".canvas").focus()
+        page.keyboard.press("ArrowLeft")
+        expect(chart.locator(".tip")).to_contain_text(re.compile("better|worse|unclear"))
+        id = chart.locator(".tip b").inner_text()
+        page.keyboard.press("Enter")
+        expect(page.get_by_role("heading", level=1, name=id)).to_be_focused()
+        expect(page.locator("#job-verdicts .card").first).to_contain_text("Trace id", timeout=PATIENCE_MS)
+        expect(page.locator("#job-stored-none")).to_contain_text("simulated")
+        page.keyboard.press("Escape")
+        expect(chart.locator(".canvas")).to_be_focused()
+
+    def test_who_sends_copies_is_named(self) -> None:
+        page = self.open()
+        page.get_by_role("link", name="Contributors").click()
+        expect(page.get_by_role("heading", level=1, name="Contributors")).to_be_focused()
+        expect(page.locator("#contributors-says")).to_contain_text("Likely copies from", timeout=PATIENCE_MS)
+        copier = page.locator("#contributors tr").first
+        name = copier.locator("th").inner_text()
+        expect(page.locator("#contributors-says")).to_contain_text(name)
+        page.locator("#contributors-filter").fill(name)
+        expect(page.locator("#contributors-shown")).to_have_text(re.compile(r"^\d+ of \d+$"))
+        page.locator("#contributors-head button", has_text="Submissions").click()
+        expect(page.locator("#contributors-head [aria-sort]")).to_have_attribute("aria-sort", "descending")
+
+    def test_nothing_bars_a_screen_reader_by_day_or_by_night(self) -> None:
+        id = self.some_worker()
+        for scheme in ("light", "dark"):
+            for view in ("", f"#worker/{id}", "#job/unheard-of", "#contributors"):
+                with self.subTest(scheme=scheme, view=view):
+                    page = self.open(view, color_scheme=scheme, bypass_csp=True)
+                    self.drawn(page, view)
+                    self.has_no_barrier(page)
+
+    def test_a_phone_shows_it_without_scrolling_sideways(self) -> None:
+        id = self.some_worker()
+        for view in ("", f"#worker/{id}", "#job/unheard-of", "#contributors"):
+            page = self.open(view, viewport=PHONE)
+            self.drawn(page, view)
+            self.fits(page)
+
+    def test_pictures(self) -> None:
+        id = self.some_worker()
+        views = [("fleet-light", "", "light", DESK), ("fleet-dark", "", "dark", DESK), ("worker", f"#worker/{id}", "light", DESK),
+                 ("contributors", "#contributors", "dark", DESK), ("phone", "", "light", {"width": 390, "height": 844})]
+        for name, view, scheme, viewport in views:
+            page = self.open(view, color_scheme=scheme, viewport=viewport)
+            self.drawn(page, view)
+            expect(page.get_by_role("heading", level=1)).to_have_count(1)
+            if folder := os.environ.get("SCREENSHOTS"):
+                page.screenshot(path=ROOT / folder / f"{name}.png")
+
+    def some_worker(self) -> str:
+        """A sick one: it has more to show."""
+        page = self.open()
+        id = page.locator("#map .degraded a").first.get_attribute("data-worker")
+        assert id is not None
+        return id
+
+    @staticmethod
+    def drawn(page: Page, view: str) -> None:
+        match view.split("/")[0]:
+            case "#worker":
+                expect(page.locator("#worker-charts canvas")).to_have_count(2, timeout=PATIENCE_MS)
+            case "#contributors":
+                expect(page.locator("#contributors tr").first).to_be_visible(timeout=PATIENCE_MS)
+            case "#job":
+                expect(page.locator("#job-says")).to_have_text("Nothing says what became of it.", timeout=PATIENCE_MS)
+            case _:
+                expect(page.locator("#charts canvas")).to_have_count(7, timeout=PATIENCE_MS)
 
 
 class WithoutServices(unittest.TestCase):
@@ -188,7 +453,21 @@ class WithoutServices(unittest.TestCase):
         page.goto(dashboard.url)
         expect(page.get_by_role("status")).to_contain_text("The fleet is unknown: Redis", timeout=PATIENCE_MS)
         expect(page.locator("#now")).to_contain_text("unknown")
-        expect(page.locator(".good")).to_have_count(0)
+        self.assertEqual(green(page), [])
+
+
+def green(page: Page) -> list[str]:
+    """The elements that have the colour of what is well."""
+    return page.evaluate("""() => {
+        // Outside of the body, whose class may change the colours.
+        const probe = document.documentElement.appendChild(document.createElement("i"));
+        probe.style.color = "var(--good)";
+        const good = getComputedStyle(probe).color;
+        probe.remove();
+        const colours = (node, part) => { const style = getComputedStyle(node, part); return [style.color, style.backgroundColor, style.borderTopColor]; };
+        const all = [...document.body.querySelectorAll("*")].filter((node) => node.checkVisibility());
+        return all.filter((node) => [null, "::before"].some((part) => colours(node, part).includes(good))).map((node) => node.outerHTML);
+    }""")
 
 
 if __name__ == "__main__":

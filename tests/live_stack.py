@@ -158,6 +158,11 @@ class Binary:
         words = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
         return Dashboard([self._path, "dashboard", "--listen", "127.0.0.1:0", *words], self._environment())
 
+    def demo(self, workers: int) -> "Dashboard":
+        """A dashboard of a simulated fleet, with contributors."""
+        chosen = ["--demo", str(workers), "--contributors", "miner_id"]
+        return Dashboard([self._path, "dashboard", "--listen", "127.0.0.1:0", *chosen], self._environment())
+
     def _environment(self) -> dict[str, str]:
         own = {name: value for name, value in os.environ.items() if not name.startswith("SCORER_")}
         return own | {"SCORER_AMQP__URL": self._services.amqp, "SCORER_REDIS__URL": self._services.redis}

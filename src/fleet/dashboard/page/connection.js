@@ -19,10 +19,16 @@ export function follow(on) {
 // A browser reconnects by itself when a connection breaks, but not after a refusal.
 function connect(on, link) {
   const source = new EventSource("events");
-  source.addEventListener("fleet", (event) => on.fleet(JSON.parse(event.data)));
+  source.addEventListener("fleet", (event) => {
+    const members = JSON.parse(event.data);
+    if (members.ids !== undefined) on.fleet(members);
+  });
   source.addEventListener("now", (event) => {
+    const now = JSON.parse(event.data);
+    // Before its first look the server knows nothing.
+    if (now.at_ms === undefined) return;
     [link.heardAt, link.refused] = [performance.now(), null];
-    on.now(JSON.parse(event.data));
+    on.now(now);
   });
   source.addEventListener("error", async () => {
     if (source.readyState !== EventSource.CLOSED) return;

@@ -89,7 +89,7 @@ export class ContributorsView {
 }
 
 const named = (row) => ({ ...row, id: row.name });
-const codes = ({ refused }) => Object.entries(refused).sort((a, b) => b[1] - a[1]).map(([code, many]) => `${code} ${count(many)}`).join(", ");
+const codes = ({ refused }) => Object.entries(refused).sort((a, b) => b[1] - a[1]).map(([code, many]) => `${code}\u00a0${count(many)}`).join(", ");
 const searched = (row) => [row.name, codes(row), row.copied_from?.name].join(" ").toLowerCase();
 
 function copiers(rows) {

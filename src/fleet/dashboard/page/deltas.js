@@ -224,7 +224,7 @@ function limits(points, threshold) {
 /** Zero and the decades on both sides, every second one where there are many. */
 function ticks(least, most, threshold) {
   const decades = (size) => Array.from({ length: Math.max(0, Math.round(Math.log10(size / threshold))) + 1 }, (_, at) => threshold * 10 ** at);
-  const thin = (all) => (all.length > 4 ? all.filter((_, at) => (all.length - 1 - at) % 2 === 0) : all);
+  const thin = (all) => (all.length > 4 ? all.filter((_, at) => at > 0 && (all.length - 1 - at) % 2 === 0) : all);
   const [below, above] = [thin(decades(-least)), thin(decades(most))];
   return [...below.reverse().map((size) => -size), 0, ...above];
 }

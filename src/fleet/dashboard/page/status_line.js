@@ -1,21 +1,12 @@
 // One sentence: is everything fine, or what is wrong.
 
-import { byId, setAttribute } from "./dom.js";
+import { byId, setAttribute, setText } from "./dom.js";
 import { age, count } from "./format.js";
 
-const NUMBERS_MS = 10000;
-let saidAt = -Infinity;
-
-/** A change of nothing but numbers waits a while: a screen reader repeats every change. */
+/** Written only when it changes: a screen reader repeats every change. */
 export function say(text, kind) {
-  const status = byId("status");
-  const shape = (words) => words.replace(/[\d,]+/g, "#");
-  const soon = status.className !== kind || shape(status.textContent) !== shape(text);
-  if (status.textContent !== text && (soon || performance.now() - saidAt > NUMBERS_MS)) {
-    status.textContent = text;
-    saidAt = performance.now();
-  }
-  setAttribute(status, "class", kind);
+  setText(byId("status"), text);
+  setAttribute(byId("status"), "class", kind);
 }
 
 export function headline(now) {
