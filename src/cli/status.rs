@@ -5,6 +5,7 @@ use std::io::IsTerminal;
 use super::watch::EVERY;
 use super::{Exit, Fault, Outcome, answer, answer_json, plain};
 use crate::config::Config;
+use crate::fleet::findings::{Finding, findings};
 use crate::fleet::observer::{Observer, Queues, View};
 use crate::protocol::heartbeat::Record;
 
@@ -50,16 +51,39 @@ async fn once(observer: &mut Observer<'_>, as_json: bool) -> Outcome {
     if as_json {
         answer_json(&view.report())?;
     } else {
-        answer(&(table(&view) + &line(view.queues.as_ref())))?;
+        answer(&told(&view))?;
     }
     Ok(Exit::of_answer(view.ready() > 0))
 }
 
-fn line(queues: Option<&Result<Queues, String>>) -> String {
-    match queues {
-        None => String::new(),
-        Some(Ok(queues)) => format!("\nqueue: {queues}"),
-        Some(Err(why)) => format!("\nqueue: unknown, {why}"),
+/// The table, the queue, and what is wrong.
+fn told(view: &View) -> String {
+    let table = table(view);
+    let found = findings(view, None, &[]);
+    // That nobody is alive is said once.
+    let found = found.iter().filter(|finding| finding.text != table);
+    let found = found.map(|f| format!("{}: {}{}", f.severity, f.text, names(f)));
+    let queue = queue_line(view.queues.as_ref());
+    let lines = std::iter::once(table.clone()).chain(queue).chain(found);
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+pub(super) fn queue_line(queues: Option<&Result<Queues, String>>) -> Option<String> {
+    queues.map(|queues| match queues {
+        Ok(queues) => format!("queue: {queues}"),
+        Err(why) => format!("queue: unknown, {why}"),
+    })
+}
+
+/// The first of the workers that a finding is about.
+pub(super) fn names(finding: &Finding) -> String {
+    let mut names: Vec<String> = finding.workers.iter().map(|name| plain(name)).collect();
+    if names.len() < finding.count {
+        names.push("...".to_owned());
+    }
+    match finding.workers.is_empty() {
+        true => String::new(),
+        false => format!(" ({})", names.join(", ")),
     }
 }
 
@@ -92,4 +116,50 @@ fn table(view: &View) -> String {
     ]);
     table.add_rows(view.workers.iter().map(|worker| cells(&worker.record)));
     format!("{table}\n{alive} alive, {ready} ready")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fleet::observer::Worker;
+    use crate::store::LiveRecord;
+    use serde_json::json;
+
+    fn view(workers: Vec<Worker>) -> View {
+        View {
+            at_ms: 1,
+            model: Some("m".into()),
+            workers,
+            queues: Some(Ok(Queues {
+                consumers: 1,
+                ..Queues::default()
+            })),
+        }
+    }
+
+    #[test]
+    fn an_update_that_failed_is_told_below_the_table() {
+        let update = json!({"live_version": 9, "looked_at_ms": 1, "bytes_here": 0, "bytes_wanted": 0,
+            "refused": null, "failure": "canary differs"});
+        let record = json!({"worker_id": "w\u{1b}1", "ready": true, "state": "ready",
+            "model": {"name": "m", "version": 3}, "update": update});
+        let record = Record::read(&record.to_string()).unwrap();
+        let live = LiveRecord::default();
+        let told = told(&view(vec![Worker { record, live }]));
+        let lines: Vec<&str> = told.lines().skip(2).collect();
+        let expected = [
+            "1 alive, 1 ready",
+            "queue: 0 waiting, 0 to be retried, 0 dead-lettered, 1 consumers",
+            "warn: 1 worker does not serve the live version 9: canary differs (w\\u{1b}1)",
+        ];
+        assert_eq!(lines, expected);
+    }
+
+    #[test]
+    fn that_nobody_is_alive_is_told_once() {
+        let told = told(&view(Vec::new()));
+        let lines: Vec<&str> = told.lines().collect();
+        let queue = "queue: 0 waiting, 0 to be retried, 0 dead-lettered, 1 consumers";
+        assert_eq!(lines, ["no worker is alive", queue]);
+    }
 }

@@ -1,15 +1,17 @@
 //! `scorer status --watch` on a terminal: the fleet as it changes, until `q`.
 
+mod head;
 mod keys;
-mod pace;
 mod rows;
 mod screen;
+mod sparkline;
+mod table;
 
 use std::time::Duration;
 
 use super::{Fault, Outcome};
 use crate::fleet::observer::Observer;
-use keys::{Key, keys};
+use keys::keys;
 use screen::Screen;
 
 /// Interval between two looks.
@@ -25,12 +27,12 @@ pub(super) async fn watch(observer: &mut Observer<'_>) -> Outcome {
     let outcome = loop {
         tokio::select! {
             _ = ticks.tick() => screen.look(observer).await,
-            key = keys.recv() => match key {
-                Some(Key::Sort) => screen.order = screen.order.next(),
-                Some(Key::Filter) => screen.shown = screen.shown.next(),
-                Some(Key::Redraw) => {}
-                Some(Key::Quit) | None => break Ok(screen.exit()),
-            },
+            key = keys.recv() => {
+                let went_on = key.map(|key| screen.press(key));
+                if !went_on.is_some_and(|went_on| went_on.is_continue()) {
+                    break Ok(screen.exit());
+                }
+            }
         }
         if let Err(error) = terminal.draw(|frame| screen.draw(frame)) {
             break Err(Fault::internal(error));

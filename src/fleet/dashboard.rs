@@ -59,8 +59,8 @@ pub enum Fleet {
 /// Shared by all parts.
 struct App {
     board: Mutex<Board>,
-    /// What every page was told last.
-    told: watch::Sender<Told>,
+    /// What every page was told last; none before the first look.
+    told: watch::Sender<Option<Told>>,
     places: Arc<Semaphore>,
     /// None: a simulated fleet has none.
     store: Option<FleetStore>,
@@ -104,11 +104,7 @@ impl App {
     fn new(board: Board, store: Option<FleetStore>) -> Self {
         Self {
             board: Mutex::new(board),
-            told: watch::Sender::new(Told {
-                names_rev: 0,
-                names: "{}".into(),
-                now: "{}".into(),
-            }),
+            told: watch::Sender::new(None),
             places: Arc::new(Semaphore::new(MOST_PAGES)),
             store,
         }
@@ -122,18 +118,18 @@ impl App {
     fn publish(&self) {
         let before = self.told.borrow().clone();
         let board = self.board();
-        let names = match board.names_rev() == before.names_rev {
-            true => Ok(before.names),
-            false => serde_json::to_string(&board.names()).map(Arc::from),
+        let names_rev = board.names_rev();
+        let names = match before.filter(|told| told.names_rev == names_rev) {
+            Some(told) => Ok(told.names),
+            None => serde_json::to_string(&board.names()).map(Arc::from),
         };
         let now = serde_json::to_string(&board.now()).map(Arc::from);
         if let (Ok(names), Ok(now)) = (names, now) {
-            let names_rev = board.names_rev();
-            self.told.send_replace(Told {
+            self.told.send_replace(Some(Told {
                 names_rev,
                 names,
                 now,
-            });
+            }));
         }
     }
 }

@@ -4,13 +4,15 @@ mod losses;
 mod queues;
 mod workers;
 
+use std::cmp::Reverse;
+
 use serde::Serialize;
 
 use crate::fleet::observer::{View, Worker};
 use crate::fleet::waiting::Oldest;
 
 pub use losses::{Losses, Lost};
-pub(crate) use workers::Versions;
+pub(crate) use workers::{Versions, sickness};
 
 /// More are summed up in the last one.
 const MOST: usize = 12;
@@ -75,18 +77,28 @@ const KINDS: [fn(Seen<'_>) -> Vec<Finding>; 14] = [
 
 /// What there is to say about a fleet: the worst first, then what concerns most. Nothing: all is well.
 pub fn findings(view: &View, oldest: Option<Oldest>, lost: &[Lost]) -> Vec<Finding> {
+    at_most(MOST, view, oldest, lost)
+}
+
+/// The same in at most so many.
+pub(crate) fn at_most(
+    most: usize,
+    view: &View,
+    oldest: Option<Oldest>,
+    lost: &[Lost],
+) -> Vec<Finding> {
     let seen = Seen { view, oldest, lost };
     let mut found: Vec<Finding> = KINDS.iter().flat_map(|kind| kind(seen)).collect();
-    found.sort_by_key(|finding| (finding.severity, std::cmp::Reverse(finding.count)));
-    if found.len() > MOST {
-        let rest = found.split_off(MOST - 1);
+    found.sort_by_key(|finding| (finding.severity, Reverse(finding.count)));
+    if found.len() > most {
+        let rest = found.split_off(most.saturating_sub(1));
         found.extend(summed_up(&rest));
     }
     found
 }
 
 /// One for all that are not shown, as bad as the worst of them.
-pub(crate) fn summed_up(rest: &[Finding]) -> Option<Finding> {
+fn summed_up(rest: &[Finding]) -> Option<Finding> {
     let severity = rest.first()?.severity;
     let of = |severity: Severity| rest.iter().filter(|f| f.severity == severity).count();
     let counts = [Severity::Bad, Severity::Warn, Severity::Note];

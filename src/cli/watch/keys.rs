@@ -5,12 +5,15 @@ use std::time::Duration;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};
 use tokio::sync::mpsc;
 
-/// What a key asks for.
-#[derive(Debug, PartialEq, Eq)]
+/// A key that the view knows; what it does depends on whether a text is being typed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Key {
-    Quit,
-    Sort,
-    Filter,
+    Char(char),
+    Enter,
+    Escape,
+    Backspace,
+    /// Control and C, which ends the view whatever it does.
+    Interrupt,
     Redraw,
 }
 
@@ -40,10 +43,13 @@ pub(super) fn keys() -> mpsc::Receiver<Key> {
 fn key(event: &Event) -> Option<Key> {
     match event {
         Event::Key(key) if key.kind == KeyEventKind::Press => match key.code {
-            KeyCode::Char('c') if key.modifiers.contains(KeyModifiers::CONTROL) => Some(Key::Quit),
-            KeyCode::Char('q') | KeyCode::Esc => Some(Key::Quit),
-            KeyCode::Char('s') => Some(Key::Sort),
-            KeyCode::Char('f') => Some(Key::Filter),
+            KeyCode::Char(c) if key.modifiers.contains(KeyModifiers::CONTROL) => {
+                (c == 'c').then_some(Key::Interrupt)
+            }
+            KeyCode::Char(c) => Some(Key::Char(c)),
+            KeyCode::Enter => Some(Key::Enter),
+            KeyCode::Esc => Some(Key::Escape),
+            KeyCode::Backspace => Some(Key::Backspace),
             _ => None,
         },
         Event::Resize(_, _) => Some(Key::Redraw),
@@ -54,15 +60,19 @@ fn key(event: &Event) -> Option<Key> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ratatui::crossterm::event::KeyEvent;
 
     #[test]
-    fn keys_are_what_the_last_line_says() {
+    fn keys_are_told_apart() {
         let pressed = |code: KeyCode| key(&Event::Key(code.into()));
-        assert_eq!(pressed(KeyCode::Char('s')), Some(Key::Sort));
-        assert_eq!(pressed(KeyCode::Char('f')), Some(Key::Filter));
-        assert_eq!(pressed(KeyCode::Char('q')), Some(Key::Quit));
-        assert_eq!(pressed(KeyCode::Esc), Some(Key::Quit));
-        assert_eq!(pressed(KeyCode::Char('x')), None);
+        assert_eq!(pressed(KeyCode::Char('s')), Some(Key::Char('s')));
+        assert_eq!(pressed(KeyCode::Esc), Some(Key::Escape));
+        assert_eq!(pressed(KeyCode::Enter), Some(Key::Enter));
+        assert_eq!(pressed(KeyCode::Backspace), Some(Key::Backspace));
+        assert_eq!(pressed(KeyCode::F(1)), None);
         assert_eq!(key(&Event::Resize(80, 24)), Some(Key::Redraw));
+        let control = |c| Event::Key(KeyEvent::new(KeyCode::Char(c), KeyModifiers::CONTROL));
+        assert_eq!(key(&control('c')), Some(Key::Interrupt));
+        assert_eq!(key(&control('s')), None);
     }
 }

@@ -54,23 +54,29 @@ async fn follow(State(app): Shared) -> Response {
     }
 }
 
-fn events(mut told: watch::Receiver<Told>, place: OwnedSemaphorePermit) -> impl IntoResponse {
+fn events(
+    mut told: watch::Receiver<Option<Told>>,
+    place: OwnedSemaphorePermit,
+) -> impl IntoResponse {
     told.mark_changed();
-    let state = (told, place, None);
-    let events = stream::unfold(state, async |(mut told, place, known)| {
+    let events = stream::unfold((told, place, None), async |(mut told, place, known)| {
         // The next is taken when the last has been sent: a slow reader skips some.
         told.changed().await.ok()?;
         let now = told.borrow_and_update().clone();
-        let names = (known != Some(now.names_rev)).then_some(("fleet", now.names));
-        let parts = names.into_iter().chain([("now", now.now)]);
-        let events = parts.map(|(kind, text)| {
-            let event = Event::default().event(kind).data(&*text);
-            Ok::<_, Infallible>(event)
-        });
-        let events: Vec<_> = events.collect();
-        Some((stream::iter(events), (told, place, Some(now.names_rev))))
+        let rev = now.as_ref().map(|now| now.names_rev).or(known);
+        let events = now.into_iter().flat_map(move |now| now.events(known));
+        Some((stream::iter(events), (told, place, rev)))
     });
     Sse::new(events.flatten()).keep_alive(KeepAlive::default())
+}
+
+impl Told {
+    /// The names only if the page has older ones.
+    fn events(self, known: Option<u64>) -> impl Iterator<Item = Result<Event, Infallible>> {
+        let names = (known != Some(self.names_rev)).then_some(("fleet", self.names));
+        let parts = names.into_iter().chain([("now", self.now)]);
+        parts.map(|(kind, text)| Ok(Event::default().event(kind).data(&*text)))
+    }
 }
 
 async fn news(State(app): Shared, Query(marks): Query<Marks>) -> Response {
@@ -149,12 +155,12 @@ mod tests {
         chunks.map(|chunk| String::from_utf8(chunk.unwrap().to_vec()).unwrap())
     }
 
-    fn told(names_rev: u64, now: &str) -> Told {
-        Told {
+    fn told(names_rev: u64, now: &str) -> Option<Told> {
+        Some(Told {
             names_rev,
             names: format!("names {names_rev}").into(),
             now: now.into(),
-        }
+        })
     }
 
     #[tokio::test]

@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use crate::fleet::observer::View;
 use crate::protocol::state::State;
+use crate::store::StreamEntry;
 
 /// After this a lost worker is forgotten.
 const FORGOTTEN_MS: u64 = 600_000;
@@ -38,8 +39,7 @@ impl Losses {
             .map(|record| (record.worker_id.clone(), record.state.clone()))
             .collect();
         for (id, state) in std::mem::take(&mut self.seen) {
-            let leaving = [State::Draining, State::Stopped].map(State::as_str);
-            if !now.contains_key(&id) && !leaving.contains(&state.as_str()) {
+            if !now.contains_key(&id) && !is_goodbye(&state) {
                 let at_ms = view.at_ms;
                 self.lost.push(Lost { id, at_ms, state });
             }
@@ -52,8 +52,26 @@ impl Losses {
         self.seen = now;
     }
 
+    /// Reads what workers said since that look: who said goodbye is not lost. A worker that drains within a
+    /// look is never seen to do so.
+    pub fn hear(&mut self, events: &[StreamEntry]) {
+        for event in events {
+            let field = |name: &str| event.fields.get(name).map_or("", String::as_str);
+            if is_goodbye(field("to")) {
+                let id = field("worker_id");
+                self.lost.retain(|lost| lost.id != id);
+                self.seen.remove(id);
+            }
+        }
+    }
+
     /// The last 20 of the last ten minutes that have not come back, oldest first.
     pub fn list(&self) -> &[Lost] {
         &self.lost
     }
+}
+
+fn is_goodbye(state: &str) -> bool {
+    let goodbyes = [State::Draining, State::Stopped];
+    goodbyes.iter().any(|goodbye| goodbye.as_str() == state)
 }

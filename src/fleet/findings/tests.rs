@@ -3,7 +3,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::fleet::observer::Queues;
 use crate::protocol::heartbeat::Record;
-use crate::store::LiveRecord;
+use crate::store::{LiveRecord, StreamEntry};
 
 const NOW: u64 = 1_000_000;
 
@@ -403,7 +403,7 @@ fn who_vanishes_without_a_goodbye_is_lost_until_it_is_back() {
     let found = findings(&fleet([]), None, losses.list());
     assert_eq!(
         found[0].text,
-        "1 worker vanished without a goodbye: killed, frozen, or cut off from Redis"
+        "1 worker vanished: killed, frozen, or cut off from Redis"
     );
     assert_eq!(
         (found[0].severity, &*found[0].workers),
@@ -416,6 +416,25 @@ fn who_vanishes_without_a_goodbye_is_lost_until_it_is_back() {
     see(&mut losses, 603_999, vec![healthy("c")]);
     assert_eq!(losses.list().len(), 1);
     see(&mut losses, 604_000, vec![healthy("c")]);
+    assert_eq!(losses.list(), []);
+}
+
+#[test]
+fn who_drains_between_two_looks_is_not_lost() {
+    let mut losses = Losses::default();
+    let entry = |id: &str, to: &str| StreamEntry {
+        id: "1-1".into(),
+        fields: [("worker_id", id), ("to", to)]
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .into(),
+    };
+    losses.see(&fleet([healthy("a"), healthy("b")]));
+    losses.see(&fleet([healthy("b")]));
+    losses.hear(&[entry("a", "stopped")]);
+    assert_eq!(losses.list(), []);
+    // What it said before it went.
+    losses.hear(&[entry("b", "ready"), entry("b", "draining")]);
+    losses.see(&fleet([]));
     assert_eq!(losses.list(), []);
 }
 

@@ -25,17 +25,17 @@ pub(super) fn nobody(seen: Seen<'_>) -> Vec<Finding> {
         (alive, 0) => format!("none of {alive} workers takes jobs"),
         (_, _) => return Vec::new(),
     };
-    let mut finding = Finding::about(Severity::Bad, text, &seen.view.workers);
-    // Nobody is worse than anybody.
-    finding.count = finding.count.max(1);
-    vec![finding]
+    vec![Finding::overall(
+        Severity::Bad,
+        text,
+        seen.view.workers.len(),
+    )]
 }
 
 pub(super) fn lost(seen: Seen<'_>) -> Vec<Finding> {
     let count = seen.lost.len();
     let vanished = many(count, "worker", "workers");
-    let text =
-        format!("{vanished} vanished without a goodbye: killed, frozen, or cut off from Redis");
+    let text = format!("{vanished} vanished: killed, frozen, or cut off from Redis");
     let names = seen.lost.iter().rev().take(NAMED);
     let workers = names.map(|Lost { id, .. }| id.clone()).collect();
     let finding = Finding {
@@ -56,7 +56,7 @@ pub(super) fn not_ready(seen: Seen<'_>) -> Vec<Finding> {
             ..
         } = &worker.record;
         if !ready {
-            let key = (severity(worker), state.as_str(), state_detail.as_str());
+            let key = (sickness(worker), state.as_str(), state_detail.as_str());
             groups.entry(key).or_default().push(worker);
         }
     }
@@ -68,7 +68,8 @@ pub(super) fn not_ready(seen: Seen<'_>) -> Vec<Finding> {
     groups.into_iter().map(finding).collect()
 }
 
-fn severity(worker: &Worker) -> Severity {
+/// How bad it is that this worker takes no jobs.
+pub(crate) fn sickness(worker: &Worker) -> Severity {
     let detail = worker.record.state_detail.as_str();
     let passing = match hangs(worker) {
         true => Severity::Warn,
@@ -230,10 +231,11 @@ pub(super) fn software(seen: Seen<'_>) -> Vec<Finding> {
 /// More than one version is served.
 pub(super) fn versions(seen: Seen<'_>) -> Vec<Finding> {
     let served = Versions::of(seen.view);
-    let several = served.0.len() > 1;
     let total = served.0.iter().map(|(_, workers)| workers).sum();
     let text = format!("several versions are served: {served}");
-    let found = several.then(|| Finding::overall(Severity::Note, text, total));
+    let found = served
+        .are_several()
+        .then(|| Finding::overall(Severity::Note, text, total));
     found.into_iter().collect()
 }
 
@@ -250,6 +252,10 @@ impl Versions {
         let mut counts: Vec<(u64, usize)> = counts.into_iter().collect();
         counts.sort_by_key(|(version, workers)| Reverse((*workers, *version)));
         Self(counts)
+    }
+
+    pub(crate) fn are_several(&self) -> bool {
+        self.0.len() > 1
     }
 }
 

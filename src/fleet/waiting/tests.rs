@@ -285,6 +285,64 @@ fn idle(at_ms: u64, jobs: u32) -> View {
     }
 }
 
+/// One that has run for a time, has answered so many jobs and holds so many.
+fn consumer(incarnation: &str, age_ms: u64, answered: u64, held: u64) -> Worker {
+    let mut record = Record {
+        incarnation: incarnation.into(),
+        at_ms: 1_000_000 + age_ms,
+        started_at_ms: 1_000_000,
+        ..Record::default()
+    };
+    (record.jobs.scored, record.jobs.buffered) = (answered, held);
+    Worker {
+        record,
+        live: LiveRecord::default(),
+    }
+}
+
+#[test]
+fn jobs_of_a_dead_worker_that_were_counted_twice_are_taken_back() {
+    let mut waiting = Waiting::default();
+    let mut look = |second: u64, jobs: u32, workers: Vec<Worker>| {
+        let view = idle(second * 1000, jobs);
+        waiting.see(&View { workers, ..view })
+    };
+    look(0, 0, vec![consumer("dies", 1, 0, 4)]);
+    // It is dead, and its jobs wait again; its record is there for five seconds.
+    for second in 1..=5 {
+        look(second, 4, vec![consumer("dies", 1, 0, 4)]);
+    }
+    for second in 6..20 {
+        look(second, 4, Vec::new());
+    }
+    // They waited before the queue was last empty.
+    assert_eq!(look(20, 5, Vec::new()), Some(Oldest::AtLeast(20_000)));
+    // All but the one that came then are taken.
+    let other = consumer("other", 1, 0, 4);
+    assert_eq!(look(25, 1, vec![other]), Some(Oldest::About(5000)));
+}
+
+#[test]
+fn of_a_worker_that_is_first_seen_counts_what_it_answered_during_the_watch() {
+    let mut waiting = Waiting::default();
+    let mut look = |second: u64, jobs: u32, workers: Vec<Worker>| {
+        let view = idle(second * 1000, jobs);
+        waiting.see(&View { workers, ..view })
+    };
+    look(0, 0, Vec::new());
+    look(1, 5, Vec::new());
+    // One more has come, and three were answered by a worker that began after the watch.
+    let new = |answered| consumer("new", 8000, answered, 0);
+    assert_eq!(look(10, 3, vec![new(3)]), Some(Oldest::About(9000)));
+    assert_eq!(look(11, 1, vec![new(5)]), Some(Oldest::About(1000)));
+    // One that was there before it was out of sight.
+    let old = consumer("old", 3_600_000, 1000, 0);
+    assert_eq!(look(12, 1, vec![new(5), old]), Some(Oldest::About(2000)));
+    let old = consumer("old", 3_600_000, 1001, 0);
+    look(13, 1, vec![new(5), old]);
+    assert_eq!(look(14, 1, vec![new(5)]), Some(Oldest::About(1000)));
+}
+
 #[test]
 fn what_waited_before_the_watch_is_older_than_it() {
     let mut waiting = Waiting::default();
@@ -325,18 +383,7 @@ fn a_long_backlog_is_kept_in_few_steps() {
     }
     // Half of it leaves.
     let mut view = idle(u64::from(day) * 1000, day / 2);
-    let record = Record {
-        incarnation: "a".into(),
-        at_ms: 10,
-        started_at_ms: 1,
-        ..Record::default()
-    };
-    let mut worker = Worker {
-        record,
-        live: LiveRecord::default(),
-    };
-    worker.record.jobs.scored = u64::from(day / 2);
-    view.workers = vec![worker];
+    view.workers = vec![consumer("a", 10, u64::from(day / 2), 0)];
     let exact = u64::from(day / 2) * 1000;
     let told = waiting.see(&view).unwrap().millis();
     assert!(told.abs_diff(exact) <= exact / 100, "{told}");
