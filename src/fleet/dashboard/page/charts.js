@@ -168,7 +168,8 @@ export class Frame {
     const xs = this.plot.data[0];
     const from = this.plot.cursor.idx ?? xs.length - 1;
     const at = Math.max(0, Math.min(xs.length - 1, from + steps[event.key]));
-    this.plot.setCursor({ left: this.plot.valToPos(xs[at], "x"), top: 20 });
+    // The first point may lie just before the picture.
+    this.plot.setCursor({ left: Math.max(0, this.plot.valToPos(xs[at], "x")), top: 20 });
   }
 
   legend(series, at, when) {
