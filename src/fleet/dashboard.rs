@@ -32,7 +32,6 @@ use crate::store::FleetStore;
 use crate::telemetry::listener::{self, Limits};
 use crate::util::clock::unix_ms;
 use board::Board;
-use demo::Demo;
 
 /// Between two looks at the fleet.
 const EVERY: Duration = Duration::from_secs(1);
@@ -136,8 +135,7 @@ impl App {
 
 /// Plays a simulated fleet, as if the dashboard had watched it for a day.
 async fn play(workers: usize, app: Arc<App>) {
-    let mut demo = Demo::new(workers, unix_ms());
-    app.board().begin_demo(workers, &mut demo, unix_ms());
+    let mut demo = app.board().begin_demo(workers, unix_ms());
     let mut ticks = ticks();
     loop {
         ticks.tick().await;

@@ -1,11 +1,12 @@
 //! What the dashboard has seen since it started, and what it makes of it. No I/O.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use serde::Serialize;
 
 use super::contributors::{self, Contributors};
-use super::demo::{Demo, Moment};
+use super::demo::{Demo, Moment, Past};
 use super::jobs::Jobs;
 use super::news::{Change, Marks, News, ParkedJob};
 use super::roster::{self, Roster};
@@ -17,6 +18,10 @@ use crate::fleet::observer::{Queues, View};
 use crate::fleet::waiting::{Oldest, Waiting};
 use crate::store::StreamEntry;
 use crate::util::clock::unix_ms;
+
+/// Looks that a demonstration begins with, and the time between two of them.
+const DEMO_LOOKS: u64 = 60;
+const DEMO_EVERY_MS: u64 = 2000;
 
 /// Everything that is remembered.
 #[derive(Debug, Default)]
@@ -166,11 +171,11 @@ impl Board {
         }
     }
 
-    /// Notes that results and dead-lettered jobs are received from now on, or why not.
-    pub(super) fn watches(&mut self, watching: Result<(), String>) {
+    /// Notes since when results and dead-lettered jobs are received, or why they are not.
+    pub(super) fn watches(&mut self, watching: Result<u64, String>) {
         self.watching = match watching {
-            Ok(()) => Watching {
-                watching_since_ms: Some(self.now_ms()),
+            Ok(since_ms) => Watching {
+                watching_since_ms: Some(since_ms),
                 unwatched: None,
             },
             Err(why) => Watching {
@@ -188,8 +193,7 @@ impl Board {
         if self.jobs.has(id, &verdict) {
             return;
         }
-        self.timeline
-            .judge(seen.at_ms, verdict.class, verdict.timings_ms.as_ref());
+        self.timeline.judge(&verdict, 1);
         self.roster.judge(id, &verdict);
         self.news.judge(id, &verdict);
         if let Some(contributors) = &mut self.contributors {
@@ -256,21 +260,44 @@ impl Board {
         }
     }
 
-    /// Begins a demonstration: as if a fleet had been watched for a day.
-    pub(super) fn begin_demo(&mut self, workers: usize, demo: &mut Demo, at_ms: u64) {
+    /// Begins a demonstration: as if a fleet had been watched for a day. Only the charts know that day; the
+    /// rest has seen the last moments of it.
+    pub(super) fn begin_demo(&mut self, workers: usize, at_ms: u64) -> Demo {
         self.demo = Some(workers);
-        for past in demo.past(Range::looks_before(at_ms)) {
-            self.timeline.look(past.at_ms, Some(&past.sample));
-            for result in past.results {
-                self.judge(&SeenResult {
-                    at_ms: past.at_ms,
-                    result,
-                    key: None,
-                    trace_id: None,
-                });
-            }
+        let began_ms = at_ms.saturating_sub(DEMO_LOOKS * DEMO_EVERY_MS);
+        let mut demo = Demo::new(workers, began_ms);
+        let mut last_ms = 0;
+        for past in demo.past(Range::looks_before(began_ms)) {
+            self.remember(&past, past.at_ms.saturating_sub(last_ms));
+            last_ms = past.at_ms;
         }
-        self.watches(Ok(()));
+        self.watches(Ok(began_ms));
+        for look in 0..DEMO_LOOKS {
+            self.play(demo.step(began_ms + look * DEMO_EVERY_MS));
+        }
+        demo
+    }
+
+    /// A moment of the past for the charts. Its results stand for all since the moment before.
+    fn remember(&mut self, past: &Past, since_ms: u64) {
+        self.timeline.look(past.at_ms, Some(&past.sample));
+        let all = past.sample.jobs_per_s * Duration::from_millis(since_ms).as_secs_f64();
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "jobs of some minutes"
+        )]
+        let each = (all as u64).div_ceil(past.results.len().max(1) as u64);
+        for result in &past.results {
+            let verdict = Verdict::of(&SeenResult {
+                at_ms: past.at_ms,
+                result: result.clone(),
+                key: None,
+                trace_id: None,
+            });
+            self.timeline.judge(&verdict, each);
+            self.news.judge(&result.submission_id, &verdict);
+        }
     }
 
     /// Shows a moment of a demonstration.

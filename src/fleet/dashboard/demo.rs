@@ -23,14 +23,13 @@ use super::news::ParkedJob;
 use super::timeline::Sample;
 use super::verdict::SeenResult;
 use crate::fleet::observer::{Queues, View};
-use crate::protocol::failure::Code;
-use crate::protocol::result::{ResultMessage, Timings};
+use crate::protocol::result::{Body, ResultMessage, Timings};
 use crate::store::StreamEntry;
 use job::{Fate, Job};
 use line::{Line, Taken};
 use part::{Part, cast};
-use past::{Known, Pace, Walk, sample};
-use script::{INCIDENTS, SMALL_INCIDENTS};
+use past::{DEAD, Known, Usual, Walk, sample};
+use script::{INCIDENTS, OLD, SMALL_INCIDENTS};
 use tide::Tide;
 use verdicts::{Answered, Verdicts};
 use worker::{Change, Worker};
@@ -45,10 +44,10 @@ const SMALL: usize = 20;
 /// Larger ones have fewer jobs for each worker.
 const LARGE: usize = 400;
 /// What the fleet can do in the busiest hour, of what it is asked to do; and a small one.
-const HEADROOM: f64 = 1.0;
-const SMALL_HEADROOM: f64 = 1.25;
+const HEADROOM: f64 = 1.03;
+const SMALL_HEADROOM: f64 = 1.35;
 /// Milliseconds between two incidents, and in a small fleet.
-const INCIDENT_MS: u64 = 14_000;
+const INCIDENT_MS: u64 = 40_000;
 const SMALL_INCIDENT_MS: u64 = 90_000;
 /// Most time that one step makes up for.
 const LONGEST: f64 = 10.0;
@@ -56,8 +55,10 @@ const LONGEST: f64 = 10.0;
 const EVENTS: usize = 60;
 /// Results that are given for each moment of the past.
 const PAST_RESULTS: usize = 4;
-/// Dead-lettered jobs at the start.
-const DEAD: u32 = 20;
+/// How long a job is retried until it fails.
+const RETRIED_S: f64 = 335.0;
+/// Workers of a hundred that come and go.
+const RESTLESS: f64 = 0.03;
 
 /// The fleet at one moment, and what has happened since the last one.
 #[derive(Debug)]
@@ -82,7 +83,6 @@ pub(super) struct Past {
 pub(super) struct Demo {
     random: StdRng,
     tide: Tide,
-    pace_ms: f64,
     at_ms: u64,
     workers: Vec<Worker>,
     verdicts: Verdicts,
@@ -99,10 +99,9 @@ impl Demo {
     /// So many workers; the story starts at this time.
     pub(super) fn new(workers: usize, at_ms: u64) -> Self {
         let mut random = StdRng::seed_from_u64(workers as u64);
-        let mut parts: Vec<(usize, Part)> =
-            cast(workers, &mut random).into_iter().enumerate().collect();
+        let parts = cast(workers, &mut random).into_iter().enumerate();
+        let parts: Vec<(usize, Part)> = parts.collect();
         let (tide, pace_ms) = plan(&parts, at_ms);
-        parts.shrink_to_fit();
         let mut workers: Vec<Worker> = parts
             .into_iter()
             .map(|part| Worker::new(part, pace_ms, &tide, &mut random))
@@ -110,18 +109,43 @@ impl Demo {
         workers.sort_by(|a, b| a.record.worker_id.cmp(&b.record.worker_id));
         let mut walk = Walk::new(tide);
         walk.to(0.0);
-        Self {
+        let mut demo = Self {
             verdicts: Verdicts::new(&mut random),
             random,
             tide,
-            pace_ms,
             at_ms,
             workers,
             line: walk.line,
-            dead: DEAD,
+            dead: DEAD as u32,
             next_job: 1_000_000,
             next_incident_ms: at_ms + 2_000,
             events: 0,
+        };
+        demo.begin_retries();
+        demo
+    }
+
+    /// Jobs that have been retried for some time already.
+    fn begin_retries(&mut self) {
+        let Some((miner, share)) = miners::gone(&self.verdicts.miners) else {
+            return;
+        };
+        let waiting = (self.tide.rate * share * RETRIED_S).ceil() as u64;
+        for number in 0..waiting {
+            let age_s = RETRIED_S * (number as f64 + 0.9) / waiting as f64;
+            let arrived_ms = self.tide.at_ms(-age_s);
+            let attempt = 1 + [5.0, 35.0].iter().filter(|end| age_s > **end).count();
+            let end_s = [5.0, 35.0, RETRIED_S][attempt - 1];
+            let job = Job {
+                number: 900_000 + number,
+                miner,
+                epoch: self.tide.epoch(-age_s),
+                arrived_ms,
+                attempt: attempt as u32,
+                redelivered: false,
+                fate: Fate::Unavailable,
+            };
+            self.line.retry_at(job, self.tide.at_ms(end_s - age_s));
         }
     }
 
@@ -129,35 +153,45 @@ impl Demo {
     /// the first step.
     pub(super) fn past(&mut self, times: impl Iterator<Item = u64>) -> Vec<Past> {
         let mut walk = Walk::new(self.tide);
-        let fleet: Vec<Known> = self
-            .workers
-            .iter()
-            .map(|worker| self.known(worker))
-            .collect();
+        let usual = self.usual();
         times
-            .map(|at_ms| self.past_moment(at_ms, &mut walk, &fleet))
+            .map(|at_ms| self.past_moment(at_ms, &mut walk, &usual))
             .collect()
     }
 
-    fn known(&self, worker: &Worker) -> Known {
-        let since = self.tide.moment(worker.record.last_state_change_at_ms);
-        Known {
-            ill: if worker.record.ready {
-                f64::INFINITY
-            } else {
-                since
-            },
-            swapped: self.tide.moment(worker.swap_ms),
-            version: worker.record.model.version,
+    fn usual(&self) -> Usual {
+        let gone = miners::gone(&self.verdicts.miners);
+        let records = || self.workers.iter().map(|worker| &worker.record);
+        let mut p50: Vec<f64> = records().filter_map(|record| record.jobs.p50_ms).collect();
+        p50.sort_by(f64::total_cmp);
+        let restless = if self.is_small() { 0.0 } else { RESTLESS };
+        Usual {
+            workers: self
+                .workers
+                .iter()
+                .map(|worker| self.known(worker))
+                .collect(),
+            p50_ms: p50.get(p50.len() / 2).copied().unwrap_or_default(),
+            p95_ms: records().filter_map(|r| r.jobs.p95_ms).fold(0.0, f64::max),
+            retried_s: gone.map_or(0.0, |(_, share)| share * RETRIED_S),
+            restless: self.workers.len() as f64 * restless,
         }
     }
 
-    fn past_moment(&mut self, at_ms: u64, walk: &mut Walk, fleet: &[Known]) -> Past {
+    fn known(&self, worker: &Worker) -> Known {
+        let record = &worker.record;
+        let since = self.tide.moment(record.last_state_change_at_ms);
+        Known {
+            ill: if record.ready { f64::INFINITY } else { since },
+            swapped: self.tide.moment(worker.swap_ms),
+            follows: record.model.version != Some(OLD),
+        }
+    }
+
+    fn past_moment(&mut self, at_ms: u64, walk: &mut Walk, usual: &Usual) -> Past {
         let moment = self.tide.moment(at_ms);
         walk.to(moment);
-        let pace_ms = self.pace_ms;
-        let dice = self.random.random();
-        let sample = sample(walk, fleet, Pace { pace_ms, dice });
+        let sample = sample(walk, usual, self.random.random());
         let oldest = sample.oldest_ms.unwrap_or_default();
         let epoch = self.tide.epoch(moment - oldest as f64 / 1000.0);
         let results = (0..PAST_RESULTS).filter_map(|_| self.past_result(at_ms, epoch));
@@ -174,7 +208,6 @@ impl Demo {
             workers,
             verdicts,
             next_job,
-            pace_ms,
             ..
         } = self;
         let worker = workers
@@ -182,7 +215,7 @@ impl Demo {
             .filter(|worker| worker.record.ready)?;
         *next_job += 1;
         let job = Job::new(*next_job, (at_ms, epoch), &verdicts.miners, random);
-        let stages = device::stages(job.fate, *pace_ms, random);
+        let stages = device::stages(job.fate, worker.device.pace_ms, random);
         let queued = random.random_range(0.0..0.9) * stages.forward;
         let timings = Timings {
             queued,
@@ -291,7 +324,7 @@ impl Demo {
                 worker.count(seen.result.status, answered);
                 if job.fate == Fate::Unavailable {
                     *dead += 1;
-                    parked.push(park(&seen, random));
+                    parked.extend(park(&seen));
                 }
                 results.push(seen);
             }
@@ -397,14 +430,17 @@ fn plan(parts: &[(usize, Part)], start_ms: u64) -> (Tide, f64) {
 }
 
 /// The copy of a job that failed at the end of its retries.
-fn park(seen: &SeenResult, random: &mut StdRng) -> ParkedJob {
-    let code = Code::CandidateUnavailable;
-    ParkedJob {
-        submission_id: seen.result.submission_id.clone(),
-        code: code.as_str().to_owned(),
-        message: verdicts::message(code, random),
-        worker: seen.result.worker_id.clone(),
+fn park(seen: &SeenResult) -> Option<ParkedJob> {
+    let result = &seen.result;
+    let Body::Error { error } = &result.body else {
+        return None;
+    };
+    Some(ParkedJob {
+        submission_id: result.submission_id.clone(),
+        code: error.code.as_str().to_owned(),
+        message: error.message.clone(),
+        worker: result.worker_id.clone(),
         at_ms: seen.at_ms,
         trace_id: seen.trace_id.clone(),
-    }
+    })
 }

@@ -42,7 +42,8 @@ pub(super) async fn watch_results(config: Config, app: Arc<App>) {
             match subscribe(&config, &topology).await {
                 Ok(watching) => {
                     backoff.reset();
-                    app.board().watches(Ok(()));
+                    let now_ms = app.board().now_ms();
+                    app.board().watches(Ok(now_ms));
                     watching.follow(&app).await;
                     let why = "the connection to RabbitMQ is lost".to_owned();
                     app.board().watches(Err(why));

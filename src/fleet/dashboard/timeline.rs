@@ -11,7 +11,7 @@ use hdrhistogram::Histogram;
 pub(super) use columns::{Columns, short};
 pub(super) use range::Range;
 
-use super::verdict::Class;
+use super::verdict::{Class, Verdict};
 use crate::fleet::observer::Queues;
 use crate::protocol::result::Timings;
 
@@ -117,12 +117,12 @@ impl Timeline {
         }
     }
 
-    /// Notes a result.
-    pub(super) fn judge(&mut self, at_ms: u64, class: Class, timings: Option<&Timings>) {
+    /// Notes results like this one.
+    pub(super) fn judge(&mut self, verdict: &Verdict, count: u64) {
         for tier in &mut self.tiers {
-            let open = tier.at(at_ms);
-            *open.classes.entry(class).or_default() += 1;
-            if let Some(timings) = timings {
+            let open = tier.at(verdict.at_ms);
+            *open.classes.entry(verdict.class).or_default() += count;
+            if let Some(timings) = &verdict.timings_ms {
                 open.time(timings);
             }
         }
@@ -236,6 +236,7 @@ impl Sample {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fleet::dashboard::made::{rejected, scored};
     use serde_json::json;
 
     /// A multiple of every range's interval.
@@ -279,15 +280,23 @@ mod tests {
     #[test]
     fn stages_have_percentiles_and_classes_counts() {
         let mut timeline = Timeline::default();
+        let good = Verdict::of(&scored(START, json!({})));
         for n in 1..=100 {
             let forward = f64::from(n);
             let timings = Timings {
                 forward,
                 ..Timings::default()
             };
-            timeline.judge(START, Class::Better, Some(&timings));
+            let timings_ms = Some(timings);
+            timeline.judge(
+                &Verdict {
+                    timings_ms,
+                    ..good.clone()
+                },
+                1,
+            );
         }
-        timeline.judge(START, Class::Failed, None);
+        timeline.judge(&Verdict::of(&rejected(START, json!({}))), 3);
         timeline.look(START + 2000, None);
         let told = serde_json::to_value(timeline.columns(Range::TenMinutes, 0)).unwrap();
         let near = |stage: &str, share: &str, value: f64| {
@@ -300,8 +309,8 @@ mod tests {
         near("forward", "p50", 50.0);
         near("forward", "p95", 95.0);
         near("fetch", "p95", 0.0);
-        let counts = ["better", "failed", "worse"].map(|class| told["classes"][class].clone());
-        assert_eq!(counts, [json!([100]), json!([1]), json!([0])]);
+        let counts = ["better", "rejected", "worse"].map(|class| told["classes"][class].clone());
+        assert_eq!(counts, [json!([100]), json!([3]), json!([0])]);
     }
 
     #[test]

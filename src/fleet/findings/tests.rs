@@ -222,7 +222,7 @@ fn one_worker_has_a_problem_beside_its_state() {
 fn different_reasons_for_one_problem_are_one_finding() {
     let failing = |id: &str, why: &str| worker(id, update(9, None, Some(why)));
     let view = fleet([failing("a", "x"), failing("b", "y"), failing("c", "y")]);
-    let said = "warn: 3 workers do not serve the live version 9: y (others say otherwise)";
+    let said = "warn: 3 workers do not serve the live version 9: y (others give other reasons)";
     only(&view, said);
 }
 

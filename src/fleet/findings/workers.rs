@@ -317,7 +317,7 @@ fn by_reason<K: Ord + Copy>(
         let most = reasons.iter().min_by_key(|(_, count)| Reverse(**count));
         let mut why = most.map_or_else(String::new, |(why, _)| brief(why));
         if reasons.len() > 1 {
-            why.push_str(" (others say otherwise)");
+            why.push_str(" (others give other reasons)");
         }
         Finding::about(Severity::Warn, text(key, workers.len(), why), workers)
     };

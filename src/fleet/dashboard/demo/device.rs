@@ -41,7 +41,7 @@ pub(super) struct Device {
     /// When its last computation ended.
     free_ms: f64,
     /// How long a computation takes as a rule.
-    pace_ms: f64,
+    pub(super) pace_ms: f64,
 }
 
 impl Device {

@@ -97,6 +97,11 @@ impl Line {
         }
     }
 
+    /// A job that waits for its next try already.
+    pub(super) fn retry_at(&mut self, job: Job, due_ms: u64) {
+        self.retry.push((due_ms, job));
+    }
+
     /// Jobs whose time has come join the end of the line.
     pub(super) fn turn(&mut self, now_ms: u64) {
         let (due, rest) = std::mem::take(&mut self.retry)

@@ -61,21 +61,43 @@ pub(super) struct Miner {
 
 /// All of them; some send far more than others.
 pub(super) fn miners(random: &mut StdRng) -> Vec<Miner> {
-    let weight = |place: usize| 1.0 / (place as f64 + 1.0).powf(0.8);
+    let weight = |place: usize| eagerness(habit(place)) / (place as f64 + 1.0).powf(0.8);
     let whole: f64 = (0..MINERS).map(weight).sum();
     let mut up_to = 0.0;
     let miner = |place| {
         up_to += weight(place) / whole;
-        let habit = HABITS.iter().find(|(known, _)| *known == place);
         let name = NAMES.iter().find(|(known, _)| *known == place);
         Miner {
             name: name.map_or_else(|| format!("miner-{:02}", place + 1), |(_, n)| (*n).into()),
-            habit: habit.map_or(Habit::Honest, |(_, habit)| *habit),
+            habit: habit(place),
             skill: random.random_range(0.4..2.0),
             up_to,
         }
     };
     (0..MINERS).map(miner).collect()
+}
+
+fn habit(place: usize) -> Habit {
+    let known = HABITS.iter().find(|(known, _)| *known == place);
+    known.map_or(Habit::Honest, |(_, habit)| *habit)
+}
+
+/// How much it sends, compared with an honest one in its place.
+fn eagerness(habit: Habit) -> f64 {
+    match habit {
+        Habit::Honest | Habit::Noisy | Habit::Inverted | Habit::Copied => 1.0,
+        Habit::Malformed | Habit::Altered => 0.7,
+        Habit::Gone => 0.25,
+    }
+}
+
+/// The place of the one whose updates cannot be fetched, and its share in the submissions.
+pub(super) fn gone(miners: &[Miner]) -> Option<(usize, f64)> {
+    let place = miners.iter().position(|miner| miner.habit == Habit::Gone)?;
+    let before = place
+        .checked_sub(1)
+        .map_or(0.0, |before| miners[before].up_to);
+    Some((place, miners[place].up_to - before))
 }
 
 /// Whoever sends the next one.

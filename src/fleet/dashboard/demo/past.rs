@@ -4,9 +4,12 @@ use std::collections::BTreeMap;
 
 use super::Sample;
 use super::line::Line;
+use super::script::{NEW, OLD};
 use super::tide::{DAY, RACK_LOST, Tide};
 use crate::fleet::observer::Queues;
 
+/// Dead-lettered jobs at the end.
+pub(super) const DEAD: f64 = 20.0;
 /// The jobs done per second are a mean of about so many seconds.
 const SMOOTH: f64 = 10.0;
 
@@ -62,66 +65,63 @@ pub(super) struct Known {
     /// Infinite = it is well.
     pub(super) ill: f64,
     pub(super) swapped: f64,
-    pub(super) version: Option<u64>,
+    /// Whether it took the new version then.
+    pub(super) follows: bool,
 }
 
-/// How long the jobs took that are done while the fleet has this pace, and the dice for it.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Pace {
-    pub(super) pace_ms: f64,
-    pub(super) dice: f64,
+/// What the fleet is like while it is busy.
+#[derive(Debug, Clone)]
+pub(super) struct Usual {
+    pub(super) workers: Vec<Known>,
+    /// How long the jobs of its workers take.
+    pub(super) p50_ms: f64,
+    pub(super) p95_ms: f64,
+    /// The part of the jobs that waits to be retried, times how long they do, seconds.
+    pub(super) retried_s: f64,
+    /// Workers that come and go.
+    pub(super) restless: f64,
 }
 
-/// The fleet as it was at the moment that the walk has reached.
-pub(super) fn sample(walk: &Walk, fleet: &[Known], Pace { pace_ms, dice }: Pace) -> Sample {
+/// The fleet as it was at the moment that the walk has reached; `dice` from 0 to 1.
+pub(super) fn sample(walk: &Walk, usual: &Usual, dice: f64) -> Sample {
     let moment = walk.second as f64;
-    let at_ms = walk.tide.at_ms(moment);
     let left = walk.tide.capacity(moment) / walk.tide.capable;
     // The rack is among those that are ill.
-    let others = left
+    let left = left
         + if moment >= RACK_LOST {
             walk.tide.rack
         } else {
             0.0
         };
-    let well = fleet.iter().filter(|worker| worker.ill > moment).count() as f64;
-    let ready = ((well - 2.0 * dice) * others).round().max(0.0) as usize;
-    let total_ms = pace_ms * (1.0 + 0.8 * walk.busy) * (0.97 + 0.06 * dice);
+    let workers = &usual.workers;
+    let well = workers.iter().filter(|worker| worker.ill > moment).count() as f64;
+    let away = usual.restless * dice;
+    let ready = ((well - away) * left).round() as usize;
+    let loaded = (0.5 + 0.5 * walk.busy) * (0.97 + 0.06 * dice);
     Sample {
-        alive: fleet.len() - usize::from(fleet.len() > 10 && dice > 0.7),
+        alive: workers.len() - (away / 2.0).round() as usize,
         ready,
         jobs_per_s: walk.per_s,
         busy: Some(walk.busy.clamp(0.0, 1.0)),
         queues: Some(Queues {
             jobs: walk.line.waiting(),
-            retry: (walk.per_s * 1.5) as u32,
-            dead: (moment / DAY * 20.0 + 20.0) as u32,
+            retry: (walk.per_s * usual.retried_s) as u32,
+            dead: (DEAD * (1.0 + moment / DAY)) as u32,
             consumers: u32::try_from(ready).unwrap_or(u32::MAX),
         }),
-        oldest_ms: walk.line.oldest_ms(at_ms),
-        workers_p50: Some(total_ms),
-        workers_p95: Some(total_ms * 2.3),
-        versions: versions(fleet, moment),
+        oldest_ms: walk.line.oldest_ms(walk.tide.at_ms(moment)),
+        workers_p50: Some(usual.p50_ms * loaded),
+        workers_p95: Some(usual.p95_ms * loaded),
+        versions: versions(workers, moment),
     }
 }
 
-fn versions(fleet: &[Known], moment: f64) -> BTreeMap<Option<u64>, usize> {
+fn versions(workers: &[Known], moment: f64) -> BTreeMap<Option<u64>, usize> {
     let mut versions = BTreeMap::new();
-    for worker in fleet {
-        let version = worker.version.map(|known| worker.at(known, moment));
-        *versions.entry(version).or_default() += 1;
+    for worker in workers {
+        let swapped = worker.follows && worker.swapped <= moment;
+        let version = if swapped { NEW } else { OLD };
+        *versions.entry(Some(version)).or_default() += 1;
     }
     versions
-}
-
-impl Known {
-    /// The version that it had, given the one that it has.
-    fn at(&self, known: u64, moment: f64) -> u64 {
-        use super::script::{NEW, OLD};
-        if known == NEW && self.swapped <= moment.min(0.0) {
-            NEW
-        } else {
-            OLD
-        }
-    }
 }

@@ -5,18 +5,23 @@
 const EPOCH: f64 = 180.0;
 /// The epoch in which the story starts, and how far it has come by then.
 const FIRST_EPOCH: f64 = 1118.0;
-const INTO_EPOCH: f64 = 60.0;
+const INTO_EPOCH: f64 = 30.0;
 /// Most updates of an epoch come soon after it has begun: for how long, and the rates then and later.
 const RUSH: f64 = 60.0;
-const RUSHED: f64 = 2.1;
-const CALM: f64 = 0.45;
+const RUSHED: f64 = 1.6;
+const CALM: f64 = 0.7;
 /// When a rack lost its GPUs, for how long, and after how long it loses them again.
-pub(super) const RACK_LOST: f64 = -14.0 * 60.0;
-pub(super) const RACK_AWAY: f64 = 29.0 * 60.0;
-pub(super) const RACK_AGAIN: f64 = 60.0 * 60.0;
+pub(super) const RACK_LOST: f64 = -15.0 * MINUTE;
+pub(super) const RACK_AWAY: f64 = 30.0 * MINUTE;
+pub(super) const RACK_AGAIN: f64 = 80.0 * MINUTE;
+/// More jobs than usual come around this moment, for about so long, and how many more.
+const SURGE: f64 = -8.0 * MINUTE;
+const SURGE_LASTS: f64 = 12.0 * MINUTE;
+const SURGED: f64 = 0.1;
 /// An older shortage, over since long: from when, to when, and how much of the fleet was left.
 const OUTAGE: (f64, f64, f64) = (-9.3 * HOUR, -8.8 * HOUR, 0.7);
-const HOUR: f64 = 3600.0;
+const MINUTE: f64 = 60.0;
+const HOUR: f64 = 60.0 * MINUTE;
 /// How far the story reaches back.
 pub(super) const DAY: f64 = 24.0 * HOUR;
 
@@ -49,7 +54,8 @@ impl Tide {
         let day = 0.76 + 0.24 * (moment / DAY * std::f64::consts::TAU).cos();
         let into = (moment + INTO_EPOCH).rem_euclid(EPOCH);
         let burst = if into < RUSH { RUSHED } else { CALM };
-        self.rate * day * burst
+        let surge = SURGED * (-((moment - SURGE) / SURGE_LASTS).powi(2)).exp();
+        self.rate * (day + surge) * burst
     }
 
     /// Jobs per second that could be done.

@@ -205,7 +205,7 @@ fn ended(code: Code, random: &mut StdRng) -> (Status, Body) {
 }
 
 /// What a worker says of a refused or failed job.
-pub(super) fn message(code: Code, random: &mut StdRng) -> String {
+fn message(code: Code, random: &mut StdRng) -> String {
     let known = MESSAGES.iter().find(|(known, _)| *known == code);
     let text = known.map_or("", |(_, text)| *text);
     if code == Code::CandidateDigestMismatch {
@@ -267,7 +267,7 @@ fn touched(mut sketch: Sketch, random: &mut StdRng) -> Sketch {
 }
 
 /// Most jobs belong to a trace.
-pub(super) fn trace_id(random: &mut StdRng) -> Option<String> {
+fn trace_id(random: &mut StdRng) -> Option<String> {
     random.random_bool(0.9).then(|| hex_of::<16>(random))
 }
 

@@ -284,7 +284,7 @@ impl Worker {
         }
         let beaten_ms = now_ms.saturating_sub(late_ms);
         if self.silent_ms.is_none_or(|at| beaten_ms < at) {
-            self.beat(beaten_ms);
+            self.beat(beaten_ms, now_ms);
         }
         let record = self.record.clone();
         let live = LiveRecord {
@@ -295,10 +295,10 @@ impl Worker {
     }
 
     /// What changes with every heartbeat.
-    fn beat(&mut self, now_ms: u64) {
+    fn beat(&mut self, beaten_ms: u64, now_ms: u64) {
         let held = self.device.held() as u64;
         let record = &mut self.record;
-        (record.seq, record.at_ms) = (record.seq + 1, now_ms);
+        (record.seq, record.at_ms) = (record.seq + 1, beaten_ms);
         record.accepting = record.ready && self.device.has_room();
         record.jobs.in_flight = held.min(1);
         record.jobs.buffered = held.saturating_sub(1);
@@ -317,7 +317,7 @@ impl Worker {
         } else if self.part != Part::Blocked {
             record.progress.busy_ms = self.device.busy_ms(now_ms);
             if works {
-                record.progress.at_ms = now_ms;
+                record.progress.at_ms = record.at_ms;
             }
         }
     }
