@@ -1,6 +1,6 @@
 // The charts of the fleet over time: what each draws and what it says in words.
 
-import { valueAxis } from "./charts.js";
+import { STEPS, valueAxis } from "./charts.js";
 import { age, count, milliseconds, number, percent, plural, rate, tick } from "./format.js";
 
 const largest = (values) => values.reduce((most, value) => (value === null || value === undefined ? most : Math.max(most, value)), 0);
@@ -91,7 +91,7 @@ export const queue = {
   title: "Queue", unit: "jobs; age of the oldest on the right", empty: "Jobs that wait, as soon as RabbitMQ answers.",
   draw: ({ at, waiting, retry, oldest_s }) => some(waiting) ? {
     xs: at, scales: { y: fromZero, age: { range: (_, __, most) => [0, Math.max(5, most * 1.12)] } },
-    axes: [valueAxis(integers), valueAxis((seconds) => (Number.isInteger(seconds) ? age(1000 * seconds) : null), { side: 1, scale: "age", grid: { show: false } })],
+    axes: [valueAxis(integers), valueAxis((seconds) => (seconds < 120 ? `${seconds} s` : age(1000 * seconds)), { side: 1, scale: "age", incrs: STEPS, grid: { show: false } })],
     series: [
       { name: "waiting", values: waiting, colour: "series-1", fill: 0.14, format: count },
       { name: "to be retried", values: retry, colour: "series-3", format: count },

@@ -4,8 +4,8 @@ import { Keyed, element, setAttribute, setText } from "./dom.js";
 import { clock } from "./format.js";
 
 const HEIGHT = 190;
-/** Seconds between the times below a chart. */
-const STEPS = [5, 10, 15, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 10800, 21600, 43200, 86400];
+/** Seconds between the ticks of an axis of times. */
+export const STEPS = [1, 5, 10, 15, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 10800, 21600, 43200, 86400];
 const FONT = "11px system-ui, sans-serif";
 
 /** A colour of the style sheet, for the canvas. */
@@ -84,7 +84,7 @@ export class Chart {
     const { xs, series } = this.drawing;
     const under = this.plot.cursor.idx ?? null;
     const at = under === null || under >= xs.length ? xs.length - 1 : under;
-    this.frame.legend(series, at, under === null ? "now" : clock(xs[at] * 1000));
+    this.frame.legend(series, at, under === null ? "latest" : clock(xs[at] * 1000));
   }
 
   fit() {
@@ -168,7 +168,8 @@ export class Frame {
     const xs = this.plot.data[0];
     const from = this.plot.cursor.idx ?? xs.length - 1;
     const at = Math.max(0, Math.min(xs.length - 1, from + steps[event.key]));
-    this.plot.setCursor({ left: this.plot.valToPos(xs[at], "x"), top: 20 });
+    // The first point may lie just before the picture.
+    this.plot.setCursor({ left: Math.max(0, this.plot.valToPos(xs[at], "x")), top: 20 });
   }
 
   legend(series, at, when) {

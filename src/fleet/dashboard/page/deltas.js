@@ -2,10 +2,13 @@
 
 import { Frame, colour, timeAxis, valueAxis } from "./charts.js";
 import { element, setText } from "./dom.js";
-import { clock, interval, plural, signed } from "./format.js";
+import { age, clock, interval, plural, signed } from "./format.js";
 import { jobLink } from "./lists.js";
 
 const HEIGHT = 260;
+/** The picture is never about less. */
+const LEAST_S = 60;
+/** Pixels at which the pointer catches a candidate. */
 const NEAR = 20;
 const LOOKS = { better: { colour: "good", name: "better" }, worse: { colour: "series-2", name: "worse" }, unclear: { colour: "neutral", name: "unclear" } };
 
@@ -25,6 +28,7 @@ export class Deltas {
     this.frame.values.append(...Object.entries(LOOKS).map(([kind, { name }]) => element("li", {}, element("span", { class: `mark ${kind}`, "aria-hidden": "true" }), element("span", {}, name), element("b"))));
     this.tip = element("div", { class: "tip", role: "status", hidden: "" });
     this.frame.canvas.append(this.tip);
+    setText(this.frame.when, "shown");
     this.plot = null;
     this.points = [];
     this.chosen = null;
@@ -36,15 +40,18 @@ export class Deltas {
   /** `items` are all that are known, oldest first; those in the range are shown. */
   show(items, context) {
     this.last = [items, context];
-    this.points = items.map(candidate).filter(({ at }) => at > context.end - context.seconds).sort((a, b) => a.at - b.at);
+    const end = context.now.at_ms / 1000;
+    this.points = items.map(candidate).filter(({ at }) => at > end - context.seconds).sort((a, b) => a.at - b.at);
+    // A busy fleet fills the memory of the page in less than the range: what is known fills the picture.
+    this.seconds = Math.min(context.seconds, Math.max(LEAST_S, end - (this.points[0]?.at ?? end)));
     this.frame.state(this.points.length === 0 ? null : {});
     this.tell();
     if (this.points.length === 0) return this.forget();
     const threshold = thresholdOf(this.points);
-    if (this.plot === null || threshold !== this.threshold || context.seconds !== this.seconds) this.make(threshold, context);
+    if (this.plot === null || threshold !== this.threshold) this.make(threshold);
     this.plot.batch(() => {
       this.plot.setData([this.points.map(({ at }) => at), this.points.map(({ delta }) => delta)]);
-      this.plot.setScale("x", { min: context.end - context.seconds, max: context.end });
+      this.plot.setScale("x", { min: end - this.seconds, max: end });
     });
   }
 
@@ -52,13 +59,13 @@ export class Deltas {
     const counts = { better: 0, worse: 0, unclear: 0 };
     for (const point of this.points) counts[classOf(point)] += 1;
     Object.keys(LOOKS).forEach((kind, at) => setText(this.frame.values.children[at].lastElementChild, counts[kind]));
-    const told = this.points.length === 0 ? "no scored candidate known in this range" : `${plural(this.points.length, "scored candidate")} known in this range: ${counts.better} better, ${counts.worse} worse, ${counts.unclear} unclear`;
+    const told = this.points.length === 0 ? "no scored candidate known in this range" : `${plural(this.points.length, "scored candidate")} known of the last ${age(1000 * Math.ceil(this.seconds))}: ${counts.better} better, ${counts.worse} worse, ${counts.unclear} unclear`;
     this.frame.tell(told);
   }
 
-  make(threshold, { seconds }) {
+  make(threshold) {
     this.forget();
-    [this.threshold, this.seconds] = [threshold, seconds];
+    this.threshold = threshold;
     const options = {
       width: Math.max(200, this.frame.canvas.clientWidth), height: HEIGHT,
       padding: [10, 14, 0, 0],
@@ -71,11 +78,6 @@ export class Deltas {
     };
     this.plot = new uPlot(options, [[], []], this.frame.canvas);
     this.frame.follow(this.plot);
-    this.when();
-  }
-
-  when() {
-    setText(this.frame.when, "in this range");
   }
 
   draw() {

@@ -2,7 +2,7 @@
 
 import { ask } from "./connection.js";
 import { Keyed, byId, element, setAttribute, setText, showFacts } from "./dom.js";
-import { age, clock, count, interval, milliseconds, plural, signed } from "./format.js";
+import { age, clock, count, milliseconds, plural } from "./format.js";
 import { workerLink } from "./lists.js";
 
 const EVERY_MS = 5000;
@@ -96,12 +96,12 @@ function showVerdict(card, seen) {
   setAttribute(card.firstElementChild, "class", `verdict ${seen.verdict ?? seen.status}`);
   const timings = Object.entries(seen.timings_ms ?? {}).filter(([, ms]) => ms !== null).map(([stage, ms]) => `${stage} ${milliseconds(ms)}`);
   showFacts(card.lastElementChild, [
-    ["Status", seen.status], ["Kind", seen.kind], ["Code", seen.code, "code"], ["Message", seen.message],
+    ["Status", seen.status], ["Kind", seen.kind], ["Code", seen.code, "code"], ["Message", seen.message, "across"],
     ["Retry helps", seen.retryable === null || seen.retryable === undefined ? null : seen.retryable ? "perhaps" : "no"],
-    ["Delta", seen.delta === null || seen.delta === undefined ? null : signed(seen.delta, 6)],
-    ["95 % interval", seen.ci95 ? interval(...seen.ci95) : seen.delta === null || seen.delta === undefined ? null : "none"], ["Score", seen.score], ["Loss", seen.loss],
+    ["Delta", seen.delta],
+    ["95 % interval", seen.ci95 ? seen.ci95.join(" to ") : seen.delta === null || seen.delta === undefined ? null : "none"], ["Score", seen.score], ["Loss", seen.loss],
     ["Loss before", seen.loss_before], ["Loss after", seen.loss_after], ["Windows", seen.windows], ["Worker", seen.worker && { text: seen.worker, href: workerLink(seen.worker) }],
-    ["Attempt", seen.attempt], ["Model version", seen.model_version], ["Timings", timings.join(", ")],
+    ["Attempt", seen.attempt], ["Model version", seen.model_version], ["Timings", timings.join(", "), "across"],
     ["Trace id", ...traceFact(seen)], ["Key", seen.key, "digest"],
   ]);
 }
@@ -110,7 +110,7 @@ const traceFact = ({ trace_id: id }) => (id ? [id, "digest"] : ["unknown: it had
 
 function showParked(card, { at_ms, code, message, worker, trace_id }) {
   setText(card.firstElementChild, `${code} · ${clock(at_ms)}`);
-  showFacts(card.lastElementChild, [["Why", message ?? "unknown"], ["Worker", worker ? { text: worker, href: workerLink(worker) } : "unknown"], ["Trace id", ...traceFact({ trace_id })]]);
+  showFacts(card.lastElementChild, [["Why", message ?? "unknown", "across"], ["Worker", worker ? { text: worker, href: workerLink(worker) } : "unknown"], ["Trace id", ...traceFact({ trace_id })]]);
 }
 
 /** A stored result as pairs of a path and a value. */
