@@ -57,6 +57,11 @@ const EVENTS: usize = 60;
 const PAST_RESULTS: usize = 4;
 /// How long a job is retried until it fails.
 const RETRIED_S: f64 = 335.0;
+/// When it leaves each of the retry queues.
+const RETRY_ENDS_S: [f64; 3] = [5.0, 35.0, RETRIED_S];
+/// Jobs that are tried for the last time when the story starts.
+const LAST_TRIES: u64 = 2;
+const FIRST_JOB: u64 = 1_000_000;
 /// Workers of a hundred that come and go.
 const RESTLESS: f64 = 0.03;
 
@@ -117,15 +122,20 @@ impl Demo {
             workers,
             line: walk.line,
             dead: DEAD as u32,
-            next_job: 1_000_000,
+            next_job: FIRST_JOB,
             next_incident_ms: at_ms + 2_000,
             events: 0,
         };
         demo.begin_retries();
+        demo.deal();
+        for worker in &mut demo.workers {
+            let ms = worker.device.pace_ms * demo.random.random::<f64>();
+            worker.device.began_earlier(ms);
+        }
         demo
     }
 
-    /// Jobs that have been retried for some time already.
+    /// Jobs that have been retried for some time already, and a few that are tried for the last time.
     fn begin_retries(&mut self) {
         let Some((miner, share)) = miners::gone(&self.verdicts.miners) else {
             return;
@@ -133,19 +143,29 @@ impl Demo {
         let waiting = (self.tide.rate * share * RETRIED_S).ceil() as u64;
         for number in 0..waiting {
             let age_s = RETRIED_S * (number as f64 + 0.9) / waiting as f64;
-            let arrived_ms = self.tide.at_ms(-age_s);
-            let attempt = 1 + [5.0, 35.0].iter().filter(|end| age_s > **end).count();
-            let end_s = [5.0, 35.0, RETRIED_S][attempt - 1];
-            let job = Job {
-                number: 900_000 + number,
-                miner,
-                epoch: self.tide.epoch(-age_s),
-                arrived_ms,
-                attempt: attempt as u32,
-                redelivered: false,
-                fate: Fate::Unavailable,
-            };
-            self.line.retry_at(job, self.tide.at_ms(end_s - age_s));
+            let attempt = RETRY_ENDS_S.partition_point(|end_s| *end_s < age_s);
+            let job = self.unavailable(number, miner, age_s);
+            let due_ms = self.tide.at_ms(RETRY_ENDS_S[attempt] - age_s);
+            let attempt = attempt as u32 + 1;
+            self.line.retry_at(Job { attempt, ..job }, due_ms);
+        }
+        let attempt = RETRY_ENDS_S.len() as u32 + 1;
+        let oldest_s = self.line.oldest_ms(self.at_ms).unwrap_or(0) as f64 / 1000.0;
+        for number in waiting..waiting + LAST_TRIES {
+            let job = self.unavailable(number, miner, oldest_s);
+            self.line.give_back(Job { attempt, ..job });
+        }
+    }
+
+    fn unavailable(&self, number: u64, miner: usize, age_s: f64) -> Job {
+        Job {
+            number: FIRST_JOB - 10_000 + number,
+            miner,
+            epoch: self.tide.epoch(-age_s),
+            arrived_ms: self.tide.at_ms(-age_s),
+            attempt: 1,
+            redelivered: false,
+            fate: Fate::Unavailable,
         }
     }
 

@@ -71,6 +71,13 @@ impl Device {
         });
     }
 
+    /// What it holds was delivered so much earlier.
+    pub(super) fn began_earlier(&mut self, ms: f64) {
+        for held in &mut self.held {
+            held.delivered_ms -= ms;
+        }
+    }
+
     /// The jobs that are handed back.
     pub(super) fn hand_back(&mut self) -> impl Iterator<Item = Job> {
         let jobs = std::mem::take(&mut self.held).into_iter();

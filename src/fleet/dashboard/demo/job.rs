@@ -36,6 +36,7 @@ pub(super) struct Job {
     /// The place of the miner.
     pub(super) miner: usize,
     pub(super) epoch: u64,
+    /// When it joined the queue.
     pub(super) arrived_ms: u64,
     pub(super) attempt: u32,
     pub(super) redelivered: bool,

@@ -34,8 +34,8 @@ pub(super) struct Line {
 }
 
 impl Line {
-    /// So many jobs come; a part of one adds to those that come later. The number of whole ones.
-    pub(super) fn arrive(&mut self, at_ms: u64, jobs: f64) -> u64 {
+    /// So many jobs come; a part of one adds to those that come later.
+    pub(super) fn arrive(&mut self, at_ms: u64, jobs: f64) {
         self.part += jobs;
         let count = self.part as u64;
         self.part -= count as f64;
@@ -44,7 +44,6 @@ impl Line {
             self.batches.push_back(Batch { at_ms, count, back });
             self.waiting += count;
         }
-        count
     }
 
     /// The first of the line.
@@ -111,7 +110,12 @@ impl Line {
         let due: Vec<(u64, Job)> = due;
         for (at_ms, job) in due {
             let attempt = job.attempt + 1;
-            let back = Some(Job { attempt, ..job });
+            let arrived_ms = at_ms;
+            let back = Some(Job {
+                attempt,
+                arrived_ms,
+                ..job
+            });
             self.batches.push_back(Batch {
                 at_ms,
                 count: 1,
