@@ -1,7 +1,7 @@
 // What is wrong, worst first. A finding about workers filters the map and the table.
 
 import { Keyed, byId, element, setAttribute, setText } from "./dom.js";
-import { plural } from "./format.js";
+import { capital, plural } from "./format.js";
 
 /** Shown until all are asked for. */
 const FIRST = 6;
@@ -58,7 +58,7 @@ function update(item, { severity, text, filter }) {
   const place = item.firstElementChild;
   if (filter !== null) place.dataset.filter = filter;
   setText(place.children[1], WORDS[severity]);
-  const [what, ...meaning] = text.split(/(?<=\.) /);
+  const [what, ...meaning] = capital(text).split(/(?<=\.) /);
   setText(place.children[2].firstElementChild, meaning.length > 0 ? `${what} ` : what);
   setText(place.children[2].lastElementChild, meaning.join(" "));
   if (filter !== null) setText(place.children[3], "show");

@@ -62,4 +62,5 @@ export function clock(ms) {
 
 export const machineTime = (ms) => valid(ms)?.toISOString() ?? null;
 export const shortened = (digest) => (digest.length > 16 ? `${digest.slice(0, 12)}…` : digest);
+export const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 export const plural = (many, one, more = `${one}s`) => `${count(many)} ${many === 1 ? one : more}`;

@@ -2,7 +2,7 @@
 
 import { ask } from "./connection.js";
 import { Keyed, byId, element, setAttribute, setText, showFacts } from "./dom.js";
-import { age, clock, count, milliseconds, plural } from "./format.js";
+import { age, capital, clock, count, milliseconds, plural } from "./format.js";
 import { workerLink } from "./lists.js";
 
 const EVERY_MS = 5000;
@@ -83,7 +83,6 @@ export class JobView {
   }
 }
 
-const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 const outcome = ({ verdict, status, code }) => verdict ?? (code ? `${status}, ${code},` : status);
 
 function note(name, items, text) {
