@@ -410,10 +410,9 @@ fn complete(
                 complete(fields, whole, whole);
             }
             // Null = an optional field. The form of one that is no object is not known here.
-            (found, empty, whole) if !empty.is_null() || whole.is_object() => {
-                if discriminant(found) != discriminant(empty) {
-                    *found = empty.clone();
-                }
+            (_, Value::Null, whole) if !whole.is_object() => {}
+            (found, empty, _) if discriminant(found) != discriminant(empty) => {
+                *found = empty.clone();
             }
             _ => {}
         }

@@ -232,7 +232,9 @@ fn without_its_services_the_page_says_unknown() {
         .set("amqp.url", "amqp://127.0.0.1:1/%2f");
     let dashboard = Dashboard::with(&nowhere, &["--listen", "127.0.0.1:0"]);
     let why = eventually_some(secs(30), "it says that nothing is known", || {
-        dashboard.told("now")?["unknown"].as_str().map(str::to_owned)
+        dashboard.told("now")?["unknown"]
+            .as_str()
+            .map(str::to_owned)
     });
     assert!(why.contains("Redis"), "{why}");
 }

@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::num::NonZeroU64;
 
 use serde::Serialize;
 
@@ -13,9 +14,9 @@ use crate::protocol::result::{ScoreBody, similarity};
 /// From here on a candidate counts as a copy: more than half of the weights that either changes, both
 /// change. Independent updates share next to none.
 const ENOUGH: f64 = 0.5;
-/// Candidates of each of the two generations that are compared with.
-const KEPT: usize = 2000;
-/// Contributors that may have a number before it proves nothing; also, never more than half of them.
+/// Candidates of each of the two generations that are compared with, about a kilobyte each.
+const KEPT: usize = 10_000;
+/// Contributors that may have the same numbers before these prove nothing; also, never more than half of them.
 const FEW: usize = 8;
 
 /// The last candidates: this generation, and the one before it.
@@ -28,21 +29,28 @@ pub(super) struct Copies {
 #[derive(Debug, Default)]
 struct Generation {
     candidates: Vec<Candidate>,
-    /// The first candidate of each contributor with a number, by [`Place`].
-    holders: HashMap<Place, Vec<u32>>,
-    contributors: HashMap<String, BTreeSet<String>>,
+    /// The first candidate with a pair of numbers. Nearly all pairs have no other.
+    first: HashMap<Pair, u32>,
+    /// The first of each further contributor.
+    further: HashMap<Pair, Vec<u32>>,
+    /// By plan.
+    contributors: HashMap<Box<str>, BTreeSet<Box<str>>>,
 }
 
-/// Digest of a plan, a place of the sketch, and the numbers there and at the next place.
-type Place = u64;
+/// Digest of a plan, an even place of the sketch, and the numbers there and at the next place. Two of them that
+/// are equal by chance cost a comparison and nothing else.
+type Pair = u32;
 
 #[derive(Debug)]
 struct Candidate {
-    contributor: String,
-    submission_id: String,
-    plan: String,
-    sketch: Vec<Option<u64>>,
+    contributor: Box<str>,
+    submission_id: Box<str>,
+    plan: Box<str>,
+    sketch: Box<[Number]>,
 }
+
+/// In half of the memory that the option takes.
+type Number = Option<NonZeroU64>;
 
 /// Whose candidate another resembles.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -62,38 +70,34 @@ impl Copies {
         body: &ScoreBody,
     ) -> Option<CopyOf> {
         let candidate = Candidate {
-            contributor: contributor.to_owned(),
-            submission_id: submission_id.to_owned(),
-            plan: body.plan.clone(),
-            sketch: body.candidate.sketch.clone(),
+            contributor: contributor.into(),
+            submission_id: submission_id.into(),
+            plan: body.plan.as_str().into(),
+            sketch: numbers(&body.candidate.sketch),
         };
-        let places = candidate.places();
+        let pairs = candidate.pairs();
         let generations = [&self.before, &self.current].into_iter();
-        let similar = generations.flat_map(|generation| generation.similar(&candidate, &places));
+        let similar = generations.flat_map(|generation| generation.similar(&candidate, &pairs));
         let most = similar.max_by(|a, b| a.similarity.total_cmp(&b.similarity));
         if self.current.candidates.len() >= KEPT {
             self.before = std::mem::take(&mut self.current);
         }
-        self.current.keep(candidate, &places);
+        self.current.keep(candidate, &pairs);
         most
     }
 }
 
 impl Generation {
-    fn similar(&self, candidate: &Candidate, places: &[Option<Place>]) -> Vec<CopyOf> {
+    fn similar(&self, candidate: &Candidate, pairs: &[Option<Pair>]) -> Vec<CopyOf> {
         let contributors = self.contributors.get(&candidate.plan);
         let few = contributors.map_or(0, |c| c.len() / 2).min(FEW - 1);
-        let holders = |place: &Option<Place>| place.and_then(|place| self.holders.get(&place));
-        let telling: Vec<bool> = places
+        let holders: Vec<Vec<u32>> = pairs.iter().map(|pair| self.holders(*pair)).collect();
+        let telling: Vec<bool> = holders.iter().map(|holders| holders.len() <= few).collect();
+        let met = holders
             .iter()
-            .map(|p| holders(p).is_none_or(|h| h.len() <= few))
-            .collect();
-        let met = places.iter().zip(&telling).filter(|(_, telling)| **telling);
-        let met: BTreeSet<u32> = met
-            .filter_map(|(p, _)| holders(p))
-            .flatten()
-            .copied()
-            .collect();
+            .zip(&telling)
+            .filter(|(_, telling)| **telling);
+        let met: BTreeSet<u32> = met.flat_map(|(holders, _)| holders).copied().collect();
         let met = met
             .iter()
             .filter_map(|at| self.candidates.get(*at as usize));
@@ -101,18 +105,26 @@ impl Generation {
             .collect()
     }
 
-    fn keep(&mut self, candidate: Candidate, places: &[Option<Place>]) {
+    fn holders(&self, pair: Option<Pair>) -> Vec<u32> {
+        let first = pair.and_then(|pair| self.first.get(&pair));
+        let further = pair.and_then(|pair| self.further.get(&pair));
+        let further = further.into_iter().flatten();
+        first.into_iter().chain(further).copied().collect()
+    }
+
+    fn keep(&mut self, candidate: Candidate, pairs: &[Option<Pair>]) {
         let at = u32::try_from(self.candidates.len()).unwrap_or(u32::MAX);
-        for place in places.iter().flatten() {
-            let holders = self.holders.entry(*place).or_default();
+        for pair in pairs.iter().flatten() {
+            let holders = self.holders(Some(*pair));
             let known = holders
                 .iter()
                 .filter_map(|at| self.candidates.get(*at as usize));
-            let known = known
-                .into_iter()
-                .any(|c| c.contributor == candidate.contributor);
-            if !known && holders.len() < FEW {
-                holders.push(at);
+            let mut known = known.map(|known| &known.contributor);
+            match holders.len() {
+                0 => _ = self.first.insert(*pair, at),
+                FEW.. => {}
+                _ if known.any(|known| *known == candidate.contributor) => {}
+                _ => self.further.entry(*pair).or_default().push(at),
             }
         }
         let contributors = self.contributors.entry(candidate.plan.clone()).or_default();
@@ -121,36 +133,38 @@ impl Generation {
     }
 }
 
+/// A number is never near the largest, so that one more has room.
+fn numbers(sketch: &[Option<u64>]) -> Box<[Number]> {
+    let number = |number: &Option<u64>| number.and_then(|n| NonZeroU64::new(n.saturating_add(1)));
+    sketch.iter().map(number).collect()
+}
+
 impl Candidate {
-    /// One for each pair of neighbouring numbers; none where neither is there.
-    fn places(&self) -> Vec<Option<Place>> {
-        let next = self.sketch.iter().cycle().skip(1);
-        let place = |(at, pair): (usize, (&Option<u64>, &Option<u64>))| {
+    /// One for each two places; none where there is no number.
+    fn pairs(&self) -> Vec<Option<Pair>> {
+        let pair = |(at, pair): (usize, &[Number])| {
             let mut digest = DefaultHasher::new();
             (&self.plan, at, pair).hash(&mut digest);
-            (pair.0.is_some() || pair.1.is_some()).then(|| digest.finish())
+            #[expect(clippy::cast_possible_truncation, reason = "half of a digest")]
+            let short = digest.finish() as Pair;
+            pair.iter().any(Option::is_some).then_some(short)
         };
-        self.sketch
-            .iter()
-            .zip(next)
-            .enumerate()
-            .map(place)
-            .collect()
+        self.sketch.chunks(2).enumerate().map(pair).collect()
     }
 
-    /// Compares the places that tell something.
+    /// Compares the pairs that tell something.
     fn copy_of(&self, earlier: &Self, telling: &[bool]) -> Option<CopyOf> {
         let others = earlier.contributor != self.contributor && earlier.plan == self.plan;
-        let only = |sketch: &[Option<u64>]| -> Vec<Option<u64>> {
-            let places = sketch.iter().zip(telling);
-            places
-                .map(|(number, telling)| number.filter(|_| *telling))
-                .collect()
+        let only = |sketch: &[Number]| -> Vec<Option<u64>> {
+            let pairs = sketch.chunks(2).zip(telling);
+            let numbers =
+                pairs.flat_map(|(pair, telling)| pair.iter().map(|n| n.filter(|_| *telling)));
+            numbers.map(|number| number.map(NonZeroU64::get)).collect()
         };
         let similarity = similarity(&only(&self.sketch), &only(&earlier.sketch))?;
         (others && similarity >= ENOUGH).then(|| CopyOf {
             name: beginning(&earlier.contributor),
-            submission_id: earlier.submission_id.clone(),
+            submission_id: earlier.submission_id.to_string(),
             similarity,
         })
     }
@@ -251,7 +265,7 @@ mod tests {
         let mut miners = Miners::new();
         let first = miners.own();
         miners.send("a", '1', &first);
-        for n in 0..2 * KEPT + 1 {
+        for n in 0..=2 * KEPT {
             let empty = n % 2 == 0;
             let own = if empty { vec![None; 64] } else { miners.own() };
             assert_eq!(miners.send(&format!("m{}", n % 50), '1', &own), None);

@@ -5,15 +5,18 @@ use std::sync::Arc;
 
 use super::verdict::{Class, Verdict};
 
-/// Results that are remembered, a few hundred bytes each.
+/// Results that are remembered, about half a kilobyte each.
 const KEPT: usize = 50_000;
 
-/// Results by submission id.
+/// The last results.
 #[derive(Debug, Default)]
 pub(super) struct Jobs {
-    verdicts: HashMap<Arc<str>, VecDeque<Verdict>>,
-    /// Names in the order in which results came.
-    order: VecDeque<Arc<str>>,
+    /// In the order in which they came.
+    results: VecDeque<(Arc<str>, Verdict)>,
+    /// How many are forgotten: the number of the first of `results`.
+    forgotten: usize,
+    /// The numbers of each job's results.
+    numbers: HashMap<Arc<str>, VecDeque<usize>>,
     /// Results by class or code.
     counts: BTreeMap<&'static str, u64>,
     classes: BTreeMap<Class, u64>,
@@ -32,35 +35,35 @@ impl Jobs {
     pub(super) fn add(&mut self, submission_id: &str, verdict: Verdict) {
         *self.counts.entry(verdict.verdict).or_default() += 1;
         *self.classes.entry(verdict.class).or_default() += 1;
-        let name = match self.verdicts.get_key_value(submission_id) {
-            Some((name, _)) => Arc::clone(name),
-            None => submission_id.into(),
-        };
-        self.verdicts
-            .entry(Arc::clone(&name))
-            .or_default()
-            .push_back(verdict);
-        self.order.push_back(name);
-        if self.order.len() > KEPT {
+        let known = self.numbers.get_key_value(submission_id);
+        let name = known.map_or_else(|| submission_id.into(), |(name, _)| Arc::clone(name));
+        let number = self.forgotten + self.results.len();
+        let numbers = self.numbers.entry(Arc::clone(&name)).or_default();
+        numbers.push_back(number);
+        self.results.push_back((name, verdict));
+        if self.results.len() > KEPT {
             self.forget_oldest();
         }
     }
 
     fn forget_oldest(&mut self) {
-        let Some(oldest) = self.order.pop_front() else {
+        let Some((name, _)) = self.results.pop_front() else {
             return;
         };
-        if let Some(verdicts) = self.verdicts.get_mut(&oldest) {
-            verdicts.pop_front();
-            if verdicts.is_empty() {
-                self.verdicts.remove(&oldest);
+        self.forgotten += 1;
+        if let Some(numbers) = self.numbers.get_mut(&name) {
+            numbers.pop_front();
+            if numbers.is_empty() {
+                self.numbers.remove(&name);
             }
         }
     }
 
     /// What was seen of a job, oldest first.
     pub(super) fn of(&self, submission_id: &str) -> impl DoubleEndedIterator<Item = &Verdict> {
-        self.verdicts.get(submission_id).into_iter().flatten()
+        let numbers = self.numbers.get(submission_id).into_iter().flatten();
+        let result = |number: &usize| self.results.get(number.checked_sub(self.forgotten)?);
+        numbers.filter_map(result).map(|(_, verdict)| verdict)
     }
 
     pub(super) fn classes(&self) -> &BTreeMap<Class, u64> {
@@ -103,6 +106,6 @@ mod tests {
         assert_eq!(seen(&jobs), [2]);
         jobs.add("newer", result);
         assert!(seen(&jobs).is_empty());
-        assert_eq!(jobs.verdicts.len(), jobs.order.len());
+        assert_eq!(jobs.numbers.len(), KEPT);
     }
 }
