@@ -280,11 +280,14 @@ class TheFleetWorks(Case):
 
         def told():
             with urllib.request.urlopen(f"{url}events", timeout=LIMIT_S) as events:
-                return json.loads(next(line for line in events if line.startswith(b"data: ")).removeprefix(b"data: "))
+                next(line for line in events if line == b"event: now\n")
+                return json.loads(next(events).removeprefix(b"data: "))
 
         until("it says why it sees no results", lambda: "ACCESS_REFUSED" in (told().get("unwatched") or ""))
         until("it counts what waits", lambda: (told().get("queues") or {}).get("consumers") == 1)
         connections = lambda: [c for c in self.api("dashboard", "connections") if c.get("user") == "dashboard"]  # noqa: E731
+        with urllib.request.urlopen(f"{url}job?id=s", timeout=LIMIT_S) as answer:
+            self.assertEqual(json.load(answer)["running"], {"state": "absent"})
         until("it keeps one link, of two connections", lambda: len(connections()) == 2)
 
     def test_who_may_only_publish_submits_with_the_program(self):
@@ -466,12 +469,13 @@ class NobodyDoesMoreAtRedis(Case):
         for user in ("aggregator", "dashboard"):
             for command in (
                 ["SET", RECORD, "x"], ["DEL", RECORD], ["ZADD", INDEX, 1, "x"], ["XADD", EVENTS, "*", "a", "b"],
-                ["EXPIRE", RECORD, 1], ["GET", RESULT], ["SET", RESULT, "x"], ["HGETALL", CRASH], ["GET", "other"],
+                ["EXPIRE", RECORD, 1], ["SET", RESULT, "x"], ["HSET", CRASH, "f", "1"], ["HDEL", CRASH, "f"], ["GET", "other"],
                 ["EVALSHA", "0" * 40, 0], ["EVAL", "return 1", 0], ["KEYS", "*"], ["FLUSHALL"], ["CONFIG", "GET", "*"],
                 ["ACL", "LIST"], ["INFO"], ["MONITOR"],
             ):  # fmt: skip
                 self.denied(user, *command)
-        self.denied("aggregator", "SCAN", 0)
+        for command in (["SCAN", 0], ["GET", RESULT], ["HGETALL", CRASH]):
+            self.denied("aggregator", *command)
 
     def test_an_operator(self):
         operator = self.services.redis("operator")

@@ -324,7 +324,7 @@ pub struct UpdateFacts {
 }
 
 /// A version that did not prove itself.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct RefusedVersion {
     /// The version.
     pub version: u64,
@@ -345,15 +345,22 @@ pub struct LastError {
     pub at_ms: u64,
 }
 
-/// A record that says nothing.
-static EMPTY: LazyLock<Value> = LazyLock::new(|| {
-    // The error is an object as well, so that part of one can be completed.
-    let last_error = Some(LastError::default());
-    let empty = Record {
-        last_error,
+/// A record that says nothing, and one in which every optional object is there: so that part of one can
+/// be completed, too.
+static EMPTY: LazyLock<[Value; 2]> = LazyLock::new(|| {
+    let whole = Record {
+        engine: EngineFacts {
+            placement: Some(PlacementFacts::default()),
+            ..EngineFacts::default()
+        },
+        update: Some(UpdateFacts {
+            refused: Some(RefusedVersion::default()),
+            ..UpdateFacts::default()
+        }),
+        last_error: Some(LastError::default()),
         ..Record::default()
     };
-    serde_json::to_value(empty).unwrap_or_default()
+    [Record::default(), whole].map(|record| serde_json::to_value(record).unwrap_or_default())
 });
 
 impl Record {
@@ -379,8 +386,8 @@ impl Record {
         let Value::Object(mut record) = from_json(text.as_bytes()).ok()? else {
             return None;
         };
-        if let Value::Object(empty) = &*EMPTY {
-            complete(&mut record, empty);
+        if let [Value::Object(empty), Value::Object(whole)] = &*EMPTY {
+            complete(&mut record, empty, whole);
         }
         record.insert("v".to_owned(), 1.into());
         serde_json::from_value(record.into()).ok()
@@ -388,14 +395,25 @@ impl Record {
 }
 
 /// Puts what is empty in the place of what is missing or has another form.
-fn complete(fields: &mut Map<String, Value>, empty: &Map<String, Value>) {
+fn complete(
+    fields: &mut Map<String, Value>,
+    empty: &Map<String, Value>,
+    whole: &Map<String, Value>,
+) {
     for (name, empty) in empty {
         let field = fields.entry(name.as_str()).or_insert(Value::Null);
-        match (&mut *field, empty) {
-            (Value::Object(fields), Value::Object(empty)) => complete(fields, empty),
-            // Null = an optional field, whose form the empty record does not tell.
-            (found, empty) if !empty.is_null() && discriminant(found) != discriminant(empty) => {
-                *found = empty.clone();
+        match (&mut *field, empty, &whole[name]) {
+            (Value::Object(fields), Value::Object(empty), Value::Object(whole)) => {
+                complete(fields, empty, whole);
+            }
+            (Value::Object(fields), Value::Null, Value::Object(whole)) => {
+                complete(fields, whole, whole);
+            }
+            // Null = an optional field. The form of one that is no object is not known here.
+            (found, empty, whole) if !empty.is_null() || whole.is_object() => {
+                if discriminant(found) != discriminant(empty) {
+                    *found = empty.clone();
+                }
             }
             _ => {}
         }
@@ -423,7 +441,8 @@ mod tests {
         let text = json!({
             "v": 2, "worker_id": 7, "ready": "yes", "seq": 3.0, "host_info": null, "broker": [true],
             "model": {"name": "m"}, "jobs": {"scored": 5}, "colour": "red",
-            "last_error": {"code": "stuck"}, "accepts": ["score", "juggle"],
+            "last_error": {"code": "stuck"}, "accepts": ["score", "juggle"], "engine": {"placement": 7},
+            "update": {"live_version": 9, "refused": {"version": 8, "colour": "red"}},
         });
         let read = Record::read(&text.to_string());
         let expected = Record {
@@ -440,6 +459,14 @@ mod tests {
             last_error: Some(LastError {
                 code: "stuck".into(),
                 ..LastError::default()
+            }),
+            update: Some(UpdateFacts {
+                live_version: Some(9),
+                refused: Some(RefusedVersion {
+                    version: 8,
+                    ..RefusedVersion::default()
+                }),
+                ..UpdateFacts::default()
             }),
             ..Record::default()
         };

@@ -4,7 +4,7 @@ use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
 use std::process::{Command, Stdio};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use testkit::case::{honest, honest_job};
 use testkit::process::Group;
 use testkit::program::scorer;
@@ -21,12 +21,12 @@ struct Dashboard {
 
 impl Dashboard {
     fn start(stack: &Stack, listen: &str) -> Self {
-        Self::with(&stack.settings(), listen)
+        Self::with(&stack.settings(), &["--listen", listen])
     }
 
-    fn with(settings: &Settings, listen: &str) -> Self {
+    fn with(settings: &Settings, arguments: &[&str]) -> Self {
         let mut command = Command::new(scorer());
-        command.args(["dashboard", "--listen", listen]);
+        command.arg("dashboard").args(arguments);
         command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -49,8 +49,8 @@ impl Dashboard {
         rest.split('/').next().expect("an address")
     }
 
-    /// Status line and headers, and as much of the body as comes until `enough`.
-    fn ask(&self, request: &str, enough: &str) -> (String, String) {
+    /// Status line and headers, and as much of the body as comes until it is enough.
+    fn ask(&self, request: &str, enough: impl Fn(&str) -> bool) -> (String, String) {
         let mut stream = TcpStream::connect(self.address()).expect("it listens");
         stream.set_read_timeout(Some(SOON)).expect("a time-out");
         stream.write_all(request.as_bytes()).expect("it reads");
@@ -58,7 +58,7 @@ impl Dashboard {
         while let Ok(length) = stream.read(&mut buffer) {
             answer.extend_from_slice(&buffer[..length]);
             let text = String::from_utf8_lossy(&answer);
-            if length == 0 || (!enough.is_empty() && text.contains(enough)) {
+            if length == 0 || enough(&text) {
                 break;
             }
         }
@@ -69,14 +69,26 @@ impl Dashboard {
 
     fn get(&self, path: &str, headers: &str) -> (String, String) {
         let request = format!("GET {path} HTTP/1.0\r\n{headers}\r\n");
-        self.ask(&request, "")
+        self.ask(&request, |_| false)
     }
 
-    /// What the page is told now.
-    fn told(&self) -> Option<Value> {
-        let (_, body) = self.ask("GET /events HTTP/1.0\r\nHost: localhost\r\n\r\n", "\n\n");
-        let line = body.lines().find_map(|line| line.strip_prefix("data: "))?;
-        serde_json::from_str(line).ok()
+    /// What the page is told now: an event of a kind.
+    fn told(&self, kind: &str) -> Option<Value> {
+        let request = "GET /events HTTP/1.0\r\nHost: localhost\r\n\r\n";
+        let whole = |text: &str| {
+            let now = text.split_once("event: now\n");
+            now.is_some_and(|(_, rest)| rest.contains("\n\n"))
+        };
+        let (_, body) = self.ask(request, whole);
+        let (_, rest) = body.split_once(&format!("event: {kind}\ndata: "))?;
+        serde_json::from_str(rest.lines().next()?).ok()
+    }
+
+    /// The answer to a request of the page.
+    fn answer(&self, path: &str) -> Value {
+        let (head, body) = self.get(path, "Host: localhost\r\n");
+        assert!(head.contains("application/json"), "{path}: {head}");
+        serde_json::from_str(&body).expect("JSON")
     }
 }
 
@@ -85,35 +97,89 @@ fn the_page_is_told_of_workers_verdicts_and_parked_jobs() {
     let stack = Stack::shared();
     let worker = stack.worker_with("w1", |s| s.set("amqp.retry_delays", "[]"));
     worker.ready();
-    let dashboard = Dashboard::start(&stack, "127.0.0.1:0");
+    let listen = ["--listen", "127.0.0.1:0", "--contributors", "miner"];
+    let dashboard = Dashboard::with(&stack.settings(), &listen);
     eventually_some(SOON, "it watches what goes by", || {
-        dashboard.told()?["watching_since_ms"].as_u64()
+        dashboard.told("now")?["watching_since_ms"].as_u64()
     });
     let aggregator = stack.aggregator();
     aggregator.collect_results();
-    aggregator.submit(&honest_job("good", "n"));
+    let mut good = honest_job("good", "n");
+    good["context"] = json!({"miner": "m1"});
+    aggregator.submit(&good);
     aggregator.submit(&honest().job_by_url("bad", "http://localhost:1/x"));
     aggregator.publish(b"no job", lapin::BasicProperties::default());
-    let page = eventually_some(SOON, "everything is there", || {
-        let page = dashboard.told()?;
-        let seen = page["parked"].as_array()?.len() == 1 && page["queues"]["dead"] == 1;
-        let verdicts = page["verdicts"].as_object()?.len();
-        (seen && verdicts == 2).then_some(page)
+    let now = eventually_some(SOON, "everything is there", || {
+        let now = dashboard.told("now")?;
+        let seen = now["news"]["parked"] == 1 && now["queues"]["dead"] == 1;
+        let answered = now["verdicts"].as_object()?.len() == 2;
+        (seen && answered && now["totals"]["ready"] == 1).then_some(now)
     });
-    assert_eq!(page["unknown"], Value::Null);
-    assert_eq!(page["verdicts"]["scored"], 1, "{page}");
-    assert_eq!(page["verdicts"]["candidate_url_forbidden"], 1, "{page}");
-    assert_eq!(page["deltas"].as_array().map(Vec::len), Some(1), "{page}");
-    assert_eq!(page["parked"][0]["code"], "invalid_job", "{page}");
-    let row = &page["workers"][0];
-    assert_eq!(
-        (&row["id"], &row["ready"]),
-        (&"w1".into(), &true.into()),
-        "{page}"
-    );
-    let events = page["events"].as_array().expect("events");
-    assert!(events.iter().any(|event| event["to"] == "ready"), "{page}");
-    assert_eq!(page["queues"]["consumers"], 1, "{page}");
+    assert_eq!(now["unknown"], Value::Null);
+    assert_eq!(now["verdicts"]["candidate_url_forbidden"], 1, "{now}");
+    assert_eq!(now["queues"]["consumers"], 1, "{now}");
+    let names = dashboard.told("fleet").expect("names");
+    assert_eq!(names["ids"], json!(["w1"]), "{names}");
+    let news = dashboard.answer("/news");
+    assert_eq!(news["parked"]["items"][0]["code"], "invalid_job", "{news}");
+    assert_eq!(news["candidates"]["items"][0][4], "good", "{news}");
+    let events = news["events"]["items"].as_array().expect("events");
+    assert!(events.iter().any(|event| event["to"] == "ready"), "{news}");
+    let worker = dashboard.answer("/worker?id=w1");
+    assert_eq!(worker["record"]["state"], "ready", "{worker}");
+    assert_eq!(worker["stages"]["forward"]["count"], 1, "{worker}");
+    let rows = dashboard.answer("/contributors");
+    let names = [0, 1].map(|at| rows["rows"][at]["name"].clone());
+    assert_eq!(names, ["m1", "without miner"], "{rows}");
+    let minutes = eventually_some(SOON, "a point of the charts", || {
+        let told = dashboard.answer("/timeline?range=10m");
+        (!told["at"].as_array()?.is_empty()).then_some(told)
+    });
+    assert_eq!(minutes["alive"][0], 1, "{minutes}");
+}
+
+#[test]
+fn a_job_is_found_by_its_name_wherever_it_is() {
+    let stack = Stack::shared();
+    let worker = stack.worker("w1");
+    worker.ready();
+    let dashboard = Dashboard::start(&stack, "127.0.0.1:0");
+    eventually_some(SOON, "it watches what goes by", || {
+        dashboard.told("now")?["watching_since_ms"].as_u64()
+    });
+    let nothing = dashboard.answer("/job?id=job-1");
+    assert_eq!(nothing["stored"]["state"], "unknown", "{nothing}");
+    assert_eq!(nothing["running"]["state"], "absent", "{nothing}");
+    let aggregator = stack.aggregator();
+    aggregator.collect_results();
+    aggregator.submit(&honest_job("job-1", "n"));
+    let found = eventually_some(SOON, "its verdict and what is stored", || {
+        let job = dashboard.answer("/job?id=job-1");
+        (job["stored"]["state"] == "found").then_some(job)
+    });
+    let (seen, stored) = (&found["verdicts"][0], &found["stored"]["result"]);
+    assert_eq!(seen["delta"], stored["delta"], "{found}");
+    assert_eq!(seen["status"], "scored", "{found}");
+    // As a worker writes it when it begins.
+    let mut redis = stack.redis.connection();
+    let mark = stack.key("crash:job-1:7");
+    let _: u64 = redis::Commands::hset(&mut redis, mark, "w2/i2", "5").expect("a mark");
+    let running = &dashboard.answer("/job?id=job-1")["running"];
+    assert_eq!(running["marks"][0]["worker"], "w2", "{running}");
+    assert_eq!(running["marks"][0]["started_ms"], 5, "{running}");
+}
+
+#[test]
+fn a_fleet_that_nobody_has_can_be_looked_at_and_says_that_it_is_simulated() {
+    let stack = Stack::shared();
+    let listen = ["--listen", "127.0.0.1:0", "--demo", "1000"];
+    let dashboard = Dashboard::with(&stack.settings(), &listen);
+    let now = eventually_some(secs(60), "the fleet", || dashboard.told("now"));
+    assert_eq!(now["demo"], 1000);
+    let update = now.to_string().len();
+    assert!(update < 50_000, "an update of {update} bytes");
+    let job = dashboard.answer("/job?id=x");
+    assert_eq!(job["stored"]["why"], "the fleet is simulated", "{job}");
 }
 
 #[test]
@@ -129,7 +195,7 @@ fn only_this_machine_or_who_has_the_token_is_answered() {
         head.contains("content-security-policy: default-src 'none'"),
         "{head}"
     );
-    for (path, kind) in [("/page.js", "text/javascript"), ("/page.css", "text/css")] {
+    for (path, kind) in [("/main.js", "text/javascript"), ("/page.css", "text/css")] {
         let (head, _) = local.get(path, "Host: localhost\r\n");
         assert!(head.contains("200") && head.contains(kind), "{head}");
     }
@@ -137,7 +203,7 @@ fn only_this_machine_or_who_has_the_token_is_answered() {
     assert!(rebound.contains("403"), "{rebound}");
     let (posted, _) = local.ask(
         "POST / HTTP/1.0\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n",
-        "",
+        |_| false,
     );
     assert!(posted.contains("405"), "{posted}");
 
@@ -164,9 +230,9 @@ fn without_its_services_the_page_says_unknown() {
         .settings()
         .set("redis.url", "redis://127.0.0.1:1/0")
         .set("amqp.url", "amqp://127.0.0.1:1/%2f");
-    let dashboard = Dashboard::with(&nowhere, "127.0.0.1:0");
+    let dashboard = Dashboard::with(&nowhere, &["--listen", "127.0.0.1:0"]);
     let why = eventually_some(secs(30), "it says that nothing is known", || {
-        dashboard.told()?["unknown"].as_str().map(str::to_owned)
+        dashboard.told("now")?["unknown"].as_str().map(str::to_owned)
     });
     assert!(why.contains("Redis"), "{why}");
 }

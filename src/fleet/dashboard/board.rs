@@ -128,8 +128,8 @@ impl Board {
         }
     }
 
-    /// The fleet as it is now.
-    pub(super) fn see(&mut self, view: &View) {
+    /// The fleet as it is now, and the changes of state since the last look, oldest first.
+    pub(super) fn see(&mut self, view: &View, events: Vec<StreamEntry>) {
         (self.at_ms, self.looked_ms, self.unknown) = (view.at_ms, unix_ms(), None);
         self.model.clone_from(&view.model);
         (self.queues, self.queues_unknown) = match &view.queues {
@@ -139,6 +139,10 @@ impl Board {
         };
         self.roster.see(view);
         self.losses.see(view);
+        self.losses.hear(&events);
+        for event in events {
+            self.news.events.push(Change::of(event));
+        }
         self.oldest = self.waiting.see(view);
         self.findings = findings(view, self.oldest, self.losses.list());
         self.sample = Sample {
@@ -162,13 +166,6 @@ impl Board {
             .iter()
             .next_back()
             .map(|change| change.id.clone())
-    }
-
-    /// Changes of state, oldest first.
-    pub(super) fn add_events(&mut self, events: Vec<StreamEntry>) {
-        for event in events {
-            self.news.events.push(Change::of(event));
-        }
     }
 
     /// Notes since when results and dead-lettered jobs are received, or why they are not.
@@ -302,8 +299,7 @@ impl Board {
 
     /// Shows a moment of a demonstration.
     pub(super) fn play(&mut self, moment: Moment) {
-        self.see(&moment.view);
-        self.add_events(moment.events);
+        self.see(&moment.view, moment.events);
         for seen in &moment.results {
             self.judge(seen);
         }
@@ -351,7 +347,7 @@ mod tests {
             let jobs = json!({"jobs": {"scored": second * 3, "p95_ms": 5.0}});
             let ill = json!({"ready": false, "state": "degraded", "state_detail": "stuck"});
             let at_ms = START + second * 1000;
-            board.see(&fleet(at_ms, &[("a", jobs), ("b", ill)]));
+            board.see(&fleet(at_ms, &[("a", jobs), ("b", ill)]), Vec::new());
         }
         let now = now(&board);
         let words = now["words"].as_array().unwrap();
@@ -379,11 +375,11 @@ mod tests {
     #[test]
     fn a_fleet_out_of_sight_is_unknown_until_it_is_seen_again_and_leaves_a_gap() {
         let mut board = Board::default();
-        board.see(&fleet(START, &[("a", json!({}))]));
+        board.see(&fleet(START, &[("a", json!({}))]), Vec::new());
         board.lose_sight("Redis: away".into());
         assert_eq!(now(&board)["unknown"], "Redis: away");
         board.timeline.look(START + 2_000, None);
-        board.see(&fleet(START + 4_000, &[("a", json!({}))]));
+        board.see(&fleet(START + 4_000, &[("a", json!({}))]), Vec::new());
         assert_eq!(now(&board)["unknown"], Value::Null);
         let columns = serde_json::to_value(board.timeline.columns(Range::TenMinutes, 0)).unwrap();
         assert_eq!(columns["alive"], json!([1, null]));
@@ -393,10 +389,10 @@ mod tests {
     fn workers_with_one_id_are_told_apart_and_one_that_has_gone_is_remembered() {
         let mut board = Board::default();
         let twin = json!({"incarnation": "0123456789", "state": "degraded", "state_detail": "duplicate_id"});
-        board.see(&fleet(START, &[("a", json!({})), ("a", twin)]));
+        board.see(&fleet(START, &[("a", json!({})), ("a", twin)]), Vec::new());
         let names = serde_json::to_value(board.names()).unwrap();
         assert_eq!(names["ids"], json!(["a", "a~01234567"]));
-        board.see(&fleet(START + 1000, &[]));
+        board.see(&fleet(START + 1000, &[]), Vec::new());
         let gone = serde_json::to_value(board.worker("a")).unwrap();
         assert_eq!(
             (&gone["alive"], &gone["lost_at_ms"]),
@@ -408,7 +404,7 @@ mod tests {
     #[test]
     fn a_result_is_counted_once_however_often_it_comes_and_found_by_its_job() {
         let mut board = Board::default();
-        board.see(&fleet(START, &[("node7-cuda0", json!({}))]));
+        board.see(&fleet(START, &[("node7-cuda0", json!({}))]), Vec::new());
         let good = scored(START, json!({}));
         let bad = rejected(
             START + 1,
@@ -440,10 +436,6 @@ mod tests {
     fn nothing_grows_without_end() {
         let mut board = Board::new(Some("miner_id".into()));
         for n in 0..1100 {
-            board.see(&fleet(
-                START + n * 300_000,
-                &[(&format!("w{n}"), json!({}))],
-            ));
             let id = format!("s{n}");
             let context = json!({"miner_id": format!("m{n}")});
             board.judge(&scored(
@@ -454,7 +446,9 @@ mod tests {
                 id,
                 fields: BTreeMap::new(),
             };
-            board.add_events(vec![event.clone(), event]);
+            let worker = format!("w{n}");
+            let view = fleet(START + n * 300_000, &[(&worker, json!({}))]);
+            board.see(&view, vec![event.clone(), event]);
         }
         let day = serde_json::to_value(board.timeline.columns(Range::Day, 0)).unwrap();
         assert_eq!(day["at"].as_array().map(Vec::len), Some(288));

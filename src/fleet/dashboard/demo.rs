@@ -5,6 +5,7 @@ mod device;
 mod job;
 mod line;
 mod miners;
+mod opening;
 mod part;
 mod past;
 mod record;
@@ -16,22 +17,22 @@ mod verdicts;
 mod worker;
 
 use rand::rngs::StdRng;
-use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 
 use super::news::ParkedJob;
 use super::timeline::Sample;
 use super::verdict::SeenResult;
 use crate::fleet::observer::{Queues, View};
-use crate::protocol::result::{Body, ResultMessage, Timings};
+use crate::protocol::result::{Body, ResultMessage};
 use crate::store::StreamEntry;
 use job::{Fate, Job};
 use line::{Line, Taken};
+use opening::plan;
 use part::{Part, cast};
-use past::{DEAD, Known, Usual, Walk, sample};
-use script::{INCIDENTS, OLD, SMALL_INCIDENTS};
+use past::{DEAD, Walk};
+use script::{INCIDENTS, SMALL_INCIDENTS};
 use tide::Tide;
-use verdicts::{Answered, Verdicts};
+use verdicts::Verdicts;
 use worker::{Change, Worker};
 
 /// Workers of the fleets that there are.
@@ -41,11 +42,6 @@ pub const SIZES: [usize; 3] = [3, 100, 1000];
 const MODEL: &str = "demo-1b";
 /// Fleets up to here are small: their jobs come slowly, and little happens.
 const SMALL: usize = 20;
-/// Larger ones have fewer jobs for each worker.
-const LARGE: usize = 400;
-/// What the fleet can do in the busiest hour, of what it is asked to do; and a small one.
-const HEADROOM: f64 = 1.03;
-const SMALL_HEADROOM: f64 = 1.35;
 /// Milliseconds between two incidents, and in a small fleet.
 const INCIDENT_MS: u64 = 40_000;
 const SMALL_INCIDENT_MS: u64 = 90_000;
@@ -53,17 +49,9 @@ const SMALL_INCIDENT_MS: u64 = 90_000;
 const LONGEST: f64 = 10.0;
 /// Events that are known at the start.
 const EVENTS: usize = 60;
-/// Results that are given for each moment of the past.
-const PAST_RESULTS: usize = 4;
 /// How long a job is retried until it fails.
 const RETRIED_S: f64 = 335.0;
-/// When it leaves each of the retry queues.
-const RETRY_ENDS_S: [f64; 3] = [5.0, 35.0, RETRIED_S];
-/// Jobs that are tried for the last time when the story starts.
-const LAST_TRIES: u64 = 2;
 const FIRST_JOB: u64 = 1_000_000;
-/// Workers of a hundred that come and go.
-const RESTLESS: f64 = 0.03;
 
 /// The fleet at one moment, and what has happened since the last one.
 #[derive(Debug)]
@@ -135,40 +123,6 @@ impl Demo {
         demo
     }
 
-    /// Jobs that have been retried for some time already, and a few that are tried for the last time.
-    fn begin_retries(&mut self) {
-        let Some((miner, share)) = miners::gone(&self.verdicts.miners) else {
-            return;
-        };
-        let waiting = (self.tide.rate * share * RETRIED_S).ceil() as u64;
-        for number in 0..waiting {
-            let age_s = RETRIED_S * (number as f64 + 0.9) / waiting as f64;
-            let attempt = RETRY_ENDS_S.partition_point(|end_s| *end_s < age_s);
-            let job = self.unavailable(number, miner, age_s);
-            let due_ms = self.tide.at_ms(RETRY_ENDS_S[attempt] - age_s);
-            let attempt = attempt as u32 + 1;
-            self.line.retry_at(Job { attempt, ..job }, due_ms);
-        }
-        let attempt = RETRY_ENDS_S.len() as u32 + 1;
-        let oldest_s = self.line.oldest_ms(self.at_ms).unwrap_or(0) as f64 / 1000.0;
-        for number in waiting..waiting + LAST_TRIES {
-            let job = self.unavailable(number, miner, oldest_s);
-            self.line.give_back(Job { attempt, ..job });
-        }
-    }
-
-    fn unavailable(&self, number: u64, miner: usize, age_s: f64) -> Job {
-        Job {
-            number: FIRST_JOB - 10_000 + number,
-            miner,
-            epoch: self.tide.epoch(-age_s),
-            arrived_ms: self.tide.at_ms(-age_s),
-            attempt: 1,
-            redelivered: false,
-            fate: Fate::Unavailable,
-        }
-    }
-
     /// What the 24 hours before the start were like at these times, oldest first. To be asked before
     /// the first step.
     pub(super) fn past(&mut self, times: impl Iterator<Item = u64>) -> Vec<Past> {
@@ -177,82 +131,6 @@ impl Demo {
         times
             .map(|at_ms| self.past_moment(at_ms, &mut walk, &usual))
             .collect()
-    }
-
-    fn usual(&self) -> Usual {
-        let gone = miners::gone(&self.verdicts.miners);
-        let records = || self.workers.iter().map(|worker| &worker.record);
-        let mut p50: Vec<f64> = records().filter_map(|record| record.jobs.p50_ms).collect();
-        p50.sort_by(f64::total_cmp);
-        let restless = if self.is_small() { 0.0 } else { RESTLESS };
-        Usual {
-            workers: self
-                .workers
-                .iter()
-                .map(|worker| self.known(worker))
-                .collect(),
-            p50_ms: p50.get(p50.len() / 2).copied().unwrap_or_default(),
-            p95_ms: records().filter_map(|r| r.jobs.p95_ms).fold(0.0, f64::max),
-            retried_s: gone.map_or(0.0, |(_, share)| share * RETRIED_S),
-            restless: self.workers.len() as f64 * restless,
-        }
-    }
-
-    fn known(&self, worker: &Worker) -> Known {
-        let record = &worker.record;
-        let since = self.tide.moment(record.last_state_change_at_ms);
-        Known {
-            ill: if record.ready { f64::INFINITY } else { since },
-            swapped: self.tide.moment(worker.swap_ms),
-            follows: record.model.version != Some(OLD),
-        }
-    }
-
-    fn past_moment(&mut self, at_ms: u64, walk: &mut Walk, usual: &Usual) -> Past {
-        let moment = self.tide.moment(at_ms);
-        walk.to(moment);
-        let sample = sample(walk, usual, self.random.random());
-        let oldest = sample.oldest_ms.unwrap_or_default();
-        let epoch = self.tide.epoch(moment - oldest as f64 / 1000.0);
-        let results = (0..PAST_RESULTS).filter_map(|_| self.past_result(at_ms, epoch));
-        Past {
-            at_ms,
-            results: results.collect(),
-            sample,
-        }
-    }
-
-    fn past_result(&mut self, at_ms: u64, epoch: u64) -> Option<ResultMessage> {
-        let Self {
-            random,
-            workers,
-            verdicts,
-            next_job,
-            ..
-        } = self;
-        let worker = workers
-            .choose(random)
-            .filter(|worker| worker.record.ready)?;
-        *next_job += 1;
-        let job = Job::new(*next_job, (at_ms, epoch), &verdicts.miners, random);
-        let stages = device::stages(job.fate, worker.device.pace_ms, random);
-        let queued = random.random_range(0.0..0.9) * stages.forward;
-        let timings = Timings {
-            queued,
-            total: queued
-                + stages.fetch
-                + stages.decode
-                + stages.apply
-                + stages.forward
-                + stages.restore,
-            ..stages
-        };
-        let answered = Answered { at_ms, timings };
-        Some(
-            verdicts
-                .answer(&job, &worker.record, answered, random)
-                .result,
-        )
     }
 
     /// The fleet at this time, a second after the last one.
@@ -426,27 +304,6 @@ impl Demo {
         };
         changes.into_iter().map(number).collect()
     }
-}
-
-/// What is to be done and how fast workers are, so that all of them together just do it.
-fn plan(parts: &[(usize, Part)], start_ms: u64) -> (Tide, f64) {
-    let workers = parts.len() as f64;
-    let (rate, headroom) = match parts.len() {
-        ..SMALL => (workers / 3.0, SMALL_HEADROOM),
-        SMALL..LARGE => (workers * 0.3, HEADROOM),
-        LARGE.. => (workers * 0.2, HEADROOM),
-    };
-    let counted = parts.iter().filter(|(_, part)| part.is_counted());
-    let power = |(place, part): &(usize, Part)| 1.0 / record::gpu(*place, *part).1;
-    let whole: f64 = counted.clone().map(power).sum();
-    let rack = counted.filter(|(_, part)| *part == Part::Rack).map(power);
-    let tide = Tide {
-        start_ms,
-        rate,
-        capable: rate * headroom,
-        rack: rack.sum::<f64>() / whole,
-    };
-    (tide, 1000.0 * whole / (rate * headroom))
 }
 
 /// The copy of a job that failed at the end of its retries.

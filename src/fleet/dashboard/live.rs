@@ -20,14 +20,14 @@ pub(super) async fn look(config: Config, model: Option<String>, app: Arc<App>) {
     let mut ticks = super::ticks();
     loop {
         ticks.tick().await;
-        match observer.look().await {
-            Ok(view) => app.board().see(&view),
-            Err(error) => app.board().lose_sight(error.to_string()),
-        }
+        let looked = observer.look().await;
         let last = app.board().last_event();
         // Events missed now are read at the next look.
-        let events = observer.events(last.as_deref()).await;
-        app.board().add_events(events.unwrap_or_default());
+        let events = observer.events(last.as_deref()).await.unwrap_or_default();
+        match looked {
+            Ok(view) => app.board().see(&view, events),
+            Err(error) => app.board().lose_sight(error.to_string()),
+        }
         app.publish();
     }
 }

@@ -2,16 +2,28 @@
 
 use std::collections::BTreeMap;
 
-use super::Sample;
+use rand::Rng;
+use rand::seq::IndexedRandom;
+
+use super::job::Job;
 use super::line::Line;
 use super::script::{NEW, OLD};
 use super::tide::{DAY, RACK_LOST, Tide};
+use super::verdicts::Answered;
+use super::worker::Worker;
+use super::{Demo, Past, RETRIED_S, Sample, device, miners};
 use crate::fleet::observer::Queues;
+use crate::protocol::result::{ResultMessage, Timings};
 
 /// Dead-lettered jobs at the end.
 pub(super) const DEAD: f64 = 20.0;
 /// The jobs done per second are a mean of about so many seconds.
 const SMOOTH: f64 = 10.0;
+
+/// Workers of a hundred that come and go.
+const RESTLESS: f64 = 0.03;
+/// Results that are given for each moment of the past.
+const PAST_RESULTS: usize = 4;
 
 /// Goes through the past, second by second, with the jobs that come and are done in it.
 #[derive(Debug)]
@@ -61,7 +73,7 @@ impl Walk {
 
 /// What a worker of the past is known by: when it fell ill, and when its turn in the roll-out came.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Known {
+struct Known {
     /// Infinite = it is well.
     pub(super) ill: f64,
     pub(super) swapped: f64,
@@ -72,7 +84,7 @@ pub(super) struct Known {
 /// What the fleet is like while it is busy.
 #[derive(Debug, Clone)]
 pub(super) struct Usual {
-    pub(super) workers: Vec<Known>,
+    workers: Vec<Known>,
     /// How long the jobs of its workers take.
     pub(super) p50_ms: f64,
     pub(super) p95_ms: f64,
@@ -83,7 +95,7 @@ pub(super) struct Usual {
 }
 
 /// The fleet as it was at the moment that the walk has reached; `dice` from 0 to 1.
-pub(super) fn sample(walk: &Walk, usual: &Usual, dice: f64) -> Sample {
+fn sample(walk: &Walk, usual: &Usual, dice: f64) -> Sample {
     let moment = walk.second as f64;
     let left = walk.tide.capacity(moment) / walk.tide.capable;
     // The rack is among those that are ill.
@@ -124,4 +136,83 @@ fn versions(workers: &[Known], moment: f64) -> BTreeMap<Option<u64>, usize> {
         *versions.entry(Some(version)).or_default() += 1;
     }
     versions
+}
+
+impl Demo {
+    /// What it is like when the story starts.
+    pub(super) fn usual(&self) -> Usual {
+        let gone = miners::gone(&self.verdicts.miners);
+        let records = || self.workers.iter().map(|worker| &worker.record);
+        let mut p50: Vec<f64> = records().filter_map(|record| record.jobs.p50_ms).collect();
+        p50.sort_by(f64::total_cmp);
+        let restless = if self.is_small() { 0.0 } else { RESTLESS };
+        Usual {
+            workers: self
+                .workers
+                .iter()
+                .map(|worker| self.known(worker))
+                .collect(),
+            p50_ms: p50.get(p50.len() / 2).copied().unwrap_or_default(),
+            p95_ms: records().filter_map(|r| r.jobs.p95_ms).fold(0.0, f64::max),
+            retried_s: gone.map_or(0.0, |(_, share)| share * RETRIED_S),
+            restless: self.workers.len() as f64 * restless,
+        }
+    }
+
+    fn known(&self, worker: &Worker) -> Known {
+        let record = &worker.record;
+        let since = self.tide.moment(record.last_state_change_at_ms);
+        Known {
+            ill: if record.ready { f64::INFINITY } else { since },
+            swapped: self.tide.moment(worker.swap_ms),
+            follows: record.model.version != Some(OLD),
+        }
+    }
+
+    pub(super) fn past_moment(&mut self, at_ms: u64, walk: &mut Walk, usual: &Usual) -> Past {
+        let moment = self.tide.moment(at_ms);
+        walk.to(moment);
+        let sample = sample(walk, usual, self.random.random());
+        let oldest = sample.oldest_ms.unwrap_or_default();
+        let epoch = self.tide.epoch(moment - oldest as f64 / 1000.0);
+        let results = (0..PAST_RESULTS).filter_map(|_| self.past_result(at_ms, epoch));
+        Past {
+            at_ms,
+            results: results.collect(),
+            sample,
+        }
+    }
+
+    fn past_result(&mut self, at_ms: u64, epoch: u64) -> Option<ResultMessage> {
+        let Self {
+            random,
+            workers,
+            verdicts,
+            next_job,
+            ..
+        } = self;
+        let worker = workers
+            .choose(random)
+            .filter(|worker| worker.record.ready)?;
+        *next_job += 1;
+        let job = Job::new(*next_job, (at_ms, epoch), &verdicts.miners, random);
+        let stages = device::stages(job.fate, worker.device.pace_ms, random);
+        let queued = random.random_range(0.0..0.9) * stages.forward;
+        let timings = Timings {
+            queued,
+            total: queued
+                + stages.fetch
+                + stages.decode
+                + stages.apply
+                + stages.forward
+                + stages.restore,
+            ..stages
+        };
+        let answered = Answered { at_ms, timings };
+        Some(
+            verdicts
+                .answer(&job, &worker.record, answered, random)
+                .result,
+        )
+    }
 }

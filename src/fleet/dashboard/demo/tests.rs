@@ -226,7 +226,7 @@ fn a_fifth_of_a_fleet_is_sick_in_every_way() {
             |record: &Record| !record.store.ok,
             |record: &Record| record.warm.inert_count > 0,
             |record: &Record| record.engine.software_device,
-            |record: &Record| record.model.version == Some(OLD),
+            |record: &Record| record.model.version == Some(script::OLD),
         ] {
             assert!(ready.iter().any(|w| kind(&w.record)));
         }
