@@ -7,7 +7,7 @@ import { jobLink } from "./lists.js";
 
 const HEIGHT = 260;
 /** The picture is never about less. */
-const LEAST_S = 60;
+const LEAST_S = 10;
 /** Pixels at which the pointer catches a candidate. */
 const NEAR = 20;
 const LOOKS = { better: { colour: "good", name: "better" }, worse: { colour: "series-2", name: "worse" }, unclear: { colour: "neutral", name: "unclear" } };
