@@ -14,7 +14,7 @@ export const throughput = {
     xs: at, axes: [valueAxis(tick)], scales: { y: fromZero },
     series: [{ name: "jobs/s", values, colour: "series-1", fill: 0.14, format: rate }],
   } : null,
-  told: ({ now, columns, range }) => now.unknown ? "unknown" : `${rate(now.totals.jobs_per_s)} jobs/s now; maximum ${rate(largest(columns?.jobs_per_s ?? []))} in ${range.title}`,
+  told: ({ now, columns, range }) => now.unknown ? "unknown" : `${rate(now.totals.jobs_per_s)} jobs/s now; maximum ${rate(largest([...(columns?.jobs_per_s ?? []), now.totals.jobs_per_s]))} in ${range.title}`,
 };
 
 const CLASSES = [["better", "good"], ["unclear", "neutral"], ["worse", "series-2"], ["validated", "series-1"], ["rejected", "series-3"], ["failed", "bad"]];

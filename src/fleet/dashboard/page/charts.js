@@ -66,7 +66,7 @@ export class Chart {
     const { scales = {}, axes, series } = this.drawing;
     const options = {
       ...size(this.frame.canvas),
-      padding: [10, axes.length > 1 ? 0 : 14, 0, 0],
+      padding: [10, axes.length > 1 ? 0 : 26, 0, 0],
       legend: { show: false },
       cursor: { y: false, drag: { x: false, y: false }, sync: { key: "time", scales: ["x", null] }, points: { size: 7, width: 1.5 } },
       scales: { x: { time: true }, ...scales },
@@ -122,11 +122,11 @@ function mixed(over, under, share) {
 
 /** What is around a drawing; also used by the charts that uPlot's lines are not enough for. */
 export class Frame {
-  constructor(place, { title, unit, empty, wide }) {
+  constructor(place, { title, unit, empty, wide, role = "img" }) {
     const id = `chart-${title.toLowerCase().replace(/[^a-z]+/g, "-")}`;
     this.title = title;
     this.tools = element("div", { class: "tools" });
-    this.canvas = element("div", { class: "canvas", tabindex: "0", role: "img" });
+    this.canvas = element("div", { class: "canvas", tabindex: "0", role });
     this.values = element("ul", { class: "values" });
     this.when = element("span", { class: "when" });
     this.words = element("figcaption", {});
@@ -139,7 +139,7 @@ export class Frame {
     this.key = legend;
     this.items = new Keyed(this.values, () => element("li", {}, element("span", { class: "swatch", "aria-hidden": "true" }), element("span"), element("b")));
     this.canvas.addEventListener("keydown", (event) => this.step(event));
-    this.canvas.addEventListener("blur", () => this.plot?.setCursor({ left: -10, top: -10 }));
+    this.canvas.addEventListener("blur", () => this.leave());
     place.append(this.figure);
     this.state(null);
   }
@@ -165,11 +165,18 @@ export class Frame {
     const steps = { ArrowLeft: -1, ArrowRight: 1, Home: -Infinity, End: Infinity };
     if (!(event.key in steps) || !this.plot) return;
     event.preventDefault();
+    // What the keyboard asks for is read out; what the pointer passes is not.
+    setAttribute(this.key, "aria-live", "polite");
     const xs = this.plot.data[0];
     const from = this.plot.cursor.idx ?? xs.length - 1;
     const at = Math.max(0, Math.min(xs.length - 1, from + steps[event.key]));
     // The first point may lie just before the picture.
     this.plot.setCursor({ left: Math.max(0, this.plot.valToPos(xs[at], "x")), top: 20 });
+  }
+
+  leave() {
+    setAttribute(this.key, "aria-live", null);
+    this.plot?.setCursor({ left: -10, top: -10 });
   }
 
   legend(series, at, when) {

@@ -99,6 +99,8 @@ function copiers(rows) {
   return `Likely copies from ${most}${all.length > TOLD ? ` and ${plural(all.length - TOLD, "other")}` : ""}.`;
 }
 
+const likeness = ({ similarity }) => (similarity === null || similarity === undefined ? "" : `, ${(100 * similarity).toFixed(1)} % alike`);
+
 function cells(row) {
   const from = row.copied_from;
   const numbers = [row.submissions, row.better, row.worse, row.unclear, row.failed, refusals(row)];
@@ -107,6 +109,6 @@ function cells(row) {
     ...numbers.map((value) => ({ text: count(value), class: value === 0 ? "number zero" : "number" })),
     { text: codes(row), class: "codes" },
     { text: count(row.copies), class: row.copies > 0 ? "number warn" : "number zero" },
-    from ? { text: `${from.name}, ${from.submission_id}${from.similarity === null || from.similarity === undefined ? "" : `, ${(100 * from.similarity).toFixed(1)} % alike`}`, href: `#job/${encodeURIComponent(from.submission_id)}` } : { text: "" },
+    from ? { text: `${from.name}${likeness(from)}: ${from.submission_id}`, href: `#job/${encodeURIComponent(from.submission_id)}` } : { text: "" },
   ];
 }

@@ -7,7 +7,7 @@ import { jobLink } from "./lists.js";
 
 const HEIGHT = 260;
 /** The picture is never about less. */
-const LEAST_S = 60;
+const LEAST_S = 10;
 /** Pixels at which the pointer catches a candidate. */
 const NEAR = 20;
 const LOOKS = { better: { colour: "good", name: "better" }, worse: { colour: "series-2", name: "worse" }, unclear: { colour: "neutral", name: "unclear" } };
@@ -21,9 +21,7 @@ export const candidate = ([at_ms, delta, low, high, id, worker]) => ({ at: at_ms
 
 export class Deltas {
   constructor(place) {
-    this.frame = new Frame(place, { title: "Deltas", unit: "loss before − loss after, with 95 % intervals; signed log scale", empty: "Each scored candidate with its interval, as soon as a result is seen.", wide: true });
-    this.frame.canvas.removeAttribute("role");
-    this.frame.canvas.setAttribute("role", "application");
+    this.frame = new Frame(place, { title: "Deltas", unit: "loss before − loss after, with 95 % intervals; signed log scale", empty: "Each scored candidate with its interval, as soon as a result is seen.", wide: true, role: "application" });
     this.frame.step = (event) => this.step(event);
     this.frame.values.append(...Object.entries(LOOKS).map(([kind, { name }]) => element("li", {}, element("span", { class: `mark ${kind}`, "aria-hidden": "true" }), element("span", {}, name), element("b"))));
     this.tip = element("div", { class: "tip", role: "status", hidden: "" });
@@ -68,7 +66,7 @@ export class Deltas {
     this.threshold = threshold;
     const options = {
       width: Math.max(200, this.frame.canvas.clientWidth), height: HEIGHT,
-      padding: [10, 14, 0, 0],
+      padding: [10, 26, 0, 0],
       legend: { show: false },
       cursor: { y: false, drag: { x: false, y: false }, points: { show: false }, sync: { key: "time", scales: ["x", null] } },
       scales: { x: { time: true }, y: { distr: 4, asinh: threshold, range: () => limits(this.points, threshold) } },

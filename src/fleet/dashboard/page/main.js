@@ -1,7 +1,7 @@
 // Starts the page: takes what the server sends to the parts that show it, and follows the address.
 
 import { Chart } from "./charts.js";
-import { KINDS } from "./chart_kinds.js";
+import { KINDS, latency } from "./chart_kinds.js";
 import { follow } from "./connection.js";
 import { ContributorsView } from "./contributors_view.js";
 import { Deltas } from "./deltas.js";
@@ -118,11 +118,11 @@ function listen() {
     timeline.choose(key);
     if (fleet.now !== null) timeline.follow(fleet.now.timeline_at);
   });
-  const latency = charts[1].frame.tools;
-  latency.className = "segments";
-  latency.setAttribute("role", "group");
-  latency.setAttribute("aria-label", "Percentile");
-  segments(latency, [{ key: "p50", title: "p50" }, { key: "p95", title: "p95" }], percentile, (key) => {
+  const { tools } = charts[KINDS.indexOf(latency)].frame;
+  tools.className = "segments";
+  tools.setAttribute("role", "group");
+  tools.setAttribute("aria-label", "Percentile");
+  segments(tools, [{ key: "p50", title: "p50" }, { key: "p95", title: "p95" }], percentile, (key) => {
     percentile = key;
     showCharts();
   });

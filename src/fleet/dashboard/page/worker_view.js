@@ -143,7 +143,7 @@ const warmFacts = ({ warm, last_ready_at_ms }, now, ago) => [
   ["Attempts", count(warm.attempt)], ["Last ended", ago(warm.last_at_ms) ?? "none yet"], ["Took", milliseconds(warm.last_ms)],
   ["Baseline loss", warm.baseline_loss === null || warm.baseline_loss === undefined ? "unknown" : `${warm.baseline_loss.toPrecision(6)} nats per target`],
   ["Next retry", warm.next_retry_at_ms ? (warm.next_retry_at_ms > now ? `in ${age(warm.next_retry_at_ms - now)}` : "now") : null],
-  ["Ready since", ago(last_ready_at_ms) ?? "never"], ["Inert tensors", count(warm.inert_count ?? 0), warm.inert_count > 0 ? "warn" : null],
+  ["Last became ready", ago(last_ready_at_ms) ?? "never"], ["Inert tensors", count(warm.inert_count ?? 0), warm.inert_count > 0 ? "warn" : null],
   ["Their names", warm.inert?.join("\n"), "names"],
 ];
 
