@@ -57,7 +57,7 @@ struct Seen<'a> {
     lost: &'a [Lost],
 }
 
-/// Every kind of finding.
+/// Every kind of finding. Of those that are equally bad the first two come first: a death is easily missed.
 const KINDS: [fn(Seen<'_>) -> Vec<Finding>; 14] = [
     workers::nobody,
     workers::lost,
@@ -88,8 +88,11 @@ pub(crate) fn at_most(
     lost: &[Lost],
 ) -> Vec<Finding> {
     let seen = Seen { view, oldest, lost };
-    let mut found: Vec<Finding> = KINDS.iter().flat_map(|kind| kind(seen)).collect();
-    found.sort_by_key(|finding| (finding.severity, Reverse(finding.count)));
+    let kinds = KINDS.iter().enumerate();
+    let found = kinds.flat_map(|(at, kind)| kind(seen).into_iter().map(move |found| (at, found)));
+    let mut found: Vec<(usize, Finding)> = found.collect();
+    found.sort_by_key(|(at, finding)| (finding.severity, (*at).min(2), Reverse(finding.count)));
+    let mut found: Vec<Finding> = found.into_iter().map(|(_, finding)| finding).collect();
     if found.len() > most {
         let rest = found.split_off(most.saturating_sub(1));
         found.extend(summed_up(&rest));

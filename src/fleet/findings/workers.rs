@@ -136,7 +136,7 @@ fn meaning(detail: &str) -> String {
     let mut known = Detail::iter().filter(|known| known.to_string() == detail);
     let said = known.next().and_then(|known| known.get_documentation());
     said.map_or_else(String::new, |said| {
-        format!(". {}", said.trim_end_matches('.'))
+        format!(". {}", said.trim_end_matches('.').replace('`', ""))
     })
 }
 
