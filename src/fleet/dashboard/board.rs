@@ -90,7 +90,7 @@ struct Totals {
     ready: usize,
     /// 0 to 1.
     busy: Option<f64>,
-    jobs_per_s: f64,
+    jobs_per_s: Option<f64>,
     p50_ms: Option<f64>,
     p95_ms: Option<f64>,
     oldest: Option<Oldest>,
@@ -147,10 +147,19 @@ impl Board {
         self.findings = findings(view, self.oldest, self.losses.list());
         self.sample = Sample {
             queues: self.queues,
-            oldest_ms: self.oldest.map(Oldest::millis).or(self.queues.map(|_| 0)),
+            oldest_ms: self.oldest_ms(),
             ..self.roster.sample()
         };
         self.timeline.look(view.at_ms, Some(&self.sample));
+    }
+
+    fn oldest_ms(&self) -> Option<u64> {
+        match self.oldest {
+            // The past of a demonstration knows better.
+            Some(Oldest::AtLeast(_)) if self.demo.is_some() => None,
+            Some(oldest) => Some(oldest.millis()),
+            None => self.queues.map(|_| 0),
+        }
     }
 
     /// Notes that the fleet is unknown. The last look is kept, marked as old.
@@ -190,9 +199,8 @@ impl Board {
         if self.jobs.has(id, &verdict) {
             return;
         }
-        self.timeline.judge(&verdict, 1);
+        self.timeline.judge(id, &verdict, 1);
         self.roster.judge(id, &verdict);
-        self.news.judge(id, &verdict);
         if let Some(contributors) = &mut self.contributors {
             contributors.judge(result, &verdict);
         }
@@ -228,7 +236,7 @@ impl Board {
                 alive: sample.alive,
                 ready: sample.ready,
                 busy: sample.busy.map(short),
-                jobs_per_s: short(sample.jobs_per_s),
+                jobs_per_s: sample.jobs_per_s.map(short),
                 p50_ms: sample.workers_p50.map(short),
                 p95_ms: sample.workers_p95.map(short),
                 oldest: self.oldest,
@@ -278,7 +286,8 @@ impl Board {
     /// A moment of the past for the charts. Its results stand for all since the moment before.
     fn remember(&mut self, past: &Past, since_ms: u64) {
         self.timeline.look(past.at_ms, Some(&past.sample));
-        let all = past.sample.jobs_per_s * Duration::from_millis(since_ms).as_secs_f64();
+        let all = past.sample.jobs_per_s.unwrap_or_default()
+            * Duration::from_millis(since_ms).as_secs_f64();
         #[expect(
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss,
@@ -292,8 +301,7 @@ impl Board {
                 key: None,
                 trace_id: None,
             });
-            self.timeline.judge(&verdict, each);
-            self.news.judge(&result.submission_id, &verdict);
+            self.timeline.judge(&result.submission_id, &verdict, each);
         }
     }
 
@@ -415,7 +423,6 @@ mod tests {
         }
         let told = now(&board);
         assert_eq!(told["verdicts"]["better"], 1, "{told}");
-        assert_eq!(told["news"]["candidates"], 1, "{told}");
         let id = &good.result.submission_id;
         let job = serde_json::to_value(board.job(id)).unwrap();
         assert_eq!(job["verdicts"][0]["delta"], 0.0008, "{job}");

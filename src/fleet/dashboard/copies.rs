@@ -29,7 +29,7 @@ pub(super) struct Copies {
 #[derive(Debug, Default)]
 struct Generation {
     candidates: Vec<Candidate>,
-    /// The first candidate with a pair of numbers. Nearly all pairs have no other.
+    /// The first candidate with a pair of numbers, which tell plans apart. Nearly all pairs have no other.
     first: HashMap<Pair, u32>,
     /// The first of each further contributor.
     further: HashMap<Pair, Vec<u32>>,
@@ -62,7 +62,7 @@ pub(super) struct CopyOf {
 }
 
 impl Copies {
-    /// The most similar of the earlier candidates of others, if it is similar enough. Keeps this one.
+    /// The first candidate that is similar enough, if it was another's. Keeps this one.
     pub(super) fn find(
         &mut self,
         contributor: &str,
@@ -77,18 +77,23 @@ impl Copies {
         };
         let pairs = candidate.pairs();
         let generations = [&self.before, &self.current].into_iter();
-        let similar = generations.flat_map(|generation| generation.similar(&candidate, &pairs));
-        let most = similar.max_by(|a, b| a.similarity.total_cmp(&b.similarity));
+        let similar = generations.map(|generation| generation.first_similar(&candidate, &pairs));
+        // Whose it was first: that may be this contributor, copied by others since.
+        let first = similar.flatten().next();
         if self.current.candidates.len() >= KEPT {
             self.before = std::mem::take(&mut self.current);
         }
         self.current.keep(candidate, &pairs);
-        most
+        first.filter(|(own, _)| !own).map(|(_, copied)| copied)
     }
 }
 
 impl Generation {
-    fn similar(&self, candidate: &Candidate, pairs: &[Option<Pair>]) -> Vec<CopyOf> {
+    fn first_similar(
+        &self,
+        candidate: &Candidate,
+        pairs: &[Option<Pair>],
+    ) -> Option<(bool, CopyOf)> {
         let contributors = self.contributors.get(&candidate.plan);
         let few = contributors.map_or(0, |c| c.len() / 2).min(FEW - 1);
         let holders: Vec<Vec<u32>> = pairs.iter().map(|pair| self.holders(*pair)).collect();
@@ -98,11 +103,10 @@ impl Generation {
             .zip(&telling)
             .filter(|(_, telling)| **telling);
         let met: BTreeSet<u32> = met.flat_map(|(holders, _)| holders).copied().collect();
-        let met = met
+        let mut met = met
             .iter()
             .filter_map(|at| self.candidates.get(*at as usize));
-        met.filter_map(|earlier| candidate.copy_of(earlier, &telling))
-            .collect()
+        met.find_map(|earlier| candidate.copy_of(earlier, &telling))
     }
 
     fn holders(&self, pair: Option<Pair>) -> Vec<u32> {
@@ -152,9 +156,8 @@ impl Candidate {
         self.sketch.chunks(2).enumerate().map(pair).collect()
     }
 
-    /// Compares the pairs that tell something.
-    fn copy_of(&self, earlier: &Self, telling: &[bool]) -> Option<CopyOf> {
-        let others = earlier.contributor != self.contributor && earlier.plan == self.plan;
+    /// By the pairs that tell something; whether it was the same contributor's, and what it resembles.
+    fn copy_of(&self, earlier: &Self, telling: &[bool]) -> Option<(bool, CopyOf)> {
         let only = |sketch: &[Number]| -> Vec<Option<u64>> {
             let pairs = sketch.chunks(2).zip(telling);
             let numbers =
@@ -162,11 +165,12 @@ impl Candidate {
             numbers.map(|number| number.map(NonZeroU64::get)).collect()
         };
         let similarity = similarity(&only(&self.sketch), &only(&earlier.sketch))?;
-        (others && similarity >= ENOUGH).then(|| CopyOf {
+        let copied = CopyOf {
             name: beginning(&earlier.contributor),
             submission_id: earlier.submission_id.to_string(),
             similarity,
-        })
+        };
+        (similarity >= ENOUGH).then_some((earlier.contributor == self.contributor, copied))
     }
 }
 
@@ -234,6 +238,8 @@ mod tests {
         assert_eq!(miners.send("e", '1', &little), None);
         // One's own candidate again, and the same numbers on another plan, are no copies.
         assert_eq!(miners.send("b", '2', &first), None);
+        // Whose it was first copies nobody, although others have copied it since.
+        assert_eq!(miners.send("a", '1', &much), None);
         let again = miners.own();
         assert_eq!(miners.send("f", '1', &again), None);
         assert_eq!(miners.send("f", '1', &again), None);

@@ -1,17 +1,15 @@
-//! What happened, newest last: changes of state, scored candidates, dead-lettered jobs. A page asks for
-//! what is newer than what it has.
+//! What happened, newest last: changes of state and dead-lettered jobs. A page asks for what is newer than
+//! what it has.
 
 use std::collections::VecDeque;
 
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 
 use super::roster::keep;
-use super::verdict::Verdict;
 use crate::store::StreamEntry;
 
 /// Events that are kept, as many as Redis keeps.
 const EVENTS: usize = 2000;
-const CANDIDATES: usize = 500;
 const PARKED: usize = 1000;
 /// The most that one answer has of events and of dead-lettered jobs.
 const EVENTS_TOLD: usize = 200;
@@ -30,7 +28,6 @@ pub(super) struct Numbered<T> {
 /// All lists.
 #[derive(Debug)]
 pub(super) struct News {
-    pub(super) candidates: Numbered<Candidate>,
     pub(super) events: Numbered<Change>,
     pub(super) parked: Numbered<ParkedJob>,
 }
@@ -39,19 +36,8 @@ pub(super) struct News {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, serde::Deserialize)]
 #[serde(default)]
 pub(super) struct Marks {
-    candidates: u64,
     events: u64,
     parked: u64,
-}
-
-/// A point of the chart of deltas.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct Candidate {
-    pub(super) at_ms: u64,
-    pub(super) delta: f64,
-    pub(super) ci95: Option<[f64; 2]>,
-    pub(super) submission_id: String,
-    pub(super) worker: String,
 }
 
 /// An event of a worker.
@@ -79,7 +65,6 @@ pub(super) struct ParkedJob {
 /// What a page does not have yet.
 #[derive(Debug, Serialize)]
 pub(super) struct Told<'a> {
-    candidates: Part<'a, Candidate>,
     events: Part<'a, Change>,
     parked: Part<'a, ParkedJob>,
 }
@@ -93,7 +78,6 @@ struct Part<'a, T> {
 impl Default for News {
     fn default() -> Self {
         Self {
-            candidates: Numbered::new(CANDIDATES, CANDIDATES),
             events: Numbered::new(EVENTS, EVENTS_TOLD),
             parked: Numbered::new(PARKED, PARKED_TOLD),
         }
@@ -137,7 +121,6 @@ impl<T> Numbered<T> {
 impl News {
     pub(super) fn marks(&self) -> Marks {
         Marks {
-            candidates: self.candidates.seq,
             events: self.events.seq,
             parked: self.parked.seq,
         }
@@ -145,39 +128,9 @@ impl News {
 
     pub(super) fn after(&self, marks: Marks) -> Told<'_> {
         Told {
-            candidates: self.candidates.after(marks.candidates),
             events: self.events.after(marks.events),
             parked: self.parked.after(marks.parked),
         }
-    }
-
-    /// Adds a scored candidate; other results have no delta.
-    pub(super) fn judge(&mut self, submission_id: &str, verdict: &Verdict) {
-        if let Some(delta) = verdict.delta {
-            self.candidates.push(Candidate {
-                at_ms: verdict.at_ms,
-                delta,
-                ci95: verdict.ci95,
-                submission_id: submission_id.to_owned(),
-                worker: (*verdict.worker).to_owned(),
-            });
-        }
-    }
-}
-
-/// A row without names: there are many.
-impl Serialize for Candidate {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let [low, high] = self.ci95.map_or([None, None], |ci| ci.map(Some));
-        let row = (
-            self.at_ms,
-            self.delta,
-            low,
-            high,
-            &self.submission_id,
-            &self.worker,
-        );
-        row.serialize(serializer)
     }
 }
 

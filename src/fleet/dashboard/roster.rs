@@ -32,6 +32,7 @@ const FLEET_LOOKS: usize = 10;
 pub(super) struct Roster {
     members: BTreeMap<Arc<str>, Member>,
     paces: Paces,
+    looks: u64,
     /// Of the ready workers' devices, 0 to 1.
     busy: Option<f64>,
     /// Counts changes of what [`Names`] has.
@@ -147,6 +148,7 @@ impl Roster {
         }
         self.forget();
         self.paces.see(view);
+        self.looks += 1;
         self.busy = self.paces.busy(view, FLEET_LOOKS);
         let mut digest = DefaultHasher::new();
         for (name, member) in self.alive() {
@@ -235,7 +237,7 @@ impl Roster {
         Sample {
             alive: self.alive().count(),
             ready: ready.count(),
-            jobs_per_s: self.paces.rate(),
+            jobs_per_s: (self.looks > 1).then(|| self.paces.rate()),
             busy: self.busy,
             workers_p50: middles.get(middles.len() / 2).copied(),
             workers_p95: slowest.reduce(f64::max),

@@ -1,11 +1,14 @@
 //! The fleet over time, from minutes to a day: what the charts draw. Every range has its own points, so a
 //! day costs no more than ten minutes.
 
+mod candidate;
 mod columns;
 mod range;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 
+use candidate::{Candidate, Few};
 use hdrhistogram::Histogram;
 
 pub(super) use columns::{Columns, short};
@@ -41,7 +44,8 @@ pub(super) fn stage_times(timings: &Timings) -> [f64; STAGES.len()] {
 pub(super) struct Sample {
     pub(super) alive: usize,
     pub(super) ready: usize,
-    pub(super) jobs_per_s: f64,
+    /// None: this was the first look.
+    pub(super) jobs_per_s: Option<f64>,
     /// Share of the ready workers that computed, 0 to 1.
     pub(super) busy: Option<f64>,
     pub(super) queues: Option<Queues>,
@@ -76,6 +80,7 @@ struct Interval {
     start_ms: u64,
     samples: Vec<Sample>,
     classes: BTreeMap<Class, u64>,
+    candidates: Few,
     stages: Option<Box<[Histogram<u32>; STAGES.len()]>>,
 }
 
@@ -87,6 +92,7 @@ struct Point {
     /// None: nobody saw the fleet.
     fleet: Option<Sample>,
     classes: BTreeMap<Class, u64>,
+    candidates: Vec<Arc<Candidate>>,
     stages: Option<Stages>,
 }
 
@@ -118,12 +124,16 @@ impl Timeline {
     }
 
     /// Notes results like this one.
-    pub(super) fn judge(&mut self, verdict: &Verdict, count: u64) {
+    pub(super) fn judge(&mut self, submission_id: &str, verdict: &Verdict, count: u64) {
+        let candidate = Candidate::of(submission_id, verdict).map(Arc::new);
         for tier in &mut self.tiers {
             let open = tier.at(verdict.at_ms);
             *open.classes.entry(verdict.class).or_default() += count;
             if let Some(timings) = &verdict.timings_ms {
                 open.time(timings);
+            }
+            if let Some(candidate) = &candidate {
+                open.candidates.note(candidate);
             }
         }
     }
@@ -195,6 +205,7 @@ impl Interval {
             at_ms,
             fleet: Sample::over(&self.samples),
             classes: self.classes.clone(),
+            candidates: self.candidates.list(),
             stages: stages.map(|s| s.each_ref().map(|stage| (at(stage, 0.5), at(stage, 0.95)))),
         }
     }
@@ -214,7 +225,7 @@ impl Sample {
         Some(Self {
             alive: last.alive,
             ready: samples.iter().map(|s| s.ready).min().unwrap_or_default(),
-            jobs_per_s: mean(&|s| Some(s.jobs_per_s)).unwrap_or_default(),
+            jobs_per_s: mean(&|s| s.jobs_per_s),
             busy: mean(&|s| s.busy),
             queues: queues.reduce(|a, b| Queues {
                 jobs: a.jobs.max(b.jobs),
@@ -246,7 +257,7 @@ mod tests {
         Sample {
             alive: 10,
             ready,
-            jobs_per_s: 2.0,
+            jobs_per_s: Some(2.0),
             queues: Some(Queues {
                 jobs: waiting,
                 ..Queues::default()
@@ -289,6 +300,7 @@ mod tests {
             };
             let timings_ms = Some(timings);
             timeline.judge(
+                "s",
                 &Verdict {
                     timings_ms,
                     ..good.clone()
@@ -296,7 +308,7 @@ mod tests {
                 1,
             );
         }
-        timeline.judge(&Verdict::of(&rejected(START, json!({}))), 3);
+        timeline.judge("r", &Verdict::of(&rejected(START, json!({}))), 3);
         timeline.look(START + 2000, None);
         let told = serde_json::to_value(timeline.columns(Range::TenMinutes, 0)).unwrap();
         let near = |stage: &str, share: &str, value: f64| {
@@ -311,6 +323,23 @@ mod tests {
         near("fetch", "p95", 0.0);
         let counts = ["better", "rejected", "worse"].map(|class| told["classes"][class].clone());
         assert_eq!(counts, [json!([100]), json!([3]), json!([0])]);
+    }
+
+    #[test]
+    fn an_intervals_best_worst_and_last_candidate_stand_for_it() {
+        let mut timeline = Timeline::default();
+        for (n, delta) in [0.1, -0.5, 0.2, 0.7, 0.3].into_iter().enumerate() {
+            let seen = scored(START + n as u64, json!({"delta": delta}));
+            timeline.judge(&n.to_string(), &Verdict::of(&seen), 1);
+        }
+        timeline.judge("r", &Verdict::of(&rejected(START + 9, json!({}))), 1);
+        let only = scored(START + 2000, json!({"delta": 0.4}));
+        timeline.judge("only", &Verdict::of(&only), 1);
+        timeline.look(START + 4000, None);
+        let told = serde_json::to_value(timeline.columns(Range::TenMinutes, 0)).unwrap();
+        let rows = told["candidates"].as_array().unwrap();
+        let names: Vec<&str> = rows.iter().map(|row| row[4].as_str().unwrap()).collect();
+        assert_eq!(names, ["1", "3", "4", "only"]);
     }
 
     #[test]

@@ -35,6 +35,8 @@ pub(super) struct Walk {
     part: f64,
     per_s: f64,
     busy: f64,
+    /// Means of both since the moment before.
+    mean: (f64, f64),
 }
 
 impl Walk {
@@ -47,14 +49,21 @@ impl Walk {
             part: 0.0,
             per_s: tide.rate / 2.0,
             busy: 0.5,
+            mean: (tide.rate / 2.0, 0.5),
         }
     }
 
     /// Goes on to this moment.
     pub(super) fn to(&mut self, moment: f64) {
+        let (mut seconds, mut sum) = (0.0, (0.0, 0.0));
         while ((self.second + 1) as f64) <= moment {
             self.second += 1;
             self.step();
+            seconds += 1.0;
+            sum = (sum.0 + self.per_s, sum.1 + self.busy);
+        }
+        if seconds > 0.0 {
+            self.mean = (sum.0 / seconds, sum.1 / seconds);
         }
     }
 
@@ -113,8 +122,8 @@ fn sample(walk: &Walk, usual: &Usual, dice: f64) -> Sample {
     Sample {
         alive: workers.len() - (away / 2.0).round() as usize,
         ready,
-        jobs_per_s: walk.per_s,
-        busy: Some(walk.busy.clamp(0.0, 1.0)),
+        jobs_per_s: Some(walk.mean.0),
+        busy: Some(walk.mean.1.clamp(0.0, 1.0)),
         queues: Some(Queues {
             jobs: walk.line.waiting(),
             retry: (walk.per_s * usual.retried_s) as u32,

@@ -2,12 +2,10 @@
 
 import { Frame, colour, timeAxis, valueAxis } from "./charts.js";
 import { element, setText } from "./dom.js";
-import { age, clock, interval, plural, signed } from "./format.js";
+import { age, clock, interval, signed } from "./format.js";
 import { jobLink } from "./lists.js";
 
 const HEIGHT = 260;
-/** The picture is never about less. */
-const LEAST_S = 10;
 /** Pixels at which the pointer catches a candidate. */
 const NEAR = 20;
 const LOOKS = { better: { colour: "good", name: "better" }, worse: { colour: "series-2", name: "worse" }, unclear: { colour: "neutral", name: "unclear" } };
@@ -35,13 +33,12 @@ export class Deltas {
     this.frame.canvas.addEventListener("blur", () => this.choose(null));
   }
 
-  /** `items` are all that are known, oldest first; those in the range are shown. */
+  /** `items` are those that the server has of the range, oldest first. */
   show(items, context) {
     this.last = [items, context];
-    const end = context.now.at_ms / 1000;
-    this.points = items.map(candidate).filter(({ at }) => at > end - context.seconds).sort((a, b) => a.at - b.at);
-    // A busy fleet fills the memory of the page in less than the range: what is known fills the picture.
-    this.seconds = Math.min(context.seconds, Math.max(LEAST_S, end - (this.points[0]?.at ?? end)));
+    const { end, seconds } = context;
+    this.points = items.map(candidate);
+    this.every = (context.columns?.every_ms ?? 0) / 1000;
     this.frame.state(this.points.length === 0 ? null : {});
     this.tell();
     if (this.points.length === 0) return this.forget();
@@ -49,7 +46,7 @@ export class Deltas {
     if (this.plot === null || threshold !== this.threshold) this.make(threshold);
     this.plot.batch(() => {
       this.plot.setData([this.points.map(({ at }) => at), this.points.map(({ delta }) => delta)]);
-      this.plot.setScale("x", { min: end - this.seconds, max: end });
+      this.plot.setScale("x", { min: end - seconds, max: end });
     });
   }
 
@@ -57,7 +54,7 @@ export class Deltas {
     const counts = { better: 0, worse: 0, unclear: 0 };
     for (const point of this.points) counts[classOf(point)] += 1;
     Object.keys(LOOKS).forEach((kind, at) => setText(this.frame.values.children[at].lastElementChild, counts[kind]));
-    const told = this.points.length === 0 ? "no scored candidate known in this range" : `${plural(this.points.length, "scored candidate")} known of the last ${age(1000 * Math.ceil(this.seconds))}: ${counts.better} better, ${counts.worse} worse, ${counts.unclear} unclear`;
+    const told = this.points.length === 0 ? "no scored candidate seen in this range" : `of every ${age(1000 * this.every)} the best, the worst and the last: ${counts.better} better, ${counts.worse} worse, ${counts.unclear} unclear`;
     this.frame.tell(told);
   }
 

@@ -68,7 +68,7 @@ function context() {
 function showCharts() {
   if (fleet.now === null) return;
   for (const chart of charts) chart.show(timeline.columns, context());
-  deltas.show(news.items.candidates, context());
+  deltas.show(timeline.columns?.candidates ?? [], context());
   tellCharts();
 }
 
@@ -77,7 +77,6 @@ function tellCharts() {
 }
 
 function showNews(changed) {
-  if (changed.includes("candidates")) deltas.show(news.items.candidates, context());
   if (changed.includes("events")) showEvents(news.items.events);
   if (changed.includes("parked")) showParked(news.items.parked);
 }

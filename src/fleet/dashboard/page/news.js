@@ -1,8 +1,8 @@
-// What happened lately: scored candidates, events and dead-lettered jobs; only what is new is fetched.
+// What happened lately: events and dead-lettered jobs; only what is new is fetched.
 
 import { ask } from "./connection.js";
 
-const KEPT = { candidates: 2000, events: 200, parked: 50 };
+const KEPT = { events: 200, parked: 50 };
 
 export class News {
   constructor(onNews) {
@@ -12,9 +12,9 @@ export class News {
   }
 
   forget() {
-    this.seq = { candidates: 0, events: 0, parked: 0 };
+    this.seq = { events: 0, parked: 0 };
     /** Oldest first. */
-    this.items = { candidates: [], events: [], parked: [] };
+    this.items = { events: [], parked: [] };
   }
 
   async follow(theirs) {

@@ -67,5 +67,6 @@ function joined(old, newer, seconds) {
     stages: Object.fromEntries(stages),
     classes: all(old.classes, newer.classes, 0),
     versions: all(old.versions, newer.versions, 0),
+    candidates: [...old.candidates.filter(([atMs]) => atMs > (end - seconds) * 1000), ...newer.candidates],
   };
 }

@@ -1,10 +1,12 @@
 //! The timeline as a page gets it: in columns, as charts take them.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use strum::VariantArray;
 
+use super::candidate::Candidate;
 use super::{Point, Range, STAGES, Sample, Stages};
 use crate::fleet::dashboard::verdict::Class;
 use crate::fleet::observer::Queues;
@@ -32,6 +34,13 @@ pub(in crate::fleet::dashboard) struct Columns {
     stages: BTreeMap<&'static str, Percentiles>,
     classes: BTreeMap<&'static str, Vec<u64>>,
     versions: BTreeMap<String, Vec<Option<usize>>>,
+    /// Of each interval the best, the worst and the last.
+    #[serde(serialize_with = "rows")]
+    candidates: Vec<Arc<Candidate>>,
+}
+
+fn rows<S: Serializer>(candidates: &[Arc<Candidate>], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(candidates.iter().map(Arc::as_ref))
 }
 
 #[derive(Debug, Serialize)]
@@ -59,7 +68,7 @@ impl Columns {
             range,
             every_ms: range.every_ms(),
             at: points.iter().map(|point| point.at_ms / 1000).collect(),
-            jobs_per_s: fleet(&|s| Some(s.jobs_per_s)),
+            jobs_per_s: fleet(&|s| s.jobs_per_s),
             busy: fleet(&|s| s.busy),
             alive: count(&|s| s.alive),
             ready: count(&|s| s.ready),
@@ -72,6 +81,10 @@ impl Columns {
             stages: stages(points),
             classes: classes(points),
             versions: versions(points),
+            candidates: points
+                .iter()
+                .flat_map(|point| point.candidates.clone())
+                .collect(),
         }
     }
 }
