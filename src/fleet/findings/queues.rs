@@ -70,7 +70,7 @@ fn late_ms(view: &View) -> u64 {
 pub(super) fn dead(seen: Seen<'_>) -> Vec<Finding> {
     let dead = known(seen.view).map_or(0, |queues| count(queues.dead));
     let are = many(dead, "job is", "jobs are");
-    let text = format!("{are} dead-lettered; `scorer dead list` says why");
+    let text = format!("{are} dead-lettered: see scorer dead list");
     let found = (dead > 0).then(|| Finding::overall(Severity::Warn, text, dead));
     found.into_iter().collect()
 }

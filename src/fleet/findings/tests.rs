@@ -86,7 +86,7 @@ fn a_fleet_that_takes_no_jobs() {
     view.workers.clear();
     only(&view, "bad: no worker is alive");
     view.workers = vec![not_ready("a", "degraded", "paused")];
-    let paused = "warn: 1 worker is degraded: paused. `scorer ctl pause` was called; it lasts until `resume` or \
+    let paused = "warn: 1 worker is degraded: paused. scorer ctl pause was called; it lasts until resume or \
                   a restart";
     assert_eq!(told(&view), ["bad: the only worker takes no jobs", paused]);
     view.workers.push(not_ready("b", "degraded", "paused"));
@@ -255,7 +255,7 @@ fn queues_that_are_not_as_they_should_be() {
     };
     only(
         &queued(Queues { dead: 1, ..queues }),
-        "warn: 1 job is dead-lettered; `scorer dead list` says why",
+        "warn: 1 job is dead-lettered: see scorer dead list",
     );
     only(
         &queued(Queues { retry: 2, ..queues }),

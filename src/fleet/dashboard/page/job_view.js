@@ -55,7 +55,7 @@ export class JobView {
 
   says({ verdicts, parked, stored, running }) {
     const [last] = verdicts;
-    const text = last ? `${capital(outcome(last))} by ${last.worker ?? "an unknown worker"} at ${clock(last.at_ms)}.`
+    const text = last ? `${last.code === null ? capital(outcome(last)) : `${capital(last.status)}: ${last.code},`} by ${last.worker ?? "an unknown worker"} at ${clock(last.at_ms)}.`
       : running.state === "found" ? "It is computed now."
       : parked.length > 0 ? `Dead-lettered: ${parked[0].code}.`
       : stored.state === "found" ? "Its result is stored." : "Nothing says what became of it.";
