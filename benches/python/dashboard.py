@@ -91,11 +91,11 @@ def memory_mb(pid: int) -> float:
 
 
 def updates(url: str, seconds: float) -> list[int]:
-    """The bytes of each update that comes within this time."""
+    """The bytes of each update that comes within this time, at least of one."""
     sizes, deadline = [], time.monotonic() + seconds
     with urllib.request.urlopen(f"{url}events", timeout=30) as events:
         kind = b""
-        while time.monotonic() < deadline:
+        while not sizes or time.monotonic() < deadline:
             line = events.readline()
             if line.startswith(b"event: "):
                 kind = line[7:].strip()
@@ -126,7 +126,7 @@ def measure(name: str, arguments: list[str], environment: dict[str, str]) -> Non
     assert process.stdout is not None
     url = process.stdout.readline().strip()
     try:
-        updates(url, 0.1)
+        updates(url, 0.0)
         first_s = time.monotonic() - began
         sizes = updates(url, 12.0)  # It has settled by then.
         before, since = processor_s(process.pid), time.monotonic()

@@ -109,7 +109,7 @@ fn eighty_columns_hold_the_fleet() {
         "1 of 2 workers ready, 3.0 jobs/s, busy 33%, oldest job about 0 s",
         "queue: 5 waiting, 2 to be retried, 1 dead-lettered, 1 consumers",
         "bad: 1 worker is degraded: ep_unavailable. The execution provider that was ask..",
-        "warn: 1 job is dead-lettered; `scorer dead list` says why",
+        "warn: 1 job is dead-lettered: see scorer dead list",
         "note: 2 jobs wait to be retried",
     ];
     assert_eq!(lines[..5], expected);
