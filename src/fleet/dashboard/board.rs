@@ -20,7 +20,7 @@ use crate::store::StreamEntry;
 use crate::util::clock::unix_ms;
 
 /// Looks that a demonstration begins with, and the time between two of them.
-const DEMO_LOOKS: u64 = 60;
+const DEMO_LOOKS: u64 = 30;
 const DEMO_EVERY_MS: u64 = 2000;
 
 /// Everything that is remembered.
