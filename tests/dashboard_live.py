@@ -296,7 +296,7 @@ class WhatStrangersWrite(WithPages):
         page = self.open()
         latency = page.locator("#charts figure", has_text="Latency by stage")
         expect(latency.locator(".values")).to_contain_text("total", timeout=PATIENCE_MS)
-        eventually("a dot", lambda: has_colour(latency, "series-1"))
+        eventually("a dot", lambda: has_colour(latency, "series-4"))
         deltas = page.locator("#charts figure", has_text="Deltas")
         expect(deltas).to_contain_text("1 worse", timeout=PATIENCE_MS)
         eventually("a mark below zero", lambda: has_colour(deltas, "series-2"))
