@@ -370,7 +370,7 @@ impl Record {
     ///
     /// None: the text is no record.
     pub fn read(text: &str) -> Option<Self> {
-        // Those of this version's workers need no more, and there may be a thousand a second.
+        // Those that this version's workers write need no more, and there may be a thousand a second.
         let record: Self = match serde_json::from_str(text) {
             Ok(record) => record,
             Err(_) => Self::read_leniently(text)?,

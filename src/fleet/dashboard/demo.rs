@@ -154,7 +154,7 @@ impl Demo {
             if !worker.works() {
                 worker
                     .device
-                    .hand_back()
+                    .put_back()
                     .for_each(|job| self.line.give_back(job));
             }
         }

@@ -33,6 +33,7 @@ pub(super) const FILES: &[(&str, &str)] = &files![
     "status_line.js",
     "tiles.js",
     "timeline.js",
+    "vendor/uplot/LICENSE",
     "vendor/uplot/uPlot.iife.min.js",
     "vendor/uplot/uPlot.min.css",
     "worker_table.js",
@@ -44,7 +45,8 @@ pub(super) fn media_type(path: &str) -> &'static str {
     match path.rsplit_once('.') {
         Some((_, "css")) => "text/css",
         Some((_, "js")) => "text/javascript",
-        Some(_) | None => "text/html; charset=utf-8",
+        Some((_, "html")) => "text/html; charset=utf-8",
+        Some(_) | None => "text/plain; charset=utf-8",
     }
 }
 
@@ -64,13 +66,13 @@ mod tests {
         while let Some(next) = folders.pop() {
             for entry in std::fs::read_dir(next).unwrap() {
                 let path = entry.unwrap().path();
-                match path.extension().and_then(|end| end.to_str()) {
-                    _ if path.is_dir() => folders.push(path),
-                    Some("js" | "css") => {
-                        let name = path.strip_prefix(&folder).unwrap();
-                        found.insert(name.to_str().unwrap().to_owned());
-                    }
-                    _ => {}
+                if path.is_dir() {
+                    folders.push(path);
+                    continue;
+                }
+                let name = path.strip_prefix(&folder).unwrap().to_str().unwrap();
+                if !name.ends_with("README.md") && name != "page.html" {
+                    found.insert(name.to_owned());
                 }
             }
         }

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use super::verdict::SeenResult;
 use crate::fleet::observer::{Queues, View, Worker};
+use crate::protocol::document::from_json;
 use crate::protocol::encoding::Encoding;
 use crate::protocol::heartbeat::Record;
 use crate::protocol::result::ResultMessage;
@@ -16,7 +17,7 @@ const REJECTED: &str =
 
 /// An example of the schema, with these fields in place of its own.
 fn seen(example: &str, at_ms: u64, fields: Value) -> SeenResult {
-    let mut result: Value = serde_json::from_str(example).unwrap();
+    let mut result: Value = from_json(example.as_bytes()).unwrap();
     for (name, value) in fields.as_object().unwrap() {
         let place = name.split('.').fold(&mut result, |at, name| &mut at[name]);
         *place = value.clone();

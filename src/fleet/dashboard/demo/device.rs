@@ -79,7 +79,7 @@ impl Device {
     }
 
     /// The jobs that are handed back.
-    pub(super) fn hand_back(&mut self) -> impl Iterator<Item = Job> {
+    pub(super) fn put_back(&mut self) -> impl Iterator<Item = Job> {
         let jobs = std::mem::take(&mut self.held).into_iter();
         jobs.map(|held| Job {
             redelivered: true,

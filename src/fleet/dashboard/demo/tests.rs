@@ -263,7 +263,7 @@ fn somebody_vanishes_in_the_first_minute_without_a_word() {
 
 #[test]
 fn two_miners_send_copies_and_nobody_else_does() {
-    for (workers, seconds) in [(3, 900), (100, 40)] {
+    for (workers, seconds) in [(3, 900), (100, 90)] {
         let mut demo = Demo::new(workers, START);
         let (mut seen, mut copies): (Vec<ResultMessage>, BTreeMap<String, usize>) =
             Default::default();
@@ -278,7 +278,7 @@ fn two_miners_send_copies_and_nobody_else_does() {
                 let places = same(sketch, other);
                 assert!(places <= 2 || places >= 56, "{places}");
                 assert_ne!(sha256, digest);
-                if places >= 56 && miner(earlier) == "miner-03" {
+                if places >= 56 {
                     *copies.entry(miner(&result.result)).or_default() += 1;
                 }
             }

@@ -1,5 +1,7 @@
 //! What workers answer.
 
+use std::collections::VecDeque;
+
 use rand::Rng;
 use rand::rngs::StdRng;
 use rmpv::Value;
@@ -8,6 +10,7 @@ use sha2::{Digest, Sha256};
 use super::SeenResult;
 use super::job::{Fate, Job};
 use super::miners::{Habit, LEADER, Miner, miners};
+use crate::fleet::dashboard::roster::keep;
 use crate::protocol::failure::{Code, Failure, Status};
 use crate::protocol::heartbeat::Record;
 use crate::protocol::job::Kind;
@@ -25,6 +28,10 @@ const TARGETS: u64 = 1024;
 const GAIN: f64 = 8e-4;
 /// Weights that an update changes, of each bin of its sketch.
 const PER_BIN: u64 = 60_000;
+/// Who copies takes this long.
+const COPIED_MS: u64 = 30_000;
+/// Updates that may be copied.
+const LEADING: usize = 1000;
 /// Places in which the sketch of a copy differs.
 const TOUCHED: usize = 3;
 
@@ -34,11 +41,20 @@ type Sketch = [u64; SKETCH_BINS];
 #[derive(Debug)]
 pub(super) struct Verdicts {
     pub(super) miners: Vec<Miner>,
-    /// The last update of the miner that is copied: its epoch, its sketch, and its gain.
-    leading: Option<(u64, Sketch, f64)>,
+    /// The last updates of the miner that is copied.
+    leading: VecDeque<Update>,
     /// The epoch of the last scored job and its plan.
     plan: (u64, String),
     package_id: String,
+}
+
+/// An update of the miner that is copied.
+#[derive(Debug, Clone, Copy)]
+struct Update {
+    at_ms: u64,
+    epoch: u64,
+    sketch: Sketch,
+    gain: f64,
 }
 
 /// An answer and where the time went.
@@ -52,7 +68,7 @@ impl Verdicts {
     pub(super) fn new(random: &mut StdRng) -> Self {
         Self {
             miners: miners(random),
-            leading: None,
+            leading: VecDeque::new(),
             plan: (0, digest("epoch 0")),
             package_id: digest("package"),
         }
@@ -66,7 +82,7 @@ impl Verdicts {
         answered: Answered,
         random: &mut StdRng,
     ) -> SeenResult {
-        let (status, body) = self.body(job, worker, answered.timings, random);
+        let (status, body) = self.body(job, worker, answered, random);
         let stored = body_may_be_stored(&body);
         let result = ResultMessage {
             v: V1,
@@ -110,7 +126,7 @@ impl Verdicts {
         &mut self,
         job: &Job,
         worker: &Record,
-        timings: Timings,
+        answered: Answered,
         random: &mut StdRng,
     ) -> (Status, Body) {
         match job.fate {
@@ -124,7 +140,7 @@ impl Verdicts {
                 (Status::Scored, loss)
             }
             Fate::Scored => {
-                let score = self.score(job, worker, timings, random);
+                let score = self.score(job, worker, answered, random);
                 (Status::Scored, Body::Score(Box::new(score)))
             }
             Fate::Ended(code) => ended(code, random),
@@ -136,10 +152,10 @@ impl Verdicts {
         &mut self,
         job: &Job,
         worker: &Record,
-        timings: Timings,
+        answered: Answered,
         random: &mut StdRng,
     ) -> ScoreBody {
-        let (delta, sketch) = self.update(job, random);
+        let (delta, sketch) = self.update(job, answered.at_ms, random);
         let stderr = (0.12 * delta.abs() + 4e-5) * random.random_range(0.7..1.4);
         let loss_before = LOSS + 2e-4 * (job.epoch % 7) as f64;
         ScoreBody {
@@ -156,19 +172,20 @@ impl Verdicts {
             execution_provider: worker.engine.execution_provider.clone(),
             device: worker.engine.device.clone(),
             precision: worker.engine.precision.clone().unwrap_or_default(),
-            timings_ms: timings,
+            timings_ms: answered.timings,
         }
     }
 
     /// What an update gains, and its sketch.
-    fn update(&mut self, job: &Job, random: &mut StdRng) -> (f64, Sketch) {
+    fn update(&mut self, job: &Job, at_ms: u64, random: &mut StdRng) -> (f64, Sketch) {
         let miner = &self.miners[job.miner];
         let gain = GAIN * miner.skill * (0.6 * normal(random)).exp();
-        let leading = self.leading.filter(|(epoch, ..)| *epoch == job.epoch);
-        let (delta, sketch) = match (miner.habit, leading) {
-            (Habit::Copied, Some((_, sketch, gain))) => (
-                gain * random.random_range(0.97..1.0),
-                touched(sketch, random),
+        let copied =
+            |update: &&Update| update.epoch == job.epoch && update.at_ms + COPIED_MS <= at_ms;
+        let (delta, sketch) = match (miner.habit, self.leading.iter().rfind(copied)) {
+            (Habit::Copied, Some(update)) => (
+                update.gain * random.random_range(0.97..1.0),
+                touched(update.sketch, random),
             ),
             (Habit::Noisy, _) => (2e-5 * normal(random), sketch(random)),
             (Habit::Inverted, _) => (-gain, sketch(random)),
@@ -178,7 +195,13 @@ impl Verdicts {
             ) => (gain, sketch(random)),
         };
         if job.miner == LEADER {
-            self.leading = Some((job.epoch, sketch, delta));
+            keep(&mut self.leading, LEADING);
+            self.leading.push_back(Update {
+                at_ms,
+                epoch: job.epoch,
+                sketch,
+                gain: delta,
+            });
         }
         (delta, sketch)
     }
