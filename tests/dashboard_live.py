@@ -17,6 +17,7 @@ import uuid
 from urllib.parse import urlsplit
 
 import pika
+import redis
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 from scorer_client import Broker, Candidate, Client, Fleet, FleetUnknown, Job
@@ -222,6 +223,91 @@ class TheLiveFleet(WithPages):
         for other in others:
             other.close()
         expect(page.get_by_role("status")).to_contain_text(SICK, timeout=PATIENCE_MS)
+
+
+class WhatStrangersWrite(WithPages):
+    """Records, events, results and dead-lettered jobs that no worker of ours would write."""
+
+    TURNED = "\u202ereversed"
+    VERSIONS = range(1, 12)
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        cls.namespace = f"strangers-{uuid.uuid4().hex[:8]}"
+        example = ROOT / "schemas/examples/valid"
+        cls.record = json.loads((example / "heartbeat.v1-ready.json").read_text())
+        cls.result = json.loads((example / "score_result.v1-scored.json").read_text()) | {"model": MODEL}
+        cls.beat()
+        connection = pika.BlockingConnection(pika.URLParameters(services.amqp))
+        cls.channel = connection.channel()
+        for name, kind in (("results", "topic"), ("dead", "direct")):
+            arguments = {"alternate-exchange": f"{cls.namespace}.results.unrouted"} if name == "results" else None
+            cls.channel.exchange_declare(f"{cls.namespace}.{name}", kind, durable=True, arguments=arguments)
+        cls.dashboard = binary.dashboard(cls.namespace, "--contributors", "miner_id")
+        cls.addClassCleanup(cls.dashboard.kill)
+        page = browser.new_page()
+        page.goto(cls.dashboard.url)
+        expect(page.locator("#parked-count")).to_contain_text("listed since", timeout=PATIENCE_MS)
+        page.close()
+        for at, miner in enumerate((None, cls.TURNED, "others")):
+            cls.score(f"s{at}", {} if miner is None else {"miner_id": miner})
+        cls.score("huge", {"miner_id": "others"}, delta=-1e300, ci95=[-1e308, -1e300])
+        for _ in range(3):
+            cls.channel.basic_publish(f"{cls.namespace}.dead", MODEL, b"", pika.BasicProperties(message_id="thrice"))
+        connection.close()
+
+    @classmethod
+    def beat(cls) -> None:
+        with redis.Redis.from_url(services.redis) as store:
+            prefix = f"{cls.namespace}:{{{MODEL}}}"
+            for version in cls.VERSIONS:
+                id = f"w{version}"
+                record = cls.record | {"worker_id": id, "incarnation": id, "state_detail": f"{'long' * 5000}{id}"}
+                record["model"] = record["model"] | {"name": MODEL, "version": version}
+                store.set(f"{prefix}:worker:{id}", json.dumps(record))
+                # A score of the future: it stays alive.
+                store.zadd(f"{prefix}:workers", {id: 1e15})
+            store.xadd(f"{prefix}:events", {"worker_id": "w1", "to": "hidden", "from": HOSTILE, "at": "never"})
+
+    @classmethod
+    def score(cls, id: str, context: dict[str, str], **fields: object) -> None:
+        body = json.dumps(cls.result | {"submission_id": id, "context": context} | fields).encode()
+        properties = pika.BasicProperties(content_type="application/json", message_id=f"{id}:{VERSION}:scored:{id}")
+        cls.channel.basic_publish(f"{cls.namespace}.results", f"{MODEL}.scored", body, properties)
+
+    def test_contributors_without_a_name_are_told_from_one_who_has_a_strange_one(self) -> None:
+        page = self.open("#contributors")
+        names = page.locator("#contributors th")
+        expect(names).to_have_text(["others", "\ufffdreversed", "without miner_id"], timeout=PATIENCE_MS)
+
+    def test_equal_dead_letters_without_a_reason_are_all_shown(self) -> None:
+        page = self.open("#job/thrice")
+        expect(page.locator("#job-parked .card")).to_have_count(3, timeout=PATIENCE_MS)
+        expect(page.locator("#job-says")).to_have_text("Dead-lettered: without a reason.")
+
+    def test_many_versions_have_a_name_each(self) -> None:
+        page = self.open()
+        chart = page.locator("#charts figure", has_text="Versions")
+        expect(chart).to_contain_text("older versions: 3 workers", timeout=PATIENCE_MS)
+        expect(chart.locator(".values")).to_contain_text("v11")
+        expect(chart.locator(".values")).not_to_contain_text("volder")
+
+    def test_a_value_alone_and_one_of_any_size_are_drawn(self) -> None:
+        page = self.open()
+        latency = page.locator("#charts figure", has_text="Latency by stage")
+        expect(latency.locator(".values")).to_contain_text("total", timeout=PATIENCE_MS)
+        eventually("a dot", lambda: has_colour(latency, "series-4"))
+        deltas = page.locator("#charts figure", has_text="Deltas")
+        expect(deltas).to_contain_text("1 worse", timeout=PATIENCE_MS)
+        eventually("a mark below zero", lambda: has_colour(deltas, "series-2"))
+        eventually("marks above zero", lambda: has_colour(deltas, "good"))
+
+    def test_a_long_reason_and_a_strange_event_leave_the_page_in_shape(self) -> None:
+        page = self.open(viewport=PHONE)
+        expect(page.locator("#events li")).to_contain_text(HOSTILE, timeout=PATIENCE_MS)
+        self.assertEqual(page.locator("#events .hidden").count(), 0)
+        self.fits(page)
+        self.assertLess(page.locator("#map").bounding_box()["height"], PHONE["height"])
 
 
 class TheDemo(WithPages):
@@ -452,8 +538,19 @@ class WithoutServices(unittest.TestCase):
         self.addCleanup(page.close)
         page.goto(dashboard.url)
         expect(page.get_by_role("status")).to_contain_text("The fleet is unknown: Redis", timeout=PATIENCE_MS)
-        expect(page.locator("#now")).to_contain_text("unknown")
+        expect(page.locator("#now dd:not(.sub)")).to_have_text([re.compile("unknown")] * 8)
         self.assertEqual(green(page), [])
+
+
+def has_colour(figure: Locator, name: str) -> bool:
+    """Whether the drawing of a chart has a pixel of a colour of the style sheet."""
+    return figure.locator("canvas").evaluate("""(canvas, name) => {
+        const of = getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+        const wanted = [1, 3, 5].map((at) => parseInt(of.slice(at, at + 2), 16));
+        const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+        for (let at = 0; at < data.length; at += 4) if (wanted.every((part, i) => data[at + i] === part) && data[at + 3] === 255) return true;
+        return false;
+    }""", name)
 
 
 def green(page: Page) -> list[str]:

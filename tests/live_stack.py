@@ -153,9 +153,9 @@ class Binary:
         words = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
         return Worker([self._path, "run", *words], self._environment(), self._services.folder / f"{namespace}-{id}.log")
 
-    def dashboard(self, namespace: str) -> "Dashboard":
+    def dashboard(self, namespace: str, *more: str) -> "Dashboard":
         settings = {"model.name": MODEL, "amqp.namespace": namespace, "redis.namespace": namespace}
-        words = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+        words = [*more, *(word for key, value in settings.items() for word in ("--set", f"{key}={value}"))]
         return Dashboard([self._path, "dashboard", "--listen", "127.0.0.1:0", *words], self._environment())
 
     def demo(self, workers: int) -> "Dashboard":

@@ -14,6 +14,7 @@ mod news;
 mod roster;
 mod routes;
 mod stored;
+mod text;
 mod timeline;
 mod verdict;
 

@@ -1,7 +1,7 @@
 //! The fleet, read from Redis and RabbitMQ: for `scorer status`, its terminal view and the dashboard.
 //! What cannot be read is unknown, never good.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -201,11 +201,17 @@ impl<'a> Observer<'a> {
     }
 }
 
+/// The models of these workers. A record that does not name its model says nothing of the others.
+fn models(workers: &[Worker]) -> BTreeSet<&str> {
+    let names = workers.iter().map(|worker| &*worker.record.model.name);
+    names.filter(|name| !name.is_empty()).collect()
+}
+
 /// The model of all live workers, if they have the same one.
 fn only_model(workers: &[Worker]) -> Option<String> {
-    let mut names = workers.iter().map(|worker| &worker.record.model.name);
-    let first = names.next().filter(|name| !name.is_empty())?;
-    names.all(|name| name == first).then(|| first.clone())
+    let models = models(workers);
+    let first = models.first().filter(|_| models.len() == 1);
+    first.map(|&name| name.to_owned())
 }
 
 impl Worker {
@@ -236,6 +242,11 @@ impl Worker {
 }
 
 impl View {
+    /// The models of the workers.
+    pub fn models(&self) -> BTreeSet<&str> {
+        models(&self.workers)
+    }
+
     /// Workers that take jobs.
     pub fn ready(&self) -> usize {
         let ready = self.workers.iter().filter(|worker| worker.record.ready);

@@ -135,7 +135,7 @@ impl Board {
         (self.queues, self.queues_unknown) = match &view.queues {
             Some(Ok(queues)) => (Some(*queues), None),
             Some(Err(why)) => (None, Some(why.clone())),
-            None => (None, None),
+            None => (None, None), // there are several models
         };
         self.roster.see(view);
         self.losses.see(view);
@@ -222,14 +222,16 @@ impl Board {
 
     pub(super) fn now(&self) -> Now<'_> {
         let sample = &self.sample;
+        // Without the fleet nobody has asked for the queues either.
+        let seen = self.unknown.is_none();
         Now {
             fleet_rev: self.roster.rev,
             at_ms: self.at_ms,
             demo: self.demo,
             model: self.model.as_deref(),
             unknown: self.unknown.as_deref(),
-            queues: self.queues,
-            queues_unknown: self.queues_unknown.as_deref(),
+            queues: self.queues.filter(|_| seen),
+            queues_unknown: self.queues_unknown.as_deref().filter(|_| seen),
             watching: &self.watching,
             contributors: self.contributors.as_ref().map(Contributors::key),
             totals: Totals {
@@ -239,7 +241,7 @@ impl Board {
                 jobs_per_s: sample.jobs_per_s.map(short),
                 p50_ms: sample.workers_p50.map(short),
                 p95_ms: sample.workers_p95.map(short),
-                oldest: self.oldest,
+                oldest: self.oldest.filter(|_| seen),
             },
             findings: &self.findings,
             workers: self.roster.columns(self.at_ms),
@@ -385,7 +387,9 @@ mod tests {
         let mut board = Board::default();
         board.see(&fleet(START, &[("a", json!({}))]), Vec::new());
         board.lose_sight("Redis: away".into());
-        assert_eq!(now(&board)["unknown"], "Redis: away");
+        let unseen = now(&board);
+        assert_eq!(unseen["unknown"], "Redis: away");
+        assert_eq!(unseen["queues"], Value::Null, "an old number");
         board.timeline.look(START + 2_000, None);
         board.see(&fleet(START + 4_000, &[("a", json!({}))]), Vec::new());
         assert_eq!(now(&board)["unknown"], Value::Null);
@@ -407,6 +411,50 @@ mod tests {
             (&json!(false), &json!(START))
         );
         assert!(board.worker("b").is_none());
+    }
+
+    #[test]
+    fn of_two_models_each_worker_is_found_by_its_id_too() {
+        let mut board = Board::default();
+        let other = json!({"model": {"name": "n"}});
+        board.see(&fleet(START, &[("a", json!({})), ("b", other)]), Vec::new());
+        let names = serde_json::to_value(board.names()).unwrap();
+        assert_eq!(names["ids"], json!(["m/a", "n/b"]));
+        board.judge(&scored(START, json!({"worker_id": "a"})));
+        for name in ["a", "m/a"] {
+            let worker = serde_json::to_value(board.worker(name)).unwrap();
+            assert_eq!(worker["id"], "m/a");
+            assert_eq!(worker["results"].as_array().map(Vec::len), Some(1));
+        }
+    }
+
+    #[test]
+    fn a_record_that_names_no_model_says_nothing_of_the_others() {
+        let mut board = Board::default();
+        let nameless = json!({"model": {"name": ""}});
+        board.see(
+            &fleet(START, &[("a", json!({})), ("b", nameless)]),
+            Vec::new(),
+        );
+        let names = serde_json::to_value(board.names()).unwrap();
+        assert_eq!(names["ids"], json!(["a", "b"]));
+    }
+
+    #[test]
+    fn a_text_of_any_length_is_told_and_remembered_in_part() {
+        let mut board = Board::default();
+        let long = "é".repeat(100_000);
+        let worker = json!({"state": "degraded", "state_detail": long, "host": long});
+        board.see(&fleet(START, &[("a", worker)]), Vec::new());
+        board.judge(&rejected(
+            START,
+            json!({"submission_id": "s", "error.message": long, "worker_id": long}),
+        ));
+        let size = |told: serde_json::Result<String>| told.unwrap().len();
+        assert!(size(serde_json::to_string(&board.now())) < 2000);
+        assert!(size(serde_json::to_string(&board.names())) < 500);
+        assert!(size(serde_json::to_string(&board.job("s").verdicts[0].message)) < 1100);
+        assert!(size(serde_json::to_string(&board.job("s").verdicts[0].worker)) < 300);
     }
 
     #[test]

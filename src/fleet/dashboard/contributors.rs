@@ -7,6 +7,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::copies::{Copies, CopyOf};
+use super::text::cut;
 use super::verdict::{Class, Verdict};
 use crate::protocol::context::Context;
 use crate::protocol::job::Kind;
@@ -14,7 +15,7 @@ use crate::protocol::result::{Body, ResultMessage};
 
 /// Contributors with a row of their own.
 const MOST: usize = 1000;
-/// Characters that are shown of a name.
+/// Bytes of a name; who has the same beginning has the same row.
 const NAME: usize = 128;
 
 /// Rows by the value of a key.
@@ -101,7 +102,7 @@ impl Contributors {
     /// The rows by name; what has no name comes last.
     pub(super) fn table(&self, since_ms: Option<u64>) -> Table<'_> {
         let named = self.rows.iter().map(|(name, row)| Named {
-            name: beginning(name),
+            name: name.clone(),
             others: false,
             row,
         });
@@ -145,18 +146,17 @@ fn text(context: &Context, key: &str) -> Option<String> {
     let value = serde_json::to_value(context).ok()?;
     match value.get(key)? {
         Value::Null => None,
-        Value::String(text) => Some(text.clone()),
+        Value::String(text) => Some(beginning(text)),
         other @ (Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_)) => {
-            Some(other.to_string())
+            Some(beginning(&other.to_string()))
         }
     }
 }
 
-/// As much of a name as is shown.
-pub(super) fn beginning(name: &str) -> String {
-    match name.char_indices().nth(NAME) {
-        Some((end, _)) => format!("{}…", &name[..end]),
-        None => name.to_owned(),
+fn beginning(name: &str) -> String {
+    match cut(name, NAME) {
+        part if part.len() < name.len() => format!("{part}…"),
+        all => all.to_owned(),
     }
 }
 
@@ -165,6 +165,19 @@ mod tests {
     use super::*;
     use crate::fleet::dashboard::made::{rejected, scored};
     use serde_json::json;
+
+    #[test]
+    fn names_that_look_the_same_have_one_row() {
+        let mut table = Contributors::new("miner_id".into());
+        for end in ["a", "b"] {
+            let name = format!("{}{end}", "n".repeat(4000));
+            let seen = scored(1, json!({"context": {"miner_id": name}}));
+            table.judge(&seen.result, &Verdict::of(&seen));
+        }
+        let told = serde_json::to_value(table.table(None)).unwrap();
+        let rows = told["rows"].as_array().unwrap();
+        assert_eq!((rows.len(), &rows[0]["submissions"]), (1, &json!(2)));
+    }
 
     #[test]
     fn results_are_counted_by_who_sent_them_whatever_form_the_name_has() {

@@ -8,7 +8,6 @@ use std::num::NonZeroU64;
 
 use serde::Serialize;
 
-use super::contributors::beginning;
 use crate::protocol::result::{ScoreBody, similarity};
 
 /// From here on a candidate counts as a copy: more than half of the weights that either changes, both
@@ -166,7 +165,7 @@ impl Candidate {
         };
         let similarity = similarity(&only(&self.sketch), &only(&earlier.sketch))?;
         let copied = CopyOf {
-            name: beginning(&earlier.contributor),
+            name: earlier.contributor.to_string(),
             submission_id: earlier.submission_id.to_string(),
             similarity,
         };

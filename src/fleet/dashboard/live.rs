@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::App;
 use super::news::ParkedJob;
+use super::text::{MESSAGE, NAME, cut};
 use super::verdict::SeenResult;
 use crate::broker::amqp::{Deliveries, Delivery, Link};
 use crate::broker::topology::Topology;
@@ -37,19 +38,23 @@ pub(super) async fn watch_results(config: Config, app: Arc<App>) {
     let mut backoff = Backoff::new();
     loop {
         let model = config.model.name.clone().or_else(|| app.board().model());
-        if let Some(model) = model {
-            let topology = Topology::new(&config.amqp, &model);
-            match subscribe(&config, &topology).await {
-                Ok(watching) => {
-                    backoff.reset();
-                    let now_ms = app.board().now_ms();
-                    app.board().watches(Ok(now_ms));
-                    watching.follow(&app).await;
-                    let why = "the connection to RabbitMQ is lost".to_owned();
-                    app.board().watches(Err(why));
-                }
-                Err(error) => app.board().watches(Err(error.to_string())),
+        let Some(model) = model else {
+            let why = "no worker has been seen, so the model is unknown; set model.name";
+            app.board().watches(Err(why.to_owned()));
+            tokio::time::sleep(super::EVERY).await;
+            continue;
+        };
+        let topology = Topology::new(&config.amqp, &model);
+        match subscribe(&config, &topology).await {
+            Ok(watching) => {
+                backoff.reset();
+                let now_ms = app.board().now_ms();
+                app.board().watches(Ok(now_ms));
+                watching.follow(&app).await;
+                let why = "the connection to RabbitMQ is lost".to_owned();
+                app.board().watches(Err(why));
             }
+            Err(error) => app.board().watches(Err(error.to_string())),
         }
         tokio::time::sleep(backoff.next_delay()).await;
     }
@@ -99,7 +104,8 @@ impl Watching {
 /// None: it is no result.
 fn seen(delivery: &Delivery, at_ms: u64) -> Option<SeenResult> {
     let properties = &delivery.properties;
-    let result = ResultMessage::decode(&delivery.body, properties.label()).ok()?;
+    let mut result = ResultMessage::decode(&delivery.body, properties.label()).ok()?;
+    result.submission_id = cut(&result.submission_id, NAME).to_owned();
     // SUBMISSION_ID:MODEL_VERSION:STATUS:KEY, and the first part may have colons, too.
     let key = properties.message_id.as_ref()?.rsplit_once(':');
     let key = key.map(|(_, key)| key.to_owned());
@@ -117,11 +123,12 @@ fn parked(delivery: &Delivery, at_ms: u64) -> ParkedJob {
         .correlation_id
         .clone()
         .or_else(|| properties.message_id.clone());
+    let text = |text: Option<String>, most| cut(&text.unwrap_or_default(), most).to_owned();
     ParkedJob {
-        submission_id: id.unwrap_or_default(),
-        code: properties.dead_letter_reason().unwrap_or_default(),
-        message: properties.dead_letter_message().unwrap_or_default(),
-        worker: properties.dead_lettered_by().unwrap_or_default(),
+        submission_id: text(id, NAME),
+        code: text(properties.dead_letter_reason(), NAME),
+        message: text(properties.dead_letter_message(), MESSAGE),
+        worker: text(properties.dead_lettered_by(), NAME),
         at_ms,
         trace_id: trace_id(properties),
     }
@@ -130,5 +137,6 @@ fn parked(delivery: &Delivery, at_ms: u64) -> ParkedJob {
 /// The second part of `traceparent`: VERSION-TRACE-SPAN-FLAGS.
 fn trace_id(properties: &Properties) -> Option<String> {
     let parent = properties.header("traceparent")?;
-    parent.split('-').nth(1).map(str::to_owned)
+    let trace_id = parent.split('-').nth(1)?;
+    Some(cut(trace_id, NAME).to_owned())
 }

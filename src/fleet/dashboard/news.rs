@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 use serde::Serialize;
 
 use super::roster::keep;
+use super::text::{MESSAGE, cut};
 use crate::store::StreamEntry;
 
 /// Events that are kept, as many as Redis keeps.
@@ -48,7 +49,6 @@ pub(super) struct Change {
     pub(super) at_ms: u64,
     pub(super) worker: String,
     pub(super) text: String,
-    pub(super) to: String,
 }
 
 /// A job that was dead-lettered while the dashboard was connected.
@@ -147,8 +147,7 @@ impl Change {
         Self {
             at_ms: field("at").parse().unwrap_or_default(),
             worker: field("worker_id"),
-            to: field("to"),
-            text,
+            text: cut(&text, MESSAGE).to_owned(),
             id: entry.id,
         }
     }

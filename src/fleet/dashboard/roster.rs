@@ -7,6 +7,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::news::Change;
+use super::text::cut;
 use super::timeline::{STAGES, Sample, short, stage_times};
 use super::verdict::Verdict;
 use crate::fleet::observer::{View, Worker};
@@ -22,6 +23,8 @@ const RESULTS: usize = 20;
 const TIMES: usize = 64;
 /// Workers that are remembered after they have gone.
 const GONE: usize = 1000;
+/// Bytes of a text that every page is told again and again.
+const WORD: usize = 160;
 /// Looks over which a worker's busy share is taken.
 const BUSY_LOOKS: usize = 60;
 /// Looks over which the fleet's busy share is taken.
@@ -31,6 +34,8 @@ const FLEET_LOOKS: usize = 10;
 #[derive(Debug, Default)]
 pub(super) struct Roster {
     members: BTreeMap<Arc<str>, Member>,
+    /// The names begin with the model's.
+    several_models: bool,
     paces: Paces,
     looks: u64,
     /// Of the ready workers' devices, 0 to 1.
@@ -135,12 +140,12 @@ struct Words<'a> {
 impl Roster {
     /// The workers as they are now.
     pub(super) fn see(&mut self, view: &View) {
-        let models: BTreeMap<&str, ()> = view.workers.iter().map(|w| (model(w), ())).collect();
+        self.several_models = view.models().len() > 1;
         for member in self.members.values_mut() {
             member.alive = false;
         }
         for worker in &view.workers {
-            let name = self.name(worker, models.len() > 1);
+            let name = self.name(worker);
             self.members
                 .entry(name)
                 .or_default()
@@ -161,14 +166,14 @@ impl Roster {
     }
 
     /// Of two with one id, the second has a name that no other has.
-    fn name(&self, worker: &Worker, several_models: bool) -> Arc<str> {
+    fn name(&self, worker: &Worker) -> Arc<str> {
         let Record {
             worker_id,
             incarnation,
             ..
         } = &worker.record;
-        let name = match several_models {
-            true => format!("{}/{worker_id}", model(worker)),
+        let name = match self.several_models {
+            true => format!("{}/{worker_id}", worker.record.model.name),
             false => worker_id.clone(),
         };
         let taken = self
@@ -206,9 +211,25 @@ impl Roster {
         self.paces.of(&member.record.incarnation)
     }
 
+    /// The name of a worker by that name or by its id, which is all that results and events have.
+    fn named(&self, name: &str) -> Option<&Arc<str>> {
+        let exact = self.members.get_key_value(name);
+        let of_id = || {
+            let members = self.members.iter();
+            let of_id = members.filter(|(_, member)| member.record.worker_id == name);
+            of_id.max_by_key(|(_, member)| (member.alive, member.seen_ms))
+        };
+        let found = match self.several_models {
+            true => exact.filter(|(_, member)| member.alive).or_else(of_id),
+            false => exact,
+        };
+        found.map(|(name, _)| name)
+    }
+
     /// Notes a result of a worker.
     pub(super) fn judge(&mut self, submission_id: &str, verdict: &Verdict) {
-        let Some(member) = self.members.get_mut(&*verdict.worker) else {
+        let name = self.named(&verdict.worker).cloned();
+        let Some(member) = name.and_then(|name| self.members.get_mut(&name)) else {
             return;
         };
         member.results.push_back(Brief {
@@ -257,7 +278,7 @@ impl Roster {
         };
         for (name, member) in self.alive() {
             names.ids.push(name);
-            names.hosts.push(member.host());
+            names.hosts.push(cut(member.host(), WORD));
             names.device.push(devices.place(member.device()));
         }
         names.devices = devices.list;
@@ -296,7 +317,7 @@ impl Roster {
         at_ms: u64,
         events: impl Iterator<Item = &'a Change>,
     ) -> Option<Detail<'a>> {
-        let (id, member) = self.members.get_key_value(name)?;
+        let (id, member) = self.members.get_key_value(self.named(name)?)?;
         let pace = || self.pace(member).into_iter();
         let of_it = events.filter(|event| event.worker == member.record.worker_id);
         Some(Detail {
@@ -375,6 +396,7 @@ impl Member {
 impl<'a> Words<'a> {
     /// Where a text is; -1 = it is empty.
     fn place(&mut self, text: &'a str) -> i64 {
+        let text = cut(text, WORD);
         if text.is_empty() {
             return -1;
         }
@@ -385,10 +407,6 @@ impl<'a> Words<'a> {
         }
         place
     }
-}
-
-fn model(worker: &Worker) -> &str {
-    &worker.record.model.name
 }
 
 fn flag(set: bool) -> char {

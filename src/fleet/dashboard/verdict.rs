@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use super::text::{MESSAGE, NAME, cut};
 use crate::protocol::failure::Status;
 use crate::protocol::job::Kind;
 use crate::protocol::result::{Body, ResultMessage, Timings};
@@ -92,7 +93,7 @@ impl Verdict {
     pub(super) fn of(seen: &SeenResult) -> Self {
         let result = &seen.result;
         let class = Class::of(result);
-        let boxed = |text: &String| text.clone().into_boxed_str();
+        let boxed = |text: &String| Box::from(cut(text, NAME));
         let (score, loss, error) = match &result.body {
             Body::Score(body) => (Some(body), None, None),
             Body::Loss(body) => (None, Some(body), None),
@@ -106,7 +107,7 @@ impl Verdict {
             class,
             verdict: code.unwrap_or_else(|| class.word()),
             code,
-            message: error.map(|error| boxed(&error.message)),
+            message: error.map(|error| cut(&error.message, MESSAGE).into()),
             retryable: error.map(|error| error.retryable),
             delta: score.map(|body| body.delta),
             ci95: score.and_then(|body| body.ci95),
@@ -119,7 +120,7 @@ impl Verdict {
             attempt: result.attempt,
             model_version: result.model_version,
             trace_id: seen.trace_id.as_ref().map(boxed),
-            key: seen.key.as_ref().map(boxed),
+            key: seen.key.as_deref().map(Into::into),
             timings_ms: score.map(|body| body.timings_ms),
         }
     }

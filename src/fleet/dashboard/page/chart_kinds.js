@@ -98,8 +98,8 @@ export const queue = {
       { name: "oldest job", values: oldest_s, colour: "series-2", dash: [5, 4], scale: "age", format: (seconds) => age(1000 * (seconds ?? NaN)) },
     ],
   } : null,
-  told: ({ now: { queues, queues_unknown, totals: { oldest } } }) => {
-    if (!queues) return `unknown: ${queues_unknown ?? "not looked yet"}`;
+  told: ({ now: { unknown, queues, queues_unknown, totals: { oldest } } }) => {
+    if (!queues) return `unknown: ${unknown ?? queues_unknown ?? "there are several models"}`;
     const waits = oldest === null ? "" : `; the oldest waits ${oldest.bound === "at_least" ? "at least" : "about"} ${age(oldest.ms)}`;
     return `${count(queues.jobs)} waiting, ${count(queues.retry)} to be retried now${waits}`;
   },
@@ -120,7 +120,10 @@ export const busy = {
 };
 
 const BANDS = ["series-1", "series-3", "series-4", "series-5", "series-2", "series-6", "series-7"];
-const byVersion = (a, b) => (a === "none") - (b === "none") || a - b;
+// The names that are no numbers: workers without a model, and those with a version before the others.
+const byVersion = (a, b) => (a === "none") - (b === "none") || (b === "older") - (a === "older") || a - b;
+const bandOf = (name) => (name === "none" || name === "older" ? "neutral" : BANDS[Number(name) % BANDS.length]);
+const VERSION = { none: ["no model", "without a model"], older: ["older", "older versions"] };
 
 export const versions = {
   title: "Versions", unit: "workers by model version", empty: "Workers by model version, as soon as one has loaded a model.",
@@ -130,14 +133,14 @@ export const versions = {
     const paths = uPlot.paths.stepped({ align: 1 });
     // The colour of a version is the same whatever else is shown.
     const layers = names.map((name) => ({
-      name: name === "none" ? "no model" : `v${name}`, values: counts[name], colour: name === "none" ? "neutral" : BANDS[Number(name) % BANDS.length],
+      name: VERSION[name]?.[0] ?? `v${name}`, values: counts[name], colour: bandOf(name),
       fill: 0.6, width: 0, paths, format: count,
     }));
     return { xs: at, series: stacked(layers), axes: [valueAxis(integers)], scales: { y: fromZero } };
   },
   told: ({ columns }) => {
     const counts = columns?.versions ?? {};
-    const parts = Object.keys(counts).sort(byVersion).filter((name) => counts[name].at(-1) > 0).map((name) => `${name === "none" ? "without a model" : `version ${name}`}: ${plural(counts[name].at(-1), "worker")}`);
+    const parts = Object.keys(counts).sort(byVersion).filter((name) => counts[name].at(-1) > 0).map((name) => `${VERSION[name]?.[1] ?? `version ${name}`}: ${plural(counts[name].at(-1), "worker")}`);
     return parts.length === 0 ? "no worker has a model" : `${parts.join(", ")} now`;
   },
 };

@@ -110,7 +110,13 @@ const size = (place) => ({ width: Math.max(200, place.clientWidth), height: HEIG
 
 function line({ name, colour: of, fill, width = 1.5, dash, scale = "y", paths }) {
   const stroke = colour(of);
-  return { label: name, stroke, width, dash, scale, paths, fill: fill ? mixed(stroke, colour("panel"), fill) : undefined, points: { show: false } };
+  return { label: name, stroke, width, dash, scale, paths, fill: fill ? mixed(stroke, colour("panel"), fill) : undefined, points: { show: false, size: 5, fill: stroke, filter: lone } };
+}
+
+/** Values without a neighbour: no line goes to them, so each is a dot. */
+function lone({ data }, series) {
+  const at = (i) => data[series][i] ?? null;
+  return data[0].flatMap((_, i) => (at(i) !== null && at(i - 1) === null && at(i + 1) === null ? [i] : []));
 }
 
 /** So much of one hexadecimal colour in another; opaque, for layers would shine through one another. */

@@ -105,7 +105,7 @@ function cells(row) {
   const from = row.copied_from;
   const numbers = [row.submissions, row.better, row.worse, row.unclear, row.failed, refusals(row)];
   return [
-    { text: row.others ? "others" : row.name, class: row.others ? "quiet" : null },
+    { text: row.name, class: row.others ? "quiet" : null },
     ...numbers.map((value) => ({ text: count(value), class: value === 0 ? "number zero" : "number" })),
     { text: codes(row), class: "codes" },
     { text: count(row.copies), class: row.copies > 0 ? "number warn" : "number zero" },

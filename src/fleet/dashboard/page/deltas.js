@@ -203,11 +203,15 @@ function nearest(points, plot, left, top) {
   return best;
 }
 
+/** Decades on each side of zero: more would neither be read nor be computed. */
+const DECADES = 16;
+
 /** Below this the scale is linear: a tenth of the deltas are smaller. */
 function thresholdOf(points) {
   const sizes = points.map(({ delta }) => Math.abs(delta)).filter((size) => size > 0).sort((a, b) => a - b);
+  const decade = (size) => Math.floor(Math.log10(size));
   const low = sizes[Math.floor(sizes.length / 10)] ?? 1e-6;
-  return 10 ** Math.floor(Math.log10(low));
+  return 10 ** Math.max(decade(low), decade(sizes.at(-1) ?? low) - DECADES);
 }
 
 /** Whole decades around the deltas; an interval may leave the picture. */

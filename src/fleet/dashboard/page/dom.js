@@ -5,13 +5,17 @@ export const byId = (id) => document.getElementById(id);
 export function element(name, attributes = {}, ...children) {
   const made = document.createElement(name);
   for (const [key, value] of Object.entries(attributes)) setAttribute(made, key, value);
-  made.append(...children.filter((child) => child !== null && child !== undefined));
+  made.append(...children.filter((child) => child !== null && child !== undefined).map((child) => (child instanceof Node ? child : plain(child))));
   return made;
 }
 
+/** Marks that turn the direction of writing would also turn what stands beside a stranger's text. */
+const TURNS = /[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/g;
+const plain = (text) => String(text).replace(TURNS, "\ufffd");
+
 /** Writes nothing where nothing changes: no repaint, no lost selection, no repeated announcement. */
 export function setText(node, text) {
-  const wanted = String(text);
+  const wanted = plain(text);
   if (node.textContent !== wanted) node.textContent = wanted;
 }
 
@@ -34,7 +38,7 @@ export function arrange(parent, nodes) {
   if (focused !== document.activeElement && parent.contains(focused)) focused.focus({ preventScroll: true });
 }
 
-/** Children by key: made once, updated in place, removed when their key is gone. */
+/** Children by key: made once, updated in place, removed when their key is gone. Of equal keys each has a child. */
 export class Keyed {
   constructor(parent, make) {
     this.parent = parent;
@@ -44,8 +48,12 @@ export class Keyed {
 
   show(items, keyOf, update) {
     const wanted = new Map();
+    const many = new Map();
     for (const item of items) {
-      const key = keyOf(item);
+      const name = keyOf(item);
+      const place = many.get(name) ?? 0;
+      many.set(name, place + 1);
+      const key = place === 0 ? name : `${name} ${place}`;
       const node = this.nodes.get(key) ?? this.make(item);
       wanted.set(key, node);
       update(node, item);

@@ -35,22 +35,14 @@ export class Findings {
     nothing.hidden = found.length > 0;
     setText(nothing, now.unknown ? "Unknown while the fleet is unknown." : judged ? "Nothing is wrong." : "No worker is alive, so nothing can be judged.");
     setAttribute(nothing, "class", judged ? "fine" : "quiet");
-    this.list.show(keyed(found).slice(0, this.all ? found.length : FIRST), ({ key }) => key, update);
+    // The text has numbers in it; severity and filter stay.
+    const key = ({ severity, filter }) => JSON.stringify([severity, filter]);
+    this.list.show(found.slice(0, this.all ? found.length : FIRST), key, update);
     const more = byId("findings-more");
     more.hidden = found.length <= FIRST;
     setText(more, this.all ? "Show fewer" : `Show ${plural(found.length - FIRST, "more finding", "more findings")}`);
     setAttribute(more, "aria-expanded", this.all);
   }
-}
-
-/** The text has numbers in it: severity, filter and place among those alike tell a finding apart. */
-function keyed(findings) {
-  const seen = new Map();
-  return findings.map((finding) => {
-    const alike = JSON.stringify([finding.severity, finding.filter]);
-    seen.set(alike, (seen.get(alike) ?? 0) + 1);
-    return { ...finding, key: `${alike} ${seen.get(alike)}` };
-  });
 }
 
 function update(item, { severity, text, filter }) {

@@ -52,7 +52,7 @@ export function signed(value, digits = 3) {
 
 export const interval = (low, high) => (missing(low) || missing(high) ? "no interval" : `${signed(low)} to ${signed(high)}`);
 
-const valid = (ms) => (missing(ms) || Number.isNaN(new Date(ms).getTime()) ? null : new Date(ms));
+const valid = (ms) => (missing(ms) || ms === 0 || Number.isNaN(new Date(ms).getTime()) ? null : new Date(ms));
 const two = (value) => String(value).padStart(2, "0");
 
 export function clock(ms) {

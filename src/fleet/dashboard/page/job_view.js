@@ -6,6 +6,7 @@ import { age, capital, clock, count, milliseconds, plural } from "./format.js";
 import { workerLink } from "./lists.js";
 
 const EVERY_MS = 5000;
+const NO_REASON = "without a reason";
 
 export class JobView {
   constructor() {
@@ -57,7 +58,7 @@ export class JobView {
     const [last] = verdicts;
     const text = last ? `${last.code === null ? capital(outcome(last)) : `${capital(last.status)}: ${last.code},`} by ${last.worker ?? "an unknown worker"} at ${clock(last.at_ms)}.`
       : running.state === "found" ? "It is computed now."
-      : parked.length > 0 ? `Dead-lettered: ${parked[0].code}.`
+      : parked.length > 0 ? `Dead-lettered: ${parked[0].code || NO_REASON}.`
       : stored.state === "found" ? "Its result is stored." : "Nothing says what became of it.";
     setText(byId("job-says"), text);
     setAttribute(byId("job-says"), "class", `says ${last?.status === "failed" || (!last && parked.length > 0) ? "bad" : ""}`);
@@ -108,8 +109,8 @@ function showVerdict(card, seen) {
 const traceFact = ({ trace_id: id }) => (id ? [id, "digest"] : ["unknown: it had none"]);
 
 function showParked(card, { at_ms, code, message, worker, trace_id }) {
-  setText(card.firstElementChild, `${code} · ${clock(at_ms)}`);
-  showFacts(card.lastElementChild, [["Why", message ?? "unknown", "across"], ["Worker", worker ? { text: worker, href: workerLink(worker) } : "unknown"], ["Trace id", ...traceFact({ trace_id })]]);
+  setText(card.firstElementChild, `${code || NO_REASON} · ${clock(at_ms)}`);
+  showFacts(card.lastElementChild, [["Why", message || "unknown", "across"], ["Worker", worker ? { text: worker, href: workerLink(worker) } : "unknown"], ["Trace id", ...traceFact({ trace_id })]]);
 }
 
 /** A stored result as pairs of a path and a value. */

@@ -24,23 +24,24 @@ export function showLines(name, lines) {
   if (none !== null) none.hidden = lines.length > 0;
 }
 
-export const showEvents = (events) => showLines("events", [...events].reverse().map(({ at_ms, worker, text, to }) => line(at_ms, { text: worker, href: workerLink(worker) }, { text, class: `to ${to ?? ""}` })));
+export const showEvents = (events) => showLines("events", [...events].reverse().map(({ at_ms, worker, text }) => line(at_ms, { text: worker, href: workerLink(worker) }, text)));
 
 export const showParked = (jobs) => showLines("parked", [...jobs].reverse().map((job) => line(
   job.at_ms,
   job.submission_id ? { text: job.submission_id, href: jobLink(job.submission_id) } : "without a submission id",
-  { text: job.code, class: "code" },
+  job.code && { text: job.code, class: "code" },
   job.message,
   job.worker && { text: job.worker, href: workerLink(job.worker) },
 )));
 
 const bars = new Keyed(byId("verdicts"), () => element("li", {}, element("span"), element("span", { class: "track", "aria-hidden": "true" }, element("span")), element("span", { class: "number" })));
 const GOOD = new Set(["better", "validated"]);
+const MEASURED = new Set([...GOOD, "worse", "unclear"]);
 
 export function showOutcomes({ watching_since_ms: since, unwatched, verdicts, classes, queues }) {
   setText(byId("verdicts-since"), since ? `since ${clock(since)}` : `results are not visible: ${unwatched ?? "not connected yet"}`);
-  const split = Object.entries(classes).filter(([name, many]) => many > 0 && ["better", "worse", "unclear", "validated"].includes(name));
-  const codes = Object.entries(verdicts).filter(([code]) => code !== "scored" && code !== "validated").sort((a, b) => b[1] - a[1]);
+  const split = Object.entries(classes).filter(([name, many]) => many > 0 && MEASURED.has(name));
+  const codes = Object.entries(verdicts).filter(([code]) => !MEASURED.has(code)).sort((a, b) => b[1] - a[1]);
   const all = [...split, ...codes];
   const most = Math.max(1, ...all.map(([, many]) => many));
   bars.show(all, ([name]) => name, (item, [name, many]) => {

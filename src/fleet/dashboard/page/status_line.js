@@ -10,12 +10,11 @@ export function say(text, kind) {
 }
 
 export function headline(now) {
-  const why = [now.unknown && `The fleet is unknown: ${now.unknown}.`, now.queues_unknown && `Queues are unknown: ${now.queues_unknown}.`];
-  const unknown = why.filter(Boolean).join(" ");
-  if (unknown) return { text: unknown, kind: "warn" };
+  const queues = now.queues_unknown ? ` Queues are unknown: ${now.queues_unknown}.` : "";
+  if (now.unknown) return { text: `The fleet is unknown: ${now.unknown}.${queues}`, kind: "warn" };
   const { alive, ready } = now.totals;
-  if (alive === 0) return { text: "No worker is alive.", kind: "bad" };
-  return { text: `${workers(alive, ready)}${waiting(now)}${others(now, alive === ready)}.`, kind: kindOf(now, alive, ready) };
+  if (alive === 0) return { text: `No worker is alive.${queues}`, kind: "bad" };
+  return { text: `${workers(alive, ready)}${waiting(now)}${queues ? "" : others(now, alive === ready)}.${queues}`, kind: kindOf(now, alive, ready) };
 }
 
 function workers(alive, ready) {

@@ -77,7 +77,7 @@ export class WorkerView {
 
   showLists({ errors, events, stages, results }) {
     showLines("worker-errors", errors.map(({ at_ms, code, message }) => line(at_ms, { text: code, class: "code" }, message)));
-    showLines("worker-events", events.map(({ at_ms, text, to }) => line(at_ms, { text, class: `to ${to ?? ""}` })));
+    showLines("worker-events", events.map(({ at_ms, text }) => line(at_ms, text)));
     const known = ORDER.filter((name) => stages[name]?.count > 0);
     this.stages.show(known, (name) => name, (row, name) => {
       const { p50, p95, count: many } = stages[name];
@@ -93,10 +93,11 @@ export class WorkerView {
 }
 
 function sentence({ alive, lost_at_ms, at_ms, age_ms, since_ms, record }) {
-  const doing = `${record.state}: ${record.state_detail}`;
+  const doing = `${record.state || "in no known state"}${record.state_detail ? `: ${record.state_detail}` : ""}`;
   if (!alive) return `No longer alive${lost_at_ms ? `, since ${age(at_ms - lost_at_ms)}` : ""}; it was last ${doing}.`;
   const held = record.state === "ready" && !record.ready ? ", but it takes no jobs" : "";
-  return `${doing}, for ${age(at_ms - since_ms)}${held}. Last heartbeat ${age_ms < 2000 ? "now" : `${age(age_ms)} ago`}.`;
+  const since = since_ms === null ? "" : `, for ${age(at_ms - since_ms)}`;
+  return `${doing}${since}${held}. Last heartbeat ${age_ms < 2000 ? "now" : `${age(age_ms)} ago`}.`;
 }
 
 function showWarning({ engine, store, update, warm, broker }) {
