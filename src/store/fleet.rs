@@ -98,11 +98,13 @@ impl FleetStore {
                 for (id, _) in beats {
                     read.arg(format!("{prefix}:worker:{id}"));
                 }
-                let found: Vec<Option<String>> = self.ask(&read).await?;
+                let found: Vec<Option<Vec<u8>>> = self.ask(&read).await?;
                 let found = beats.iter().zip(found);
                 records.extend(found.filter_map(|((_, beaten), text)| {
                     let age_ms = now.saturating_sub(millis(*beaten));
-                    text.map(|text| LiveRecord { age_ms, text })
+                    // What is no text is no record; the others are.
+                    let text = String::from_utf8(text?).ok()?;
+                    Some(LiveRecord { age_ms, text })
                 }));
             }
         }

@@ -494,7 +494,7 @@ mod tests {
             let id = format!("s{n}");
             let context = json!({"miner_id": format!("m{n}")});
             board.judge(&scored(
-                START + n,
+                START + n * 300_000,
                 json!({"submission_id": id, "context": context}),
             ));
             let event = StreamEntry {

@@ -39,6 +39,9 @@ pub(super) fn stage_times(timings: &Timings) -> [f64; STAGES.len()] {
     ]
 }
 
+/// Intervals by which a clock may be set back before what lies ahead is forgotten.
+const MOST_BACK: u64 = 10;
+
 /// The fleet at one look.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Sample {
@@ -154,8 +157,8 @@ impl Timeline {
 }
 
 impl Tier {
-    /// The interval that holds a time; an earlier one is closed. A clock that was set back goes on in the
-    /// open interval.
+    /// The interval that holds a time; an earlier one is closed. A clock that was set back a little goes on
+    /// in the open interval; set back further, what lies ahead is forgotten.
     fn at(&mut self, at_ms: u64) -> &mut Interval {
         let every = self.range.every_ms();
         let start = at_ms - at_ms % every;
@@ -166,6 +169,9 @@ impl Tier {
             }
             let surplus = self.points.len().saturating_sub(self.range.points());
             self.points.drain(..surplus);
+        } else if start + MOST_BACK * every < self.open.start_ms {
+            self.points.retain(|point| point.at_ms <= start);
+            self.open = Interval::starting(start);
         }
         &mut self.open
     }
@@ -364,6 +370,11 @@ mod tests {
             timeline.look(at_ms, Some(&sample(1, 0, None)));
         }
         assert_eq!(timeline.last()["10m"], START + 12_000);
+        // An hour back: not an hour without a point.
+        for at_ms in [START - 3_600_000, START - 3_597_000] {
+            timeline.look(at_ms, Some(&sample(1, 0, None)));
+        }
+        assert_eq!(timeline.last()["10m"], START - 3_598_000);
     }
 
     #[test]

@@ -67,8 +67,8 @@ impl Class {
     pub(super) fn of(result: &ResultMessage) -> Self {
         match (&result.body, result.status) {
             (Body::Score(body), _) => match body.ci95 {
-                Some([low, _]) if low > 0.0 => Self::Better,
-                Some([_, high]) if high < 0.0 => Self::Worse,
+                Some([low, high]) if low > 0.0 && high > 0.0 => Self::Better,
+                Some([low, high]) if low < 0.0 && high < 0.0 => Self::Worse,
                 Some(_) | None => Self::Unclear,
             },
             (Body::Loss(_), _) => Self::Validated,

@@ -42,9 +42,13 @@ pub(super) fn waiting(seen: Seen<'_>) -> Vec<Finding> {
             Oldest::AtLeast(ms) => format!("at least {}", span(ms)),
         };
         let waits = many(jobs, "job has waited", "waiting jobs has waited");
+        let idle = match (seen.view.workers.len(), seen.view.workers.len() - takers) {
+            (_, 0) => String::new(),
+            (alive, idle) => format!("; {idle} of {alive} workers take no jobs"),
+        };
         let text = match jobs {
-            1 => format!("{waits} for {age}"),
-            _ => format!("the oldest of {waits} for {age}"),
+            1 => format!("{waits} for {age}{idle}"),
+            _ => format!("the oldest of {waits} for {age}{idle}"),
         };
         found.push(Finding::overall(severity, text, jobs));
     }
