@@ -4,6 +4,7 @@
 //! next one.
 
 mod delivery;
+mod greeting;
 mod publisher;
 
 pub use delivery::{Acker, Browser, Deliveries, Delivery};
@@ -23,12 +24,12 @@ use lapin::protocol::{AMQPErrorKind, AMQPSoftError};
 use lapin::tcp::{OwnedIdentity, OwnedTLSConfig};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::uri::AMQPUri;
-use lapin::{Channel, Connection, ConnectionBuilder, ConnectionProperties, ErrorKind, Event};
+use lapin::{Channel, Connection, ConnectionProperties, ErrorKind, Event};
 use tokio_util::sync::CancellationToken;
 use url::Host;
 
 use super::BrokerError;
-use super::topology::{Argument, Binding, Exchange, ExchangeKind, Topology};
+use super::topology::{Argument, Binding, Exchange, ExchangeKind, Topology, of_consumer};
 use crate::config::{AmqpConfig, service_urls};
 
 /// For every call, and for connecting.
@@ -71,6 +72,8 @@ async fn bounded<T>(
 pub struct Link {
     consuming: Connection,
     publishing: Connection,
+    /// The broker's version.
+    version: Option<String>,
     /// Cancelled when the link is lost.
     pub lost: CancellationToken,
     /// Whether the broker blocks our publishes.
@@ -104,8 +107,8 @@ impl Link {
     /// # Errors
     /// What was tried and what the broker said.
     pub async fn connect(config: &AmqpConfig, name: &str) -> Result<Self, BrokerError> {
-        let consuming = connect(config, &format!("{name}/consume")).await?;
-        let publishing = connect(config, &format!("{name}/publish")).await?;
+        let (consuming, version) = connect(config, &format!("{name}/consume")).await?;
+        let (publishing, _) = connect(config, &format!("{name}/publish")).await?;
         let signs = Signs::default();
         watch(&consuming, signs.lost.clone(), None);
         let blocked = Some(Arc::clone(&signs.blocked));
@@ -115,6 +118,7 @@ impl Link {
         Ok(Self {
             consuming,
             publishing,
+            version,
             lost: signs.lost,
             blocked: signs.blocked,
             forbidden: signs.forbidden,
@@ -229,6 +233,44 @@ impl Link {
         tag: &str,
         prefetch: u16,
     ) -> Result<Deliveries, BrokerError> {
+        self.consume_with(queue, tag, prefetch, &[]).await
+    }
+
+    /// The same, where the broker lets a consumer say how long it may hold a delivery.
+    ///
+    /// # Errors
+    /// As [`Link::consume`].
+    pub async fn consume_for(
+        &self,
+        queue: &str,
+        tag: &str,
+        prefetch: u16,
+        timeout: Duration,
+    ) -> Result<Deliveries, BrokerError> {
+        let arguments = of_consumer(self.version.as_deref(), timeout);
+        match self.consume_with(queue, tag, prefetch, &arguments).await {
+            // A queue that is not a quorum queue takes no such argument, and has no such limit.
+            Err(BrokerError::Differs(why)) if !arguments.is_empty() => {
+                tracing::warn!(%why, "the consumer's arguments are refused and left out");
+                self.consume(queue, tag, prefetch).await
+            }
+            consumed @ (Ok(_)
+            | Err(
+                BrokerError::Differs(_)
+                | BrokerError::Missing(_)
+                | BrokerError::Forbidden(_)
+                | BrokerError::Failed(_),
+            )) => consumed,
+        }
+    }
+
+    async fn consume_with(
+        &self,
+        queue: &str,
+        tag: &str,
+        prefetch: u16,
+        arguments: &[(String, Argument)],
+    ) -> Result<Deliveries, BrokerError> {
         let channel = self.channel().await?;
         let qos = channel.basic_qos(prefetch, BasicQosOptions::default());
         bounded("qos", qos).await?;
@@ -236,7 +278,7 @@ impl Link {
             queue.into(),
             tag.into(),
             BasicConsumeOptions::default(),
-            FieldTable::default(),
+            table(arguments),
         );
         let consumer = bounded(&format!("consume {queue}"), consume).await?;
         Ok(Deliveries::new(channel, consumer, self.lost.clone()))
@@ -321,7 +363,10 @@ fn address(text: &str) -> Result<AMQPUri, String> {
     Ok(uri)
 }
 
-async fn connect(config: &AmqpConfig, name: &str) -> Result<Connection, BrokerError> {
+async fn connect(
+    config: &AmqpConfig,
+    name: &str,
+) -> Result<(Connection, Option<String>), BrokerError> {
     let shown = crate::config::redact(&config.url);
     let uri = address(&config.url);
     let mut uri = uri.map_err(|why| BrokerError::Failed(format!("amqp.url: {why}")))?;
@@ -337,11 +382,7 @@ async fn connect(config: &AmqpConfig, name: &str) -> Result<Connection, BrokerEr
         }),
         cert_chain: tls.ca,
     };
-    let connecting = async {
-        let builder = ConnectionBuilder::new()?.with_uri(uri);
-        let builder = builder.with_properties(properties);
-        builder.with_tls_config(tls).connect().await
-    };
+    let connecting = Box::pin(greeting::connect(uri, properties, tls));
     bounded(&format!("connect to {shown}"), connecting).await
 }
 

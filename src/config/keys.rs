@@ -12,8 +12,9 @@ const MILLISECOND: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
 /// A longer duration is a typing error, and could overflow a clock.
 const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
-/// RabbitMQ refuses a queue whose TTL is over 2^32 - 1 ms; this is the last whole hour below.
-const LONGEST_QUEUE_TTL: Duration = Duration::from_secs(1193 * 3600);
+/// RabbitMQ counts milliseconds in 32 bits, and refuses a queue whose TTL does not fit; this is the last
+/// whole hour that does.
+const LONGEST_AT_BROKER: Duration = Duration::from_secs(1193 * 3600);
 /// AMQP encodes it in 16 bits, in seconds.
 const LONGEST_AMQP_HEARTBEAT: Duration = Duration::from_secs(18 * 3600);
 
@@ -57,12 +58,16 @@ pub(super) const KEYS: &[(&str, Type)] = &[
     ("engine.tf32", Type::Boolean),
     ("engine.audit_interval", Type::Duration(MILLISECOND, YEAR)),
     ("amqp.url", Type::Text),
+    (
+        "amqp.consumer_timeout",
+        Type::Duration(SECOND, LONGEST_AT_BROKER),
+    ),
     ("amqp.namespace", Type::Text),
     ("amqp.prefetch", Type::Integer(1, 65_535)),
     ("amqp.results_queue", Type::Boolean),
     (
         "amqp.retry_delays",
-        Type::DurationList(MILLISECOND, LONGEST_QUEUE_TTL),
+        Type::DurationList(MILLISECOND, LONGEST_AT_BROKER),
     ),
     ("amqp.poison_after", Type::Integer(1, 0xffff_ffff)),
     (

@@ -106,6 +106,9 @@ pub struct EngineConfig {
 pub struct AmqpConfig {
     /// `amqp://` or `amqps://` URL.
     pub url: String,
+    /// How long the broker lets a worker hold a job.
+    #[serde(deserialize_with = "units::duration")]
+    pub consumer_timeout: Duration,
     /// Prefix of every exchange and queue.
     pub namespace: String,
     /// Unacknowledged jobs a worker holds.
