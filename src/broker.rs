@@ -75,6 +75,8 @@ pub struct Properties {
     pub correlation_id: Option<String>,
     /// Queue that gets a second copy of the result.
     pub reply_to: Option<String>,
+    /// Which jobs the broker delivers first. Copies of a job keep it.
+    pub priority: Option<u8>,
     /// Unix seconds.
     pub timestamp: Option<u64>,
     /// Text headers.
@@ -194,6 +196,7 @@ mod tests {
                 header("mine", "kept"),
                 header(LAST_DEATH, "expired"),
             ],
+            priority: Some(7),
             attempt: 3,
             ..Properties::default()
         };
@@ -202,7 +205,7 @@ mod tests {
         assert_eq!(copy.dead_letter_reason().as_deref(), Some("poisoned"));
         assert_eq!(copy.dead_letter_message().as_deref(), Some("why"));
         assert_eq!(copy.dead_lettered_by().as_deref(), Some("w1"));
-        assert_eq!(copy.attempt, 3);
+        assert_eq!((copy.attempt, copy.priority), (3, Some(7)));
         let others = copy
             .headers
             .iter()

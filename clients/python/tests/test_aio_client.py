@@ -74,7 +74,7 @@ class Broker:
         self.consuming = self.has_queue
         return self.consuming
 
-    async def publish(self, submission_id, content_type, body, alone):
+    async def publish(self, submission_id, content_type, body, alone, priority):
         self.published.append(submission_id)
         waits = [asyncio.create_task(event.wait()) for event in (self.confirming, self.losing)]
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
@@ -129,7 +129,7 @@ class Clients(unittest.IsolatedAsyncioTestCase):
         self.assertEqual((self.broker.published, self.answered), (list("abcdabcd"), list("abcd")))
 
     async def test_one_job_that_closes_the_channel_is_found_and_the_others_go_on(self):
-        async def publish(submission_id, content_type, body, alone):
+        async def publish(submission_id, content_type, body, alone, priority):
             self.broker.published.append(submission_id)
             if submission_id == "c" or not self.broker.connected:
                 self.broker.connected = self.broker.consuming = False

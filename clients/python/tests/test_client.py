@@ -186,10 +186,16 @@ class Jobs(unittest.TestCase):
         fields = json.loads(Job("name").body("m", "application/json"))
         self.assertEqual(fields, {"v": 1, "kind": "validate", "submission_id": "name", "model": "m", "validation": {"nonce": ""}})
 
+    def test_the_priority_is_the_messages_and_not_the_jobs(self):
+        body = Job("name", priority=255).body("m", "application/msgpack")
+        self.assertEqual(body, Job("name").body("m", "application/msgpack"))
+
     def test_what_cannot_be_meant_is_refused(self):
         for mistake in (
             lambda: Job("with blank"),
             lambda: Job("n" * 129),
+            lambda: Job("name", priority=-1),
+            lambda: Job("name", priority=256),
             lambda: Job("name", None, self.candidate),
             lambda: Candidate("binary_v2", "param_diff"),
             lambda: Candidate("binary_v2", "param_diff", data=b"", url="http://x"),
@@ -374,7 +380,7 @@ class FakeBroker:
         self.consuming = self.has_queue
         return self.consuming
 
-    def publish(self, submission_id, content_type, body):
+    def publish(self, submission_id, content_type, body, priority):
         self.published.append(submission_id)
         self.fail("publish")
 
@@ -676,7 +682,7 @@ class Clients(unittest.TestCase):
         self.broker.coming = [message("x", tag=1), message("a", tag=2)]
         self.client.step(self.outcomes.append)
 
-        def refuse(submission_id, content_type, body):
+        def refuse(submission_id, content_type, body, priority):
             self.broker.close()
             raise PublishRefused(submission_id, "403.")
 
@@ -707,7 +713,7 @@ class Futures(unittest.TestCase):
         self.broker.coming = [message("a", "rejected", kind="score")]
         body = Job("a", 7, candidate, "n", [1], None, {"b": 2}).body("tinylm", "application/msgpack")
 
-        def publish(submission_id, content_type, published):
+        def publish(submission_id, content_type, published, priority):
             if submission_id == "c":
                 raise Unroutable("c", "no queue.")
             self.assertEqual(published, body)
@@ -757,7 +763,7 @@ class Futures(unittest.TestCase):
             if outcome.job.submission_id == "a":
                 self.client.validate("of-the-handler")  # In the place of the job that ends here.
 
-        def publish(submission_id, content_type, body):
+        def publish(submission_id, content_type, body, priority):
             self.broker.coming.append(message(submission_id))
 
         with mock.patch.object(self.broker, "publish", publish):

@@ -73,13 +73,14 @@ class Broker:
         with contextlib.suppress(AMQPError, OSError), _timeout(CLOSE_TIMEOUT_S, connection):
             connection.close()
 
-    def publish(self, submission_id: str, content_type: str, body: bytes) -> None:
+    def publish(self, submission_id: str, content_type: str, body: bytes, priority: int | None = None) -> None:
         """Returns when the broker has confirmed the job. Raises PublishRefused or BrokerUnavailable."""
         properties = pika.BasicProperties(
             content_type=content_type,
             delivery_mode=pika.DeliveryMode.Persistent,
             message_id=submission_id,
             correlation_id=submission_id,
+            priority=priority,
         )
         try:
             with self._reply_timeout():

@@ -97,7 +97,9 @@ class Broker:
         if self._connection.is_closed or self._consumer.is_closed or self._publisher.is_closed:
             raise await self._unavailable(ConnectionError("the connection was closed"))
 
-    async def publish(self, submission_id: str, content_type: str, body: bytes, alone: bool = True) -> None:
+    async def publish(
+        self, submission_id: str, content_type: str, body: bytes, alone: bool = True, priority: int | None = None
+    ) -> None:
         """Returns when the broker has confirmed the job. Raises PublishRefused or BrokerUnavailable.
 
         RabbitMQ refuses some jobs by closing the channel, and does not say which one it means. Unless the job is `alone`
@@ -109,6 +111,7 @@ class Broker:
             delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
             message_id=submission_id,
             correlation_id=submission_id,
+            priority=priority,
         )
         try:
             async with self._replies():
