@@ -105,7 +105,7 @@ class Clients(unittest.IsolatedAsyncioTestCase):
             while not holds():
                 await asyncio.sleep(0.001)
 
-    async def answer(self, submission_id, content_type, body, alone):
+    async def answer(self, submission_id, content_type, body, alone, priority):
         """A `publish` that has the result at once."""
         self.broker.arrived(message(submission_id))
 

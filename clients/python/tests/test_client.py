@@ -806,7 +806,7 @@ class Threads(unittest.TestCase):
     def setUp(self):
         self.broker = FakeBroker(time.sleep)
         self.broker.clock = mock.Mock(wait=lambda seconds: time.sleep(0.001))
-        self.broker.publish = lambda name, content_type, body: self.broker.coming.append(message(name))
+        self.broker.publish = lambda name, content_type, body, priority: self.broker.coming.append(message(name))
         self.fleet = Known(worker())
 
     def client(self, **settings):
