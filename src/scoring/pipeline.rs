@@ -533,3 +533,55 @@ async fn claimed_digest(candidate: &Candidate) -> Result<[u8; 32], Failure> {
         Source::Url(_) => Ok(candidate.sha256.unwrap_or_default()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::tests::{configuration, hazard};
+    use crate::protocol::job::Validation;
+    use crate::telemetry::progress::Progress;
+
+    #[tokio::test]
+    async fn a_job_that_would_outlast_half_of_the_consumer_timeout_is_not_computed() {
+        let (package, _folder) = hazard();
+        let (config, progress) = (configuration(), Arc::new(Progress::default()));
+        let engine = EngineHandle::start(move || Ok(package), &config, Arc::clone(&progress));
+        let engine = engine.await.unwrap();
+        let fetcher = Fetcher::new(config.candidates.clone(), config.candidates_dir());
+        let queue = DeviceQueue::default();
+        let pipeline = Pipeline::new(engine, &config, fetcher.unwrap(), "test", None).with_shared(
+            RecentResults::default(),
+            queue.clone(),
+            Arc::default(),
+        );
+        let job = Job {
+            submission_id: "job".into(),
+            model: None,
+            task: Task::Validate {
+                model_version: None,
+            },
+            validation: Validation::default(),
+            deadline_ms: None,
+            context: None,
+        };
+        let job_ref = JobRef::new(&job, 1);
+        let verdict = async |per_window| {
+            queue.set_pace(per_window);
+            let judged = pipeline.judge(&job, &job_ref, &Trace::silent()).await;
+            let Judged::Fresh { verdict, .. } = judged else {
+                panic!("{judged:?}");
+            };
+            verdict
+        };
+        let failure = verdict(config.amqp.consumer_timeout).await.unwrap_err();
+        assert_eq!(failure.code, Code::ScoreTimeout, "{failure}");
+        let number = |name: &str| failure.detail[name].as_u64().unwrap();
+        let limit = config.amqp.consumer_timeout.as_millis() / 2;
+        assert_eq!(u128::from(number("limit_ms")), limit);
+        assert!(number("needed_ms") > number("limit_ms"), "{failure:?}");
+        let computed = || progress.counter.load(std::sync::atomic::Ordering::Relaxed);
+        assert_eq!(computed(), 0, "it was not begun");
+        assert!(verdict(Duration::ZERO).await.is_ok());
+        assert_ne!(computed(), 0);
+    }
+}

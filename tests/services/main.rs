@@ -30,6 +30,7 @@ mod mismatches;
 mod otherwise;
 mod outages;
 mod poison;
+mod priority;
 mod provider;
 mod readme;
 mod refusals;

@@ -18,6 +18,8 @@ use testkit::redis_server::Redis;
 use testkit::stack::Stack;
 use testkit::wait::{SOON, START, eventually, eventually_some, now_ms, secs, throughout};
 
+use super::topology::arguments;
+
 /// Puts a message with a `message_id` that is no UTF-8 on the jobs exchange: lapin refuses to read
 /// such a one, as it refuses to write it.
 fn publish_unreadable(stack: &Stack) {
@@ -329,6 +331,8 @@ fn a_consumer_that_the_broker_ends_for_its_slowness_is_registered_anew() {
     let worker = stack.worker_with("w1", |s| {
         s.set("model.dir", package.path().display())
             .set("engine.micro_batch", 1)
+            // From 4.3 on the consumer itself says how long it may take.
+            .set("amqp.consumer_timeout", "3s")
     });
     worker.ready();
     let aggregator = stack.aggregator();
@@ -402,4 +406,21 @@ fn an_idle_worker_keeps_its_consumer_while_another_is_paused_and_while_redis_is_
     throughout(secs(10), "Redis is away", || channels(&stack) == first);
     stack.redis.thaw();
     worker.ready();
+}
+
+#[test]
+fn a_consumer_says_how_long_it_may_hold_a_job_to_brokers_that_listen() {
+    let stack = Stack::shared();
+    let worker = stack.worker_with("w1", |s| s.set("amqp.consumer_timeout", "7m"));
+    worker.ready();
+    let consumers = stack
+        .rabbit
+        .list("list_consumers", &["queue_name", "arguments"]);
+    let queue = stack.jobs_queue();
+    let ours = consumers.iter().find(|row| row["queue_name"] == *queue);
+    let expected = match stack.rabbit.version() >= (4, 3) {
+        true => json!({"x-consumer-timeout": 420_000}),
+        false => json!({}),
+    };
+    assert_eq!(arguments(ours.expect("a consumer")), expected);
 }

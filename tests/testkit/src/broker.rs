@@ -248,6 +248,18 @@ impl Rabbit {
         answer
     }
 
+    /// The first two numbers of its version.
+    #[track_caller]
+    pub fn version(&self) -> (u32, u32) {
+        let status = eventually_some(secs(30), "the broker's status", || {
+            self.control(&["status"])
+        });
+        let version = status["rabbitmq_version"].as_str().expect("a version");
+        let mut numbers = version.split('.').map(|n| n.parse().expect("a number"));
+        let mut next = || numbers.next().expect("two numbers");
+        (next(), next())
+    }
+
     /// Whether it was started and neither stopped nor killed since.
     pub(crate) fn is_running(&self) -> bool {
         self.running().is_some()
