@@ -345,7 +345,7 @@ impl Pipeline {
             mark.mark_suspect().await?;
         }
         let began = Instant::now();
-        let losses = permit.validate(Arc::clone(&plan), self.score_timeout).await;
+        let losses = permit.validate(Arc::clone(&plan), self.score_limit()).await;
         trace.stage(Stage::Forward, Lap::since(began));
         let losses = losses?;
         Ok(Body::Loss(LossBody {
@@ -382,7 +382,7 @@ impl Pipeline {
         // A suspect was decoded while it had the device.
         check_deadline(job)?;
         let evaluation = permit
-            .score(patches, Arc::clone(&plan), self.score_timeout)
+            .score(patches, Arc::clone(&plan), self.score_limit())
             .await?;
         let laps = evaluation.laps;
         if let Some(lap) = laps.baseline {
@@ -422,6 +422,12 @@ impl Pipeline {
     /// everything else, and for what is not as fast as expected.
     fn longest(&self) -> Duration {
         self.consumer_timeout / 2
+    }
+
+    /// How long an evaluation may take. One that takes longer than the broker waits for is delivered again, and
+    /// would be ended again, for ever.
+    fn score_limit(&self) -> Duration {
+        self.score_timeout.min(self.longest())
     }
 
     fn without_turn(&self, why: NoTurn) -> Unscored {
