@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
+use serde_json::Value;
 use testkit::aggregator::Aggregator;
 use testkit::case::honest_job;
 use testkit::cluster::Cluster;
@@ -119,4 +120,26 @@ fn a_worker_whose_own_node_dies_goes_on_when_the_node_is_back() {
     worker.drain();
     aggregator.expect_empty(&queue);
     assert_eq!(stack.keys("crash:*"), Vec::<String>::new());
+}
+
+#[test]
+fn a_stream_outlives_its_queue_being_led_by_another_node() {
+    let cluster = Cluster::started(3);
+    let stack = stack_on(&cluster, 0);
+    let queue = stack.jobs_queue();
+    let worker = stack.worker("w1");
+    let first = worker.ready();
+    cluster.await_online(&queue, 3);
+    let aggregator = aggregator_on(&cluster, 1, &stack);
+    let mut ids = stream(&stack, &aggregator);
+    assert_eq!(cluster.leader(&queue), 0, "its own node leads its queue");
+    cluster.move_leader(&queue, 1);
+    ids.push("afterwards".to_owned());
+    aggregator.submit(&honest_job("afterwards", "afterwards"));
+    expect_all_scored(&aggregator, &ids);
+    let last = worker.ready();
+    let generation = |record: &Value| record["broker"]["generation"].clone();
+    assert_eq!(generation(&last), generation(&first), "the same link");
+    worker.drain();
+    aggregator.expect_empty(&queue);
 }

@@ -78,6 +78,20 @@ impl Cluster {
         })
     }
 
+    /// Has another node lead a quorum queue, as an operator does who rebalances queues; returns when it does.
+    #[track_caller]
+    pub fn move_leader(&self, queue: &str, to: usize) {
+        let node = self.nodes[to].name();
+        let code = format!(
+            "{{ok, Queue}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<\"/\">>, queue, <<\"{queue}\">>)), \
+             rabbit_quorum_queue:transfer_leadership(Queue, '{node}'), ok."
+        );
+        eventually(secs(60), &format!("{node} leads {queue}"), || {
+            self.nodes[to].control(&["eval", &code]);
+            self.leader(queue) == to
+        });
+    }
+
     /// Waits until a quorum queue has its replicas on this many nodes that are up.
     #[track_caller]
     pub fn await_online(&self, queue: &str, count: usize) {
