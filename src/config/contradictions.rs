@@ -24,8 +24,9 @@ pub(super) fn find(config: &Config, refused: &[Problem]) -> Vec<Problem> {
     checks.device(config);
     checks.heartbeat(config);
     checks.update_key(config.model.update_key.as_deref());
-    checks.tls("amqp", &config.amqp.tls, &config.amqp.url, "amqps");
-    checks.tls("redis", &config.redis.tls, &config.redis.url, "rediss");
+    checks.tls("amqp", &config.amqp.tls, &config.amqp.urls, "amqps");
+    let redis = std::slice::from_ref(&config.redis.url);
+    checks.tls("redis", &config.redis.tls, redis, "rediss");
     checks.telemetry(config);
     checks.urls(config);
     checks.found
@@ -109,9 +110,10 @@ impl Checks<'_> {
         }
     }
 
-    fn tls(&mut self, section: &str, tls: &TlsConfig, url: &str, scheme: &str) {
+    fn tls(&mut self, section: &str, tls: &TlsConfig, urls: &[String], scheme: &str) {
         let text = format!("needs a {scheme}:// URL in {section}.url");
-        let used = !tls.is_set() || Url::parse(url).is_ok_and(|url| url.scheme() == scheme);
+        let is_tls = |url: &String| Url::parse(url).is_ok_and(|url| url.scheme() == scheme);
+        let used = !tls.is_set() || urls.iter().all(is_tls);
         self.check(used, &format!("{section}.tls"), &text);
         if let Err((key, text)) = tls.read() {
             self.check(false, &format!("{section}.tls.{key}"), &text);
@@ -135,8 +137,8 @@ impl Checks<'_> {
 
     /// URLs that cannot be used, or parts of which would be ignored.
     fn urls(&mut self, config: &Config) {
-        let (amqp, redis) = (&config.amqp.url, &config.redis.url);
-        self.accept("amqp.url", service_urls::amqp(amqp).map(drop));
+        let (amqp, redis) = (&config.amqp.urls, &config.redis.url);
+        self.accept("amqp.url", service_urls::amqp_nodes(amqp));
         self.accept("redis.url", service_urls::redis(redis).map(drop));
         if let Some(text) = &config.model.update_url {
             self.accept("model.update_url", urls::check_manifest(text));

@@ -104,8 +104,9 @@ pub struct EngineConfig {
 /// `[amqp]`
 #[derive(Debug, Clone, Deserialize)]
 pub struct AmqpConfig {
-    /// `amqp://` or `amqps://` URL.
-    pub url: String,
+    /// `amqp://` or `amqps://` URLs, one for each node of the cluster.
+    #[serde(rename = "url", deserialize_with = "units::texts")]
+    pub urls: Vec<String>,
     /// Prefix of every exchange and queue.
     pub namespace: String,
     /// Unacknowledged jobs a worker holds.
