@@ -5,6 +5,7 @@ mod contradictions;
 mod keys;
 mod layers;
 mod problem;
+pub(crate) mod redis_nodes;
 mod sections;
 mod service_links;
 pub(crate) mod service_urls;
@@ -20,11 +21,11 @@ use toml::{Table, Value};
 pub use layers::Layers;
 pub use sections::{
     AmqpConfig, CandidatesConfig, EngineConfig, HeartbeatConfig, LogFormat, ModelConfig, Provider,
-    RedisConfig, ResultsConfig, TelemetryConfig, WorkerConfig,
+    RedisConfig, RedisMode, ResultsConfig, TelemetryConfig, WorkerConfig,
 };
 pub use tls::TlsConfig;
 pub use units::format_duration;
-pub use urls::redact;
+pub use urls::{redact, redact_all};
 
 use layers::Merged;
 use problem::Problem;

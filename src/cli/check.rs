@@ -294,12 +294,7 @@ async fn rabbitmq(config: &Config) -> Finding {
             (_, None) => "connected".into(),
         })
     };
-    let urls = config
-        .amqp
-        .urls
-        .iter()
-        .map(|url| crate::config::redact(url));
-    let place = urls.collect::<Vec<_>>().join(", ");
+    let place = crate::config::redact_all(&config.amqp.urls);
     service("RabbitMQ", &place, limit, advice, looking).await
 }
 
@@ -309,7 +304,7 @@ async fn redis(config: &Config) -> Finding {
         let server = FleetStore::new(&config.redis).greet().await?;
         Ok::<_, StoreError>(format!("connected, {server}"))
     };
-    let place = crate::config::redact(&config.redis.url);
+    let place = crate::config::redact_all(&config.redis.urls);
     service("Redis", &place, PATIENCE, advice, looking).await
 }
 

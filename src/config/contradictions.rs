@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use url::Url;
 
 use super::problem::Problem;
+use super::redis_nodes::RedisNodes;
 use super::{Config, Provider, TlsConfig, redact, service_urls, urls};
 use crate::protocol::names::{is_model_name, is_worker_id};
 use crate::protocol::signature::UpdateKey;
@@ -25,8 +26,7 @@ pub(super) fn find(config: &Config, refused: &[Problem]) -> Vec<Problem> {
     checks.heartbeat(config);
     checks.update_key(config.model.update_key.as_deref());
     checks.tls("amqp", &config.amqp.tls, &config.amqp.urls, "amqps");
-    let redis = std::slice::from_ref(&config.redis.url);
-    checks.tls("redis", &config.redis.tls, redis, "rediss");
+    checks.tls("redis", &config.redis.tls, &config.redis.urls, "rediss");
     checks.telemetry(config);
     checks.urls(config);
     checks.found
@@ -137,9 +137,10 @@ impl Checks<'_> {
 
     /// URLs that cannot be used, or parts of which would be ignored.
     fn urls(&mut self, config: &Config) {
-        let (amqp, redis) = (&config.amqp.urls, &config.redis.url);
-        self.accept("amqp.url", service_urls::amqp_nodes(amqp));
-        self.accept("redis.url", service_urls::redis(redis).map(drop));
+        self.accept("amqp.url", service_urls::amqp_nodes(&config.amqp.urls));
+        if !self.is_refused("redis.mode") {
+            self.accept("redis.url", RedisNodes::of(&config.redis).map(drop));
+        }
         if let Some(text) = &config.model.update_url {
             self.accept("model.update_url", urls::check_manifest(text));
         }

@@ -6,7 +6,7 @@ use strum::VariantNames;
 use toml::Value;
 
 use super::units::{format_duration, parse_duration, parse_size};
-use super::{LogFormat, Provider};
+use super::{LogFormat, Provider, RedisMode};
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
@@ -75,7 +75,9 @@ pub(super) const KEYS: &[(&str, Type)] = &[
     ("amqp.tls.ca", Type::Text),
     ("amqp.tls.cert", Type::Text),
     ("amqp.tls.key", Type::Text),
-    ("redis.url", Type::Text),
+    ("redis.url", Type::Urls),
+    ("redis.mode", Type::Choice(RedisMode::VARIANTS)),
+    ("redis.master", Type::Text),
     ("redis.namespace", Type::Text),
     ("redis.tls.ca", Type::Text),
     ("redis.tls.cert", Type::Text),

@@ -288,6 +288,10 @@ mod tests {
             ("candidates.max_bytes=-1", "not a size"),
             ("candidates.max_bytes=99999999999GiB", "too large"),
             ("amqp.url=", "must not be empty"),
+            (
+                "redis.mode=replicated",
+                "must be single or sentinel or cluster",
+            ),
             ("amqp.url=[]", "must name at least one URL"),
             ("amqp.url=[\"amqp://h\", \"\"]", "item 2: must not be empty"),
             ("amqp.url=[\"amqp://h\", 7]", "item 2: must be text"),

@@ -19,7 +19,10 @@ const MECHANISMS: [&str; 5] = [
 ];
 
 const REDIS_SCHEMES: [&str; 4] = ["redis", "rediss", "redis+unix", "unix"];
-const REDIS_KEYS: [&str; 2] = ["db", "protocol"];
+const REDIS_KEYS: [&str; 4] = ["db", "protocol", SENTINEL_USER, SENTINEL_PASSWORD];
+/// How the sentinels themselves are logged in to; user and password of the URL are those of Redis.
+pub(crate) const SENTINEL_USER: &str = "sentinel_user";
+pub(crate) const SENTINEL_PASSWORD: &str = "sentinel_password";
 /// The URL of a socket has no other place for them.
 const SOCKET_KEYS: [&str; 4] = ["db", "protocol", "user", "pass"];
 const PROTOCOLS: [&str; 4] = ["2", "resp2", "3", "resp3"];
@@ -160,6 +163,9 @@ pub(crate) fn redis(text: &str) -> Result<Url, String> {
     let asked = query.get("db").map(|db| database(db)).transpose()?;
     if url.username().is_empty() != url.password().is_none() && !url.username().is_empty() {
         return Err("has a user without a password".into());
+    }
+    if query.contains_key(SENTINEL_USER) && !query.contains_key(SENTINEL_PASSWORD) {
+        return Err(format!("has {SENTINEL_USER} without {SENTINEL_PASSWORD}"));
     }
     if is_socket(text) {
         check_socket(&url, query.contains_key("user"), query.contains_key("pass"))?;
@@ -328,6 +334,7 @@ mod tests {
             ("redis://h?pass=hunter2", "\"pass\" is not honoured"),
             ("redis://h?protocol=4", "protocol"),
             ("redis://u@h", "without a password"),
+            ("redis://h?sentinel_user=u", "without sentinel_password"),
             ("redis://:hunter2@h#x", "#"),
             ("rediss://h/0#insecure", "#"),
             ("redis://:%ff@h", "UTF-8"),
