@@ -14,8 +14,10 @@ use super::StoreError;
 use super::link::{self, Link, Linked, slot};
 use crate::config::{RedisConfig, RedisMode};
 
-/// A connection without an answer for this long is given up.
+/// A connection to the only server is given up without an answer for this long.
 const SILENT: Duration = Duration::from_secs(2);
+/// The same where another server may have taken over.
+const REPLACEABLE: Duration = Duration::from_secs(1);
 
 /// Why a call has no answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -154,18 +156,24 @@ impl Connection {
             slot: near,
             since: began,
         });
-        let is_over = silence.since.elapsed() >= SILENT;
+        let patience = match self.config.mode {
+            RedisMode::Single => SILENT,
+            RedisMode::Sentinel | RedisMode::Cluster => REPLACEABLE,
+        };
+        let is_over = silence.since.elapsed() >= patience;
         drop(held);
         if is_over {
             self.give_up(which);
         }
     }
 
-    /// The next call connects anew, unless one has already done so.
+    /// Connects anew, unless another call has already done so.
     fn give_up(&self, which: &watch::Receiver<Linked>) {
         let mut held = self.held();
         if held.linked.as_ref().is_some_and(|l| l.same_channel(which)) {
-            *held = Held::default();
+            held.silence = None;
+            // Not left to the next call, which may not wait long enough.
+            held.linked = link::link(&self.config, self.response).ok();
         }
     }
 

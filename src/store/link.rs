@@ -28,8 +28,11 @@ use crate::config::{RedisConfig, RedisMode};
 const CONNECT: Duration = Duration::from_millis(500);
 /// Between two attempts to find a master or a cluster.
 const PAUSE: Duration = Duration::from_millis(500);
-/// How often a cluster may redirect a command.
-const REDIRECTIONS: u32 = 4;
+/// How often a command to a cluster is tried again, or redirected, within the time that its caller waits: a
+/// heartbeat is then written as soon as a replica is promoted.
+const TRIES: u32 = 10;
+/// Between two tries, milliseconds.
+const TRY_AGAIN_MS: (u64, u64) = (50, 200);
 
 /// A connection for many commands at a time.
 #[derive(Clone)]
@@ -299,9 +302,9 @@ fn cluster_client(config: &RedisConfig, response: Duration) -> Result<ClusterCli
     let infos = nodes.urls.iter().map(address);
     let infos: Vec<ConnectionInfo> = infos.collect::<Result<_, _>>()?;
     let mut builder = ClusterClientBuilder::new(infos)
-        .retries(REDIRECTIONS)
-        .min_retry_wait(10)
-        .max_retry_wait(100)
+        .retries(TRIES)
+        .min_retry_wait(TRY_AGAIN_MS.0)
+        .max_retry_wait(TRY_AGAIN_MS.1)
         .connection_timeout(CONNECT)
         .response_timeout(response)
         .tcp_settings(tcp());
