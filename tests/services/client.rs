@@ -18,8 +18,14 @@ use testkit::wait::{eventually, secs};
 
 /// What programs are told that look at a test's services.
 pub(super) fn config(stack: &Stack) -> Config {
+    config_at(&stack.rabbit.url(), stack)
+}
+
+/// The same with another broker.
+pub(super) fn config_at(url: &str, stack: &Stack) -> Config {
     let set = [
-        ("amqp.url", stack.rabbit.url()),
+        ("amqp.url", url.to_owned()),
+        ("amqp.heartbeat", "2s".to_owned()),
         ("redis.url", stack.redis.url()),
         ("amqp.namespace", stack.namespace.clone()),
         ("redis.namespace", stack.namespace.clone()),
@@ -36,7 +42,8 @@ fn client(stack: &Stack) -> Client {
     Client::new(config(stack), MODEL)
 }
 
-fn job(case: &Case, id: &str) -> JobMessage {
+/// A job as programs in Rust write it.
+pub(super) fn job(case: &Case, id: &str) -> JobMessage {
     JobMessage::Score(ScoreMessage {
         v: V1,
         submission_id: id.to_owned(),
@@ -71,7 +78,7 @@ pub(super) fn empty(id: &str) -> JobMessage {
 }
 
 /// Whose answer it is.
-fn name(outcome: Outcome) -> String {
+pub(super) fn name(outcome: Outcome) -> String {
     match outcome {
         Outcome::Answered(result) => result.submission_id,
         other @ (Outcome::Unasked(_)

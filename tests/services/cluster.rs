@@ -2,14 +2,20 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use testkit::aggregator::Aggregator;
-use testkit::case::honest_job;
+use scorer::fleet::client::Client;
+use serde_json::Value;
+use testkit::aggregator::{Aggregator, runtime};
+use testkit::case::{honest, honest_job};
 use testkit::cluster::Cluster;
 use testkit::package::MODEL;
 use testkit::redis_server::Redis;
 use testkit::stack::Stack;
 use testkit::wait::{SOON, eventually, secs};
+use testkit::worker::Worker;
+
+use crate::client::{config_at, job, name};
 
 /// Some seconds of work.
 const JOBS: usize = 120;
@@ -119,4 +125,182 @@ fn a_worker_whose_own_node_dies_goes_on_when_the_node_is_back() {
     worker.drain();
     aggregator.expect_empty(&queue);
     assert_eq!(stack.keys("crash:*"), Vec::<String>::new());
+}
+
+/// What a node suffers. A frozen one keeps its connections and its port, and says nothing.
+#[derive(Debug, Clone, Copy)]
+enum Fault {
+    Frozen,
+    Killed,
+    Removed,
+}
+
+impl Fault {
+    fn strike(self, cluster: &Cluster, node: usize) {
+        match self {
+            Self::Frozen => cluster.nodes()[node].freeze(),
+            Self::Killed => cluster.nodes()[node].kill(),
+            Self::Removed => cluster.remove(node),
+        }
+    }
+
+    fn mend(self, cluster: &Cluster, node: usize) {
+        match self {
+            // Thawed, it would not join the others by itself: they have gone on without it.
+            Self::Frozen => {
+                cluster.nodes()[node].kill();
+                cluster.nodes()[node].start();
+            }
+            Self::Killed => cluster.nodes()[node].start(),
+            Self::Removed => return,
+        }
+        cluster.await_running(3);
+    }
+}
+
+/// Back on another node, from the moment of the fault on.
+const READY_AGAIN: Duration = secs(100);
+
+/// Workers and an aggregator that know every node of a cluster.
+struct Fleet<'a> {
+    cluster: &'a Cluster,
+    stack: Stack,
+    workers: Vec<Worker>,
+    client: Client,
+    /// Every result, copies included, whatever the client acknowledges.
+    copies: String,
+    submitted: Vec<String>,
+}
+
+impl<'a> Fleet<'a> {
+    fn on(cluster: &'a Cluster) -> Self {
+        let stack = stack_on(cluster, 0);
+        let copies = stack.object("copies");
+        let client = Client::new(config_at(&cluster.urls(), &stack), MODEL);
+        let mut fleet = Self {
+            cluster,
+            stack,
+            workers: Vec::new(),
+            client,
+            copies,
+            submitted: Vec::new(),
+        };
+        fleet.add_worker();
+        let aggregator = aggregator_on(cluster, 0, &fleet.stack);
+        aggregator.keep_results(&fleet.copies);
+        cluster.await_online(&fleet.stack.jobs_queue(), 3);
+        cluster.await_online(&fleet.copies, 3);
+        fleet
+    }
+
+    fn add_worker(&mut self) {
+        let id = format!("w{}", self.workers.len() + 1);
+        let urls = self.cluster.urls();
+        let worker = self.stack.worker_with(&id, |settings| {
+            settings.set("amqp.url", urls).set("amqp.heartbeat", "2s")
+        });
+        worker.ready();
+        self.workers.push(worker);
+    }
+
+    fn node_of(&self, worker: &Worker) -> Option<usize> {
+        let node = worker.heartbeat()["broker"]["node"].as_str()?.to_owned();
+        Some(self.cluster.at(&node))
+    }
+
+    /// Submits a stream and waits for its first answer.
+    fn begin(&mut self, fault: Fault) {
+        for n in 0..JOBS {
+            let id = format!("{fault:?}-{n}");
+            let job = job(honest(), &id);
+            self.client.submit(&job).expect("a job");
+            self.submitted.push(id);
+        }
+        self.next().expect("an answer");
+    }
+
+    /// The next answer.
+    fn next(&mut self) -> Option<String> {
+        runtime().block_on(async {
+            let next = tokio::time::timeout(secs(120), self.client.next()).await;
+            next.expect("an answer in time").map(name)
+        })
+    }
+
+    /// The node that the client uses and a worker, too.
+    fn victim(&mut self) -> usize {
+        let node = self.client.node().expect("the client is connected");
+        let node = self.cluster.at(node);
+        // Each worker has an order of its own, so sooner or later one begins here.
+        while !self.workers.iter().any(|w| self.node_of(w) == Some(node)) {
+            self.add_worker();
+        }
+        node
+    }
+
+    /// Returns the node that suffered.
+    fn survives(&mut self, fault: Fault) -> usize {
+        self.begin(fault);
+        let victim = self.victim();
+        let place = self.cluster.nodes()[victim].place();
+        let struck = Instant::now();
+        fault.strike(self.cluster, victim);
+        for worker in &self.workers {
+            worker.heartbeat_when(READY_AGAIN, "ready on another node", |r| {
+                r["ready"] == true && r["broker"]["node"] != place.as_str()
+            });
+        }
+        eprintln!("{fault:?}: workers are ready after {:?}", struck.elapsed());
+        let (mut answers, mut back) = (1, None);
+        while self.next().is_some() {
+            answers += 1;
+            if std::env::var_os("DBG").is_some() {
+                eprintln!(
+                    "DBG answer {answers} at {:?} from {:?}",
+                    struck.elapsed(),
+                    self.client.node()
+                );
+            }
+            if self.client.node() != Some(&place) {
+                back.get_or_insert_with(|| struck.elapsed());
+            }
+        }
+        eprintln!("{fault:?}: the client is answered after {back:?}");
+        eprintln!("DBG {fault:?}: all answered after {:?}", struck.elapsed());
+        assert_eq!(answers, JOBS, "each job is answered once");
+        assert_ne!(self.client.node(), Some(place.as_str()));
+        fault.mend(self.cluster, victim);
+        eprintln!("DBG {fault:?}: mended after {:?}", struck.elapsed());
+        victim
+    }
+
+    /// Copies of a result are the same result.
+    fn expect_no_contradiction(&self, aggregator: &Aggregator) {
+        let mut found: HashMap<String, Value> = HashMap::new();
+        while let Some(message) = aggregator.take(&self.copies) {
+            let mut result = message.json();
+            assert_eq!(result["status"], "scored", "{result}");
+            let id = result["submission_id"].as_str().expect("an id").to_owned();
+            let numbers = ["delta", "stderr", "loss_before", "loss_after", "plan"];
+            let numbers = Value::from_iter(numbers.map(|n| (n, result[n].take())));
+            let first = found.entry(id).or_insert_with(|| numbers.clone());
+            assert_eq!(*first, numbers);
+        }
+        let expected: HashSet<&String> = self.submitted.iter().collect();
+        assert_eq!(found.keys().collect::<HashSet<_>>(), expected);
+    }
+}
+
+#[test]
+fn who_knows_every_node_goes_on_at_another_one() {
+    let cluster = Cluster::started(3);
+    let mut fleet = Fleet::on(&cluster);
+    fleet.survives(Fault::Killed);
+    fleet.survives(Fault::Frozen);
+    let gone = fleet.survives(Fault::Removed);
+    let aggregator = aggregator_on(&cluster, (gone + 1) % 3, &fleet.stack);
+    fleet.workers.iter().for_each(Worker::drain);
+    fleet.expect_no_contradiction(&aggregator);
+    aggregator.expect_empty(&fleet.stack.jobs_queue());
+    assert_eq!(fleet.stack.keys("crash:*"), Vec::<String>::new());
 }
