@@ -18,19 +18,19 @@ use testkit::wait::{eventually, secs};
 
 /// What programs are told that look at a test's services.
 pub(super) fn config(stack: &Stack) -> Config {
-    config_at(&stack.rabbit.url(), stack)
+    config_with(stack, &[])
 }
 
-/// The same with another broker.
-pub(super) fn config_at(url: &str, stack: &Stack) -> Config {
+/// The same with more settings.
+pub(super) fn config_with(stack: &Stack, more: &[(&str, String)]) -> Config {
     let set = [
-        ("amqp.url", url.to_owned()),
-        ("amqp.heartbeat", "2s".to_owned()),
+        ("amqp.url", stack.rabbit.url()),
         ("redis.url", stack.redis.url()),
         ("amqp.namespace", stack.namespace.clone()),
         ("redis.namespace", stack.namespace.clone()),
     ];
-    let set = set.map(|(key, value)| format!("{key}={value}"));
+    let set = set.iter().chain(more);
+    let set: Vec<String> = set.map(|(key, value)| format!("{key}={value}")).collect();
     let layers = Layers {
         set: &set,
         ..Layers::default()
