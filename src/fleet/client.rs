@@ -173,6 +173,11 @@ impl Client {
         }
     }
 
+    /// The node of the broker that is in use, as host:port.
+    pub fn node(&self) -> Option<&str> {
+        self.link.as_ref().map(|(link, _)| link.node.as_str())
+    }
+
     /// Takes a job; it goes to the broker within [`Client::next`], when a worker can use it.
     ///
     /// # Errors

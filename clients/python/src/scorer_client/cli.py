@@ -72,7 +72,8 @@ def main(words: Sequence[str] | None = None) -> int:
 def parser() -> Parser:
     top = Parser(prog="scorer-client", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     top.add_argument("--model", help="the name of the model; all commands but export need it")
-    top.add_argument("--amqp", metavar="URL", default=os.environ.get("SCORER_AMQP__URL", "amqp://guest:guest@127.0.0.1:5672/%2f"))
+    amqp = os.environ.get("SCORER_AMQP__URL", "amqp://guest:guest@127.0.0.1:5672/%2f")
+    top.add_argument("--amqp", metavar="URL", default=amqp, help="may be a TOML array of URLs, the nodes of a cluster")
     top.add_argument("--redis", metavar="URL", default=os.environ.get("SCORER_REDIS__URL", "redis://127.0.0.1:6379/0"))
     top.add_argument("--namespace", default="scorer")
     commands = top.add_subparsers(dest="command", required=True)
