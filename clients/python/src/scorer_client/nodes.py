@@ -31,7 +31,7 @@ def address(url: str) -> str:
 
 def checked(urls: str | Sequence[str]) -> tuple[str, ...]:
     """The URLs of the nodes of one cluster, each once. Raises ValueError, without a password in it."""
-    urls = _listed(urls) if isinstance(urls, str) else tuple(urls)
+    urls = listed(urls, "RabbitMQ")
     if not urls:
         raise ValueError("There must be at least one RabbitMQ URL.")
     for url in urls:
@@ -49,16 +49,18 @@ def checked(urls: str | Sequence[str]) -> tuple[str, ...]:
     return urls
 
 
-def _listed(text: str) -> tuple[str, ...]:
-    """A URL, or a list of them as the workers read it from the environment: a TOML array."""
-    if not text.lstrip().startswith("["):
-        return (text,)
+def listed(given: str | Sequence[str], service: str) -> tuple[str, ...]:
+    """The URLs; a text is one URL, or a list of them as the workers read it from the environment: a TOML array."""
+    if not isinstance(given, str):
+        return tuple(given)
+    if not given.lstrip().startswith("["):
+        return (given,)
     try:
-        urls = tomllib.loads(f"urls = {text}")["urls"]
+        urls = tomllib.loads(f"urls = {given}")["urls"]
     except tomllib.TOMLDecodeError:
         urls = None
     if not isinstance(urls, list) or not all(isinstance(url, str) for url in urls):
-        raise ValueError("The RabbitMQ URLs begin with [ but are no TOML array of texts.")
+        raise ValueError(f"The {service} URLs begin with [ but are no TOML array of texts.")
     return tuple(urls)
 
 
