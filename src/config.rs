@@ -288,6 +288,19 @@ mod tests {
     }
 
     #[test]
+    fn a_cluster_has_one_database_and_the_model_chooses_the_slot() {
+        let cluster = "redis.mode=cluster";
+        let several = r#"redis.url=["redis://a", "redis://b/0"]"#;
+        let config = load(&[cluster, several]).unwrap();
+        assert_eq!(config.redis.urls, ["redis://a", "redis://b/0"]);
+        assert_eq!(refused(&[several]), ["redis.url"]);
+        assert_eq!(refused(&[cluster, "redis.url=redis://a/1"]), ["redis.url"]);
+        let braces = "redis.namespace={}";
+        assert_eq!(refused(&[cluster, braces]), ["redis.namespace"]);
+        load(&[braces]).unwrap();
+    }
+
+    #[test]
     fn webgpu_chooses_the_gpu_itself() {
         let webgpu = "engine.execution_provider=webgpu";
         let config = load(&[webgpu]).unwrap();

@@ -11,6 +11,8 @@ mod lease;
 mod link;
 mod peers;
 mod scripts;
+#[cfg(test)]
+mod slots;
 
 use std::collections::HashMap;
 use std::sync::Arc;

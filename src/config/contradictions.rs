@@ -7,7 +7,7 @@ use url::Url;
 
 use super::problem::Problem;
 use super::redis_nodes::RedisNodes;
-use super::{Config, Provider, TlsConfig, redact, service_urls, urls};
+use super::{Config, Provider, RedisMode, TlsConfig, redact, service_urls, urls};
 use crate::protocol::names::{is_model_name, is_worker_id};
 use crate::protocol::signature::UpdateKey;
 
@@ -138,6 +138,11 @@ impl Checks<'_> {
     /// URLs that cannot be used, or parts of which would be ignored.
     fn urls(&mut self, config: &Config) {
         self.accept("amqp.url", service_urls::amqp_nodes(&config.amqp.urls));
+        self.check(
+            config.redis.mode != RedisMode::Cluster || !config.redis.namespace.contains('{'),
+            "redis.namespace",
+            "must not contain { with redis.mode = \"cluster\": braces choose the slot, and the model's name has them",
+        );
         if !self.is_refused("redis.mode") {
             self.accept("redis.url", RedisNodes::of(&config.redis).map(drop));
         }

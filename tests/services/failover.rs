@@ -2,6 +2,9 @@
 //! beats resume soon after the fail-over, and whoever looks at the fleet sees it.
 
 use std::collections::HashMap;
+use std::io::{Read as _, Write as _};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +15,7 @@ use serde_json::Value;
 use testkit::aggregator::{Aggregator, runtime};
 use testkit::broker::Rabbit;
 use testkit::case::honest_job;
+use testkit::folder::Folder;
 use testkit::package::MODEL;
 use testkit::redis_cluster::RedisCluster;
 use testkit::redis_sentinel::Sentinels;
@@ -27,6 +31,35 @@ const JOBS: usize = 20;
 /// What a redelivery must compute again to the last bit.
 const BITS: [&str; 5] = ["status", "delta", "stderr", "loss_before", "loss_after"];
 
+/// The users of the documentation, but the default user may do everything, as the servers among themselves.
+struct Users {
+    file: String,
+    _folder: Folder,
+}
+
+impl Users {
+    fn new() -> Self {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("ops/redis/users.acl");
+        let users = std::fs::read_to_string(path).expect("the users");
+        let all = "user default on nopass ~* &* +@all";
+        let off = users.lines().next().expect("a first line");
+        assert!(off.starts_with("user default off "), "{off}");
+        // Every test has a namespace of its own.
+        let users = users.replacen(off, all, 1).replace("~scorer", "~*");
+        let folder = Folder::new("users");
+        let file = folder.join("users.acl");
+        std::fs::write(&file, users).expect("a writable folder");
+        Self {
+            file: file.display().to_string(),
+            _folder: folder,
+        }
+    }
+
+    fn arguments(&self) -> [&str; 2] {
+        ["--aclfile", &self.file]
+    }
+}
+
 /// A fleet of one worker on a Redis of several servers, with a stream of jobs.
 struct Fleet {
     stack: Stack,
@@ -34,25 +67,25 @@ struct Fleet {
     worker: Worker,
     aggregator: Aggregator,
     observer: FleetStore,
+    python: Python,
     ids: Vec<String>,
 }
 
 impl Fleet {
-    /// `first` has the model's keys.
-    fn under_way(mode: &str, urls: &str, first: &Arc<Redis>) -> Self {
+    /// `first` has the model's keys; `urls` are those for a user.
+    fn under_way(mode: &str, urls: impl Fn(&str) -> String, first: &Arc<Redis>) -> Self {
         let stack = Stack::on(Rabbit::shared(), Arc::clone(first));
-        let settings = vec![
-            ("redis.mode", mode.to_owned()),
-            ("redis.url", urls.to_owned()),
-        ];
+        let of = |user| vec![("redis.mode", mode.to_owned()), ("redis.url", urls(user))];
+        let settings = of("dashboard");
         let worker = stack.worker_with("w1", |common| {
             // As they are by default.
             let common = common
                 .set("heartbeat.interval", "1s")
                 .set("heartbeat.ttl", "5s");
-            with(common, &settings)
+            with(common, &of("worker"))
         });
         let observer = FleetStore::new(&config(&stack, &settings).redis);
+        let python = Python::started(mode, &urls("aggregator"), &stack);
         worker.ready();
         let aggregator = stack.aggregator();
         aggregator.collect_results();
@@ -62,6 +95,7 @@ impl Fleet {
             worker,
             aggregator,
             observer,
+            python,
             ids: Vec::new(),
         };
         fleet.sees_the_worker();
@@ -95,13 +129,14 @@ impl Fleet {
     /// Whoever looked before the fault goes on looking, whether told of the model or not, and so does a command that is
     /// started now.
     #[track_caller]
-    fn sees_the_worker(&self) {
+    fn sees_the_worker(&mut self) {
         for model in [Some(MODEL), None] {
             eventually(SOON, "the observer sees the worker", || {
                 let looked = runtime().block_on(self.observer.live_records(model, secs(5)));
                 looked.is_ok_and(|(_, records)| records.len() == 1)
             });
         }
+        self.python.sees_the_worker();
         let status = self.command(&["status", "--json"]);
         assert_eq!(status["workers"][0]["worker_id"], "w1", "{status}");
     }
@@ -145,6 +180,11 @@ impl Fleet {
             stored["scored_at_ms"], again["scored_at_ms"],
             "it is stored again"
         );
+        let log = self.worker.log();
+        assert!(
+            !log.contains("NOPERM") && !log.contains("no permissions"),
+            "{log}"
+        );
         self.worker.terminate();
         assert_eq!(self.worker.exit_code(DRAIN), 0);
     }
@@ -156,6 +196,46 @@ impl Fleet {
         for key in keys {
             connection.del::<_, ()>(key).expect("a key is deleted");
         }
+    }
+}
+
+/// A program that looks at the fleet with both Python clients.
+struct Python(Child);
+
+impl Python {
+    fn started(mode: &str, urls: &str, stack: &Stack) -> Self {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let mut command = Command::new("python3");
+        command
+            .arg(root.join("tests/services/watch_fleet.py"))
+            .args([mode, urls, &stack.namespace, MODEL])
+            .env("PYTHONPATH", root.join("clients/python/src"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped());
+        Self(command.spawn().expect("python3 runs"))
+    }
+
+    #[track_caller]
+    fn sees_the_worker(&mut self) {
+        let asked = self.0.stdin.as_mut().expect("a pipe").write_all(b"look\n");
+        asked.expect("it reads");
+        let mut answer = [0; 5];
+        let read = self
+            .0
+            .stdout
+            .as_mut()
+            .expect("a pipe")
+            .read_exact(&mut answer);
+        read.expect("it sees the worker, or says why not");
+        assert_eq!(&answer, b"seen\n");
+    }
+}
+
+impl Drop for Python {
+    fn drop(&mut self) {
+        // It ends by itself once its input does.
+        drop(self.0.stdin.take());
+        self.0.wait().ok();
     }
 }
 
@@ -198,9 +278,10 @@ fn assert_soon(after: Duration) {
 
 #[test]
 fn sentinels_name_another_master_where_it_was_killed() {
-    let sentinels = Sentinels::started(&[]);
+    let users = Users::new();
+    let sentinels = Sentinels::started(&users.arguments());
     let servers = sentinels.servers();
-    let mut fleet = Fleet::under_way("sentinel", &sentinels.urls(), &servers[0]);
+    let mut fleet = Fleet::under_way("sentinel", |user| sentinels.urls(user), &servers[0]);
     servers[0].kill();
     let fault = std::time::Instant::now();
     let master = sentinels.another_master(0);
@@ -213,9 +294,10 @@ fn sentinels_name_another_master_where_it_was_killed() {
 
 #[test]
 fn sentinels_name_another_master_where_it_froze_together_with_one_of_them() {
-    let sentinels = Sentinels::started(&[]);
+    let users = Users::new();
+    let sentinels = Sentinels::started(&users.arguments());
     let servers = sentinels.servers();
-    let mut fleet = Fleet::under_way("sentinel", &sentinels.urls(), &servers[0]);
+    let mut fleet = Fleet::under_way("sentinel", |user| sentinels.urls(user), &servers[0]);
     servers[0].freeze();
     let fault = std::time::Instant::now();
     sentinels.sentinels()[0].freeze();
@@ -237,11 +319,12 @@ fn sentinels_name_another_master_where_it_froze_together_with_one_of_them() {
 
 #[test]
 fn a_cluster_moves_the_models_slot_and_then_loses_its_new_master() {
-    let cluster = RedisCluster::started(&[]);
+    let users = Users::new();
+    let cluster = RedisCluster::started(&users.arguments());
     let nodes = cluster.nodes();
     let slot = cluster.slot(&format!("{{{MODEL}}}"));
     let first = cluster.master_of(slot, &[]);
-    let mut fleet = Fleet::under_way("cluster", &cluster.urls(), &nodes[first]);
+    let mut fleet = Fleet::under_way("cluster", |user| cluster.urls(user), &nodes[first]);
     let second = (first + 1) % 3;
     cluster.move_slot(slot, first, second);
     assert_soon(fleet.beats_resume(&nodes[second], now_ms()));
@@ -259,11 +342,12 @@ fn a_cluster_moves_the_models_slot_and_then_loses_its_new_master() {
 
 #[test]
 fn a_cluster_promotes_the_replica_of_a_master_that_froze() {
-    let cluster = RedisCluster::started(&[]);
+    let users = Users::new();
+    let cluster = RedisCluster::started(&users.arguments());
     let nodes = cluster.nodes();
     let slot = cluster.slot(&format!("{{{MODEL}}}"));
     let first = cluster.master_of(slot, &[]);
-    let mut fleet = Fleet::under_way("cluster", &cluster.urls(), &nodes[first]);
+    let mut fleet = Fleet::under_way("cluster", |user| cluster.urls(user), &nodes[first]);
     nodes[first].freeze();
     let fault = std::time::Instant::now();
     let second = cluster.master_of(slot, &[first]);

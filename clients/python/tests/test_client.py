@@ -42,6 +42,7 @@ from scorer_client.results import Loss, Refusal, Result, Score
 from scorer_client.flow_control import FlowControl
 from scorer_client.report import Report, verdict_line
 from scorer_client.settings import Settings
+from scorer_client.stores import Addresses
 from scorer_client.workers import FleetUnknown, Worker, answering, capacity, free, ready
 
 SCHEMAS = pathlib.Path(__file__).resolve().parents[3] / "schemas"
@@ -270,6 +271,40 @@ class Fleets(unittest.TestCase):
             (found,) = self.fleet({"a": 100_000.0}, {"a": record}).workers()
             self.assertEqual((found.state, found.ready, found.slots), ("unreadable", False, 0))
             self.assertRegex(found.detail, "heartbeat of a (is|does) no|of the heartbeat of a is|of a is no")
+
+    def test_every_mode_says_where_redis_is_away_without_its_password(self):
+        places = ("127.0.0.1:1", "127.0.0.1:2")
+        urls = [f"redis://:secret@{place}" for place in places]
+        for mode in ("sentinel", "cluster"):
+            fleet = Fleet(urls, "tinylm", mode=mode)
+            for _ in range(2):
+                with self.assertRaisesRegex(FleetUnknown, f"^Redis at {', '.join(places)} cannot be read: ") as raised:
+                    fleet.workers()
+                self.assertNotIn("secret", str(raised.exception))
+
+    def test_urls_that_a_mode_cannot_use_are_refused_without_their_passwords(self):
+        for mode, urls, why in (
+            ("replicated", "redis://h", "must be one of"),
+            ("single", ["redis://h", "redis://g"], "one server has one URL"),
+            ("sentinel", [], "at least one"),
+            ("sentinel", '["redis://h"', "no TOML array"),
+            ("sentinel", ["redis://h", "rediss://g"], "host and port only"),
+            ("sentinel", ["redis://:hunter2@h", "redis://:other@g"], "host and port only"),
+            ("sentinel", "unix:///run/redis.sock", "must begin with"),
+            ("cluster", "redis://:hunter2@h/1", "only database 0"),
+            ("cluster", "redis://:hunter2@h?db=1", "only database 0"),
+        ):
+            with self.subTest(mode=mode, urls=urls), self.assertRaisesRegex(ValueError, why) as raised:
+                Fleet(urls, "tinylm", mode=mode)
+            self.assertNotIn("hunter2", str(raised.exception))
+
+    def test_sentinels_have_a_port_and_a_login_of_their_own(self):
+        url = "rediss://u:p@h/3?sentinel_user=s&sentinel_password=%40"
+        addresses = Addresses.checked(f'["{url}"]', "sentinel", "mymaster")
+        self.assertEqual(addresses.nodes(), [("h", 26379)])
+        told, sentinels = addresses.options(), addresses.sentinel_options()
+        self.assertEqual([told[name] for name in ("username", "password", "db", "ssl")], ["u", "p", 3, True])
+        self.assertEqual([sentinels[name] for name in ("username", "password", "ssl")], ["s", "@", True])
 
     def test_redis_away_is_unknown_and_neither_ready_nor_nobody(self):
         fleet = Fleet(f"redis://:secret@{NOWHERE}/0", "tinylm")

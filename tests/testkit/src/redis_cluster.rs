@@ -54,9 +54,9 @@ impl RedisCluster {
         &self.nodes
     }
 
-    /// As `redis.url` takes it: the masters that were.
-    pub fn urls(&self) -> String {
-        let url = |node: &Arc<Redis>| format!("\"redis://127.0.0.1:{}\"", node.port());
+    /// As `redis.url` takes it, for a user whose password is its name: the masters that were.
+    pub fn urls(&self, user: &str) -> String {
+        let url = |n: &Arc<Redis>| format!("\"redis://{user}:{user}@127.0.0.1:{}\"", n.port());
         let urls: Vec<String> = self.nodes[..MASTERS].iter().map(url).collect();
         format!("[{}]", urls.join(", "))
     }

@@ -45,9 +45,10 @@ impl Sentinels {
         all
     }
 
-    /// As `redis.url` takes it.
-    pub fn urls(&self) -> String {
-        let urls: Vec<String> = self.sentinels.iter().map(address).collect();
+    /// As `redis.url` takes it, for a user whose password is its name.
+    pub fn urls(&self, user: &str) -> String {
+        let url = |s: &Redis| format!("\"redis://{user}:{user}@127.0.0.1:{}\"", s.port());
+        let urls: Vec<String> = self.sentinels.iter().map(url).collect();
         format!("[{}]", urls.join(", "))
     }
 
@@ -100,8 +101,4 @@ fn sentinel(master: u16) -> Redis {
     let sentinel = Redis::stopped().with_file(&settings).with(&["--sentinel"]);
     sentinel.start();
     sentinel
-}
-
-fn address(sentinel: &Redis) -> String {
-    format!("\"redis://127.0.0.1:{}\"", sentinel.port())
 }
