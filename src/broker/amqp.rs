@@ -3,6 +3,7 @@
 //! wait is bounded. lapin's recovery is not used: a lost link is dropped whole, and its owner makes the
 //! next one.
 
+mod connection;
 mod delivery;
 mod greeting;
 mod publisher;
@@ -21,18 +22,15 @@ use lapin::options::{
     QueueDeclareOptions,
 };
 use lapin::protocol::{AMQPErrorKind, AMQPSoftError};
-use lapin::tcp::{OwnedIdentity, OwnedTLSConfig};
 use lapin::types::{AMQPValue, FieldTable};
-use lapin::uri::AMQPUri;
-use lapin::{Channel, Connection, ConnectionProperties, ErrorKind, Event};
+use lapin::{Channel, Connection, ErrorKind, Event};
 use tokio_util::sync::CancellationToken;
-use url::Host;
 
 use super::BrokerError;
+use super::nodes::Nodes;
 use super::topology::{Argument, Binding, Exchange, ExchangeKind, Topology, of_consumer};
-use crate::config::{AmqpConfig, service_urls};
 
-/// For every call, and for connecting.
+/// For every call on a connection.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -58,11 +56,19 @@ async fn bounded<T>(
     what: &str,
     call: impl Future<Output = lapin::Result<T>>,
 ) -> Result<T, BrokerError> {
-    match tokio::time::timeout(CALL_TIMEOUT, call).await {
+    within(CALL_TIMEOUT, what, call).await
+}
+
+async fn within<T>(
+    limit: Duration,
+    what: &str,
+    call: impl Future<Output = lapin::Result<T>>,
+) -> Result<T, BrokerError> {
+    match tokio::time::timeout(limit, call).await {
         Ok(done) => done.map_err(|e| failed(what, &e)),
         Err(_) => Err(BrokerError::Failed(format!(
             "{what}: no answer within {} s",
-            CALL_TIMEOUT.as_secs()
+            limit.as_secs()
         ))),
     }
 }
@@ -70,6 +76,8 @@ async fn bounded<T>(
 /// A pair of connections that lives until either fails.
 #[derive(Debug)]
 pub struct Link {
+    /// The node that it leads to: host and port.
+    pub node: String,
     consuming: Connection,
     publishing: Connection,
     /// The broker's version.
@@ -102,13 +110,25 @@ impl Link {
         self.forbidden.load(Ordering::Relaxed)
     }
 
-    /// Connects and opens the publishing channels.
+    /// Connects to the first node that answers and opens the publishing channels.
     ///
     /// # Errors
-    /// What was tried and what the broker said.
-    pub async fn connect(config: &AmqpConfig, name: &str) -> Result<Self, BrokerError> {
-        let (consuming, version) = connect(config, &format!("{name}/consume")).await?;
-        let (publishing, _) = connect(config, &format!("{name}/publish")).await?;
+    /// Which nodes were tried and what each said.
+    pub async fn connect(nodes: &mut Nodes, name: &str) -> Result<Self, BrokerError> {
+        let mut failures = Vec::new();
+        for _ in 0..nodes.count() {
+            let Some(url) = nodes.take() else { break };
+            match Self::connect_to(nodes, &url, name).await {
+                Ok(link) => return Ok(link),
+                Err(error) => failures.push(error),
+            }
+        }
+        Err(BrokerError::of_all(failures))
+    }
+
+    async fn connect_to(nodes: &Nodes, url: &str, name: &str) -> Result<Self, BrokerError> {
+        let (consuming, version) = connection::open(nodes, url, &format!("{name}/consume")).await?;
+        let (publishing, _) = connection::open(nodes, url, &format!("{name}/publish")).await?;
         let signs = Signs::default();
         watch(&consuming, signs.lost.clone(), None);
         let blocked = Some(Arc::clone(&signs.blocked));
@@ -116,6 +136,7 @@ impl Link {
         let results = Publisher::open(&publishing, PIPELINE, &signs).await?;
         let jobs = Publisher::open(&publishing, 1, &signs).await?;
         Ok(Self {
+            node: connection::node(url),
             consuming,
             publishing,
             version,
@@ -352,40 +373,6 @@ async fn bind(what: &str, channel: &Channel, binding: &Binding) -> Result<(), Br
     bounded(what, bound).await
 }
 
-/// What the driver connects to. The driver takes `localhost` for an IPv6 address, and keeps the brackets
-/// of an IPv6 address. Errors do not show the password.
-fn address(text: &str) -> Result<AMQPUri, String> {
-    let url = service_urls::amqp(text)?;
-    let mut uri = url.as_str().parse::<AMQPUri>()?;
-    if let Some(Host::Ipv6(ip)) = url.host() {
-        uri.authority.host = ip.to_string();
-    }
-    Ok(uri)
-}
-
-async fn connect(
-    config: &AmqpConfig,
-    name: &str,
-) -> Result<(Connection, Option<String>), BrokerError> {
-    let shown = crate::config::redact(&config.url);
-    let uri = address(&config.url);
-    let mut uri = uri.map_err(|why| BrokerError::Failed(format!("amqp.url: {why}")))?;
-    let heartbeat = u16::try_from(config.heartbeat.as_secs()).unwrap_or(u16::MAX);
-    uri.query.heartbeat.get_or_insert(heartbeat.max(1));
-    let properties = ConnectionProperties::default().with_connection_name(name.into());
-    let tls = config.tls.read();
-    let tls = tls.map_err(|(key, why)| BrokerError::Failed(format!("amqp.tls.{key}: {why}")))?;
-    let tls = OwnedTLSConfig {
-        identity: tls.identity.map(|(cert, key)| OwnedIdentity::PKCS8 {
-            pem: cert.into(),
-            key: key.into(),
-        }),
-        cert_chain: tls.ca,
-    };
-    let connecting = Box::pin(greeting::connect(uri, properties, tls));
-    bounded(&format!("connect to {shown}"), connecting).await
-}
-
 fn watch(connection: &Connection, lost: CancellationToken, blocked: Option<Arc<AtomicBool>>) {
     let mut events = connection.events_listener();
     let status = connection.status().clone();
@@ -499,39 +486,5 @@ mod tests {
         let late = bounded("q", call).await;
         assert!(matches!(late, Err(BrokerError::Failed(_))), "{late:?}");
         assert_eq!(tolerate("q", late.clone()), late.map(|()| true));
-    }
-
-    #[test]
-    fn every_part_takes_effect() {
-        let uri = address("amqps://u%40x:p%2f@h:1/a%2Fb?heartbeat=7&frame_max=9000&channel_max=5")
-            .unwrap();
-        assert_eq!(uri.authority.userinfo.username, "u@x");
-        assert_eq!(uri.authority.userinfo.password, "p/");
-        assert_eq!((uri.authority.host.as_str(), uri.authority.port), ("h", 1));
-        assert_eq!(uri.vhost, "a/b");
-        let query = (
-            uri.query.heartbeat,
-            uri.query.frame_max,
-            uri.query.channel_max,
-        );
-        assert_eq!(query, (Some(7), Some(9000), Some(5)));
-        for (url, host) in [
-            ("amqp://[::1]", "::1"),
-            ("amqp://127.0.0.1", "127.0.0.1"),
-            ("amqp://h%61", "ha"),
-        ] {
-            let uri = address(url).unwrap();
-            assert_eq!(
-                (uri.authority.host.as_str(), uri.vhost.as_str()),
-                (host, "/")
-            );
-        }
-        assert_eq!(address("amqp://u:p@h//").unwrap().vhost, "/");
-        assert!(
-            address("amqps://u@h/?auth_mechanism=external").is_err(),
-            "the virtual host"
-        );
-        assert!(address("amqps://u@h?auth_mechanism=external").is_ok());
-        assert!(address("amqps://h/%2f?auth_mechanism=EXTERNAL").is_ok());
     }
 }

@@ -12,6 +12,7 @@ use tokio::task::{JoinError, JoinHandle};
 use tokio::time::Instant;
 
 use crate::broker::amqp::{Acker, Deliveries, Delivery, Link};
+use crate::broker::nodes::Nodes;
 use crate::broker::topology::Topology;
 use crate::broker::{BrokerError, Outgoing, Properties, PublishError};
 use crate::config::Config;
@@ -122,6 +123,7 @@ pub struct Client {
     config: Config,
     store: FleetStore,
     topology: Topology,
+    nodes: Nodes,
     answer_within: Duration,
     link: Option<(Link, Deliveries)>,
     backoff: Backoff,
@@ -146,6 +148,7 @@ impl Client {
         Self {
             topology: Topology::new(&config.amqp, model),
             store: FleetStore::new(&config.redis),
+            nodes: Nodes::new(&config.amqp),
             config,
             answer_within: ANSWER_WITHIN,
             link: None,
@@ -168,6 +171,11 @@ impl Client {
             answer_within,
             ..self
         }
+    }
+
+    /// The node of the broker that is in use, as host:port.
+    pub fn node(&self) -> Option<&str> {
+        self.link.as_ref().map(|(link, _)| link.node.as_str())
     }
 
     /// Takes a job; it goes to the broker within [`Client::next`], when a worker can use it.
@@ -294,8 +302,8 @@ impl Client {
         None
     }
 
-    async fn link(&self) -> Result<(Link, Deliveries), BrokerError> {
-        let link = Link::connect(&self.config.amqp, "scorer-client").await?;
+    async fn link(&mut self) -> Result<(Link, Deliveries), BrokerError> {
+        let link = Link::connect(&mut self.nodes, "scorer-client").await?;
         let queue = self.topology.results_queue();
         let results = link.consume(&queue, "", UNACKNOWLEDGED).await?;
         Ok((link, results))

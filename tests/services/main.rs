@@ -16,6 +16,7 @@ mod crash_shim;
 mod dashboard;
 mod dead;
 mod drain;
+mod failover;
 mod fetching;
 mod gating;
 mod gpu_check;

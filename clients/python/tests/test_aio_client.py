@@ -2,7 +2,9 @@
 
 import asyncio
 import logging
+import socket
 import unittest
+from unittest import mock
 
 from scorer_client import (
     Answer,
@@ -278,6 +280,18 @@ class Addresses(unittest.IsolatedAsyncioTestCase):
         with self.assertRaisesRegex(FleetUnknown, f"^Redis at {NOWHERE} cannot be read: .* address is correct.$"):
             await fleet.accepts()
         await fleet.close()
+
+    async def test_a_node_that_says_nothing_costs_a_moment_and_every_reason_is_given(self):
+        with socket.create_server(("127.0.0.1", 0)) as silent, mock.patch("scorer_client.aio.broker.CONNECT_TIMEOUT_S", 0.2):
+            place = f"127.0.0.1:{silent.getsockname()[1]}"
+            broker = aio.Broker([f"amqp://u:secret@{place}", f"amqp://u:secret@{NOWHERE}"], "tinylm")
+            with self.assertRaises(BrokerUnavailable) as raised:
+                await broker.connect()
+        said = str(raised.exception)
+        for part in (f"{place}: no reply within 0.2 s", f"{NOWHERE}: "):
+            self.assertIn(part, said)
+        self.assertNotIn("secret", said)
+        self.assertIsNone(broker.node)
 
     def test_urls_are_checked(self):
         with self.assertRaisesRegex(ValueError, "begin with amqp://"):

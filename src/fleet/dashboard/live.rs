@@ -7,6 +7,7 @@ use super::App;
 use super::news::ParkedJob;
 use super::verdict::SeenResult;
 use crate::broker::amqp::{Deliveries, Delivery, Link};
+use crate::broker::nodes::Nodes;
 use crate::broker::topology::Topology;
 use crate::broker::{BrokerError, Properties};
 use crate::config::Config;
@@ -34,12 +35,13 @@ pub(super) async fn look(config: Config, model: Option<String>, app: Arc<App>) {
 
 /// Reads copies of results and dead-lettered jobs while there is a connection to RabbitMQ.
 pub(super) async fn watch_results(config: Config, app: Arc<App>) {
+    let mut nodes = Nodes::new(&config.amqp);
     let mut backoff = Backoff::new();
     loop {
         let model = config.model.name.clone().or_else(|| app.board().model());
         if let Some(model) = model {
             let topology = Topology::new(&config.amqp, &model);
-            match subscribe(&config, &topology).await {
+            match subscribe(&mut nodes, &topology).await {
                 Ok(watching) => {
                     backoff.reset();
                     let now_ms = app.board().now_ms();
@@ -62,8 +64,8 @@ struct Watching {
     parked: Deliveries,
 }
 
-async fn subscribe(config: &Config, topology: &Topology) -> Result<Watching, BrokerError> {
-    let link = Link::connect(&config.amqp, "scorer-dashboard").await?;
+async fn subscribe(nodes: &mut Nodes, topology: &Topology) -> Result<Watching, BrokerError> {
+    let link = Link::connect(nodes, "scorer-dashboard").await?;
     let all = format!("{}.*", topology.model);
     let (_, results) = link.subscribe(&topology.results_exchange(), &[all]).await?;
     let (dead, model) = (topology.dead_exchange(), topology.model.clone());
