@@ -8,7 +8,7 @@ import tempfile
 import unittest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-READ = ["docs", "ops", "schemas", "src", "docker-compose.yml", "docker-compose.nvidia.yml", "deny.toml", ".dockerignore", ".github"]
+READ = ["docs", "ops", "schemas", "src", "docker-compose.yml", "docker-compose.nvidia.yml", "docker-compose.cluster.yml", "deny.toml", ".dockerignore", ".github"]
 
 # File, what stands there, the mistake, a part of the sentence.
 MISTAKES = [
@@ -24,6 +24,10 @@ MISTAKES = [
     ("docker-compose.nvidia.yml", 'device_ids: ["1"]', 'device_ids: ["0"]', "worker-gpu1 must reserve the GPU 1"),
     ("docker-compose.nvidia.yml", "worker-gpu3:", "worker-gpu8:", "worker-gpu8 must be worker-gpu3"),
     ("docker-compose.nvidia.yml", "aliases: [worker]", "aliases: [gpu]", "must have the alias worker"),
+    ("docker-compose.cluster.yml", "hostname: rabbitmq-2", "hostname: rabbit2", "services.rabbitmq-2.hostname must be"),
+    ("docker-compose.cluster.yml", "@sentinel-3:26379", "@sentinel-4:26379", "SCORER_REDIS__URL must name"),
+    ("docker-compose.cluster.yml", "SCORER_REDIS__MASTER: mymaster", "SCORER_REDIS__MASTER: main", "what ops/redis/sentinel.conf watches"),
+    ("ops/rabbitmq/cluster.conf", "rabbit@rabbitmq-3", "rabbit@rabbitmq-4", "ops/rabbitmq/cluster.conf names"),
     ("ops/rabbitmq/definitions.json", '"max-length-bytes": 8589934592', '"delivery-limit": 5', "which the job queues have"),
     ("ops/rabbitmq/definitions.json", '"management"', '"administrator"', "operator must not be administrator"),
     ("ops/redis/users.acl", "user default off", "user default on", "the user default must be off"),

@@ -1,7 +1,8 @@
 //! The message broker: deliveries are settled once, and messages count as sent only when confirmed. The
-//! driver is [`amqp`]; exchanges and queues are described in [`topology`].
+//! driver is [`amqp`]; exchanges and queues are described in [`topology`], a cluster's nodes in [`nodes`].
 
 pub mod amqp;
+pub mod nodes;
 pub mod topology;
 
 use crate::protocol::encoding::Encoding;
@@ -37,6 +38,26 @@ pub enum BrokerError {
     /// Anything else, including a call that took too long.
     #[error("RabbitMQ: {0}")]
     Failed(String),
+}
+
+impl BrokerError {
+    /// What to say when every node failed.
+    fn of_all(mut failures: Vec<Self>) -> Self {
+        if failures.len() == 1 {
+            return failures.remove(0);
+        }
+        let whys: Vec<String> = failures.into_iter().map(Self::text).collect();
+        Self::Failed(format!("no node can be used: {}", whys.join("; ")))
+    }
+
+    fn text(self) -> String {
+        match self {
+            Self::Differs(text)
+            | Self::Missing(text)
+            | Self::Forbidden(text)
+            | Self::Failed(text) => text,
+        }
+    }
 }
 
 /// Header that counts a job's attempts. The broker has counters of its own for other purposes.
@@ -75,6 +96,8 @@ pub struct Properties {
     pub correlation_id: Option<String>,
     /// Queue that gets a second copy of the result.
     pub reply_to: Option<String>,
+    /// Which jobs the broker delivers first. Copies of a job keep it.
+    pub priority: Option<u8>,
     /// Unix seconds.
     pub timestamp: Option<u64>,
     /// Text headers.
@@ -194,6 +217,7 @@ mod tests {
                 header("mine", "kept"),
                 header(LAST_DEATH, "expired"),
             ],
+            priority: Some(7),
             attempt: 3,
             ..Properties::default()
         };
@@ -202,7 +226,7 @@ mod tests {
         assert_eq!(copy.dead_letter_reason().as_deref(), Some("poisoned"));
         assert_eq!(copy.dead_letter_message().as_deref(), Some("why"));
         assert_eq!(copy.dead_lettered_by().as_deref(), Some("w1"));
-        assert_eq!(copy.attempt, 3);
+        assert_eq!((copy.attempt, copy.priority), (3, Some(7)));
         let others = copy
             .headers
             .iter()

@@ -5,6 +5,7 @@ mod contradictions;
 mod keys;
 mod layers;
 mod problem;
+pub(crate) mod redis_nodes;
 mod sections;
 mod service_links;
 pub(crate) mod service_urls;
@@ -20,11 +21,11 @@ use toml::{Table, Value};
 pub use layers::Layers;
 pub use sections::{
     AmqpConfig, CandidatesConfig, EngineConfig, HeartbeatConfig, LogFormat, ModelConfig, Provider,
-    RedisConfig, ResultsConfig, TelemetryConfig, WorkerConfig,
+    RedisConfig, RedisMode, ResultsConfig, TelemetryConfig, WorkerConfig,
 };
 pub use tls::TlsConfig;
 pub use units::format_duration;
-pub use urls::redact;
+pub use urls::{redact, redact_all};
 
 use layers::Merged;
 use problem::Problem;
@@ -157,9 +158,15 @@ impl Config {
             *url = format!("{place}?hidden");
         }
         for section in ["amqp", "redis"] {
-            if let Some(Value::String(url)) = table.get_mut(section).and_then(|s| s.get_mut("url"))
-            {
-                *url = redact(url);
+            let urls = match table.get_mut(section).and_then(|s| s.get_mut("url")) {
+                Some(Value::Array(urls)) => urls.as_mut_slice(),
+                Some(url) => std::slice::from_mut(url),
+                None => &mut [],
+            };
+            for url in urls {
+                if let Value::String(url) = url {
+                    *url = redact(url);
+                }
             }
         }
         toml::to_string(&table).unwrap_or_default()
@@ -264,6 +271,8 @@ mod tests {
             ("model.name=A", "model.name"),
             ("amqp.url=http://h", "amqp.url"),
             ("amqp.url=amqp://h/v?connection_timeout=5", "amqp.url"),
+            ("amqp.url=[\"amqp://h\", \"amqp://h:5672\"]", "amqp.url"),
+            ("amqp.url=[\"amqp://a\", \"amqp://b/v\"]", "amqp.url"),
             ("redis.url=redis://h/abc", "redis.url"),
             ("redis.url=redis://h?database=3", "redis.url"),
             ("candidates.allow=[\"https://h/?x\"]", "candidates.allow"),
@@ -276,6 +285,19 @@ mod tests {
         ] {
             assert_eq!(refused(&[set]), [key], "{set}");
         }
+    }
+
+    #[test]
+    fn a_cluster_has_one_database_and_the_model_chooses_the_slot() {
+        let cluster = "redis.mode=cluster";
+        let several = r#"redis.url=["redis://a", "redis://b/0"]"#;
+        let config = load(&[cluster, several]).unwrap();
+        assert_eq!(config.redis.urls, ["redis://a", "redis://b/0"]);
+        assert_eq!(refused(&[several]), ["redis.url"]);
+        assert_eq!(refused(&[cluster, "redis.url=redis://a/1"]), ["redis.url"]);
+        let braces = "redis.namespace={}";
+        assert_eq!(refused(&[cluster, braces]), ["redis.namespace"]);
+        load(&[braces]).unwrap();
     }
 
     #[test]
@@ -324,6 +346,11 @@ mod tests {
             path.display().to_string()
         };
         let cert = file("cert.pem", "-----BEGIN CERTIFICATE-----");
+        let mixed = [
+            "amqp.url=[\"amqp://a\", \"amqp://b\"]",
+            &format!("amqp.tls.ca={cert}"),
+        ];
+        assert_eq!(refused(&mixed), ["amqp.tls"]);
         let plain = format!("redis.tls.ca={cert}");
         assert_eq!(refused(&[&plain]), ["redis.tls"]);
         let half = format!("redis.tls.cert={cert}");
@@ -358,5 +385,41 @@ mod tests {
             "{}",
             config.redacted()
         );
+    }
+
+    #[test]
+    fn a_list_of_nodes_is_a_list_in_every_layer_and_hides_each_password() {
+        let two = r#"["amqp://u:hunter2@a/x", "amqp://u:hunter2@b/x"]"#;
+        let set = [format!("amqp.url={two}")];
+        let environment = vec![("SCORER_AMQP__URL".into(), format!(" {two}").into())];
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(&file, format!("amqp.url = {two}")).unwrap();
+        let path = file.path();
+        for layers in [
+            Layers {
+                set: &set,
+                ..Layers::default()
+            },
+            Layers {
+                environment,
+                ..Layers::default()
+            },
+            Layers {
+                file: Some(path),
+                ..Layers::default()
+            },
+        ] {
+            let config = Config::load(&layers).unwrap();
+            let expected = ["amqp://u:hunter2@a/x", "amqp://u:hunter2@b/x"];
+            assert_eq!(config.amqp.urls, expected);
+            let shown = r#"url = ["amqp://u:hidden@a/x", "amqp://u:hidden@b/x"]"#;
+            assert!(config.redacted().contains(shown), "{}", config.redacted());
+        }
+        for unfit in [r#"["amqp://u:hunter2@a"#, r#"["amqp://u:hunter2@a"] x"#] {
+            let unfit = format!("amqp.url={unfit}");
+            let problems = load(&[&unfit]).unwrap_err().problems;
+            assert!(problems[0].contains("no TOML array"), "{problems:?}");
+            assert!(!problems[0].contains("hunter2"), "{problems:?}");
+        }
     }
 }

@@ -10,7 +10,7 @@ mod probe;
 pub mod session;
 pub mod statistics;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 pub mod thread;
 pub mod trial;
 mod warmup;

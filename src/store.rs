@@ -8,8 +8,11 @@ mod fleet;
 mod health;
 mod jobs;
 mod lease;
+mod link;
 mod peers;
 mod scripts;
+#[cfg(test)]
+mod slots;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -20,6 +23,8 @@ pub use breaker::Reply;
 pub use fleet::{FleetStore, LiveRecord, StreamEntry};
 pub use health::Health;
 pub use jobs::{Claim, DEAD, JobRecord, Keep, Release};
+
+use redis::cluster_routing::Slot;
 
 use crate::config::RedisConfig;
 use breaker::Breaker;
@@ -53,6 +58,11 @@ impl Keys {
         Self {
             prefix: format!("{namespace}:{{{model}}}"),
         }
+    }
+
+    /// The slot of all of them.
+    fn slot(&self) -> Slot {
+        link::slot(&self.prefix)
     }
 
     fn worker(&self, id: &str) -> String {
@@ -120,11 +130,11 @@ impl Store {
 
     /// Connects, so that the first job does not wait for it, and checks that Redis is new enough.
     pub async fn connect(&self) {
-        let greeted = self
-            .connection
-            .call(CALL_TIMEOUT, |mut connection| async move {
-                redis::cmd("HELLO").query_async(&mut connection).await
-            });
+        let greeted = self.connection.call(
+            CALL_TIMEOUT,
+            self.keys.slot(),
+            |mut connection| async move { redis::cmd("HELLO").query_async(&mut connection).await },
+        );
         let hello = match greeted.await {
             Ok(hello) => hello,
             // A proxy may not know the command. What Redis can do shows when it is asked.

@@ -270,6 +270,7 @@ fn only_in(what: &str, modules: &[&str], names_it: impl Fn(&Names) -> bool) {
 fn each_outside_driver_is_behind_one_module() {
     for (driver, modules) in [
         ("lapin", &["broker/amqp"][..]),
+        ("async_rs", &["broker/amqp/greeting"]),
         ("redis", &["store"]),
         ("ort", &["engine/session"]),
         ("prost", &["model/onnx"]),

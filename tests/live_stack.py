@@ -14,6 +14,7 @@ from collections.abc import Callable
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CASES = ROOT / "tests/model/cases.json"
 MODEL, VERSION = "tinylm", 7
+DEAD_NODE = "amqp://guest:guest@127.0.0.1:1/%2f"  # Of a cluster, for a client: nothing listens there.
 RABBITMQ_BIN = "/usr/lib/rabbitmq/bin"
 SOON_S = 120.0  # Debug builds and RabbitMQ's start beside a compiler take long.
 

@@ -36,7 +36,7 @@ from scorer_client import (
 from scorer_client.aio import Broker, Client, Fleet
 from scorer_client.workers import ready
 
-from live_stack import CASES, MODEL, SOON_S, VERSION, Binary, Services
+from live_stack import CASES, DEAD_NODE, MODEL, SOON_S, VERSION, Binary, Services
 
 services: Services
 binary: Binary
@@ -229,15 +229,17 @@ class BadDays(Live):
             await self.every_job_once(client, honest(range(40)), kill)
         self.assertEqual(self.metrics.counts["reconnected"], 1)
 
-    async def test_connections_are_closed_by_force(self) -> None:
+    async def test_connections_are_closed_by_force_and_the_next_node_is_dead(self) -> None:
         await self.ready_worker()
         names: list[str] = []
-        async with self.client() as client:
+        broker = Broker([services.amqp, DEAD_NODE], MODEL, self.namespace)
+        async with self.client(broker) as client:
             services.close_connections()
             while not self.metrics.counts["reconnected"]:  # However long it takes, it happens amid jobs.
                 jobs = honest(range(len(names), len(names) + 4))
                 names += [job.submission_id for job in jobs]
                 await asyncio.gather(*[await client.submit(job) for job in jobs])
+            self.assertEqual(broker.node, Broker(services.amqp, MODEL).endpoint.address)
         self.assertEqual(self.names, sorted(names))
         self.assertEqual(len(self.outcomes), len(names))
 

@@ -51,7 +51,7 @@ sys.path.insert(0, str(ROOT / "ops"))
 
 import demo_jobs  # noqa: E402
 import demo_table  # noqa: E402
-from live_stack import CASES, MODEL, SOON_S, VERSION, Binary, Services, eventually  # noqa: E402
+from live_stack import CASES, DEAD_NODE, MODEL, SOON_S, VERSION, Binary, Services, eventually  # noqa: E402
 
 cases = {case["name"]: case for case in json.loads(CASES.read_text())["cases"]}
 services: Services
@@ -287,9 +287,9 @@ class BadDays(Live):
         self.assertIsInstance(self.gathered.outcomes[0], TimedOut)
         self.assertIn("thawed", self.gathered.names)
 
-    def test_connections_are_closed_by_force(self) -> None:
+    def test_connections_are_closed_by_force_and_the_next_node_is_dead(self) -> None:
         self.ready_worker()
-        broker, jobs = self.broker(), honest(range(20))
+        broker, jobs = Broker([services.amqp, DEAD_NODE], MODEL, self.namespace), honest(range(20))
         with self.client(broker) as client:
             self.halfway(client, jobs)
             services.close_connections()
@@ -303,6 +303,7 @@ class BadDays(Live):
 
             self.step_until(client, "the loss is noticed", lost)
             client.collect(self.gathered)
+            self.assertEqual(broker.node, Broker(services.amqp, MODEL).endpoint.address)
         self.every_job_once(jobs)
 
     def test_connections_are_closed_by_force_while_futures_are_waited_for(self) -> None:

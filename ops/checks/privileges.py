@@ -14,6 +14,7 @@ DEFINITIONS = ROOT / "ops/rabbitmq/definitions.json"
 USERS = ROOT / "ops/redis/users.acl"
 STORE = ROOT / "src/store/scripts.rs"
 PEOPLE = {"worker", "aggregator", "dashboard", "operator"}
+SERVERS = {"replica", "sentinel"}  # Redis among themselves, in docker-compose.cluster.yml
 
 
 def problems():
@@ -49,9 +50,9 @@ def redis_problems(text):
     where, lines = within(USERS), {line.split()[1]: line.split()[2:] for line in text.splitlines()}
     if "off" not in lines.get("default", []):
         yield f"{where}: the user default must be off"
-    if set(lines) - {"default", "health"} != PEOPLE:
-        yield f"{where}: the users must be default, health, {', '.join(sorted(PEOPLE))}"
-    for name in sorted(PEOPLE & set(lines)):
+    if set(lines) - {"default", "health"} != PEOPLE | SERVERS:
+        yield f"{where}: the users must be default, health, {', '.join(sorted(PEOPLE | SERVERS))}"
+    for name in sorted((PEOPLE | SERVERS) & set(lines)):
         if "#" + hashlib.sha256(name.encode()).hexdigest() not in lines[name]:
             yield f"{where}: the password of {name} is not '{name}', as docker-compose.yml says"
         if any(word.startswith((">", "nopass")) for word in lines[name]):

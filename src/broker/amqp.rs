@@ -3,7 +3,9 @@
 //! wait is bounded. lapin's recovery is not used: a lost link is dropped whole, and its owner makes the
 //! next one.
 
+mod connection;
 mod delivery;
+mod greeting;
 mod publisher;
 
 pub use delivery::{Acker, Browser, Deliveries, Delivery};
@@ -20,18 +22,15 @@ use lapin::options::{
     QueueDeclareOptions,
 };
 use lapin::protocol::{AMQPErrorKind, AMQPSoftError};
-use lapin::tcp::{OwnedIdentity, OwnedTLSConfig};
 use lapin::types::{AMQPValue, FieldTable};
-use lapin::uri::AMQPUri;
-use lapin::{Channel, Connection, ConnectionBuilder, ConnectionProperties, ErrorKind, Event};
+use lapin::{Channel, Connection, ErrorKind, Event};
 use tokio_util::sync::CancellationToken;
-use url::Host;
 
 use super::BrokerError;
-use super::topology::{Argument, Binding, Exchange, ExchangeKind, Topology};
-use crate::config::{AmqpConfig, service_urls};
+use super::nodes::Nodes;
+use super::topology::{Argument, Binding, Exchange, ExchangeKind, Topology, of_consumer};
 
-/// For every call, and for connecting.
+/// For every call on a connection.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -57,11 +56,19 @@ async fn bounded<T>(
     what: &str,
     call: impl Future<Output = lapin::Result<T>>,
 ) -> Result<T, BrokerError> {
-    match tokio::time::timeout(CALL_TIMEOUT, call).await {
+    within(CALL_TIMEOUT, what, call).await
+}
+
+async fn within<T>(
+    limit: Duration,
+    what: &str,
+    call: impl Future<Output = lapin::Result<T>>,
+) -> Result<T, BrokerError> {
+    match tokio::time::timeout(limit, call).await {
         Ok(done) => done.map_err(|e| failed(what, &e)),
         Err(_) => Err(BrokerError::Failed(format!(
             "{what}: no answer within {} s",
-            CALL_TIMEOUT.as_secs()
+            limit.as_secs()
         ))),
     }
 }
@@ -69,8 +76,12 @@ async fn bounded<T>(
 /// A pair of connections that lives until either fails.
 #[derive(Debug)]
 pub struct Link {
+    /// The node that it leads to: host and port.
+    pub node: String,
     consuming: Connection,
     publishing: Connection,
+    /// The broker's version.
+    version: Option<String>,
     /// Cancelled when the link is lost.
     pub lost: CancellationToken,
     /// Whether the broker blocks our publishes.
@@ -99,13 +110,25 @@ impl Link {
         self.forbidden.load(Ordering::Relaxed)
     }
 
-    /// Connects and opens the publishing channels.
+    /// Connects to the first node that answers and opens the publishing channels.
     ///
     /// # Errors
-    /// What was tried and what the broker said.
-    pub async fn connect(config: &AmqpConfig, name: &str) -> Result<Self, BrokerError> {
-        let consuming = connect(config, &format!("{name}/consume")).await?;
-        let publishing = connect(config, &format!("{name}/publish")).await?;
+    /// Which nodes were tried and what each said.
+    pub async fn connect(nodes: &mut Nodes, name: &str) -> Result<Self, BrokerError> {
+        let mut failures = Vec::new();
+        for _ in 0..nodes.count() {
+            let Some(url) = nodes.take() else { break };
+            match Self::connect_to(nodes, &url, name).await {
+                Ok(link) => return Ok(link),
+                Err(error) => failures.push(error),
+            }
+        }
+        Err(BrokerError::of_all(failures))
+    }
+
+    async fn connect_to(nodes: &Nodes, url: &str, name: &str) -> Result<Self, BrokerError> {
+        let (consuming, version) = connection::open(nodes, url, &format!("{name}/consume")).await?;
+        let (publishing, _) = connection::open(nodes, url, &format!("{name}/publish")).await?;
         let signs = Signs::default();
         watch(&consuming, signs.lost.clone(), None);
         let blocked = Some(Arc::clone(&signs.blocked));
@@ -113,8 +136,10 @@ impl Link {
         let results = Publisher::open(&publishing, PIPELINE, &signs).await?;
         let jobs = Publisher::open(&publishing, 1, &signs).await?;
         Ok(Self {
+            node: connection::node(url),
             consuming,
             publishing,
+            version,
             lost: signs.lost,
             blocked: signs.blocked,
             forbidden: signs.forbidden,
@@ -229,6 +254,44 @@ impl Link {
         tag: &str,
         prefetch: u16,
     ) -> Result<Deliveries, BrokerError> {
+        self.consume_with(queue, tag, prefetch, &[]).await
+    }
+
+    /// The same, where the broker lets a consumer say how long it may hold a delivery.
+    ///
+    /// # Errors
+    /// As [`Link::consume`].
+    pub async fn consume_for(
+        &self,
+        queue: &str,
+        tag: &str,
+        prefetch: u16,
+        timeout: Duration,
+    ) -> Result<Deliveries, BrokerError> {
+        let arguments = of_consumer(self.version.as_deref(), timeout);
+        match self.consume_with(queue, tag, prefetch, &arguments).await {
+            // A queue that is not a quorum queue takes no such argument, and has no such limit.
+            Err(BrokerError::Differs(why)) if !arguments.is_empty() => {
+                tracing::warn!(%why, "the consumer's arguments are refused and left out");
+                self.consume(queue, tag, prefetch).await
+            }
+            consumed @ (Ok(_)
+            | Err(
+                BrokerError::Differs(_)
+                | BrokerError::Missing(_)
+                | BrokerError::Forbidden(_)
+                | BrokerError::Failed(_),
+            )) => consumed,
+        }
+    }
+
+    async fn consume_with(
+        &self,
+        queue: &str,
+        tag: &str,
+        prefetch: u16,
+        arguments: &[(String, Argument)],
+    ) -> Result<Deliveries, BrokerError> {
         let channel = self.channel().await?;
         let qos = channel.basic_qos(prefetch, BasicQosOptions::default());
         bounded("qos", qos).await?;
@@ -236,7 +299,7 @@ impl Link {
             queue.into(),
             tag.into(),
             BasicConsumeOptions::default(),
-            FieldTable::default(),
+            table(arguments),
         );
         let consumer = bounded(&format!("consume {queue}"), consume).await?;
         Ok(Deliveries::new(channel, consumer, self.lost.clone()))
@@ -308,41 +371,6 @@ async fn bind(what: &str, channel: &Channel, binding: &Binding) -> Result<(), Br
         FieldTable::default(),
     );
     bounded(what, bound).await
-}
-
-/// What the driver connects to. The driver takes `localhost` for an IPv6 address, and keeps the brackets
-/// of an IPv6 address. Errors do not show the password.
-fn address(text: &str) -> Result<AMQPUri, String> {
-    let url = service_urls::amqp(text)?;
-    let mut uri = url.as_str().parse::<AMQPUri>()?;
-    if let Some(Host::Ipv6(ip)) = url.host() {
-        uri.authority.host = ip.to_string();
-    }
-    Ok(uri)
-}
-
-async fn connect(config: &AmqpConfig, name: &str) -> Result<Connection, BrokerError> {
-    let shown = crate::config::redact(&config.url);
-    let uri = address(&config.url);
-    let mut uri = uri.map_err(|why| BrokerError::Failed(format!("amqp.url: {why}")))?;
-    let heartbeat = u16::try_from(config.heartbeat.as_secs()).unwrap_or(u16::MAX);
-    uri.query.heartbeat.get_or_insert(heartbeat.max(1));
-    let properties = ConnectionProperties::default().with_connection_name(name.into());
-    let tls = config.tls.read();
-    let tls = tls.map_err(|(key, why)| BrokerError::Failed(format!("amqp.tls.{key}: {why}")))?;
-    let tls = OwnedTLSConfig {
-        identity: tls.identity.map(|(cert, key)| OwnedIdentity::PKCS8 {
-            pem: cert.into(),
-            key: key.into(),
-        }),
-        cert_chain: tls.ca,
-    };
-    let connecting = async {
-        let builder = ConnectionBuilder::new()?.with_uri(uri);
-        let builder = builder.with_properties(properties);
-        builder.with_tls_config(tls).connect().await
-    };
-    bounded(&format!("connect to {shown}"), connecting).await
 }
 
 fn watch(connection: &Connection, lost: CancellationToken, blocked: Option<Arc<AtomicBool>>) {
@@ -458,39 +486,5 @@ mod tests {
         let late = bounded("q", call).await;
         assert!(matches!(late, Err(BrokerError::Failed(_))), "{late:?}");
         assert_eq!(tolerate("q", late.clone()), late.map(|()| true));
-    }
-
-    #[test]
-    fn every_part_takes_effect() {
-        let uri = address("amqps://u%40x:p%2f@h:1/a%2Fb?heartbeat=7&frame_max=9000&channel_max=5")
-            .unwrap();
-        assert_eq!(uri.authority.userinfo.username, "u@x");
-        assert_eq!(uri.authority.userinfo.password, "p/");
-        assert_eq!((uri.authority.host.as_str(), uri.authority.port), ("h", 1));
-        assert_eq!(uri.vhost, "a/b");
-        let query = (
-            uri.query.heartbeat,
-            uri.query.frame_max,
-            uri.query.channel_max,
-        );
-        assert_eq!(query, (Some(7), Some(9000), Some(5)));
-        for (url, host) in [
-            ("amqp://[::1]", "::1"),
-            ("amqp://127.0.0.1", "127.0.0.1"),
-            ("amqp://h%61", "ha"),
-        ] {
-            let uri = address(url).unwrap();
-            assert_eq!(
-                (uri.authority.host.as_str(), uri.vhost.as_str()),
-                (host, "/")
-            );
-        }
-        assert_eq!(address("amqp://u:p@h//").unwrap().vhost, "/");
-        assert!(
-            address("amqps://u@h/?auth_mechanism=external").is_err(),
-            "the virtual host"
-        );
-        assert!(address("amqps://u@h?auth_mechanism=external").is_ok());
-        assert!(address("amqps://h/%2f?auth_mechanism=EXTERNAL").is_ok());
     }
 }

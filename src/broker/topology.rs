@@ -95,6 +95,23 @@ fn number(name: &str, value: i64) -> (String, Argument) {
     (name.to_owned(), Argument::Number(value))
 }
 
+/// The arguments of a consumer of jobs that holds each of them for at most this long, by the broker's
+/// version. From 4.3 on the consumer itself says so. Before, some versions would take the argument as well,
+/// but fleets that run have the limit that their broker is configured with, and keep it.
+pub fn of_consumer(broker: Option<&str>, timeout: Duration) -> Vec<(String, Argument)> {
+    const FIRST: (u64, u64) = (4, 3);
+    let known = broker.and_then(release).is_some_and(|it| it >= FIRST);
+    let timeout = i64::try_from(timeout.as_millis()).unwrap_or(i64::MAX);
+    let argument = known.then(|| number("x-consumer-timeout", timeout));
+    argument.into_iter().collect()
+}
+
+/// The first two numbers of a version, as in `4.3.6` or `4.3.0-rc.1`.
+fn release(version: &str) -> Option<(u64, u64)> {
+    let mut numbers = version.split('.').map(|number| number.parse().ok());
+    Some((numbers.next()??, numbers.next()??))
+}
+
 impl Topology {
     /// The objects for a model.
     pub fn new(config: &AmqpConfig, model: &str) -> Self {
@@ -288,6 +305,35 @@ impl Topology {
             self.queue(queue.clone(), Vec::new());
             let pattern = format!("{}.*", self.model);
             self.bind(exchange, queue, &pattern);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_consumer_says_how_long_it_may_hold_a_job_where_the_broker_listens() {
+        let timeout = Duration::from_secs(90);
+        let says = vec![("x-consumer-timeout".to_owned(), Argument::Number(90_000))];
+        for (version, expected) in [
+            (None, false),
+            (Some("3.10.8"), false),
+            (Some("3.13.7"), false),
+            (Some("4.0.5"), false),
+            (Some("4.2.12"), false),
+            (Some("4.3.0"), true),
+            (Some("4.3.0-rc.1"), true),
+            (Some("4.10.0+3.gabc"), true),
+            (Some("10.0.1"), true),
+            (Some("4"), false),
+            (Some("4.x"), false),
+            (Some(""), false),
+        ] {
+            let arguments = of_consumer(version, timeout);
+            let expected = if expected { says.clone() } else { Vec::new() };
+            assert_eq!(arguments, expected, "{version:?}");
         }
     }
 }

@@ -14,6 +14,7 @@ use super::offline::fault;
 use super::{Exit, Fault, Outcome, answer, answer_json, busy, plain, progress};
 use crate::broker::BrokerError;
 use crate::broker::amqp::Link;
+use crate::broker::nodes::Nodes;
 use crate::broker::topology::Topology;
 use crate::config::{Config, device_name};
 use crate::engine::EngineError;
@@ -24,7 +25,7 @@ use crate::protocol::state::Detail;
 use crate::store::{FleetStore, StoreError};
 use crate::telemetry::progress::Progress;
 
-/// How long a service may take to answer.
+/// How long a service, or each node of it, may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// When tensors without effect are expected.
 const INERT: &str = "expected of adapters multiplied by zero, closed gates, biases before a normalisation and unused \
@@ -272,8 +273,10 @@ async fn start(
 
 async fn rabbitmq(config: &Config) -> Finding {
     let advice = "the worker cannot become ready without RabbitMQ: start it, or correct amqp.url";
+    let mut nodes = Nodes::new(&config.amqp).within(PATIENCE);
+    let limit = nodes.longest();
     let looking = async {
-        let link = Link::connect(&config.amqp, "scorer/check").await?;
+        let link = Link::connect(&mut nodes, "scorer/check").await?;
         let model = super::model_name(config).ok();
         let queue = model.map(|model| Topology::new(&config.amqp, &model).jobs_queue());
         let depth = match &queue {
@@ -291,7 +294,8 @@ async fn rabbitmq(config: &Config) -> Finding {
             (_, None) => "connected".into(),
         })
     };
-    service("RabbitMQ", &config.amqp.url, advice, looking).await
+    let place = crate::config::redact_all(&config.amqp.urls);
+    service("RabbitMQ", &place, limit, advice, looking).await
 }
 
 async fn redis(config: &Config) -> Finding {
@@ -300,28 +304,26 @@ async fn redis(config: &Config) -> Finding {
         let server = FleetStore::new(&config.redis).greet().await?;
         Ok::<_, StoreError>(format!("connected, {server}"))
     };
-    service("Redis", &config.redis.url, advice, looking).await
+    let place = crate::config::redact_all(&config.redis.urls);
+    service("Redis", &place, PATIENCE, advice, looking).await
 }
 
 /// Checks a service that a worker waits for while it is away.
 async fn service<E: ToString>(
     part: &'static str,
-    url: &str,
+    place: &str,
+    limit: Duration,
     advice: &str,
     looking: impl Future<Output = Result<String, E>>,
 ) -> Finding {
-    let why = match tokio::time::timeout(PATIENCE, looking).await {
+    let why = match tokio::time::timeout(limit, looking).await {
         Ok(Ok(found)) => return Finding::ok(part, found),
         Ok(Err(error)) => {
             let why = error.to_string();
             let bare = why.strip_prefix(part).and_then(|w| w.strip_prefix(": "));
             bare.unwrap_or(&why).to_owned()
         }
-        Err(_) => format!(
-            "{} does not answer within {} s",
-            crate::config::redact(url),
-            PATIENCE.as_secs()
-        ),
+        Err(_) => format!("{place} does not answer within {} s", limit.as_secs()),
     };
     Finding::new(part, Verdict::Warn, why, Some(advice.into()))
 }

@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::{Exit, Fault, Outcome, answer, answer_json, model_name, plain};
 use crate::broker::amqp::{Acker, Delivery, Link};
+use crate::broker::nodes::Nodes;
 use crate::broker::topology::Topology;
 use crate::broker::{Properties, PublishError, is_dead_letter_header};
 use crate::config::Config;
@@ -113,7 +114,7 @@ impl Parked {
 
 pub(super) async fn dead(config: &Config, args: DeadArgs) -> Outcome {
     let model = model_name(config)?;
-    let link = Link::connect(&config.amqp, "scorer-cli")
+    let link = Link::connect(&mut Nodes::new(&config.amqp), "scorer-cli")
         .await
         .map_err(Fault::unavailable)?;
     let letters = DeadLetters {

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Args;
 use serde_json::json;
@@ -162,6 +163,8 @@ async fn judge(
     task: impl FnOnce(u64) -> Task,
     name: String,
 ) -> Outcome {
+    // No broker waits for the answer.
+    config.amqp.consumer_timeout = Duration::MAX;
     // A local file has the limit of a fetched one.
     config.candidates.max_inline_bytes = config.candidates.max_bytes;
     let status = WorkerStatus::default();

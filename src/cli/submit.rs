@@ -54,6 +54,10 @@ pub(super) struct SubmitArgs {
     /// Put the candidate's bytes into the job even if they are large or come from a URL.
     #[arg(long)]
     inline: bool,
+    /// AMQP priority of the jobs, 0 to 255: from RabbitMQ 4.0 on, higher ones are delivered first; 4 is what a job has
+    /// without one.
+    #[arg(long, value_name = "N")]
+    priority: Option<u8>,
     /// Wait for the results and print them.
     #[arg(long)]
     wait: bool,
@@ -89,14 +93,14 @@ async fn exchange(
     args: &SubmitArgs,
 ) -> Outcome {
     if !args.wait {
-        let sent = publish_all(link, topology, jobs, None).await;
+        let sent = publish_all(link, topology, jobs, (args.priority, None)).await;
         sent.map_err(|(_, fault)| fault)?;
         let queue = topology.jobs_queue();
         return answer(&format!("{} jobs submitted to {queue}", jobs.len()));
     }
     let subscribed = link.subscribe(&topology.results_exchange(), &[]).await;
     let (queue, deliveries) = subscribed.map_err(Fault::unavailable)?;
-    let sending = publish_all(link, topology, jobs, Some(&queue));
+    let sending = publish_all(link, topology, jobs, (args.priority, Some(&queue)));
     let mut collected = Collected::new(jobs, args.json);
     let limit = args.timeout.unwrap_or(Duration::MAX);
     let collecting = collected.fill(jobs, sending, deliveries, &link.lost);
@@ -128,10 +132,10 @@ async fn publish_all(
     link: &Link,
     topology: &Topology,
     jobs: &[Submission],
-    reply_to: Option<&str>,
+    with: (Option<u8>, Option<&str>),
 ) -> Result<(), (usize, Fault)> {
     for (at, job) in jobs.iter().enumerate() {
-        if let Err(error) = publish(link, topology, job, reply_to).await {
+        if let Err(error) = publish(link, topology, job, with).await {
             let (id, all) = (&job.id, jobs.len());
             let text = format!("job {id}: {error}; {at} of {all} jobs were submitted");
             return Err((at, Fault::unavailable(text)));
@@ -144,7 +148,7 @@ async fn publish(
     link: &Link,
     topology: &Topology,
     job: &Submission,
-    reply_to: Option<&str>,
+    (priority, reply_to): (Option<u8>, Option<&str>),
 ) -> Result<(), PublishError> {
     let properties = Properties {
         content_type: Some(Encoding::Json.content_type().into()),
@@ -152,6 +156,7 @@ async fn publish(
         correlation_id: Some(job.id.clone()),
         reply_to: reply_to.map(str::to_owned),
         timestamp: Some(crate::util::clock::unix_ms() / 1000),
+        priority,
         attempt: 1,
         ..Properties::default()
     };

@@ -3,13 +3,14 @@
 use super::{Fault, Outcome, answer, answer_json, model_name};
 use crate::broker::BrokerError;
 use crate::broker::amqp::Link;
+use crate::broker::nodes::Nodes;
 use crate::broker::topology::{Argument, Topology};
 use crate::config::Config;
 
 /// Connects, and declares the topology.
 pub(super) async fn link(config: &Config, model: &str) -> Result<(Link, Topology), Fault> {
     let topology = Topology::new(&config.amqp, model);
-    let link = Link::connect(&config.amqp, "scorer-cli")
+    let link = Link::connect(&mut Nodes::new(&config.amqp), "scorer-cli")
         .await
         .map_err(Fault::unavailable)?;
     match link.declare(&topology).await {

@@ -6,7 +6,8 @@ use std::net::SocketAddr;
 use url::Url;
 
 use super::problem::Problem;
-use super::{Config, Provider, TlsConfig, redact, service_urls, urls};
+use super::redis_nodes::RedisNodes;
+use super::{Config, Provider, RedisMode, TlsConfig, redact, service_urls, urls};
 use crate::protocol::names::{is_model_name, is_worker_id};
 use crate::protocol::signature::UpdateKey;
 
@@ -24,8 +25,8 @@ pub(super) fn find(config: &Config, refused: &[Problem]) -> Vec<Problem> {
     checks.device(config);
     checks.heartbeat(config);
     checks.update_key(config.model.update_key.as_deref());
-    checks.tls("amqp", &config.amqp.tls, &config.amqp.url, "amqps");
-    checks.tls("redis", &config.redis.tls, &config.redis.url, "rediss");
+    checks.tls("amqp", &config.amqp.tls, &config.amqp.urls, "amqps");
+    checks.tls("redis", &config.redis.tls, &config.redis.urls, "rediss");
     checks.telemetry(config);
     checks.urls(config);
     checks.found
@@ -109,9 +110,10 @@ impl Checks<'_> {
         }
     }
 
-    fn tls(&mut self, section: &str, tls: &TlsConfig, url: &str, scheme: &str) {
+    fn tls(&mut self, section: &str, tls: &TlsConfig, urls: &[String], scheme: &str) {
         let text = format!("needs a {scheme}:// URL in {section}.url");
-        let used = !tls.is_set() || Url::parse(url).is_ok_and(|url| url.scheme() == scheme);
+        let is_tls = |url: &String| Url::parse(url).is_ok_and(|url| url.scheme() == scheme);
+        let used = !tls.is_set() || urls.iter().all(is_tls);
         self.check(used, &format!("{section}.tls"), &text);
         if let Err((key, text)) = tls.read() {
             self.check(false, &format!("{section}.tls.{key}"), &text);
@@ -135,9 +137,15 @@ impl Checks<'_> {
 
     /// URLs that cannot be used, or parts of which would be ignored.
     fn urls(&mut self, config: &Config) {
-        let (amqp, redis) = (&config.amqp.url, &config.redis.url);
-        self.accept("amqp.url", service_urls::amqp(amqp).map(drop));
-        self.accept("redis.url", service_urls::redis(redis).map(drop));
+        self.accept("amqp.url", service_urls::amqp_nodes(&config.amqp.urls));
+        self.check(
+            config.redis.mode != RedisMode::Cluster || !config.redis.namespace.contains('{'),
+            "redis.namespace",
+            "must not contain { with redis.mode = \"cluster\": braces choose the slot, and the model's name has them",
+        );
+        if !self.is_refused("redis.mode") {
+            self.accept("redis.url", RedisNodes::of(&config.redis).map(drop));
+        }
         if let Some(text) = &config.model.update_url {
             self.accept("model.update_url", urls::check_manifest(text));
         }

@@ -6,14 +6,15 @@ use strum::VariantNames;
 use toml::Value;
 
 use super::units::{format_duration, parse_duration, parse_size};
-use super::{LogFormat, Provider};
+use super::{LogFormat, Provider, RedisMode};
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
 /// A longer duration is a typing error, and could overflow a clock.
 const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
-/// RabbitMQ refuses a queue whose TTL is over 2^32 - 1 ms; this is the last whole hour below.
-const LONGEST_QUEUE_TTL: Duration = Duration::from_secs(1193 * 3600);
+/// RabbitMQ counts milliseconds in 32 bits, and refuses a queue whose TTL does not fit; this is the last
+/// whole hour that does.
+const LONGEST_AT_BROKER: Duration = Duration::from_secs(1193 * 3600);
 /// AMQP encodes it in 16 bits, in seconds.
 const LONGEST_AMQP_HEARTBEAT: Duration = Duration::from_secs(18 * 3600);
 
@@ -27,6 +28,8 @@ pub(super) enum Type {
     Duration(Duration, Duration),
     Size,
     TextList,
+    /// One URL, or a list of them.
+    Urls,
     DurationList(Duration, Duration),
 }
 
@@ -56,13 +59,17 @@ pub(super) const KEYS: &[(&str, Type)] = &[
     ("engine.deterministic", Type::Boolean),
     ("engine.tf32", Type::Boolean),
     ("engine.audit_interval", Type::Duration(MILLISECOND, YEAR)),
-    ("amqp.url", Type::Text),
+    ("amqp.url", Type::Urls),
+    (
+        "amqp.consumer_timeout",
+        Type::Duration(SECOND, LONGEST_AT_BROKER),
+    ),
     ("amqp.namespace", Type::Text),
     ("amqp.prefetch", Type::Integer(1, 65_535)),
     ("amqp.results_queue", Type::Boolean),
     (
         "amqp.retry_delays",
-        Type::DurationList(MILLISECOND, LONGEST_QUEUE_TTL),
+        Type::DurationList(MILLISECOND, LONGEST_AT_BROKER),
     ),
     ("amqp.poison_after", Type::Integer(1, 0xffff_ffff)),
     (
@@ -73,7 +80,9 @@ pub(super) const KEYS: &[(&str, Type)] = &[
     ("amqp.tls.ca", Type::Text),
     ("amqp.tls.cert", Type::Text),
     ("amqp.tls.key", Type::Text),
-    ("redis.url", Type::Text),
+    ("redis.url", Type::Urls),
+    ("redis.mode", Type::Choice(RedisMode::VARIANTS)),
+    ("redis.master", Type::Text),
     ("redis.namespace", Type::Text),
     ("redis.tls.ca", Type::Text),
     ("redis.tls.cert", Type::Text),
@@ -129,6 +138,7 @@ pub(super) fn read(kind: Type, text: &str) -> Result<Value, String> {
     let trimmed = text.trim();
     match kind {
         Type::Text => Ok(text.into()),
+        Type::Urls if !trimmed.starts_with('[') => Ok(trimmed.into()),
         Type::Choice(_) | Type::Duration(..) | Type::Size => Ok(trimmed.into()),
         Type::Integer(..) => trimmed
             .parse()
@@ -138,6 +148,10 @@ pub(super) fn read(kind: Type, text: &str) -> Result<Value, String> {
             .parse()
             .map(Value::Boolean)
             .map_err(|_| format!("{text:?} is neither true nor false")),
+        // Not the text itself: it may hold a password.
+        Type::Urls => trimmed
+            .parse()
+            .map_err(|_| "begins with [ but is no TOML array such as [\"a\", \"b\"]".to_owned()),
         Type::TextList | Type::DurationList(..) => trimmed
             .parse()
             .ok()
@@ -149,8 +163,10 @@ pub(super) fn read(kind: Type, text: &str) -> Result<Value, String> {
 pub(super) fn check(kind: Type, value: &Value) -> Result<(), String> {
     let wrong = |expected: &str| Err(format!("must be {expected}, not {}", value.type_str()));
     match (kind, value) {
-        (Type::Text, Value::String(text)) if text.is_empty() => Err("must not be empty".into()),
-        (Type::Text, Value::String(_)) | (Type::Boolean, Value::Boolean(_)) => Ok(()),
+        (Type::Text | Type::Urls, Value::String(text)) if text.is_empty() => {
+            Err("must not be empty".into())
+        }
+        (Type::Text | Type::Urls, Value::String(_)) | (Type::Boolean, Value::Boolean(_)) => Ok(()),
         (Type::Choice(words), Value::String(text)) => check_choice(words, text),
         (Type::Integer(least, most), Value::Integer(n)) if (least..=most).contains(n) => Ok(()),
         (Type::Integer(least, most), Value::Integer(n)) => {
@@ -160,7 +176,10 @@ pub(super) fn check(kind: Type, value: &Value) -> Result<(), String> {
         (Type::Size, Value::String(text)) => parse_size(text).map(drop),
         (Type::Size, Value::Integer(0..)) => Ok(()),
         (Type::Size, Value::Integer(n)) => Err(format!("must not be negative, it is {n}")),
-        (Type::TextList, Value::Array(items)) => check_items(Type::Text, items),
+        (Type::Urls, Value::Array(items)) if items.is_empty() => {
+            Err("must name at least one URL".into())
+        }
+        (Type::Urls | Type::TextList, Value::Array(items)) => check_items(Type::Text, items),
         (Type::DurationList(least, most), Value::Array(items)) => {
             check_items(Type::Duration(least, most), items)
         }
@@ -170,6 +189,7 @@ pub(super) fn check(kind: Type, value: &Value) -> Result<(), String> {
         (Type::Boolean, _) => wrong("true or false"),
         (Type::Duration(..), _) => wrong("a duration such as \"5s\""),
         (Type::Size, _) => wrong("a size such as \"4MiB\""),
+        (Type::Urls, _) => wrong("a URL or a list of URLs"),
         (Type::TextList, _) => wrong("a list of texts"),
         (Type::DurationList(..), _) => wrong("a list of durations"),
     }

@@ -216,6 +216,7 @@ mod tests {
                     [*least, *most].into_iter().map(format_duration).collect()
                 }
                 Type::Size => vec!["0".into(), "18446744073709551615".into()],
+                Type::Urls => vec!["x".into(), "[\"x\", \"y\"]".into()],
                 Type::TextList => vec!["[]".into(), "[\"x\"]".into()],
                 Type::DurationList(least, most) => {
                     let (least, most) = (format_duration(*least), format_duration(*most));
@@ -287,6 +288,13 @@ mod tests {
             ("candidates.max_bytes=-1", "not a size"),
             ("candidates.max_bytes=99999999999GiB", "too large"),
             ("amqp.url=", "must not be empty"),
+            (
+                "redis.mode=replicated",
+                "must be single or sentinel or cluster",
+            ),
+            ("amqp.url=[]", "must name at least one URL"),
+            ("amqp.url=[\"amqp://h\", \"\"]", "item 2: must not be empty"),
+            ("amqp.url=[\"amqp://h\", 7]", "item 2: must be text"),
         ] {
             let found = problems("", &[], &[set]);
             let key = set.split('=').next().unwrap();

@@ -104,8 +104,12 @@ pub struct EngineConfig {
 /// `[amqp]`
 #[derive(Debug, Clone, Deserialize)]
 pub struct AmqpConfig {
-    /// `amqp://` or `amqps://` URL.
-    pub url: String,
+    /// `amqp://` or `amqps://` URLs, one for each node of the cluster.
+    #[serde(rename = "url", deserialize_with = "units::texts")]
+    pub urls: Vec<String>,
+    /// How long the broker lets a worker hold a job.
+    #[serde(deserialize_with = "units::duration")]
+    pub consumer_timeout: Duration,
     /// Prefix of every exchange and queue.
     pub namespace: String,
     /// Unacknowledged jobs a worker holds.
@@ -127,11 +131,31 @@ pub struct AmqpConfig {
     pub tls: TlsConfig,
 }
 
+/// What `redis.url` leads to.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Deserialize, strum::IntoStaticStr, strum::VariantNames,
+)]
+#[strum(serialize_all = "lowercase")]
+#[serde(rename_all = "lowercase")]
+pub enum RedisMode {
+    /// One server.
+    Single,
+    /// Sentinels, which name the master.
+    Sentinel,
+    /// Some nodes of a cluster, which name the others.
+    Cluster,
+}
+
 /// `[redis]`
 #[derive(Debug, Clone, Deserialize)]
 pub struct RedisConfig {
-    /// `redis://` or `rediss://` URL.
-    pub url: String,
+    /// `redis://` or `rediss://` URLs, those of several nodes but in the mode `single`.
+    #[serde(rename = "url", deserialize_with = "units::texts")]
+    pub urls: Vec<String>,
+    /// What they lead to.
+    pub mode: RedisMode,
+    /// The sentinels' name of the master.
+    pub master: String,
     /// Prefix of every key.
     pub namespace: String,
     /// TLS files.

@@ -19,7 +19,10 @@ const MECHANISMS: [&str; 5] = [
 ];
 
 const REDIS_SCHEMES: [&str; 4] = ["redis", "rediss", "redis+unix", "unix"];
-const REDIS_KEYS: [&str; 2] = ["db", "protocol"];
+const REDIS_KEYS: [&str; 4] = ["db", "protocol", SENTINEL_USER, SENTINEL_PASSWORD];
+/// How the sentinels themselves are logged in to; user and password of the URL are those of Redis.
+pub(crate) const SENTINEL_USER: &str = "sentinel_user";
+pub(crate) const SENTINEL_PASSWORD: &str = "sentinel_password";
 /// The URL of a socket has no other place for them.
 const SOCKET_KEYS: [&str; 4] = ["db", "protocol", "user", "pass"];
 const PROTOCOLS: [&str; 4] = ["2", "resp2", "3", "resp3"];
@@ -59,6 +62,59 @@ pub(crate) fn amqp(text: &str) -> Result<Url, String> {
     number("channel_max", 0, short)?;
     number("frame_max", 0, u32::MAX)?;
     Ok(url)
+}
+
+/// Checks a whole `amqp.url`: the nodes of one cluster, each once.
+///
+/// # Errors
+/// What is wrong with it, without the passwords.
+pub(super) fn amqp_nodes(urls: &[String]) -> Result<(), String> {
+    let mut nodes: Vec<Url> = Vec::new();
+    for (text, number) in urls.iter().zip(1..) {
+        let named = |why: String| match urls.len() {
+            1 => why,
+            _ => format!("item {number}: {why}"),
+        };
+        let url = amqp(text).map_err(named)?;
+        let other = nodes.iter().find_map(|node| difference(node, &url));
+        if let Some(why) = other {
+            return Err(named(why));
+        }
+        nodes.push(url);
+    }
+    Ok(())
+}
+
+/// Why two URLs are not those of two nodes of one cluster.
+fn difference(one: &Url, other: &Url) -> Option<String> {
+    if one.scheme() != other.scheme() {
+        let (one, other) = (one.scheme(), other.scheme());
+        return Some(format!("is {other}://, but another node is {one}://"));
+    }
+    let (ours, theirs) = (virtual_host(one), virtual_host(other));
+    if ours != theirs {
+        return Some(format!(
+            "has the virtual host {theirs:?}, but another node has {ours:?}"
+        ));
+    }
+    let node = node(other);
+    (self::node(one) == node).then(|| format!("names {node} twice"))
+}
+
+/// Host and port of an `amqp.url`.
+pub(crate) fn node(url: &Url) -> String {
+    let default = if url.scheme() == "amqps" { 5671 } else { 5672 };
+    let host = url.host_str().unwrap_or_default().to_ascii_lowercase();
+    format!("{host}:{}", url.port().unwrap_or(default))
+}
+
+fn virtual_host(url: &Url) -> String {
+    match url.path() {
+        "" | "//" => "/".into(),
+        path => percent_decode_str(&path[1..])
+            .decode_utf8_lossy()
+            .into_owned(),
+    }
 }
 
 fn check_virtual_host(path: &str) -> Result<(), String> {
@@ -107,6 +163,9 @@ pub(crate) fn redis(text: &str) -> Result<Url, String> {
     let asked = query.get("db").map(|db| database(db)).transpose()?;
     if url.username().is_empty() != url.password().is_none() && !url.username().is_empty() {
         return Err("has a user without a password".into());
+    }
+    if query.contains_key(SENTINEL_USER) && !query.contains_key(SENTINEL_PASSWORD) {
+        return Err(format!("has {SENTINEL_USER} without {SENTINEL_PASSWORD}"));
     }
     if is_socket(text) {
         check_socket(&url, query.contains_key("user"), query.contains_key("pass"))?;
@@ -205,6 +264,49 @@ mod tests {
     }
 
     #[test]
+    fn a_list_names_each_node_of_one_cluster_once() {
+        let checked = |urls: &[&str]| {
+            let urls: Vec<String> = urls.iter().map(|url| (*url).to_owned()).collect();
+            amqp_nodes(&urls)
+        };
+        for fit in [
+            &["amqp://h"][..],
+            &["amqp://a", "amqp://b"],
+            &["amqp://h:1/v", "amqp://h:2/v"],
+            &["amqp://u:p@a/%2f", "amqp://v:q@b", "amqp://c//"],
+        ] {
+            assert_eq!(checked(fit), Ok(()), "{fit:?}");
+        }
+        for (unfit, why) in [
+            (&["h:5672"][..], "must be a URL that begins with"),
+            (&["amqp://a", "amqp://"], "item 2: names no host"),
+            (
+                &["amqp://a", "amqp://u:hunter2@a:5672/"],
+                "item 2: ends in /",
+            ),
+            (
+                &["amqp://a", "amqp://b", "amqp://u:hunter2@A:5672"],
+                "item 3: names a:5672 twice",
+            ),
+            (
+                &["amqps://a", "amqps://a:5671/%2f"],
+                "item 2: names a:5671 twice",
+            ),
+            (&["amqp://a", "amqps://u:hunter2@b"], "item 2: is amqps://"),
+            (
+                &["amqp://a/v", "amqp://u:hunter2@b"],
+                "item 2: has the virtual host \"/\"",
+            ),
+        ] {
+            let refused = checked(unfit).unwrap_err();
+            assert!(
+                refused.starts_with(why) && !refused.contains("hunter2"),
+                "{unfit:?}: {refused}"
+            );
+        }
+    }
+
+    #[test]
     fn a_redis_url_that_would_be_half_honoured_is_refused_without_its_password() {
         for (url, why) in [
             ("h:6379", "redis://"),
@@ -232,6 +334,7 @@ mod tests {
             ("redis://h?pass=hunter2", "\"pass\" is not honoured"),
             ("redis://h?protocol=4", "protocol"),
             ("redis://u@h", "without a password"),
+            ("redis://h?sentinel_user=u", "without sentinel_password"),
             ("redis://:hunter2@h#x", "#"),
             ("rediss://h/0#insecure", "#"),
             ("redis://:%ff@h", "UTF-8"),

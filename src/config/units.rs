@@ -79,6 +79,14 @@ pub(super) fn durations<'de, D: Deserializer<'de>>(
         .map_err(D::Error::custom)
 }
 
+/// One text, or a list of texts.
+pub(super) fn texts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    match Value::deserialize(deserializer)? {
+        Value::String(text) => Ok(vec![text]),
+        list => list.try_into().map_err(D::Error::custom),
+    }
+}
+
 /// A size, in bytes.
 pub(super) fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
     let value = Value::deserialize(deserializer)?;

@@ -111,10 +111,16 @@ pub(crate) fn has_tricks(url: &Url) -> bool {
     tricks.iter().any(|trick| path.contains(trick))
 }
 
+/// The URLs of a service with their passwords hidden.
+pub fn redact_all(urls: &[String]) -> String {
+    let shown: Vec<String> = urls.iter().map(|url| redact(url)).collect();
+    shown.join(", ")
+}
+
 /// The URL with its password hidden, wherever it is.
 pub fn redact(text: &str) -> String {
     const HIDDEN: &str = "hidden";
-    let secret = |key: &str| ["pass", "password"].contains(&key);
+    let secret = |key: &str| ["pass", "password", "sentinel_password"].contains(&key);
     let Ok(mut url) = Url::parse(text) else {
         return HIDDEN.into();
     };
@@ -148,6 +154,10 @@ mod tests {
                 "unix:///run/r.sock?db=1&pass=hidden",
             ),
             ("redis://h/0?db=1", "redis://h/0?db=1"),
+            (
+                "redis://h?sentinel_password=hunter2",
+                "redis://h?sentinel_password=hidden",
+            ),
             ("amqp://u:hunter2", "hidden"),
         ] {
             assert_eq!(redact(url), shown);

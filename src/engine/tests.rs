@@ -20,7 +20,7 @@ struct Fixture {
     dir: tempfile::TempDir,
 }
 
-pub(super) fn configuration() -> Config {
+pub(crate) fn configuration() -> Config {
     let set = [
         "engine.execution_provider=cpu".to_owned(),
         "engine.threads=1".to_owned(),
@@ -33,7 +33,7 @@ pub(super) fn configuration() -> Config {
 }
 
 /// The package of the hazard model, and the folder it lies in.
-pub(super) fn hazard() -> (Arc<Package>, tempfile::TempDir) {
+pub(crate) fn hazard() -> (Arc<Package>, tempfile::TempDir) {
     let model = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/model/hazard");
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("package");

@@ -334,7 +334,7 @@ impl Turn<'_> {
 enum Broken {
     #[error("{GONE}")]
     Gone,
-    #[error("the evaluation took longer than worker.score_timeout = {}", crate::config::format_duration(*.0))]
+    #[error("the evaluation took longer than {}, the shorter of worker.score_timeout and half of amqp.consumer_timeout", crate::config::format_duration(*.0))]
     Late(Duration),
     #[error("the model made no progress any more for {} s and was ended", .0.as_secs())]
     Stalled(Duration),

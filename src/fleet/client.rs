@@ -12,6 +12,7 @@ use tokio::task::{JoinError, JoinHandle};
 use tokio::time::Instant;
 
 use crate::broker::amqp::{Acker, Deliveries, Delivery, Link};
+use crate::broker::nodes::Nodes;
 use crate::broker::topology::Topology;
 use crate::broker::{BrokerError, Outgoing, Properties, PublishError};
 use crate::config::Config;
@@ -122,6 +123,7 @@ pub struct Client {
     config: Config,
     store: FleetStore,
     topology: Topology,
+    nodes: Nodes,
     answer_within: Duration,
     link: Option<(Link, Deliveries)>,
     backoff: Backoff,
@@ -146,6 +148,7 @@ impl Client {
         Self {
             topology: Topology::new(&config.amqp, model),
             store: FleetStore::new(&config.redis),
+            nodes: Nodes::new(&config.amqp),
             config,
             answer_within: ANSWER_WITHIN,
             link: None,
@@ -170,11 +173,33 @@ impl Client {
         }
     }
 
+    /// The node of the broker that is in use, as host:port.
+    pub fn node(&self) -> Option<&str> {
+        self.link.as_ref().map(|(link, _)| link.node.as_str())
+    }
+
     /// Takes a job; it goes to the broker within [`Client::next`], when a worker can use it.
     ///
     /// # Errors
     /// When its name is taken, or it cannot be written.
     pub fn submit(&mut self, job: &JobMessage) -> Result<(), SubmitError> {
+        self.accept(job, None)
+    }
+
+    /// The same with a priority: from RabbitMQ 4.0 on, jobs of a higher one are delivered first, 4 being what
+    /// a job without one has. Before, it changes nothing.
+    ///
+    /// # Errors
+    /// As [`Client::submit`].
+    pub fn submit_with_priority(
+        &mut self,
+        job: &JobMessage,
+        priority: u8,
+    ) -> Result<(), SubmitError> {
+        self.accept(job, Some(priority))
+    }
+
+    fn accept(&mut self, job: &JobMessage, priority: Option<u8>) -> Result<(), SubmitError> {
         let (id, version) = match job {
             JobMessage::Score(job) => (&job.submission_id, Some(job.model_version)),
             JobMessage::Validate(job) => (&job.submission_id, job.model_version),
@@ -188,6 +213,7 @@ impl Client {
             content_type: Some(Encoding::MessagePack.content_type().into()),
             message_id: Some(id.clone()),
             timestamp: Some(unix_ms() / 1000),
+            priority,
             attempt: 1,
             ..Properties::default()
         };
@@ -276,8 +302,8 @@ impl Client {
         None
     }
 
-    async fn link(&self) -> Result<(Link, Deliveries), BrokerError> {
-        let link = Link::connect(&self.config.amqp, "scorer-client").await?;
+    async fn link(&mut self) -> Result<(Link, Deliveries), BrokerError> {
+        let link = Link::connect(&mut self.nodes, "scorer-client").await?;
         let queue = self.topology.results_queue();
         let results = link.consume(&queue, "", UNACKNOWLEDGED).await?;
         Ok((link, results))

@@ -10,12 +10,13 @@ use serde_json::value::RawValue;
 
 use crate::broker::BrokerError;
 use crate::broker::amqp::Link;
+use crate::broker::nodes::Nodes;
 use crate::broker::topology::Topology;
 use crate::config::Config;
 use crate::protocol::heartbeat::Record;
 use crate::store::{FleetStore, LiveRecord, StoreError, StreamEntry};
 
-/// A broker that does not answer delays the view by this much, but does not prevent it.
+/// A node that does not answer delays the view by this much, but does not prevent it.
 const BROKER_LIMIT: Duration = Duration::from_secs(2);
 /// When a broker that failed is asked again; by then the earlier attempt has ended by itself.
 const ASK_AGAIN: Duration = Duration::from_secs(15);
@@ -88,6 +89,7 @@ pub struct Observer<'a> {
     model: Option<String>,
     /// The one whose workers were seen last.
     seen: Option<String>,
+    nodes: Nodes,
     link: Option<Link>,
     /// Why the broker's numbers are unknown, and since when.
     unknown: Option<(String, Instant)>,
@@ -101,6 +103,7 @@ impl<'a> Observer<'a> {
             store: Arc::new(FleetStore::new(&config.redis)),
             model,
             seen: None,
+            nodes: Nodes::new(&config.amqp).within(BROKER_LIMIT),
             link: None,
             unknown: None,
         }
@@ -162,9 +165,10 @@ impl<'a> Observer<'a> {
             return Some(Err(why.clone()));
         }
         let topology = Topology::new(&self.config.amqp, model);
-        let asked = tokio::time::timeout(BROKER_LIMIT, self.depths(&topology)).await;
+        let limit = self.nodes.longest();
+        let asked = tokio::time::timeout(limit, self.depths(&topology)).await;
         let answered = asked.unwrap_or_else(|_| {
-            let text = format!("RabbitMQ: no answer within {} s", BROKER_LIMIT.as_secs());
+            let text = format!("RabbitMQ: no answer within {} s", limit.as_secs());
             Err(text)
         });
         self.unknown = answered
@@ -182,7 +186,7 @@ impl<'a> Observer<'a> {
         let usable = |link: &Link| !link.lost.is_cancelled();
         let link = match self.link.take().filter(usable) {
             Some(link) => link,
-            None => Link::connect(&self.config.amqp, "scorer-status")
+            None => Link::connect(&mut self.nodes, "scorer-status")
                 .await
                 .map_err(why)?,
         };

@@ -69,7 +69,9 @@ words! {
         NonFiniteLoss,
         /// `deadline_ms` passed before the job was evaluated, or would pass before the next retry.
         DeadlineExceeded,
-        /// The evaluation took longer than `worker.score_timeout`, or made no progress.
+        /// The evaluation took longer than `worker.score_timeout` or half of `amqp.consumer_timeout`, or made no
+        /// progress; or it was not begun, because the job, with those before it, would need more than that half. The
+        /// detail is then `{needed_ms, limit_ms}`.
         ScoreTimeout,
         /// The device ran out of memory, even with one window at a time.
         OutOfMemory,

@@ -268,10 +268,13 @@ pub struct ProgressFacts {
 }
 
 /// The link to RabbitMQ.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct BrokerFacts {
     /// Whether RabbitMQ is connected.
     pub connected: bool,
+    /// The node in use, as host:port.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
     /// Whether it has confirmed the worker's consumer.
     pub consuming: bool,
     /// Whether it blocks publishing.

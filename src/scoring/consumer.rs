@@ -70,6 +70,8 @@ pub struct Serving {
     pub store: Store,
     /// How many unacknowledged jobs are held at a time.
     pub prefetch: u16,
+    /// How long the broker lets a job be held.
+    pub consumer_timeout: Duration,
     /// The last link or consumer was lost. If a message that cannot be decoded caused that, everything
     /// prefetched with it is requeued and its delivery count rises. So one job is held at a time until
     /// `prefetch` of them are settled.
@@ -247,11 +249,12 @@ impl Serving {
         let Settler { link, topology, .. } = &self.settler;
         let (queue, prefetch) = (topology.jobs_queue(), self.slots());
         let tag = &self.settler.origin.worker_id;
-        match link.consume(&queue, tag, prefetch).await {
+        let consume = || link.consume_for(&queue, tag, prefetch, self.consumer_timeout);
+        match consume().await {
             Err(BrokerError::Missing(why)) => {
                 tracing::warn!(%why, "the topology is declared again");
                 link.declare(topology).await?;
-                link.consume(&queue, tag, prefetch).await
+                consume().await
             }
             consumed @ (Ok(_)
             | Err(

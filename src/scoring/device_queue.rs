@@ -1,6 +1,7 @@
 //! The queue of jobs before the device: in order, and with an estimate of how long each will take. The
 //! estimates tell which jobs cannot finish before a drain's deadline, and the waits tell which are better
-//! off with an idle worker. Those are sent back to the broker without having run.
+//! off with an idle worker. Those are sent back to the broker without having run. A job that would need
+//! longer than the broker waits for it does not enter.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -29,13 +30,18 @@ const MOST_REMEMBERED: usize = 256;
 #[derive(Debug, Clone, Default)]
 pub struct DeviceQueue(Arc<Mutex<Line>>);
 
-/// The job must not run here: it was sent back while it waited, or the device is lost.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("sent back")]
-pub struct SentBack;
+/// Why a job does not run here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NoTurn {
+    /// It was sent back while it waited, or the device is lost.
+    SentBack,
+    /// With the jobs before it, it would need this long, which is too long.
+    TooLong(Duration),
+}
 
 impl DeviceQueue {
-    /// Waits until the device is this job's. A job that gives up waiting leaves the queue.
+    /// Waits until the device is this job's. A job that gives up waiting leaves the queue. One that would
+    /// need more than `longest`, with those before it, does not wait at all.
     ///
     /// # Errors
     /// When the job must not run here.
@@ -44,31 +50,38 @@ impl DeviceQueue {
         engine: &'e EngineHandle,
         job: &str,
         windows: usize,
-    ) -> Result<DevicePermit<'e>, SentBack> {
-        let ticket = self.enter(job, windows);
+        longest: Duration,
+    ) -> Result<DevicePermit<'e>, NoTurn> {
+        let ticket = self.enter(job, windows, longest)?;
         let turn = tokio::select! {
             biased;
-            () = ticket.sent_back.cancelled() => return Err(SentBack),
+            () = ticket.sent_back.cancelled() => return Err(NoTurn::SentBack),
             turn = engine.turn() => turn,
         };
         if engine.loss().is_some() || !self.line().begin(ticket.number, Instant::now()) {
-            return Err(SentBack);
+            return Err(NoTurn::SentBack);
         }
         Ok(DevicePermit { turn, ticket })
     }
 
-    fn enter(&self, job: &str, windows: usize) -> Ticket {
-        let (number, sent_back) = self.line().enter(job, windows, Instant::now());
-        Ticket {
+    fn enter(&self, job: &str, windows: usize, longest: Duration) -> Result<Ticket, NoTurn> {
+        let (mut line, now) = (self.line(), Instant::now());
+        let windows = u32::try_from(windows).unwrap_or(u32::MAX);
+        let needed = line.needs(windows, now);
+        if needed > longest {
+            return Err(NoTurn::TooLong(needed));
+        }
+        let (number, sent_back) = line.enter(job, windows, now);
+        Ok(Ticket {
             queue: self.clone(),
             number,
             sent_back,
-        }
+        })
     }
 
     /// Sets the time per window until jobs have told it: the warm-up has measured it.
     pub fn set_pace(&self, per_window: Duration) {
-        self.line().paces = [per_window].into();
+        self.line().set_pace(per_window);
     }
 
     /// From now on only jobs that will finish by `deadline` wait; the others are sent back. Returns how
@@ -147,9 +160,8 @@ impl DevicePermit<'_> {
         plan: Arc<Plan>,
         limit: Duration,
     ) -> Result<Arc<Vec<f64>>, Failure> {
-        let losses = self.turn.validate(plan, limit).await?;
-        self.ticket.computed();
-        Ok(losses)
+        // The losses may have been cached: this tells nothing of the pace.
+        self.turn.validate(plan, limit).await
     }
 }
 
@@ -164,12 +176,23 @@ impl Ticket {
 struct Line {
     waiters: VecDeque<Waiter>,
     next: u64,
-    /// Time per window of recent jobs, with whatever passes they needed; the latest last.
-    paces: VecDeque<Duration>,
+    /// Of recent jobs, the latest last; at first of the warm-up.
+    paces: VecDeque<Pace>,
+    /// Time per window of a pass of the warm-up; zero while nothing is known.
+    warm: Duration,
     /// Jobs that will not finish by then are sent back.
     deadline: Option<Instant>,
     /// Jobs that were sent back for their long wait, once for each time.
     remembered: VecDeque<String>,
+}
+
+/// How fast a job was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Pace {
+    /// The length of its plan.
+    windows: u32,
+    /// Time per window, with whatever passes it needed.
+    per_window: Duration,
 }
 
 #[derive(Debug)]
@@ -182,14 +205,32 @@ struct Waiter {
     sent_back: CancellationToken,
 }
 
+impl Waiter {
+    fn computed_for(&self, now: Instant) -> Duration {
+        let since = self.computing_since;
+        since.map(|since| now - since).unwrap_or_default()
+    }
+}
+
 impl Line {
-    fn enter(&mut self, job: &str, windows: usize, now: Instant) -> (u64, CancellationToken) {
+    fn set_pace(&mut self, per_window: Duration) {
+        // Of a plan of any length, because it has full micro-batches.
+        let windows = u32::MAX;
+        self.warm = per_window;
+        self.paces = [Pace {
+            windows,
+            per_window,
+        }]
+        .into();
+    }
+
+    fn enter(&mut self, job: &str, windows: u32, now: Instant) -> (u64, CancellationToken) {
         let (number, sent_back) = (self.next, CancellationToken::new());
         self.next += 1;
         self.waiters.push_back(Waiter {
             number,
             job: job.to_owned(),
-            windows: u32::try_from(windows).unwrap_or(u32::MAX),
+            windows,
             since: now,
             computing_since: None,
             sent_back: sent_back.clone(),
@@ -225,21 +266,39 @@ impl Line {
         let Some(since) = waiter.computing_since else {
             return;
         };
-        let pace = (now - since) / waiter.windows.max(1);
+        let windows = waiter.windows;
+        let per_window = (now - since) / windows.max(1);
         if self.paces.len() == RECENT {
             self.paces.pop_front();
         }
-        self.paces.push_back(pace);
+        self.paces.push_back(Pace {
+            windows,
+            per_window,
+        });
     }
 
     /// How much longer a job will need the device. By the slowest of recent jobs: what is sent back runs
     /// elsewhere, but what is cut short is lost work.
     fn estimate(&self, waiter: &Waiter, now: Instant) -> Duration {
-        let pace = self.paces.iter().max().copied().unwrap_or_default();
-        let whole = pace * waiter.windows;
-        let whole = whole + whole / MARGIN;
-        let done = waiter.computing_since.map(|since| now - since);
-        whole.saturating_sub(done.unwrap_or_default())
+        let paces = self.paces.iter().map(|pace| pace.per_window);
+        let whole = paces.max().unwrap_or_default() * waiter.windows;
+        (whole + whole / MARGIN).saturating_sub(waiter.computed_for(now))
+    }
+
+    /// How long a job that enters now would need at least, with those before it. Zero while nothing is
+    /// known.
+    fn needs(&self, windows: u32, now: Instant) -> Duration {
+        let stay = self.waiters.iter().filter(|w| !w.sent_back.is_cancelled());
+        let left = stay.map(|w| self.at_least(w.windows).saturating_sub(w.computed_for(now)));
+        left.sum::<Duration>() + self.at_least(windows)
+    }
+
+    /// How long a plan takes at least. By the fastest of recent jobs, because whoever does not enter has
+    /// failed; and only by those that were no shorter, because a short job is slow for its length.
+    fn at_least(&self, windows: u32) -> Duration {
+        let no_shorter = self.paces.iter().filter(|pace| pace.windows >= windows);
+        let fastest = no_shorter.map(|pace| pace.per_window).min();
+        fastest.unwrap_or(self.warm) * windows
     }
 
     /// Sends back the jobs that will not finish in time, which leaves their time to those behind. Returns
@@ -296,11 +355,9 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     /// A line in which each window takes a second with the margin, and the jobs' numbers are 0, 1, ...
-    fn line(windows: &[usize], now: Instant) -> Line {
-        let mut line = Line {
-            paces: [SECOND * 4 / 5].into(),
-            ..Line::default()
-        };
+    fn line(windows: &[u32], now: Instant) -> Line {
+        let mut line = Line::default();
+        line.set_pace(SECOND * 4 / 5);
         for (number, windows) in windows.iter().enumerate() {
             line.enter(&format!("job-{number}"), *windows, now);
         }
@@ -316,7 +373,7 @@ mod tests {
     #[test]
     fn jobs_that_cannot_finish_by_the_deadline_are_sent_back() {
         // Windows of the jobs, seconds that the first has computed for, seconds left; who is sent back.
-        type Case = (&'static [usize], Option<u32>, u32, &'static [u64]);
+        type Case = (&'static [u32], Option<u32>, u32, &'static [u64]);
         let table: &[Case] = &[
             (&[], None, 0, &[]),
             (&[10], None, 10, &[]),
@@ -347,13 +404,14 @@ mod tests {
     fn a_job_that_comes_after_the_queue_was_closed_waits_only_if_it_fits() {
         let queue = DeviceQueue::default();
         queue.set_pace(SECOND);
-        let first = queue.enter("first", 10);
+        let enter = |job, windows| queue.enter(job, windows, Duration::MAX).unwrap();
+        let first = enter("first", 10);
         assert_eq!(queue.close(Instant::now() + SECOND * 15), (1, 0));
-        let (long, short) = (queue.enter("long", 10), queue.enter("short", 1));
+        let (long, short) = (enter("long", 10), enter("short", 1));
         assert!(long.sent_back.is_cancelled() && !short.sent_back.is_cancelled());
         assert!(!first.sent_back.is_cancelled());
         queue.open();
-        assert!(!queue.enter("again", 10).sent_back.is_cancelled());
+        assert!(!enter("again", 10).sent_back.is_cancelled());
         drop((first, long, short));
         assert_eq!(
             queue.line().waiters.len(),
@@ -432,11 +490,12 @@ mod tests {
     fn the_slowest_of_recent_jobs_is_the_estimate() {
         let now = Instant::now();
         let mut line = line(&[10, 1], now);
+        let paces = |line: &Line| line.paces.iter().map(|p| p.per_window).collect::<Vec<_>>();
         line.computed(1, now + SECOND);
-        assert_eq!(line.paces, [SECOND * 4 / 5], "it never began");
+        assert_eq!(paces(&line), [SECOND * 4 / 5], "it never began");
         assert!(line.begin(0, now));
         line.computed(0, now + SECOND * 50);
-        assert_eq!(line.paces, [SECOND * 4 / 5, SECOND * 5]);
+        assert_eq!(paces(&line), [SECOND * 4 / 5, SECOND * 5]);
         line.leave(0);
         let next = |line: &Line| line.estimate(&line.waiters[0], now);
         assert_eq!(next(&line), SECOND * 25 / 4, "with the margin");
@@ -447,5 +506,72 @@ mod tests {
             line.leave(number);
         }
         assert_eq!(next(&line), Duration::ZERO, "what was slow is forgotten");
+    }
+
+    #[test]
+    fn what_a_job_needs_counts_those_before_it_and_what_they_have_left() {
+        // Windows of the jobs before it, seconds that the first has computed for, who was sent back, the
+        // job's own windows; the windows that it is to wait for and to compute.
+        type Case = (&'static [u32], u32, Option<usize>, u32, u32);
+        let table: &[Case] = &[
+            (&[], 0, None, 0, 0),
+            (&[], 0, None, 10, 10),
+            (&[10, 5], 0, None, 10, 25),
+            (&[10, 5], 4, None, 10, 21),
+            // It takes longer than it should: it may be done at any moment.
+            (&[10, 5], 99, None, 10, 15),
+            (&[10, 5], 0, Some(1), 10, 20),
+        ];
+        for (before, computed_for, gone, own, expected) in table {
+            let began = Instant::now();
+            let mut line = line(before, began);
+            line.set_pace(SECOND);
+            if *computed_for > 0 {
+                assert!(line.begin(0, began));
+            }
+            gone.iter()
+                .for_each(|n| line.waiters[*n].sent_back.cancel());
+            let needs = line.needs(*own, began + SECOND * *computed_for);
+            assert_eq!(needs, SECOND * *expected, "{before:?}, {gone:?}");
+        }
+    }
+
+    #[test]
+    fn what_a_job_needs_is_measured_on_jobs_that_are_no_shorter() {
+        let now = Instant::now();
+        let mut line = Line::default();
+        assert_eq!(line.needs(1000, now), Duration::ZERO, "nothing is known");
+        line.set_pace(SECOND);
+        let mut computed = |windows, per_window: Duration| {
+            let (number, _) = line.enter("job", windows, now);
+            assert!(line.begin(number, now));
+            line.computed(number, now + per_window * windows);
+            line.leave(number);
+            line.needs(100, now)
+        };
+        // With both passes it takes twice as long as in the warm-up, and a single window ten times.
+        assert_eq!(computed(100, SECOND * 2), SECOND * 100);
+        for _ in 0..RECENT {
+            assert!(computed(1, SECOND * 10) >= SECOND * 100);
+        }
+        assert_eq!(computed(1, SECOND * 10), SECOND * 100, "as in the warm-up");
+        assert_eq!(computed(100, SECOND * 2), SECOND * 200);
+        assert_eq!(computed(500, SECOND * 3 / 2), SECOND * 150, "the fastest");
+    }
+
+    #[test]
+    fn a_job_that_would_need_too_long_does_not_enter() {
+        let queue = DeviceQueue::default();
+        let enter = |windows| queue.enter("job", windows, SECOND * 15);
+        let unknown = enter(1_000_000);
+        assert!(unknown.is_ok());
+        drop(unknown);
+        queue.set_pace(SECOND);
+        let first = enter(15);
+        assert!(first.is_ok());
+        assert_eq!(enter(1).err(), Some(NoTurn::TooLong(SECOND * 16)));
+        drop(first);
+        assert_eq!(enter(16).err(), Some(NoTurn::TooLong(SECOND * 16)));
+        assert_eq!(queue.line().waiters.len(), 0);
     }
 }

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::candidate::fetch::{self, Fetched, Fetcher};
 use crate::candidate::{self, DecodeLimits};
-use crate::config::{Config, Provider, device_name};
+use crate::config::{Config, Provider, device_name, format_duration};
 use crate::engine::Evaluation;
 use crate::engine::patch::Patches;
 use crate::engine::thread::EngineHandle;
@@ -23,7 +23,7 @@ use crate::protocol::result::{
 use crate::scoring::admission::{self, Admission};
 use crate::scoring::crash_marks::{CrashMark, CrashMarks};
 use crate::scoring::deadline::{check_deadline, past_deadline};
-use crate::scoring::device_queue::{DevicePermit, DeviceQueue, SentBack};
+use crate::scoring::device_queue::{DevicePermit, DeviceQueue, NoTurn};
 use crate::scoring::recent_results::RecentResults;
 use crate::telemetry::traces::{Stage, Trace};
 use crate::util::blocking;
@@ -55,12 +55,13 @@ pub enum Judged {
 
 /// Why a job that was admitted has no numbers.
 #[derive(Debug, thiserror::Error)]
-#[error(transparent)]
 enum Unscored {
     /// It is refused, or failed.
+    #[error(transparent)]
     Failed(#[from] Failure),
     /// It was sent back while it waited for the device.
-    SentBack(#[from] SentBack),
+    #[error("sent back")]
+    SentBack,
 }
 
 impl Judged {
@@ -87,6 +88,8 @@ pub struct Pipeline {
     fetcher: Fetcher,
     limits: DecodeLimits,
     score_timeout: Duration,
+    /// How long the broker lets a job be held.
+    consumer_timeout: Duration,
     origin: Arc<ResultOrigin>,
     provider: Provider,
     device: String,
@@ -120,6 +123,7 @@ impl Pipeline {
             fetcher,
             limits: (&config.candidates).into(),
             score_timeout: config.worker.score_timeout,
+            consumer_timeout: config.amqp.consumer_timeout,
             origin: Arc::new(origin),
             provider: config.engine.execution_provider,
             device: device_name(config),
@@ -341,7 +345,7 @@ impl Pipeline {
             mark.mark_suspect().await?;
         }
         let began = Instant::now();
-        let losses = permit.validate(Arc::clone(&plan), self.score_timeout).await;
+        let losses = permit.validate(Arc::clone(&plan), self.score_limit()).await;
         trace.stage(Stage::Forward, Lap::since(began));
         let losses = losses?;
         Ok(Body::Loss(LossBody {
@@ -378,7 +382,7 @@ impl Pipeline {
         // A suspect was decoded while it had the device.
         check_deadline(job)?;
         let evaluation = permit
-            .score(patches, Arc::clone(&plan), self.score_timeout)
+            .score(patches, Arc::clone(&plan), self.score_limit())
             .await?;
         let laps = evaluation.laps;
         if let Some(lap) = laps.baseline {
@@ -400,14 +404,47 @@ impl Pipeline {
         trace: &Trace,
     ) -> Result<(DevicePermit<'_>, f64), Unscored> {
         let began = Instant::now();
-        let (queue, name) = (&self.device_queue, &job.submission_id);
+        let (name, windows) = (&job.submission_id, plan.windows.len());
+        let longest = self.longest();
+        let acquiring = self
+            .device_queue
+            .acquire(&self.engine, name, windows, longest);
         let permit = tokio::select! {
-            permit = queue.acquire(&self.engine, name, plan.windows.len()) => permit?,
+            permit = acquiring => permit.map_err(|why| self.without_turn(why))?,
             failure = past_deadline(job) => return Err(failure.into()),
         };
         let queued = trace.stage(Stage::DeviceWait, Lap::since(began));
         check_deadline(job)?;
         Ok((permit, queued))
+    }
+
+    /// How much of the time that the broker lets a job be held it may need for the device. The rest is for
+    /// everything else, and for what is not as fast as expected.
+    fn longest(&self) -> Duration {
+        self.consumer_timeout / 2
+    }
+
+    /// How long an evaluation may take. One that takes longer than the broker waits for is delivered again, and
+    /// would be ended again, for ever.
+    fn score_limit(&self) -> Duration {
+        self.score_timeout.min(self.longest())
+    }
+
+    fn without_turn(&self, why: NoTurn) -> Unscored {
+        let needed = match why {
+            NoTurn::SentBack => return Unscored::SentBack,
+            NoTurn::TooLong(needed) => needed,
+        };
+        let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        let message = format!(
+            "the job, with those before it, would need {:.1} s, which is more than half of amqp.consumer_timeout = {}",
+            needed.as_secs_f64(),
+            format_duration(self.consumer_timeout)
+        );
+        let failure = Failure::new(Code::ScoreTimeout, message)
+            .with("needed_ms", millis(needed))
+            .with("limit_ms", millis(self.longest()));
+        Unscored::Failed(failure)
     }
 
     /// Decodes and checks the candidate as far as possible without the device, off the async threads,
@@ -486,7 +523,7 @@ fn judged(outcome: Result<Body, Unscored>, mark: Option<CrashMark>, key: Key) ->
     let verdict = match outcome {
         Ok(body) => Ok(body),
         Err(Unscored::Failed(failure)) => Err(failure),
-        Err(Unscored::SentBack(_)) => return Judged::Requeue,
+        Err(Unscored::SentBack) => return Judged::Requeue,
     };
     Judged::Fresh {
         verdict,
@@ -500,5 +537,57 @@ async fn claimed_digest(candidate: &Candidate) -> Result<[u8; 32], Failure> {
     match &candidate.source {
         Source::Inline(data) => fetch::digest(data.clone()).await,
         Source::Url(_) => Ok(candidate.sha256.unwrap_or_default()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::tests::{configuration, hazard};
+    use crate::protocol::job::Validation;
+    use crate::telemetry::progress::Progress;
+
+    #[tokio::test]
+    async fn a_job_that_would_outlast_half_of_the_consumer_timeout_is_not_computed() {
+        let (package, _folder) = hazard();
+        let (config, progress) = (configuration(), Arc::new(Progress::default()));
+        let engine = EngineHandle::start(move || Ok(package), &config, Arc::clone(&progress));
+        let engine = engine.await.unwrap();
+        let fetcher = Fetcher::new(config.candidates.clone(), config.candidates_dir());
+        let queue = DeviceQueue::default();
+        let pipeline = Pipeline::new(engine, &config, fetcher.unwrap(), "test", None).with_shared(
+            RecentResults::default(),
+            queue.clone(),
+            Arc::default(),
+        );
+        let job = Job {
+            submission_id: "job".into(),
+            model: None,
+            task: Task::Validate {
+                model_version: None,
+            },
+            validation: Validation::default(),
+            deadline_ms: None,
+            context: None,
+        };
+        let job_ref = JobRef::new(&job, 1);
+        let verdict = async |per_window| {
+            queue.set_pace(per_window);
+            let judged = pipeline.judge(&job, &job_ref, &Trace::silent()).await;
+            let Judged::Fresh { verdict, .. } = judged else {
+                panic!("{judged:?}");
+            };
+            verdict
+        };
+        let failure = verdict(config.amqp.consumer_timeout).await.unwrap_err();
+        assert_eq!(failure.code, Code::ScoreTimeout, "{failure}");
+        let number = |name: &str| failure.detail[name].as_u64().unwrap();
+        let limit = config.amqp.consumer_timeout.as_millis() / 2;
+        assert_eq!(u128::from(number("limit_ms")), limit);
+        assert!(number("needed_ms") > number("limit_ms"), "{failure:?}");
+        let computed = || progress.counter.load(std::sync::atomic::Ordering::Relaxed);
+        assert_eq!(computed(), 0, "it was not begun");
+        assert!(verdict(Duration::ZERO).await.is_ok());
+        assert_ne!(computed(), 0);
     }
 }

@@ -90,6 +90,7 @@ fn refused(failure: &Failure) -> EngineError {
 pub async fn run(dir: &Path, config: &Config, aim: Duration) -> Result<Report, EngineError> {
     let mut config = config.clone();
     config.candidates.max_inline_bytes = config.candidates.max_bytes;
+    config.amqp.consumer_timeout = Duration::MAX;
     let progress = Arc::new(Progress::default());
     forget_peak();
     let engine = EngineHandle::load(dir, &config, Arc::clone(&progress)).await?;

@@ -66,11 +66,11 @@ impl Store {
                 call.arg(field).arg(value);
             }
         }
-        let beaten = self
-            .connection
-            .call(CALL_TIMEOUT, |mut connection| async move {
-                call.invoke_async::<Holder>(&mut connection).await
-            });
+        let beaten = self.connection.call(
+            CALL_TIMEOUT,
+            self.keys.slot(),
+            |mut connection| async move { call.invoke_async::<Holder>(&mut connection).await },
+        );
         match beaten.await {
             Ok((incarnation, _, _)) if incarnation.is_empty() => Ok(Ownership::Ours),
             Ok((incarnation, pid, pid_space)) => Ok(Ownership::Theirs {

@@ -4,12 +4,12 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use redis::aio::ConnectionManager;
 use redis::{FromRedisValue, RedisResult, ScriptInvocation};
 
 use super::Store;
 use super::connection::CallError;
 use super::health::Errand;
+use super::link::Link;
 use crate::telemetry::metrics::{self, StoreCall};
 use crate::util::clock::steady_ms;
 
@@ -84,7 +84,7 @@ impl Store {
         &self,
         errand: Errand,
         limit: Duration,
-        call: impl FnOnce(ConnectionManager) -> F,
+        call: impl FnOnce(Link) -> F,
     ) -> Reply<T>
     where
         F: Future<Output = RedisResult<T>>,
@@ -93,7 +93,7 @@ impl Store {
             metrics::store_call(StoreCall::Skipped);
             return Reply::Skipped;
         }
-        let error = match self.connection.call(limit, call).await {
+        let error = match self.connection.call(limit, self.keys.slot(), call).await {
             Ok(value) => {
                 self.health.answered(errand);
                 return Reply::Answer(value);

@@ -1,23 +1,23 @@
-//! One connection to Redis, made when it is first needed. The driver recovers by itself from a connection
-//! that broke, but not from a password that was refused, nor from a connection that went silent. Then a
-//! new connection is made.
+//! One connection to Redis, made when it is first needed. What the driver does not recover from by itself
+//! is answered with a new one: a password that was refused, a connection that went silent, a master that
+//! is none any more.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use redis::aio::{ConnectionManager, ConnectionManagerConfig};
-use redis::io::tcp::TcpSettings;
-use redis::{
-    ConnectionInfo, ErrorKind, IntoConnectionInfo, RedisError, RedisResult, ServerErrorKind,
-};
-use tokio::time::Instant;
+use redis::cluster_routing::Slot;
+use redis::{ErrorKind, FromRedisValue, RedisError, RedisResult, ServerErrorKind, Value};
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout};
 
 use super::StoreError;
-use crate::config::tls::Pem;
-use crate::config::{RedisConfig, service_urls};
+use super::link::{self, Link, Linked, slot};
+use crate::config::{RedisConfig, RedisMode};
 
-/// A connection without an answer for this long is given up.
+/// A connection to the only server is given up without an answer for this long.
 const SILENT: Duration = Duration::from_secs(2);
+/// The same where another server may have taken over.
+const REPLACEABLE: Duration = Duration::from_secs(1);
 
 /// Why a call has no answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -40,9 +40,15 @@ pub(super) struct Connection {
 
 #[derive(Default)]
 struct Held {
-    manager: Option<ConnectionManager>,
-    /// Since when calls have had no answer, if they have none.
-    silent_since: Option<Instant>,
+    linked: Option<watch::Receiver<Linked>>,
+    silence: Option<Silence>,
+}
+
+/// Calls have had no answer.
+struct Silence {
+    /// Where they went: in a cluster, others may be answered.
+    slot: Slot,
+    since: Instant,
 }
 
 impl Connection {
@@ -60,76 +66,114 @@ impl Connection {
     /// # Errors
     /// When the URL is unusable.
     pub(super) fn open(config: &RedisConfig, response: Duration) -> Result<Self, StoreError> {
-        client(config)?;
+        link::check(config)?;
         Ok(Self::new(config, response))
     }
 
-    /// The URL without its password.
+    /// The URLs without their passwords.
     pub(super) fn place(&self) -> String {
-        crate::config::redact(&self.config.url)
+        crate::config::redact_all(&self.config.urls)
     }
 
-    /// Makes one call; the limit includes the wait for a connection.
+    /// Makes one call; the limit includes the wait for a connection. Commands without a key go to the
+    /// server that has this slot.
     pub(super) async fn call<T, F>(
         &self,
         limit: Duration,
-        call: impl FnOnce(ConnectionManager) -> F,
+        near: Slot,
+        call: impl FnOnce(Link) -> F,
     ) -> Result<T, CallError>
     where
         F: Future<Output = RedisResult<T>>,
     {
         let began = Instant::now();
-        let manager = self.manager().map_err(|e| CallError::Away(e.0))?;
-        let error = match tokio::time::timeout(limit, call(manager)).await {
+        let waiting = self.linked().map_err(|e| CallError::Away(e.0))?;
+        let Ok(Some(link)) = timeout(limit, found(waiting.clone())).await else {
+            let why = waiting.borrow().as_ref().err().cloned();
+            let why = why.unwrap_or_else(|| format!("no answer within {limit:?}"));
+            return Err(CallError::Away(why));
+        };
+        let left = limit.saturating_sub(began.elapsed());
+        let error = match timeout(left, call(link.near(near))).await {
             Ok(Ok(answer)) => {
-                self.held().silent_since = None;
+                self.was_answered(near);
                 return Ok(answer);
             }
             Ok(Err(error)) => error,
             Err(_) => {
-                self.was_silent(began);
+                self.was_silent(near, began, &waiting);
                 return Err(CallError::Away(format!("no answer within {limit:?}")));
             }
         };
-        if is_refusal(&error) {
-            let mut held = self.held();
-            held.silent_since = None;
-            if error.kind() == ErrorKind::Server(ServerErrorKind::ReadOnly) {
-                // It has become a replica. Its name may lead to the master by now.
-                held.manager = None;
+        match kind(&error, self.config.mode) {
+            Kind::Refusal => {
+                self.was_answered(near);
+                return Err(CallError::Refused(error.to_string()));
             }
-            return Err(CallError::Refused(error.to_string()));
-        }
-        if error.is_timeout() {
-            self.was_silent(began);
-        } else if !error.is_io_error() {
-            self.held().manager = None;
+            Kind::NoMaster => {
+                self.give_up(&waiting);
+                return Err(CallError::Refused(error.to_string()));
+            }
+            Kind::Silence => self.was_silent(near, began, &waiting),
+            Kind::Lost => self.give_up(&waiting),
+            Kind::Passing => {}
         }
         Err(CallError::Away(error.to_string()))
     }
 
-    fn manager(&self) -> Result<ConnectionManager, StoreError> {
-        let mut held = self.held();
-        let manager = match held.manager.take() {
-            Some(manager) => manager,
-            None => {
-                let made = manager(&self.config, self.response)?;
-                // Connecting goes on when a call gives up: short calls alone would never complete it.
-                let mut connecting = made.clone();
-                tokio::spawn(async move {
-                    drop(redis::cmd("PING").exec_async(&mut connecting).await);
+    /// A slot of each server that has keys of its own.
+    pub(super) async fn shards(&self, limit: Duration) -> Result<Vec<Slot>, CallError> {
+        match self.config.mode {
+            RedisMode::Single | RedisMode::Sentinel => Ok(vec![slot("")]),
+            RedisMode::Cluster => {
+                let mut asked = redis::cmd("CLUSTER");
+                asked.arg("SLOTS");
+                let ranges = self.call(limit, slot(""), |mut link| async move {
+                    asked.query_async(&mut link).await
                 });
-                made
+                Ok(first_slots(ranges.await?))
             }
-        };
-        Ok(held.manager.insert(manager).clone())
+        }
     }
 
-    fn was_silent(&self, began: Instant) {
+    fn linked(&self) -> Result<watch::Receiver<Linked>, StoreError> {
         let mut held = self.held();
-        let since = *held.silent_since.get_or_insert(began);
-        if since.elapsed() >= SILENT {
-            *held = Held::default();
+        let linked = match held.linked.take() {
+            Some(linked) => linked,
+            None => link::link(&self.config, self.response)?,
+        };
+        Ok(held.linked.insert(linked).clone())
+    }
+
+    fn was_answered(&self, near: Slot) {
+        let mut held = self.held();
+        held.silence = held.silence.take().filter(|silence| silence.slot != near);
+    }
+
+    fn was_silent(&self, near: Slot, began: Instant, which: &watch::Receiver<Linked>) {
+        let mut held = self.held();
+        let silence = held.silence.get_or_insert(Silence {
+            slot: near,
+            since: began,
+        });
+        let patience = match self.config.mode {
+            RedisMode::Single => SILENT,
+            RedisMode::Sentinel | RedisMode::Cluster => REPLACEABLE,
+        };
+        let is_over = silence.since.elapsed() >= patience;
+        drop(held);
+        if is_over {
+            self.give_up(which);
+        }
+    }
+
+    /// Connects anew, unless another call has already done so.
+    fn give_up(&self, which: &watch::Receiver<Linked>) {
+        let mut held = self.held();
+        if held.linked.as_ref().is_some_and(|l| l.same_channel(which)) {
+            held.silence = None;
+            // Not left to the next call, which may not wait long enough.
+            held.linked = link::link(&self.config, self.response).ok();
         }
     }
 
@@ -138,88 +182,58 @@ impl Connection {
     }
 }
 
-/// Whether Redis answered with a refusal.
-fn is_refusal(error: &RedisError) -> bool {
-    matches!(
-        error.kind(),
-        ErrorKind::Server(_) | ErrorKind::Extension | ErrorKind::UnexpectedReturnType
-    )
+/// Waits for the link.
+async fn found(mut waiting: watch::Receiver<Linked>) -> Option<Link> {
+    let found = waiting.wait_for(Result::is_ok).await.ok()?;
+    found.as_ref().ok().cloned()
 }
 
-/// What the driver connects to. Errors do not show the password.
-fn address(text: &str) -> Result<ConnectionInfo, String> {
-    let url = service_urls::redis(text)?;
-    url.into_connection_info().map_err(|e| e.to_string())
+/// What an error says of the connection.
+enum Kind {
+    /// The server answered, and refuses.
+    Refusal,
+    /// The same, because it is a replica by now.
+    NoMaster,
+    /// No answer in time.
+    Silence,
+    /// A new connection is needed.
+    Lost,
+    /// The connection recovers by itself.
+    Passing,
 }
 
-fn client(config: &RedisConfig) -> Result<redis::Client, StoreError> {
-    let unusable = |e: RedisError| StoreError(format!("redis.url: {e}"));
-    let info = address(&config.url);
-    let info = info.map_err(|why| StoreError(format!("redis.url: {why}")))?;
-    // No delay: calls are small, and a job waits for each. No linger: data that an abandoned connection
-    // has not sent must never arrive, because a mark that arrives after its removal would stay.
-    let tcp = TcpSettings::default().set_nodelay(true);
-    let tcp = tcp.set_linger_time(Duration::ZERO);
-    let info = info.set_tcp_settings(tcp);
-    let client = match config.tls.read() {
-        Err((key, why)) => return Err(StoreError(format!("redis.tls.{key}: {why}"))),
-        Ok(Pem {
-            ca: None,
-            identity: None,
-        }) => redis::Client::open(info),
-        Ok(Pem { ca, identity }) => {
-            let client_tls = identity.map(|(cert, key)| redis::ClientTlsConfig {
-                client_cert: cert.into(),
-                client_key: key.into(),
-            });
-            let root_cert = ca.map(Into::into);
-            let certificates = redis::TlsCertificates {
-                client_tls,
-                root_cert,
-            };
-            redis::Client::build_with_tls(info, certificates)
+fn kind(error: &RedisError, mode: RedisMode) -> Kind {
+    use ServerErrorKind::{Ask, ClusterDown, MasterDown, Moved, ReadOnly, TryAgain};
+    match error.kind() {
+        ErrorKind::Server(ReadOnly) => Kind::NoMaster,
+        // Slots are on their way to another server, or have none at the moment.
+        ErrorKind::Server(Ask | ClusterDown | MasterDown | Moved | TryAgain) => Kind::Passing,
+        ErrorKind::Server(_) | ErrorKind::Extension | ErrorKind::UnexpectedReturnType => {
+            Kind::Refusal
         }
-    };
-    client.map_err(unusable)
-}
-
-fn manager(config: &RedisConfig, response: Duration) -> Result<ConnectionManager, StoreError> {
-    let settings = ConnectionManagerConfig::new()
-        .set_number_of_retries(2)
-        .set_min_delay(Duration::from_millis(50))
-        .set_max_delay(Duration::from_millis(300))
-        .set_response_timeout(Some(response))
-        .set_connection_timeout(Some(Duration::from_millis(500)));
-    ConnectionManager::new_lazy_with_config(client(config)?, settings)
-        .map_err(|e| StoreError(e.to_string()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_part_takes_effect() {
-        for (url, database) in [
-            ("redis://h", 0),
-            ("redis://h/", 0),
-            ("redis://h:1/3", 3),
-            ("redis://h/3/", 3),
-            ("redis://h?db=3", 3),
-            ("redis://h/?db=3", 3),
-            ("rediss://u:p%40@h/3?db=3&protocol=3", 3),
-            ("redis://:p@[::1]:1/0", 0),
-            ("unix:///run/redis.sock?db=3", 3),
-            ("redis+unix:///run/redis.sock?db=3&user=u&pass=p", 3),
-        ] {
-            let info = address(url).unwrap();
-            assert_eq!(info.redis_settings().db(), database, "{url}");
-        }
-        let info = address("redis://u:p%40@h/0").unwrap();
-        let redis = info.redis_settings();
-        assert_eq!(
-            (redis.username(), redis.password()),
-            (Some("u"), Some("p@"))
-        );
+        _ if error.is_timeout() => Kind::Silence,
+        _ if !error.is_io_error() => Kind::Lost,
+        _ => match mode {
+            RedisMode::Single | RedisMode::Cluster => Kind::Passing,
+            // Another server may be the master by now.
+            RedisMode::Sentinel => Kind::Lost,
+        },
     }
+}
+
+/// The first slot of each master, as `CLUSTER SLOTS` lists ranges of slots with their servers.
+fn first_slots(ranges: Vec<Vec<Value>>) -> Vec<Slot> {
+    let mut found: Vec<(Value, Slot)> = Vec::new();
+    for range in ranges {
+        let mut parts = range.into_iter();
+        let first = parts.next().and_then(|n| u16::from_redis_value(n).ok());
+        let master = parts.nth(1);
+        let (Some(first), Some(master)) = (first.and_then(Slot::new), master) else {
+            continue;
+        };
+        if found.iter().all(|(known, _)| *known != master) {
+            found.push((master, first));
+        }
+    }
+    found.into_iter().map(|(_, slot)| slot).collect()
 }

@@ -4,9 +4,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use redis::cluster_routing::Slot;
 use redis::{Cmd, FromRedisValue};
 
-use super::connection::Connection;
+use super::connection::{CallError, Connection};
+use super::link::slot;
 use super::{Keys, Server, StoreError};
 use crate::config::RedisConfig;
 use crate::util::clock;
@@ -62,7 +64,8 @@ impl FleetStore {
     /// # Errors
     /// Why not.
     pub async fn greet(&self) -> Result<String, StoreError> {
-        let server = Server::of(&self.ask(&redis::cmd("HELLO")).await?);
+        let hello = self.ask(slot(""), &redis::cmd("HELLO")).await?;
+        let server = Server::of(&hello);
         match server.too_old() {
             Some(why) => Err(StoreError(format!("{}: {why}", self.connection.place()))),
             None => Ok(server.0),
@@ -78,37 +81,59 @@ impl FleetStore {
         model: Option<&str>,
         ttl: Duration,
     ) -> Result<(u64, Vec<LiveRecord>), StoreError> {
-        let (seconds, micros): (u64, u64) = self.ask(&redis::cmd("TIME")).await?;
-        let now = seconds * 1000 + micros / 1000;
         let namespace = &self.namespace;
         let indexes = match model {
             Some(model) => vec![Keys::new(namespace, model).workers()],
             None => self.scan(&format!("{namespace}:{{*}}:workers")).await?,
         };
+        let mut now = self.now(indexes.first().map_or("", String::as_str)).await?;
         let mut records = Vec::new();
-        let oldest = now.saturating_sub(clock::millis(ttl));
-        for index in indexes {
-            let prefix = index.strip_suffix(":workers").unwrap_or(&index).to_owned();
-            let mut beats = redis::cmd("ZRANGEBYSCORE");
-            beats.arg(&index).arg(oldest).arg("+inf").arg("WITHSCORES");
-            let beats: Vec<(String, f64)> = self.ask(&beats).await?;
-            // In parts: Redis does nothing else while it answers a call.
-            for beats in beats.chunks(PART) {
-                let mut read = redis::cmd("MGET");
-                for (id, _) in beats {
-                    read.arg(format!("{prefix}:worker:{id}"));
-                }
-                let found: Vec<Option<Vec<u8>>> = self.ask(&read).await?;
-                let found = beats.iter().zip(found);
-                records.extend(found.filter_map(|((_, beaten), text)| {
-                    let age_ms = now.saturating_sub(millis(*beaten));
-                    // What is no text is no record; the others are.
-                    let text = String::from_utf8(text?).ok()?;
-                    Some(LiveRecord { age_ms, text })
-                }));
+        for (n, index) in indexes.iter().enumerate() {
+            if n > 0 {
+                // In a cluster another server may have it, with a clock of its own.
+                now = self.now(index).await?;
             }
+            let oldest = now.saturating_sub(clock::millis(ttl));
+            records.extend(self.records(index, now, oldest).await?);
         }
         Ok((now, records))
+    }
+
+    /// By the clock that wrote this key.
+    async fn now(&self, key: &str) -> Result<u64, StoreError> {
+        let time = redis::cmd("TIME");
+        let (seconds, micros): (u64, u64) = self.ask(slot(key), &time).await?;
+        Ok(seconds * 1000 + micros / 1000)
+    }
+
+    /// The records of the workers that an index has, but for those that beat last before `oldest`.
+    async fn records(
+        &self,
+        index: &str,
+        now: u64,
+        oldest: u64,
+    ) -> Result<Vec<LiveRecord>, StoreError> {
+        let prefix = index.strip_suffix(":workers").unwrap_or(index);
+        let mut beats = redis::cmd("ZRANGEBYSCORE");
+        beats.arg(index).arg(oldest).arg("+inf").arg("WITHSCORES");
+        let beats: Vec<(String, f64)> = self.ask(slot(index), &beats).await?;
+        let mut records = Vec::new();
+        // In parts: Redis does nothing else while it answers a call.
+        for beats in beats.chunks(PART) {
+            let mut read = redis::cmd("MGET");
+            for (id, _) in beats {
+                read.arg(format!("{prefix}:worker:{id}"));
+            }
+            let found: Vec<Option<Vec<u8>>> = self.ask(slot(index), &read).await?;
+            let found = beats.iter().zip(found);
+            records.extend(found.filter_map(|((_, beaten), text)| {
+                let age_ms = now.saturating_sub(millis(*beaten));
+                // What is no text is no record; the others are.
+                let text = String::from_utf8(text?).ok()?;
+                Some(LiveRecord { age_ms, text })
+            }));
+        }
+        Ok(records)
     }
 
     /// Events after an entry, or all that are kept; oldest first.
@@ -126,8 +151,8 @@ impl FleetStore {
             None => ("XREVRANGE", "+".to_owned(), "-"),
         };
         let mut call = redis::cmd(command);
-        call.arg(key).arg(from).arg(to).arg("COUNT").arg(EVENTS);
-        let found: Vec<(String, BTreeMap<String, String>)> = self.ask(&call).await?;
+        call.arg(&key).arg(from).arg(to).arg("COUNT").arg(EVENTS);
+        let found: Vec<(String, BTreeMap<String, String>)> = self.ask(slot(&key), &call).await?;
         let found = found.into_iter();
         let mut events: Vec<StreamEntry> = found
             .map(|(id, fields)| StreamEntry { id, fields })
@@ -146,7 +171,7 @@ impl FleetStore {
         key: &str,
     ) -> Result<Option<String>, StoreError> {
         let key = Keys::new(&self.namespace, model).result(key);
-        self.ask(redis::cmd("GET").arg(key)).await
+        self.ask(slot(&key), redis::cmd("GET").arg(&key)).await
     }
 
     /// The crash marks of a job, `SUBMISSION:VERSION`: field and value of each.
@@ -159,7 +184,7 @@ impl FleetStore {
         job: &str,
     ) -> Result<BTreeMap<String, String>, StoreError> {
         let key = Keys::new(&self.namespace, model).crash(job);
-        self.ask(redis::cmd("HGETALL").arg(key)).await
+        self.ask(slot(&key), redis::cmd("HGETALL").arg(&key)).await
     }
 
     /// Deletes the crash marks of a job, for every version, so that it is scored again.
@@ -171,25 +196,37 @@ impl FleetStore {
         let prefix = keys.crash(&format!("{submission_id}:"));
         // A name may contain colons, so that of another job may begin like this.
         let is_version = |rest: &str| rest.bytes().all(|b| b.is_ascii_digit());
-        for key in self.scan(&format!("{prefix}*")).await? {
+        for key in self.scan_shard(keys.slot(), &format!("{prefix}*")).await? {
             if key.strip_prefix(&prefix).is_some_and(is_version) {
-                self.ask::<()>(redis::cmd("DEL").arg(&key)).await?;
+                self.ask::<()>(slot(&key), redis::cmd("DEL").arg(&key))
+                    .await?;
             }
         }
         Ok(())
     }
 
-    /// The keys of a pattern, each once.
+    /// The keys of a pattern, on every server, each once.
     async fn scan(&self, pattern: &str) -> Result<Vec<String>, StoreError> {
+        let shards = self.connection.shards(LIMIT).await;
+        let mut found = Vec::new();
+        for shard in shards.map_err(|why| self.at_place(&why))? {
+            found.extend(self.scan_shard(shard, pattern).await?);
+        }
+        found.sort();
+        found.dedup();
+        Ok(found)
+    }
+
+    /// The keys of a pattern on the server that has this slot.
+    async fn scan_shard(&self, shard: Slot, pattern: &str) -> Result<Vec<String>, StoreError> {
         let (mut found, mut cursor) = (Vec::new(), 0_u64);
         loop {
             let mut step = redis::cmd("SCAN");
             step.arg(cursor).arg("MATCH").arg(pattern);
-            let (next, keys): (u64, Vec<String>) = self.ask(step.arg("COUNT").arg(PART)).await?;
+            step.arg("COUNT").arg(PART);
+            let (next, keys): (u64, Vec<String>) = self.ask(shard, &step).await?;
             found.extend(keys);
             if next == 0 {
-                found.sort();
-                found.dedup();
                 return Ok(found);
             }
             cursor = next;
@@ -197,13 +234,15 @@ impl FleetStore {
     }
 
     /// One command, in time.
-    async fn ask<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, StoreError> {
-        let asked = self.connection.call(LIMIT, |mut connection| async move {
-            command.query_async(&mut connection).await
+    async fn ask<T: FromRedisValue>(&self, near: Slot, command: &Cmd) -> Result<T, StoreError> {
+        let asked = self.connection.call(LIMIT, near, |mut link| async move {
+            command.query_async(&mut link).await
         });
-        let place = self.connection.place();
-        let answered = asked.await;
-        answered.map_err(|why| StoreError(format!("{place}: {why}")))
+        asked.await.map_err(|why| self.at_place(&why))
+    }
+
+    fn at_place(&self, why: &CallError) -> StoreError {
+        StoreError(format!("{}: {why}", self.connection.place()))
     }
 }
 

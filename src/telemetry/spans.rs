@@ -90,7 +90,10 @@ fn parties(config: &Config, worker: String) -> Vec<KeyValue> {
         KeyValue::new("messaging.system", "rabbitmq"),
         KeyValue::new("messaging.client.id", worker),
     ];
-    if let Ok(url) = url::Url::parse(&config.amqp.url) {
+    // Which of several nodes is in use changes; these are said once.
+    if let [url] = config.amqp.urls.as_slice()
+        && let Ok(url) = url::Url::parse(url)
+    {
         let tls = url.scheme() == "amqps";
         let port = url.port().unwrap_or(if tls { 5671 } else { 5672 });
         let host = url.host_str().unwrap_or("localhost").to_owned();

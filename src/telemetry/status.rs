@@ -28,6 +28,8 @@ pub struct StatusFields {
     pub engine: EngineFacts,
     /// Jobs since the start, without the derived values.
     pub jobs: JobFacts,
+    /// The broker's node that is connected: host and port.
+    pub node: Option<String>,
     /// How the worker follows its model, if it does.
     pub update: Option<UpdateFacts>,
     /// The last error of each code, and when it happened by the monotonic clock.

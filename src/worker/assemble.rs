@@ -19,6 +19,7 @@ use super::parts::{Part, Parts};
 use super::run::Worker;
 use super::transition::{Ask, Stop};
 use crate::broker::amqp::Link;
+use crate::broker::nodes::Nodes;
 use crate::broker::topology::Topology;
 use crate::config::{Config, device_name, host_name};
 use crate::model::package::Package;
@@ -121,6 +122,7 @@ impl Startup {
     ) -> LinkKeeper {
         LinkKeeper {
             config: config.clone(),
+            nodes: Nodes::new(&config.amqp),
             topology: Arc::clone(topology),
             status: Arc::clone(&self.status),
             links,

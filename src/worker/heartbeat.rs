@@ -286,7 +286,7 @@ impl Publisher {
                 ..facts.jobs()
             },
             progress: progress(&status.progress),
-            broker: broker(status),
+            broker: broker(status, facts.node.clone()),
             store: store(&inputs.health),
             memory: MemoryFacts {
                 rss_bytes: host::rss(&mut self.system),
@@ -324,9 +324,10 @@ fn entry(identity: &Identity, event: &Event) -> Vec<(&'static str, String)> {
     fields
 }
 
-fn broker(status: &WorkerStatus) -> BrokerFacts {
+fn broker(status: &WorkerStatus, node: Option<String>) -> BrokerFacts {
     BrokerFacts {
         connected: status.connected.load(Ordering::Relaxed),
+        node,
         consuming: status.consuming.load(Ordering::Relaxed),
         blocked: status
             .blocked

@@ -13,6 +13,7 @@ use super::orders::Request;
 use super::parts::Parts;
 use super::transition::Ask;
 use crate::broker::amqp::{Deliveries, Delivery, Link, Publisher};
+use crate::broker::nodes::Nodes;
 use crate::broker::topology::Topology;
 use crate::broker::{BrokerError, Outgoing, Properties};
 use crate::config::Config;
@@ -30,6 +31,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(8);
 /// Makes the link, and hands it out.
 pub(super) struct LinkKeeper {
     pub(super) config: Config,
+    pub(super) nodes: Nodes,
     pub(super) topology: Arc<Topology>,
     pub(super) status: Arc<WorkerStatus>,
     pub(super) links: watch::Sender<Option<Arc<Link>>>,
@@ -43,7 +45,7 @@ pub(super) struct LinkKeeper {
 
 impl LinkKeeper {
     /// Runs until its task is aborted.
-    pub(super) async fn keep(self) {
+    pub(super) async fn keep(mut self) {
         let mut backoff = Backoff::between(Duration::from_secs(1), LONGEST_WAIT);
         loop {
             match self.connect().await {
@@ -60,9 +62,9 @@ impl LinkKeeper {
         }
     }
 
-    async fn connect(&self) -> Result<(Link, Option<Deliveries>), BrokerError> {
+    async fn connect(&mut self) -> Result<(Link, Option<Deliveries>), BrokerError> {
         let worker_id = self.config.worker_id();
-        let link = Link::connect(&self.config.amqp, &format!("scorer-{worker_id}")).await?;
+        let link = Link::connect(&mut self.nodes, &format!("scorer-{worker_id}")).await?;
         link.declare(&self.topology).await?;
         if !self.config.amqp.control {
             return Ok((link, None));
@@ -76,7 +78,9 @@ impl LinkKeeper {
     /// Hands out the link until it is lost, and takes control messages.
     async fn hold(&self, link: Link, mut control: Option<Deliveries>) {
         self.status.generation.fetch_add(1, Ordering::Relaxed);
+        self.status.facts().node = Some(link.node.clone());
         self.status.connected.store(true, Ordering::Relaxed);
+        tracing::info!(node = %link.node, "connected to RabbitMQ");
         self.status.holds_back(Arc::clone(&link.blocked));
         let (lost, publisher) = (link.lost.clone(), link.jobs.clone());
         self.links.send_replace(Some(Arc::new(link)));
@@ -92,6 +96,7 @@ impl LinkKeeper {
             }
         }
         self.status.connected.store(false, Ordering::Relaxed);
+        self.status.facts().node = None;
         // A lost link holds nothing back.
         self.status.holds_back(Arc::default());
         self.links.send_replace(None);

@@ -116,6 +116,7 @@ impl Worker {
             device_queue,
             store: self.store.clone(),
             prefetch: self.config.amqp.prefetch,
+            consumer_timeout: self.config.amqp.consumer_timeout,
             cautious: self.cautious,
             delivered: Default::default(),
             abandon: CancellationToken::new(),

@@ -18,13 +18,19 @@ use testkit::wait::{eventually, secs};
 
 /// What programs are told that look at a test's services.
 pub(super) fn config(stack: &Stack) -> Config {
+    config_with(stack, &[])
+}
+
+/// The same with more settings.
+pub(super) fn config_with(stack: &Stack, more: &[(&str, String)]) -> Config {
     let set = [
         ("amqp.url", stack.rabbit.url()),
         ("redis.url", stack.redis.url()),
         ("amqp.namespace", stack.namespace.clone()),
         ("redis.namespace", stack.namespace.clone()),
     ];
-    let set = set.map(|(key, value)| format!("{key}={value}"));
+    let set = set.iter().chain(more);
+    let set: Vec<String> = set.map(|(key, value)| format!("{key}={value}")).collect();
     let layers = Layers {
         set: &set,
         ..Layers::default()
@@ -36,7 +42,8 @@ fn client(stack: &Stack) -> Client {
     Client::new(config(stack), MODEL)
 }
 
-fn job(case: &Case, id: &str) -> JobMessage {
+/// A job as programs in Rust write it.
+pub(super) fn job(case: &Case, id: &str) -> JobMessage {
     JobMessage::Score(ScoreMessage {
         v: V1,
         submission_id: id.to_owned(),
@@ -71,7 +78,7 @@ pub(super) fn empty(id: &str) -> JobMessage {
 }
 
 /// Whose answer it is.
-fn name(outcome: Outcome) -> String {
+pub(super) fn name(outcome: Outcome) -> String {
     match outcome {
         Outcome::Answered(result) => result.submission_id,
         other @ (Outcome::Unasked(_)

@@ -2,17 +2,26 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use testkit::aggregator::Aggregator;
-use testkit::case::honest_job;
+use scorer::fleet::client::Client;
+use serde_json::Value;
+use testkit::aggregator::{Aggregator, runtime};
+use testkit::case::{honest, honest_job};
 use testkit::cluster::Cluster;
 use testkit::package::MODEL;
 use testkit::redis_server::Redis;
 use testkit::stack::Stack;
 use testkit::wait::{SOON, eventually, secs};
+use testkit::worker::Worker;
+
+use crate::client::{config_with, job, name};
 
 /// Some seconds of work.
 const JOBS: usize = 120;
+
+/// Of AMQP: a frozen node is noticed after twice this.
+const HEARTBEAT: &str = "2s";
 
 fn stack_on(cluster: &Cluster, node: usize) -> Stack {
     Stack::on(Arc::clone(&cluster.nodes()[node]), Redis::shared())
@@ -87,36 +96,211 @@ fn a_stream_outlives_the_node_that_leads_its_queue() {
     assert_eq!(stack.keys("crash:*"), Vec::<String>::new());
 }
 
+/// What a node suffers. A frozen one keeps its connections and its port, and says nothing.
+#[derive(Debug, Clone, Copy)]
+enum Fault {
+    Frozen,
+    Killed,
+    Removed,
+}
+
+impl Fault {
+    fn strike(self, cluster: &Cluster, node: usize) {
+        match self {
+            Self::Frozen => cluster.nodes()[node].freeze(),
+            Self::Killed => cluster.nodes()[node].kill(),
+            Self::Removed => cluster.remove(node),
+        }
+    }
+
+    /// How long it may take until workers are ready on another node. A frozen node is noticed by missing heartbeats and,
+    /// by the other nodes, after their `net_ticktime`.
+    fn lasts(self) -> Duration {
+        match self {
+            Self::Frozen => secs(30),
+            Self::Killed | Self::Removed => secs(10),
+        }
+    }
+
+    fn mend(self, cluster: &Cluster, node: usize) {
+        match self {
+            // Thawed, it would not join the others by itself: they have gone on without it.
+            Self::Frozen => {
+                cluster.nodes()[node].kill();
+                cluster.nodes()[node].start();
+            }
+            Self::Killed => cluster.nodes()[node].start(),
+            Self::Removed => return,
+        }
+        cluster.await_running(3);
+    }
+}
+
+/// Workers and an aggregator that know every node of a cluster.
+struct Fleet<'a> {
+    cluster: &'a Cluster,
+    stack: Stack,
+    workers: Vec<Worker>,
+    client: Client,
+    /// Every result, copies included, whatever the client acknowledges.
+    copies: String,
+    submitted: Vec<String>,
+}
+
+impl<'a> Fleet<'a> {
+    fn on(cluster: &'a Cluster) -> Self {
+        let stack = stack_on(cluster, 0);
+        let copies = stack.object("copies");
+        let more = [
+            ("amqp.url", cluster.urls()),
+            ("amqp.heartbeat", HEARTBEAT.into()),
+        ];
+        let client = Client::new(config_with(&stack, &more), MODEL);
+        let mut fleet = Self {
+            cluster,
+            stack,
+            workers: Vec::new(),
+            client,
+            copies,
+            submitted: Vec::new(),
+        };
+        fleet.add_worker();
+        let aggregator = aggregator_on(cluster, 0, &fleet.stack);
+        aggregator.keep_results(&fleet.copies);
+        cluster.await_online(&fleet.stack.jobs_queue(), 3);
+        cluster.await_online(&fleet.copies, 3);
+        fleet
+    }
+
+    fn add_worker(&mut self) {
+        let id = format!("w{}", self.workers.len() + 1);
+        let urls = self.cluster.urls();
+        let worker = self.stack.worker_with(&id, |settings| {
+            settings
+                .set("amqp.url", urls)
+                .set("amqp.heartbeat", HEARTBEAT)
+        });
+        worker.ready();
+        self.workers.push(worker);
+    }
+
+    fn node_of(&self, worker: &Worker) -> Option<usize> {
+        let node = worker.heartbeat()["broker"]["node"].as_str()?.to_owned();
+        Some(self.cluster.at(&node))
+    }
+
+    /// Submits a stream and waits for its first answer.
+    fn begin(&mut self, fault: Fault) {
+        for n in 0..JOBS {
+            let id = format!("{fault:?}-{n}");
+            let job = job(honest(), &id);
+            self.client.submit(&job).expect("a job");
+            self.submitted.push(id);
+        }
+        self.next().expect("an answer");
+    }
+
+    /// The next answer.
+    fn next(&mut self) -> Option<String> {
+        runtime().block_on(async {
+            let next = tokio::time::timeout(secs(120), self.client.next()).await;
+            next.expect("an answer in time").map(name)
+        })
+    }
+
+    /// The node that the client uses and a worker, too.
+    fn victim(&mut self) -> usize {
+        let node = self.client.node().expect("the client is connected");
+        let node = self.cluster.at(node);
+        // Each worker has an order of its own, so sooner or later one begins here.
+        while !self.workers.iter().any(|w| self.node_of(w) == Some(node)) {
+            self.add_worker();
+        }
+        node
+    }
+
+    /// Returns the node that suffered.
+    fn survives(&mut self, fault: Fault) -> usize {
+        self.begin(fault);
+        let victim = self.victim();
+        let place = self.cluster.nodes()[victim].place();
+        let struck = Instant::now();
+        fault.strike(self.cluster, victim);
+        for worker in &self.workers {
+            worker.heartbeat_when(fault.lasts(), "ready on another node", |r| {
+                r["ready"] == true && r["broker"]["node"] != place.as_str()
+            });
+        }
+        let ready = struck.elapsed();
+        let mut answers = 1;
+        while self.client.node() == Some(&place) {
+            self.next().expect("an answer by another node");
+            answers += 1;
+        }
+        let answered = struck.elapsed();
+        println!(
+            "{fault:?}: workers are ready after {ready:?}, the client has an answer after {answered:?}"
+        );
+        let cluster = self.cluster;
+        std::thread::scope(|scope| {
+            scope.spawn(move || fault.mend(cluster, victim));
+            while self.next().is_some() {
+                answers += 1;
+            }
+        });
+        assert_eq!(answers, JOBS, "each job is answered once");
+        victim
+    }
+
+    /// Copies of a result are the same result.
+    fn expect_no_contradiction(&self, aggregator: &Aggregator) {
+        let mut found: HashMap<String, Value> = HashMap::new();
+        while let Some(message) = aggregator.take(&self.copies) {
+            let mut result = message.json();
+            assert_eq!(result["status"], "scored", "{result}");
+            let id = result["submission_id"].as_str().expect("an id").to_owned();
+            let numbers = ["delta", "stderr", "loss_before", "loss_after", "plan"];
+            let numbers = Value::from_iter(numbers.map(|n| (n, result[n].take())));
+            let first = found.entry(id).or_insert_with(|| numbers.clone());
+            assert_eq!(*first, numbers);
+        }
+        let expected: HashSet<&String> = self.submitted.iter().collect();
+        assert_eq!(found.keys().collect::<HashSet<_>>(), expected);
+    }
+}
+
 #[test]
-fn a_worker_whose_own_node_dies_goes_on_when_the_node_is_back() {
+fn who_knows_every_node_goes_on_at_another_one() {
+    let cluster = Cluster::started(3);
+    let mut fleet = Fleet::on(&cluster);
+    fleet.survives(Fault::Killed);
+    fleet.survives(Fault::Frozen);
+    let gone = fleet.survives(Fault::Removed);
+    let aggregator = aggregator_on(&cluster, (gone + 1) % 3, &fleet.stack);
+    fleet.workers.iter().for_each(Worker::drain);
+    fleet.expect_no_contradiction(&aggregator);
+    aggregator.expect_empty(&fleet.stack.jobs_queue());
+    assert_eq!(fleet.stack.keys("crash:*"), Vec::<String>::new());
+}
+
+#[test]
+fn a_stream_outlives_its_queue_being_led_by_another_node() {
     let cluster = Cluster::started(3);
     let stack = stack_on(&cluster, 0);
     let queue = stack.jobs_queue();
     let worker = stack.worker("w1");
     let first = worker.ready();
-    assert_eq!(cluster.leader(&queue), 0, "its own node leads its queue");
     cluster.await_online(&queue, 3);
     let aggregator = aggregator_on(&cluster, 1, &stack);
     let mut ids = stream(&stack, &aggregator);
-    cluster.nodes()[0].kill();
-    worker.heartbeat_when(secs(20), "it notices", |r| {
-        r["broker"]["connected"] == false && r["ready"] == false
-    });
-    let done = answered(&stack, &aggregator);
-    assert!(done < ids.len(), "all was answered before the node died");
-    assert_ne!(cluster.leader(&queue), 0, "two nodes are a majority");
-    ids.push("meanwhile".to_owned());
-    aggregator.submit(&honest_job("meanwhile", "meanwhile"));
-    cluster.nodes()[0].start();
-    let again = worker.heartbeat_when(secs(120), "ready again", |r| r["ready"] == true);
-    assert!(
-        again["broker"]["generation"].as_u64() > first["broker"]["generation"].as_u64(),
-        "{}",
-        again["broker"]
-    );
-    cluster.await_running(3);
+    assert_eq!(cluster.leader(&queue), 0, "its own node leads its queue");
+    cluster.move_leader(&queue, 1);
+    ids.push("afterwards".to_owned());
+    aggregator.submit(&honest_job("afterwards", "afterwards"));
     expect_all_scored(&aggregator, &ids);
+    let last = worker.ready();
+    let generation = |record: &Value| record["broker"]["generation"].clone();
+    assert_eq!(generation(&last), generation(&first), "the same link");
     worker.drain();
     aggregator.expect_empty(&queue);
-    assert_eq!(stack.keys("crash:*"), Vec::<String>::new());
 }

@@ -6,10 +6,14 @@ use lapin::options::{BasicGetOptions, BasicRejectOptions};
 use redis::Commands as _;
 use testkit::aggregator::{Aggregator, runtime};
 use testkit::case::honest_job;
+use testkit::encoding::Encoding;
 use testkit::message::Message;
 use testkit::package::VERSION;
 use testkit::stack::Stack;
 use testkit::wait::{SOON, START, eventually, eventually_some};
+
+/// Of the job, whoever sends it back.
+const PRIORITY: u8 = 9;
 
 /// Takes a job without settling it, which is possible as long as the channel is open.
 fn take(aggregator: &Aggregator, queue: &str) -> (Channel, BasicGetMessage) {
@@ -48,7 +52,8 @@ fn handed_back(returns: usize) -> (Message, bool) {
             .connection()
             .hset(key, "ghost/gone", "1700000000000");
     marked.expect("a mark");
-    aggregator.submit(&honest_job("held", "held"));
+    let job = honest_job("held", "held");
+    aggregator.submit_as(&job, Encoding::MessagePack, |p| p.with_priority(PRIORITY));
     for _ in 0..returns {
         fall(&aggregator, &queue);
     }
@@ -79,4 +84,5 @@ fn a_job_that_came_back_often_is_handed_back_as_a_fresh_message() {
     assert!(matches!(count, None | Some("0")), "{count:?}");
     assert_eq!(fresh.body, again.body);
     assert_eq!(fresh.content_type, again.content_type);
+    assert_eq!([again.priority, fresh.priority], [Some(PRIORITY); 2]);
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use futures_util::future::join_all;
 use lapin::ExchangeKind::{Direct, Fanout, Topic};
 use scorer::broker::amqp::Link;
+use scorer::broker::nodes::Nodes;
 use scorer::broker::topology::Topology;
 use scorer::broker::{Outgoing, Properties};
 use serde_json::{Value, json};
@@ -62,7 +63,9 @@ fn results_that_come_back_are_kept_as_unrouted_and_only_they() {
         mandatory: true,
     };
     runtime().block_on(async {
-        let link = Link::connect(&config.amqp, "test").await.expect("a link");
+        let link = Link::connect(&mut Nodes::new(&config.amqp), "test")
+            .await
+            .expect("a link");
         link.declare(&topology).await.expect("the topology");
         let publishing = (0..MANY).map(|n| link.results.publish(result(n)));
         for (n, outcome) in join_all(publishing).await.into_iter().enumerate() {

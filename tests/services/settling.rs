@@ -7,16 +7,18 @@ use std::sync::Arc;
 use lapin::options::{BasicGetOptions, BasicNackOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use nix::sys::signal::Signal;
-use serde_json::json;
+use serde_json::{Value, json};
 use testkit::aggregator::{Aggregator, runtime};
 use testkit::broker::Rabbit;
-use testkit::case::honest_job;
+use testkit::case::{honest, honest_job};
 use testkit::encoding::Encoding;
-use testkit::pace::Pace;
-use testkit::package::{MODEL, Package};
+use testkit::http::{Route, Server};
+use testkit::package::MODEL;
 use testkit::redis_server::Redis;
 use testkit::stack::Stack;
 use testkit::wait::{SOON, START, eventually, eventually_some, now_ms, secs, throughout};
+
+use super::topology::arguments;
 
 /// Puts a message with a `message_id` that is no UTF-8 on the jobs exchange: lapin refuses to read
 /// such a one, as it refuses to write it.
@@ -319,37 +321,42 @@ fn a_result_that_could_not_be_settled_is_answered_from_memory() {
 }
 
 #[test]
-fn a_consumer_that_the_broker_ends_for_its_slowness_is_registered_anew() {
+fn a_job_that_is_held_for_too_long_for_the_broker_is_delivered_again_and_answered() {
     let rabbit = Rabbit::stopped();
     rabbit.configure("consumer_timeout = 3000\n");
     rabbit.look_often_for_slow_consumers();
     rabbit.start();
-    let stack = Stack::on(Arc::new(rabbit), Redis::shared());
-    let package = Package::hazard_of(16);
+    let (stack, server) = (
+        Stack::on(Arc::new(rabbit), Redis::shared()),
+        Server::start(),
+    );
     let worker = stack.worker_with("w1", |s| {
-        s.set("model.dir", package.path().display())
-            .set("engine.micro_batch", 1)
+        // From 4.3 on the consumer itself says how long it may take.
+        s.set("amqp.consumer_timeout", "3s")
+            .set("candidates.allow", json!([server.url("/")]))
+            .set("candidates.allow_private", true)
+            .set("candidates.min_rate", 0)
     });
-    worker.ready();
+    let first = worker.ready();
     let aggregator = stack.aggregator();
     aggregator.collect_results();
-    let pace = Pace::measure(&aggregator);
-    aggregator.submit(&pace.job("held", 2.0));
-    // The link outlives this, the consumer does not.
-    stack.stop_amid(&worker, "held");
-    eventually(secs(60), "the broker takes the consumer away", || {
-        let depth = aggregator.depth(&stack.jobs_queue());
-        depth.is_some_and(|(_, consumers)| consumers == 0)
+    // Whoever fetches this first gets nothing for a minute.
+    let stalls = Box::new(Route::Stall(secs(60)));
+    let serves = Box::new(Route::Mirror(honest().bytes()));
+    let url = server.put("/c", Route::Then(stalls, serves));
+    aggregator.submit(&honest().job_by_url("held", &url));
+    let result = aggregator.result("held").json();
+    assert_eq!(result["status"], "scored", "{result}");
+    assert_eq!(result["attempt"], 1, "{result}");
+    let again = worker.heartbeat_when(SOON, "it was delivered again", |r| {
+        r["jobs"]["redelivered"].as_u64() > Some(0) && r["ready"] == true
     });
-    worker.signal(Signal::SIGCONT);
-    aggregator.result("held");
-    worker.ready();
-    let consumers = || aggregator.depth(&stack.jobs_queue()).map(|(_, n)| n);
-    assert_eq!(consumers(), Some(1), "a consumer again");
-    aggregator.submit(&pace.job("next", 0.1));
-    assert_eq!(aggregator.result("next").json()["status"], "scored");
+    // The link outlives this, the consumer does not.
+    let generation = |record: &Value| record["broker"]["generation"].clone();
+    assert_eq!(generation(&again), generation(&first), "the same link");
     worker.drain();
     aggregator.expect_empty(&stack.jobs_queue());
+    assert_eq!(aggregator.copies("held").len(), 1);
 }
 
 /// The channels that consume the jobs queue.
@@ -402,4 +409,21 @@ fn an_idle_worker_keeps_its_consumer_while_another_is_paused_and_while_redis_is_
     throughout(secs(10), "Redis is away", || channels(&stack) == first);
     stack.redis.thaw();
     worker.ready();
+}
+
+#[test]
+fn a_consumer_says_how_long_it_may_hold_a_job_to_brokers_that_listen() {
+    let stack = Stack::shared();
+    let worker = stack.worker_with("w1", |s| s.set("amqp.consumer_timeout", "7m"));
+    worker.ready();
+    let consumers = stack
+        .rabbit
+        .list("list_consumers", &["queue_name", "arguments"]);
+    let queue = stack.jobs_queue();
+    let ours = consumers.iter().find(|row| row["queue_name"] == *queue);
+    let expected = match stack.rabbit.version() >= (4, 3) {
+        true => json!({"x-consumer-timeout": 420_000}),
+        false => json!({}),
+    };
+    assert_eq!(arguments(ours.expect("a consumer")), expected);
 }

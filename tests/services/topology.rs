@@ -8,7 +8,7 @@ use testkit::stack::Stack;
 use testkit::wait::{SOON, eventually_some};
 
 /// The argument table of a row, however this version of `rabbitmqctl` writes it.
-fn arguments(row: &Value) -> Value {
+pub(super) fn arguments(row: &Value) -> Value {
     let Value::Array(entries) = &row["arguments"] else {
         return row["arguments"].clone();
     };

@@ -126,7 +126,7 @@ fn a_view_comes_back_when_its_password_is_the_right_one_again() {
     let mut set_password = |password: &str| set_password(&mut redis, password);
     let mut config = config(&stack);
     let url = |password: &str| stack.redis.url().replace("//", &format!("//:{password}@"));
-    config.redis.url = url("old");
+    config.redis.urls = vec![url("old")];
     let place = url("hidden");
     let mut observer = Observer::new(&config, Some(MODEL.to_owned()));
     set_password("old");

@@ -2,7 +2,9 @@
 
 import asyncio
 import logging
+import socket
 import unittest
+from unittest import mock
 
 from scorer_client import (
     Answer,
@@ -74,7 +76,7 @@ class Broker:
         self.consuming = self.has_queue
         return self.consuming
 
-    async def publish(self, submission_id, content_type, body, alone):
+    async def publish(self, submission_id, content_type, body, alone, priority):
         self.published.append(submission_id)
         waits = [asyncio.create_task(event.wait()) for event in (self.confirming, self.losing)]
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
@@ -105,7 +107,7 @@ class Clients(unittest.IsolatedAsyncioTestCase):
             while not holds():
                 await asyncio.sleep(0.001)
 
-    async def answer(self, submission_id, content_type, body, alone):
+    async def answer(self, submission_id, content_type, body, alone, priority):
         """A `publish` that has the result at once."""
         self.broker.arrived(message(submission_id))
 
@@ -129,7 +131,7 @@ class Clients(unittest.IsolatedAsyncioTestCase):
         self.assertEqual((self.broker.published, self.answered), (list("abcdabcd"), list("abcd")))
 
     async def test_one_job_that_closes_the_channel_is_found_and_the_others_go_on(self):
-        async def publish(submission_id, content_type, body, alone):
+        async def publish(submission_id, content_type, body, alone, priority):
             self.broker.published.append(submission_id)
             if submission_id == "c" or not self.broker.connected:
                 self.broker.connected = self.broker.consuming = False
@@ -278,6 +280,18 @@ class Addresses(unittest.IsolatedAsyncioTestCase):
         with self.assertRaisesRegex(FleetUnknown, f"^Redis at {NOWHERE} cannot be read: .* address is correct.$"):
             await fleet.accepts()
         await fleet.close()
+
+    async def test_a_node_that_says_nothing_costs_a_moment_and_every_reason_is_given(self):
+        with socket.create_server(("127.0.0.1", 0)) as silent, mock.patch("scorer_client.aio.broker.CONNECT_TIMEOUT_S", 0.2):
+            place = f"127.0.0.1:{silent.getsockname()[1]}"
+            broker = aio.Broker([f"amqp://u:secret@{place}", f"amqp://u:secret@{NOWHERE}"], "tinylm")
+            with self.assertRaises(BrokerUnavailable) as raised:
+                await broker.connect()
+        said = str(raised.exception)
+        for part in (f"{place}: no reply within 0.2 s", f"{NOWHERE}: "):
+            self.assertIn(part, said)
+        self.assertNotIn("secret", said)
+        self.assertIsNone(broker.node)
 
     def test_urls_are_checked(self):
         with self.assertRaisesRegex(ValueError, "begin with amqp://"):

@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import pathlib
+import socket
 import sys
 import tempfile
 import time
@@ -35,11 +36,13 @@ from scorer_client.fields import Malformed
 from scorer_client.fleet import Fleet
 from scorer_client.jobs import Candidate, Job
 from scorer_client.metrics import Metrics
+from scorer_client.nodes import Nodes, checked
 from scorer_client.outcomes import Answer, NotSent, TimedOut, Unreadable
 from scorer_client.results import Loss, Refusal, Result, Score
 from scorer_client.flow_control import FlowControl
 from scorer_client.report import Report, verdict_line
 from scorer_client.settings import Settings
+from scorer_client.stores import Addresses
 from scorer_client.workers import FleetUnknown, Worker, answering, capacity, free, ready
 
 SCHEMAS = pathlib.Path(__file__).resolve().parents[3] / "schemas"
@@ -186,10 +189,16 @@ class Jobs(unittest.TestCase):
         fields = json.loads(Job("name").body("m", "application/json"))
         self.assertEqual(fields, {"v": 1, "kind": "validate", "submission_id": "name", "model": "m", "validation": {"nonce": ""}})
 
+    def test_the_priority_is_the_messages_and_not_the_jobs(self):
+        body = Job("name", priority=255).body("m", "application/msgpack")
+        self.assertEqual(body, Job("name").body("m", "application/msgpack"))
+
     def test_what_cannot_be_meant_is_refused(self):
         for mistake in (
             lambda: Job("with blank"),
             lambda: Job("n" * 129),
+            lambda: Job("name", priority=-1),
+            lambda: Job("name", priority=256),
             lambda: Job("name", None, self.candidate),
             lambda: Candidate("binary_v2", "param_diff"),
             lambda: Candidate("binary_v2", "param_diff", data=b"", url="http://x"),
@@ -268,6 +277,40 @@ class Fleets(unittest.TestCase):
             (found,) = self.fleet({"a": 100_000.0}, {"a": record}).workers()
             self.assertEqual((found.state, found.ready, found.slots), ("unreadable", False, 0))
             self.assertRegex(found.detail, "heartbeat of a (is|does) no|of the heartbeat of a is|of a is no")
+
+    def test_every_mode_says_where_redis_is_away_without_its_password(self):
+        places = ("127.0.0.1:1", "127.0.0.1:2")
+        urls = [f"redis://:secret@{place}" for place in places]
+        for mode in ("sentinel", "cluster"):
+            fleet = Fleet(urls, "tinylm", mode=mode)
+            for _ in range(2):
+                with self.assertRaisesRegex(FleetUnknown, f"^Redis at {', '.join(places)} cannot be read: ") as raised:
+                    fleet.workers()
+                self.assertNotIn("secret", str(raised.exception))
+
+    def test_urls_that_a_mode_cannot_use_are_refused_without_their_passwords(self):
+        for mode, urls, why in (
+            ("replicated", "redis://h", "must be one of"),
+            ("single", ["redis://h", "redis://g"], "one server has one URL"),
+            ("sentinel", [], "at least one"),
+            ("sentinel", '["redis://h"', "no TOML array"),
+            ("sentinel", ["redis://h", "rediss://g"], "host and port only"),
+            ("sentinel", ["redis://:hunter2@h", "redis://:other@g"], "host and port only"),
+            ("sentinel", "unix:///run/redis.sock", "must begin with"),
+            ("cluster", "redis://:hunter2@h/1", "only database 0"),
+            ("cluster", "redis://:hunter2@h?db=1", "only database 0"),
+        ):
+            with self.subTest(mode=mode, urls=urls), self.assertRaisesRegex(ValueError, why) as raised:
+                Fleet(urls, "tinylm", mode=mode)
+            self.assertNotIn("hunter2", str(raised.exception))
+
+    def test_sentinels_have_a_port_and_a_login_of_their_own(self):
+        url = "rediss://u:p@h/3?sentinel_user=s&sentinel_password=%40"
+        addresses = Addresses.checked(f'["{url}"]', "sentinel", "mymaster")
+        self.assertEqual(addresses.nodes(), [("h", 26379)])
+        told, sentinels = addresses.options(), addresses.sentinel_options()
+        self.assertEqual([told[name] for name in ("username", "password", "db", "ssl")], ["u", "p", 3, True])
+        self.assertEqual([sentinels[name] for name in ("username", "password", "ssl")], ["s", "@", True])
 
     def test_redis_away_is_unknown_and_neither_ready_nor_nobody(self):
         fleet = Fleet(f"redis://:secret@{NOWHERE}/0", "tinylm")
@@ -353,7 +396,7 @@ class FlowControls(unittest.TestCase):
 class FakeBroker:
     """Keeps what is published; delivers what the test puts in; fails when it is told to."""
 
-    endpoint = Endpoint(f"amqp://{NOWHERE}", "tinylm", "scorer", None)
+    endpoint = Endpoint((f"amqp://{NOWHERE}",), "tinylm", "scorer", None)
 
     def __init__(self, clock):
         self.clock = clock
@@ -374,7 +417,7 @@ class FakeBroker:
         self.consuming = self.has_queue
         return self.consuming
 
-    def publish(self, submission_id, content_type, body):
+    def publish(self, submission_id, content_type, body, priority):
         self.published.append(submission_id)
         self.fail("publish")
 
@@ -676,7 +719,7 @@ class Clients(unittest.TestCase):
         self.broker.coming = [message("x", tag=1), message("a", tag=2)]
         self.client.step(self.outcomes.append)
 
-        def refuse(submission_id, content_type, body):
+        def refuse(submission_id, content_type, body, priority):
             self.broker.close()
             raise PublishRefused(submission_id, "403.")
 
@@ -707,7 +750,7 @@ class Futures(unittest.TestCase):
         self.broker.coming = [message("a", "rejected", kind="score")]
         body = Job("a", 7, candidate, "n", [1], None, {"b": 2}).body("tinylm", "application/msgpack")
 
-        def publish(submission_id, content_type, published):
+        def publish(submission_id, content_type, published, priority):
             if submission_id == "c":
                 raise Unroutable("c", "no queue.")
             self.assertEqual(published, body)
@@ -757,7 +800,7 @@ class Futures(unittest.TestCase):
             if outcome.job.submission_id == "a":
                 self.client.validate("of-the-handler")  # In the place of the job that ends here.
 
-        def publish(submission_id, content_type, body):
+        def publish(submission_id, content_type, body, priority):
             self.broker.coming.append(message(submission_id))
 
         with mock.patch.object(self.broker, "publish", publish):
@@ -800,7 +843,7 @@ class Threads(unittest.TestCase):
     def setUp(self):
         self.broker = FakeBroker(time.sleep)
         self.broker.clock = mock.Mock(wait=lambda seconds: time.sleep(0.001))
-        self.broker.publish = lambda name, content_type, body: self.broker.coming.append(message(name))
+        self.broker.publish = lambda name, content_type, body, priority: self.broker.coming.append(message(name))
         self.fleet = Known(worker())
 
     def client(self, **settings):
@@ -918,6 +961,48 @@ class Commands(unittest.TestCase):
         with self.assertRaisesRegex(ValueError, "begin with amqp://"):
             Broker("http://x", "tinylm")
         self.assertEqual(_parameters("amqp://u:p@h//").virtual_host, "/")
+
+    def test_a_cluster_is_a_list_of_its_nodes(self):
+        a, b = "amqp://u:secret@a", "amqp://u:secret@b:5673/%2f"
+        for given in ([a, b], (a, b), f'["{a}", "{b}"]', f" ['{a}', '{b}']"):
+            self.assertEqual(checked(given), (a, b))
+        self.assertEqual(checked(a), (a,))
+        self.assertEqual(Broker([a, b], "tinylm").endpoint.address, "a:5672, b:5673")
+        for unfit, why in (
+            ([], "at least one"),
+            ("[]", "at least one"),
+            ('["amqp://u:secret@a', "no TOML array"),
+            ("[1]", "no TOML array"),
+            ([a, "http://u:secret@b"], "must begin with amqp://"),
+            ([a, "amqps://u:secret@b"], "must all begin"),
+            ([a, "amqp://u:secret@b/v"], "the same virtual host"),
+            ([b, a, "amqp://v:secret@A:5672//"], "name a:5672 twice"),
+        ):
+            with self.assertRaisesRegex(ValueError, why) as raised:
+                checked(unfit)
+            self.assertNotIn("secret", str(raised.exception))
+
+    def test_the_node_that_was_lost_is_tried_last(self):
+        urls = ["amqp://a", "amqp://b", "amqp://c"]
+        nodes = Nodes(urls)
+        order = list(nodes.round())
+        self.assertEqual(sorted(order), urls)
+        self.assertEqual(list(nodes.round()), order)
+        self.assertEqual(next(nodes.round()), order[0])
+        self.assertEqual(list(nodes.round()), [*order[1:], order[0]])
+        self.assertEqual({next(Nodes(urls).round()) for _ in range(200)}, set(urls))
+
+    def test_a_node_that_says_nothing_costs_a_moment_and_every_reason_is_given(self):
+        with socket.create_server(("127.0.0.1", 0)) as silent, mock.patch("scorer_client.broker.CONNECT_TIMEOUT_S", 0.2):
+            place = f"127.0.0.1:{silent.getsockname()[1]}"
+            broker = Broker([f"amqp://u:secret@{place}", f"amqp://u:secret@{NOWHERE}"], "tinylm")
+            with self.assertRaises(BrokerUnavailable) as raised:
+                broker.connect()
+        said = str(raised.exception)
+        for part in (f"{place}: Timeout during AMQP handshake", f"{NOWHERE}: "):
+            self.assertIn(part, said)
+        self.assertNotIn("secret", said)
+        self.assertIsNone(broker.node)
 
     def test_the_address_of_redis_names_a_database_or_none(self):
         for path in ("", "/", "/3", "?db=3"):

@@ -127,6 +127,7 @@ impl Delivery {
             message_id: source.message_id().as_ref().map(ToString::to_string),
             correlation_id: source.correlation_id().as_ref().map(ToString::to_string),
             reply_to: source.reply_to().as_ref().map(ToString::to_string),
+            priority: *source.priority(),
             timestamp: *source.timestamp(),
             headers: Vec::new(),
             attempt: 1,

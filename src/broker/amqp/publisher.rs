@@ -306,6 +306,9 @@ fn properties(source: &Properties) -> BasicProperties {
     if let Some(text) = fitting(&source.reply_to) {
         target = target.with_reply_to(text);
     }
+    if let Some(priority) = source.priority {
+        target = target.with_priority(priority);
+    }
     if let Some(seconds) = source.timestamp {
         target = target.with_timestamp(seconds);
     }

@@ -8,6 +8,7 @@ use super::news::ParkedJob;
 use super::text::{MESSAGE, NAME, cut};
 use super::verdict::SeenResult;
 use crate::broker::amqp::{Deliveries, Delivery, Link};
+use crate::broker::nodes::Nodes;
 use crate::broker::topology::Topology;
 use crate::broker::{BrokerError, Properties};
 use crate::config::Config;
@@ -35,6 +36,7 @@ pub(super) async fn look(config: Config, model: Option<String>, app: Arc<App>) {
 
 /// Reads copies of results and dead-lettered jobs while there is a connection to RabbitMQ.
 pub(super) async fn watch_results(config: Config, app: Arc<App>) {
+    let mut nodes = Nodes::new(&config.amqp);
     let mut backoff = Backoff::new();
     loop {
         let model = config.model.name.clone().or_else(|| app.board().model());
@@ -45,7 +47,7 @@ pub(super) async fn watch_results(config: Config, app: Arc<App>) {
             continue;
         };
         let topology = Topology::new(&config.amqp, &model);
-        match subscribe(&config, &topology).await {
+        match subscribe(&mut nodes, &topology).await {
             Ok(watching) => {
                 backoff.reset();
                 let now_ms = app.board().now_ms();
@@ -67,8 +69,8 @@ struct Watching {
     parked: Deliveries,
 }
 
-async fn subscribe(config: &Config, topology: &Topology) -> Result<Watching, BrokerError> {
-    let link = Link::connect(&config.amqp, "scorer-dashboard").await?;
+async fn subscribe(nodes: &mut Nodes, topology: &Topology) -> Result<Watching, BrokerError> {
+    let link = Link::connect(nodes, "scorer-dashboard").await?;
     let all = format!("{}.*", topology.model);
     let (_, results) = link.subscribe(&topology.results_exchange(), &[all]).await?;
     let (dead, model) = (topology.dead_exchange(), topology.model.clone());

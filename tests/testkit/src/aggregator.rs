@@ -6,9 +6,9 @@ use std::time::Duration;
 use futures_util::StreamExt as _;
 use lapin::options::{
     BasicConsumeOptions, BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions,
-    QueueDeclareOptions,
+    QueueBindOptions, QueueDeclareOptions,
 };
-use lapin::types::FieldTable;
+use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProperties};
 use serde_json::Value;
 use tokio::runtime::Runtime;
@@ -156,6 +156,30 @@ impl Aggregator {
             self.depth(&queue).is_some()
         });
         self.collect(&queue, &self.results);
+    }
+
+    /// Declares a queue that keeps a copy of every result and outlives the death of any node.
+    #[track_caller]
+    pub fn keep_results(&self, queue: &str) {
+        let exchange = format!("{}.results", self.namespace);
+        let mut arguments = FieldTable::default();
+        let quorum = AMQPValue::LongString("quorum".into());
+        arguments.insert("x-queue-type".into(), quorum);
+        runtime().block_on(async {
+            let channel = self.connection.create_channel().await.expect("a channel");
+            let declared =
+                channel.queue_declare(queue.into(), QueueDeclareOptions::durable(), arguments);
+            declared.await.expect("a queue");
+            let key = format!("{MODEL}.*");
+            let bound = channel.queue_bind(
+                queue.into(),
+                exchange.into(),
+                key.into(),
+                QueueBindOptions::default(),
+                FieldTable::default(),
+            );
+            bound.await.expect("a binding");
+        });
     }
 
     /// A queue to reply to, and what arrives there.

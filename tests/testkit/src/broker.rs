@@ -38,6 +38,13 @@ exec chroot "$root" "$@"
 /// times this. RabbitMQ's own three minutes are longer than a test should take.
 const RESEND: &str = "{dead_letter_worker_publisher_confirm_timeout, 5000}";
 
+/// What a consumer holds on a node that is gone is delivered again after this, from 4.3 on; by default after a minute.
+const RETURN: &str = "{consumer_disconnected_timeout, 3000}";
+
+/// Seconds within which nodes notice that one of them is frozen, more or less a quarter of it; by default a minute.
+/// Before 4.0, nothing can be declared or bound on the others until then.
+const NOTICE: &str = "-kernel net_ticktime 8";
+
 /// A RabbitMQ node that can be stopped, killed, restarted on its data, and frozen.
 pub struct Rabbit {
     name: String,
@@ -100,17 +107,17 @@ impl Rabbit {
             std::fs::write(node.home.join(file), content).expect("a file in the node's folder");
         }
         node.configure("");
-        node.set(RESEND);
+        node.set("");
         node
     }
 
     /// From the next start on, looks for consumers that are slow to acknowledge once a second, not once a minute.
     pub fn look_often_for_slow_consumers(&self) {
-        self.set(&format!("{RESEND}, {{channel_tick_interval, 1000}}"));
+        self.set(", {channel_tick_interval, 1000}");
     }
 
-    fn set(&self, settings: &str) {
-        let config = format!("[{{rabbit, [{settings}]}}].\n");
+    fn set(&self, more: &str) {
+        let config = format!("[{{rabbit, [{RESEND}, {RETURN}{more}]}}].\n");
         std::fs::write(self.home.join("advanced.config"), config)
             .expect("a file in the node's folder");
     }
@@ -202,6 +209,21 @@ impl Rabbit {
         format!("amqp://guest:guest@127.0.0.1:{}/%2f", self.port)
     }
 
+    /// Host and port, as `broker.node` in a heartbeat has them.
+    pub fn place(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// Has `rabbitmqctl` do something.
+    #[track_caller]
+    pub(crate) fn order(&self, arguments: &[&str]) {
+        let mut ctl = self.command("rabbitmqctl");
+        ctl.args(["-n", &self.name, "-q"]).args(arguments);
+        let output = ctl.stdin(Stdio::null()).output().expect("rabbitmqctl runs");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "rabbitmqctl {arguments:?}: {said}");
+    }
+
     /// How many consumers the broker itself lists on a queue; cancelled ones do not count.
     #[track_caller]
     pub fn list_consumers(&self, queue: &str) -> usize {
@@ -246,6 +268,18 @@ impl Rabbit {
             );
         }
         answer
+    }
+
+    /// The first two numbers of its version.
+    #[track_caller]
+    pub fn version(&self) -> (u32, u32) {
+        let status = eventually_some(secs(30), "the broker's status", || {
+            self.control(&["status"])
+        });
+        let version = status["rabbitmq_version"].as_str().expect("a version");
+        let mut numbers = version.split('.').map(|n| n.parse().expect("a number"));
+        let mut next = || numbers.next().expect("two numbers");
+        (next(), next())
     }
 
     /// Whether it was started and neither stopped nor killed since.
@@ -324,7 +358,7 @@ impl Rabbit {
             // Idle schedulers must not spin: the tests share two cores with the node.
             .env(
                 "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS",
-                "+sbwt none +sbwtdcpu none +sbwtdio none",
+                format!("+sbwt none +sbwtdcpu none +sbwtdio none {NOTICE}"),
             );
         command
     }

@@ -52,6 +52,29 @@ impl Cluster {
         &self.nodes
     }
 
+    /// What `amqp.url` is for somebody who knows every node.
+    pub fn urls(&self) -> String {
+        let urls: Vec<String> = self.nodes.iter().map(|node| node.url()).collect();
+        format!("{urls:?}")
+    }
+
+    /// The index of the node with this host and port.
+    #[track_caller]
+    pub fn at(&self, place: &str) -> usize {
+        let found = self.nodes.iter().position(|node| node.place() == place);
+        found.unwrap_or_else(|| panic!("{place} is no node of the cluster"))
+    }
+
+    /// Shuts RabbitMQ down on a node and has the others forget it.
+    #[track_caller]
+    pub fn remove(&self, node: usize) {
+        let gone = &self.nodes[node];
+        gone.order(&["stop_app"]);
+        let mut others = self.running().filter(|other| other.name() != gone.name());
+        let other = others.next().expect("another node");
+        other.order(&["forget_cluster_node", gone.name()]);
+    }
+
     /// Waits until this many nodes are running, in the eyes of each of them.
     #[track_caller]
     pub fn await_running(&self, count: usize) {
@@ -76,6 +99,20 @@ impl Cluster {
                 .iter()
                 .position(|node| row["leader"] == node.name() && node.is_running())
         })
+    }
+
+    /// Has another node lead a quorum queue, as an operator does who rebalances queues; returns when it does.
+    #[track_caller]
+    pub fn move_leader(&self, queue: &str, to: usize) {
+        let node = self.nodes[to].name();
+        let code = format!(
+            "{{ok, Queue}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<\"/\">>, queue, <<\"{queue}\">>)), \
+             rabbit_quorum_queue:transfer_leadership(Queue, '{node}'), ok."
+        );
+        eventually(secs(60), &format!("{node} leads {queue}"), || {
+            self.nodes[to].control(&["eval", &code]);
+            self.leader(queue) == to
+        });
     }
 
     /// Waits until a quorum queue has its replicas on this many nodes that are up.

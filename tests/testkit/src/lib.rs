@@ -31,6 +31,8 @@ pub mod port;
 pub mod process;
 pub mod program;
 mod reaper;
+pub mod redis_cluster;
+pub mod redis_sentinel;
 pub mod redis_server;
 pub mod scrape;
 mod shim;

@@ -16,6 +16,8 @@ pub struct Message {
     pub correlation_id: Option<String>,
     /// The AMQP content type.
     pub content_type: Option<String>,
+    /// The AMQP priority.
+    pub priority: Option<u8>,
     /// The headers; values of other types than text as text.
     pub headers: HashMap<String, String>,
     /// The body.
@@ -35,6 +37,7 @@ impl Message {
                 .as_ref()
                 .map(ToString::to_string),
             content_type: properties.content_type().as_ref().map(ToString::to_string),
+            priority: *properties.priority(),
             headers: headers
                 .map(|(key, value)| (key.to_string(), text(value)))
                 .collect(),

@@ -1,5 +1,6 @@
 //! A private Redis without persistence.
 
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -14,6 +15,8 @@ use crate::wait::{SOON, eventually, secs};
 /// A Redis server on a port of its own that can be killed, restarted and frozen.
 pub struct Redis {
     port: u16,
+    /// A file of settings, which some servers write to.
+    file: Option<PathBuf>,
     /// Further arguments.
     more: Vec<String>,
     /// Before the folder: the server goes first, then where it writes to.
@@ -32,6 +35,7 @@ impl Redis {
     pub fn stopped() -> Self {
         Self {
             port: free_port(),
+            file: None,
             more: Vec::new(),
             folder: Folder::new("redis"),
             running: Mutex::new(None),
@@ -42,6 +46,16 @@ impl Redis {
     pub fn with(self, more: &[&str]) -> Self {
         let more = more.iter().map(|argument| (*argument).to_owned()).collect();
         Self { more, ..self }
+    }
+
+    /// With a file of settings, which the server may write to.
+    pub fn with_file(self, settings: &str) -> Self {
+        let file = self.folder.join("redis.conf");
+        std::fs::write(&file, settings).expect("a writable folder");
+        Self {
+            file: Some(file),
+            ..self
+        }
     }
 
     /// A server of the test's own, running.
@@ -55,8 +69,9 @@ impl Redis {
     #[track_caller]
     pub fn start(&self) {
         let log = std::fs::File::create(self.folder.join("log")).expect("a log file");
-        let mut command = Command::new(program(&["redis-server"]));
+        let mut command = Command::new(server());
         command
+            .args(&self.file)
             .args(["--port", &self.port.to_string(), "--bind", "127.0.0.1"])
             .args(["--save", "", "--appendonly", "no", "--dir"])
             .arg(self.folder.path())
@@ -84,6 +99,27 @@ impl Redis {
     /// Goes on after [`Redis::freeze`].
     pub fn thaw(&self) {
         self.signal(Signal::SIGCONT);
+    }
+
+    /// Where it listens.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Asks it one thing; none where it does not answer or refuses.
+    pub fn ask<T: redis::FromRedisValue>(&self, words: &[&str]) -> Option<T> {
+        let mut command = redis::cmd(words.first()?);
+        command.arg(&words[1..]);
+        command.query(&mut self.try_connection()?).ok()
+    }
+
+    /// Tells it to do something.
+    #[track_caller]
+    pub fn tell(&self, words: &[&str]) {
+        let mut command = redis::cmd(words[0]);
+        command.arg(&words[1..]);
+        let done = command.query::<redis::Value>(&mut self.connection());
+        assert!(done.is_ok(), "{words:?}: {done:?}");
     }
 
     /// The URL of database 0.
@@ -115,4 +151,10 @@ impl Redis {
     fn running(&self) -> std::sync::MutexGuard<'_, Option<Group>> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The program of the tests: `TEST_REDIS`, such as the path of a Valkey, else the one that is installed.
+fn server() -> PathBuf {
+    let chosen = std::env::var_os("TEST_REDIS").map(PathBuf::from);
+    chosen.unwrap_or_else(|| program(&["redis-server"]))
 }

@@ -2,11 +2,11 @@
 
 import contextlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
-from urllib.parse import urlsplit
 
 import pika  # type: ignore[import-untyped]
+from pika.adapters.utils.connection_workflow import AMQPConnectorException  # type: ignore[import-untyped]
 from pika.exceptions import (  # type: ignore[import-untyped]
     AMQPError,
     ChannelClosedByBroker,
@@ -25,10 +25,14 @@ from scorer_client.endpoint import (
     Endpoint,
 )
 from scorer_client.errors import BrokerUnavailable
+from scorer_client.nodes import Nodes, address, checked, virtual_host
 
 
 class Broker:
     """Publishes jobs of one model and consumes results from `NAMESPACE.results.MODEL`.
+
+    The URL may also be a sequence of URLs, one for each node of a cluster. When the node in use is lost, or accepts a
+    connection and says nothing for 5 s, the next one is tried, in a random order that each Broker keeps.
 
     With `own_queue`, it declares a queue of that name and consumes from it instead; every result goes to both queues.
     The queue survives a lost connection and expires an hour after its consumer is gone.
@@ -36,14 +40,16 @@ class Broker:
 
     def __init__(
         self,
-        url: str,
+        url: str | Sequence[str],
         model: str,
         namespace: str = "scorer",
         own_queue: str | None = None,
         reply_timeout_s: float = REPLY_TIMEOUT_S,
     ) -> None:
-        self.endpoint = Endpoint(url, model, namespace, own_queue)
-        self._parameters = _parameters(url)
+        self.endpoint = Endpoint(checked(url), model, namespace, own_queue)
+        self._parameters = {url: _parameters(url) for url in self.endpoint.urls}
+        self._nodes = Nodes(self.endpoint.urls)
+        self._url = self.endpoint.urls[0]  # Of the node that was tried last.
         self._reply_timeout_s = reply_timeout_s
         self.consuming = False
         self._connection: Any = None
@@ -54,14 +60,27 @@ class Broker:
     def connected(self) -> bool:
         return self._connection is not None
 
+    @property
+    def node(self) -> str | None:
+        """The node in use, as host:port."""
+        return address(self._url) if self.connected else None
+
     def connect(self) -> None:
-        """Raises BrokerUnavailable."""
-        try:
-            self._connection = pika.BlockingConnection(self._parameters)
-            with self._reply_timeout():
-                self._open_channel()
-        except (AMQPError, OSError) as error:
-            raise self._unavailable(error) from error
+        """To the first node that answers. Raises BrokerUnavailable."""
+        errors: dict[str, BaseException] = {}
+        for self._url in self._nodes.round():
+            try:
+                return self._connect()
+            # The last is what pika raises, and counts as none of its AMQPErrors, when a node says nothing.
+            except (AMQPError, OSError, AMQPConnectorException) as error:
+                self.close()
+                errors[self._url] = error
+        raise self.endpoint.unavailable({url: _reason(error) for url, error in errors.items()}) from errors[self._url]
+
+    def _connect(self) -> None:
+        self._connection = pika.BlockingConnection(self._parameters[self._url])
+        with self._reply_timeout():
+            self._open_channel()
 
     def close(self) -> None:
         """Results that were not acknowledged return to the queue."""
@@ -73,13 +92,14 @@ class Broker:
         with contextlib.suppress(AMQPError, OSError), _timeout(CLOSE_TIMEOUT_S, connection):
             connection.close()
 
-    def publish(self, submission_id: str, content_type: str, body: bytes) -> None:
+    def publish(self, submission_id: str, content_type: str, body: bytes, priority: int | None = None) -> None:
         """Returns when the broker has confirmed the job. Raises PublishRefused or BrokerUnavailable."""
         properties = pika.BasicProperties(
             content_type=content_type,
             delivery_mode=pika.DeliveryMode.Persistent,
             message_id=submission_id,
             correlation_id=submission_id,
+            priority=priority,
         )
         try:
             with self._reply_timeout():
@@ -177,7 +197,7 @@ class Broker:
 
     def _unavailable(self, error: BaseException) -> BrokerUnavailable:
         self.close()
-        return self.endpoint.unavailable(_reason(error))
+        return self.endpoint.unavailable({self._url: _reason(error)})
 
     def _reset(self) -> None:
         self._connection = self._channel = None
@@ -187,9 +207,7 @@ class Broker:
 
 def _parameters(url: str) -> Any:
     parameters = pika.URLParameters(url)
-    # Celery writes the virtual host / this way, and the workers accept it.
-    if urlsplit(url).path == "//":
-        parameters.virtual_host = "/"
+    parameters.virtual_host = virtual_host(url)
     parameters.socket_timeout = parameters.stack_timeout = CONNECT_TIMEOUT_S
     return parameters
 

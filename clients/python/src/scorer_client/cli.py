@@ -32,6 +32,7 @@ from scorer_client.jobs import Candidate, Job
 from scorer_client.outcomes import NotSent, Outcome
 from scorer_client.report import Report
 from scorer_client.settings import Settings
+from scorer_client.stores import MASTER
 from scorer_client.workers import FleetUnknown, Worker, ready
 
 SUCCESS, NEGATIVE, USAGE, UNAVAILABLE, INTERRUPTED = 0, 1, 64, 69, 130
@@ -72,8 +73,14 @@ def main(words: Sequence[str] | None = None) -> int:
 def parser() -> Parser:
     top = Parser(prog="scorer-client", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     top.add_argument("--model", help="the name of the model; all commands but export need it")
-    top.add_argument("--amqp", metavar="URL", default=os.environ.get("SCORER_AMQP__URL", "amqp://guest:guest@127.0.0.1:5672/%2f"))
-    top.add_argument("--redis", metavar="URL", default=os.environ.get("SCORER_REDIS__URL", "redis://127.0.0.1:6379/0"))
+    amqp = os.environ.get("SCORER_AMQP__URL", "amqp://guest:guest@127.0.0.1:5672/%2f")
+    top.add_argument("--amqp", metavar="URL", default=amqp, help="may be a TOML array of URLs, the nodes of a cluster")
+    redis = os.environ.get("SCORER_REDIS__URL", "redis://127.0.0.1:6379/0")
+    top.add_argument("--redis", metavar="URL", default=redis, help="may be a TOML array of URLs, but in the mode single")
+    mode = os.environ.get("SCORER_REDIS__MODE", "single")
+    top.add_argument("--redis-mode", default=mode, help="what the URLs lead to: single, sentinel or cluster")
+    master = os.environ.get("SCORER_REDIS__MASTER", MASTER)
+    top.add_argument("--redis-master", metavar="NAME", default=master, help="the sentinels' name of the master")
     top.add_argument("--namespace", default="scorer")
     commands = top.add_subparsers(dest="command", required=True)
     commands.add_parser("status", help="print a line for every live worker")
@@ -139,7 +146,8 @@ def score(arguments: argparse.Namespace) -> int:
 
 def open_fleet(arguments: argparse.Namespace) -> Fleet:
     try:
-        return Fleet(arguments.redis, arguments.model, arguments.namespace)
+        mode, master = arguments.redis_mode, arguments.redis_master
+        return Fleet(arguments.redis, arguments.model, arguments.namespace, mode=mode, master=master)
     except ValueError as error:
         raise UsageError(f"--redis is not a valid Redis URL: {error}") from error
 

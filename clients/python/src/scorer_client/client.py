@@ -219,7 +219,7 @@ class Client:
         while (taken := self._ledger.take()) is not None:
             pending, body = taken
             try:
-                self._broker.publish(pending.job.submission_id, self._settings.encoding, body)
+                self._broker.publish(pending.job.submission_id, self._settings.encoding, body, pending.job.priority)
             except PublishRefused as error:
                 self._ledger.refused(pending, error)
                 self._check_channel(error)

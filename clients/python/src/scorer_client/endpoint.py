@@ -1,9 +1,10 @@
 """The objects in RabbitMQ that a client uses, and the sentences about them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
 from scorer_client.errors import BrokerUnavailable, Nacked, PublishRefused, TopologyMissing, Unroutable
+from scorer_client.nodes import address
 
 CONNECT_TIMEOUT_S = 5.0
 CLOSE_TIMEOUT_S = 2.0
@@ -27,23 +28,17 @@ class Delivery:
 
 @dataclass(frozen=True)
 class Endpoint:
-    """A model's exchanges and queues at one broker."""
+    """A model's exchanges and queues at one broker, which may be a cluster of nodes."""
 
-    url: str
+    urls: tuple[str, ...]
     model: str
     namespace: str
     own_queue: str | None
 
-    def __post_init__(self) -> None:
-        scheme = urlsplit(self.url).scheme
-        if scheme not in ("amqp", "amqps"):
-            raise ValueError(f"The RabbitMQ URL must begin with amqp:// or amqps://, not '{scheme}:'.")
-
     @property
     def address(self) -> str:
-        """Host and port, without the password."""
-        parts = urlsplit(self.url)
-        return f"{parts.hostname or 'localhost'}:{parts.port or (5671 if parts.scheme == 'amqps' else 5672)}"
+        """Host and port of each node, without the passwords."""
+        return ", ".join(address(url) for url in self.urls)
 
     @property
     def jobs(self) -> str:
@@ -77,7 +72,12 @@ class Endpoint:
         why = f"RabbitMQ at {self.address} has no results queue {self.results_queue}. {HOW_TO_DECLARE}"
         return TopologyMissing(submission_id, why)
 
-    def unavailable(self, reason: str) -> BrokerUnavailable:
+    def unavailable(self, reasons: Mapping[str, str]) -> BrokerUnavailable:
+        """`reasons` has what each node that was tried said."""
+        at = ", ".join(address(url) for url in reasons)
+        why = next(iter(reasons.values()))
+        if len(reasons) > 1:
+            why = "; ".join(f"{address(url)}: {reason}" for url, reason in reasons.items())
         return BrokerUnavailable(
-            f"RabbitMQ at {self.address} is unavailable: {reason}. Check that it is running and the address is correct."
+            f"RabbitMQ at {at} is unavailable: {why}. Check that it is running and the address is correct."
         )

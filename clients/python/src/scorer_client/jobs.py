@@ -57,8 +57,12 @@ class Job:
     shards: Sequence[int] | None = None
     deadline_ms: int | None = None
     context: Mapping[str, Any] | None = None
+    priority: int | None = None
+    """Of the message, 0 to 255: from RabbitMQ 4.0 on, higher ones are delivered first; 4 is what a job has without one."""
 
     def __post_init__(self) -> None:
+        if self.priority is not None and not 0 <= self.priority <= 255:
+            raise ValueError(f"priority {self.priority} must be from 0 to 255.")
         if not NAME.fullmatch(self.submission_id):
             raise ValueError(f"submission_id {self.submission_id!r:.140} must be 1 to 128 characters of A-Z a-z 0-9 . _ : -")
         if self.candidate is not None and self.model_version is None:

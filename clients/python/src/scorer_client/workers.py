@@ -4,13 +4,12 @@ import json
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 from scorer_client.fields import Fields, Malformed
+from scorer_client.stores import Addresses
 
 PREFETCH = 2  # the default of amqp.prefetch
 HEARTBEAT_TTL_MS = 5000  # the default of heartbeat.ttl
-TIMEOUT_S = 2.0
 ALWAYS_ACCEPTED = frozenset({"score", "validate"})  # by workers whose heartbeat has no `accepts`
 
 
@@ -73,18 +72,11 @@ class Heartbeats:
     A worker that holds more than that is taken to have more slots.
     """
 
-    url: str
+    addresses: Addresses
     model: str
     namespace: str
     prefetch: int
     ttl_ms: int
-
-    def __post_init__(self) -> None:
-        """redis-py silently uses database 0 if the path is not a number."""
-        parts = urlsplit(self.url)
-        path = parts.path.strip("/")
-        if parts.scheme in ("redis", "rediss") and path and not path.isdecimal():
-            raise ValueError(f"The path of the Redis URL, '{path}', is not a database number.")
 
     @property
     def set_key(self) -> str:
@@ -105,10 +97,9 @@ class Heartbeats:
         return [self._worker(id, age_ms, record) for (id, age_ms), record in pairs if record is not None]
 
     def unknown(self, error: BaseException) -> FleetUnknown:
-        parts = urlsplit(self.url)
         why = str(error).rstrip(".") or type(error).__name__
         return FleetUnknown(
-            f"Redis at {parts.hostname}:{parts.port or 6379} cannot be read: {why}. "
+            f"Redis at {self.addresses.places} cannot be read: {why}. "
             "Check that it is running and the address is correct."
         )
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import aio_pika
@@ -20,6 +20,7 @@ from scorer_client.endpoint import (
     Endpoint,
 )
 from scorer_client.errors import BrokerUnavailable
+from scorer_client.nodes import Nodes, address, checked
 
 LOST = (AMQPError, OSError, ChannelInvalidStateError)
 CODES = {
@@ -33,19 +34,24 @@ CODES = {
 class Broker:
     """Publishes jobs of one model and consumes results from `NAMESPACE.results.MODEL`.
 
+    The URL may also be a sequence of URLs, one for each node of a cluster. When the node in use is lost, or accepts a
+    connection and says nothing for 5 s, the next one is tried, in a random order that each Broker keeps.
+
     With `own_queue`, it declares a queue of that name and consumes from it instead; every result goes to both queues.
     The queue survives a lost connection and expires an hour after its consumer is gone.
     """
 
     def __init__(
         self,
-        url: str,
+        url: str | Sequence[str],
         model: str,
         namespace: str = "scorer",
         own_queue: str | None = None,
         reply_timeout_s: float = REPLY_TIMEOUT_S,
     ) -> None:
-        self.endpoint = Endpoint(url, model, namespace, own_queue)
+        self.endpoint = Endpoint(checked(url), model, namespace, own_queue)
+        self._nodes = Nodes(self.endpoint.urls)
+        self._url = self.endpoint.urls[0]  # Of the node that was tried last.
         self._reply_timeout_s = reply_timeout_s
         self.consuming = False
         self._connection: aio_pika.abc.AbstractConnection | None = None
@@ -65,17 +71,29 @@ class Broker:
     def connected(self) -> bool:
         return self._connection is not None
 
+    @property
+    def node(self) -> str | None:
+        """The node in use, as host:port."""
+        return address(self._url) if self.connected else None
+
     async def connect(self) -> None:
-        """Raises BrokerUnavailable."""
+        """To the first node that answers. Raises BrokerUnavailable."""
+        errors: dict[str, BaseException] = {}
+        for self._url in self._nodes.round():
+            try:
+                return await self._connect()
+            except LOST as error:
+                await self.close()
+                errors[self._url] = error
+        raise self.endpoint.unavailable({url: _reason(error) for url, error in errors.items()}) from errors[self._url]
+
+    async def _connect(self) -> None:
         self._number += 1
         self._lost = None
-        try:
-            async with _replies(CONNECT_TIMEOUT_S):
-                self._connection = await aio_pika.connect(self.endpoint.url)
-            async with self._replies():
-                await self._open_channels(self._connection)
-        except LOST as error:
-            raise await self._unavailable(error) from error
+        async with _replies(CONNECT_TIMEOUT_S):
+            self._connection = await aio_pika.connect(self._url)
+        async with self._replies():
+            await self._open_channels(self._connection)
 
     async def close(self) -> None:
         """Results that were not acknowledged return to the queue."""
@@ -97,7 +115,9 @@ class Broker:
         if self._connection.is_closed or self._consumer.is_closed or self._publisher.is_closed:
             raise await self._unavailable(ConnectionError("the connection was closed"))
 
-    async def publish(self, submission_id: str, content_type: str, body: bytes, alone: bool = True) -> None:
+    async def publish(
+        self, submission_id: str, content_type: str, body: bytes, alone: bool = True, priority: int | None = None
+    ) -> None:
         """Returns when the broker has confirmed the job. Raises PublishRefused or BrokerUnavailable.
 
         RabbitMQ refuses some jobs by closing the channel, and does not say which one it means. Unless the job is `alone`
@@ -109,6 +129,7 @@ class Broker:
             delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
             message_id=submission_id,
             correlation_id=submission_id,
+            priority=priority,
         )
         try:
             async with self._replies():
@@ -209,7 +230,11 @@ class Broker:
 
     async def _unavailable(self, error: BaseException) -> BrokerUnavailable:
         await self.close()
-        return self.endpoint.unavailable((str(error) or repr(error)).rstrip("."))
+        return self.endpoint.unavailable({self._url: _reason(error)})
+
+
+def _reason(error: BaseException) -> str:
+    return (str(error) or repr(error)).rstrip(".")
 
 
 def _code(error: ChannelClosed) -> int | None:

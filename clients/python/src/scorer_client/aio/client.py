@@ -231,7 +231,7 @@ class Client:
 
     async def _publish(self, pending: Pending, body: bytes, alone: bool) -> None:
         try:
-            await self._broker.publish(pending.job.submission_id, self._settings.encoding, body, alone)
+            await self._broker.publish(pending.job.submission_id, self._settings.encoding, body, alone, pending.job.priority)
         except PublishRefused as error:
             self._ledger.refused(pending, error)
             self._handing.set()
