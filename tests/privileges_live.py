@@ -419,7 +419,7 @@ DENIED = "[Nn]o permissions|can't access|can't run"  # plain, and from within a 
 
 # One call for each command that src/store sends, in a script or alone, as the user `worker` must be able to.
 SENT = {
-    "PING": [], "TIME": [], "GET": [RESULT], "MGET": [RECORD], "TYPE": [RECORD], "DEL": [RESULT],
+    "PING": [], "TIME": [], "ROLE": [], "GET": [RESULT], "MGET": [RECORD], "TYPE": [RECORD], "DEL": [RESULT],
     "SET": [RESULT, "{}", "NX", "GET", "EX", 60], "EXPIRE": [CRASH, 60], "HGET": [CRASH, "f"], "HGETALL": [CRASH],
     "HSET": [CRASH, "f", "1"], "HDEL": [CRASH, "f"], "ZADD": [INDEX, 1, "w0"], "ZREM": [INDEX, "w0"],
     "ZREMRANGEBYSCORE": [INDEX, "-inf", "(1"], "ZCARD": [INDEX], "ZRANDMEMBER": [INDEX, 64],
@@ -456,6 +456,7 @@ class NobodyDoesMoreAtRedis(Case):
         for command in (
             ["GET", "other:{m}:worker:w1"], ["SET", "scorer", "x"], ["KEYS", "*"], ["SCAN", 0], ["FLUSHALL"], ["FLUSHDB"],
             ["CONFIG", "GET", "*"], ["ACL", "LIST"], ["CLIENT", "LIST"], ["SCRIPT", "FLUSH"], ["SHUTDOWN"], ["INFO"],
+            ["CLUSTER", "NODES"], ["CLUSTER", "RESET"],
             ["SUBSCRIBE", "x"], ["PUBLISH", "x", "y"], ["MONITOR"], ["RENAME", RESULT, CRASH], ["DUMP", RESULT],
         ):  # fmt: skip
             self.denied("worker", *command)

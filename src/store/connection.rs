@@ -204,20 +204,27 @@ enum Kind {
 
 fn kind(error: &RedisError, mode: RedisMode) -> Kind {
     use ServerErrorKind::{Ask, ClusterDown, MasterDown, Moved, ReadOnly, TryAgain};
-    match error.kind() {
-        ErrorKind::Server(ReadOnly) => Kind::NoMaster,
-        // Slots are on their way to another server, or have none at the moment.
-        ErrorKind::Server(Ask | ClusterDown | MasterDown | Moved | TryAgain) => Kind::Passing,
-        ErrorKind::Server(_) | ErrorKind::Extension | ErrorKind::UnexpectedReturnType => {
+    // Slots are on their way to another server, or have none at the moment.
+    let passes = |why| matches!(why, Ask | ClusterDown | MasterDown | Moved | TryAgain);
+    if let ErrorKind::Server(why) = error.kind() {
+        return if why == ReadOnly {
+            Kind::NoMaster
+        } else if passes(why) {
+            Kind::Passing
+        } else {
             Kind::Refusal
-        }
-        _ if error.is_timeout() => Kind::Silence,
-        _ if !error.is_io_error() => Kind::Lost,
-        _ => match mode {
-            RedisMode::Single | RedisMode::Cluster => Kind::Passing,
-            // Another server may be the master by now.
-            RedisMode::Sentinel => Kind::Lost,
-        },
+        };
+    }
+    let refuses = [ErrorKind::Extension, ErrorKind::UnexpectedReturnType];
+    if refuses.contains(&error.kind()) {
+        Kind::Refusal
+    } else if error.is_timeout() {
+        Kind::Silence
+    } else if error.is_io_error() && mode != RedisMode::Sentinel {
+        Kind::Passing
+    } else {
+        // With sentinels, another server may be the master by now.
+        Kind::Lost
     }
 }
 

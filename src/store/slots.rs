@@ -46,7 +46,9 @@ async fn serve(stream: TcpStream, taken: UnboundedSender<Command>) {
             "ZRANGEBYSCORE" => "*4\r\n$1\r\na\r\n$1\r\n1\r\n$1\r\nb\r\n$1\r\n2\r\n",
             "MGET" => "*2\r\n$-1\r\n$-1\r\n",
             "TIME" => "*2\r\n$1\r\n1\r\n$1\r\n0\r\n",
-            "ZCARD" | "EVALSHA" => ":1\r\n",
+            "ZCARD" => ":1\r\n",
+            // A refusal does not keep the store from the next call.
+            "EVALSHA" => "-ERR no\r\n",
             _ => "+OK\r\n",
         };
         stream.write_all(answer.as_bytes()).await.unwrap();

@@ -269,7 +269,6 @@ fn assert_same(one: &Value, other: &Value) {
 
 #[track_caller]
 fn assert_soon(after: Duration) {
-    println!("MEASURED beats {after:?}");
     assert!(
         after <= RESUMES,
         "beats resumed {after:?} after the fail-over"
@@ -283,9 +282,7 @@ fn sentinels_name_another_master_where_it_was_killed() {
     let servers = sentinels.servers();
     let mut fleet = Fleet::under_way("sentinel", |user| sentinels.urls(user), &servers[0]);
     servers[0].kill();
-    let fault = std::time::Instant::now();
     let master = sentinels.another_master(0);
-    println!("MEASURED failover {:?}", fault.elapsed());
     assert_soon(fleet.beats_resume(&servers[master], now_ms()));
     fleet.sees_the_worker();
     fleet.stream("after");
@@ -299,10 +296,8 @@ fn sentinels_name_another_master_where_it_froze_together_with_one_of_them() {
     let servers = sentinels.servers();
     let mut fleet = Fleet::under_way("sentinel", |user| sentinels.urls(user), &servers[0]);
     servers[0].freeze();
-    let fault = std::time::Instant::now();
     sentinels.sentinels()[0].freeze();
     let master = sentinels.another_master(0);
-    println!("MEASURED failover {:?}", fault.elapsed());
     assert_soon(fleet.beats_resume(&servers[master], now_ms()));
     fleet.sees_the_worker();
     // The old master comes back as one, and is told better.
@@ -331,9 +326,7 @@ fn a_cluster_moves_the_models_slot_and_then_loses_its_new_master() {
     fleet.sees_the_worker();
     fleet.stream("moved");
     nodes[second].kill();
-    let fault = std::time::Instant::now();
     let third = cluster.master_of(slot, &[first, second]);
-    println!("MEASURED failover {:?}", fault.elapsed());
     assert_soon(fleet.beats_resume(&nodes[third], now_ms()));
     fleet.sees_the_worker();
     fleet.stream("promoted");
@@ -349,9 +342,7 @@ fn a_cluster_promotes_the_replica_of_a_master_that_froze() {
     let first = cluster.master_of(slot, &[]);
     let mut fleet = Fleet::under_way("cluster", |user| cluster.urls(user), &nodes[first]);
     nodes[first].freeze();
-    let fault = std::time::Instant::now();
     let second = cluster.master_of(slot, &[first]);
-    println!("MEASURED failover {:?}", fault.elapsed());
     assert_soon(fleet.beats_resume(&nodes[second], now_ms()));
     fleet.sees_the_worker();
     fleet.stream("after");

@@ -3,6 +3,9 @@
 use std::sync::Arc;
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
+use scorer::config::{Config, Layers};
+use scorer::store::FleetStore;
+use testkit::aggregator::runtime;
 use testkit::broker::Rabbit;
 use testkit::case::honest_job;
 use testkit::folder::Folder;
@@ -126,4 +129,91 @@ fn services_behind_tls_are_reached_with_a_private_authority_and_a_certificate() 
     assert_eq!(stranger.expect_code(69).stdout, "");
     let stranger = stack.command_with(behind(stack.settings()), &["topology", "--declare"], "");
     assert!(stranger.expect_code(69).stderr.contains("RabbitMQ"));
+}
+
+/// What makes a server take TLS on this port, with a certificate on both sides.
+fn behind_tls(authority: &Authority, port: u16) -> Vec<String> {
+    let words = [
+        ("--tls-port", port.to_string()),
+        ("--tls-auth-clients", "yes".to_owned()),
+        ("--tls-replication", "yes".to_owned()),
+        ("--tls-ca-cert-file", authority.file("ca")),
+        ("--tls-cert-file", authority.file("server-cert")),
+        ("--tls-key-file", authority.file("server-key")),
+    ];
+    let words = words.into_iter();
+    words
+        .flat_map(|(key, value)| [key.to_owned(), value])
+        .collect()
+}
+
+fn started(redis: Redis, words: &[String]) -> Redis {
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let redis = redis.with(&words);
+    redis.start();
+    redis
+}
+
+/// Whether a Redis is reached, or why not.
+fn greeted(authority: &Authority, mode: &str, url: &str) -> Result<String, String> {
+    let set = [
+        format!("redis.mode={mode}"),
+        format!("redis.url={url}"),
+        format!("redis.tls.ca={}", authority.file("ca")),
+        format!("redis.tls.cert={}", authority.file("client-cert")),
+        format!("redis.tls.key={}", authority.file("client-key")),
+    ];
+    let layers = Layers {
+        set: &set,
+        ..Layers::default()
+    };
+    let config = Config::load(&layers).expect("a sound configuration");
+    scorer::config::tls::install_provider();
+    let greeting = async { FleetStore::new(&config.redis).greet().await };
+    runtime().block_on(greeting).map_err(|e| e.to_string())
+}
+
+#[test]
+fn a_cluster_is_reached_behind_tls() {
+    let authority = Authority::new();
+    authority.sign("server");
+    authority.sign("client");
+    let (port, bus) = (free_port(), free_port());
+    let mut words = behind_tls(&authority, port);
+    let cluster = ["--cluster-enabled", "yes", "--cluster-port"].map(str::to_owned);
+    words.extend(cluster);
+    words.extend([bus.to_string(), "--tls-cluster".into(), "yes".into()]);
+    let node = started(Redis::stopped(), &words);
+    node.tell(&["CLUSTER", "ADDSLOTSRANGE", "0", "16383"]);
+    let url = format!("rediss://localhost:{port}");
+    eventually(SOON, "the cluster is there", || {
+        greeted(&authority, "cluster", &url).is_ok()
+    });
+}
+
+#[test]
+fn sentinels_and_their_master_are_reached_behind_tls_with_a_login_for_each() {
+    let authority = Authority::new();
+    authority.sign("server");
+    authority.sign("client");
+    let (master, watched) = (free_port(), free_port());
+    let server = started(Redis::stopped(), &behind_tls(&authority, master));
+    server.tell(&["ACL", "SETUSER", "worker", "on", ">hunter2", "~*", "+@all"]);
+    let settings = format!(
+        "user watcher on >hunter3 allchannels +@all\nsentinel monitor mymaster 127.0.0.1 {master} 1\n"
+    );
+    let mut words = behind_tls(&authority, watched);
+    words.push("--sentinel".to_owned());
+    let _sentinel = started(Redis::stopped().with_file(&settings), &words);
+    let url = |password: &str| {
+        format!(
+            "rediss://worker:hunter2@localhost:{watched}?sentinel_user=watcher&sentinel_password={password}"
+        )
+    };
+    eventually(SOON, "the master is named", || {
+        greeted(&authority, "sentinel", &url("hunter3")).is_ok()
+    });
+    let refused = greeted(&authority, "sentinel", &url("wrong")).expect_err("a wrong password");
+    assert!(refused.contains("authentication failed"), "{refused}");
+    assert!(!refused.contains("hunter2"), "{refused}");
 }
