@@ -220,6 +220,7 @@ impl<'a> Fleet<'a> {
     }
 
     /// Returns the node that suffered.
+    #[expect(clippy::print_stderr, reason = "how long it took, with --nocapture")]
     fn survives(&mut self, fault: Fault) -> usize {
         self.begin(fault);
         let victim = self.victim();
@@ -238,7 +239,7 @@ impl<'a> Fleet<'a> {
             answers += 1;
         }
         let answered = struck.elapsed();
-        println!(
+        eprintln!(
             "{fault:?}: workers are ready after {ready:?}, the client has an answer after {answered:?}"
         );
         let cluster = self.cluster;
