@@ -117,7 +117,7 @@ impl Fault {
     /// by the other nodes, after their `net_ticktime`.
     fn lasts(self) -> Duration {
         match self {
-            Self::Frozen => secs(30),
+            Self::Frozen => secs(60),
             Self::Killed | Self::Removed => secs(10),
         }
     }
