@@ -130,13 +130,14 @@ impl Link {
         let (consuming, version) = connection::open(nodes, url, &format!("{name}/consume")).await?;
         let (publishing, _) = connection::open(nodes, url, &format!("{name}/publish")).await?;
         let signs = Signs::default();
-        watch(&consuming, signs.lost.clone(), None);
+        let node = connection::node(url);
+        watch(&consuming, &node, signs.lost.clone(), None);
         let blocked = Some(Arc::clone(&signs.blocked));
-        watch(&publishing, signs.lost.clone(), blocked);
+        watch(&publishing, &node, signs.lost.clone(), blocked);
         let results = Publisher::open(&publishing, PIPELINE, &signs).await?;
         let jobs = Publisher::open(&publishing, 1, &signs).await?;
         Ok(Self {
-            node: connection::node(url),
+            node,
             consuming,
             publishing,
             version,
@@ -373,7 +374,13 @@ async fn bind(what: &str, channel: &Channel, binding: &Binding) -> Result<(), Br
     bounded(what, bound).await
 }
 
-fn watch(connection: &Connection, lost: CancellationToken, blocked: Option<Arc<AtomicBool>>) {
+fn watch(
+    connection: &Connection,
+    node: &str,
+    lost: CancellationToken,
+    blocked: Option<Arc<AtomicBool>>,
+) {
+    let node = node.to_owned();
     let mut events = connection.events_listener();
     let status = connection.status().clone();
     tokio::spawn(async move {
@@ -406,7 +413,7 @@ fn watch(connection: &Connection, lost: CancellationToken, blocked: Option<Arc<A
                         ErrorKind::InvalidConnectionState(_) | ErrorKind::InvalidChannelState(..)
                     );
                     if !ours {
-                        tracing::warn!(%error, "a connection to RabbitMQ is lost");
+                        tracing::warn!(%node, %error, "a connection to RabbitMQ is lost");
                     }
                     return;
                 }
@@ -449,6 +456,7 @@ async fn close(channel: Channel) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{Config, Layers};
     use lapin::protocol::{AMQPError, AMQPHardError};
 
     fn refusal(kind: AMQPErrorKind, text: &str) -> lapin::Error {
@@ -478,6 +486,31 @@ mod tests {
             assert!(matches!(failed, BrokerError::Failed(_)), "{failed}");
             assert_eq!(tolerate("q", Err(failed.clone())), Err(failed));
         }
+    }
+
+    #[tokio::test]
+    async fn a_node_that_says_nothing_costs_its_time_and_every_reason_is_given() {
+        let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let place = silent.local_addr().unwrap();
+        let urls = [place.to_string(), "127.0.0.1:1".to_owned()];
+        let urls = urls.map(|place| format!("amqp://u:hunter2@{place}"));
+        let set = [format!("amqp.url={urls:?}")];
+        let layers = Layers {
+            set: &set,
+            ..Layers::default()
+        };
+        let config = Config::load(&layers).unwrap();
+        let mut nodes = Nodes::new(&config.amqp).within(Duration::from_secs(1));
+        let failed = Link::connect(&mut nodes, "test").await.unwrap_err();
+        let failed = failed.to_string();
+        for part in [
+            "RabbitMQ: no node can be used: ",
+            &format!("connect to {place}: no answer within 1 s"),
+            "connect to 127.0.0.1:1: ",
+        ] {
+            assert!(failed.contains(part), "{failed}");
+        }
+        assert!(!failed.contains("hunter2"), "{failed}");
     }
 
     #[tokio::test(start_paused = true)]

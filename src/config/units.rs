@@ -81,10 +81,11 @@ pub(super) fn durations<'de, D: Deserializer<'de>>(
 
 /// One text, or a list of texts.
 pub(super) fn texts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
-    match Value::deserialize(deserializer)? {
-        Value::String(text) => Ok(vec![text]),
-        list => list.try_into().map_err(D::Error::custom),
+    let value = Value::deserialize(deserializer)?;
+    if let Value::String(text) = value {
+        return Ok(vec![text]);
     }
+    value.try_into().map_err(D::Error::custom)
 }
 
 /// A size, in bytes.

@@ -117,7 +117,7 @@ impl Fault {
     /// by the other nodes, after their `net_ticktime`.
     fn lasts(self) -> Duration {
         match self {
-            Self::Frozen => secs(30),
+            Self::Frozen => secs(60),
             Self::Killed | Self::Removed => secs(10),
         }
     }
@@ -220,6 +220,7 @@ impl<'a> Fleet<'a> {
     }
 
     /// Returns the node that suffered.
+    #[expect(clippy::print_stderr, reason = "how long it took, with --nocapture")]
     fn survives(&mut self, fault: Fault) -> usize {
         self.begin(fault);
         let victim = self.victim();
@@ -238,7 +239,7 @@ impl<'a> Fleet<'a> {
             answers += 1;
         }
         let answered = struck.elapsed();
-        println!(
+        eprintln!(
             "{fault:?}: workers are ready after {ready:?}, the client has an answer after {answered:?}"
         );
         let cluster = self.cluster;
