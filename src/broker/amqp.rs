@@ -33,6 +33,8 @@ use super::topology::{Argument, Binding, Exchange, ExchangeKind, Topology, of_co
 /// For every call on a connection.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+/// Copies that are on their way to a reader.
+const MOST_COPIES: u16 = 500;
 
 /// Classifies an error by its kind; the text is only for people.
 #[expect(
@@ -333,8 +335,10 @@ impl Link {
             };
             bind(&what, &channel, &binding).await?;
         }
+        // The rest waits at the broker: a reader that is slower than the senders needs no more memory.
+        let qos = channel.basic_qos(MOST_COPIES, BasicQosOptions::default());
+        bounded("qos", qos).await?;
         let options = BasicConsumeOptions {
-            no_ack: true,
             exclusive: true,
             ..Default::default()
         };
@@ -345,7 +349,7 @@ impl Link {
             FieldTable::default(),
         );
         let consumer = bounded("consume an exclusive queue", consume).await?;
-        let deliveries = Deliveries::new(channel, consumer, self.lost.clone());
+        let deliveries = Deliveries::new(channel, consumer, self.lost.clone()).of_copies();
         Ok((name, deliveries))
     }
 

@@ -22,6 +22,8 @@ pub struct Deliveries {
     consumer: lapin::Consumer,
     tag: String,
     lost: CancellationToken,
+    /// Whether they are copies, which nobody else waits for: they are settled when they are taken.
+    copies: bool,
 }
 
 impl Deliveries {
@@ -35,13 +37,28 @@ impl Deliveries {
             tag: consumer.tag().to_string(),
             consumer,
             lost,
+            copies: false,
+        }
+    }
+
+    pub(super) fn of_copies(self) -> Self {
+        Self {
+            copies: true,
+            ..self
         }
     }
 
     /// The next delivery; `None` when the consumer is gone for whatever reason. Cancel-safe.
     pub async fn next(&mut self) -> Option<Delivery> {
         match self.consumer.next().await {
-            Some(Ok(delivery)) => Some(Delivery::new(delivery)),
+            Some(Ok(delivery)) => {
+                if self.copies {
+                    let acker = delivery.acker.clone();
+                    // Not waited for here: whoever gives up this call then has lost nothing.
+                    tokio::spawn(async move { acker.ack(BasicAckOptions::default()).await });
+                }
+                Some(Delivery::new(delivery))
+            }
             Some(Err(error)) => {
                 tracing::warn!(%error, "the consumer failed");
                 None
