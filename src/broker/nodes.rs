@@ -11,6 +11,8 @@ use crate::config::AmqpConfig;
 /// How long a node may take for one connection. One that accepts it and then says nothing must not keep us
 /// from the others for long.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// The longest AMQP heartbeat where there are several nodes.
+const ALERT: Duration = Duration::from_secs(3);
 
 /// The nodes of `amqp.url`, which are tried in turn. Each process has an order of its own, so that a fleet
 /// that loses a node spreads over the others, and keeps that order.
@@ -43,6 +45,15 @@ impl Nodes {
     #[must_use]
     pub fn within(self, patience: Duration) -> Self {
         Self { patience, ..self }
+    }
+
+    /// AMQP heartbeat of a connection: a node is given up after two of them. Where there is another to go to,
+    /// a silent one is not waited for as long as a lone one.
+    pub(super) fn heartbeat(&self) -> Duration {
+        match self.count() {
+            0 | 1 => self.config.heartbeat,
+            _ => self.config.heartbeat.min(ALERT),
+        }
     }
 
     /// How many there are.
@@ -119,5 +130,7 @@ mod tests {
         let three = Nodes::new(&config(&["amqp://a", "amqp://b", "amqp://c"]));
         let three = three.within(Duration::from_secs(2));
         assert_eq!(three.longest(), Duration::from_secs(6));
+        assert_eq!(lone.heartbeat(), lone.config.heartbeat);
+        assert_eq!(three.heartbeat(), ALERT);
     }
 }

@@ -20,9 +20,6 @@ use crate::client::{config_with, job, name};
 /// Some seconds of work.
 const JOBS: usize = 120;
 
-/// Of AMQP: a frozen node is noticed after twice this.
-const HEARTBEAT: &str = "2s";
-
 fn stack_on(cluster: &Cluster, node: usize) -> Stack {
     Stack::on(Arc::clone(&cluster.nodes()[node]), Redis::shared())
 }
@@ -151,10 +148,7 @@ impl<'a> Fleet<'a> {
     fn on(cluster: &'a Cluster) -> Self {
         let stack = stack_on(cluster, 0);
         let copies = stack.object("copies");
-        let more = [
-            ("amqp.url", cluster.urls()),
-            ("amqp.heartbeat", HEARTBEAT.into()),
-        ];
+        let more = [("amqp.url", cluster.urls())];
         let client = Client::new(config_with(&stack, &more), MODEL);
         let mut fleet = Self {
             cluster,
@@ -175,11 +169,7 @@ impl<'a> Fleet<'a> {
     fn add_worker(&mut self) {
         let id = format!("w{}", self.workers.len() + 1);
         let urls = self.cluster.urls();
-        let worker = self.stack.worker_with(&id, |settings| {
-            settings
-                .set("amqp.url", urls)
-                .set("amqp.heartbeat", HEARTBEAT)
-        });
+        let worker = self.stack.worker_with(&id, |s| s.set("amqp.url", urls));
         worker.ready();
         self.workers.push(worker);
     }

@@ -36,7 +36,8 @@ pub(super) async fn open(
     let uri = address(url);
     let mut uri = uri.map_err(|why| BrokerError::Failed(format!("amqp.url: {why}")))?;
     let place = node(url);
-    let heartbeat = u16::try_from(config.heartbeat.as_secs()).unwrap_or(u16::MAX);
+    let heartbeat = nodes.heartbeat().as_secs();
+    let heartbeat = u16::try_from(heartbeat).unwrap_or(u16::MAX);
     uri.query.heartbeat.get_or_insert(heartbeat.max(1));
     let properties = ConnectionProperties::default().with_connection_name(name.into());
     let tls = config.tls.read();
