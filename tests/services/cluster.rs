@@ -240,6 +240,11 @@ impl<'a> Fleet<'a> {
             }
         });
         assert_eq!(answers, JOBS, "each job is answered once");
+        match fault {
+            // With the next fault a queue that is not whole again would have no majority.
+            Fault::Killed | Fault::Frozen => cluster.await_all_online(&self.stack.object(""), 3),
+            Fault::Removed => {}
+        }
         victim
     }
 

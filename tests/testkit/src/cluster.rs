@@ -128,6 +128,25 @@ impl Cluster {
         });
     }
 
+    /// The same for all quorum queues whose names begin like this.
+    #[track_caller]
+    pub fn await_all_online(&self, beginning: &str, count: usize) {
+        let what = format!("all queues of {beginning} are on {count} nodes");
+        eventually(secs(60), &what, || {
+            let asked = self.running().next().expect("a running node");
+            let rows = asked.control(&["list_queues", "name", "type", "online"]);
+            let rows = rows.as_ref().and_then(Value::as_array);
+            rows.is_some_and(|rows| {
+                let ours = rows.iter().filter(|row| {
+                    let name = row["name"].as_str();
+                    row["type"] == "quorum" && name.is_some_and(|name| name.starts_with(beginning))
+                });
+                let mut online = ours.map(|row| row["online"].as_array().map_or(0, Vec::len));
+                online.all(|online| online == count)
+            })
+        });
+    }
+
     fn running(&self) -> impl Iterator<Item = &Arc<Rabbit>> {
         self.nodes.iter().filter(|node| node.is_running())
     }
