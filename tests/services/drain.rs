@@ -248,20 +248,20 @@ fn what_will_be_done_in_time_ends_here_and_the_rest_is_handed_back_at_once() {
     aggregator.collect_results();
     let pace = Pace::measure(&aggregator);
     let probes = aggregator.results().len();
-    // All of them are there before the first is computed.
-    worker.signal(Signal::SIGSTOP);
     // What a window took here is what those behind are expected to take. So of the 17 s and a half of this drain there is
-    // room for some of them and not for all, be half a second a tenth or the tenfold.
+    // room for some of them and not for all, be half a second a tenth or the tenfold. Jobs that come together are computed
+    // in the order in which they are decoded, so each of the first two is alone.
     aggregator.submit(&pace.job("tells", 0.5));
-    aggregator.submit(&pace.job("computed", 2.0));
+    aggregator.result("tells");
+    aggregator.submit(&pace.job("computed", 4.0));
+    eventually(SOON, "it is begun", || stack.is_begun("computed"));
     for n in 0..SHORT {
         aggregator.submit(&hazard_job(&format!("short-{n}"), 2.0));
     }
-    worker.signal(Signal::SIGCONT);
-    aggregator.result("tells");
-    stack.stop_amid(&worker, "computed");
+    eventually(SOON, "the worker has taken them", || {
+        aggregator.depth(&stack.jobs_queue()) == Some((0, 1))
+    });
     worker.terminate();
-    worker.signal(Signal::SIGCONT);
     let waiting = || {
         let depth = aggregator.depth(&stack.jobs_queue());
         depth.map_or(0, |(n, _)| n as usize)
