@@ -15,7 +15,7 @@ pub mod thread;
 pub mod trial;
 mod warmup;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -33,7 +33,7 @@ use crate::util::clock::Lap;
 pub use load::check;
 use objective::Measure;
 use patch::{Patch, Patches};
-use session::{Feed, Placement, Session, SessionError, Source, Terminator};
+use session::{Feed, Pass, Placement, Reuse, Session, SessionError, Source, Terminator};
 use statistics::Paired;
 use warmup::Proven;
 pub use warmup::Warm;
@@ -96,6 +96,8 @@ impl Laps {
 pub struct Evaluation {
     /// Losses before and after, and their statistics.
     pub paired: Paired,
+    /// The first part of the graph with another weight; none if no weight differs.
+    pub from: Option<usize>,
     /// Where the time went.
     pub laps: Laps,
 }
@@ -114,10 +116,10 @@ pub fn exhaust(config: &EngineConfig) -> Result<Failure, EngineError> {
     };
     let size = std::iter::once(1 << 50);
     let feeds = vec![Feed::integers("size", vec![1], Elem::I64, size)];
-    let session = Session::new(config, source, &feeds, Vec::new());
+    let session = Session::new(config, source, &feeds, Vec::new(), 1);
     let unexpected = |e| EngineError::from_session(&e, Detail::WarmFailed);
     let mut session = session.map_err(unexpected)?;
-    match session.run(feeds) {
+    match session.run(feeds, None) {
         Err(error) => Ok(error.into()),
         Ok(_) => {
             let message = "an allocation of four petabytes succeeded";
@@ -213,12 +215,13 @@ impl Engine {
                 device: placement.device as u64,
                 host: placement.host_nodes.len() as u64,
             }),
-            parts: Some(class::PARTS as u64),
+            parts: Some(self.session.parts() as u64),
             class: Some(class::digest(
                 config,
                 &hardware,
                 &self.package,
                 self.usual_batch,
+                self.session.cuts(),
             )),
         }
     }
@@ -289,7 +292,8 @@ impl Engine {
         if let Some(known) = self.baselines.get(&(plan.hash, batch)) {
             return Ok(Arc::clone(known));
         }
-        let losses = Arc::new(self.losses(plan, batch)?);
+        let untouched = Some(self.session.parts());
+        let losses = Arc::new(self.losses(plan, batch, untouched)?);
         if let Some(window) = losses.iter().position(|l| !l.is_finite()) {
             let message = format!(
                 "the current model's own loss is not finite on these windows: window {window} of {} is the first",
@@ -319,12 +323,17 @@ impl Engine {
         let known = self.baselines.contains_key(&(plan.hash, batch));
         let before = self.baseline(plan, batch)?;
         let baseline = (!known).then(|| Lap::since(began));
+        let from = self.first_touched(patches);
         let began = Instant::now();
         let patches = &patches.patches;
         let written = self.write(patches);
         let apply = Lap::since(began);
         let began = Instant::now();
-        let after = written.and_then(|()| self.losses(plan, batch));
+        let after = written.and_then(|()| match from {
+            Some(_) => self.losses(plan, batch, from),
+            // Every weight has the bits it had, so every loss has.
+            None => Ok(before.to_vec()),
+        });
         let forward = Lap::since(began);
         let began = Instant::now();
         self.restore(patches)?;
@@ -341,8 +350,20 @@ impl Engine {
         }
         Ok(Evaluation {
             paired: statistics::paired(&before, &after),
+            from,
             laps,
         })
+    }
+
+    /// The first part that reads a weight which differs from the baseline's; none if none differs.
+    fn first_touched(&self, patches: &Patches) -> Option<usize> {
+        let differ = patches.patches.iter().filter(|patch| patch.is_effective());
+        let touched: HashSet<usize> = differ.map(|patch| patch.tensor).collect();
+        let slots = self
+            .slots
+            .iter()
+            .filter(|slot| touched.contains(&slot.tensor));
+        slots.map(|slot| self.session.part_of(slot.weight)).min()
     }
 
     /// Writes the new values and copies the baseline back, without a pass in between.
@@ -399,21 +420,33 @@ impl Engine {
         Ok(())
     }
 
-    /// Computes the per-window losses of the current weights, uncached.
+    /// Computes the per-window losses of the current weights, and nothing of it is cached.
     ///
     /// # Errors
     /// When the model does not run.
     pub fn pass(&mut self, plan: &Plan) -> Result<Vec<f64>, Failure> {
-        self.losses(plan, self.batch_of(plan))
+        self.losses(plan, self.batch_of(plan), None)
     }
 
-    /// The losses in the order of the plan; they are measured in its order of measuring.
-    fn losses(&mut self, plan: &Plan, batch: usize) -> Result<Vec<f64>, Failure> {
+    /// The losses in the order of the plan; they are measured in its order of measuring. With `from`, the weights
+    /// of all parts before that one are the baseline's, and what these make is kept for the plan. Without, the
+    /// whole graph runs and nothing is kept.
+    fn losses(
+        &mut self,
+        plan: &Plan,
+        batch: usize,
+        from: Option<usize>,
+    ) -> Result<Vec<f64>, Failure> {
         let _busy = self.progress.begin();
         let mut losses = vec![f64::NAN; plan.windows.len()];
-        for places in plan.order.chunks(batch) {
+        let pass = Pass {
+            plan: plan.hash,
+            batch,
+        };
+        for (number, places) in plan.order.chunks(batch).enumerate() {
             let windows: Vec<&Window> = places.iter().map(|at| &plan.windows[*at]).collect();
-            let measured = self.micro_batch_losses(&windows, batch)?;
+            let reuse = from.map(|from| Reuse { pass, number, from });
+            let measured = self.micro_batch_losses(&windows, batch, reuse)?;
             for (at, loss) in places.iter().zip(measured) {
                 losses[*at] = loss;
             }
@@ -425,12 +458,13 @@ impl Engine {
         &mut self,
         windows: &[&Window],
         batch: usize,
+        reuse: Option<Reuse>,
     ) -> Result<Vec<f64>, Failure> {
         let began = Instant::now();
         let feeds = self.measure.feeds(&self.package, windows, batch);
         let fresh = !self.session.is_compiled(&feeds);
         let _patient = fresh.then(|| self.progress.compiling());
-        let output = self.session.run(feeds)?;
+        let output = self.session.run(feeds, reuse)?;
         self.progress.step();
         // Only warm-ups set the pace that the watchdog compares with; a slow job must not relax it.
         if self.proven.is_none() && !fresh {

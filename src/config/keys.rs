@@ -52,6 +52,8 @@ pub(super) const KEYS: &[(&str, Type)] = &[
     ),
     ("engine.webgpu_plugin", Type::Text),
     ("engine.device_id", Type::Integer(0, 0x7fff_ffff)),
+    ("engine.parts", Type::Integer(0, 256)),
+    ("engine.activation_cache", Type::Size),
     ("engine.threads", Type::Integer(0, 4096)),
     ("engine.micro_batch", Type::Integer(1, 65_536)),
     ("engine.onnxruntime", Type::Text),

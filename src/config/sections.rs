@@ -83,6 +83,11 @@ pub struct EngineConfig {
     pub device_id: i32,
     /// The plugin library of the provider `webgpu`.
     pub webgpu_plugin: Option<PathBuf>,
+    /// Parts the graph is cut into; 0 = as many as pay, otherwise at most so many.
+    pub parts: usize,
+    /// The most bytes of values between the parts that are kept.
+    #[serde(deserialize_with = "units::size")]
+    pub activation_cache: u64,
     /// CPU threads; 0 = one per core.
     pub threads: usize,
     /// Windows in one forward pass.

@@ -22,7 +22,7 @@ struct Class<'a> {
     plugin: Option<String>,
     precision: &'a str,
     micro_batch: usize,
-    parts: usize,
+    cuts: &'a [usize],
     deterministic: bool,
     tf32: bool,
 }
@@ -36,15 +36,13 @@ struct Host {
     threads: usize,
 }
 
-/// Parts that a graph is cut into.
-pub(super) const PARTS: usize = 1;
-
 /// Hex SHA-256 over the class.
 pub(super) fn digest(
     config: &EngineConfig,
     hardware: &Hardware,
     package: &Package,
     micro_batch: usize,
+    cuts: &[usize],
 ) -> String {
     let host = || Host {
         instructions: instructions(),
@@ -61,7 +59,7 @@ pub(super) fn digest(
         plugin: session::plugin(config).map(|plugin| plugin.sha256),
         precision: package.manifest.precision.as_str(),
         micro_batch,
-        parts: PARTS,
+        cuts,
         deterministic: config.deterministic,
         tf32: config.tf32,
     };
@@ -84,23 +82,26 @@ mod tests {
             is_software: false,
         };
         let config = configuration().engine;
-        let usual = digest(&config, &hardware("card", "1.0"), &package, 8);
+        let usual = digest(&config, &hardware("card", "1.0"), &package, 8, &[]);
         assert_eq!(usual.len(), 64);
         let mut same = config.clone();
         same.audit_interval = std::time::Duration::from_secs(1);
         // The library that is loaded counts, not what its file is called.
         same.onnxruntime = Some("libonnxruntime.so".into());
-        assert_eq!(digest(&same, &hardware("card", "1.0"), &package, 8), usual);
+        assert_eq!(
+            digest(&same, &hardware("card", "1.0"), &package, 8, &[]),
+            usual
+        );
         let (mut free, mut tf32, mut more) = (config.clone(), config.clone(), config.clone());
         (free.deterministic, tf32.tf32) = (false, true);
         more.threads = session::threads(&config) + 1;
         let others = [
-            digest(&config, &hardware("another", "1.0"), &package, 8),
-            digest(&config, &hardware("card", "1.1"), &package, 8),
-            digest(&config, &hardware("card", "1.0"), &package, 7),
-            digest(&free, &hardware("card", "1.0"), &package, 8),
-            digest(&tf32, &hardware("card", "1.0"), &package, 8),
-            digest(&more, &hardware("card", "1.0"), &package, 8),
+            digest(&config, &hardware("another", "1.0"), &package, 8, &[]),
+            digest(&config, &hardware("card", "1.1"), &package, 8, &[]),
+            digest(&config, &hardware("card", "1.0"), &package, 7, &[]),
+            digest(&free, &hardware("card", "1.0"), &package, 8, &[]),
+            digest(&tf32, &hardware("card", "1.0"), &package, 8, &[]),
+            digest(&more, &hardware("card", "1.0"), &package, 8, &[]),
         ];
         for (at, other) in others.iter().enumerate() {
             assert_ne!(*other, usual, "{at}");
@@ -109,7 +110,7 @@ mod tests {
         for config in [&mut same, &mut more] {
             config.execution_provider = Provider::Cuda;
         }
-        let on_gpu = |config| digest(config, &hardware("card", "1.0"), &package, 8);
+        let on_gpu = |config| digest(config, &hardware("card", "1.0"), &package, 8, &[]);
         assert_eq!(on_gpu(&same), on_gpu(&more));
     }
 }

@@ -68,9 +68,11 @@ impl Engine {
             }
         };
         let micro_batch = fixed.map_or(MicroBatch::Most(config.micro_batch), MicroBatch::Fixed);
-        let usual_batch = micro_batch.of(windows(&package)?);
+        let windows = windows(&package)?;
+        let usual_batch = micro_batch.of(windows);
         let feeds = measure.feeds(&package, &[], usual_batch);
-        let session = Session::new(config, source, &feeds, specs);
+        let micro_batches = windows.div_ceil(usual_batch);
+        let session = Session::new(config, source, &feeds, specs, micro_batches);
         let session = session.map_err(|e| refused(&package, config, &e))?;
         progress.forget_pace();
         Ok(Self {
@@ -94,6 +96,7 @@ impl Engine {
     /// When the device fails; the weights are then a mix of versions, and the engine is unsound.
     pub fn adopt(&mut self, package: Arc<Package>) -> Result<(), EngineError> {
         self.sound = false;
+        self.session.forget_activations(None);
         self.baselines.clear();
         self.proven = None;
         let _busy = self.progress.begin_proof();

@@ -111,6 +111,11 @@ impl Patch {
         }
     }
 
+    /// Whether a weight differs.
+    pub(super) fn is_effective(&self) -> bool {
+        self.effective().next().is_some()
+    }
+
     /// The entries whose weight differs.
     fn effective(&self) -> impl Iterator<Item = u32> {
         let pairs = self.values.iter().zip(&self.originals);

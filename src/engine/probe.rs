@@ -35,6 +35,9 @@ const WINDOWS: usize = 64;
 /// finite.
 const DISTANCES: [f32; 3] = [1.0, 0.125, 0.015_625];
 
+/// What stands for the hash of the probe's plans.
+const PROBE: [u8; 32] = [0; 32];
+
 /// The point in weight space at which places are patched.
 #[derive(Debug, Clone, Copy)]
 enum Point {
@@ -56,6 +59,7 @@ impl Engine {
         if !slots.is_empty() {
             self.look_elsewhere(plan, &mut slots).map_err(broken)?;
         }
+        self.session.forget_activations(Some(&PROBE));
         self.compare_weights()?;
         let restored = self.pass(plan);
         if !same_bits(&restored.map_err(broken)?, baseline) {
@@ -73,7 +77,7 @@ impl Engine {
     /// The places that do not change the loss of the first window.
     fn unmoved(&mut self, plan: &Plan) -> Result<Vec<usize>, EngineError> {
         let first = short(&plan.windows[..1]);
-        let still = self.probe_pass(&first).map_err(broken)?;
+        let still = self.unpatched(&first).map_err(broken)?;
         let mut unmoved = Vec::new();
         for slot in self.probed() {
             if !self.moves(slot, &first, &still)? {
@@ -119,14 +123,27 @@ impl Engine {
         let written = self.write_place(slot, patch, &patch.values);
         written.map_err(|e| broken(e.into()))?;
         self.check_arrival(slot, patch)?;
-        self.probe_pass(plan).map_err(broken)
+        self.patched(plan, &[slot]).map_err(broken)
     }
 
-    /// The losses of some windows. They run alone unless they fill half of the usual micro-batch, because
-    /// each size needs a session of its own.
-    fn probe_pass(&mut self, plan: &Plan) -> Result<Vec<f64>, Failure> {
-        self.losses(plan, self.probe_batch(plan.windows.len()))
+    /// The losses of some windows at a point, which [`Engine::patched`] starts from.
+    fn unpatched(&mut self, plan: &Plan) -> Result<Vec<f64>, Failure> {
+        self.session.forget_activations(Some(&plan.hash));
+        let untouched = self.session.parts();
+        self.losses(plan, self.probe_batch(plan.windows.len()), Some(untouched))
     }
+
+    /// The losses of the same windows with patches in these places.
+    fn patched(&mut self, plan: &Plan, slots: &[usize]) -> Result<Vec<f64>, Failure> {
+        let parts = slots
+            .iter()
+            .map(|slot| self.session.part_of(self.slots[*slot].weight));
+        let from = parts.min();
+        self.losses(plan, self.probe_batch(plan.windows.len()), from)
+    }
+
+    /// Windows run alone unless they fill half of the usual micro-batch, because each size needs sessions of its
+    /// own.
 
     fn probe_batch(&self, windows: usize) -> usize {
         match self.micro_batch {
@@ -215,7 +232,7 @@ impl Engine {
             let plan = short(windows);
             let runs = windows.len().div_ceil(self.probe_batch(windows.len()));
             self.foresee(2 * runs);
-            let still = self.probe_pass(&plan)?;
+            let still = self.unpatched(&plan)?;
             if still.iter().any(|loss| !loss.is_finite()) {
                 return Ok(false);
             }
@@ -250,7 +267,7 @@ impl Engine {
         });
         let losses = written
             .map_err(Failure::from)
-            .and_then(|()| self.probe_pass(plan));
+            .and_then(|()| self.patched(plan, slots));
         for slot in slots {
             self.restore(&[patch(self.slots[*slot].tensor)])?;
         }
@@ -400,7 +417,7 @@ fn growing<T>(mut windows: &[T]) -> impl Iterator<Item = &[T]> {
 }
 
 fn short(windows: &[Window]) -> Plan {
-    Plan::excerpt([0; 32], windows)
+    Plan::excerpt(PROBE, windows)
 }
 
 fn broken(failure: Failure) -> EngineError {

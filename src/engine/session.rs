@@ -1,7 +1,10 @@
 //! The only module that knows ONNX Runtime: it loads the library, builds a session on exactly the
 //! configured provider, writes weights in place, runs the graph and classifies errors.
 
+mod activations;
 mod build;
+mod compiled;
+mod cut;
 mod devices;
 mod feed;
 mod library;
@@ -16,12 +19,17 @@ mod terminator;
 mod tests;
 mod vulkan;
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 
 use crate::config::EngineConfig;
-use crate::model::onnx::{DATA, Graph, OUTPUT, Rewrite, WeightSpec};
+use crate::model::onnx::{DATA, Graph, Rewrite, WeightSpec};
+pub use activations::Pass;
+use activations::{Activations, Entered};
 pub use build::threads;
 use build::{GraphSource, Terms, build};
+use compiled::{Compiled, Demands, Run, shapes};
+use cut::Cut;
 pub use devices::{Seen, Sight, devices};
 pub use feed::Feed;
 pub use library::{Plugin, library_build, library_version, plugin};
@@ -29,7 +37,7 @@ pub use placement::Placement;
 use provider::row;
 pub use provider::{Hardware, hardware, rewrites};
 pub use scratch::Entries;
-use scratch::{Device, Memory, Scratch, host_memory};
+use scratch::{Device, Memory, Scratch};
 pub use terminator::Terminator;
 
 /// A failure of ONNX Runtime, by what it means for the caller.
@@ -84,6 +92,10 @@ const KEPT: usize = 3;
 pub struct Session {
     config: EngineConfig,
     source: Source,
+    cut: Cut,
+    /// The first part that reads each weight.
+    readers: Vec<usize>,
+    activations: Activations,
     /// The last one was used last.
     compiled: Vec<Compiled>,
     /// Names of the weights, for the look at where nodes run.
@@ -94,6 +106,17 @@ pub struct Session {
     lost: bool,
     /// Ends the runs of the current command, and the compilations before them.
     pub terminator: Terminator,
+}
+
+/// Which values between the parts a run may start from, and leaves for later ones.
+#[derive(Debug, Clone, Copy)]
+pub struct Reuse {
+    /// The pass that it belongs to.
+    pub pass: Pass,
+    /// The position of the micro-batch in it.
+    pub number: usize,
+    /// The first part whose weights differ from the baseline's; the number of parts, if none do.
+    pub from: usize,
 }
 
 /// Where sessions read the graph.
@@ -107,20 +130,6 @@ pub struct Source {
     pub made: Option<tempfile::TempDir>,
 }
 
-/// A session of ONNX Runtime. The sizes of its inputs are fixed, so that no shape is computed at run time,
-/// and so that the bits of a result depend on nothing but the values.
-struct Compiled {
-    shapes: Shapes,
-    inner: ort::session::Session,
-}
-
-/// The shape of each input that is no weight, in the order in which they are fed.
-type Shapes = Vec<Vec<usize>>;
-
-fn shapes(feeds: &[Feed<'_>]) -> Shapes {
-    feeds.iter().map(|feed| feed.shape.clone()).collect()
-}
-
 impl std::fmt::Debug for Session {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Session")
@@ -131,7 +140,8 @@ impl std::fmt::Debug for Session {
 }
 
 impl Session {
-    /// Compiles the graph for inputs of these sizes and fills the scratch weights.
+    /// Compiles the graph for inputs of these sizes and fills the scratch weights. A usual pass has so many
+    /// micro-batches.
     ///
     /// # Errors
     /// When the provider is missing, the graph is refused or memory runs out.
@@ -140,20 +150,37 @@ impl Session {
         source: Source,
         feeds: &[Feed<'_>],
         weights: Vec<WeightSpec>,
+        micro_batches: usize,
     ) -> Result<Self, SessionError> {
         let row = row(config.execution_provider);
         row.accepts(&weights, &source.graph)?;
         let _turn = row.turn();
         let patched = patched(&source.graph, &weights);
         let terminator = Terminator::default();
-        let terms = Terms::new(&patched, &terminator);
-        let (first, placement) = Compiled::new(config, &source, feeds, terms)?;
+        let inputs = if weights.is_empty() {
+            &[]
+        } else {
+            patched.as_slice()
+        };
+        let budget = config.activation_cache / micro_batches.max(1) as u64;
+        let (cut, known) = Cut::find(config, &source, feeds, inputs, budget, &terminator)?;
+        let demands = Demands {
+            config,
+            weights: &patched,
+            harmless: &[],
+            terminator: &terminator,
+        };
+        let parts = cut.apply(&source, &known)?;
+        let (first, placement) = Compiled::new(demands, &source, feeds, parts)?;
         let mut memory = memory(config, &weights)?;
         let weights = weights.into_iter().map(|spec| memory.fill(spec));
-        let weights = weights.collect::<Result<_, _>>()?;
+        let weights: Vec<Scratch> = weights.collect::<Result<_, _>>()?;
         Ok(Self {
             config: config.clone(),
             source,
+            readers: first.first_readers(weights.len()),
+            cut,
+            activations: Activations::within(config.activation_cache),
             compiled: vec![first],
             patched,
             placement,
@@ -189,22 +216,57 @@ impl Session {
             None => {
                 let surplus = (self.compiled.len() + 1).saturating_sub(KEPT);
                 self.compiled.drain(..surplus);
-                let terms = Terms {
+                let (config, source) = (&self.config, &self.source);
+                let demands = Demands {
+                    config,
+                    weights: &self.patched,
                     harmless: &self.placement.host_nodes,
-                    ..Terms::new(&self.patched, &self.terminator)
+                    terminator: &self.terminator,
                 };
-                Compiled::new(&self.config, &self.source, feeds, terms)?.0
+                let known = self.cut.known(config, source, feeds, &self.terminator)?;
+                let parts = self.cut.apply(source, &known)?;
+                Compiled::new(demands, source, feeds, parts)?.0
             }
         };
         self.compiled.push(found);
         Ok(())
     }
 
-    /// Gives back the memory of all compiled graphs, which are made again when they are needed. The
-    /// weights stay.
+    /// Gives back the memory of all compiled graphs and of the values between their parts, which are made
+    /// again when they are needed. The weights stay.
     pub fn forget_compiled(&mut self) {
         let _turn = self.turn();
+        self.activations.clear();
         self.compiled.clear();
+    }
+
+    /// Forgets the values between the parts that belong to a plan, or all of them.
+    pub fn forget_activations(&mut self, plan: Option<&[u8; 32]>) {
+        let _turn = self.turn();
+        match plan {
+            Some(plan) => self.activations.forget(plan),
+            None => self.activations.clear(),
+        }
+    }
+
+    /// Bytes of the values between the parts that are kept.
+    pub fn activation_bytes(&self) -> u64 {
+        self.activations.bytes()
+    }
+
+    /// How many parts the graph runs in.
+    pub fn parts(&self) -> usize {
+        self.cut.parts()
+    }
+
+    /// The nodes before which the graph is cut.
+    pub fn cuts(&self) -> &[usize] {
+        self.cut.places()
+    }
+
+    /// The first part that reads a weight.
+    pub fn part_of(&self, weight: usize) -> usize {
+        self.readers[weight]
     }
 
     /// Behaves as after a run in which the device was lost.
@@ -285,12 +347,16 @@ impl Session {
         self.memory.describe()
     }
 
-    /// Runs one forward pass and returns the graph's output.
+    /// Runs one micro-batch and returns the graph's output. Without `reuse`, all parts run.
     ///
     /// # Errors
     /// The classified error of ONNX Runtime.
-    pub fn run(&mut self, feeds: Vec<Feed<'_>>) -> Result<Vec<f32>, SessionError> {
-        self.in_turn(|s| s.run_once(feeds))
+    pub fn run(
+        &mut self,
+        feeds: Vec<Feed<'_>>,
+        reuse: Option<Reuse>,
+    ) -> Result<Vec<f32>, SessionError> {
+        self.in_turn(|s| s.run_once(feeds, reuse))
     }
 
     /// Works on the device when no other session does, and notes that the device is gone.
@@ -309,25 +375,33 @@ impl Session {
         self.lost
     }
 
-    fn run_once(&mut self, feeds: Vec<Feed<'_>>) -> Result<Vec<f32>, SessionError> {
+    fn run_once(
+        &mut self,
+        feeds: Vec<Feed<'_>>,
+        reuse: Option<Reuse>,
+    ) -> Result<Vec<f32>, SessionError> {
         self.compile(&feeds)?;
-        let Some(Compiled { inner, .. }) = self.compiled.last_mut() else {
+        let mut tensors = HashMap::new();
+        for feed in feeds {
+            tensors.insert(feed.name, feed.tensor()?);
+        }
+        let run = Run {
+            feeds: tensors,
+            weights: &self.weights,
+            memory: &self.memory.info()?,
+            terminator: &self.terminator,
+        };
+        let Some(compiled) = self.compiled.last_mut() else {
             return Err(SessionError::Other("no graph is compiled".into()));
         };
-        let mut binding = inner.create_binding()?;
-        for feed in feeds {
-            binding.bind_input(feed.name, &feed.tensor()?)?;
-        }
-        for weight in &self.weights {
-            weight.bind(&mut binding)?;
-        }
-        binding.bind_output_to_device(OUTPUT, &host_memory()?)?;
-        let options = self.terminator.begin()?;
-        let result = inner.run_binding_with_options(&binding, &options);
-        self.terminator.end();
-        let outputs = result?;
-        let (_, values) = outputs[OUTPUT].try_extract_tensor::<f32>()?;
-        Ok(values.to_vec())
+        let Some(Reuse { pass, number, from }) = reuse else {
+            return compiled.run(&run, 0, &mut Entered::default());
+        };
+        let mut entered = self.activations.take(pass, number);
+        let result = compiled.run(&run, from, &mut entered);
+        // Also after an error: it has what parts before the first touched one made, and nothing else.
+        self.activations.put(pass, number, entered);
+        result
     }
 }
 
@@ -335,25 +409,10 @@ impl Drop for Session {
     /// Gives back the device's memory in its turn, too.
     fn drop(&mut self) {
         let _turn = self.turn();
+        self.activations.clear();
         self.compiled.clear();
         self.weights.clear();
         self.memory = Memory::Host;
-    }
-}
-
-impl Compiled {
-    fn new(
-        config: &EngineConfig,
-        source: &Source,
-        feeds: &[Feed<'_>],
-        terms: Terms<'_>,
-    ) -> Result<(Self, Placement), SessionError> {
-        let sizes = feeds.iter().map(|f| (f.name, f.shape.as_slice()));
-        let graph = source.graph.sized(sizes);
-        let graph = GraphSource::Beside(&graph, &source.folder);
-        let (inner, placement) = build(config, graph, terms)?;
-        let shapes = shapes(feeds);
-        Ok((Self { shapes, inner }, placement))
     }
 }
 

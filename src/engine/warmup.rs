@@ -101,6 +101,7 @@ impl Engine {
     }
 
     fn prove(&mut self) -> Result<Warm, EngineError> {
+        self.session.forget_activations(None);
         self.baselines.clear();
         self.proven = None;
         let plan = Plan::new(&self.package.shards, None, "", self.package.cut());
@@ -136,7 +137,7 @@ impl Engine {
         let batch = self.batch_of(plan);
         let first = self.baseline(plan, batch).map_err(failed)?;
         let began = std::time::Instant::now();
-        let again = self.losses(plan, batch).map_err(failed)?;
+        let again = self.losses(plan, batch, None).map_err(failed)?;
         if same_bits(&first, &again) {
             return Ok((first, began.elapsed()));
         }
@@ -153,7 +154,7 @@ impl Engine {
         let places = plan.order.iter().take(batch);
         let windows: Vec<Window> = places.map(|at| plan.windows[*at].clone()).collect();
         let mut last_loss = |windows: &[Window]| {
-            let losses = self.losses(&Plan::excerpt([0; 32], windows), batch);
+            let losses = self.losses(&Plan::excerpt([0; 32], windows), batch, None);
             losses.map(|all| all.last().copied().unwrap_or_default())
         };
         let last = last_loss(&windows).map_err(failed)?;
@@ -234,10 +235,12 @@ impl Engine {
         // Only from here on does the watchdog time the device.
         let _busy = self.progress.begin_proof();
         self.compare_weights()?;
+        // What is kept between the parts is no older than the last audit.
+        self.session.forget_activations(None);
         let Some(proven) = self.proven.take() else {
             return Ok(());
         };
-        let now = self.losses(&proven.plan, self.batch_of(&proven.plan));
+        let now = self.losses(&proven.plan, self.batch_of(&proven.plan), None);
         let same = now.map(|now| same_bits(&now, &proven.losses));
         self.proven = Some(proven);
         match same {

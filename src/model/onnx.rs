@@ -3,6 +3,7 @@
 //! external data, the decoded graph, lifting weights, who reads what, what may not be trained, what
 //! the session runs, what a provider needs rewritten, and where the session's nodes may be.
 
+mod dataflow;
 mod external;
 mod flow;
 mod frozen;
@@ -11,6 +12,7 @@ pub(crate) mod hand_made;
 mod kernels;
 mod lift;
 mod operators;
+mod parts;
 mod placement;
 mod prepare;
 mod proto;
@@ -24,11 +26,13 @@ mod values;
 mod walk;
 mod wiring;
 
+pub use dataflow::{Boundary, Dataflow};
 pub use external::{External, externals, plain_location, relocate};
 pub use flow::{Flow, IndexLimit};
 pub use graph::{Graph, InitializerInfo, InputInfo};
 pub use kernels::{DATA, copy_graph, nan_graph, scatter_graph};
 pub use lift::{Lifted, UnliftedTensor, lift};
+pub use parts::{Known, Part, choose};
 pub use placement::{NodeRef, computing};
 pub use prepare::{Head, LABELS, OUTPUT, WeightSpec};
 pub use proto::GraphError;

@@ -54,8 +54,8 @@ fn run(graph: &[u8], inputs: &[InputInfo], labelled: bool) -> Vec<f32> {
         let shape = vec![BATCH, WINDOW, 1];
         feeds.push(Feed::integers(LABELS, shape, Elem::I64, targets));
     }
-    let mut session = Session::new(&config, source, &feeds, Vec::new()).unwrap();
-    session.run(feeds).unwrap()
+    let mut session = Session::new(&config, source, &feeds, Vec::new(), 1).unwrap();
+    session.run(feeds, None).unwrap()
 }
 
 #[test]

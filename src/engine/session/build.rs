@@ -1,7 +1,7 @@
 //! Building a session on the configured execution provider, and no other.
 
 use ort::session::Session;
-use ort::session::builder::SessionBuilder;
+use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 
 use super::SessionError;
 use super::library::environment;
@@ -28,6 +28,8 @@ pub(super) enum GraphSource<'a> {
 pub(super) struct Terms<'a> {
     /// What computes with these must be on the device.
     pub(super) weights: &'a [String],
+    /// So must what computes with these, which an earlier part computed with weights.
+    pub(super) derived: &'a [String],
     /// Nodes that were found harmless on the host, in another size of the same graph.
     pub(super) harmless: &'a [NodeRef],
     /// Ends what compiles for too long.
@@ -38,6 +40,7 @@ impl<'a> Terms<'a> {
     pub(super) fn new(weights: &'a [String], terminator: &'a Terminator) -> Self {
         Self {
             weights,
+            derived: &[],
             harmless: &[],
             terminator,
         }
@@ -77,8 +80,24 @@ pub(super) fn build_by(
     let builder = builder.with_optimized_model_path(optimised.path());
     let session = commit(builder.map_err(|e| refused(e.into()))?, graph, terminator)?;
     let placement = Placement::of(&session, provider)?;
-    placement.judge(optimised.read()?, terms.weights, provider)?;
+    placement.judge(optimised.read()?, terms.weights, terms.derived, provider)?;
     Ok((session, placement))
+}
+
+/// The graph after the optimisations that are the same for every provider.
+pub(super) fn optimised(
+    config: &EngineConfig,
+    graph: GraphSource<'_>,
+    terminator: &Terminator,
+) -> Result<Vec<u8>, SessionError> {
+    let optimised = Optimised::new()?;
+    let builder = (row(config.execution_provider).register)(config, builder(config)?)?;
+    let builder = builder
+        .with_optimization_level(GraphOptimizationLevel::Level1)
+        .and_then(|builder| builder.with_optimized_model_path(optimised.path()));
+    let session = commit(builder.map_err(|e| refused(e.into()))?, graph, terminator)?;
+    drop(session);
+    optimised.read()
 }
 
 /// Whether these are nodes that are known. One without a name may be any, and of those that share one there

@@ -48,6 +48,12 @@ impl Placement {
         )))
     }
 
+    /// Adds the nodes of another part of the same graph.
+    pub(super) fn add(&mut self, part: Self) {
+        self.device += part.device;
+        self.host_nodes.extend(part.host_nodes);
+    }
+
     /// The nodes on the host: the first of them by name, and how many more.
     pub fn host_in_words(&self) -> String {
         named(&self.host_nodes)
@@ -58,11 +64,13 @@ impl Placement {
         &self,
         optimised: Vec<u8>,
         weights: &[String],
+        derived: &[String],
         provider: &str,
     ) -> Result<(), SessionError> {
         let unreadable = |e| SessionError::Model(format!("the optimised graph: {e}"));
-        let weights: HashSet<&str> = weights.iter().map(String::as_str).collect();
-        let computing = computing(optimised.into(), &weights, &self.host_nodes);
+        let [weights, derived]: [HashSet<&str>; 2] =
+            [weights, derived].map(|names| names.iter().map(String::as_str).collect());
+        let computing = computing(optimised.into(), &weights, &derived, &self.host_nodes);
         let computing = computing.map_err(unreadable)?;
         if computing.is_empty() {
             return Ok(());

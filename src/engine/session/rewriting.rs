@@ -29,8 +29,8 @@ fn run(graph: &[u8], half: bool, shape: &[usize], values: &[f32]) -> Vec<f32> {
         bytes: bytes.collect(),
     };
     let feeds = vec![feed];
-    let mut session = Session::new(&config, source, &feeds, Vec::new()).unwrap();
-    session.run(feeds).unwrap()
+    let mut session = Session::new(&config, source, &feeds, Vec::new(), 1).unwrap();
+    session.run(feeds, None).unwrap()
 }
 
 /// Finite numbers within the rounding of their type; the same infinity; NaN for NaN.

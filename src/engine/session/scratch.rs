@@ -175,6 +175,14 @@ impl Memory {
         }))
     }
 
+    /// Where what a session computes from the weights stays.
+    pub(super) fn info(&self) -> ort::Result<MemoryInfo<'static>> {
+        match self {
+            Self::Host => host_memory(),
+            Self::Device(device) => Ok(device.info.clone()),
+        }
+    }
+
     /// A description for the report of `scorer check`.
     pub(super) fn describe(&self) -> &'static str {
         match self {
@@ -217,6 +225,7 @@ impl Entries<'_> {
 pub(super) struct Device {
     weights: Allocator,
     staging: Allocator,
+    info: MemoryInfo<'static>,
     host: MemoryInfo<'static>,
     kernels: Vec<(Dtype, Kernels)>,
     in_place: bool,
@@ -261,6 +270,7 @@ impl Device {
         let own = MemoryType::Default;
         let mut device = Self {
             weights: Allocator::new(copy, info(&storage.memory, id, own)?)?,
+            info: info(&storage.memory, id, own)?,
             staging: Allocator::new(copy, info(&storage.staging, id, MemoryType::CPUInput)?)?,
             host: host_memory()?,
             kernels,

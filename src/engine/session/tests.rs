@@ -187,7 +187,7 @@ fn beyond_the_limit_the_device_drops_entries_without_an_error() {
         made: None,
     };
     let large = spec(DATA, Dtype::F32, vec![0; most + 4]);
-    let error = Session::new(&webgpu(), source, &[], vec![large]).unwrap_err();
+    let error = Session::new(&webgpu(), source, &[], vec![large], 1).unwrap_err();
     assert!(error.to_string().starts_with("data has "), "{error}");
 }
 

@@ -34,7 +34,8 @@ pub struct NodeRef {
 
 /// Those of the `host` nodes that compute with weights, in their order.
 ///
-/// `optimised` is the graph that the session runs, with the weights among its inputs. A node that it
+/// `optimised` is the graph that the session runs, with the weights among its inputs, and what was computed
+/// from them before, `derived`. A node that it
 /// does not have counts as computing. Of nodes that share operator and name, or have none (ONNX
 /// Runtime names no node of a function that it expands), all compute if one does.
 ///
@@ -43,11 +44,13 @@ pub struct NodeRef {
 pub fn computing(
     optimised: Bytes,
     weights: &HashSet<&str>,
+    derived: &HashSet<&str>,
     host: &[NodeRef],
 ) -> Result<Vec<NodeRef>, GraphError> {
     let graph = Graph::decode(optimised)?;
     let mut tracer = Tracer {
         weights,
+        derived,
         scopes: Vec::new(),
         nodes: HashMap::new(),
     };
@@ -160,6 +163,7 @@ impl Kind {
 
 struct Tracer<'a> {
     weights: &'a HashSet<&'a str>,
+    derived: &'a HashSet<&'a str>,
     /// Values by name: of the graph, of the body within it, and so on.
     scopes: Vec<HashMap<String, Value>>,
     nodes: HashMap<Key, Found>,
@@ -186,12 +190,13 @@ impl Tracer<'_> {
         let given = inputs.iter().map(Some).chain(std::iter::repeat(None));
         let formals = graph.input.iter().zip(given);
         for (name, given) in initializers.chain(formals.map(|(i, given)| (i.name(), given))) {
-            let known = self.scopes.is_empty() && self.weights.contains(name);
-            let weight = known || large.contains(name);
+            let outermost = self.scopes.is_empty();
+            let weight = outermost && self.weights.contains(name) || large.contains(name);
+            let derived = outermost && self.derived.contains(name);
             let given = given.copied().unwrap_or_default();
             let value = Value {
                 weight,
-                tainted: weight || given.tainted,
+                tainted: weight || derived || given.tainted,
                 elem: elem(name).or(given.elem),
             };
             scope.insert(name.to_owned(), value);

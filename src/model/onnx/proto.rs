@@ -408,6 +408,18 @@ pub(super) fn elem_of(data_type: i32) -> Option<Elem> {
     }
 }
 
+/// Bytes of an element of this type, if it is of a fixed size.
+pub(super) fn element_size(data_type: i32) -> Option<u64> {
+    match data_type {
+        // u8, i8 and bool; u16, i16, f16 and bf16; f32, i32 and u32; i64, f64 and u64.
+        2 | 3 | 9 => Some(1),
+        4 | 5 | 10 | 16 => Some(2),
+        1 | 6 | 12 => Some(4),
+        7 | 11 | 13 => Some(8),
+        _ => None,
+    }
+}
+
 /// Dimensions as sizes; a negative one is none.
 pub(super) fn sizes(dims: &[i64]) -> Vec<usize> {
     dims.iter()

@@ -100,7 +100,7 @@ fn computing_of(graph: GraphProto, host: &[NodeRef]) -> Vec<String> {
         ..ModelProto::default()
     };
     let model = Bytes::from(model.encode_to_vec());
-    let nodes = computing(model, &HashSet::from(["w"]), host).unwrap();
+    let nodes = computing(model, &HashSet::from(["w"]), &HashSet::new(), host).unwrap();
     nodes.into_iter().map(|node| node.name).collect()
 }
 
