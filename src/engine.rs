@@ -200,6 +200,11 @@ impl Engine {
         self.session.placement()
     }
 
+    /// How many parts the graph runs in.
+    pub fn parts(&self) -> usize {
+        self.session.parts()
+    }
+
     /// What computes, for the heartbeat.
     fn facts(&self, config: &EngineConfig) -> EngineFacts {
         let hardware = session::hardware(config);

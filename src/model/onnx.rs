@@ -32,7 +32,7 @@ pub use flow::{Flow, IndexLimit};
 pub use graph::{Graph, InitializerInfo, InputInfo};
 pub use kernels::{DATA, copy_graph, nan_graph, scatter_graph};
 pub use lift::{Lifted, UnliftedTensor, lift};
-pub use parts::{Known, Part, choose};
+pub use parts::{Known, Part, Size, choose};
 pub use placement::{NodeRef, computing};
 pub use prepare::{Head, LABELS, OUTPUT, WeightSpec};
 pub use proto::GraphError;

@@ -4,22 +4,24 @@
 use std::sync::LazyLock;
 
 use scorer::engine::trial::build;
+use scorer::model::build::Built;
+use scorer::model::manifest::PackageError;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use super::*;
 
 /// What is exported, and how: the graph, the weights, and what the page calls it.
-struct State {
+pub(super) struct State {
     graph: &'static str,
     weights: &'static str,
-    title: &'static str,
+    pub(super) title: &'static str,
     /// Architectures whose export in this state holds functions of weights, or parameters merged
     /// beyond telling apart.
-    refused: &'static [&'static str],
+    pub(super) refused: &'static [&'static str],
 }
 
-const STATES: [State; 3] = [
+pub(super) const STATES: [State; 3] = [
     State {
         graph: "fresh",
         weights: "fresh",
@@ -114,9 +116,12 @@ fn candidates(name: &str, case: &Value) -> [(&'static str, Vec<u8>); 3] {
     ]
 }
 
-/// Packages one model in one state, and scores its candidates; or sees it refused.
-async fn prove(name: &str, case: &Value, state: &State) {
-    let label = format!("{name}, {}", state.title);
+/// Packages one model in one state.
+pub(super) fn packaged(
+    name: &str,
+    case: &Value,
+    state: &State,
+) -> Result<(Built, tempfile::TempDir), PackageError> {
     let (files, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     for (file, packed) in [
         ("graph.onnx", format!("{}.onnx.gz", state.graph)),
@@ -131,7 +136,13 @@ async fn prove(name: &str, case: &Value, state: &State) {
     let mut recipe = recipe(files.path(), "graph.onnx", "weights", objective, out.path());
     let shards = model_dir().join("architectures/shards");
     recipe.shards = shards.join(case["data"].as_str().unwrap());
-    let built = build(&recipe);
+    Ok((build(&recipe)?, out))
+}
+
+/// Scores the candidates of one model in one state; or sees it refused.
+async fn prove(name: &str, case: &Value, state: &State) {
+    let label = format!("{name}, {}", state.title);
+    let built = packaged(name, case, state);
     if state.refused.contains(&name) {
         let error = built
             .err()
@@ -141,7 +152,7 @@ async fn prove(name: &str, case: &Value, state: &State) {
         assert!(first.contains(ADVICE), "{label}: {error}");
         return;
     }
-    let built = built.unwrap_or_else(|e| panic!("{label}: {e}"));
+    let (built, out) = built.unwrap_or_else(|e| panic!("{label}: {e}"));
     assert_eq!(
         json!(built.manifest.tensors.len()),
         case["tensors"],

@@ -10,6 +10,7 @@
 mod architectures;
 mod merged;
 mod packaging;
+mod parts;
 mod rewritten;
 mod small;
 mod tinylm;

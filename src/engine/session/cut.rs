@@ -115,8 +115,9 @@ fn places(
     let fits = |at: &Vec<usize>| {
         let crossed = boundaries.iter().filter(|b| at.contains(&b.at));
         let values: HashSet<&String> = crossed.flat_map(|b| &b.crossing).collect();
-        let bytes = known.bytes(values.into_iter());
-        budget.is_none_or(|budget| bytes.is_some_and(|bytes| bytes <= budget))
+        let size = known.size(values);
+        // What nobody knows beforehand is counted when it is kept.
+        budget.is_none_or(|budget| size.is_some_and(|size| size.bytes <= budget))
     };
     let chosen = (2..=most)
         .rev()

@@ -25,6 +25,15 @@ pub struct Part {
     pub leaves: Vec<String>,
 }
 
+/// How much crosses a place. Less is less in the order of the fields.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct Size {
+    /// Values whose size depends on others.
+    pub unknown: usize,
+    /// Of the other values.
+    pub bytes: u64,
+}
+
 /// What the runtime finds out about values of a graph whose inputs have fixed sizes.
 #[derive(Debug, Default)]
 pub struct Known {
@@ -49,30 +58,34 @@ impl Known {
         })
     }
 
-    /// The bytes of these values, but for the constant ones; none if the size of one is not fixed.
-    pub fn bytes<'a>(&self, values: impl IntoIterator<Item = &'a String>) -> Option<u64> {
+    /// The size of these values, but for the constant ones; none if one of them is no tensor.
+    pub fn size<'a>(&self, values: impl IntoIterator<Item = &'a String>) -> Option<Size> {
         let values = values.into_iter();
         let varying = values.filter(|name| !self.constants.contains_key(*name));
-        let bytes = |name: &String| {
+        let mut all = Size::default();
+        for name in varying {
             let tensor = self.types.get(name)?.tensor()?;
-            let sizes: Vec<usize> = tensor.sizes()?.into_iter().collect::<Option<_>>()?;
-            let elements: u64 = sizes.into_iter().map(|size| size as u64).product();
-            Some(elements * element_size(tensor.elem_type?)?)
-        };
-        varying.map(bytes).sum()
+            let element = element_size(tensor.elem_type?)?;
+            let sizes = tensor.sizes().unwrap_or_else(|| vec![None]);
+            let elements: Option<usize> = sizes.into_iter().product();
+            match elements {
+                Some(elements) => all.bytes += element * elements as u64,
+                None => all.unknown += 1,
+            }
+        }
+        Some(all)
     }
 }
 
-/// Chooses the places to cut, by the node behind them: about equal work between them, and as few bytes as possible across them. Places
-/// where sizes are not fixed are left out.
+/// Chooses the places to cut, by the node behind them: about equal work between them, and as little as possible across them.
 ///
 /// Each of `parts - 1` equal shares of the work, around the ideal place, has one cut at most.
 pub fn choose(boundaries: &[Boundary], known: &Known, work: u64, parts: u64) -> Vec<usize> {
     let sized = boundaries.iter().filter_map(|boundary| {
-        let bytes = known.bytes(&boundary.crossing)?;
-        Some((boundary, bytes))
+        let size = known.size(&boundary.crossing)?;
+        Some((boundary, size))
     });
-    let sized: Vec<_> = sized.filter(|(_, bytes)| *bytes > 0).collect();
+    let sized: Vec<_> = sized.filter(|(_, size)| *size > Size::default()).collect();
     // In units of `work / parts`, to compare without rounding.
     let around = |share: u64, boundary: &Boundary| {
         let distance = (boundary.work * parts).abs_diff(share * work);
@@ -80,9 +93,9 @@ pub fn choose(boundaries: &[Boundary], known: &Known, work: u64, parts: u64) -> 
     };
     let mut chosen: Vec<usize> = Vec::new();
     for share in 1..parts {
-        let near = sized.iter().filter_map(|(boundary, bytes)| {
+        let near = sized.iter().filter_map(|(boundary, size)| {
             let distance = around(share, boundary)?;
-            Some((*bytes, distance, boundary.at))
+            Some((*size, distance, boundary.at))
         });
         let place = near.min().map(|(_, _, at)| at);
         chosen.extend(place.filter(|at| chosen.last().is_none_or(|last| last < at)));
