@@ -21,7 +21,7 @@ use scorer::model::onnx::synthetic::Decoder;
 use scorer::model::package::Package;
 use scorer::model::plan::Plan;
 use scorer::protocol::job::{Format, Rule};
-use scorer::selftest::bench::encode;
+use scorer::selftest::sample::encode;
 use scorer::selftest::synthetic_model::make;
 use serde_json::json;
 use testkit::container::{Container, Entry, Kind, Width};
@@ -70,7 +70,7 @@ fn benches(criterion: &mut Criterion) {
     let package = Package::load(dir.path(), false, &[]).expect("the package is sound");
     let (package, config) = (Arc::new(package), config());
     let mut random = StdRng::seed_from_u64(1);
-    let bytes = encode(&package, DENSITY, &mut random).expect("memory can be written");
+    let bytes = encode(&package, DENSITY, |_| true, &mut random).expect("memory can be written");
     let limits = (&config.candidates).into();
     let decode = || {
         candidate::decode(&bytes, Format::BinaryV2, None, &package, limits).expect("it is sound")

@@ -205,6 +205,20 @@ impl Engine {
         self.session.parts()
     }
 
+    /// The first part that reads each tensor of the package; none of one that the graph does not have.
+    pub fn parts_of_tensors(&self) -> Vec<Option<usize>> {
+        let first = |tensor: usize| {
+            let slots = self.slots.iter().filter(|slot| slot.tensor == tensor);
+            slots.map(|slot| self.session.part_of(slot.weight)).min()
+        };
+        (0..self.package.weights.tensors.len()).map(first).collect()
+    }
+
+    /// Bytes of the values between the parts that are kept.
+    pub fn activation_bytes(&self) -> u64 {
+        self.session.activation_bytes()
+    }
+
     /// What computes, for the heartbeat.
     fn facts(&self, config: &EngineConfig) -> EngineFacts {
         let hardware = session::hardware(config);

@@ -84,6 +84,23 @@ fn table(report: &Report) -> String {
             report.ratio[density]
         ));
     }
+    let costs = &report.costs;
+    lines.push(format!(
+        "in one part              {:10.3} x bare, every tensor touched",
+        costs.ratio_whole
+    ));
+    let parts = costs.from.iter().zip(&costs.ratio_from);
+    for (number, (tensor, ratio)) in parts.enumerate() {
+        lines.push(format!(
+            "from part {:<2} of {:<2}       {ratio:10.3} x bare, from {tensor} on",
+            number + 1,
+            costs.from.len()
+        ));
+    }
+    lines.push(format!(
+        "kept between the parts   {:10.1} MB",
+        megabytes(costs.activation_bytes)
+    ));
     lines.push("stages of a candidate by itself, density 0.01:".into());
     for stage in ["fetch", "decode", "check", "patch", "forward", "restore"] {
         lines.push(format!("  {stage:<22} {:10.2} ms", report.stages_ms[stage]));

@@ -2,31 +2,28 @@
 //! one process, so that noise affects both alike.
 
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
-use bytes::Bytes;
-use flate2::write::ZlibEncoder;
 use flate2::{Decompress, FlushDecompress};
 use futures_util::StreamExt;
+use rand::SeedableRng;
 use rand::rngs::StdRng;
-use rand::{Rng, SeedableRng};
 use serde::Serialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
+use super::parts::{Costs, costs};
+use super::sample::{Sample, decode, median, refused, sample};
 use crate::candidate::fetch::Fetcher;
-use crate::candidate::{self, Update};
 use crate::config::{Config, device_name};
 use crate::engine::patch::Patches;
 use crate::engine::thread::EngineHandle;
 use crate::engine::{Engine, EngineError};
 use crate::model::package::Package;
 use crate::model::plan::Plan;
-use crate::protocol::failure::Failure;
 use crate::protocol::job::{Candidate, Format, Job, Rule, Source, Task, Validation};
 use crate::protocol::result::{Body, JobRef, Timings};
 use crate::protocol::state::Detail;
@@ -51,6 +48,8 @@ pub struct Report {
     pub bare_ms: f64,
     pub evaluate_ms: BTreeMap<String, f64>,
     pub ratio: BTreeMap<String, f64>,
+    #[serde(flatten)]
+    pub costs: Costs,
     pub stages_ms: BTreeMap<&'static str, f64>,
     pub patch_restore_share: f64,
     pub decode_speed: f64,
@@ -67,16 +66,6 @@ pub struct Report {
     pub repetitions: u64,
     pub provider: String,
     pub device: String,
-}
-
-/// A candidate of one density, as sent and as checked.
-struct Sample {
-    bytes: Bytes,
-    patches: Arc<Patches>,
-}
-
-fn refused(failure: &Failure) -> EngineError {
-    EngineError::new(Detail::WarmFailed, failure.to_string())
 }
 
 /// Benchmarks the package in `dir`, for about the target time.
@@ -99,7 +88,7 @@ pub async fn run(dir: &Path, config: &Config, aim: Duration) -> Result<Report, E
     let plan = Plan::new(&package.shards, None, "", package.cut()).map_err(|f| refused(&f))?;
     let plan = Arc::new(plan);
     let mut random = StdRng::seed_from_u64(2);
-    let usual = sample(&package, &config, DENSITIES[USUAL], &mut random)?;
+    let usual = sample(&package, &config, DENSITIES[USUAL], |_| true, &mut random)?;
 
     let began = Instant::now();
     evaluate(&engine, &usual, &plan).await?;
@@ -110,9 +99,19 @@ pub async fn run(dir: &Path, config: &Config, aim: Duration) -> Result<Report, E
     let stages = stages(&pipeline, &package, &usual, &config, repetitions.min(20)).await?;
     let peak_rss_bytes = peak();
 
-    let samples = DENSITIES.map(|density| sample(&package, &config, density, &mut random));
+    let every = |_| true;
+    let samples = DENSITIES.map(|density| sample(&package, &config, density, every, &mut random));
     let samples: Vec<Sample> = samples.into_iter().collect::<Result<_, _>>()?;
-    let compared = compare(&engine, &package, &config, &samples, &plan, repetitions).await?;
+    let mut bare = bare(&package, &config, &plan)?;
+    let compared = compare(&engine, &mut bare, &samples, &plan, repetitions).await?;
+    let costs = costs(
+        &package,
+        &config,
+        &mut bare.engine,
+        &plan,
+        &mut random,
+        repetitions,
+    )?;
     let stream = stream(&pipeline, &progress, &usual, repetitions, &config).await?;
     let decode_speed = decode_speed(&package, &config, &usual)?;
     let first = first(dir, &config, &usual, &plan, aim).await?;
@@ -127,6 +126,7 @@ pub async fn run(dir: &Path, config: &Config, aim: Duration) -> Result<Report, E
         bare_ms: median(&compared.bare),
         evaluate_ms: medians(&compared.evaluations),
         ratio: medians(&compared.ratios),
+        costs,
         patch_restore_share: patched / stages["forward"],
         stages_ms: stages,
         decode_speed,
@@ -136,8 +136,8 @@ pub async fn run(dir: &Path, config: &Config, aim: Duration) -> Result<Report, E
         median_ms: first.median_ms,
         first_ratio: first.ratio,
         peak_rss_bytes,
-        bare_peak_rss_bytes: compared.bare_peak,
-        memory_ratio: peak_rss_bytes as f64 / (weights_bytes + compared.bare_peak) as f64,
+        bare_peak_rss_bytes: bare.peak,
+        memory_ratio: peak_rss_bytes as f64 / (weights_bytes + bare.peak) as f64,
         weights_bytes,
         windows: plan.windows.len() as u64,
         repetitions: repetitions as u64,
@@ -159,12 +159,6 @@ fn repetitions(one: Duration, aim: Duration) -> usize {
     fitting
 }
 
-fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
-}
-
 /// Patch, forward and restore: the work after decoding.
 async fn evaluate(
     engine: &EngineHandle,
@@ -182,33 +176,43 @@ struct Compared {
     bare: Vec<f64>,
     evaluations: [Vec<f64>; DENSITIES.len()],
     ratios: [Vec<f64>; DENSITIES.len()],
-    bare_peak: u64,
+}
+
+/// A session with constant weights, and the most memory that loading it and a pass took.
+struct Bare {
+    engine: Engine,
+    peak: u64,
+}
+
+fn bare(package: &Arc<Package>, config: &Config, plan: &Plan) -> Result<Bare, EngineError> {
+    let before = resident();
+    forget_peak();
+    let mut engine = Engine::load_bare(Arc::clone(package), &config.engine)?;
+    // Discarded on both sides, because the first pass plans its memory.
+    engine.pass(plan).map_err(|f| refused(&f))?;
+    Ok(Bare {
+        engine,
+        peak: peak().saturating_sub(before),
+    })
 }
 
 async fn compare(
     engine: &EngineHandle,
-    package: &Arc<Package>,
-    config: &Config,
+    bare: &mut Bare,
     samples: &[Sample],
     plan: &Arc<Plan>,
     repetitions: usize,
 ) -> Result<Compared, EngineError> {
-    let before = resident();
-    forget_peak();
-    let mut bare = Engine::load_bare(Arc::clone(package), &config.engine)?;
-    // Discarded on both sides, because the first pass plans its memory.
-    bare.pass(plan).map_err(|f| refused(&f))?;
     let mut compared = Compared {
         bare: Vec::new(),
         evaluations: [const { Vec::new() }; DENSITIES.len()],
         ratios: [const { Vec::new() }; DENSITIES.len()],
-        bare_peak: peak().saturating_sub(before),
     };
     for _ in 0..repetitions {
         for (at, sample) in samples.iter().enumerate() {
             // Each is paired with its own bare pass, so that a machine that slows down slows both.
             let began = Instant::now();
-            bare.pass(plan).map_err(|f| refused(&f))?;
+            bare.engine.pass(plan).map_err(|f| refused(&f))?;
             let bare_ms = Lap::since(began).millis();
             let evaluated = evaluate(engine, sample, plan).await?;
             compared.bare.push(bare_ms);
@@ -380,12 +384,6 @@ async fn judge(pipeline: &Pipeline, sample: &Sample) -> Result<Timings, EngineEr
     }
 }
 
-/// Decodes what [`encode`] wrote.
-fn decode(bytes: &[u8], package: &Package, config: &Config) -> Result<Update, EngineError> {
-    let limits = (&config.candidates).into();
-    candidate::decode(bytes, Format::BinaryV2, None, package, limits).map_err(|f| refused(&f))
-}
-
 /// The speed of decoding and checking relative to only inflating the same streams.
 fn decode_speed(package: &Package, config: &Config, sample: &Sample) -> Result<f64, EngineError> {
     let streams = streams(&sample.bytes);
@@ -417,53 +415,6 @@ fn streams(bytes: &[u8]) -> Vec<(Vec<u8>, usize)> {
         Some((packed, usize::try_from(8 * entry["k"].as_u64()?).ok()?))
     };
     document.values().filter_map(stream).collect()
-}
-
-fn sample(
-    package: &Package,
-    config: &Config,
-    density: f64,
-    random: &mut StdRng,
-) -> Result<Sample, EngineError> {
-    let bytes = encode(package, density, random)
-        .map_err(|e| EngineError::new(Detail::WarmFailed, e.to_string()))?;
-    let update = decode(&bytes, package, config)?;
-    let patches = Patches::new(package, update, Rule::ParamDiff).map_err(|f| refused(&f))?;
-    Ok(Sample {
-        bytes: bytes.into(),
-        patches: Arc::new(patches),
-    })
-}
-
-/// A `binary_v2` candidate that touches this share of every trainable tensor, small steps.
-///
-/// # Errors
-/// Never: writing into memory does not fail.
-pub fn encode(package: &Package, density: f64, random: &mut impl Rng) -> std::io::Result<Vec<u8>> {
-    let base64 = base64::engine::general_purpose::STANDARD;
-    let mut document = Map::new();
-    for tensor in &package.weights.tensors {
-        if !package.manifest.is_trainable(&tensor.name) {
-            continue;
-        }
-        let numel = u32::try_from(tensor.numel).unwrap_or(u32::MAX);
-        let mut indices: Vec<u32> = (0..numel).filter(|_| random.random_bool(density)).collect();
-        if indices.is_empty() {
-            indices.push(random.random_range(0..numel.max(1)));
-        }
-        let mut zlib = ZlibEncoder::new(Vec::new(), flate2::Compression::fast());
-        for _ in &indices {
-            zlib.write_all(&random.random_range(-1e-4_f32..=1e-4).to_le_bytes())?;
-        }
-        for index in &indices {
-            zlib.write_all(&index.to_le_bytes())?;
-        }
-        let entry = json!({
-            "shape": tensor.shape, "k": indices.len(), "data": base64.encode(zlib.finish()?),
-        });
-        document.insert(tensor.name.clone(), entry);
-    }
-    Ok(serde_json::to_vec(&document)?)
 }
 
 /// Resets the peak memory that Linux reports.
