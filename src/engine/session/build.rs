@@ -84,20 +84,19 @@ pub(super) fn build_by(
     Ok((session, placement))
 }
 
-/// The graph after the optimisations that are the same for every provider.
+/// The graph after the optimisations that are the same for every provider, in a file and in a session.
 pub(super) fn optimised(
     config: &EngineConfig,
     graph: GraphSource<'_>,
     terminator: &Terminator,
-) -> Result<Vec<u8>, SessionError> {
+) -> Result<(Vec<u8>, Session), SessionError> {
     let optimised = Optimised::new()?;
     let builder = (row(config.execution_provider).register)(config, builder(config)?)?;
     let builder = builder
         .with_optimization_level(GraphOptimizationLevel::Level1)
         .and_then(|builder| builder.with_optimized_model_path(optimised.path()));
     let session = commit(builder.map_err(|e| refused(e.into()))?, graph, terminator)?;
-    drop(session);
-    optimised.read()
+    Ok((optimised.read()?, session))
 }
 
 /// Whether these are nodes that are known. One without a name may be any, and of those that share one there

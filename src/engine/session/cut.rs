@@ -3,6 +3,8 @@
 
 use std::collections::{BTreeSet, HashSet};
 
+use ort::value::ValueType;
+
 use super::build::{GraphSource, optimised};
 use super::terminator::Terminator;
 use super::{Feed, SessionError, Source};
@@ -137,8 +139,18 @@ fn known(
     let exposed = source.graph.exposing(values.iter().cloned());
     let graph = exposed.sized(feeds.iter().map(|f| (f.name, f.shape.as_slice())));
     let graph = GraphSource::Beside(&graph, &source.folder);
-    let optimised = optimised(config, graph, terminator)?;
-    Known::read(optimised.into()).map_err(unreadable)
+    let (optimised, session) = optimised(config, graph, terminator)?;
+    let types = session
+        .outputs()
+        .iter()
+        .filter_map(|output| match output.dtype() {
+            ValueType::Tensor { ty, shape, .. } => {
+                let elem = ort::sys::ONNXTensorElementDataType::from(*ty) as i32;
+                Some((output.name(), elem, &shape[..]))
+            }
+            ValueType::Sequence(_) | ValueType::Map { .. } | ValueType::Optional(_) => None,
+        });
+    Known::new(optimised.into(), types).map_err(unreadable)
 }
 
 fn unreadable(error: GraphError) -> SessionError {

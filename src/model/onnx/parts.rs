@@ -8,7 +8,7 @@ use prost::Message;
 
 use super::dataflow::{Boundary, Dataflow};
 use super::graph::Graph;
-use super::proto::{GraphError, GraphProto, TensorProto, ValueInfo, element_size};
+use super::proto::{GraphError, GraphProto, TensorProto, ValueInfo, element_size, value_info};
 
 /// A part of a graph.
 #[derive(Debug)]
@@ -42,19 +42,31 @@ pub struct Known {
 }
 
 impl Known {
-    /// Reads it from an optimised graph that has the values among its outputs.
+    /// From an optimised graph that has the values among its outputs, and their element types and sizes as the
+    /// runtime tells them: a negative size is not fixed, and without sizes nothing is known of the shape.
     ///
     /// # Errors
     /// When the graph cannot be decoded.
-    pub fn read(optimised: Bytes) -> Result<Self, GraphError> {
-        let mut graph = Graph::decode(optimised)?.model.graph.unwrap_or_default();
+    pub fn new<'t>(
+        optimised: Bytes,
+        types: impl Iterator<Item = (&'t str, i32, &'t [i64])>,
+    ) -> Result<Self, GraphError> {
+        let graph = Graph::decode(optimised)?.model.graph.unwrap_or_default();
         let outputs: HashSet<String> = names(&graph.output).map(str::to_owned).collect();
-        let constants = std::mem::take(&mut graph.initializer).into_iter();
+        let constants = graph.initializer.into_iter();
         let constants = constants.filter(|tensor| outputs.contains(tensor.name()));
-        let types = graph.output.into_iter();
+        let types = types.map(|(name, elem, sizes)| {
+            let size = |size: &i64| Some(*size).filter(|size| *size >= 0);
+            let info = match sizes {
+                // A single number looks the same, and needs no shape either.
+                [] => ValueInfo::new(name, elem, None),
+                sizes => value_info(name, elem, sizes.iter().map(size).collect()),
+            };
+            (name.to_owned(), info)
+        });
         Ok(Self {
             constants: constants.map(|t| (t.name().to_owned(), t)).collect(),
-            types: types.map(|t| (t.name().to_owned(), t)).collect(),
+            types: types.collect(),
         })
     }
 
