@@ -2,6 +2,7 @@
 //! configured provider, writes weights in place, runs the graph and classifies errors.
 
 mod activations;
+mod arena;
 mod build;
 mod compiled;
 mod cut;

@@ -3,11 +3,11 @@
 use ort::session::Session;
 use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 
-use super::SessionError;
 use super::library::environment;
 use super::placement::{Optimised, Placement, RECORD};
 use super::provider::{Register, row};
 use super::terminator::Terminator;
+use super::{SessionError, arena};
 use crate::config::EngineConfig;
 use crate::model::onnx::NodeRef;
 
@@ -32,6 +32,8 @@ pub(super) struct Terms<'a> {
     pub(super) derived: &'a [String],
     /// Nodes that were found harmless on the host, in another size of the same graph.
     pub(super) harmless: &'a [NodeRef],
+    /// It computes in memory that it shares with other parts.
+    pub(super) shared: bool,
     /// Ends what compiles for too long.
     pub(super) terminator: &'a Terminator,
 }
@@ -42,6 +44,7 @@ impl<'a> Terms<'a> {
             weights,
             derived: &[],
             harmless: &[],
+            shared: false,
             terminator,
         }
     }
@@ -67,7 +70,8 @@ pub(super) fn build_by(
     terms: Terms<'_>,
 ) -> Result<(Session, Placement), SessionError> {
     let terminator = terms.terminator;
-    let session = commit(register(config, builder(config)?)?, graph, terminator)?;
+    let prepared = || register(config, builder(config, terms.shared)?);
+    let session = commit(prepared()?, graph, terminator)?;
     let placement = Placement::of(&session, provider)?;
     if are_among(&placement.host_nodes, terms.harmless) {
         return Ok((session, placement));
@@ -76,8 +80,7 @@ pub(super) fn build_by(
     // before another is made this one gives back its memory.
     drop(session);
     let optimised = Optimised::new()?;
-    let builder = register(config, builder(config)?)?;
-    let builder = builder.with_optimized_model_path(optimised.path());
+    let builder = prepared()?.with_optimized_model_path(optimised.path());
     let session = commit(builder.map_err(|e| refused(e.into()))?, graph, terminator)?;
     let placement = Placement::of(&session, provider)?;
     placement.judge(optimised.read()?, terms.weights, terms.derived, provider)?;
@@ -91,7 +94,7 @@ pub(super) fn optimised(
     terminator: &Terminator,
 ) -> Result<(Vec<u8>, Session), SessionError> {
     let optimised = Optimised::new()?;
-    let builder = (row(config.execution_provider).register)(config, builder(config)?)?;
+    let builder = (row(config.execution_provider).register)(config, builder(config, false)?)?;
     let builder = builder
         .with_optimization_level(GraphOptimizationLevel::Level1)
         .and_then(|builder| builder.with_optimized_model_path(optimised.path()));
@@ -149,15 +152,23 @@ pub fn threads(config: &EngineConfig) -> usize {
 }
 
 /// A builder with what is the same for every provider.
-fn builder(config: &EngineConfig) -> Result<SessionBuilder, SessionError> {
+fn builder(config: &EngineConfig, shared: bool) -> Result<SessionBuilder, SessionError> {
     let environment = environment(config)?;
+    let share = |builder: SessionBuilder| -> ort::Result<SessionBuilder> {
+        if !shared {
+            return Ok(builder);
+        }
+        arena::share(environment)?;
+        Ok(builder.with_env_allocators()?)
+    };
     let prepare = || -> ort::Result<SessionBuilder> {
-        Ok(Session::builder(environment)?
+        let builder = Session::builder(environment)?
             .with_intra_threads(threads(config))?
             // Spinning made no pass faster, and takes cores from fetching and decoding.
             .with_intra_op_spinning(false)?
             .with_deterministic_compute(config.deterministic)?
-            .with_config_entry(RECORD, "1")?)
+            .with_config_entry(RECORD, "1")?;
+        share(builder)
     };
     prepare().map_err(refused)
 }

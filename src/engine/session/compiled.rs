@@ -76,6 +76,7 @@ impl Compiled {
             let terms = Terms {
                 derived: &part.weighted,
                 harmless: demands.harmless,
+                shared: count > 1,
                 ..Terms::new(demands.weights, demands.terminator)
             };
             let graph = GraphSource::Beside(&graph, &source.folder);
