@@ -17,8 +17,9 @@ pub(super) fn init(config: &Config, worker: bool) -> Result<(), Fault> {
         "warn"
     };
     // lapin logs a connection that is closed on purpose, as in every drain, as an error. Real errors it
-    // also returns or sends as events, which `broker::amqp` reports.
-    let filter = EnvFilter::try_new(format!("{filter},ort=error,lapin=off"))
+    // also returns or sends as events, which `broker::amqp` reports. redis warns of each node of a cluster that is
+    // away, at each look for the others.
+    let filter = EnvFilter::try_new(format!("{filter},ort=error,lapin=off,redis=error"))
         .map_err(|e| Fault::usage(format!("telemetry.log: {e}")))?;
     let terminal = std::io::stderr().is_terminal();
     let pretty = match config.telemetry.log_format {

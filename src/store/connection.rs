@@ -19,6 +19,10 @@ const SILENT: Duration = Duration::from_secs(2);
 /// The same where another server may have taken over.
 const REPLACEABLE: Duration = Duration::from_secs(1);
 
+/// What a master replies that has lost its replicas (`min-replicas-to-write`): one of them may be the master
+/// by now.
+const NO_REPLICAS: &str = "NOREPLICAS";
+
 /// Why a call has no answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum CallError {
@@ -189,6 +193,7 @@ async fn found(mut waiting: watch::Receiver<Linked>) -> Option<Link> {
 }
 
 /// What an error says of the connection.
+#[derive(Debug, PartialEq, Eq)]
 enum Kind {
     /// The server answered, and refuses.
     Refusal,
@@ -203,20 +208,12 @@ enum Kind {
 }
 
 fn kind(error: &RedisError, mode: RedisMode) -> Kind {
-    use ServerErrorKind::{Ask, ClusterDown, MasterDown, Moved, ReadOnly, TryAgain};
-    // Slots are on their way to another server, or have none at the moment.
-    let passes = |why| matches!(why, Ask | ClusterDown | MasterDown | Moved | TryAgain);
-    if let ErrorKind::Server(why) = error.kind() {
-        return if why == ReadOnly {
-            Kind::NoMaster
-        } else if passes(why) {
-            Kind::Passing
-        } else {
-            Kind::Refusal
-        };
-    }
     let refuses = [ErrorKind::Extension, ErrorKind::UnexpectedReturnType];
-    if refuses.contains(&error.kind()) {
+    if let ErrorKind::Server(why) = error.kind() {
+        kind_of_reply(why, mode)
+    } else if mode == RedisMode::Sentinel && error.code() == Some(NO_REPLICAS) {
+        Kind::Lost
+    } else if refuses.contains(&error.kind()) {
         Kind::Refusal
     } else if error.is_timeout() {
         Kind::Silence
@@ -225,6 +222,29 @@ fn kind(error: &RedisError, mode: RedisMode) -> Kind {
     } else {
         // With sentinels, another server may be the master by now.
         Kind::Lost
+    }
+}
+
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "a foreign enum: all but these of its cases are refusals"
+)]
+fn kind_of_reply(why: ServerErrorKind, mode: RedisMode) -> Kind {
+    use ServerErrorKind as Why;
+    match why {
+        Why::ReadOnly if mode == RedisMode::Single => Kind::NoMaster,
+        // Another server has taken over.
+        Why::ReadOnly => Kind::Lost,
+        // The node is cut off, or a part of the cluster is down: other nodes may know better.
+        Why::ClusterDown => Kind::Silence,
+        // The server is starting, or slots are on their way to another one, which does not know the scripts yet.
+        Why::Ask
+        | Why::BusyLoading
+        | Why::MasterDown
+        | Why::Moved
+        | Why::NoScript
+        | Why::TryAgain => Kind::Passing,
+        _ => Kind::Refusal,
     }
 }
 
@@ -243,4 +263,38 @@ fn first_slots(ranges: Vec<Vec<Value>>) -> Vec<Slot> {
         }
     }
     found.into_iter().map(|(_, slot)| slot).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reply_tells_whether_to_look_for_another_server_and_whether_it_is_a_refusal() {
+        let (single, sentinel, cluster) =
+            (RedisMode::Single, RedisMode::Sentinel, RedisMode::Cluster);
+        for (mode, reply, expected) in [
+            (single, "READONLY", Kind::NoMaster),
+            (sentinel, "READONLY", Kind::Lost),
+            (single, "NOREPLICAS", Kind::Refusal),
+            (sentinel, "NOREPLICAS", Kind::Lost),
+            (cluster, "NOREPLICAS", Kind::Refusal),
+            (single, "LOADING", Kind::Passing),
+            (sentinel, "LOADING", Kind::Passing),
+            (sentinel, "MASTERDOWN", Kind::Passing),
+            (cluster, "CLUSTERDOWN", Kind::Silence),
+            (cluster, "MOVED", Kind::Passing),
+            (cluster, "ASK", Kind::Passing),
+            (cluster, "TRYAGAIN", Kind::Passing),
+            (cluster, "NOSCRIPT", Kind::Passing),
+            (single, "NOPERM", Kind::Refusal),
+            (single, "OOM", Kind::Refusal),
+            (cluster, "ERR", Kind::Refusal),
+        ] {
+            let text = format!("-{reply} as the server says\r\n");
+            let value = redis::parse_redis_value(text.as_bytes()).unwrap();
+            let error = value.extract_error().unwrap_err();
+            assert_eq!(kind(&error, mode), expected, "{mode:?} {reply}");
+        }
+    }
 }

@@ -3,7 +3,8 @@
 
 use std::time::Duration;
 
-use futures_util::future::select_ok;
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use redis::aio::{
     ConnectionLike, ConnectionManager, ConnectionManagerConfig, MultiplexedConnection,
 };
@@ -21,6 +22,7 @@ use url::Url;
 
 use super::StoreError;
 use crate::config::redis_nodes::RedisNodes;
+use crate::config::service_urls;
 use crate::config::tls::Pem;
 use crate::config::{RedisConfig, RedisMode};
 
@@ -241,14 +243,31 @@ async fn master(config: &RedisConfig, response: Duration) -> Result<Link, StoreE
     let settings = AsyncConnectionConfig::new()
         .set_response_timeout(Some(response))
         .set_connection_timeout(Some(CONNECT));
-    let asked = sentinels(config)?.into_iter().map(|mut sentinel| {
-        let settings = settings.clone();
-        Box::pin(async move { sentinel.get_async_connection_with_config(&settings).await })
-    });
-    match select_ok(asked).await {
-        Ok((connection, _)) => Ok(Link::Master(connection)),
-        Err(error) => Err(StoreError(format!("master {}: {error}", config.master))),
+    let places = nodes(config)?.urls;
+    let mut asked: FuturesUnordered<_> = sentinels(config)?
+        .into_iter()
+        .zip(&places)
+        .map(|(mut sentinel, place)| {
+            let settings = settings.clone();
+            async move {
+                let asked = sentinel.get_async_connection_with_config(&settings).await;
+                asked.map_err(|why| format!("{}: {why}", service_urls::node(place)))
+            }
+        })
+        .collect();
+    let mut reasons = Vec::new();
+    while let Some(answered) = asked.next().await {
+        match answered {
+            Ok(connection) => return Ok(Link::Master(connection)),
+            Err(why) => reasons.push(why),
+        }
     }
+    // In one order, so that the same trouble reads the same.
+    reasons.sort();
+    let (master, reasons) = (&config.master, reasons.join("; "));
+    Err(StoreError(format!(
+        "no sentinel leads to the master {master}: {reasons}"
+    )))
 }
 
 /// A client for each sentinel. User, password and database of the URLs are those of the master.
@@ -317,7 +336,7 @@ fn cluster_client(config: &RedisConfig, response: Duration) -> Result<ClusterCli
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::service_urls;
+    use crate::config::{Config, Layers};
 
     #[test]
     fn every_part_takes_effect() {
@@ -342,5 +361,29 @@ mod tests {
             (redis.username(), redis.password()),
             (Some("u"), Some("p@"))
         );
+    }
+
+    #[tokio::test]
+    async fn every_sentinel_has_its_reason() {
+        let urls = ["127.0.0.1:2", "127.0.0.1:1"].map(|place| format!("redis://u:hunter2@{place}"));
+        let set = [
+            format!("redis.url={urls:?}"),
+            "redis.mode=sentinel".to_owned(),
+        ];
+        let layers = Layers {
+            set: &set,
+            ..Layers::default()
+        };
+        let config = Config::load(&layers).unwrap().redis;
+        let found = master(&config, CONNECT).await;
+        let Err(StoreError(why)) = found.map(drop) else {
+            panic!("nothing listens there");
+        };
+        let begins = "no sentinel leads to the master mymaster: 127.0.0.1:1: ";
+        assert!(
+            why.starts_with(begins) && why.contains("; 127.0.0.1:2: "),
+            "{why}"
+        );
+        assert!(!why.contains("hunter2"), "{why}");
     }
 }

@@ -36,7 +36,7 @@ from scorer_client.fields import Malformed
 from scorer_client.fleet import Fleet
 from scorer_client.jobs import Candidate, Job
 from scorer_client.metrics import Metrics
-from scorer_client.nodes import Nodes, checked
+from scorer_client.nodes import Nodes, checked, with_heartbeat
 from scorer_client.outcomes import Answer, NotSent, TimedOut, Unreadable
 from scorer_client.results import Loss, Refusal, Result, Score
 from scorer_client.flow_control import FlowControl
@@ -981,6 +981,15 @@ class Commands(unittest.TestCase):
             with self.assertRaisesRegex(ValueError, why) as raised:
                 checked(unfit)
             self.assertNotIn("secret", str(raised.exception))
+
+    def test_a_heartbeat_is_added_to_a_url_without_one(self):
+        for url, expected in (
+            ("amqp://u:p@h", "amqp://u:p@h?heartbeat=3"),
+            ("amqp://u:p@h//", "amqp://u:p@h//?heartbeat=3"),
+            ("amqps://u:p%2f@h:1/%2f?name=x", "amqps://u:p%2f@h:1/%2f?name=x&heartbeat=3"),
+            ("amqp://h/v?heartbeat=60", "amqp://h/v?heartbeat=60"),
+        ):
+            self.assertEqual(with_heartbeat(url, 3), expected)
 
     def test_the_node_that_was_lost_is_tried_last(self):
         urls = ["amqp://a", "amqp://b", "amqp://c"]

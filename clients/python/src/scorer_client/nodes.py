@@ -4,7 +4,7 @@ import random
 import tomllib
 from collections import deque
 from collections.abc import Iterator, Sequence
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit, urlunsplit
 
 DEFAULT_PORTS = {"amqp": 5672, "amqps": 5671}
 
@@ -27,6 +27,15 @@ def address(url: str) -> str:
     """Host and port, without the password."""
     parts = urlsplit(url)
     return f"{parts.hostname or 'localhost'}:{parts.port or DEFAULT_PORTS[parts.scheme]}"
+
+
+def with_heartbeat(url: str, seconds: int) -> str:
+    """The URL with an AMQP heartbeat, unless it has one of its own."""
+    parts = urlsplit(url)
+    if "heartbeat" in parse_qs(parts.query):
+        return url
+    query = "&".join(filter(None, (parts.query, f"heartbeat={seconds}")))
+    return urlunsplit(parts._replace(query=query))
 
 
 def checked(urls: str | Sequence[str]) -> tuple[str, ...]:

@@ -20,8 +20,9 @@ from scorer_client.endpoint import (
     Endpoint,
 )
 from scorer_client.errors import BrokerUnavailable
-from scorer_client.nodes import Nodes, address, checked
+from scorer_client.nodes import Nodes, address, checked, with_heartbeat
 
+ALERT_S = 3  # The heartbeat where there is another node to go to: as in the workers.
 LOST = (AMQPError, OSError, ChannelInvalidStateError)
 CODES = {
     ChannelAccessRefused: 403,
@@ -91,7 +92,7 @@ class Broker:
         self._number += 1
         self._lost = None
         async with _replies(CONNECT_TIMEOUT_S):
-            self._connection = await aio_pika.connect(self._url)
+            self._connection = await aio_pika.connect(self._alert(self._url))
         async with self._replies():
             await self._open_channels(self._connection)
 
@@ -181,6 +182,9 @@ class Broker:
                 await self._publisher.queue_delete(self.endpoint.own_queue)
         except LOST as error:
             raise await self._unavailable(error) from error
+
+    def _alert(self, url: str) -> str:
+        return with_heartbeat(url, ALERT_S) if len(self.endpoint.urls) > 1 else url
 
     def _replies(self) -> contextlib.AbstractAsyncContextManager[None]:
         return _replies(self._reply_timeout_s)
