@@ -33,7 +33,9 @@ use crate::util::clock::Lap;
 pub use load::check;
 use objective::Measure;
 use patch::{Patch, Patches};
-use session::{Feed, Pass, Placement, Reuse, Session, SessionError, Source, Terminator};
+use session::{
+    Feed, Lookup, Partition, Pass, Placement, Reuse, Session, SessionError, Source, Terminator,
+};
 use statistics::Paired;
 use warmup::Proven;
 pub use warmup::Warm;
@@ -200,6 +202,20 @@ impl Engine {
         self.session.placement()
     }
 
+    /// Where the graph is cut into parts, with the names that candidates use.
+    pub fn partition(&self) -> Partition {
+        let Partition { cuts, size } = self.session.partition().clone();
+        let tensors = &self.package.weights.tensors;
+        let told = |name: String| {
+            let slot = self.slots.iter().find(|slot| slot.place == name);
+            slot.map_or(name, |slot| tensors[slot.tensor].name.clone())
+        };
+        Partition {
+            cuts: cuts.into_iter().map(told).collect(),
+            size,
+        }
+    }
+
     /// How many parts the graph runs in.
     pub fn parts(&self) -> usize {
         self.session.parts()
@@ -290,6 +306,7 @@ impl Engine {
                 Err(failure) if failure.code == Code::OutOfMemory && self.sound => {
                     // What the sessions have reserved would be missing in the next attempt.
                     self.session.forget_compiled();
+                    self.note_activations();
                     if batch == 1 || matches!(self.micro_batch, MicroBatch::Fixed(_)) {
                         return Err(failure);
                     }
@@ -485,11 +502,25 @@ impl Engine {
         let _patient = fresh.then(|| self.progress.compiling());
         let output = self.session.run(feeds, reuse)?;
         self.progress.step();
+        self.note_activations();
         // Only warm-ups set the pace that the watchdog compares with; a slow job must not relax it.
         if self.proven.is_none() && !fresh {
             self.progress.note_pace(began.elapsed());
         }
         self.measure.losses(windows, batch, &output)
+    }
+
+    /// Notes what is kept between the parts, and what the last run found of it.
+    fn note_activations(&self) {
+        let (noted, order) = (&self.progress.activations, Ordering::Relaxed);
+        noted.bytes.store(self.session.activation_bytes(), order);
+        // Patches of a warm-up are no candidates.
+        let lookup = self.session.lookup().filter(|_| self.proven.is_some());
+        match lookup {
+            Some(Lookup::Hit) => drop(noted.hits.fetch_add(1, order)),
+            Some(Lookup::Miss) => drop(noted.misses.fetch_add(1, order)),
+            None => {}
+        }
     }
 }
 

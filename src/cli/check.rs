@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use console::style;
-use indicatif::ProgressBar;
+use indicatif::{HumanBytes, ProgressBar};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -18,7 +18,7 @@ use crate::broker::nodes::Nodes;
 use crate::broker::topology::Topology;
 use crate::config::{Config, device_name};
 use crate::engine::EngineError;
-use crate::engine::session::{Placement, hardware, library_version, plugin};
+use crate::engine::session::{Partition, Placement, hardware, library_version, plugin};
 use crate::engine::thread::EngineHandle;
 use crate::model::package::Package;
 use crate::protocol::state::Detail;
@@ -166,6 +166,7 @@ async fn examine(
     let engine = start(config, &package, &progress).await?;
     let onnxruntime = library_version(&config.engine);
     findings.push(provider(config, onnxruntime.as_deref(), &engine));
+    findings.push(Finding::ok("graph", divided(&engine.partition)));
 
     bar.set_message("warming up: changing and restoring every tensor");
     let warming = async { engine.turn().await.warm().await };
@@ -192,6 +193,7 @@ async fn examine(
         "device": device_name(config), "onnxruntime": onnxruntime,
         "software_device": engine.facts.software_device, "plugin": plugin(&config.engine),
         "placement": engine.facts.placement, "host_nodes": host_nodes(&engine.placement),
+        "parts": engine.facts.parts, "cuts": engine.partition.cuts, "activation_bytes": engine.partition.size.bytes,
         "micro_batch": engine.facts.micro_batch, "class": engine.facts.class,
         "tensors": tensors, "shards": shards,
         "windows": windows, "baseline_loss": loss, "warm_ms": took,
@@ -229,6 +231,20 @@ fn placed(placement: &Placement) -> String {
         _ => format!(
             "{device} nodes on the device, {host} on the host, which compute shapes and indices only: {}",
             placement.host_in_words()
+        ),
+    }
+}
+
+fn divided(partition: &Partition) -> String {
+    let (cuts, size) = (&partition.cuts, partition.size);
+    let bytes = HumanBytes(size.bytes);
+    let least = if size.unknown > 0 { "at least " } else { "" };
+    match cuts.len() {
+        0 => "one part: every candidate is computed from the first layer on".into(),
+        cut => format!(
+            "{} parts, cut before {}; a micro-batch keeps {least}{bytes} between them",
+            cut + 1,
+            cuts.join(", ")
         ),
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 
@@ -53,6 +54,7 @@ impl Engine {
         progress: Arc<Progress>,
         hold: Hold,
     ) -> Result<Self, EngineError> {
+        progress.activations.bytes.store(0, Ordering::Relaxed);
         let broken = |message: String| EngineError::new(Detail::ModelLoadFailed, message);
         let (graph, measure, fixed) = fit(&package).map_err(broken)?;
         let (slots, specs) = layout(&package);

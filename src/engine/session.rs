@@ -9,6 +9,7 @@ mod cut;
 mod devices;
 mod feed;
 mod library;
+mod partition;
 mod placement;
 mod places;
 mod provider;
@@ -34,6 +35,7 @@ use cut::Cut;
 pub use devices::{Seen, Sight, devices};
 pub use feed::Feed;
 pub use library::{Plugin, library_build, library_version, plugin};
+pub use partition::Partition;
 pub use placement::Placement;
 use provider::row;
 pub use provider::{Hardware, hardware, rewrites};
@@ -94,9 +96,11 @@ pub struct Session {
     config: EngineConfig,
     source: Source,
     cut: Cut,
+    partition: Partition,
     /// The first part that reads each weight.
     readers: Vec<usize>,
     activations: Activations,
+    lookup: Option<Lookup>,
     /// The last one was used last.
     compiled: Vec<Compiled>,
     /// Names of the weights, for the look at where nodes run.
@@ -118,6 +122,15 @@ pub struct Reuse {
     pub number: usize,
     /// The first part whose weights differ from the baseline's; the number of parts, if none do.
     pub from: usize,
+}
+
+/// Whether a run that could leave the first part out began where it could.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lookup {
+    /// At the first part whose weights differ from the baseline's.
+    Hit,
+    /// Before it, because what enters it was not kept.
+    Miss,
 }
 
 /// Where sessions read the graph.
@@ -172,15 +185,21 @@ impl Session {
             terminator: &terminator,
         };
         let parts = cut.apply(&source, &known)?;
+        let size = partition::entering(&parts, &known);
         let (first, placement) = Compiled::new(demands, &source, feeds, parts)?;
         let mut memory = memory(config, &weights)?;
         let weights = weights.into_iter().map(|spec| memory.fill(spec));
         let weights: Vec<Scratch> = weights.collect::<Result<_, _>>()?;
+        let readers = first.first_readers(weights.len());
+        let (places, graph) = (cut.places(), &source.graph);
+        let partition = Partition::of(graph, places, &patched, &readers, size)?;
         Ok(Self {
             config: config.clone(),
             source,
-            readers: first.first_readers(weights.len()),
+            readers,
             cut,
+            partition,
+            lookup: None,
             activations: Activations::within(config.activation_cache),
             compiled: vec![first],
             patched,
@@ -253,6 +272,16 @@ impl Session {
     /// Bytes of the values between the parts that are kept.
     pub fn activation_bytes(&self) -> u64 {
         self.activations.bytes()
+    }
+
+    /// What the last run found of the values between the parts; none if it had to compute all of them.
+    pub fn lookup(&self) -> Option<Lookup> {
+        self.lookup
+    }
+
+    /// Where the graph is cut.
+    pub fn partition(&self) -> &Partition {
+        &self.partition
     }
 
     /// How many parts the graph runs in.
@@ -381,6 +410,7 @@ impl Session {
         feeds: Vec<Feed<'_>>,
         reuse: Option<Reuse>,
     ) -> Result<Vec<f32>, SessionError> {
+        self.lookup = None;
         self.compile(&feeds)?;
         let mut tensors = HashMap::new();
         for feed in feeds {
@@ -399,6 +429,13 @@ impl Session {
             return compiled.run(&run, 0, &mut Entered::default());
         };
         let mut entered = self.activations.take(pass, number);
+        self.lookup =
+            (1..self.cut.parts())
+                .contains(&from)
+                .then_some(match entered.parts >= from {
+                    true => Lookup::Hit,
+                    false => Lookup::Miss,
+                });
         let result = compiled.run(&run, from, &mut entered);
         // Also after an error: it has what parts before the first touched one made, and nothing else.
         self.activations.put(pass, number, entered);

@@ -10,7 +10,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::patch::Patches;
-use super::session::{Placement, Terminator};
+use super::session::{Partition, Placement, Terminator};
 use crate::config::{Config, EngineConfig};
 use crate::engine::{Engine, EngineError, Evaluation, Warm};
 use crate::model::manifest::PackageError;
@@ -73,6 +73,8 @@ pub struct EngineHandle {
     pub facts: Arc<EngineFacts>,
     /// Where the nodes of its graph run.
     pub placement: Arc<Placement>,
+    /// Where its graph is cut into parts.
+    pub partition: Arc<Partition>,
     commands: mpsc::Sender<Command>,
     turns: Arc<Semaphore>,
     loss: Loss,
@@ -114,7 +116,8 @@ impl EngineHandle {
             Ok(engine) => {
                 let facts = Arc::new(engine.facts(&config));
                 let placement = Arc::new(engine.placement().clone());
-                let made = (Arc::clone(&engine.package), facts, placement);
+                let partition = Arc::new(engine.partition());
+                let made = (Arc::clone(&engine.package), facts, placement, partition);
                 if loaded.send(Ok(made)).is_ok() {
                     serve(engine, inbox, &ending.0);
                 }
@@ -127,13 +130,14 @@ impl EngineHandle {
             .name("scorer-engine".into())
             .spawn(live)
             .map_err(|e| gone(format!("the engine's thread cannot be started: {e}")))?;
-        let (package, facts, placement) = loading
+        let (package, facts, placement, partition) = loading
             .await
             .map_err(|_| gone("the engine's thread ended while loading".into()))??;
         Ok(Self {
             package,
             facts,
             placement,
+            partition,
             commands,
             turns: Arc::new(Semaphore::new(1)),
             loss,

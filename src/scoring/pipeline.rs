@@ -389,7 +389,7 @@ impl Pipeline {
             trace.stage(Stage::Baseline, lap);
         }
         timings.apply = trace.stage(Stage::Patch, laps.apply);
-        trace.stage(Stage::Forward, laps.forward);
+        trace.forward(laps.forward, evaluation.from);
         timings.forward = laps.running();
         timings.restore = trace.stage(Stage::Restore, laps.restore);
         timings.total = Lap::since(trace.received).millis();

@@ -23,6 +23,7 @@ use strum::VariantArray;
 use crate::protocol::failure::{Code, Failure};
 use crate::protocol::heartbeat::Record;
 use crate::protocol::result::{Body, ResultMessage};
+use crate::telemetry::progress::Progress;
 
 /// One per process, as for logs.
 static METRICS: OnceLock<Metrics> = OnceLock::new();
@@ -73,7 +74,7 @@ pub fn descriptions() -> anyhow::Result<Vec<Description>> {
     metrics.jobs.stage_seconds.with_label_values(&[""]);
     metrics.jobs.retried.with_label_values(&[""]);
     metrics.jobs.parked.with_label_values(&[""]);
-    let families = metrics.families(&Record::default(), Duration::ZERO)?;
+    let families = metrics.families(&Record::default(), &Progress::default())?;
     let described = families.iter().map(|family| {
         let series = family.get_metric().first();
         let labels = series.map_or(&[][..], |series| series.get_label());
@@ -149,9 +150,13 @@ impl Metrics {
         }
     }
 
-    fn families(&self, record: &Record, busy: Duration) -> prometheus::Result<Vec<MetricFamily>> {
+    fn families(
+        &self,
+        record: &Record,
+        progress: &Progress,
+    ) -> prometheus::Result<Vec<MetricFamily>> {
         let mut families = self.registry.gather();
-        families.extend(present::families(record, busy)?);
+        families.extend(present::families(record, progress)?);
         families.sort_by(|a, b| a.name().cmp(b.name()));
         Ok(families)
     }

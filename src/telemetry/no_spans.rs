@@ -33,7 +33,13 @@ impl Span {
         match *self {}
     }
 
-    pub(super) fn stage(&self, _: Stage, _: Instant, _: Duration) {
+    pub(super) fn stage(
+        &self,
+        _: Stage,
+        _: Instant,
+        _: Duration,
+        _: Option<(&'static str, Value)>,
+    ) {
         match *self {}
     }
 

@@ -33,6 +33,8 @@ pub struct Progress {
     pub warm_until: AtomicU64,
     /// Baselines kept.
     pub baselines: AtomicU64,
+    /// Values between the parts of the graph.
+    pub activations: Activations,
     /// Time the computing thread has worked, microseconds.
     pub worked_us: AtomicU64,
     /// When the current work began, by the monotonic clock; 0 = idle.
@@ -48,6 +50,18 @@ pub struct Progress {
     /// A graph is compiled, or runs for the first time.
     compiling: AtomicBool,
     presence: Mutex<Presence>,
+}
+
+/// What is kept between the parts of the graph, and whether candidates start from it. Only those count that
+/// leave the first part alone.
+#[derive(Debug, Default)]
+pub struct Activations {
+    /// Bytes kept.
+    pub bytes: AtomicU64,
+    /// Micro-batches that began at the first part with another weight.
+    pub hits: AtomicU64,
+    /// Micro-batches that began earlier, because what enters that part was not kept.
+    pub misses: AtomicU64,
 }
 
 /// Since when the process has not been stopped, by the monotonic clock.

@@ -170,10 +170,19 @@ impl Span {
         self.0.span().span_context().trace_id().to_string()
     }
 
-    /// Adds a stage that is over.
-    pub(super) fn stage(&self, stage: Stage, began: Instant, took: Duration) {
+    /// Adds a stage that is over, and what is said of it.
+    pub(super) fn stage(
+        &self,
+        stage: Stage,
+        began: Instant,
+        took: Duration,
+        said: Option<(&'static str, Value)>,
+    ) {
         if let Some(traces) = TRACES.get() {
-            let builder = SpanBuilder::from_name(<&str>::from(stage)).with_kind(SpanKind::Internal);
+            let said = said.into_iter().map(|(name, value)| attribute(name, value));
+            let builder = SpanBuilder::from_name(<&str>::from(stage))
+                .with_kind(SpanKind::Internal)
+                .with_attributes(said);
             traces.record(builder, began, took, &self.0);
         }
     }
@@ -202,14 +211,7 @@ impl Span {
     }
 
     pub(super) fn set(&self, name: &'static str, value: Value) {
-        let value = match value {
-            Value::Word(word) => word.into(),
-            Value::Text(text) => text.into(),
-            Value::Flag(flag) => flag.into(),
-            Value::Count(n) => count(n),
-            Value::Number(n) => n.into(),
-        };
-        self.0.span().set_attribute(KeyValue::new(name, value));
+        self.0.span().set_attribute(attribute(name, value));
     }
 
     pub(super) fn fail(&self, kind: &'static str, why: &'static str) {
@@ -296,6 +298,17 @@ impl Traces {
         let mut span = self.tracer.build_with_context(builder, parent);
         span.end_with_timestamp(until);
     }
+}
+
+fn attribute(name: &'static str, value: Value) -> KeyValue {
+    let value = match value {
+        Value::Word(word) => word.into(),
+        Value::Text(text) => text.into(),
+        Value::Flag(flag) => flag.into(),
+        Value::Count(n) => count(n),
+        Value::Number(n) => n.into(),
+    };
+    KeyValue::new(name, value)
 }
 
 fn count(n: impl TryInto<i64>) -> opentelemetry::Value {

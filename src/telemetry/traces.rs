@@ -108,9 +108,17 @@ impl Trace {
     /// A stage that is over; returns its milliseconds.
     pub fn stage(&self, stage: Stage, lap: Lap) -> f64 {
         if let Some(span) = &self.span {
-            span.stage(stage, lap.began, lap.took);
+            span.stage(stage, lap.began, lap.took, None);
         }
         lap.millis()
+    }
+
+    /// Running the model with a candidate: `from` is the first part of the graph with another weight.
+    pub fn forward(&self, lap: Lap, from: Option<usize>) {
+        if let Some(span) = &self.span {
+            let part = from.map(|part| ("scorer.part", Value::Count(part as u64)));
+            span.stage(Stage::Forward, lap.began, lap.took, part);
+        }
     }
 
     /// Begins to publish the result.

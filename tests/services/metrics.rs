@@ -6,7 +6,7 @@ use std::os::unix::net::UnixDatagram;
 use std::process::{Command, Stdio};
 
 use serde_json::json;
-use testkit::case::{honest, honest_job};
+use testkit::case::{honest, honest_job, of_the_last_layer};
 use testkit::folder::Folder;
 use testkit::port::free_port;
 use testkit::scrape::{get, samples};
@@ -81,6 +81,37 @@ fn a_scrape_tells_what_happened_in_prometheus_conventions() {
         "{}",
         refused.stderr
     );
+}
+
+#[test]
+fn a_candidate_of_the_last_layer_starts_from_what_is_kept() {
+    let (stack, port) = (Stack::shared(), free_port());
+    let worker = stack.worker_with("w1", |s| {
+        s.set("telemetry.metrics_addr", format!("127.0.0.1:{port}"))
+            .set("engine.parts", 4)
+    });
+    worker.ready();
+    assert_eq!(worker.next_heartbeat()["engine"]["parts"], 4);
+    let [hit, miss] =
+        ["hit", "miss"].map(|o| format!(r#"scorer_activation_lookups_total{{outcome="{o}"}}"#));
+    let scrape = || samples(&get(port, "/metrics").expect("metrics").1);
+    let before = scrape();
+    assert_eq!(
+        (before[&*hit], before[&*miss]),
+        (0.0, 0.0),
+        "a warm-up has no candidates"
+    );
+    assert!(before["scorer_activation_bytes"] > 0.0);
+    let aggregator = stack.aggregator();
+    aggregator.collect_results();
+    for (id, case) in [("late", of_the_last_layer()), ("early", honest())] {
+        aggregator.submit(&case.job(id));
+        assert_eq!(aggregator.result(id).json()["status"], "scored");
+    }
+    let found = scrape();
+    assert!(found[&*hit] > 0.0, "{found:?}");
+    assert_eq!(found[&*miss], 0.0, "{found:?}");
+    worker.drain();
 }
 
 /// Every metric is explained and named as its kind and unit want; `promtool` says so too, where it is.

@@ -102,6 +102,7 @@ fn check_passes_where_all_is_well_and_names_a_broken_package() {
         "configuration",
         "package",
         "provider",
+        "graph",
         "warm-up",
         "RabbitMQ",
         "Redis",

@@ -17,7 +17,7 @@ use opentelemetry_proto::tonic::trace::v1::status::StatusCode as SpanStatus;
 use prost::Message as _;
 use serde_json::json;
 use testkit::aggregator::runtime;
-use testkit::case::{honest, honest_job};
+use testkit::case::{honest, honest_job, of_the_last_layer};
 use testkit::encoding::Encoding;
 use testkit::package::MODEL;
 use testkit::port::free_port;
@@ -153,6 +153,7 @@ fn a_collector_is_told_of_every_stage_below_the_senders_span() {
     let (stack, collector) = (Stack::shared(), Collector::start());
     let worker = stack.worker_with("w1", |s| {
         s.set("telemetry.otlp_endpoint", collector.url())
+            .set("engine.parts", 4)
             .env("OTEL_EXPORTER_OTLP_HEADERS", "authorization=a%20token")
             .env("OTEL_BSP_SCHEDULE_DELAY", "200")
             .env("OTEL_SERVICE_NAME", "judges")
@@ -161,17 +162,15 @@ fn a_collector_is_told_of_every_stage_below_the_senders_span() {
     let aggregator = stack.aggregator();
     aggregator.collect_results();
     let sent = now_ms() / 1000 - 5;
-    aggregator.submit_as(
-        &honest_job("good", "n"),
-        Encoding::MessagePack,
-        |properties| {
-            properties
-                .with_message_id("good".into())
-                .with_correlation_id("round 7".into())
-                .with_timestamp(sent)
-                .with_headers(traced(&format!("00-{TRACE}-{PARENT}-01")))
-        },
-    );
+    let mut job = of_the_last_layer().job("good");
+    job["validation"] = json!({"nonce": "n"});
+    aggregator.submit_as(&job, Encoding::MessagePack, |properties| {
+        properties
+            .with_message_id("good".into())
+            .with_correlation_id("round 7".into())
+            .with_timestamp(sent)
+            .with_headers(traced(&format!("00-{TRACE}-{PARENT}-01")))
+    });
     let result = aggregator.result("good");
     let (process, others) = collector.of_job("good");
 
@@ -221,6 +220,9 @@ fn a_collector_is_told_of_every_stage_below_the_senders_span() {
         assert!(stage.span.start_time_unix_nano + 1_000_000 >= process.span.start_time_unix_nano);
         assert!(stage.span.end_time_unix_nano <= process.span.end_time_unix_nano + 1_000_000);
     }
+    let part = others["forward"].attribute("scorer.part");
+    let part: usize = part.expect("a part").parse().expect("a number");
+    assert!((1..4).contains(&part), "behind the first layer: {part}");
     let running = others["forward"].millis() + others["baseline"].millis();
     let forward = timings["forward"].as_f64().expect("a time");
     assert!((running - forward).abs() < 1e-3, "{running} for {forward}");

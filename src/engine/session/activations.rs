@@ -100,3 +100,6 @@ fn bytes(value: &DynValue) -> u64 {
         ValueType::Sequence(_) | ValueType::Map { .. } | ValueType::Optional(_) => 0,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -97,6 +97,13 @@ pub(crate) fn graph(nodes: &[Made<'_>], initializers: &[&str]) -> Graph {
     of_nodes(&nodes, initializers)
 }
 
+/// The same graph with weights of 4 rows and columns among its inputs.
+pub(crate) fn with_weights(mut graph: Graph, weights: &[&str]) -> Graph {
+    let weight = |name: &&str| value_info(name, FLOAT, vec![Some(4), Some(4)]);
+    graph.proto_mut().input.extend(weights.iter().map(weight));
+    graph
+}
+
 /// A graph that says of one constant how large it is.
 pub(crate) fn holding(name: &str, floats: usize) -> Graph {
     let mut graph = graph(&[], &[name]);

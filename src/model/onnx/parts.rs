@@ -277,3 +277,6 @@ fn told(graph: &GraphProto, made: &HashSet<&str>) -> Vec<Vec<u8>> {
     };
     graph.value_info.iter().filter(is_made).cloned().collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,28 +1,35 @@
 //! What is true at the moment of a scrape: the metrics that are read from the worker's last record.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use prometheus::proto::MetricFamily;
 use prometheus::{
-    Registry, register_counter_with_registry, register_gauge_vec_with_registry,
-    register_gauge_with_registry,
+    Registry, register_counter_vec_with_registry, register_counter_with_registry,
+    register_gauge_vec_with_registry, register_gauge_with_registry,
 };
 use strum::VariantArray;
 
 use crate::protocol::heartbeat::Record;
 use crate::protocol::state::State;
+use crate::telemetry::progress::{Activations, Progress};
 
 /// Metrics of one scrape.
 struct Present(Registry);
 
-/// The metrics of a record. `busy` is how long the computing thread has worked so far.
-pub(super) fn families(record: &Record, busy: Duration) -> prometheus::Result<Vec<MetricFamily>> {
+/// The metrics of a record, and of the computing thread's progress.
+pub(super) fn families(
+    record: &Record,
+    progress: &Progress,
+) -> prometheus::Result<Vec<MetricFamily>> {
+    let busy = Duration::from_micros(progress.worked_us.load(Ordering::Relaxed));
     let present = Present(Registry::new());
     present.worker(record)?;
     present.engine(record)?;
     present.state(record)?;
     present.broker(record)?;
     present.jobs(record, busy)?;
+    present.activations(&progress.activations)?;
     Ok(present.0.gather())
 }
 
@@ -171,6 +178,26 @@ impl Present {
             self.0
         )?;
         worked.inc_by(busy.as_secs_f64());
+        Ok(())
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "bytes and counts below 2^53")]
+    fn activations(&self, activations: &Activations) -> prometheus::Result<()> {
+        self.gauge(
+            "scorer_activation_bytes",
+            "Bytes of the values between the parts of the graph that are kept.",
+            activations.bytes.load(Ordering::Relaxed) as f64,
+        )?;
+        let lookups = register_counter_vec_with_registry!(
+            "scorer_activation_lookups_total",
+            "Micro-batches of candidates that leave the first part of the graph alone, by outcome: hit (computed from the first part with another weight on) or miss (from an earlier part on, because the values between were not kept).",
+            &["outcome"],
+            self.0
+        )?;
+        for (outcome, count) in [("hit", &activations.hits), ("miss", &activations.misses)] {
+            let count = count.load(Ordering::Relaxed) as f64;
+            lookups.with_label_values(&[outcome]).inc_by(count);
+        }
         Ok(())
     }
 }

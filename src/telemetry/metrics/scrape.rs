@@ -1,8 +1,6 @@
 //! `GET /metrics`.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use anyhow::Context;
 use axum::Router;
@@ -42,9 +40,8 @@ fn answer(status: &WorkerStatus) -> Response {
     let (Some(metrics), Some(record)) = (METRICS.get(), record) else {
         return (StatusCode::SERVICE_UNAVAILABLE, "the worker is starting\n").into_response();
     };
-    let busy = Duration::from_micros(status.progress.worked_us.load(Ordering::Relaxed));
     let text = metrics
-        .families(&record, busy)
+        .families(&record, &status.progress)
         .and_then(|families| prometheus::TextEncoder::new().encode_to_string(&families));
     match text {
         Ok(text) => ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),

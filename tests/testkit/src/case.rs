@@ -90,6 +90,13 @@ pub fn honest() -> &'static Case {
         .expect("cases.json has a gradient that is scored")
 }
 
+/// A gradient of the last layer alone.
+pub fn of_the_last_layer() -> &'static Case {
+    let mut cases = cases().iter();
+    let found = cases.find(|case| case.name == "gradient-one-layer");
+    found.expect("cases.json has it")
+}
+
 impl Case {
     /// Whether it asks for the model's own loss instead of a candidate's.
     pub fn is_validate(&self) -> bool {
