@@ -12,6 +12,7 @@ pub use scrape::{install, serve};
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use present::Work;
 use prometheus::proto::MetricFamily;
 use prometheus::{
     Histogram, HistogramVec, IntCounter, IntCounterVec, Registry, exponential_buckets,
@@ -23,7 +24,6 @@ use strum::VariantArray;
 use crate::protocol::failure::{Code, Failure};
 use crate::protocol::heartbeat::Record;
 use crate::protocol::result::{Body, ResultMessage};
-use crate::telemetry::progress::Progress;
 
 /// One per process, as for logs.
 static METRICS: OnceLock<Metrics> = OnceLock::new();
@@ -74,7 +74,7 @@ pub fn descriptions() -> anyhow::Result<Vec<Description>> {
     metrics.jobs.stage_seconds.with_label_values(&[""]);
     metrics.jobs.retried.with_label_values(&[""]);
     metrics.jobs.parked.with_label_values(&[""]);
-    let families = metrics.families(&Record::default(), &Progress::default())?;
+    let families = metrics.families(&Record::default(), &Work::default())?;
     let described = families.iter().map(|family| {
         let series = family.get_metric().first();
         let labels = series.map_or(&[][..], |series| series.get_label());
@@ -150,13 +150,9 @@ impl Metrics {
         }
     }
 
-    fn families(
-        &self,
-        record: &Record,
-        progress: &Progress,
-    ) -> prometheus::Result<Vec<MetricFamily>> {
+    fn families(&self, record: &Record, work: &Work) -> prometheus::Result<Vec<MetricFamily>> {
         let mut families = self.registry.gather();
-        families.extend(present::families(record, progress)?);
+        families.extend(present::families(record, work)?);
         families.sort_by(|a, b| a.name().cmp(b.name()));
         Ok(families)
     }

@@ -1,6 +1,5 @@
 //! What is true at the moment of a scrape: the metrics that are read from the worker's last record.
 
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use prometheus::proto::MetricFamily;
@@ -12,24 +11,32 @@ use strum::VariantArray;
 
 use crate::protocol::heartbeat::Record;
 use crate::protocol::state::State;
-use crate::telemetry::progress::{Activations, Progress};
 
 /// Metrics of one scrape.
 struct Present(Registry);
 
-/// The metrics of a record, and of the computing thread's progress.
-pub(super) fn families(
-    record: &Record,
-    progress: &Progress,
-) -> prometheus::Result<Vec<MetricFamily>> {
-    let busy = Duration::from_micros(progress.worked_us.load(Ordering::Relaxed));
+/// What the computing thread has done so far.
+#[derive(Debug, Default)]
+pub(super) struct Work {
+    /// How long it has worked.
+    pub(super) busy: Duration,
+    /// Bytes of values between the parts of the graph that it keeps.
+    pub(super) activation_bytes: u64,
+    /// Micro-batches that began at the first part with another weight.
+    pub(super) hits: u64,
+    /// Micro-batches that began earlier.
+    pub(super) misses: u64,
+}
+
+/// The metrics of a record and of the work.
+pub(super) fn families(record: &Record, work: &Work) -> prometheus::Result<Vec<MetricFamily>> {
     let present = Present(Registry::new());
     present.worker(record)?;
     present.engine(record)?;
     present.state(record)?;
     present.broker(record)?;
-    present.jobs(record, busy)?;
-    present.activations(&progress.activations)?;
+    present.jobs(record, work.busy)?;
+    present.activations(work)?;
     Ok(present.0.gather())
 }
 
@@ -182,11 +189,11 @@ impl Present {
     }
 
     #[expect(clippy::cast_precision_loss, reason = "bytes and counts below 2^53")]
-    fn activations(&self, activations: &Activations) -> prometheus::Result<()> {
+    fn activations(&self, work: &Work) -> prometheus::Result<()> {
         self.gauge(
             "scorer_activation_bytes",
             "Bytes of the values between the parts of the graph that are kept.",
-            activations.bytes.load(Ordering::Relaxed) as f64,
+            work.activation_bytes as f64,
         )?;
         let lookups = register_counter_vec_with_registry!(
             "scorer_activation_lookups_total",
@@ -194,9 +201,8 @@ impl Present {
             &["outcome"],
             self.0
         )?;
-        for (outcome, count) in [("hit", &activations.hits), ("miss", &activations.misses)] {
-            let count = count.load(Ordering::Relaxed) as f64;
-            lookups.with_label_values(&[outcome]).inc_by(count);
+        for (outcome, count) in [("hit", work.hits), ("miss", work.misses)] {
+            lookups.with_label_values(&[outcome]).inc_by(count as f64);
         }
         Ok(())
     }

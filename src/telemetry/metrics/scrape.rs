@@ -1,6 +1,8 @@
 //! `GET /metrics`.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use anyhow::Context;
 use axum::Router;
@@ -9,8 +11,10 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use tokio::net::TcpListener;
 
+use super::present::Work;
 use super::{METRICS, Metrics};
 use crate::telemetry::listener::{self, Limits};
+use crate::telemetry::progress::Progress;
 use crate::telemetry::status::WorkerStatus;
 
 /// Binds the address, if there is one; from here on events are counted.
@@ -41,10 +45,21 @@ fn answer(status: &WorkerStatus) -> Response {
         return (StatusCode::SERVICE_UNAVAILABLE, "the worker is starting\n").into_response();
     };
     let text = metrics
-        .families(&record, &status.progress)
+        .families(&record, &work(&status.progress))
         .and_then(|families| prometheus::TextEncoder::new().encode_to_string(&families));
     match text {
         Ok(text) => ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
+    }
+}
+
+fn work(progress: &Progress) -> Work {
+    let now = |count: &AtomicU64| count.load(Ordering::Relaxed);
+    let activations = &progress.activations;
+    Work {
+        busy: Duration::from_micros(now(&progress.worked_us)),
+        activation_bytes: now(&activations.bytes),
+        hits: now(&activations.hits),
+        misses: now(&activations.misses),
     }
 }
