@@ -144,7 +144,6 @@ impl Engine {
 
     /// Windows run alone unless they fill half of the usual micro-batch, because each size needs sessions of its
     /// own.
-
     fn probe_batch(&self, windows: usize) -> usize {
         match self.micro_batch {
             MicroBatch::Most(_) if 2 * windows <= self.usual_batch => 1,

@@ -68,6 +68,9 @@ impl Activations {
     /// Keeps the values of a micro-batch, if they fit beside those of the same pass. Those of other passes go first.
     pub(super) fn put(&mut self, pass: Pass, number: usize, entered: Entered) {
         let bytes = entered.bytes();
+        if bytes == 0 || bytes > self.budget {
+            return;
+        }
         let is_it = |known: &(Pass, _)| known.0 == pass;
         while self.bytes() + bytes > self.budget {
             let Some(oldest) = self.passes.iter().position(|known| !is_it(known)) else {

@@ -11,11 +11,10 @@ use ort::sys;
 /// Makes the pool of host memory for all sessions that want to share it, once in a process.
 pub(super) fn share(environment: &Environment) -> ort::Result<()> {
     static SHARED: OnceLock<ort::Result<()>> = OnceLock::new();
-    let shared = SHARED.get_or_init(|| register(environment));
-    shared
-        .as_ref()
-        .map(|()| ())
-        .map_err(|e| ort::Error::new(e.to_string()))
+    match SHARED.get_or_init(|| register(environment)) {
+        Ok(()) => Ok(()),
+        Err(error) => Err(ort::Error::new(error.to_string())),
+    }
 }
 
 fn register(environment: &Environment) -> ort::Result<()> {

@@ -95,10 +95,11 @@ pub(super) fn optimised(
 ) -> Result<(Vec<u8>, Session), SessionError> {
     let optimised = Optimised::new()?;
     let builder = (row(config.execution_provider).register)(config, builder(config, false)?)?;
-    let builder = builder
-        .with_optimization_level(GraphOptimizationLevel::Level1)
-        .and_then(|builder| builder.with_optimized_model_path(optimised.path()));
-    let session = commit(builder.map_err(|e| refused(e.into()))?, graph, terminator)?;
+    let prepare = || -> ort::Result<SessionBuilder> {
+        let builder = builder.with_optimization_level(GraphOptimizationLevel::Level1)?;
+        Ok(builder.with_optimized_model_path(optimised.path())?)
+    };
+    let session = commit(prepare().map_err(refused)?, graph, terminator)?;
     Ok((optimised.read()?, session))
 }
 

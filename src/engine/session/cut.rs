@@ -37,7 +37,7 @@ impl Cut {
         budget: u64,
         terminator: &Terminator,
     ) -> Result<(Self, Known), SessionError> {
-        let names = weights.iter().map(String::as_str).collect();
+        let names: HashSet<&str> = weights.iter().map(String::as_str).collect();
         let flow = source.graph.dataflow(&names).map_err(unreadable)?;
         let most = match config.parts {
             0 => (flow.work() / LEAST_WORK).min(MOST_PARTS),
@@ -65,6 +65,7 @@ impl Cut {
         };
         let bound = (config.parts == 0).then_some(budget);
         let at = places(&boundaries, &known, flow.work(), most, bound);
+        let at = useful(at, &flow.first_readers(&names));
         let crossed = boundaries.into_iter().filter(|b| at.contains(&b.at));
         let crossing = crossed.flat_map(|boundary| boundary.crossing).collect();
         Ok((Self { flow, at, crossing }, known))
@@ -126,6 +127,20 @@ fn places(
         .map(|parts| choose(boundaries, known, work, parts));
     let mut fitting = chosen.filter(fits);
     fitting.next().unwrap_or_default()
+}
+
+/// Those behind which, before the next one, a weight is read for the first time: no candidate starts at another.
+fn useful(at: Vec<usize>, readers: &BTreeSet<usize>) -> Vec<usize> {
+    let mut next = usize::MAX;
+    let mut useful: Vec<usize> = Vec::new();
+    for place in at.into_iter().rev() {
+        if readers.range(place..next).next().is_some() {
+            useful.push(place);
+            next = place;
+        }
+    }
+    useful.reverse();
+    useful
 }
 
 /// What the runtime finds out about these values.

@@ -1,7 +1,7 @@
 //! The nodes of a graph in a line, what each reads and makes, and the places between them where few values
 //! cross. A graph is cut there, so that a part of it can be run without what comes before.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use super::graph::Graph;
 use super::proto::{GraphError, GraphProto, NodeProto, ValueInfo, bodies, decode_node, sizes};
@@ -113,6 +113,25 @@ impl Dataflow {
             crossing: self.crossing(at),
         };
         narrowest.map(boundary).collect()
+    }
+
+    /// The nodes that read one of these weights before any other node does, directly or through what is computed
+    /// from weights alone.
+    pub fn first_readers(&self, weights: &HashSet<&str>) -> BTreeSet<usize> {
+        let mut known: HashSet<&str> = HashSet::new();
+        let mut first = BTreeSet::new();
+        for (at, step) in self.steps.iter().enumerate().filter(|(_, step)| step.fed) {
+            let mut pending: Vec<&str> = step.reads.iter().map(String::as_str).collect();
+            while let Some(name) = pending.pop() {
+                let maker = self.makers.get(name).map(|maker| &self.steps[*maker]);
+                if let Some(maker) = maker.filter(|maker| !maker.fed) {
+                    pending.extend(maker.reads.iter().map(String::as_str));
+                } else if weights.contains(name) && known.insert(name) {
+                    first.insert(at);
+                }
+            }
+        }
+        first
     }
 
     /// How many values cross the place before each node.

@@ -1,4 +1,4 @@
-//! A graph in three parts, as ONNX Runtime runs it. Its first and its last part read the same weight.
+//! A graph in three parts, as ONNX Runtime runs it. Its first two parts read the same weight.
 
 use super::super::*;
 use crate::engine::tests::configuration;
@@ -35,12 +35,17 @@ fn feeds() -> Vec<Feed<'static>> {
 }
 
 fn session(parts: usize, budget: u64) -> Session {
+    ending_with("last", parts, budget)
+}
+
+fn ending_with(last: &str, parts: usize, budget: u64) -> Session {
+    let ending = ["m3", last];
     let nodes = [
         made("MatMul", &["x", "tied"], "m1"),
         made("Relu", &["m1"], "r1"),
         made("MatMul", &["r1", "own"], "m2"),
-        made("Relu", &["m2"], "r2"),
-        made("MatMul", &["r2", "tied"], "y"),
+        made("MatMul", &["m2", "tied"], "m3"),
+        made("MatMul", &ending, "y"),
     ];
     let graph = Runnable {
         opset: 20,
@@ -50,7 +55,7 @@ fn session(parts: usize, budget: u64) -> Session {
         nodes: &nodes,
     };
     let graph = Graph::decode(graph.encode().into()).unwrap();
-    let names = ["own", "tied"];
+    let names = ["own", "tied", "last"];
     let source = Source {
         graph: with_weights(graph, &names),
         folder: PathBuf::new(),
@@ -72,11 +77,16 @@ fn session(parts: usize, budget: u64) -> Session {
 fn a_cut_is_named_by_the_first_weight_behind_it_that_no_earlier_part_reads() {
     let session = session(3, 1 << 20);
     let partition = session.partition();
-    // The last part reads a weight that counts for the first, so its first node names it.
-    assert_eq!(partition.cuts, ["own", "r2"]);
+    assert_eq!(partition.cuts, ["own", "last"]);
     let bytes = 2 * (2 * 4 * 4);
     assert_eq!((partition.size.bytes, partition.size.unknown), (bytes, 0));
-    assert_eq!([0, 1].map(|weight| session.part_of(weight)), [1, 0]);
+    assert_eq!([0, 1, 2].map(|weight| session.part_of(weight)), [1, 0, 2]);
+}
+
+#[test]
+fn where_no_candidate_could_start_there_is_no_cut() {
+    let session = ending_with("tied", 3, 1 << 20);
+    assert_eq!(session.partition().cuts, ["own"]);
 }
 
 #[test]
