@@ -8,8 +8,11 @@ use rand::{Rng, SeedableRng};
 use scorer::candidate::{TensorUpdate, Update};
 use scorer::engine::Engine;
 use scorer::engine::patch::Patches;
+use scorer::engine::session::Terminator;
+use scorer::engine::trial::build;
 use scorer::model::package::Package;
 use scorer::model::plan::Plan;
+use scorer::protocol::failure::Code;
 use scorer::protocol::job::Rule;
 
 use super::architectures::{STATES, cases, packaged};
@@ -101,4 +104,116 @@ fn starting_late_gives_the_bits_of_starting_at_the_beginning() {
         }
     }
     assert_eq!(whole, [""; 0]);
+}
+
+/// The test model in parts, whose candidates start at all of them.
+fn cut() -> (Arc<Package>, tempfile::TempDir) {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("package");
+    let objective = Objective::causal_lm(128);
+    build(&recipe(
+        &model_dir(),
+        "graph-named.onnx",
+        "checkpoint.safetensors",
+        objective,
+        &out,
+    ))
+    .unwrap();
+    (Arc::new(Package::load(&out, false, &[]).unwrap()), dir)
+}
+
+/// What befalls a run.
+#[derive(Debug, Clone, Copy)]
+enum Fault {
+    /// It is ended after this share of the time it takes.
+    Ended(f64),
+    /// Values become infinite where the candidate touches the model.
+    Overflow,
+}
+
+#[test]
+fn a_fault_in_any_part_leaves_weights_and_what_is_kept_as_they_were() {
+    let (package, _dir) = cut();
+    let config = config(&["engine.parts=6"]).engine;
+    let mut engine = Engine::load(Arc::clone(&package), &config, Arc::default()).unwrap();
+    let plan = Plan::new(&package.shards, None, "", package.cut()).unwrap();
+    let (parts, all) = (engine.parts_of_tensors(), trainable(&package));
+    let mut random = StdRng::seed_from_u64(13);
+    let of = |part: usize| -> Vec<usize> {
+        let all = all.iter().copied();
+        all.filter(|tensor| parts[*tensor] == Some(part)).collect()
+    };
+    let known: Vec<Patches> = (0..engine.parts())
+        .map(|part| {
+            Patches::new(
+                &package,
+                update(&package, &of(part), &mut random),
+                Rule::ParamDiff,
+            )
+        })
+        .collect::<Result<_, _>>()
+        .unwrap();
+    let score = |engine: &mut Engine, patches: &Patches| engine.score(patches, &plan);
+    let right: Vec<_> = known
+        .iter()
+        .map(|p| score(&mut engine, p).unwrap().paired)
+        .collect();
+    let began = std::time::Instant::now();
+    score(&mut engine, &known[0]).unwrap();
+    let pass = began.elapsed();
+    let shares = [0.0, 0.2, 0.4, 0.6, 0.8];
+    let faults = shares
+        .map(Fault::Ended)
+        .into_iter()
+        .chain([Fault::Overflow]);
+    let (mut ended, mut overflown) = (0, 0);
+    for (fault, part) in faults.flat_map(|fault| (0..known.len()).map(move |part| (fault, part))) {
+        let outcome = match fault {
+            Fault::Ended(share) => {
+                let terminator = Terminator::default();
+                engine.obey(terminator.clone());
+                let ending = std::thread::spawn(move || {
+                    std::thread::sleep(pass.mul_f64(share));
+                    terminator.terminate();
+                });
+                if share == 0.0 {
+                    while !ending.is_finished() {
+                        std::thread::yield_now();
+                    }
+                }
+                let outcome = score(&mut engine, &known[part]);
+                ending.join().unwrap();
+                outcome
+            }
+            Fault::Overflow => {
+                let mut huge = update(&package, &of(part), &mut random);
+                let values = huge.tensors.iter_mut().flat_map(|t| &mut t.values);
+                values.for_each(|value| *value = 3e38);
+                let huge = Patches::new(&package, huge, Rule::ParamDiff).unwrap();
+                score(&mut engine, &huge)
+            }
+        };
+        engine.obey(Terminator::default());
+        match outcome {
+            Err(failure) if failure.code == Code::ScoreTimeout => ended += 1,
+            Err(failure) if failure.code == Code::NonFiniteLoss => overflown += 1,
+            Err(failure) => panic!("{fault:?} in {part}: {failure}"),
+            // It was done before its end.
+            Ok(_) => {}
+        }
+        engine.compare_weights().unwrap();
+        for (patches, right) in known.iter().zip(&right) {
+            assert_eq!(
+                score(&mut engine, patches).unwrap().paired,
+                *right,
+                "{fault:?} in {part}"
+            );
+        }
+    }
+    assert!(
+        ended >= known.len() && overflown > 0,
+        "{ended} ended, {overflown} overflown"
+    );
+    engine.warm().unwrap();
+    engine.audit().unwrap();
 }

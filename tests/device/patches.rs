@@ -1,5 +1,6 @@
 //! Weights on the device after every kind of failure.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -224,7 +225,7 @@ fn a_pass_that_is_ended_midway_leaves_no_trace() {
     let out = dir.path().join("package");
     let package = package(&fixtures(), "graph-named.onnx", 128, &out);
     // One at a time, so that most of the pass is still to come when its first window is done.
-    let mut fixture = load(package, &["engine.micro_batch=1"], dir);
+    let mut fixture = load(package, &["engine.micro_batch=1", "engine.parts=4"], dir);
     let known = random_update(&fixture.engine, &mut StdRng::seed_from_u64(3));
     let bits = score(&mut fixture, known.clone()).unwrap();
     let terminator = Terminator::default();
@@ -248,6 +249,32 @@ fn a_pass_that_is_ended_midway_leaves_no_trace() {
     fixture.engine.compare_weights().unwrap();
     fixture.engine.obey(Terminator::default());
     assert_eq!(score(&mut fixture, known).unwrap(), bits);
+}
+
+#[test]
+fn starting_late_gives_the_bits_of_starting_at_the_beginning() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("package");
+    let package = package(&fixtures(), "graph-folded.onnx", 128, &out);
+    let set = ["engine.parts=6", "engine.activation_cache=0"];
+    let mut afresh = load(Arc::clone(&package), &set, tempfile::tempdir().unwrap());
+    let mut kept = load(package, &set[..1], dir);
+    let mut random = StdRng::seed_from_u64(11);
+    let mut started = BTreeSet::new();
+    for part in kept.engine.parts_of_tensors().into_iter().flatten() {
+        if !started.insert(part) {
+            continue;
+        }
+        let mut update = random_update(&kept.engine, &mut random);
+        let parts = kept.engine.parts_of_tensors();
+        update
+            .tensors
+            .retain(|touched| parts[touched.tensor] >= Some(part));
+        let whole = score(&mut afresh, update.clone()).unwrap();
+        assert_eq!(score(&mut kept, update).unwrap(), whole, "from {part}");
+    }
+    assert_eq!(started.len(), kept.engine.parts());
+    assert!(kept.engine.activation_bytes() > 0);
 }
 
 #[test]
