@@ -89,12 +89,17 @@ fn table(report: &Report) -> String {
         "in one part              {:10.3} x bare, every tensor touched",
         costs.ratio_whole
     ));
-    let parts = costs.from.iter().zip(&costs.ratio_from);
-    for (number, (tensor, ratio)) in parts.enumerate() {
+    let begins = std::iter::once("the start").chain(costs.cuts.iter().map(String::as_str));
+    for (number, (begin, ratio)) in (1..).zip(begins.zip(&costs.ratio_from)) {
+        let count = costs.ratio_from.len();
         lines.push(format!(
-            "from part {:<2} of {:<2}       {ratio:10.3} x bare, from {tensor} on",
-            number + 1,
-            costs.from.len()
+            "from part {number:<2} of {count:<2}       {ratio:10.3} x bare, from {begin} on"
+        ));
+    }
+    for (windows, mixed) in [("known", costs.mixed), ("half new", costs.mixed_fresh)] {
+        lines.push(format!(
+            "mixed, windows {windows:<8}  {:10.3} x bare, predicted {:.3}",
+            mixed.measured, mixed.predicted
         ));
     }
     lines.push(format!(

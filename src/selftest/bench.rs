@@ -15,7 +15,7 @@ use rand::rngs::StdRng;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::parts::{Costs, costs};
+use super::parts::{Compared, Costs};
 use super::sample::{Sample, decode, median, refused, sample};
 use crate::candidate::fetch::Fetcher;
 use crate::config::{Config, device_name};
@@ -104,14 +104,14 @@ pub async fn run(dir: &Path, config: &Config, aim: Duration) -> Result<Report, E
     let samples: Vec<Sample> = samples.into_iter().collect::<Result<_, _>>()?;
     let mut bare = bare(&package, &config, &plan)?;
     let compared = compare(&engine, &mut bare, &samples, &plan, repetitions).await?;
-    let costs = costs(
-        &package,
-        &config,
-        &mut bare.engine,
-        &plan,
-        &mut random,
-        repetitions,
-    )?;
+    let costs = Compared {
+        package: &package,
+        config: &config,
+        bare: &mut bare.engine,
+        plan: &plan,
+        random: &mut random,
+    };
+    let costs = costs.costs(repetitions)?;
     let stream = stream(&pipeline, &progress, &usual, repetitions, &config).await?;
     let decode_speed = decode_speed(&package, &config, &usual)?;
     let first = first(dir, &config, &usual, &plan, aim).await?;
@@ -172,7 +172,7 @@ async fn evaluate(
 }
 
 /// One entry per repetition and density.
-struct Compared {
+struct Paired {
     bare: Vec<f64>,
     evaluations: [Vec<f64>; DENSITIES.len()],
     ratios: [Vec<f64>; DENSITIES.len()],
@@ -202,8 +202,8 @@ async fn compare(
     samples: &[Sample],
     plan: &Arc<Plan>,
     repetitions: usize,
-) -> Result<Compared, EngineError> {
-    let mut compared = Compared {
+) -> Result<Paired, EngineError> {
+    let mut compared = Paired {
         bare: Vec::new(),
         evaluations: [const { Vec::new() }; DENSITIES.len()],
         ratios: [const { Vec::new() }; DENSITIES.len()],

@@ -1,7 +1,10 @@
-//! What an evaluation costs by the part of the graph that the candidate starts at.
+//! What an evaluation costs by the part of the graph that the candidate starts at, and what a mixed stream of
+//! candidates costs.
 
 use std::sync::Arc;
+use std::time::Instant;
 
+use rand::Rng;
 use rand::rngs::StdRng;
 use serde::Serialize;
 
@@ -11,12 +14,17 @@ use crate::engine::patch::Patches;
 use crate::engine::{Engine, EngineError};
 use crate::model::package::Package;
 use crate::model::plan::Plan;
+use crate::protocol::state::Detail;
 use crate::util::clock::Lap;
 
-/// More repetitions change the medians little, and each runs two passes for each part.
-const REPETITIONS: usize = 7;
+/// More repetitions change the medians little.
+const REPETITIONS: usize = 5;
+/// Evaluations between two passes of the bare session.
+const ROUND: usize = 4;
 /// The share of the entries of each touched tensor that a candidate changes.
 const DENSITY: f64 = 0.01;
+/// Candidates of each kind in a stream.
+const OF_A_KIND: usize = 8;
 
 /// The cost of candidates that leave the first parts alone, in passes of a bare session.
 #[derive(Debug, Clone, Serialize)]
@@ -25,71 +33,141 @@ pub struct Costs {
     pub ratio_whole: f64,
     /// By the part started from: every tensor touched that no earlier part reads.
     pub ratio_from: Vec<f64>,
-    /// The first tensor of each part.
-    pub from: Vec<String>,
+    /// The weight with which each part but the first begins.
+    pub cuts: Vec<String>,
     /// What is kept between the parts for the plan.
     pub activation_bytes: u64,
+    /// A third of the candidates touches one part, a third three adjacent ones, a third all.
+    pub mixed: Mixed,
+    /// The same, half of them with windows that were not measured before.
+    pub mixed_fresh: Mixed,
 }
 
-/// Measures it, each candidate next to a pass of the bare session.
-pub(super) fn costs(
-    package: &Arc<Package>,
-    config: &Config,
-    bare: &mut Engine,
-    plan: &Plan,
-    random: &mut StdRng,
-    repetitions: usize,
-) -> Result<Costs, EngineError> {
-    let load = |parts: usize| {
-        let mut config = config.engine.clone();
-        if parts > 0 {
-            config.parts = parts;
+/// Mean cost of the candidates of a stream, in passes of a bare session.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Mixed {
+    /// From [`Costs::ratio_from`].
+    pub predicted: f64,
+    /// In the stream.
+    pub measured: f64,
+}
+
+/// The engines that are compared, and what they measure.
+pub(super) struct Compared<'a> {
+    pub(super) package: &'a Arc<Package>,
+    pub(super) config: &'a Config,
+    pub(super) bare: &'a mut Engine,
+    pub(super) plan: &'a Plan,
+    pub(super) random: &'a mut StdRng,
+}
+
+/// A candidate and the first part that it touches.
+struct Candidate {
+    from: usize,
+    patches: Arc<Patches>,
+}
+
+impl Compared<'_> {
+    /// Measures all costs in one run.
+    pub(super) fn costs(mut self, repetitions: usize) -> Result<Costs, EngineError> {
+        let (mut engine, mut whole) = (self.load(None)?, self.load(Some(1))?);
+        let last = engine.parts() - 1;
+        let candidates = (0..=last).map(|from| self.candidate(&engine, from, last));
+        let candidates: Vec<Candidate> = candidates.collect::<Result<_, _>>()?;
+        let (mut wholes, mut ratios) = (Vec::new(), vec![Vec::new(); candidates.len()]);
+        for repetition in 0..=repetitions.min(REPETITIONS) {
+            let one = self.round(&mut whole, self.plan, &candidates[..1])?;
+            let rounds = candidates.chunks(ROUND);
+            let each = rounds.map(|some| self.round(&mut engine, self.plan, some));
+            let each: Vec<Vec<f64>> = each.collect::<Result<_, _>>()?;
+            // The first one also measures the baseline and plans memory.
+            if repetition > 0 {
+                wholes.extend(one);
+                let each = ratios.iter_mut().zip(each.concat());
+                each.for_each(|(all, ratio)| all.push(ratio));
+            }
         }
-        Engine::load(Arc::clone(package), &config, Arc::default())
-    };
-    let (mut engine, mut whole) = (load(0)?, load(1)?);
-    let parts = engine.parts_of_tensors();
-    let starts = (0..engine.parts()).filter(|part| parts.contains(&Some(*part)));
-    let starts: Vec<usize> = starts.collect();
-    let from = starts.iter().map(|start| {
-        let first = parts.iter().position(|part| *part == Some(*start));
-        first.map_or_else(String::new, |t| package.weights.tensors[t].name.clone())
-    });
-    let candidate = |start: &usize, random: &mut StdRng| {
-        let touched = |tensor: usize| parts[tensor] >= Some(*start);
-        sample(package, config, DENSITY, touched, random).map(|sample| sample.patches)
-    };
-    let candidates = starts.iter().map(|start| candidate(start, random));
-    let candidates: Vec<Arc<Patches>> = candidates.collect::<Result<_, _>>()?;
-    let mut ratios = vec![Vec::new(); candidates.len()];
-    let mut wholes = Vec::new();
-    for repetition in 0..=repetitions.min(REPETITIONS) {
-        let mut measure = |engine: &mut Engine, patches: &Patches| {
-            let began = std::time::Instant::now();
-            bare.pass(plan).map_err(|f| refused(&f))?;
-            let bare = Lap::since(began).millis();
-            let laps = engine.score(patches, plan).map_err(|f| refused(&f))?.laps;
-            let evaluated = laps.apply.millis() + laps.forward.millis() + laps.restore.millis();
-            Ok::<_, EngineError>(evaluated / bare)
-        };
-        let one = measure(&mut whole, &candidates[0])?;
-        let each = candidates
-            .iter()
-            .map(|patches| measure(&mut engine, patches));
-        let each: Vec<f64> = each.collect::<Result<_, _>>()?;
-        // The first one also measures the baseline and plans memory.
-        if repetition > 0 {
-            wholes.push(one);
-            ratios
-                .iter_mut()
-                .zip(each)
-                .for_each(|(all, ratio)| all.push(ratio));
-        }
+        let ratio_from: Vec<f64> = ratios.iter().map(|ratios| median(ratios)).collect();
+        let activation_bytes = engine.activation_bytes();
+        Ok(Costs {
+            ratio_whole: median(&wholes),
+            mixed: self.stream(&mut engine, &ratio_from, false)?,
+            mixed_fresh: self.stream(&mut engine, &ratio_from, true)?,
+            ratio_from,
+            cuts: engine.partition().cuts,
+            activation_bytes,
+        })
     }
-    Ok(Costs {
-        ratio_whole: median(&wholes),
-        ratio_from: ratios.iter().map(|ratios| median(ratios)).collect(),
-        from: from.collect(),
-        activation_bytes: engine.activation_bytes(),
-    })
+
+    fn load(&self, parts: Option<usize>) -> Result<Engine, EngineError> {
+        let mut config = self.config.engine.clone();
+        config.parts = parts.unwrap_or(config.parts);
+        Engine::load(Arc::clone(self.package), &config, Arc::default())
+    }
+
+    /// Touches the tensors that these parts are the first to read.
+    fn candidate(
+        &mut self,
+        engine: &Engine,
+        from: usize,
+        to: usize,
+    ) -> Result<Candidate, EngineError> {
+        let parts = engine.parts_of_tensors();
+        let touched = |tensor: usize| parts[tensor].is_some_and(|p| (from..=to).contains(&p));
+        let sample = sample(self.package, self.config, DENSITY, touched, self.random)?;
+        let patches = sample.patches;
+        Ok(Candidate { from, patches })
+    }
+
+    /// The cost of each candidate, next to a pass of the bare session.
+    fn round(
+        &mut self,
+        engine: &mut Engine,
+        plan: &Plan,
+        candidates: &[Candidate],
+    ) -> Result<Vec<f64>, EngineError> {
+        let began = Instant::now();
+        self.bare.pass(self.plan).map_err(|f| refused(&f))?;
+        let bare = Lap::since(began).millis();
+        let cost = |candidate: &Candidate| {
+            let began = Instant::now();
+            let evaluated = engine.score(&candidate.patches, plan);
+            evaluated.map_err(|f| refused(&f))?;
+            Ok(Lap::since(began).millis() / bare)
+        };
+        candidates.iter().map(cost).collect()
+    }
+
+    /// The mean cost of a stream of candidates, in a fixed order.
+    fn stream(
+        &mut self,
+        engine: &mut Engine,
+        ratio_from: &[f64],
+        fresh: bool,
+    ) -> Result<Mixed, EngineError> {
+        let last = ratio_from.len() - 1;
+        let (mut predicted, mut measured) = (Vec::new(), Vec::new());
+        for number in 0..3 * OF_A_KIND {
+            let width = [0, 2, last][number % 3].min(last);
+            let from = self.random.random_range(0..=last - width);
+            let candidate = self.candidate(engine, from, from + width)?;
+            let is_new = fresh && number % 2 == 0;
+            let nonce = if is_new {
+                number.to_string()
+            } else {
+                String::new()
+            };
+            let plan = Plan::new(&self.package.shards, None, &nonce, self.package.cut());
+            let plan = plan.map_err(|f| EngineError::new(Detail::WarmFailed, f.message))?;
+            // A plan that is not known costs a pass of the baseline, too.
+            let baseline = if is_new { ratio_from[0] } else { 0.0 };
+            predicted.push(ratio_from[candidate.from] + baseline);
+            measured.extend(self.round(engine, &plan, std::slice::from_ref(&candidate))?);
+        }
+        let mean = crate::engine::statistics::mean;
+        Ok(Mixed {
+            predicted: mean(&predicted),
+            measured: mean(&measured),
+        })
+    }
 }

@@ -155,12 +155,18 @@ pub fn threads(config: &EngineConfig) -> usize {
 /// A builder with what is the same for every provider.
 fn builder(config: &EngineConfig, shared: bool) -> Result<SessionBuilder, SessionError> {
     let environment = environment(config)?;
+    let pool = (row(config.execution_provider).pool)(config).filter(|_| shared);
     let share = |builder: SessionBuilder| -> ort::Result<SessionBuilder> {
-        if !shared {
-            return Ok(builder);
+        match pool {
+            Some(pool) => match arena::share(environment, &pool) {
+                Ok(()) => Ok(builder.with_env_allocators()?),
+                Err(error) => {
+                    tracing::warn!(%error, "the parts of the graph cannot share their memory, so they take more of it");
+                    Ok(builder)
+                }
+            },
+            None => Ok(builder),
         }
-        arena::share(environment)?;
-        Ok(builder.with_env_allocators()?)
     };
     let prepare = || -> ort::Result<SessionBuilder> {
         let builder = Session::builder(environment)?

@@ -7,6 +7,7 @@ use ort::memory::AllocationDevice;
 use ort::session::builder::SessionBuilder;
 
 use super::SessionError;
+use super::arena::Pool;
 use super::devices::{Look, look_cpu, look_cuda, look_webgpu};
 use super::library::{environment, load_cuda, register_webgpu};
 use super::vulkan;
@@ -29,6 +30,8 @@ pub(super) struct Row {
     pub(super) check_chosen: fn() -> Result<(), String>,
     /// The memory of its device; none if the weights stay in the host's.
     pub(super) storage: Option<Storage>,
+    /// The pool of memory that sessions may share; none if they do without being asked.
+    pub(super) pool: fn(&EngineConfig) -> Option<Pool>,
     /// Held by the session that does anything, if the provider bears only one at a time in a process.
     turn: Option<&'static Mutex<()>>,
     /// Whether this element type has no kernels there.
@@ -78,6 +81,14 @@ static CPU: Row = Row {
     register: |_, builder| Ok(builder),
     check_chosen: || Ok(()),
     storage: None,
+    pool: |_| {
+        Some(Pool {
+            provider: "CPUExecutionProvider",
+            device: AllocationDevice::CPU,
+            device_id: 0,
+            limit: 0,
+        })
+    },
     turn: None,
     lacks: |_| false,
     rewrites: &[],
@@ -103,6 +114,15 @@ static CUDA: Row = Row {
         memory: AllocationDevice::CUDA,
         staging: AllocationDevice::CUDA_PINNED,
     }),
+    pool: |config| {
+        let limit = config.gpu_memory_limit.unwrap_or_default();
+        Some(Pool {
+            provider: "CUDAExecutionProvider",
+            device: AllocationDevice::CUDA,
+            device_id: config.device_id,
+            limit: usize::try_from(limit).unwrap_or(0),
+        })
+    },
     turn: None,
     lacks: |_| false,
     rewrites: &[Rewrite::Sequence],
@@ -132,6 +152,7 @@ static WEBGPU: Row = Row {
         // The device has no memory that the host can reach.
         staging: AllocationDevice::CPU,
     }),
+    pool: |_| None,
     turn: Some(&WEBGPU_TURN),
     lacks: |dtype| dtype == Dtype::Bf16,
     rewrites: &Rewrite::ALL,
