@@ -3,7 +3,7 @@
 use ort::session::Session;
 use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 
-use super::library::environment;
+use super::library::{environment, shares_threads, threads};
 use super::placement::{Optimised, Placement, RECORD};
 use super::provider::{Register, row};
 use super::terminator::Terminator;
@@ -144,14 +144,6 @@ fn refused(error: ort::Error) -> SessionError {
     }
 }
 
-/// The threads that compute on the host.
-pub fn threads(config: &EngineConfig) -> usize {
-    match config.threads {
-        0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
-        n => n,
-    }
-}
-
 /// A builder with what is the same for every provider.
 fn builder(config: &EngineConfig, shared: bool) -> Result<SessionBuilder, SessionError> {
     let environment = environment(config)?;
@@ -169,10 +161,14 @@ fn builder(config: &EngineConfig, shared: bool) -> Result<SessionBuilder, Sessio
         }
     };
     let prepare = || -> ort::Result<SessionBuilder> {
-        let builder = Session::builder(environment)?
-            .with_intra_threads(threads(config))?
-            // Spinning made no pass faster, and takes cores from fetching and decoding.
-            .with_intra_op_spinning(false)?
+        let mut builder = Session::builder(environment)?;
+        if !shares_threads(config) {
+            builder = builder
+                .with_independent_thread_pool()?
+                .with_intra_threads(threads(config))?
+                .with_intra_op_spinning(false)?;
+        }
+        let builder = builder
             .with_deterministic_compute(config.deterministic)?
             .with_config_entry(RECORD, "1")?;
         share(builder)

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
+use ort::environment::GlobalThreadPoolOptions;
 use sha2::{Digest, Sha256};
 
 use super::{SessionError, places};
@@ -27,6 +28,32 @@ fn library(config: &EngineConfig) -> Result<PathBuf, SessionError> {
     })
 }
 
+/// The threads that the sessions of a process share. With some of its own for each, a graph of many parts would
+/// have more threads than a container may have.
+static THREADS: OnceLock<usize> = OnceLock::new();
+
+/// Whether the threads that sessions share are as many as this configuration wants.
+pub(super) fn shares_threads(config: &EngineConfig) -> bool {
+    THREADS.get() == Some(&threads(config))
+}
+
+fn pool(config: &EngineConfig) -> ort::Result<GlobalThreadPoolOptions> {
+    GlobalThreadPoolOptions::default()
+        .with_intra_threads(threads(config))?
+        // Nodes run one after the other.
+        .with_inter_threads(1)?
+        // Spinning made no pass faster, and takes cores from fetching and decoding.
+        .with_spin_control(false)
+}
+
+/// The threads that compute on the host.
+pub fn threads(config: &EngineConfig) -> usize {
+    match config.threads {
+        0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+        n => n,
+    }
+}
+
 /// The environment of the process. A failed start is tried again on the next call.
 pub(super) fn environment(
     config: &EngineConfig,
@@ -48,7 +75,9 @@ pub(super) fn environment(
     };
     let builder = ort::init_from(&path).map_err(|e| fail(&e))?;
     let builder = builder.with_name("scorer").with_telemetry(false);
+    let builder = builder.with_global_thread_pool(pool(config).map_err(|e| fail(&e))?);
     let environment = builder.build().map_err(|e| fail(&e))?;
+    THREADS.get_or_init(|| threads(config));
     Ok(ENVIRONMENT.get_or_init(|| environment))
 }
 
