@@ -8,10 +8,10 @@ use rand::seq::SliceRandom as _;
 
 use crate::config::AmqpConfig;
 
-/// How long a node may take for one connection. One that accepts it and then says nothing must not keep us
-/// from the others for long.
+/// How long a node may take for one connection.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// The longest AMQP heartbeat where there are several nodes.
+/// How long a node may be silent where there is another to go to: for one connection, between two AMQP
+/// heartbeats, and until it has a consumer.
 const ALERT: Duration = Duration::from_secs(3);
 
 /// The nodes of `amqp.url`, which are tried in turn. Each process has an order of its own, so that a fleet
@@ -19,8 +19,7 @@ const ALERT: Duration = Duration::from_secs(3);
 #[derive(Debug, Clone)]
 pub struct Nodes {
     pub(super) config: AmqpConfig,
-    /// How long each may take for one connection.
-    pub(super) patience: Duration,
+    patience: Duration,
     /// The next one to try comes first.
     urls: VecDeque<String>,
 }
@@ -47,13 +46,22 @@ impl Nodes {
         Self { patience, ..self }
     }
 
-    /// AMQP heartbeat of a connection: a node is given up after two of them. Where there is another to go to,
-    /// a silent one is not waited for as long as a lone one.
-    pub(super) fn heartbeat(&self) -> Duration {
+    /// How long a node may be silent that may be for so long where it is the only one.
+    pub(super) fn at_most(&self, alone: Duration) -> Duration {
         match self.count() {
-            0 | 1 => self.config.heartbeat,
-            _ => self.config.heartbeat.min(ALERT),
+            0 | 1 => alone,
+            _ => alone.min(ALERT),
         }
+    }
+
+    /// AMQP heartbeat of a connection: a node is given up after two of them.
+    pub(super) fn heartbeat(&self) -> Duration {
+        self.at_most(self.config.heartbeat)
+    }
+
+    /// How long each may take for one connection.
+    pub(super) fn patience(&self) -> Duration {
+        self.at_most(self.patience)
     }
 
     /// How many there are.
@@ -63,7 +71,7 @@ impl Nodes {
 
     /// How long it may take to find one that answers.
     pub fn longest(&self) -> Duration {
-        self.patience * u32::try_from(self.count()).unwrap_or(u32::MAX)
+        self.patience() * u32::try_from(self.count()).unwrap_or(u32::MAX)
     }
 
     /// The URL to try next. It becomes the last one at once: the attempt may be given up halfway, and a
@@ -128,6 +136,7 @@ mod tests {
         assert_eq!(taken(&mut lone, 2), ["amqp://a", "amqp://a"]);
         assert_eq!(lone.longest(), PATIENCE);
         let three = Nodes::new(&config(&["amqp://a", "amqp://b", "amqp://c"]));
+        assert_eq!(three.longest(), ALERT * 3);
         let three = three.within(Duration::from_secs(2));
         assert_eq!(three.longest(), Duration::from_secs(6));
         assert_eq!(lone.heartbeat(), lone.config.heartbeat);
