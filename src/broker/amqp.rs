@@ -148,7 +148,7 @@ impl Link {
             consuming,
             publishing,
             version,
-            registering: nodes.at_most(CALL_TIMEOUT),
+            registering: nodes.briefly(CALL_TIMEOUT),
             lost: signs.lost,
             blocked: signs.blocked,
             forbidden: signs.forbidden,

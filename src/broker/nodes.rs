@@ -10,9 +10,11 @@ use crate::config::AmqpConfig;
 
 /// How long a node may take for one connection.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How long a node may be silent where there is another to go to: for one connection, between two AMQP
-/// heartbeats, and until it has a consumer.
+/// The longest AMQP heartbeat where there are several nodes.
 const ALERT: Duration = Duration::from_secs(3);
+/// How long a node may take for one connection, or for a consumer, where there is another to go to. A worker
+/// may wait once for each before it is ready.
+const BRIEF: Duration = Duration::from_secs(2);
 
 /// The nodes of `amqp.url`, which are tried in turn. Each process has an order of its own, so that a fleet
 /// that loses a node spreads over the others, and keeps that order.
@@ -46,22 +48,27 @@ impl Nodes {
         Self { patience, ..self }
     }
 
-    /// How long a node may be silent that may be for so long where it is the only one.
-    pub(super) fn at_most(&self, alone: Duration) -> Duration {
-        match self.count() {
-            0 | 1 => alone,
-            _ => alone.min(ALERT),
-        }
-    }
-
     /// AMQP heartbeat of a connection: a node is given up after two of them.
     pub(super) fn heartbeat(&self) -> Duration {
-        self.at_most(self.config.heartbeat)
+        self.at_most(ALERT, self.config.heartbeat)
     }
 
     /// How long each may take for one connection.
     pub(super) fn patience(&self) -> Duration {
-        self.at_most(self.patience)
+        self.briefly(self.patience)
+    }
+
+    /// How long a node may take for what a lone one may take so long for.
+    pub(super) fn briefly(&self, alone: Duration) -> Duration {
+        self.at_most(BRIEF, alone)
+    }
+
+    /// No longer than this where there is another node to go to.
+    fn at_most(&self, limit: Duration, alone: Duration) -> Duration {
+        match self.count() {
+            0 | 1 => alone,
+            _ => alone.min(limit),
+        }
     }
 
     /// How many there are.
@@ -136,9 +143,9 @@ mod tests {
         assert_eq!(taken(&mut lone, 2), ["amqp://a", "amqp://a"]);
         assert_eq!(lone.longest(), PATIENCE);
         let three = Nodes::new(&config(&["amqp://a", "amqp://b", "amqp://c"]));
-        assert_eq!(three.longest(), ALERT * 3);
-        let three = three.within(Duration::from_secs(2));
-        assert_eq!(three.longest(), Duration::from_secs(6));
+        assert_eq!(three.longest(), BRIEF * 3);
+        let three = three.within(Duration::from_secs(1));
+        assert_eq!(three.longest(), Duration::from_secs(3));
         assert_eq!(lone.heartbeat(), lone.config.heartbeat);
         assert_eq!(three.heartbeat(), ALERT);
     }
