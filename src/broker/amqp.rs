@@ -24,14 +24,14 @@ use lapin::options::{
 use lapin::protocol::{AMQPErrorKind, AMQPSoftError};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, Connection, ErrorKind, Event};
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::BrokerError;
 use super::nodes::Nodes;
 use super::topology::{Argument, Binding, Exchange, ExchangeKind, Topology, of_consumer};
 
-/// For every call on a connection.
-const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// For every call on a connection that names no other limit.
+pub const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Copies that are on their way to a reader.
 const MOST_COPIES: u16 = 500;
@@ -80,10 +80,12 @@ async fn within<T>(
 pub struct Link {
     /// The node that it leads to: host and port.
     pub node: String,
-    consuming: Connection,
-    publishing: Connection,
+    consuming: Arc<Connection>,
+    publishing: Arc<Connection>,
     /// The broker's version.
     version: Option<String>,
+    /// How long it may take to register a consumer.
+    registering: Duration,
     /// Cancelled when the link is lost.
     pub lost: CancellationToken,
     /// Whether the broker blocks our publishes.
@@ -94,6 +96,7 @@ pub struct Link {
     /// Sends jobs to the retry and dead-letter queues, one at a time, so that a return can be matched to its
     /// message.
     pub jobs: Publisher,
+    _dropped: DropGuard,
 }
 
 /// The state of a link, shared by its tasks.
@@ -131,7 +134,9 @@ impl Link {
     async fn connect_to(nodes: &Nodes, url: &str, name: &str) -> Result<Self, BrokerError> {
         let (consuming, version) = connection::open(nodes, url, &format!("{name}/consume")).await?;
         let (publishing, _) = connection::open(nodes, url, &format!("{name}/publish")).await?;
+        let (consuming, publishing) = (Arc::new(consuming), Arc::new(publishing));
         let signs = Signs::default();
+        let dropped = signs.lost.clone().drop_guard();
         let node = connection::node(url);
         watch(&consuming, &node, signs.lost.clone(), None);
         let blocked = Some(Arc::clone(&signs.blocked));
@@ -143,11 +148,13 @@ impl Link {
             consuming,
             publishing,
             version,
+            registering: nodes.briefly(CALL_TIMEOUT),
             lost: signs.lost,
             blocked: signs.blocked,
             forbidden: signs.forbidden,
             results,
             jobs,
+            _dropped: dropped,
         })
     }
 
@@ -157,6 +164,15 @@ impl Link {
     /// # Errors
     /// When the broker refuses for another reason.
     pub async fn declare(&self, topology: &Topology) -> Result<(), BrokerError> {
+        self.declare_unbound(topology).await?;
+        self.bind(topology, CALL_TIMEOUT).await
+    }
+
+    /// The same without the bindings.
+    ///
+    /// # Errors
+    /// As [`Link::declare`].
+    pub async fn declare_unbound(&self, topology: &Topology) -> Result<(), BrokerError> {
         let mut otherwise = Vec::new();
         for exchange in &topology.exchanges {
             if !self.declare_exchange(exchange).await? {
@@ -179,10 +195,18 @@ impl Link {
             tolerate(&queue.name, declared.map(drop))?;
             close(channel).await;
         }
+        Ok(())
+    }
+
+    /// Makes the bindings, within a limit for each.
+    ///
+    /// # Errors
+    /// When the broker refuses or does not answer.
+    pub async fn bind(&self, topology: &Topology, limit: Duration) -> Result<(), BrokerError> {
         let channel = self.channel().await?;
         for binding in &topology.bindings {
             let what = format!("bind {}", binding.queue);
-            bind(&what, &channel, binding).await?;
+            within(limit, &what, bound(&channel, binding)).await?;
         }
         close(channel).await;
         Ok(())
@@ -247,7 +271,8 @@ impl Link {
         bounded("open a channel", self.consuming.create_channel()).await
     }
 
-    /// Registers a consumer; returns when the broker has confirmed it.
+    /// Registers a consumer; returns when the broker has confirmed it. A link on which that takes too long is
+    /// given up.
     ///
     /// # Errors
     /// When the queue is gone or the link is lost.
@@ -304,8 +329,13 @@ impl Link {
             BasicConsumeOptions::default(),
             table(arguments),
         );
-        let consumer = bounded(&format!("consume {queue}"), consume).await?;
-        Ok(Deliveries::new(channel, consumer, self.lost.clone()))
+        let what = format!("consume {queue}");
+        let consumer = within(self.registering, &what, consume).await;
+        if consumer.is_err() && channel.status().connected() {
+            // The queue may have lost its leader, and a call to the old one is not passed on to the new one.
+            self.lost.cancel();
+        }
+        Ok(Deliveries::new(channel, consumer?, self.lost.clone()))
     }
 
     /// Binds an exclusive queue to an exchange and consumes it without acknowledgements; returns its name.
@@ -317,6 +347,19 @@ impl Link {
         exchange: &str,
         keys: &[String],
     ) -> Result<(String, Deliveries), BrokerError> {
+        self.subscribe_within(CALL_TIMEOUT, exchange, keys).await
+    }
+
+    /// The same within a limit for each step.
+    ///
+    /// # Errors
+    /// As [`Link::subscribe`].
+    pub async fn subscribe_within(
+        &self,
+        limit: Duration,
+        exchange: &str,
+        keys: &[String],
+    ) -> Result<(String, Deliveries), BrokerError> {
         let channel = self.channel().await?;
         let options = QueueDeclareOptions {
             exclusive: true,
@@ -324,7 +367,7 @@ impl Link {
             ..Default::default()
         };
         let declared = channel.queue_declare("".into(), options, FieldTable::default());
-        let queue = bounded("declare an exclusive queue", declared).await?;
+        let queue = within(limit, "declare an exclusive queue", declared).await?;
         let name = queue.name().to_string();
         let what = format!("bind to {exchange}");
         for key in keys {
@@ -333,7 +376,7 @@ impl Link {
                 queue: name.clone(),
                 routing_key: key.clone(),
             };
-            bind(&what, &channel, &binding).await?;
+            within(limit, &what, bound(&channel, &binding)).await?;
         }
         // The rest waits at the broker: a reader that is slower than the senders needs no more memory.
         let qos = channel.basic_qos(MOST_COPIES, BasicQosOptions::default());
@@ -348,7 +391,7 @@ impl Link {
             options,
             FieldTable::default(),
         );
-        let consumer = bounded("consume an exclusive queue", consume).await?;
+        let consumer = within(limit, "consume an exclusive queue", consume).await?;
         let deliveries = Deliveries::new(channel, consumer, self.lost.clone()).of_copies();
         Ok((name, deliveries))
     }
@@ -367,26 +410,24 @@ impl Link {
     }
 }
 
-async fn bind(what: &str, channel: &Channel, binding: &Binding) -> Result<(), BrokerError> {
-    let bound = channel.queue_bind(
-        binding.queue.as_str().into(),
-        binding.exchange.as_str().into(),
-        binding.routing_key.as_str().into(),
-        QueueBindOptions::default(),
-        FieldTable::default(),
-    );
-    bounded(what, bound).await
+async fn bound(channel: &Channel, binding: &Binding) -> lapin::Result<()> {
+    let options = QueueBindOptions::default();
+    let (queue, exchange) = (binding.queue.as_str(), binding.exchange.as_str());
+    let key = binding.routing_key.as_str().into();
+    let made = channel.queue_bind(queue.into(), exchange.into(), key, options, table(&[]));
+    made.await
 }
 
+/// Tells when a connection is lost, and closes it when its link is.
 fn watch(
-    connection: &Connection,
+    connection: &Arc<Connection>,
     node: &str,
     lost: CancellationToken,
     blocked: Option<Arc<AtomicBool>>,
 ) {
     let node = node.to_owned();
     let mut events = connection.events_listener();
-    let status = connection.status().clone();
+    let connection = Arc::clone(connection);
     tokio::spawn(async move {
         // When this task ends, however it ends, nothing else notices that the link is lost.
         let _lost = lost.clone().drop_guard();
@@ -395,7 +436,13 @@ fn watch(
                 // Both connections may be lost at once, each for its own reason.
                 biased;
                 event = events.next() => event,
-                () = lost.cancelled() => return,
+                () = lost.cancelled() => {
+                    // Dropped alone, it would stay open while the broker has a call to answer, and that call
+                    // could end as a consumer that nobody knows of.
+                    let closed = connection.close(200, "bye".into());
+                    drop(tokio::time::timeout(CLOSE_TIMEOUT, closed).await);
+                    return;
+                }
             };
             match event {
                 Some(Event::ConnectionBlocked(reason)) => {
@@ -409,7 +456,7 @@ fn watch(
                     .for_each(|b| b.store(false, Ordering::Relaxed)),
                 // Errors of a channel arrive here too, while the connection is open. The user of the
                 // channel gets them as well.
-                Some(_) if status.connected() => {}
+                Some(_) if connection.status().connected() => {}
                 Some(Event::Error(error)) => {
                     // These kinds only say that we closed it ourselves.
                     let ours = matches!(

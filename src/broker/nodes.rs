@@ -8,19 +8,20 @@ use rand::seq::SliceRandom as _;
 
 use crate::config::AmqpConfig;
 
-/// How long a node may take for one connection. One that accepts it and then says nothing must not keep us
-/// from the others for long.
+/// How long a node may take for one connection.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// The longest AMQP heartbeat where there are several nodes.
 const ALERT: Duration = Duration::from_secs(3);
+/// How long a node may take for one connection, or for a consumer, where there is another to go to. A worker
+/// may wait once for each before it is ready.
+const BRIEF: Duration = Duration::from_secs(2);
 
 /// The nodes of `amqp.url`, which are tried in turn. Each process has an order of its own, so that a fleet
 /// that loses a node spreads over the others, and keeps that order.
 #[derive(Debug, Clone)]
 pub struct Nodes {
     pub(super) config: AmqpConfig,
-    /// How long each may take for one connection.
-    pub(super) patience: Duration,
+    patience: Duration,
     /// The next one to try comes first.
     urls: VecDeque<String>,
 }
@@ -47,12 +48,26 @@ impl Nodes {
         Self { patience, ..self }
     }
 
-    /// AMQP heartbeat of a connection: a node is given up after two of them. Where there is another to go to,
-    /// a silent one is not waited for as long as a lone one.
+    /// AMQP heartbeat of a connection: a node is given up after two of them.
     pub(super) fn heartbeat(&self) -> Duration {
+        self.at_most(ALERT, self.config.heartbeat)
+    }
+
+    /// How long each may take for one connection.
+    pub(super) fn patience(&self) -> Duration {
+        self.briefly(self.patience)
+    }
+
+    /// How long a node may take for what a lone one may take so long for.
+    pub(super) fn briefly(&self, alone: Duration) -> Duration {
+        self.at_most(BRIEF, alone)
+    }
+
+    /// No longer than this where there is another node to go to.
+    fn at_most(&self, limit: Duration, alone: Duration) -> Duration {
         match self.count() {
-            0 | 1 => self.config.heartbeat,
-            _ => self.config.heartbeat.min(ALERT),
+            0 | 1 => alone,
+            _ => alone.min(limit),
         }
     }
 
@@ -63,7 +78,7 @@ impl Nodes {
 
     /// How long it may take to find one that answers.
     pub fn longest(&self) -> Duration {
-        self.patience * u32::try_from(self.count()).unwrap_or(u32::MAX)
+        self.patience() * u32::try_from(self.count()).unwrap_or(u32::MAX)
     }
 
     /// The URL to try next. It becomes the last one at once: the attempt may be given up halfway, and a
@@ -128,8 +143,9 @@ mod tests {
         assert_eq!(taken(&mut lone, 2), ["amqp://a", "amqp://a"]);
         assert_eq!(lone.longest(), PATIENCE);
         let three = Nodes::new(&config(&["amqp://a", "amqp://b", "amqp://c"]));
-        let three = three.within(Duration::from_secs(2));
-        assert_eq!(three.longest(), Duration::from_secs(6));
+        assert_eq!(three.longest(), BRIEF * 3);
+        let three = three.within(Duration::from_secs(1));
+        assert_eq!(three.longest(), Duration::from_secs(3));
         assert_eq!(lone.heartbeat(), lone.config.heartbeat);
         assert_eq!(three.heartbeat(), ALERT);
     }

@@ -5,14 +5,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use futures_util::future::OptionFuture;
+use futures_util::future::BoxFuture;
 use tokio::sync::{oneshot, watch};
 use tokio_util::task::TaskTracker;
 
 use super::orders::Request;
 use super::parts::Parts;
 use super::transition::Ask;
-use crate::broker::amqp::{Deliveries, Delivery, Link, Publisher};
+use crate::broker::amqp::{CALL_TIMEOUT, Deliveries, Delivery, Link, Publisher};
 use crate::broker::nodes::Nodes;
 use crate::broker::topology::Topology;
 use crate::broker::{BrokerError, Outgoing, Properties};
@@ -27,6 +27,44 @@ use crate::worker::lifecycle::{Event, Events};
 /// A fleet must be back within 15 s of its broker; after the 30 s that other failures may back off for,
 /// the next attempt could be too late.
 const LONGEST_WAIT: Duration = Duration::from_secs(8);
+
+/// How long a new link waits for its bindings and for its queue of control messages, once a link before it
+/// had them. While a node of the cluster is frozen, RabbitMQ makes none; jobs and results need none that are
+/// not there already.
+const RESUME: Duration = Duration::from_secs(1);
+/// How long they may take altogether: RabbitMQ finds a frozen node after up to 75 s, by default.
+const STALL: Duration = Duration::from_secs(120);
+
+/// The control messages of a link.
+enum Control {
+    /// Its bindings are being made.
+    Coming(BoxFuture<'static, Result<Control, BrokerError>>),
+    On(Box<Deliveries>),
+    /// None are wanted.
+    Off,
+}
+
+impl Control {
+    /// Waits until the bindings are made. Cancel-safe.
+    async fn arrive(&mut self) -> Result<(), BrokerError> {
+        if let Self::Coming(coming) = self {
+            *self = coming.await?;
+        }
+        Ok(())
+    }
+
+    /// The next message; `None` when no more arrive. Cancel-safe.
+    async fn next(&mut self) -> Option<Delivery> {
+        if let Err(error) = self.arrive().await {
+            tracing::warn!(%error, "no control messages");
+            return None;
+        }
+        match self {
+            Self::On(deliveries) => deliveries.next().await,
+            Self::Coming(_) | Self::Off => std::future::pending().await,
+        }
+    }
+}
 
 /// Makes the link, and hands it out.
 pub(super) struct LinkKeeper {
@@ -62,33 +100,61 @@ impl LinkKeeper {
         }
     }
 
-    async fn connect(&mut self) -> Result<(Link, Option<Deliveries>), BrokerError> {
+    async fn connect(&mut self) -> Result<(Arc<Link>, Control), BrokerError> {
         let worker_id = self.config.worker_id();
         let link = Link::connect(&mut self.nodes, &format!("scorer-{worker_id}")).await?;
-        link.declare(&self.topology).await?;
-        if !self.config.amqp.control {
-            return Ok((link, None));
+        let link = Arc::new(link);
+        link.declare_unbound(&self.topology).await?;
+        let again = self.status.generation.load(Ordering::Relaxed) > 0;
+        let limit = if again { STALL } else { CALL_TIMEOUT };
+        let mut control = self.control(&link, limit);
+        let arrived = match again {
+            true => tokio::time::timeout(RESUME, control.arrive()).await,
+            false => Ok(control.arrive().await),
+        };
+        match arrived {
+            Ok(arrived) => arrived?,
+            Err(_) => tracing::warn!(
+                node = %link.node,
+                "RabbitMQ does not confirm bindings yet, as while a node of the cluster is frozen: those that were made \
+                 before are relied on, and control messages are missed meanwhile"
+            ),
         }
-        let keys = ["all".to_owned(), format!("worker.{worker_id}")];
-        let exchange = self.topology.control_exchange();
-        let (_, control) = link.subscribe(&exchange, &keys).await?;
-        Ok((link, Some(control)))
+        Ok((link, control))
+    }
+
+    /// Makes the bindings, then subscribes to control messages.
+    fn control(&self, link: &Arc<Link>, limit: Duration) -> Control {
+        let (link, topology) = (Arc::clone(link), Arc::clone(&self.topology));
+        let keys = [
+            "all".to_owned(),
+            format!("worker.{}", self.config.worker_id()),
+        ];
+        let wanted = self.config.amqp.control;
+        Control::Coming(Box::pin(async move {
+            link.bind(&topology, limit).await?;
+            if !wanted {
+                return Ok(Control::Off);
+            }
+            let exchange = topology.control_exchange();
+            let (_, deliveries) = link.subscribe_within(limit, &exchange, &keys).await?;
+            Ok(Control::On(Box::new(deliveries)))
+        }))
     }
 
     /// Hands out the link until it is lost, and takes control messages.
-    async fn hold(&self, link: Link, mut control: Option<Deliveries>) {
+    async fn hold(&self, link: Arc<Link>, mut control: Control) {
         self.status.generation.fetch_add(1, Ordering::Relaxed);
         self.status.facts().node = Some(link.node.clone());
         self.status.connected.store(true, Ordering::Relaxed);
         tracing::info!(node = %link.node, "connected to RabbitMQ");
         self.status.holds_back(Arc::clone(&link.blocked));
         let (lost, publisher) = (link.lost.clone(), link.jobs.clone());
-        self.links.send_replace(Some(Arc::new(link)));
+        self.links.send_replace(Some(link));
         loop {
-            let received = OptionFuture::from(control.as_mut().map(Deliveries::next));
             tokio::select! {
                 () = lost.cancelled() => break,
-                Some(delivery) = received => match delivery {
+                delivery = control.next() => match delivery {
                     Some(delivery) => self.forward(&delivery, &publisher).await,
                     // No control messages arrive any more: only a new link fixes that.
                     None => lost.cancel(),

@@ -19,6 +19,8 @@ use crate::client::{config_with, job, name};
 
 /// Some seconds of work.
 const JOBS: usize = 120;
+/// How long it may take until a worker is ready on another node.
+const READY: Duration = secs(10);
 
 fn stack_on(cluster: &Cluster, node: usize) -> Stack {
     Stack::on(Arc::clone(&cluster.nodes()[node]), Redis::shared())
@@ -110,18 +112,12 @@ impl Fault {
         }
     }
 
-    /// How long it may take until workers are ready on another node. A frozen node is noticed by missing heartbeats and,
-    /// by the other nodes, after their `net_ticktime`.
-    fn lasts(self) -> Duration {
-        match self {
-            Self::Frozen => secs(60),
-            Self::Killed | Self::Removed => secs(10),
-        }
-    }
-
     fn mend(self, cluster: &Cluster, node: usize) {
         match self {
-            // Thawed, it would not join the others by itself: they have gone on without it.
+            // With Khepri a node that thaws joins the others by itself; with Mnesia it may have to be restarted.
+            Self::Frozen if cluster.nodes()[(node + 1) % 3].version() >= (4, 2) => {
+                cluster.nodes()[node].thaw();
+            }
             Self::Frozen => {
                 cluster.nodes()[node].kill();
                 cluster.nodes()[node].start();
@@ -218,8 +214,9 @@ impl<'a> Fleet<'a> {
         let struck = Instant::now();
         fault.strike(self.cluster, victim);
         for worker in &self.workers {
-            worker.heartbeat_when(fault.lasts(), "ready on another node", |r| {
-                r["ready"] == true && r["broker"]["node"] != place.as_str()
+            worker.heartbeat_when(READY, "ready on another node", |r| {
+                let node = r["broker"]["node"].as_str();
+                r["ready"] == true && node.is_some_and(|node| node != place)
             });
         }
         let ready = struck.elapsed();

@@ -83,16 +83,14 @@ fn services_behind_tls_are_reached_with_a_private_authority_and_a_certificate() 
     ]);
     redis.start();
     let stack = Stack::on(Arc::new(rabbit), Arc::new(redis));
+    // A cluster with one node left. Each process has an order of its own, so most begin with a dead one.
+    let nodes = [free_port(), free_port(), amqps];
+    let nodes = nodes.map(|port| format!("amqps://guest:guest@localhost:{port}/%2f"));
     let behind = |settings: Settings| {
-        let settings = settings
-            .env(
-                "SCORER_AMQP__URL",
-                &format!("amqps://guest:guest@localhost:{amqps}/%2f"),
-            )
-            .env(
-                "SCORER_REDIS__URL",
-                &format!("rediss://localhost:{rediss}/0"),
-            );
+        let settings = settings.env("SCORER_AMQP__URL", &format!("{nodes:?}")).env(
+            "SCORER_REDIS__URL",
+            &format!("rediss://localhost:{rediss}/0"),
+        );
         ["amqp", "redis"]
             .into_iter()
             .fold(settings, |settings, section| {

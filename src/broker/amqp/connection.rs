@@ -50,7 +50,7 @@ pub(super) async fn open(
         cert_chain: tls.ca,
     };
     let connecting = Box::pin(greeting::connect(uri, properties, tls));
-    within(nodes.patience, &format!("connect to {place}"), connecting).await
+    within(nodes.patience(), &format!("connect to {place}"), connecting).await
 }
 
 #[cfg(test)]

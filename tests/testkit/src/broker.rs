@@ -41,9 +41,16 @@ const RESEND: &str = "{dead_letter_worker_publisher_confirm_timeout, 5000}";
 /// What a consumer holds on a node that is gone is delivered again after this, from 4.3 on; by default after a minute.
 const RETURN: &str = "{consumer_disconnected_timeout, 3000}";
 
-/// Seconds within which nodes notice that one of them is frozen, more or less a quarter of it; by default a minute.
-/// Before 4.0, nothing can be declared or bound on the others until then.
-const NOTICE: &str = "-kernel net_ticktime 8";
+/// What `ops/rabbitmq/cluster.conf` sets for a key.
+pub(crate) fn recommended(key: &str) -> String {
+    let file = repository().join("ops/rabbitmq/cluster.conf");
+    let text = std::fs::read_to_string(file).expect("the settings of a cluster");
+    let mut pairs = text.lines().filter_map(|line| line.split_once(" = "));
+    let found = pairs.find(|(name, _)| *name == key);
+    found
+        .map(|(_, value)| value.to_owned())
+        .unwrap_or_else(|| panic!("cluster.conf has no {key}"))
+}
 
 /// A RabbitMQ node that can be stopped, killed, restarted on its data, and frozen.
 pub struct Rabbit {
@@ -117,7 +124,10 @@ impl Rabbit {
     }
 
     fn set(&self, more: &str) {
-        let config = format!("[{{rabbit, [{RESEND}, {RETURN}{more}]}}].\n");
+        // RabbitMQ before 3.10.14 does not know this key in rabbitmq.conf.
+        let poll = recommended("raft.adaptive_failure_detector.poll_interval");
+        let aten = format!("{{aten, [{{poll_interval, {poll}}}]}}");
+        let config = format!("[{{rabbit, [{RESEND}, {RETURN}{more}]}}, {aten}].\n");
         std::fs::write(self.home.join("advanced.config"), config)
             .expect("a file in the node's folder");
     }
@@ -358,7 +368,7 @@ impl Rabbit {
             // Idle schedulers must not spin: the tests share two cores with the node.
             .env(
                 "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS",
-                format!("+sbwt none +sbwtdcpu none +sbwtdio none {NOTICE}"),
+                "+sbwt none +sbwtdcpu none +sbwtdio none",
             );
         command
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use crate::broker::{Mapper, Rabbit};
+use crate::broker::{Mapper, Rabbit, recommended};
 use crate::wait::{eventually, eventually_some, secs};
 
 /// Nodes that know each other. Each can be stopped, killed, frozen and started again by itself.
@@ -14,7 +14,8 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Starts this many nodes and waits until they are one cluster. A quorum queue has a replica on up to three.
+    /// Starts this many nodes, with the settings that `ops/rabbitmq/cluster.conf` has, and waits until they are one cluster.
+    /// A quorum queue has a replica on up to three.
     #[track_caller]
     pub fn started(size: usize) -> Self {
         let mapper = Arc::new(Mapper::new());
@@ -26,6 +27,9 @@ impl Cluster {
             "cluster_formation.peer_discovery_backend = classic_config\n\
              cluster_formation.target_cluster_size_hint = {size}\n"
         );
+        for key in ["net_ticktime", "cluster_partition_handling"] {
+            writeln!(peers, "{key} = {}", recommended(key)).expect("a String takes every write");
+        }
         for (n, node) in nodes.iter().enumerate() {
             let name = node.name();
             writeln!(
