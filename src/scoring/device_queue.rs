@@ -147,7 +147,10 @@ impl DevicePermit<'_> {
         limit: Duration,
     ) -> Result<Evaluation, Failure> {
         let evaluation = self.turn.score(patches, plan, limit).await?;
-        self.ticket.computed();
+        // One that started late tells nothing of a whole pass, which the next one may need.
+        if evaluation.from == Some(0) {
+            self.ticket.computed();
+        }
         Ok(evaluation)
     }
 
