@@ -49,9 +49,13 @@ fn recipe(dir: &Path, graph: &str, weights: &str, objective: Objective, out: &Pa
     }
 }
 
+/// The graphs run in parts here; in the tests of services, where they are too small to be cut unasked, whole.
 fn config(set: &[&str]) -> Config {
-    let set: Vec<String> = std::iter::once("engine.execution_provider=cpu")
-        .chain(set.iter().copied())
+    let usual = ["engine.execution_provider=cpu", "engine.parts=4"];
+    let set: Vec<String> = usual
+        .iter()
+        .chain(set)
+        .copied()
         .map(str::to_owned)
         .collect();
     Config::load(&Layers {
