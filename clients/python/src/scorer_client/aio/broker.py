@@ -22,7 +22,8 @@ from scorer_client.endpoint import (
 from scorer_client.errors import BrokerUnavailable
 from scorer_client.nodes import Nodes, address, checked, with_heartbeat
 
-ALERT_S = 3  # The heartbeat where there is another node to go to: as in the workers.
+# The heartbeat where there is another node to go to. aiormq gives a node up after three times that, and three seconds.
+ALERT_S = 2
 LOST = (AMQPError, OSError, ChannelInvalidStateError)
 CODES = {
     ChannelAccessRefused: 403,
