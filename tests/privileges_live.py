@@ -480,7 +480,7 @@ class NobodyDoesMoreAtRedis(Case):
 
     def test_an_operator(self):
         operator = self.services.redis("operator")
-        until("the worker's record is listed", lambda: RECORD in set(operator.scan_iter(match="scorer:*")))
+        self.assertIn(EVENTS, set(operator.scan_iter(match="scorer:*")))  # of the worker that is gone by now
         operator.set("scorer-demo-1:{m}:x", "1")
         operator.unlink("scorer-demo-1:{m}:x")
         for command in (["GET", "other"], ["KEYS", "*"], ["FLUSHALL"], ["ACL", "LIST"], ["CONFIG", "GET", "*"]):

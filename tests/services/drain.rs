@@ -253,14 +253,16 @@ fn what_will_be_done_in_time_ends_here_and_the_rest_is_handed_back_at_once() {
     // in the order in which they are decoded, so each of the first two is alone.
     aggregator.submit(&pace.job("tells", 0.5));
     aggregator.result("tells");
-    aggregator.submit(&pace.job("computed", 4.0));
-    eventually(SOON, "it is begun", || stack.is_begun("computed"));
+    aggregator.submit(&pace.job("computed", 6.0));
+    stack.stop_amid(&worker, "computed");
     for n in 0..SHORT {
         aggregator.submit(&hazard_job(&format!("short-{n}"), 2.0));
     }
-    eventually(SOON, "the worker has taken them", || {
+    eventually(SOON, "they are on their way", || {
         aggregator.depth(&stack.jobs_queue()) == Some((0, 1))
     });
+    worker.signal(Signal::SIGCONT);
+    worker.heartbeat_when(SOON, "it holds them", |r| r["jobs"]["buffered"] == SHORT);
     worker.terminate();
     let waiting = || {
         let depth = aggregator.depth(&stack.jobs_queue());
