@@ -226,7 +226,8 @@ impl Session {
         !self.compiled.is_empty()
     }
 
-    /// Compiles the graph for feeds of these sizes, unless it is; of those not used for long, it forgets.
+    /// Compiles the graph for feeds of these sizes, unless it is; of those not used for long, it forgets, and then
+    /// the values between the parts, too.
     fn compile(&mut self, feeds: &[Feed<'_>]) -> Result<(), SessionError> {
         let wanted = shapes(feeds);
         let known = self.compiled.iter().position(|c| c.shapes == wanted);
@@ -234,6 +235,10 @@ impl Session {
             Some(at) => self.compiled.remove(at),
             None => {
                 let surplus = (self.compiled.len() + 1).saturating_sub(KEPT);
+                if surplus > 0 {
+                    // On some devices a value does not outlive the session that made it.
+                    self.activations.clear();
+                }
                 self.compiled.drain(..surplus);
                 let (config, source) = (&self.config, &self.source);
                 let demands = Demands {

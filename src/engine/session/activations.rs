@@ -5,6 +5,9 @@ use std::collections::HashMap;
 
 use ort::value::{DynValue, ValueType};
 
+/// Passes of which something is kept. Each new nonce adds one, however small its values are.
+const PASSES: usize = 64;
+
 /// Values by name, where the session left them.
 pub(super) type Values = HashMap<String, DynValue>;
 
@@ -80,7 +83,11 @@ impl Activations {
         }
         match self.passes.iter_mut().find(|known| is_it(known)) {
             Some((_, kept)) => drop(kept.insert(number, entered)),
-            None => self.passes.push((pass, HashMap::from([(number, entered)]))),
+            None => {
+                let surplus = (self.passes.len() + 1).saturating_sub(PASSES);
+                self.passes.drain(..surplus);
+                self.passes.push((pass, HashMap::from([(number, entered)])));
+            }
         }
     }
 

@@ -52,6 +52,9 @@ impl Cut {
             return Ok((whole(flow), Known::default()));
         }
         let boundaries = flow.boundaries();
+        if boundaries.is_empty() {
+            return Ok((whole(flow), Known::default()));
+        }
         let crossing = boundaries.iter().flat_map(|boundary| &boundary.crossing);
         let crossing = crossing.cloned().collect();
         let known = match known(config, source, feeds, &crossing, terminator) {

@@ -20,6 +20,8 @@ pub struct Dataflow {
     pub(super) makers: HashMap<String, usize>,
     /// The last step that reads a value and is [`Step::fed`].
     last_reads: HashMap<String, usize>,
+    /// No node reads what a later one makes. ONNX demands it, and the runtime does without.
+    in_order: bool,
 }
 
 /// A node.
@@ -65,7 +67,10 @@ impl Graph {
             let names = step.makes.clone().into_iter();
             names.map(move |name| (name, at)).collect::<Vec<_>>()
         };
-        let makers = steps.iter().enumerate().flat_map(makes).collect();
+        let makers: HashMap<String, usize> = steps.iter().enumerate().flat_map(makes).collect();
+        let follows = |at, name: &String| makers.get(name).is_none_or(|maker| *maker <= at);
+        let mut numbered = steps.iter().enumerate();
+        let in_order = numbered.all(|(at, step)| step.reads.iter().all(|name| follows(at, name)));
         let mut last_reads = HashMap::new();
         for (at, step) in steps.iter().enumerate().filter(|(_, step)| step.fed) {
             last_reads.extend(step.reads.iter().map(|name| (name.clone(), at)));
@@ -74,6 +79,7 @@ impl Graph {
             steps,
             makers,
             last_reads,
+            in_order,
         })
     }
 }
@@ -85,8 +91,11 @@ impl Dataflow {
     }
 
     /// Of the places between two nodes that compute with weights, those that the fewest values cross: the first and
-    /// the last of them.
+    /// the last of them. There are none in a graph whose nodes are not in order.
     pub fn boundaries(&self) -> Vec<Boundary> {
+        if !self.in_order {
+            return Vec::new();
+        }
         let counts = &self.counts();
         let all = self.work();
         let mut work = 0;
@@ -107,26 +116,28 @@ impl Dataflow {
             let last = narrow.last().copied().filter(|_| narrow.len() > 1);
             narrow.first().copied().into_iter().chain(last)
         });
-        let boundary = |(work, at): (u64, usize)| Boundary {
-            at,
-            work,
-            crossing: self.crossing(at),
-        };
-        narrowest.map(boundary).collect()
+        let narrowest: Vec<(u64, usize)> = narrowest.collect();
+        let crossing = self.crossing(narrowest.iter().map(|(_, at)| *at));
+        let found = narrowest.iter().zip(crossing);
+        let boundary = |(&(work, at), crossing)| Boundary { at, work, crossing };
+        found.map(boundary).collect()
     }
 
     /// The nodes that read one of these weights before any other node does, directly or through what is computed
     /// from weights alone.
     pub fn first_readers(&self, weights: &HashSet<&str>) -> BTreeSet<usize> {
-        let mut known: HashSet<&str> = HashSet::new();
+        let mut seen: HashSet<&str> = HashSet::new();
         let mut first = BTreeSet::new();
         for (at, step) in self.steps.iter().enumerate().filter(|(_, step)| step.fed) {
             let mut pending: Vec<&str> = step.reads.iter().map(String::as_str).collect();
             while let Some(name) = pending.pop() {
+                if !seen.insert(name) {
+                    continue;
+                }
                 let maker = self.makers.get(name).map(|maker| &self.steps[*maker]);
                 if let Some(maker) = maker.filter(|maker| !maker.fed) {
                     pending.extend(maker.reads.iter().map(String::as_str));
-                } else if weights.contains(name) && known.insert(name) {
+                } else if weights.contains(name) {
                     first.insert(at);
                 }
             }
@@ -152,12 +163,18 @@ impl Dataflow {
         self.steps.iter().enumerate().map(count).collect()
     }
 
-    /// The values that are made before this node and read from it on.
-    fn crossing(&self, at: usize) -> Vec<String> {
-        let made = self.steps[..at].iter().filter(|step| step.fed);
-        let made = made.flat_map(|step| &step.makes);
-        let is_read = |name: &&String| self.last_reads.get(*name) >= Some(&at);
-        made.filter(is_read).cloned().collect()
+    /// The values that are made before each of these nodes and read from it on. The nodes are in the order of the graph.
+    fn crossing(&self, nodes: impl Iterator<Item = usize>) -> Vec<Vec<String>> {
+        let (mut open, mut seen): (Vec<(&String, usize)>, usize) = (Vec::new(), 0);
+        let before = |at: usize| {
+            let made = self.steps[seen..at].iter().filter(|step| step.fed);
+            let made = made.flat_map(|step| &step.makes);
+            open.extend(made.filter_map(|name| Some((name, *self.last_reads.get(name)?))));
+            open.retain(|(_, last)| *last >= at);
+            seen = at;
+            open.iter().map(|(name, _)| (*name).clone()).collect()
+        };
+        nodes.map(before).collect()
     }
 }
 
@@ -197,7 +214,11 @@ impl Tracer {
         let any = |of: &HashSet<String>| reads.iter().any(|name| of.contains(name));
         let (fed, weighted) = (any(&self.fed), any(&self.weighted));
         let elements = reads.iter().filter_map(|name| self.elements.get(name));
-        let elements: u64 = elements.sum();
+        // What is computed from weights is about as large as the largest of them.
+        let elements: u64 = match fed {
+            true => elements.sum(),
+            false => elements.copied().max().unwrap_or_default(),
+        };
         let makes: Vec<String> = node
             .output
             .iter()

@@ -5,7 +5,7 @@
 //! Why inputs: the runtime may prepack, fold or merge an initializer, and would then not see a patch
 //! to it. An input is always read.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::Write;
 use std::path::Path;
 
@@ -86,6 +86,7 @@ impl Graph {
     ) -> Result<Vec<u8>, GraphError> {
         let elem = self.output_type(head)?;
         move_to_inputs(self.proto_mut(), weights)?;
+        close(self.proto_mut());
         self.append(head, elem);
         embed(self.rewritten(rewrites)?, dir)
     }
@@ -104,6 +105,7 @@ impl Graph {
         data: &Path,
     ) -> Result<Vec<u8>, GraphError> {
         let constants = self.constants(weights, data)?;
+        close(self.proto_mut());
         let elem = self.output_type(head)?;
         self.append(head, elem);
         self = Self::decode(embed(self.rewritten(rewrites)?, dir)?.into())?;
@@ -204,6 +206,13 @@ fn move_to_inputs(graph: &mut GraphProto, weights: &[&str]) -> Result<(), GraphE
     Ok(())
 }
 
+/// Takes initializers off the inputs, where older exporters list them: a run could then replace them. None does,
+/// and only a constant is folded.
+fn close(graph: &mut GraphProto) {
+    let held: HashSet<&str> = graph.initializer.iter().map(TensorProto::name).collect();
+    graph.input.retain(|input| !held.contains(input.name()));
+}
+
 /// Log-softmax in f32, then the entry of the target: logits never leave the device, and the host
 /// adds up in f64. (A hand-written log-sum-exp is 17 times less accurate.)
 fn append_loss_head(graph: &mut GraphProto, logits: &str, logits_type: i32) {
@@ -235,4 +244,43 @@ fn op(op_type: &str, input: &[&str], output: &str, attribute: &str, value: i64) 
         output,
         &attributes,
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::hand_made::{Made, graph, with_weights};
+    use super::*;
+
+    #[test]
+    fn an_initializer_that_is_listed_as_an_input_becomes_a_constant_and_nobody_need_feed_it() {
+        let sum = Made {
+            op: "Sum",
+            input: &["x", "w", "c"],
+            output: "loss",
+            ..Made::default()
+        };
+        let listed = with_weights(graph(&[sum], &["w", "c"]), &["x", "w", "c"]);
+        let none = Path::new("");
+        let prepared = listed
+            .clone()
+            .prepare(&["w"], Head::Loss("loss"), &[], none);
+        let weight = WeightSpec {
+            input: "w".into(),
+            shape: vec![1],
+            dtype: Dtype::F32,
+            bytes: Bytes::from_static(&[0; 4]),
+        };
+        let data = tempfile::NamedTempFile::new().unwrap();
+        let bare = listed.with_constants(&[weight], Head::Loss("loss"), &[], none, data.path());
+        for (made, inputs, constants) in [
+            (prepared, &["x", "w"][..], &["c"][..]),
+            (bare, &["x"], &["c", "w"]),
+        ] {
+            let made = Graph::decode(made.unwrap().into()).unwrap();
+            let (graph, held) = (made.proto(), made.initializers().into_iter());
+            let found: Vec<&str> = graph.input.iter().map(ValueInfo::name).collect();
+            assert_eq!(found, inputs);
+            assert_eq!(held.map(|held| held.name).collect::<Vec<_>>(), constants);
+        }
+    }
 }

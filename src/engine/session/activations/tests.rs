@@ -97,3 +97,15 @@ fn a_plan_is_forgotten_in_every_micro_batch_size() {
     activations.clear();
     assert_eq!(activations.bytes(), 0);
 }
+
+#[test]
+fn small_values_of_many_plans_do_not_pile_up() {
+    let mut activations = Activations::within(u64::MAX);
+    for plan in 0..=u8::MAX {
+        activations.put(pass(plan), 0, entered(1, 1));
+        assert!(activations.passes.len() <= PASSES);
+    }
+    let last = (u8::MAX as usize + 1 - PASSES)..=u8::MAX as usize;
+    let last: Vec<_> = last.map(|plan| (u8::try_from(plan).unwrap(), 0)).collect();
+    assert_eq!(kept(&activations), last);
+}

@@ -1,6 +1,7 @@
 //! A graph in three parts, as ONNX Runtime runs it. Its first two parts read the same weight.
 
 use super::super::*;
+use crate::config::Provider;
 use crate::engine::tests::configuration;
 use crate::model::onnx::hand_made::{Made, Place, Runnable, with_weights};
 use crate::model::tensor::{Dtype, Elem};
@@ -26,11 +27,16 @@ fn floats(n: u8) -> Vec<u8> {
 }
 
 fn feeds() -> Vec<Feed<'static>> {
+    rows(2)
+}
+
+/// Inputs of so many rows.
+fn rows(rows: u8) -> Vec<Feed<'static>> {
     vec![Feed {
         name: "x",
-        shape: vec![2, 4],
+        shape: vec![rows.into(), 4],
         elem: Elem::F32,
-        bytes: floats(8),
+        bytes: floats(4 * rows),
     }]
 }
 
@@ -39,6 +45,10 @@ fn session(parts: usize, budget: u64) -> Session {
 }
 
 fn ending_with(last: &str, parts: usize, budget: u64) -> Session {
+    made_on(Provider::Cpu, last, parts, budget)
+}
+
+fn made_on(provider: Provider, last: &str, parts: usize, budget: u64) -> Session {
     let ending = ["m3", last];
     let nodes = [
         made("MatMul", &["x", "tied"], "m1"),
@@ -68,6 +78,7 @@ fn ending_with(last: &str, parts: usize, budget: u64) -> Session {
         bytes: floats(16).into(),
     };
     let mut config = configuration().engine;
+    config.execution_provider = provider;
     (config.parts, config.activation_cache) = (parts, budget);
     let weights = names.iter().map(weight).collect();
     Session::new(&config, source, &feeds(), weights, 1).unwrap()
@@ -138,5 +149,27 @@ fn without_room_every_lookup_misses_and_the_bits_are_the_same() {
     let mut session = session(3, 63);
     for _ in 0..2 {
         assert_eq!(look(&mut session, 2), (Some(Lookup::Miss), 0));
+    }
+}
+
+#[test]
+fn what_sessions_made_goes_before_they_do() {
+    for provider in [Provider::Cpu, Provider::WebGpu] {
+        let mut session = made_on(provider, "last", 3, 1 << 20);
+        let mut run = |count: u8| {
+            let batch = usize::from(count);
+            let reuse = Reuse {
+                pass: Pass { batch, ..PASS },
+                number: 0,
+                from: session.parts(),
+            };
+            session.run(rows(count), Some(reuse)).unwrap();
+            session.activation_bytes()
+        };
+        // What crosses both cuts, in a row.
+        let row = 2 * 4 * 4;
+        assert_eq!([2, 3, 4].map(&mut run), [2 * row, 5 * row, 9 * row]);
+        // A fourth size is one too many.
+        assert_eq!([5, 2].map(&mut run), [5 * row, 2 * row]);
     }
 }

@@ -282,3 +282,54 @@ fn a_graph_that_is_not_cut_is_its_own_part() {
     assert_eq!(told(&part)[1..], ["x w1 w2 w3", "", ""]);
     assert_eq!(part.graph.encode(), graph.encode());
 }
+
+#[test]
+fn a_graph_whose_nodes_are_not_in_order_stays_whole() {
+    let mut nodes = [
+        made("MatMul", &["x", "w1"], "m1"),
+        made("Relu", &["m1"], "r"),
+        made("MatMul", &["r", "w2"], "m2"),
+        made("Add", &["m2", "m1"], "y"),
+    ];
+    assert_eq!(of(&nodes, &["w1", "w2"]).1.boundaries().len(), 1);
+    nodes.swap(1, 2);
+    assert_eq!(of(&nodes, &["w1", "w2"]).1.boundaries(), []);
+}
+
+/// Each value is twice the one before, so there are more ways to the weight than any computer could go.
+#[test]
+fn what_is_computed_from_weights_is_followed_once() {
+    let names: Vec<String> = (0..100).map(|n| format!("a{n}")).collect();
+    let before = std::iter::once("w1").chain(names.iter().map(String::as_str));
+    let inputs: Vec<[&str; 2]> = before.map(|name| [name, name]).collect();
+    let doubled = names.iter().zip(&inputs);
+    let mut nodes: Vec<_> = doubled
+        .map(|(name, twice)| made("Add", twice, name))
+        .collect();
+    nodes.push(made("MatMul", &["x", "a99"], "m1"));
+    nodes.push(made("MatMul", &["m1", "w2"], "y"));
+    let (_, flow) = of(&nodes, &["w1", "w2"]);
+    assert_eq!(flow.work(), 32, "it is as large as the weight");
+    let readers = flow.first_readers(&HashSet::from(["w1", "w2"]));
+    assert_eq!(readers, BTreeSet::from([100, 101]));
+}
+
+#[test]
+fn values_of_a_long_graph_cross_where_they_are_still_read() {
+    let count = 20_000;
+    let names: Vec<String> = (0..count).map(|n| format!("v{n}")).collect();
+    let weights: Vec<String> = (0..count).map(|n| format!("w{n}")).collect();
+    let before = std::iter::once("x").chain(names.iter().map(String::as_str));
+    let inputs: Vec<[&str; 2]> = before.zip(&weights).map(|(b, w)| [b, w.as_str()]).collect();
+    let chain = names.iter().zip(&inputs);
+    let nodes: Vec<_> = chain
+        .map(|(name, input)| made("MatMul", input, name))
+        .collect();
+    let weights: Vec<&str> = weights.iter().map(String::as_str).collect();
+    let (_, flow) = of(&nodes, &weights);
+    let found = flow.boundaries();
+    assert_eq!(found.len(), count - 1);
+    for boundary in found {
+        assert_eq!(boundary.crossing, [names[boundary.at - 1].as_str()]);
+    }
+}
