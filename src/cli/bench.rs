@@ -9,6 +9,7 @@ use super::{Fault, Outcome, answer, answer_json, busy, offline};
 use crate::config::Config;
 use crate::model::onnx::synthetic::Decoder;
 use crate::selftest::bench::{Report, run};
+use crate::selftest::parts::Costs;
 use crate::selftest::synthetic_model::{HUNDRED_MILLION, SIX_HUNDRED_MILLION, make};
 
 #[derive(Debug, Args)]
@@ -84,28 +85,7 @@ fn table(report: &Report) -> String {
             report.ratio[density]
         ));
     }
-    let costs = &report.costs;
-    lines.push(format!(
-        "in one part              {:10.3} x bare, every tensor touched",
-        costs.ratio_whole
-    ));
-    let begins = std::iter::once("the start").chain(costs.cuts.iter().map(String::as_str));
-    for (number, (begin, ratio)) in (1..).zip(begins.zip(&costs.ratio_from)) {
-        let count = costs.ratio_from.len();
-        lines.push(format!(
-            "from part {number:<2} of {count:<2}       {ratio:10.3} x bare, from {begin} on"
-        ));
-    }
-    for (windows, mixed) in [("known", costs.mixed), ("half new", costs.mixed_fresh)] {
-        lines.push(format!(
-            "mixed, windows {windows:<8}  {:10.3} x bare, predicted {:.3}",
-            mixed.measured, mixed.predicted
-        ));
-    }
-    lines.push(format!(
-        "kept between the parts   {:10.1} MB",
-        megabytes(costs.activation_bytes)
-    ));
+    lines.extend(by_part(&report.costs));
     lines.push("stages of a candidate by itself, density 0.01:".into());
     for stage in ["fetch", "decode", "check", "patch", "forward", "restore"] {
         lines.push(format!("  {stage:<22} {:10.2} ms", report.stages_ms[stage]));
@@ -137,6 +117,32 @@ fn table(report: &Report) -> String {
         ),
     ]);
     lines.join("\n")
+}
+
+/// What a candidate costs by the part that it starts at.
+fn by_part(costs: &Costs) -> Vec<String> {
+    let mut lines = vec![format!(
+        "in one part              {:10.3} x bare, every tensor touched",
+        costs.ratio_whole
+    )];
+    let begins = std::iter::once("the start").chain(costs.cuts.iter().map(String::as_str));
+    for (number, (begin, ratio)) in (1..).zip(begins.zip(&costs.ratio_from)) {
+        let count = costs.ratio_from.len();
+        lines.push(format!(
+            "from part {number:<2} of {count:<2}       {ratio:10.3} x bare, from {begin} on"
+        ));
+    }
+    for (windows, mixed) in [("known", costs.mixed), ("half new", costs.mixed_fresh)] {
+        lines.push(format!(
+            "mixed, windows {windows:<8}  {:10.3} x bare, predicted {:.3}",
+            mixed.measured, mixed.predicted
+        ));
+    }
+    lines.push(format!(
+        "kept between the parts   {:10.1} MB",
+        megabytes(costs.activation_bytes)
+    ));
+    lines
 }
 
 #[expect(clippy::cast_precision_loss, reason = "one decimal is shown")]

@@ -93,15 +93,11 @@ pub async fn run(dir: &Path, config: &Config, aim: Duration) -> Result<Report, E
     let began = Instant::now();
     evaluate(&engine, &usual, &plan).await?;
     let repetitions = repetitions(began.elapsed(), aim);
-    let fetcher = Fetcher::new(config.candidates.clone(), None)
-        .map_err(|e| EngineError::new(Detail::ModelLoadFailed, e.to_string()))?;
-    let pipeline = Pipeline::new(engine.clone(), &config, fetcher, "bench", None);
+    let pipeline = pipeline(&engine, &config)?;
     let stages = stages(&pipeline, &package, &usual, &config, repetitions.min(20)).await?;
     let peak_rss_bytes = peak();
 
-    let every = |_| true;
-    let samples = DENSITIES.map(|density| sample(&package, &config, density, every, &mut random));
-    let samples: Vec<Sample> = samples.into_iter().collect::<Result<_, _>>()?;
+    let samples = samples(&package, &config, &mut random)?;
     let mut bare = bare(&package, &config, &plan)?;
     let compared = compare(&engine, &mut bare, &samples, &plan, repetitions).await?;
     let costs = Compared {
@@ -110,17 +106,12 @@ pub async fn run(dir: &Path, config: &Config, aim: Duration) -> Result<Report, E
         bare: &mut bare.engine,
         plan: &plan,
         random: &mut random,
-    };
-    let costs = costs.costs(repetitions)?;
+    }
+    .costs(repetitions)?;
     let stream = stream(&pipeline, &progress, &usual, repetitions, &config).await?;
     let decode_speed = decode_speed(&package, &config, &usual)?;
     let first = first(dir, &config, &usual, &plan, aim).await?;
-    let tensors = package.weights.tensors.iter();
-    let weights_bytes: u64 = tensors.map(|t| (t.numel * t.dtype.size()) as u64).sum();
-    let medians = |all: &[Vec<f64>]| {
-        let labels = DENSITIES.iter().map(ToString::to_string);
-        labels.zip(all.iter().map(|one| median(one))).collect()
-    };
+    let weights_bytes = weights_bytes(&package);
     let patched = stages["patch"] + stages["restore"];
     Ok(Report {
         bare_ms: median(&compared.bare),
@@ -144,6 +135,36 @@ pub async fn run(dir: &Path, config: &Config, aim: Duration) -> Result<Report, E
         provider: config.engine.execution_provider.execution_provider().into(),
         device: device_name(&config),
     })
+}
+
+fn pipeline(engine: &EngineHandle, config: &Config) -> Result<Pipeline, EngineError> {
+    let fetcher = Fetcher::new(config.candidates.clone(), None)
+        .map_err(|e| EngineError::new(Detail::ModelLoadFailed, e.to_string()))?;
+    let engine = engine.clone();
+    Ok(Pipeline::new(engine, config, fetcher, "bench", None))
+}
+
+/// A candidate of each density.
+fn samples(
+    package: &Package,
+    config: &Config,
+    random: &mut StdRng,
+) -> Result<Vec<Sample>, EngineError> {
+    let densities = DENSITIES.iter();
+    densities
+        .map(|density| sample(package, config, *density, |_| true, random))
+        .collect()
+}
+
+fn weights_bytes(package: &Package) -> u64 {
+    let tensors = package.weights.tensors.iter();
+    tensors.map(|t| (t.numel * t.dtype.size()) as u64).sum()
+}
+
+/// By density.
+fn medians(all: &[Vec<f64>]) -> BTreeMap<String, f64> {
+    let labels = DENSITIES.iter().map(ToString::to_string);
+    labels.zip(all.iter().map(|one| median(one))).collect()
 }
 
 /// As many repetitions as fit into the target time, but enough for a median.

@@ -97,6 +97,17 @@ pub(crate) fn graph(nodes: &[Made<'_>], initializers: &[&str]) -> Graph {
     of_nodes(&nodes, initializers)
 }
 
+/// A node that is named after its output.
+pub(crate) fn made<'a>(op: &'a str, input: &'a [&'a str], output: &'a str) -> Made<'a> {
+    Made {
+        name: output,
+        op,
+        input,
+        output,
+        ..Made::default()
+    }
+}
+
 /// The same graph with weights of 4 rows and columns among its inputs.
 pub(crate) fn with_weights(mut graph: Graph, weights: &[&str]) -> Graph {
     let weight = |name: &&str| value_info(name, FLOAT, vec![Some(4), Some(4)]);

@@ -3,23 +3,13 @@
 use super::super::*;
 use crate::config::Provider;
 use crate::engine::tests::configuration;
-use crate::model::onnx::hand_made::{Made, Place, Runnable, with_weights};
+use crate::model::onnx::hand_made::{Place, Runnable, made, with_weights};
 use crate::model::tensor::{Dtype, Elem};
 
 const PASS: Pass = Pass {
     plan: [1; 32],
     batch: 2,
 };
-
-fn made<'a>(op: &'a str, input: &'a [&'a str], output: &'a str) -> Made<'a> {
-    Made {
-        name: output,
-        op,
-        input,
-        output,
-        ..Made::default()
-    }
-}
 
 fn floats(n: u8) -> Vec<u8> {
     let values = (1..=n).map(f32::from);

@@ -1,19 +1,9 @@
 //! Graphs made by hand, where they may be cut, and the parts that come of it. `x` is fed, each `w` is a weight of 16
 //! elements.
 
-use super::super::hand_made::{self, Made, inside};
+use super::super::hand_made::{self, Made, inside, made};
 use super::super::proto::{FLOAT, NodeProto, decode_node, value_info};
 use super::*;
-
-fn made<'a>(op: &'a str, input: &'a [&'a str], output: &'a str) -> Made<'a> {
-    Made {
-        name: output,
-        op,
-        input,
-        output,
-        ..Made::default()
-    }
-}
 
 /// A graph of these nodes, in which `yes` is a constant.
 fn of_nodes(nodes: &[NodeProto], weights: &[&str]) -> (Graph, Dataflow) {

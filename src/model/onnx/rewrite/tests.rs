@@ -1,17 +1,7 @@
-use super::super::hand_made::{Made, Place, Runnable, operators};
+use super::super::hand_made::{Made, Place, Runnable, made, operators};
 use super::super::proto::{decode_node, value_info};
 use super::*;
 use prost::Message as _;
-
-fn made<'a>(op: &'a str, input: &'a [&'a str], output: &'a str) -> Made<'a> {
-    Made {
-        name: output,
-        op,
-        input,
-        output,
-        ..Made::default()
-    }
-}
 
 fn number<'a>(output: &'a str, int: &'a [(&'a str, i64)]) -> Made<'a> {
     Made {
