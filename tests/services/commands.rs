@@ -362,7 +362,8 @@ fn bench_reports_every_figure_and_needs_no_service() {
     let settings = stack
         .settings()
         .set("amqp.url", "amqp://guest:guest@127.0.0.1:1/%2f")
-        .set("redis.url", "redis://127.0.0.1:1/0");
+        .set("redis.url", "redis://127.0.0.1:1/0")
+        .set("engine.parts", 3);
     let arguments = ["bench", "--model", &package, "--seconds", "1", "--json"];
     let report = stack
         .command_with(settings.clone(), &arguments, "")
@@ -382,6 +383,19 @@ fn bench_reports_every_figure_and_needs_no_service() {
             "{figure}: {report}"
         );
     }
+    let costs = report["ratio_from"]
+        .as_array()
+        .expect("a cost of each part");
+    let costs = costs.iter().chain([
+        &report["ratio_whole"],
+        &report["mixed"]["predicted"],
+        &report["mixed"]["measured"],
+        &report["mixed_fresh"]["predicted"],
+        &report["mixed_fresh"]["measured"],
+    ]);
+    assert!(costs.clone().all(|c| c.as_f64() > Some(0.0)), "{report}");
+    let cuts = report["cuts"].as_array().map(Vec::len);
+    assert_eq!((costs.count(), cuts), (3 + 5, Some(2)), "{report}");
     for density in ["0.001", "0.01", "0.05"] {
         // How fast it is is not a test's to say on a busy machine; that it is compared is.
         for figure in ["evaluate_ms", "ratio"] {
