@@ -1,12 +1,15 @@
 """How many jobs may be at the broker, given the workers that are ready."""
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 
 from scorer_client.settings import Settings
-from scorer_client.workers import ALWAYS_ACCEPTED, FleetUnknown, Worker, accepted, answering, capacity, free
+from scorer_client.workers import ALWAYS_ACCEPTED, FleetUnknown, Worker, answering, capacity, free
 
 log = logging.getLogger(__name__)
+
+NAMED = 3  # How many workers a message names.
+A_WORKER_IS_READY = "A worker is ready again: jobs are sent."
 
 
 class FlowControl:
@@ -19,7 +22,7 @@ class FlowControl:
         self._learned_at = float("-inf")
         self._taken_since = 0
         self._known_places: dict[tuple[int | None, frozenset[str]], tuple[int, int]] = {}
-        self._warning = ""
+        self._warned: set[Hashable] = set()
 
     @property
     def due(self) -> bool:
@@ -30,10 +33,12 @@ class FlowControl:
         if isinstance(workers, FleetUnknown):
             self._workers = None
             blind = self._settings.outstanding_without_heartbeats
-            self._warn(f"{workers} Until it can be read, jobs are {f'sent {blind} at a time' if blind else 'held back'}.")
+            sent = f"sent {blind} at a time, and held back if they need more than score and validate" if blind else "held back"
+            self._warn("fleet", f"{workers} Until it can be read, jobs are {sent}.", A_WORKER_IS_READY)
         else:
             self._workers = list(workers)
-            self._warn("" if any(worker.ready for worker in self._workers) else "No worker is ready: jobs are held back.")
+            is_ready = any(worker.ready for worker in self._workers)
+            self._warn("fleet", "" if is_ready else "No worker is ready: jobs are held back.", A_WORKER_IS_READY)
         self._learned_at = self._clock()
         self._taken_since = 0
         self._known_places.clear()
@@ -45,7 +50,7 @@ class FlowControl:
         room. A worker with a free slot has nothing waiting in the queue.
         """
         if self._workers is None:
-            blind = self._settings.outstanding_without_heartbeats if needs <= ALWAYS_ACCEPTED else 0
+            blind = 0 if self.lacking(needs) else self._settings.outstanding_without_heartbeats
             return blind - outstanding
         slots, free_slots = self._places(self._workers, model_version, needs)
         return max(int(self._settings.jobs_per_slot * slots) - outstanding, free_slots - self._taken_since)
@@ -53,20 +58,41 @@ class FlowControl:
     def _places(self, workers: list[Worker], model_version: int | None, needs: frozenset[str]) -> tuple[int, int]:
         """The slots, and the free ones, of the workers that answer such a job: none if not all that may get it know it."""
         if (model_version, needs) not in self._known_places:
-            able = answering(workers, model_version)
-            # Of any version: one queue serves them all, and a worker refuses a kind of job that it does not know.
-            known = needs <= accepted(workers)
-            self._known_places[model_version, needs] = (capacity(able), free(able)) if known else (0, 0)
+            able, lacking = answering(workers, model_version), self.lacking(needs)
+            if workers:
+                begins = lacking and f"Jobs that need {_words(needs)} are held back: {lacking}."
+                self._warn(needs, begins, f"Every live worker accepts {_words(needs)} now.")
+            self._known_places[model_version, needs] = (0, 0) if lacking else (capacity(able), free(able))
         return self._known_places[model_version, needs]
+
+    def lacking(self, needs: frozenset[str]) -> str:
+        """Why jobs that need this are held back even where workers are ready; empty if they are not.
+
+        Workers of any version count: one queue serves them all, and a worker refuses a kind of job that it does not know.
+        """
+        if self._workers is None:
+            new = needs - ALWAYS_ACCEPTED
+            return f"it is not known whether every live worker accepts {_words(new)}" if new else ""
+        missing = {worker.id: needs - worker.accepts for worker in self._workers if not needs <= worker.accepts}
+        if not missing:
+            return ""
+        some = ", ".join(sorted(missing)[:NAMED]) + (", ..." if len(missing) > NAMED else "")
+        words = _words(frozenset().union(*missing.values()))
+        return f"some live workers do not accept {words}: {some} ({len(missing)} of {len(self._workers)})"
 
     def take(self) -> None:
         """A job is sent, and takes a slot that the latest list shows as free."""
         self._taken_since += 1
 
-    def _warn(self, warning: str) -> None:
+    def _warn(self, about: Hashable, warning: str, end: str) -> None:
         """Logs a warning when the condition begins, and once more when it ends."""
-        if warning and not self._warning:
+        if warning and about not in self._warned:
             log.warning(warning)
-        elif self._warning and not warning:
-            log.warning("A worker is ready again: jobs are sent.")
-        self._warning = warning
+            self._warned.add(about)
+        elif not warning and about in self._warned:
+            log.warning(end)
+            self._warned.remove(about)
+
+
+def _words(needs: Iterable[str]) -> str:
+    return " and ".join(sorted(needs))

@@ -247,7 +247,8 @@ class Ledger:
         pending = self._ending[0]
         if pending.error is not None:
             return Turn(NotSent(pending.job, pending.error), pending=pending)
-        return Turn(TimedOut(pending.job, self._clock() - pending.since, pending.outstanding), pending=pending)
+        why = "" if pending.published else self._flow.lacking(pending.job.needs)
+        return Turn(TimedOut(pending.job, self._clock() - pending.since, pending.outstanding, why), pending=pending)
 
     def _next_result(self) -> Turn | None:
         if not self._inbox:

@@ -17,15 +17,19 @@ class Answer:
 
 @dataclass(frozen=True)
 class TimedOut:
-    """No result came in time. If RabbitMQ confirmed the job, a late Answer may follow; otherwise it may not have been sent."""
+    """No result came in time. If RabbitMQ confirmed the job, a late Answer may follow; otherwise it may not have been sent.
+
+    `why` says which workers it waited for, if it was never sent because they do not accept such a job.
+    """
 
     job: Job
     after_s: float
     confirmed: bool
+    why: str = ""
 
     def __str__(self) -> str:
-        held = "it was held back because no worker for it was known to be ready, or RabbitMQ did not confirm it"
-        where = "RabbitMQ has it" if self.confirmed else held
+        unsure = "no worker for it was known to be ready, or RabbitMQ did not confirm it"
+        where = "RabbitMQ has it" if self.confirmed else f"it was held back because {self.why or unsure}"
         return f"Job {self.job.submission_id} has no result after {self.after_s:.0f} s: {where}."
 
 
