@@ -24,6 +24,7 @@ from scorer_client.metrics import Metrics
 from scorer_client.outcomes import Answer, NotSent, Outcome, TimedOut, Unreadable
 from scorer_client.results import Loss, Refusal, Result, Score
 from scorer_client.settings import Settings
+from scorer_client.stops import Stop, StoppedEarly
 from scorer_client.workers import FleetUnknown, Worker
 
 __all__ = [
@@ -47,7 +48,9 @@ __all__ = [
     "Result",
     "Score",
     "Settings",
+    "Stop",
     "Stopped",
+    "StoppedEarly",
     "TimedOut",
     "TopologyMissing",
     "Unencodable",

@@ -32,12 +32,18 @@ from scorer_client.jobs import Candidate, Job
 from scorer_client.outcomes import NotSent, Outcome
 from scorer_client.report import Report
 from scorer_client.settings import Settings
+from scorer_client.stops import ASSUMPTION, Stop
 from scorer_client.stores import MASTER
 from scorer_client.workers import FleetUnknown, Worker, ready
 
 SUCCESS, NEGATIVE, USAGE, UNAVAILABLE, INTERRUPTED = 0, 1, 64, 69, 130
 MAX_INLINE_BYTES = 4 * 1024 * 1024  # the default of candidates.max_inline_bytes
 ZSTD_MAGIC = bytes.fromhex("28b52ffd")
+STOP_HELP = (
+    "end an evaluation once it is decided that delta is below 0, or below MARGIN; of the evaluations where it is not, a "
+    f"share of at most ALPHA ends so (0.01 is a good choice). {ASSUMPTION} K = max(8, 2.5 * N^(1/4)) for a plan of N "
+    "windows. The line of a result that ended early begins with `stopped`."
+)
 
 
 class UsageError(Exception):
@@ -96,9 +102,22 @@ def add_score(score: argparse.ArgumentParser) -> None:
     score.add_argument("--learning-rate", type=float, help="required for gradients, not allowed for param_diff")
     score.add_argument("--model-version", type=int, help="default: the newest version that a ready worker serves")
     score.add_argument("--nonce", default="", help="selects the evaluation windows")
+    score.add_argument("--stop", type=stop, metavar="ALPHA[,MARGIN[,proven]]", help=STOP_HELP)
     score.add_argument("--compression", choices=("zstd",), help="compress files that are not compressed yet")
     score.add_argument("--timeout", type=float, default=900.0, help="seconds for each candidate, including waiting")
     score.add_argument("--without-heartbeats", action="store_true", help="submit even while Redis is unavailable")
+
+
+def stop(text: str) -> Stop:
+    """The value of --stop."""
+    alpha, *rest = text.split(",")
+    margin, *last = rest or ["0"]
+    try:
+        if last not in ([], ["proven"]):
+            raise ValueError("the third part can only be the word proven.")
+        return Stop(float(alpha), float(margin), proven=bool(last))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r:.80} is not ALPHA[,MARGIN[,proven]]: {error}") from error
 
 
 def status(arguments: argparse.Namespace) -> int:
@@ -126,7 +145,7 @@ def score(arguments: argparse.Namespace) -> int:
     fleet, broker = open_fleet(arguments), open_broker(arguments)
     version = newest_version(fleet, arguments.model) if arguments.model_version is None else arguments.model_version
     files = {unique_name(path): path for path in arguments.files}
-    jobs = [Job(name, version, candidate(path, arguments), arguments.nonce) for name, path in files.items()]
+    jobs = [Job(name, version, candidate(path, arguments), arguments.nonce, stop=arguments.stop) for name, path in files.items()]
     report = Report(files)
     blind = len(jobs) if arguments.without_heartbeats else 0
     settings = Settings(timeout_s=arguments.timeout, outstanding_without_heartbeats=blind)

@@ -17,6 +17,7 @@ from scorer_client.outcomes import Outcome
 from scorer_client.promises import ThreadPromise
 from scorer_client.results import Result
 from scorer_client.settings import Settings
+from scorer_client.stops import Stop
 from scorer_client.workers import FleetUnknown
 
 Handler = Callable[[Outcome], None]
@@ -29,7 +30,8 @@ def ignore(outcome: Outcome) -> None:
 class Client:
     """Works inside `collect` and `step`, in your thread; or, after `start`, in a thread of its own.
 
-    - A job is held back while no worker of its version is ready, or while Redis is unavailable (see Settings).
+    - A job is held back while no worker of its version is ready, while a live worker of the model does not accept such
+      a job, or while Redis is unavailable (see Settings).
     - A job is sent when the broker confirms it. If the connection is lost first, it is published again, so the broker
       may have it twice; its answer is still handed over once.
     - A result is acknowledged when the handler returns. If the handler raises, it is handed over again.
@@ -109,9 +111,11 @@ class Client:
         deadline_ms: int | None = None,
         context: Mapping[str, Any] | None = None,
         timeout_s: float | None = None,
+        stop: Stop | None = None,
     ) -> Future[Result]:
         """Submits a score job: see Job and `submit`."""
-        return self.submit(Job(submission_id, model_version, candidate, nonce, shards, deadline_ms, context), timeout_s)
+        job = Job(submission_id, model_version, candidate, nonce, shards, deadline_ms, context, stop=stop)
+        return self.submit(job, timeout_s)
 
     def validate(
         self,

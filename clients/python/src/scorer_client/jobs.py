@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 import msgpack  # type: ignore[import-untyped]
 
+from scorer_client.stops import Stop
+
 Format = Literal["binary_v2", "safetensors", "pt_chunks"]
 Semantics = Literal["gradient", "param_diff"]
 Encoding = Literal["application/msgpack", "application/json"]
@@ -59,6 +61,8 @@ class Job:
     context: Mapping[str, Any] | None = None
     priority: int | None = None
     """Of the message, 0 to 255: from RabbitMQ 4.0 on, higher ones are delivered first; 4 is what a job has without one."""
+    stop: Stop | None = None
+    """Of score jobs: lets the evaluation end early. The job is held back until every live worker of the model knows it."""
 
     def __post_init__(self) -> None:
         if self.priority is not None and not 0 <= self.priority <= 255:
@@ -67,6 +71,8 @@ class Job:
             raise ValueError(f"submission_id {self.submission_id!r:.140} must be 1 to 128 characters of A-Z a-z 0-9 . _ : -")
         if self.candidate is not None and self.model_version is None:
             raise ValueError(f"Job {self.submission_id} has a candidate: set model_version to the version it was made from.")
+        if self.candidate is None and self.stop is not None:
+            raise ValueError(f"Job {self.submission_id} has a stop and no candidate: only score jobs can be stopped early.")
 
     @property
     def kind(self) -> Literal["score", "validate"]:
@@ -75,7 +81,7 @@ class Job:
     @property
     def needs(self) -> frozenset[str]:
         """The words that a worker's `accepts` must list for it to know this job."""
-        return frozenset({self.kind})
+        return frozenset({self.kind} if self.stop is None else {self.kind, "stop"})
 
     def body(self, model: str, encoding: Encoding) -> bytes:
         """The message for the model's workers. Raises ValueError if the encoding cannot hold it."""
@@ -89,7 +95,11 @@ class Job:
             raise ValueError(f"Job {self.submission_id} cannot be encoded as {encoding}: {error}.") from error
 
     def _fields(self, model: str) -> dict[str, Any]:
-        validation = _without_none({"nonce": self.nonce, "shards": self.shards and list(self.shards)})
+        validation = {
+            "nonce": self.nonce,
+            "shards": self.shards and list(self.shards),
+            "stop": self.stop and self.stop.fields(),
+        }
         fields = {
             "v": 1,
             "kind": self.kind,
@@ -97,7 +107,7 @@ class Job:
             "model": model,
             "model_version": self.model_version,
             "candidate": self.candidate and self.candidate.fields(),
-            "validation": validation,
+            "validation": _without_none(validation),
             "deadline_ms": self.deadline_ms,
             "context": self.context,
         }

@@ -27,7 +27,10 @@ class Metrics:
         """RabbitMQ has the job, this long after it was submitted."""
 
     def answered(self, job: Job, result: Result, seconds: float) -> None:
-        """The first result of the job, this long after it was submitted. See `result.status` and `result.code`."""
+        """The first result of the job, this long after it was submitted. See `result.status` and `result.code`.
+
+        Count a Score that was `stopped` as such: its delta is no measurement.
+        """
 
     def timed_out(self, job: Job) -> None:
         """The job ended with a TimedOut."""

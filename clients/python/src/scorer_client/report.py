@@ -6,6 +6,7 @@ from scorer_client import sketches
 from scorer_client.console import print_error, printable
 from scorer_client.outcomes import Answer, NotSent, Outcome, TimedOut, Unreadable
 from scorer_client.results import Loss, Refusal, Result, Score
+from scorer_client.stops import StoppedEarly
 
 
 class Report:
@@ -44,6 +45,8 @@ class Report:
 
 def verdict_line(result: Result) -> str:
     match result.verdict:
+        case Score(windows=windows, stopped=StoppedEarly() as stopped):
+            return stopped_line(stopped, windows)
         case Score(delta=delta, stderr=None):
             return f"scored  delta {delta:+.6f}"
         case Score(delta=delta, stderr=stderr):
@@ -52,3 +55,13 @@ def verdict_line(result: Result) -> str:
             return f"scored  loss {loss:.6f}"
         case Refusal(code, message, retryable):
             return f"{result.status}  {code}: {message}{' (may be submitted again)' if retryable else ''}"
+
+
+def stopped_line(stopped: StoppedEarly, windows: int) -> str:
+    """Without the delta of the windows that ran, which is no measurement."""
+    asked = f"alpha {stopped.alpha:g}, margin {stopped.margin:g}" if stopped.margin else f"alpha {stopped.alpha:g}"
+    asked += ", proven" if stopped.proven else ""
+    bound = f"stopped  {stopped.decision}: delta at most {stopped.upper:+.6f} ({asked})"
+    finished = stopped.finished_delta
+    checked = "" if finished is None else f"; finished to check the stop: delta {finished:+.6f}"
+    return f"{bound}, after {windows} of {stopped.of} windows{checked}"

@@ -12,11 +12,17 @@ import msgpack  # type: ignore[import-untyped]
 
 from scorer_client.fields import Fields, Malformed
 from scorer_client.sketches import PLACES, Sketch
+from scorer_client.stops import StoppedEarly
 
 
 @dataclass(frozen=True)
 class Score:
-    """A candidate's effect on the held-out loss. `stderr` is None below two windows."""
+    """A candidate's effect on the held-out loss. `stderr` is None below two windows.
+
+    Where the evaluation was `stopped`, `windows`, `delta` and the losses are those of the windows that ran. Their mean is
+    biased: such a delta is no measurement, and belongs in no mean, ranking or comparison. `score` is then 0 and `stderr`
+    None.
+    """
 
     score: float
     delta: float
@@ -26,6 +32,7 @@ class Score:
     windows: int
     plan: str
     sketch: Sketch | None = field(repr=False)
+    stopped: StoppedEarly | None = None
 
 
 @dataclass(frozen=True)
@@ -127,7 +134,7 @@ def _verdict(fields: Fields, status: str) -> Score | Loss | Refusal:
 
 
 def _score(fields: Fields) -> Score:
-    return Score(
+    score = Score(
         score=fields.number("score"),
         delta=fields.number("delta"),
         stderr=fields.number("stderr") if fields.has("stderr") else None,
@@ -136,7 +143,13 @@ def _score(fields: Fields) -> Score:
         windows=fields.whole("windows"),
         plan=_plan(fields),
         sketch=_sketch(fields.part("candidate")),
+        stopped=StoppedEarly.read(fields.part("stopped")) if fields.has("stopped") else None,
     )
+    if score.stopped is not None and score.score != 0:
+        raise fields.wrong("score", "0, because the evaluation was stopped")
+    if score.stopped is not None and score.stderr is not None:
+        raise fields.wrong("stderr", "null, because the evaluation was stopped")
+    return score
 
 
 def _plan(fields: Fields) -> str:

@@ -18,6 +18,7 @@ from scorer_client.outcomes import Outcome
 from scorer_client.promises import TaskPromise
 from scorer_client.results import Result
 from scorer_client.settings import Settings
+from scorer_client.stops import Stop
 from scorer_client.workers import FleetUnknown
 
 Handler = Callable[[Outcome], Awaitable[None]]
@@ -30,7 +31,8 @@ async def ignore(outcome: Outcome) -> None:
 class Client:
     """Works in two tasks, from entering `async with` until leaving it.
 
-    - A job is held back while no worker of its version is ready, or while Redis is unavailable (see Settings).
+    - A job is held back while no worker of its version is ready, while a live worker of the model does not accept such
+      a job, or while Redis is unavailable (see Settings).
     - A job is sent when the broker confirms it. If the connection is lost first, it is published again, so the broker
       may have it twice; its answer is still handed over once.
     - A result is acknowledged when the handler returns, which is called with one outcome at a time. If it raises, the
@@ -120,9 +122,10 @@ class Client:
         deadline_ms: int | None = None,
         context: Mapping[str, Any] | None = None,
         timeout_s: float | None = None,
+        stop: Stop | None = None,
     ) -> Result:
         """The result of a score job: see Job and `submit`."""
-        job = Job(submission_id, model_version, candidate, nonce, shards, deadline_ms, context)
+        job = Job(submission_id, model_version, candidate, nonce, shards, deadline_ms, context, stop=stop)
         return await self._result(job, timeout_s)
 
     async def validate(
