@@ -92,9 +92,7 @@ def source():
     document, update, shapes = json.loads((CANDIDATES / CUT_FROM).read_text()), {}, {}
     for name in TENSORS:
         entry = document[name]
-        k, packed = entry["k"], zlib.decompress(base64.b64decode(entry["data"]))
-        update[name] = np.frombuffer(packed, "<f4", k), np.frombuffer(packed, "<i4", k, 4 * k)
-        shapes[name] = tuple(entry["shape"])
+        update[name], shapes[name] = wire.unpacked(entry), tuple(entry["shape"])
     return update, shapes
 
 

@@ -36,17 +36,18 @@ def plan(entries):
 class Windows:
     """The windows that a job reads, in the contract's order, and their plan."""
 
-    def __init__(self, shards, length, nonce="", ids=None, shift=1):
+    def __init__(self, shards, length, nonce="", ids=None, shift=1, per_row=1):
         chunks, entries = [], []
         for shard in sorted(shards) if ids is None else ids:
             for row, tokens in enumerate(np.atleast_2d(shards[shard])):
                 numel = len(tokens)
                 if numel < length + 1:
                     continue
-                key = hashlib.sha256(f"{nonce}:{shard}:{row}:0:{numel}:{length}".encode()).digest()
-                start = int.from_bytes(key[:8], "big") % (numel - length)
-                chunks.append(tokens[start : start + length + 1])
-                entries.append((shard, row, start, length, shift))
+                for k in range(per_row):
+                    key = hashlib.sha256(f"{nonce}:{shard}:{row}:{k}:{numel}:{length}".encode()).digest()
+                    start = int.from_bytes(key[:8], "big") % (numel - length)
+                    chunks.append(tokens[start : start + length + 1])
+                    entries.append((shard, row, start, length, shift))
         self.chunks = np.stack(chunks).astype(np.int64)
         self.plan = plan(entries)
         self.inputs, self.targets = self.chunks[:, :length], self.chunks[:, shift:]

@@ -15,6 +15,13 @@ def packed(values, indices):
     return values.astype(values.dtype.newbyteorder("<")).tobytes() + indices.astype("<i4").tobytes()
 
 
+def unpacked(fields):
+    """The values and indices of one tensor of a candidate; whether the values have two bytes or four, its length tells."""
+    k, raw = fields["k"], zlib.decompress(base64.b64decode(fields["data"]))
+    split = len(raw) - 4 * k
+    return np.frombuffer(raw[:split], f"<f{split // k}"), np.frombuffer(raw[split:], "<i4")
+
+
 def entry(shape, values, indices, **override):
     """One tensor of a candidate; `override` replaces fields, to make malformed ones."""
     data = base64.b64encode(zlib.compress(packed(values, indices), 1)).decode()
@@ -28,6 +35,14 @@ def dict_form(entries):
 
 def list_form(entries):
     return dumps([{"name": name, **fields} for name, fields in entries.items()])
+
+
+def decode(body):
+    """The sparse update of a sound candidate in either form."""
+    document = json.loads(body)
+    if isinstance(document, dict):
+        document = [fields | {"name": name} for name, fields in document.items() if isinstance(fields, dict)]
+    return {fields["name"]: unpacked(fields) for fields in document}
 
 
 def dumps(document):
