@@ -23,19 +23,25 @@ FOREIGN = {"rabbitmq_queue_messages", "rabbitmq_queue_messages_ready", "rabbitmq
 
 
 def exported():
-    """The names of the reference, and what a histogram makes of one."""
-    names = set(re.findall(r"^\| `((?:scorer|process)_\w+)`", METRICS.read_text(), re.MULTILINE))
-    return names | FOREIGN | {name + part for name in names for part in ("_bucket", "_sum", "_count") if "_seconds" in name}
+    """The names of the reference, what a histogram makes of one, and what the rules record."""
+    kinds = dict(re.findall(r"^\| `((?:scorer|process)_\w+)` \| (\w+)", METRICS.read_text(), re.MULTILINE))
+    histograms = (name for name, kind in kinds.items() if kind == "histogram")
+    parts = {name + part for name in histograms for part in ("_bucket", "_sum", "_count")}
+    return {*kinds, *parts, *FOREIGN, *(rule["record"] for rule in recordings())}
 
 
 def used(text):
-    """Metrics in an expression or in a text with one."""
-    return set(re.findall(r"\b(?:scorer|process|rabbitmq)_\w+", text))
+    """Metrics in an expression or in a text with one. What is recorded has colons: `job:scorer_jobs:rate5m`."""
+    return set(re.findall(r"(?<![\w:])(?:\w+:)?(?:scorer|process|rabbitmq)_\w+(?::\w+)?", text))
 
 
-def rules():
+def rules(kind="alert"):
     for group in yaml.safe_load(ALERTS.read_text())["groups"]:
-        yield from group["rules"]
+        yield from (rule for rule in group["rules"] if kind in rule)
+
+
+def recordings():
+    return rules("record")
 
 
 def problems():
@@ -51,6 +57,9 @@ def problems():
 def alert_problems():
     where, known = within(ALERTS), exported()
     headings = set(re.findall(r"^#+ (\w+)$", RUNBOOK.read_text(), re.MULTILINE))
+    for rule in recordings():
+        for metric in used(rule["expr"]) - known:
+            yield f"{where}: {rule['record']} is made of {metric}, which {within(METRICS)} does not have: correct it, or add it to the worker"
     seen = set()
     for rule in rules():
         name, notes = rule["alert"], rule.get("annotations", {})
