@@ -4,9 +4,11 @@
 
 mod class;
 mod load;
+mod measured;
 mod objective;
 pub mod patch;
 mod probe;
+pub mod sequential;
 pub mod session;
 pub mod statistics;
 #[cfg(test)]
@@ -28,11 +30,14 @@ use crate::model::tensor::Elem;
 use crate::protocol::failure::{Code, Failure};
 use crate::protocol::heartbeat::{EngineFacts, PlacementFacts};
 use crate::protocol::state::Detail;
+use crate::protocol::stop::{Stop, Stopped};
 use crate::telemetry::progress::Progress;
 use crate::util::clock::Lap;
 pub use load::check;
+use measured::{Measured, Watch};
 use objective::Measure;
 use patch::{Patch, Patches};
+use sequential::SequentialTest;
 use session::{
     Feed, Lookup, Partition, Pass, Placement, Reuse, Session, SessionError, Source, Terminator,
 };
@@ -96,12 +101,39 @@ impl Laps {
 /// A candidate's effect.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Evaluation {
-    /// Losses before and after, and their statistics.
+    /// Losses before and after, and their statistics; of one that was stopped, of the windows that ran.
     pub paired: Paired,
+    /// Windows that these are from.
+    pub windows: u64,
+    /// Targets counted in them.
+    pub tokens: u64,
+    /// How it was decided before the plan's end, if it was.
+    pub stopped: Option<Stopped>,
+    /// See [`sequential::gain_ratio`]; only of a plan that was measured whole.
+    pub gain_ratio: Option<f64>,
     /// The first part of the graph with another weight; none if no weight differs.
     pub from: Option<usize>,
     /// Where the time went.
     pub laps: Laps,
+}
+
+impl Evaluation {
+    /// Whether the whole graph ran, on all windows.
+    pub fn is_whole(&self) -> bool {
+        let all = self
+            .stopped
+            .is_none_or(|stopped| stopped.finished.is_some());
+        all && self.from == Some(0)
+    }
+}
+
+/// Lets an evaluation end early.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Early {
+    /// What the job allows.
+    pub stop: Stop,
+    /// Measure the plan to its end all the same, to check the decision.
+    pub finish: bool,
 }
 
 /// Makes a new session allocate four petabytes and returns its failure.
@@ -289,8 +321,15 @@ impl Engine {
     ///
     /// # Errors
     /// A typed failure; the weights are restored in that case too.
-    pub fn score(&mut self, patches: &Patches, plan: &Plan) -> Result<Evaluation, Failure> {
-        self.while_memory_lasts(plan, |engine, batch| engine.evaluate(patches, plan, batch))
+    pub fn score(
+        &mut self,
+        patches: &Patches,
+        plan: &Plan,
+        early: Option<Early>,
+    ) -> Result<Evaluation, Failure> {
+        self.while_memory_lasts(plan, |engine, batch| {
+            engine.evaluate(patches, plan, batch, early)
+        })
     }
 
     /// Halves the micro-batch when memory runs out, down to one window. This lasts for one job only: the
@@ -329,7 +368,7 @@ impl Engine {
             return Ok(Arc::clone(known));
         }
         let untouched = Some(self.session.parts());
-        let losses = Arc::new(self.losses(plan, batch, untouched)?);
+        let losses = Arc::new(self.losses(plan, batch, untouched, None)?);
         if let Some(window) = losses.iter().position(|l| !l.is_finite()) {
             let message = format!(
                 "the current model's own loss is not finite on these windows: window {window} of {} is the first",
@@ -353,6 +392,7 @@ impl Engine {
         patches: &Patches,
         plan: &Plan,
         batch: usize,
+        early: Option<Early>,
     ) -> Result<Evaluation, Failure> {
         let _busy = self.progress.begin();
         let began = Instant::now();
@@ -360,13 +400,14 @@ impl Engine {
         let before = self.baseline(plan, batch)?;
         let baseline = (!known).then(|| Lap::since(began));
         let from = self.first_touched(patches);
+        let mut watch = early.map(|early| self.watch(early, &before, plan));
         let began = Instant::now();
         let patches = &patches.patches;
         let written = self.write(patches);
         let apply = Lap::since(began);
         let began = Instant::now();
         let after = written.and_then(|()| match from {
-            Some(_) => self.losses(plan, batch, from),
+            Some(_) => self.losses(plan, batch, from, watch.as_mut()),
             // Every weight has the bits it had, so every loss has.
             None => Ok(before.to_vec()),
         });
@@ -379,16 +420,24 @@ impl Engine {
             forward,
             restore: Lap::since(began),
         };
-        let after = after?;
-        if let Some(window) = after.iter().position(|l| !l.is_finite()) {
-            let message = format!("the candidate makes the loss of window {window} non-finite");
-            return Err(Failure::new(Code::NonFiniteLoss, message));
+        let measured = Measured {
+            plan,
+            batch: self.batch_of(plan),
+            before: &before,
+            after: &after?,
+        };
+        let decided = watch.and_then(|watch| watch.decided());
+        measured.evaluation(decided, from, laps)
+    }
+
+    /// The micro-batch that memory suffices for has no say in how many windows are measured.
+    fn watch(&self, early: Early, before: &[f64], plan: &Plan) -> Watch {
+        let before = plan.order.iter().map(|at| before[*at]).collect();
+        let (batch, may_be_negative) = (self.batch_of(plan), self.measure.may_be_negative());
+        Watch {
+            test: SequentialTest::new(early.stop, before, batch, may_be_negative),
+            early,
         }
-        Ok(Evaluation {
-            paired: statistics::paired(&before, &after),
-            from,
-            laps,
-        })
     }
 
     /// The first part that reads a weight which differs from the baseline's; none if none differs.
@@ -461,17 +510,18 @@ impl Engine {
     /// # Errors
     /// When the model does not run.
     pub fn pass(&mut self, plan: &Plan) -> Result<Vec<f64>, Failure> {
-        self.losses(plan, self.batch_of(plan), None)
+        self.losses(plan, self.batch_of(plan), None, None)
     }
 
     /// The losses in the order of the plan; they are measured in its order of measuring. With `from`, the weights
     /// of all parts before that one are the baseline's, and what these make is kept for the plan. Without, the
-    /// whole graph runs and nothing is kept.
+    /// whole graph runs and nothing is kept. The watch may end it early: the losses of the other windows are NaN.
     fn losses(
         &mut self,
         plan: &Plan,
         batch: usize,
         from: Option<usize>,
+        mut watch: Option<&mut Watch>,
     ) -> Result<Vec<f64>, Failure> {
         let _busy = self.progress.begin();
         let mut losses = vec![f64::NAN; plan.windows.len()];
@@ -483,8 +533,11 @@ impl Engine {
             let windows: Vec<&Window> = places.iter().map(|at| &plan.windows[*at]).collect();
             let reuse = from.map(|from| Reuse { pass, number, from });
             let measured = self.micro_batch_losses(&windows, batch, reuse)?;
-            for (at, loss) in places.iter().zip(measured) {
-                losses[*at] = loss;
+            for (at, loss) in places.iter().zip(&measured) {
+                losses[*at] = *loss;
+            }
+            if watch.as_mut().is_some_and(|watch| watch.ends(&measured)) {
+                break;
             }
         }
         Ok(losses)

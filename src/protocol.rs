@@ -18,6 +18,7 @@ pub mod result;
 pub mod schema;
 pub mod signature;
 pub mod state;
+pub mod stop;
 mod tree;
 pub mod update_manifest;
 mod version;

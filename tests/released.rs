@@ -19,7 +19,7 @@ use scorer::protocol::failure::Code;
 use scorer::protocol::heartbeat::{Accepts, Record};
 use scorer::protocol::job::{self, Compression, Format, Semantics, Validation};
 use scorer::protocol::message::{
-    Blob, CandidateMessage, JobMessage, ScoreMessage, V1, ValidateMessage,
+    Blob, CandidateMessage, JobMessage, ScoreMessage, ScoreValidation, V1, ValidateMessage,
 };
 use scorer::protocol::result::ResultMessage;
 use scorer::protocol::state::{Detail, State};
@@ -209,7 +209,11 @@ fn jobs() -> [JobMessage; 2] {
         model: Some("tinylm".into()),
         model_version: 7,
         candidate,
-        validation: validation(),
+        validation: validation().map(|Validation { shards, nonce }| ScoreValidation {
+            shards,
+            nonce,
+            stop: None,
+        }),
         deadline_ms: Some(1_790_000_000_000),
         context: context(),
     };

@@ -6,8 +6,10 @@ use std::path::Path;
 use anyhow::Context;
 use scorer::config::{Config, Layers};
 use scorer::fleet::client::{Client, Outcome};
-use scorer::protocol::job::{Format, Semantics, Validation};
-use scorer::protocol::message::{Blob, CandidateMessage, JobMessage, ScoreMessage, V1};
+use scorer::protocol::job::{Format, Semantics};
+use scorer::protocol::message::{
+    Blob, CandidateMessage, JobMessage, ScoreMessage, ScoreValidation, V1,
+};
 
 #[tokio::main]
 #[expect(clippy::print_stdout, reason = "its answer")]
@@ -56,9 +58,9 @@ fn job(file: &Path, version: u64) -> anyhow::Result<JobMessage> {
             sha256: None,
             size: None,
         },
-        validation: Some(Validation {
+        validation: Some(ScoreValidation {
             nonce: "epoch-1".into(),
-            shards: None,
+            ..ScoreValidation::default()
         }),
         deadline_ms: None,
         context: None,

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::offline::{WindowArgs, word};
+use super::offline::{StopArgs, WindowArgs, word};
 use super::topology::link;
 use super::{Exit, Fault, Outcome, answer, model_name};
 use crate::broker::amqp::Link;
@@ -48,6 +48,8 @@ pub(super) struct SubmitArgs {
     model_version: Option<u64>,
     #[command(flatten)]
     windows: WindowArgs,
+    #[command(flatten)]
+    stop: StopArgs,
     /// JSON object that is returned with the result.
     #[arg(long, value_name = "JSON")]
     context: Option<String>,
@@ -70,6 +72,11 @@ pub(super) struct SubmitArgs {
 }
 
 pub(super) async fn submit(config: &Config, args: SubmitArgs) -> Outcome {
+    if args.jobs.is_some() && args.stop.stop.is_some() {
+        return Err(Fault::usage(
+            "--stop: not with --jobs, where each job says so itself, in validation.stop",
+        ));
+    }
     let model = model_name(config)?;
     let jobs = match &args.jobs {
         Some(path) => read_jobs(path)?,

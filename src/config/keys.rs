@@ -25,6 +25,8 @@ pub(super) enum Type {
     Choice(&'static [&'static str]),
     Integer(i64, i64),
     Boolean,
+    /// A number from 0 to 1.
+    Share,
     Duration(Duration, Duration),
     Size,
     TextList,
@@ -38,6 +40,7 @@ pub(super) const KEYS: &[(&str, Type)] = &[
     ("worker.id", Type::Text),
     ("worker.score_timeout", Type::Duration(MILLISECOND, YEAR)),
     ("worker.drain_timeout", Type::Duration(Duration::ZERO, YEAR)),
+    ("worker.finish_stopped", Type::Share),
     ("model.name", Type::Text),
     ("model.dir", Type::Text),
     ("model.state_dir", Type::Text),
@@ -150,6 +153,10 @@ pub(super) fn read(kind: Type, text: &str) -> Result<Value, String> {
             .parse()
             .map(Value::Boolean)
             .map_err(|_| format!("{text:?} is neither true nor false")),
+        Type::Share => trimmed
+            .parse()
+            .map(Value::Float)
+            .map_err(|_| format!("{text:?} is not a number")),
         // Not the text itself: it may hold a password.
         Type::Urls => trimmed
             .parse()
@@ -174,6 +181,11 @@ pub(super) fn check(kind: Type, value: &Value) -> Result<(), String> {
         (Type::Integer(least, most), Value::Integer(n)) => {
             Err(format!("must be from {least} to {most}, it is {n}"))
         }
+        (Type::Share, Value::Float(share)) if (0.0..=1.0).contains(share) => Ok(()),
+        (Type::Share, Value::Integer(0 | 1)) => Ok(()),
+        (Type::Share, Value::Float(_) | Value::Integer(_)) => {
+            Err(format!("must be from 0 to 1, it is {value}"))
+        }
         (Type::Duration(least, most), Value::String(text)) => check_duration(least, most, text),
         (Type::Size, Value::String(text)) => parse_size(text).map(drop),
         (Type::Size, Value::Integer(0..)) => Ok(()),
@@ -189,6 +201,7 @@ pub(super) fn check(kind: Type, value: &Value) -> Result<(), String> {
         (Type::Choice(words), _) => wrong(&words.join(" or ")),
         (Type::Integer(..), _) => wrong("a whole number"),
         (Type::Boolean, _) => wrong("true or false"),
+        (Type::Share, _) => wrong("a number from 0 to 1"),
         (Type::Duration(..), _) => wrong("a duration such as \"5s\""),
         (Type::Size, _) => wrong("a size such as \"4MiB\""),
         (Type::Urls, _) => wrong("a URL or a list of URLs"),

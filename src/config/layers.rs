@@ -212,6 +212,7 @@ mod tests {
                 Type::Choice(words) => words.iter().map(|w| (*w).into()).collect(),
                 Type::Integer(least, most) => vec![least.to_string(), most.to_string()],
                 Type::Boolean => vec!["true".into()],
+                Type::Share => vec!["0".into(), "0.25".into(), "1".into()],
                 Type::Duration(least, most) => {
                     [*least, *most].into_iter().map(format_duration).collect()
                 }
@@ -276,6 +277,15 @@ mod tests {
             ("worker.drain_timeout=8761h", "must be from 0ms to 8760h"),
             ("worker.drain_timeout=18446744073709551615h", "too long"),
             ("worker.score_timeout=0s", "must be from 1ms"),
+            (
+                "worker.finish_stopped=1.5",
+                "must be from 0 to 1, it is 1.5",
+            ),
+            (
+                "worker.finish_stopped=nan",
+                "must be from 0 to 1, it is nan",
+            ),
+            ("worker.finish_stopped=few", "is not a number"),
             ("candidates.fetch_timeout=0s", "must be from 1ms"),
             ("amqp.heartbeat=500ms", "must be from 1s to 18h"),
             ("amqp.retry_delays=[\"5s\", \"0s\"]", "item 2: must be"),

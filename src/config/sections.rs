@@ -19,6 +19,8 @@ pub struct WorkerConfig {
     /// What a drain leaves running jobs.
     #[serde(deserialize_with = "units::duration")]
     pub drain_timeout: Duration,
+    /// The share of stopped evaluations that are measured to the end all the same, 0 to 1.
+    pub finish_stopped: f64,
 }
 
 /// `[model]`

@@ -105,6 +105,14 @@ impl Measure {
         Ok(rows.map(|(window, row)| self.loss(window, row)).collect())
     }
 
+    /// Whether a loss can be below 0: what the graph computes is its own affair.
+    pub(super) fn may_be_negative(&self) -> bool {
+        match self {
+            Self::CausalLm { .. } => false,
+            Self::GraphLoss => true,
+        }
+    }
+
     /// Mean negative log-likelihood over the counted targets, or the loss that the graph computed.
     #[expect(
         clippy::cast_precision_loss,

@@ -130,7 +130,12 @@ impl Engine {
     fn unpatched(&mut self, plan: &Plan) -> Result<Vec<f64>, Failure> {
         self.session.forget_activations(Some(&plan.hash));
         let untouched = self.session.parts();
-        self.losses(plan, self.probe_batch(plan.windows.len()), Some(untouched))
+        self.losses(
+            plan,
+            self.probe_batch(plan.windows.len()),
+            Some(untouched),
+            None,
+        )
     }
 
     /// The losses of the same windows with patches in these places.
@@ -139,7 +144,7 @@ impl Engine {
             .iter()
             .map(|slot| self.session.part_of(self.slots[*slot].weight));
         let from = parts.min();
-        self.losses(plan, self.probe_batch(plan.windows.len()), from)
+        self.losses(plan, self.probe_batch(plan.windows.len()), from, None)
     }
 
     /// Windows run alone unless they fill half of the usual micro-batch, because each size needs sessions of its

@@ -122,7 +122,7 @@ fn a_hundred_thousand_patches_with_faults_leave_no_bit_changed() {
         }
         update.tensors.sort_by_key(|t| t.tensor);
         let outcome = match Patches::new(&engine.package, update, Rule::ParamDiff)
-            .and_then(|patches| engine.score(&patches, &plan))
+            .and_then(|patches| engine.score(&patches, &plan, None))
         {
             Ok(_) => "scored",
             Err(failure) => failure.code.as_str(),
@@ -165,7 +165,7 @@ fn out_of_memory_halves_the_micro_batch_of_one_job() {
         tried.push((batch, engine.session.is_compiled_at_all()));
         match batch > fits {
             true => Err(Failure::new(Code::OutOfMemory, "no memory")),
-            false => engine.evaluate(&patches, &plan, batch),
+            false => engine.evaluate(&patches, &plan, batch, None),
         }
     });
     // What the first session reserved is given back before the next is made.
@@ -176,7 +176,7 @@ fn out_of_memory_halves_the_micro_batch_of_one_job() {
     let mut small = Engine::load(package, &small, Arc::default()).unwrap();
     assert_eq!(
         halved.unwrap().paired,
-        small.score(&patches, &plan).unwrap().paired
+        small.score(&patches, &plan, None).unwrap().paired
     );
     assert_eq!(engine.pass(&plan).unwrap(), *usual);
     engine.compare_weights().unwrap();

@@ -12,7 +12,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::patch::Patches;
 use super::session::{Partition, Placement, Terminator};
 use crate::config::{Config, EngineConfig};
-use crate::engine::{Engine, EngineError, Evaluation, Warm};
+use crate::engine::{Early, Engine, EngineError, Evaluation, Warm};
 use crate::model::manifest::PackageError;
 use crate::model::package::Package;
 use crate::model::plan::Plan;
@@ -245,9 +245,10 @@ impl Turn<'_> {
         self,
         patches: Arc<Patches>,
         plan: Arc<Plan>,
+        early: Option<Early>,
         limit: Duration,
     ) -> Result<Evaluation, Failure> {
-        self.within(limit, move |engine| engine.score(&patches, &plan))
+        self.within(limit, move |engine| engine.score(&patches, &plan, early))
             .await
     }
 

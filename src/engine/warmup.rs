@@ -137,7 +137,7 @@ impl Engine {
         let batch = self.batch_of(plan);
         let first = self.baseline(plan, batch).map_err(failed)?;
         let began = std::time::Instant::now();
-        let again = self.losses(plan, batch, None).map_err(failed)?;
+        let again = self.losses(plan, batch, None, None).map_err(failed)?;
         if same_bits(&first, &again) {
             return Ok((first, began.elapsed()));
         }
@@ -154,7 +154,7 @@ impl Engine {
         let places = plan.order.iter().take(batch);
         let windows: Vec<Window> = places.map(|at| plan.windows[*at].clone()).collect();
         let mut last_loss = |windows: &[Window]| {
-            let losses = self.losses(&Plan::excerpt([0; 32], windows), batch, None);
+            let losses = self.losses(&Plan::excerpt([0; 32], windows), batch, None, None);
             losses.map(|all| all.last().copied().unwrap_or_default())
         };
         let last = last_loss(&windows).map_err(failed)?;
@@ -240,7 +240,7 @@ impl Engine {
         let Some(proven) = self.proven.take() else {
             return Ok(());
         };
-        let now = self.losses(&proven.plan, self.batch_of(&proven.plan), None);
+        let now = self.losses(&proven.plan, self.batch_of(&proven.plan), None, None);
         let same = now.map(|now| same_bits(&now, &proven.losses));
         self.proven = Some(proven);
         match same {

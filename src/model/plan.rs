@@ -109,8 +109,8 @@ pub struct Plan {
     /// The places in `windows` in the order in which they are measured: by hash, so that what is measured
     /// first is a sample of the whole.
     pub order: Vec<usize>,
-    /// Targets in them that count; 0 in a plan that is not a job's.
-    pub targets: u64,
+    /// Targets in each of them that count; none in a plan that is not a job's.
+    pub targets: Vec<u64>,
 }
 
 /// About how many bytes are hashed for a window, for the plan's hash, its start and its turn; its tokens
@@ -122,7 +122,7 @@ const HASHED: usize = 192;
 struct Choice {
     hash: Sha256,
     windows: Vec<Window>,
-    targets: u64,
+    targets: Vec<u64>,
 }
 
 impl Plan {
@@ -168,7 +168,7 @@ impl Plan {
                         choice.note(shard.id, row, 0, 0, 0);
                         let shard = position;
                         choice.windows.push(Window::Example { shard, row });
-                        choice.targets += 1;
+                        choice.targets.push(1);
                     }
                 }
                 // Cannot happen: a package's shards are parsed for its objective.
@@ -198,7 +198,7 @@ impl Plan {
             hash,
             windows: windows.to_vec(),
             order: (0..windows.len()).collect(),
-            targets: 0,
+            targets: Vec::new(),
         }
     }
 }
@@ -214,7 +214,7 @@ impl Choice {
             let chunk = tokens[start..=start + cut.window].to_vec();
             let targets = chunk.iter().skip(cut.label_shift);
             let counting = targets.filter(|token| i64::from(**token) != cut.ignore_index);
-            self.targets += counting.count() as u64;
+            self.targets.push(counting.count() as u64);
             self.windows.push(Window::Tokens(chunk));
         }
     }
@@ -343,7 +343,7 @@ mod tests {
                 ignore_index,
             };
             let plan = Plan::new(&[shard(1, 1, 5)], None, "", Cut::Tokens(cut));
-            plan.unwrap().targets
+            plan.unwrap().targets.iter().sum::<u64>()
         };
         assert_eq!([-100, 0, 3].map(targets), [4, 4, 3]);
     }

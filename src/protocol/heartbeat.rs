@@ -136,6 +136,8 @@ words! {
         Score,
         /// Validate jobs.
         Validate,
+        /// Score jobs that may end early.
+        Stop,
     }
 }
 

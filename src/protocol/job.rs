@@ -14,6 +14,7 @@ use crate::protocol::document::from_document;
 use crate::protocol::failure::{Code, Failure};
 use crate::protocol::label::Label;
 use crate::protocol::message::{ScoreMessage, ValidateMessage};
+use crate::protocol::stop::Stop;
 use crate::protocol::word::words;
 
 words! {
@@ -153,6 +154,8 @@ pub enum Task {
         model_version: u64,
         /// The update to judge.
         candidate: Box<Candidate>,
+        /// Lets the evaluation end early.
+        stop: Option<Stop>,
     },
     /// Measure the current model, if it has this version.
     Validate {

@@ -13,6 +13,7 @@ use crate::protocol::context::Context;
 use crate::protocol::failure::Failure;
 use crate::protocol::heartbeat::Ability;
 use crate::protocol::job::{Job, Task, Validation, invalid};
+use crate::protocol::stop::Stop;
 
 /// A score job as the wire carries it (without `kind`).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -32,7 +33,7 @@ pub struct ScoreMessage {
     pub candidate: CandidateMessage,
     /// The windows to judge it on.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub validation: Option<Validation>,
+    pub validation: Option<ScoreValidation>,
     /// Unix milliseconds after which the answer is of no use.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub deadline_ms: Option<u64>,
@@ -40,6 +41,23 @@ pub struct ScoreMessage {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<serde_json::Map<String, serde_json::Value>>")]
     pub context: Option<Value>,
+}
+
+/// Which windows of the held-out data a candidate is judged on, and whether some of them may decide.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ScoreValidation {
+    /// Shard ids, order kept, none twice; default all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1), extend("uniqueItems" = true))]
+    pub shards: Option<Vec<u64>>,
+    /// Chooses the windows; 0 to 64 characters.
+    #[serde(default)]
+    #[schemars(length(max = 64))]
+    pub nonce: String,
+    /// Lets the evaluation end early; default never.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stop: Option<Stop>,
 }
 
 /// A validate job as the wire carries it (without `kind`).
@@ -84,7 +102,10 @@ impl JobMessage {
     /// What a worker must know to answer it.
     pub fn needs(&self) -> Ability {
         match self {
-            Self::Score(_) => Ability::Score,
+            Self::Score(message) => match &message.validation {
+                Some(ScoreValidation { stop: Some(_), .. }) => Ability::Stop,
+                Some(ScoreValidation { stop: None, .. }) | None => Ability::Score,
+            },
             Self::Validate(_) => Ability::Validate,
         }
     }
@@ -114,14 +135,21 @@ impl ScoreMessage {
     /// `text` is the context as it was sent, if that was JSON.
     pub(super) fn check(self, text: Option<Box<RawValue>>) -> Result<Job, Failure> {
         let context = self.context.map(|context| Context::new(context, text));
+        let ScoreValidation {
+            shards,
+            nonce,
+            stop,
+        } = self.validation.unwrap_or_default();
+        let stop = stop.map(Stop::checked).transpose();
         Ok(Job {
             submission_id: self.submission_id,
             model: self.model,
             task: Task::Score {
                 model_version: self.model_version,
                 candidate: Box::new(self.candidate.try_into()?),
+                stop: stop.map_err(|why| invalid(format!("validation.stop.{why}")))?,
             },
-            validation: check_validation(self.validation)?,
+            validation: check_validation(Some(Validation { shards, nonce }))?,
             deadline_ms: self.deadline_ms,
             context: context.transpose()?,
         })

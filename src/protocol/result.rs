@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use body::{Body, CandidateFacts, LossBody, SKETCH_BINS, ScoreBody, Timings, similarity};
-pub use key::Key;
+pub use key::{Asked, Key};
 pub use origin::{JobRef, ResultOrigin};
 
 use crate::protocol::context::Context;

@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
-use crate::engine::Evaluation;
 use crate::engine::patch::Patches;
 use crate::engine::thread::{EngineHandle, Turn};
+use crate::engine::{Early, Evaluation};
 use crate::model::plan::Plan;
 use crate::protocol::failure::Failure;
 
@@ -144,11 +144,12 @@ impl DevicePermit<'_> {
         self,
         patches: Arc<Patches>,
         plan: Arc<Plan>,
+        early: Option<Early>,
         limit: Duration,
     ) -> Result<Evaluation, Failure> {
-        let evaluation = self.turn.score(patches, plan, limit).await?;
-        // One that started late tells nothing of a whole pass, which the next one may need.
-        if evaluation.from == Some(0) {
+        let evaluation = self.turn.score(patches, plan, early, limit).await?;
+        // One that started late or ended early tells nothing of a whole pass, which the next one may need.
+        if evaluation.is_whole() {
             self.ticket.computed();
         }
         Ok(evaluation)

@@ -10,21 +10,23 @@ use tokio_util::sync::CancellationToken;
 use crate::candidate::fetch::{self, Fetched, Fetcher};
 use crate::candidate::{self, DecodeLimits};
 use crate::config::{Config, Provider, device_name, format_duration};
-use crate::engine::Evaluation;
 use crate::engine::patch::Patches;
 use crate::engine::thread::EngineHandle;
+use crate::engine::{Early, Evaluation};
 use crate::model::plan::Plan;
 use crate::protocol::failure::{Code, Failure};
 use crate::protocol::job::{Candidate, Compression, Job, Source, Task};
 use crate::protocol::result::{
-    Body, CandidateFacts, JobRef, Key, LossBody, ResultMessage, ResultOrigin, ScoreBody, Timings,
-    Verdict,
+    Asked, Body, CandidateFacts, JobRef, Key, LossBody, ResultMessage, ResultOrigin, ScoreBody,
+    Timings, Verdict,
 };
+use crate::protocol::stop::Stop;
 use crate::scoring::admission::{self, Admission};
 use crate::scoring::crash_marks::{CrashMark, CrashMarks};
 use crate::scoring::deadline::{check_deadline, past_deadline};
 use crate::scoring::device_queue::{DevicePermit, DeviceQueue, NoTurn};
 use crate::scoring::recent_results::RecentResults;
+use crate::telemetry::metrics;
 use crate::telemetry::traces::{Stage, Trace};
 use crate::util::blocking;
 use crate::util::clock::Lap;
@@ -88,6 +90,8 @@ pub struct Pipeline {
     fetcher: Fetcher,
     limits: DecodeLimits,
     score_timeout: Duration,
+    /// The share of stopped evaluations that are measured to the end all the same.
+    finish_stopped: f64,
     /// How long the broker lets a job be held.
     consumer_timeout: Duration,
     origin: Arc<ResultOrigin>,
@@ -123,6 +127,7 @@ impl Pipeline {
             fetcher,
             limits: (&config.candidates).into(),
             score_timeout: config.worker.score_timeout,
+            finish_stopped: config.worker.finish_stopped,
             consumer_timeout: config.amqp.consumer_timeout,
             origin: Arc::new(origin),
             provider: config.engine.execution_provider,
@@ -180,9 +185,11 @@ impl Pipeline {
         };
         match &job.task {
             Task::Validate { .. } => self.judge_model(job, job_ref, plan, trace).await,
-            Task::Score { candidate, .. } => {
-                self.judge_candidate(job, candidate, job_ref, plan, trace)
-                    .await
+            Task::Score {
+                candidate, stop, ..
+            } => {
+                let asked = (candidate.as_ref(), *stop);
+                self.judge_candidate(job, asked, job_ref, plan, trace).await
             }
         }
     }
@@ -206,7 +213,7 @@ impl Pipeline {
     async fn judge_candidate(
         &self,
         job: &Job,
-        candidate: &Candidate,
+        (candidate, stop): (&Candidate, Option<Stop>),
         job_ref: &JobRef,
         plan: Arc<Plan>,
         trace: &Trace,
@@ -216,8 +223,12 @@ impl Pipeline {
             Err(failure) => return Judged::without_key(failure),
         };
         let known = matches!(candidate.source, Source::Inline(_)).then_some(sha256);
-        let asked = Some((candidate, &sha256));
-        let key = Key::new(&self.origin, job_ref, asked, &plan.hash);
+        let asked = Asked {
+            candidate,
+            sha256: &sha256,
+            stop,
+        };
+        let key = Key::new(&self.origin, job_ref, Some(asked), &plan.hash);
         let fetching = self.fetch(job, candidate, known, trace);
         // A job that may not run drops its fetch: a slow server may take minutes.
         let entered = tokio::try_join!(self.admit(job_ref, &key), fetching);
@@ -231,7 +242,11 @@ impl Pipeline {
         };
         let scored = match fetched {
             Ok(fetched) => {
-                let asked = (candidate, fetched);
+                let early = stop.map(|stop| Early {
+                    stop,
+                    finish: key.lot() < self.finish_stopped,
+                });
+                let asked = (candidate, fetched, early);
                 let mark = mark.as_mut();
                 self.score(job, asked, plan, mark, &mut timings, trace)
                     .await
@@ -351,7 +366,7 @@ impl Pipeline {
         Ok(Body::Loss(LossBody {
             loss: crate::engine::statistics::mean(&losses),
             windows: losses.len() as u64,
-            tokens: plan.targets,
+            tokens: plan.targets.iter().sum(),
             plan: hex::encode(plan.hash),
         }))
     }
@@ -359,30 +374,30 @@ impl Pipeline {
     async fn score(
         &self,
         job: &Job,
-        (candidate, fetched): (&Candidate, Fetched),
+        (candidate, fetched, early): (&Candidate, Fetched, Option<Early>),
         plan: Arc<Plan>,
         mark: Option<&mut CrashMark>,
         timings: &mut Timings,
         trace: &Trace,
     ) -> Result<Body, Unscored> {
-        let mut early = None;
+        let mut held = None;
         if let Some(mark) = mark.filter(|mark| mark.is_suspect()) {
-            early = Some(self.device(job, &plan, trace).await?);
+            held = Some(self.device(job, &plan, trace).await?);
             mark.mark_suspect().await?;
         }
         let began = Instant::now();
         let decoded = self.decode(candidate, fetched, &plan).await;
         timings.decode = trace.stage(Stage::Decode, Lap::since(began));
         let (patches, facts) = decoded?;
-        let (permit, queued) = match early {
-            Some(early) => early,
+        let (permit, queued) = match held {
+            Some(held) => held,
             None => self.device(job, &plan, trace).await?,
         };
         timings.queued = queued;
         // A suspect was decoded while it had the device.
         check_deadline(job)?;
         let evaluation = permit
-            .score(patches, Arc::clone(&plan), self.score_limit())
+            .score(patches, Arc::clone(&plan), early, self.score_limit())
             .await?;
         let laps = evaluation.laps;
         if let Some(lap) = laps.baseline {
@@ -393,6 +408,7 @@ impl Pipeline {
         timings.forward = laps.running();
         timings.restore = trace.stage(Stage::Restore, laps.restore);
         timings.total = Lap::since(trace.received).millis();
+        self.count(&evaluation, early);
         Ok(self.body(&evaluation, &plan, facts, *timings))
     }
 
@@ -486,6 +502,24 @@ impl Pipeline {
         decoding.await.unwrap_or_else(|| Err(panicked("decoding")))
     }
 
+    /// Counts what shows whether stopping keeps its word.
+    fn count(&self, evaluation: &Evaluation, early: Option<Early>) {
+        if let Some(ratio) = evaluation.gain_ratio {
+            metrics::gain_ratio(ratio);
+        }
+        let Some(Early { stop, .. }) = early else {
+            return;
+        };
+        match (&evaluation.stopped, evaluation.gain_ratio) {
+            (Some(stopped), _) => metrics::might_stop(stop, self.finish_stopped, Err(stopped)),
+            (None, Some(_)) => {
+                metrics::might_stop(stop, self.finish_stopped, Ok(evaluation.paired.delta));
+            }
+            // Too short to be decided early.
+            (None, None) => {}
+        }
+    }
+
     fn body(
         &self,
         evaluation: &Evaluation,
@@ -495,20 +529,25 @@ impl Pipeline {
     ) -> Body {
         let paired = evaluation.paired;
         Body::Score(Box::new(ScoreBody {
-            score: paired.delta.max(0.0),
+            // What was stopped did not help, whatever the mean of the windows that ran.
+            score: match evaluation.stopped {
+                Some(_) => 0.0,
+                None => paired.delta.max(0.0),
+            },
             delta: paired.delta,
             stderr: paired.stderr,
             ci95: paired.ci95,
             loss_before: paired.loss_before,
             loss_after: paired.loss_after,
-            windows: plan.windows.len() as u64,
-            tokens: plan.targets,
+            windows: evaluation.windows,
+            tokens: evaluation.tokens,
             plan: hex::encode(plan.hash),
             candidate,
             execution_provider: self.provider.execution_provider().into(),
             device: self.device.clone(),
             precision: self.engine.package.manifest.precision.as_str().into(),
             timings_ms,
+            stopped: evaluation.stopped,
         }))
     }
 }

@@ -187,7 +187,7 @@ async fn evaluate(
     plan: &Arc<Plan>,
 ) -> Result<f64, EngineError> {
     let turn = engine.turn().await;
-    let evaluation = turn.score(Arc::clone(&sample.patches), Arc::clone(plan), LIMIT);
+    let evaluation = turn.score(Arc::clone(&sample.patches), Arc::clone(plan), None, LIMIT);
     let laps = evaluation.await.map_err(|f| refused(&f))?.laps;
     Ok(laps.apply.millis() + laps.running() + laps.restore.millis())
 }
@@ -368,6 +368,7 @@ async fn stream(
 
 async fn judge(pipeline: &Pipeline, sample: &Sample) -> Result<Timings, EngineError> {
     let task = Task::Score {
+        stop: None,
         model_version: pipeline.origin().model_version,
         candidate: Box::new(Candidate {
             format: Format::BinaryV2,

@@ -131,7 +131,7 @@ impl Compared<'_> {
         let bare = Lap::since(began).millis();
         let cost = |candidate: &Candidate| {
             let began = Instant::now();
-            let evaluated = engine.score(&candidate.patches, plan);
+            let evaluated = engine.score(&candidate.patches, plan, None);
             evaluated.map_err(|f| refused(&f))?;
             Ok(Lap::since(began).millis() / bare)
         };

@@ -83,7 +83,7 @@ fn proof(name: &'static str, found: anyhow::Result<String>) -> Proof {
 fn score(engine: &mut Engine, update: Update, plan: &Plan) -> Result<Evaluation, Failure> {
     let package = Arc::clone(&engine.package);
     let patches = Patches::new(&package, update, Rule::ParamDiff)?;
-    engine.score(&patches, plan)
+    engine.score(&patches, plan, None)
 }
 
 /// Some entries of every trainable tensor, moved by up to `scale`.

@@ -15,15 +15,17 @@ use std::time::Duration;
 use present::Work;
 use prometheus::proto::MetricFamily;
 use prometheus::{
-    Histogram, HistogramVec, IntCounter, IntCounterVec, Registry, exponential_buckets,
-    register_histogram_vec_with_registry, register_histogram_with_registry,
-    register_int_counter_vec_with_registry, register_int_counter_with_registry,
+    Counter, Histogram, HistogramVec, IntCounter, IntCounterVec, Registry, exponential_buckets,
+    register_counter_with_registry, register_histogram_vec_with_registry,
+    register_histogram_with_registry, register_int_counter_vec_with_registry,
+    register_int_counter_with_registry,
 };
 use strum::VariantArray;
 
 use crate::protocol::failure::{Code, Failure};
 use crate::protocol::heartbeat::Record;
 use crate::protocol::result::{Body, ResultMessage};
+use crate::protocol::stop::{Decision, Finished, Stop, Stopped};
 
 /// One per process, as for logs.
 static METRICS: OnceLock<Metrics> = OnceLock::new();
@@ -48,6 +50,9 @@ struct JobMetrics {
     redelivered: IntCounter,
     retried: IntCounterVec,
     parked: IntCounterVec,
+    stops: IntCounterVec,
+    expected_contradictions: Counter,
+    gain_ratio: Histogram,
 }
 
 /// A metric, as the reference describes it.
@@ -87,6 +92,11 @@ pub fn descriptions() -> anyhow::Result<Vec<Description>> {
     });
     Ok(described.collect())
 }
+
+/// With the limits for 64, 256 and about 1,024 windows among them.
+const GAIN_RATIOS: [f64; 13] = [
+    1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0, 12.0, 14.0, 16.0, 24.0, 32.0, 64.0,
+];
 
 /// Half a millisecond, doubled up to 524 seconds.
 fn buckets() -> prometheus::Result<Vec<f64>> {
@@ -141,6 +151,12 @@ impl Metrics {
         }
         for outcome in StoreCall::VARIANTS {
             self.store_calls.with_label_values(&[<&str>::from(outcome)]);
+        }
+        for decision in Decision::VARIANTS {
+            for outcome in [["false", "false"], ["true", "false"], ["true", "true"]] {
+                let labels = [decision.as_str(), outcome[0], outcome[1]];
+                self.jobs.stops.with_label_values(&labels);
+            }
         }
         for outcome in ["succeeded", "failed"] {
             self.warmups.with_label_values(&[outcome]);
@@ -202,6 +218,23 @@ impl JobMetrics {
                 &["code"],
                 registry
             )?,
+            stops: register_int_counter_vec_with_registry!(
+                "scorer_stops_total",
+                "Evaluations that were decided before the plan's end, by decision (worse, futile), whether they were finished all the same, and whether the whole plan then contradicted the decision.",
+                &["decision", "finished", "contradicted"],
+                registry
+            )?,
+            expected_contradictions: register_counter_with_registry!(
+                "scorer_stops_expected_contradictions_total",
+                "Contradicted stops that the alpha of the jobs allows for, from all evaluations that might have stopped and are known to have a delta of at least 0.",
+                registry
+            )?,
+            gain_ratio: register_histogram_with_registry!(
+                "scorer_largest_gain_rms_ratio",
+                "The largest gain of a window over the root mean square of the differences measured before it, of each plan of at least 32 windows that was measured whole. Stopping assumes at most 8 (64 windows), 10 (256), 14 (1,024).",
+                GAIN_RATIOS.to_vec(),
+                registry
+            )?,
         })
     }
 }
@@ -226,6 +259,40 @@ pub fn answered(message: &ResultMessage, took: Duration, stored: bool) {
             let stage = metrics.jobs.stage_seconds.with_label_values(&[stage]);
             stage.observe(millis / 1e3);
         }
+    }
+}
+
+/// Notes the largest gain ratio of a plan that was measured whole.
+pub fn gain_ratio(ratio: f64) {
+    if let Some(metrics) = METRICS.get() {
+        metrics.jobs.gain_ratio.observe(ratio);
+    }
+}
+
+/// Counts an evaluation that was decided early, or that might have been and ended with this delta. Of those decided,
+/// this share is finished.
+pub fn might_stop(stop: Stop, finished_share: f64, outcome: Result<f64, &Stopped>) {
+    let Some(metrics) = METRICS.get() else { return };
+    let allowed = match outcome {
+        Ok(delta) if delta >= 0.0 => stop.alpha * finished_share,
+        // It stands for all that were decided like it and not finished.
+        Err(Stopped {
+            finished: Some(Finished { delta }),
+            ..
+        }) if *delta >= 0.0 => stop.alpha,
+        Ok(_) | Err(_) => 0.0,
+    };
+    // First, so that no scrape sees a contradiction without what allows for it.
+    metrics.jobs.expected_contradictions.inc_by(allowed);
+    if let Err(stopped) = outcome {
+        let flag = |is: bool| if is { "true" } else { "false" };
+        let (finished, contradicted) = (stopped.finished.is_some(), stopped.is_contradicted());
+        let labels = [
+            stopped.decision.as_str(),
+            flag(finished),
+            flag(contradicted),
+        ];
+        metrics.jobs.stops.with_label_values(&labels).inc();
     }
 }
 

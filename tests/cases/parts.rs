@@ -74,12 +74,12 @@ pub(super) fn prove(
         let update = update(package, &touched, &mut random);
         let patches = Patches::new(package, update, Rule::ParamDiff).unwrap();
         let [one, other] =
-            [&mut kept, &mut afresh].map(|engine| engine.score(&patches, &plan).unwrap());
+            [&mut kept, &mut afresh].map(|engine| engine.score(&patches, &plan, None).unwrap());
         assert_eq!(one.paired, other.paired, "{label}: {touched:?}");
         *started.entry(one.from.unwrap()).or_default() += 1;
     }
     let noop = Patches::new(package, Update::default(), Rule::ParamDiff).unwrap();
-    let evaluation = kept.score(&noop, &plan).unwrap();
+    let evaluation = kept.score(&noop, &plan, None).unwrap();
     assert_eq!(
         (evaluation.paired.delta, evaluation.from),
         (0.0, None),
@@ -177,7 +177,7 @@ fn a_fault_in_any_part_leaves_weights_and_what_is_kept_as_they_were() {
         })
         .collect::<Result<_, _>>()
         .unwrap();
-    let score = |engine: &mut Engine, patches: &Patches| engine.score(patches, &plan);
+    let score = |engine: &mut Engine, patches: &Patches| engine.score(patches, &plan, None);
     let right: Vec<_> = known
         .iter()
         .map(|p| score(&mut engine, p).unwrap().paired)

@@ -117,7 +117,7 @@ fn score(fixture: &mut Fixture, mut update: Update) -> Result<u64, Failure> {
     update.tensors.sort_by_key(|t| t.tensor);
     let package = Arc::clone(&fixture.engine.package);
     let patches = Patches::new(&package, update, Rule::ParamDiff)?;
-    let evaluation = fixture.engine.score(&patches, &fixture.plan)?;
+    let evaluation = fixture.engine.score(&patches, &fixture.plan, None)?;
     Ok(evaluation.paired.loss_after.to_bits())
 }
 

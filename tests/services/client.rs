@@ -6,8 +6,10 @@ use std::sync::Arc;
 use nix::sys::signal::Signal;
 use scorer::config::{Config, Layers};
 use scorer::fleet::client::{Client, Outcome, SubmitError};
-use scorer::protocol::job::{Format, Semantics, Validation};
-use scorer::protocol::message::{Blob, CandidateMessage, JobMessage, ScoreMessage, V1};
+use scorer::protocol::job::{Format, Semantics};
+use scorer::protocol::message::{
+    Blob, CandidateMessage, JobMessage, ScoreMessage, ScoreValidation, V1,
+};
 use testkit::aggregator::runtime;
 use testkit::broker::Rabbit;
 use testkit::case::{Case, honest, honest_job};
@@ -59,9 +61,9 @@ pub(super) fn job(case: &Case, id: &str) -> JobMessage {
             sha256: None,
             size: None,
         },
-        validation: Some(Validation {
+        validation: Some(ScoreValidation {
             nonce: "n".into(),
-            shards: None,
+            ..ScoreValidation::default()
         }),
         deadline_ms: None,
         context: None,

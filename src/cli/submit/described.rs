@@ -62,6 +62,9 @@ pub(super) async fn describe(config: &Config, args: &SubmitArgs) -> Result<Vec<S
         if let Some(shards) = &args.windows.shards {
             job["validation"]["shards"] = json!(shards);
         }
+        if let Some(stop) = &args.stop.stop {
+            job["validation"]["stop"] = json!(stop);
+        }
         let context = context.as_deref();
         let body = serde_json::to_string(&Described { job, context });
         let body = body.map_err(Fault::internal)?;

@@ -100,7 +100,7 @@ fn score(engine: &mut Engine, names: &[&str]) -> (u64, Evaluation) {
     }
     let patches = Patches::new(&package, update, Rule::ParamDiff).unwrap();
     let plan = Plan::new(&package.shards, None, "", package.cut()).unwrap();
-    let evaluation = engine.score(&patches, &plan).unwrap();
+    let evaluation = engine.score(&patches, &plan, None).unwrap();
     (patches.effective_entries, evaluation)
 }
 

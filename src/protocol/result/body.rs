@@ -7,6 +7,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::protocol::document::from_document;
 use crate::protocol::failure::ErrorBody;
+use crate::protocol::stop::Stopped;
 
 /// How many values a sketch has.
 pub const SKETCH_BINS: usize = 64;
@@ -92,6 +93,10 @@ pub struct ScoreBody {
     pub precision: String,
     /// Where the time went, milliseconds.
     pub timings_ms: Timings,
+    /// Given where the plan was not measured whole because its end was decided: the numbers above are then those of
+    /// the windows that ran, their mean is biased, `score` is 0, and `stderr` and `ci95` are null.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stopped: Option<Stopped>,
 }
 
 /// Facts about a candidate.

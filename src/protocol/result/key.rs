@@ -5,37 +5,73 @@ use sha2::{Digest, Sha256};
 
 use crate::protocol::job::{Candidate, Rule};
 use crate::protocol::result::{JobRef, ResultOrigin};
+use crate::protocol::stop::Stop;
 use crate::protocol::tree::packed;
+
+/// The candidate that is asked about, with its digest: the claimed one of a URL, the real one of inline data. And whether
+/// its evaluation may end early.
+#[derive(Debug, Clone, Copy)]
+pub struct Asked<'a> {
+    /// What is to be judged.
+    pub candidate: &'a Candidate,
+    /// Of its bytes.
+    pub sha256: &'a [u8; 32],
+    /// As the job has it.
+    pub stop: Option<Stop>,
+}
 
 /// What a job asks, exactly: hex SHA-256 of a MessagePack array.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Key(pub String);
 
 impl Key {
-    /// The key of a job on these weights and windows. `sha256` is the claimed digest for a URL,
-    /// the real one for inline data.
+    /// The key of a job on these weights and windows.
     pub fn new(
         answerer: &ResultOrigin,
         job_ref: &JobRef,
-        candidate: Option<(&Candidate, &[u8; 32])>,
+        asked: Option<Asked<'_>>,
         plan: &[u8; 32],
     ) -> Self {
         let nil = Value::Nil;
         let text = |t: &str| Value::from(t);
-        let rule = candidate.map(|(c, _)| c.rule);
-        let parts = Value::Array(vec![
+        let candidate = asked.map(|asked| asked.candidate);
+        let rule = candidate.map(|candidate| candidate.rule);
+        let mut parts = vec![
             text(job_ref.kind.as_str()),
             text(&job_ref.submission_id),
             Value::from(job_ref.model_version.unwrap_or(answerer.model_version)),
             text(&answerer.package_id),
             text(&answerer.weights_id),
-            candidate.map_or(nil.clone(), |(_, sha256)| text(&hex::encode(sha256))),
-            candidate.map_or(nil.clone(), |(c, _)| text(c.format.as_str())),
+            asked.map_or(nil.clone(), |asked| text(&hex::encode(asked.sha256))),
+            candidate.map_or(nil.clone(), |candidate| text(candidate.format.as_str())),
             rule.map_or(nil.clone(), |r| text(r.semantics().as_str())),
-            rule.and_then(Rule::learning_rate).map_or(nil, Value::from),
+            rule.and_then(Rule::learning_rate)
+                .map_or(nil.clone(), Value::from),
             text(&hex::encode(plan)),
-        ]);
-        Self(hex::encode(Sha256::digest(packed(&parts))))
+        ];
+        // Jobs that give neither have the keys that they always had.
+        let compression = candidate.and_then(|candidate| candidate.compression);
+        let stop = asked.and_then(|asked| asked.stop);
+        if compression.is_some() || stop.is_some() {
+            parts.push(compression.map_or(nil.clone(), |c| text(c.as_str())));
+            parts.push(stop.map_or(nil, |stop| {
+                Value::Array(vec![
+                    stop.alpha.into(),
+                    stop.margin.into(),
+                    stop.proven.into(),
+                ])
+            }));
+        }
+        Self(hex::encode(Sha256::digest(packed(&Value::Array(parts)))))
+    }
+
+    /// A number of at least 0 and below 1, the same for everybody who has the key, by which some of the jobs are drawn.
+    pub fn lot(&self) -> f64 {
+        let digits = self
+            .0
+            .get(..8)
+            .and_then(|digits| u32::from_str_radix(digits, 16).ok());
+        digits.map_or(1.0, |drawn| f64::from(drawn) / 2f64.powi(32))
     }
 }
 

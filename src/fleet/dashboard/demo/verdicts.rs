@@ -173,6 +173,7 @@ impl Verdicts {
             device: worker.engine.device.clone(),
             precision: worker.engine.precision.clone().unwrap_or_default(),
             timings_ms: answered.timings,
+            stopped: None,
         }
     }
 
