@@ -19,6 +19,14 @@ const LEAST_LOOK: usize = 8;
 /// Halvings by which the upper bound is found: as many as an f64 has digits.
 const HALVINGS: usize = 64;
 
+/// No evaluation of so many windows is decided before this one.
+pub fn earliest(windows: usize) -> usize {
+    match windows < LEAST_WINDOWS {
+        true => windows,
+        false => 2 * LEAST_LOOK,
+    }
+}
+
 /// How many times the root mean square of the differences so far one window may gain in a plan of this length:
 /// what the test assumes, unless it is to be proven.
 pub fn gain_limit(windows: usize) -> f64 {

@@ -173,6 +173,14 @@ impl Task {
         }
     }
 
+    /// Whether its evaluation may end before the plan does.
+    pub fn may_stop(&self) -> bool {
+        match self {
+            Self::Score { stop, .. } => stop.is_some(),
+            Self::Validate { .. } => false,
+        }
+    }
+
     /// The version the job names.
     pub fn model_version(&self) -> Option<u64> {
         match self {

@@ -272,6 +272,22 @@ mod tests {
         all_refused("validation.shards", shards);
         let nonce = json!(["x".repeat(65), "é".repeat(65), 5, ["n"]]);
         all_refused("validation.nonce", nonce);
+        let stop = json!([0.01, [0.01, 0.0, false], true, {"alpha": 0.01, "beta": 0.1}, {}]);
+        all_refused("validation.stop", stop);
+        let alpha = json!([0.0, -0.01, 0.5, 1, "0.01", [0.01]]);
+        for (name, wrong) in [
+            ("alpha", alpha),
+            ("margin", json!([-1e-9, "0", [0]])),
+            ("proven", json!([0, "yes"])),
+        ] {
+            for wrong in wrong.as_array().unwrap() {
+                let path = format!("validation.stop.{name}");
+                refused(&path, |job| {
+                    put(job, "validation.stop", value(json!({"alpha": 0.01})));
+                    put(job, &path, value(wrong.clone()));
+                });
+            }
+        }
     }
 
     #[test]
@@ -344,6 +360,7 @@ mod tests {
             "validation",
             "validation.shards",
             "validation.nonce",
+            "validation.stop",
             "candidate.compression",
             "candidate.url",
             "candidate.sha256",
@@ -363,6 +380,11 @@ mod tests {
             ("validation.nonce", json!("")),
             ("validation.nonce", json!("é".repeat(64))),
             ("validation.shards", json!([u64::MAX, 0])),
+            ("validation.stop", json!({"alpha": 5e-324})),
+            (
+                "validation.stop",
+                json!({"alpha": 0.4999999, "margin": 0, "proven": true}),
+            ),
             ("candidate.learning_rate", json!(1)),
             ("candidate.learning_rate", json!(5e-324)),
             ("candidate.sha256", json!("aB".repeat(32))),
@@ -382,6 +404,21 @@ mod tests {
                 put(&mut job, "context", value(json!({"a": "x".repeat(length)})));
                 assert_eq!(decoded(job, encoding).is_ok(), fits);
             }
+        }
+    }
+
+    #[test]
+    fn what_a_stop_leaves_out_is_nothing() {
+        for job in accepted(|job| put(job, "validation.stop", value(json!({"alpha": 0.25})))) {
+            let Task::Score { stop, .. } = job.task else {
+                panic!("another task")
+            };
+            let expected = Stop {
+                alpha: 0.25,
+                margin: 0.0,
+                proven: false,
+            };
+            assert_eq!(stop, Some(expected));
         }
     }
 
@@ -497,6 +534,10 @@ mod tests {
             assert_eq!(job.task.model_version(), None);
         }
         refused("candidate: ", |job| put(job, "kind", "validate".into()));
+        refused("validation.stop: ", |job| {
+            validate(job);
+            put(job, "validation.stop", value(json!({"alpha": 0.01})));
+        });
     }
 
     #[test]

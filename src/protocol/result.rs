@@ -17,6 +17,7 @@ use crate::protocol::failure::{Code, Failure, Status};
 use crate::protocol::job::Kind;
 use crate::protocol::label::Label;
 use crate::protocol::message::V1;
+use crate::protocol::stop::Stopped;
 
 /// A result message.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -105,10 +106,19 @@ impl ResultMessage {
         )
     }
 
-    /// Loss before minus loss after, of a scored candidate.
+    /// Loss before minus loss after, of a candidate that was measured on the whole plan. The mean of one that was
+    /// stopped is biased, and measures nothing.
     pub fn delta(&self) -> Option<f64> {
         match &self.body {
-            Body::Score(body) => Some(body.delta),
+            Body::Score(body) if body.stopped.is_none() => Some(body.delta),
+            Body::Score(_) | Body::Loss(_) | Body::Error { .. } => None,
+        }
+    }
+
+    /// How the evaluation of a candidate was decided early, if it was.
+    pub fn stopped(&self) -> Option<&Stopped> {
+        match &self.body {
+            Body::Score(body) => body.stopped.as_ref(),
             Body::Loss(_) | Body::Error { .. } => None,
         }
     }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 use crate::engine::patch::Patches;
+use crate::engine::sequential;
 use crate::engine::thread::{EngineHandle, Turn};
 use crate::engine::{Early, Evaluation};
 use crate::model::plan::Plan;
@@ -30,6 +31,29 @@ const MOST_REMEMBERED: usize = 256;
 #[derive(Debug, Clone, Default)]
 pub struct DeviceQueue(Arc<Mutex<Line>>);
 
+/// How many windows a job computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Length {
+    /// If it is decided as early as it may be.
+    least: u32,
+    most: u32,
+}
+
+impl Length {
+    /// Of a plan of so many windows, whose evaluation may end early or not.
+    pub fn of(windows: usize, may_stop: bool) -> Self {
+        let count = |windows| u32::try_from(windows).unwrap_or(u32::MAX);
+        let least = match may_stop {
+            true => sequential::earliest(windows),
+            false => windows,
+        };
+        Self {
+            least: count(least),
+            most: count(windows),
+        }
+    }
+}
+
 /// Why a job does not run here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NoTurn {
@@ -49,10 +73,10 @@ impl DeviceQueue {
         &self,
         engine: &'e EngineHandle,
         job: &str,
-        windows: usize,
+        length: Length,
         longest: Duration,
     ) -> Result<DevicePermit<'e>, NoTurn> {
-        let ticket = self.enter(job, windows, longest)?;
+        let ticket = self.enter(job, length, longest)?;
         let turn = tokio::select! {
             biased;
             () = ticket.sent_back.cancelled() => return Err(NoTurn::SentBack),
@@ -64,14 +88,13 @@ impl DeviceQueue {
         Ok(DevicePermit { turn, ticket })
     }
 
-    fn enter(&self, job: &str, windows: usize, longest: Duration) -> Result<Ticket, NoTurn> {
+    fn enter(&self, job: &str, length: Length, longest: Duration) -> Result<Ticket, NoTurn> {
         let (mut line, now) = (self.line(), Instant::now());
-        let windows = u32::try_from(windows).unwrap_or(u32::MAX);
-        let needed = line.needs(windows, now);
+        let needed = line.needs(length.most, now);
         if needed > longest {
             return Err(NoTurn::TooLong(needed));
         }
-        let (number, sent_back) = line.enter(job, windows, now);
+        let (number, sent_back) = line.enter(job, length, now);
         Ok(Ticket {
             queue: self.clone(),
             number,
@@ -203,7 +226,7 @@ struct Pace {
 struct Waiter {
     number: u64,
     job: String,
-    windows: u32,
+    length: Length,
     since: Instant,
     computing_since: Option<Instant>,
     sent_back: CancellationToken,
@@ -228,13 +251,13 @@ impl Line {
         .into();
     }
 
-    fn enter(&mut self, job: &str, windows: u32, now: Instant) -> (u64, CancellationToken) {
+    fn enter(&mut self, job: &str, length: Length, now: Instant) -> (u64, CancellationToken) {
         let (number, sent_back) = (self.next, CancellationToken::new());
         self.next += 1;
         self.waiters.push_back(Waiter {
             number,
             job: job.to_owned(),
-            windows,
+            length,
             since: now,
             computing_since: None,
             sent_back: sent_back.clone(),
@@ -270,7 +293,7 @@ impl Line {
         let Some(since) = waiter.computing_since else {
             return;
         };
-        let windows = waiter.windows;
+        let windows = waiter.length.most;
         let per_window = (now - since) / windows.max(1);
         if self.paces.len() == RECENT {
             self.paces.pop_front();
@@ -282,18 +305,21 @@ impl Line {
     }
 
     /// How much longer a job will need the device. By the slowest of recent jobs: what is sent back runs
-    /// elsewhere, but what is cut short is lost work.
+    /// elsewhere, but what is cut short is lost work. So one that may end early counts as whole.
     fn estimate(&self, waiter: &Waiter, now: Instant) -> Duration {
         let paces = self.paces.iter().map(|pace| pace.per_window);
-        let whole = paces.max().unwrap_or_default() * waiter.windows;
+        let whole = paces.max().unwrap_or_default() * waiter.length.most;
         (whole + whole / MARGIN).saturating_sub(waiter.computed_for(now))
     }
 
-    /// How long a job that enters now would need at least, with those before it. Zero while nothing is
-    /// known.
+    /// How long a job that enters now would need at least to compute so many windows, with those before it, which may end
+    /// early. Zero while nothing is known.
     fn needs(&self, windows: u32, now: Instant) -> Duration {
         let stay = self.waiters.iter().filter(|w| !w.sent_back.is_cancelled());
-        let left = stay.map(|w| self.at_least(w.windows).saturating_sub(w.computed_for(now)));
+        let left = stay.map(|w| {
+            let whole = self.at_least(w.length.least);
+            whole.saturating_sub(w.computed_for(now))
+        });
         left.sum::<Duration>() + self.at_least(windows)
     }
 
@@ -363,9 +389,14 @@ mod tests {
         let mut line = Line::default();
         line.set_pace(SECOND * 4 / 5);
         for (number, windows) in windows.iter().enumerate() {
-            line.enter(&format!("job-{number}"), *windows, now);
+            line.enter(&format!("job-{number}"), whole(*windows), now);
         }
         line
+    }
+
+    fn whole(windows: u32) -> Length {
+        let (least, most) = (windows, windows);
+        Length { least, most }
     }
 
     /// The numbers of those that were sent back.
@@ -408,7 +439,7 @@ mod tests {
     fn a_job_that_comes_after_the_queue_was_closed_waits_only_if_it_fits() {
         let queue = DeviceQueue::default();
         queue.set_pace(SECOND);
-        let enter = |job, windows| queue.enter(job, windows, Duration::MAX).unwrap();
+        let enter = |job, windows| queue.enter(job, whole(windows), Duration::MAX).unwrap();
         let first = enter("first", 10);
         assert_eq!(queue.close(Instant::now() + SECOND * 15), (1, 0));
         let (long, short) = (enter("long", 10), enter("short", 1));
@@ -504,7 +535,7 @@ mod tests {
         let next = |line: &Line| line.estimate(&line.waiters[0], now);
         assert_eq!(next(&line), SECOND * 25 / 4, "with the margin");
         for _ in 0..RECENT {
-            let (number, _) = line.enter("quick", 1, now);
+            let (number, _) = line.enter("quick", whole(1), now);
             assert!(line.begin(number, now));
             line.computed(number, now);
             line.leave(number);
@@ -547,7 +578,7 @@ mod tests {
         assert_eq!(line.needs(1000, now), Duration::ZERO, "nothing is known");
         line.set_pace(SECOND);
         let mut computed = |windows, per_window: Duration| {
-            let (number, _) = line.enter("job", windows, now);
+            let (number, _) = line.enter("job", whole(windows), now);
             assert!(line.begin(number, now));
             line.computed(number, now + per_window * windows);
             line.leave(number);
@@ -564,9 +595,38 @@ mod tests {
     }
 
     #[test]
+    fn one_that_may_end_early_is_short_to_those_behind_it_and_long_to_a_drain() {
+        let table = [
+            (31, true, whole(31)),
+            (
+                64,
+                true,
+                Length {
+                    least: 16,
+                    most: 64,
+                },
+            ),
+            (64, false, whole(64)),
+        ];
+        for (windows, may_stop, expected) in table {
+            assert_eq!(Length::of(windows, may_stop), expected);
+        }
+        let now = Instant::now();
+        let mut line = Line::default();
+        line.set_pace(SECOND);
+        line.enter("job", Length::of(64, true), now);
+        assert_eq!(line.needs(64, now), SECOND * (16 + 64));
+        assert_eq!(
+            line.estimate(&line.waiters[0], now),
+            SECOND * (64 + 16),
+            "with the margin"
+        );
+    }
+
+    #[test]
     fn a_job_that_would_need_too_long_does_not_enter() {
         let queue = DeviceQueue::default();
-        let enter = |windows| queue.enter("job", windows, SECOND * 15);
+        let enter = |windows| queue.enter("job", whole(windows), SECOND * 15);
         let unknown = enter(1_000_000);
         assert!(unknown.is_ok());
         drop(unknown);

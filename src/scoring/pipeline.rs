@@ -24,7 +24,7 @@ use crate::protocol::stop::Stop;
 use crate::scoring::admission::{self, Admission};
 use crate::scoring::crash_marks::{CrashMark, CrashMarks};
 use crate::scoring::deadline::{check_deadline, past_deadline};
-use crate::scoring::device_queue::{DevicePermit, DeviceQueue, NoTurn};
+use crate::scoring::device_queue::{DevicePermit, DeviceQueue, Length, NoTurn};
 use crate::scoring::recent_results::RecentResults;
 use crate::telemetry::metrics;
 use crate::telemetry::traces::{Stage, Trace};
@@ -420,11 +420,11 @@ impl Pipeline {
         trace: &Trace,
     ) -> Result<(DevicePermit<'_>, f64), Unscored> {
         let began = Instant::now();
-        let (name, windows) = (&job.submission_id, plan.windows.len());
-        let longest = self.longest();
+        let (name, longest) = (&job.submission_id, self.longest());
+        let length = Length::of(plan.windows.len(), job.task.may_stop());
         let acquiring = self
             .device_queue
-            .acquire(&self.engine, name, windows, longest);
+            .acquire(&self.engine, name, length, longest);
         let permit = tokio::select! {
             permit = acquiring => permit.map_err(|why| self.without_turn(why))?,
             failure = past_deadline(job) => return Err(failure.into()),

@@ -410,6 +410,7 @@ impl Settler {
             code = message.code().map(Code::as_str),
             model_version = message.model_version,
             delta = message.delta(),
+            stopped = message.stopped().map(|stopped| stopped.decision.as_str()),
             attempt = message.attempt,
             duration_ms = lap.millis(),
             trace_id = trace.id(),

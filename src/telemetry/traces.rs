@@ -129,7 +129,7 @@ impl Trace {
 
     /// It was answered; `stored` = with the result of an earlier delivery.
     pub fn answered(&self, message: &ResultMessage, stored: bool) {
-        let id = message.submission_id.clone();
+        let (id, stopped) = (message.submission_id.clone(), message.stopped());
         let said = [
             Some(("scorer.outcome", Value::Word("answered"))),
             Some(("scorer.status", Value::Word(message.status.as_str()))),
@@ -137,6 +137,7 @@ impl Trace {
             Some(("scorer.stored", Value::Flag(stored))),
             Some(("scorer.model_version", Value::Count(message.model_version))),
             message.delta().map(|d| ("scorer.delta", Value::Number(d))),
+            stopped.map(|s| ("scorer.stopped", Value::Word(s.decision.as_str()))),
         ];
         self.tell(said, message.code(), message.status == Status::Failed);
     }

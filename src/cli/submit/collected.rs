@@ -102,6 +102,15 @@ impl Collected {
 
 fn line(result: &Value) -> String {
     let id = result["submission_id"].as_str().unwrap_or_default();
+    if let Some(stopped) = result.get("stopped") {
+        return format!(
+            "{id}  stopped  {}: delta at most {:+.6}, after {} of {} windows",
+            stopped["decision"].as_str().unwrap_or_default(),
+            stopped["upper"].as_f64().unwrap_or_default(),
+            result["windows"],
+            stopped["of"],
+        );
+    }
     match (
         &result["status"],
         result["delta"].as_f64(),

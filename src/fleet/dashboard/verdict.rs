@@ -6,6 +6,7 @@ use super::text::{MESSAGE, NAME, cut};
 use crate::protocol::failure::Status;
 use crate::protocol::job::Kind;
 use crate::protocol::result::{Body, ResultMessage, Timings};
+use crate::protocol::stop::{Decision, Stopped};
 
 /// What a result says of its job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, strum::VariantArray)]
@@ -13,9 +14,9 @@ use crate::protocol::result::{Body, ResultMessage, Timings};
 pub(super) enum Class {
     /// The whole interval of the delta is above zero.
     Better,
-    /// The whole interval is below zero.
+    /// The whole interval is below zero, or it was decided early that the delta is.
     Worse,
-    /// Zero is in the interval, or there is none.
+    /// Zero is in the interval, or there is none; or it was decided early that the delta is too small.
     Unclear,
     /// The model was measured, no candidate.
     Validated,
@@ -48,10 +49,13 @@ pub(super) struct Verdict {
     pub(super) code: Option<&'static str>,
     pub(super) message: Option<Box<str>>,
     pub(super) retryable: Option<bool>,
+    /// Of the whole plan.
     pub(super) delta: Option<f64>,
+    pub(super) stopped: Option<Stopped>,
     pub(super) ci95: Option<[f64; 2]>,
     pub(super) score: Option<f64>,
     pub(super) loss: Option<f64>,
+    /// Of the whole plan.
     pub(super) loss_before: Option<f64>,
     pub(super) loss_after: Option<f64>,
     pub(super) windows: Option<u64>,
@@ -66,10 +70,12 @@ pub(super) struct Verdict {
 impl Class {
     pub(super) fn of(result: &ResultMessage) -> Self {
         match (&result.body, result.status) {
-            (Body::Score(body), _) => match body.ci95 {
-                Some([low, high]) if low > 0.0 && high > 0.0 => Self::Better,
-                Some([low, high]) if low < 0.0 && high < 0.0 => Self::Worse,
-                Some(_) | None => Self::Unclear,
+            (Body::Score(body), _) => match (body.stopped.map(|s| s.decision), body.ci95) {
+                (Some(Decision::Worse), _) => Self::Worse,
+                (Some(Decision::Futile), _) => Self::Unclear,
+                (None, Some([low, high])) if low > 0.0 && high > 0.0 => Self::Better,
+                (None, Some([low, high])) if low < 0.0 && high < 0.0 => Self::Worse,
+                (None, Some(_) | None) => Self::Unclear,
             },
             (Body::Loss(_), _) => Self::Validated,
             (Body::Error { .. }, Status::Failed) => Self::Failed,
@@ -99,6 +105,8 @@ impl Verdict {
             Body::Loss(body) => (None, Some(body), None),
             Body::Error { error } => (None, None, Some(error)),
         };
+        // The losses of some windows say as little as their mean.
+        let whole = score.filter(|body| body.stopped.is_none());
         let code = error.map(|error| error.code.as_str());
         Self {
             at_ms: seen.at_ms,
@@ -109,12 +117,13 @@ impl Verdict {
             code,
             message: error.map(|error| cut(&error.message, MESSAGE).into()),
             retryable: error.map(|error| error.retryable),
-            delta: score.map(|body| body.delta),
+            delta: result.delta(),
+            stopped: result.stopped().copied(),
             ci95: score.and_then(|body| body.ci95),
             score: score.map(|body| body.score),
             loss: loss.map(|body| body.loss),
-            loss_before: score.map(|body| body.loss_before),
-            loss_after: score.map(|body| body.loss_after),
+            loss_before: whole.map(|body| body.loss_before),
+            loss_after: whole.map(|body| body.loss_after),
             windows: score.map(|b| b.windows).or(loss.map(|b| b.windows)),
             worker: boxed(&result.worker_id),
             attempt: result.attempt,

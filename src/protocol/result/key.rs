@@ -78,6 +78,7 @@ impl Key {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocol::job::{Compression, Format, Kind, Source};
     use crate::protocol::result::tests::{answerer, job_ref};
 
     #[test]
@@ -95,5 +96,68 @@ mod tests {
             ..answerer()
         };
         assert_ne!(key(&answerer(), &[0; 32]), key(&newer, &[0; 32]));
+    }
+
+    /// The digests were computed from the contract's words by another program.
+    #[test]
+    fn compression_and_stop_are_part_of_the_key_where_either_is_given() {
+        let job_ref = JobRef {
+            kind: Kind::Score,
+            model_version: Some(7),
+            ..job_ref()
+        };
+        type Case = (Option<Compression>, Option<(f64, f64, bool)>, &'static str);
+        let table: [Case; 4] = [
+            (
+                None,
+                None,
+                "70b182eff38bff7f2805cfc09ef7694f8bd71744bc78e2e56079e0526ecb9c22",
+            ),
+            (
+                Some(Compression::Zstd),
+                None,
+                "45a3fd6615770ed0328562e2d0abe8e386345804b4004b5164d74362dc720ebc",
+            ),
+            (
+                None,
+                Some((0.01, 0.0, false)),
+                "5a2c88d20e8f679170ba2ccf9ccafe606aca1cf3c9cd3f33f8e323de8b5634c2",
+            ),
+            (
+                Some(Compression::Zstd),
+                Some((0.05, 0.0005, true)),
+                "c197a24a43038ec5be735f05b7166b3e4530b4cc37e7d8be956607cc6d378653",
+            ),
+        ];
+        for (compression, stop, expected) in table {
+            let candidate = Candidate {
+                format: Format::BinaryV2,
+                compression,
+                rule: Rule::Gradient { learning_rate: 0.5 },
+                source: Source::Inline(bytes::Bytes::new()),
+                sha256: None,
+                size: None,
+            };
+            let asked = Asked {
+                candidate: &candidate,
+                sha256: &[0xab; 32],
+                stop: stop.map(|(alpha, margin, proven)| Stop {
+                    alpha,
+                    margin,
+                    proven,
+                }),
+            };
+            let key = Key::new(&answerer(), &job_ref, Some(asked), &[0; 32]);
+            assert_eq!(key.0, expected, "{compression:?}, {stop:?}");
+        }
+    }
+
+    #[test]
+    fn lots_are_drawn_evenly() {
+        let lot = |n: u64| Key(hex::encode(Sha256::digest(n.to_be_bytes()))).lot();
+        let drawn = (0..10_000).filter(|n| lot(*n) < 0.05).count();
+        assert!((430..570).contains(&drawn), "{drawn}");
+        assert!(Key("f".repeat(64)).lot() < 1.0);
+        assert_eq!(Key("0".repeat(64)).lot().to_bits(), 0);
     }
 }

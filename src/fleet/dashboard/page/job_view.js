@@ -98,13 +98,17 @@ function showVerdict(card, seen) {
   showFacts(card.lastElementChild, [
     ["Status", seen.status], ["Kind", seen.kind], ["Code", seen.code, "code"], ["Message", seen.message, "across"],
     ["Retry helps", seen.retryable === null || seen.retryable === undefined ? null : seen.retryable ? "perhaps" : "no"],
-    ["Delta", seen.delta],
+    ["Stopped early", stoppedFact(seen), "across"], ["Delta", seen.delta],
     ["95 % interval", seen.ci95 ? seen.ci95.join(" to ") : seen.delta === null || seen.delta === undefined ? null : "none"], ["Score", seen.score], ["Loss", seen.loss],
     ["Loss before", seen.loss_before], ["Loss after", seen.loss_after], ["Windows", seen.windows], ["Worker", seen.worker && { text: seen.worker, href: workerLink(seen.worker) }],
     ["Attempt", seen.attempt], ["Model version", seen.model_version], ["Timings", timings.join(", "), "across"],
     ["Trace id", ...traceFact(seen)], ["Key", seen.key, "digest"],
   ]);
 }
+
+const stoppedFact = ({ stopped, windows }) => stopped
+  && `${stopped.decision}, after ${windows} of ${stopped.of} windows: the delta is at most ${signed(stopped.upper)} (alpha ${stopped.alpha}${stopped.proven ? ", proven" : ""})`
+  + (stopped.finished ? `; measured to its end to check this, it is ${signed(stopped.finished.delta)}` : "");
 
 const traceFact = ({ trace_id: id }) => (id ? [id, "digest"] : ["unknown: it had none"]);
 
