@@ -91,6 +91,60 @@ fn random_update(engine: &Engine, random: &mut StdRng) -> Update {
     update
 }
 
+/// A plan of the same windows many times, and one large change of every value of the first tensors.
+fn harmful(engine: &Engine, plan: &Plan, windows: usize) -> (Plan, Patches) {
+    let all: Vec<Window> = plan.windows.iter().cycle().take(windows).cloned().collect();
+    let update = random_update(engine, &mut StdRng::seed_from_u64(5));
+    let large = update.tensors.into_iter().map(|tensor| TensorUpdate {
+        values: tensor
+            .indices
+            .iter()
+            .map(|at| if at % 2 == 0 { 9.0 } else { -9.0 })
+            .collect(),
+        ..tensor
+    });
+    let update = Update {
+        tensors: large.collect(),
+        ..Update::default()
+    };
+    let patches = Patches::new(&engine.package, update, Rule::ParamDiff).unwrap();
+    (Plan::excerpt([9; 32], &all), patches)
+}
+
+#[test]
+fn an_evaluation_ends_at_the_same_window_however_few_windows_memory_suffices_for() {
+    let Fixture {
+        mut engine,
+        plan,
+        dir: _kept,
+    } = fixture();
+    let (plan, patches) = harmful(&engine, &plan, 64);
+    let early = Early {
+        stop: Stop {
+            alpha: 0.05,
+            margin: 0.0,
+            proven: false,
+        },
+        finish: false,
+    };
+    let usual = engine.batch_of(&plan);
+    assert_eq!(usual, 8);
+    let mut windows = |batch| {
+        let evaluation = engine
+            .evaluate(&patches, &plan, batch, Some(early))
+            .unwrap();
+        assert!(evaluation.stopped.is_some(), "{evaluation:?}");
+        evaluation.windows
+    };
+    let expected = windows(usual);
+    assert!(expected < 64);
+    // Also where they do not come to an end with the micro-batches.
+    for batch in [4, 3, 1] {
+        assert_eq!(windows(batch), expected, "{batch}");
+    }
+    engine.compare_weights().unwrap();
+}
+
 #[test]
 fn a_hundred_thousand_patches_with_faults_leave_no_bit_changed() {
     let Fixture {

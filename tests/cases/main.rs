@@ -8,6 +8,7 @@
 )]
 
 mod architectures;
+mod early;
 mod merged;
 mod packaging;
 mod parts;

@@ -40,6 +40,7 @@ mod replays;
 mod results;
 mod settling;
 mod sharing;
+mod stops;
 mod tls;
 mod topology;
 mod traces;
