@@ -30,6 +30,7 @@ from scorer_client import (
     Refusal,
     Result,
     Settings,
+    Stop,
     Stopped,
     Unroutable,
 )
@@ -154,7 +155,7 @@ class Answers(Live):
         await self.ready_worker()
         candidate = Candidate("binary_v2", "param_diff", url=(CASES.parent / "nothing").as_uri(), sha256="0" * 64, size=1)
         async with self.client() as client:
-            result = await client.score("nowhere", VERSION, candidate, context={"miner": 7})
+            result = await client.score("nowhere", VERSION, candidate, stop=Stop(proven=True), context={"miner": 7})
         self.assertEqual((result.status, result.code, result.fields["context"]), ("failed", "candidate_unavailable", {"miner": 7}))
         self.assertIsInstance(result.verdict, Refusal)
         self.assertEqual(self.metrics.counts["failed candidate_unavailable"], 1)

@@ -40,6 +40,7 @@ from scorer_client import (
     Result,
     Score,
     Settings,
+    Stop,
     TimedOut,
     Unroutable,
     cli,
@@ -229,7 +230,10 @@ class Answers(Live):
         with self.client() as client:
             client.start()
             score, loss = client.submit(job_of(cases["gradient-medium-rate"])), client.validate("loss")
+            may_stop = client.score("may-stop", VERSION, job_of(cases["noise-large"]).candidate, stop=Stop())
             self.assertIsInstance(score.result(SOON_S).verdict, Score)
+            # Too short a plan to be stopped, yet the worker knows what is asked.
+            self.assertIsNone(may_stop.result(SOON_S).verdict.stopped)
             self.assertIsInstance(loss.result(SOON_S).verdict, Loss)
         self.assertIn("score", self.fleet.accepts(VERSION))
 

@@ -76,6 +76,7 @@ class Results(unittest.TestCase):
 
     def test_the_examples_of_the_schema(self):
         kinds = {"loss": Loss, "one-window": Score, "rejected": Refusal, "scored": Score}
+        kinds |= {"stopped": Score, "stopped-and-finished": Score}
         for name, kind in kinds.items():
             whole = example(f"score_result.v1-{name}")
             packed = Result.read(msgpack.packb(whole), "application/msgpack")
