@@ -501,7 +501,11 @@ impl Remembered {
 mod tests {
     use super::*;
     use crate::config::Layers;
-    use crate::protocol::message::{V1, ValidateMessage};
+    use crate::protocol::job::{Format, Semantics};
+    use crate::protocol::message::{
+        Blob, CandidateMessage, ScoreMessage, ScoreValidation, V1, ValidateMessage,
+    };
+    use crate::protocol::stop::Stop;
 
     fn ready(accepts: &[Ability]) -> Seen {
         Seen {
@@ -509,6 +513,47 @@ mod tests {
             serves: Some(7),
             accepts: Accepts::of(accepts),
         }
+    }
+
+    /// A score job that may end early.
+    fn may_stop() -> JobMessage {
+        JobMessage::Score(ScoreMessage {
+            v: V1,
+            submission_id: "score".into(),
+            model: None,
+            model_version: 7,
+            candidate: CandidateMessage {
+                format: Format::Safetensors,
+                compression: None,
+                semantics: Semantics::ParamDiff,
+                learning_rate: None,
+                url: None,
+                data: Some(Blob(vec![1])),
+                sha256: None,
+                size: None,
+            },
+            validation: Some(ScoreValidation {
+                stop: Some(Stop {
+                    alpha: 0.01,
+                    margin: 0.0,
+                    proven: false,
+                }),
+                ..ScoreValidation::default()
+            }),
+            deadline_ms: None,
+            context: None,
+        })
+    }
+
+    #[test]
+    fn a_job_that_may_end_early_waits_while_a_live_worker_does_not_know_that() {
+        let config = Config::load(&Layers::default()).unwrap();
+        let mut client = Client::new(config, "tinylm");
+        client.submit(&may_stop()).unwrap();
+        client.workers = vec![ready(&[Ability::Score, Ability::Validate])];
+        assert!(client.take_waiting().is_none());
+        client.workers = vec![ready(&[Ability::Score, Ability::Validate, Ability::Stop])];
+        assert!(client.take_waiting().is_some());
     }
 
     #[test]

@@ -269,20 +269,12 @@ pub fn gain_ratio(ratio: f64) {
     }
 }
 
-/// Counts an evaluation that was decided early, or that might have been and ended with this delta. Of those decided,
-/// this share is finished.
+/// Counts an evaluation that might have been decided early and was not, with its delta, or that was. This share of
+/// those decided is finished.
 pub fn might_stop(stop: Stop, finished_share: f64, outcome: Result<f64, &Stopped>) {
     let Some(metrics) = METRICS.get() else { return };
-    let allowed = match outcome {
-        Ok(delta) if delta >= 0.0 => stop.alpha * finished_share,
-        // It stands for all that were decided like it and not finished.
-        Err(Stopped {
-            finished: Some(Finished { delta }),
-            ..
-        }) if *delta >= 0.0 => stop.alpha,
-        Ok(_) | Err(_) => 0.0,
-    };
     // First, so that no scrape sees a contradiction without what allows for it.
+    let allowed = allowed_contradictions(stop, finished_share, outcome);
     metrics.jobs.expected_contradictions.inc_by(allowed);
     if let Err(stopped) = outcome {
         let flag = |is: bool| if is { "true" } else { "false" };
@@ -293,6 +285,26 @@ pub fn might_stop(stop: Stop, finished_share: f64, outcome: Result<f64, &Stopped
             flag(contradicted),
         ];
         metrics.jobs.stops.with_label_values(&labels).inc();
+    }
+}
+
+/// How many contradictions an evaluation allows for. One with a delta of at least 0 is decided to be worse, or below the
+/// margin, with a probability of at most alpha, and then finished with that of the share.
+fn allowed_contradictions(stop: Stop, finished_share: f64, outcome: Result<f64, &Stopped>) -> f64 {
+    let finished = match outcome {
+        Ok(delta) => {
+            return if delta >= 0.0 {
+                stop.alpha * finished_share
+            } else {
+                0.0
+            };
+        }
+        Err(stopped) => stopped.finished,
+    };
+    match finished {
+        // It stands for all that were decided like it and not finished.
+        Some(Finished { delta }) if delta >= 0.0 => stop.alpha,
+        Some(_) | None => 0.0,
     }
 }
 
@@ -375,4 +387,42 @@ pub enum StoreCall {
 pub fn store_call(outcome: StoreCall) {
     let outcome: &str = outcome.into();
     count(|metrics| metrics.store_calls.with_label_values(&[outcome]));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_should_not_be_stopped_allows_for_contradictions() {
+        let stop = Stop {
+            alpha: 0.01,
+            margin: 0.5,
+            proven: false,
+        };
+        let stopped = |finished: Option<f64>| Stopped {
+            decision: Decision::Futile,
+            alpha: stop.alpha,
+            margin: stop.margin,
+            proven: stop.proven,
+            of: 64,
+            upper: 0.4,
+            finished: finished.map(|delta| Finished { delta }),
+        };
+        let allowed = |outcome| allowed_contradictions(stop, 0.05, outcome);
+        for (delta, expected) in [(-0.1, 0.0), (0.0, 0.0005), (0.9, 0.0005)] {
+            assert_eq!(allowed(Ok(delta)), expected, "measured whole: {delta}");
+        }
+        // The margin decides what is contradicted, and 0 what is allowed for.
+        for (finished, expected, contradicted) in [
+            (None, 0.0, false),
+            (Some(-0.1), 0.0, false),
+            (Some(0.1), 0.01, false),
+            (Some(0.5), 0.01, true),
+        ] {
+            let stopped = stopped(finished);
+            assert_eq!(allowed(Err(&stopped)), expected, "{finished:?}");
+            assert_eq!(stopped.is_contradicted(), contradicted, "{finished:?}");
+        }
+    }
 }
