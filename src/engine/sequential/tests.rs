@@ -1,3 +1,5 @@
+mod real;
+
 use strum::VariantArray;
 
 use super::*;
@@ -32,10 +34,14 @@ impl Random {
         (-2.0 * radius.ln()).sqrt() * (std::f64::consts::TAU * angle).cos()
     }
 
+    fn below(&mut self, limit: usize) -> usize {
+        let below = (self.next() >> 32) * limit as u64;
+        usize::try_from(below >> 32).unwrap()
+    }
+
     fn shuffle(&mut self, all: &mut [usize]) {
         for at in 1..all.len() {
-            let below = (self.next() >> 32) * (at as u64 + 1);
-            all.swap(at, usize::try_from(below >> 32).unwrap());
+            all.swap(at, self.below(at + 1));
         }
     }
 }
