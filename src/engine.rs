@@ -426,8 +426,8 @@ impl Engine {
             before: &before,
             after: &after?,
         };
-        let decided = watch.and_then(|watch| watch.decided());
-        measured.evaluation(decided, from, laps)
+        let end = watch.and_then(|watch| watch.end());
+        measured.evaluation(end, from, laps)
     }
 
     /// The micro-batch that memory suffices for has no say in how many windows are measured.

@@ -1,11 +1,11 @@
 //! From the losses of an evaluation to its outcome, whether it ran to the plan's end or was ended before.
 
-use super::sequential::{Decided, SequentialTest, gain_ratio};
+use super::sequential::{SequentialTest, gain_ratio};
 use super::statistics::{Paired, paired};
 use super::{Early, Evaluation, Laps};
 use crate::model::plan::Plan;
 use crate::protocol::failure::{Code, Failure};
-use crate::protocol::stop::{Finished, Stopped};
+use crate::protocol::stop::{Decision, Finished, Stop, Stopped};
 
 /// Watches an evaluation that may end early.
 #[derive(Debug)]
@@ -21,10 +21,29 @@ impl Watch {
         self.test.decided().is_some() && !self.early.finish
     }
 
-    /// What was decided, if anything was.
-    pub(super) fn decided(&self) -> Option<(Decided, Early)> {
-        self.test.decided().map(|decided| (decided, self.early))
+    /// The early end, if there was one.
+    pub(super) fn end(&self) -> Option<End> {
+        let Early { stop, finish } = self.early;
+        self.test.decided().map(|decided| End {
+            decision: decided.decision,
+            windows: decided.windows,
+            upper: self.test.upper(decided.decision),
+            stop,
+            finish,
+        })
     }
+}
+
+/// What was decided before the plan's end.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct End {
+    decision: Decision,
+    /// Windows measured by then.
+    windows: usize,
+    upper: f64,
+    stop: Stop,
+    /// The plan was measured to its end all the same.
+    finish: bool,
 }
 
 /// The losses of a plan's windows, before and after.
@@ -45,24 +64,24 @@ impl Measured<'_> {
     /// When the candidate makes a loss non-finite.
     pub(super) fn evaluation(
         self,
-        decided: Option<(Decided, Early)>,
+        end: Option<End>,
         from: Option<usize>,
         laps: Laps,
     ) -> Result<Evaluation, Failure> {
         let all: Vec<usize> = (0..self.before.len()).collect();
-        let is_whole = decided.is_none_or(|(_, early)| early.finish);
+        let is_whole = end.is_none_or(|end| end.finish);
         if is_whole {
             self.check_finite()?;
         }
-        let ran = decided.map_or(all.clone(), |(decided, _)| self.first(decided.windows));
-        let stopped = decided.map(|(decided, early)| Stopped {
-            decision: decided.decision,
-            alpha: early.stop.alpha,
-            margin: early.stop.margin,
-            proven: early.stop.proven,
+        let ran = end.map_or(all.clone(), |end| self.first(end.windows));
+        let stopped = end.map(|end| Stopped {
+            decision: end.decision,
+            alpha: end.stop.alpha,
+            margin: end.stop.margin,
+            proven: end.stop.proven,
             of: all.len() as u64,
-            upper: decided.upper,
-            finished: early.finish.then(|| Finished {
+            upper: end.upper,
+            finished: end.finish.then(|| Finished {
                 delta: self.paired(&all).delta,
             }),
         });

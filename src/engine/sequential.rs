@@ -97,8 +97,6 @@ pub struct Decided {
     pub decision: Decision,
     /// The windows that had been measured.
     pub windows: usize,
-    /// The delta of the whole plan is at most this.
-    pub upper: f64,
 }
 
 /// The test of one candidate on one plan.
@@ -245,8 +243,8 @@ impl SequentialTest {
         !self.void && self.is_sample(measured) && measured > self.look && measured < windows
     }
 
-    /// Whether enough has been measured for an assumption on the rest, to the nearest look. A few windows in a thousand
-    /// that are unlike the others are then seen about as seldom as alpha allows.
+    /// Whether enough has been measured, to the nearest look, for an assumption on the rest. Of windows that are unlike the
+    /// others, as many as the square root of the plan's, none is among them about as seldom as alpha says.
     fn is_sample(&self, measured: usize) -> bool {
         let least = self.enough() * real(self.before.len()).sqrt();
         self.stop.proven || real(measured) + real(self.look) / 2.0 >= least
@@ -262,7 +260,6 @@ impl SequentialTest {
         Some(Decided {
             decision,
             windows: self.bets.len(),
-            upper: self.upper(decision.bound(self.stop.margin)),
         })
     }
 
@@ -270,13 +267,15 @@ impl SequentialTest {
         -self.stop.alpha.ln()
     }
 
-    /// The smallest bound that the same bets would have decided, from one that they have.
-    fn upper(&self, decided: f64) -> f64 {
+    /// The delta of the whole plan is at most this, once that is decided: the smallest bound that the same bets would have
+    /// decided.
+    pub fn upper(&self, decision: Decision) -> f64 {
         let decides = |bound: f64| {
             let mut wealth = Wealth::of(bound, self.before.len());
             self.bets.iter().for_each(|bet| wealth.stake(*bet));
             wealth.log >= self.enough()
         };
+        let decided = decision.bound(self.stop.margin);
         let (mut step, mut low, mut high) = (1.0, decided, decided);
         // The lower the bound, the less is won by betting on it.
         while low.is_finite() && decides(low) {

@@ -409,7 +409,7 @@ mod tests {
             upper: 0.4,
             finished: finished.map(|delta| Finished { delta }),
         };
-        let allowed = |outcome| allowed_contradictions(stop, 0.05, outcome);
+        let allowed = |outcome: Result<f64, &Stopped>| allowed_contradictions(stop, 0.05, outcome);
         for (delta, expected) in [(-0.1, 0.0), (0.0, 0.0005), (0.9, 0.0005)] {
             assert_eq!(allowed(Ok(delta)), expected, "measured whole: {delta}");
         }

@@ -163,15 +163,15 @@ impl Cell {
 
     /// Windows after which this order is stopped; all of them, if it is not.
     fn end(&self, alpha: f64, after: &[f64]) -> usize {
-        self.decided(alpha, after)
-            .map_or(after.len(), |decided| decided.windows)
+        let decided = self.test(alpha, after).decided();
+        decided.map_or(after.len(), |decided| decided.windows)
     }
 
-    fn decided(&self, alpha: f64, after: &[f64]) -> Option<Decided> {
+    fn test(&self, alpha: f64, after: &[f64]) -> SequentialTest {
         let stop = Stop { alpha, ..self.stop };
         let mut test = SequentialTest::new(stop, vec![LOSS; after.len()], BATCH, false);
         test.measured(after);
-        test.decided()
+        test
     }
 
     /// Whether, in this order, no window still to be measured gains more than is assumed, after the first look.
@@ -390,11 +390,13 @@ fn the_upper_bound_is_below_the_delta_no_more_often_than_alpha() {
         let mut below = 0;
         for _ in 0..TRIED {
             random.shuffle(&mut order);
-            let Some(decided) = cell.decided(0.05, &cell.in_order(&order)) else {
+            let test = cell.test(0.05, &cell.in_order(&order));
+            let Some(Decided { decision, .. }) = test.decided() else {
                 continue;
             };
-            assert!(decided.upper <= decided.decision.bound(stop.margin));
-            below += usize::from(decided.upper < delta);
+            let upper = test.upper(decision);
+            assert!(upper <= decision.bound(stop.margin));
+            below += usize::from(upper < delta);
         }
         assert!(
             real(below) <= (0.05 + 0.007) * real(TRIED),
@@ -403,19 +405,24 @@ fn the_upper_bound_is_below_the_delta_no_more_often_than_alpha() {
     }
 }
 
-/// The decision on these differences, in this order and so many at a time.
-fn decide(stop: Stop, differences: &[f64], batch: usize, may_be_negative: bool) -> Option<Decided> {
+/// The test of these differences, in this order and so many at a time.
+fn tested(stop: Stop, differences: &[f64], batch: usize, may_be_negative: bool) -> SequentialTest {
     let after: Vec<f64> = differences.iter().map(|d| LOSS - d).collect();
     let mut test = SequentialTest::new(stop, vec![LOSS; after.len()], batch, may_be_negative);
     after.chunks(batch).for_each(|after| test.measured(after));
-    test.decided()
+    test
+}
+
+fn decide(stop: Stop, differences: &[f64], batch: usize, may_be_negative: bool) -> Option<Decided> {
+    tested(stop, differences, batch, may_be_negative).decided()
 }
 
 /// Where all windows lose the same, the wealth is a product that needs no program.
 #[test]
 fn the_wealth_is_the_product_of_the_bets() {
     let (windows, lost) = (256, 0.6);
-    let decided = decide(PROVEN, &vec![-lost; windows], BATCH, false).unwrap();
+    let test = tested(PROVEN, &vec![-lost; windows], BATCH, false);
+    let (decided, upper) = (test.decided().unwrap(), test.upper(Decision::Worse));
     let mut wealth = 1.0;
     let wins = (0..windows).take_while(|measured| {
         let needed = lost * real(*measured) / real(windows - measured);
@@ -426,7 +433,7 @@ fn the_wealth_is_the_product_of_the_bets() {
     assert_eq!(decided.windows, needed.next_multiple_of(BATCH));
     assert_eq!(decided.decision, Decision::Worse);
     // What is left can at most gain its whole loss.
-    assert!(-lost < decided.upper && decided.upper < 0.0, "{decided:?}");
+    assert!(-lost < upper && upper < 0.0, "{upper}");
 }
 
 #[test]

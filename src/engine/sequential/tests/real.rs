@@ -7,7 +7,7 @@ use safetensors::SafeTensors;
 
 use super::*;
 
-/// One plan in so many is judged as it is, too. To find the upper bound of a stop takes far longer than to stop.
+/// One plan in so many is judged as it is, too.
 const AS_IT_IS: usize = 6;
 /// What a job may ask for.
 const ASKED: [Stop; 4] = [
