@@ -6,6 +6,10 @@ use serde::{Deserialize, Serialize};
 use crate::protocol::word::words;
 
 /// Allows an evaluation to end before its plan does, once it is decided that the candidate does not help.
+///
+/// Stopping assumes that no window still to be measured gains more than K times the root mean square of the differences
+/// measured so far. Where one candidate may help a few rare windows very much and hurt the rest, ask for `proven`, or do
+/// not stop. K is max(8, 2.5 N^(1/4)) for a plan of N windows.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Stop {
