@@ -68,6 +68,8 @@ words! {
         Score,
         /// Measure the current model.
         Validate,
+        /// Judge candidates together. Only results are of this kind yet: no worker takes such jobs.
+        Merge,
     }
 }
 
@@ -254,6 +256,7 @@ pub fn decode(body: &[u8], said: impl Into<Label>) -> Result<Job, Undecodable> {
     };
     let kind = match text_field(&fields, "kind") {
         Some("validate") => Kind::Validate,
+        Some("merge") => Kind::Merge,
         Some(_) | None => Kind::Score,
     };
     let model_version = field(&fields, "model_version").and_then(Value::as_u64);

@@ -111,7 +111,7 @@ impl ResultMessage {
     pub fn delta(&self) -> Option<f64> {
         match &self.body {
             Body::Score(body) if body.stopped.is_none() => Some(body.delta),
-            Body::Score(_) | Body::Loss(_) | Body::Error { .. } => None,
+            Body::Score(_) | Body::Loss(_) | Body::Merge(_) | Body::Error { .. } => None,
         }
     }
 
@@ -119,7 +119,7 @@ impl ResultMessage {
     pub fn stopped(&self) -> Option<&Stopped> {
         match &self.body {
             Body::Score(body) => body.stopped.as_ref(),
-            Body::Loss(_) | Body::Error { .. } => None,
+            Body::Loss(_) | Body::Merge(_) | Body::Error { .. } => None,
         }
     }
 
@@ -139,7 +139,7 @@ impl ResultMessage {
     pub fn code(&self) -> Option<Code> {
         match &self.body {
             Body::Error { error } => Some(error.code),
-            Body::Score(_) | Body::Loss(_) => None,
+            Body::Score(_) | Body::Loss(_) | Body::Merge(_) => None,
         }
     }
 
@@ -147,6 +147,7 @@ impl ResultMessage {
     pub fn may_be_stored(&self) -> bool {
         match &self.body {
             Body::Score(_) | Body::Loss(_) => true,
+            Body::Merge(body) => body.may_be_stored(),
             Body::Error { error } => error.code.proven_by_candidate(),
         }
     }

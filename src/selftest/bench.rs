@@ -398,7 +398,9 @@ async fn judge(pipeline: &Pipeline, sample: &Sample) -> Result<Timings, EngineEr
     match pipeline.judge(&job, &job_ref, &Trace::silent()).await {
         Judged::Fresh { verdict, .. } => match verdict.map_err(|f| refused(&f))? {
             Body::Score(body) => Ok(body.timings_ms),
-            Body::Loss(_) | Body::Error { .. } => Err(lost("a candidate came back unscored")),
+            Body::Loss(_) | Body::Merge(_) | Body::Error { .. } => {
+                Err(lost("a candidate came back unscored"))
+            }
         },
         Judged::Stored { .. } | Judged::Requeue => {
             Err(lost("answered from a store that is not there"))

@@ -80,12 +80,12 @@ impl Contributors {
     pub(super) fn judge(&mut self, result: &ResultMessage, verdict: &Verdict) {
         match result.kind {
             Kind::Score => {}
-            Kind::Validate => return,
+            Kind::Validate | Kind::Merge => return,
         }
         let name = result.context.as_ref().and_then(|c| text(c, &self.key));
         let copied = match (&result.body, &name) {
             (Body::Score(body), Some(name)) => self.copies.find(name, &result.submission_id, body),
-            (Body::Score(_) | Body::Loss(_) | Body::Error { .. }, _) => None,
+            (Body::Score(_) | Body::Loss(_) | Body::Merge(_) | Body::Error { .. }, _) => None,
         };
         self.row(name).count(verdict, copied);
     }

@@ -73,13 +73,20 @@ impl Class {
             (Body::Score(body), _) => match (body.stopped.map(|s| s.decision), body.ci95) {
                 (Some(Decision::Worse), _) => Self::Worse,
                 (Some(Decision::Futile), _) => Self::Unclear,
-                (None, Some([low, high])) if low > 0.0 && high > 0.0 => Self::Better,
-                (None, Some([low, high])) if low < 0.0 && high < 0.0 => Self::Worse,
-                (None, Some(_) | None) => Self::Unclear,
+                (None, ci95) => Self::of_interval(ci95),
             },
+            (Body::Merge(body), _) => Self::of_interval(body.joint.ci95),
             (Body::Loss(_), _) => Self::Validated,
             (Body::Error { .. }, Status::Failed) => Self::Failed,
             (Body::Error { .. }, Status::Rejected | Status::Scored) => Self::Rejected,
+        }
+    }
+
+    fn of_interval(ci95: Option<[f64; 2]>) -> Self {
+        match ci95 {
+            Some([low, high]) if low > 0.0 && high > 0.0 => Self::Better,
+            Some([low, high]) if low < 0.0 && high < 0.0 => Self::Worse,
+            Some(_) | None => Self::Unclear,
         }
     }
 
@@ -103,6 +110,8 @@ impl Verdict {
         let (score, loss, error) = match &result.body {
             Body::Score(body) => (Some(body), None, None),
             Body::Loss(body) => (None, Some(body), None),
+            // Of a merge the list says only whether it helps.
+            Body::Merge(_) => (None, None, None),
             Body::Error { error } => (None, None, Some(error)),
         };
         // The losses of some windows say as little as their mean.

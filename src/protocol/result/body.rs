@@ -7,6 +7,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::protocol::document::from_document;
 use crate::protocol::failure::ErrorBody;
+use crate::protocol::merge::MergeBody;
 use crate::protocol::stop::Stopped;
 
 /// How many values a sketch has.
@@ -20,6 +21,8 @@ pub enum Body {
     Score(Box<ScoreBody>),
     /// A measured model.
     Loss(LossBody),
+    /// Candidates that were measured together.
+    Merge(Box<MergeBody>),
     /// Neither.
     Error {
         /// Why.
@@ -46,6 +49,10 @@ impl<'de> Deserialize<'de> for Body {
             Ok(loss) => return Ok(Self::Loss(loss)),
             Err(why) => why,
         };
+        let merge = match from_document(&fields) {
+            Ok(merge) => return Ok(Self::Merge(Box::new(merge))),
+            Err(why) => why,
+        };
         let error = match from_document::<Refused>(&fields) {
             Ok(refused) => {
                 let error = refused.error;
@@ -54,10 +61,12 @@ impl<'de> Deserialize<'de> for Body {
             Err(why) => why,
         };
         let has = |name: &str| !fields[name].is_nil();
-        Err(D::Error::custom(match (has("error"), has("loss")) {
-            (true, _) => error,
-            (false, true) => loss,
-            (false, false) => score,
+        let kinds = (has("error"), has("loss"), has("joint"));
+        Err(D::Error::custom(match kinds {
+            (true, _, _) => error,
+            (false, true, _) => loss,
+            (false, false, true) => merge,
+            (false, false, false) => score,
         }))
     }
 }

@@ -71,8 +71,12 @@ impl ResultOrigin {
         let fits = match (&message.body, message.status) {
             (Body::Score(_), Status::Scored) => message.kind == Kind::Score,
             (Body::Loss(_), Status::Scored) => message.kind == Kind::Validate,
+            (Body::Merge(_), Status::Scored) => message.kind == Kind::Merge,
             (Body::Error { error }, status) => error.code.status() == status,
-            (Body::Score(_) | Body::Loss(_), Status::Rejected | Status::Failed) => false,
+            (
+                Body::Score(_) | Body::Loss(_) | Body::Merge(_),
+                Status::Rejected | Status::Failed,
+            ) => false,
         };
         if !fits || !message.may_be_stored() {
             return Err("its parts contradict each other".into());
@@ -97,7 +101,7 @@ mod tests {
                 tokens: 9,
                 plan: "x".into(),
             }),
-            Kind::Score => Body::Error {
+            Kind::Score | Kind::Merge => Body::Error {
                 error: Failure::new(Code::OutOfMemory, "x").to_error(),
             },
         };

@@ -31,7 +31,7 @@ fn miner(result: &ResultMessage) -> String {
 fn candidate(result: &ResultMessage) -> Option<(&[Option<u64>], &str)> {
     match &result.body {
         Body::Score(body) => Some((&body.candidate.sketch, &body.candidate.sha256)),
-        Body::Loss(_) | Body::Error { .. } => None,
+        Body::Loss(_) | Body::Merge(_) | Body::Error { .. } => None,
     }
 }
 
@@ -303,6 +303,7 @@ fn miners_differ_and_some_have_hostile_names() {
                     Some(_) | None => "unclear",
                 },
                 Body::Loss(_) => "validated",
+                Body::Merge(_) => panic!("the demonstration has no merges"),
                 Body::Error { error } => error.code.as_str(),
             };
             seen.entry(miner(result)).or_default().insert(verdict);

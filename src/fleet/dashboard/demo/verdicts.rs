@@ -218,7 +218,7 @@ impl Verdicts {
 
 fn body_may_be_stored(body: &Body) -> bool {
     match body {
-        Body::Score(_) | Body::Loss(_) => true,
+        Body::Score(_) | Body::Loss(_) | Body::Merge(_) => true,
         Body::Error { error } => error.code.proven_by_candidate(),
     }
 }
