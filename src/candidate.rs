@@ -85,6 +85,15 @@ impl From<&CandidatesConfig> for DecodeLimits {
     }
 }
 
+/// A checked update, and what it took to decode it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Decoded {
+    /// What was decoded.
+    pub update: Update,
+    /// Bytes that all of its compressed streams inflated to.
+    pub inflated: u64,
+}
+
 /// Decodes an update and checks it against the package.
 ///
 /// # Errors
@@ -96,6 +105,20 @@ pub fn decode(
     package: &Package,
     limits: DecodeLimits,
 ) -> Result<Update, Failure> {
+    decode_counted(bytes, format, compression, package, limits).map(|decoded| decoded.update)
+}
+
+/// The same, for who counts what several take together.
+///
+/// # Errors
+/// As [`decode`].
+pub fn decode_counted(
+    bytes: &[u8],
+    format: Format,
+    compression: Option<Compression>,
+    package: &Package,
+    limits: DecodeLimits,
+) -> Result<Decoded, Failure> {
     let mut builder = UpdateBuilder::new(package, limits);
     let inflated;
     let bytes = match compression {
@@ -117,7 +140,9 @@ pub fn decode(
         }
         None | Some(Compression::Zstd) => failure,
     })?;
-    builder.finish()
+    let inflated = builder.inflated;
+    let update = builder.finish()?;
+    Ok(Decoded { update, inflated })
 }
 
 /// The float as a natural number, if it is one.

@@ -3,13 +3,16 @@
 //! The scratch copy equals the baseline before and after every call, even one that failed.
 
 mod class;
+pub mod coalition;
 mod load;
 mod measured;
+pub mod merge;
 mod objective;
 pub mod patch;
 mod probe;
 pub mod sequential;
 pub mod session;
+pub mod shares;
 pub mod statistics;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -160,6 +163,17 @@ pub fn exhaust(config: &EngineConfig) -> Result<Failure, EngineError> {
             Err(EngineError::new(Detail::WarmFailed, message))
         }
     }
+}
+
+/// What a run with new values gave.
+#[derive(Debug)]
+struct Patched {
+    /// The losses, in the order of the plan.
+    after: Vec<f64>,
+    /// The first part of the graph with another weight; none if no weight differs.
+    from: Option<usize>,
+    /// Where the time went, without the baseline.
+    laps: Laps,
 }
 
 /// One weight of the graph and the checkpoint tensor it holds.
@@ -399,15 +413,39 @@ impl Engine {
         let known = self.baselines.contains_key(&(plan.hash, batch));
         let before = self.baseline(plan, batch)?;
         let baseline = (!known).then(|| Lap::since(began));
-        let from = self.first_touched(patches);
         let mut watch = early.map(|early| self.watch(early, &before, plan));
+        let run = self.run_patched(patches, plan, batch, &before, watch.as_mut())?;
+        let measured = Measured {
+            plan,
+            batch: self.batch_of(plan),
+            before: &before,
+            after: &run.after,
+        };
+        let laps = Laps {
+            baseline,
+            ..run.laps
+        };
+        let end = watch.and_then(|watch| watch.end());
+        measured.evaluation(end, run.from, laps)
+    }
+
+    /// Writes the new values, measures them, and copies the baseline back, whatever happened before.
+    fn run_patched(
+        &mut self,
+        patches: &Patches,
+        plan: &Plan,
+        batch: usize,
+        before: &[f64],
+        watch: Option<&mut Watch>,
+    ) -> Result<Patched, Failure> {
+        let from = self.first_touched(patches);
         let began = Instant::now();
         let patches = &patches.patches;
         let written = self.write(patches);
         let apply = Lap::since(began);
         let began = Instant::now();
         let after = written.and_then(|()| match from {
-            Some(_) => self.losses(plan, batch, from, watch.as_mut()),
+            Some(_) => self.losses(plan, batch, from, watch),
             // Every weight has the bits it had, so every loss has.
             None => Ok(before.to_vec()),
         });
@@ -415,19 +453,16 @@ impl Engine {
         let began = Instant::now();
         self.restore(patches)?;
         let laps = Laps {
-            baseline,
+            baseline: None,
             apply,
             forward,
             restore: Lap::since(began),
         };
-        let measured = Measured {
-            plan,
-            batch: self.batch_of(plan),
-            before: &before,
-            after: &after?,
-        };
-        let end = watch.and_then(|watch| watch.end());
-        measured.evaluation(end, from, laps)
+        Ok(Patched {
+            after: after?,
+            from,
+            laps,
+        })
     }
 
     /// The micro-batch that memory suffices for has no say in how many windows are measured.

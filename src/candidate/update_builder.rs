@@ -21,7 +21,7 @@ pub(super) struct UpdateBuilder<'a> {
     pub(super) most_pieces: u64,
     /// Bytes of the body that readers may still inflate.
     pub(super) unread: u64,
-    inflated: u64,
+    pub(super) inflated: u64,
     pub(super) most_inflated: Bound,
     pub(super) versions: Option<Versions>,
     /// Maps the candidate's names to the model's.

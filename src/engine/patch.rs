@@ -64,24 +64,15 @@ impl Patches {
 impl Patch {
     fn new(package: &Package, touched: TensorUpdate, rule: Rule) -> Result<Self, Failure> {
         let info = &package.weights.tensors[touched.tensor];
-        let bytes = package.weights.bytes(touched.tensor);
         let TensorUpdate {
             tensor,
             indices,
             values,
         } = touched;
-        // Decoders reject indices out of range; if one slipped through, its value would be NaN.
-        let originals = match info.dtype {
-            Dtype::F32 => gather(bytes, &indices, f32::from_le_bytes),
-            Dtype::F16 => gather(bytes, &indices, |b| f16::from_le_bytes(b).to_f32()),
-            Dtype::Bf16 => gather(bytes, &indices, |b| bf16::from_le_bytes(b).to_f32()),
-        };
+        let originals = originals(package, tensor, &indices);
         let values = stepped(values, &originals, rule, info.dtype);
         if let Some(at) = values.iter().position(|v| !v.is_finite()) {
-            let (name, index) = (&info.name, indices[at]);
-            let message = format!("{name}: the updated weight at index {index} is not finite");
-            let failure = Failure::new(Code::CandidateNonFinite, message);
-            return Err(failure.with("tensor", name.clone()));
+            return Err(not_finite(info, indices[at]));
         }
         Ok(Self::at(package, tensor, indices, values, originals))
     }
@@ -122,6 +113,23 @@ impl Patch {
         let entries = self.indices.iter().zip(pairs);
         let changed = entries.filter(|(_, (new, old))| new.to_bits() != old.to_bits());
         changed.map(|(index, _)| *index)
+    }
+}
+
+/// The failure for an updated weight that is NaN or infinite.
+pub(super) fn not_finite(info: &TensorInfo, index: u32) -> Failure {
+    let name = &info.name;
+    let message = format!("{name}: the updated weight at index {index} is not finite");
+    Failure::new(Code::CandidateNonFinite, message).with("tensor", name.clone())
+}
+
+/// The baseline's values. Decoders reject indices out of range; if one slipped through, its value would be NaN.
+pub(super) fn originals(package: &Package, tensor: usize, indices: &[u32]) -> Vec<f32> {
+    let bytes = package.weights.bytes(tensor);
+    match package.weights.tensors[tensor].dtype {
+        Dtype::F32 => gather(bytes, indices, f32::from_le_bytes),
+        Dtype::F16 => gather(bytes, indices, |b| f16::from_le_bytes(b).to_f32()),
+        Dtype::Bf16 => gather(bytes, indices, |b| bf16::from_le_bytes(b).to_f32()),
     }
 }
 

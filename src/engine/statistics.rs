@@ -18,6 +18,17 @@ pub struct Paired {
     pub ci95: Option<[f64; 2]>,
 }
 
+/// A mean over windows, and how far they leave it open.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Estimate {
+    /// The mean.
+    pub value: f64,
+    /// Its standard error; none below two windows.
+    pub stderr: Option<f64>,
+    /// Its 95 % confidence interval by Student's t; none below two windows.
+    pub ci95: Option<[f64; 2]>,
+}
+
 /// The unweighted mean of per-window losses. The caller guarantees at least one window.
 #[expect(
     clippy::cast_precision_loss,
@@ -27,24 +38,42 @@ pub fn mean(losses: &[f64]) -> f64 {
     losses.iter().sum::<f64>() / losses.len() as f64
 }
 
-/// Pairs the losses of equal windows.
+/// The mean of one value of each window. The caller guarantees at least one window.
 #[expect(
     clippy::cast_precision_loss,
     reason = "window counts are far below 2^52"
 )]
-pub fn paired(before: &[f64], after: &[f64]) -> Paired {
-    debug_assert_eq!(before.len(), after.len());
-    let differences: Vec<f64> = before.iter().zip(after).map(|(b, a)| b - a).collect();
-    let delta = mean(&differences);
-    let n = differences.len() as f64;
-    let stderr = (differences.len() >= 2).then(|| {
-        let squares: f64 = differences.iter().map(|d| (d - delta).powi(2)).sum();
+pub fn estimate(values: &[f64]) -> Estimate {
+    let value = mean(values);
+    let n = values.len() as f64;
+    let stderr = (values.len() >= 2).then(|| {
+        let squares: f64 = values.iter().map(|v| (v - value).powi(2)).sum();
         (squares / (n - 1.0) / n).sqrt()
     });
     let ci95 = stderr.and_then(|stderr| {
         let t = StudentsT::new(0.0, 1.0, n - 1.0).ok()?.inverse_cdf(0.975);
-        Some([delta - t * stderr, delta + t * stderr])
+        Some([value - t * stderr, value + t * stderr])
     });
+    Estimate {
+        value,
+        stderr,
+        ci95,
+    }
+}
+
+/// The differences of equal windows, before minus after.
+pub fn differences(before: &[f64], after: &[f64]) -> Vec<f64> {
+    debug_assert_eq!(before.len(), after.len());
+    before.iter().zip(after).map(|(b, a)| b - a).collect()
+}
+
+/// Pairs the losses of equal windows.
+pub fn paired(before: &[f64], after: &[f64]) -> Paired {
+    let Estimate {
+        value: delta,
+        stderr,
+        ci95,
+    } = estimate(&differences(before, after));
     Paired {
         loss_before: mean(before),
         loss_after: mean(after),

@@ -14,10 +14,10 @@ use crate::protocol::job::Rule;
 
 const PATCHES: usize = 100_000;
 
-struct Fixture {
-    engine: Engine,
-    plan: Plan,
-    dir: tempfile::TempDir,
+pub(super) struct Fixture {
+    pub(super) engine: Engine,
+    pub(super) plan: Plan,
+    pub(super) dir: tempfile::TempDir,
 }
 
 pub(crate) fn configuration() -> Config {
@@ -51,7 +51,7 @@ pub(crate) fn hazard() -> (Arc<Package>, tempfile::TempDir) {
     (Arc::new(Package::load(&out, false, &[]).unwrap()), dir)
 }
 
-fn fixture() -> Fixture {
+pub(super) fn fixture() -> Fixture {
     let (package, dir) = hazard();
     let config = configuration();
     let plan = Plan::new(&package.shards, None, "", package.cut()).unwrap();
@@ -59,7 +59,7 @@ fn fixture() -> Fixture {
     Fixture { engine, plan, dir }
 }
 
-fn touch(tensor: usize, indices: Vec<u32>, values: Vec<f32>) -> TensorUpdate {
+pub(super) fn touch(tensor: usize, indices: Vec<u32>, values: Vec<f32>) -> TensorUpdate {
     TensorUpdate {
         tensor,
         indices,

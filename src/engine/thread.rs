@@ -9,6 +9,8 @@ use futures_util::future::OptionFuture;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use super::coalition::Member;
+use super::merge::{Merge, Passes};
 use super::patch::Patches;
 use super::session::{Partition, Placement, Terminator};
 use crate::config::{Config, EngineConfig};
@@ -18,6 +20,7 @@ use crate::model::package::Package;
 use crate::model::plan::Plan;
 use crate::protocol::failure::{Code, Failure};
 use crate::protocol::heartbeat::EngineFacts;
+use crate::protocol::merge::OnRejected;
 use crate::protocol::state::Detail;
 use crate::telemetry::progress::Progress;
 use crate::util::clock;
@@ -248,8 +251,35 @@ impl Turn<'_> {
         early: Option<Early>,
         limit: Duration,
     ) -> Result<Evaluation, Failure> {
+        let limit = Limit::of_one(limit);
         self.within(limit, move |engine| engine.score(&patches, &plan, early))
             .await
+    }
+
+    /// Measures a merge, ending it when a pass takes longer than `limit`. `passes` hears of each.
+    ///
+    /// # Errors
+    /// A typed refusal.
+    pub async fn merge(
+        self,
+        members: Arc<[Member]>,
+        on_rejected: OnRejected,
+        plan: Arc<Plan>,
+        limit: Duration,
+        passes: watch::Sender<Passes>,
+    ) -> Result<Merge, Failure> {
+        let limit = Limit {
+            each: limit,
+            passes: passes.subscribe(),
+        };
+        self.within(limit, move |engine| {
+            let mut told = |done| {
+                passes.send_replace(done);
+                Ok(())
+            };
+            engine.merge(&members, on_rejected, &plan, &mut told)
+        })
+        .await
     }
 
     /// Measures the current model.
@@ -261,6 +291,7 @@ impl Turn<'_> {
         plan: Arc<Plan>,
         limit: Duration,
     ) -> Result<Arc<Vec<f64>>, Failure> {
+        let limit = Limit::of_one(limit);
         self.within(limit, move |engine| engine.validate(&plan))
             .await
     }
@@ -284,7 +315,7 @@ impl Turn<'_> {
 
     async fn within<T: Send + 'static>(
         self,
-        limit: Duration,
+        limit: Limit,
         work: impl FnOnce(&mut Engine) -> Result<T, Failure> + Send + 'static,
     ) -> Result<T, Failure> {
         let stalled = self.engine.stalled.clone();
@@ -304,7 +335,7 @@ impl Turn<'_> {
     /// be lost then.
     async fn run<T: Send + 'static>(
         self,
-        limit: Option<Duration>,
+        limit: Option<Limit>,
         same: bool,
         work: impl FnOnce(&mut Engine) -> T + Send + 'static,
     ) -> Result<T, Broken> {
@@ -319,10 +350,10 @@ impl Turn<'_> {
             drop(reply.send(answer));
         });
         let running = self.begin(same, work).await.ok_or(Broken::Gone)?;
-        let late = OptionFuture::from(limit.map(clock::had));
+        let late = OptionFuture::from(limit.map(Limit::passed));
         let broken = tokio::select! {
             answer = &mut answer => return answer.map_err(|_| Broken::Gone),
-            Some(()) = late => Broken::Late(limit.unwrap_or_default()),
+            Some(limit) = late => Broken::Late(limit),
             () = progress.stuck() => {
                 tracing::error!("a run makes no progress any more; it is ended");
                 Broken::Stalled(progress.patience())
@@ -331,6 +362,30 @@ impl Turn<'_> {
         running.terminator.terminate();
         come_back(running.over.clone(), running.loss.clone()).await;
         Err(broken)
+    }
+}
+
+/// How long work may take: all of it, or from one of its passes to the next.
+struct Limit {
+    each: Duration,
+    passes: watch::Receiver<Passes>,
+}
+
+impl Limit {
+    /// Of work that is one pass: nothing is heard of others.
+    fn of_one(each: Duration) -> Self {
+        let (_, passes) = watch::channel(Passes::default());
+        Self { each, passes }
+    }
+
+    /// Resolves when so much time has passed without news.
+    async fn passed(mut self) -> Duration {
+        loop {
+            tokio::select! {
+                () = clock::had(self.each) => return self.each,
+                Ok(()) = self.passes.changed() => {}
+            }
+        }
     }
 }
 

@@ -129,10 +129,67 @@ pub fn read_element(bytes: &[u8], dtype: Dtype, index: usize) -> f32 {
 }
 
 /// Rounds to the weight's type, once, and widens again.
+pub fn round_once(dtype: Dtype, value: f64) -> f32 {
+    match dtype {
+        #[expect(clippy::cast_possible_truncation, reason = "this is the rounding")]
+        Dtype::F32 => value as f32,
+        // Rounding to odd keeps, in the last bit, that something was cut off, so that a tie is one only where it was.
+        Dtype::F16 | Dtype::Bf16 => round_to(dtype, round_to_odd(value)),
+    }
+}
+
+/// The f32 itself where there is one, else the neighbour whose last bit is set.
+fn round_to_odd(value: f64) -> f32 {
+    #[expect(clippy::cast_possible_truncation, reason = "corrected below")]
+    let near = value as f32;
+    let wide = f64::from(near);
+    if wide.to_bits() == value.to_bits() || !value.is_finite() {
+        return near;
+    }
+    let beyond = u32::from(wide.abs() > value.abs());
+    f32::from_bits((near.to_bits() - beyond) | 1)
+}
+
+/// Rounds to the weight's type, once, and widens again.
 pub fn round_to(dtype: Dtype, value: f32) -> f32 {
     match dtype {
         Dtype::F32 => value,
         Dtype::F16 => f16::from_f32(value).to_f32(),
         Dtype::Bf16 => bf16::from_f32(value).to_f32(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Between every number of 16 bits and the next: halfway goes to the even one, and whatever is beyond, by however
+    /// little, to the nearer one.
+    #[test]
+    fn a_double_is_rounded_once_to_the_nearest_of_16_bits_and_ties_go_to_even() {
+        let wide = |dtype: Dtype, bits: u16| match dtype {
+            Dtype::F16 => f16::from_bits(bits).to_f64(),
+            Dtype::Bf16 => bf16::from_bits(bits).to_f64(),
+            Dtype::F32 => f64::from(bits),
+        };
+        for (dtype, infinity) in [(Dtype::F16, 0x7c00_u16), (Dtype::Bf16, 0x7f80)] {
+            for low in 0..infinity - 1 {
+                let (below, above) = (wide(dtype, low), wide(dtype, low + 1));
+                let (tie, even) = (
+                    f64::midpoint(below, above),
+                    if low % 2 == 0 { below } else { above },
+                );
+                let (less, more) = (tie.next_down(), tie.next_up());
+                for (value, expected) in [(below, below), (less, below), (tie, even), (more, above)]
+                {
+                    for sign in [1.0, -1.0] {
+                        let rounded = round_once(dtype, sign * value);
+                        assert_eq!(f64::from(rounded), sign * expected, "{dtype:?} {value:e}");
+                    }
+                }
+            }
+            assert_eq!(round_once(dtype, 1e300), f32::INFINITY);
+            assert!(round_once(dtype, f64::NAN).is_nan());
+        }
     }
 }
