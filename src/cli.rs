@@ -10,6 +10,7 @@ mod devices;
 mod exit;
 mod init;
 mod logs;
+mod merge;
 mod offline;
 mod output;
 mod progress;
@@ -97,6 +98,7 @@ async fn dispatch(command: Command, config: Config) -> Outcome {
         Command::Devices { json } => devices::show(config, json).await,
         Command::Score(args) => offline::score(config, args).await,
         Command::Validate(args) => offline::validate(config, args).await,
+        Command::Merge(args) => merge::merge(config, args).await,
         Command::Submit(args) => submit::submit(&config, args).await,
         Command::Status { json, watch } => status::status(&config, json, watch).await,
         Command::Dashboard(args) => dashboard::dashboard(config, args).await,

@@ -8,6 +8,7 @@ mod deadline;
 pub mod device_queue;
 pub mod disposition;
 mod doubt;
+pub mod members;
 pub mod pipeline;
 pub mod recent_results;
 pub mod settle;

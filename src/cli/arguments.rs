@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use super::{bench, ctl, dashboard, dead, offline, submit};
+use super::{bench, ctl, dashboard, dead, merge, offline, submit};
 
 /// Shown below the help.
 const EXAMPLES: &str = "Examples:
@@ -12,6 +12,7 @@ const EXAMPLES: &str = "Examples:
   scorer package --graph model.onnx --weights model.safetensors --shards shards --name mine --version 1 --out package
   scorer check --set model.dir=package --set engine.execution_provider=cpu
   scorer score --model package --candidate update.json --format binary_v2 --semantics param_diff
+  scorer merge --model package --member a=a.json --member b=b.json --format binary_v2 --semantics param_diff
   scorer run --config scorer.toml
   scorer submit --set model.dir=package --candidate update.json --semantics param_diff --wait
   scorer status --set model.name=mine --watch
@@ -81,6 +82,22 @@ pub(super) enum Command {
   scorer score --model package --candidate a.json --format binary_v2 --semantics gradient --learning-rate 0.1
   scorer score --model package --candidate a.safetensors --format safetensors --semantics param_diff --shards 1,2")]
     Score(offline::ScoreArgs),
+    /// Measures what candidates are worth together, and each in the company of the others, without RabbitMQ or Redis,
+    /// and prints the result as JSON.
+    ///
+    /// The weights become `w + sum of weight * d`. Of each member it is measured what it changes alone and what it
+    /// changes as the last to join; its contribution is the mean of both, which is its Shapley value where the loss is
+    /// quadratic in the weights. A copy contributes less than it would get alone, a complement more. That takes at most
+    /// two passes a member, and one.
+    ///
+    /// `gap` is what the contributions do not sum to. Where it is `large`, beyond 3 % of the largest contribution and
+    /// beyond two standard errors, the loss is far from quadratic between the coalitions, as with many copies or with
+    /// weights that are far too large: the contributions are then a guide, not a measure. Smaller weights make it
+    /// small. A gap near 0 proves nothing: errors may cancel.
+    #[command(after_help = "Examples:
+  scorer merge --model package --member a=a.json --member b=b.json --format binary_v2 --semantics param_diff
+  scorer merge --model package --member a=a.json:0.5 --member b=b.json:0.25 --format binary_v2 --semantics gradient --learning-rate 0.1")]
+    Merge(merge::MergeArgs),
     /// Measures the model's own loss without RabbitMQ or Redis and prints it as JSON.
     #[command(after_help = "Example:
   scorer validate --model package --nonce round-7")]

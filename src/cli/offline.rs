@@ -1,6 +1,6 @@
 //! Commands that need neither broker nor Redis: score, validate, package.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -37,6 +37,15 @@ pub(super) struct WindowArgs {
     /// Comma-separated shard ids [default: all].
     #[arg(long, value_delimiter = ',')]
     pub(super) shards: Option<Vec<u64>>,
+}
+
+impl From<WindowArgs> for Validation {
+    fn from(args: WindowArgs) -> Self {
+        Self {
+            shards: args.shards,
+            nonce: args.nonce,
+        }
+    }
 }
 
 /// Whether an evaluation may end early.
@@ -77,6 +86,29 @@ fn stop(text: &str) -> Result<Stop, String> {
     stop.checked().map_err(str::to_owned)
 }
 
+/// What a file of a candidate holds.
+#[derive(Debug, Args)]
+pub(super) struct ContentArgs {
+    /// Format of the candidate: `binary_v2`, `safetensors` or `pt_chunks`.
+    #[arg(long, value_parser = word::<Format>)]
+    pub(super) format: Format,
+    /// Compression of the whole file: `zstd`.
+    #[arg(long, value_parser = word::<Compression>)]
+    pub(super) compression: Option<Compression>,
+    /// Meaning of the values: `gradient` or `param_diff`.
+    #[arg(long, value_parser = word::<Semantics>)]
+    semantics: Semantics,
+    /// Learning rate; required for gradients.
+    #[arg(long)]
+    learning_rate: Option<f64>,
+}
+
+impl ContentArgs {
+    pub(super) fn rule(&self) -> Result<Rule, Fault> {
+        rule(self.semantics, self.learning_rate)
+    }
+}
+
 #[derive(Debug, Args)]
 pub(super) struct ScoreArgs {
     /// Directory of the model package.
@@ -85,18 +117,8 @@ pub(super) struct ScoreArgs {
     /// File of the candidate.
     #[arg(long)]
     candidate: PathBuf,
-    /// Format of the candidate: `binary_v2`, `safetensors` or `pt_chunks`.
-    #[arg(long, value_parser = word::<Format>)]
-    format: Format,
-    /// Compression of the whole file: `zstd`.
-    #[arg(long, value_parser = word::<Compression>)]
-    compression: Option<Compression>,
-    /// Meaning of the values: `gradient` or `param_diff`.
-    #[arg(long, value_parser = word::<Semantics>)]
-    semantics: Semantics,
-    /// Learning rate; required for gradients.
-    #[arg(long)]
-    learning_rate: Option<f64>,
+    #[command(flatten)]
+    content: ContentArgs,
     #[command(flatten)]
     windows: WindowArgs,
     #[command(flatten)]
@@ -197,36 +219,36 @@ pub(super) fn fault(error: &EngineError) -> Fault {
     Fault::new(exit, error)
 }
 
-async fn judge(
-    mut config: Config,
-    model: PathBuf,
-    windows: WindowArgs,
-    task: impl FnOnce(u64) -> Task,
-    name: String,
-) -> Outcome {
+/// What judges without a broker.
+pub(super) async fn pipeline(mut config: Config, model: &Path) -> Result<Pipeline, Fault> {
     // No broker waits for the answer.
     config.amqp.consumer_timeout = Duration::MAX;
     // A local file has the limit of a fetched one.
     config.candidates.max_inline_bytes = config.candidates.max_bytes;
     let status = WorkerStatus::default();
-    let bar = busy(format!("loading {}", model.display()));
-    let engine = EngineHandle::load(&model, &config, status.progress)
+    let engine = EngineHandle::load(model, &config, status.progress)
         .await
         .map_err(|e| fault(&e))?;
-    bar.set_message(format!("computing {name}"));
-    let task = task(engine.package.manifest.version);
     let fetcher = Fetcher::new(config.candidates.clone(), config.candidates_dir());
     let fetcher = fetcher.map_err(Fault::internal)?;
-    let pipeline = Pipeline::new(engine, &config, fetcher, "offline", None);
-    let validation = Validation {
-        shards: windows.shards,
-        nonce: windows.nonce,
-    };
+    Ok(Pipeline::new(engine, &config, fetcher, "offline", None))
+}
+
+async fn judge(
+    config: Config,
+    model: PathBuf,
+    windows: WindowArgs,
+    task: impl FnOnce(u64) -> Task,
+    name: String,
+) -> Outcome {
+    let bar = busy(format!("loading {}", model.display()));
+    let pipeline = pipeline(config, &model).await?;
+    bar.set_message(format!("computing {name}"));
     let job = Job {
         submission_id: name,
         model: None,
-        task,
-        validation,
+        task: task(pipeline.origin().model_version),
+        validation: windows.into(),
         deadline_ms: None,
         context: None,
     };
@@ -242,7 +264,7 @@ async fn judge(
 }
 
 pub(super) async fn score(config: Config, args: ScoreArgs) -> Outcome {
-    let rule = rule(args.semantics, args.learning_rate)?;
+    let rule = args.content.rule()?;
     let bytes = std::fs::read(&args.candidate)
         .map_err(|e| Fault::data(format!("--candidate {}: {e}", args.candidate.display())))?;
     let name = args
@@ -252,8 +274,8 @@ pub(super) async fn score(config: Config, args: ScoreArgs) -> Outcome {
         .to_string_lossy()
         .into_owned();
     let candidate = Candidate {
-        format: args.format,
-        compression: args.compression,
+        format: args.content.format,
+        compression: args.content.compression,
         rule,
         source: Source::Inline(bytes.into()),
         sha256: None,

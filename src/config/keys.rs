@@ -101,6 +101,7 @@ pub(super) const KEYS: &[(&str, Type)] = &[
     ("candidates.max_bytes", Type::Size),
     ("candidates.max_inflated_bytes", Type::Size),
     ("candidates.max_entries", Type::Integer(0, i64::MAX)),
+    ("candidates.max_members", Type::Integer(2, 1000)),
     (
         "candidates.fetch_timeout",
         Type::Duration(MILLISECOND, YEAR),

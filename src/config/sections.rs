@@ -207,6 +207,8 @@ pub struct CandidatesConfig {
     pub max_inflated_bytes: u64,
     /// The most entries a candidate may touch.
     pub max_entries: u64,
+    /// The most members of a merge.
+    pub max_members: usize,
     /// The longest a fetch may take, from the first look-up to the last byte.
     #[serde(deserialize_with = "units::duration")]
     pub fetch_timeout: Duration,

@@ -1,6 +1,8 @@
 //! The stages of a job, in order: check, plan, look up, mark and fetch, decode, measure. The pipeline
 //! judges a job; the settler settles it.
 
+mod merge;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,7 +17,7 @@ use crate::engine::thread::EngineHandle;
 use crate::engine::{Early, Evaluation};
 use crate::model::plan::Plan;
 use crate::protocol::failure::{Code, Failure};
-use crate::protocol::job::{Candidate, Compression, Job, Source, Task};
+use crate::protocol::job::{Candidate, Compression, Job, Source, Task, Validation};
 use crate::protocol::result::{
     Asked, Body, CandidateFacts, JobRef, Key, LossBody, ResultMessage, ResultOrigin, ScoreBody,
     Timings, Verdict,
@@ -179,7 +181,7 @@ impl Pipeline {
         if let Err(failure) = self.check(job) {
             return Judged::without_key(failure);
         }
-        let plan = match self.plan(job).await {
+        let plan = match self.plan(&job.validation).await {
             Ok(plan) => plan,
             Err(failure) => return Judged::without_key(failure),
         };
@@ -285,8 +287,11 @@ impl Pipeline {
     }
 
     /// Large plans are made off the async threads: every window is hashed, and its tokens are copied.
-    async fn plan(&self, job: &Job) -> Result<Arc<Plan>, Failure> {
-        let (package, validation) = (Arc::clone(&self.engine.package), job.validation.clone());
+    ///
+    /// # Errors
+    /// `unknown_shard`, or windows that there are none of.
+    pub async fn plan(&self, validation: &Validation) -> Result<Arc<Plan>, Failure> {
+        let (package, validation) = (Arc::clone(&self.engine.package), validation.clone());
         let effort = Plan::effort(&package.shards, package.cut());
         let planning = blocking::by_size(effort, move || {
             let (wanted, nonce) = (validation.shards.as_deref(), &validation.nonce);
@@ -583,7 +588,6 @@ async fn claimed_digest(candidate: &Candidate) -> Result<[u8; 32], Failure> {
 mod tests {
     use super::*;
     use crate::engine::tests::{configuration, hazard};
-    use crate::protocol::job::Validation;
     use crate::telemetry::progress::Progress;
 
     #[tokio::test]

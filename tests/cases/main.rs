@@ -16,6 +16,7 @@ mod rewritten;
 mod small;
 mod tinylm;
 mod windows;
+mod worth;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -1,0 +1,234 @@
+//! The members of a merge before they are measured. They come one at a time, in any order: each is decoded and its
+//! bytes are dropped, and what they hold together is bounded as that of one candidate is.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::candidate::fetch::Fetched;
+use crate::candidate::{self, DecodeLimits, Decoded};
+use crate::config::CandidatesConfig;
+use crate::engine::coalition::Member;
+use crate::model::package::Package;
+use crate::protocol::failure::{Code, Failure};
+use crate::protocol::job::{Compression, Format, Rule};
+use crate::protocol::result::CandidateFacts;
+use crate::util::clock::Lap;
+
+/// What a job says of a member beside where its bytes are.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Described {
+    /// Its name in the job.
+    pub id: String,
+    /// Its weight in the merge.
+    pub weight: f64,
+    /// The container.
+    pub format: Format,
+    /// Compression of the whole body.
+    pub compression: Option<Compression>,
+    /// What the values do.
+    pub rule: Rule,
+}
+
+/// A member that is left out.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LeftOut {
+    /// Its name in the job.
+    pub id: String,
+    /// Its weight in the merge.
+    pub weight: f64,
+    /// Why.
+    pub failure: Failure,
+}
+
+/// Members under way.
+#[derive(Debug)]
+pub struct Members {
+    package: Arc<Package>,
+    limits: DecodeLimits,
+    entries: u64,
+    inflated: u64,
+    pub(super) decoded: Vec<(Member, CandidateFacts)>,
+    pub(super) left_out: Vec<LeftOut>,
+    /// Milliseconds.
+    pub(super) decoding: f64,
+}
+
+impl Members {
+    /// None yet.
+    pub fn new(package: Arc<Package>, config: &CandidatesConfig) -> Self {
+        Self {
+            package,
+            limits: config.into(),
+            entries: 0,
+            inflated: 0,
+            decoded: Vec::new(),
+            left_out: Vec::new(),
+            decoding: 0.0,
+        }
+    }
+
+    /// Decodes the next one, or leaves it out if it would be refused alone.
+    ///
+    /// # Errors
+    /// `candidate_too_large` when the members together exceed a limit that none of them exceeds.
+    pub fn add(&mut self, described: Described, fetched: Fetched) -> Result<(), Failure> {
+        let began = Instant::now();
+        let decoded = candidate::decode_counted(
+            &fetched.bytes,
+            described.format,
+            described.compression,
+            &self.package,
+            self.limits,
+        );
+        self.decoding += Lap::since(began).millis();
+        let Decoded { update, inflated } = match decoded {
+            Ok(decoded) => decoded,
+            Err(failure) => {
+                self.leave_out(described, failure);
+                return Ok(());
+            }
+        };
+        self.entries = self.entries.saturating_add(update.entries());
+        self.inflated = self.inflated.saturating_add(inflated);
+        let (entries, bytes) = (self.limits.max_entries, self.limits.max_inflated_bytes);
+        if self.entries > entries {
+            return Err(too_large("have", "candidates.max_entries", entries));
+        }
+        if self.inflated > bytes {
+            return Err(too_large(
+                "inflate to",
+                "candidates.max_inflated_bytes",
+                bytes,
+            ));
+        }
+        let facts = CandidateFacts {
+            sha256: hex::encode(fetched.sha256),
+            tensors: update.tensors.len() as u64,
+            entries: update.entries(),
+            // Known once it is measured.
+            effective_entries: 0,
+            l2_norm: update.l2_norm(),
+            sketch: Vec::new(),
+        };
+        let member = Member {
+            id: described.id,
+            update,
+            rule: described.rule,
+            weight: described.weight,
+        };
+        self.decoded.push((member, facts));
+        Ok(())
+    }
+
+    /// Leaves one out that did not come so far.
+    pub fn leave_out(&mut self, described: Described, failure: Failure) {
+        self.left_out.push(LeftOut {
+            id: described.id,
+            weight: described.weight,
+            failure,
+        });
+    }
+
+    /// In ascending order of their ids, so that the order in which they came changes nothing.
+    pub(super) fn sort(&mut self) {
+        self.decoded.sort_by(|(a, _), (b, _)| a.id.cmp(&b.id));
+        self.left_out.sort_by(|a, b| a.id.cmp(&b.id));
+    }
+}
+
+/// Bounds the bytes that the members are said to have, before the first of them is fetched. One that is too large by
+/// itself is left out for that, and counts for nothing.
+///
+/// # Errors
+/// `candidate_too_large`
+pub fn check_sizes(sizes: impl Iterator<Item = u64>, limit: u64) -> Result<(), Failure> {
+    let sum = { sizes }
+        .filter(|size| *size <= limit)
+        .fold(0, u64::saturating_add);
+    match sum > limit {
+        true => Err(too_large("are", "candidates.max_bytes", limit).with("size", sum)),
+        false => Ok(()),
+    }
+}
+
+fn too_large(what: &str, key: &str, limit: u64) -> Failure {
+    let message = format!("the members together {what} more than {key} = {limit}");
+    Failure::new(Code::CandidateTooLarge, message).with("limit", limit)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::tests::{configuration, hazard};
+
+    /// A member of so many entries in the first tensor; of none, it is malformed.
+    fn add(members: &mut Members, id: &str, entries: usize) -> Result<(), Failure> {
+        use std::io::Write as _;
+        let tensor = &members.package.weights.tensors[0];
+        let mut packed = flate2::write::ZlibEncoder::new(Vec::new(), Default::default());
+        for _ in 0..entries {
+            packed.write_all(&0.5_f32.to_le_bytes()).unwrap();
+        }
+        for index in 0..i32::try_from(entries).unwrap() {
+            packed.write_all(&index.to_le_bytes()).unwrap();
+        }
+        use base64::Engine as _;
+        let data = base64::engine::general_purpose::STANDARD.encode(packed.finish().unwrap());
+        let entry = serde_json::json!({"shape": tensor.shape, "k": entries, "data": data});
+        let body = serde_json::json!({ tensor.name.clone(): entry }).to_string();
+        let described = Described {
+            id: id.into(),
+            weight: 0.5,
+            format: Format::BinaryV2,
+            compression: None,
+            rule: Rule::ParamDiff,
+        };
+        let fetched = Fetched {
+            bytes: body.into(),
+            sha256: [0; 32],
+        };
+        members.add(described, fetched)
+    }
+
+    fn members(set: impl Fn(&mut CandidatesConfig)) -> (Members, tempfile::TempDir) {
+        let (package, folder) = hazard();
+        let mut config = configuration().candidates;
+        set(&mut config);
+        (Members::new(package, &config), folder)
+    }
+
+    #[test]
+    fn one_that_would_be_refused_alone_is_left_out_and_too_many_entries_together_are_refused() {
+        let (mut members, _folder) = members(|config| config.max_entries = 5);
+        add(&mut members, "b", 3).unwrap();
+        add(&mut members, "c", 6).unwrap();
+        add(&mut members, "a", 2).unwrap();
+        members.sort();
+        let ids: Vec<&str> = members.decoded.iter().map(|(m, _)| m.id.as_str()).collect();
+        assert_eq!(ids, ["a", "b"]);
+        let [left_out] = &members.left_out[..] else {
+            panic!("{:?}", members.left_out)
+        };
+        assert_eq!(left_out.failure.code, Code::CandidateTooLarge);
+        let failure = add(&mut members, "d", 1).unwrap_err();
+        assert_eq!(failure.code, Code::CandidateTooLarge);
+        assert!(failure.message.contains("max_entries"), "{failure}");
+    }
+
+    #[test]
+    fn inflated_bytes_are_bounded_together() {
+        let (mut members, _folder) = members(|config| config.max_inflated_bytes = 40);
+        add(&mut members, "a", 3).unwrap();
+        let failure = add(&mut members, "b", 3).unwrap_err();
+        assert!(failure.message.contains("max_inflated_bytes"), "{failure}");
+    }
+
+    #[test]
+    fn declared_sizes_are_bounded_together() {
+        let check = |sizes: &[u64]| check_sizes(sizes.iter().copied(), 10);
+        assert_eq!(check(&[4, 6]), Ok(()));
+        assert_eq!(check(&[11, 4, 6]), Ok(()), "refused by itself");
+        assert_eq!(check(&[4, 7]).unwrap_err().code, Code::CandidateTooLarge);
+        assert!(check(&[10; 64]).is_err());
+    }
+}
