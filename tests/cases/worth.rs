@@ -9,10 +9,11 @@ use scorer::candidate::fetch::Fetched;
 use scorer::engine::Engine;
 use scorer::engine::coalition::{self, Member};
 use scorer::engine::merge::{Merge, Merged, Passes};
+use scorer::engine::trial::build;
 use scorer::model::package::Package;
 use scorer::model::plan::Plan;
 use scorer::protocol::failure::Code;
-use scorer::protocol::job::{Rule, Validation};
+use scorer::protocol::job::{Format, Rule, Validation};
 use scorer::protocol::merge::{MergeBody, OnRejected};
 use scorer::protocol::result::{Body, Timings, Verdict};
 use scorer::scoring::members::{Described, Members};
@@ -215,36 +216,55 @@ fn where_half_sums_fail_the_gap_is_large() {
     );
 }
 
-/// The members as a job brings them, in this order.
-fn gathered(pipeline: &Pipeline, names: &[&str], config: &Config) -> Members {
+/// A member as a job brings it.
+fn described(case: &Value, id: &str, weight: f64) -> Described {
+    let semantics = serde_json::from_value(case["semantics"].clone()).unwrap();
+    Described {
+        id: id.into(),
+        weight,
+        format: Format::BinaryV2,
+        compression: None,
+        rule: Rule::new(semantics, case["learning_rate"].as_f64()).unwrap(),
+    }
+}
+
+fn fetched(file: &Path) -> Fetched {
+    Fetched {
+        bytes: std::fs::read(file).unwrap().into(),
+        sha256: [7; 32],
+    }
+}
+
+fn none_yet(pipeline: &Pipeline) -> Members {
+    Members::new(
+        Arc::clone(&pipeline.engine().package),
+        &config(&[]).candidates,
+    )
+}
+
+/// Candidates of the language model, in this order.
+fn gathered(pipeline: &Pipeline, names: &[&str]) -> Members {
     let cases = table(&model_dir());
-    let mut members = Members::new(Arc::clone(&pipeline.engine().package), &config.candidates);
+    let mut members = none_yet(pipeline);
     for name in names {
         let cases = cases["cases"].as_array().unwrap();
         let case = cases.iter().find(|case| case["name"] == *name).unwrap();
-        let bytes = std::fs::read(model_dir().join(case["file"].as_str().unwrap())).unwrap();
-        let semantics = serde_json::from_value(case["semantics"].clone()).unwrap();
-        let described = Described {
-            id: (*name).into(),
-            weight: 0.25,
-            format: serde_json::from_value(case["format"].clone()).unwrap(),
-            compression: None,
-            rule: Rule::new(semantics, case["learning_rate"].as_f64()).unwrap(),
-        };
-        let fetched = Fetched {
-            bytes: bytes.into(),
-            sha256: [7; 32],
-        };
-        members.add(described, fetched).unwrap();
+        let file = model_dir().join(case["file"].as_str().unwrap());
+        members
+            .add(described(case, name, 0.25), fetched(&file))
+            .unwrap();
     }
     members
 }
 
-async fn verdict(pipeline: &Pipeline, names: &[&str], on_rejected: OnRejected) -> Verdict {
-    let members = gathered(pipeline, names, &config(&[]));
+async fn judged(pipeline: &Pipeline, members: Members, on_rejected: OnRejected) -> Verdict {
     let plan = pipeline.plan(&Validation::default()).await.unwrap();
     let (passes, _) = watch::channel(Passes::default());
     pipeline.merge(members, on_rejected, plan, passes).await
+}
+
+async fn verdict(pipeline: &Pipeline, names: &[&str], on_rejected: OnRejected) -> Verdict {
+    judged(pipeline, gathered(pipeline, names), on_rejected).await
 }
 
 fn body(verdict: Verdict) -> MergeBody {
@@ -300,4 +320,59 @@ async fn the_order_of_the_members_changes_no_bit_and_who_is_left_out_is_named() 
         assert_eq!(listed[0]["code"], failure.code.as_str(), "{failure}");
         assert!(listed.iter().any(|member| member["id"] == "malformed-nan"));
     }
+}
+
+/// Coalitions of weights of 16 bits, each computed on its own by numpy, in f64.
+#[tokio::test(flavor = "multi_thread")]
+async fn merges_agree_with_the_independent_table() {
+    let half = model_dir().join("half");
+    let table: Value =
+        serde_json::from_slice(&std::fs::read(half.join("merges.json")).unwrap()).unwrap();
+    let mut largest: f64 = 0.0;
+    for merge in table["merges"].as_array().unwrap() {
+        let out = tempfile::tempdir().unwrap();
+        let word = |name: &str| merge[name].as_str().unwrap();
+        let objective = Objective::causal_lm(16);
+        let recipe = recipe(
+            &half,
+            word("graph"),
+            word("checkpoint"),
+            objective,
+            &out.path().join("package"),
+        );
+        build(&recipe).unwrap();
+        let pipeline = pipeline(&recipe.out).await;
+        let mut members = none_yet(&pipeline);
+        let expected = merge["members"].as_array().unwrap();
+        for member in expected.iter().rev() {
+            let (id, weight) = (
+                member["id"].as_str().unwrap(),
+                member["weight"].as_f64().unwrap(),
+            );
+            let file = half.join(member["file"].as_str().unwrap());
+            members
+                .add(described(merge, id, weight), fetched(&file))
+                .unwrap();
+        }
+        let body = body(judged(&pipeline, members, OnRejected::Fail).await);
+        let name = format!("{} {}", word("graph"), word("semantics"));
+        let mut is_close = |field: &str, found: f64, expected: &Value| {
+            largest = largest.max(close(&name, field, &json!(found), expected));
+        };
+        is_close("loss_before", body.joint.loss_before, &merge["loss_before"]);
+        is_close("loss_after", body.joint.loss_after, &merge["loss_after"]);
+        assert_eq!(body.members.len(), expected.len());
+        for (member, expected) in body.members.iter().zip(expected) {
+            let contribution = member.contribution.unwrap();
+            is_close("alone", member.alone.unwrap().delta, &expected["alone"]);
+            is_close("last", member.last.unwrap().delta, &expected["last"]);
+            is_close(
+                "contribution",
+                contribution.value,
+                &expected["contribution"],
+            );
+            is_close("stderr", contribution.stderr.unwrap(), &expected["stderr"]);
+        }
+    }
+    println!("largest difference to the independent losses: {largest:.3e}");
 }
