@@ -91,9 +91,9 @@ pub(super) enum Command {
     /// two passes a member, and one.
     ///
     /// `gap` is what the contributions do not sum to. Where it is `large`, beyond 3 % of the largest contribution and
-    /// beyond two standard errors, the loss is far from quadratic between the coalitions, as with many copies or with
-    /// weights that are far too large: the contributions are then a guide, not a measure. Smaller weights make it
-    /// small. A gap near 0 proves nothing: errors may cancel.
+    /// beyond two standard errors, the loss is far from quadratic between the coalitions, as with weights that are far
+    /// too large, or with steps so small that rounding decides: the contributions are then a guide, not a measure. A
+    /// gap near 0 proves nothing: errors may cancel.
     #[command(after_help = "Examples:
   scorer merge --model package --member a=a.json --member b=b.json --format binary_v2 --semantics param_diff
   scorer merge --model package --member a=a.json:0.5 --member b=b.json:0.25 --format binary_v2 --semantics gradient --learning-rate 0.1")]
