@@ -354,3 +354,37 @@ fn make(config: &Config, args: &BuildArgs, unfinished: &Unfinished) -> Outcome {
         built.manifest.shards.len(),
     ))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stop_is_alpha_then_margin_then_the_word() {
+        let of = |alpha, margin, proven| {
+            Ok(Stop {
+                alpha,
+                margin,
+                proven,
+            })
+        };
+        assert_eq!(stop("0.01"), of(0.01, 0.0, false));
+        assert_eq!(stop("0.05, 1e-4"), of(0.05, 1e-4, false));
+        assert_eq!(stop("0.05,0,proven"), of(0.05, 0.0, true));
+        for (wrong, named) in [
+            ("", "alpha: "),
+            ("often", "alpha: "),
+            ("0.5", "alpha: "),
+            ("nan", "alpha: "),
+            ("0.01,", "margin: "),
+            ("0.01,-1", "margin: "),
+            ("0.01,inf", "margin: "),
+            ("0.01,proven", "margin: "),
+            ("0.01,0,proof", "after the margin"),
+            ("0.01,0,proven,1", "after the margin"),
+        ] {
+            let why = stop(wrong).unwrap_err();
+            assert!(why.starts_with(named), "{wrong:?}: {why}");
+        }
+    }
+}
