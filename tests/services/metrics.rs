@@ -127,7 +127,9 @@ fn lint(text: &str) {
         let legal = |b: u8| b.is_ascii_lowercase() || b == b'_';
         assert!(name.bytes().all(legal), "{name}");
         assert_eq!(name.ends_with("_total"), kind == "counter", "{name}");
-        assert!(kind != "histogram" || name.ends_with("_seconds"), "{name}");
+        let units = ["_seconds", "_ratio"];
+        let has_unit = units.iter().any(|unit| name.ends_with(unit));
+        assert!(kind != "histogram" || has_unit, "{name}");
     }
     let promtool = Command::new("promtool")
         .args(["check", "metrics"])
