@@ -436,6 +436,20 @@ fn the_wealth_is_the_product_of_the_bets() {
     assert!(-lost < upper && upper < 0.0, "{upper}");
 }
 
+/// What the documents say of the price of a proof.
+#[test]
+fn a_proof_takes_so_many_windows_of_even_harm() {
+    for (share_of_loss, alpha, most) in [(0.1, 0.05, 32), (0.1, 0.01, 48), (0.02, 0.05, 120)] {
+        let stop = Stop { alpha, ..PROVEN };
+        let decided = decide(stop, &[-share_of_loss * LOSS; 256], BATCH, false);
+        let windows = decided.map(|decided| decided.windows);
+        assert!(
+            windows.is_some_and(|windows| windows <= most),
+            "{share_of_loss}, {alpha}: {windows:?}"
+        );
+    }
+}
+
 #[test]
 fn worse_is_said_where_both_are_decided() {
     let stop = Stop {
