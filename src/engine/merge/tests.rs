@@ -40,6 +40,22 @@ fn updates(engine: &Engine, count: usize) -> Vec<Update> {
     std::iter::repeat_with(&mut update).take(count).collect()
 }
 
+fn warm() -> (Engine, Plan, tempfile::TempDir) {
+    let Fixture {
+        mut engine,
+        plan,
+        dir,
+    } = fixture();
+    engine.warm().unwrap();
+    (engine, plan, dir)
+}
+
+/// Two members of half a weight each.
+fn halves(engine: &Engine) -> [Member; 2] {
+    let updates = updates(engine, 2);
+    [("a", 0), ("b", 1)].map(|(id, at)| member(id, 0.5, updates[at].clone()))
+}
+
 fn measured(engine: &mut Engine, plan: &Plan, members: &[Member]) -> Merged {
     let merge = engine.merge(members, OnRejected::Drop, plan, &mut |_| Ok(()));
     engine.compare_weights().unwrap();
@@ -55,12 +71,7 @@ fn share(merged: &Merged, at: usize) -> Share {
 
 #[test]
 fn alone_and_together_are_what_scores_of_the_same_weights_say() {
-    let Fixture {
-        mut engine,
-        plan,
-        dir: _kept,
-    } = fixture();
-    engine.warm().unwrap();
+    let (mut engine, plan, _kept) = warm();
     let updates = updates(&engine, 3);
     let ids = ["a", "b", "c"].into_iter().zip(&updates);
     let members: Vec<Member> = ids
@@ -94,12 +105,7 @@ fn alone_and_together_are_what_scores_of_the_same_weights_say() {
 
 #[test]
 fn a_member_of_zeros_contributes_nothing_and_two_that_are_equal_alike() {
-    let Fixture {
-        mut engine,
-        plan,
-        dir: _kept,
-    } = fixture();
-    engine.warm().unwrap();
+    let (mut engine, plan, _kept) = warm();
     let mut updates = updates(&engine, 4).into_iter();
     let mut zero = updates.next().unwrap();
     let values = zero.tensors.iter_mut().flat_map(|t| &mut t.values);
@@ -126,17 +132,8 @@ fn a_member_of_zeros_contributes_nothing_and_two_that_are_equal_alike() {
 
 #[test]
 fn two_members_take_three_passes_and_one_takes_one() {
-    let Fixture {
-        mut engine,
-        plan,
-        dir: _kept,
-    } = fixture();
-    engine.warm().unwrap();
-    let updates = updates(&engine, 2);
-    let members = [
-        member("a", 0.5, updates[0].clone()),
-        member("b", 0.5, updates[1].clone()),
-    ];
+    let (mut engine, plan, _kept) = warm();
+    let members = halves(&engine);
     let merged = measured(&mut engine, &plan, &members);
     assert_eq!((merged.passes, merged.gap.value), (3, 0.0));
     let sum = share(&merged, 0).contribution.value + share(&merged, 1).contribution.value;
@@ -154,12 +151,7 @@ fn two_members_take_three_passes_and_one_takes_one() {
 
 #[test]
 fn who_is_not_finite_alone_is_left_out_and_nobody_is_for_what_is_not_finite_together() {
-    let Fixture {
-        mut engine,
-        plan,
-        dir: _kept,
-    } = fixture();
-    engine.warm().unwrap();
+    let (mut engine, plan, _kept) = warm();
     let sound = updates(&engine, 2);
     let sound: Vec<Member> = ["b", "c"]
         .into_iter()
@@ -200,17 +192,8 @@ fn who_is_not_finite_alone_is_left_out_and_nobody_is_for_what_is_not_finite_toge
 
 #[test]
 fn a_merge_that_is_ended_between_its_passes_leaves_no_bit_changed() {
-    let Fixture {
-        mut engine,
-        plan,
-        dir: _kept,
-    } = fixture();
-    engine.warm().unwrap();
-    let updates = updates(&engine, 2);
-    let members = [
-        member("a", 0.5, updates[0].clone()),
-        member("b", 0.5, updates[1].clone()),
-    ];
+    let (mut engine, plan, _kept) = warm();
+    let members = halves(&engine);
     let mut heard = Vec::new();
     let mut ends = |passes: Passes| {
         heard.push(passes);
