@@ -12,6 +12,7 @@ pub mod heartbeat;
 pub mod job;
 pub(crate) mod json;
 pub mod label;
+mod member;
 pub mod merge;
 pub mod message;
 pub mod names;

@@ -22,7 +22,7 @@ pub use beat::{Beat, Ownership};
 pub use breaker::Reply;
 pub use fleet::{FleetStore, LiveRecord, StreamEntry};
 pub use health::Health;
-pub use jobs::{Claim, DEAD, JobRecord, Keep, Release};
+pub use jobs::{Claim, DEAD, JobRecord, Keep, Note, Release};
 
 use redis::cluster_routing::Slot;
 

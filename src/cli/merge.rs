@@ -13,6 +13,7 @@ use super::offline::{ContentArgs, WindowArgs, pipeline, word};
 use super::{Exit, Fault, Outcome, answer_json, busy};
 use crate::candidate::fetch::Fetched;
 use crate::config::{CandidatesConfig, Config};
+use crate::engine::coalition::Member;
 use crate::engine::merge::Passes;
 use crate::protocol::failure::{Code, Failure, Status};
 use crate::protocol::job::{Kind, Validation};
@@ -136,7 +137,10 @@ fn gather(
     config: &CandidatesConfig,
 ) -> Result<Result<(Members, f64), Failure>, Fault> {
     let most = config.max_bytes;
-    if let Err(failure) = check_sizes(files.iter().map(|file| file.size), most) {
+    if let Err(failure) = check_sizes(
+        files.iter().map(|file| file.size),
+        ("candidates.max_bytes", most),
+    ) {
         return Ok(Err(failure));
     }
     let mut reading = 0.0;
@@ -169,18 +173,29 @@ async fn verdict(
         Ok(plan) => plan,
         Err(failure) => return Ok(Err(failure)),
     };
-    let members = Members::new(Arc::clone(&pipeline.engine().package), &config);
+    let members = Members::new(Arc::clone(&pipeline.engine().package), (&config).into());
     let gathered = tokio::task::spawn_blocking(move || gather(members, files, &config)).await;
     let (members, reading) = match gathered.map_err(Fault::internal)?? {
         Ok(gathered) => gathered,
         Err(failure) => return Ok(Err(failure)),
     };
-    let mut verdict = pipeline.merge(members, on_rejected, plan, passes).await;
-    if let Ok(Body::Merge(body)) = &mut verdict {
+    let merging = async {
+        let ready = members.ready(on_rejected)?;
+        let (turn, limit) = (pipeline.engine().turn().await, pipeline.score_limit());
+        let told = move |begun, _: &[&Member]| {
+            passes.send_replace(begun);
+            Ok(())
+        };
+        let (members, plan) = (Arc::clone(&ready.members), &plan);
+        let merging = turn.merge(members, on_rejected, Arc::clone(plan), limit, told);
+        pipeline.merge_body(ready, merging.await?, plan)
+    };
+    let merged = merging.await;
+    Ok(merged.map(|mut body| {
         body.timings_ms.fetch = reading;
         body.timings_ms.total = Lap::since(began).millis();
-    }
-    Ok(verdict)
+        Body::Merge(Box::new(body))
+    }))
 }
 
 pub(super) async fn merge(config: Config, args: MergeArgs) -> Outcome {

@@ -61,6 +61,12 @@ impl Member {
     }
 }
 
+/// How many of the members differ from all others.
+pub fn different(members: &[Member]) -> usize {
+    let is_first = |at: usize| !members[..at].iter().any(|other| other.equals(&members[at]));
+    (0..members.len()).filter(|at| is_first(*at)).count()
+}
+
 /// The entries of a member in a tensor that are not summed yet.
 #[derive(Debug)]
 struct Rest<'a> {

@@ -22,8 +22,9 @@ pub struct Passes {
     pub most: u64,
 }
 
-/// Hears of each pass before it runs; an error ends the merge.
-pub type Between<'a> = &'a mut dyn FnMut(Passes) -> Result<(), Failure>;
+/// Hears of each pass before it runs, and of the members that it applies: one that is measured alone, or several. An error
+/// ends the merge.
+pub type Between<'a> = &'a mut dyn FnMut(Passes, &[&Member]) -> Result<(), Failure>;
 
 /// A member that was measured.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -216,7 +217,7 @@ impl<'a> Runs<'a> {
         if let Some(known) = self.known.get(&fingerprint) {
             return Ok((Arc::clone(known), effective));
         }
-        (self.between)(self.passes)?;
+        (self.between)(self.passes, members)?;
         let Patched { after, laps, .. } =
             self.engine
                 .run_patched(&patches, self.plan, self.batch, &self.before, None)?;

@@ -256,7 +256,8 @@ impl Turn<'_> {
             .await
     }
 
-    /// Measures a merge, ending it when a pass takes longer than `limit`. `passes` hears of each.
+    /// Measures a merge, ending it when a pass takes longer than `limit`; see [`Engine::merge`]. What hears of each pass
+    /// runs on the engine's own thread.
     ///
     /// # Errors
     /// A typed refusal.
@@ -266,18 +267,19 @@ impl Turn<'_> {
         on_rejected: OnRejected,
         plan: Arc<Plan>,
         limit: Duration,
-        passes: watch::Sender<Passes>,
+        mut between: impl FnMut(Passes, &[&Member]) -> Result<(), Failure> + Send + 'static,
     ) -> Result<Merge, Failure> {
+        let (begun, passes) = watch::channel(Passes::default());
         let limit = Limit {
             each: limit,
-            passes: passes.subscribe(),
+            passes,
         };
         self.within(limit, move |engine| {
-            let mut told = |done| {
-                passes.send_replace(done);
-                Ok(())
+            let mut between = |passes, members: &[&Member]| {
+                begun.send_replace(passes);
+                between(passes, members)
             };
-            engine.merge(&members, on_rejected, &plan, &mut told)
+            engine.merge(&members, on_rejected, &plan, &mut between)
         })
         .await
     }

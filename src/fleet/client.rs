@@ -200,26 +200,23 @@ impl Client {
     }
 
     fn accept(&mut self, job: &JobMessage, priority: Option<u8>) -> Result<(), SubmitError> {
-        let (id, version) = match job {
-            JobMessage::Score(job) => (&job.submission_id, Some(job.model_version)),
-            JobMessage::Validate(job) => (&job.submission_id, job.model_version),
-        };
+        let id = job.submission_id();
         if self.knows(id) {
-            return Err(SubmitError::NameTaken(id.clone()));
+            return Err(SubmitError::NameTaken(id.into()));
         }
         let body = Encoding::MessagePack.encode(job);
         let body = body.map_err(|e| SubmitError::Unwritable(format!("{id}: {e}")))?;
         let properties = Properties {
             content_type: Some(Encoding::MessagePack.content_type().into()),
-            message_id: Some(id.clone()),
+            message_id: Some(id.into()),
             timestamp: Some(unix_ms() / 1000),
             priority,
             attempt: 1,
             ..Properties::default()
         };
         self.waiting.push_back(Pending {
-            id: id.clone(),
-            version,
+            id: id.into(),
+            version: job.model_version(),
             needs: job.needs(),
             outgoing: self.topology.job(body, properties),
             tried: false,

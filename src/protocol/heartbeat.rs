@@ -136,6 +136,8 @@ words! {
         Score,
         /// Validate jobs.
         Validate,
+        /// Merge jobs.
+        Merge,
         /// Score jobs that may end early.
         Stop,
     }

@@ -13,7 +13,8 @@ use crate::protocol::context::Context;
 use crate::protocol::document::from_document;
 use crate::protocol::failure::{Code, Failure};
 use crate::protocol::label::Label;
-use crate::protocol::message::{ScoreMessage, ValidateMessage};
+use crate::protocol::merge::OnRejected;
+use crate::protocol::message::{MergeMessage, ScoreMessage, ValidateMessage};
 use crate::protocol::stop::Stop;
 use crate::protocol::word::words;
 
@@ -68,7 +69,7 @@ words! {
         Score,
         /// Measure the current model.
         Validate,
-        /// Judge candidates together. Only results are of this kind yet: no worker takes such jobs.
+        /// Judge candidates together.
         Merge,
     }
 }
@@ -147,6 +148,17 @@ pub struct Candidate {
     pub size: Option<u64>,
 }
 
+/// A candidate with its weight in a merge.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Member {
+    /// Its name in the job.
+    pub id: String,
+    /// Its weight.
+    pub weight: f64,
+    /// The update to judge.
+    pub candidate: Candidate,
+}
+
 /// What is asked for.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Task {
@@ -164,6 +176,15 @@ pub enum Task {
         /// The version asked for, if any.
         model_version: Option<u64>,
     },
+    /// Judge candidates together, and each in the company of the others.
+    Merge {
+        /// The version the candidates were made from.
+        model_version: u64,
+        /// At least two, in ascending order of their ids, none twice.
+        members: Vec<Member>,
+        /// What becomes of the merge if one of them is refused.
+        on_rejected: OnRejected,
+    },
 }
 
 impl Task {
@@ -172,6 +193,7 @@ impl Task {
         match self {
             Self::Score { .. } => Kind::Score,
             Self::Validate { .. } => Kind::Validate,
+            Self::Merge { .. } => Kind::Merge,
         }
     }
 
@@ -179,14 +201,16 @@ impl Task {
     pub fn may_stop(&self) -> bool {
         match self {
             Self::Score { stop, .. } => stop.is_some(),
-            Self::Validate { .. } => false,
+            Self::Validate { .. } | Self::Merge { .. } => false,
         }
     }
 
     /// The version the job names.
     pub fn model_version(&self) -> Option<u64> {
         match self {
-            Self::Score { model_version, .. } => Some(*model_version),
+            Self::Score { model_version, .. } | Self::Merge { model_version, .. } => {
+                Some(*model_version)
+            }
             Self::Validate { model_version } => *model_version,
         }
     }
@@ -283,21 +307,38 @@ fn parse(
         Some(at) if !fields[at].1.is_nil() => fields.remove(at).1,
         Some(_) | None => {
             return Err(invalid(
-                "kind: missing, it must be \"score\" or \"validate\"",
+                "kind: missing, it must be \"score\", \"validate\" or \"merge\"",
             ));
         }
     };
     let fields = Value::Map(fields);
-    // The type cannot tell: to it, text is how JSON carries bytes.
-    if encoding == Encoding::MessagePack && fields["candidate"]["data"].is_str() {
-        return Err(invalid("candidate.data: must be MessagePack bin, not text"));
+    if encoding == Encoding::MessagePack {
+        check_bytes(&fields)?;
     }
     match kind.as_str() {
         Some("score") => read::<ScoreMessage>(&fields)?.check(text),
         Some("validate") => read::<ValidateMessage>(&fields)?.check(text),
+        Some("merge") => read::<MergeMessage>(&fields)?.check(text),
         Some(_) | None => Err(invalid(format!(
-            "kind: {kind} is neither \"score\" nor \"validate\""
+            "kind: {kind} is none of \"score\", \"validate\" and \"merge\""
         ))),
+    }
+}
+
+/// Refuses text for bytes, which the types cannot: to them, text is how JSON carries bytes.
+fn check_bytes(fields: &Value) -> Result<(), Failure> {
+    let text = |holder: &Value| holder["candidate"]["data"].is_str();
+    let refused = |holder: &str| {
+        let message = format!("{holder}candidate.data: must be MessagePack bin, not text");
+        Err(invalid(message))
+    };
+    if text(fields) {
+        return refused("");
+    }
+    let members = fields["members"].as_array();
+    match members.and_then(|members| members.iter().position(text)) {
+        Some(at) => refused(&format!("members[{at}].")),
+        None => Ok(()),
     }
 }
 
@@ -346,7 +387,7 @@ pub(super) mod tests {
         rmpv::ext::to_value(json).unwrap()
     }
 
-    pub(super) fn fields(json: serde_json::Value) -> Fields {
+    pub(in crate::protocol) fn fields(json: serde_json::Value) -> Fields {
         let Value::Map(fields) = value(json) else {
             panic!("not a map")
         };

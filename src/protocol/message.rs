@@ -8,11 +8,14 @@ use serde_json::value::RawValue;
 
 pub use super::blob::Blob;
 pub use super::candidate::CandidateMessage;
+pub use super::member::MemberMessage;
 pub use super::version::V1;
 use crate::protocol::context::Context;
 use crate::protocol::failure::Failure;
 use crate::protocol::heartbeat::Ability;
 use crate::protocol::job::{Job, Task, Validation, invalid};
+use crate::protocol::member::check_members;
+use crate::protocol::merge::OnRejected;
 use crate::protocol::stop::Stop;
 
 /// A score job as the wire carries it (without `kind`).
@@ -87,6 +90,39 @@ pub struct ValidateMessage {
     pub context: Option<Value>,
 }
 
+/// A merge job as the wire carries it (without `kind`): what candidates are worth together, and each in the company of the
+/// others.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MergeMessage {
+    /// Always 1.
+    pub v: V1,
+    /// Names the job; 1 to 128 of `[A-Za-z0-9._:-]`.
+    #[schemars(regex(pattern = r"^[A-Za-z0-9._:-]{1,128}$"))]
+    pub submission_id: String,
+    /// If given it must be the worker's model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
+    /// The version of the weights the candidates were made from.
+    pub model_version: u64,
+    /// At least two, and at most the workers' `candidates.max_members`; no id twice.
+    #[schemars(length(min = 2))]
+    pub members: Vec<MemberMessage>,
+    /// What becomes of the merge if a member is refused; default `drop`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub on_rejected: Option<OnRejected>,
+    /// The windows to judge them on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub validation: Option<Validation>,
+    /// Unix milliseconds after which the answer is of no use.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub deadline_ms: Option<u64>,
+    /// Echoed untouched; at most 4 KiB encoded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<serde_json::Map<String, serde_json::Value>>")]
+    pub context: Option<Value>,
+}
+
 /// A job as the wire carries it.
 #[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "snake_case")]
@@ -96,6 +132,8 @@ pub enum JobMessage {
     Score(ScoreMessage),
     /// Measure the current model.
     Validate(ValidateMessage),
+    /// Judge candidates together.
+    Merge(MergeMessage),
 }
 
 impl JobMessage {
@@ -107,6 +145,25 @@ impl JobMessage {
                 Some(ScoreValidation { stop: None, .. }) | None => Ability::Score,
             },
             Self::Validate(_) => Ability::Validate,
+            Self::Merge(_) => Ability::Merge,
+        }
+    }
+
+    /// Names the job.
+    pub fn submission_id(&self) -> &str {
+        match self {
+            Self::Score(message) => &message.submission_id,
+            Self::Validate(message) => &message.submission_id,
+            Self::Merge(message) => &message.submission_id,
+        }
+    }
+
+    /// The version of the weights that it names; a validate job may name none.
+    pub fn model_version(&self) -> Option<u64> {
+        match self {
+            Self::Score(message) => Some(message.model_version),
+            Self::Validate(message) => message.model_version,
+            Self::Merge(message) => Some(message.model_version),
         }
     }
 }
@@ -165,6 +222,25 @@ impl ValidateMessage {
             model: self.model,
             task: Task::Validate {
                 model_version: self.model_version,
+            },
+            validation: check_validation(self.validation)?,
+            deadline_ms: self.deadline_ms,
+            context: context.transpose()?,
+        })
+    }
+}
+
+impl MergeMessage {
+    /// `text` is the context as it was sent, if that was JSON.
+    pub(super) fn check(self, text: Option<Box<RawValue>>) -> Result<Job, Failure> {
+        let context = self.context.map(|context| Context::new(context, text));
+        Ok(Job {
+            submission_id: self.submission_id,
+            model: self.model,
+            task: Task::Merge {
+                model_version: self.model_version,
+                members: check_members(self.members)?,
+                on_rejected: self.on_rejected.unwrap_or_default(),
             },
             validation: check_validation(self.validation)?,
             deadline_ms: self.deadline_ms,

@@ -3,8 +3,8 @@
 //! that stays behind warns the next worker, which finds out whether the other one is alive before it
 //! runs the job.
 //!
-//! A mark is a field `WORKER_ID/INCARNATION` with the value `STARTED_MS`. Whoever finds that incarnation
-//! dead rewrites the value as `dead:STARTED_MS`. A job's deaths are its fields of that kind, so it does
+//! A mark is a field `WORKER_ID/INCARNATION` with the value `STARTED_MS`; while a member of a merge is worked on by itself,
+//! its id follows after a space. Whoever finds that incarnation dead puts `dead:` before the value. A job's deaths are its fields of that kind, so it does
 //! not matter how many workers find out, or how often. An incarnation that was only frozen or cut off
 //! removes its own mark when its attempt ends, whatever the value is by then. Deaths are removed when
 //! the job is answered, unless as `poisoned`: then they keep it from running until they expire.
@@ -24,7 +24,7 @@ use tokio::sync::Notify;
 
 use crate::config::Config;
 use crate::protocol::failure::{Code, Failure, Remedy};
-use crate::store::{Claim, JobRecord, Keep, LOOKUP_TIMEOUT, Release, Reply, Store};
+use crate::store::{Claim, JobRecord, Keep, LOOKUP_TIMEOUT, Note, Release, Reply, Store};
 use crate::telemetry::status::WorkerStatus;
 use crate::util::backoff::Backoff;
 use crate::util::clock::{steady_ms, unix_ms};
@@ -265,6 +265,15 @@ impl CrashMark {
         open.map(drop)
     }
 
+    /// Names the member of a merge that is worked on, and nobody else.
+    pub fn pen(&self) -> Pen {
+        Pen {
+            inner: Arc::clone(&self.inner),
+            job: self.job.clone(),
+            started_ms: self.started_ms,
+        }
+    }
+
     /// The job has its verdict: removes the mark, and the deaths too where the job is answered without
     /// another one. Stores the result that is to be kept, in the same round trip; returns the one that
     /// was stored before, if there was one.
@@ -300,6 +309,28 @@ impl CrashMark {
             started_ms: self.started_ms,
             counted: self.answered,
         }
+    }
+}
+
+/// Writes into the mark which member of a merge is worked on.
+#[derive(Debug, Clone)]
+pub struct Pen {
+    inner: Arc<Inner>,
+    job: String,
+    started_ms: u64,
+}
+
+impl Pen {
+    /// This one by itself, or none in particular. The note is in Redis when this returns, unless Redis does not answer.
+    pub async fn note(&self, member: Option<&str>) {
+        let note = Note {
+            job: &self.job,
+            own: &self.inner.rule.own,
+            started_ms: self.started_ms,
+            doing: member,
+        };
+        // Without it the job runs, as without a mark.
+        self.inner.store.note(&note).await.answer();
     }
 }
 

@@ -9,12 +9,15 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
+use crate::engine::coalition::Member;
+use crate::engine::merge::{Merge, Passes};
 use crate::engine::patch::Patches;
 use crate::engine::sequential;
 use crate::engine::thread::{EngineHandle, Turn};
 use crate::engine::{Early, Evaluation};
 use crate::model::plan::Plan;
-use crate::protocol::failure::Failure;
+use crate::protocol::failure::{Code, Failure};
+use crate::protocol::merge::OnRejected;
 
 /// Estimates are inflated by 1/MARGIN, so that a job slightly slower than predicted is still sent back
 /// in time.
@@ -34,15 +37,16 @@ pub struct DeviceQueue(Arc<Mutex<Line>>);
 /// How many windows a job computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Length {
-    /// If it is decided as early as it may be.
+    /// Of each pass, if it is decided as early as it may be.
     least: u32,
+    /// Of each pass.
     most: u32,
+    passes: u32,
 }
 
 impl Length {
     /// Of a plan of so many windows, whose evaluation may end early or not.
     pub fn of(windows: usize, may_stop: bool) -> Self {
-        let count = |windows| u32::try_from(windows).unwrap_or(u32::MAX);
         let least = match may_stop {
             true => sequential::earliest(windows),
             false => windows,
@@ -50,8 +54,21 @@ impl Length {
         Self {
             least: count(least),
             most: count(windows),
+            passes: 1,
         }
     }
+
+    /// Of a merge on a plan of so many windows: so many of its members are different.
+    pub fn of_merge(windows: usize, members: usize) -> Self {
+        Self {
+            passes: count(members).saturating_mul(2).saturating_add(1),
+            ..Self::of(windows, false)
+        }
+    }
+}
+
+fn count(count: usize) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
 }
 
 /// Why a job does not run here.
@@ -90,7 +107,7 @@ impl DeviceQueue {
 
     fn enter(&self, job: &str, length: Length, longest: Duration) -> Result<Ticket, NoTurn> {
         let (mut line, now) = (self.line(), Instant::now());
-        let needed = line.needs(length.most, now);
+        let needed = line.needs(length, now);
         if needed > longest {
             return Err(NoTurn::TooLong(needed));
         }
@@ -178,6 +195,33 @@ impl DevicePermit<'_> {
         Ok(evaluation)
     }
 
+    /// Measures a merge; see [`Turn::merge`]. It may be sent back between two passes.
+    ///
+    /// # Errors
+    /// A typed refusal; the outer one where it was sent back.
+    pub async fn merge(
+        self,
+        members: Arc<[Member]>,
+        on_rejected: OnRejected,
+        plan: Arc<Plan>,
+        limit: Duration,
+        mut between: impl FnMut(Passes, &[&Member]) -> Result<(), Failure> + Send + 'static,
+    ) -> Result<Result<Merge, Failure>, NoTurn> {
+        let Self { turn, ticket } = self;
+        let (queue, number) = (ticket.queue.clone(), ticket.number);
+        let between = move |passes, members: &[&Member]| {
+            if !queue.line().passed(number, passes, Instant::now()) {
+                return Err(Failure::new(Code::InferenceFailed, "sent back"));
+            }
+            between(passes, members)
+        };
+        let merge = turn.merge(members, on_rejected, plan, limit, between).await;
+        match merge {
+            Err(_) if ticket.sent_back.is_cancelled() => Err(NoTurn::SentBack),
+            merge => Ok(merge),
+        }
+    }
+
     /// Measures the current model; see [`Turn::validate`].
     ///
     /// # Errors
@@ -229,6 +273,8 @@ struct Waiter {
     length: Length,
     since: Instant,
     computing_since: Option<Instant>,
+    /// How long all of its passes take, once some have run.
+    paced: Option<Duration>,
     sent_back: CancellationToken,
 }
 
@@ -260,6 +306,7 @@ impl Line {
             length,
             since: now,
             computing_since: None,
+            paced: None,
             sent_back: sent_back.clone(),
         });
         self.send_back_late(now);
@@ -282,6 +329,20 @@ impl Line {
             }
             Some(_) | None => false,
         }
+    }
+
+    /// A job is between two passes. Whether it goes on: otherwise it would not be done in time.
+    fn passed(&mut self, number: u64, passes: Passes, now: Instant) -> bool {
+        let waiter = self.waiters.iter_mut().find(|w| w.number == number);
+        if let Some(waiter) = waiter
+            && let (Ok(done @ 1..), Ok(most)) =
+                (u32::try_from(passes.done), u32::try_from(passes.most))
+        {
+            waiter.paced = Some(waiter.computed_for(now) / done * most);
+        }
+        self.send_back_late(now);
+        let mut waiters = self.waiters.iter();
+        waiters.any(|waiter| waiter.number == number && !waiter.sent_back.is_cancelled())
     }
 
     /// The job is done: the time it took improves the estimate.
@@ -307,28 +368,33 @@ impl Line {
     /// How much longer a job will need the device. By the slowest of recent jobs: what is sent back runs
     /// elsewhere, but what is cut short is lost work. So one that may end early counts as whole.
     fn estimate(&self, waiter: &Waiter, now: Instant) -> Duration {
-        let paces = self.paces.iter().map(|pace| pace.per_window);
-        let whole = paces.max().unwrap_or_default() * waiter.length.most;
+        let whole = waiter.paced.unwrap_or_else(|| {
+            let paces = self.paces.iter().map(|pace| pace.per_window);
+            let pass = paces.max().unwrap_or_default() * waiter.length.most;
+            pass.saturating_mul(waiter.length.passes)
+        });
         (whole + whole / MARGIN).saturating_sub(waiter.computed_for(now))
     }
 
-    /// How long a job that enters now would need at least to compute so many windows, with those before it, which may end
-    /// early. Zero while nothing is known.
-    fn needs(&self, windows: u32, now: Instant) -> Duration {
+    /// How long a job that enters now would need at least, with those before it, which may end early. Zero while nothing is
+    /// known.
+    fn needs(&self, length: Length, now: Instant) -> Duration {
         let stay = self.waiters.iter().filter(|w| !w.sent_back.is_cancelled());
         let left = stay.map(|w| {
-            let whole = self.at_least(w.length.least);
+            let whole = self.at_least(w.length.least, w.length.passes);
+            let whole = w.paced.map_or(whole, |paced| paced.min(whole));
             whole.saturating_sub(w.computed_for(now))
         });
-        left.sum::<Duration>() + self.at_least(windows)
+        left.sum::<Duration>() + self.at_least(length.most, length.passes)
     }
 
-    /// How long a plan takes at least. By the fastest of recent jobs, because whoever does not enter has
+    /// How long so many passes of a plan take at least. By the fastest of recent jobs, because whoever does not enter has
     /// failed; and only by those that were no shorter, because a short job is slow for its length.
-    fn at_least(&self, windows: u32) -> Duration {
+    fn at_least(&self, windows: u32, passes: u32) -> Duration {
         let no_shorter = self.paces.iter().filter(|pace| pace.windows >= windows);
         let fastest = no_shorter.map(|pace| pace.per_window).min();
-        fastest.unwrap_or(self.warm) * windows
+        let pass = fastest.unwrap_or(self.warm) * windows;
+        pass.saturating_mul(passes)
     }
 
     /// Sends back the jobs that will not finish in time, which leaves their time to those behind. Returns
@@ -340,7 +406,9 @@ impl Line {
         let (mut free_at, mut gone) = (now, 0);
         for waiter in &self.waiters {
             let end = free_at + self.estimate(waiter, now);
-            if end <= deadline || waiter.computing_since.is_some() {
+            // A merge can be left between two passes; what it did is lost, but it would be all the same.
+            let stays = waiter.computing_since.is_some() && waiter.length.passes == 1;
+            if end <= deadline || stays {
                 free_at = end;
             } else {
                 waiter.sent_back.cancel();
@@ -395,8 +463,12 @@ mod tests {
     }
 
     fn whole(windows: u32) -> Length {
-        let (least, most) = (windows, windows);
-        Length { least, most }
+        let (least, most, passes) = (windows, windows, 1);
+        Length {
+            least,
+            most,
+            passes,
+        }
     }
 
     /// The numbers of those that were sent back.
@@ -566,7 +638,7 @@ mod tests {
             }
             gone.iter()
                 .for_each(|n| line.waiters[*n].sent_back.cancel());
-            let needs = line.needs(*own, began + SECOND * *computed_for);
+            let needs = line.needs(whole(*own), began + SECOND * *computed_for);
             assert_eq!(needs, SECOND * *expected, "{before:?}, {gone:?}");
         }
     }
@@ -575,14 +647,18 @@ mod tests {
     fn what_a_job_needs_is_measured_on_jobs_that_are_no_shorter() {
         let now = Instant::now();
         let mut line = Line::default();
-        assert_eq!(line.needs(1000, now), Duration::ZERO, "nothing is known");
+        assert_eq!(
+            line.needs(whole(1000), now),
+            Duration::ZERO,
+            "nothing is known"
+        );
         line.set_pace(SECOND);
         let mut computed = |windows, per_window: Duration| {
             let (number, _) = line.enter("job", whole(windows), now);
             assert!(line.begin(number, now));
             line.computed(number, now + per_window * windows);
             line.leave(number);
-            line.needs(100, now)
+            line.needs(whole(100), now)
         };
         // With both passes it takes twice as long as in the warm-up, and a single window ten times.
         assert_eq!(computed(100, SECOND * 2), SECOND * 100);
@@ -604,6 +680,7 @@ mod tests {
                 Length {
                     least: 16,
                     most: 64,
+                    passes: 1,
                 },
             ),
             (64, false, whole(64)),
@@ -615,7 +692,7 @@ mod tests {
         let mut line = Line::default();
         line.set_pace(SECOND);
         line.enter("job", Length::of(64, true), now);
-        assert_eq!(line.needs(64, now), SECOND * (16 + 64));
+        assert_eq!(line.needs(whole(64), now), SECOND * (16 + 64));
         assert_eq!(
             line.estimate(&line.waiters[0], now),
             SECOND * (64 + 16),
@@ -637,5 +714,50 @@ mod tests {
         drop(first);
         assert_eq!(enter(16).err(), Some(NoTurn::TooLong(SECOND * 16)));
         assert_eq!(queue.line().waiters.len(), 0);
+    }
+
+    /// A merge of four members on a plan of ten windows: nine passes.
+    fn merge() -> Length {
+        Length::of_merge(10, 4)
+    }
+
+    #[test]
+    fn a_merge_counts_with_all_of_its_passes() {
+        let now = Instant::now();
+        let mut line = line(&[], now);
+        assert_eq!(line.needs(merge(), now), SECOND * 4 / 5 * 90);
+        line.enter("merge", merge(), now);
+        line.enter("behind", whole(10), now);
+        let (behind, late) = (now + SECOND * 100, now + SECOND * 99);
+        for (deadline, gone) in [(behind, &[][..]), (late, &[1]), (now + SECOND * 89, &[0])] {
+            for waiter in &mut line.waiters {
+                waiter.sent_back = CancellationToken::new();
+            }
+            line.deadline = Some(deadline);
+            line.send_back_late(now);
+            assert_eq!(sent_back(&line), gone);
+        }
+    }
+
+    #[test]
+    fn a_merge_that_computes_is_forecast_by_its_passes_and_left_between_two_of_them() {
+        let now = Instant::now();
+        let at = |seconds: u32| now + SECOND * seconds;
+        let passes = |done| Passes { done, most: 9 };
+        let mut line = line(&[], now);
+        line.enter("merge", merge(), now);
+        assert!(line.begin(0, now));
+        assert!(line.passed(0, passes(0), now));
+        // Its passes take two seconds each instead of ten.
+        assert!(line.passed(0, passes(2), at(4)));
+        assert_eq!(line.needs(whole(0), at(4)), SECOND * 14, "for those behind");
+        line.deadline = Some(at(4) + SECOND * 14 + SECOND * 18 / 4);
+        assert!(line.passed(0, passes(2), at(4)));
+        line.deadline = Some(at(4) + SECOND * 14);
+        assert!(
+            !line.passed(0, passes(2), at(4)),
+            "a quarter slower, it would be late"
+        );
+        assert_eq!(sent_back(&line), [0]);
     }
 }

@@ -4,13 +4,16 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use serde_json::json;
+
 use crate::candidate::fetch::Fetched;
 use crate::candidate::{self, DecodeLimits, Decoded};
-use crate::config::CandidatesConfig;
 use crate::engine::coalition::Member;
 use crate::model::package::Package;
+use crate::protocol;
 use crate::protocol::failure::{Code, Failure};
 use crate::protocol::job::{Compression, Format, Rule};
+use crate::protocol::merge::OnRejected;
 use crate::protocol::result::CandidateFacts;
 use crate::util::clock::Lap;
 
@@ -27,6 +30,18 @@ pub struct Described {
     pub compression: Option<Compression>,
     /// What the values do.
     pub rule: Rule,
+}
+
+impl From<&protocol::job::Member> for Described {
+    fn from(member: &protocol::job::Member) -> Self {
+        Self {
+            id: member.id.clone(),
+            weight: member.weight,
+            format: member.candidate.format,
+            compression: member.candidate.compression,
+            rule: member.candidate.rule,
+        }
+    }
 }
 
 /// A member that is left out.
@@ -47,7 +62,18 @@ pub struct Members {
     limits: DecodeLimits,
     entries: u64,
     inflated: u64,
-    pub(super) decoded: Vec<(Member, CandidateFacts)>,
+    decoded: Vec<(Member, CandidateFacts)>,
+    left_out: Vec<LeftOut>,
+    /// Milliseconds.
+    decoding: f64,
+}
+
+/// Members that can be measured: at least one.
+#[derive(Debug)]
+pub struct Ready {
+    /// In ascending order of their ids.
+    pub members: Arc<[Member]>,
+    pub(super) facts: Vec<CandidateFacts>,
     pub(super) left_out: Vec<LeftOut>,
     /// Milliseconds.
     pub(super) decoding: f64,
@@ -55,10 +81,10 @@ pub struct Members {
 
 impl Members {
     /// None yet.
-    pub fn new(package: Arc<Package>, config: &CandidatesConfig) -> Self {
+    pub fn new(package: Arc<Package>, limits: DecodeLimits) -> Self {
         Self {
             package,
-            limits: config.into(),
+            limits,
             entries: 0,
             inflated: 0,
             decoded: Vec::new(),
@@ -130,25 +156,53 @@ impl Members {
     }
 
     /// In ascending order of their ids, so that the order in which they came changes nothing.
-    pub(super) fn sort(&mut self) {
+    ///
+    /// # Errors
+    /// That of the first one left out, where nobody may be or nobody stays.
+    pub fn ready(mut self, on_rejected: OnRejected) -> Result<Ready, Failure> {
+        if self.decoded.is_empty() || (on_rejected == OnRejected::Fail && !self.left_out.is_empty())
+        {
+            return Err(refusal(self.left_out));
+        }
         self.decoded.sort_by(|(a, _), (b, _)| a.id.cmp(&b.id));
-        self.left_out.sort_by(|a, b| a.id.cmp(&b.id));
+        let (members, facts): (Vec<Member>, Vec<CandidateFacts>) = self.decoded.into_iter().unzip();
+        Ok(Ready {
+            members: members.into(),
+            facts,
+            left_out: self.left_out,
+            decoding: self.decoding,
+        })
     }
 }
 
 /// Bounds the bytes that the members are said to have, before the first of them is fetched. One that is too large by
-/// itself is left out for that, and counts for nothing.
+/// itself is left out for that, and counts for nothing. `key` names the limit.
 ///
 /// # Errors
 /// `candidate_too_large`
-pub fn check_sizes(sizes: impl Iterator<Item = u64>, limit: u64) -> Result<(), Failure> {
+pub fn check_sizes(
+    sizes: impl Iterator<Item = u64>,
+    (key, limit): (&str, u64),
+) -> Result<(), Failure> {
     let sum = { sizes }
         .filter(|size| *size <= limit)
         .fold(0, u64::saturating_add);
     match sum > limit {
-        true => Err(too_large("are", "candidates.max_bytes", limit).with("size", sum)),
+        true => Err(too_large("are", key, limit).with("size", sum)),
         false => Ok(()),
     }
+}
+
+/// Why a merge has no numbers: the first of those left out by id says it, the detail names all.
+pub(super) fn refusal(mut left_out: Vec<LeftOut>) -> Failure {
+    left_out.sort_by(|a, b| a.id.cmp(&b.id));
+    let named = |member: &LeftOut| json!({"id": member.id, "code": member.failure.code.as_str()});
+    let members: Vec<serde_json::Value> = left_out.iter().map(named).collect();
+    let Some(first) = left_out.into_iter().next() else {
+        return Failure::new(Code::InferenceFailed, "a merge of no members at all");
+    };
+    let message = format!("member {}: {}", first.id, first.failure.message);
+    Failure::new(first.failure.code, message).with("members", members)
 }
 
 fn too_large(what: &str, key: &str, limit: u64) -> Failure {
@@ -159,6 +213,7 @@ fn too_large(what: &str, key: &str, limit: u64) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::CandidatesConfig;
     use crate::engine::tests::{configuration, hazard};
 
     /// A member of so many entries in the first tensor; of none, it is malformed.
@@ -194,7 +249,7 @@ mod tests {
         let (package, folder) = hazard();
         let mut config = configuration().candidates;
         set(&mut config);
-        (Members::new(package, &config), folder)
+        (Members::new(package, (&config).into()), folder)
     }
 
     #[test]
@@ -203,16 +258,41 @@ mod tests {
         add(&mut members, "b", 3).unwrap();
         add(&mut members, "c", 6).unwrap();
         add(&mut members, "a", 2).unwrap();
-        members.sort();
-        let ids: Vec<&str> = members.decoded.iter().map(|(m, _)| m.id.as_str()).collect();
-        assert_eq!(ids, ["a", "b"]);
-        let [left_out] = &members.left_out[..] else {
-            panic!("{:?}", members.left_out)
-        };
-        assert_eq!(left_out.failure.code, Code::CandidateTooLarge);
         let failure = add(&mut members, "d", 1).unwrap_err();
         assert_eq!(failure.code, Code::CandidateTooLarge);
         assert!(failure.message.contains("max_entries"), "{failure}");
+        let ready = members.ready(OnRejected::Drop).unwrap();
+        let ids: Vec<&str> = ready.members.iter().map(|m| m.id.as_str()).collect();
+        assert_eq!(ids, ["a", "b"]);
+        let [left_out] = &ready.left_out[..] else {
+            panic!("{:?}", ready.left_out)
+        };
+        assert_eq!(left_out.failure.code, Code::CandidateTooLarge);
+    }
+
+    #[test]
+    fn nobody_may_be_left_out_where_that_fails_the_merge_and_somebody_must_stay() {
+        let of = |ids: &[(&str, usize)], on_rejected| {
+            let (mut members, _folder) = members(|config| config.max_entries = 5);
+            for (id, entries) in ids {
+                add(&mut members, id, *entries).unwrap();
+            }
+            members.ready(on_rejected).map(|ready| ready.members.len())
+        };
+        assert_eq!(of(&[("b", 2), ("a", 2)], OnRejected::Fail), Ok(2));
+        assert_eq!(of(&[("b", 6), ("a", 2)], OnRejected::Drop), Ok(1));
+        for (ids, on_rejected) in [
+            ([("b", 6), ("a", 2)], OnRejected::Fail),
+            ([("b", 6), ("a", 7)], OnRejected::Drop),
+        ] {
+            let failure = of(&ids, on_rejected).unwrap_err();
+            assert_eq!(failure.code, Code::CandidateTooLarge);
+            let named = failure.detail["members"].as_array().unwrap().len();
+            assert_eq!(
+                named,
+                ids.iter().filter(|(_, entries)| *entries > 5).count()
+            );
+        }
     }
 
     #[test]
@@ -225,7 +305,7 @@ mod tests {
 
     #[test]
     fn declared_sizes_are_bounded_together() {
-        let check = |sizes: &[u64]| check_sizes(sizes.iter().copied(), 10);
+        let check = |sizes: &[u64]| check_sizes(sizes.iter().copied(), ("k", 10));
         assert_eq!(check(&[4, 6]), Ok(()));
         assert_eq!(check(&[11, 4, 6]), Ok(()), "refused by itself");
         assert_eq!(check(&[4, 7]).unwrap_err().code, Code::CandidateTooLarge);

@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use self::merge::Asking;
+use crate::candidate;
 use crate::candidate::fetch::{self, Fetched, Fetcher};
-use crate::candidate::{self, DecodeLimits};
-use crate::config::{Config, Provider, device_name, format_duration};
+use crate::config::{CandidatesConfig, Config, Provider, device_name, format_duration};
 use crate::engine::patch::Patches;
 use crate::engine::thread::EngineHandle;
 use crate::engine::{Early, Evaluation};
@@ -90,7 +91,9 @@ impl Judged {
 pub struct Pipeline {
     engine: EngineHandle,
     fetcher: Fetcher,
-    limits: DecodeLimits,
+    candidates: Arc<CandidatesConfig>,
+    /// Rungs of the retry ladder.
+    retry_delays: Vec<Duration>,
     score_timeout: Duration,
     /// The share of stopped evaluations that are measured to the end all the same.
     finish_stopped: f64,
@@ -127,7 +130,8 @@ impl Pipeline {
         };
         Self {
             fetcher,
-            limits: (&config.candidates).into(),
+            candidates: Arc::new(config.candidates.clone()),
+            retry_delays: config.amqp.retry_delays.clone(),
             score_timeout: config.worker.score_timeout,
             finish_stopped: config.worker.finish_stopped,
             consumer_timeout: config.amqp.consumer_timeout,
@@ -193,6 +197,17 @@ impl Pipeline {
                 let asked = (candidate.as_ref(), *stop);
                 self.judge_candidate(job, asked, job_ref, plan, trace).await
             }
+            Task::Merge {
+                members,
+                on_rejected,
+                ..
+            } => {
+                let asking = Asking {
+                    members,
+                    on_rejected: *on_rejected,
+                };
+                self.judge_merge(job, asking, job_ref, plan, trace).await
+            }
         }
     }
 
@@ -203,7 +218,7 @@ impl Pipeline {
         plan: Arc<Plan>,
         trace: &Trace,
     ) -> Judged {
-        let key = Key::new(&self.origin, job_ref, None, &plan.hash);
+        let key = Key::new(&self.origin, job_ref, Asked::Model, &plan.hash);
         let mut mark = match self.admit(job_ref, &key).await {
             Ok(mark) => mark,
             Err(judged) => return judged,
@@ -225,12 +240,12 @@ impl Pipeline {
             Err(failure) => return Judged::without_key(failure),
         };
         let known = matches!(candidate.source, Source::Inline(_)).then_some(sha256);
-        let asked = Asked {
+        let asked = Asked::Candidate {
             candidate,
             sha256: &sha256,
             stop,
         };
-        let key = Key::new(&self.origin, job_ref, Some(asked), &plan.hash);
+        let key = Key::new(&self.origin, job_ref, asked, &plan.hash);
         let fetching = self.fetch(job, candidate, known, trace);
         // A job that may not run drops its fetch: a slow server may take minutes.
         let entered = tokio::try_join!(self.admit(job_ref, &key), fetching);
@@ -265,7 +280,7 @@ impl Pipeline {
             let message = format!("model: {other:?}, this worker serves {:?}", ours.model);
             return Err(Failure::new(Code::ModelMismatch, message));
         }
-        check_deadline(job)?;
+        check_deadline(job.deadline_ms)?;
         let Some(version) = job.task.model_version() else {
             return Ok(());
         };
@@ -313,7 +328,7 @@ impl Pipeline {
         let fetched = tokio::select! {
             biased;
             fetched = self.fetcher.fetch(candidate, known) => fetched,
-            failure = past_deadline(job) => Err(failure),
+            failure = past_deadline(job.deadline_ms) => Err(failure),
             () = self.leaving.cancelled() => return Err(Judged::Requeue),
         };
         Ok((fetched, trace.stage(Stage::Fetch, Lap::since(began))))
@@ -360,7 +375,7 @@ impl Pipeline {
         mark: Option<&mut CrashMark>,
         trace: &Trace,
     ) -> Result<Body, Unscored> {
-        let (permit, _) = self.device(job, &plan, trace).await?;
+        let (permit, _) = self.device(job, length(job, &plan), trace).await?;
         if let Some(mark) = mark {
             mark.mark_suspect().await?;
         }
@@ -387,7 +402,7 @@ impl Pipeline {
     ) -> Result<Body, Unscored> {
         let mut held = None;
         if let Some(mark) = mark.filter(|mark| mark.is_suspect()) {
-            held = Some(self.device(job, &plan, trace).await?);
+            held = Some(self.device(job, length(job, &plan), trace).await?);
             mark.mark_suspect().await?;
         }
         let began = Instant::now();
@@ -396,11 +411,11 @@ impl Pipeline {
         let (patches, facts) = decoded?;
         let (permit, queued) = match held {
             Some(held) => held,
-            None => self.device(job, &plan, trace).await?,
+            None => self.device(job, length(job, &plan), trace).await?,
         };
         timings.queued = queued;
         // A suspect was decoded while it had the device.
-        check_deadline(job)?;
+        check_deadline(job.deadline_ms)?;
         let evaluation = permit
             .score(patches, Arc::clone(&plan), early, self.score_limit())
             .await?;
@@ -421,21 +436,20 @@ impl Pipeline {
     async fn device(
         &self,
         job: &Job,
-        plan: &Plan,
+        length: Length,
         trace: &Trace,
     ) -> Result<(DevicePermit<'_>, f64), Unscored> {
         let began = Instant::now();
         let (name, longest) = (&job.submission_id, self.longest());
-        let length = Length::of(plan.windows.len(), job.task.may_stop());
         let acquiring = self
             .device_queue
             .acquire(&self.engine, name, length, longest);
         let permit = tokio::select! {
             permit = acquiring => permit.map_err(|why| self.without_turn(why))?,
-            failure = past_deadline(job) => return Err(failure.into()),
+            failure = past_deadline(job.deadline_ms) => return Err(failure.into()),
         };
         let queued = trace.stage(Stage::DeviceWait, Lap::since(began));
-        check_deadline(job)?;
+        check_deadline(job.deadline_ms)?;
         Ok((permit, queued))
     }
 
@@ -447,7 +461,7 @@ impl Pipeline {
 
     /// How long an evaluation may take. One that takes longer than the broker waits for is delivered again, and
     /// would be ended again, for ever.
-    fn score_limit(&self) -> Duration {
+    pub fn score_limit(&self) -> Duration {
         self.score_timeout.min(self.longest())
     }
 
@@ -477,12 +491,9 @@ impl Pipeline {
         plan: &Plan,
     ) -> Result<(Arc<Patches>, CandidateFacts), Failure> {
         let (candidate, plan) = (candidate.clone(), plan.hash);
-        let (package, limits) = (Arc::clone(&self.engine.package), self.limits);
-        // The size of what zstd holds is unknown.
-        let size = match candidate.compression {
-            None => fetched.bytes.len(),
-            Some(Compression::Zstd) => usize::MAX,
-        };
+        let package = Arc::clone(&self.engine.package);
+        let limits = (&*self.candidates).into();
+        let size = decoding_size(&fetched, candidate.compression);
         let decoding = blocking::by_size(size, move || {
             let update = candidate::decode(
                 &fetched.bytes,
@@ -554,6 +565,19 @@ impl Pipeline {
             timings_ms,
             stopped: evaluation.stopped,
         }))
+    }
+}
+
+/// How long a job is that measures one candidate, or the model.
+fn length(job: &Job, plan: &Plan) -> Length {
+    Length::of(plan.windows.len(), job.task.may_stop())
+}
+
+/// How large what is to be decoded may be; what zstd holds is unknown.
+fn decoding_size(fetched: &Fetched, compression: Option<Compression>) -> usize {
+    match compression {
+        None => fetched.bytes.len(),
+        Some(Compression::Zstd) => usize::MAX,
     }
 }
 

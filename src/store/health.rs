@@ -17,6 +17,8 @@ const SAY_AGAIN: Duration = Duration::from_secs(600);
 pub(super) enum Errand {
     /// To look a result up and mark its job.
     Claim,
+    /// To add to a mark.
+    Note,
     /// To remove a mark.
     Release,
     /// To remove a mark and store a result.
@@ -33,6 +35,7 @@ impl Errand {
     fn without(self) -> &'static str {
         match self {
             Self::Claim => "stored results are not found, and jobs are not marked",
+            Self::Note => "crash marks of merges do not name the member that is measured",
             Self::Release => "crash marks are not removed",
             Self::Keep => "results are not stored",
             Self::Count => "deaths are not counted",

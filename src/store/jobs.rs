@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::health::Errand;
-use super::{Reply, STORE_TIMEOUT, Store};
+use super::{LOOKUP_TIMEOUT, Reply, STORE_TIMEOUT, Store};
 
 /// When a mark expires.
 const MARK_LIFE: Duration = Duration::from_secs(24 * 3600);
@@ -47,6 +47,19 @@ pub struct Release<'a> {
     pub started_ms: u64,
     /// Whether marks that count as deaths are removed too.
     pub counted: bool,
+}
+
+/// What is added to a mark.
+#[derive(Debug, Clone, Copy)]
+pub struct Note<'a> {
+    /// `SUBMISSION:VERSION`.
+    pub job: &'a str,
+    /// Field of our mark.
+    pub own: &'a str,
+    /// Its value.
+    pub started_ms: u64,
+    /// A word; none takes the last one back.
+    pub doing: Option<&'a str>,
 }
 
 /// A result to store.
@@ -95,6 +108,15 @@ impl Store {
             None => Errand::Release,
         };
         self.script(errand, STORE_TIMEOUT, call).await
+    }
+
+    /// Adds to a mark of ours what the worker is about to do, in place of what was added before.
+    pub async fn note(&self, note: &Note<'_>) -> Reply<()> {
+        let mut call = self.scripts.note.key(self.keys.crash(note.job));
+        call.arg(note.own)
+            .arg(note.started_ms)
+            .arg(note.doing.unwrap_or_default());
+        self.script(Errand::Note, LOOKUP_TIMEOUT, call).await
     }
 
     /// Counts the workers behind these marks as dead; counting twice changes nothing.

@@ -7,6 +7,7 @@ use redis::Script;
 pub(super) struct Scripts {
     pub(super) beat: Script,
     pub(super) claim: Script,
+    pub(super) note: Script,
     pub(super) release: Script,
     pub(super) count: Script,
     pub(super) hold: Script,
@@ -18,6 +19,7 @@ impl Scripts {
         Self {
             beat: Script::new(BEAT),
             claim: Script::new(CLAIM),
+            note: Script::new(NOTE),
             release: Script::new(RELEASE),
             count: Script::new(COUNT),
             hold: Script::new(HOLD),
@@ -89,12 +91,24 @@ end
 return {false, marks}
 ";
 
+/// Adds a word to our mark, or takes it back. A mark that is gone is not restored, and one that is counted as a death stays
+/// as it is.
+const NOTE: &str = r"
+local mark = redis.call('HGET', KEYS[1], ARGV[1])
+if not mark or string.match(mark, '^%S+') ~= ARGV[2] then return 0 end
+local noted = ARGV[2]
+if ARGV[3] ~= '' then noted = noted .. ' ' .. ARGV[3] end
+redis.call('HSET', KEYS[1], ARGV[1], noted)
+return 1
+";
+
 /// Removes our mark, counted as a death or not, unless we have marked the job anew since; where the job
 /// is answered (`ARGV[3]`) it also removes the other marks that count as deaths. Stores the result, if
 /// there is one to store, unless one is stored already; returns the one that was.
 const RELEASE: &str = r"
 local mark = redis.call('HGET', KEYS[1], ARGV[1])
-if mark == ARGV[2] or mark == 'dead:' .. ARGV[2] then redis.call('HDEL', KEYS[1], ARGV[1]) end
+local began = mark and string.match(mark, '^%S+')
+if began == ARGV[2] or began == 'dead:' .. ARGV[2] then redis.call('HDEL', KEYS[1], ARGV[1]) end
 if ARGV[3] == '1' then
   local marks = redis.call('HGETALL', KEYS[1])
   for i = 1, #marks, 2 do

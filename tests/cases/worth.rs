@@ -4,20 +4,22 @@
 use std::collections::HashMap;
 use std::fmt::Write as _;
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use scorer::candidate;
-use scorer::candidate::fetch::Fetched;
 use scorer::engine::Engine;
 use scorer::engine::coalition::{self, Member};
-use scorer::engine::merge::{Merge, Merged, Passes};
+use scorer::engine::merge::{Merge, Merged};
 use scorer::engine::trial::build;
 use scorer::model::package::Package;
 use scorer::model::plan::Plan;
+use scorer::protocol::encoding::Encoding;
 use scorer::protocol::failure::Code;
-use scorer::protocol::job::{Format, Rule, Validation};
+use scorer::protocol::job::{self, Rule};
 use scorer::protocol::merge::{MergeBody, OnRejected};
-use scorer::protocol::result::{Body, Timings, Verdict};
-use scorer::scoring::members::{Described, Members};
-use tokio::sync::watch;
+use scorer::protocol::result::{Body, JobRef, Timings, Verdict};
+use scorer::scoring::pipeline::Judged;
+use scorer::telemetry::traces::Trace;
 
 use super::*;
 
@@ -84,7 +86,7 @@ impl Bench {
     }
 
     fn merged(&mut self, members: &[Member]) -> Merged {
-        let mut nobody = |_| Ok(());
+        let mut nobody = |_, _: &[&Member]| Ok(());
         let merge = self
             .engine
             .merge(members, OnRejected::Drop, &self.plan, &mut nobody);
@@ -217,54 +219,40 @@ fn where_half_sums_fail_the_gap_is_large() {
 }
 
 /// A member as a job brings it.
-fn described(case: &Value, id: &str, weight: f64) -> Described {
-    let semantics = serde_json::from_value(case["semantics"].clone()).unwrap();
-    Described {
-        id: id.into(),
-        weight,
-        format: Format::BinaryV2,
-        compression: None,
-        rule: Rule::new(semantics, case["learning_rate"].as_f64()).unwrap(),
+fn member(case: &Value, id: &str, weight: f64, file: &Path) -> Value {
+    let mut candidate = json!({
+        "format": "binary_v2", "semantics": case["semantics"],
+        "data": BASE64_STANDARD.encode(std::fs::read(file).unwrap()),
+    });
+    if case["learning_rate"].is_number() {
+        candidate["learning_rate"] = case["learning_rate"].clone();
+    }
+    json!({"id": id, "weight": weight, "candidate": candidate})
+}
+
+async fn judged(pipeline: &Pipeline, members: Vec<Value>, on_rejected: OnRejected) -> Verdict {
+    let job = json!({
+        "v": 1, "kind": "merge", "submission_id": "merge", "members": members, "on_rejected": on_rejected.as_str(),
+        "model_version": pipeline.origin().model_version,
+    });
+    let job = job::decode(job.to_string().as_bytes(), Encoding::Json).unwrap();
+    let job_ref = JobRef::new(&job, 1);
+    match pipeline.judge(&job, &job_ref, &Trace::silent()).await {
+        Judged::Fresh { verdict, .. } => verdict,
+        judged => panic!("{judged:?}"),
     }
 }
 
-fn fetched(file: &Path) -> Fetched {
-    Fetched {
-        bytes: std::fs::read(file).unwrap().into(),
-        sha256: [7; 32],
-    }
-}
-
-fn none_yet(pipeline: &Pipeline) -> Members {
-    Members::new(
-        Arc::clone(&pipeline.engine().package),
-        &config(&[]).candidates,
-    )
-}
-
-/// Candidates of the language model, in this order.
-fn gathered(pipeline: &Pipeline, names: &[&str]) -> Members {
+/// Of candidates of the language model, in this order.
+async fn verdict(pipeline: &Pipeline, names: &[&str], on_rejected: OnRejected) -> Verdict {
     let cases = table(&model_dir());
-    let mut members = none_yet(pipeline);
-    for name in names {
-        let cases = cases["cases"].as_array().unwrap();
+    let cases = cases["cases"].as_array().unwrap();
+    let members = names.iter().map(|name| {
         let case = cases.iter().find(|case| case["name"] == *name).unwrap();
         let file = model_dir().join(case["file"].as_str().unwrap());
-        members
-            .add(described(case, name, 0.25), fetched(&file))
-            .unwrap();
-    }
-    members
-}
-
-async fn judged(pipeline: &Pipeline, members: Members, on_rejected: OnRejected) -> Verdict {
-    let plan = pipeline.plan(&Validation::default()).await.unwrap();
-    let (passes, _) = watch::channel(Passes::default());
-    pipeline.merge(members, on_rejected, plan, passes).await
-}
-
-async fn verdict(pipeline: &Pipeline, names: &[&str], on_rejected: OnRejected) -> Verdict {
-    judged(pipeline, gathered(pipeline, names), on_rejected).await
+        member(case, name, 0.25, &file)
+    });
+    judged(pipeline, members.collect(), on_rejected).await
 }
 
 fn body(verdict: Verdict) -> MergeBody {
@@ -342,19 +330,13 @@ async fn merges_agree_with_the_independent_table() {
         );
         build(&recipe).unwrap();
         let pipeline = pipeline(&recipe.out).await;
-        let mut members = none_yet(&pipeline);
         let expected = merge["members"].as_array().unwrap();
-        for member in expected.iter().rev() {
-            let (id, weight) = (
-                member["id"].as_str().unwrap(),
-                member["weight"].as_f64().unwrap(),
-            );
-            let file = half.join(member["file"].as_str().unwrap());
-            members
-                .add(described(merge, id, weight), fetched(&file))
-                .unwrap();
-        }
-        let body = body(judged(&pipeline, members, OnRejected::Fail).await);
+        let members = expected.iter().rev().map(|expected| {
+            let file = half.join(expected["file"].as_str().unwrap());
+            let (id, weight) = (&expected["id"], expected["weight"].as_f64());
+            member(merge, id.as_str().unwrap(), weight.unwrap(), &file)
+        });
+        let body = body(judged(&pipeline, members.collect(), OnRejected::Fail).await);
         let name = format!("{} {}", word("graph"), word("semantics"));
         let mut is_close = |field: &str, found: f64, expected: &Value| {
             largest = largest.max(close(&name, field, &json!(found), expected));

@@ -57,7 +57,7 @@ fn halves(engine: &Engine) -> [Member; 2] {
 }
 
 fn measured(engine: &mut Engine, plan: &Plan, members: &[Member]) -> Merged {
-    let merge = engine.merge(members, OnRejected::Drop, plan, &mut |_| Ok(()));
+    let merge = engine.merge(members, OnRejected::Drop, plan, &mut |_, _| Ok(()));
     engine.compare_weights().unwrap();
     match merge.unwrap() {
         Merge::Measured(merged) => *merged,
@@ -178,7 +178,7 @@ fn who_is_not_finite_alone_is_left_out_and_nobody_is_for_what_is_not_finite_toge
         Merge::Refused(refused) => refused,
         Merge::Measured(merged) => panic!("{merged:?}"),
     };
-    let mut nobody = |_| Ok(());
+    let mut nobody = |_, _: &[&Member]| Ok(());
     let strict = engine.merge(&members, OnRejected::Fail, &plan, &mut nobody);
     assert_eq!(refused(strict.unwrap())[0].0, 0);
     let all = engine.merge(&members[..1], OnRejected::Drop, &plan, &mut nobody);
@@ -195,8 +195,8 @@ fn a_merge_that_is_ended_between_its_passes_leaves_no_bit_changed() {
     let (mut engine, plan, _kept) = warm();
     let members = halves(&engine);
     let mut heard = Vec::new();
-    let mut ends = |passes: Passes| {
-        heard.push(passes);
+    let mut ends = |passes: Passes, members: &[&Member]| {
+        heard.push((passes, members.len()));
         match passes.done {
             2 => Err(Failure::new(Code::DeadlineExceeded, "late")),
             _ => Ok(()),
@@ -204,7 +204,7 @@ fn a_merge_that_is_ended_between_its_passes_leaves_no_bit_changed() {
     };
     let ended = engine.merge(&members, OnRejected::Drop, &plan, &mut ends);
     assert_eq!(ended.unwrap_err().code, Code::DeadlineExceeded);
-    let heard: Vec<(u64, u64)> = heard.iter().map(|p| (p.done, p.most)).collect();
-    assert_eq!(heard, [(0, 5), (1, 5), (2, 5)]);
+    let passes = |done| Passes { done, most: 5 };
+    assert_eq!(heard, [(passes(0), 1), (passes(1), 1), (passes(2), 2)]);
     engine.audit().unwrap();
 }

@@ -1,6 +1,6 @@
 //! The counting rule: which marks are deaths, when a job is poisoned, and when a worker counts as dead. Pure.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -42,16 +42,17 @@ impl Rule {
         let (dead, open): (Vec<_>, Vec<_>) =
             foreign.partition(|(_, value)| value.starts_with(DEAD));
         if dead.len() >= self.poison_after {
-            return Err(poisoned(dead.into_iter().map(|(field, _)| field)));
+            return Err(poisoned(&dead));
         }
         let open = open.into_iter().map(|(field, _)| field.clone());
         Ok(open.filter(|field| !alive.contains(field)).collect())
     }
 }
 
-fn poisoned<'a>(fields: impl Iterator<Item = &'a String>) -> Failure {
-    let mut ids: Vec<&str> = fields
-        .map(|field| field.rsplit_once('/').map_or(field.as_str(), |(id, _)| id))
+fn poisoned(dead: &[&(String, String)]) -> Failure {
+    let ids = dead.iter().map(|(field, _)| field.as_str());
+    let mut ids: Vec<&str> = ids
+        .map(|field| field.rsplit_once('/').map_or(field, |(id, _)| id))
         .collect();
     ids.sort_unstable();
     let message = format!(
@@ -59,9 +60,23 @@ fn poisoned<'a>(fields: impl Iterator<Item = &'a String>) -> Failure {
         ids.len(),
         ids.join(", ")
     );
-    Failure::new(Code::Poisoned, message)
+    let failure = Failure::new(Code::Poisoned, message)
         .with("deaths", ids.len())
-        .with("workers", json!(ids))
+        .with("workers", json!(ids));
+    // Of a merge: the members that they worked on, each once.
+    let noted = dead.iter().filter_map(|(_, value)| value.split_once(' '));
+    let members: BTreeSet<&str> = noted.map(|(_, member)| member).collect();
+    if members.is_empty() {
+        return failure;
+    }
+    let named = members.iter().copied().collect::<Vec<&str>>().join(", ");
+    let members = { members.iter() }.map(|id| json!({"id": id, "code": Code::Poisoned.as_str()}));
+    let members: Vec<serde_json::Value> = members.collect();
+    Failure {
+        message: format!("{}; members that they worked on: {named}", failure.message),
+        ..failure
+    }
+    .with("members", members)
 }
 
 /// What a waiting job has seen of the incarnations behind its open marks.
@@ -184,6 +199,24 @@ mod tests {
         assert_eq!(failure.detail["workers"], json!(["v", "w"]));
         assert!(rule.has_foreign(&marks(&["me/1", "me/2"])));
         assert!(!rule.has_foreign(&marks(&["me/1"])));
+    }
+
+    #[test]
+    fn a_poisoned_merge_names_the_members_that_were_worked_on() {
+        let rule = Rule {
+            own: "me/1".into(),
+            poison_after: 3,
+        };
+        let marks = [
+            ("v/1", "dead:5 m3"),
+            ("w/2", "dead:6 m3"),
+            ("x/3", "dead:7"),
+        ];
+        let marks = marks.map(|(field, value)| (field.to_owned(), value.to_owned()));
+        let failure = rule.open_marks(&marks, &HashSet::new()).unwrap_err();
+        let expected = json!([{"id": "m3", "code": "poisoned"}]);
+        assert_eq!(failure.detail["members"], expected);
+        assert!(failure.message.ends_with("worked on: m3"), "{failure}");
     }
 
     #[test]
