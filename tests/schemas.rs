@@ -66,7 +66,8 @@ const BOTH: [&str; 4] = [
 ];
 
 /// What a schema cannot say, in the decoder's words: it compares parts of a document with each other.
-const BEYOND_A_SCHEMA: [(&str, &str); 6] = [
+const BEYOND_A_SCHEMA: [(&str, &str); 7] = [
+    ("score_job.v1", "is given twice"),
     ("update_manifest.v1", "live_version: no entry leads"),
     ("update_manifest.v1", ".to: the same as from"),
     ("model_package.v1", "shards: ids must ascend"),
@@ -232,26 +233,44 @@ fn bent(document: &Value, place: &str, by: Option<Value>) -> Value {
     bent
 }
 
-/// As MessagePack has it, where `data` is bytes.
+/// As MessagePack has it, where a candidate's `data` is bytes.
 fn packed(document: &Value) -> Vec<u8> {
-    let mut document = document.clone();
-    let data = document.pointer_mut("/candidate/data").map(Value::take);
     let mut packed = rmpv::ext::to_value(document).unwrap();
-    if let Some(data) = data {
-        let base64 = base64::engine::general_purpose::STANDARD;
-        let bytes = data.as_str().and_then(|text| base64.decode(text).ok());
-        let data = bytes.map_or_else(|| rmpv::ext::to_value(&data).unwrap(), rmpv::Value::Binary);
-        *field(field(&mut packed, "candidate"), "data") = data;
+    pack_data(&mut packed);
+    for member in field(&mut packed, "members")
+        .and_then(items)
+        .into_iter()
+        .flatten()
+    {
+        pack_data(member);
     }
     Encoding::MessagePack.encode(&packed).unwrap()
 }
 
-fn field<'a>(map: &'a mut rmpv::Value, name: &str) -> &'a mut rmpv::Value {
+fn pack_data(holder: &mut rmpv::Value) {
+    let base64 = base64::engine::general_purpose::STANDARD;
+    let data = field(holder, "candidate").and_then(|candidate| field(candidate, "data"));
+    if let Some(data) = data
+        && let Some(bytes) = data.as_str().and_then(|text| base64.decode(text).ok())
+    {
+        *data = rmpv::Value::Binary(bytes);
+    }
+}
+
+fn items(list: &mut rmpv::Value) -> Option<&mut Vec<rmpv::Value>> {
+    match list {
+        rmpv::Value::Array(items) => Some(items),
+        _ => None,
+    }
+}
+
+fn field<'a>(map: &'a mut rmpv::Value, name: &str) -> Option<&'a mut rmpv::Value> {
     let rmpv::Value::Map(pairs) = map else {
-        panic!("{map} is no map")
+        return None;
     };
     let mut pairs = pairs.iter_mut();
-    &mut pairs.find(|(key, _)| key.as_str() == Some(name)).unwrap().1
+    let found = pairs.find(|(key, _)| key.as_str() == Some(name));
+    found.map(|(_, value)| value)
 }
 
 fn validator(name: &str) -> jsonschema::Validator {

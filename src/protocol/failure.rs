@@ -77,7 +77,8 @@ words! {
         OutOfMemory,
         /// ONNX Runtime failed in any other way, even after the retries.
         InferenceFailed,
-        /// The job was being scored when `amqp.poison_after` workers died. The detail is `{deaths, workers}`.
+        /// The job was being scored when `amqp.poison_after` workers died. The detail is `{deaths, workers}`;
+        /// of a merge, `members` names those that were worked on by themselves.
         Poisoned,
     }
 }
