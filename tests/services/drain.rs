@@ -239,24 +239,25 @@ fn what_will_be_done_in_time_ends_here_and_the_rest_is_handed_back_at_once() {
     const SHORT: usize = 200;
     // Windows one by one, so that no step of a job takes the ten seconds after which a worker counts as stuck, be the
     // machine ten times slower.
-    let (stack, package) = (Stack::shared(), Package::hazard_of(6));
+    let (stack, package) = (Stack::shared(), Package::hazard_of(24));
     let worker = stack.worker_with("w1", |s| {
         s.set("model.dir", package.path().display())
             .set("engine.micro_batch", 1)
             .set("amqp.prefetch", SHORT + 2)
-            .set("worker.drain_timeout", "20s")
+            .set("worker.drain_timeout", "60s")
     });
     worker.ready();
     let aggregator = stack.aggregator();
     aggregator.collect_results();
     let pace = Pace::measure(&aggregator);
     let probes = aggregator.results().len();
-    // What a window took here is what those behind are expected to take. So of the 17 s and a half of this drain there is
-    // room for some of them and not for all, be half a second a tenth or the tenfold. Jobs that come together are computed
-    // in the order in which they are decoded, so each of the first two is alone.
-    aggregator.submit(&pace.job("tells", 0.5));
+    // What a window took here is what those behind are expected to take. So of the 57 s and a half of this drain there is
+    // room for some of them and not for half of them, be these two seconds one or twenty; and for what computes, be it
+    // five times slower than the probes. Jobs that come together are computed in the order in which they are decoded, so
+    // each of the first two is alone.
+    aggregator.submit(&pace.job("tells", 2.0));
     aggregator.result("tells");
-    aggregator.submit(&pace.job("computed", 6.0));
+    aggregator.submit(&pace.job("computed", 10.0));
     // Not only begun: it has the device before the others come.
     worker.computes();
     stack.stop_amid(&worker, "computed");
@@ -267,7 +268,10 @@ fn what_will_be_done_in_time_ends_here_and_the_rest_is_handed_back_at_once() {
         aggregator.depth(&stack.jobs_queue()) == Some((0, 1))
     });
     worker.signal(Signal::SIGCONT);
-    worker.heartbeat_when(SOON, "it holds them", |r| r["jobs"]["buffered"] == SHORT);
+    // Not all of them: on a machine that is busy otherwise, the first are computed before the last are looked at.
+    worker.heartbeat_when(SOON, "it holds many", |r| {
+        r["jobs"]["buffered"].as_u64() >= Some(SHORT as u64 / 2)
+    });
     worker.terminate();
     let waiting = || {
         let depth = aggregator.depth(&stack.jobs_queue());

@@ -128,7 +128,7 @@ impl Worker {
         condition: impl Fn(&Value) -> bool,
     ) -> Value {
         let pid = self.pid();
-        let mut last = None;
+        let mut last = Last(None);
         let probe = || {
             let ended = self.ended();
             assert!(
@@ -136,8 +136,8 @@ impl Worker {
                 "{} ended ({ended:?}) while the test waited for: {what}",
                 self.id
             );
-            last = self.try_heartbeat();
-            last.clone().filter(|r| r["pid"] == pid && condition(r))
+            last.0 = self.try_heartbeat();
+            last.0.clone().filter(|r| r["pid"] == pid && condition(r))
         };
         eventually_some(deadline, &format!("worker {}: {what}", self.id), probe)
     }
@@ -262,4 +262,15 @@ fn collect(
                 .push(format!("{name}| {line}"));
         }
     });
+}
+
+/// Shows the last record that was seen, should the test fail.
+struct Last(Option<Value>);
+
+impl Drop for Last {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("the last record: {:?}", self.0);
+        }
+    }
 }
