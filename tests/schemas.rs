@@ -7,7 +7,6 @@
 
 use std::path::{Path, PathBuf};
 
-use base64::Engine as _;
 use scorer::cli::schemas;
 use scorer::protocol::control;
 use scorer::protocol::document::from_json;
@@ -233,46 +232,6 @@ fn bent(document: &Value, place: &str, by: Option<Value>) -> Value {
     bent
 }
 
-/// As MessagePack has it, where a candidate's `data` is bytes.
-fn packed(document: &Value) -> Vec<u8> {
-    let mut packed = rmpv::ext::to_value(document).unwrap();
-    pack_data(&mut packed);
-    for member in field(&mut packed, "members")
-        .and_then(items)
-        .into_iter()
-        .flatten()
-    {
-        pack_data(member);
-    }
-    Encoding::MessagePack.encode(&packed).unwrap()
-}
-
-fn pack_data(holder: &mut rmpv::Value) {
-    let base64 = base64::engine::general_purpose::STANDARD;
-    let data = field(holder, "candidate").and_then(|candidate| field(candidate, "data"));
-    if let Some(data) = data
-        && let Some(bytes) = data.as_str().and_then(|text| base64.decode(text).ok())
-    {
-        *data = rmpv::Value::Binary(bytes);
-    }
-}
-
-fn items(list: &mut rmpv::Value) -> Option<&mut Vec<rmpv::Value>> {
-    match list {
-        rmpv::Value::Array(items) => Some(items),
-        _ => None,
-    }
-}
-
-fn field<'a>(map: &'a mut rmpv::Value, name: &str) -> Option<&'a mut rmpv::Value> {
-    let rmpv::Value::Map(pairs) = map else {
-        return None;
-    };
-    let mut pairs = pairs.iter_mut();
-    let found = pairs.find(|(key, _)| key.as_str() == Some(name));
-    found.map(|(_, value)| value)
-}
-
 fn validator(name: &str) -> jsonschema::Validator {
     let schema = serde_json::to_value(schemas::schema(name).unwrap()).unwrap();
     jsonschema::validator_for(&schema).unwrap()
@@ -283,7 +242,10 @@ fn agree(name: &str, validator: &jsonschema::Validator, document: &Value) {
     let valid = validator.is_valid(document);
     let mut encodings = vec![(Encoding::Json, document.to_string().into_bytes())];
     if BOTH.contains(&name) {
-        encodings.push((Encoding::MessagePack, packed(document)));
+        encodings.push((
+            Encoding::MessagePack,
+            testkit::encoding::Encoding::MessagePack.encode(document),
+        ));
     }
     for (encoding, body) in encodings {
         let verdict = decoded(name, &body, encoding);

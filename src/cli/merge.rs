@@ -43,32 +43,41 @@ pub(super) struct MergeArgs {
 
 /// A member as the command line names it.
 #[derive(Debug, Clone, PartialEq)]
-struct MemberArg {
-    id: String,
-    file: PathBuf,
-    weight: Option<f64>,
+pub(super) struct MemberArg {
+    pub(super) id: String,
+    /// A file, or a URL where the command takes one.
+    pub(super) place: String,
+    pub(super) weight: Option<f64>,
 }
 
-fn member(text: &str) -> Result<MemberArg, String> {
-    let (id, rest) = text.split_once('=').ok_or("must be ID=FILE[:WEIGHT]")?;
-    if !is_submission_id(id) {
-        return Err("ID must be 1 to 128 of the characters A-Z a-z 0-9 . _ : -".into());
+/// Parses the name of a job or member.
+pub(super) fn named(id: &str) -> Result<String, String> {
+    match is_submission_id(id) {
+        true => Ok(id.to_owned()),
+        false => Err("ID must be 1 to 128 of the characters A-Z a-z 0-9 . _ : -".into()),
     }
+}
+
+/// Parses `ID=FILE|URL[:WEIGHT]`.
+pub(super) fn member(text: &str) -> Result<MemberArg, String> {
+    let (id, rest) = text.split_once('=').ok_or("must be ID=FILE[:WEIGHT]")?;
+    let id = named(id)?;
     let after_colon = rest.rsplit_once(':');
-    let weighted = after_colon.and_then(|(file, weight)| Some((file, weight.parse::<f64>().ok()?)));
-    let (file, weight) = weighted.map_or((rest, None), |(file, weight)| (file, Some(weight)));
+    let weighted =
+        after_colon.and_then(|(place, weight)| Some((place, weight.parse::<f64>().ok()?)));
+    let (place, weight) = weighted.map_or((rest, None), |(place, weight)| (place, Some(weight)));
     if weight.is_some_and(|weight| !weight.is_finite() || weight == 0.0) {
         return Err("WEIGHT must be finite and not 0".into());
     }
     Ok(MemberArg {
-        id: id.into(),
-        file: file.into(),
+        id,
+        place: place.into(),
         weight,
     })
 }
 
 /// Checks what no member shows by itself.
-fn check(members: &[MemberArg], most: usize) -> Result<(), Fault> {
+pub(super) fn check_members(members: &[MemberArg], most: usize) -> Result<(), Fault> {
     if !(2..=most).contains(&members.len()) {
         return Err(Fault::usage(format!(
             "--member: given {} times, it must be 2 to {most} (candidates.max_members) times",
@@ -112,8 +121,9 @@ fn files(args: &MergeArgs) -> Result<Vec<MemberFile>, Fault> {
     #[expect(clippy::cast_precision_loss, reason = "at most 1000")]
     let equal = 1.0 / args.members.len() as f64;
     let file = |member: &MemberArg| {
-        let size = std::fs::metadata(&member.file);
-        let size = size.map_err(|e| MemberFile::fault(&member.file, &e))?.len();
+        let file = PathBuf::from(&member.place);
+        let size = std::fs::metadata(&file);
+        let size = size.map_err(|e| MemberFile::fault(&file, &e))?.len();
         let described = Described {
             id: member.id.clone(),
             weight: member.weight.unwrap_or(equal),
@@ -123,7 +133,7 @@ fn files(args: &MergeArgs) -> Result<Vec<MemberFile>, Fault> {
         };
         Ok(MemberFile {
             described,
-            file: member.file.clone(),
+            file,
             size,
         })
     };
@@ -199,7 +209,7 @@ async fn verdict(
 }
 
 pub(super) async fn merge(config: Config, args: MergeArgs) -> Outcome {
-    check(&args.members, config.candidates.max_members)?;
+    check_members(&args.members, config.candidates.max_members)?;
     let files = files(&args)?;
     let candidates = config.candidates.clone();
     let bar = busy(format!("loading {}", args.model.display()));
@@ -235,14 +245,16 @@ mod tests {
     #[test]
     fn the_weight_stands_after_the_last_colon() {
         let parsed = |text: &str| {
-            let MemberArg { id, file, weight } = member(text).unwrap();
-            (id, file.to_string_lossy().into_owned(), weight)
+            let MemberArg { id, place, weight } = member(text).unwrap();
+            (id, place, weight)
         };
         let of = |file: &str, weight| ("a:1".to_owned(), file.to_owned(), weight);
         assert_eq!(parsed("a:1=x.json"), of("x.json", None));
         assert_eq!(parsed("a:1=x.json:-0.5"), of("x.json", Some(-0.5)));
         assert_eq!(parsed("a:1=d:/x=y:1e-3"), of("d:/x=y", Some(1e-3)));
         assert_eq!(parsed("a:1=d:/x.json"), of("d:/x.json", None));
+        assert_eq!(parsed("a:1=http://h:80/x"), of("http://h:80/x", None));
+        assert_eq!(parsed("a:1=http://h/x:2"), of("http://h/x", Some(2.0)));
         for wrong in ["x.json", "=x", "a b=x", "a=x:0", "a=x:inf", "a=x:NaN"] {
             assert!(member(wrong).is_err(), "{wrong}");
         }
@@ -255,9 +267,9 @@ mod tests {
                 .map(|id| member(&format!("{id}=x")).unwrap())
                 .collect()
         };
-        assert_eq!(check(&members(&["a", "b"]), 2), Ok(()));
+        assert_eq!(check_members(&members(&["a", "b"]), 2), Ok(()));
         for wrong in [&["a"][..], &["a", "a"], &["a", "b", "c"]] {
-            let fault = check(&members(wrong), 2).unwrap_err();
+            let fault = check_members(&members(wrong), 2).unwrap_err();
             assert_eq!(fault.exit, Exit::Usage, "{wrong:?}");
         }
     }

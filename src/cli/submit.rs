@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use clap::Args;
 
+use super::merge::{MemberArg, check_members, member, named};
 use super::offline::{StopArgs, WindowArgs, word};
 use super::topology::link;
 use super::{Exit, Fault, Outcome, answer, model_name};
@@ -19,8 +20,9 @@ use crate::config::units::parse_duration;
 use crate::config::{Config, format_duration};
 use crate::protocol::encoding::Encoding;
 use crate::protocol::job::{Compression, Format, Semantics};
+use crate::protocol::merge::OnRejected;
 use collected::Collected;
-use described::describe;
+use described::{describe, describe_merge};
 use job::{Submission, read_jobs};
 
 #[derive(Debug, Args)]
@@ -28,8 +30,17 @@ pub(super) struct SubmitArgs {
     /// File or URL of a candidate; repeatable.
     #[arg(long, value_name = "FILE|URL")]
     candidate: Vec<String>,
+    /// Submit one merge job of this name, of the members.
+    #[arg(long, value_name = "ID", requires = "members", value_parser = named)]
+    merge: Option<String>,
+    /// Name and file or URL of a member of the merge, and its weight [default: 1 / members]; repeatable.
+    #[arg(long = "member", value_name = "ID=FILE|URL[:WEIGHT]", requires = "merge", value_parser = member, conflicts_with = "candidate")]
+    members: Vec<MemberArg>,
+    /// When a member of the merge is refused: `drop` it, with the weights of the others as they are, or `fail`.
+    #[arg(long, requires = "merge", value_parser = word::<OnRejected>)]
+    on_rejected: Option<OnRejected>,
     /// File with one JSON job per line, or `-` for standard input.
-    #[arg(long, value_name = "FILE|-", conflicts_with = "candidate")]
+    #[arg(long, value_name = "FILE|-", conflicts_with_all = ["candidate", "merge"])]
     jobs: Option<PathBuf>,
     /// Format of the candidates: `binary_v2`, `safetensors` or `pt_chunks`.
     #[arg(long, default_value = "binary_v2", value_parser = word::<Format>)]
@@ -72,19 +83,29 @@ pub(super) struct SubmitArgs {
 }
 
 pub(super) async fn submit(config: &Config, args: SubmitArgs) -> Outcome {
-    if args.jobs.is_some() && args.stop.stop.is_some() {
-        return Err(Fault::usage(
-            "--stop: not with --jobs, where each job says so itself, in validation.stop",
-        ));
+    match (&args.stop.stop, &args.jobs, &args.merge) {
+        (Some(_), Some(_), _) => {
+            return Err(Fault::usage(
+                "--stop: not with --jobs, where each job says so itself, in validation.stop",
+            ));
+        }
+        (Some(_), None, Some(_)) => {
+            return Err(Fault::usage("--stop: a merge is always measured whole"));
+        }
+        (Some(_), None, None) | (None, _, _) => {}
+    }
+    if args.merge.is_some() {
+        check_members(&args.members, config.candidates.max_members)?;
     }
     let model = model_name(config)?;
-    let jobs = match &args.jobs {
-        Some(path) => read_jobs(path)?,
-        None => describe(config, &args).await?,
+    let jobs = match (&args.jobs, &args.merge) {
+        (Some(path), _) => read_jobs(path)?,
+        (None, Some(id)) => vec![describe_merge(config, &args, id).await?],
+        (None, None) => describe(config, &args).await?,
     };
     if jobs.is_empty() {
         return Err(Fault::usage(
-            "nothing to submit: give --candidate or --jobs",
+            "nothing to submit: give --candidate, --merge or --jobs",
         ));
     }
     let (link, topology) = link(config, &model).await?;

@@ -211,15 +211,15 @@ fn too_large(what: &str, key: &str, limit: u64) -> Failure {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::config::CandidatesConfig;
     use crate::engine::tests::{configuration, hazard};
 
-    /// A member of so many entries in the first tensor; of none, it is malformed.
-    fn add(members: &mut Members, id: &str, entries: usize) -> Result<(), Failure> {
+    /// A candidate of so many entries in the first tensor; of none, it is empty.
+    pub(in crate::scoring) fn candidate(package: &Package, entries: usize) -> bytes::Bytes {
         use std::io::Write as _;
-        let tensor = &members.package.weights.tensors[0];
+        let tensor = &package.weights.tensors[0];
         let mut packed = flate2::write::ZlibEncoder::new(Vec::new(), Default::default());
         for _ in 0..entries {
             packed.write_all(&0.5_f32.to_le_bytes()).unwrap();
@@ -230,7 +230,12 @@ mod tests {
         use base64::Engine as _;
         let data = base64::engine::general_purpose::STANDARD.encode(packed.finish().unwrap());
         let entry = serde_json::json!({"shape": tensor.shape, "k": entries, "data": data});
-        let body = serde_json::json!({ tensor.name.clone(): entry }).to_string();
+        serde_json::json!({ tensor.name.clone(): entry })
+            .to_string()
+            .into()
+    }
+
+    fn add(members: &mut Members, id: &str, entries: usize) -> Result<(), Failure> {
         let described = Described {
             id: id.into(),
             weight: 0.5,
@@ -239,7 +244,7 @@ mod tests {
             rule: Rule::ParamDiff,
         };
         let fetched = Fetched {
-            bytes: body.into(),
+            bytes: candidate(&members.package, entries),
             sha256: [0; 32],
         };
         members.add(described, fetched)

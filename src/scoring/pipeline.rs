@@ -612,13 +612,50 @@ async fn claimed_digest(candidate: &Candidate) -> Result<[u8; 32], Failure> {
 mod tests {
     use super::*;
     use crate::engine::tests::{configuration, hazard};
+    use crate::model::package::Package;
+    use crate::protocol::job::{Format, Member, Rule};
+    use crate::protocol::merge::OnRejected;
+    use crate::scoring::members::tests::candidate;
     use crate::telemetry::progress::Progress;
+
+    fn job(task: Task) -> Job {
+        Job {
+            submission_id: "job".into(),
+            model: None,
+            task,
+            validation: Validation::default(),
+            deadline_ms: None,
+            context: None,
+        }
+    }
+
+    /// Of two members that differ: five passes.
+    fn merge(package: &Package) -> Task {
+        let member = |(id, entries): (&str, usize)| Member {
+            id: id.into(),
+            weight: 0.5,
+            candidate: Candidate {
+                format: Format::BinaryV2,
+                compression: None,
+                rule: Rule::ParamDiff,
+                source: Source::Inline(candidate(package, entries)),
+                sha256: None,
+                size: None,
+            },
+        };
+        Task::Merge {
+            model_version: package.manifest.version,
+            members: [("a", 1), ("b", 2)].map(member).into(),
+            on_rejected: OnRejected::Drop,
+        }
+    }
 
     #[tokio::test]
     async fn a_job_that_would_outlast_half_of_the_consumer_timeout_is_not_computed() {
         let (package, _folder) = hazard();
         let (config, progress) = (configuration(), Arc::new(Progress::default()));
-        let engine = EngineHandle::start(move || Ok(package), &config, Arc::clone(&progress));
+        let read = Arc::clone(&package);
+        let engine = EngineHandle::start(move || Ok(read), &config, Arc::clone(&progress));
         let engine = engine.await.unwrap();
         let fetcher = Fetcher::new(config.candidates.clone(), config.candidates_dir());
         let queue = DeviceQueue::default();
@@ -627,34 +664,38 @@ mod tests {
             queue.clone(),
             Arc::default(),
         );
-        let job = Job {
-            submission_id: "job".into(),
-            model: None,
-            task: Task::Validate {
-                model_version: None,
-            },
-            validation: Validation::default(),
-            deadline_ms: None,
-            context: None,
-        };
-        let job_ref = JobRef::new(&job, 1);
-        let verdict = async |per_window| {
+        let verdict = async |task: Task, per_window| {
             queue.set_pace(per_window);
+            let job = job(task);
+            let job_ref = JobRef::new(&job, 1);
             let judged = pipeline.judge(&job, &job_ref, &Trace::silent()).await;
             let Judged::Fresh { verdict, .. } = judged else {
                 panic!("{judged:?}");
             };
             verdict
         };
-        let failure = verdict(config.amqp.consumer_timeout).await.unwrap_err();
-        assert_eq!(failure.code, Code::ScoreTimeout, "{failure}");
-        let number = |name: &str| failure.detail[name].as_u64().unwrap();
-        let limit = config.amqp.consumer_timeout.as_millis() / 2;
-        assert_eq!(u128::from(number("limit_ms")), limit);
-        assert!(number("needed_ms") > number("limit_ms"), "{failure:?}");
+        let validate = || Task::Validate {
+            model_version: None,
+        };
+        let limit = config.amqp.consumer_timeout / 2;
+        let windows = pipeline.plan(&Validation::default()).await.unwrap();
+        let windows = u32::try_from(windows.windows.len()).unwrap();
+        let refused = async |task: Task, per_window| {
+            let failure = verdict(task, per_window).await.unwrap_err();
+            assert_eq!(failure.code, Code::ScoreTimeout, "{failure}");
+            let number = |name: &str| u128::from(failure.detail[name].as_u64().unwrap());
+            assert_eq!(number("limit_ms"), limit.as_millis());
+            number("needed_ms")
+        };
         let computed = || progress.counter.load(std::sync::atomic::Ordering::Relaxed);
-        assert_eq!(computed(), 0, "it was not begun");
-        assert!(verdict(Duration::ZERO).await.is_ok());
+        assert!(refused(validate(), limit).await > limit.as_millis());
+        // A quarter of the limit for a pass: one may run, and a merge of five may not.
+        let pass = limit / windows / 4;
+        let needed = (pass * windows * 5).as_millis();
+        assert_eq!(refused(merge(&package), pass).await, needed);
+        assert_eq!(computed(), 0, "nothing was begun");
+        assert!(verdict(validate(), pass).await.is_ok());
         assert_ne!(computed(), 0);
+        assert!(verdict(merge(&package), pass / 2).await.is_ok());
     }
 }

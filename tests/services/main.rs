@@ -25,6 +25,7 @@ mod hazards;
 mod heartbeat;
 mod identity;
 mod init;
+mod merge_jobs;
 mod merges;
 mod metrics;
 mod mirror;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use redis::Commands as _;
-use serde_json::json;
+use serde_json::{Value, json};
 use testkit::aggregator::Aggregator;
 use testkit::broker::Rabbit;
 use testkit::case::{honest, honest_job};
@@ -148,6 +148,46 @@ fn a_job_that_kills_two_workers_is_answered_and_parked_and_its_neighbours_are_sc
     assert_eq!(again.message_id, aggregator.result("killer").message_id);
     third.drain();
     aggregator.expect_empty(&stack.jobs_queue());
+}
+
+#[test]
+fn a_merge_that_kills_two_workers_names_the_member_that_was_measured() {
+    let (stack, package) = (Stack::shared(), enduring_package());
+    let start = |id: &str| {
+        let worker = stack.worker_with(id, on(&package));
+        worker.ready();
+        worker
+    };
+    let first = start("w1");
+    let aggregator = stack.aggregator();
+    aggregator.collect_results();
+    let member =
+        |id: &str, job: Value| json!({"id": id, "candidate": job["candidate"], "weight": 1});
+    let members = [
+        member("innocent", job("", 2.0)),
+        member("killer", enduring_job("")),
+        member("other", job("", 3.0)),
+    ];
+    aggregator.submit(&json!({
+        "v": 1, "kind": "merge", "submission_id": "round", "model_version": VERSION, "members": members,
+    }));
+    for (id, worker) in [("w1", first), ("w2", start("w2"))] {
+        eventually(START_AND_WAIT, &format!("{id} measures it"), || {
+            let mark = marks(&stack, "round").remove(id);
+            mark.is_some_and(|mark| !mark.starts_with("dead:") && mark.ends_with(" killer"))
+        });
+        worker.kill();
+    }
+    let last = start("w3");
+    let result = aggregator.result("round").json();
+    assert_eq!(
+        result["error"]["detail"],
+        json!({
+            "deaths": 2, "workers": ["w1", "w2"], "members": [{"id": "killer", "code": "poisoned"}],
+        }),
+        "{result}"
+    );
+    last.drain();
 }
 
 #[test]

@@ -111,13 +111,15 @@ fn line(result: &Value) -> String {
             stopped["of"],
         );
     }
+    if result["joint"].is_object() {
+        return merge_lines(id, result);
+    }
     match (
         &result["status"],
         result["delta"].as_f64(),
         result["stderr"].as_f64(),
     ) {
-        (_, Some(delta), Some(stderr)) => format!("{id}  scored  delta {delta:+.6} +- {stderr:.6}"),
-        (_, Some(delta), None) => format!("{id}  scored  delta {delta:+.6}"),
+        (_, Some(delta), stderr) => format!("{id}  scored  delta {}", estimate(delta, stderr)),
         (_, None, _) if result["loss"].is_number() => format!("{id}  loss {}", result["loss"]),
         (status, None, _) => format!(
             "{id}  {}  {}: {}",
@@ -125,5 +127,52 @@ fn line(result: &Value) -> String {
             result["error"]["code"].as_str().unwrap_or_default(),
             plain(result["error"]["message"].as_str().unwrap_or_default())
         ),
+    }
+}
+
+/// What a merge is worth, and below it each member: those that contribute most come first.
+fn merge_lines(id: &str, result: &Value) -> String {
+    let number = |of: &Value, field: &str| {
+        let value = of[field].as_f64().unwrap_or_default();
+        estimate(value, of["stderr"].as_f64())
+    };
+    let guide = match result["gap"]["large"].as_bool() {
+        Some(true) => ", the gap is large: the contributions are a guide, not a measure",
+        Some(false) | None => "",
+    };
+    let head = format!(
+        "{id}  scored  joint delta {}{guide}",
+        number(&result["joint"], "delta")
+    );
+    let mut members: Vec<&Value> = result["members"].as_array().into_iter().flatten().collect();
+    let value = |member: &Value| member["contribution"]["value"].as_f64();
+    members.sort_by(|a, b| {
+        let (a, b) = (value(a), value(b));
+        b.unwrap_or(f64::NEG_INFINITY)
+            .total_cmp(&a.unwrap_or(f64::NEG_INFINITY))
+    });
+    let member = |member: &&Value| {
+        let id = member["id"].as_str().unwrap_or_default();
+        match value(member) {
+            Some(_) => format!(
+                "    {id}  contributes {}, alone {}",
+                number(&member["contribution"], "value"),
+                number(&member["alone"], "delta"),
+            ),
+            None => format!(
+                "    {id}  left out  {}: {}",
+                member["error"]["code"].as_str().unwrap_or_default(),
+                plain(member["error"]["message"].as_str().unwrap_or_default())
+            ),
+        }
+    };
+    let lines = std::iter::once(head).chain(members.iter().map(member));
+    lines.collect::<Vec<String>>().join("\n")
+}
+
+fn estimate(value: f64, stderr: Option<f64>) -> String {
+    match stderr {
+        Some(stderr) => format!("{value:+.6} +- {stderr:.6}"),
+        None => format!("{value:+.6}"),
     }
 }

@@ -1,4 +1,4 @@
-//! Jobs made from the command's arguments, one per candidate.
+//! Jobs made from the command's arguments: one per candidate, or one merge.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -11,10 +11,12 @@ use super::SubmitArgs;
 use super::job::Submission;
 use crate::candidate::fetch::{Claims, Fetched, Fetcher};
 use crate::cli::Fault;
+use crate::cli::merge::MemberArg;
 use crate::cli::offline::rule;
 use crate::config::{CandidatesConfig, Config};
 use crate::protocol::encoding::Encoding;
 use crate::protocol::failure::{Code, Failure};
+use crate::protocol::job::Kind;
 
 /// The context as given, with every digit.
 fn read_context(text: &str) -> Result<Box<RawValue>, Fault> {
@@ -35,42 +37,111 @@ struct Described<'a> {
     context: Option<&'a RawValue>,
 }
 
+/// What all jobs of a command have in common.
+struct Common {
+    version: u64,
+    context: Option<Box<RawValue>>,
+    validation: Value,
+    /// Of every candidate.
+    content: Map<String, Value>,
+}
+
+impl Common {
+    fn new(config: &Config, args: &SubmitArgs) -> Result<Self, Fault> {
+        let semantics = args
+            .semantics
+            .ok_or_else(|| Fault::usage("--semantics: missing, must be gradient or param_diff"))?;
+        rule(semantics, args.learning_rate)?;
+        let mut content = Map::new();
+        content.insert("format".into(), json!(args.format.as_str()));
+        if let Some(compression) = args.compression {
+            content.insert("compression".into(), json!(compression));
+        }
+        content.insert("semantics".into(), json!(semantics.as_str()));
+        if let Some(rate) = args.learning_rate {
+            content.insert("learning_rate".into(), json!(rate));
+        }
+        let mut validation = json!({ "nonce": args.windows.nonce });
+        if let Some(shards) = &args.windows.shards {
+            validation["shards"] = json!(shards);
+        }
+        if let Some(stop) = &args.stop.stop {
+            validation["stop"] = json!(stop);
+        }
+        Ok(Self {
+            version: version(config, args)?,
+            context: args.context.as_deref().map(read_context).transpose()?,
+            validation,
+            content,
+        })
+    }
+
+    /// A job of this kind and name; `subject` is what it is about.
+    fn job(
+        &self,
+        kind: Kind,
+        id: String,
+        subject: Map<String, Value>,
+    ) -> Result<Submission, Fault> {
+        let mut job = json!({
+            "v": 1, "kind": kind.as_str(), "submission_id": id, "model_version": self.version,
+            "validation": self.validation,
+        });
+        if let Value::Object(job) = &mut job {
+            job.extend(subject);
+        }
+        let context = self.context.as_deref();
+        let body = serde_json::to_string(&Described { job, context });
+        let body = body.map_err(Fault::internal)?;
+        Ok(Submission { id, body })
+    }
+}
+
 pub(super) async fn describe(config: &Config, args: &SubmitArgs) -> Result<Vec<Submission>, Fault> {
-    let semantics = args
-        .semantics
-        .ok_or_else(|| Fault::usage("--semantics: missing, must be gradient or param_diff"))?;
-    rule(semantics, args.learning_rate)?;
-    let version = version(config, args)?;
-    let context = args.context.as_deref().map(read_context).transpose()?;
+    let common = Common::new(config, args)?;
     let mut names = HashSet::new();
     let mut jobs = Vec::with_capacity(args.candidate.len());
     for place in &args.candidate {
-        let (stem, mut candidate) = candidate(config, place, args.inline).await?;
-        candidate.insert("format".into(), json!(args.format.as_str()));
-        if let Some(compression) = args.compression {
-            candidate.insert("compression".into(), json!(compression));
-        }
-        candidate.insert("semantics".into(), json!(semantics.as_str()));
-        if let Some(rate) = args.learning_rate {
-            candidate.insert("learning_rate".into(), json!(rate));
-        }
+        let room = room(config, args);
+        let (stem, mut candidate, _) = candidate(config, "--candidate", place, room).await?;
+        candidate.extend(common.content.clone());
         let id = unique(&stem, &mut names);
-        let mut job = json!({
-            "v": 1, "kind": "score", "submission_id": id, "model_version": version,
-            "candidate": candidate, "validation": { "nonce": args.windows.nonce },
-        });
-        if let Some(shards) = &args.windows.shards {
-            job["validation"]["shards"] = json!(shards);
-        }
-        if let Some(stop) = &args.stop.stop {
-            job["validation"]["stop"] = json!(stop);
-        }
-        let context = context.as_deref();
-        let body = serde_json::to_string(&Described { job, context });
-        let body = body.map_err(Fault::internal)?;
-        jobs.push(Submission { id, body });
+        let subject = Map::from_iter([("candidate".into(), Value::Object(candidate))]);
+        jobs.push(common.job(Kind::Score, id, subject)?);
     }
     Ok(jobs)
+}
+
+/// One merge job of all members.
+pub(super) async fn describe_merge(
+    config: &Config,
+    args: &SubmitArgs,
+    id: &str,
+) -> Result<Submission, Fault> {
+    let common = Common::new(config, args)?;
+    let mut room = room(config, args);
+    let mut members = Vec::with_capacity(args.members.len());
+    for MemberArg { id, place, weight } in &args.members {
+        let (_, mut candidate, inline) = candidate(config, "--member", place, room).await?;
+        // What workers take is bounded by the sum.
+        room = room.map(|room| room.saturating_sub(inline));
+        candidate.extend(common.content.clone());
+        let mut member = json!({"id": id, "candidate": candidate});
+        if let Some(weight) = weight {
+            member["weight"] = json!(weight);
+        }
+        members.push(member);
+    }
+    let mut subject = Map::from_iter([("members".into(), Value::Array(members))]);
+    if let Some(on_rejected) = args.on_rejected {
+        subject.insert("on_rejected".into(), json!(on_rejected));
+    }
+    common.job(Kind::Merge, id.to_owned(), subject)
+}
+
+/// How many bytes a job may carry; none where it shall carry them all.
+fn room(config: &Config, args: &SubmitArgs) -> Option<u64> {
+    (!args.inline).then_some(config.candidates.max_inline_bytes)
 }
 
 fn version(config: &Config, args: &SubmitArgs) -> Result<u64, Fault> {
@@ -96,23 +167,23 @@ fn unique(stem: &str, names: &mut HashSet<String>) -> String {
     free
 }
 
-/// A name for the job, and the fields that say where its candidate's bytes are.
+/// A name for the job, the fields that say where its candidate's bytes are, and how many of them the job carries: a file's
+/// where there is room, all of them where no bound is given. `flag` names who gave the place.
 async fn candidate(
     config: &Config,
+    flag: &str,
     place: &str,
-    inline: bool,
-) -> Result<(String, Map<String, Value>), Fault> {
+    room: Option<u64>,
+) -> Result<(String, Map<String, Value>, u64), Fault> {
     use base64::Engine as _;
     let url = match place.contains("://") {
-        true => {
-            url::Url::parse(place).map_err(|e| Fault::data(format!("--candidate {place}: {e}")))?
-        }
+        true => url::Url::parse(place).map_err(|e| Fault::data(format!("{flag} {place}: {e}")))?,
         false => {
             let path = Path::new(place)
                 .canonicalize()
-                .map_err(|e| Fault::data(format!("--candidate {place}: {e}")))?;
+                .map_err(|e| Fault::data(format!("{flag} {place}: {e}")))?;
             url::Url::from_file_path(&path)
-                .map_err(|()| Fault::data(format!("--candidate {place}: not a path")))?
+                .map_err(|()| Fault::data(format!("{flag} {place}: not a path")))?
         }
     };
     let fetched = fetch(config, &url).await;
@@ -121,19 +192,20 @@ async fn candidate(
             true => " (the limit of this command; workers have their own)",
             false => "",
         };
-        Fault::data(format!("--candidate {place}: {}{whose}", e.message))
+        Fault::data(format!("{flag} {place}: {}{whose}", e.message))
     })?;
+    let size = fetched.bytes.len() as u64;
     let mut fields = Map::new();
     fields.insert("sha256".into(), json!(hex::encode(fetched.sha256)));
-    fields.insert("size".into(), json!(fetched.bytes.len()));
-    let small = fetched.bytes.len() as u64 <= config.candidates.max_inline_bytes;
-    if inline || (small && !place.contains("://")) {
+    fields.insert("size".into(), json!(size));
+    let fits = room.is_none_or(|room| size <= room && !place.contains("://"));
+    if fits {
         let base64 = base64::engine::general_purpose::STANDARD;
         fields.insert("data".into(), json!(base64.encode(&fetched.bytes)));
     } else {
         fields.insert("url".into(), json!(url.as_str()));
     }
-    Ok((name(&url), fields))
+    Ok((name(&url), fields, if fits { size } else { 0 }))
 }
 
 /// Fetches the bytes once, from wherever the user says: the job needs their size and digest.

@@ -38,16 +38,23 @@ pub fn pack(value: &rmpv::Value) -> Vec<u8> {
     bytes
 }
 
-/// A job as a MessagePack value, its inline bytes as `bin`.
+/// A job as a MessagePack value, the inline bytes of its candidate, or of each of its members, as `bin`.
 pub fn message_pack(job: &Value) -> rmpv::Value {
     let mut message = rmpv::ext::to_value(job).expect("JSON fits into MessagePack");
-    let candidate = entry(&mut message, "candidate");
-    if let Some(data) = candidate.and_then(|c| entry(c, "data"))
+    pack_data(&mut message);
+    if let Some(rmpv::Value::Array(members)) = entry(&mut message, "members") {
+        members.iter_mut().for_each(pack_data);
+    }
+    message
+}
+
+fn pack_data(holder: &mut rmpv::Value) {
+    let data = entry(holder, "candidate").and_then(|candidate| entry(candidate, "data"));
+    if let Some(data) = data
         && let Some(bytes) = data.as_str().and_then(|text| BASE64.decode(text).ok())
     {
         *data = rmpv::Value::Binary(bytes);
     }
-    message
 }
 
 fn entry<'a>(map: &'a mut rmpv::Value, name: &str) -> Option<&'a mut rmpv::Value> {
