@@ -310,6 +310,37 @@ async fn the_order_of_the_members_changes_no_bit_and_who_is_left_out_is_named() 
     }
 }
 
+/// What bounds one candidate bounds the members together; one that breaks a bound by itself is left out and counts for
+/// nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn members_are_bounded_together() {
+    let out = tempfile::tempdir().unwrap();
+    let dir = super::tinylm::package("graph-folded.onnx", 1, out.path());
+    let names = ["noise-small", "difference-few-steps", "malformed-empty"];
+    let file = |name: &str| model_dir().join(format!("candidates/{name}.json"));
+    let size = |name| std::fs::metadata(file(name)).unwrap().len();
+    let [largest, ..] = names.map(size);
+    let all: u64 = names.map(size).iter().sum();
+    for (key, limit, expected) in [
+        ("max_members", 3, Ok(2)),
+        ("max_members", 2, Err(Code::InvalidJob)),
+        ("max_inline_bytes", all, Ok(2)),
+        ("max_inline_bytes", all - 1, Err(Code::CandidateTooLarge)),
+        ("max_bytes", all - 1, Err(Code::CandidateTooLarge)),
+        ("max_inline_bytes", largest - 1, Ok(1)),
+    ] {
+        let limited = config(&[&format!("candidates.{key}={limit}")]);
+        let pipeline = super::pipeline_with(&dir, &limited).await;
+        let verdict = verdict(&pipeline, &names, OnRejected::Drop).await;
+        let scored = verdict.map(|found| {
+            let members = body(Ok(found)).members;
+            members.iter().filter(|m| m.error.is_none()).count()
+        });
+        let scored = scored.map_err(|failure| failure.code);
+        assert_eq!(scored, expected, "{key} = {limit}");
+    }
+}
+
 /// Coalitions of weights of 16 bits, each computed on its own by numpy, in f64.
 #[tokio::test(flavor = "multi_thread")]
 async fn merges_agree_with_the_independent_table() {
