@@ -341,51 +341,64 @@ async fn members_are_bounded_together() {
     }
 }
 
-/// Coalitions of weights of 16 bits, each computed on its own by numpy, in f64.
-#[tokio::test(flavor = "multi_thread")]
-async fn merges_agree_with_the_independent_table() {
-    let half = model_dir().join("half");
-    let table: Value =
-        serde_json::from_slice(&std::fs::read(half.join("merges.json")).unwrap()).unwrap();
+/// Holds the merges of a table against what a pipeline of each says; the largest difference.
+async fn compared_with(folder: &Path, package: impl Fn(&Value, &Path) -> PathBuf) -> f64 {
+    let table = std::fs::read(folder.join("merges.json")).unwrap();
+    let table: Value = serde_json::from_slice(&table).unwrap();
     let mut largest: f64 = 0.0;
-    for merge in table["merges"].as_array().unwrap() {
+    for (at, merge) in table["merges"].as_array().unwrap().iter().enumerate() {
         let out = tempfile::tempdir().unwrap();
-        let word = |name: &str| merge[name].as_str().unwrap();
-        let objective = Objective::causal_lm(16);
-        let recipe = recipe(
-            &half,
-            word("graph"),
-            word("checkpoint"),
-            objective,
-            &out.path().join("package"),
-        );
-        build(&recipe).unwrap();
-        let pipeline = pipeline(&recipe.out).await;
+        let pipeline = pipeline(&package(merge, out.path())).await;
         let expected = merge["members"].as_array().unwrap();
         let members = expected.iter().rev().map(|expected| {
-            let file = half.join(expected["file"].as_str().unwrap());
+            let file = folder.join(expected["file"].as_str().unwrap());
             let (id, weight) = (&expected["id"], expected["weight"].as_f64());
-            member(merge, id.as_str().unwrap(), weight.unwrap(), &file)
+            member(expected, id.as_str().unwrap(), weight.unwrap(), &file)
         });
         let body = body(judged(&pipeline, members.collect(), OnRejected::Fail).await);
-        let name = format!("{} {}", word("graph"), word("semantics"));
+        let name = format!("merge {at} of {}", folder.display());
         let mut is_close = |field: &str, found: f64, expected: &Value| {
             largest = largest.max(close(&name, field, &json!(found), expected));
         };
         is_close("loss_before", body.joint.loss_before, &merge["loss_before"]);
         is_close("loss_after", body.joint.loss_after, &merge["loss_after"]);
         assert_eq!(body.members.len(), expected.len());
-        for (member, expected) in body.members.iter().zip(expected) {
+        for (member, expected) in body.members.iter().zip(in_order(expected)) {
             let contribution = member.contribution.unwrap();
             is_close("alone", member.alone.unwrap().delta, &expected["alone"]);
             is_close("last", member.last.unwrap().delta, &expected["last"]);
-            is_close(
-                "contribution",
-                contribution.value,
-                &expected["contribution"],
-            );
+            is_close("contribution", contribution.value, &expected["contribution"]);
             is_close("stderr", contribution.stderr.unwrap(), &expected["stderr"]);
         }
     }
+    largest
+}
+
+fn in_order(members: &[Value]) -> Vec<&Value> {
+    let mut members: Vec<&Value> = members.iter().collect();
+    members.sort_by_key(|member| member["id"].as_str());
+    members
+}
+
+/// Coalitions of weights of 16 bits, each computed on its own by numpy, in f64.
+#[tokio::test(flavor = "multi_thread")]
+async fn merges_of_weights_of_16_bits_agree_with_the_independent_table() {
+    let half = model_dir().join("half");
+    let package = |merge: &Value, out: &Path| {
+        let word = |name: &str| merge[name].as_str().unwrap();
+        let (objective, to) = (Objective::causal_lm(16), out.join("package"));
+        let recipe = recipe(&half, word("graph"), word("checkpoint"), objective, &to);
+        build(&recipe).unwrap();
+        recipe.out
+    };
+    let largest = compared_with(&half, package).await;
     println!("largest difference to the independent losses: {largest:.3e}");
+}
+
+/// Coalitions of the language model, each computed on its own by PyTorch, in f64.
+#[tokio::test(flavor = "multi_thread")]
+async fn merges_agree_with_pytorch() {
+    let package = |_: &Value, out: &Path| super::tinylm::package("graph-folded.onnx", 1, out);
+    let largest = compared_with(&model_dir(), package).await;
+    println!("largest difference to PyTorch: {largest:.3e}");
 }

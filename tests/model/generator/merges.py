@@ -14,29 +14,42 @@ from . import half, scoring, small
 from .handmade import MODEL
 
 FOLDER = MODEL / "half"
-# What the values mean, the rate, and id, candidate and weight of each member; two of the first merge are equal.
+# Id, candidate, weight and rate of each member; without a rate the values are differences. Two of the first merge are equal.
 MERGES = (
-    ("gradient", 1.0, (("a", "inverted", 0.5), ("b", "gradient", 0.25), ("c", "gradient-small-steps", -0.3), ("d", "gradient", 0.25))),
-    ("param_diff", None, (("x", "difference-f16", 0.4), ("y", "difference-ties", 0.7), ("z", "difference-no-effect", 0.9))),
+    (
+        ("a", "inverted", 0.5, 1.0),
+        ("b", "gradient", 0.25, 1.0),
+        ("c", "gradient-small-steps", -0.3, 1.0),
+        ("d", "gradient", 0.25, 1.0),
+    ),
+    (
+        ("x", "difference-f16", 0.4, None),
+        ("y", "difference-ties", 0.7, None),
+        ("z", "difference-no-effect", 0.9, None),
+    ),
 )
 
 
 def main():
     shards = {int(path.stem.split("_")[1]): load_file(path)["tokens"] for path in (FOLDER / "shards").iterdir()}
     windows = scoring.Windows(shards, half.WINDOW)
-    merges = [merge(precision, windows, *asked) for precision in half.PRECISIONS for asked in MERGES]
+    merges = []
+    for precision in half.PRECISIONS:
+        checkpoint = load_file(FOLDER / precision.checkpoint)
+        for asked in MERGES:
+            members = [(key, f"{precision.name}-{name}", *rest) for key, name, *rest in asked]
+            found = merge(FOLDER, checkpoint, members, lambda weights: half.reference(weights, windows))
+            merges.append({"graph": precision.graph, "checkpoint": precision.checkpoint} | found)
     small.write_table({"merges": merges}, FOLDER / "merges.json")
 
 
-def merge(precision, windows, semantics, rate, members):
-    checkpoint = load_file(FOLDER / precision.checkpoint)
-    files = {name: f"candidates/{precision.name}-{name}.json" for _, name, _ in members}
-    updates = {name: read(FOLDER / file) for name, file in files.items()}
-    scale = 1.0 if rate is None else -rate
+def merge(folder, checkpoint, members, losses_of):
+    """What the members do; `losses_of` gives the losses of the windows with other weights."""
+    updates = {name: read(folder / f"candidates/{name}.json") for _, name, _, _ in members}
 
     def losses(chosen):
-        steps = [(weight * scale, updates[name]) for _, name, weight in chosen]
-        return half.reference(applied(checkpoint, steps), windows)
+        steps = [(weight * (1.0 if rate is None else -rate), updates[name]) for _, name, weight, rate in chosen]
+        return losses_of(applied(checkpoint, steps))
 
     before, joint = losses(()), losses(members)
     expected = []
@@ -45,18 +58,16 @@ def merge(precision, windows, semantics, rate, members):
         both = (alone + last) / 2
         stderr = both.std(ddof=1) / np.sqrt(len(both))
         means = {"alone": alone.mean(), "last": last.mean(), "contribution": both.mean(), "stderr": stderr}
-        name, weight = member[1:]
-        described = {"id": member[0], "file": files[name], "weight": weight}
-        expected.append(described | {key: float(value) for key, value in means.items()})
-    return {
-        "graph": precision.graph,
-        "checkpoint": precision.checkpoint,
-        "semantics": semantics,
-        "learning_rate": rate,
-        "loss_before": float(before.mean()),
-        "loss_after": float(joint.mean()),
-        "members": expected,
-    }
+        key, name, weight, rate = member
+        described = {
+            "id": key,
+            "file": f"candidates/{name}.json",
+            "weight": weight,
+            "semantics": "param_diff" if rate is None else "gradient",
+            "learning_rate": rate,
+        }
+        expected.append(described | {field: float(value) for field, value in means.items()})
+    return {"loss_before": float(before.mean()), "loss_after": float(joint.mean()), "members": expected}
 
 
 def read(file):
