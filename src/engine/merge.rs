@@ -73,7 +73,7 @@ impl Engine {
     ) -> Result<Merge, Failure> {
         self.while_memory_lasts(plan, |engine, batch| {
             let _busy = engine.progress.begin();
-            let mut runs = Runs::new(engine, plan, batch, members.len(), between)?;
+            let mut runs = Runs::new(engine, plan, batch, coalition::different(members), between)?;
             runs.merge(members, on_rejected)
         })
     }
@@ -100,7 +100,7 @@ impl<'a> Runs<'a> {
         engine: &'a mut Engine,
         plan: &'a Plan,
         batch: usize,
-        members: usize,
+        different: usize,
         between: Between<'a>,
     ) -> Result<Self, Failure> {
         let began = std::time::Instant::now();
@@ -114,7 +114,7 @@ impl<'a> Runs<'a> {
             known: HashMap::new(),
             passes: Passes {
                 done: 0,
-                most: 2 * members as u64 + 1,
+                most: 2 * different as u64 + 1,
             },
             times: Timings {
                 forward: began.elapsed().as_secs_f64() * 1e3,

@@ -500,7 +500,8 @@ mod tests {
     use crate::config::Layers;
     use crate::protocol::job::{Format, Semantics};
     use crate::protocol::message::{
-        Blob, CandidateMessage, ScoreMessage, ScoreValidation, V1, ValidateMessage,
+        Blob, CandidateMessage, MemberMessage, MergeMessage, ScoreMessage, ScoreValidation, V1,
+        ValidateMessage,
     };
     use crate::protocol::stop::Stop;
 
@@ -512,6 +513,19 @@ mod tests {
         }
     }
 
+    fn candidate() -> CandidateMessage {
+        CandidateMessage {
+            format: Format::Safetensors,
+            compression: None,
+            semantics: Semantics::ParamDiff,
+            learning_rate: None,
+            url: None,
+            data: Some(Blob(vec![1])),
+            sha256: None,
+            size: None,
+        }
+    }
+
     /// A score job that may end early.
     fn may_stop() -> JobMessage {
         JobMessage::Score(ScoreMessage {
@@ -519,16 +533,7 @@ mod tests {
             submission_id: "score".into(),
             model: None,
             model_version: 7,
-            candidate: CandidateMessage {
-                format: Format::Safetensors,
-                compression: None,
-                semantics: Semantics::ParamDiff,
-                learning_rate: None,
-                url: None,
-                data: Some(Blob(vec![1])),
-                sha256: None,
-                size: None,
-            },
+            candidate: candidate(),
             validation: Some(ScoreValidation {
                 stop: Some(Stop {
                     alpha: 0.01,
@@ -542,15 +547,38 @@ mod tests {
         })
     }
 
+    fn merge() -> JobMessage {
+        let member = |id: &str| MemberMessage {
+            id: id.into(),
+            candidate: candidate(),
+            weight: None,
+        };
+        JobMessage::Merge(MergeMessage {
+            v: V1,
+            submission_id: "merge".into(),
+            model: None,
+            model_version: 7,
+            members: vec![member("a"), member("b")],
+            on_rejected: None,
+            validation: None,
+            deadline_ms: None,
+            context: None,
+        })
+    }
+
     #[test]
-    fn a_job_that_may_end_early_waits_while_a_live_worker_does_not_know_that() {
+    fn a_job_waits_while_a_live_worker_does_not_know_what_it_asks_for() {
         let config = Config::load(&Layers::default()).unwrap();
-        let mut client = Client::new(config, "tinylm");
-        client.submit(&may_stop()).unwrap();
-        client.workers = vec![ready(&[Ability::Score, Ability::Validate])];
-        assert!(client.take_waiting().is_none());
-        client.workers = vec![ready(&[Ability::Score, Ability::Validate, Ability::Stop])];
-        assert!(client.take_waiting().is_some());
+        for (job, needs) in [(may_stop(), Ability::Stop), (merge(), Ability::Merge)] {
+            let mut client = Client::new(config.clone(), "tinylm");
+            client.submit(&job).unwrap();
+            let old = || ready(&[Ability::Score, Ability::Validate]);
+            let new = || ready(&[Ability::Score, Ability::Validate, needs]);
+            client.workers = vec![new(), old()];
+            assert!(client.take_waiting().is_none());
+            client.workers = vec![new()];
+            assert!(client.take_waiting().is_some());
+        }
     }
 
     #[test]

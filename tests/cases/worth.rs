@@ -237,10 +237,11 @@ async fn judged(pipeline: &Pipeline, members: Vec<Value>, on_rejected: OnRejecte
     });
     let job = job::decode(job.to_string().as_bytes(), Encoding::Json).unwrap();
     let job_ref = JobRef::new(&job, 1);
-    match pipeline.judge(&job, &job_ref, &Trace::silent()).await {
-        Judged::Fresh { verdict, .. } => verdict,
-        judged => panic!("{judged:?}"),
-    }
+    let judged = pipeline.judge(&job, &job_ref, &Trace::silent()).await;
+    let Judged::Fresh { verdict, .. } = judged else {
+        panic!("{judged:?}")
+    };
+    verdict
 }
 
 /// Of candidates of the language model, in this order.
@@ -367,7 +368,11 @@ async fn compared_with(folder: &Path, package: impl Fn(&Value, &Path) -> PathBuf
             let contribution = member.contribution.unwrap();
             is_close("alone", member.alone.unwrap().delta, &expected["alone"]);
             is_close("last", member.last.unwrap().delta, &expected["last"]);
-            is_close("contribution", contribution.value, &expected["contribution"]);
+            is_close(
+                "contribution",
+                contribution.value,
+                &expected["contribution"],
+            );
             is_close("stderr", contribution.stderr.unwrap(), &expected["stderr"]);
         }
     }

@@ -97,6 +97,8 @@ def applied(checkpoint, steps):
 
 def nearest(wide, dtype):
     """The nearest number of the type, of two the even one: looked for among the neighbours, whatever a cast does."""
+    if dtype == np.float32:
+        return wide.astype(dtype)  # the processor's own rounding; the types below it have casts by way of float32
     near = wide.astype(np.float32).astype(dtype)
     best = near
     for step in (-1, 1):
