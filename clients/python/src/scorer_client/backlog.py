@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 from scorer_client.errors import PublishRefused
-from scorer_client.jobs import Job
+from scorer_client.merges import AnyJob
 from scorer_client.promises import Promise
 from scorer_client.results import Result
 
@@ -34,7 +34,7 @@ Room = Callable[[Lane, int], int]  # How many more jobs may be sent, given how m
 class Pending:
     """A job that waits for its outcome, and since when. `published`: RabbitMQ may have it, confirmed or not."""
 
-    job: Job
+    job: AnyJob
     since: float
     timeout_s: float
     promise: Promise

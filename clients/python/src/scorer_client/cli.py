@@ -4,8 +4,8 @@
     python3 -m scorer_client --model tinylm score *.json --format binary_v2 --semantics gradient --learning-rate 0.1
     python3 -m scorer_client export MODEL --out package --shards held-out.txt
 
-Exit codes: 0 success, 1 no worker is ready, a candidate was not scored or an export failed, 64 wrong usage, 69 RabbitMQ,
-Redis, torch or scorer is unavailable.
+Exit codes: 0 success, 1 no worker is ready, a candidate was not scored, a merge or an export failed, 64 wrong usage, 69
+RabbitMQ, Redis, torch or scorer is unavailable.
 """
 
 import argparse
@@ -24,13 +24,14 @@ from scorer_client import candidates
 from scorer_client.broker import Broker
 from scorer_client.client import Client
 from scorer_client.console import print_error, printable
-from scorer_client.errors import BrokerUnavailable, TopologyMissing, Unroutable
+from scorer_client.errors import BrokerUnavailable, NoResult, PublishRefused, TopologyMissing, Unroutable
 from scorer_client.export.arguments import add_export
 from scorer_client.export.command import export
 from scorer_client.fleet import Fleet
 from scorer_client.jobs import Candidate, Job
 from scorer_client.outcomes import NotSent, Outcome
 from scorer_client.report import Report
+from scorer_client.rounds import Round, Unsettled
 from scorer_client.settings import Settings
 from scorer_client.stops import ASSUMPTION, Stop
 from scorer_client.stores import MASTER
@@ -43,6 +44,10 @@ STOP_HELP = (
     "end an evaluation once it is decided that delta is below 0, or below MARGIN; of the evaluations where it is not, a "
     f"share of at most ALPHA ends so (0.01 is a good choice). {ASSUMPTION} K = max(8, 2.5 * N^(1/4)) for a plan of N "
     "windows. The line of a result that ended early begins with `stopped`."
+)
+MERGE_HELP = (
+    "then merge the candidates whose whole 95%% interval is above 0, with equal weights, and print what they are worth "
+    "together and what each contributes"
 )
 
 
@@ -72,6 +77,8 @@ def main(words: Sequence[str] | None = None) -> int:
         return fail(problem, USAGE)
     except (BrokerUnavailable, FleetUnknown, TopologyMissing, Unroutable) as error:
         return fail(error, UNAVAILABLE)
+    except (NoResult, PublishRefused, Unsettled) as error:
+        return fail(error, NEGATIVE)
     except KeyboardInterrupt:
         return fail("Interrupted. Jobs that were already submitted will still be scored.", INTERRUPTED)
 
@@ -103,6 +110,8 @@ def add_score(score: argparse.ArgumentParser) -> None:
     score.add_argument("--model-version", type=int, help="default: the newest version that a ready worker serves")
     score.add_argument("--nonce", default="", help="selects the evaluation windows")
     score.add_argument("--stop", type=stop, metavar="ALPHA[,MARGIN[,proven]]", help=STOP_HELP)
+    score.add_argument("--merge", action="store_true", help=MERGE_HELP)
+    score.add_argument("--leave-out-negative", action="store_true", help="merge again without those that contribute less than 0")
     score.add_argument("--compression", choices=("zstd",), help="compress files that are not compressed yet")
     score.add_argument("--timeout", type=float, default=900.0, help="seconds for each candidate, including waiting")
     score.add_argument("--without-heartbeats", action="store_true", help="submit even while Redis is unavailable")
@@ -142,6 +151,8 @@ def worker_line(worker: Worker) -> str:
 
 def score(arguments: argparse.Namespace) -> int:
     check_learning_rate(arguments)
+    if arguments.leave_out_negative and not arguments.merge:
+        raise UsageError("--leave-out-negative is about the merge: it needs --merge.")
     fleet, broker = open_fleet(arguments), open_broker(arguments)
     version = newest_version(fleet, arguments.model) if arguments.model_version is None else arguments.model_version
     files = {unique_name(path): path for path in arguments.files}
@@ -158,9 +169,20 @@ def score(arguments: argparse.Namespace) -> int:
 
     with Client(broker, fleet, settings) as client:
         client.collect(add, jobs)
+        if arguments.merge:
+            merge(client, report, arguments)
         broker.delete_own_queue()
     report.print_copies()
     return SUCCESS if len(report.scores) == len(files) else NEGATIVE
+
+
+def merge(client: Client, report: Report, arguments: argparse.Namespace) -> None:
+    round = Round(f"merge:{uuid.uuid4().hex}", report.answers, leave_out_negative=arguments.leave_out_negative)
+    while (asked := round.next_merge()) is not None:
+        future = client.submit(asked)
+        client.collect()
+        round.add(future.result())
+    report.print_round(round)
 
 
 def open_fleet(arguments: argparse.Namespace) -> Fleet:

@@ -12,6 +12,7 @@ from scorer_client.errors import BrokerUnavailable, PublishRefused
 from scorer_client.fleet import Fleet
 from scorer_client.jobs import Candidate, Job
 from scorer_client.ledger import Ledger
+from scorer_client.merges import AnyJob, Member, Merge, OnRejected
 from scorer_client.metrics import Metrics
 from scorer_client.outcomes import Outcome
 from scorer_client.promises import ThreadPromise
@@ -84,7 +85,7 @@ class Client:
         """How many of those have not been sent yet."""
         return self._ledger.held
 
-    def submit(self, job: Job, timeout_s: float | None = None) -> Future[Result]:
+    def submit(self, job: AnyJob, timeout_s: float | None = None) -> Future[Result]:
         """Accepts a job. Its future has the result, or raises NoResult, PublishRefused or Stopped.
 
         Beyond `Settings.max_jobs` jobs it waits, or raises BacklogFull where waiting could not help: without `start`,
@@ -131,7 +132,24 @@ class Client:
         """Submits a validate job: see Job and `submit`."""
         return self.submit(Job(submission_id, model_version, None, nonce, shards, deadline_ms, context), timeout_s)
 
-    def collect(self, handler: Handler = ignore, jobs: Iterable[Job] = ()) -> None:
+    def merge(
+        self,
+        submission_id: str,
+        model_version: int,
+        members: Sequence[Member],
+        *,
+        on_rejected: OnRejected = "drop",
+        nonce: str = "",
+        shards: Sequence[int] | None = None,
+        deadline_ms: int | None = None,
+        context: Mapping[str, Any] | None = None,
+        timeout_s: float | None = None,
+    ) -> Future[Result]:
+        """Submits a merge job: see Merge and `submit`."""
+        merge = Merge(submission_id, model_version, members, on_rejected, nonce, shards, deadline_ms, context)
+        return self.submit(merge, timeout_s)
+
+    def collect(self, handler: Handler = ignore, jobs: Iterable[AnyJob] = ()) -> None:
         """Returns when every job has its outcome. Takes each of `jobs` when there is room for it.
 
         After an exception from the handler, call it again: the jobs are kept. Give it an iterator, to go on with `jobs`.
@@ -167,7 +185,7 @@ class Client:
         if self._thread is not None:
             raise RuntimeError("The client works in its own thread since `start`: use futures, its handler and `join`.")
 
-    def _fill(self, coming: Iterator[Job]) -> bool:
+    def _fill(self, coming: Iterator[AnyJob]) -> bool:
         """False when there is nothing left to do."""
         while not self._ledger.full:
             job = next(coming, None)

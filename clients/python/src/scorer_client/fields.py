@@ -56,6 +56,27 @@ class Fields:
             raise self.wrong(key, "a finite number")
         return float(value)
 
+    def number_or_none(self, key: str) -> float | None:
+        return self.number(key) if self.has(key) else None
+
+    def digest(self, key: str) -> str:
+        digest = self.text(key)
+        if len(digest) != 64 or not set(digest) <= set("0123456789abcdef"):
+            raise self.wrong(key, "a SHA-256 of 64 lower-case hexadecimal digits")
+        return digest
+
+    def interval_or_none(self, key: str) -> tuple[float, float] | None:
+        if not self.has(key):
+            return None
+        bounds = self.values[key]
+        if not isinstance(bounds, list) or len(bounds) != 2:
+            raise self.wrong(key, "a list of two numbers")
+        ends = Fields(f"{key} of {self.name}", dict(zip(("the start", "the end"), bounds, strict=True)))
+        start, end = ends.number("the start"), ends.number("the end")
+        if start > end:
+            raise self.wrong(key, "a list of two numbers in ascending order")
+        return start, end
+
     def has(self, key: str) -> bool:
         """False for null too."""
         return self.values.get(key) is not None

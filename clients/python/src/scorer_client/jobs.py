@@ -38,7 +38,7 @@ class Candidate:
 
     def fields(self) -> dict[str, Any]:
         """As sent. Inline data gets its SHA-256 and size, so that a worker detects damage."""
-        fields = _without_none(vars(self))
+        fields = without_none(vars(self))
         if self.data is not None:
             fields.setdefault("sha256", hashlib.sha256(self.data).hexdigest())
             fields.setdefault("size", len(self.data))
@@ -65,10 +65,8 @@ class Job:
     """Of score jobs: lets the evaluation end early. The job is held back until every live worker of the model knows it."""
 
     def __post_init__(self) -> None:
-        if self.priority is not None and not 0 <= self.priority <= 255:
-            raise ValueError(f"priority {self.priority} must be from 0 to 255.")
-        if not NAME.fullmatch(self.submission_id):
-            raise ValueError(f"submission_id {self.submission_id!r:.140} must be 1 to 128 characters of A-Z a-z 0-9 . _ : -")
+        check_name("submission_id", self.submission_id)
+        check_priority(self.priority)
         if self.candidate is not None and self.model_version is None:
             raise ValueError(f"Job {self.submission_id} has a candidate: set model_version to the version it was made from.")
         if self.candidate is None and self.stop is not None:
@@ -85,16 +83,6 @@ class Job:
 
     def body(self, model: str, encoding: Encoding) -> bytes:
         """The message for the model's workers. Raises ValueError if the encoding cannot hold it."""
-        fields = self._fields(model)
-        try:
-            if encoding == "application/msgpack":
-                packed: bytes = msgpack.packb(fields)
-                return packed
-            return json.dumps(fields, allow_nan=False, default=_base64).encode()
-        except (TypeError, ValueError, OverflowError) as error:
-            raise ValueError(f"Job {self.submission_id} cannot be encoded as {encoding}: {error}.") from error
-
-    def _fields(self, model: str) -> dict[str, Any]:
         validation = {
             "nonce": self.nonce,
             "shards": self.shards and list(self.shards),
@@ -107,14 +95,35 @@ class Job:
             "model": model,
             "model_version": self.model_version,
             "candidate": self.candidate and self.candidate.fields(),
-            "validation": _without_none(validation),
+            "validation": without_none(validation),
             "deadline_ms": self.deadline_ms,
             "context": self.context,
         }
-        return _without_none(fields)
+        return encoded(without_none(fields), encoding)
 
 
-def _without_none(fields: Mapping[str, Any]) -> dict[str, Any]:
+def check_name(field: str, name: str) -> None:
+    if not NAME.fullmatch(name):
+        raise ValueError(f"{field} {name!r:.140} must be 1 to 128 characters of A-Z a-z 0-9 . _ : -")
+
+
+def check_priority(priority: int | None) -> None:
+    if priority is not None and not 0 <= priority <= 255:
+        raise ValueError(f"priority {priority} must be from 0 to 255.")
+
+
+def encoded(job: Mapping[str, Any], encoding: Encoding) -> bytes:
+    """Raises ValueError if the encoding cannot hold the job."""
+    try:
+        if encoding == "application/msgpack":
+            packed: bytes = msgpack.packb(job)
+            return packed
+        return json.dumps(job, allow_nan=False, default=_base64).encode()
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"Job {job['submission_id']} cannot be encoded as {encoding}: {error}.") from error
+
+
+def without_none(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in fields.items() if value is not None}
 
 

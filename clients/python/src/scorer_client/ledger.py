@@ -12,7 +12,7 @@ from scorer_client.endpoint import Delivery, Endpoint
 from scorer_client.errors import BacklogFull, BrokerUnavailable, NoResult, PublishRefused, Stopped, Unencodable
 from scorer_client.fields import Malformed
 from scorer_client.flow_control import FlowControl
-from scorer_client.jobs import Job
+from scorer_client.merges import AnyJob
 from scorer_client.metrics import Metrics, call
 from scorer_client.outcomes import Answer, NotSent, Outcome, TimedOut, Unreadable
 from scorer_client.promises import Promise
@@ -77,7 +77,7 @@ class Ledger:
         """The job whose outcome is with the handler does not count, so that the handler can submit another one."""
         return len(self._backlog) - self._handing >= self._settings.max_jobs
 
-    def add(self, job: Job, timeout_s: float | None, promise: Promise) -> None:
+    def add(self, job: AnyJob, timeout_s: float | None, promise: Promise) -> None:
         """Raises Stopped, BacklogFull, or ValueError for a name that was used before."""
         timeout_s = self._settings.timeout_s if timeout_s is None else timeout_s
         with self.lock:
@@ -280,7 +280,7 @@ class Ledger:
     def _settle(self, turn: Turn) -> None:
         """Completes the future, and counts."""
         match turn.outcome, turn.pending:
-            case Answer(job=Job() as job, result=result), Pending() as pending:
+            case Answer(result=result), Pending(job=job) as pending:
                 pending.promise.keep(result)
                 call(self._metrics.answered, job, result, self._clock() - pending.since)
             case TimedOut(job=job) as outcome, Pending() as pending:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import ParamSpec
 
 from scorer_client.errors import BrokerUnavailable, PublishRefused
-from scorer_client.jobs import Job
+from scorer_client.merges import AnyJob
 from scorer_client.results import Result
 
 log = logging.getLogger(__name__)
@@ -20,22 +20,22 @@ class Metrics:
     call the client, and should not raise: an exception is logged and ignored.
     """
 
-    def submitted(self, job: Job) -> None:
+    def submitted(self, job: AnyJob) -> None:
         """The client has accepted the job."""
 
-    def confirmed(self, job: Job, seconds: float) -> None:
+    def confirmed(self, job: AnyJob, seconds: float) -> None:
         """RabbitMQ has the job, this long after it was submitted."""
 
-    def answered(self, job: Job, result: Result, seconds: float) -> None:
+    def answered(self, job: AnyJob, result: Result, seconds: float) -> None:
         """The first result of the job, this long after it was submitted. See `result.status` and `result.code`.
 
         Count a Score that was `stopped` as such: its delta is no measurement.
         """
 
-    def timed_out(self, job: Job) -> None:
+    def timed_out(self, job: AnyJob) -> None:
         """The job ended with a TimedOut."""
 
-    def not_sent(self, job: Job, error: PublishRefused) -> None:
+    def not_sent(self, job: AnyJob, error: PublishRefused) -> None:
         """The job ended with a NotSent."""
 
     def duplicate(self, result: Result) -> None:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from scorer_client.errors import PublishRefused
-from scorer_client.jobs import Job
+from scorer_client.merges import AnyJob
 from scorer_client.results import Result
 
 
@@ -11,7 +11,7 @@ from scorer_client.results import Result
 class Answer:
     """A result. `job` is None if no pending job matches: the job timed out before, or an earlier run submitted it."""
 
-    job: Job | None
+    job: AnyJob | None
     result: Result
 
 
@@ -22,7 +22,7 @@ class TimedOut:
     `why` says which workers it waited for, if it was never sent because they do not accept such a job.
     """
 
-    job: Job
+    job: AnyJob
     after_s: float
     confirmed: bool
     why: str = ""
@@ -37,7 +37,7 @@ class TimedOut:
 class NotSent:
     """The job could not be sent, and `error` says why. It may be submitted again under the same submission_id."""
 
-    job: Job
+    job: AnyJob
     error: PublishRefused
 
 

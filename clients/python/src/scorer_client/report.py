@@ -5,22 +5,27 @@ from pathlib import Path
 from scorer_client import sketches
 from scorer_client.console import print_error, printable
 from scorer_client.outcomes import Answer, NotSent, Outcome, TimedOut, Unreadable
-from scorer_client.results import Loss, Refusal, Result, Score
+from scorer_client.merges import Merged
+from scorer_client.refusals import Refusal
+from scorer_client.results import Loss, Result, Score
+from scorer_client.rounds import Round
 from scorer_client.stops import StoppedEarly
 
 
 class Report:
-    """Prints a line for each outcome, and keeps the scores."""
+    """Prints a line for each outcome, and keeps the scores and the answers."""
 
     def __init__(self, files: dict[str, Path]) -> None:
         self._files = files
         self.scores: dict[str, Score] = {}
+        self.answers: list[Answer] = []
 
     def add(self, outcome: Outcome) -> None:
         match outcome:
             case Answer(None, _):
                 pass  # The command's own queue receives the results of other clients too.
-            case Answer(_, result):
+            case Answer(_, result) as answer:
+                self.answers.append(answer)
                 self._line(result.submission_id, verdict_line(result))
                 if isinstance(result.verdict, Score):
                     self.scores[result.submission_id] = result.verdict
@@ -39,6 +44,22 @@ class Report:
             for one, other, similarity in sketches.similar_pairs(of_plan):
                 print(f"alike  {self._files[one]}  {self._files[other]}  {similarity:.2f} of the changed weights are the same")
 
+    def print_round(self, round: Round) -> None:
+        """What the chosen candidates are worth together, and each among them. Raises Unsettled."""
+        settled = round.settle()
+        print(f"merge  joint delta {settled.joint_delta:+.6f}, {len(settled.weights)} of {len(round.chosen)} chosen candidates")
+        for id in round.chosen:
+            if id in settled.contributions:
+                self._line(id, f"contributes {settled.contributions[id]:+.6f}, with weight {settled.weights[id]:.6g}")
+        for id in round.negative:
+            self._line(id, "left out: its contribution was negative")
+        for id, refusal in round.refused.items():
+            self._line(id, f"left out: {refusal.code}: {refusal.message}")
+        for id in round.crowded_out:
+            self._line(id, f"left out: a merge has at most {len(round.chosen)} members")
+        if settled.gap.large:
+            print(f"gap {settled.gap.value:+.6f} is large: the contributions are a guide, not a measure")
+
     def _line(self, name: str, line: str) -> None:
         print(f"{self._files[name]}  {printable(line)}", flush=True)
 
@@ -51,6 +72,8 @@ def verdict_line(result: Result) -> str:
             return f"scored  delta {delta:+.6f}"
         case Score(delta=delta, stderr=stderr):
             return f"scored  delta {delta:+.6f} ± {stderr:.6f}"
+        case Merged(joint=joint, members=members):
+            return f"scored  joint delta {joint.delta:+.6f} of {len(members)} members"
         case Loss(loss=loss):
             return f"scored  loss {loss:.6f}"
         case Refusal(code, message, retryable):

@@ -11,17 +11,19 @@ from typing import Any
 import msgpack  # type: ignore[import-untyped]
 
 from scorer_client.fields import Fields, Malformed
+from scorer_client.merges import Merged
+from scorer_client.refusals import Refusal
 from scorer_client.sketches import PLACES, Sketch
 from scorer_client.stops import StoppedEarly
 
 
 @dataclass(frozen=True)
 class Score:
-    """A candidate's effect on the held-out loss. `stderr` is None below two windows.
+    """A candidate's effect on the held-out loss. `stderr` and `ci95`, the 95 % interval of `delta`, are None below two windows.
 
     Where the evaluation was `stopped`, `windows`, `delta` and the losses are those of the windows that ran. Their mean is
-    biased: such a delta is no measurement, and belongs in no mean, ranking or comparison. `score` is then 0 and `stderr`
-    None.
+    biased: such a delta is no measurement, and belongs in no mean, ranking or comparison. `score` is then 0, and `stderr`
+    and `ci95` are None.
     """
 
     score: float
@@ -33,6 +35,7 @@ class Score:
     plan: str
     sketch: Sketch | None = field(repr=False)
     stopped: StoppedEarly | None = None
+    ci95: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -44,13 +47,7 @@ class Loss:
     plan: str
 
 
-@dataclass(frozen=True)
-class Refusal:
-    """Why there is no score. A rejected job or its candidate is invalid; a failed job may be `retryable`."""
-
-    code: str
-    message: str
-    retryable: bool
+Verdict = Score | Loss | Merged | Refusal
 
 
 @dataclass(frozen=True)
@@ -63,7 +60,7 @@ class Result:
     model: str
     model_version: int
     worker_id: str
-    verdict: Score | Loss | Refusal
+    verdict: Verdict
     fields: Mapping[str, Any] = field(repr=False)
 
     @property
@@ -121,42 +118,38 @@ def _reject_constant(constant: str) -> None:
     raise ValueError(f"{constant} is not a JSON number")
 
 
-def _verdict(fields: Fields, status: str) -> Score | Loss | Refusal:
+def _verdict(fields: Fields, status: str) -> Verdict:
     if status != "scored":
-        error = fields.part("error")
-        return Refusal(error.text("code"), error.text("message"), error.flag("retryable"))
+        return Refusal.read(fields.part("error"))
     match fields.text("kind"):
         case "validate":
-            return Loss(fields.number("loss"), fields.whole("windows"), _plan(fields))
+            return Loss(fields.number("loss"), fields.whole("windows"), fields.digest("plan"))
         case "score":
             return _score(fields)
-    raise fields.wrong("kind", "score or validate")
+        case "merge":
+            return Merged.read(fields)
+    raise fields.wrong("kind", "score, validate or merge")
 
 
 def _score(fields: Fields) -> Score:
     score = Score(
         score=fields.number("score"),
         delta=fields.number("delta"),
-        stderr=fields.number("stderr") if fields.has("stderr") else None,
+        stderr=fields.number_or_none("stderr"),
         loss_before=fields.number("loss_before"),
         loss_after=fields.number("loss_after"),
         windows=fields.whole("windows"),
-        plan=_plan(fields),
+        plan=fields.digest("plan"),
         sketch=_sketch(fields.part("candidate")),
         stopped=StoppedEarly.read(fields.part("stopped")) if fields.has("stopped") else None,
+        ci95=fields.interval_or_none("ci95"),
     )
     if score.stopped is not None and score.score != 0:
         raise fields.wrong("score", "0, because the evaluation was stopped")
-    if score.stopped is not None and score.stderr is not None:
-        raise fields.wrong("stderr", "null, because the evaluation was stopped")
+    for key in ("stderr", "ci95"):
+        if score.stopped is not None and fields.has(key):
+            raise fields.wrong(key, "null, because the evaluation was stopped")
     return score
-
-
-def _plan(fields: Fields) -> str:
-    plan = fields.text("plan")
-    if len(plan) != 64 or not set(plan) <= set("0123456789abcdef"):
-        raise fields.wrong("plan", "a SHA-256 of 64 lower-case hexadecimal digits")
-    return plan
 
 
 def _sketch(candidate: Fields) -> Sketch | None:

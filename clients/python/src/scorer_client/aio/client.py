@@ -13,6 +13,7 @@ from scorer_client.backlog import Pending
 from scorer_client.errors import BrokerUnavailable, PublishRefused
 from scorer_client.jobs import Candidate, Job
 from scorer_client.ledger import Ledger, Turn
+from scorer_client.merges import AnyJob, Member, Merge, OnRejected
 from scorer_client.metrics import Metrics
 from scorer_client.outcomes import Outcome
 from scorer_client.promises import TaskPromise
@@ -96,7 +97,7 @@ class Client:
         """How many of those have not been sent yet."""
         return self._ledger.held
 
-    async def submit(self, job: Job, timeout_s: float | None = None) -> asyncio.Future[Result]:
+    async def submit(self, job: AnyJob, timeout_s: float | None = None) -> asyncio.Future[Result]:
         """Accepts a job. Its future has the result, or raises NoResult, PublishRefused or Stopped.
 
         Beyond `Settings.max_jobs` jobs it waits; in the handler, which makes room, it raises BacklogFull instead. Raises
@@ -143,7 +144,24 @@ class Client:
         job = Job(submission_id, model_version, None, nonce, shards, deadline_ms, context)
         return await self._result(job, timeout_s)
 
-    async def collect(self, jobs: Iterable[Job] | AsyncIterable[Job] = ()) -> None:
+    async def merge(
+        self,
+        submission_id: str,
+        model_version: int,
+        members: Sequence[Member],
+        *,
+        on_rejected: OnRejected = "drop",
+        nonce: str = "",
+        shards: Sequence[int] | None = None,
+        deadline_ms: int | None = None,
+        context: Mapping[str, Any] | None = None,
+        timeout_s: float | None = None,
+    ) -> Result:
+        """The result of a merge job: see Merge and `submit`."""
+        merge = Merge(submission_id, model_version, members, on_rejected, nonce, shards, deadline_ms, context)
+        return await self._result(merge, timeout_s)
+
+    async def collect(self, jobs: Iterable[AnyJob] | AsyncIterable[AnyJob] = ()) -> None:
         """Returns when every job has its outcome. Takes each of `jobs` when there is room for it. Raises Stopped."""
         if isinstance(jobs, AsyncIterable):
             async for job in jobs:
@@ -159,12 +177,12 @@ class Client:
             await self._empty.wait()
         self._ledger.check_running()
 
-    async def _result(self, job: Job, timeout_s: float | None) -> Result:
+    async def _result(self, job: AnyJob, timeout_s: float | None) -> Result:
         if asyncio.current_task() in self._tasks:
             raise RuntimeError("A handler cannot wait for a result, which is handed over after it returns: use `submit`.")
         return await (await self.submit(job, timeout_s))
 
-    def _add(self, job: Job, timeout_s: float | None) -> asyncio.Future[Result]:
+    def _add(self, job: AnyJob, timeout_s: float | None) -> asyncio.Future[Result]:
         promise = TaskPromise()
         self._ledger.add(job, timeout_s, promise)
         self._empty.clear()
