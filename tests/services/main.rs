@@ -40,6 +40,7 @@ mod refusals;
 mod released;
 mod replays;
 mod results;
+mod rounds;
 mod settling;
 mod sharing;
 mod stops;

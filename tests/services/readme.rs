@@ -6,12 +6,18 @@ use testkit::case::{Case, cases, honest};
 use testkit::package::{MODEL, VERSION};
 use testkit::stack::Stack;
 
-fn printed(name: &str) -> &'static str {
+pub(super) fn printed(name: &str) -> &'static str {
     let page = include_str!("../../docs/aggregators.md");
     let begins = format!("```python\n# {name}");
     let start = page.find(&begins).expect("the page has the program");
     let rest = &page[start + "```python\n".len()..];
     &rest[..rest.find("\n```").expect("its block ends")]
+}
+
+/// A program that names no namespace, so that the defaults have to be ours.
+pub(super) fn in_namespace(program: &str, stack: &Stack) -> String {
+    let ours = format!("URL\"], model, \"{}\")", stack.namespace);
+    program.replace("URL\"], model)", &ours)
 }
 
 #[test]
@@ -52,11 +58,7 @@ fn the_printed_program_that_scores_files_prints_every_verdict() {
     let worker = stack.worker("w1");
     worker.ready();
     let difference = difference();
-    // The program names no namespace, so the defaults have to be ours.
-    let program = printed("score_files.py").replace(
-        "URL\"], model)",
-        &format!("URL\"], model, \"{}\")", stack.namespace),
-    );
+    let program = in_namespace(printed("score_files.py"), &stack);
     let ran = Command::new("python3")
         .args(["-c", &program, MODEL, &VERSION.to_string()])
         .arg(difference.path())

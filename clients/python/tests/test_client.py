@@ -38,7 +38,9 @@ from scorer_client.jobs import Candidate, Job
 from scorer_client.metrics import Metrics
 from scorer_client.nodes import Nodes, checked, with_heartbeat
 from scorer_client.outcomes import Answer, NotSent, TimedOut, Unreadable
-from scorer_client.results import Loss, Refusal, Result, Score
+from scorer_client.merges import Merged
+from scorer_client.refusals import Refusal
+from scorer_client.results import Loss, Result, Score
 from scorer_client.flow_control import FlowControl
 from scorer_client.report import Report, verdict_line
 from scorer_client.settings import Settings
@@ -76,7 +78,7 @@ class Results(unittest.TestCase):
 
     def test_the_examples_of_the_schema(self):
         kinds = {"loss": Loss, "one-window": Score, "rejected": Refusal, "scored": Score}
-        kinds |= {"stopped": Score, "stopped-and-finished": Score}
+        kinds |= {"merge": Merged, "stopped": Score, "stopped-and-finished": Score}
         for name, kind in kinds.items():
             whole = example(f"score_result.v1-{name}")
             packed = Result.read(msgpack.packb(whole), "application/msgpack")
@@ -121,7 +123,7 @@ class Results(unittest.TestCase):
             Job("name", context={"a": float("nan")}).body("m", "application/json")
 
     def test_whatever_is_missing_or_of_another_type_is_a_sentence(self):
-        for name in ("loss", "rejected", "scored"):
+        for name in ("loss", "merge", "rejected", "scored"):
             self.bend(example(f"score_result.v1-{name}"), [])
 
     def bend(self, whole, path):

@@ -186,11 +186,12 @@ class MergedMember:
     worth: Worth | Refusal
 
     @classmethod
-    def read(cls, fields: Fields) -> "MergedMember":
+    def read(cls, merge: str, member: Any) -> "MergedMember":
+        fields = Fields.read(f"a member of {merge}", member)
         id = fields.text("id")
         if not NAME.fullmatch(id):
             raise fields.wrong("id", "1 to 128 characters of A-Z a-z 0-9 . _ : -")
-        fields = Fields(f"the member {id} of {fields.name}", fields.values)
+        fields = Fields(f"the member {id} of {merge}", fields.values)
         status = _status(fields)
         worth = Worth.read(fields) if status == "scored" else Refusal.read(fields.part("error"))
         return cls(id, status, fields.number("weight"), worth)
@@ -242,7 +243,7 @@ def _members(fields: Fields) -> tuple[MergedMember, ...]:
     entries = fields.values.get("members")
     if not isinstance(entries, list):
         raise fields.wrong("members", "a list")
-    members = tuple(MergedMember.read(Fields.read(f"a member of {fields.name}", entry)) for entry in entries)
+    members = tuple(MergedMember.read(fields.name, entry) for entry in entries)
     if (twice := _twice(member.id for member in members)) is not None:
         raise Malformed(f"members of {fields.name} has {twice} twice.")
     if not any(isinstance(member.worth, Worth) for member in members):

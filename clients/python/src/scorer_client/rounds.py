@@ -159,7 +159,7 @@ class Round:
         """Of one candidate, or of none."""
         weights = {id: 1.0 if self._weights is None else self._weights[id] for id in self._left}
         worths = {id: self._worth_alone(id, weight) for id, weight in weights.items()}
-        return Settlement(worths, weights, sum(worths.values()), Gap(0.0, None, False))
+        return Settlement(worths, weights, sum(worths.values(), 0.0), Gap(0.0, None, False))
 
     def _worth_alone(self, id: str, weight: float) -> float:
         """By its score, where its weight was 1, or by a merge in which it had this weight."""
