@@ -339,6 +339,8 @@ class CommandLine(unittest.TestCase):
         self.assertEqual((code, len(merges), len(merges[0].members)), (0, 1, 2))
         self.assertEqual(lines[3], "merge  joint delta +0.255000, 2 of 2 chosen candidates")
         self.assertEqual(lines[4:6], ["b  contributes +0.170000, with weight 0.5", "a  contributes +0.085000, with weight 0.5"])
+        code, lines, _, merges = self.run_score({"bad": -0.001}, Bench({}), "--merge")
+        self.assertEqual((code, merges, lines[1].partition(":")[0]), (0, [], "merge  there is nothing to merge"))
         code, lines, _, merges = self.run_score(self.DELTAS, Bench({}))
         self.assertEqual((code, merges), (0, []))
 

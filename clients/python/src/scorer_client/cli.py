@@ -169,10 +169,10 @@ def score(arguments: argparse.Namespace) -> int:
 
     with Client(broker, fleet, settings) as client:
         client.collect(add, jobs)
+        report.print_copies()
         if arguments.merge:
             merge(client, report, arguments)
         broker.delete_own_queue()
-    report.print_copies()
     return SUCCESS if len(report.scores) == len(files) else NEGATIVE
 
 

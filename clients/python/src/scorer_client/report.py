@@ -47,6 +47,9 @@ class Report:
     def print_round(self, round: Round) -> None:
         """What the chosen candidates are worth together, and each among them. Raises Unsettled."""
         settled = round.settle()
+        if not round.chosen:
+            print("merge  there is nothing to merge: no candidate's whole 95 % interval is above 0")
+            return
         print(f"merge  joint delta {settled.joint_delta:+.6f}, {len(settled.weights)} of {len(round.chosen)} chosen candidates")
         for id in round.chosen:
             if id in settled.contributions:
