@@ -13,3 +13,5 @@ mod spans;
 pub mod status;
 #[cfg(feature = "worker")]
 pub mod traces;
+#[cfg(feature = "worker")]
+pub mod waits;

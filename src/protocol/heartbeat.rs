@@ -232,6 +232,13 @@ pub struct JobFacts {
     pub in_flight: u64,
     /// Held jobs beside that one.
     pub buffered: u64,
+    /// Held jobs that wait until it is known whether other workers that held them are alive.
+    // Added later: older workers leave out this and the next.
+    #[serde(default)]
+    pub waiting: u64,
+    /// Some of those workers.
+    #[serde(default)]
+    pub waits_for: Vec<String>,
     /// Results with this status.
     pub scored: u64,
     /// Results with this status.

@@ -36,13 +36,23 @@ pub(super) async fn admit(
     let Some(mut record) = mark.look_up(LOOKUP_TIMEOUT).await else {
         return Admission::Run;
     };
-    let mut watch = mark.watch();
+    let (mut watch, status) = (mark.watch(), mark.status());
+    let mut wait = None;
     loop {
         mark.suspect(&record);
         let open = match decide(&record, mark.rule(), &watch.alive, &read) {
             ControlFlow::Break(admission) => return admission,
             ControlFlow::Continue(open) => open,
         };
+        if wait.is_none() {
+            let workers = workers(&open);
+            tracing::info!(
+                job = mark.job(),
+                ?workers,
+                "a job waits: other workers held it, and may be alive or have died of it"
+            );
+            wait = Some(status.waits.begin(workers));
+        }
         // Deaths that are counted now are in the record that is read next.
         if !mark.count_deaths(&open, &mut watch).await {
             if watch.gives_up(Instant::now()) {
@@ -61,6 +71,15 @@ pub(super) async fn admit(
             record = now;
         }
     }
+}
+
+/// The ids in fields `WORKER_ID/INCARNATION`.
+fn workers(fields: &[String]) -> Vec<String> {
+    let ids = fields.iter().map(|field| {
+        let id = field.rsplit_once('/').map_or(field.as_str(), |(id, _)| id);
+        id.to_owned()
+    });
+    ids.collect()
 }
 
 /// Decides by the job's record; continues with the marks of workers that may be alive or dead. A job

@@ -26,6 +26,9 @@ use crate::telemetry::status::WorkerStatus;
 use crate::telemetry::traces::{ReceivedJob, Trace};
 use crate::util::blocking;
 
+/// More jobs than the usual may be held while some wait, but no more than so many times as many: the bytes of those that
+/// wait are held, too.
+const MOST_MORE: u64 = 2;
 /// How long abandoned jobs may take to hand themselves back.
 pub const HAND_BACK: Duration = Duration::from_millis(500);
 
@@ -52,9 +55,24 @@ pub enum ServeEnd {
 pub struct Consumer {
     serving: Arc<Serving>,
     deliveries: Deliveries,
-    jobs: JoinSet<()>,
+    /// More consumers of the same queue: a job that waits for news of another worker leaves its slot to one that can be
+    /// computed.
+    more: Vec<More>,
+    /// Each tells which of these delivered it, if one did.
+    jobs: JoinSet<Option<u64>>,
     /// How many were settled, while they are taken one at a time.
     cleared: u16,
+}
+
+/// A consumer that was registered for as many jobs as wait.
+#[derive(Debug)]
+struct More {
+    number: u64,
+    deliveries: Deliveries,
+    slots: u64,
+    /// Jobs that came this way and are not settled: its channel is needed until then.
+    held: usize,
+    cancelled: bool,
 }
 
 /// Everything a job needs to be judged and settled.
@@ -89,7 +107,7 @@ impl Consumer {
     /// What was lost.
     pub async fn register(serving: Arc<Serving>) -> Result<Self, ServeEnd> {
         serving.device_queue.open();
-        match serving.consume().await {
+        match serving.consume(serving.slots()).await {
             Ok(deliveries) => {
                 let status = &serving.settler.status;
                 let slots = serving.slots().into();
@@ -98,6 +116,7 @@ impl Consumer {
                 Ok(Self {
                     serving,
                     deliveries,
+                    more: Vec::new(),
                     jobs: JoinSet::new(),
                     cleared: 0,
                 })
@@ -125,10 +144,13 @@ impl Consumer {
                 detail = serving.pipeline.engine().lost() => return ServeEnd::EngineLost(detail),
                 () = serving.pipeline.engine().stalled() => return ServeEnd::Stalled,
                 Some(done) = self.jobs.join_next(), if !self.jobs.is_empty() => {
-                    if let Err(error) = done {
-                        // Its delivery is unsettled; only closing the channel requeues it.
-                        tracing::error!(%error, "the task of a job ended early");
-                        return ServeEnd::ConsumerLost;
+                    match done {
+                        Ok(from) => self.release(from),
+                        Err(error) => {
+                            // Its delivery is unsettled; only closing the channel requeues it.
+                            tracing::error!(%error, "the task of a job ended early");
+                            return ServeEnd::ConsumerLost;
+                        }
                     }
                     self.cleared = self.cleared.saturating_add(1);
                     if serving.cautious && self.cleared >= serving.prefetch {
@@ -136,14 +158,18 @@ impl Consumer {
                     }
                 }
                 delivery = self.deliveries.next() => match delivery {
-                    // Jobs that were buffered before the link was lost can no longer be settled.
-                    Some(delivery) if !delivery.acker.usable() => {}
-                    Some(delivery) => {
-                        serving.delivered.fetch_add(1, Ordering::Relaxed);
-                        self.jobs.spawn(Arc::clone(&serving).handle(delivery));
-                    }
+                    Some(delivery) => self.begin(delivery, None),
                     None => return serving.lost(),
                 },
+                (at, delivery) = next_of(&mut self.more) => match delivery {
+                    Some(delivery) => self.begin(delivery, Some(at)),
+                    None => return serving.lost(),
+                },
+                () = serving.settler.status.waits.changed() => {
+                    if let Err(ended) = self.make_room().await {
+                        return ended;
+                    }
+                }
                 ended = &mut health => return ended,
                 () = doubtful.notified() => {
                     if let Err(ended) = self.renew().await {
@@ -154,6 +180,79 @@ impl Consumer {
         }
     }
 
+    /// Begins a job; `from` is the place of the other consumer that it came by, if it did.
+    fn begin(&mut self, delivery: Delivery, from: Option<usize>) {
+        // Jobs that were buffered before the link was lost can no longer be settled.
+        if !delivery.acker.usable() {
+            return;
+        }
+        let from = from.and_then(|at| self.more.get_mut(at)).map(|more| {
+            more.held += 1;
+            more.number
+        });
+        self.serving.delivered.fetch_add(1, Ordering::Relaxed);
+        let handling = Arc::clone(&self.serving).handle(delivery);
+        self.jobs.spawn(async move {
+            handling.await;
+            from
+        });
+    }
+
+    /// A job is settled. Another consumer that is cancelled goes with its last one.
+    fn release(&mut self, from: Option<u64>) {
+        if let Some(more) = self.more.iter_mut().find(|more| Some(more.number) == from) {
+            more.held = more.held.saturating_sub(1);
+        }
+        self.more.retain(|more| !more.cancelled || more.held > 0);
+    }
+
+    /// Holds one job more for each that waits for news of another worker, and no more once none waits. Cancel-safe:
+    /// closing a channel requeues what it delivered.
+    async fn make_room(&mut self) -> Result<(), ServeEnd> {
+        let serving = Arc::clone(&self.serving);
+        let (status, slots) = (&serving.settler.status, u64::from(serving.slots()));
+        let waiting = status.waits.count();
+        if waiting == 0 {
+            self.cancel_more().await;
+        }
+        let active = self.more.iter().filter(|more| !more.cancelled);
+        let more: u64 = active.map(|more| more.slots).sum();
+        let missing = waiting.min(slots * MOST_MORE).saturating_sub(more);
+        let missing = if serving.cautious { 0 } else { missing };
+        status
+            .slots
+            .store(slots + more + missing, Ordering::Relaxed);
+        if missing == 0 {
+            return Ok(());
+        }
+        let prefetch = u16::try_from(missing).unwrap_or(u16::MAX);
+        let deliveries = serving.consume(prefetch).await;
+        let deliveries = deliveries.map_err(|error| {
+            tracing::warn!(%error, "no consumer beside the jobs that wait");
+            serving.lost()
+        })?;
+        let number = self.more.last().map_or(0, |more| more.number + 1);
+        self.more.push(More {
+            number,
+            deliveries,
+            slots: missing,
+            held: 0,
+            cancelled: false,
+        });
+        Ok(())
+    }
+
+    /// Cancels the other consumers, and hands back what they were delivered and did not begin.
+    async fn cancel_more(&mut self) {
+        for more in self.more.iter_mut().filter(|more| !more.cancelled) {
+            more.cancelled = true;
+            for delivery in more.deliveries.cancel().await {
+                self.serving.settler.hand_back(delivery).await;
+            }
+        }
+        self.release(None);
+    }
+
     /// Registers a new consumer, then cancels the old one. Not while jobs are held, because they settle
     /// on its channel. Cancel-safe: closing the old consumer's channel requeues its deliveries.
     async fn renew(&mut self) -> Result<(), ServeEnd> {
@@ -161,7 +260,7 @@ impl Consumer {
             return Ok(());
         }
         tracing::debug!("registering a new consumer: the broker may have lost this one");
-        let Ok(new) = self.serving.consume().await else {
+        let Ok(new) = self.serving.consume(self.serving.slots()).await else {
             return Err(self.serving.lost());
         };
         let mut old = std::mem::replace(&mut self.deliveries, new);
@@ -174,6 +273,7 @@ impl Consumer {
     /// Cancels the consumer, and hands back what was delivered but not begun.
     pub async fn unregister(&mut self) {
         let left = self.deliveries.cancel().await;
+        self.cancel_more().await;
         // Not before: the broker would return those jobs to this consumer, and count them again.
         self.serving.pipeline.leave();
         let status = &self.serving.settler.status;
@@ -245,9 +345,9 @@ impl Serving {
     }
 
     /// A consumer on the jobs queue, which is declared again if it was deleted.
-    async fn consume(&self) -> Result<Deliveries, BrokerError> {
+    async fn consume(&self, prefetch: u16) -> Result<Deliveries, BrokerError> {
         let Settler { link, topology, .. } = &self.settler;
-        let (queue, prefetch) = (topology.jobs_queue(), self.slots());
+        let queue = topology.jobs_queue();
         let tag = &self.settler.origin.worker_id;
         let consume = || link.consume_for(&queue, tag, prefetch, self.consumer_timeout);
         match consume().await {
@@ -324,6 +424,21 @@ impl Serving {
             .settle(delivery, job_ref, job.deadline_ms, judged, trace);
         settled.await;
     }
+}
+
+/// The next delivery of any of them that still consumes, and its place; never, where none does. Cancel-safe.
+async fn next_of(more: &mut [More]) -> (usize, Option<Delivery>) {
+    let consuming = more
+        .iter_mut()
+        .enumerate()
+        .filter(|(_, more)| !more.cancelled);
+    let next =
+        consuming.map(|(at, more)| async move { (at, more.deliveries.next().await) }.boxed());
+    let next: Vec<_> = next.collect();
+    if next.is_empty() {
+        return std::future::pending().await;
+    }
+    futures_util::future::select_all(next).await.0
 }
 
 /// Decodes a delivery, a large one off the async threads; `None` = that panicked.

@@ -215,6 +215,11 @@ impl CrashMark {
         self.suspect = record.stored.is_some() || self.inner.rule.has_foreign(&record.marks);
     }
 
+    /// Where it is told that the job waits.
+    pub(super) fn status(&self) -> Arc<WorkerStatus> {
+        Arc::clone(&self.inner.status)
+    }
+
     /// The counting rule.
     pub(super) fn rule(&self) -> &Rule {
         &self.inner.rule

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::progress::Progress;
+use super::waits::Waits;
 use crate::protocol::heartbeat::{
     EngineFacts, JobFacts, LastError, ModelFacts, Record, UpdateFacts, WarmFacts,
 };
@@ -55,6 +56,8 @@ pub struct WorkerStatus {
     pub in_flight: AtomicU64,
     /// Jobs that may be held.
     pub slots: AtomicU64,
+    /// Those of them that wait for news of other workers.
+    pub waits: Waits,
     /// When a heartbeat was last written, by the monotonic clock.
     pub beaten_ms: AtomicU64,
     record: Mutex<Option<Arc<Record>>>,

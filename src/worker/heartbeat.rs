@@ -283,6 +283,8 @@ impl Publisher {
             jobs: JobFacts {
                 in_flight: in_flight.min(1),
                 buffered: in_flight.saturating_sub(1),
+                waiting: status.waits.count(),
+                waits_for: status.waits.workers(),
                 ..facts.jobs()
             },
             progress: progress(&status.progress),

@@ -13,6 +13,7 @@ use testkit::broker::Rabbit;
 use testkit::case::{honest, honest_job};
 use testkit::encoding::Encoding;
 use testkit::hazard::{enduring_job, enduring_package, hazard_job as job, patient};
+use testkit::pace::Pace;
 use testkit::package::{Package, VERSION};
 use testkit::redis_server::Redis;
 use testkit::stack::Stack;
@@ -188,6 +189,86 @@ fn a_merge_that_kills_two_workers_names_the_member_that_was_measured() {
         "{result}"
     );
     last.drain();
+}
+
+/// How long a worker took for each of its results, in seconds: the median of the last ones.
+fn pace_of(results: &[Value]) -> f64 {
+    let at: Vec<u64> = results
+        .iter()
+        .map(|r| r["scored_at_ms"].as_u64().expect("a time"))
+        .collect();
+    let mut gaps: Vec<u64> = at.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    gaps.sort_unstable();
+    gaps[gaps.len() / 2] as f64 / 1e3
+}
+
+#[test]
+fn a_survivor_goes_on_at_its_pace_while_it_waits_for_news_of_the_dead() {
+    let (stack, package) = (Stack::shared(), Package::hazard_of(4));
+    let start = |id: &str| {
+        let worker = stack.worker_with(id, |s| {
+            patient(s, &package)
+                .set("heartbeat.ttl", "2s")
+                .set("heartbeat.interval", "200ms")
+                .set("amqp.prefetch", 2)
+        });
+        worker.ready();
+        worker
+    };
+    let (victim, survivor) = (start("w1"), start("w2"));
+    let aggregator = stack.aggregator();
+    aggregator.collect_results();
+    let pace = Pace::measure(&aggregator);
+    let by_survivor = || -> Vec<Value> {
+        let results = aggregator
+            .results()
+            .into_iter()
+            .map(|message| message.json());
+        results
+            .filter(|r| {
+                r["worker_id"] == "w2"
+                    && r["submission_id"]
+                        .as_str()
+                        .is_some_and(|id| id.starts_with("job-"))
+            })
+            .collect()
+    };
+    for n in 0..60 {
+        aggregator.submit(&pace.job(&format!("job-{n}"), 0.25));
+    }
+    eventually(SOON, "both have computed", || by_survivor().len() >= 6);
+    let held = || {
+        let record = victim.heartbeat();
+        record["jobs"]["in_flight"].as_u64() == Some(1)
+            && record["jobs"]["buffered"].as_u64() == Some(1)
+    };
+    eventually(SOON, "the victim holds two", held);
+    let before = by_survivor();
+    victim.kill();
+    let record = survivor.heartbeat_when(SOON, "it waits", |r| r["jobs"]["waiting"] == 2);
+    assert_eq!(record["jobs"]["waits_for"], json!(["w1"]), "{record}");
+    let waits = Instant::now();
+    survivor.heartbeat_when(SOON, "it waits no longer", |r| r["jobs"]["waiting"] == 0);
+    let (waited, all) = (waits.elapsed(), by_survivor());
+    let during = &all[before.len()..];
+    assert!(waited > secs(3), "{waited:?}");
+    let (usual, then) = (pace_of(&before), pace_of(during));
+    let rate = during.len() as f64 * usual / waited.as_secs_f64();
+    println!(
+        "before {usual} s a job, then {then} s; {} in {waited:?}: {rate:.2} of what it was",
+        during.len()
+    );
+    assert!(
+        rate > 0.8,
+        "{} results in {waited:?}, {usual} s each before",
+        during.len()
+    );
+    let ids: Vec<String> = (0..60).map(|n| format!("job-{n}")).collect();
+    aggregator.all_results(&ids, secs(60));
+    let consumers = || stack.rabbit.list_consumers(&stack.jobs_queue());
+    eventually(SOON, "the other consumers are gone", || consumers() == 1);
+    survivor.drain();
+    aggregator.expect_empty(&stack.jobs_queue());
 }
 
 #[test]
