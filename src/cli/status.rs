@@ -5,7 +5,7 @@ use std::io::IsTerminal;
 use super::watch::EVERY;
 use super::{Exit, Fault, Outcome, answer, answer_json, plain};
 use crate::config::Config;
-use crate::fleet::findings::{Finding, findings};
+use crate::fleet::findings::{Finding, Losses, Lost, findings};
 use crate::fleet::observer::{Observer, Queues, View};
 use crate::protocol::heartbeat::Record;
 
@@ -51,15 +51,18 @@ async fn once(observer: &mut Observer<'_>, as_json: bool) -> Outcome {
     if as_json {
         answer_json(&view.report())?;
     } else {
-        answer(&told(&view))?;
+        let mut losses = Losses::default();
+        losses.see(&view);
+        losses.hear(&observer.events(None).await.unwrap_or_default());
+        answer(&told(&view, losses.list()))?;
     }
     Ok(Exit::of_answer(view.ready() > 0))
 }
 
 /// The table, the queue, and what is wrong.
-fn told(view: &View) -> String {
+fn told(view: &View, lost: &[Lost]) -> String {
     let table = table(view);
-    let found = findings(view, None, &[]);
+    let found = findings(view, None, lost);
     // That nobody is alive is said once.
     let found = found.iter().filter(|finding| finding.text != table);
     let found = found.map(|f| format!("{}: {}{}", f.severity, f.text, names(f)));
@@ -145,7 +148,7 @@ mod tests {
             "model": {"name": "m", "version": 3}, "update": update});
         let record = Record::read(&record.to_string()).unwrap();
         let live = LiveRecord::default();
-        let told = told(&view(vec![Worker { record, live }]));
+        let told = told(&view(vec![Worker { record, live }]), &[]);
         let lines: Vec<&str> = told.lines().skip(2).collect();
         let expected = [
             "1 alive, 1 ready",
@@ -157,7 +160,7 @@ mod tests {
 
     #[test]
     fn that_nobody_is_alive_is_told_once() {
-        let told = told(&view(Vec::new()));
+        let told = told(&view(Vec::new()), &[]);
         let lines: Vec<&str> = told.lines().collect();
         let queue = "queue: 0 waiting, 0 to be retried, 0 dead-lettered, 1 consumers";
         assert_eq!(lines, ["no worker is alive", queue]);

@@ -58,11 +58,12 @@ struct Seen<'a> {
 }
 
 /// Every kind of finding. Of those that are equally bad the first two come first: a death is easily missed.
-const KINDS: [fn(Seen<'_>) -> Vec<Finding>; 14] = [
+const KINDS: [fn(Seen<'_>) -> Vec<Finding>; 15] = [
     workers::nobody,
     workers::lost,
     workers::not_ready,
     workers::blocked,
+    workers::waits,
     workers::silent,
     workers::store,
     workers::update,

@@ -30,7 +30,8 @@ impl Scripts {
 
 /// Writes the record, the index entry and the events of one heartbeat. Keys of the wrong Redis type are
 /// deleted first. A live record of another incarnation is never overwritten: the heartbeat then goes
-/// under a name of this incarnation's own.
+/// under a name of this incarnation's own. Who leaves the index because it beats no longer has not said goodbye: whoever
+/// takes it out, and nobody else, writes that it is lost.
 const BEAT: &str = r"
 for i, kind in ipairs({'string', 'string', 'zset', 'stream'}) do
   local found = redis.call('TYPE', KEYS[i]).ok
@@ -56,7 +57,11 @@ if mine then
   redis.call('ZREM', KEYS[3], ARGV[5])
 end
 if ARGV[7] == '1' then redis.call('ZREM', KEYS[3], member) else redis.call('ZADD', KEYS[3], string.format('%.0f', now), member) end
-redis.call('ZREMRANGEBYSCORE', KEYS[3], '-inf', '(' .. string.format('%.0f', now - ttl))
+local missed = '(' .. string.format('%.0f', now - ttl)
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[3], '-inf', missed)) do
+  redis.call('XADD', KEYS[4], 'MAXLEN', '~', 2000, '*', 'worker_id', id, 'incarnation', '', 'from', '', 'to', 'lost', 'detail', 'record_expired', 'at', string.format('%.0f', now))
+end
+redis.call('ZREMRANGEBYSCORE', KEYS[3], '-inf', missed)
 local at = 8
 while ARGV[at] do
   local count = tonumber(ARGV[at])

@@ -263,6 +263,20 @@ fn a_survivor_goes_on_at_its_pace_while_it_waits_for_news_of_the_dead() {
         "{} results in {waited:?}, {usual} s each before",
         during.len()
     );
+    let losses = stack
+        .states("w1")
+        .into_iter()
+        .filter(|state| state == "lost");
+    assert_eq!(
+        losses.count(),
+        1,
+        "whoever saw it first wrote it down, once"
+    );
+    let told = stack.command(&["status"]).expect_code(0).stdout;
+    assert!(
+        told.contains("bad: 1 worker vanished: killed, frozen, or cut off from Redis (w1)"),
+        "{told}"
+    );
     let ids: Vec<String> = (0..60).map(|n| format!("job-{n}")).collect();
     aggregator.all_results(&ids, secs(60));
     let consumers = || stack.rabbit.list_consumers(&stack.jobs_queue());

@@ -11,6 +11,8 @@ use crate::store::StreamEntry;
 /// After this a lost worker is forgotten.
 const FORGOTTEN_MS: u64 = 600_000;
 const MOST: usize = 20;
+/// What another worker says of it.
+const LOST: &str = "lost";
 
 /// A worker whose record ran out although it had not stopped.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -19,7 +21,7 @@ pub struct Lost {
     pub id: String,
     /// When it was first missed, by Redis' clock.
     pub at_ms: u64,
-    /// Its last state.
+    /// Its last state; empty where only others tell of it.
     pub state: String,
 }
 
@@ -29,6 +31,8 @@ pub struct Losses {
     /// The state of each worker at the last look.
     seen: BTreeMap<String, String>,
     lost: Vec<Lost>,
+    /// When the last look was, by Redis' clock.
+    at_ms: u64,
 }
 
 impl Losses {
@@ -50,10 +54,11 @@ impl Losses {
         let surplus = self.lost.len().saturating_sub(MOST);
         self.lost.drain(..surplus);
         self.seen = now;
+        self.at_ms = view.at_ms;
     }
 
-    /// Reads what workers said since that look: who said goodbye is not lost. A worker that drains within a
-    /// look is never seen to do so.
+    /// Reads what workers said since that look: who said goodbye is not lost. A worker that drains within a look is never
+    /// seen to do so. And what they said of others: who was lost before the first look was never seen.
     pub fn hear(&mut self, events: &[StreamEntry]) {
         for event in events {
             let field = |name: &str| event.fields.get(name).map_or("", String::as_str);
@@ -62,7 +67,23 @@ impl Losses {
                 self.lost.retain(|lost| lost.id != id);
                 self.seen.remove(id);
             }
+            if field("to") == LOST {
+                self.hear_of_loss(field("worker_id"), field("at").parse().unwrap_or(0));
+            }
         }
+    }
+
+    fn hear_of_loss(&mut self, id: &str, at_ms: u64) {
+        let known = self.seen.contains_key(id) || self.lost.iter().any(|lost| lost.id == id);
+        let recent = self.at_ms.saturating_sub(at_ms) < FORGOTTEN_MS;
+        if known || !recent || self.lost.len() >= MOST {
+            return;
+        }
+        self.lost.push(Lost {
+            id: id.to_owned(),
+            at_ms,
+            state: String::new(),
+        });
     }
 
     /// The last 20 of the last ten minutes that have not come back, oldest first.

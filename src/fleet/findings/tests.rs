@@ -439,6 +439,44 @@ fn who_drains_between_two_looks_is_not_lost() {
 }
 
 #[test]
+fn jobs_that_wait_for_news_of_a_worker_name_it() {
+    let waits = worker("a", json!({"jobs": {"waiting": 2, "waits_for": ["w1"]}}));
+    only(
+        &fleet([waits]),
+        "note: 2 jobs wait for the end of w1, or a sign of life; others are computed",
+    );
+}
+
+#[test]
+fn who_was_lost_before_the_first_look_is_heard_of() {
+    let lost = |id: &str, at: u64| StreamEntry {
+        id: "1-1".into(),
+        fields: [("worker_id", id), ("to", "lost"), ("at", &at.to_string())]
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .into(),
+    };
+    let mut losses = Losses::default();
+    let at = |at_ms: u64, ids: &[&str]| View {
+        at_ms,
+        workers: ids.iter().map(|id| healthy(id)).collect(),
+        ..fleet([])
+    };
+    losses.see(&at(1_000_000, &["b"]));
+    // One that is back, one of an hour ago, and one that was told twice.
+    losses.hear(&[
+        lost("b", 990_000),
+        lost("old", 1),
+        lost("a", 995_000),
+        lost("a", 995_000),
+    ]);
+    let ids =
+        |losses: &Losses| -> Vec<String> { losses.list().iter().map(|l| l.id.clone()).collect() };
+    assert_eq!(ids(&losses), ["a"]);
+    losses.see(&at(1_001_000, &["a", "b"]));
+    assert_eq!(losses.list(), []);
+}
+
+#[test]
 fn of_many_that_vanish_the_last_are_kept() {
     let mut losses = Losses::default();
     let all = (0..50).map(|n| healthy(&format!("{n:02}")));

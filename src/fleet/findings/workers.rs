@@ -1,7 +1,7 @@
 //! What the records of the workers say.
 
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use strum::{EnumMessage, IntoEnumIterator, VariantArray};
 
@@ -66,6 +66,34 @@ pub(super) fn not_ready(seen: Seen<'_>) -> Vec<Finding> {
         Finding::about(severity, text, workers).found_by(word)
     };
     groups.into_iter().map(finding).collect()
+}
+
+/// Workers that hold jobs which they may not compute before it is known whether somebody else is alive.
+pub(super) fn waits(seen: Seen<'_>) -> Vec<Finding> {
+    let waiting = |worker: &&Worker| worker.record.jobs.waiting > 0;
+    let workers: Vec<&Worker> = seen.view.workers.iter().filter(waiting).collect();
+    let jobs: u64 = workers
+        .iter()
+        .map(|worker| worker.record.jobs.waiting)
+        .sum();
+    let whom = workers
+        .iter()
+        .flat_map(|worker| &worker.record.jobs.waits_for);
+    let whom: BTreeSet<&str> = whom.map(String::as_str).collect();
+    let whom = whom
+        .into_iter()
+        .take(NAMED)
+        .collect::<Vec<&str>>()
+        .join(", ");
+    let wait = match jobs {
+        0 => return Vec::new(),
+        1 => "1 job waits".to_owned(),
+        jobs => format!("{jobs} jobs wait"),
+    };
+    let text = brief(&format!(
+        "{wait} for the end of {whom}, or a sign of life; others are computed"
+    ));
+    vec![Finding::about(Severity::Note, text, workers)]
 }
 
 /// How bad it is that this worker takes no jobs.
