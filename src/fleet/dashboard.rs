@@ -10,6 +10,7 @@ mod files;
 mod jobs;
 mod live;
 mod made;
+mod merges;
 mod news;
 mod roster;
 mod routes;

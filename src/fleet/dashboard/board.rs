@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::contributors::{self, Contributors};
 use super::demo::{Demo, Moment, Past};
 use super::jobs::Jobs;
+use super::merges::{self, Merges};
 use super::news::{Change, Marks, News, ParkedJob};
 use super::roster::{self, Roster};
 use super::stored::Question;
@@ -47,6 +48,7 @@ pub(super) struct Board {
     pub(super) timeline: Timeline,
     pub(super) news: News,
     jobs: Jobs,
+    merges: Merges,
     contributors: Option<Contributors>,
 }
 
@@ -81,6 +83,8 @@ pub(super) struct Now<'a> {
     verdicts: &'a BTreeMap<&'static str, u64>,
     classes: &'a BTreeMap<Class, u64>,
     news: Marks,
+    /// How many were seen.
+    merges: u64,
     timeline_at: BTreeMap<&'static str, u64>,
 }
 
@@ -102,6 +106,15 @@ pub(super) struct SeenJob<'a> {
     /// The newest first.
     verdicts: Vec<&'a Verdict>,
     parked: Vec<&'a ParkedJob>,
+    #[serde(flatten)]
+    watching: &'a Watching,
+}
+
+/// The last merges.
+#[derive(Debug, Serialize)]
+pub(super) struct SeenMerges<'a> {
+    /// The newest first.
+    merges: Vec<merges::Row<'a>>,
     #[serde(flatten)]
     watching: &'a Watching,
 }
@@ -204,6 +217,7 @@ impl Board {
         if let Some(contributors) = &mut self.contributors {
             contributors.judge(result, &verdict);
         }
+        self.merges.note(result, &verdict);
         self.jobs.add(id, verdict);
     }
 
@@ -249,6 +263,7 @@ impl Board {
             verdicts: self.jobs.counts(),
             classes: self.jobs.classes(),
             news: self.news.marks(),
+            merges: self.merges.seen,
             timeline_at: self.timeline.last(),
         }
     }
@@ -265,6 +280,17 @@ impl Board {
             parked: parked.filter(|job| job.submission_id == id).collect(),
             watching: &self.watching,
         }
+    }
+
+    pub(super) fn merges(&self) -> SeenMerges<'_> {
+        SeenMerges {
+            merges: self.merges.rows(),
+            watching: &self.watching,
+        }
+    }
+
+    pub(super) fn merge(&self, id: &str) -> Option<merges::Last<'_>> {
+        self.merges.last(id)
     }
 
     /// Begins a demonstration: as if a fleet had been watched for a day. Only the charts know that day; the
@@ -341,7 +367,7 @@ impl Board {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fleet::dashboard::made::{fleet, rejected, scored};
+    use crate::fleet::dashboard::made::{fleet, merged, rejected, scored};
     use serde_json::{Value, json};
 
     const START: u64 = 1_000_000_000;
@@ -485,6 +511,34 @@ mod tests {
         assert_eq!(worker["stages"]["forward"]["count"], 1, "{worker}");
         let question = board.question(id);
         assert_eq!((question.key, question.versions), (good.key, [7].into()));
+    }
+
+    #[test]
+    fn a_merge_is_counted_once_and_is_neither_a_candidate_nor_a_stage_of_one() {
+        let mut board = Board::new(Some("miner_id".into()));
+        board.see(&fleet(START, &[("node7-cuda0", json!({}))]), Vec::new());
+        let merge = merged(START, json!({}));
+        for seen in [&merge, &merge] {
+            board.judge(seen);
+        }
+        board.timeline.look(START + 600_000, None);
+        let told = now(&board);
+        assert_eq!(
+            (&told["merges"], &told["verdicts"]),
+            (&json!(1), &json!({"merged": 1}))
+        );
+        assert_eq!(told["classes"], json!({"merged": 1}));
+        let list = serde_json::to_value(board.merges()).unwrap();
+        assert_eq!(list["merges"].as_array().map(Vec::len), Some(1), "{list}");
+        assert!(board.merge(&merge.result.submission_id).is_some());
+        let day = serde_json::to_value(board.timeline.columns(Range::Day, 0)).unwrap();
+        assert_eq!(day["classes"]["merged"], json!([1]));
+        assert_eq!(day["candidates"], json!([]));
+        assert_eq!(day["stages"]["total"]["p50"], json!([null]));
+        let worker = serde_json::to_value(board.worker("node7-cuda0")).unwrap();
+        assert_eq!(worker["results"][0]["verdict"], "merged", "{worker}");
+        let rows = serde_json::to_value(board.contributors()).unwrap();
+        assert_eq!(rows["rows"], json!([]));
     }
 
     #[test]

@@ -130,7 +130,7 @@ impl Row {
         match verdict.class {
             Class::Better => self.better += 1,
             Class::Worse => self.worse += 1,
-            Class::Unclear | Class::Validated => self.unclear += 1,
+            Class::Unclear | Class::Validated | Class::Merged => self.unclear += 1,
             Class::Failed => self.failed += 1,
             Class::Rejected => *self.refused.entry(verdict.verdict).or_default() += 1,
         }

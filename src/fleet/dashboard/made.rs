@@ -12,6 +12,7 @@ use crate::protocol::result::ResultMessage;
 use crate::store::LiveRecord;
 
 const SCORED: &str = include_str!("../../../schemas/examples/valid/score_result.v1-scored.json");
+const MERGED: &str = include_str!("../../../schemas/examples/valid/score_result.v1-merge.json");
 const REJECTED: &str =
     include_str!("../../../schemas/examples/valid/score_result.v1-rejected.json");
 
@@ -33,6 +34,10 @@ fn seen(example: &str, at_ms: u64, fields: Value) -> SeenResult {
 
 pub(super) fn scored(at_ms: u64, fields: Value) -> SeenResult {
     seen(SCORED, at_ms, fields)
+}
+
+pub(super) fn merged(at_ms: u64, fields: Value) -> SeenResult {
+    seen(MERGED, at_ms, fields)
 }
 
 pub(super) fn rejected(at_ms: u64, fields: Value) -> SeenResult {

@@ -38,6 +38,8 @@ pub(super) fn routes(app: Arc<App>) -> Router {
         .route("/timeline", get(timeline))
         .route("/worker", get(worker))
         .route("/job", get(job))
+        .route("/merges", get(merges))
+        .route("/merge", get(merge))
         .route("/contributors", get(contributors))
         .with_state(app)
 }
@@ -132,6 +134,19 @@ async fn job(State(app): Shared, Query(named): Query<Named>) -> Response {
         stored,
     };
     Json(answer).into_response()
+}
+
+async fn merges(State(app): Shared) -> Response {
+    Json(app.board().merges()).into_response()
+}
+
+async fn merge(State(app): Shared, Query(named): Query<Named>) -> Response {
+    match app.board().merge(&named.id) {
+        Some(merge) => Json(merge).into_response(),
+        None => {
+            missing("it is not among the last merges that were seen since the dashboard started")
+        }
+    }
 }
 
 async fn contributors(State(app): Shared) -> Response {

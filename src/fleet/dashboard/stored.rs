@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
+use super::text::{NAME, cut};
 use crate::store::{DEAD, FleetStore, StoreError};
 
 /// What Redis has of a job.
@@ -37,8 +38,12 @@ enum Running {
 struct Mark {
     worker: String,
     incarnation: String,
-    /// None: the worker was counted as dead.
+    /// The worker was counted as dead.
+    dead: bool,
+    /// None: nothing says.
     started_ms: Option<u64>,
+    /// The member of a merge that is, or was at the end, worked on by itself.
+    member: Option<String>,
 }
 
 /// Whom to ask for what.
@@ -121,14 +126,19 @@ async fn marks(
 }
 
 impl Mark {
-    /// Of a field `WORKER_ID/INCARNATION` and its value.
+    /// Of a field `WORKER_ID/INCARNATION` and its value, `STARTED_MS` or `STARTED_MS MEMBER_ID`, with `dead:` before it
+    /// once the worker was counted as dead.
     fn of(field: &str, value: &str) -> Self {
         let (worker, incarnation) = field.rsplit_once('/').unwrap_or((field, ""));
-        let started = (!value.starts_with(DEAD)).then(|| value.parse().ok());
+        let counted = value.strip_prefix(DEAD);
+        let rest = counted.unwrap_or(value);
+        let (started, member) = rest.split_once(' ').unwrap_or((rest, ""));
         Self {
-            worker: worker.to_owned(),
-            incarnation: incarnation.to_owned(),
-            started_ms: started.flatten(),
+            worker: cut(worker, NAME).to_owned(),
+            incarnation: cut(incarnation, NAME).to_owned(),
+            dead: counted.is_some(),
+            started_ms: started.parse().ok(),
+            member: (!member.is_empty()).then(|| cut(member, NAME).to_owned()),
         }
     }
 }
@@ -138,26 +148,40 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_mark_says_who_computes_since_when_or_died() {
-        let mark = |field: &str, value: &str| {
-            let Mark {
-                worker,
-                incarnation,
+    fn a_mark_says_who_computes_since_when_or_died_and_at_which_member() {
+        let mark =
+            |(worker, incarnation): (&str, &str), dead, started_ms, member: Option<&str>| Mark {
+                worker: worker.into(),
+                incarnation: incarnation.into(),
+                dead,
                 started_ms,
-            } = Mark::of(field, value);
-            (worker, incarnation, started_ms)
-        };
-        let own = |worker: &str, incarnation: &str| (worker.to_owned(), incarnation.to_owned());
-        for (field, value, (worker, incarnation), started_ms) in [
-            ("w1/i1", "5", own("w1", "i1"), Some(5)),
-            ("w/1/i1", "dead:5", own("w/1", "i1"), None),
-            ("odd", "", own("odd", ""), None),
+                member: member.map(str::to_owned),
+            };
+        for (field, value, expected) in [
+            ("w1/i1", "5", mark(("w1", "i1"), false, Some(5), None)),
+            ("w/1/i1", "dead:5", mark(("w/1", "i1"), true, Some(5), None)),
+            (
+                "w1/i1",
+                "5 m3",
+                mark(("w1", "i1"), false, Some(5), Some("m3")),
+            ),
+            (
+                "w1/i1",
+                "dead:5 m3",
+                mark(("w1", "i1"), true, Some(5), Some("m3")),
+            ),
+            (
+                "w1/i1",
+                "5 <b> 7",
+                mark(("w1", "i1"), false, Some(5), Some("<b> 7")),
+            ),
+            ("w1/i1", "5 ", mark(("w1", "i1"), false, Some(5), None)),
+            ("odd", "", mark(("odd", ""), false, None, None)),
+            ("odd", "dead:", mark(("odd", ""), true, None, None)),
         ] {
-            assert_eq!(
-                mark(field, value),
-                (worker, incarnation, started_ms),
-                "{field}"
-            );
+            assert_eq!(Mark::of(field, value), expected, "{field} {value}");
         }
+        let long = Mark::of(&"w".repeat(10_000), &format!("5 {}", "é".repeat(10_000)));
+        assert!(long.worker.len() <= NAME && long.member.unwrap().len() <= NAME);
     }
 }

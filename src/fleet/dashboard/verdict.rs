@@ -20,6 +20,8 @@ pub(super) enum Class {
     Unclear,
     /// The model was measured, no candidate.
     Validated,
+    /// Candidates were measured together: what that says is in the numbers of each.
+    Merged,
     /// The job or its candidate is at fault.
     Rejected,
     /// The operation failed.
@@ -75,8 +77,8 @@ impl Class {
                 (Some(Decision::Futile), _) => Self::Unclear,
                 (None, ci95) => Self::of_interval(ci95),
             },
-            (Body::Merge(body), _) => Self::of_interval(body.joint.ci95),
             (Body::Loss(_), _) => Self::Validated,
+            (Body::Merge(_), _) => Self::Merged,
             (Body::Error { .. }, Status::Failed) => Self::Failed,
             (Body::Error { .. }, Status::Rejected | Status::Scored) => Self::Rejected,
         }
@@ -96,6 +98,7 @@ impl Class {
             Self::Worse => "worse",
             Self::Unclear => "unclear",
             Self::Validated => "validated",
+            Self::Merged => "merged",
             Self::Rejected => "rejected",
             Self::Failed => "failed",
         }
@@ -107,12 +110,12 @@ impl Verdict {
         let result = &seen.result;
         let class = Class::of(result);
         let boxed = |text: &String| Box::from(cut(text, NAME));
-        let (score, loss, error) = match &result.body {
-            Body::Score(body) => (Some(body), None, None),
-            Body::Loss(body) => (None, Some(body), None),
-            // Of a merge the list says only whether it helps.
-            Body::Merge(_) => (None, None, None),
-            Body::Error { error } => (None, None, Some(error)),
+        let (score, loss, windows, error) = match &result.body {
+            Body::Score(body) => (Some(body), None, Some(body.windows), None),
+            Body::Loss(body) => (None, Some(body), Some(body.windows), None),
+            // Its numbers are no candidate's, and its times are those of many passes: charts of candidates have neither.
+            Body::Merge(body) => (None, None, Some(body.windows), None),
+            Body::Error { error } => (None, None, None, Some(error)),
         };
         // The losses of some windows say as little as their mean.
         let whole = score.filter(|body| body.stopped.is_none());
@@ -133,7 +136,7 @@ impl Verdict {
             loss: loss.map(|body| body.loss),
             loss_before: whole.map(|body| body.loss_before),
             loss_after: whole.map(|body| body.loss_after),
-            windows: score.map(|b| b.windows).or(loss.map(|b| b.windows)),
+            windows,
             worker: boxed(&result.worker_id),
             attempt: result.attempt,
             model_version: result.model_version,
