@@ -13,6 +13,7 @@ import re
 import shutil
 import socket
 import unittest
+import urllib.request
 import uuid
 from urllib.parse import urlsplit
 
@@ -193,6 +194,15 @@ class TheLiveFleet(WithPages):
         for view in ("", "#worker/node2-cuda0", f"#job/{self.submission}"):
             self.fits(self.open(view, viewport=PHONE))
 
+    def test_where_no_merge_was_seen_the_page_says_how_to_get_one(self) -> None:
+        page = self.open()
+        page.get_by_role("link", name="Merges").click()
+        expect(page.get_by_role("heading", level=1, name="Merges")).to_be_focused()
+        expect(page.locator("#merges-says")).to_contain_text("No merge was seen since", timeout=PATIENCE_MS)
+        expect(page.locator("#merges-none")).to_contain_text("scorer submit --merge")
+        page = self.open("#merge/never-sent")
+        expect(page.locator("#merge-says")).to_contain_text("not among the last merges", timeout=PATIENCE_MS)
+
     def test_contributors_are_shown_only_on_request(self) -> None:
         page = self.open()
         expect(page.locator("#nav-contributors")).to_be_hidden()
@@ -237,6 +247,8 @@ class WhatStrangersWrite(WithPages):
         example = ROOT / "schemas/examples/valid"
         cls.record = json.loads((example / "heartbeat.v1-ready.json").read_text())
         cls.result = json.loads((example / "score_result.v1-scored.json").read_text()) | {"model": MODEL}
+        cls.merged = json.loads((example / "score_result.v1-merge.json").read_text())
+        cls.refused = cls.merged["members"][1] | {"id": "<i>empty</i>"}
         cls.beat()
         connection = pika.BlockingConnection(pika.URLParameters(services.amqp))
         cls.channel = connection.channel()
@@ -252,6 +264,9 @@ class WhatStrangersWrite(WithPages):
         for at, miner in enumerate((None, cls.TURNED, "others")):
             cls.score(f"s{at}", {} if miner is None else {"miner_id": miner})
         cls.score("huge", {"miner_id": "others"}, delta=-1e300, ci95=[-1e308, -1e300])
+        cls.merge("many", [member(f"{at:02}{'<b>long</b>' * 11}", 1e-5 * at, 9e-6 * at) for at in range(64)], large=True)
+        cls.merge("any-size", [member("a", 1e308, 1e308), member("b", -1e308, -1e-308), member("c", 0, 0)])
+        cls.merge("fallen", [member("<b>copy</b>", 8e-4, 1e-4), member("copied", 8e-4, 2e-4), member("own", 6e-4, 5.9e-4), cls.refused])
         for _ in range(3):
             cls.channel.basic_publish(f"{cls.namespace}.dead", MODEL, b"", pika.BasicProperties(message_id="thrice"))
         connection.close()
@@ -274,6 +289,66 @@ class WhatStrangersWrite(WithPages):
         body = json.dumps(cls.result | {"submission_id": id, "context": context} | fields).encode()
         properties = pika.BasicProperties(content_type="application/json", message_id=f"{id}:{VERSION}:scored:{id}")
         cls.channel.basic_publish(f"{cls.namespace}.results", f"{MODEL}.scored", body, properties)
+
+    @classmethod
+    def merge(cls, id: str, members: list[dict[str, object]], large: bool = False) -> None:
+        gap = cls.merged["gap"] | {"large": large}
+        body = cls.merged | {"model": MODEL, "submission_id": id, "members": members, "gap": gap}
+        properties = pika.BasicProperties(content_type="application/json", message_id=f"{id}:{VERSION}:scored:{id}")
+        for _ in range(2):  # Delivery is at least once.
+            cls.channel.basic_publish(f"{cls.namespace}.results", f"{MODEL}.scored", json.dumps(body).encode(), properties)
+
+    def test_members_are_shown_by_contribution_and_copies_fall(self) -> None:
+        page = self.open("#merges")
+        rows = page.locator("#merges tr")
+        expect(rows).to_have_count(3, timeout=PATIENCE_MS)
+        expect(rows.nth(0)).to_contain_text("small")
+        expect(rows.nth(2)).to_contain_text("large")
+        rows.nth(0).get_by_role("link", name="fallen").focus()
+        page.keyboard.press("Enter")
+        expect(page.get_by_role("heading", level=1, name="fallen")).to_be_focused()
+        members = page.locator("#merge-members tr")
+        expect(members.locator("th")).to_have_text(["own", "copied", "<b>copy</b>"], timeout=PATIENCE_MS)
+        widths = members.evaluate_all("rows => rows.map((row) => ['.own', '.alone'].map((part) => row.querySelector(part).getBoundingClientRect().width))")
+        fallen = [own < alone / 3 for own, alone in widths]
+        self.assertEqual(fallen, [False, True, True], widths)
+        expect(members.nth(1)).to_contain_text("25 %")
+        expect(page.locator("#merge-left-out li")).to_have_text("<i>empty</i> candidate_empty")
+        expect(page.locator("#merge-gap")).to_be_hidden()
+        self.assertEqual(page.locator("#main b:text-is('copy'), #main i").count(), 0)
+        page.locator("#merge-head button", has_text="Alone").click()
+        expect(page.locator("#merge-head [aria-sort]")).to_have_text("Alone")
+        page.keyboard.press("Escape")
+        expect(rows.nth(0).get_by_role("link", name="fallen")).to_be_focused()
+
+    def test_a_merge_of_any_size_is_drawn_and_a_large_gap_is_said(self) -> None:
+        page = self.open("#merge/many")
+        expect(page.locator("#merge-members tr")).to_have_count(64, timeout=PATIENCE_MS)
+        expect(page.locator("#merge-gap")).to_contain_text("a guide here, not a measure")
+        page = self.open("#merge/any-size", viewport=PHONE)
+        expect(page.locator("#merge-members th")).to_have_text(["a", "c", "b"], timeout=PATIENCE_MS)
+        places = page.locator(".lane span").evaluate_all("bars => bars.map(({ style }) => style.left).filter(Boolean)")
+        self.assertEqual([place for place in places if not 0 <= float(place.removesuffix("%")) <= 100], [])
+        self.fits(page)
+
+    def test_nothing_bars_a_screen_reader_from_a_merge(self) -> None:
+        for scheme in ("light", "dark"):
+            for view in ("#merges", "#merge/many", "#merge/fallen"):
+                with self.subTest(scheme=scheme, view=view):
+                    page = self.open(view, color_scheme=scheme, bypass_csp=True)
+                    expect(page.locator("#main tbody tr:visible").first).to_be_visible(timeout=PATIENCE_MS)
+                    self.has_no_barrier(page)
+
+    def test_a_phone_shows_merges_without_scrolling_sideways(self) -> None:
+        for view in ("#merges", "#merge/many", "#merge/fallen"):
+            page = self.open(view, viewport=PHONE)
+            expect(page.locator("#main tbody tr:visible").first).to_be_visible(timeout=PATIENCE_MS)
+            self.fits(page)
+
+    def test_a_job_that_is_a_merge_leads_to_its_members(self) -> None:
+        page = self.open("#job/fallen")
+        page.get_by_role("link", name="what each is worth").click()
+        expect(page.get_by_role("heading", level=1, name="fallen")).to_be_focused()
 
     def test_contributors_without_a_name_are_told_from_one_who_has_a_strange_one(self) -> None:
         page = self.open("#contributors")
@@ -482,10 +557,21 @@ class TheDemo(WithPages):
         page.locator("#contributors-head button", has_text="Submissions").click()
         expect(page.locator("#contributors-head [aria-sort]")).to_have_attribute("aria-sort", "descending")
 
+    def test_merges_are_listed_and_their_copies_fall(self) -> None:
+        page = self.open()
+        page.get_by_role("link", name="Merges").click()
+        expect(page.get_by_role("heading", level=1, name="Merges")).to_be_focused()
+        expect(page.locator("#merges")).to_contain_text("large", timeout=PATIENCE_MS)
+        page.goto(f"{self.dashboard.url}#merge/{self.copies()}")
+        copier = page.locator("#merge-members tr", has_text="miner-17")
+        expect(copier).to_be_visible(timeout=PATIENCE_MS)
+        own, alone = (copier.locator(part).bounding_box()["width"] for part in (".own", ".alone"))
+        self.assertLess(own, alone / 2)
+
     def test_nothing_bars_a_screen_reader_by_day_or_by_night(self) -> None:
         id = self.some_worker()
         for scheme in ("light", "dark"):
-            for view in ("", f"#worker/{id}", "#job/unheard-of", "#contributors"):
+            for view in ("", f"#worker/{id}", "#job/unheard-of", "#contributors", "#merges"):
                 with self.subTest(scheme=scheme, view=view):
                     page = self.open(view, color_scheme=scheme, bypass_csp=True)
                     self.drawn(page, view)
@@ -493,7 +579,7 @@ class TheDemo(WithPages):
 
     def test_a_phone_shows_it_without_scrolling_sideways(self) -> None:
         id = self.some_worker()
-        for view in ("", f"#worker/{id}", "#job/unheard-of", "#contributors"):
+        for view in ("", f"#worker/{id}", "#job/unheard-of", "#contributors", "#merges"):
             page = self.open(view, viewport=PHONE)
             self.drawn(page, view)
             self.fits(page)
@@ -501,7 +587,7 @@ class TheDemo(WithPages):
     def test_pictures(self) -> None:
         id = self.some_worker()
         views = [("fleet-light", "", "light", DESK), ("fleet-dark", "", "dark", DESK), ("worker", f"#worker/{id}", "light", DESK),
-                 ("contributors", "#contributors", "dark", DESK), ("phone", "", "light", {"width": 390, "height": 844})]
+                 ("merge", f"#merge/{self.copies()}", "light", DESK), ("contributors", "#contributors", "dark", DESK), ("phone", "", "light", {"width": 390, "height": 844})]
         for name, view, scheme, viewport in views:
             page = self.open(view, color_scheme=scheme, viewport=viewport)
             self.drawn(page, view)
@@ -516,11 +602,26 @@ class TheDemo(WithPages):
         assert id is not None
         return id
 
+    def copies(self) -> str:
+        """A merge of which two members are copies of a third."""
+        answer = urllib.request.urlopen(f"{self.dashboard.url}merges")
+        merges = [merge["submission_id"] for merge in json.load(answer)["merges"]]
+
+        def has_copies(id: str) -> bool:
+            members = json.load(urllib.request.urlopen(f"{self.dashboard.url}merge?id={id}"))["members"]
+            return {"miner-03", "miner-11", "miner-17"} <= {member["id"] for member in members}
+
+        return next(filter(has_copies, merges))
+
     @staticmethod
     def drawn(page: Page, view: str) -> None:
         match view.split("/")[0]:
             case "#worker":
                 expect(page.locator("#worker-charts canvas")).to_have_count(2, timeout=PATIENCE_MS)
+            case "#merges":
+                expect(page.locator("#merges tr").first).to_be_visible(timeout=PATIENCE_MS)
+            case "#merge":
+                expect(page.locator("#merge-members tr").first).to_be_visible(timeout=PATIENCE_MS)
             case "#contributors":
                 expect(page.locator("#contributors tr").first).to_be_visible(timeout=PATIENCE_MS)
             case "#job":
@@ -541,6 +642,13 @@ class WithoutServices(unittest.TestCase):
         expect(page.get_by_role("status")).to_contain_text("The fleet is unknown: Redis", timeout=PATIENCE_MS)
         expect(page.locator("#now dd:not(.sub)")).to_have_text([re.compile("unknown")] * 8)
         self.assertEqual(green(page), [])
+
+
+def member(id: str, alone: float, contribution: float) -> dict[str, object]:
+    """Of a merge, on the same windows as the others."""
+    change = {"delta": alone, "stderr": abs(alone) / 10}
+    own = {"value": contribution, "stderr": abs(contribution) / 10, "ci95": [contribution - abs(contribution) / 5, contribution + abs(contribution) / 5]}
+    return {"id": id, "status": "scored", "weight": 0.25, "alone": change, "last": change, "contribution": own}
 
 
 def has_colour(figure: Locator, name: str) -> bool:

@@ -163,10 +163,46 @@ fn a_job_is_found_by_its_name_wherever_it_is() {
     // As a worker writes it when it begins.
     let mut redis = stack.redis.connection();
     let mark = stack.key("crash:job-1:7");
-    let _: u64 = redis::Commands::hset(&mut redis, mark, "w2/i2", "5").expect("a mark");
+    let _: u64 = redis::Commands::hset(&mut redis, mark, "w2/i2", "5 m3").expect("a mark");
     let running = &dashboard.answer("/job?id=job-1")["running"];
     assert_eq!(running["marks"][0]["worker"], "w2", "{running}");
     assert_eq!(running["marks"][0]["started_ms"], 5, "{running}");
+    assert_eq!(running["marks"][0]["member"], "m3", "{running}");
+}
+
+#[test]
+fn a_merge_is_shown_with_what_its_members_are_worth() {
+    let stack = Stack::shared();
+    let worker = stack.worker("w1");
+    worker.ready();
+    let dashboard = Dashboard::start(&stack, "127.0.0.1:0");
+    eventually_some(SOON, "it watches what goes by", || {
+        dashboard.told("now")?["watching_since_ms"].as_u64()
+    });
+    let (head, _) = dashboard.get("/merge?id=merge-1", "Host: localhost\r\n");
+    assert!(head.contains("404"), "{head}");
+    let aggregator = stack.aggregator();
+    aggregator.collect_results();
+    let mut job = honest_job("merge-1", "n");
+    let candidate = job["candidate"].take();
+    job.as_object_mut().expect("a job").remove("candidate");
+    job["kind"] = json!("merge");
+    job["members"] = ["one", "other"]
+        .map(|id| json!({"id": id, "candidate": candidate}))
+        .into();
+    aggregator.submit(&job);
+    let now = eventually_some(SOON, "the merge was seen", || {
+        dashboard.told("now").filter(|now| now["merges"] == 1)
+    });
+    assert_eq!(now["classes"], json!({"merged": 1}), "{now}");
+    let list = dashboard.answer("/merges");
+    assert_eq!(list["merges"][0]["submission_id"], "merge-1", "{list}");
+    let merge = dashboard.answer("/merge?id=merge-1");
+    let members = &merge["members"];
+    assert_eq!([&members[0]["id"], &members[1]["id"]], ["one", "other"]);
+    let contribution = |at: usize| &members[at]["contribution"]["value"];
+    assert_eq!(contribution(0), contribution(1), "{merge}");
+    assert_eq!(merge["measured"]["gap"]["large"], false, "{merge}");
 }
 
 #[test]

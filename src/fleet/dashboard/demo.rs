@@ -4,6 +4,7 @@
 mod device;
 mod job;
 mod line;
+mod merges;
 mod miners;
 mod opening;
 mod part;
@@ -52,6 +53,9 @@ const EVENTS: usize = 60;
 /// How long a job is retried until it fails.
 const RETRIED_S: f64 = 335.0;
 const FIRST_JOB: u64 = 1_000_000;
+/// Milliseconds between two merges, and in a small fleet, of which one takes much.
+const MERGE_MS: u64 = 15_000;
+const SMALL_MERGE_MS: u64 = 60_000;
 
 /// The fleet at one moment, and what has happened since the last one.
 #[derive(Debug)]
@@ -84,6 +88,9 @@ pub(super) struct Demo {
     /// Number of the next job.
     next_job: u64,
     next_incident_ms: u64,
+    /// Merges so far, and when the next one is sent.
+    merges: u64,
+    next_merge_ms: u64,
     /// Events so far.
     events: u64,
 }
@@ -112,6 +119,8 @@ impl Demo {
             dead: DEAD as u32,
             next_job: FIRST_JOB,
             next_incident_ms: at_ms + 2_000,
+            merges: 0,
+            next_merge_ms: at_ms,
             events: 0,
         };
         demo.begin_retries();
@@ -215,7 +224,7 @@ impl Demo {
             while let Some((job, answered)) = worker.done(*at_ms) {
                 let job = match job.fate {
                     Fate::Unavailable => line.retry(job, answered.at_ms),
-                    Fate::Measured | Fate::Scored | Fate::Ended(_) => Err(job),
+                    Fate::Measured | Fate::Scored | Fate::Merged(_) | Fate::Ended(_) => Err(job),
                 };
                 let Err(job) = job else { continue };
                 let seen = verdicts.answer(&job, &worker.record, answered, random);
@@ -234,6 +243,11 @@ impl Demo {
     /// Gives jobs to those that want some, one each in turn, beginning with another one each time.
     fn deal(&mut self) {
         let begin = self.random.random_range(0..self.workers.len().max(1));
+        let every_ms = if self.is_small() {
+            SMALL_MERGE_MS
+        } else {
+            MERGE_MS
+        };
         let Self {
             workers,
             line,
@@ -242,6 +256,8 @@ impl Demo {
             tide,
             at_ms,
             next_job,
+            merges,
+            next_merge_ms,
             ..
         } = self;
         let (before, after) = workers.split_at_mut(begin);
@@ -254,10 +270,16 @@ impl Demo {
             for worker in &mut wanting {
                 let job = match line.take() {
                     Some(Taken::Back(job)) => job,
-                    Some(Taken::Fresh { at_ms }) => {
+                    Some(Taken::Fresh { at_ms: arrived_ms }) => {
                         *next_job += 1;
-                        let epoch = tide.epoch(tide.moment(at_ms));
-                        Job::new(*next_job, (at_ms, epoch), &verdicts.miners, random)
+                        let arrival = (arrived_ms, tide.epoch(tide.moment(arrived_ms)));
+                        if *at_ms >= *next_merge_ms {
+                            *next_merge_ms = *at_ms + every_ms;
+                            *merges += 1;
+                            Job::merge(*next_job, arrival, *merges - 1)
+                        } else {
+                            Job::new(*next_job, arrival, &verdicts.miners, random)
+                        }
                     }
                     None => return,
                 };

@@ -4,7 +4,8 @@ use rand::Rng;
 use rand::rngs::StdRng;
 
 use super::job::{Fate, Job};
-use super::verdicts::{Answered, normal};
+use super::merges;
+use super::verdicts::{Answered, WINDOWS, normal};
 use crate::protocol::result::Timings;
 
 /// Jobs that a worker holds at most.
@@ -152,6 +153,15 @@ pub(super) fn stages(fate: Fate, pace_ms: f64, random: &mut StdRng) -> Timings {
             restore,
             ..none
         },
+        Fate::Merged(scene) => {
+            let windows = merges::WINDOWS as f64 / WINDOWS as f64;
+            Timings {
+                fetch,
+                decode,
+                forward: forward * windows * scene.passes() as f64,
+                ..none
+            }
+        }
         Fate::Ended(_) => Timings {
             fetch,
             decode,

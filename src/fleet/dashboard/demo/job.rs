@@ -3,6 +3,7 @@
 use rand::Rng;
 use rand::rngs::StdRng;
 
+use super::merges::Scene;
 use super::miners::{self, Habit, Miner};
 use crate::protocol::failure::Code;
 
@@ -22,6 +23,8 @@ pub(super) enum Fate {
     Measured,
     /// The candidate is scored.
     Scored,
+    /// Candidates are merged.
+    Merged(Scene),
     /// It ends without a score.
     Ended(Code),
     /// The candidate cannot be fetched, and the job is retried.
@@ -63,11 +66,25 @@ impl Job {
         }
     }
 
+    /// The merge with this number, with the number of the next job.
+    pub(super) fn merge(number: u64, (arrived_ms, epoch): (u64, u64), merge: u64) -> Self {
+        Self {
+            number,
+            miner: 0,
+            epoch,
+            arrived_ms,
+            attempt: 1,
+            redelivered: false,
+            fate: Fate::Merged(Scene::of(merge)),
+        }
+    }
+
     /// Its name; miners' names may have characters that names of jobs must not.
     pub(super) fn submission_id(&self) -> String {
         let (epoch, number) = (self.epoch, self.number);
         match self.fate {
             Fate::Measured => format!("validation.epoch-{epoch}.{number}"),
+            Fate::Merged(_) => format!("merge.epoch-{epoch}.{number}"),
             Fate::Scored | Fate::Ended(_) | Fate::Unavailable => {
                 format!("miner-{:02}.epoch-{epoch}.{number}", self.miner + 1)
             }

@@ -3,6 +3,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::*;
 use crate::protocol::encoding::Encoding;
 use crate::protocol::heartbeat::Record;
+use crate::protocol::job::Kind;
+use crate::protocol::merge::MergeMember;
 use crate::protocol::names::is_submission_id;
 use crate::protocol::state::State;
 
@@ -290,6 +292,51 @@ fn two_miners_send_copies_and_nobody_else_does() {
 }
 
 #[test]
+fn merges_have_copies_a_large_gap_and_members_that_are_left_out() {
+    for (workers, seconds) in [(3, 400), (100, 120)] {
+        let mut demo = Demo::new(workers, START);
+        let (mut copies, mut large, mut left_out, mut refused) = (0, 0, 0, 0);
+        let results = play(&mut demo, seconds).flat_map(|moment| moment.results);
+        for result in results.map(|seen| seen.result) {
+            let body = match (result.kind, &result.body) {
+                (Kind::Merge, Body::Merge(body)) => body,
+                (Kind::Merge, Body::Error { error }) => {
+                    assert_eq!(error.detail["members"][0]["id"], "miner-19");
+                    refused += 1;
+                    continue;
+                }
+                (Kind::Merge | Kind::Score | Kind::Validate, _) => continue,
+            };
+            assert!(body.members.is_sorted_by(|a, b| a.id < b.id));
+            assert!(body.members.iter().all(|m| is_submission_id(&m.id)));
+            let measured = body
+                .members
+                .iter()
+                .filter_map(|m| Some((m, m.contribution?)));
+            let sum: f64 = measured.clone().map(|(_, own)| own.value).sum();
+            assert!((sum + body.gap.value - body.joint.delta).abs() < 1e-12);
+            let largest = measured
+                .clone()
+                .map(|(_, own)| own.value)
+                .fold(0.0, f64::max);
+            let beyond = body.gap.value.abs() > 0.03 * largest;
+            let clear = body.gap.value.abs() > 2.0 * body.gap.stderr.unwrap();
+            assert_eq!(body.gap.large, beyond && clear);
+            assert_eq!(body.passes, 2 * measured.clone().count() as u64 + 1);
+            let falls = |m: &MergeMember, own: f64| own < 0.5 * m.alone.unwrap().delta.abs();
+            let fallen =
+                measured.filter(|(m, own)| m.alone.unwrap().delta > 1e-4 && falls(m, own.value));
+            let fallen: Vec<&str> = fallen.map(|(m, _)| m.id.as_str()).collect();
+            copies += usize::from(fallen == ["miner-03", "miner-11", "miner-17"]);
+            large += usize::from(body.gap.large);
+            left_out += usize::from(body.members.iter().any(|m| m.error.is_some()));
+        }
+        let seen = [copies, large, left_out, refused];
+        assert!(seen.iter().all(|seen| *seen > 0), "{workers}: {seen:?}");
+    }
+}
+
+#[test]
 fn miners_differ_and_some_have_hostile_names() {
     let mut demo = Demo::new(100, START);
     let mut seen: BTreeMap<String, BTreeSet<&str>> = BTreeMap::new();
@@ -303,7 +350,7 @@ fn miners_differ_and_some_have_hostile_names() {
                     Some(_) | None => "unclear",
                 },
                 Body::Loss(_) => "validated",
-                Body::Merge(_) => panic!("the demonstration has no merges"),
+                Body::Merge(_) => "merged",
                 Body::Error { error } => error.code.as_str(),
             };
             seen.entry(miner(result)).or_default().insert(verdict);
@@ -319,6 +366,7 @@ fn miners_differ_and_some_have_hostile_names() {
         ("miner-14", "candidate_unavailable"),
         ("<b>miner</b>", "better"),
         ("", "validated"),
+        ("", "merged"),
     ] {
         assert!(seen[name].contains(verdict), "{name}: {:?}", seen[name]);
     }

@@ -9,6 +9,7 @@ use sha2::{Digest, Sha256};
 
 use super::SeenResult;
 use super::job::{Fate, Job};
+use super::merges;
 use super::miners::{Habit, LEADER, Miner, miners};
 use crate::fleet::dashboard::roster::keep;
 use crate::protocol::failure::{Code, Failure, Status};
@@ -22,10 +23,10 @@ use crate::protocol::result::{
 /// The loss of the model, nats per target.
 pub(super) const LOSS: f64 = 2.8714;
 /// Windows of a job, and targets of a window.
-const WINDOWS: u64 = 64;
-const TARGETS: u64 = 1024;
+pub(super) const WINDOWS: u64 = 64;
+pub(super) const TARGETS: u64 = 1024;
 /// What an honest update gains as a rule.
-const GAIN: f64 = 8e-4;
+pub(super) const GAIN: f64 = 8e-4;
 /// Weights that an update changes, of each bin of its sketch.
 const PER_BIN: u64 = 60_000;
 /// Who copies takes this long.
@@ -35,7 +36,7 @@ const LEADING: usize = 1000;
 /// Places in which the sketch of a copy differs.
 const TOUCHED: usize = 3;
 
-type Sketch = [u64; SKETCH_BINS];
+pub(super) type Sketch = [u64; SKETCH_BINS];
 
 /// What miners have sent, and what is found about it.
 #[derive(Debug)]
@@ -83,11 +84,11 @@ impl Verdicts {
         random: &mut StdRng,
     ) -> SeenResult {
         let (status, body) = self.body(job, worker, answered, random);
-        let stored = body_may_be_stored(&body);
         let result = ResultMessage {
             v: V1,
             kind: match job.fate {
                 Fate::Measured => Kind::Validate,
+                Fate::Merged(_) => Kind::Merge,
                 Fate::Scored | Fate::Ended(_) | Fate::Unavailable => Kind::Score,
             },
             submission_id: job.submission_id(),
@@ -105,9 +106,9 @@ impl Verdicts {
         };
         SeenResult {
             at_ms: answered.at_ms,
-            result,
-            key: stored.then(|| hex_of::<32>(random)),
+            key: result.may_be_stored().then(|| hex_of::<32>(random)),
             trace_id: trace_id(random),
+            result,
         }
     }
 
@@ -115,7 +116,7 @@ impl Verdicts {
         let epoch = ("epoch_id".into(), job.epoch.into());
         let name = || self.miners[job.miner].name.as_str().into();
         Value::Map(match job.fate {
-            Fate::Measured => vec![epoch],
+            Fate::Measured | Fate::Merged(_) => vec![epoch],
             Fate::Scored | Fate::Ended(_) | Fate::Unavailable => {
                 vec![("miner_id".into(), name()), epoch]
             }
@@ -142,6 +143,11 @@ impl Verdicts {
             Fate::Scored => {
                 let score = self.score(job, worker, answered, random);
                 (Status::Scored, Body::Score(Box::new(score)))
+            }
+            Fate::Merged(scene) => {
+                let plan = merges::plan(job.epoch);
+                let says = (worker, plan, answered.timings);
+                merges::answer(scene, &self.miners, says, random)
             }
             Fate::Ended(code) => ended(code, random),
             Fate::Unavailable => ended(Code::CandidateUnavailable, random),
@@ -216,13 +222,6 @@ impl Verdicts {
     }
 }
 
-fn body_may_be_stored(body: &Body) -> bool {
-    match body {
-        Body::Score(_) | Body::Loss(_) | Body::Merge(_) => true,
-        Body::Error { error } => error.code.proven_by_candidate(),
-    }
-}
-
 fn ended(code: Code, random: &mut StdRng) -> (Status, Body) {
     let error = Failure::new(code, message(code, random)).to_error();
     (code.status(), Body::Error { error })
@@ -265,7 +264,7 @@ const MESSAGES: [(Code, &str); 6] = [
     ),
 ];
 
-fn facts(sketch: &Sketch, random: &mut StdRng) -> CandidateFacts {
+pub(super) fn facts(sketch: &Sketch, random: &mut StdRng) -> CandidateFacts {
     let entries = PER_BIN * SKETCH_BINS as u64 + random.random_range(0..100_000);
     CandidateFacts {
         sha256: hex_of::<32>(random),
@@ -278,7 +277,7 @@ fn facts(sketch: &Sketch, random: &mut StdRng) -> CandidateFacts {
 }
 
 /// Of weights that nobody else has chosen.
-fn sketch(random: &mut StdRng) -> Sketch {
+pub(super) fn sketch(random: &mut StdRng) -> Sketch {
     std::array::from_fn(|_| random.random_range(0..(1_u64 << 53) / PER_BIN))
 }
 

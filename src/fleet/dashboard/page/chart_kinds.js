@@ -17,7 +17,7 @@ export const throughput = {
   told: ({ now, columns, range }) => now.unknown ? "unknown" : `${rate(now.totals.jobs_per_s)} jobs/s now; maximum ${rate(largest([...(columns?.jobs_per_s ?? []), now.totals.jobs_per_s]))} in ${range.title}`,
 };
 
-const CLASSES = [["better", "good"], ["unclear", "neutral"], ["worse", "series-2"], ["validated", "series-1"], ["rejected", "series-3"], ["failed", "bad"]];
+const CLASSES = [["better", "good"], ["unclear", "neutral"], ["worse", "series-2"], ["validated", "series-1"], ["merged", "series-5"], ["rejected", "series-3"], ["failed", "bad"]];
 const WORDS = { rejected: "refused" };
 /** Seconds per bar, by range. */
 const BAR = { "10m": 10, "1h": 60, "8h": 600, "1d": 1800 };

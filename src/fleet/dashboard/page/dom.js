@@ -77,9 +77,10 @@ export function showFacts(list, pairs) {
   });
 }
 
-/** A table row's cells, in place. A cell is a text or {text, class, href}. */
+/** A table row's cells, in place. A cell is a text or {text, class, href}; null leaves it as it is. */
 export function showCells(row, cells) {
   cells.forEach((cell, at) => {
+    if (cell === null) return;
     setAttribute(row.children[at], "class", cell.class ?? null);
     fill(row.children[at], cell);
   });

@@ -45,10 +45,13 @@ export function bytes(value) {
 export function signed(value, digits = 3) {
   if (missing(value)) return NONE;
   if (value === 0) return "0";
-  const size = Math.abs(value);
-  const text = size >= 1e-3 && size < 1e4 ? size.toPrecision(digits) : size.toExponential(digits - 1);
-  return `${value < 0 ? "−" : "+"}${text}`;
+  return `${value < 0 ? "−" : "+"}${amount(Math.abs(value), digits)}`;
 }
+
+const amount = (size, digits) => (size === 0 || (size >= 1e-3 && size < 1e4) ? size.toPrecision(digits) : size.toExponential(digits - 1));
+
+/** A value and its standard error, if there is one. */
+export const measured = (value, stderr) => (missing(stderr) ? signed(value) : `${signed(value)} ± ${amount(Math.abs(stderr), 2)}`);
 
 export const interval = (low, high) => (missing(low) || missing(high) ? "no interval" : `${signed(low)} to ${signed(high)}`);
 

@@ -3,7 +3,7 @@
 import { ask } from "./connection.js";
 import { Keyed, byId, element, setAttribute, setText, showFacts } from "./dom.js";
 import { age, capital, clock, count, milliseconds, plural } from "./format.js";
-import { workerLink } from "./lists.js";
+import { mergeLink, workerLink } from "./lists.js";
 
 const EVERY_MS = 5000;
 const NO_REASON = "without a reason";
@@ -47,7 +47,7 @@ export class JobView {
     const since = (what) => (job.watching_since_ms ? `${what} since ${clock(job.watching_since_ms)}, when the dashboard began to watch.` : unwatched);
     this.says(job);
     note("job-verdicts", job.verdicts, since("None seen"));
-    this.verdicts.show(job.verdicts, ({ at_ms, key, attempt, worker }) => `${at_ms} ${key} ${attempt} ${worker}`, showVerdict);
+    this.verdicts.show(job.verdicts, ({ at_ms, key, attempt, worker }) => `${at_ms} ${key} ${attempt} ${worker}`, (card, seen) => showVerdict(card, seen, this.id));
     this.showStored(job.stored);
     this.showMarks(job.running);
     note("job-parked", job.parked, since("Not seen among the dead-lettered jobs"));
@@ -76,11 +76,18 @@ export class JobView {
     const words = { found: "", absent: "No worker computes it now.", unknown: `Unknown: ${running.why}.` };
     setText(byId("job-running-none"), words[running.state]);
     byId("job-running-none").hidden = running.state === "found";
-    this.marks.show(running.marks ?? [], ({ worker, incarnation }) => `${worker} ${incarnation}`, (item, { worker, started_ms }) => {
-      setAttribute(item.firstElementChild, "href", workerLink(worker));
-      setText(item.firstElementChild, worker);
-      setText(item.lastElementChild, `has been computing it ${this.now ? `for ${age(this.now - started_ms)}` : `since ${clock(started_ms)}`}`);
+    this.marks.show(running.marks ?? [], ({ worker, incarnation }) => `${worker} ${incarnation}`, (item, mark) => {
+      setAttribute(item.firstElementChild, "href", workerLink(mark.worker));
+      setText(item.firstElementChild, mark.worker);
+      setText(item.lastElementChild, this.doing(mark));
     });
+  }
+
+  /** Of a merge, also the member that is measured by itself. */
+  doing({ dead, started_ms, member }) {
+    if (dead) return `was counted as dead while it computed it${member === null ? "" : `; it measured ${member}`}`;
+    const since = started_ms === null ? "" : this.now ? ` for ${age(this.now - started_ms)}` : ` since ${clock(started_ms)}`;
+    return `has been computing it${since}${member === null ? "" : `; measures ${member}`}`;
   }
 }
 
@@ -91,12 +98,12 @@ function note(name, items, text) {
   byId(`${name}-none`).hidden = items.length > 0;
 }
 
-function showVerdict(card, seen) {
+function showVerdict(card, seen, id) {
   setText(card.firstElementChild, `${seen.verdict ?? seen.code ?? seen.status} · ${clock(seen.at_ms)}`);
   setAttribute(card.firstElementChild, "class", `verdict ${seen.verdict ?? seen.status}`);
   const timings = Object.entries(seen.timings_ms ?? {}).filter(([, ms]) => ms !== null).map(([stage, ms]) => `${stage} ${milliseconds(ms)}`);
   showFacts(card.lastElementChild, [
-    ["Status", seen.status], ["Kind", seen.kind], ["Code", seen.code, "code"], ["Message", seen.message, "across"],
+    ["Status", seen.status], ["Kind", seen.kind], ["Members", seen.kind === "merge" ? { text: "what each is worth", href: mergeLink(id) } : null], ["Code", seen.code, "code"], ["Message", seen.message, "across"],
     ["Retry helps", seen.retryable === null || seen.retryable === undefined ? null : seen.retryable ? "perhaps" : "no"],
     ["Stopped early", stoppedFact(seen), "across"], ["Delta", seen.delta],
     ["95 % interval", seen.ci95 ? seen.ci95.join(" to ") : seen.delta === null || seen.delta === undefined ? null : "none"], ["Score", seen.score], ["Loss", seen.loss],

@@ -4,6 +4,7 @@ import { Keyed, byId, element, setAttribute, setText } from "./dom.js";
 import { clock, count, machineTime } from "./format.js";
 
 export const jobLink = (id) => `#job/${encodeURIComponent(id)}`;
+export const mergeLink = (id) => `#merge/${encodeURIComponent(id)}`;
 export const workerLink = (id) => `#worker/${encodeURIComponent(id)}`;
 
 /** A line of a list: when, then texts and links ({text, href}). */
@@ -36,7 +37,7 @@ export const showParked = (jobs) => showLines("parked", [...jobs].reverse().map(
 
 const bars = new Keyed(byId("verdicts"), () => element("li", {}, element("span"), element("span", { class: "track", "aria-hidden": "true" }, element("span")), element("span", { class: "number" })));
 const GOOD = new Set(["better", "validated"]);
-const MEASURED = new Set([...GOOD, "worse", "unclear"]);
+const MEASURED = new Set([...GOOD, "worse", "unclear", "merged"]);
 
 export function showOutcomes({ watching_since_ms: since, unwatched, verdicts, classes, queues }) {
   setText(byId("verdicts-since"), since ? `since ${clock(since)}` : `results are not visible: ${unwatched ?? "not connected yet"}`);

@@ -13,6 +13,8 @@ import { FleetMap } from "./fleet_map.js";
 import { count } from "./format.js";
 import { JobView } from "./job_view.js";
 import { showEvents, showOutcomes, showParked, jobLink } from "./lists.js";
+import { MergeView } from "./merge_view.js";
+import { MergesView } from "./merges_view.js";
 import { News } from "./news.js";
 import { Router } from "./router.js";
 import { headline, say } from "./status_line.js";
@@ -29,7 +31,7 @@ const charts = KINDS.map((kind) => new Chart(byId("charts"), kind));
 const deltas = new Deltas(byId("charts"));
 const timeline = new Timeline(() => showCharts());
 const news = new News((changed) => showNews(changed));
-const views = { worker: new WorkerView(), job: new JobView(), contributors: new ContributorsView() };
+const views = { worker: new WorkerView(), job: new JobView(), contributors: new ContributorsView(), merges: new MergesView(), merge: new MergeView() };
 const router = new Router(views);
 let percentile = "p95";
 

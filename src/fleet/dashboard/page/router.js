@@ -1,14 +1,16 @@
-// The address says which view is shown: # the fleet, #worker/ID, #job/ID, #contributors.
+// The address says which view is shown: # the fleet, #worker/ID, #job/ID, #contributors, #merges, #merge/ID.
 
 import { byId, setAttribute } from "./dom.js";
 
 const TITLE = "scorer";
+const OF_ONE = ["worker", "job", "merge"];
+const OF_ALL = { fleet: null, contributors: "Contributors", merges: "Merges" };
 
 function parsed(hash) {
   const [name, ...rest] = hash.replace(/^#/, "").split("/");
   const id = decoded(rest.join("/"));
-  if ((name === "worker" || name === "job") && id !== "") return { name, id };
-  return { name: name === "contributors" ? name : "fleet", id: null };
+  if (OF_ONE.includes(name) && id !== "") return { name, id };
+  return { name: Object.hasOwn(OF_ALL, name) ? name : "fleet", id: null };
 }
 
 function decoded(text) {
@@ -19,12 +21,16 @@ function decoded(text) {
   }
 }
 
+/** The view that Escape leads to. */
+const above = (name) => (name === "merge" ? "merges" : "fleet");
+
 export class Router {
   /** A view has `open(id)`, `tick(now)` and `close()`. */
   constructor(views) {
     this.views = views;
     this.at = { name: "fleet", id: null };
-    this.opener = null;
+    /** What led away from a view, by its name. */
+    this.openers = {};
   }
 
   start() {
@@ -34,26 +40,28 @@ export class Router {
 
   go(moved) {
     const to = parsed(location.hash);
-    this.views[this.at.name]?.close();
-    // The focus comes back to what led away from the fleet.
-    if (this.at.name === "fleet" && to.name !== "fleet") this.opener = document.activeElement;
+    const from = this.at.name;
+    this.views[from]?.close();
+    if (to.name !== from) this.openers[from] = document.activeElement;
     this.at = to;
     for (const name of ["fleet", ...Object.keys(this.views)]) byId(`view-${name}`).hidden = name !== to.name;
-    for (const name of ["fleet", "contributors"]) setAttribute(byId(`nav-${name}`), "aria-current", name === to.name ? "page" : null);
+    for (const name of Object.keys(OF_ALL)) setAttribute(byId(`nav-${name}`), "aria-current", name === to.name ? "page" : null);
     this.views[to.name]?.open(to.id);
-    document.title = to.name === "fleet" ? TITLE : `${to.id ?? "Contributors"} · ${TITLE}`;
-    if (moved) this.focus(to.name);
+    document.title = to.name === "fleet" ? TITLE : `${to.id ?? OF_ALL[to.name]} · ${TITLE}`;
+    if (moved) this.focus(to.name, from);
   }
 
-  focus(name) {
-    const back = name === "fleet" && this.opener?.isConnected && this.opener !== document.body ? this.opener : null;
+  /** On the way back the focus comes to what led away. */
+  focus(name, from) {
+    const opener = this.openers[name];
+    const back = (name === "fleet" || above(from) === name) && opener?.isConnected && opener !== document.body ? opener : null;
     if (back === null) window.scrollTo(0, 0);
     (back ?? byId(`${name}-title`)).focus();
-    if (name === "fleet") this.opener = null;
+    delete this.openers[name];
   }
 
   back() {
-    if (this.at.name !== "fleet") location.hash = "";
+    if (this.at.name !== "fleet") location.hash = above(this.at.name) === "fleet" ? "" : above(this.at.name);
   }
 
   tick(now) {
