@@ -48,7 +48,10 @@ export function signed(value, digits = 3) {
   return `${value < 0 ? "−" : "+"}${amount(Math.abs(value), digits)}`;
 }
 
-const amount = (size, digits) => (size === 0 || (size >= 1e-3 && size < 1e4) ? size.toPrecision(digits) : size.toExponential(digits - 1));
+function amount(size, digits) {
+  if (size === 0) return "0";
+  return size >= 1e-3 && size < 1e4 ? size.toPrecision(digits) : size.toExponential(digits - 1);
+}
 
 /** A value and its standard error, if there is one. */
 export const measured = (value, stderr) => (missing(stderr) ? signed(value) : `${signed(value)} ± ${amount(Math.abs(stderr), 2)}`);

@@ -53,8 +53,8 @@ export class MergesView {
 
 function said(merges, since, unwatched) {
   if (!since && merges.length === 0) return `Unknown: results are not visible: ${unwatched ?? "not connected yet"}.`;
-  const when = since ? `since ${clock(since)}, when the dashboard began to watch` : `; results are not visible now: ${unwatched ?? "not connected yet"}`;
-  if (merges.length === 0) return `No merge was seen ${when}.`;
+  const when = since ? `seen since ${clock(since)}, when the dashboard began to watch` : `seen; results are not visible now: ${unwatched ?? "not connected yet"}`;
+  if (merges.length === 0) return `No merge was ${when}.`;
   const large = merges.filter(({ large_gap: is }) => is).length;
   return `The last ${plural(merges.length, "merge")} ${when}.${large > 0 ? ` ${count(large)} with a large gap.` : ""}`;
 }
@@ -64,7 +64,7 @@ const many = (value) => ({ text: count(value), class: value === 0 ? "number zero
 function cells({ at_ms, submission_id, status, verdict, members, left_out, joint, large_gap, worker }) {
   return [
     { text: submission_id, href: mergeLink(submission_id) }, clock(at_ms), { text: verdict, class: status === "scored" ? null : "code" },
-    many(members), many(left_out), { text: joint ? signed(joint.delta) : "", class: "number" },
+    joint ? many(members) : "", many(left_out), { text: joint ? signed(joint.delta) : "", class: "number" },
     joint ? interval(...(joint.ci95 ?? [])) : "", large_gap === null ? "" : { text: large_gap ? "large" : "small", class: large_gap ? "warn" : "quiet" },
     { text: worker, href: workerLink(worker) },
   ];
