@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 use testkit::case::{honest, honest_job};
+use testkit::encoding::Encoding;
 use testkit::process::Group;
 use testkit::program::scorer;
 use testkit::stack::Stack;
@@ -190,7 +191,7 @@ fn a_merge_is_shown_with_what_its_members_are_worth() {
     job["members"] = ["one", "other"]
         .map(|id| json!({"id": id, "candidate": candidate}))
         .into();
-    aggregator.submit(&job);
+    aggregator.submit_as(&job, Encoding::Json, |properties| properties);
     let now = eventually_some(SOON, "the merge was seen", || {
         dashboard.told("now").filter(|now| now["merges"] == 1)
     });
