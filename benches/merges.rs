@@ -16,11 +16,11 @@ use rand::{Rng, SeedableRng};
 use scorer::candidate::{TensorUpdate, Update};
 use scorer::config::{Config, Layers};
 use scorer::engine::Engine;
-use scorer::engine::coalition::Member;
+use scorer::engine::coalition::{Member, Source};
 use scorer::engine::merge::{Merge, Merged};
 use scorer::model::package::Package;
 use scorer::model::plan::Plan;
-use scorer::protocol::job::Rule;
+use scorer::protocol::job::{Format, Rule};
 use scorer::protocol::merge::OnRejected;
 use scorer::selftest::synthetic_model::{HUNDRED_MILLION, make};
 use testkit::package::sound;
@@ -61,6 +61,11 @@ fn members(package: &Package, count: usize) -> Vec<Member> {
         });
         Member {
             id: format!("{at:02}"),
+            source: Source {
+                sha256: [u8::try_from(at).expect("fewer than 256"); 32],
+                format: Format::Safetensors,
+                compression: None,
+            },
             update: Update {
                 tensors: tensors.collect(),
                 versions: None,

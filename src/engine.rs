@@ -233,6 +233,18 @@ pub struct Engine {
 }
 
 impl Engine {
+    /// Notes progress beside the runs, of work that may take long.
+    ///
+    /// # Errors
+    /// When it was ended from outside.
+    fn goes_on(&self) -> Result<(), Failure> {
+        self.progress.moved();
+        match self.session.terminator.is_terminated() {
+            true => Err(Failure::new(Code::InferenceFailed, "the work was ended")),
+            false => Ok(()),
+        }
+    }
+
     /// Lets this terminator end all runs from now on.
     pub fn obey(&mut self, terminator: Terminator) {
         self.session.terminator = terminator;

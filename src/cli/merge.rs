@@ -60,7 +60,9 @@ pub(super) fn named(id: &str) -> Result<String, String> {
 
 /// Parses `ID=FILE|URL[:WEIGHT]`.
 pub(super) fn member(text: &str) -> Result<MemberArg, String> {
-    let (id, rest) = text.split_once('=').ok_or("must be ID=FILE[:WEIGHT]")?;
+    let (id, rest) = text
+        .split_once('=')
+        .ok_or("must be ID=PLACE[:WEIGHT], as in a=a.json:0.25")?;
     let id = named(id)?;
     let after_colon = rest.rsplit_once(':');
     let weighted =

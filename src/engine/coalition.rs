@@ -11,7 +11,7 @@ use crate::candidate::{TensorUpdate, Update};
 use crate::model::package::Package;
 use crate::model::tensor::{Dtype, round_once};
 use crate::protocol::failure::Failure;
-use crate::protocol::job::Rule;
+use crate::protocol::job::{Compression, Format, Rule};
 
 /// Entries of a tensor that are summed at a time: what they need stays in the processor's cache, and a tensor needs no
 /// memory beside its own entries.
@@ -22,6 +22,8 @@ const BLOCK: usize = 1 << 12;
 pub struct Member {
     /// Names it; members are summed in ascending order.
     pub id: String,
+    /// What it was decoded from.
+    pub source: Source,
     /// What it changes.
     pub update: Update,
     /// How its values change the weights.
@@ -30,11 +32,21 @@ pub struct Member {
     pub weight: f64,
 }
 
+/// What decides which update comes of bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Source {
+    /// Of the bytes.
+    pub sha256: [u8; 32],
+    /// The container.
+    pub format: Format,
+    /// Compression of the whole body.
+    pub compression: Option<Compression>,
+}
+
 impl Member {
-    /// Whether the other, whatever its id, changes every weight alike.
+    /// Whether the other, whatever its id, is the same candidate with the same weight. Looks at no entry: there may be many.
     pub fn equals(&self, other: &Self) -> bool {
-        (self.rule, self.weight) == (other.rule, other.weight)
-            && self.update.tensors == other.update.tensors
+        (self.source, self.rule, self.weight) == (other.source, other.rule, other.weight)
     }
 
     fn rest_of(&self, tensor: usize) -> Option<Rest<'_>> {
@@ -61,10 +73,18 @@ impl Member {
     }
 }
 
-/// How many of the members differ from all others.
-pub fn different(members: &[Member]) -> usize {
+/// The most passes that a merge may need: each member alone, all together, and all but each, where no two of these are
+/// the same.
+pub fn most_passes(members: &[Member]) -> u32 {
     let is_first = |at: usize| !members[..at].iter().any(|other| other.equals(&members[at]));
-    (0..members.len()).filter(|at| is_first(*at)).count()
+    let different = (0..members.len()).filter(|at| is_first(*at)).count();
+    let different = u32::try_from(different).unwrap_or(u32::MAX);
+    match members.len() {
+        0 | 1 => 1,
+        // Without one, the other is alone.
+        2 => different + 1,
+        _ => different.saturating_mul(2).saturating_add(1),
+    }
 }
 
 /// The entries of a member in a tensor that are not summed yet.
@@ -124,14 +144,21 @@ impl Block {
 /// The weights that differ once these members, in ascending order of their ids, are applied together: at most as many
 /// as they have entries.
 ///
+/// `step` hears of each tensor before it is summed, and may end it.
+///
 /// # Errors
-/// `candidate_non_finite` when an updated weight is not finite.
-pub fn patches(package: &Package, members: &[&Member]) -> Result<Patches, Failure> {
+/// `candidate_non_finite` when an updated weight is not finite; that of `step`.
+pub fn patches(
+    package: &Package,
+    members: &[&Member],
+    step: &dyn Fn() -> Result<(), Failure>,
+) -> Result<Patches, Failure> {
     let touched = members.iter().flat_map(|member| &member.update.tensors);
     let touched: BTreeSet<usize> = touched.map(|touched| touched.tensor).collect();
     let mut block = Block::new();
     let mut patches = Vec::new();
     for tensor in touched {
+        step()?;
         let patch = patch(package, tensor, members, &mut block)?;
         patches.extend(patch.is_effective().then_some(patch));
     }
@@ -194,4 +221,4 @@ pub fn fingerprint(patches: &Patches) -> [u8; 32] {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -22,8 +22,8 @@ pub struct Passes {
     pub most: u64,
 }
 
-/// Hears of each pass before it runs, and of the members that it applies: one that is measured alone, or several. An error
-/// ends the merge.
+/// Hears of each pass before its weights are summed, whether it then runs or not, and of the members that it applies: one
+/// that is measured alone, or several. An error ends the merge.
 pub type Between<'a> = &'a mut dyn FnMut(Passes, &[&Member]) -> Result<(), Failure>;
 
 /// A member that was measured.
@@ -73,7 +73,13 @@ impl Engine {
     ) -> Result<Merge, Failure> {
         self.while_memory_lasts(plan, |engine, batch| {
             let _busy = engine.progress.begin();
-            let mut runs = Runs::new(engine, plan, batch, coalition::different(members), between)?;
+            let mut runs = Runs::new(
+                engine,
+                plan,
+                batch,
+                coalition::most_passes(members),
+                between,
+            )?;
             runs.merge(members, on_rejected)
         })
     }
@@ -100,7 +106,7 @@ impl<'a> Runs<'a> {
         engine: &'a mut Engine,
         plan: &'a Plan,
         batch: usize,
-        different: usize,
+        most: u32,
         between: Between<'a>,
     ) -> Result<Self, Failure> {
         let began = std::time::Instant::now();
@@ -114,7 +120,7 @@ impl<'a> Runs<'a> {
             known: HashMap::new(),
             passes: Passes {
                 done: 0,
-                most: 2 * different as u64 + 1,
+                most: most.into(),
             },
             times: Timings {
                 forward: began.elapsed().as_secs_f64() * 1e3,
@@ -208,7 +214,10 @@ impl<'a> Runs<'a> {
 
     /// The losses of these members, which are in ascending order of their ids.
     fn losses(&mut self, members: &[&Member]) -> Result<Losses, Failure> {
-        let patches = coalition::patches(&self.engine.package, members)?;
+        // Before the sums: where many passes need not run, these may take longer than those that do.
+        (self.between)(self.passes, members)?;
+        let engine = &self.engine;
+        let patches = coalition::patches(&engine.package, members, &|| engine.goes_on())?;
         let effective = patches.effective_entries;
         if effective == 0 {
             return Ok((Arc::clone(&self.before), 0));
@@ -217,7 +226,6 @@ impl<'a> Runs<'a> {
         if let Some(known) = self.known.get(&fingerprint) {
             return Ok((Arc::clone(known), effective));
         }
-        (self.between)(self.passes, members)?;
         let Patched { after, laps, .. } =
             self.engine
                 .run_patched(&patches, self.plan, self.batch, &self.before, None)?;

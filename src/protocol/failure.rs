@@ -199,8 +199,23 @@ pub struct ErrorBody {
     pub detail: Map<String, Value>,
 }
 
+impl ErrorBody {
+    /// Whether the candidate's bytes prove it; of a merge, those of every member that its detail names, because one that
+    /// was only away might have changed it.
+    pub fn is_proven(&self) -> bool {
+        let members = self.detail.get("members").and_then(Value::as_array);
+        let mut codes = members.into_iter().flatten().map(|member| &member["code"]);
+        let proven = |code: &Value| {
+            let code = serde_json::from_value::<Code>(code.clone());
+            code.is_ok_and(Code::proven_by_candidate)
+        };
+        self.code.proven_by_candidate() && codes.all(proven)
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
     use strum::VariantArray as _;
 
     use super::*;
@@ -260,6 +275,27 @@ mod tests {
         for (code, word, ..) in CONTRACT {
             assert_eq!(serde_json::to_value(code).unwrap(), word);
             assert_eq!(serde_json::from_value::<Code>(word.into()).unwrap(), code);
+        }
+    }
+
+    #[test]
+    fn a_merge_is_refused_for_good_where_the_bytes_of_all_that_were_left_out_prove_why() {
+        let refused = |codes: &[&str]| {
+            let members: Vec<Value> = codes
+                .iter()
+                .map(|code| json!({"id": "m", "code": code}))
+                .collect();
+            let failure = Failure::new(Code::CandidateEmpty, "x").with("members", members);
+            failure.to_error().is_proven()
+        };
+        assert!(refused(&[]));
+        assert!(refused(&["candidate_empty", "non_finite_loss"]));
+        for unproven in [
+            "candidate_unavailable",
+            "candidate_too_large",
+            "of_the_future",
+        ] {
+            assert!(!refused(&["candidate_empty", unproven]), "{unproven}");
         }
     }
 }

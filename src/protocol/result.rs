@@ -148,7 +148,7 @@ impl ResultMessage {
         match &self.body {
             Body::Score(_) | Body::Loss(_) => true,
             Body::Merge(body) => body.may_be_stored(),
-            Body::Error { error } => error.code.proven_by_candidate(),
+            Body::Error { error } => error.is_proven(),
         }
     }
 }

@@ -58,10 +58,10 @@ impl Length {
         }
     }
 
-    /// Of a merge on a plan of so many windows: so many of its members are different.
-    pub fn of_merge(windows: usize, members: usize) -> Self {
+    /// Of a merge on a plan of so many windows.
+    pub fn of_merge(windows: usize, passes: u32) -> Self {
         Self {
-            passes: count(members).saturating_mul(2).saturating_add(1),
+            passes,
             ..Self::of(windows, false)
         }
     }
@@ -193,6 +193,19 @@ impl DevicePermit<'_> {
             self.ticket.computed();
         }
         Ok(evaluation)
+    }
+
+    /// Says how long the job is, where that was not known when it entered.
+    ///
+    /// # Errors
+    /// When that would be too long.
+    pub fn resize(&self, length: Length, longest: Duration) -> Result<(), NoTurn> {
+        let mut line = self.ticket.queue.line();
+        let needed = line.resize(self.ticket.number, length);
+        match needed > longest {
+            true => Err(NoTurn::TooLong(needed)),
+            false => Ok(()),
+        }
     }
 
     /// Measures a merge; see [`Turn::merge`]. It may be sent back between two passes.
@@ -329,6 +342,15 @@ impl Line {
             }
             Some(_) | None => false,
         }
+    }
+
+    /// A job is of another length; returns how long that takes at least.
+    fn resize(&mut self, number: u64, length: Length) -> Duration {
+        let waiter = self.waiters.iter_mut().find(|w| w.number == number);
+        if let Some(waiter) = waiter {
+            waiter.length = length;
+        }
+        self.at_least(length.most, length.passes)
     }
 
     /// A job is between two passes. Whether it goes on: otherwise it would not be done in time.
@@ -716,9 +738,9 @@ mod tests {
         assert_eq!(queue.line().waiters.len(), 0);
     }
 
-    /// A merge of four members on a plan of ten windows: nine passes.
+    /// A merge on a plan of ten windows, as of four members.
     fn merge() -> Length {
-        Length::of_merge(10, 4)
+        Length::of_merge(10, 9)
     }
 
     #[test]

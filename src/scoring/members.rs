@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::candidate::fetch::Fetched;
 use crate::candidate::{self, DecodeLimits, Decoded};
-use crate::engine::coalition::Member;
+use crate::engine::coalition::{Member, Source};
 use crate::model::package::Package;
 use crate::protocol;
 use crate::protocol::failure::{Code, Failure};
@@ -138,6 +138,11 @@ impl Members {
         };
         let member = Member {
             id: described.id,
+            source: Source {
+                sha256: fetched.sha256,
+                format: described.format,
+                compression: described.compression,
+            },
             update,
             rule: described.rule,
             weight: described.weight,
@@ -193,11 +198,24 @@ pub fn check_sizes(
     }
 }
 
+/// The failure of a whole merge, with those that were left out before in its detail: without them it might have been
+/// another.
+pub(super) fn beside(left_out: &[LeftOut], failure: Failure) -> Failure {
+    match left_out.is_empty() || failure.detail.contains_key("members") {
+        true => failure,
+        false => failure.with("members", named(left_out)),
+    }
+}
+
+fn named(left_out: &[LeftOut]) -> Vec<serde_json::Value> {
+    let named = |member: &LeftOut| json!({"id": member.id, "code": member.failure.code.as_str()});
+    left_out.iter().map(named).collect()
+}
+
 /// Why a merge has no numbers: the first of those left out by id says it, the detail names all.
 pub(super) fn refusal(mut left_out: Vec<LeftOut>) -> Failure {
     left_out.sort_by(|a, b| a.id.cmp(&b.id));
-    let named = |member: &LeftOut| json!({"id": member.id, "code": member.failure.code.as_str()});
-    let members: Vec<serde_json::Value> = left_out.iter().map(named).collect();
+    let members = named(&left_out);
     let Some(first) = left_out.into_iter().next() else {
         return Failure::new(Code::InferenceFailed, "a merge of no members at all");
     };

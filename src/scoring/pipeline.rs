@@ -629,25 +629,79 @@ mod tests {
         }
     }
 
-    /// Of two members that differ: five passes.
-    fn merge(package: &Package) -> Task {
-        let member = |(id, entries): (&str, usize)| Member {
+    fn member(id: &str, source: Source) -> Member {
+        let url = matches!(source, Source::Url(_));
+        Member {
             id: id.into(),
             weight: 0.5,
             candidate: Candidate {
                 format: Format::BinaryV2,
                 compression: None,
                 rule: Rule::ParamDiff,
-                source: Source::Inline(candidate(package, entries)),
-                sha256: None,
-                size: None,
+                source,
+                sha256: url.then_some([0; 32]),
+                size: url.then_some(1),
             },
-        };
+        }
+    }
+
+    fn merge(package: &Package, members: Vec<Member>) -> Task {
         Task::Merge {
             model_version: package.manifest.version,
-            members: [("a", 1), ("b", 2)].map(member).into(),
+            members,
             on_rejected: OnRejected::Drop,
         }
+    }
+
+    /// Of three members that differ: seven passes.
+    fn merge_of_three(package: &Package) -> Task {
+        let inline = |entries| Source::Inline(candidate(package, entries));
+        let members = [("a", 1), ("b", 2), ("c", 3)];
+        let members = members.map(|(id, entries)| member(id, inline(entries)));
+        merge(package, members.into())
+    }
+
+    async fn judged(pipeline: &Pipeline, task: Task) -> Verdict {
+        let job = job(task);
+        let job_ref = JobRef::new(&job, 1);
+        let judged = pipeline.judge(&job, &job_ref, &Trace::silent()).await;
+        let Judged::Fresh { verdict, .. } = judged else {
+            panic!("{judged:?}");
+        };
+        verdict
+    }
+
+    /// Each fetch has its own time limit; sixteen of them, one after the other, would let the broker's pass.
+    #[tokio::test]
+    async fn members_are_fetched_within_a_quarter_of_the_consumer_timeout() {
+        let (package, _folder) = hazard();
+        let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}/", silent.local_addr().unwrap());
+        let mut config = configuration();
+        config.candidates.allow = vec![url.clone()];
+        config.candidates.allow_private = true;
+        config.amqp.consumer_timeout = Duration::from_secs(1);
+        config.amqp.retry_delays = Vec::new();
+        let read = Arc::clone(&package);
+        let engine = EngineHandle::start(move || Ok(read), &config, Arc::default());
+        let fetcher = Fetcher::new(config.candidates.clone(), None).unwrap();
+        let pipeline = Pipeline::new(engine.await.unwrap(), &config, fetcher, "test", None);
+        let away = |id: &str| member(id, Source::Url(url.clone() + id));
+        let near = member("near", Source::Inline(candidate(&package, 1)));
+        let mut members: Vec<Member> = ["a", "b", "c", "d", "e", "f"].map(away).into();
+        members.push(near);
+        let Ok(Body::Merge(body)) = judged(&pipeline, merge(&package, members)).await else {
+            panic!("one is left")
+        };
+        for member in &body.members[..6] {
+            let error = member.error.as_ref().unwrap();
+            assert_eq!(error.code, Code::CandidateUnavailable);
+            assert!(
+                error.message.contains("a quarter of amqp.consumer_timeout"),
+                "{error:?}"
+            );
+        }
+        assert!(body.members[6].contribution.is_some());
     }
 
     #[tokio::test]
@@ -666,13 +720,7 @@ mod tests {
         );
         let verdict = async |task: Task, per_window| {
             queue.set_pace(per_window);
-            let job = job(task);
-            let job_ref = JobRef::new(&job, 1);
-            let judged = pipeline.judge(&job, &job_ref, &Trace::silent()).await;
-            let Judged::Fresh { verdict, .. } = judged else {
-                panic!("{judged:?}");
-            };
-            verdict
+            judged(&pipeline, task).await
         };
         let validate = || Task::Validate {
             model_version: None,
@@ -689,13 +737,13 @@ mod tests {
         };
         let computed = || progress.counter.load(std::sync::atomic::Ordering::Relaxed);
         assert!(refused(validate(), limit).await > limit.as_millis());
-        // A quarter of the limit for a pass: one may run, and a merge of five may not.
+        // A quarter of the limit for a pass: one may run, and a merge of seven may not.
         let pass = limit / windows / 4;
-        let needed = (pass * windows * 5).as_millis();
-        assert_eq!(refused(merge(&package), pass).await, needed);
+        let needed = (pass * windows * 7).as_millis();
+        assert_eq!(refused(merge_of_three(&package), pass).await, needed);
         assert_eq!(computed(), 0, "nothing was begun");
         assert!(verdict(validate(), pass).await.is_ok());
         assert_ne!(computed(), 0);
-        assert!(verdict(merge(&package), pass / 2).await.is_ok());
+        assert!(verdict(merge_of_three(&package), pass / 2).await.is_ok());
     }
 }

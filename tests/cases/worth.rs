@@ -8,7 +8,7 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use scorer::candidate;
 use scorer::engine::Engine;
-use scorer::engine::coalition::{self, Member};
+use scorer::engine::coalition::{self, Member, Source};
 use scorer::engine::merge::{Merge, Merged};
 use scorer::engine::trial::build;
 use scorer::model::package::Package;
@@ -20,6 +20,8 @@ use scorer::protocol::merge::{MergeBody, OnRejected};
 use scorer::protocol::result::{Body, JobRef, Timings, Verdict};
 use scorer::scoring::pipeline::Judged;
 use scorer::telemetry::traces::Trace;
+
+use sha2::{Digest as _, Sha256};
 
 use super::*;
 
@@ -79,6 +81,11 @@ impl Bench {
         let semantics = serde_json::from_value(case["semantics"].clone()).unwrap();
         Member {
             id: format!("{place}-{name}"),
+            source: Source {
+                sha256: Sha256::digest(&bytes).into(),
+                format,
+                compression: None,
+            },
             update: candidate::decode(&bytes, format, None, &self.engine.package, limits).unwrap(),
             rule: Rule::new(semantics, case["learning_rate"].as_f64()).unwrap(),
             weight,
@@ -108,7 +115,7 @@ impl Bench {
             if let Some(delta) = known.get(&names) {
                 return *delta;
             }
-            let patches = coalition::patches(&self.engine.package, &inside).unwrap();
+            let patches = coalition::patches(&self.engine.package, &inside, &|| Ok(())).unwrap();
             let score = self.engine.score(&patches, &self.plan, None).unwrap();
             known.insert(names, score.paired.delta);
             score.paired.delta

@@ -18,10 +18,25 @@ fn member(id: &str, weight: f64, rule: Rule, entries: &[(usize, u32, f32)]) -> M
     }
     Member {
         id: id.into(),
+        source: source(&update),
         update,
         rule,
         weight,
     }
+}
+
+/// Equal updates come from equal bytes here.
+pub(in crate::engine) fn source(update: &Update) -> Source {
+    Source {
+        sha256: Sha256::digest(format!("{update:?}")).into(),
+        format: Format::BinaryV2,
+        compression: None,
+    }
+}
+
+/// As the engine sums them, where nobody ends it.
+fn patches(package: &Package, members: &[&Member]) -> Result<Patches, Failure> {
+    super::patches(package, members, &|| Ok(()))
 }
 
 /// What the patches say of an entry: the baseline's value and the new one.
@@ -118,4 +133,20 @@ fn a_weight_that_is_not_finite_is_refused_by_its_tensor() {
     assert_eq!(failure.detail["tensor"], package.weights.tensors[0].name);
     let endless = member("c", 1e300, Rule::ParamDiff, &[(0, 0, 2e38)]);
     assert!(patches(&package, &[&endless]).is_err());
+}
+
+#[test]
+fn passes_are_counted_by_members_that_differ() {
+    let of = |values: &[f32]| {
+        let members = values
+            .iter()
+            .map(|value| member("m", 1.0, Rule::ParamDiff, &[(0, 0, *value)]));
+        most_passes(&members.collect::<Vec<Member>>())
+    };
+    assert_eq!(of(&[1.0]), 1);
+    assert_eq!((of(&[1.0, 2.0]), of(&[1.0, 1.0])), (3, 2));
+    assert_eq!(
+        (of(&[1.0, 2.0, 3.0]), of(&[1.0, 2.0, 1.0]), of(&[1.0; 3])),
+        (7, 5, 3)
+    );
 }

@@ -50,6 +50,11 @@ impl Terminator {
         }
     }
 
+    /// Whether no run may begin any more.
+    pub fn is_terminated(&self) -> bool {
+        self.runs().ended
+    }
+
     pub(super) fn begin(&self) -> Result<Arc<RunOptions<NoSelectedOutputs>>, SessionError> {
         let options = Arc::new(RunOptions::new()?);
         self.enter(Current::Run(Arc::clone(&options)))?;

@@ -1,7 +1,7 @@
 //! Judges a merge: who is left out, what the others are worth, and how the result says it.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt as _, StreamExt as _, stream};
@@ -9,6 +9,7 @@ use tokio::sync::oneshot;
 
 use super::{Judged, Pipeline, Unscored, claimed_digest, decoding_size, judged};
 use crate::candidate::fetch::Fetched;
+use crate::config::format_duration;
 use crate::engine::coalition::{self, Member};
 use crate::engine::merge::{Merge, Passes, Worth};
 use crate::engine::shares::Share;
@@ -23,7 +24,7 @@ use crate::scoring::crash_marks::{CrashMark, Pen};
 use crate::scoring::deadline::{check_deadline, past_deadline};
 use crate::scoring::device_queue::Length;
 use crate::scoring::disposition::{Disposition, Try, dispose};
-use crate::scoring::members::{Described, LeftOut, Members, Ready, check_sizes, refusal};
+use crate::scoring::members::{Described, LeftOut, Members, Ready, beside, check_sizes, refusal};
 use crate::telemetry::traces::{Stage, Trace};
 use crate::util::blocking;
 use crate::util::clock::{Lap, unix_ms};
@@ -129,10 +130,16 @@ impl Pipeline {
         trace: &Trace,
     ) -> Result<(Result<Vec<Body>, Failure>, f64), Judged> {
         let began = Instant::now();
+        // A time limit for each would let the broker's pass.
+        let latest = began + self.fetching_limit();
         let fetches = members.iter().zip(sha256s).map(|(member, sha256)| {
             let inline = matches!(member.candidate.source, Source::Inline(_));
             let known = inline.then_some(*sha256);
-            self.fetcher.fetch(&member.candidate, known).boxed()
+            let fetch = self.fetcher.fetch(&member.candidate, known);
+            let fetch = tokio::time::timeout_at(latest.into(), fetch);
+            fetch
+                .map(|fetched| fetched.unwrap_or_else(|_| Err(self.too_slow())))
+                .boxed()
         });
         // Boxed and made at once: the compiler cannot show of a stream of borrowing futures that it may be sent.
         let fetches: Vec<BoxFuture<'_, Body>> = fetches.collect();
@@ -144,6 +151,19 @@ impl Pipeline {
             () = self.leaving.cancelled() => return Err(Judged::Requeue),
         };
         Ok((bodies, trace.stage(Stage::Fetch, Lap::since(began))))
+    }
+
+    /// How long all members together may take to be fetched.
+    fn fetching_limit(&self) -> Duration {
+        self.consumer_timeout / 4
+    }
+
+    fn too_slow(&self) -> Failure {
+        let message = format!(
+            "not fetched within {}, a quarter of amqp.consumer_timeout, together with the other members",
+            format_duration(self.fetching_limit())
+        );
+        Failure::new(Code::CandidateUnavailable, message)
     }
 
     /// A member that cannot be fetched sends the job up the retry ladder while there is a rung left; then it is left out
@@ -190,11 +210,12 @@ impl Pipeline {
         mark: Option<&mut CrashMark>,
         trace: &Trace,
     ) -> Result<MergeBody, Unscored> {
-        let length = |members| Length::of_merge(plan.windows.len(), members);
+        let length = |passes| Length::of_merge(plan.windows.len(), passes);
         let (mut held, mut pen, mut suspect) = (None, None, None);
         if let Some(mark) = mark {
             if mark.is_suspect() {
-                held = Some(self.device(job, length(bodies.len()), trace).await?);
+                // At least one: how many it needs is known when they are decoded.
+                held = Some(self.device(job, length(1), trace).await?);
                 mark.mark_suspect().await?;
                 suspect = Some(mark.pen());
             }
@@ -204,12 +225,14 @@ impl Pipeline {
         let members = self.decode_members(asking.members, bodies, suspect).await;
         trace.stage(Stage::Decode, Lap::since(began));
         let ready = members?.ready(asking.on_rejected)?;
+        let length = length(coalition::most_passes(&ready.members));
         let (permit, queued) = match held {
-            Some(held) => held,
-            None => {
-                let length = length(coalition::different(&ready.members));
-                self.device(job, length, trace).await?
+            Some((permit, queued)) => {
+                let resized = permit.resize(length, self.longest());
+                resized.map_err(|why| self.without_turn(why))?;
+                (permit, queued)
             }
+            None => self.device(job, length, trace).await?,
         };
         check_deadline(job.deadline_ms)?;
         let began = Instant::now();
@@ -218,11 +241,12 @@ impl Pipeline {
             asking.on_rejected,
             Arc::clone(&plan),
             self.score_limit(),
-            between(job, pen),
+            between(job, pen, self.longest()),
         );
         let merge = merging.await.map_err(|why| self.without_turn(why))?;
         trace.stage(Stage::Forward, Lap::since(began));
-        let mut body = self.merge_body(ready, merge?, &plan)?;
+        let merge = merge.map_err(|failure| beside(&ready.left_out, failure))?;
+        let mut body = self.merge_body(ready, merge, &plan)?;
         body.timings_ms.queued = queued;
         Ok(body)
     }
@@ -331,15 +355,24 @@ fn reported(
     members
 }
 
-/// What is done before each pass: it is not begun after the job's deadline, and the mark says who is measured alone.
+/// What is done before each pass: it is not begun after the job's deadline, nor after half of the time that the broker lets
+/// the job be held, and the mark says who is measured alone.
 fn between(
     job: &Job,
     pen: Option<Pen>,
+    longest: Duration,
 ) -> impl FnMut(Passes, &[&Member]) -> Result<(), Failure> + Send + 'static {
     let (deadline_ms, submission_id) = (job.deadline_ms, job.submission_id.clone());
-    let runtime = tokio::runtime::Handle::current();
+    let (runtime, began) = (tokio::runtime::Handle::current(), Instant::now());
     move |passes, members| {
         check_deadline(deadline_ms)?;
+        if began.elapsed() > longest {
+            let message = format!(
+                "the merge took longer than {}, half of amqp.consumer_timeout",
+                format_duration(longest)
+            );
+            return Err(Failure::new(Code::ScoreTimeout, message));
+        }
         let alone = match members {
             [alone] => Some(alone.id.clone()),
             _ => None,

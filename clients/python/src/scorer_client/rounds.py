@@ -8,6 +8,7 @@ Without any input or output, so it is the same for both clients:
     payments = round.settle().payments()
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -134,7 +135,7 @@ class Round:
             case Refusal() as refusal:
                 self.refusal = refusal
             case Merged() as merged:
-                self._check_result(merge, merged)
+                self._check_result(merge, result.model_version, merged)
                 self._learn(merged)
             case other:
                 raise ValueError(f"The result of {result.submission_id} is a {type(other).__name__}, not that of a merge.")
@@ -189,11 +190,19 @@ class Round:
                     raise ValueError(f"weights has none for {id}, which was chosen.")
         self.next_merge()
 
-    def _check_result(self, merge: Merge, merged: Merged) -> None:
-        if {member.id for member in merged.members} != set(self._left):
-            raise ValueError(f"The result of {merge.submission_id} has other members than its merge.")
+    def _check_result(self, merge: Merge, model_version: int, merged: Merged) -> None:
+        """That it answers this merge, and that its numbers belong together: people pay by them."""
+        if model_version != merge.model_version:
+            raise ValueError(f"The result of {merge.submission_id} is of model version {model_version}.")
+        equal = 1 / len(merge.members)
+        asked = {member.id: equal if member.weight is None else member.weight for member in merge.members}
+        if {member.id: member.weight for member in merged.members} != asked:
+            raise ValueError(f"The result of {merge.submission_id} has other members than its merge, or other weights.")
         if self._nonce is None and merged.plan != self._entries[self._left[0]].score.plan:
             raise ValueError(f"The result of {merge.submission_id} has another plan than the scores.")
+        parts = [worth.contribution.value for worth in merged.worths.values()] + [merged.gap.value]
+        if not math.isclose(math.fsum(parts), merged.joint.delta, rel_tol=1e-6, abs_tol=1e-9 * max(map(abs, parts))):
+            raise ValueError(f"The result of {merge.submission_id} contradicts itself: contributions and gap are not joint.delta.")
 
     def _name(self, number: int) -> str:
         return self._submission_id if number == 1 else f"{self._submission_id}:{number}"
