@@ -6,6 +6,7 @@ Starts its own RabbitMQ and Redis (ops/services). ORT_DYLIB_PATH, PYTHONPATH and
 come from ops/setup. What is missing is a failure.
 """
 
+import base64
 import contextlib
 import io
 import json
@@ -20,10 +21,13 @@ import threading
 import time
 import unittest
 import uuid
+import zlib
 from collections.abc import Iterable, Iterator
 
 import msgpack
+import numpy
 import pika
+from safetensors.numpy import load_file
 from scorer_client import (
     Answer,
     Broker,
@@ -43,6 +47,7 @@ from scorer_client import (
     Stop,
     TimedOut,
     Unroutable,
+    candidates,
     cli,
 )
 from scorer_client.workers import ready
@@ -421,7 +426,7 @@ class Command(Live):
     def test_the_examples_of_the_pages_print_a_line_for_every_file(self) -> None:
         self.ready_worker()
         readme, page = (ROOT / path for path in ("clients/python/README.md", "docs/aggregators.md"))
-        blocking, asynchronous, metrics = blocks(readme)
+        blocking, asynchronous, *_, metrics = blocks(readme)
         asynchronous_files = blocks(page)[1]
         file = CASES.parent / cases["difference-few-steps"]["file"]
         for program, words in ((blocking, []), (asynchronous, []), (asynchronous_files, [MODEL])):
@@ -439,6 +444,34 @@ class Command(Live):
             client.validate("loss")
             client.collect()
         self.assertEqual(dict(counted.results), {("scored", None): 1})
+
+    def test_a_difference_of_two_states_is_scored_in_every_format_as_its_file_is(self) -> None:
+        self.ready_worker()
+        case = cases["difference-few-steps"]
+        before = load_file(CASES.parent / "checkpoint.safetensors")
+        after = {name: tensor.copy() for name, tensor in before.items()}
+        for name, entry in json.loads((CASES.parent / case["file"]).read_text()).items():
+            if isinstance(entry, dict):
+                k, packed = entry["k"], zlib.decompress(base64.b64decode(entry["data"]))
+                values = numpy.frombuffer(packed[: -4 * k], "<f4" if len(packed) == 8 * k else "<f2")
+                after[name].reshape(-1)[numpy.frombuffer(packed[-4 * k :], "<i4")] += values
+        update = candidates.param_diff(before, after)
+        bodies = {
+            "binary_v2": [candidates.binary_v2(update)],
+            "safetensors": [candidates.safetensors(update), candidates.safetensors(update, dense=True)],
+            "pt_chunks": [candidates.pt_chunks(update, VERSION, VERSION + 1)],
+        }
+        jobs = [
+            Job(f"{format}-{n}", VERSION, Candidate(format, "param_diff", data=body), case["nonce"] or "", case["shards"])
+            for format, written in bodies.items()
+            for n, body in enumerate(written)
+        ]
+        with Client(self.broker(), self.fleet) as client:
+            futures = [client.submit(job) for job in jobs]
+            client.collect()
+        for verdict in (future.result().verdict for future in futures):
+            self.assertIsInstance(verdict, Score)
+            self.assertAlmostEqual(verdict.delta, case["expect"]["delta"], delta=2e-6)
 
     def test_status_has_a_line_for_every_worker(self) -> None:
         self.assertEqual(self.run_command("status")[:2], (1, ""))

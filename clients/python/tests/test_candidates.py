@@ -3,14 +3,18 @@
 import base64
 import io
 import json
+import math
 import pathlib
 import pickle
 import pickletools
 import struct
+import subprocess
+import sys
 import unittest
 import zipfile
 import zlib
 
+import numpy
 import zstandard
 from scorer_client import candidates
 
@@ -136,6 +140,149 @@ class Zstd(unittest.TestCase):
         frame = candidates.zstd(body)
         self.assertLess(len(frame), len(body))
         self.assertEqual(zstandard.decompress(frame), body)
+
+
+WRITERS = {
+    "binary_v2": candidates.binary_v2,
+    "binary_v2, half": lambda update: candidates.binary_v2(update, half=True),
+    "safetensors": candidates.safetensors,
+    "safetensors, half": lambda update: candidates.safetensors(update, half=True),
+    "safetensors, dense": lambda update: candidates.safetensors(update, dense=True),
+    "safetensors, dense, half": lambda update: candidates.safetensors(update, half=True, dense=True),
+    "pt_chunks": lambda update: candidates.pt_chunks(update, 7, 8),
+    "pt_chunks_compact": lambda update: candidates.pt_chunks_compact(update, 7, 8),
+}
+
+
+class Arrays(unittest.TestCase):
+    """What arrays give is what the same numbers in lists give."""
+
+    LISTS = {"w": ([2, 3], [0, 4, 5], [0.5, -0.25, 3.0]), "b": ([2], [1], [1.0])}
+
+    def test_every_writer_takes_every_type_and_every_layout(self):
+        w = numpy.array([[0.5, 0, 0], [0, -0.25, 3]])
+        every_other = numpy.zeros((4, 6))
+        every_other[::2, ::2] = w
+        forms = {type: w.astype(type) for type in ("f2", "f4", "f8", ">f4")}
+        forms |= {"Fortran's order": numpy.asfortranarray(w), "transposed": w.T.copy().T, "a view": every_other[::2, ::2]}
+        for form, dense in forms.items():
+            shape, indices, values = self.LISTS["w"]
+            for kind, entry in {
+                "dense": dense,
+                "pairs": (dense.shape, numpy.array(indices), numpy.array(values, dense.dtype)),
+                "reversed views": (shape, numpy.array(indices[::-1], "i4")[::-1], numpy.array(values[::-1], "f4")[::-1]),
+                "mixed with lists": (numpy.array(shape), indices, numpy.array(values)),
+            }.items():
+                for name, write in WRITERS.items():
+                    with self.subTest(form, kind=kind, writer=name):
+                        self.assertEqual(write({"w": entry, "b": numpy.array([0, 1], "f4")}), write(self.LISTS))
+
+    def test_arrays_of_no_dimension_and_of_no_element(self):
+        update = {"scale": numpy.array(2.0), "none": numpy.zeros((0, 3))}
+        lists = {"scale": ([], [0], [2.0]), "none": ([0, 3], [], [])}
+        for name, write in WRITERS.items():
+            with self.subTest(name):
+                self.assertEqual(write(update), write(lists))
+
+    def test_errors_name_the_tensor_and_what_is_wrong(self):
+        values = numpy.array([0.5, 1.0])
+        for error, entry, half, *said in [
+            (TypeError, ([2], numpy.array([0.0, 1.0]), values), False, "tensor 'w', indices", "float64"),
+            (TypeError, ([2], [0.5, 1.5], [1, 2]), False, "tensor 'w', indices", "integers"),
+            (ValueError, ([2], numpy.array([0, 2]), values), False, "tensor 'w', indices", "index 2", "2 elements"),
+            (ValueError, ([2], [-1, 1], [0.5, 1.0]), False, "index -1"),
+            (ValueError, ([1 << 40], [1 << 33], [0.5]), False, "index 8589934592 does not fit 32 bits"),
+            (ValueError, ([2], numpy.array([1]), values), False, "tensor 'w'", "1 indices and 2 values"),
+            (ValueError, ([2, 1], numpy.array([[0, 1]]), values), False, "tensor 'w', indices", "shape [1, 2]"),
+            (TypeError, ([2], [0, 1], values.astype("c8")), False, "tensor 'w', values", "complex64"),
+            (TypeError, numpy.array([True]), False, "tensor 'w'", "bool"),
+            (TypeError, numpy.array(["text"]), False, "tensor 'w'"),
+            (TypeError, [0.5, 1.0], False, "tensor 'w'", "list", "(shape, indices, values)"),
+            (TypeError, ([2], [0], ["text"]), False, "tensor 'w', values"),
+            (TypeError, ([2], 0, 1.0), False, "tensor 'w', indices", "int"),
+            (ValueError, numpy.array([0.5, numpy.nan], "f4"), False, "tensor 'w'", "nan at place 1 (float32)", "not finite"),
+            (ValueError, ([2], [1], [math.inf]), False, "tensor 'w', values", "not finite"),
+            (ValueError, numpy.array([1e5], "f4"), True, "the value 100000 at place 0 (float32) is too large for float16"),
+            (ValueError, ([2], [1], [1e5]), True, "100000", "too large for float16"),
+            (ValueError, numpy.array([1e300]), False, "1e+300", "too large for float32"),
+        ]:  # fmt: skip
+            with self.subTest(said=said):
+                with self.assertRaises(error) as raised:
+                    candidates.binary_v2({"w": entry}, half)
+                for part in said:
+                    self.assertIn(part, str(raised.exception))
+
+    def test_neither_library_is_imported_for_lists(self):
+        program = """if True:
+            import sys
+            from scorer_client import candidates
+            candidates.safetensors({"w": ([2], [1], [0.5])})
+            assert not {"numpy", "torch"} & set(sys.modules)"""
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+        self.assertEqual(done.returncode, 0, done.stderr)
+
+
+class Parameter:
+    """What a gradient is taken of, as a trainer without torch could have it."""
+
+    def __init__(self, grad):
+        self.grad = grad
+
+
+class Updates(unittest.TestCase):
+    BEFORE = {"w": numpy.array([[1.0, 2.0], [3.0, 4.0]], "f4"), "b": numpy.array([1.0, 1.0], "f2"), "steps": numpy.array(3)}
+    AFTER = {"w": numpy.array([[1.0, 2.5], [2.0, 4.0]], "f4"), "b": numpy.array([1.0, 4.0], "f2"), "steps": numpy.array(4)}
+
+    def lists(self, update):
+        return {name: (list(shape), indices.tolist(), values.tolist()) for name, (shape, indices, values) in update.items()}
+
+    def test_a_difference_has_what_changed_and_no_counters(self):
+        same = {"frozen": numpy.ones(3)}
+        update = candidates.param_diff(self.BEFORE | same, self.AFTER | {"frozen": numpy.ones(3)})
+        said = {"w": ([2, 2], [1, 2], [0.5, -1.0]), "b": ([2], [1], [3.0])}
+        self.assertEqual(candidates.binary_v2(update), candidates.binary_v2(said))
+
+    def test_tied_tensors_are_one(self):
+        tied = numpy.array([1.0, 2.0])
+        before = {"embedding": tied - 1, "head": tied - 1}
+        self.assertEqual(list(candidates.param_diff(before, {"embedding": tied, "head": tied})), ["embedding"])
+
+    def test_the_largest_of_all_and_of_each(self):
+        update = candidates.param_diff(self.BEFORE, self.AFTER)
+        for count, per_tensor, said in [
+            (1, False, {"b": ([2], [1], [3.0])}),
+            (2, False, {"w": ([2, 2], [2], [-1.0]), "b": ([2], [1], [3.0])}),
+            (1, True, {"w": ([2, 2], [2], [-1.0]), "b": ([2], [1], [3.0])}),
+            (9, False, {"w": ([2, 2], [1, 2], [0.5, -1.0]), "b": ([2], [1], [3.0])}),
+        ]:
+            with self.subTest(count=count, per_tensor=per_tensor):
+                self.assertEqual(self.lists(candidates.largest(update, count, per_tensor)), said)
+
+    def test_gradients_are_those_that_are_there(self):
+        parameters = {"w": Parameter(numpy.array([0.0, 2.0])), "frozen": Parameter(None), "unused": Parameter(numpy.zeros(2))}
+        update = candidates.gradient(parameters.items())
+        self.assertEqual(candidates.binary_v2(update), candidates.binary_v2({"w": ([2], [1], [2.0])}))
+
+    def test_errors_say_what_and_where(self):
+        w, same = {"w": numpy.ones(2)}, numpy.ones(2)
+        for error, make, *said in [
+            (ValueError, lambda: candidates.param_diff(w, {}), "only before has 1 of the tensors: 'w'"),
+            (ValueError, lambda: candidates.param_diff({}, {str(n): 0 for n in range(9)}), "'0', '1', '2', ..."),
+            (ValueError, lambda: candidates.param_diff(w, {"w": numpy.ones((2, 1))}), "'w'", "[2] before", "[2, 1] after"),
+            (TypeError, lambda: candidates.param_diff(w, {"w": numpy.ones(2, int)}), "'w'", "float64 before", "int64 after"),
+            (TypeError, lambda: candidates.param_diff(w, {"w": [1.0, 1.0]}), "tensor 'w', after: a list"),
+            (ValueError, lambda: candidates.param_diff(w, {"w": numpy.ones(2)}), "no tensor changed"),
+            (ValueError, lambda: candidates.param_diff({"w": same}, {"w": same}), "'w'", "same memory", "clone()"),
+            (ValueError, lambda: candidates.gradient([("w", Parameter(None))]), "no parameter has a gradient"),
+            (TypeError, lambda: candidates.gradient([("w", Parameter("text"))]), "tensor 'w', gradient: a str"),
+            (ValueError, lambda: candidates.largest(w, 0), "count is 0"),
+            (TypeError, lambda: candidates.largest({"w": ([2], [0], [1.0])}, 1), "'w'", "tuple"),
+        ]:  # fmt: skip
+            with self.subTest(said=said):
+                with self.assertRaises(error) as raised:
+                    make()
+                for part in said:
+                    self.assertIn(part, str(raised.exception))
 
 
 class Documentation(unittest.TestCase):

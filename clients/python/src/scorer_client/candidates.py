@@ -1,21 +1,25 @@
 """Writes an update as a candidate, in each format that the workers read.
 
-An update maps tensor names to (shape, indices, values). Indices are those of the changed elements in the flattened
-(row-major) tensor, each at most once. Lists and arrays will do. Only `zstd` needs more than the standard library.
+An update maps tensor names to entries. An entry is a dense array in the tensor's own shape, or (shape, indices, values):
+indices are those of the changed elements in the flattened (row-major) tensor, each at most once. An array is a tensor of
+torch, on any device and of any float type, or one of numpy; indices and values may also be lists. `param_diff`, `gradient`
+and `largest` make updates. Only `zstd` and arrays need more than the standard library.
 """
 
 import base64
 import io
 import json
-import math
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-Update = Mapping[str, tuple[Sequence[int], Sequence[int], Sequence[float]]]
+from scorer_client.arrays import Array
+from scorer_client.updates import Entry, Update, entries, gradient, largest, param_diff
+
+__all__ = ["Update", "binary_v2", "gradient", "largest", "param_diff", "pt_chunks", "pt_chunks_compact", "safetensors", "zstd"]
 
 # Type names in safetensors and in struct, in the order in which the safetensors library writes tensors.
 TYPES = {"F32": "f", "I32": "i", "F16": "e"}
@@ -24,9 +28,9 @@ TYPES = {"F32": "f", "I32": "i", "F16": "e"}
 def binary_v2(update: Update, half: bool = False) -> bytes:
     """JSON of {NAME: {shape, k, data}}, where data is base64(zlib(k values as f32 or f16, then k indices as i32))."""
     document = {}
-    for name, (shape, indices, values) in update.items():
-        data = base64.b64encode(_packed(indices, values, half)).decode()
-        document[name] = {"shape": list(shape), "k": len(indices), "data": data}
+    for entry in entries(update):
+        data = base64.b64encode(_packed(entry, half)).decode()
+        document[entry.name] = {"shape": list(entry.shape), "k": len(entry.indices), "data": data}
     return json.dumps(document, separators=(",", ":")).encode()
 
 
@@ -36,23 +40,24 @@ def safetensors(update: Update, half: bool = False, dense: bool = False) -> byte
     If dense: one tensor NAME instead, in its own shape, with zero where the update has no element.
     """
     floats = "F16" if half else "F32"
-    tensors: list[tuple[str, str, Sequence[int], Sequence[float]]] = []
-    for name, (shape, indices, values) in update.items():
-        if dense:
-            every = dict(zip(indices, values, strict=True))
-            tensors.append((floats, name, shape, [every.get(index, 0.0) for index in range(math.prod(shape))]))
-        else:
-            tensors.append((floats, f"{name}::values", [len(values)], values))
-            tensors.append(("I32", f"{name}::indices", [len(indices)], indices))
-    tensors.sort(key=lambda tensor: ([*TYPES].index(tensor[0]), tensor[1]))
+    tensors = sorted(_tensors(update, floats, dense), key=lambda tensor: ([*TYPES].index(tensor[0]), tensor[1]))
     header, body = {}, bytearray()
-    for dtype, name, shape, numbers in tensors:
+    for dtype, name, shape, data in tensors:
         start = len(body)
-        body += _numbers(TYPES[dtype], numbers)
+        body += data
         header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, len(body)]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     return struct.pack("<Q", len(text)) + text + body
+
+
+def _tensors(update: Update, floats: str, dense: bool) -> Iterator[tuple[str, str, Sequence[int], bytes]]:
+    for entry in entries(update, dense):
+        if dense:
+            yield floats, entry.name, entry.shape, entry.dense(TYPES[floats])
+        else:
+            yield floats, f"{entry.name}::values", [len(entry.values)], entry.values.pack(TYPES[floats])
+            yield "I32", f"{entry.name}::indices", [len(entry.indices)], entry.indices.pack("i")
 
 
 def pt_chunks(update: Update, old_version: int, new_version: int) -> bytes:
@@ -62,25 +67,24 @@ def pt_chunks(update: Update, old_version: int, new_version: int) -> bytes:
     """
     storages: list[bytes] = []
 
-    def tensor(kind: str, code: str, numbers: Sequence[float]) -> _Call:
+    def tensor(kind: str, code: str, numbers: Array) -> _Call:
         storage = _Storage(("storage", _Name("torch", kind), str(len(storages)), "cpu", len(numbers)))
-        storages.append(_numbers(code, numbers))
+        storages.append(numbers.pack(code))
         no_hooks = _Call(_Name("collections", "OrderedDict"), ())
         view = (storage, 0, (len(numbers),), (1,), False, no_hooks)
         return _Call(_Name("torch._utils", "_rebuild_tensor_v2"), view)
 
     chunks = []
-    for name, (shape, indices, values) in update.items():
-        tensors = {"indices": tensor("IntStorage", "i", indices), "values": tensor("FloatStorage", "f", values)}
-        chunks.append({"name": name, **tensors, "shape": tuple(shape)})
+    for entry in entries(update):
+        tensors = {"indices": tensor("IntStorage", "i", entry.indices), "values": tensor("FloatStorage", "f", entry.values)}
+        chunks.append({"name": entry.name, **tensors, "shape": tuple(entry.shape)})
     return _torch_zip(old_version, new_version, chunks, storages)
 
 
 def pt_chunks_compact(update: Update, old_version: int, new_version: int) -> bytes:
     """The same with chunks {name, k, data}, where data is zlib(k values as f16, then k indices as i32), without tensors."""
     chunks = [
-        {"name": name, "k": len(indices), "data": _packed(indices, values, half=True)}
-        for name, (_, indices, values) in update.items()
+        {"name": entry.name, "k": len(entry.indices), "data": _packed(entry, half=True)} for entry in entries(update)
     ]
     return _torch_zip(old_version, new_version, chunks, [])
 
@@ -92,12 +96,8 @@ def zstd(body: bytes) -> bytes:
     return zstandard.compress(body)
 
 
-def _packed(indices: Sequence[int], values: Sequence[float], half: bool) -> bytes:
-    return zlib.compress(_numbers("e" if half else "f", values) + _numbers("i", indices), 1)
-
-
-def _numbers(code: str, numbers: Sequence[float]) -> bytes:
-    return struct.pack(f"<{len(numbers)}{code}", *numbers)
+def _packed(entry: Entry, half: bool) -> bytes:
+    return zlib.compress(entry.values.pack("e" if half else "f") + entry.indices.pack("i"), 1)
 
 
 def _torch_zip(old_version: int, new_version: int, chunks: list[dict[str, Any]], storages: list[bytes]) -> bytes:

@@ -29,9 +29,7 @@ def random_update(checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]],
 
 
 def candidate(update: Update, shapes: Mapping[str, tuple[int, ...]]) -> bytes:
-    return candidates.safetensors(
-        {name: (shapes[name], indices.tolist(), values.tolist()) for name, (indices, values) in update.items()}
-    )
+    return candidates.safetensors({name: (shapes[name], *entries) for name, entries in update.items()})
 
 
 def entries(update: Update) -> int:
