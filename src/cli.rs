@@ -15,6 +15,7 @@ mod offline;
 mod output;
 mod progress;
 pub mod schemas;
+mod shortage;
 mod signals;
 mod status;
 mod submit;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::Args;
 use serde_json::json;
 
+use super::shortage::shortage;
 use super::{Exit, Fault, Outcome, answer, answer_json, busy, complain, signals};
 use crate::candidate::fetch::Fetcher;
 use crate::config::Config;
@@ -325,7 +326,7 @@ fn make(config: &Config, args: &BuildArgs, unfinished: &Unfinished) -> Outcome {
     };
     recipe.check().map_err(Fault::usage)?;
     let bar = busy(format!("building {}", args.out.display()));
-    let mut windows = 0;
+    let (mut windows, mut few) = (0, None);
     let tried = |package: Package| {
         bar.set_message("trying the package on the CPU");
         let refused = |e: &dyn std::fmt::Display| PackageError(format!("{e}"));
@@ -333,6 +334,7 @@ fn make(config: &Config, args: &BuildArgs, unfinished: &Unfinished) -> Outcome {
         let plan =
             plan.map_err(|e| refused(&format!("{}: {}", args.shards.display(), e.message)))?;
         windows = plan.windows.len();
+        few = shortage(&package.shards, package.cut(), windows);
         match trial(Arc::new(package), &config.engine).map_err(|e| refused(&e))? {
             Trial::Ran(loss) => Ok(vec![format!("tried on the CPU: loss {loss}")]),
             Trial::NotTried(why) => Ok(vec![format!("the package was not tried: {why}")]),
@@ -343,6 +345,9 @@ fn make(config: &Config, args: &BuildArgs, unfinished: &Unfinished) -> Outcome {
     let built = built.map_err(Fault::data)?;
     for note in &built.notes {
         complain(&format!("note: {note}"));
+    }
+    if let Some(few) = few {
+        complain(&few);
     }
     answer(&format!(
         "{}: {} version {}, {} tensors ({} renamed or transposed by the exporter), {} shards, {windows} windows",

@@ -594,6 +594,29 @@ fn buffers_that_the_model_does_not_use_can_be_left_out_by_name() {
 }
 
 #[test]
+fn few_windows_are_a_warning_that_says_why_and_how_to_get_more() {
+    let bench = Bench::new();
+    let tokens = [1_u8, 0, 0, 0].repeat(600);
+    let view = TensorView::new(Dtype::I32, vec![600], &tokens).unwrap();
+    let folder = bench.path("in-shards");
+    std::fs::create_dir_all(&folder).unwrap();
+    let flat = safetensors::serialize([("tokens", view)], None).unwrap();
+    std::fs::write(folder.join("shard_1.safetensors"), flat).unwrap();
+    let said = made(&bench.hazard(&folder, &["--window", "16"]));
+    for part in [
+        "scorer: warning: few windows (1)",
+        "a tensor [n] is one row",
+        "--windows-per-row 32 or more",
+        "600 tokens as [rows, 17], which are up to 35 rows",
+    ] {
+        assert!(said.contains(part), "{part:?} is not in: {said}");
+    }
+    let more = ["--window", "16", "--windows-per-row", "32"];
+    let said = made(&Bench::new().hazard(&folder, &more));
+    assert!(!said.contains("warning"), "{said}");
+}
+
+#[test]
 fn shards_that_collide_are_named_with_the_rule_and_other_files_are_said() {
     let bench = Bench::new();
     let folder = shards_with(&bench, 1, 0);

@@ -19,6 +19,7 @@ mod drain;
 mod failover;
 mod fetching;
 mod gating;
+mod getting_started;
 mod gpu_check;
 mod hand_backs;
 mod hazards;

@@ -397,9 +397,19 @@ class Shards(InFolder):
         self.assertEqual((made.windows, {tensors["tokens"].dtype for _, tensors in found}), (70, {"I32"}))
 
     def test_few_windows_are_told_with_how_to_get_more(self):
-        for text, options, said in (("x" * 90, {}, "give more text"), ("x" * 900, {"max_windows": 5}, "raise --max-windows")):
-            self.assertIn(said, self.make(text, **options).told[-1])
-        self.assertEqual(len(self.make("x" * 9 * 32).told), 2)
+        long = {"row_tokens": 45}
+        for text, options, *said in (
+            ("x" * 90, {}, "few windows (10)", "below 32", "from each row: 1", "rows: 10, all that the text has", "give more text"),
+            ("x" * 900, {"max_windows": 5}, "few windows (5)", "as many as --max-windows 5 keeps", "raise --max-windows"),
+            ("x" * 90, long, "few windows (2)", "; or set --windows-per-row 16."),
+            ("x" * 90, long | {"windows_per_row": 8}, "few windows (16)", "from each row: 8, rows: 2,"),
+        ):
+            with self.subTest(said=said):
+                warning = self.make(text, **options).told[-1]
+                for part in ("warning: ", *said):
+                    self.assertIn(part, warning)
+        for text, options in (("x" * 9 * 32, {}), ("x" * 90, long | {"windows_per_row": 16})):
+            self.assertEqual(len(self.make(text, **options).told), 2)
 
     def test_the_same_text_makes_the_same_bytes(self):
         text = "\n\n".join(f"some words {number}" for number in range(200))
@@ -437,6 +447,8 @@ class Windows(unittest.TestCase):
         self.assertEqual(starts(1, 0, 17, 16), [0])
         self.assertEqual(starts(1, 0, 16, 16), [])
         self.assertEqual([starts(1, row, 40, 16) for row in range(3)], [[23], [4], [3]])
+        self.assertEqual(starts(1, 0, 40, 16, 3)[0], 23)
+        self.assertEqual(len(set(starts(1, 0, 400, 16, 3))), 3)
 
 
 class Packages(InFolder):

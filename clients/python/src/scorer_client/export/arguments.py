@@ -28,6 +28,7 @@ class Request:
     base: Path | None
     window: int | None
     row_tokens: int | None
+    windows_per_row: int
     stride: int | None
     max_windows: int
     held_out: float
@@ -66,6 +67,9 @@ def add_export(export: argparse.ArgumentParser) -> None:
         "--row-tokens", type=whole(2), metavar="N", help="longer rows than window + 1 let the nonce choose the window"
     )
     export.add_argument(
+        "--windows-per-row", type=whole(1), metavar="N", default=1, help="windows taken from each such row (%(default)s)"
+    )
+    export.add_argument(
         "--stride", type=whole(1), metavar="N", help="tokens between the starts of two rows; default: the row's length"
     )
     export.add_argument("--max-windows", type=whole(1), metavar="N", default=MAX_WINDOWS, help="at most so many (%(default)s)")
@@ -98,6 +102,7 @@ def request(arguments: argparse.Namespace) -> Request:
         base=arguments.base,
         window=arguments.window,
         row_tokens=arguments.row_tokens,
+        windows_per_row=arguments.windows_per_row,
         stride=arguments.stride,
         max_windows=arguments.max_windows,
         held_out=arguments.held_out,

@@ -127,7 +127,8 @@ def make_shards(work: Work) -> list[dict[str, str]]:
     if row <= work.window:
         raise Problem(f"--row-tokens {row} is less than a window of {work.window} and one more", "set more", USAGE)
     split = Split(asked.held_out, max(documents.MIN_BLOCK, row), asked.bin_type, asked.rest is not None)
-    plan = shards.Plan(source.task, work.window, asked.row_tokens, asked.stride, asked.max_windows, split, source.vocabulary)
+    how = (asked.row_tokens, asked.stride, asked.max_windows, split, source.vocabulary, asked.windows_per_row)
+    plan = shards.Plan(source.task, work.window, *how)
     # Masked rows of tokens need the special ones, too.
     where = None if tokens_only and source.task is not Task.MASKED_LM else asked.tokenizer or source.tokenizer
     made = shards.make(asked.shards, plan, None if where is None else open_tokenizer(where), work.shards)
@@ -146,7 +147,7 @@ def exported(work: Work) -> float:
         with quiet():
             model = work.source.load()
     with steps.step("measuring torch's losses", "check that the model takes the inputs that the shards hold"):
-        baseline = reference.loss(model, work.shards, task, work.window)
+        baseline = reference.loss(model, work.shards, task, work.window, work.asked.windows_per_row)
     with steps.step("exporting the graph", "torch cannot export this model as it is; see its message, and docs/export.md"):
         tokens = "tokens" if task is Task.CAUSAL_LM and takes_tokens(model) else "input_ids"
         samples = reference.samples(work.shards, task, work.window, tokens)
@@ -171,9 +172,13 @@ def make_package(work: Work, baseline: float) -> dict[str, float]:
     words = ["--graph", work.folder / "graph" / "model.onnx", "--weights", work.weights, "--shards", work.shards]
     words += ["--name", name, "--version", asked.version, "--out", work.package.folder]
     words += ["--objective", source.task.objective, "--window", work.window]
+    words += ["--windows-per-row", asked.windows_per_row]
     for glob in asked.exclude:
         words += ["--exclude", glob]
-    work.scorer.package([str(word) for word in words])
+    few = work.scorer.package([str(word) for word in words])
+    if few is not None and documents.ready_shards(asked.shards):
+        tell(f"    {few}")
+        work.notes.append(few)
     shutil.rmtree(work.folder / "graph")
     canary = {"loss": baseline, "tolerance": asked.computed.canary_tolerance}
     fields: dict[str, Any] = {"canary": canary}
@@ -214,7 +219,9 @@ def proven(work: Work, baseline: float) -> tuple[Proof, Path]:
             random = update.random_update(Checkpoint.of_file(package.folder / "weights.safetensors"), shapes, scale)
             source.change(random | {alias: random[name] for alias, name in aliases.items() if name in random}, work.weights, changed)
             with quiet():
-                loss = reference.loss(source.load(changed), work.shards, source.task, work.window)
+                model = source.load(changed)
+                loss = reference.loss(model, work.shards, source.task, work.window, work.asked.windows_per_row)
+                del model
             if abs(loss - baseline) >= TELLING * tolerance:
                 break
         candidate.write_bytes(update.candidate(random, shapes))
@@ -258,7 +265,7 @@ def windows_of(work: Work) -> int:
     from scorer_client.export import reference
 
     if work.source.task is Task.CAUSAL_LM:
-        return sum(len(batch) for batch in reference.token_batches(work.shards, work.window))
+        return sum(len(batch) for batch in reference.token_batches(work.shards, work.window, work.asked.windows_per_row))
     return sum(len(next(iter(batch.values()))) for batch in reference.example_batches(work.shards))
 
 

@@ -19,11 +19,11 @@ TYPES = {
 }  # fmt: skip
 
 
-def loss(model: Any, folder: Path, task: Task, window: int) -> float:
+def loss(model: Any, folder: Path, task: Task, window: int, each: int = 1) -> float:
     """The unweighted mean over all windows, as `scorer validate` measures it."""
     with torch.inference_mode():
         if task is Task.CAUSAL_LM:
-            found = [_window_losses(model, batch) for batch in token_batches(folder, window)]
+            found = [_window_losses(model, batch) for batch in token_batches(folder, window, each)]
         else:
             found = [_row_losses(model, batch) for batch in example_batches(folder)]
     mean = torch.cat(found).double().mean().item()
@@ -40,14 +40,14 @@ def samples(folder: Path, task: Task, window: int, tokens_name: str) -> dict[str
     return {name: torch.cat([column, column])[:2] for name, column in first.items()}
 
 
-def token_batches(folder: Path, window: int) -> Iterator[Any]:
-    """Chunks of window + 1 tokens, in the order of the plan."""
+def token_batches(folder: Path, window: int, each: int = 1) -> Iterator[Any]:
+    """`each` windows of a row: chunks of window + 1 tokens, in the order of the plan."""
     chunks = []
     for shard, tensors in shards.read(folder):
         rows = _tensor(tensors["tokens"]).long()
         rows = rows.unsqueeze(0) if rows.dim() == 1 else rows
         for number, row in enumerate(rows):
-            chunks += [row[start : start + window + 1] for start in starts(shard, number, len(row), window)]
+            chunks += [row[start : start + window + 1] for start in starts(shard, number, len(row), window, each)]
     for start in range(0, len(chunks), BATCH):
         yield torch.stack(chunks[start : start + BATCH])
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from typing import Any
 
 from scorer_client.export.steps import UNAVAILABLE, Problem, tell
 
+FEW_WINDOWS = re.compile(r"scorer: warning: few windows")
 BUILDS = ("release", "demo", "debug")
 
 
@@ -19,15 +21,21 @@ class Scorer:
     path: Path
     provider: str
 
-    def package(self, words: Sequence[str]) -> None:
+    def package(self, words: Sequence[str]) -> str | None:
+        """Returns its warning of few windows, if any: for shards that were cut here, other advice is better."""
         done = self._run(["package", *words])
+        few = None
         for line in done.stderr.splitlines():
-            tell(f"    {line}")
+            if FEW_WINDOWS.match(line):
+                few = line.removeprefix("scorer: ")
+            else:
+                tell(f"    {line}")
         if done.returncode:
             raise Problem(
                 "scorer package refused the model; its message is above",
                 "do what it says; --exclude GLOB leaves out tensors of the checkpoint that the model does not use",
             )
+        return few
 
     def loss(self, package: Path) -> dict[str, Any]:
         """The model's own loss, as a result message."""

@@ -29,6 +29,7 @@ class Plan:
     max_windows: int
     split: Split
     vocabulary: int | None
+    windows_per_row: int = 1
 
     def cut(self) -> Cut:
         """A row has one token more than its window, whose target it is; a masked one has cls and sep around it."""
@@ -71,11 +72,20 @@ def make(source: Path, plan: Plan, tokenizer: Tokenizer | None, folder: Path) ->
     return Shards(folder, told + few(len(table), plan), len(table), corpus.rest)
 
 
-def few(windows: int, plan: Plan) -> list[str]:
-    if windows >= FEW_WINDOWS:
+def few(rows: int, plan: Plan) -> list[str]:
+    """How many, why, and how to get more."""
+    each = plan.windows_per_row if plan.task is Task.CAUSAL_LM else 1
+    if rows * each >= FEW_WINDOWS:
         return []
-    more = "raise --max-windows" if windows >= plan.max_windows else "give more text, or set a smaller --stride"
-    return [f"warning: {windows} windows are few, and scores will have wide confidence intervals: {more}"]
+    kept = rows >= plan.max_windows
+    why = f"as many as --max-windows {plan.max_windows} keeps" if kept else "all that the text has"
+    more = ["raise --max-windows" if kept else "give more text, or set a smaller --stride"]
+    if plan.task is Task.CAUSAL_LM and plan.cut().length > plan.window + 1:
+        more.append(f"set --windows-per-row {-(-FEW_WINDOWS // rows)}")
+    return [
+        f"warning: few windows ({rows * each}): below {FEW_WINDOWS}, scores have wide confidence intervals, and no evaluation "
+        f"ends early. Why: windows from each row: {each}, rows: {rows}, {why}. To get more: {'; or '.join(more)}."
+    ]
 
 
 def _table(corpus: Corpus, plan: Plan, tokenizer: Tokenizer | None) -> tuple[Sequence[Mapping[str, "array[int]"]], int]:

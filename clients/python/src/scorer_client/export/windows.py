@@ -3,9 +3,9 @@
 import hashlib
 
 
-def starts(shard: int, row: int, tokens: int, window: int) -> list[int]:
-    """The first token of the window of a row for the empty nonce; none if the row is too short. See docs/protocol.md."""
+def starts(shard: int, row: int, tokens: int, window: int, each: int = 1) -> list[int]:
+    """The first tokens of the windows of a row for the empty nonce; none if the row is too short. See docs/protocol.md."""
     if tokens < window + 1:
         return []
-    seed = hashlib.sha256(f":{shard}:{row}:0:{tokens}:{window}".encode()).digest()
-    return [int.from_bytes(seed[:8], "big") % (tokens - window)]
+    seeds = (hashlib.sha256(f":{shard}:{row}:{k}:{tokens}:{window}".encode()).digest() for k in range(each))
+    return [int.from_bytes(seed[:8], "big") % (tokens - window) for seed in seeds]
