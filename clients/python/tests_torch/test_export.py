@@ -137,6 +137,21 @@ class Models(Exports):
         kept = "".join(json.loads(line)["text"] for line in rest.read_text().splitlines())
         self.assertTrue(0 < len(kept) < len((FOLDER / "held-out.txt").read_text()))
 
+    def test_flat_shards_are_few_windows_until_more_are_taken_of_each_row(self):
+        flat = FOLDER / "flat"
+        flat.mkdir()
+        for number in range(1, 3):
+            save_file({"tokens": torch.arange(2000, dtype=torch.int32) % 64}, flat / f"shard_{number}.safetensors")
+        words = ["tests_torch.models:language", "--shards", flat, "--window", 32, "--json"]
+        told, said = self.export(*words)
+        self.assertEqual(json.loads(told)["windows"], 2)
+        self.assertEqual(said.count("warning: few windows (2)"), 1)
+        self.assertIn("--windows-per-row 16 or more", said)
+        self.assertIn("warning: few windows (2)", json.loads(told)["notes"][-1])
+        told, said = self.export(*words, "--windows-per-row", 16)
+        self.assertEqual(json.loads(told)["windows"], 32)
+        self.assertNotIn("few windows", said)
+
     def test_weights_of_16_bits(self):
         for name in ("llama", "gpt2", "mixtral", "bert", "t5"):
             with self.subTest(name):
