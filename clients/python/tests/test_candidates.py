@@ -277,6 +277,7 @@ class Updates(unittest.TestCase):
             (TypeError, lambda: candidates.gradient([("w", Parameter("text"))]), "tensor 'w', gradient: a str"),
             (ValueError, lambda: candidates.largest(w, 0), "count is 0"),
             (TypeError, lambda: candidates.largest({"w": ([2], [0], [1.0])}, 1), "'w'", "tuple"),
+            (ValueError, lambda: candidates.binary_v2(candidates.largest({"w": numpy.array([9, math.nan])}, 1)), "'w'", "nan"),
         ]:  # fmt: skip
             with self.subTest(said=said):
                 with self.assertRaises(error) as raised:

@@ -196,7 +196,9 @@ class Numpy(Vector):
 
         if count >= len(self):
             return numpy.arange(len(self))
-        return numpy.sort(numpy.argpartition(-numpy.abs(self.flat.astype("f4")), count)[:count])
+        # NaN counts as the largest, as in torch: whoever writes it is told, and nothing is hidden.
+        magnitudes = numpy.nan_to_num(numpy.abs(self.flat.astype("f4")), nan=numpy.inf, posinf=numpy.inf)
+        return numpy.sort(numpy.argpartition(-magnitudes, count)[:count])
 
     def joined(self, others: Sequence[Vector]) -> Vector:
         import numpy

@@ -4,7 +4,7 @@ import math
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from scorer_client.arrays import Array, Vector, array, vector
 
@@ -24,10 +24,12 @@ class Entry:
 
     def dense(self, code: str) -> bytes:
         """Every element of the tensor."""
-        width = struct.calcsize(f"<{code}")
-        packed, body = self.values.pack(code), bytearray(width * math.prod(self.shape))
-        for at, index in enumerate(self.indices.numbers()):
-            body[index * width : (index + 1) * width] = packed[at * width : (at + 1) * width]
+        body = bytearray(struct.calcsize(f"<{code}") * math.prod(self.shape))
+        # The bits as they are: as integers they are neither widened nor rounded.
+        bits: Literal["I", "H"] = "I" if code == "f" else "H"
+        elements = memoryview(body).cast(bits)
+        for index, value in zip(self.indices.numbers(), memoryview(self.values.pack(code)).cast(bits), strict=True):
+            elements[index] = value
         return bytes(body)
 
 
