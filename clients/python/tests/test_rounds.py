@@ -273,11 +273,15 @@ class Unfinished(unittest.TestCase):
         round = Round("m", [scored("a"), scored("b")])
         merge = round.next_merge()
         more = replace(merge, members=[*merge.members, Member("c", candidate("c"))])
+        heavy = replace(merge, members=[replace(member, weight=2.0) for member in merge.members])
         for result, why in (
             (bench.answer(replace(merge, submission_id="other")), "The result of other answers no merge"),
             (replace(scored("m").result, submission_id="m"), "The result of m is a Score, not that of a merge"),
             (bench.answer(more), "other members than its merge"),
             (bench.answer(merge, plan="4" * 64), "another plan than the scores"),
+            (bench.answer(merge, model_version=8), "is of model version 8"),
+            (bench.answer(heavy), "or other weights"),
+            (bench.answer(merge, gap={"value": 0.1, "stderr": 0.0, "large": False}), "contradicts itself"),
         ):
             with self.assertRaisesRegex(ValueError, why):
                 round.add(result)
