@@ -9,8 +9,7 @@ use sha2::{Digest, Sha256};
 use super::{SessionError, places};
 use crate::config::{EngineConfig, Provider};
 
-/// The library's path: from the configuration, else `ORT_DYLIB_PATH`, else beside the binary, else in the Python
-/// package `onnxruntime` of the environment that the binary is installed in.
+/// The library's path: from the configuration, else `ORT_DYLIB_PATH`, else one of [`places::runtime`].
 fn library(config: &EngineConfig) -> Result<PathBuf, SessionError> {
     if let Some(path) = &config.onnxruntime {
         return Ok(path.clone());

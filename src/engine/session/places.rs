@@ -1,11 +1,17 @@
-//! Where shared libraries lie that nobody names: beside the binary, and where pip installs those of ONNX Runtime and
-//! NVIDIA. Never in the working directory, for a library runs as the worker.
+//! Where shared libraries lie that nobody names: beside the binary, where `ops/setup` puts ONNX Runtime for a binary that
+//! cargo built, and where pip installs those of ONNX Runtime and NVIDIA. Never in the working directory, for a library
+//! runs as the worker.
 
 use std::cmp::Reverse;
 use std::path::{Path, PathBuf};
 
 /// Where the Python package `onnxruntime` keeps its library, from the folder of all packages.
 const RUNTIME: &str = "onnxruntime/capi";
+
+/// The folders in which cargo leaves a binary. Beside them is that of ONNX Runtime, for `ops/setup` and `ops/demo`. No
+/// folder of another name has one beside it: whoever may write there need not be who built the binary.
+const BUILT: [&str; 2] = ["target/debug", "target/release"];
+const BESIDE_BUILT: &str = "onnxruntime";
 
 /// The file name of the plugin of the provider `webgpu`.
 pub(super) const WEBGPU: &str = "libonnxruntime_providers_webgpu.so";
@@ -23,20 +29,32 @@ const CUDA: [&str; 8] = [
     "nvidia/cudnn/lib/libcudnn.so.9",
 ];
 
-/// ONNX Runtime for a binary in this folder: beside it, else in the Python package of the environment (a virtual
-/// one, the user's, the system's) whose programs the folder holds. The error says where it was looked for.
+/// ONNX Runtime for a binary in this folder: beside it, else where `ops/setup` put it if cargo built the binary there,
+/// else in the Python package of the environment (a virtual one, the user's, the system's) whose programs the folder
+/// holds. The error says where it was looked for.
 pub(super) fn runtime(bin: &Path) -> Result<PathBuf, String> {
     let packages = packages(bin).into_iter().map(|all| all.join(RUNTIME));
-    let mut folders = std::iter::once(bin.to_owned()).chain(packages);
+    let mut folders = std::iter::once(bin.to_owned())
+        .chain(fetched(bin))
+        .chain(packages);
     folders
         .find_map(|folder| library_in(&folder))
         .ok_or_else(|| {
             let prefix = bin.parent().unwrap_or(bin).display();
+            let fetched = fetched(bin).map(|folder| format!(", in {}", folder.display()));
             format!(
-                "no libonnxruntime.so in {} and in {prefix}/lib*/python3*/*-packages/{RUNTIME}",
-                bin.display()
+                "no libonnxruntime.so in {}{} and in {prefix}/lib*/python3*/*-packages/{RUNTIME}",
+                bin.display(),
+                fetched.unwrap_or_default(),
             )
         })
+}
+
+/// Where `ops/setup` puts ONNX Runtime for a binary in this folder, if cargo built it there.
+fn fetched(bin: &Path) -> Option<PathBuf> {
+    let built = BUILT.iter().any(|folder| bin.ends_with(folder));
+    let target = bin.parent().filter(|_| built)?;
+    Some(target.join(BESIDE_BUILT))
 }
 
 /// Where the plugin of WebGPU may be if ONNX Runtime is in this folder.
@@ -107,8 +125,13 @@ mod tests {
     }
 
     fn found(files: &[&str]) -> Result<String, String> {
+        found_from("bin", files)
+    }
+
+    /// What a binary in this folder finds, from where the files are.
+    fn found_from(bin: &str, files: &[&str]) -> Result<String, String> {
         let root = tree(files);
-        let path = runtime(&root.path().join("bin"))?;
+        let path = runtime(&root.path().join(bin))?;
         let inside = path.strip_prefix(root.path()).unwrap();
         Ok(inside.display().to_string())
     }
@@ -134,6 +157,38 @@ mod tests {
         assert_eq!(found(&[old, new]), Ok(new.into()));
         let beside = "bin/libonnxruntime.so";
         assert_eq!(found(&[old, new, beside]), Ok(beside.into()));
+    }
+
+    #[test]
+    fn a_binary_that_cargo_built_finds_what_the_setup_fetched_and_no_other_one_does() {
+        let (file, plugin) = (
+            "clone/target/onnxruntime/libonnxruntime.so.1.31.1",
+            "clone/target/onnxruntime/libonnxruntime_providers_webgpu.so",
+        );
+        for built in ["clone/target/debug", "clone/target/release"] {
+            assert_eq!(found_from(built, &[file, plugin]), Ok(file.into()));
+            let beside = format!("{built}/libonnxruntime.so");
+            assert_eq!(found_from(built, &[file, &beside]), Ok(beside));
+        }
+        // Others may write beside these, or the working directory may be there.
+        for other in [
+            "clone",
+            "clone/target",
+            "clone/target/debug/deps",
+            "clone/target/bin",
+            "clone/debug",
+            "debug",
+        ] {
+            let planted = [
+                file,
+                "onnxruntime/libonnxruntime.so",
+                "clone/onnxruntime/libonnxruntime.so",
+                "target/onnxruntime/libonnxruntime.so",
+            ];
+            assert!(found_from(other, &planted).is_err(), "{other}");
+        }
+        let why = found_from("clone/target/debug", &[]).unwrap_err();
+        assert!(why.contains("clone/target/onnxruntime and in "), "{why}");
     }
 
     #[test]
