@@ -217,8 +217,12 @@ impl Engine {
         if (baseline_loss - canary.loss).abs() <= canary.tolerance {
             return Ok(());
         }
+        let whose = match self.package.is_updated() {
+            true => "update manifest",
+            false => "package",
+        };
         let message = format!(
-            "canary: the package says loss {} +- {}, this worker measures {baseline_loss}",
+            "canary: the {whose} says loss {} +- {}, this worker measures {baseline_loss}",
             canary.loss, canary.tolerance
         );
         Err(EngineError::new(Detail::CanaryMismatch, message))

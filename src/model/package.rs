@@ -84,6 +84,11 @@ impl Package {
         hex::encode(Sha256::digest(identity))
     }
 
+    /// Whether an update led to the version that is served, so that the package's own `model.json` says nothing of it.
+    pub fn is_updated(&self) -> bool {
+        Self::root(&self.manifest, &self.package_id) != self.root
+    }
+
     /// Reads and checks the whole package. With `subset`, shards whose files are missing are left
     /// out; a damaged one is still refused. The first valid file of `newer` replaces the package's
     /// own weights.
@@ -326,6 +331,14 @@ fn load_shards(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_an_update_led_to_is_told_from_the_package_s_own() {
+        let (mut package, _dir) = crate::model::fit::tests::package();
+        assert!(!package.is_updated());
+        package.manifest.version += 1;
+        assert!(package.is_updated());
+    }
 
     #[test]
     fn no_file_name_leads_out_of_the_package() {

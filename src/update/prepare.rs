@@ -65,12 +65,18 @@ fn unusable(step: Step<'_>, graph: &str, blocked: &BlockedFiles) -> Option<Strin
     if let Step::Full(full) = step
         && full.graph_sha256 != graph
     {
-        let (version, theirs) = (full.version, &full.graph_sha256);
+        let (version, theirs, ours) = (full.version, begin(&full.graph_sha256), begin(graph));
         return Some(format!(
-            "the weights of version {version} are for the graph {theirs}, and the package's is {graph}"
+            "the weights of version {version} are for another graph ({theirs}) than the package's ({ours})"
         ));
     }
     blocked.get(step.sha256()).cloned()
+}
+
+/// As much of a digest as tells it from others.
+fn begin(digest: &str) -> &str {
+    const SHOWN: usize = 12;
+    digest.get(..SHOWN).unwrap_or(digest)
 }
 
 /// Why no route leads to the live version: what is wrong with its files, or that there is none.
@@ -83,7 +89,11 @@ fn no_route(
     let live = manifest.live_version;
     let local: Vec<String> = local.iter().map(u64::to_string).collect();
     let local = local.join(", ");
-    let reasons: Vec<String> = Step::all(manifest)
+    // What would have led to it at once comes first.
+    let mut steps: Vec<Step<'_>> = Step::all(manifest).collect();
+    steps.sort_by_key(|step| step.to() != live);
+    let reasons: Vec<String> = steps
+        .into_iter()
         .filter_map(|step| unusable(step, graph, blocked))
         .collect();
     if reasons.is_empty() {
@@ -94,7 +104,8 @@ fn no_route(
         more => format!("; and {more} more"),
     };
     let named = reasons[..reasons.len().min(MOST_NAMED)].join("; ");
-    format!("no usable route from version {local} to {live}: {named}{more}")
+    // The reasons come first: what shows this may cut its end.
+    format!("{named}{more}; so there is no usable route from version {local} to {live}")
 }
 
 impl Preparation<'_> {
@@ -318,14 +329,20 @@ mod tests {
         // A file that the manifest no longer names is no reason.
         assert_eq!(why(&manifest(&[], &[(8, 9)]), &["5"]), none);
         let both = manifest(&[(9, "aa")], &[(7, 9)]);
-        let unusable = "no usable route from version 7 to 9: ";
+        let unusable = "; so there is no usable route from version 7 to 9";
         assert_eq!(
             why(&both, &["9", "79"]),
-            format!("{unusable}9 is bad; 79 is bad")
+            format!("9 is bad; 79 is bad{unusable}")
         );
-        let foreign = why(&manifest(&[(9, "bb")], &[]), &[]);
-        assert!(foreign.contains("are for the graph bb0"), "{foreign}");
+        let foreign = "the weights of version 9 are for another graph (bb0000000000) than the package's (aa0000000000)";
+        let older = manifest(&[(6, "bb"), (9, "bb")], &[]);
+        let said = why(&older, &[]);
+        assert!(
+            said.starts_with(&format!("{foreign}; the weights of version 6 ")),
+            "{said}"
+        );
+        assert!(said.ends_with(unusable), "{said}");
         let many = why(&manifest(&[(9, "bb"); 10], &[]), &[]);
-        assert!(many.ends_with("; and 6 more"), "{many}");
+        assert!(many.ends_with(&format!("; and 6 more{unusable}")), "{many}");
     }
 }

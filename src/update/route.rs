@@ -28,6 +28,14 @@ impl<'m> Step<'m> {
         urls
     }
 
+    /// The version that it leads to.
+    pub fn to(self) -> u64 {
+        match self {
+            Self::Full(full) => full.version,
+            Self::Delta(delta) => delta.to,
+        }
+    }
+
     /// SHA-256 of the file in hex.
     pub fn sha256(self) -> &'m str {
         let (Self::Full(FullWeights { sha256, .. }) | Self::Delta(Delta { sha256, .. })) = self;

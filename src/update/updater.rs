@@ -378,7 +378,10 @@ mod tests {
 
         publish(folder, 2, &"0".repeat(64));
         let foreign = failure(&mut updater, false).await;
-        assert!(foreign.contains("are for the graph 000"), "{foreign}");
+        assert!(
+            foreign.contains("are for another graph (000000000000) than"),
+            "{foreign}"
+        );
         publish(folder, 1, &graph);
         assert_eq!(failure(&mut updater, false).await, "");
         assert_eq!(updater.logged, None);

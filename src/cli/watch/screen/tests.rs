@@ -156,6 +156,21 @@ fn a_fleet_without_a_fault_has_no_line_about_one() {
 }
 
 #[test]
+fn an_update_that_failed_is_told_above_the_table() {
+    let mut view = seen(100_000, 0);
+    view.workers.pop();
+    view.queues = None;
+    let update = json!({"live_version": 9, "looked_at_ms": 1, "bytes_here": 0, "bytes_wanted": 0,
+        "refused": null, "failure": "canary differs"});
+    view.workers[0].record.update = serde_json::from_value(update).unwrap();
+    let mut screen = Screen::new();
+    screen.see(Ok(view));
+    let told = "warn: 1 worker does not serve the live version 9: canary differs (a-node)";
+    let lines = drawn(&screen);
+    assert!(lines.iter().any(|line| line == told), "{lines:?}");
+}
+
+#[test]
 fn what_is_wrong_has_the_colour_of_how_bad_it_is() {
     let mut screen = Screen::new();
     screen.see(Ok(seen(100_000, 10)));

@@ -146,7 +146,7 @@ const TROUBLES: [(Detail, &str); 7] = [
     ),
     (
         Detail::CanaryMismatch,
-        "version 42: canary: the package says loss 2.8714 +- 0.001, this worker measures 2.9027",
+        "version 42: canary: the update manifest says loss 2.8714 +- 0.001, this worker measures 2.9027",
     ),
     (
         Detail::Stuck,
