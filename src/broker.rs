@@ -35,6 +35,9 @@ pub enum BrokerError {
     /// It is not permitted. The link is sound.
     #[error("RabbitMQ: {0}")]
     Forbidden(String),
+    /// The login was refused: the user, the password or the virtual host. There is no link.
+    #[error("RabbitMQ: {0}")]
+    Denied(String),
     /// Anything else, including a call that took too long.
     #[error("RabbitMQ: {0}")]
     Failed(String),
@@ -46,8 +49,13 @@ impl BrokerError {
         if failures.len() == 1 {
             return failures.remove(0);
         }
+        let denied = failures.iter().all(|why| matches!(why, Self::Denied(_)));
         let whys: Vec<String> = failures.into_iter().map(Self::text).collect();
-        Self::Failed(format!("no node can be used: {}", whys.join("; ")))
+        let text = format!("no node can be used: {}", whys.join("; "));
+        match denied {
+            true => Self::Denied(text),
+            false => Self::Failed(text),
+        }
     }
 
     fn text(self) -> String {
@@ -55,6 +63,7 @@ impl BrokerError {
             Self::Differs(text)
             | Self::Missing(text)
             | Self::Forbidden(text)
+            | Self::Denied(text)
             | Self::Failed(text) => text,
         }
     }

@@ -8,6 +8,7 @@ mod dashboard;
 mod dead;
 mod devices;
 mod exit;
+mod format;
 mod init;
 mod logs;
 mod merge;

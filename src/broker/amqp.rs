@@ -254,6 +254,7 @@ impl Link {
             Err(
                 error @ (BrokerError::Differs(_)
                 | BrokerError::Forbidden(_)
+                | BrokerError::Denied(_)
                 | BrokerError::Failed(_)),
             ) => Err(error),
         }
@@ -308,6 +309,7 @@ impl Link {
                 BrokerError::Differs(_)
                 | BrokerError::Missing(_)
                 | BrokerError::Forbidden(_)
+                | BrokerError::Denied(_)
                 | BrokerError::Failed(_),
             )) => consumed,
         }
@@ -494,9 +496,12 @@ fn tolerate(name: &str, declared: Result<(), BrokerError>) -> Result<bool, Broke
             Ok(false)
         }
         Ok(())
-        | Err(BrokerError::Missing(_) | BrokerError::Forbidden(_) | BrokerError::Failed(_)) => {
-            declared.map(|()| true)
-        }
+        | Err(
+            BrokerError::Missing(_)
+            | BrokerError::Forbidden(_)
+            | BrokerError::Denied(_)
+            | BrokerError::Failed(_),
+        ) => declared.map(|()| true),
     }
 }
 

@@ -20,7 +20,7 @@ use crate::config::{Config, device_name};
 use crate::engine::EngineError;
 use crate::engine::session::{Partition, Placement, hardware, library_version, plugin};
 use crate::engine::thread::EngineHandle;
-use crate::model::package::Package;
+use crate::model::package::{MANIFEST, Package};
 use crate::protocol::state::Detail;
 use crate::store::{FleetStore, StoreError};
 use crate::telemetry::progress::Progress;
@@ -96,9 +96,10 @@ impl Broken {
     }
 
     /// This part fails; those that need it were not checked.
-    fn findings(&self) -> Vec<Finding> {
+    fn findings(&self, config: &Config) -> Vec<Finding> {
         let (part, error) = (self.part, &self.error);
-        let advice = format!("ops/runbook.md explains {}", error.detail);
+        let advice = wrong_path(config, part)
+            .unwrap_or_else(|| format!("ops/runbook.md explains {}", error.detail));
         let failed = Finding::new(part, Verdict::Fail, error.to_string(), Some(advice));
         let needing: &[_] = match part {
             "package" => &["provider", "warm-up"],
@@ -109,6 +110,33 @@ impl Broken {
         let skipped = needing.iter();
         let skipped = skipped.map(|part| Finding::new(part, Verdict::Skip, missing(), None));
         std::iter::once(failed).chain(skipped).collect()
+    }
+}
+
+/// What to do about a part whose path leads nowhere: a slip needs no runbook.
+fn wrong_path(config: &Config, part: &str) -> Option<String> {
+    let engine = &config.engine;
+    match part {
+        "package" => {
+            let dir = config.model.dir.as_ref()?;
+            let is_package = dir.join(MANIFEST).exists();
+            let advice = "model.dir must name a folder that scorer package wrote";
+            (!is_package).then(|| advice.to_owned())
+        }
+        _ => {
+            let variable = std::env::var_os("ORT_DYLIB_PATH").map(PathBuf::from);
+            let variable = variable.filter(|_| engine.onnxruntime.is_none());
+            let named = [
+                ("engine.onnxruntime", &engine.onnxruntime),
+                ("ORT_DYLIB_PATH", &variable),
+                ("engine.webgpu_plugin", &engine.webgpu_plugin),
+            ];
+            let mut named = named
+                .into_iter()
+                .filter_map(|(key, path)| Some((key, path.as_ref()?)));
+            let (key, _) = named.find(|(_, path)| !path.exists())?;
+            Some(format!("correct {key}"))
+        }
     }
 }
 
@@ -128,7 +156,7 @@ pub(super) async fn check(config: &Config, json: bool) -> Outcome {
         Ok(facts) => (facts, None),
         Err(broken) => (json!({}), Some(broken)),
     };
-    findings.extend(broken.iter().flat_map(Broken::findings));
+    findings.extend(broken.iter().flat_map(|broken| broken.findings(config)));
     findings.extend([rabbitmq, redis]);
     if json {
         report["findings"] = json!(findings);
@@ -288,11 +316,11 @@ async fn start(
 }
 
 async fn rabbitmq(config: &Config) -> Finding {
-    let advice = "the worker cannot become ready without RabbitMQ: start it, or correct amqp.url";
     let mut nodes = Nodes::new(&config.amqp).within(PATIENCE);
     let limit = nodes.longest();
     let looking = async {
-        let link = Link::connect(&mut nodes, "scorer/check").await?;
+        let link = Link::connect(&mut nodes, "scorer/check").await;
+        let link = link.map_err(|e| (no_rabbitmq(&e), e.to_string()))?;
         let model = super::model_name(config).ok();
         let queue = model.map(|model| Topology::new(&config.amqp, &model).jobs_queue());
         let depth = match &queue {
@@ -300,7 +328,8 @@ async fn rabbitmq(config: &Config) -> Finding {
             None => Ok(None),
         };
         link.close().await;
-        Ok::<_, BrokerError>(match (depth?, queue) {
+        let depth = depth.map_err(|e| (no_rabbitmq(&e), e.to_string()))?;
+        Ok(match (depth, queue) {
             (Some((jobs, consumers)), Some(queue)) => {
                 format!("{jobs} jobs in {queue}, {consumers} consumers")
             }
@@ -311,35 +340,71 @@ async fn rabbitmq(config: &Config) -> Finding {
         })
     };
     let place = crate::config::redact_all(&config.amqp.urls);
-    service("RabbitMQ", &place, limit, advice, looking).await
+    service("RabbitMQ", &place, limit, START_RABBITMQ, looking).await
+}
+
+const START_RABBITMQ: &str =
+    "the worker cannot become ready without RabbitMQ: start it, or correct amqp.url";
+
+/// What to do where RabbitMQ does not do what was asked.
+fn no_rabbitmq(error: &BrokerError) -> &'static str {
+    match error {
+        BrokerError::Denied(_) => {
+            "RabbitMQ answers, and refuses the login: correct the user, the password or the virtual host in amqp.url, or \
+             create them"
+        }
+        BrokerError::Forbidden(_) => {
+            "RabbitMQ answers, and does not permit it: correct the permissions of the user in amqp.url"
+        }
+        BrokerError::Differs(_) | BrokerError::Missing(_) | BrokerError::Failed(_) => {
+            START_RABBITMQ
+        }
+    }
 }
 
 async fn redis(config: &Config) -> Finding {
-    let advice = "without Redis the worker is invisible to status, and redelivered jobs are scored again: start it, update it, or correct redis.url";
     let looking = async {
-        let server = FleetStore::new(&config.redis).greet().await?;
-        Ok::<_, StoreError>(format!("connected, {server}"))
+        let server = FleetStore::new(&config.redis).greet().await;
+        let server = server.map_err(|e| (no_redis(&e), e.to_string()))?;
+        Ok(format!("connected, {server}"))
     };
     let place = crate::config::redact_all(&config.redis.urls);
-    service("Redis", &place, PATIENCE, advice, looking).await
+    service("Redis", &place, PATIENCE, START_REDIS, looking).await
+}
+
+const START_REDIS: &str = "without Redis the worker is invisible to status, and redelivered jobs are scored again: start it, update it, or correct redis.url";
+
+/// What to do where Redis does not do what was asked. Its driver has no kinds for all of it, but words.
+fn no_redis(error: &StoreError) -> &'static str {
+    let refused = ["AuthenticationFailed", "NOAUTH", "WRONGPASS", "NOPERM"];
+    match refused.iter().any(|word| error.0.contains(word)) {
+        true => {
+            "Redis answers, and refuses the login: correct the user or the password in redis.url; without Redis the worker \
+             is invisible to status, and redelivered jobs are scored again"
+        }
+        false => START_REDIS,
+    }
 }
 
 /// Checks a service that a worker waits for while it is away.
-async fn service<E: ToString>(
+async fn service(
     part: &'static str,
     place: &str,
     limit: Duration,
-    advice: &str,
-    looking: impl Future<Output = Result<String, E>>,
+    unanswered: &str,
+    looking: impl Future<Output = Result<String, (&str, String)>>,
 ) -> Finding {
-    let why = match tokio::time::timeout(limit, looking).await {
+    let (advice, why) = match tokio::time::timeout(limit, looking).await {
         Ok(Ok(found)) => return Finding::ok(part, found),
-        Ok(Err(error)) => {
-            let why = error.to_string();
+        Ok(Err((advice, why))) => {
             let bare = why.strip_prefix(part).and_then(|w| w.strip_prefix(": "));
-            bare.unwrap_or(&why).to_owned()
+            (advice, bare.unwrap_or(&why).to_owned())
         }
-        Err(_) => format!("{place} does not answer within {} s", limit.as_secs()),
+        Err(_) => {
+            let seconds = limit.as_secs();
+            let why = format!("{place} does not answer within {seconds} s");
+            (unanswered, why)
+        }
     };
     Finding::new(part, Verdict::Warn, why, Some(advice.into()))
 }
@@ -375,4 +440,67 @@ pub(super) async fn prove(config: &Config, json: bool) -> Outcome {
 fn model_dir(config: &Config) -> Result<&PathBuf, Fault> {
     let unset = || Fault::usage("model.dir: not set; it must name the model package");
     config.model.dir.as_ref().ok_or_else(unset)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Layers;
+
+    fn config(set: &str) -> Config {
+        let set = [set.to_owned()];
+        let layers = Layers {
+            set: &set,
+            ..Layers::default()
+        };
+        Config::load(&layers).unwrap()
+    }
+
+    fn advice(config: &Config, part: &'static str, detail: Detail) -> String {
+        let error = EngineError::new(detail, "why");
+        let found = Broken { part, error }.findings(config);
+        found[0].advice.clone().unwrap_or_default()
+    }
+
+    #[test]
+    fn a_path_that_leads_nowhere_needs_no_runbook() {
+        let empty = tempfile::tempdir().unwrap();
+        let dir = empty.path().display();
+        for dir in [format!("{dir}"), format!("{dir}/nope")] {
+            let config = config(&format!("model.dir={dir}"));
+            let said = advice(&config, "package", Detail::ModelLoadFailed);
+            assert!(said.starts_with("model.dir must name"), "{said}");
+        }
+        let lost = config(&format!("engine.onnxruntime={dir}/nope"));
+        let said = advice(&lost, "provider", Detail::EpUnavailable);
+        assert_eq!(said, "correct engine.onnxruntime");
+        // What is there and cannot be used is in the runbook.
+        std::fs::write(empty.path().join(MANIFEST), "{").unwrap();
+        let broken = config(&format!("model.dir={dir}"));
+        let said = advice(&broken, "package", Detail::ModelLoadFailed);
+        assert_eq!(said, "ops/runbook.md explains model_load_failed");
+    }
+
+    #[test]
+    fn a_service_that_refuses_the_login_is_not_to_be_started() {
+        let why = || "why".to_owned();
+        for (error, starts) in [
+            (BrokerError::Denied(why()), false),
+            (BrokerError::Forbidden(why()), false),
+            (BrokerError::Failed(why()), true),
+        ] {
+            assert_eq!(no_rabbitmq(&error).contains("start it"), starts, "{error}");
+        }
+        for (why, starts) in [
+            (
+                "Password authentication failed - AuthenticationFailed",
+                false,
+            ),
+            ("\"NOAUTH\": Authentication required.", false),
+            ("Connection refused (os error 111)", true),
+        ] {
+            let advice = no_redis(&StoreError(why.into()));
+            assert_eq!(advice.contains("start it"), starts, "{why}");
+        }
+    }
 }

@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 
 use super::offline::{ContentArgs, WindowArgs, pipeline, word};
-use super::{Exit, Fault, Outcome, answer_json, busy};
+use super::{Exit, Fault, Outcome, answer_json, busy, format};
 use crate::candidate::fetch::Fetched;
 use crate::config::{CandidatesConfig, Config};
 use crate::engine::coalition::Member;
@@ -126,6 +126,8 @@ fn files(args: &MergeArgs) -> Result<Vec<MemberFile>, Fault> {
         let file = PathBuf::from(&member.place);
         let size = std::fs::metadata(&file);
         let size = size.map_err(|e| MemberFile::fault(&file, &e))?.len();
+        let said = (args.content.format, args.content.compression);
+        format::check_file(&format!("--member {}", file.display()), &file, said)?;
         let described = Described {
             id: member.id.clone(),
             weight: member.weight.unwrap_or(equal),

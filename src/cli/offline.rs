@@ -8,7 +8,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::shortage::shortage;
-use super::{Exit, Fault, Outcome, answer, answer_json, busy, complain, signals};
+use super::{Exit, Fault, Outcome, answer, answer_json, busy, complain, format, signals};
 use crate::candidate::fetch::Fetcher;
 use crate::config::Config;
 use crate::engine::EngineError;
@@ -266,8 +266,14 @@ async fn judge(
 
 pub(super) async fn score(config: Config, args: ScoreArgs) -> Outcome {
     let rule = args.content.rule()?;
-    let bytes = std::fs::read(&args.candidate)
-        .map_err(|e| Fault::data(format!("--candidate {}: {e}", args.candidate.display())))?;
+    let named = format!("--candidate {}", args.candidate.display());
+    let bytes = std::fs::read(&args.candidate);
+    let bytes = bytes.map_err(|e| Fault::data(format!("{named}: {e}")))?;
+    format::check(
+        &named,
+        &bytes,
+        (args.content.format, args.content.compression),
+    )?;
     let name = args
         .candidate
         .file_stem()

@@ -2,6 +2,7 @@
 
 mod collected;
 mod described;
+mod fleet;
 mod job;
 
 use std::path::PathBuf;
@@ -22,7 +23,8 @@ use crate::protocol::encoding::Encoding;
 use crate::protocol::job::{Compression, Format, Semantics};
 use crate::protocol::merge::OnRejected;
 use collected::Collected;
-use described::{describe, describe_merge};
+use described::{describe, describe_merge, version};
+use fleet::Fleet;
 use job::{Submission, read_jobs};
 
 #[derive(Debug, Args)]
@@ -64,14 +66,16 @@ pub(super) struct SubmitArgs {
     /// JSON object that is returned with the result.
     #[arg(long, value_name = "JSON")]
     context: Option<String>,
-    /// Put the candidate's bytes into the job even if they are large or come from a URL.
+    /// Put the candidates' bytes into the jobs, even if they are large or come from a URL. Without it a job carries a file
+    /// of at most `candidates.max_inline_bytes`; for what is larger, or comes from a URL, it carries the URL, `file://` for a
+    /// file, which the workers must be able to read and `candidates.allow` must cover.
     #[arg(long)]
     inline: bool,
     /// AMQP priority of the jobs, 0 to 255: from RabbitMQ 4.0 on, higher ones are delivered first; 4 is what a job has
     /// without one.
     #[arg(long, value_name = "N")]
     priority: Option<u8>,
-    /// Wait for the results and print them.
+    /// Wait for the results and print them; says what it waits for while no worker is ready.
     #[arg(long)]
     wait: bool,
     /// Longest time to wait, such as `5m` [default: no limit].
@@ -109,7 +113,11 @@ pub(super) async fn submit(config: &Config, args: SubmitArgs) -> Outcome {
         ));
     }
     let (link, topology) = link(config, &model).await?;
-    let outcome = exchange(&link, &topology, &jobs, &args).await;
+    let fleet = Fleet::new(config, &model);
+    if args.jobs.is_none() {
+        fleet.compare_version(version(config, &args)?).await;
+    }
+    let outcome = exchange(&link, &topology, &jobs, &args, fleet).await;
     link.close().await;
     outcome
 }
@@ -119,6 +127,7 @@ async fn exchange(
     topology: &Topology,
     jobs: &[Submission],
     args: &SubmitArgs,
+    mut fleet: Fleet<'_>,
 ) -> Outcome {
     if !args.wait {
         let sent = publish_all(link, topology, jobs, (args.priority, None)).await;
@@ -131,8 +140,12 @@ async fn exchange(
     let sending = publish_all(link, topology, jobs, (args.priority, Some(&queue)));
     let mut collected = Collected::new(jobs, args.json);
     let limit = args.timeout.unwrap_or(Duration::MAX);
+    let bar = collected.bar.clone();
     let collecting = collected.fill(jobs, sending, deliveries, &link.lost);
-    let ended = tokio::time::timeout(limit, collecting).await;
+    let ended = tokio::select! {
+        ended = tokio::time::timeout(limit, collecting) => ended,
+        never = fleet.tell(&bar) => match never {},
+    };
     collected.bar.finish_and_clear();
     let without = || {
         let missing: Vec<&str> = collected.waiting.keys().map(String::as_str).collect();
@@ -143,10 +156,12 @@ async fn exchange(
     };
     match ended {
         Err(_) => {
+            let waited_for = fleet.said.map(|why| format!("; {why}"));
             let text = format!(
-                "--timeout {} has passed{}",
+                "--timeout {} has passed{}{}",
                 format_duration(limit),
-                without()
+                without(),
+                waited_for.unwrap_or_default()
             );
             Err(Fault::unavailable(text))
         }

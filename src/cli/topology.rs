@@ -17,7 +17,10 @@ pub(super) async fn link(config: &Config, model: &str) -> Result<(Link, Topology
         // A user who may only publish learns from the publish whether the queue exists.
         Ok(()) | Err(BrokerError::Forbidden(_)) => Ok((link, topology)),
         Err(
-            error @ (BrokerError::Differs(_) | BrokerError::Missing(_) | BrokerError::Failed(_)),
+            error @ (BrokerError::Differs(_)
+            | BrokerError::Missing(_)
+            | BrokerError::Denied(_)
+            | BrokerError::Failed(_)),
         ) => Err(Fault::unavailable(error)),
     }
 }

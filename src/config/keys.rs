@@ -126,17 +126,33 @@ pub(super) fn is_section(key: &str) -> bool {
     })
 }
 
-/// Keys that differ in dots, underscores and case alone; without any, those with the same last word.
-pub(super) fn similar(key: &str) -> impl Iterator<Item = &'static str> {
-    let letters = |key: &str| key.replace(['.', '_'], "").to_ascii_lowercase();
-    let last = |key: &str| key.rsplit('.').next().map(str::to_ascii_lowercase);
+/// More letters than this are no slip.
+const SLIPS: usize = 2;
+
+/// Keys that differ in dots, underscores and case alone; without any, those with the same last word; without any, those of
+/// which a few letters differ; without any, those of the same section whose last word ends or begins so.
+pub(super) fn similar(key: &str) -> Vec<&'static str> {
+    let key = key.to_ascii_lowercase();
+    let letters = |key: &str| key.replace(['.', '_'], "");
+    let parts = |key: &str| {
+        let (section, last) = key.rsplit_once('.').unwrap_or(("", key));
+        (section.to_owned(), last.to_owned())
+    };
+    let (section, last) = parts(&key);
+    let extends = |name: &str| {
+        let (ours, theirs) = (parts(name), format!("_{}_", parts(name).1));
+        !last.is_empty() && ours.0 == section && theirs.contains(&format!("_{last}_"))
+    };
+    let ways: [&dyn Fn(&str) -> bool; 4] = [
+        &|name| letters(name) == letters(&key),
+        &|name| parts(name).1 == last,
+        &|name| strsim::osa_distance(&letters(name), &letters(&key)) <= SLIPS,
+        &extends,
+    ];
     let names = || KEYS.iter().map(|(name, _)| *name);
-    let key = key.to_owned();
-    let close = names().any(|name| letters(name) == letters(&key));
-    names().filter(move |name| match close {
-        true => letters(name) == letters(&key),
-        false => last(name) == last(&key),
-    })
+    let found = ways.map(|way| names().filter(|name| way(name)).collect::<Vec<_>>());
+    let mut found = found.into_iter().filter(|names| !names.is_empty());
+    found.next().unwrap_or_default()
 }
 
 /// Reads bare text as a type, so that `worker.id=7` is the text 7.

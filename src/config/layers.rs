@@ -141,7 +141,10 @@ impl Merged {
     }
 
     fn refuse_unknown(&mut self, key: &str, place: Place<'_>) {
-        let similar: Vec<String> = similar(key).map(|name| place.spelling(name)).collect();
+        let similar: Vec<String> = similar(key)
+            .into_iter()
+            .map(|name| place.spelling(name))
+            .collect();
         let hint = match similar.as_slice() {
             [] => String::new(),
             names => format!("; did you mean {}?", names.join(" or ")),
@@ -375,11 +378,31 @@ mod tests {
                 "{found:?}"
             );
         }
-        let found = problems("", &[], &["Worker.Id=7"]);
-        assert_eq!(
-            found,
-            ["Worker.Id: unknown key; did you mean worker.id? (--set)"]
-        );
+        for (key, expected) in [
+            ("Worker.Id", "worker.id?"),
+            ("amqp_url", "amqp.url?"),
+            ("modle.dir", "model.dir?"),
+            ("model.nmae", "model.name?"),
+            ("engine.thread", "engine.threads?"),
+            ("engine.provider", "engine.execution_provider?"),
+            ("candidates.max_byte", "candidates.max_bytes?"),
+        ] {
+            let found = problems("", &[], &[&format!("{key}=7")]);
+            let expected = format!("{key}: unknown key; did you mean {expected} (--set)");
+            assert_eq!(found, [expected]);
+            // The environment is told as much; its names are in capitals anyway.
+            if key.contains(char::is_uppercase) {
+                continue;
+            }
+            let name = format!("SCORER_{}", key.replace('.', "__").to_ascii_uppercase());
+            let found = problems("", &[(&name, "7")], &[]);
+            assert!(
+                found.len() == 1 && found[0].contains("; did you mean "),
+                "{found:?}"
+            );
+        }
+        let found = problems("", &[], &["nothing.like_it=7"]);
+        assert_eq!(found, ["nothing.like_it: unknown key (--set)"]);
     }
 
     #[test]

@@ -358,7 +358,10 @@ impl Serving {
             }
             consumed @ (Ok(_)
             | Err(
-                BrokerError::Differs(_) | BrokerError::Forbidden(_) | BrokerError::Failed(_),
+                BrokerError::Differs(_)
+                | BrokerError::Forbidden(_)
+                | BrokerError::Denied(_)
+                | BrokerError::Failed(_),
             )) => consumed,
         }
     }

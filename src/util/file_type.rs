@@ -1,5 +1,5 @@
 //! Guesses what bytes are that are not what they should be, for error messages: users pass web pages, LFS
-//! pointers and other formats, which a parser's own message does not say. No decision relies on it.
+//! pointers and other formats, which a parser's own message does not say. No verdict on a job relies on it.
 
 /// What may have been handed over in the place of something else.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,11 +1,12 @@
 //! A connection to one node.
 
+use lapin::protocol::{AMQPErrorKind, AMQPHardError};
 use lapin::tcp::{OwnedIdentity, OwnedTLSConfig};
 use lapin::uri::AMQPUri;
-use lapin::{Connection, ConnectionProperties};
+use lapin::{Connection, ConnectionProperties, ErrorKind};
 use url::Host;
 
-use super::{greeting, within};
+use super::{failed, greeting, within};
 use crate::broker::BrokerError;
 use crate::broker::nodes::Nodes;
 use crate::config::service_urls;
@@ -50,12 +51,53 @@ pub(super) async fn open(
         cert_chain: tls.ca,
     };
     let connecting = Box::pin(greeting::connect(uri, properties, tls));
-    within(nodes.patience(), &format!("connect to {place}"), connecting).await
+    let what = format!("connect to {place}");
+    let answered = within(nodes.patience(), &what, async { Ok(connecting.await) }).await?;
+    answered.map_err(|error| not_opened(&what, &error))
+}
+
+/// Why there is no connection. That a user or a virtual host is not allowed is no fault of the broker's.
+fn not_opened(what: &str, error: &lapin::Error) -> BrokerError {
+    let no_entry = matches!(error.kind(), ErrorKind::ProtocolError(refusal)
+        if *refusal.kind() == AMQPErrorKind::Hard(AMQPHardError::NOTALLOWED));
+    match failed(what, error) {
+        BrokerError::Forbidden(why) => BrokerError::Denied(why),
+        BrokerError::Failed(why) if no_entry => BrokerError::Denied(why),
+        other @ (BrokerError::Differs(_)
+        | BrokerError::Missing(_)
+        | BrokerError::Denied(_)
+        | BrokerError::Failed(_)) => other,
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use lapin::protocol::{AMQPError, AMQPSoftError};
+
+    #[test]
+    fn a_login_that_is_refused_is_told_from_a_broker_that_is_away() {
+        let refusal = |kind: AMQPErrorKind| {
+            let error = ErrorKind::ProtocolError(AMQPError::new(kind, "why".into()));
+            not_opened("connect", &error.into())
+        };
+        let denied = |error: &BrokerError| matches!(error, BrokerError::Denied(_));
+        for login in [
+            AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED),
+            AMQPErrorKind::Hard(AMQPHardError::NOTALLOWED),
+        ] {
+            assert!(denied(&refusal(login)));
+        }
+        assert!(!denied(&refusal(AMQPErrorKind::Hard(
+            AMQPHardError::CONNECTIONFORCED
+        ))));
+        let away = std::io::Error::other("Connection refused").into();
+        assert!(!denied(&not_opened("connect", &away)));
+        let one = || BrokerError::Denied("a".into());
+        let away = || BrokerError::Failed("b".into());
+        assert!(denied(&BrokerError::of_all(vec![one(), one()])));
+        assert!(!denied(&BrokerError::of_all(vec![one(), away()])));
+    }
 
     #[test]
     fn every_part_takes_effect() {

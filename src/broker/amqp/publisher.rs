@@ -210,10 +210,13 @@ async fn send(
     }
 }
 
-/// The fate of the message is unknown. Notes whether the broker does not permit it.
+/// Without its exchange a message reaches no queue; otherwise its fate is unknown. Notes whether the broker does not
+/// permit it.
 fn lost_by(error: &lapin::Error, signs: &Signs) -> PublishError {
-    if let BrokerError::Forbidden(_) = failed("publish", error) {
-        signs.forbidden.store(true, Ordering::Relaxed);
+    match failed("publish", error) {
+        BrokerError::Missing(_) => return PublishError::Unroutable(error.to_string()),
+        BrokerError::Forbidden(_) => signs.forbidden.store(true, Ordering::Relaxed),
+        BrokerError::Differs(_) | BrokerError::Denied(_) | BrokerError::Failed(_) => {}
     }
     PublishError::Lost(error.to_string())
 }
@@ -332,6 +335,22 @@ mod tests {
         assert_eq!(in_time(late, &blocked, limit).await, Some(()));
         let never = std::future::pending::<()>();
         assert_eq!(in_time(never, &blocked, limit).await, None);
+    }
+
+    #[test]
+    fn a_missing_exchange_is_no_lost_link() {
+        use lapin::protocol::{AMQPError, AMQPErrorKind, AMQPHardError, AMQPSoftError};
+        let of = |kind: AMQPErrorKind| {
+            let error = lapin::ErrorKind::ProtocolError(AMQPError::new(kind, "why".into()));
+            let signs = Signs::default();
+            let outcome = lost_by(&error.into(), &signs);
+            let forbidden = signs.forbidden.load(Ordering::Relaxed);
+            (matches!(outcome, PublishError::Unroutable(_)), forbidden)
+        };
+        let (soft, hard) = (AMQPErrorKind::Soft, AMQPErrorKind::Hard);
+        assert_eq!(of(soft(AMQPSoftError::NOTFOUND)), (true, false));
+        assert_eq!(of(soft(AMQPSoftError::ACCESSREFUSED)), (false, true));
+        assert_eq!(of(hard(AMQPHardError::CONNECTIONFORCED)), (false, false));
     }
 
     #[test]

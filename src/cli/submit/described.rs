@@ -10,13 +10,13 @@ use serde_json::{Map, Value, json};
 use super::SubmitArgs;
 use super::job::Submission;
 use crate::candidate::fetch::{Claims, Fetched, Fetcher};
-use crate::cli::Fault;
 use crate::cli::merge::MemberArg;
 use crate::cli::offline::rule;
+use crate::cli::{Fault, format};
 use crate::config::{CandidatesConfig, Config};
 use crate::protocol::encoding::Encoding;
 use crate::protocol::failure::{Code, Failure};
-use crate::protocol::job::Kind;
+use crate::protocol::job::{Compression, Format, Kind};
 
 /// The context as given, with every digit.
 fn read_context(text: &str) -> Result<Box<RawValue>, Fault> {
@@ -103,7 +103,9 @@ pub(super) async fn describe(config: &Config, args: &SubmitArgs) -> Result<Vec<S
     let mut jobs = Vec::with_capacity(args.candidate.len());
     for place in &args.candidate {
         let room = room(config, args);
-        let (stem, mut candidate, _) = candidate(config, "--candidate", place, room).await?;
+        let said = (args.format, args.compression);
+        let candidate = candidate(config, "--candidate", place, (room, said));
+        let (stem, mut candidate, _) = candidate.await?;
         candidate.extend(common.content.clone());
         let id = unique(&stem, &mut names);
         let subject = Map::from_iter([("candidate".into(), Value::Object(candidate))]);
@@ -122,7 +124,9 @@ pub(super) async fn describe_merge(
     let mut room = room(config, args);
     let mut members = Vec::with_capacity(args.members.len());
     for MemberArg { id, place, weight } in &args.members {
-        let (_, mut candidate, inline) = candidate(config, "--member", place, room).await?;
+        let said = (args.format, args.compression);
+        let candidate = candidate(config, "--member", place, (room, said));
+        let (_, mut candidate, inline) = candidate.await?;
         // What workers take is bounded by the sum.
         room = room.map(|room| room.saturating_sub(inline));
         candidate.extend(common.content.clone());
@@ -144,7 +148,7 @@ fn room(config: &Config, args: &SubmitArgs) -> Option<u64> {
     (!args.inline).then_some(config.candidates.max_inline_bytes)
 }
 
-fn version(config: &Config, args: &SubmitArgs) -> Result<u64, Fault> {
+pub(super) fn version(config: &Config, args: &SubmitArgs) -> Result<u64, Fault> {
     match (args.model_version, &config.model.dir) {
         (Some(version), _) => Ok(version),
         (None, Some(dir)) => {
@@ -168,12 +172,12 @@ fn unique(stem: &str, names: &mut HashSet<String>) -> String {
 }
 
 /// A name for the job, the fields that say where its candidate's bytes are, and how many of them the job carries: a file's
-/// where there is room, all of them where no bound is given. `flag` names who gave the place.
+/// where there is room, all of them where no bound is given. `flag` names who gave the place, and `said` what is there.
 async fn candidate(
     config: &Config,
     flag: &str,
     place: &str,
-    room: Option<u64>,
+    (room, said): (Option<u64>, (Format, Option<Compression>)),
 ) -> Result<(String, Map<String, Value>, u64), Fault> {
     use base64::Engine as _;
     let url = match place.contains("://") {
@@ -194,6 +198,7 @@ async fn candidate(
         };
         Fault::data(format!("{flag} {place}: {}{whose}", e.message))
     })?;
+    format::check(&format!("{flag} {place}"), &fetched.bytes, said)?;
     let size = fetched.bytes.len() as u64;
     let mut fields = Map::new();
     fields.insert("sha256".into(), json!(hex::encode(fetched.sha256)));
