@@ -680,7 +680,7 @@ mod tests {
         let mut config = configuration();
         config.candidates.allow = vec![url.clone()];
         config.candidates.allow_private = true;
-        config.amqp.consumer_timeout = Duration::from_secs(1);
+        config.amqp.consumer_timeout = Duration::from_secs(4);
         config.amqp.retry_delays = Vec::new();
         let read = Arc::clone(&package);
         let engine = EngineHandle::start(move || Ok(read), &config, Arc::default());

@@ -31,7 +31,8 @@ impl Scripts {
 /// Writes the record, the index entry and the events of one heartbeat. Keys of the wrong Redis type are
 /// deleted first. A live record of another incarnation is never overwritten: the heartbeat then goes
 /// under a name of this incarnation's own. Who leaves the index because it beats no longer has not said goodbye: whoever
-/// takes it out, and nobody else, writes that it is lost.
+/// takes it out, and nobody else, writes that it is lost; not where a list of permissions of before does not let us see who
+/// that is.
 const BEAT: &str = r"
 for i, kind in ipairs({'string', 'string', 'zset', 'stream'}) do
   local found = redis.call('TYPE', KEYS[i]).ok
@@ -58,7 +59,8 @@ if mine then
 end
 if ARGV[7] == '1' then redis.call('ZREM', KEYS[3], member) else redis.call('ZADD', KEYS[3], string.format('%.0f', now), member) end
 local missed = '(' .. string.format('%.0f', now - ttl)
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[3], '-inf', missed)) do
+local lost = redis.pcall('ZRANGEBYSCORE', KEYS[3], '-inf', missed)
+for _, id in ipairs(lost.err and {} or lost) do
   redis.call('XADD', KEYS[4], 'MAXLEN', '~', 2000, '*', 'worker_id', id, 'incarnation', '', 'from', '', 'to', 'lost', 'detail', 'record_expired', 'at', string.format('%.0f', now))
 end
 redis.call('ZREMRANGEBYSCORE', KEYS[3], '-inf', missed)

@@ -231,10 +231,10 @@ fn a_member_that_cannot_be_fetched_climbs_the_ladder_and_is_left_out_at_its_end(
     worker.drain();
 }
 
-/// Five members that compute for about so long alone, and thirty times as long in all. No two are equal, so that every pass
-/// is needed.
+/// Seven members that compute for about so long alone, and more than fifty times as long in all. No two are equal, so that
+/// every pass is needed.
 fn long_merge(submission_id: &str, pace: &Pace, seconds: f64) -> Value {
-    let members = [1.0, 1.01, 1.02, 1.03, 1.04].map(|times| {
+    let members = [1.0, 1.01, 1.02, 1.03, 1.04, 1.05, 1.06].map(|times| {
         let mut member = member(&format!("{times}"), &pace.job("", seconds * times));
         member["weight"] = json!(1.0);
         member
@@ -253,13 +253,13 @@ fn worker_of(stack: &Stack, package: &Package, id: &str, drain: &str) -> Worker 
 #[test]
 fn a_merge_is_left_between_two_passes_at_its_deadline_and_at_a_drains() {
     let (stack, package) = (Stack::shared(), Package::hazard_of(4));
-    let worker = worker_of(&stack, &package, "w1", "10s");
+    let worker = worker_of(&stack, &package, "w1", "30s");
     worker.ready();
     let aggregator = stack.aggregator();
     aggregator.collect_results();
     let pace = Pace::measure(&aggregator);
 
-    // A minute, where the drain may take ten seconds.
+    // Two minutes, where the drain may take half a minute.
     let mut late = long_merge("late", &pace, 2.0);
     aggregator.submit(&hazard_job("before", 2.0));
     aggregator.result("before");

@@ -245,7 +245,9 @@ fn a_survivor_goes_on_at_its_pace_while_it_waits_for_news_of_the_dead() {
     eventually(SOON, "the victim holds two", held);
     let before = by_survivor();
     victim.kill();
-    let record = survivor.heartbeat_when(SOON, "it waits", |r| r["jobs"]["waiting"] == 2);
+    let record = survivor.heartbeat_when(SOON, "it waits", |r| {
+        r["jobs"]["waiting"].as_u64() > Some(0)
+    });
     assert_eq!(record["jobs"]["waits_for"], json!(["w1"]), "{record}");
     let waits = Instant::now();
     survivor.heartbeat_when(SOON, "it waits no longer", |r| r["jobs"]["waiting"] == 0);
