@@ -782,4 +782,16 @@ mod tests {
         );
         assert_eq!(sent_back(&line), [0]);
     }
+
+    #[test]
+    fn a_merge_whose_passes_are_counted_later_is_forecast_by_them_from_then_on() {
+        let now = Instant::now();
+        let mut line = line(&[], now);
+        line.enter("suspect", Length::of_merge(10, 1), now);
+        assert!(line.begin(0, now));
+        assert_eq!(line.needs(whole(0), now), SECOND * 8);
+        let needed = SECOND * 4 / 5 * 90;
+        assert_eq!(line.resize(0, merge()), needed);
+        assert_eq!(line.needs(whole(0), now), needed, "for those behind");
+    }
 }
