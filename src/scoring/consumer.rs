@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use tokio::sync::Notify;
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::broker::BrokerError;
@@ -29,6 +30,8 @@ use crate::util::blocking;
 /// More jobs than the usual may be held while some wait, but no more than so many times as many: the bytes of those that
 /// wait are held, too.
 const MOST_MORE: u64 = 2;
+/// How long the registration of a consumer may take that is not wanted any more.
+const CHANGE: Duration = Duration::from_secs(1);
 /// How long abandoned jobs may take to hand themselves back.
 pub const HAND_BACK: Duration = Duration::from_millis(500);
 
@@ -49,8 +52,7 @@ pub enum ServeEnd {
     EngineLost(Detail),
 }
 
-/// The consumer that the broker delivers to, and a task for each job that it delivered. Jobs settle on
-/// the consumer's channel, so it stays open until the last of them is settled.
+/// The consumer that the broker delivers to, and a task for each job that it delivered.
 #[derive(Debug)]
 pub struct Consumer {
     serving: Arc<Serving>,
@@ -58,8 +60,10 @@ pub struct Consumer {
     /// More consumers of the same queue: a job that waits for news of another worker leaves its slot to one that can be
     /// computed.
     more: Vec<More>,
-    /// Each tells which of these delivered it, if one did.
-    jobs: JoinSet<Option<u64>>,
+    /// In tasks of their own, so that each comes to its end whatever interrupts the taking of jobs: the broker would give
+    /// what is handed back to a consumer that nobody cancels, and count it again.
+    changes: JoinSet<Change>,
+    jobs: JoinSet<()>,
     /// How many were settled, while they are taken one at a time.
     cleared: u16,
 }
@@ -67,12 +71,19 @@ pub struct Consumer {
 /// A consumer that was registered for as many jobs as wait.
 #[derive(Debug)]
 struct More {
-    number: u64,
     deliveries: Deliveries,
     slots: u64,
-    /// Jobs that came this way and are not settled: its channel is needed until then.
-    held: usize,
-    cancelled: bool,
+}
+
+/// A change of what the broker delivers to.
+#[derive(Debug)]
+enum Change {
+    /// A consumer takes the place of the first.
+    Renewed(Result<Deliveries, BrokerError>),
+    /// One more has so many slots.
+    Added(Result<Deliveries, BrokerError>, u64),
+    /// One is cancelled, and what it was delivered and did not begin is handed back.
+    Cancelled,
 }
 
 /// Everything a job needs to be judged and settled.
@@ -117,6 +128,7 @@ impl Consumer {
                     serving,
                     deliveries,
                     more: Vec::new(),
+                    changes: JoinSet::new(),
                     jobs: JoinSet::new(),
                     cleared: 0,
                 })
@@ -144,13 +156,10 @@ impl Consumer {
                 detail = serving.pipeline.engine().lost() => return ServeEnd::EngineLost(detail),
                 () = serving.pipeline.engine().stalled() => return ServeEnd::Stalled,
                 Some(done) = self.jobs.join_next(), if !self.jobs.is_empty() => {
-                    match done {
-                        Ok(from) => self.release(from),
-                        Err(error) => {
-                            // Its delivery is unsettled; only closing the channel requeues it.
-                            tracing::error!(%error, "the task of a job ended early");
-                            return ServeEnd::ConsumerLost;
-                        }
+                    if let Err(error) = done {
+                        // Its delivery is unsettled; only closing the channel requeues it.
+                        tracing::error!(%error, "the task of a job ended early");
+                        return ServeEnd::ConsumerLost;
                     }
                     self.cleared = self.cleared.saturating_add(1);
                     if serving.cautious && self.cleared >= serving.prefetch {
@@ -158,122 +167,107 @@ impl Consumer {
                     }
                 }
                 delivery = self.deliveries.next() => match delivery {
-                    Some(delivery) => self.begin(delivery, None),
+                    Some(delivery) => self.begin(delivery),
                     None => return serving.lost(),
                 },
-                (at, delivery) = next_of(&mut self.more) => match delivery {
-                    Some(delivery) => self.begin(delivery, Some(at)),
+                delivery = next_of(&mut self.more) => match delivery {
+                    Some(delivery) => self.begin(delivery),
                     None => return serving.lost(),
                 },
-                () = serving.settler.status.waits.changed() => {
-                    if let Err(ended) = self.make_room().await {
+                Some(changed) = self.changes.join_next(), if !self.changes.is_empty() => {
+                    if let Err(ended) = self.changed(changed) {
                         return ended;
                     }
                 }
+                () = serving.settler.status.waits.changed() => self.make_room(),
                 ended = &mut health => return ended,
-                () = doubtful.notified() => {
-                    if let Err(ended) = self.renew().await {
-                        return ended;
-                    }
-                }
+                () = doubtful.notified() => self.renew(),
             }
         }
     }
 
-    /// Begins a job; `from` is the place of the other consumer that it came by, if it did.
-    fn begin(&mut self, delivery: Delivery, from: Option<usize>) {
+    fn begin(&mut self, delivery: Delivery) {
         // Jobs that were buffered before the link was lost can no longer be settled.
         if !delivery.acker.usable() {
             return;
         }
-        let from = from.and_then(|at| self.more.get_mut(at)).map(|more| {
-            more.held += 1;
-            more.number
-        });
         self.serving.delivered.fetch_add(1, Ordering::Relaxed);
-        let handling = Arc::clone(&self.serving).handle(delivery);
-        self.jobs.spawn(async move {
-            handling.await;
-            from
-        });
+        self.jobs.spawn(Arc::clone(&self.serving).handle(delivery));
     }
 
-    /// A job is settled. Another consumer that is cancelled goes with its last one.
-    fn release(&mut self, from: Option<u64>) {
-        if let Some(more) = self.more.iter_mut().find(|more| Some(more.number) == from) {
-            more.held = more.held.saturating_sub(1);
+    /// Holds one job more for each that waits for news of another worker, and no more once none waits.
+    fn make_room(&mut self) {
+        if !self.changes.is_empty() {
+            // Looked at again at its end.
+            return;
         }
-        self.more.retain(|more| !more.cancelled || more.held > 0);
-    }
-
-    /// Holds one job more for each that waits for news of another worker, and no more once none waits. Cancel-safe:
-    /// closing a channel requeues what it delivered.
-    async fn make_room(&mut self) -> Result<(), ServeEnd> {
         let serving = Arc::clone(&self.serving);
         let (status, slots) = (&serving.settler.status, u64::from(serving.slots()));
         let waiting = status.waits.count();
         if waiting == 0 {
-            self.cancel_more().await;
+            for more in std::mem::take(&mut self.more) {
+                self.cancel(more.deliveries);
+            }
         }
-        let active = self.more.iter().filter(|more| !more.cancelled);
-        let more: u64 = active.map(|more| more.slots).sum();
+        let more: u64 = self.more.iter().map(|more| more.slots).sum();
         let missing = waiting.min(slots * MOST_MORE).saturating_sub(more);
         let missing = if serving.cautious { 0 } else { missing };
         status
             .slots
             .store(slots + more + missing, Ordering::Relaxed);
-        if missing == 0 {
-            return Ok(());
+        if missing > 0 {
+            let prefetch = u16::try_from(missing).unwrap_or(u16::MAX);
+            self.changes
+                .spawn(async move { Change::Added(serving.consume(prefetch).await, missing) });
         }
-        let prefetch = u16::try_from(missing).unwrap_or(u16::MAX);
-        let deliveries = serving.consume(prefetch).await;
-        let deliveries = deliveries.map_err(|error| {
-            tracing::warn!(%error, "no consumer beside the jobs that wait");
-            serving.lost()
-        })?;
-        let number = self.more.last().map_or(0, |more| more.number + 1);
-        self.more.push(More {
-            number,
-            deliveries,
-            slots: missing,
-            held: 0,
-            cancelled: false,
-        });
-        Ok(())
     }
 
-    /// Cancels the other consumers, and hands back what they were delivered and did not begin.
-    async fn cancel_more(&mut self) {
-        for more in self.more.iter_mut().filter(|more| !more.cancelled) {
-            more.cancelled = true;
-            for delivery in more.deliveries.cancel().await {
-                self.serving.settler.hand_back(delivery).await;
-            }
-        }
-        self.release(None);
-    }
-
-    /// Registers a new consumer, then cancels the old one. Not while jobs are held, because they settle
-    /// on its channel. Cancel-safe: closing the old consumer's channel requeues its deliveries.
-    async fn renew(&mut self) -> Result<(), ServeEnd> {
-        if !self.jobs.is_empty() {
-            return Ok(());
+    /// Registers a consumer in place of the first. Not while jobs are held: the new one would hold as many besides.
+    fn renew(&mut self) {
+        if !self.jobs.is_empty() || !self.changes.is_empty() {
+            return;
         }
         tracing::debug!("registering a new consumer: the broker may have lost this one");
-        let Ok(new) = self.serving.consume(self.serving.slots()).await else {
-            return Err(self.serving.lost());
-        };
-        let mut old = std::mem::replace(&mut self.deliveries, new);
-        for delivery in old.cancel().await {
-            self.serving.settler.hand_back(delivery).await;
+        let serving = Arc::clone(&self.serving);
+        self.changes
+            .spawn(async move { Change::Renewed(serving.consume(serving.slots()).await) });
+    }
+
+    fn cancel(&mut self, mut deliveries: Deliveries) {
+        let serving = Arc::clone(&self.serving);
+        self.changes.spawn(async move {
+            for delivery in deliveries.cancel().await {
+                serving.settler.hand_back(delivery).await;
+            }
+            Change::Cancelled
+        });
+    }
+
+    fn changed(&mut self, changed: Result<Change, JoinError>) -> Result<(), ServeEnd> {
+        match changed {
+            Ok(Change::Renewed(Ok(new))) => {
+                let old = std::mem::replace(&mut self.deliveries, new);
+                self.cancel(old);
+            }
+            Ok(Change::Added(Ok(deliveries), slots)) => self.more.push(More { deliveries, slots }),
+            Ok(Change::Cancelled) => {}
+            Ok(Change::Renewed(Err(error)) | Change::Added(Err(error), _)) => {
+                tracing::warn!(%error, "no other consumer");
+                return Err(self.serving.lost());
+            }
+            Err(error) => {
+                tracing::error!(%error, "a change of consumers ended early");
+                return Err(ServeEnd::ConsumerLost);
+            }
         }
+        self.make_room();
         Ok(())
     }
 
     /// Cancels the consumer, and hands back what was delivered but not begun.
     pub async fn unregister(&mut self) {
-        let left = self.deliveries.cancel().await;
-        self.cancel_more().await;
+        let mut left = self.deliveries.cancel().await;
+        left.extend(self.cancel_others().await);
         // Not before: the broker would return those jobs to this consumer, and count them again.
         self.serving.pipeline.leave();
         let status = &self.serving.settler.status;
@@ -281,6 +275,30 @@ impl Consumer {
         for delivery in left {
             self.serving.settler.hand_back(delivery).await;
         }
+    }
+
+    /// Cancels every consumer but the first, also those that are being registered.
+    async fn cancel_others(&mut self) -> Vec<Delivery> {
+        let mut others: Vec<_> = std::mem::take(&mut self.more)
+            .into_iter()
+            .map(|more| more.deliveries)
+            .collect();
+        let lost = self.serving.settler.link.lost.clone();
+        while let Some(Ok(Some(changed))) = lost
+            .run_until_cancelled(timeout(CHANGE, self.changes.join_next()))
+            .await
+        {
+            match changed {
+                Ok(Change::Renewed(Ok(new)) | Change::Added(Ok(new), _)) => others.push(new),
+                Ok(Change::Cancelled | Change::Renewed(Err(_)) | Change::Added(Err(_), _))
+                | Err(_) => {}
+            }
+        }
+        let mut left = Vec::new();
+        for mut deliveries in others {
+            left.extend(deliveries.cancel().await);
+        }
+        left
     }
 
     /// Waits for jobs that will finish by the deadline, hands the others back at once, and abandons what
@@ -313,7 +331,7 @@ impl Consumer {
     /// behind it.
     pub async fn settle_stalled(mut self, limit: Duration) {
         self.serving.device_queue.close(Instant::now());
-        if tokio::time::timeout(limit, self.join()).await.is_err() {
+        if timeout(limit, self.join()).await.is_err() {
             self.abandon().await;
         }
     }
@@ -321,7 +339,7 @@ impl Consumer {
     /// Ends the computation and hands back what can still be handed back.
     pub async fn abandon(mut self) {
         self.serving.abandon.cancel();
-        if tokio::time::timeout(HAND_BACK, self.join()).await.is_err() {
+        if timeout(HAND_BACK, self.join()).await.is_err() {
             tracing::warn!(
                 left = self.jobs.len(),
                 "jobs that are left will be delivered again by the broker"
@@ -429,15 +447,12 @@ impl Serving {
     }
 }
 
-/// The next delivery of any of them that still consumes, and its place; never, where none does. Cancel-safe.
-async fn next_of(more: &mut [More]) -> (usize, Option<Delivery>) {
-    let consuming = more
+/// The next delivery of any of them; never, where there is none of them. Cancel-safe.
+async fn next_of(more: &mut [More]) -> Option<Delivery> {
+    let next = more
         .iter_mut()
-        .enumerate()
-        .filter(|(_, more)| !more.cancelled);
-    let next =
-        consuming.map(|(at, more)| async move { (at, more.deliveries.next().await) }.boxed());
-    let next: Vec<_> = next.collect();
+        .map(|more| more.deliveries.next().boxed())
+        .collect::<Vec<_>>();
     if next.is_empty() {
         return std::future::pending().await;
     }

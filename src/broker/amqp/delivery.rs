@@ -57,7 +57,7 @@ impl Deliveries {
                     // Not waited for here: whoever gives up this call then has lost nothing.
                     tokio::spawn(async move { acker.ack(BasicAckOptions::default()).await });
                 }
-                Some(Delivery::new(delivery))
+                Some(Delivery::new(delivery, self.channel.clone()))
             }
             Some(Err(error)) => {
                 tracing::warn!(%error, "the consumer failed");
@@ -67,9 +67,12 @@ impl Deliveries {
         }
     }
 
-    /// Cancels the consumer; returns what was delivered but not taken. What was taken can be settled until
-    /// this is dropped, which closes the channel.
+    /// Cancels the consumer; returns what was delivered but not taken, which is nothing on a lost link. What was taken can
+    /// still be settled.
     pub async fn cancel(&mut self) -> Vec<Delivery> {
+        if self.lost.is_cancelled() {
+            return Vec::new();
+        }
         let cancel = self
             .channel
             .basic_cancel(self.tag.as_str().into(), BasicCancelOptions::default());
@@ -93,7 +96,7 @@ impl Deliveries {
     }
 }
 
-/// Takes messages out of a queue one by one. Those that are not settled are requeued when this is dropped.
+/// Takes messages out of a queue one by one.
 #[derive(Debug)]
 pub struct Browser {
     channel: Channel,
@@ -116,7 +119,7 @@ impl Browser {
         let (queue, options) = (self.queue.as_str().into(), BasicGetOptions::default());
         let getting = self.channel.basic_get(queue, options);
         let found = bounded(&self.queue, getting).await?;
-        Ok(found.map(|message| Delivery::new(message.delivery)))
+        Ok(found.map(|message| Delivery::new(message.delivery, self.channel.clone())))
     }
 }
 
@@ -136,7 +139,7 @@ pub struct Delivery {
 }
 
 impl Delivery {
-    fn new(delivery: lapin::message::Delivery) -> Self {
+    fn new(delivery: lapin::message::Delivery, channel: Channel) -> Self {
         let source = delivery.properties;
         let mut properties = Properties {
             content_type: source.content_type().as_ref().map(ToString::to_string),
@@ -165,7 +168,10 @@ impl Delivery {
             properties,
             redelivered: delivery.redelivered,
             delivery_count: headers.returned.unwrap_or(0),
-            acker: Acker(delivery.acker),
+            acker: Acker {
+                acker: delivery.acker,
+                _channel: channel,
+            },
         }
     }
 }
@@ -243,19 +249,23 @@ fn number(value: &AMQPValue) -> Option<u64> {
     }
 }
 
-/// Settles a delivery, once.
+/// Settles a delivery, once. The channel that it came by stays open until the last of its deliveries is settled or
+/// dropped; what was dropped is requeued when it closes.
 #[derive(Debug)]
-pub struct Acker(lapin::Acker);
+pub struct Acker {
+    acker: lapin::Acker,
+    _channel: Channel,
+}
 
 impl Acker {
     /// Whether settling can still reach the broker.
     pub fn usable(&self) -> bool {
-        self.0.usable()
+        self.acker.usable()
     }
 
     /// Acknowledges. False = the channel is gone, and the broker will deliver again.
     pub async fn ack(self) -> bool {
-        matches!(self.0.ack(BasicAckOptions::default()).await, Ok(true))
+        matches!(self.acker.ack(BasicAckOptions::default()).await, Ok(true))
     }
 
     /// Requeues the message. False = the channel is gone, and the broker does so by itself.
@@ -264,7 +274,7 @@ impl Acker {
             requeue: true,
             ..Default::default()
         };
-        matches!(self.0.nack(options).await, Ok(true))
+        matches!(self.acker.nack(options).await, Ok(true))
     }
 }
 
