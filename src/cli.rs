@@ -8,9 +8,11 @@ mod dashboard;
 mod dead;
 mod devices;
 mod exit;
+mod finding;
 mod format;
 mod init;
 mod logs;
+mod manifest;
 mod merge;
 mod offline;
 mod output;
@@ -112,6 +114,7 @@ async fn dispatch(command: Command, config: Config) -> Outcome {
             seconds,
             json,
         } => bench::bench(&config, subject, seconds, json).await,
+        Command::Manifest(args) => manifest::manifest(config, args).await,
         Command::Config => answer(config.redacted().trim_end()),
         Command::Healthcheck { ready, .. } => {
             let health = crate::worker::health::ask(&config.redis.namespace, &config.worker_id());

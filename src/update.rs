@@ -8,6 +8,7 @@
 pub mod build;
 mod channels;
 pub mod download;
+pub mod inspection;
 mod known_manifest;
 mod outcome;
 mod prepare;

@@ -283,6 +283,8 @@ class WhatStrangersWrite(WithPages):
                 id = f"w{version}"
                 record = cls.record | {"worker_id": id, "incarnation": id, "state_detail": f"{'long' * 5000}{id}"}
                 record["model"] = record["model"] | {"name": MODEL, "version": version}
+                if version == cls.VERSIONS[-1]:
+                    record["update"] = record["update"] | {"live_version": 12, "failure": "version 12 was tried: <b>canary</b> not met"}
                 store.set(f"{prefix}:worker:{id}", json.dumps(record))
                 # A score of the future: it stays alive.
                 store.zadd(f"{prefix}:workers", {id: 1e15})
@@ -363,6 +365,14 @@ class WhatStrangersWrite(WithPages):
         page = self.open("#job/thrice")
         expect(page.locator("#job-parked .card")).to_have_count(3, timeout=PATIENCE_MS)
         expect(page.locator("#job-says")).to_have_text("Dead-lettered: without a reason.")
+
+    def test_an_update_that_failed_is_said_of_the_fleet_and_of_its_worker(self) -> None:
+        page = self.open()
+        says = "1 worker does not serve the live version 12: version 12 was tried: <b>canary</b> not met"
+        expect(page.locator("#findings")).to_contain_text(says, timeout=PATIENCE_MS)
+        page = self.open("#worker/w11")
+        expect(page.locator("#worker-warning")).to_contain_text("The live version is not served: version 12 was tried: <b>canary</b> not met.")
+        expect(page.locator("#worker-model")).to_contain_text("Live version")
 
     def test_many_versions_have_a_name_each(self) -> None:
         page = self.open()
@@ -504,9 +514,31 @@ class TheDemo(WithPages):
         expect(chart.locator(".when")).to_have_text(re.compile(r"^\d\d:\d\d:\d\d$"))
         # The cursors of all charts go together.
         expect(self.figure(page, "Devices").locator(".when")).to_have_text(re.compile(r"^\d\d:\d\d:\d\d$"))
-        rate = page.locator("#now > div", has_text="Throughput").locator("dd span")
-        eventually("words and tile agree", lambda: f"{rate.inner_text()} jobs/s now" in chart.locator("figcaption").inner_text())
         expect(drawing).to_have_attribute("aria-label", re.compile(r"^Throughput: .* jobs/s now"))
+
+    def test_what_is_so_now_is_the_same_in_tile_table_and_chart_for_every_range(self) -> None:
+        page = self.open()
+        page.locator("#workers-head").get_by_role("button", name="p95").click()
+        for title in ("10 min", "1 day"):
+            page.locator("#ranges").get_by_role("button", name=title, exact=True).click()
+            expect(self.figure(page, "Throughput").locator("figcaption")).to_contain_text(f"in {title}", timeout=PATIENCE_MS)
+            # At once: all of it is shown anew every second.
+            said = page.evaluate("""() => {
+                const figure = (title) => document.querySelector(`#chart-${title}`).closest("figure");
+                const tile = (name) => [...document.querySelectorAll("#now > div")].find((tile) => tile.children[0].textContent === name);
+                const words = (title) => figure(title).querySelector("figcaption").textContent;
+                return {
+                    rate: tile("Throughput").querySelector("span").textContent, throughput: words("throughput"),
+                    p95: document.querySelector("#workers tr").cells[6].textContent, latency: words("latency-by-stage"),
+                    alive: tile("Ready").querySelector("small").textContent, versions: words("versions"),
+                    latest: figure("throughput").querySelector(".when").textContent,
+                };
+            }""")
+            self.assertTrue(said["throughput"].startswith(f"{said['rate']} jobs/s now"), said)
+            self.assertIn(f"p95 of the slowest {said['p95']};", said["latency"])
+            workers = sum(int(workers) for workers in re.findall(r"(\d+) worker", said["versions"]))
+            self.assertEqual(f"of {workers}", said["alive"], said)
+            self.assertEqual(said["latest"], {"10 min": "latest", "1 day": "latest 5 min"}[title])
 
     def test_a_chart_is_read_with_the_arrow_keys(self) -> None:
         page = self.open()

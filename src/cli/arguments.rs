@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use super::{bench, ctl, dashboard, dead, merge, offline, submit};
+use super::{bench, ctl, dashboard, dead, manifest, merge, offline, submit};
 
 /// Shown below the help.
 const EXAMPLES: &str = "Examples:
@@ -17,6 +17,7 @@ const EXAMPLES: &str = "Examples:
   scorer submit --set model.dir=package --candidate update.json --semantics param_diff --wait
   scorer status --set model.name=mine --watch
   scorer dead list --set model.name=mine --code poisoned
+  scorer manifest check --config scorer.toml
 
 Examples of a command: scorer help COMMAND";
 
@@ -168,6 +169,13 @@ pub(super) enum Command {
   scorer package --graph model.onnx --weights model.safetensors --shards shards --name mine --version 1 --out package
   scorer package --list package")]
     Package(offline::PackageArgs),
+    /// Writes and checks the manifest by which workers follow a model's versions: `model.update_url`.
+    #[command(after_help = "Examples:
+  scorer manifest add models/manifest.json --model package --weights models/full-9.safetensors --version 9 --live
+  scorer manifest add models/manifest.json --model package --delta models/9-10.json --format binary_v2 --from 9 --to 10 --key private.pem
+  scorer manifest live models/manifest.json 9
+  scorer manifest check models/manifest.json --model package")]
+    Manifest(manifest::ManifestArgs),
     /// Prints the effective configuration with secrets hidden.
     Config,
     /// Prints a shell completion script: `source <(scorer completions bash)`.

@@ -5,13 +5,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use console::style;
 use indicatif::{HumanBytes, ProgressBar};
-use serde::Serialize;
 use serde_json::{Value, json};
 
+use super::finding::{Finding, Verdict};
 use super::offline::fault;
-use super::{Exit, Fault, Outcome, answer, answer_json, busy, plain, progress};
+use super::{Exit, Fault, Outcome, answer, answer_json, busy, progress};
 use crate::broker::BrokerError;
 use crate::broker::amqp::Link;
 use crate::broker::nodes::Nodes;
@@ -30,60 +29,6 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// When tensors without effect are expected.
 const INERT: &str = "expected of adapters multiplied by zero, closed gates, biases before a normalisation and unused \
                      experts; for other tensors check the export: see \"Inert tensors\" in ops/runbook.md";
-/// Columns before what was found: the verdict and the part.
-const INDENT: usize = 21;
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-enum Verdict {
-    /// A worker needs nothing more.
-    Ok,
-    /// A worker starts and waits for it, or serves although somebody should look at it.
-    Warn,
-    /// No worker becomes ready.
-    Fail,
-    /// Not checked, because something before it failed.
-    Skip,
-}
-
-/// The finding on one part.
-#[derive(Debug, Serialize)]
-struct Finding {
-    part: &'static str,
-    verdict: Verdict,
-    found: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    advice: Option<String>,
-}
-
-impl Finding {
-    fn ok(part: &'static str, found: String) -> Self {
-        Self::new(part, Verdict::Ok, found, None)
-    }
-
-    fn new(part: &'static str, verdict: Verdict, found: String, advice: Option<String>) -> Self {
-        Self {
-            part,
-            verdict,
-            found: plain(&found),
-            advice,
-        }
-    }
-
-    fn line(&self) -> String {
-        let word = match self.verdict {
-            Verdict::Ok => style("ok  ").green(),
-            Verdict::Warn => style("warn").yellow(),
-            Verdict::Fail => style("FAIL").red(),
-            Verdict::Skip => style("-   ").dim(),
-        };
-        let advice = self.advice.as_ref();
-        let advice = advice.map(|advice| format!("\n{:INDENT$}-> {advice}", ""));
-        let (part, found) = (self.part, &self.found);
-        format!("{word}  {part:<15}{found}{}", advice.unwrap_or_default())
-    }
-}
-
 /// The part that keeps a worker from becoming ready.
 struct Broken {
     part: &'static str,

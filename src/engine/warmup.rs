@@ -214,7 +214,7 @@ impl Engine {
         let Some(canary) = self.package.manifest.canary else {
             return Ok(());
         };
-        if (baseline_loss - canary.loss).abs() <= canary.tolerance {
+        if canary.is_met_by(baseline_loss) {
             return Ok(());
         }
         let whose = match self.package.is_updated() {

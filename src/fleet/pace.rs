@@ -35,10 +35,20 @@ struct Step {
     jobs: u64,
 }
 
-impl Step {
-    #[expect(clippy::cast_precision_loss, reason = "jobs between two looks")]
-    fn rate(self) -> f64 {
-        self.jobs as f64 * 1e3 / self.ms as f64
+/// Jobs per second over the last of these steps, as far as the mean goes.
+#[expect(clippy::cast_precision_loss, reason = "jobs of some seconds")]
+fn mean<'a>(steps: impl DoubleEndedIterator<Item = &'a Step>) -> f64 {
+    let mut sum = Step { ms: 0, jobs: 0 };
+    for step in steps.rev() {
+        sum.ms = sum.ms.saturating_add(step.ms);
+        sum.jobs = sum.jobs.saturating_add(step.jobs);
+        if sum.ms >= MEAN_MS {
+            break;
+        }
+    }
+    match sum.ms {
+        0 => 0.0,
+        ms => sum.jobs as f64 * 1e3 / ms as f64,
     }
 }
 
@@ -98,23 +108,12 @@ impl Pace {
 
     /// Jobs per second, mean of the last 10 s; 0 before the second look.
     pub fn rate(&self) -> f64 {
-        let mut sum = Step { ms: 0, jobs: 0 };
-        for step in self.steps.iter().rev() {
-            sum.ms = sum.ms.saturating_add(step.ms);
-            sum.jobs = sum.jobs.saturating_add(step.jobs);
-            if sum.ms >= MEAN_MS {
-                break;
-            }
-        }
-        match sum.ms {
-            0 => 0.0,
-            _ => sum.rate(),
-        }
+        mean(self.steps.iter())
     }
 
-    /// Jobs per second between each two looks, oldest first, at most 120.
+    /// The same at each look but the first, oldest first, at most 120.
     pub fn rates(&self) -> impl Iterator<Item = f64> {
-        self.steps.iter().map(|step| step.rate())
+        (1..=self.steps.len()).map(|end| mean(self.steps.range(..end)))
     }
 
     /// The share of the last looks, at most 120, at which the device computed.
@@ -154,7 +153,10 @@ mod tests {
         }
         assert_eq!(pace.rate(), 1.0);
         let rates: Vec<f64> = pace.rates().collect();
-        assert_eq!((rates.len(), rates[0], rates[1]), (11, 100.0, 1.0));
+        assert_eq!(
+            (rates.len(), rates[0], rates[1], rates[10]),
+            (11, 100.0, 50.5, 1.0)
+        );
     }
 
     #[test]

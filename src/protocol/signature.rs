@@ -2,7 +2,11 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use ring::signature::{ED25519, ED25519_PUBLIC_KEY_LEN, UnparsedPublicKey};
+use ring::signature::{
+    ED25519, ED25519_PUBLIC_KEY_LEN, Ed25519KeyPair, KeyPair as _, UnparsedPublicKey,
+};
+use rustls::pki_types::PrivatePkcs8KeyDer;
+use rustls::pki_types::pem::PemObject as _;
 
 /// The key that manifests must be signed with.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,6 +39,34 @@ impl UpdateKey {
         UnparsedPublicKey::new(&ED25519, self.0)
             .verify(message, &signature)
             .map_err(|_| "the signature is not that of model.update_key".to_owned())
+    }
+}
+
+/// The key that signs manifests.
+#[derive(Debug)]
+pub struct SigningKey(Ed25519KeyPair);
+
+impl SigningKey {
+    /// Reads a private key as `openssl genpkey -algorithm ed25519` writes it: PKCS#8, PEM.
+    ///
+    /// # Errors
+    /// What is wrong with the text.
+    pub fn parse(pem: &[u8]) -> Result<Self, String> {
+        const WANTED: &str =
+            "no Ed25519 key as PKCS#8 in PEM, which `openssl genpkey -algorithm ed25519` writes";
+        let key = PrivatePkcs8KeyDer::from_pem_slice(pem).map_err(|e| format!("{WANTED}: {e}"))?;
+        let pair = Ed25519KeyPair::from_pkcs8_maybe_unchecked(key.secret_pkcs8_der());
+        pair.map(Self).map_err(|e| format!("{WANTED}: {e}"))
+    }
+
+    /// A detached signature of these bytes, base64 text.
+    pub fn sign(&self, message: &[u8]) -> String {
+        BASE64.encode(self.0.sign(message))
+    }
+
+    /// What `model.update_key` must be.
+    pub fn public(&self) -> String {
+        BASE64.encode(self.0.public_key())
     }
 }
 

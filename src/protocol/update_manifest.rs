@@ -183,6 +183,11 @@ impl Canary {
             false => Err("canary.tolerance: must be at least 0".into()),
         }
     }
+
+    /// Whether a worker that measures this loss is healthy.
+    pub fn is_met_by(self, loss: f64) -> bool {
+        (loss - self.loss).abs() <= self.tolerance
+    }
 }
 
 #[cfg(test)]

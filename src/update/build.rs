@@ -9,11 +9,10 @@ use safetensors::SafeTensors;
 use safetensors::tensor::Metadata;
 
 use super::route::Step;
-use crate::candidate::{self, DecodeLimits, TensorUpdate, Versions};
+use crate::candidate::{self, DecodeLimits, TensorUpdate, Update, Versions};
 use crate::model::checkpoint::Checkpoint;
 use crate::model::files::map;
-use crate::model::fit::fit;
-use crate::model::manifest::PackageError;
+use crate::model::fit::{Fitted, fit};
 use crate::model::package::Package;
 use crate::model::weights::add;
 use crate::model::weights_file::{self, Stored};
@@ -76,6 +75,17 @@ pub fn build(
         .map_err(disk)
 }
 
+/// Whether a worker that serves this package could use a step's file.
+///
+/// # Errors
+/// What is wrong with the file.
+pub fn check(model: &Package, step: Step<'_>, path: &Path) -> Result<(), String> {
+    match step {
+        Step::Full(full) => read_full(model, full, path).map(drop),
+        Step::Delta(delta) => read_delta(model, delta, path).map(drop),
+    }
+}
+
 fn copy(package: &Package, out: &Path) -> std::io::Result<()> {
     let weights = &package.weights;
     let tensors = weights.tensors.iter().enumerate().map(|(index, tensor)| {
@@ -105,10 +115,7 @@ fn take_full(
     path: &Path,
     out: &Path,
 ) -> Result<(), StepError> {
-    let unfit =
-        |e: PackageError| StepError::Unfit(format!("the weights of version {}: {e}", full.version));
-    let checkpoint = Checkpoint::read(path).map_err(unfit)?;
-    let fitted = fit(checkpoint, model).map_err(|why| unfit(PackageError(why)))?;
+    let fitted = read_full(model, full, path).map_err(StepError::Unfit)?;
     if let Some(note) = fitted.note() {
         tracing::info!(version = full.version, "{note}");
     }
@@ -119,10 +126,27 @@ fn take_full(
     Ok(std::fs::remove_file(path)?)
 }
 
+fn read_full(model: &Package, full: &FullWeights, path: &Path) -> Result<Fitted, String> {
+    let unfit = |why: String| format!("the weights of version {}: {why}", full.version);
+    let checkpoint = Checkpoint::read(path).map_err(|e| unfit(e.to_string()))?;
+    fit(checkpoint, model).map_err(unfit)
+}
+
 /// Adds one delta, one tensor at a time.
 fn add_delta(model: &Package, delta: &Delta, path: &Path, out: &Path) -> Result<(), StepError> {
-    let Delta { from, to, .. } = delta;
-    let broken = |why: String| StepError::Unfit(format!("the update from {from} to {to}: {why}"));
+    let update = read_delta(model, delta, path).map_err(StepError::Unfit)?;
+    add_tensors(model, &update.tensors, out).map_err(|error| match error {
+        StepError::Disk(error) => StepError::Disk(error),
+        StepError::Unfit(why) => StepError::Unfit(unfit(delta, &why)),
+    })
+}
+
+fn unfit(Delta { from, to, .. }: &Delta, why: &str) -> String {
+    format!("the update from {from} to {to}: {why}")
+}
+
+fn read_delta(model: &Package, delta: &Delta, path: &Path) -> Result<Update, String> {
+    let broken = |why: String| unfit(delta, &why);
     let bytes = map(path).map_err(|e| broken(e.to_string()))?;
     let (format, compression) = (delta.format, delta.compression);
     let update = candidate::decode(&bytes, format, compression, model, limits(model));
@@ -132,10 +156,7 @@ fn add_delta(model: &Package, delta: &Delta, path: &Path, out: &Path) -> Result<
     {
         return Err(broken(format!("the file leads from {old} to {new}")));
     }
-    add_tensors(model, &update.tensors, out).map_err(|error| match error {
-        StepError::Disk(error) => StepError::Disk(error),
-        StepError::Unfit(why) => broken(why),
-    })
+    Ok(update)
 }
 
 fn add_tensors(model: &Package, tensors: &[TensorUpdate], out: &Path) -> Result<(), StepError> {

@@ -110,13 +110,15 @@ impl Mirrors {
         in_time(body.read()).await
     }
 
-    /// Downloads a step's file, resuming an earlier attempt; `report` is called with its progress.
+    /// Downloads a step's file from the first of these mirrors that has it, resuming an earlier attempt; `report` is
+    /// called with its progress.
     ///
     /// # Errors
     /// As the variants say. What has arrived is kept for the next attempt, unless it is wrong.
     pub async fn fetch(
         &self,
         step: Step<'_>,
+        urls: &[String],
         part: &Path,
         report: impl Fn(Progress),
     ) -> Result<(), DownloadError> {
@@ -124,12 +126,14 @@ impl Mirrors {
             .await
             .map_err(DownloadError::Disk)?;
         let mut failures = Vec::new();
-        for text in step.urls() {
+        for text in urls {
             match self.complete(text, step, &mut partial, &report).await {
                 Ok(()) => return Ok(()),
                 Err(FetchFailure::Disk(error)) => return Err(DownloadError::Disk(error)),
                 Err(FetchFailure::Mirror(error)) => {
-                    tracing::warn!(%error, bytes = partial.at, "a mirror failed");
+                    if urls.len() > 1 {
+                        tracing::warn!(%error, bytes = partial.at, "a mirror failed");
+                    }
                     failures.push(error.to_string());
                 }
             }
@@ -366,7 +370,7 @@ mod tests {
             let (part, full) = (folder.path().join(name), file(urls));
             let received =
                 |progress| assert!(matches!(progress, Progress::Received(_)), "{progress:?}");
-            let fetched = mirrors.fetch(Step::Full(&full), &part, received);
+            let fetched = mirrors.fetch(Step::Full(&full), &full.urls, &part, received);
             let fetched = tokio::time::timeout(Duration::from_secs(20), fetched).await;
             let here = std::fs::read(&part).unwrap();
             (fetched.expect("a slow mirror is left in time"), here)

@@ -61,7 +61,7 @@ enum RouteBlocked {
 }
 
 /// Why a step cannot be used for a package with this graph, if it cannot.
-fn unusable(step: Step<'_>, graph: &str, blocked: &BlockedFiles) -> Option<String> {
+pub(super) fn unusable(step: Step<'_>, graph: &str, blocked: &BlockedFiles) -> Option<String> {
     if let Step::Full(full) = step
         && full.graph_sha256 != graph
     {
@@ -80,7 +80,7 @@ fn begin(digest: &str) -> &str {
 }
 
 /// Why no route leads to the live version: what is wrong with its files, or that there is none.
-fn no_route(
+pub(super) fn no_route(
     manifest: &UpdateManifest,
     local: &[u64],
     graph: &str,
@@ -233,7 +233,7 @@ impl Preparation<'_> {
             }
         };
         let part = self.served.state.part(step.sha256());
-        let fetched = self.mirrors.fetch(step, &part, report).await;
+        let fetched = self.mirrors.fetch(step, step.urls(), &part, report).await;
         fetched.map_err(|error| match error {
             DownloadError::Disk(error) => RouteBlocked::Disk(error, part),
             DownloadError::Mirrors(_) => RouteBlocked::File {

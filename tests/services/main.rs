@@ -26,6 +26,7 @@ mod hazards;
 mod heartbeat;
 mod identity;
 mod init;
+mod manifests;
 mod merge_jobs;
 mod merges;
 mod metrics;

@@ -77,8 +77,17 @@ pub fn public_key() -> String {
     BASE64.encode(key().public_key())
 }
 
+/// The private key as `openssl genpkey -algorithm ed25519` writes one: PKCS#8 in PEM.
+pub fn private_key() -> String {
+    let head = b"\x30\x2e\x02\x01\x00\x30\x05\x06\x03\x2b\x65\x70\x04\x22\x04\x20";
+    let key = BASE64.encode([head.as_slice(), SEED].concat());
+    format!("-----BEGIN PRIVATE KEY-----\n{key}\n-----END PRIVATE KEY-----\n")
+}
+
 /// The same key in every run: nothing here is secret.
+const SEED: &[u8] = b"the seed of the tests, no secret";
+
 fn key() -> Ed25519KeyPair {
-    let key = Ed25519KeyPair::from_seed_unchecked(b"the seed of the tests, no secret");
+    let key = Ed25519KeyPair::from_seed_unchecked(SEED);
     key.expect("any 32 bytes are a seed")
 }

@@ -84,7 +84,7 @@ export const latency = {
     ];
     return { xs: at, axes, scales: logarithmic, series, note: "No result is visible in this time: these are the workers' own numbers, without stages." };
   },
-  told: ({ now }) => now.unknown ? "unknown" : now.totals.p50_ms === null ? "no worker has done a job yet" : `the workers' own numbers: median ${milliseconds(now.totals.p50_ms)}, p95 of the slowest ${milliseconds(now.totals.p95_ms)}`,
+  told: ({ now }) => now.unknown ? "unknown" : now.totals.p50_ms === null ? "no worker has done a job yet" : `the last 256 jobs of each worker, as in the table: median ${milliseconds(now.totals.p50_ms)}, p95 of the slowest ${milliseconds(now.totals.p95_ms)}; each point above: the results of its time`,
 };
 
 export const queue = {
@@ -123,7 +123,20 @@ const BANDS = ["series-1", "series-3", "series-4", "series-5", "series-2", "seri
 // The names that are no numbers: workers without a model, and those with a version before the others.
 const byVersion = (a, b) => (a === "none") - (b === "none") || (b === "older") - (a === "older") || a - b;
 const bandOf = (name) => (name === "none" || name === "older" ? "neutral" : BANDS[Number(name) % BANDS.length]);
+/** As many have a curve of their own. */
+const MOST_NAMED = 8;
 const VERSION = { none: ["no model", "without a model"], older: ["older", "older versions"] };
+
+/** Names of versions and how many workers have each; those beyond the newest few are one. */
+function servedBy(served) {
+  const workers = new Map();
+  const newest = [...new Set(served.filter((version) => version !== null))].sort((a, b) => b - a).slice(0, MOST_NAMED);
+  for (const version of served) {
+    const name = version === null ? "none" : newest.includes(version) ? String(version) : "older";
+    workers.set(name, (workers.get(name) ?? 0) + 1);
+  }
+  return [...workers].sort(([a], [b]) => byVersion(a, b));
+}
 
 export const versions = {
   title: "Versions", unit: "workers by model version", empty: "Workers by model version, as soon as one has loaded a model.",
@@ -138,10 +151,10 @@ export const versions = {
     }));
     return { xs: at, series: stacked(layers), axes: [valueAxis(integers)], scales: { y: fromZero } };
   },
-  told: ({ columns }) => {
-    const counts = columns?.versions ?? {};
-    const parts = Object.keys(counts).sort(byVersion).filter((name) => counts[name].at(-1) > 0).map((name) => `${VERSION[name]?.[1] ?? `version ${name}`}: ${plural(counts[name].at(-1), "worker")}`);
-    return parts.length === 0 ? "no worker has a model" : `${parts.join(", ")} now`;
+  told: ({ now }) => {
+    if (now.unknown) return "unknown";
+    const parts = servedBy(now.workers.version).map(([name, workers]) => `${VERSION[name]?.[1] ?? `version ${name}`}: ${plural(workers, "worker")}`);
+    return parts.length === 0 ? "no worker is alive" : `${parts.join(", ")} now`;
   },
 };
 

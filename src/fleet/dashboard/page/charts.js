@@ -1,7 +1,7 @@
 // The frame of every chart: heading, drawing (uPlot), legend with the values under the cursor, and the same in words.
 
 import { Keyed, element, setAttribute, setText } from "./dom.js";
-import { clock } from "./format.js";
+import { age, clock } from "./format.js";
 
 const HEIGHT = 190;
 /** Seconds between the ticks of an axis of times. */
@@ -46,6 +46,8 @@ export class Chart {
     this.frame.state(drawing);
     if (drawing === null) return this.forget();
     this.drawing = drawing;
+    // A point that is the mean of minutes does not say what is so now.
+    this.latest = columns.every_ms >= 60_000 ? `latest ${age(columns.every_ms)}` : "latest";
     const shape = JSON.stringify([context.seconds, drawing.series.map(({ name, colour: of, scale }) => [name, of, scale]), drawing.scales]);
     if (this.plot === null || shape !== this.shape) this.make(shape);
     const data = [drawing.xs, ...drawing.series.map(({ values }) => values)];
@@ -84,7 +86,7 @@ export class Chart {
     const { xs, series } = this.drawing;
     const under = this.plot.cursor.idx ?? null;
     const at = under === null || under >= xs.length ? xs.length - 1 : under;
-    this.frame.legend(series, at, under === null ? "latest" : clock(xs[at] * 1000));
+    this.frame.legend(series, at, under === null ? this.latest : clock(xs[at] * 1000));
   }
 
   fit() {

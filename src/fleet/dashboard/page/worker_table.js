@@ -3,7 +3,7 @@
 import { Keyed, byId, emptyRow, showCells } from "./dom.js";
 import { by, byName } from "./filter.js";
 import { rank } from "./fleet.js";
-import { age, count, number, rate } from "./format.js";
+import { age, count, milliseconds, rate } from "./format.js";
 import { SortableHead } from "./sortable.js";
 
 const COLUMNS = [
@@ -13,7 +13,7 @@ const COLUMNS = [
   { key: "for", title: "For", of: ({ for_s }) => for_s, direction: 1, number: true },
   { key: "version", title: "Version", of: ({ version }) => version, direction: -1, number: true },
   { key: "rate", title: "Jobs/s", of: (worker) => worker.rate, direction: -1, number: true },
-  { key: "p95", title: "p95 ms", of: ({ p95 }) => p95, direction: -1, number: true },
+  { key: "p95", title: "p95", of: ({ p95 }) => p95, direction: -1, number: true },
   { key: "busy", title: "Busy %", of: ({ busy }) => busy, direction: -1, number: true },
   { key: "failed", title: "Failed", of: ({ failed }) => failed, direction: -1, number: true },
   { key: "device", title: "Device", of: ({ device }) => device, direction: 1 },
@@ -50,7 +50,7 @@ export class WorkerTable {
 function cells(worker, unknown) {
   const state = unknown ? "unknown" : worker.state;
   const kind = unknown ? "" : `${worker.kind}${worker.warn ? " warned" : ""}`;
-  const numbers = [age(1000 * (worker.for_s ?? NaN)), worker.version ?? "–", rate(worker.rate), number(worker.p95), worker.busy ?? "–", count(worker.failed)];
+  const numbers = [age(1000 * (worker.for_s ?? NaN)), worker.version ?? "–", rate(worker.rate), milliseconds(worker.p95), worker.busy ?? "–", count(worker.failed)];
   return [
     { text: worker.id, href: `#worker/${encodeURIComponent(worker.id)}` },
     { text: state, class: `state ${kind}` },

@@ -169,12 +169,12 @@ const linkFacts = ({ broker, store }) => [
 const times = ({ at_ms }, values) => values.map((_, at) => Math.floor(at_ms / 1000) - LOOK_S * (values.length - 1 - at));
 
 const rates = {
-  title: "Its throughput", unit: "jobs/s, last two minutes", empty: "Jobs per second, look by look.",
+  title: "Its throughput", unit: "jobs/s, mean of 10 s, last two minutes", empty: "Jobs per second, look by look.",
   draw: (told) => told.rates.length === 0 ? null : {
     xs: times(told, told.rates), axes: [valueAxis(tick)], scales: { y: { range: (_, __, most) => [0, Math.max(1, most * 1.12)] } },
     series: [{ name: "jobs/s", values: told.rates, colour: "series-1", fill: 0.14, format: rate }],
   },
-  told: ({ told: { rates: values } }) => values.length === 0 ? "unknown" : `${rate(values.at(-1))} jobs/s at the last look; maximum ${rate(Math.max(...values))}`,
+  told: ({ told: { rates: values } }) => values.length === 0 ? "unknown" : `${rate(values.at(-1))} jobs/s now; maximum ${rate(Math.max(...values))}`,
 };
 
 const looks = {
