@@ -28,7 +28,7 @@ pub(super) struct Finding {
     pub(super) verdict: Verdict,
     found: String,
     #[serde(skip_serializing_if = "Option::is_none")]
-    advice: Option<String>,
+    pub(super) advice: Option<String>,
 }
 
 impl Finding {

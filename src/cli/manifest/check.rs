@@ -103,58 +103,42 @@ fn located(text: Option<&str>) -> Result<Url, Fault> {
     Url::from_file_path(path).map_err(|()| Fault::usage(format!("{text}: has no URL")))
 }
 
-/// Fetches the manifest and its signature; none if it cannot be read.
+/// The manifest, if a worker could read it.
 async fn published(
     config: &Config,
     mirrors: &Mirrors,
     package: &Package,
     report: &mut Report,
 ) -> Option<UpdateManifest> {
-    const AGAIN: &str = "scorer manifest add writes manifests that workers can read";
-    let published = match mirrors.manifest(None).await {
-        Ok(published) => published?,
-        Err(error) => {
-            report.add(
-                "manifest",
-                Verdict::Fail,
-                error.to_string(),
-                "workers read it at model.update_url",
-            );
-            return None;
-        }
-    };
-    let read = decode(&published.bytes).and_then(|manifest| {
-        match manifest.name == package.manifest.name {
-            true => Ok(manifest),
-            false => {
-                let (name, ours) = (&manifest.name, &package.manifest.name);
-                Err(format!(
-                    "it is for model {name:?}, the package holds {ours:?}"
-                ))
-            }
-        }
-    });
-    let manifest = match read {
-        Ok(manifest) => manifest,
+    let (manifest, bytes) = match read(mirrors, package).await {
+        Ok(read) => read,
         Err(why) => {
-            report.add("manifest", Verdict::Fail, why, AGAIN);
+            report.add("manifest", Verdict::Fail, why, "");
             return None;
         }
     };
-    let UpdateManifest {
-        name,
-        live_version,
-        full,
-        updates,
-        ..
-    } = &manifest;
-    let (full, updates) = (full.len(), updates.len());
+    let (name, live) = (&manifest.name, manifest.live_version);
+    let (full, updates) = (manifest.full.len(), manifest.updates.len());
     report.ok(
         "manifest",
-        format!("{name}, live version {live_version}, {full} whole weights, {updates} updates"),
+        format!("{name}, live version {live}; whole weights: {full}, updates: {updates}"),
     );
-    signature(config, mirrors, &published.bytes, report).await;
+    signature(config, mirrors, &bytes, report).await;
     Some(manifest)
+}
+
+/// The manifest and its exact bytes.
+async fn read(mirrors: &Mirrors, package: &Package) -> Result<(UpdateManifest, Vec<u8>), String> {
+    let published = mirrors.manifest(None).await.map_err(|e| e.to_string())?;
+    let bytes = published.ok_or("nothing was sent")?.bytes;
+    let manifest = decode(&bytes)?;
+    let (name, ours) = (&manifest.name, &package.manifest.name);
+    match name == ours {
+        true => Ok((manifest, bytes)),
+        false => Err(format!(
+            "it is for model {name:?}, the package holds {ours:?}"
+        )),
+    }
 }
 
 async fn signature(config: &Config, mirrors: &Mirrors, bytes: &[u8], report: &mut Report) {
@@ -220,9 +204,9 @@ async fn follow(
         match route.from {
             Some(_) if files == 0 => format!("version {live} is the package's own"),
             Some(from) => {
-                format!("from the package's version {from} to {live}: {files} files, {bytes}")
+                format!("from the package's version {from} to {live}: {bytes}, files: {files}")
             }
-            None => format!("to version {live} from whole weights: {files} files, {bytes}"),
+            None => format!("to version {live} from whole weights: {bytes}, files: {files}"),
         },
     );
     bar.set_message("measuring the live version on the CPU");
@@ -268,13 +252,25 @@ async fn measure(config: &Config, made: Arc<Package>, report: &mut Report) -> Re
         }
     };
     report.loss = Some(loss);
-    match canary {
-        None => report.add("loss", Verdict::Ok, format!("{loss}"), &format!("a worker that measures something else notices it with: scorer manifest add ... --canary {loss}")),
-        Some(canary) if canary.is_met_by(loss) => report.ok("loss", format!("{loss}, the canary says {} +- {}", canary.loss, canary.tolerance)),
-        Some(canary) => {
-            let said = format!("{loss}, but the canary says {} +- {}", canary.loss, canary.tolerance);
-            report.add("loss", Verdict::Fail, said, "workers try this version and take it back: canary_mismatch");
-        }
+    let Some(canary) = canary else {
+        let advice = format!(
+            "with --canary {loss} a worker that measures something else takes the version back"
+        );
+        report.add("loss", Verdict::Ok, loss.to_string(), &advice);
+        return Ok(());
+    };
+    let said = format!(
+        "{loss}, the canary says {} +- {}",
+        canary.loss, canary.tolerance
+    );
+    match canary.is_met_by(loss) {
+        true => report.ok("loss", said),
+        false => report.add(
+            "loss",
+            Verdict::Fail,
+            said,
+            "workers take this version back: canary_mismatch",
+        ),
     }
     Ok(())
 }
