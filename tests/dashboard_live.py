@@ -289,6 +289,10 @@ class WhatStrangersWrite(WithPages):
                 # A score of the future: it stays alive.
                 store.zadd(f"{prefix}:workers", {id: 1e15})
             store.xadd(f"{prefix}:events", {"worker_id": "w1", "to": "hidden", "from": HOSTILE, "at": "never"})
+            # Said before the page's first look, by whoever missed it.
+            seconds, micros = store.time()
+            store.xadd(f"{prefix}:events", {"worker_id": "gone", "from": "", "to": "lost", "detail": "record_expired", "at": seconds * 1000 + micros // 1000})
+            store.hset(f"{prefix}:crash:many:{cls.VERSIONS[-1]}", "w1/i1", f"{seconds * 1000} m<3>")
 
     @classmethod
     def score(cls, id: str, context: dict[str, str], **fields: object) -> None:
@@ -374,6 +378,17 @@ class WhatStrangersWrite(WithPages):
         expect(page.locator("#worker-warning")).to_contain_text("The live version is not served: version 12 was tried: <b>canary</b> not met.")
         expect(page.locator("#worker-model")).to_contain_text("Live version")
 
+    def test_a_worker_that_only_others_missed_is_lost(self) -> None:
+        page = self.open()
+        expect(page.locator("#findings")).to_contain_text("1 worker vanished: killed, frozen, or cut off from Redis", timeout=PATIENCE_MS)
+        expect(page.locator("#map a[data-worker='gone']")).to_have_attribute("aria-label", re.compile("^gone: lost"))
+        expect(page.locator("#events")).to_contain_text("gone lost (record_expired)")
+
+    def test_a_job_that_is_computed_says_which_member_is_measured(self) -> None:
+        page = self.open("#job/many")
+        expect(page.locator("#job-running")).to_contain_text("w1 has been computing it", timeout=PATIENCE_MS)
+        expect(page.locator("#job-running")).to_contain_text("measures m<3>")
+
     def test_many_versions_have_a_name_each(self) -> None:
         page = self.open()
         chart = page.locator("#charts figure", has_text="Versions")
@@ -393,7 +408,7 @@ class WhatStrangersWrite(WithPages):
 
     def test_a_long_reason_and_a_strange_event_leave_the_page_in_shape(self) -> None:
         page = self.open(viewport=PHONE)
-        expect(page.locator("#events li")).to_contain_text(HOSTILE, timeout=PATIENCE_MS)
+        expect(page.locator("#events li").last).to_contain_text(HOSTILE, timeout=PATIENCE_MS)
         self.assertEqual(page.locator("#events .hidden").count(), 0)
         self.fits(page)
         self.assertLess(page.locator("#map").bounding_box()["height"], PHONE["height"])

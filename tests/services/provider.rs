@@ -58,6 +58,7 @@ fn check_says_what_is_missing_and_exits_69() {
         said.contains("cuda"),
         "it does not name the provider:\n{said}"
     );
+    assert!(!said.contains(".."), "a sentence ends twice:\n{said}");
     assert!(
         said.contains("onnxruntime") || said.contains("onnx runtime"),
         "it does not say what to get:\n{said}"

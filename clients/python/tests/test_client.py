@@ -946,13 +946,13 @@ class Commands(unittest.TestCase):
         self.assertEqual(code, 69)
         self.assertRegex(err, f"^scorer-client: RabbitMQ at {NOWHERE} is unavailable: .*refused.*address is correct.\n$")
 
-    def test_a_verdict_is_one_line_whatever_its_message_holds(self):
+    def test_a_verdict_is_one_line_whatever_its_message_and_its_files_name_hold(self):
         whole = example("score_result.v1-rejected")
         whole["error"]["message"] = "a\nb\x1b[2J"
         result = Result.read(json.dumps(whole).encode(), "application/json")
         with contextlib.redirect_stdout(io.StringIO()) as out:
-            Report({result.submission_id: pathlib.Path("file")}).add(Answer(Job(result.submission_id), result))
-        self.assertEqual(out.getvalue(), "file  rejected  candidate_empty: a?b?[2J\n")
+            Report({result.submission_id: pathlib.Path("fi\x1ble")}).add(Answer(Job(result.submission_id), result))
+        self.assertEqual(out.getvalue(), "fi?le  rejected  candidate_empty: a?b?[2J\n")
 
     def test_the_lines_of_scores_and_failures(self):
         scored = Result.read(msgpack.packb(example("score_result.v1-scored")), None)

@@ -42,9 +42,7 @@ pub struct Seen {
 pub fn devices(config: &EngineConfig) -> Vec<Sight> {
     let rows = ROWS.iter().map(|row| {
         let (devices, usable) = (row.look)(config);
-        let missing = usable
-            .err()
-            .map(|why| format!("{why}. It needs {}", row.needs));
+        let missing = usable.err().map(|why| row.needing(&why.to_string()));
         Sight {
             provider: row.provider.as_str(),
             execution_provider: row.name(),

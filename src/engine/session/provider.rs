@@ -286,10 +286,16 @@ impl Row {
 
     /// The provider cannot be used, and what to do about it.
     pub(super) fn unavailable(&self, reason: &str) -> SessionError {
-        let (name, needs) = (self.name(), self.needs);
         SessionError::Unavailable(format!(
-            "{name} is not available: {reason}. It needs {needs}; to run on the CPU say engine.execution_provider = \"cpu\""
+            "{} is not available: {}; to run on the CPU say engine.execution_provider = \"cpu\"",
+            self.name(),
+            self.needing(reason)
         ))
+    }
+
+    /// Why it cannot be used, and what it needs. ONNX Runtime ends its sentences.
+    pub(super) fn needing(&self, reason: &str) -> String {
+        format!("{}. It needs {}", reason.trim_end_matches('.'), self.needs)
     }
 }
 

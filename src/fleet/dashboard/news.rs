@@ -139,10 +139,7 @@ impl Change {
         let field = |name: &str| entry.fields.get(name).cloned().unwrap_or_default();
         let text = match entry.fields.get("command") {
             Some(command) => format!("{command}: {} {}", field("outcome"), field("message")),
-            None if field("from") == field("to") => {
-                format!("{} ({})", field("to"), field("detail"))
-            }
-            None => format!("{} → {} ({})", field("from"), field("to"), field("detail")),
+            None => change(&field("from"), &field("to"), &field("detail")),
         };
         Self {
             at_ms: field("at").parse().unwrap_or_default(),
@@ -153,9 +150,34 @@ impl Change {
     }
 }
 
+/// A change of state in words; of a worker that was missed by others the state before is not known.
+fn change(from: &str, to: &str, detail: &str) -> String {
+    let states = match from {
+        "" => to.to_owned(),
+        from if from == to => to.to_owned(),
+        from => format!("{from} → {to}"),
+    };
+    match detail {
+        "" => states,
+        detail => format!("{states} ({detail})"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_change_names_what_is_known_of_it() {
+        let known = change("warming", "ready", "serving");
+        assert_eq!(known, "warming → ready (serving)");
+        assert_eq!(change("ready", "ready", "paused"), "ready (paused)");
+        assert_eq!(
+            change("", "lost", "record_expired"),
+            "lost (record_expired)"
+        );
+        assert_eq!(change("ready", "lost", ""), "ready → lost");
+    }
 
     #[test]
     fn a_page_is_told_what_it_does_not_have_and_everything_by_another_process() {

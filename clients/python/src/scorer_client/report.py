@@ -16,7 +16,7 @@ class Report:
     """Prints a line for each outcome, and keeps the scores and the answers."""
 
     def __init__(self, files: dict[str, Path]) -> None:
-        self._files = files
+        self._files = {name: printable(str(file)) for name, file in files.items()}
         self.scores: dict[str, Score] = {}
         self.answers: list[Answer] = []
 
