@@ -2,6 +2,7 @@
 
 mod add;
 mod check;
+mod entry;
 mod published;
 
 use std::path::PathBuf;
@@ -34,7 +35,7 @@ enum Action {
 pub(super) async fn manifest(config: Config, args: ManifestArgs) -> Outcome {
     match args.action {
         Action::Add(args) => blocking(move || add::add(&config, *args)).await,
-        Action::Live(args) => blocking(move || add::live(&args)).await,
+        Action::Live(args) => blocking(move || add::live(&config, &args)).await,
         Action::Check(args) => check::check(&config, args).await,
     }
 }

@@ -2,10 +2,11 @@
 
 use super::exit::{Exit, Fault, Outcome};
 
-/// Prints an error or a note on standard error, if anybody can read it.
+/// Prints an error or a note on standard error, if anybody can read it. It may quote what strangers wrote.
 pub(super) fn complain(message: &str) {
     use std::io::Write;
-    drop(writeln!(std::io::stderr(), "scorer: {message}"));
+    let lines: Vec<String> = message.lines().map(plain).collect();
+    drop(writeln!(std::io::stderr(), "scorer: {}", lines.join("\n")));
 }
 
 /// Prints an answer. A reader that has gone (`| head`) is not an error.

@@ -79,7 +79,10 @@ pub(super) fn check_prefix(text: &str) -> Result<(), String> {
 }
 
 /// Checks that hold for every URL that is fetched.
-fn check_place(url: &Url) -> Result<(), String> {
+///
+/// # Errors
+/// What is wrong with it.
+pub(crate) fn check_place(url: &Url) -> Result<(), String> {
     let bucket = match url.scheme() {
         "http" | "https" | "file" => false,
         "s3" | "gs" | "az" => true,

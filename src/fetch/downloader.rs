@@ -170,7 +170,7 @@ impl Downloader {
         // A symbolic link must not lead out of the allowed prefixes.
         let real = tokio::fs::canonicalize(&path).await.map_err(missing)?;
         if !self.allow.iter().any(|prefix| within(prefix, &real)) {
-            return Err(forbidden("leads out of candidates.allow"));
+            return Err(forbidden(format!("{place}: leads out of candidates.allow")));
         }
         // Inspect the opened file, so that nobody can swap in a link or a pipe after the check.
         // Without O_NONBLOCK, opening a pipe that has no writer would block forever.

@@ -236,9 +236,8 @@ impl Consumer {
     fn cancel(&mut self, mut deliveries: Deliveries) {
         let serving = Arc::clone(&self.serving);
         self.changes.spawn(async move {
-            for delivery in deliveries.cancel().await {
-                serving.settler.hand_back(delivery).await;
-            }
+            let left = deliveries.cancel().await;
+            serving.hand_back(left).await;
             Change::Cancelled
         });
     }
@@ -272,9 +271,7 @@ impl Consumer {
         self.serving.pipeline.leave();
         let status = &self.serving.settler.status;
         status.consuming.store(false, Ordering::Relaxed);
-        for delivery in left {
-            self.serving.settler.hand_back(delivery).await;
-        }
+        self.serving.hand_back(left).await;
     }
 
     /// Cancels every consumer but the first, also those that are being registered.
@@ -294,6 +291,8 @@ impl Consumer {
                 | Err(_) => {}
             }
         }
+        // What has not come by now goes with its channel.
+        self.changes.shutdown().await;
         let mut left = Vec::new();
         for mut deliveries in others {
             left.extend(deliveries.cancel().await);
@@ -381,6 +380,19 @@ impl Serving {
                 | BrokerError::Denied(_)
                 | BrokerError::Failed(_),
             )) => consumed,
+        }
+    }
+
+    /// Hands back what was not begun. A broker that does not take it in time requeues it by itself, when the channel
+    /// closes.
+    async fn hand_back(&self, left: Vec<Delivery>) {
+        let handing_back = async {
+            for delivery in left {
+                self.settler.hand_back(delivery).await;
+            }
+        };
+        if timeout(HAND_BACK, handing_back).await.is_err() {
+            tracing::warn!("the broker does not take jobs back; they return with their channel");
         }
     }
 

@@ -12,7 +12,7 @@ use url::Url;
 use super::route::Step;
 use crate::config::CandidatesConfig;
 use crate::fetch::pace::Pace;
-use crate::fetch::{ByteStream, Downloader, FetchError, Revision};
+use crate::fetch::{ByteStream, Downloader, FetchError, Revision, place};
 use crate::protocol::update_manifest::MAX_BYTES;
 
 /// The time limit for a manifest, for a signature, and for a mirror to send anything at all. How slowly it
@@ -90,11 +90,11 @@ impl Mirrors {
     ) -> Result<Option<Published>, FetchError> {
         let url = self.own.check(self.manifest.as_str())?;
         let opening = self.own.open_if_changed(url, known, MAX_BYTES);
-        let Some(body) = in_time(opening).await? else {
+        let Some(body) = in_time(&place(&self.manifest), opening).await? else {
             return Ok(None);
         };
         let revision = body.revision().cloned();
-        let bytes = in_time(body.read()).await?;
+        let bytes = in_time(&place(&self.manifest), body.read()).await?;
         Ok(Some(Published { bytes, revision }))
     }
 
@@ -106,8 +106,8 @@ impl Mirrors {
         let mut beside = self.manifest.clone();
         beside.set_path(&format!("{}.sig", self.manifest.path()));
         let url = self.own.check(beside.as_str())?;
-        let body = in_time(self.own.open(url, 0, SIGNATURE_BYTES)).await?;
-        in_time(body.read()).await
+        let body = in_time(&place(&beside), self.own.open(url, 0, SIGNATURE_BYTES)).await?;
+        in_time(&place(&beside), body.read()).await
     }
 
     /// Downloads a step's file from the first of these mirrors that has it, resuming an earlier attempt; `report` is
@@ -181,13 +181,15 @@ impl Mirrors {
         report: &impl Fn(Progress),
     ) -> Result<(), FetchFailure> {
         let (downloader, url) = self.locate(text)?;
-        let mut body: ByteStream = in_time(downloader.open(url, partial.at, step.size())).await?;
+        let at = place(&url);
+        let mut body: ByteStream =
+            in_time(&at, downloader.open(url, partial.at, step.size())).await?;
         if body.from() != partial.at {
             report(Progress::Discarded(partial.at));
             partial.restart().await?;
         }
         let mut pace = Pace::new(self.min_rate);
-        while let Some(chunk) = in_time(pace.next(&mut body)).await? {
+        while let Some(chunk) = in_time(&at, pace.next(&mut body)).await? {
             partial.append(&chunk).await?;
             report(Progress::Received(chunk.len() as u64));
         }
@@ -224,8 +226,17 @@ enum FetchFailure {
     Mirror(#[from] FetchError),
 }
 
-async fn in_time<T>(work: impl Future<Output = Result<T, FetchError>>) -> Result<T, FetchError> {
-    let late = || FetchError::Unavailable(format!("did not arrive within {} s", STALL.as_secs()));
+/// Bounds the time that a place may take.
+async fn in_time<T>(
+    place: &str,
+    work: impl Future<Output = Result<T, FetchError>>,
+) -> Result<T, FetchError> {
+    let late = || {
+        FetchError::Unavailable(format!(
+            "{place}: nothing arrived within {} s",
+            STALL.as_secs()
+        ))
+    };
     tokio::time::timeout(STALL, work)
         .await
         .map_err(|_| late())?

@@ -92,10 +92,15 @@ pub(super) fn no_route(
     // What would have led to it at once comes first.
     let mut steps: Vec<Step<'_>> = Step::all(manifest).collect();
     steps.sort_by_key(|step| step.to() != live);
-    let reasons: Vec<String> = steps
+    let mut reasons: Vec<String> = Vec::new();
+    for why in steps
         .into_iter()
         .filter_map(|step| unusable(step, graph, blocked))
-        .collect();
+    {
+        if !reasons.contains(&why) {
+            reasons.push(why);
+        }
+    }
     if reasons.is_empty() {
         return format!("the manifest has no route from version {local} to {live}");
     }
@@ -152,7 +157,7 @@ impl Preparation<'_> {
         let graph = &self.served.package.manifest.graph.sha256;
         let usable = |step: Step<'_>| unusable(step, graph, blocked).is_none();
         let price = |step| Some(self.missing(step)).filter(|_| usable(step));
-        cheapest(self.manifest, &versions, price)
+        cheapest(self.manifest, self.manifest.live_version, &versions, price)
             .ok_or_else(|| UpdateError::NoRoute(no_route(self.manifest, &versions, graph, blocked)))
     }
 

@@ -67,10 +67,11 @@ pub struct Route<'m> {
 /// The cost of a route, most important first: bytes to download, files to apply.
 type Cost = (u64, usize);
 
-/// Finds the cheapest route to the manifest's live version from any of the `local` versions; None if
+/// Finds the cheapest route to a version from any of the `local` versions; None if
 /// there is none. `price` is what a file costs in bytes; None if it must not be used.
 pub fn cheapest<'m>(
     manifest: &'m UpdateManifest,
+    to: u64,
     local: &[u64],
     price: impl Fn(Step<'m>) -> Option<u64>,
 ) -> Option<Route<'m>> {
@@ -96,7 +97,7 @@ pub fn cheapest<'m>(
             search.reach(delta.to, cost, Some(Step::Delta(delta)));
         }
     }
-    search.to(manifest.live_version)
+    search.to(to)
 }
 
 /// The best routes so far, and the versions to continue from: Dijkstra's algorithm.
@@ -211,18 +212,18 @@ mod tests {
             delta(2, 4, 15),
         ];
         let published = manifest(4, vec![full(3, 31), full(4, 36)], updates);
-        let route = cheapest(&published, &[1], every).unwrap();
+        let route = cheapest(&published, published.live_version, &[1], every).unwrap();
         assert_eq!(
             (route.from, names(&route)),
             (Some(1), vec!["1-2".into(), "2-4".into()])
         );
         // Nothing leads on from 0.
-        let route = cheapest(&published, &[0], every).unwrap();
+        let route = cheapest(&published, published.live_version, &[0], every).unwrap();
         assert_eq!((route.from, names(&route)), (None, vec!["full-4".into()]));
         // An older version that is still local is as good a start as the one that is served.
-        let route = cheapest(&published, &[0, 3], every).unwrap();
+        let route = cheapest(&published, published.live_version, &[0, 3], every).unwrap();
         assert_eq!((route.from, names(&route)), (Some(3), vec!["3-4".into()]));
-        let route = cheapest(&published, &[3, 4], every).unwrap();
+        let route = cheapest(&published, published.live_version, &[3, 4], every).unwrap();
         assert_eq!((route.from, route.steps.len()), (Some(4), 0));
     }
 
@@ -232,11 +233,14 @@ mod tests {
         let published = manifest(3, vec![full(3, 500)], updates);
         let but = |name: &str| {
             let price = |step: Step<'_>| (step.urls()[0] != name).then(|| step.size());
-            cheapest(&published, &[1], price).map(|route| names(&route))
+            cheapest(&published, published.live_version, &[1], price).map(|route| names(&route))
         };
         assert_eq!(but("2-3"), Some(vec!["full-3".into()]));
         assert_eq!(but("full-3"), Some(vec!["1-2".into(), "2-3".into()]));
-        assert_eq!(cheapest(&published, &[7], |_| None), None);
+        assert_eq!(
+            cheapest(&published, published.live_version, &[7], |_| None),
+            None
+        );
     }
 
     /// The fewest bytes, found by trying everything; no version is visited twice.
@@ -276,7 +280,7 @@ mod tests {
             let expected = starts
                 .filter_map(|(at, cost)| Some(cost + least(&published, at, &mut Vec::new())?))
                 .min();
-            let route = cheapest(&published, &[0], every);
+            let route = cheapest(&published, published.live_version, &[0], every);
             let found = route
                 .as_ref()
                 .map(|w| w.steps.iter().map(|s| s.size()).sum::<u64>());

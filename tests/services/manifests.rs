@@ -1,6 +1,8 @@
 //! `scorer manifest`, the binary itself: what it writes is what a worker follows, and what it finds is what a worker
 //! would find.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -173,7 +175,7 @@ fn what_no_worker_could_use_is_not_added() {
     folder.publish(&[]);
     let before = folder.manifest();
     let other = tempfile::NamedTempFile::new().expect("a file");
-    std::fs::write(other.path(), b"{}").expect("written");
+    std::fs::write(other.path(), folder.trainer.full(9)).expect("written");
     std::fs::write(folder.path("other.safetensors"), b"\x02\0\0\0\0\0\0\0{}").expect("written");
     std::fs::copy(
         folder.path("full-8.safetensors"),
@@ -181,6 +183,10 @@ fn what_no_worker_could_use_is_not_added() {
     )
     .expect("copied");
     std::fs::write(folder.path("changed.safetensors"), folder.trainer.full(9)).expect("written");
+    let delta_again = [folder.trainer.delta(8, 9), b" ".to_vec()].concat();
+    std::fs::write(folder.path("again.json"), delta_again).expect("written");
+    let pipe = Command::new("mkfifo").arg(folder.path("pipe")).status();
+    assert!(pipe.expect("mkfifo").success());
     let elsewhere = other.path().display().to_string();
     let full =
         |file: &'static str, version: &'static str| vec!["--weights", file, "--version", version];
@@ -211,6 +217,31 @@ fn what_no_worker_could_use_is_not_added() {
             "looks like JSON: --format binary_v2",
         ),
         (no_format, 64, "--format"),
+        (
+            vec![
+                "--delta",
+                "again.json",
+                "--format",
+                "binary_v2",
+                "--from",
+                "8",
+                "--to",
+                "9",
+            ],
+            65,
+            "8 to 9 is in the manifest already, with another file",
+        ),
+        (
+            full("copy.safetensors", "7"),
+            65,
+            "version 7 is the package's own, and these are other weights",
+        ),
+        (
+            [full("copy.safetensors", "9"), vec!["--url", "http://["]].concat(),
+            64,
+            "is no URL",
+        ),
+        (full("pipe", "9"), 65, "not a regular file"),
         (vec!["--weights", "copy.safetensors"], 64, "--version"),
         (
             [full("copy.safetensors", "9"), vec!["--key", "8-9.json"]].concat(),
@@ -245,12 +276,84 @@ fn what_no_worker_could_use_is_not_added() {
 }
 
 #[test]
+fn what_was_said_before_stays() {
+    let folder = Folder::new(34);
+    folder.publish(&[]);
+    folder.spoil(|m| m["full"][0]["urls"] = json!(["https://m.example/8", "full-8.safetensors"]));
+    let manifest = folder.path("manifest.json");
+    std::fs::set_permissions(&manifest, Permissions::from_mode(0o640)).expect("mode");
+    // Where a worker looks for it is not where it is kept.
+    let kept = folder.path("kept.json");
+    std::fs::rename(&manifest, &kept).expect("moved");
+    std::os::unix::fs::symlink(&kept, &manifest).expect("a link");
+    let full = ["--weights", "full-8.safetensors", "--version", "8"];
+    let (said, code) = folder.add(&[&full[..], &["--canary", "3"]].concat());
+    assert_eq!(code, 0, "{said}");
+    let entry = folder.manifest()["full"][0].clone();
+    assert_eq!(
+        entry["urls"],
+        json!(["https://m.example/8", "full-8.safetensors"])
+    );
+    assert_eq!(entry["canary"], json!({"loss": 3.0, "tolerance": 0.001}));
+    folder.add(&[&full[..], &["--url", "elsewhere/8"]].concat());
+    let entry = folder.manifest()["full"][0].clone();
+    assert_eq!(
+        (&entry["urls"], &entry["canary"]["loss"]),
+        (&json!(["elsewhere/8"]), &json!(3.0))
+    );
+    assert_eq!(folder.manifest()["live_version"], 9);
+    assert!(manifest.is_symlink());
+    let mode = kept.metadata().expect("it is there").permissions().mode();
+    assert_eq!(mode & 0o777, 0o640);
+}
+
+#[test]
+fn commands_at_the_same_time_lose_nothing_of_each_other() {
+    let folder = Folder::new(35);
+    folder.publish(&KEYED);
+    let versions = 10..20_u64;
+    std::thread::scope(|scope| {
+        for version in versions.clone() {
+            let folder = &folder;
+            scope.spawn(move || {
+                let (from, to) = (version.to_string(), (version + 1).to_string());
+                let delta = [
+                    "--delta",
+                    "8-9.json",
+                    "--format",
+                    "binary_v2",
+                    "--from",
+                    &from,
+                    "--to",
+                    &to,
+                ];
+                let (said, code) = folder.add(&[&delta[..], &KEYED].concat());
+                assert_eq!(code, 0, "{said}");
+            });
+        }
+    });
+    let manifest = folder.manifest();
+    let updates = manifest["updates"].as_array().expect("updates").iter();
+    let mut found: Vec<_> = updates.filter_map(|delta| delta["from"].as_u64()).collect();
+    found.sort_unstable();
+    assert_eq!(found, [8].into_iter().chain(versions).collect::<Vec<_>>());
+    let by_key = [("model.update_key", public_key())];
+    let (bad, ..) = folder.check(&by_key);
+    assert_eq!(bad, []);
+}
+
+#[test]
 fn a_check_names_what_a_worker_would_refuse() {
     type Spoil = fn(&mut Value);
     let folder = Folder::new(33);
     folder.publish(&KEYED);
     let sound = folder.manifest();
-    let table: [(Spoil, &[&str], &str); 8] = [
+    let whole = std::fs::read(folder.path("full-8.safetensors")).expect("a file");
+    std::fs::write(folder.path("half"), &whole[..whole.len() / 2]).expect("written");
+    let mut flipped = whole;
+    flipped[100] ^= 1;
+    std::fs::write(folder.path("flipped"), flipped).expect("written");
+    let table: [(Spoil, &[&str], &str); 11] = [
         (
             |m| m["full"][0]["sha256"] = json!("0".repeat(64)),
             &["full[0] fail", "route fail"],
@@ -260,6 +363,33 @@ fn a_check_names_what_a_worker_would_refuse() {
             |m| m["full"][0]["size"] = json!(10),
             &["full[0] fail", "route fail"],
             "10",
+        ),
+        // What one mirror sent is not taken for what the next one has.
+        (
+            |m| m["full"][0]["urls"] = json!(["half", "flipped", "full-8.safetensors"]),
+            &["full[0] fail", "full[0] fail"],
+            "its SHA-256 is",
+        ),
+        // Another entry says where the same file is not.
+        (
+            |m| {
+                let mut other = m["full"][0].clone();
+                (other["graph_sha256"], other["urls"]) =
+                    (json!("0".repeat(64)), json!(["missing"]));
+                m["full"].as_array_mut().expect("a list").push(other);
+            },
+            &["full[1] fail"],
+            "missing",
+        ),
+        // Workers that have version 8 would come to other weights than new ones.
+        (
+            |m| {
+                let mut other = m["full"][0].clone();
+                other["version"] = json!(9);
+                m["full"].as_array_mut().expect("a list").push(other);
+            },
+            &["updates[0] fail"],
+            "leads to other weights",
         ),
         // The other mirror is good enough for a worker.
         (

@@ -8,6 +8,7 @@ use indicatif::{HumanBytes, ProgressBar};
 use serde_json::json;
 use url::Url;
 
+use super::entry::described;
 use super::package;
 use crate::cli::finding::{Finding, Verdict};
 use crate::cli::{Exit, Fault, Outcome, answer, answer_json, busy, signals};
@@ -15,10 +16,10 @@ use crate::config::Config;
 use crate::engine::trial::{Trial, trial};
 use crate::model::package::Package;
 use crate::protocol::signature::UpdateKey;
-use crate::protocol::update_manifest::{UpdateManifest, decode};
+use crate::protocol::update_manifest::{Canary, UpdateManifest, decode};
 use crate::update::download::Mirrors;
-use crate::update::inspection::Inspection;
-use crate::update::route::Step;
+use crate::update::inspection::{Inspection, Reached, Unreached};
+use crate::update::route::{Route, Step};
 
 #[derive(Debug, Args)]
 pub(super) struct CheckArgs {
@@ -98,8 +99,11 @@ fn located(text: Option<&str>) -> Result<Url, Fault> {
     if text.contains("://") {
         return Url::parse(text).map_err(|e| Fault::usage(format!("{text}: {e}")));
     }
-    let path = Path::new(text).canonicalize();
-    let path = path.map_err(|e| Fault::data(format!("{text}: {e}")))?;
+    // Links stay: relative URLs start where a worker finds the manifest.
+    let found = Path::new(text)
+        .metadata()
+        .and_then(|_| std::path::absolute(text));
+    let path = found.map_err(|e| Fault::data(format!("{text}: {e}")))?;
     Url::from_file_path(path).map_err(|()| Fault::usage(format!("{text}: has no URL")))
 }
 
@@ -163,62 +167,52 @@ async fn signature(config: &Config, mirrors: &Mirrors, bytes: &[u8], report: &mu
     }
 }
 
-/// Every file, then the way to the live version.
-async fn follow(
+/// The steps of a manifest, each with its place in it.
+fn steps(manifest: &UpdateManifest) -> Vec<(String, Step<'_>)> {
+    let full = (0..manifest.full.len()).map(|at| format!("full[{at}]"));
+    let updates = (0..manifest.updates.len()).map(|at| format!("updates[{at}]"));
+    full.chain(updates).zip(Step::all(manifest)).collect()
+}
+
+/// Every file, then the ways to the live version, then its loss.
+async fn follow<'m>(
     config: &Config,
-    mut inspection: Inspection<'_>,
-    manifest: &UpdateManifest,
+    mut inspection: Inspection<'m>,
+    manifest: &'m UpdateManifest,
     bar: &ProgressBar,
     report: &mut Report,
 ) -> Result<(), Fault> {
-    let full = (0..manifest.full.len()).map(|at| format!("full[{at}]"));
-    let parts = full.chain((0..manifest.updates.len()).map(|at| format!("updates[{at}]")));
-    for (part, step) in parts.zip(Step::all(manifest)) {
+    let steps = steps(manifest);
+    for (part, step) in &steps {
         bar.set_message(format!("fetching {part}"));
-        look_at(&mut inspection, &part, step, report).await;
+        look_at(&mut inspection, part, *step, report).await;
     }
-    let route = match inspection.route() {
-        Ok(route) => route,
-        Err(why) => {
-            report.add(
-                "route",
-                Verdict::Fail,
-                why,
-                "new workers stay at the package's version",
-            );
-            return Ok(());
-        }
-    };
-    let (live, files) = (manifest.live_version, route.steps.len());
-    let bytes = HumanBytes(route.steps.iter().map(|step| step.size()).sum());
+    let live = manifest.live_version;
     bar.set_message(format!("making version {live}"));
-    let made = match inspection.follow(&route).await {
-        Ok(made) => made,
-        Err(why) => {
-            report.add("route", Verdict::Fail, why, "");
-            return Ok(());
-        }
+    let Some((route, reached)) = reach(&mut inspection, live, report).await else {
+        return Ok(());
     };
-    report.ok(
-        "route",
-        match route.from {
-            Some(_) if files == 0 => format!("version {live} is the package's own"),
-            Some(from) => {
-                format!("from the package's version {from} to {live}: {bytes}, files: {files}")
-            }
-            None => format!("to version {live} from whole weights: {bytes}, files: {files}"),
-        },
-    );
+    let to_live = || {
+        let to_live = steps.iter().filter(|(_, step)| step.to() == live);
+        to_live.filter(|(_, step)| route.steps.last() != Some(step))
+    };
+    for (part, step) in to_live() {
+        compare(&mut inspection, part, *step, &reached.package, report).await;
+    }
     bar.set_message("measuring the live version on the CPU");
-    measure(config, made, report).await
+    let Some(loss) = measure(config, &reached.package, report).await? else {
+        return Ok(());
+    };
+    let own = (route.steps.is_empty()).then_some(reached.package.manifest.canary);
+    let usable = steps.iter().filter(|(_, step)| step.to() == live);
+    let usable = usable.filter(|(_, step)| inspection.passed_over(*step).is_none());
+    let canaries = own.into_iter().chain(usable.map(|(_, step)| step.canary()));
+    weigh(loss, canaries.flatten().collect(), report);
+    Ok(())
 }
 
 async fn look_at(inspection: &mut Inspection<'_>, part: &str, step: Step<'_>, report: &mut Report) {
-    let size = HumanBytes(step.size());
-    let what = match step {
-        Step::Full(full) => format!("version {}", full.version),
-        Step::Delta(delta) => format!("{} to {}", delta.from, delta.to),
-    };
+    let (what, size) = (described(step), HumanBytes(step.size()));
     let wrong = inspection.look_at(step).await;
     for (url, wrong) in step.urls().iter().zip(wrong) {
         match (wrong, inspection.passed_over(step)) {
@@ -237,40 +231,127 @@ async fn look_at(inspection: &mut Inspection<'_>, part: &str, step: Step<'_>, re
     }
 }
 
-async fn measure(config: &Config, made: Arc<Package>, report: &mut Report) -> Result<(), Fault> {
-    let (canary, engine) = (made.manifest.canary, config.engine.clone());
-    let tried = tokio::task::spawn_blocking(move || trial(made, &engine));
-    let loss = match tried.await.map_err(Fault::internal)? {
-        Ok(Trial::Ran(loss)) => loss,
+/// Takes one route after the other, as a worker does, until one leads to the live version.
+async fn reach<'m>(
+    inspection: &mut Inspection<'m>,
+    live: u64,
+    report: &mut Report,
+) -> Option<(Route<'m>, Reached)> {
+    loop {
+        let route = match inspection.route() {
+            Ok(route) => route,
+            Err(why) => {
+                let advice = "new workers stay at the package's version";
+                report.add("route", Verdict::Fail, why, advice);
+                return None;
+            }
+        };
+        match inspection.follow(&route).await {
+            Ok(reached) => {
+                report.ok("route", went(&route, live));
+                return Some((route, reached));
+            }
+            Err(Unreached::File(why)) => {
+                report.add(
+                    "route",
+                    Verdict::Fail,
+                    why,
+                    "workers look for another route",
+                );
+            }
+            Err(Unreached::Disk(why)) => {
+                report.add(
+                    "route",
+                    Verdict::Fail,
+                    why,
+                    "TMPDIR names a folder with more room",
+                );
+                return None;
+            }
+        }
+    }
+}
+
+fn went(route: &Route<'_>, live: u64) -> String {
+    let bytes = HumanBytes(route.steps.iter().map(|step| step.size()).sum());
+    let files = route.steps.len();
+    match route.from {
+        Some(_) if files == 0 => format!("version {live} is the package's own"),
+        Some(from) => {
+            format!("from the package's version {from} to {live}: {bytes}, files: {files}")
+        }
+        None => format!("to version {live} from whole weights: {bytes}, files: {files}"),
+    }
+}
+
+/// Whether another way leads to the same weights: workers go by what they have.
+async fn compare<'m>(
+    inspection: &mut Inspection<'m>,
+    part: &str,
+    step: Step<'m>,
+    reached: &Package,
+    report: &mut Report,
+) {
+    let Some(route) = inspection.route_by(step) else {
+        return;
+    };
+    let (what, one) = (described(step), reached.weights.weights_id.as_str());
+    match inspection.follow(&route).await {
+        Ok(other) if other.package.weights.weights_id == one => {}
+        Ok(other) => {
+            let other = &other.package.weights.weights_id;
+            let found = format!(
+                "{what}: leads to other weights ({other}) than the route of a new worker ({one})"
+            );
+            let advice = "a version stands for the same weights for ever, whichever way a worker comes to it";
+            report.add(part, Verdict::Fail, found, advice);
+        }
+        Err(Unreached::File(why) | Unreached::Disk(why)) => {
+            report.add(part, Verdict::Fail, format!("{what}: {why}"), "");
+        }
+    }
+}
+
+/// The loss of the live version, if this machine can run it.
+async fn measure(
+    config: &Config,
+    live: &Arc<Package>,
+    report: &mut Report,
+) -> Result<Option<f64>, Fault> {
+    let (live, engine) = (Arc::clone(live), config.engine.clone());
+    let tried = tokio::task::spawn_blocking(move || trial(live, &engine));
+    match tried.await.map_err(Fault::internal)? {
+        Ok(Trial::Ran(loss)) => {
+            report.loss = Some(loss);
+            return Ok(Some(loss));
+        }
         Ok(Trial::NotTried(why)) => {
             report.add("loss", Verdict::Skip, format!("not measured: {why}"), "");
-            return Ok(());
         }
-        Err(error) => {
-            report.add("loss", Verdict::Fail, error.to_string(), "");
-            return Ok(());
-        }
-    };
-    report.loss = Some(loss);
-    let Some(canary) = canary else {
-        let advice = format!(
-            "with --canary {loss} a worker that measures something else takes the version back"
-        );
-        report.add("loss", Verdict::Ok, loss.to_string(), &advice);
-        return Ok(());
-    };
-    let said = format!(
-        "{loss}, the canary says {} +- {}",
-        canary.loss, canary.tolerance
-    );
-    match canary.is_met_by(loss) {
-        true => report.ok("loss", said),
-        false => report.add(
-            "loss",
-            Verdict::Fail,
-            said,
-            "workers take this version back: canary_mismatch",
-        ),
+        Err(error) => report.add("loss", Verdict::Fail, error.to_string(), ""),
     }
-    Ok(())
+    Ok(None)
+}
+
+/// Compares the loss with every known answer for the live version: each is that of some worker.
+fn weigh(loss: f64, canaries: Vec<Canary>, report: &mut Report) {
+    let said = |canary: &Canary| format!("the canary says {} +- {}", canary.loss, canary.tolerance);
+    let wrong = canaries.iter().filter(|canary| !canary.is_met_by(loss));
+    for canary in wrong.clone() {
+        let found = format!("{loss}, but {}", said(canary));
+        let advice = "workers take this version back: canary_mismatch";
+        report.add("loss", Verdict::Fail, found, advice);
+    }
+    if wrong.count() > 0 {
+        return;
+    }
+    match canaries.first() {
+        Some(canary) => report.ok("loss", format!("{loss}, {}", said(canary))),
+        None => {
+            let advice = format!(
+                "with --canary {loss} a worker that measures something else takes the version back"
+            );
+            report.add("loss", Verdict::Ok, loss.to_string(), &advice);
+        }
+    }
 }
