@@ -33,17 +33,30 @@ pub enum BrokerError {
     #[error("RabbitMQ: {0}")]
     Missing(String),
     /// It is not permitted. The link is sound.
-    #[error("RabbitMQ: {0}")]
+    #[error("RabbitMQ: {0}; {PERMIT}")]
     Forbidden(String),
     /// The login was refused: the user, the password or the virtual host. There is no link.
-    #[error("RabbitMQ: {0}")]
+    #[error("RabbitMQ: {0}; {LOGIN}")]
     Denied(String),
     /// Anything else, including a call that took too long.
     #[error("RabbitMQ: {0}")]
     Failed(String),
 }
 
+const PERMIT: &str = "correct the permissions of the user in amqp.url";
+const LOGIN: &str =
+    "correct the user, the password or the virtual host in amqp.url, or create them";
+
 impl BrokerError {
+    /// What to do about it, which its text says too; none where the broker is away or at fault.
+    pub fn advice(&self) -> Option<&'static str> {
+        match self {
+            Self::Forbidden(_) => Some(PERMIT),
+            Self::Denied(_) => Some(LOGIN),
+            Self::Differs(_) | Self::Missing(_) | Self::Failed(_) => None,
+        }
+    }
+
     /// What to say when every node failed.
     fn of_all(mut failures: Vec<Self>) -> Self {
         if failures.len() == 1 {
@@ -58,7 +71,8 @@ impl BrokerError {
         }
     }
 
-    fn text(self) -> String {
+    /// What happened, without what to do about it.
+    pub fn text(self) -> String {
         match self {
             Self::Differs(text)
             | Self::Missing(text)

@@ -42,10 +42,11 @@ const MOST_COPIES: u16 = 500;
     reason = "foreign enums: all but two of their cases are failures"
 )]
 fn failed(what: &str, error: &lapin::Error) -> BrokerError {
-    let text = format!("{what}: {error}");
     let ErrorKind::ProtocolError(refusal) = error.kind() else {
-        return BrokerError::Failed(text);
+        return BrokerError::Failed(format!("{what}: {error}"));
     };
+    // In the broker's own words.
+    let text = format!("{what}: {}", refusal.get_message());
     match refusal.kind() {
         AMQPErrorKind::Soft(AMQPSoftError::PRECONDITIONFAILED) => BrokerError::Differs(text),
         AMQPErrorKind::Soft(AMQPSoftError::NOTFOUND) => BrokerError::Missing(text),

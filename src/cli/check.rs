@@ -110,10 +110,8 @@ pub(super) async fn check(config: &Config, json: bool) -> Outcome {
         let lines: Vec<String> = findings.iter().map(Finding::line).collect();
         answer(&lines.join("\n"))?;
     }
-    match broken {
-        None => Ok(Exit::Done),
-        Some(broken) => Err(fault(&broken.error)),
-    }
+    // What is wrong is among the findings.
+    Ok(broken.map_or(Exit::Done, |broken| fault(&broken.error).exit))
 }
 
 /// Checks everything but the services. Returns the facts for the JSON report.
@@ -265,7 +263,7 @@ async fn rabbitmq(config: &Config) -> Finding {
     let limit = nodes.longest();
     let looking = async {
         let link = Link::connect(&mut nodes, "scorer/check").await;
-        let link = link.map_err(|e| (no_rabbitmq(&e), e.to_string()))?;
+        let link = link.map_err(no_rabbitmq)?;
         let model = super::model_name(config).ok();
         let queue = model.map(|model| Topology::new(&config.amqp, &model).jobs_queue());
         let depth = match &queue {
@@ -273,7 +271,7 @@ async fn rabbitmq(config: &Config) -> Finding {
             None => Ok(None),
         };
         link.close().await;
-        let depth = depth.map_err(|e| (no_rabbitmq(&e), e.to_string()))?;
+        let depth = depth.map_err(no_rabbitmq)?;
         Ok(match (depth, queue) {
             (Some((jobs, consumers)), Some(queue)) => {
                 format!("{jobs} jobs in {queue}, {consumers} consumers")
@@ -292,19 +290,8 @@ const START_RABBITMQ: &str =
     "the worker cannot become ready without RabbitMQ: start it, or correct amqp.url";
 
 /// What to do where RabbitMQ does not do what was asked.
-fn no_rabbitmq(error: &BrokerError) -> &'static str {
-    match error {
-        BrokerError::Denied(_) => {
-            "RabbitMQ answers, and refuses the login: correct the user, the password or the virtual host in amqp.url, or \
-             create them"
-        }
-        BrokerError::Forbidden(_) => {
-            "RabbitMQ answers, and does not permit it: correct the permissions of the user in amqp.url"
-        }
-        BrokerError::Differs(_) | BrokerError::Missing(_) | BrokerError::Failed(_) => {
-            START_RABBITMQ
-        }
-    }
+fn no_rabbitmq(error: BrokerError) -> (&'static str, String) {
+    (error.advice().unwrap_or(START_RABBITMQ), error.text())
 }
 
 async fn redis(config: &Config) -> Finding {
@@ -434,7 +421,8 @@ mod tests {
             (BrokerError::Forbidden(why()), false),
             (BrokerError::Failed(why()), true),
         ] {
-            assert_eq!(no_rabbitmq(&error).contains("start it"), starts, "{error}");
+            let (advice, _) = no_rabbitmq(error);
+            assert_eq!(advice.contains("start it"), starts, "{advice}");
         }
         for (why, starts) in [
             (

@@ -23,7 +23,7 @@ use crate::store::FleetStore;
 pub(super) struct CtlArgs {
     /// The command to send.
     command: Command,
-    /// Send it to this worker only [default: all workers, of every model].
+    /// Send it to this worker only [default: all workers of the model].
     #[arg(long, value_name = "ID")]
     worker: Option<String>,
     /// How long to wait for replies.
@@ -40,44 +40,80 @@ pub(super) async fn ctl(config: &Config, args: CtlArgs) -> Outcome {
 }
 
 async fn ask(config: &Config, link: &Link, topology: &Topology, args: &CtlArgs) -> Outcome {
-    let exchange = topology.control_exchange();
-    let subscribed = link.subscribe(&exchange, &[]).await;
+    let subscribed = link.subscribe(&topology.control_exchange(), &[]).await;
     let (queue, answers) = subscribed.map_err(Fault::unavailable)?;
     // Before anybody is asked: who drains is gone from the records soon.
-    let expected = match &args.worker {
-        Some(id) => Some(BTreeSet::from([id.clone()])),
-        None => live_workers(config).await,
-    };
+    let to = Addressees::of(config, &topology.model, args).await;
     let asked = Uuid::new_v4().to_string();
-    let to = args.worker.as_ref();
-    let outgoing = Outgoing {
-        exchange,
-        routing_key: to.map_or_else(|| "all".to_owned(), |id| format!("worker.{id}")),
-        body: message(args)?,
-        properties: Properties {
-            content_type: Some("application/json".into()),
-            correlation_id: Some(asked.clone()),
-            reply_to: Some(queue),
-            attempt: 1,
-            ..Properties::default()
-        },
-        mandatory: true,
-    };
-    // One message, not pipelined: "returned" is certain here.
-    let sent = link.jobs.publish(outgoing).await;
-    sent.map_err(|error| match error {
-        PublishError::Unroutable(_) => Fault::new(
-            Exit::Negative,
-            "no worker received it; scorer status shows which are alive",
-        ),
-        PublishError::Refused(_) | PublishError::Lost(_) => Fault::unavailable(error),
-    })?;
+    let (mut received, body) = (false, message(args)?);
+    for routing_key in to.keys {
+        let outgoing = Outgoing {
+            exchange: topology.control_exchange(),
+            routing_key,
+            body: body.clone(),
+            properties: Properties {
+                content_type: Some("application/json".into()),
+                correlation_id: Some(asked.clone()),
+                reply_to: Some(queue.clone()),
+                attempt: 1,
+                ..Properties::default()
+            },
+            mandatory: true,
+        };
+        // One after the other, not pipelined: "returned" is certain here.
+        match link.jobs.publish(outgoing).await {
+            Ok(()) => received = true,
+            Err(PublishError::Unroutable(_)) => {}
+            Err(error @ (PublishError::Refused(_) | PublishError::Lost(_))) => {
+                return Err(Fault::unavailable(error));
+            }
+        }
+    }
+    if !received {
+        let why = "no worker received it; scorer status shows which are alive";
+        return Err(Fault::new(Exit::Negative, why));
+    }
     let replies = Replies {
         asked,
-        expected,
+        expected: to.expected,
         all_done: true,
     };
     replies.collect(answers, args.timeout).await
+}
+
+/// Who is asked.
+struct Addressees {
+    keys: Vec<String>,
+    /// Who should answer; none = Redis does not say.
+    expected: Option<BTreeSet<String>>,
+}
+
+impl Addressees {
+    /// One worker, or all of the model. What is sent to `all` reaches those of other models too, so it is sent only where
+    /// there are none, or where nobody knows.
+    async fn of(config: &Config, model: &str, args: &CtlArgs) -> Self {
+        let each = |ids: BTreeSet<String>| Self {
+            keys: ids.iter().map(|id| format!("worker.{id}")).collect(),
+            expected: Some(ids),
+        };
+        let all = |expected: Option<BTreeSet<String>>| Self {
+            keys: vec!["all".into()],
+            expected,
+        };
+        if let Some(id) = &args.worker {
+            return each(BTreeSet::from([id.clone()]));
+        }
+        match live_workers(config).await {
+            None => all(None),
+            Some(live) => {
+                let is_ours = |record: &Record| record.model.name == model;
+                let alone = live.iter().all(is_ours);
+                let ours = live.into_iter().filter(is_ours);
+                let ours = ours.map(|record| record.worker_id).collect();
+                if alone { all(Some(ours)) } else { each(ours) }
+            }
+        }
+    }
 }
 
 fn message(args: &CtlArgs) -> Result<Vec<u8>, Fault> {
@@ -89,19 +125,18 @@ fn message(args: &CtlArgs) -> Result<Vec<u8>, Fault> {
     Encoding::Json.encode(&message).map_err(Fault::internal)
 }
 
-/// Control messages to all reach the workers of every model; so do the records. None = Redis does
-/// not say.
-async fn live_workers(config: &Config) -> Option<BTreeSet<String>> {
+/// The workers of every model; none = Redis does not say.
+async fn live_workers(config: &Config) -> Option<Vec<Record>> {
     let store = FleetStore::new(&config.redis);
     let read = store.live_records(None, config.heartbeat.ttl).await;
     let unknown = |error: &crate::store::StoreError| {
-        tracing::warn!(%error, "cannot list the workers; waiting for replies until --timeout");
+        tracing::warn!(%error, "cannot list the workers: those of every model are asked, and replies awaited until --timeout");
     };
     let (_, records) = read.inspect_err(unknown).ok()?;
     let records = records.iter().filter_map(|live| Record::read(&live.text));
     let listening = records
         .filter(|record| !record.worker_id.is_empty() && record.state != State::Stopped.as_str());
-    Some(listening.map(|record| record.worker_id).collect())
+    Some(listening.collect())
 }
 
 /// Answers to one message.

@@ -268,7 +268,10 @@ impl DeadLetters<'_> {
     fn verdict(&self, found: usize, done: &str) -> Outcome {
         let queue = self.topology.dead_queue();
         match found {
-            0 => Err(Fault::new(Exit::Negative, format!("{queue}: no such job"))),
+            0 => Err(Fault::new(
+                Exit::Negative,
+                format!("{queue}: no such dead-lettered job"),
+            )),
             1 => say(&format!("1 job {done}")),
             n => say(&format!("{n} jobs {done}")),
         }

@@ -114,9 +114,8 @@ pub(super) async fn submit(config: &Config, args: SubmitArgs) -> Outcome {
     }
     let (link, topology) = link(config, &model).await?;
     let fleet = Fleet::new(config, &model);
-    if args.jobs.is_none() {
-        fleet.compare_version(version(config, &args)?).await;
-    }
+    let version = args.jobs.is_none().then(|| version(config, &args));
+    fleet.describe(version.transpose()?).await;
     let outcome = exchange(&link, &topology, &jobs, &args, fleet).await;
     link.close().await;
     outcome

@@ -21,6 +21,9 @@ const BROKER_LIMIT: Duration = Duration::from_secs(2);
 /// When a broker that failed is asked again; by then the earlier attempt has ended by itself.
 const ASK_AGAIN: Duration = Duration::from_secs(15);
 
+/// Models whose events are read where no model is named.
+const MOST_MODELS: usize = 16;
+
 /// Queue depths of one model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct Queues {
@@ -87,8 +90,8 @@ pub struct Observer<'a> {
     store: Arc<FleetStore>,
     /// The model to observe; none = every model in Redis.
     model: Option<String>,
-    /// The one whose workers were seen last.
-    seen: Option<String>,
+    /// Those whose workers were seen.
+    seen: BTreeSet<String>,
     nodes: Nodes,
     link: Option<Link>,
     /// Why the broker's numbers are unknown, and since when.
@@ -102,7 +105,7 @@ impl<'a> Observer<'a> {
             config,
             store: Arc::new(FleetStore::new(&config.redis)),
             model,
-            seen: None,
+            seen: BTreeSet::new(),
             nodes: Nodes::new(&config.amqp).within(BROKER_LIMIT),
             link: None,
             unknown: None,
@@ -128,12 +131,17 @@ impl<'a> Observer<'a> {
             (None, Some(model)) => self.queues(&model).await,
             (queues, _) => queues,
         };
-        let mut names = workers.iter().map(|worker| &worker.record.model.name);
-        let first = names.find(|name| !name.is_empty()).cloned();
-        self.seen = first.or(self.seen.take());
+        let names = workers.iter().map(|worker| &worker.record.model.name);
+        let names: Vec<_> = names.filter(|name| !name.is_empty()).collect();
+        let first = names.first().copied().or(self.seen.first()).cloned();
+        self.seen
+            .extend(names.into_iter().take(MOST_MODELS).cloned());
+        while self.seen.len() > MOST_MODELS {
+            self.seen.pop_first();
+        }
         Ok(View {
             at_ms,
-            model: self.model.clone().or_else(|| self.seen.clone()),
+            model: self.model.clone().or(first),
             workers,
             queues,
         })
@@ -145,10 +153,15 @@ impl<'a> Observer<'a> {
     /// # Errors
     /// When Redis does not answer.
     pub async fn events(&self, after: Option<&str>) -> Result<Vec<StreamEntry>, StoreError> {
-        match self.model.as_ref().or(self.seen.as_ref()) {
-            Some(model) => self.store.events(model, after).await,
-            None => Ok(Vec::new()),
-        }
+        let Some(model) = &self.model else {
+            let mut events = Vec::new();
+            for model in &self.seen {
+                events.extend(self.store.events(model, after).await?);
+            }
+            events.sort_by_key(StreamEntry::when);
+            return Ok(events);
+        };
+        self.store.events(model, after).await
     }
 
     /// Closes the connection to the broker.

@@ -37,7 +37,7 @@ fn remedy(looks: Looks) -> Option<&'static str> {
             Some("the index of a sharded checkpoint is given as a file *.json, beside its shards")
         }
         Looks::Zip | Looks::TorchLegacy | Looks::Pickle => {
-            Some("save the weights with safetensors.torch.save_file(model.state_dict(), FILE)")
+            Some("save the weights with safetensors.torch.save_model(model, FILE)")
         }
         Looks::Gzip | Looks::Zstd | Looks::Xz | Looks::Bzip2 | Looks::Tar => {
             Some("unpack it, and give the file in it")

@@ -103,16 +103,21 @@ pub fn decode(bytes: &[u8]) -> Result<UpdateManifest, String> {
 }
 
 impl UpdateManifest {
+    /// Every version that an entry leads to or from.
+    pub fn versions(&self) -> BTreeSet<u64> {
+        let full = self.full.iter().map(|full| full.version);
+        let updates = self.updates.iter().flat_map(|delta| [delta.from, delta.to]);
+        full.chain(updates).collect()
+    }
+
     fn check(&self) -> Result<(), String> {
         if !crate::protocol::names::is_model_name(&self.name) {
             return Err(format!("name: {:?} is no model's name", self.name));
         }
-        let mut places = BTreeSet::new();
         for (n, full) in self.full.iter().enumerate() {
             let entry = format!("full[{n}]");
             check_file(&entry, &full.urls, &full.sha256, full.size, full.canary)?;
             check_digest(&format!("{entry}.graph_sha256"), &full.graph_sha256)?;
-            places.insert(full.version);
         }
         for (n, delta) in self.updates.iter().enumerate() {
             let entry = format!("updates[{n}]");
@@ -120,10 +125,10 @@ impl UpdateManifest {
             if delta.from == delta.to {
                 return Err(format!("{entry}.to: the same as from, {}", delta.to));
             }
-            places.extend([delta.from, delta.to]);
         }
         // A slip of the hand: no worker anywhere could get there, whatever it serves now.
-        if !places.is_empty() && !places.contains(&self.live_version) {
+        let versions = self.versions();
+        if !versions.is_empty() && !versions.contains(&self.live_version) {
             return Err(format!(
                 "live_version: no entry leads to or from {}",
                 self.live_version

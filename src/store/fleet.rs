@@ -50,6 +50,14 @@ pub struct StreamEntry {
     pub fields: BTreeMap<String, String>,
 }
 
+impl StreamEntry {
+    /// Milliseconds and number of its id.
+    pub fn when(&self) -> (u64, u64) {
+        let (millis, number) = self.id.split_once('-').unwrap_or((&self.id, ""));
+        (millis.parse().unwrap_or(0), number.parse().unwrap_or(0))
+    }
+}
+
 impl FleetStore {
     /// Connects at the first call.
     pub fn new(config: &RedisConfig) -> Self {
@@ -157,7 +165,7 @@ impl FleetStore {
         let mut events: Vec<StreamEntry> = found
             .map(|(id, fields)| StreamEntry { id, fields })
             .collect();
-        events.sort_by_key(|event| when(&event.id));
+        events.sort_by_key(StreamEntry::when);
         Ok(events)
     }
 
@@ -254,10 +262,4 @@ impl FleetStore {
 )]
 fn millis(score: f64) -> u64 {
     score as u64
-}
-
-/// Milliseconds and number of an entry.
-fn when(id: &str) -> (u64, u64) {
-    let (millis, number) = id.split_once('-').unwrap_or((id, ""));
-    (millis.parse().unwrap_or(0), number.parse().unwrap_or(0))
 }

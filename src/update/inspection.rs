@@ -87,6 +87,11 @@ impl<'a> Inspection<'a> {
         unusable(step, self.graph(), &BlockedFiles::new())
     }
 
+    /// The package that versions are for.
+    pub fn package(&self) -> &Arc<Package> {
+        &self.package
+    }
+
     fn graph(&self) -> &str {
         &self.package.manifest.graph.sha256
     }

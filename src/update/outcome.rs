@@ -18,9 +18,7 @@ pub(super) enum UpdateError {
     #[error("the update manifest: {0}")]
     Manifest(String),
     /// The version failed before.
-    #[error(
-        "version {0} was tried and did not prove itself ({1}); it is tried again when the manifest changes"
-    )]
+    #[error("version {0} is not tried again until the manifest changes: {1}")]
     Refused(u64, String),
     /// The last attempt failed for this reason, and its back-off has not passed.
     #[error("{0}")]
@@ -90,8 +88,7 @@ mod tests {
             (
                 Err(UpdateError::Refused(9, why())),
                 Outcome::Refused,
-                "version 9 was tried and did not prove itself (why); it is tried again when the \
-                 manifest changes",
+                "version 9 is not tried again until the manifest changes: why",
             ),
             (Err(UpdateError::BackingOff(why())), Outcome::Failed, "why"),
             (Err(UpdateError::NoRoute(why())), Outcome::Failed, "why"),

@@ -52,7 +52,7 @@ pub(super) async fn model_name(
         match Package::read_manifest(dir) {
             Ok((manifest, _)) => return Ok(manifest.name),
             Err(error) => {
-                tracing::error!(%error, "the model's name cannot be read; set model.name or fix the package")
+                tracing::error!(%error, "the package in model.dir cannot be read, so the model is not known; correct model.dir or the package: it is read again")
             }
         }
         tokio::select! {

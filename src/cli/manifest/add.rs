@@ -54,13 +54,7 @@ pub(super) fn add(config: &Config, args: AddArgs) -> Outcome {
         )));
     }
     let (entry, file) = Entry::read(&args.entry, &package)?;
-    let (step, version) = (entry.step(), entry.step().to());
-    let said = format!(
-        "{}: {} bytes, SHA-256 {}",
-        described(step),
-        step.size(),
-        step.sha256()
-    );
+    let version = entry.step().to();
     let mut manifest = known.unwrap_or_else(|| UpdateManifest {
         v: V1,
         name: name.clone(),
@@ -75,9 +69,20 @@ pub(super) fn add(config: &Config, args: AddArgs) -> Outcome {
             "{file}: does not lie beside {path}; say where workers find it: --url"
         ))
     };
-    entry.put_into(&mut manifest, || {
+    let step = entry.put_into(&mut manifest, || {
         beside(folder(&args.manifest), &file).ok_or_else(nowhere)
     })?;
+    let canary = step.canary().map_or_else(
+        || "no canary".to_owned(),
+        |canary| format!("canary {} +- {}", canary.loss, canary.tolerance),
+    );
+    let said = format!(
+        "{}: {}, {} bytes, SHA-256 {}, {canary}",
+        described(step),
+        step.urls().join(", "),
+        step.size(),
+        step.sha256()
+    );
     if args.live {
         manifest.live_version = version;
     }
@@ -94,9 +99,22 @@ pub(super) fn live(config: &Config, args: &LiveArgs) -> Outcome {
     let (path, live) = (args.manifest.display(), args.version);
     let (published, known) = Published::open(&args.manifest)?;
     let mut manifest = known.ok_or_else(|| Fault::data(format!("{path}: no such file")))?;
+    let versions = manifest.versions();
+    if !versions.contains(&live) {
+        let known: Vec<String> = versions.iter().map(u64::to_string).collect();
+        let known = known.join(", ");
+        return Err(Fault::data(format!(
+            "{path}: no entry leads to or from version {live}, only {known}; scorer manifest add --weights FILE --version \
+             {live} adds one, also of the package's own weights"
+        )));
+    }
     let before = std::mem::replace(&mut manifest.live_version, live);
     let signature = published.write(&manifest, key.as_ref())?;
-    let said = format!("{path}: workers are to serve version {live}, before it was {before}");
+    let before = match live == before {
+        true => "as before".to_owned(),
+        false => format!("before it was {before}"),
+    };
+    let said = format!("{path}: workers are to serve version {live}, {before}");
     report(config, vec![said], signature)
 }
 

@@ -38,6 +38,8 @@ pub(super) struct CheckArgs {
 struct Report {
     findings: Vec<Finding>,
     loss: Option<f64>,
+    /// That of the package's own version, if that is another.
+    package_loss: Option<f64>,
 }
 
 impl Report {
@@ -162,7 +164,7 @@ async fn signature(config: &Config, mirrors: &Mirrors, bytes: &[u8], report: &mu
             "signature",
             Verdict::Fail,
             why,
-            "scorer manifest add --key signs",
+            "scorer manifest add and live sign it with --key",
         ),
     }
 }
@@ -203,11 +205,17 @@ async fn follow<'m>(
     let Some(loss) = measure(config, &reached.package, report).await? else {
         return Ok(());
     };
+    if !route.steps.is_empty() {
+        bar.set_message("measuring the package's version on the CPU");
+        let own = measure(config, inspection.package(), report).await?;
+        report.package_loss = own;
+    }
+    report.loss = Some(loss);
     let own = (route.steps.is_empty()).then_some(reached.package.manifest.canary);
     let usable = steps.iter().filter(|(_, step)| step.to() == live);
     let usable = usable.filter(|(_, step)| inspection.passed_over(*step).is_none());
     let canaries = own.into_iter().chain(usable.map(|(_, step)| step.canary()));
-    weigh(loss, canaries.flatten().collect(), report);
+    weigh(loss, &canaries.flatten().collect::<Vec<_>>(), report);
     Ok(())
 }
 
@@ -322,7 +330,6 @@ async fn measure(
     let tried = tokio::task::spawn_blocking(move || trial(live, &engine));
     match tried.await.map_err(Fault::internal)? {
         Ok(Trial::Ran(loss)) => {
-            report.loss = Some(loss);
             return Ok(Some(loss));
         }
         Ok(Trial::NotTried(why)) => {
@@ -334,11 +341,15 @@ async fn measure(
 }
 
 /// Compares the loss with every known answer for the live version: each is that of some worker.
-fn weigh(loss: f64, canaries: Vec<Canary>, report: &mut Report) {
+fn weigh(loss: f64, canaries: &[Canary], report: &mut Report) {
+    let measured = report.package_loss.map_or_else(
+        || format!("{loss}"),
+        |own| format!("{loss} (the package's version: {own})"),
+    );
     let said = |canary: &Canary| format!("the canary says {} +- {}", canary.loss, canary.tolerance);
     let wrong = canaries.iter().filter(|canary| !canary.is_met_by(loss));
     for canary in wrong.clone() {
-        let found = format!("{loss}, but {}", said(canary));
+        let found = format!("{measured}, but {}", said(canary));
         let advice = "workers take this version back: canary_mismatch";
         report.add("loss", Verdict::Fail, found, advice);
     }
@@ -346,12 +357,12 @@ fn weigh(loss: f64, canaries: Vec<Canary>, report: &mut Report) {
         return;
     }
     match canaries.first() {
-        Some(canary) => report.ok("loss", format!("{loss}, {}", said(canary))),
+        Some(canary) => report.ok("loss", format!("{measured}, {}", said(canary))),
         None => {
             let advice = format!(
                 "with --canary {loss} a worker that measures something else takes the version back"
             );
-            report.add("loss", Verdict::Ok, loss.to_string(), &advice);
+            report.add("loss", Verdict::Ok, measured, &advice);
         }
     }
 }

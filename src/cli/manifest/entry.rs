@@ -168,18 +168,20 @@ impl Entry {
         }
     }
 
-    /// Adds it, or changes what was said anew of the same file. `beside` is where it is, if nothing says so.
+    /// Adds it, or changes what was said anew of the same file; returns what the manifest has then. `beside` is where the
+    /// file is, if nothing says so.
     pub(super) fn put_into(
-        self,
+        mut self,
         manifest: &mut UpdateManifest,
         beside: impl FnOnce() -> Result<String, Fault>,
-    ) -> Result<(), Fault> {
+    ) -> Result<Step<'_>, Fault> {
         // A version stands for the same weights for ever, and so does the way from one to another.
         let way = |step: Step<'_>| match step {
             Step::Full(full) => (Some(full.graph_sha256.clone()), None, full.version),
             Step::Delta(delta) => (None, Some(delta.from), delta.to),
         };
-        let known = Step::all(manifest).find(|step| way(*step) == way(self.step()));
+        let same = |step: Step<'_>| way(step) == way(self.step());
+        let known = Step::all(manifest).find(|step| same(*step));
         if let Some(other) = known.filter(|known| known.sha256() != self.step().sha256()) {
             let (what, sha256) = (described(other), other.sha256());
             return Err(Fault::data(format!(
@@ -187,45 +189,38 @@ impl Entry {
                  weights for ever, so take a new number"
             )));
         }
-        let (urls, canary) = known.map_or((Vec::new(), None), |known| {
-            (known.urls().to_vec(), known.canary())
-        });
-        let place = (self.step().urls().to_vec(), urls);
-        let urls = match place {
-            (given, _) if !given.is_empty() => given,
-            (_, known) if !known.is_empty() => known,
-            (_, _) => vec![beside()?],
-        };
-        match self {
-            Self::Full(entry) => {
-                let entry = FullWeights {
-                    urls,
-                    canary: entry.canary.or(canary),
-                    ..entry
-                };
-                let same = |known: &&mut FullWeights| {
-                    known.version == entry.version && known.graph_sha256 == entry.graph_sha256
-                };
-                match manifest.full.iter_mut().find(same) {
-                    Some(known) => *known = entry,
-                    None => manifest.full.push(entry),
-                }
-            }
-            Self::Delta(entry) => {
-                let entry = Delta {
-                    urls,
-                    canary: entry.canary.or(canary),
-                    ..entry
-                };
-                let same = |known: &&mut Delta| (known.from, known.to) == (entry.from, entry.to);
-                match manifest.updates.iter_mut().find(same) {
-                    Some(known) => *known = entry,
-                    None => manifest.updates.push(entry),
-                }
+        let full = manifest.full.iter().position(|full| same(Step::Full(full)));
+        let delta = manifest
+            .updates
+            .iter()
+            .position(|delta| same(Step::Delta(delta)));
+        let (Self::Full(FullWeights { urls, canary, .. })
+        | Self::Delta(Delta { urls, canary, .. })) = &mut self;
+        if let Some(known) = known {
+            *canary = canary.or(known.canary());
+            if urls.is_empty() {
+                *urls = known.urls().to_vec();
             }
         }
-        Ok(())
+        if urls.is_empty() {
+            *urls = vec![beside()?];
+        }
+        Ok(match self {
+            Self::Full(entry) => Step::Full(replace(&mut manifest.full, full, entry)),
+            Self::Delta(entry) => Step::Delta(replace(&mut manifest.updates, delta, entry)),
+        })
     }
+}
+
+/// Puts an entry in the place of another, or at the end.
+fn replace<T>(list: &mut Vec<T>, at: Option<usize>, entry: T) -> &T {
+    let at = at.unwrap_or(list.len());
+    if at == list.len() {
+        list.push(entry);
+    } else {
+        list[at] = entry;
+    }
+    &list[at]
 }
 
 /// An entry in words.

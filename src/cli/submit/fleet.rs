@@ -43,10 +43,22 @@ impl<'a> Fleet<'a> {
         Ok(live.iter().filter_map(|l| Record::read(&l.text)).collect())
     }
 
-    /// Says so if no worker that takes jobs serves this version. A fleet that cannot be asked says nothing.
-    pub(super) async fn compare_version(&self, version: u64) {
-        let records = self.records().await.unwrap_or_default();
-        if let Some(note) = other_version(&records, version) {
+    /// Says so if no worker that takes jobs serves this version, or none the model. A fleet that cannot be asked says
+    /// nothing.
+    pub(super) async fn describe(&self, version: Option<u64>) {
+        let ttl = self.config.heartbeat.ttl;
+        let Ok((_, live)) = self.store.live_records(None, ttl).await else {
+            return;
+        };
+        let records = live.iter().filter_map(|l| Record::read(&l.text));
+        let (ours, others): (Vec<_>, Vec<_>) =
+            records.partition(|record| record.model.name == self.model);
+        let note = if ours.is_empty() {
+            other_models(&others, self.model)
+        } else {
+            version.and_then(|version| other_version(&ours, version))
+        };
+        if let Some(note) = note {
             complain(&format!("note: {note}"));
         }
     }
@@ -81,6 +93,21 @@ fn nobody(records: &[Record]) -> Option<String> {
     };
     let states = counted(records.iter().map(state));
     Some(format!("no worker is ready: {states}"))
+}
+
+/// Which models have workers, if this one has none: it may be mistyped.
+fn other_models(others: &[Record], model: &str) -> Option<String> {
+    if others.is_empty() {
+        return None;
+    }
+    let served = counted(
+        others
+            .iter()
+            .map(|record| format!("for {}", short(&record.model.name))),
+    );
+    Some(format!(
+        "the jobs wait for a worker of the model {model}, and there is none: {served}"
+    ))
 }
 
 /// What the workers that take jobs serve, if none of them serves this version.
@@ -166,5 +193,20 @@ mod tests {
             let note = note.unwrap_or_default();
             assert!(note.contains(differs.unwrap_or_default()), "{note}");
         }
+    }
+
+    #[test]
+    fn who_misspells_a_model_hears_of_those_that_there_are() {
+        let of = |model: &str| Record::read(&json!({"model": {"name": model}}).to_string());
+        let others: Vec<Record> = [of("mine"), of("mine"), of("digits")]
+            .into_iter()
+            .flatten()
+            .collect();
+        let note = other_models(&others, "mien").unwrap_or_default();
+        assert!(
+            note.ends_with("there is none: 1 for digits, 2 for mine"),
+            "{note}"
+        );
+        assert_eq!(other_models(&[], "mine"), None);
     }
 }

@@ -267,34 +267,54 @@ pub(super) fn versions(seen: Seen<'_>) -> Vec<Finding> {
     found.into_iter().collect()
 }
 
-/// The versions that ready workers serve, and how many serve each, most first.
-pub(crate) struct Versions(Vec<(u64, usize)>);
+/// The versions that ready workers serve where those of a model serve several, and how many serve each, most first.
+pub(crate) struct Versions(Vec<(String, usize)>);
 
 impl Versions {
     pub(crate) fn of(view: &View) -> Self {
         let ready = view.workers.iter().filter(|worker| worker.record.ready);
-        let mut counts = BTreeMap::new();
-        for version in ready.filter_map(|worker| worker.record.model.version) {
-            *counts.entry(version).or_default() += 1;
+        let mut models: BTreeMap<&str, BTreeMap<u64, usize>> = BTreeMap::new();
+        for model in ready.map(|worker| &worker.record.model) {
+            if let Some(version) = model.version {
+                *models
+                    .entry(&model.name)
+                    .or_default()
+                    .entry(version)
+                    .or_default() += 1;
+            }
         }
-        let mut counts: Vec<(u64, usize)> = counts.into_iter().collect();
-        counts.sort_by_key(|(version, workers)| Reverse((*workers, *version)));
+        let alone = models.len() == 1;
+        models.retain(|_, versions| versions.len() > 1);
+        let mut counts = Vec::new();
+        for (model, versions) in models {
+            let named = |version| match alone {
+                true => format!("{version}"),
+                false => format!("{model} {version}"),
+            };
+            counts.extend(
+                versions
+                    .into_iter()
+                    .rev()
+                    .map(|(version, workers)| (named(version), workers)),
+            );
+        }
+        counts.sort_by_key(|(_, workers)| Reverse(*workers));
         Self(counts)
     }
 
     pub(crate) fn are_several(&self) -> bool {
-        self.0.len() > 1
+        !self.0.is_empty()
     }
 }
 
 impl std::fmt::Display for Versions {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let first = self.0.iter().take(NAMED);
-        let first = first.map(|(version, workers)| format!("{workers} on {version}"));
+        let first = first.map(|(version, workers)| format!("{version} by {workers}"));
         f.write_str(&first.collect::<Vec<_>>().join(", "))?;
         match self.0.iter().skip(NAMED).map(|(_, workers)| workers).sum() {
             0_usize => Ok(()),
-            others => write!(f, ", {others} on others"),
+            others => write!(f, ", others by {others}"),
         }
     }
 }
