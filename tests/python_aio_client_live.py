@@ -15,9 +15,19 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable
 
 import aio_pika
-from python_client_live import cases, demo_jobs, demo_table, honest, job_of
+from python_client_live import (
+    DENIED,
+    REFUSED_BY_REDIS,
+    cases,
+    demo_jobs,
+    demo_table,
+    honest,
+    job_of,
+    redis_with_a_password,
+)
 from scorer_client import (
     Answer,
+    BrokerUnavailable,
     Candidate,
     FleetUnknown,
     Job,
@@ -299,6 +309,18 @@ class Refusals(Live):
         with self.assertRaisesRegex(kind, sentence):
             await broker.publish("name", "application/msgpack", b"body")
         await broker.close()
+
+    async def test_a_login_that_is_refused_is_told_from_a_service_that_is_away(self) -> None:
+        for found, given, said in DENIED:
+            with self.assertRaisesRegex(BrokerUnavailable, f"^RabbitMQ at [0-9.:]+ denies access: {said}") as raised:
+                await Broker(services.amqp.replace(found, given), MODEL).connect()
+            self.assertNotRegex(str(raised.exception), "hunter2|is running")
+        for login in ("", ":hunter2@", "stranger:hunter2@"):
+            fleet = Fleet(services.redis.replace("//", f"//{login}"), MODEL)
+            with redis_with_a_password(services), self.assertRaisesRegex(FleetUnknown, REFUSED_BY_REDIS) as unknown:
+                await fleet.workers()
+            self.assertNotRegex(str(unknown.exception), "hunter2|is running")
+            await fleet.close()
 
     async def test_a_refused_job_is_an_outcome_of_its_own(self) -> None:
         async with self.channel() as channel:

@@ -27,10 +27,12 @@ from collections.abc import Iterable, Iterator
 import msgpack
 import numpy
 import pika
+import redis
 from safetensors.numpy import load_file
 from scorer_client import (
     Answer,
     Broker,
+    BrokerUnavailable,
     Candidate,
     Client,
     Fleet,
@@ -58,6 +60,14 @@ sys.path.insert(0, str(ROOT / "ops"))
 import demo_jobs  # noqa: E402
 import demo_table  # noqa: E402
 from live_stack import CASES, DEAD_NODE, MODEL, SOON_S, VERSION, Binary, Services, eventually  # noqa: E402
+
+# What to replace in RabbitMQ's URL, and what it then says.
+DENIED = (
+    (":guest@", ":hunter2@", "it refused the login of guest; check the user and the password.$"),
+    ("guest:guest@", "stranger:hunter2@", "it refused the login of stranger; check the user and the password.$"),
+    ("/%2f", "/nowhere", "it does not let guest use the virtual host 'nowhere'.*; check that it exists and that guest may use it.$"),
+)
+REFUSED_BY_REDIS = "^Redis at [0-9.:]+ cannot be read: it refused the login of (default|stranger); check the user and the password.$"
 
 cases = {case["name"]: case for case in json.loads(CASES.read_text())["cases"]}
 services: Services
@@ -95,6 +105,16 @@ def honest(numbers: Iterable[int]) -> list[Job]:
 def blocks(page: pathlib.Path) -> list[str]:
     """The Python programs of a page."""
     return re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+
+
+@contextlib.contextmanager
+def redis_with_a_password(services: Services) -> Iterator[None]:
+    with redis.Redis.from_url(services.redis, single_connection_client=True) as store:
+        store.config_set("requirepass", "sesame")
+        try:
+            yield
+        finally:
+            store.config_set("requirepass", "")
 
 
 class Gathered:
@@ -402,6 +422,17 @@ class Refusals(Live):
             broker.publish("name", "application/msgpack", b"body")
         finally:
             broker.close()
+
+
+    def test_a_login_that_is_refused_is_told_from_a_service_that_is_away(self) -> None:
+        for found, given, said in DENIED:
+            with self.assertRaisesRegex(BrokerUnavailable, f"^RabbitMQ at [0-9.:]+ denies access: {said}") as raised:
+                Broker(services.amqp.replace(found, given), MODEL).connect()
+            self.assertNotRegex(str(raised.exception), "hunter2|is running")
+        for login in ("", ":hunter2@", "stranger:hunter2@"):
+            with redis_with_a_password(services), self.assertRaisesRegex(FleetUnknown, REFUSED_BY_REDIS) as unknown:
+                Fleet(services.redis.replace("//", f"//{login}"), MODEL).workers()
+            self.assertNotRegex(str(unknown.exception), "hunter2|is running")
 
 
 class Command(Live):

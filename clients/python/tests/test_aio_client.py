@@ -6,6 +6,7 @@ import socket
 import unittest
 from unittest import mock
 
+from aiormq.exceptions import ChannelAccessRefused, InvalidFrameError, ProbableAuthenticationError
 from scorer_client import (
     Answer,
     BacklogFull,
@@ -21,6 +22,7 @@ from scorer_client import (
     Unencodable,
 )
 from scorer_client import aio
+from scorer_client.aio.broker import _reason
 from test_client import NOWHERE, FakeBroker, Recorded, message, worker
 
 
@@ -280,6 +282,20 @@ class Addresses(unittest.IsolatedAsyncioTestCase):
         with self.assertRaisesRegex(FleetUnknown, f"^Redis at {NOWHERE} cannot be read: .* address is correct.$"):
             await fleet.accepts()
         await fleet.close()
+
+    def test_a_broker_that_denies_access_is_not_away(self):
+        closed = "Expected one of ['Connection.OpenOk'], got <Connection.Close object at 0x7f>"
+        tuned = "Expected one of ['Connection.Tune'], got <Connection.Close object at 0x7f>"
+        for error, text, denied in (
+            (ProbableAuthenticationError("ACCESS_REFUSED"), "it refused the login of u; check the user and the password", True),
+            (InvalidFrameError(closed), "it does not let u use the virtual host '/v'; check that it exists", True),
+            (InvalidFrameError(tuned), tuned, False),
+            (ChannelAccessRefused("ACCESS_REFUSED - no queue"), "ACCESS_REFUSED - no queue", True),
+            (ConnectionError("reset"), "reset", False),
+        ):
+            reason = _reason("amqp://u:secret@h/%2fv", error)
+            self.assertIn(text, reason.text)
+            self.assertEqual(reason.denied, denied, error)
 
     async def test_a_node_that_says_nothing_costs_a_moment_and_every_reason_is_given(self):
         with socket.create_server(("127.0.0.1", 0)) as silent, mock.patch("scorer_client.aio.broker.CONNECT_TIMEOUT_S", 0.2):

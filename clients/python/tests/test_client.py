@@ -17,11 +17,20 @@ from decimal import Decimal
 from unittest import mock
 
 import msgpack
+import redis
+from pika.exceptions import (
+    ChannelClosedByBroker,
+    ConnectionClosedByBroker,
+    ProbableAccessDeniedError,
+    ProbableAuthenticationError,
+    StreamLostError,
+)
+from redis.exceptions import AuthenticationError, NoPermissionError, RedisClusterException
 from scorer_client import cli
 from scorer_client.bounded_set import BoundedSet
-from scorer_client.broker import Broker, _parameters
+from scorer_client.broker import Broker, _parameters, _reason
 from scorer_client.client import Client
-from scorer_client.endpoint import Delivery, Endpoint
+from scorer_client.endpoint import Delivery, Endpoint, Reason
 from scorer_client.errors import (
     BacklogFull,
     BrokerUnavailable,
@@ -45,7 +54,7 @@ from scorer_client.flow_control import FlowControl
 from scorer_client.report import Report, verdict_line
 from scorer_client.settings import Settings
 from scorer_client.stores import Addresses
-from scorer_client.workers import FleetUnknown, Worker, answering, capacity, free, ready
+from scorer_client.workers import FleetUnknown, Heartbeats, Worker, answering, capacity, free, ready
 
 SCHEMAS = pathlib.Path(__file__).resolve().parents[3] / "schemas"
 EXAMPLES = SCHEMAS / "examples/valid"
@@ -320,6 +329,21 @@ class Fleets(unittest.TestCase):
         for ask in (fleet.workers, fleet.capacity):
             with self.assertRaisesRegex(FleetUnknown, f"^Redis at {NOWHERE} cannot be read: .* address is correct.$"):
                 ask()
+
+    def test_a_redis_that_answers_is_not_away(self):
+        login = AuthenticationError("secret?")
+        wrapped = RedisClusterException("no node can be reached")  # As the client of a cluster does it.
+        wrapped.__cause__ = login
+        for user, error, said in (
+            ("", login, "it refused the login of default; check the user and the password."),
+            ("u", login, "it refused the login of u; check the user and the password."),
+            ("u", wrapped, "it refused the login of u; check the user and the password."),
+            ("u", NoPermissionError("u has no permissions"), "u has no permissions."),
+            ("u", redis.ConnectionError("refused"), "refused. Check that it is running and the address is correct."),
+        ):
+            addresses = Addresses.checked(f"redis://{user}:secret@h", "single", "mymaster")
+            heartbeats = Heartbeats(addresses, "tinylm", "scorer", prefetch=2, ttl_ms=5000)
+            self.assertEqual(str(heartbeats.unknown(error)), f"Redis at h:6379 cannot be read: {said}")
 
     def test_a_job_is_for_workers_of_its_version_else_for_newer_ones(self):
         old, new = worker("old", model_version=7), worker("new", model_version=8)
@@ -1015,6 +1039,37 @@ class Commands(unittest.TestCase):
             self.assertIn(part, said)
         self.assertNotIn("secret", said)
         self.assertIsNone(broker.node)
+
+    def test_a_broker_that_denies_access_is_not_away(self):
+        def closed(code, text):
+            return repr(ConnectionClosedByBroker(code, text))
+
+        login = "it refused the login of guest; check the user and the password"
+        for error, text, denied in (
+            (ProbableAuthenticationError(closed(403, "ACCESS_REFUSED - Login was refused")), login, True),
+            (ProbableAccessDeniedError(closed(530, "NOT_ALLOWED - vhost '/v' not found")), "use the virtual host '/v' (NOT_", True),
+            (ChannelClosedByBroker(403, "ACCESS_REFUSED - no queue"), "ACCESS_REFUSED - no queue", True),
+            (ChannelClosedByBroker(406, "PRECONDITION_FAILED"), "PRECONDITION_FAILED", False),
+            # As when a proxy drops the connection.
+            (ProbableAuthenticationError(repr(StreamLostError("reset"))), "reset", False),
+            (ProbableAccessDeniedError(closed(320, "CONNECTION_FORCED - shutdown")), "CONNECTION_FORCED", False),
+        ):
+            reason = _reason("amqp://h/%2fv", error)
+            self.assertIn(text, reason.text)
+            self.assertEqual(reason.denied, denied, error)
+
+    def test_a_reason_that_all_nodes_share_is_given_once(self):
+        one, other = urls = ("amqp://u:secret@a", "amqp://u:secret@b")
+        unavailable = Endpoint(urls, "tinylm", "scorer", None).unavailable
+        login, away = Reason.login(one), Reason("refused")
+        why = "it refused the login of u; check the user and the password"
+        advice = "Check that it is running and the address is correct."
+        for reasons, said in (
+            ({one: login}, f"RabbitMQ at a:5672 denies access: {why}."),
+            ({one: login, other: login}, f"RabbitMQ at a:5672, b:5672 denies access: {why}."),
+            ({one: login, other: away}, f"RabbitMQ at a:5672, b:5672 is unavailable: a:5672: {why}; b:5672: refused. {advice}"),
+        ):
+            self.assertEqual(str(unavailable(reasons)), said)
 
     def test_the_address_of_redis_names_a_database_or_none(self):
         for path in ("", "/", "/3", "?db=3"):

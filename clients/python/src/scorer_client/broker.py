@@ -1,6 +1,7 @@
 """One connection to RabbitMQ: publishes jobs with confirms, and consumes results until they are acknowledged."""
 
 import contextlib
+import re
 from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -11,18 +12,23 @@ from pika.exceptions import (  # type: ignore[import-untyped]
     AMQPError,
     ChannelClosedByBroker,
     NackError,
+    ProbableAccessDeniedError,
+    ProbableAuthenticationError,
     UnroutableError,
 )
 
 from scorer_client.endpoint import (
+    ACCESS_REFUSED,
     CLOSE_TIMEOUT_S,
     CONNECT_TIMEOUT_S,
+    NOT_ALLOWED,
     NOT_FOUND,
     OWN_QUEUE_ARGUMENTS,
     PREFETCH,
     REPLY_TIMEOUT_S,
     Delivery,
     Endpoint,
+    Reason,
 )
 from scorer_client.errors import BrokerUnavailable
 from scorer_client.nodes import Nodes, address, checked, virtual_host
@@ -75,7 +81,7 @@ class Broker:
             except (AMQPError, OSError, AMQPConnectorException) as error:
                 self.close()
                 errors[self._url] = error
-        raise self.endpoint.unavailable({url: _reason(error) for url, error in errors.items()}) from errors[self._url]
+        raise self.endpoint.unavailable({url: _reason(url, error) for url, error in errors.items()}) from errors[self._url]
 
     def _connect(self) -> None:
         self._connection = pika.BlockingConnection(self._parameters[self._url])
@@ -197,7 +203,7 @@ class Broker:
 
     def _unavailable(self, error: BaseException) -> BrokerUnavailable:
         self.close()
-        return self.endpoint.unavailable({self._url: _reason(error)})
+        return self.endpoint.unavailable({self._url: _reason(self._url, error)})
 
     def _reset(self) -> None:
         self._connection = self._channel = None
@@ -227,9 +233,24 @@ def _timeout(seconds: float, connection: Any) -> Iterator[None]:
         loop.remove_timeout(timer)
 
 
-def _reason(error: BaseException) -> str:
+def _reason(url: str, error: BaseException) -> Reason:
     """The innermost error: pika wraps it, and some of its own errors have no text."""
     inner = getattr(error, "exception", None) or next(iter(error.args), None)
     if isinstance(inner, BaseException):
-        return _reason(inner)
-    return (str(error) or repr(error)).rstrip(".")
+        return _reason(url, inner)
+    text = (str(error) or repr(error)).rstrip(".")
+    match error, _closed(text):
+        case ProbableAuthenticationError(), (code, _) if code == ACCESS_REFUSED:
+            return Reason.login(url)
+        case ProbableAccessDeniedError(), (code, said) if code == NOT_ALLOWED:
+            return Reason.no_entry(url, said)
+        case ChannelClosedByBroker(reply_code=code, reply_text=said), _ if code == ACCESS_REFUSED:
+            return Reason(said, denied=True)
+    return Reason(text)
+
+
+def _closed(text: str) -> tuple[int, str] | None:
+    """The code and the text with which RabbitMQ ended a login. pika guesses its errors of login also from a lost connection,
+    and keeps only the repr of what happened."""
+    found = re.search(r"ConnectionClosedByBroker: \((\d+)\) (['\"])(.*)\2", text)
+    return found and (int(found[1]), found[3])

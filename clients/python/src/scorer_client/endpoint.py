@@ -4,14 +4,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from scorer_client.errors import BrokerUnavailable, Nacked, PublishRefused, TopologyMissing, Unroutable
-from scorer_client.nodes import address
+from scorer_client.nodes import address, user, virtual_host
 
 CONNECT_TIMEOUT_S = 5.0
 CLOSE_TIMEOUT_S = 2.0
 REPLY_TIMEOUT_S = 30.0  # As in the workers: a queue without a leader may never confirm.
 PREFETCH = 64  # Results that the broker sends ahead of the handler.
 OWN_QUEUE_ARGUMENTS = {"x-queue-type": "quorum", "x-expires": 3_600_000}
-NOT_FOUND = 404
+ACCESS_REFUSED, NOT_FOUND, NOT_ALLOWED = 403, 404, 530
 HOW_TO_DECLARE = "Start a worker or run `scorer topology --declare`, with amqp.results_queue set to true."
 
 
@@ -24,6 +24,24 @@ class Delivery:
     content_type: str | None
     body: bytes
     connection: int = 0
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why a node cannot be used. One that denies access is running, and its address is correct."""
+
+    text: str
+    denied: bool = False
+
+    @classmethod
+    def login(cls, url: str) -> "Reason":
+        return cls(f"it refused the login of {user(url)}; check the user and the password", denied=True)
+
+    @classmethod
+    def no_entry(cls, url: str, said: str = "") -> "Reason":
+        """`said` is RabbitMQ's own text, where the driver has it."""
+        host = f"the virtual host '{virtual_host(url)}'" + (f" ({said})" if said else "")
+        return cls(f"it does not let {user(url)} use {host}; check that it exists and that {user(url)} may use it", denied=True)
 
 
 @dataclass(frozen=True)
@@ -72,12 +90,14 @@ class Endpoint:
         why = f"RabbitMQ at {self.address} has no results queue {self.results_queue}. {HOW_TO_DECLARE}"
         return TopologyMissing(submission_id, why)
 
-    def unavailable(self, reasons: Mapping[str, str]) -> BrokerUnavailable:
-        """`reasons` has what each node that was tried said."""
+    def unavailable(self, reasons: Mapping[str, Reason]) -> BrokerUnavailable:
+        """`reasons` has why each node that was tried cannot be used."""
         at = ", ".join(address(url) for url in reasons)
-        why = next(iter(reasons.values()))
-        if len(reasons) > 1:
-            why = "; ".join(f"{address(url)}: {reason}" for url, reason in reasons.items())
+        why = next(iter(reasons.values())).text
+        if len(set(reasons.values())) > 1:
+            why = "; ".join(f"{address(url)}: {reason.text}" for url, reason in reasons.items())
+        if all(reason.denied for reason in reasons.values()):
+            return BrokerUnavailable(f"RabbitMQ at {at} denies access: {why}.")
         return BrokerUnavailable(
             f"RabbitMQ at {at} is unavailable: {why}. Check that it is running and the address is correct."
         )

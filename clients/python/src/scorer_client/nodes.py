@@ -29,6 +29,10 @@ def address(url: str) -> str:
     return f"{parts.hostname or 'localhost'}:{parts.port or DEFAULT_PORTS[parts.scheme]}"
 
 
+def user(url: str) -> str:
+    return unquote(urlsplit(url).username or "guest")
+
+
 def with_heartbeat(url: str, seconds: int) -> str:
     """The URL with an AMQP heartbeat, unless it has one of its own."""
     parts = urlsplit(url)

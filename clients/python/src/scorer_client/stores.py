@@ -50,6 +50,10 @@ class Addresses:
         """Hosts and ports, without passwords."""
         return ", ".join(f"{host}:{port}" for host, port in self.nodes())
 
+    @property
+    def user(self) -> str:
+        return str(self._parsed().get("username") or "default")
+
     def nodes(self) -> list[tuple[str, int]]:
         parts = [urlsplit(url) for url in self.urls]
         return [(part.hostname or "localhost", part.port or PORTS[self.mode]) for part in parts]

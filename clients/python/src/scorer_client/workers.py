@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
+from redis.exceptions import AuthenticationError, ResponseError
+
 from scorer_client.fields import Fields, Malformed
 from scorer_client.stores import Addresses
 
@@ -98,10 +100,13 @@ class Heartbeats:
 
     def unknown(self, error: BaseException) -> FleetUnknown:
         why = str(error).rstrip(".") or type(error).__name__
-        return FleetUnknown(
-            f"Redis at {self.addresses.places} cannot be read: {why}. "
-            "Check that it is running and the address is correct."
-        )
+        advice = " Check that it is running and the address is correct."
+        match error.__cause__ or error:  # The client of a cluster wraps it.
+            case AuthenticationError():
+                why, advice = f"it refused the login of {self.addresses.user}; check the user and the password", ""
+            case ResponseError():  # Redis is there, and this is its answer.
+                advice = ""
+        return FleetUnknown(f"Redis at {self.addresses.places} cannot be read: {why}.{advice}")
 
     def _worker(self, id: str, age_ms: int, record: bytes) -> Worker:
         try:

@@ -7,9 +7,17 @@ from typing import Any
 
 import aio_pika
 from aio_pika.exceptions import AMQPError, ChannelClosed, ChannelInvalidStateError, ChannelNotFoundEntity, DeliveryError
-from aiormq.exceptions import ChannelAccessRefused, ChannelLockedResource, ChannelPreconditionFailed, PublishError
+from aiormq.exceptions import (
+    ChannelAccessRefused,
+    ChannelLockedResource,
+    ChannelPreconditionFailed,
+    InvalidFrameError,
+    ProbableAuthenticationError,
+    PublishError,
+)
 
 from scorer_client.endpoint import (
+    ACCESS_REFUSED,
     CLOSE_TIMEOUT_S,
     CONNECT_TIMEOUT_S,
     NOT_FOUND,
@@ -18,6 +26,7 @@ from scorer_client.endpoint import (
     REPLY_TIMEOUT_S,
     Delivery,
     Endpoint,
+    Reason,
 )
 from scorer_client.errors import BrokerUnavailable
 from scorer_client.nodes import Nodes, address, checked, with_heartbeat
@@ -26,7 +35,7 @@ from scorer_client.nodes import Nodes, address, checked, with_heartbeat
 ALERT_S = 2
 LOST = (AMQPError, OSError, ChannelInvalidStateError)
 CODES = {
-    ChannelAccessRefused: 403,
+    ChannelAccessRefused: ACCESS_REFUSED,
     ChannelNotFoundEntity: NOT_FOUND,
     ChannelLockedResource: 405,
     ChannelPreconditionFailed: 406,
@@ -87,7 +96,7 @@ class Broker:
             except LOST as error:
                 await self.close()
                 errors[self._url] = error
-        raise self.endpoint.unavailable({url: _reason(error) for url, error in errors.items()}) from errors[self._url]
+        raise self.endpoint.unavailable({url: _reason(url, error) for url, error in errors.items()}) from errors[self._url]
 
     async def _connect(self) -> None:
         self._number += 1
@@ -235,11 +244,20 @@ class Broker:
 
     async def _unavailable(self, error: BaseException) -> BrokerUnavailable:
         await self.close()
-        return self.endpoint.unavailable({self._url: _reason(error)})
+        return self.endpoint.unavailable({self._url: _reason(self._url, error)})
 
 
-def _reason(error: BaseException) -> str:
-    return (str(error) or repr(error)).rstrip(".")
+def _reason(url: str, error: BaseException) -> Reason:
+    text = (str(error) or repr(error)).rstrip(".")
+    match error:
+        case ProbableAuthenticationError():
+            return Reason.login(url)
+        # RabbitMQ closes the connection instead of opening it. aiormq drops why, and knows the two frames only by name.
+        case InvalidFrameError() if "Connection.OpenOk" in text and "Connection.Close " in text:
+            return Reason.no_entry(url)
+        case ChannelAccessRefused():
+            return Reason(text, denied=True)
+    return Reason(text)
 
 
 def _code(error: ChannelClosed) -> int | None:
