@@ -312,6 +312,8 @@ class Addresses(unittest.IsolatedAsyncioTestCase):
     def test_urls_are_checked(self):
         with self.assertRaisesRegex(ValueError, "begin with amqp://"):
             aio.Broker("http://x", "tinylm")
+        with self.assertRaisesRegex(ValueError, "write /%2f"):
+            aio.Broker("amqp://x/", "tinylm")
         with self.assertRaisesRegex(ValueError, "'abc', is not a database number"):
             aio.Fleet(f"redis://{NOWHERE}/abc", "tinylm")
 

@@ -987,7 +987,16 @@ class Commands(unittest.TestCase):
     def test_the_address_of_a_broker_is_checked(self):
         with self.assertRaisesRegex(ValueError, "begin with amqp://"):
             Broker("http://x", "tinylm")
-        self.assertEqual(_parameters("amqp://u:p@h//").virtual_host, "/")
+        for url, host in (("amqp://h", "/"), ("amqp://h//", "/"), ("amqp://h/%2f", "/"), ("amqp://h/a%2fb", "a/b")):
+            self.assertEqual(_parameters(*checked(url)).virtual_host, host)
+        for url, why in (
+            ("amqp://u:secret@h/", "ends in /, which is the virtual host with an empty name: write /%2f for the virtual host /.$"),
+            ("amqp://u:secret@h/?heartbeat=3", "ends in /, .* write /%2f"),
+            ("amqp://u:secret@h/a/b", "has a / in the name of the virtual host: write %2f.$"),
+            ("amqp://u:secret@h///", "has a / in the name of the virtual host"),
+        ):
+            with self.assertRaisesRegex(ValueError, f"^The RabbitMQ URL {why}"):
+                Broker(url, "tinylm")
 
     def test_a_cluster_is_a_list_of_its_nodes(self):
         a, b = "amqp://u:secret@a", "amqp://u:secret@b:5673/%2f"

@@ -51,6 +51,7 @@ def checked(urls: str | Sequence[str]) -> tuple[str, ...]:
         scheme = urlsplit(url).scheme
         if scheme not in DEFAULT_PORTS:
             raise ValueError(f"The RabbitMQ URL must begin with amqp:// or amqps://, not '{scheme}:'.")
+        _check_virtual_host(urlsplit(url).path)
     if len({urlsplit(url).scheme for url in urls}) > 1:
         raise ValueError("The RabbitMQ URLs must all begin with amqp://, or all with amqps://.")
     if len({virtual_host(url) for url in urls}) > 1:
@@ -77,7 +78,15 @@ def listed(given: str | Sequence[str], service: str) -> tuple[str, ...]:
     return tuple(urls)
 
 
+def _check_virtual_host(path: str) -> None:
+    if path == "/":
+        why = "ends in /, which is the virtual host with an empty name: write /%2f for the virtual host /."
+        raise ValueError(f"The RabbitMQ URL {why}")
+    if path != "//" and "/" in path[1:]:
+        raise ValueError("The RabbitMQ URL has a / in the name of the virtual host: write %2f.")
+
+
 def virtual_host(url: str) -> str:
     """`//` is the virtual host /, too: Celery writes it so, and the workers accept it."""
     path = urlsplit(url).path
-    return "/" if path in ("", "/", "//") else unquote(path[1:])
+    return "/" if path in ("", "//") else unquote(path[1:])
