@@ -395,6 +395,26 @@ class FlowControls(unittest.TestCase):
         for fleet in (Known(), Known(worker(ready=False, accepting=False)), Known(worker(model_version=6))):
             self.assertLessEqual(self.room(fleet, 0), 0)
 
+    def test_what_a_job_waited_for_names_the_version_and_those_that_are_served(self):
+        def all_of(*versions):
+            return [worker(f"w{version}", model_version=version) for version in versions]
+
+        full = "the workers of m that were ready for version 7 had no room for it, or RabbitMQ was unavailable"
+        for workers, version, why in (
+            (FleetUnknown("away"), 8, "it was not known whether a worker of m was ready for version 8"),
+            (FleetUnknown("away"), None, "it was not known whether a worker of m was ready"),
+            ([], None, "no worker of m was ready (versions served: none)"),
+            ([worker(ready=False)], 8, "no worker of m was ready for version 8 (versions served: none)"),
+            (all_of(0, 7), 8, "no worker of m was ready for version 8 (versions served: 7, 0)"),
+            (all_of(1, 2, 3, 4), 8, "no worker of m was ready for version 8 (versions served: 4, 3, 2, ...)"),
+            (all_of(7), 7, full),
+        ):
+            flow = FlowControl(Settings(), Clock())
+            flow.learn(workers)
+            self.assertEqual(flow.held_back("m", version, frozenset({"score"})), why)
+        said = "Job a has no result after 60 s: RabbitMQ did not confirm it."
+        self.assertEqual(str(TimedOut(Job("a"), 60, confirmed=False)), said)
+
     def test_jobs_on_the_retry_ladder_do_not_keep_idle_workers_waiting(self):
         flow = FlowControl(Settings(), Clock())
         flow.learn([worker(held=1)])
@@ -588,7 +608,8 @@ class Clients(unittest.TestCase):
         self.client.collect(self.outcomes.append)
         where = [(outcome.job.submission_id, outcome.confirmed) for outcome in self.outcomes]
         self.assertEqual(where, [("published", True), ("held", False)])
-        self.assertRegex(str(self.outcomes[1]), "^Job held has no result after 60 s: it was held back")
+        why = "it was held back because no worker of tinylm was ready for version 8 (versions served: 7)"
+        self.assertEqual(str(self.outcomes[1]), f"Job held has no result after 60 s: {why}.")
 
     def test_an_answer_that_waits_for_the_handler_is_in_time(self):
         self.submit("a", "b")

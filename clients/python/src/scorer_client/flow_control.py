@@ -1,14 +1,14 @@
 """How many jobs may be at the broker, given the workers that are ready."""
 
 import logging
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 
 from scorer_client.settings import Settings
-from scorer_client.workers import ALWAYS_ACCEPTED, FleetUnknown, Worker, answering, capacity, free
+from scorer_client.workers import ALWAYS_ACCEPTED, FleetUnknown, Worker, answering, capacity, free, ready
 
 log = logging.getLogger(__name__)
 
-NAMED = 3  # How many workers a message names.
+NAMED = 3  # How many workers, or versions, a message names.
 A_WORKER_IS_READY = "A worker is ready again: jobs are sent."
 
 
@@ -76,9 +76,21 @@ class FlowControl:
         missing = {worker.id: needs - worker.accepts for worker in self._workers if not needs <= worker.accepts}
         if not missing:
             return ""
-        some = ", ".join(sorted(missing)[:NAMED]) + (", ..." if len(missing) > NAMED else "")
         words = _words(frozenset().union(*missing.values()))
-        return f"some live workers do not accept {words}: {some} ({len(missing)} of {len(self._workers)})"
+        return f"some live workers do not accept {words}: {_some(sorted(missing))} ({len(missing)} of {len(self._workers)})"
+
+    def held_back(self, model: str, model_version: int | None, needs: frozenset[str]) -> str:
+        """Why a job was never sent, as far as it is known."""
+        if lacking := self.lacking(needs):
+            return lacking
+        asked = "" if model_version is None else f" for version {model_version}"
+        if self._workers is None:
+            return f"it was not known whether a worker of {model} was ready{asked}"
+        if answering(self._workers, model_version):
+            return f"the workers of {model} that were ready{asked} had no room for it, or RabbitMQ was unavailable"
+        served = {worker.model_version for worker in ready(self._workers) if worker.model_version is not None}
+        newest = _some([str(version) for version in sorted(served, reverse=True)]) or "none"
+        return f"no worker of {model} was ready{asked} (versions served: {newest})"
 
     def take(self) -> None:
         """A job is sent, and takes a slot that the latest list shows as free."""
@@ -92,6 +104,10 @@ class FlowControl:
         elif not warning and about in self._warned:
             log.warning(end)
             self._warned.remove(about)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
 
 
 def _words(needs: Iterable[str]) -> str:

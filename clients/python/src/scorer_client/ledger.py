@@ -247,7 +247,8 @@ class Ledger:
         pending = self._ending[0]
         if pending.error is not None:
             return Turn(NotSent(pending.job, pending.error), pending=pending)
-        why = "" if pending.published else self._flow.lacking(pending.job.needs)
+        model, job = self._endpoint.model, pending.job
+        why = "" if pending.published else self._flow.held_back(model, job.model_version, job.needs)
         return Turn(TimedOut(pending.job, self._clock() - pending.since, pending.outstanding, why), pending=pending)
 
     def _next_result(self) -> Turn | None:

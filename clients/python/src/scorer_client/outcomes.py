@@ -19,7 +19,7 @@ class Answer:
 class TimedOut:
     """No result came in time. If RabbitMQ confirmed the job, a late Answer may follow; otherwise it may not have been sent.
 
-    `why` says which workers it waited for, if it was never sent because they do not accept such a job.
+    If it was never sent, `why` says what it waited for: a worker of its version, workers that accept such a job, or room.
     """
 
     job: AnyJob
@@ -28,8 +28,8 @@ class TimedOut:
     why: str = ""
 
     def __str__(self) -> str:
-        unsure = "no worker for it was known to be ready, or RabbitMQ did not confirm it"
-        where = "RabbitMQ has it" if self.confirmed else f"it was held back because {self.why or unsure}"
+        held = f"it was held back because {self.why}" if self.why else "RabbitMQ did not confirm it"
+        where = "RabbitMQ has it" if self.confirmed else held
         return f"Job {self.job.submission_id} has no result after {self.after_s:.0f} s: {where}."
 
 
