@@ -218,6 +218,23 @@ class Jobs(unittest.TestCase):
             with self.assertRaises(ValueError):
                 mistake()
 
+    def test_an_unknown_word_is_refused_with_the_known_ones(self):
+        for mistake, said in (
+            (lambda: Candidate("safetensor", "param_diff", data=b""),
+             "The format of a candidate must be binary_v2 or safetensors or pt_chunks, not 'safetensor'. Did you mean safetensors?"),
+            (lambda: Candidate(None, "param_diff", data=b""),
+             "The format of a candidate must be binary_v2 or safetensors or pt_chunks, not None."),
+            (lambda: Candidate("binary_v2", "gradients", data=b""),
+             "The semantics of a candidate must be gradient or param_diff, not 'gradients'. Did you mean gradient?"),
+            (lambda: Candidate("binary_v2", "param_diff", data=b"", compression="gzip"),
+             "The compression of a candidate must be zstd, not 'gzip'."),
+            (lambda: Settings(encoding="json"),
+             "The encoding must be application/msgpack or application/json, not 'json'."),
+        ):  # fmt: skip
+            with self.assertRaises(ValueError) as raised:
+                mistake()
+            self.assertEqual(str(raised.exception), said)
+
 
 class Store:
     """As much of a Redis as the fleet reads."""

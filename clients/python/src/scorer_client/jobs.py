@@ -1,12 +1,13 @@
 """Jobs: messages of the schema score_job.v1."""
 
 import base64
+import difflib
 import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgpack  # type: ignore[import-untyped]
 
@@ -14,6 +15,7 @@ from scorer_client.stops import Stop
 
 Format = Literal["binary_v2", "safetensors", "pt_chunks"]
 Semantics = Literal["gradient", "param_diff"]
+Compression = Literal["zstd"]
 Encoding = Literal["application/msgpack", "application/json"]
 
 NAME = re.compile(r"[A-Za-z0-9._:-]{1,128}")
@@ -30,11 +32,15 @@ class Candidate:
     url: str | None = None
     sha256: str | None = None
     size: int | None = None
-    compression: Literal["zstd"] | None = None
+    compression: Compression | None = None
 
     def __post_init__(self) -> None:
         if (self.data is None) == (self.url is None):
             raise ValueError("A candidate needs either data or url: give exactly one.")
+        check_known("format of a candidate", self.format, get_args(Format))
+        check_known("semantics of a candidate", self.semantics, get_args(Semantics))
+        if self.compression is not None:
+            check_known("compression of a candidate", self.compression, get_args(Compression))
 
     def fields(self) -> dict[str, Any]:
         """As sent. Inline data gets its SHA-256 and size, so that a worker detects damage."""
@@ -110,6 +116,12 @@ def check_name(field: str, name: str) -> None:
 def check_priority(priority: int | None) -> None:
     if priority is not None and not 0 <= priority <= 255:
         raise ValueError(f"priority {priority} must be from 0 to 255.")
+
+
+def check_known(what: str, word: str, known: Sequence[str]) -> None:
+    if word not in known:
+        meant = "".join(f" Did you mean {close}?" for close in difflib.get_close_matches(str(word), known, 1))
+        raise ValueError(f"The {what} must be {' or '.join(known)}, not {word!r:.60}.{meant}")
 
 
 def encoded(job: Mapping[str, Any], encoding: Encoding) -> bytes:

@@ -1,8 +1,9 @@
 """The client's settings."""
 
 from dataclasses import dataclass
+from typing import get_args
 
-from scorer_client.jobs import Encoding
+from scorer_client.jobs import Encoding, check_known
 
 
 @dataclass(frozen=True)
@@ -20,3 +21,6 @@ class Settings:
     tick_s: float = 0.2  # How long the client waits for something to happen before it looks at the time.
     reconnect_min_s: float = 0.2
     reconnect_max_s: float = 5.0
+
+    def __post_init__(self) -> None:
+        check_known("encoding", self.encoding, get_args(Encoding))
