@@ -30,6 +30,7 @@ from scorer_client import cli
 from scorer_client.bounded_set import BoundedSet
 from scorer_client.broker import Broker, _parameters, _reason
 from scorer_client.client import Client
+from scorer_client.console import counted
 from scorer_client.endpoint import Delivery, Endpoint, Reason
 from scorer_client.errors import (
     BacklogFull,
@@ -855,7 +856,7 @@ class Futures(unittest.TestCase):
     def test_without_a_thread_too_many_jobs_are_refused_and_collect_takes_them_one_by_one(self):
         for name in "abc":
             self.client.validate(name)
-        with self.assertRaisesRegex(BacklogFull, "3 jobs have no outcome yet: job d must wait"):
+        with self.assertRaisesRegex(BacklogFull, "Job d must wait: Settings.max_jobs allows 3 jobs without an outcome"):
             self.client.validate("d")
         most, names = [], []
 
@@ -1015,6 +1016,9 @@ class Commands(unittest.TestCase):
         with contextlib.redirect_stdout(io.StringIO()) as out:
             Report({result.submission_id: pathlib.Path("fi\x1ble")}).add(Answer(Job(result.submission_id), result))
         self.assertEqual(out.getvalue(), "fi?le  rejected  candidate_empty: a?b?[2J\n")
+
+    def test_there_may_be_one_of_a_thing(self):
+        self.assertEqual([counted(n, "job") for n in (0, 1, 2, 1000)], ["0 jobs", "1 job", "2 jobs", "1,000 jobs"])
 
     def test_the_lines_of_scores_and_failures(self):
         scored = Result.read(msgpack.packb(example("score_result.v1-scored")), None)

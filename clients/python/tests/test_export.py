@@ -307,7 +307,7 @@ class TokenFiles(InFolder):
         columns = npy("{'descr': '<i4', 'fortran_order': True, 'shape': (1, 1)}", b"\0" * 4)
         for name, contents, said in (
             ("a.npy", b"hello", "does not begin"), ("b.npy", floats, "<f4"), ("c.npy", columns, "column-major"),
-            ("d.bin", b"abc", "3 bytes are not a whole number"), ("e.bin", b"", "is empty"),
+            ("d.bin", b"abc", "3 bytes, is not a whole number"), ("e.bin", b"", "is empty"),
             ("f.safetensors", b"123456789", "not a safetensors file"),
         ):  # fmt: skip
             self.assertIn(said, self.problem(token_file.read, self.file(name, contents), "uint16"))

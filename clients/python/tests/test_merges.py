@@ -53,7 +53,7 @@ class Asked(unittest.TestCase):
             return lambda: Merge("m", 7, MEMBERS, **fields)
 
         for make, why in (
-            (lambda: Merge("m", 7, MEMBERS[:1]), "^Merge m has 1 members: it needs at least 2"),
+            (lambda: Merge("m", 7, MEMBERS[:1]), "^Merge m has 1 member: it needs at least 2"),
             (lambda: Merge("m", 7, []), "^Merge m has 0 members"),
             (lambda: Merge("m", 7, [*MEMBERS, MEMBERS[0]]), "^Merge m has two members called a"),
             (lambda: Merge("a b", 7, MEMBERS), "^submission_id 'a b' must be 1 to 128"),

@@ -222,7 +222,7 @@ class Failures(Exports):
         weights = load_file(folder / "model.safetensors")
         del weights["model.norm.weight"]
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-        self.fails(folder, "loading the model", "lacks 1 parameters of LlamaForCausalLM: model.norm.weight", "--shards", FOLDER / "held-out.txt")
+        self.fails(folder, "loading the model", "lacks 1 parameter of LlamaForCausalLM: model.norm.weight", "--shards", FOLDER / "held-out.txt")
 
     def test_a_window_beyond_the_models_positions(self):
         words = ["--shards", FOLDER / "held-out.txt", "--window", 129]

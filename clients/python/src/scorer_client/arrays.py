@@ -10,6 +10,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
+from scorer_client.console import counted
+
 # By the codes of struct: what torch's conversion is called, and numpy's type.
 CONVERSIONS = {"f": ("float", "<f4"), "e": ("half", "<f2"), "i": ("int", "<i4")}
 CALLED = {"f": "float32", "e": "float16", "i": "32 bits"}
@@ -61,7 +63,7 @@ class Array(ABC):
         least, most = self.bounds() if len(self) else (0, 0)
         if least < 0 or most >= max(elements, 1):
             wrong = least if least < 0 else most
-            raise ValueError(f"{self.what}: index {wrong}; the tensor has {elements} elements, counted from 0")
+            raise ValueError(f"{self.what}: index {wrong}; the tensor has {counted(elements, 'element')}, counted from 0")
         if most >= INT32:
             raise ValueError(f"{self.what}: index {most} does not fit 32 bits")
         return self

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from scorer_client.backlog import Backlog, Lane, Pending
 from scorer_client.bounded_set import BoundedSet
+from scorer_client.console import counted
 from scorer_client.endpoint import Delivery, Endpoint
 from scorer_client.errors import BacklogFull, BrokerUnavailable, NoResult, PublishRefused, Stopped, Unencodable
 from scorer_client.fields import Malformed
@@ -85,7 +86,8 @@ class Ledger:
             if job.submission_id in self._backlog or _answer_key(job.submission_id, job.model_version) in self._answered:
                 raise ValueError(f"Job {job.submission_id} was already submitted: to run it again, use another submission_id.")
             if self.full:
-                raise BacklogFull(f"{len(self._backlog)} jobs have no outcome yet: job {job.submission_id} must wait for one.")
+                allowed = counted(self._settings.max_jobs, "job")
+                raise BacklogFull(f"Job {job.submission_id} must wait: Settings.max_jobs allows {allowed} without an outcome.")
             self._backlog.add(Pending(job, self._clock(), timeout_s, promise))
         call(self._metrics.submitted, job)
         self._report_load()

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from scorer_client.console import counted
 from scorer_client.fields import Fields, Malformed
 from scorer_client.jobs import NAME, Candidate, Encoding, Job, check_name, check_priority, encoded, without_none
 from scorer_client.refusals import Refusal
@@ -60,7 +61,7 @@ class Merge:
         check_name("submission_id", self.submission_id)
         check_priority(self.priority)
         if len(self.members) < LEAST:
-            raise ValueError(f"Merge {self.submission_id} has {len(self.members)} members: it needs at least {LEAST}.")
+            raise ValueError(f"Merge {self.submission_id} has {counted(len(self.members), 'member')}: it needs at least {LEAST}.")
         if (twice := _twice(member.id for member in self.members)) is not None:
             raise ValueError(f"Merge {self.submission_id} has two members called {twice}: each needs an id of its own.")
         if self.on_rejected not in ("drop", "fail"):

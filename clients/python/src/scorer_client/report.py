@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from scorer_client import sketches
-from scorer_client.console import print_error, printable
+from scorer_client.console import counted, print_error, printable
 from scorer_client.outcomes import Answer, NotSent, Outcome, TimedOut, Unreadable
 from scorer_client.merges import Merged
 from scorer_client.refusals import Refusal
@@ -50,7 +50,7 @@ class Report:
         if not round.chosen:
             print("merge  there is nothing to merge: no candidate's whole 95 % interval is above 0")
             return
-        print(f"merge  joint delta {settled.joint_delta:+.6f}, {len(settled.weights)} of {len(round.chosen)} chosen candidates")
+        print(f"merge  joint delta {settled.joint_delta:+.6f}, {len(settled.weights)} of {counted(len(round.chosen), 'chosen candidate')}")
         for id in round.chosen:
             if id in settled.contributions:
                 self._line(id, f"contributes {settled.contributions[id]:+.6f}, with weight {settled.weights[id]:.6g}")
@@ -76,7 +76,7 @@ def verdict_line(result: Result) -> str:
         case Score(delta=delta, stderr=stderr):
             return f"scored  delta {delta:+.6f} ± {stderr:.6f}"
         case Merged(joint=joint, members=members):
-            return f"scored  joint delta {joint.delta:+.6f} of {len(members)} members"
+            return f"scored  joint delta {joint.delta:+.6f} of {counted(len(members), 'member')}"
         case Loss(loss=loss):
             return f"scored  loss {loss:.6f}"
         case Refusal(code, message, retryable):

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from scorer_client.console import counted
 from scorer_client.export.proof import Proof
 
 UNITS = ("B", "kB", "MB", "GB", "TB")
@@ -34,10 +35,11 @@ class Closing:
     def text(self) -> str:
         graph = sum(size for file, size in self.sizes.items() if file.startswith("model.onnx"))
         shards = sum(size for file, size in self.sizes.items() if file.startswith("shards/"))
-        window = "" if self.window is None else f" of {self.window} tokens"
+        window = "" if self.window is None else f" of {counted(self.window, 'token')}"
+        tensors, parameters = counted(self.tensors, "trainable tensor"), counted(self.parameters, "parameter")
         lines = [
             f"{self.out}: {self.name} version {self.version}, {self.task}, {self.dtype}, {readable(self.sizes['total'])}",
-            f"  {self.tensors} trainable tensors with {self.parameters:,} parameters; {self.windows} windows{window}",
+            f"  {tensors} with {parameters}; {counted(self.windows, 'window')}{window}",
             f"  graph {readable(graph)}, weights {readable(self.sizes['weights.safetensors'])}, shards {readable(shards)}",
             f"  canary: loss {self.canary['loss']:.6f} ± {self.canary['tolerance']:g}",
             f"  {self.proof.baseline}",

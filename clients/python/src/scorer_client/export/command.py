@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scorer_client.console import counted
 from scorer_client.export import documents, scorer, shards, staging, token_file
 from scorer_client.export.arguments import Request, model_name, request
 from scorer_client.export.closing import Closing, next_commands
@@ -121,7 +122,7 @@ def make_shards(work: Work) -> list[dict[str, str]]:
         shards.check(ready)
         for path in ready:
             shutil.copyfile(path, work.shards / path.name)
-        work.notes.append(f"{len(ready)} shards of {asked.shards}, as they are")
+        work.notes.append(f"{counted(len(ready), 'shard')} of {asked.shards}, unchanged")
         return []
     row = asked.row_tokens or work.window + 1
     if row <= work.window:

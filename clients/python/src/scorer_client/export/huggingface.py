@@ -9,6 +9,7 @@ from typing import Any
 
 import transformers
 
+from scorer_client.console import counted
 from scorer_client.export import checkpoint, names, wrapper
 from scorer_client.export.checkpoint import TORCH, Checkpoint, Update
 from scorer_client.export.precision import Precision
@@ -74,7 +75,7 @@ class HuggingFace:
         if missing:
             shown = ", ".join(missing[:5]) + (" and more" if len(missing) > 5 else "")
             raise Problem(
-                f"the checkpoint lacks {len(missing)} parameters of {type(model).__name__}: {shown}",
+                f"the checkpoint lacks {counted(len(missing), 'parameter')} of {type(model).__name__}: {shown}",
                 "check that --task and `architectures` in config.json name the class that was saved",
             )
         return of_type(model, self.precision)
@@ -84,7 +85,7 @@ class HuggingFace:
         merged = names.merged(model.m, set(found))
         if merged:
             shown = ", ".join(merged[:3]) + (" and more" if len(merged) > 3 else "")
-            tell(f"    transformers keeps {len(merged)} tensors in another form than the checkpoint.")
+            tell(f"    transformers keeps {counted(len(merged), 'tensor')} in another form than the checkpoint.")
             tell(f"    Candidates name these: {shown}")
             checkpoint.write(path, names.by_saved_name(model.m, set(found)))
         elif found.fits(self.precision):

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from scorer_client.console import counted
 from scorer_client.export import shards
 from scorer_client.export.safetensors_file import Tensor
 from scorer_client.export.steps import Problem
@@ -73,7 +74,7 @@ def _row_losses(model: Any, columns: Mapping[str, Any]) -> Any:
     rows = len(next(iter(columns.values())))
     if not isinstance(losses, torch.Tensor) or list(losses.shape) != [rows]:
         shape = list(losses.shape) if isinstance(losses, torch.Tensor) else type(losses).__name__
-        raise Problem(f"the model returns {shape} for {rows} rows", "return the loss of each row, [batch]: reduction='none'")
+        raise Problem(f"the model returns {shape} for {counted(rows, 'row')}", "return the loss of each row, [batch]: reduction='none'")
     return losses
 
 

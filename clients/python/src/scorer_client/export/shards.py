@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from scorer_client.console import counted
 from scorer_client.export import documents, examples, rows, safetensors_file
 from scorer_client.export.documents import Corpus, Split
 from scorer_client.export.rows import Cut
@@ -67,8 +68,8 @@ def make(source: Path, plan: Plan, tokenizer: Tokenizer | None, folder: Path) ->
     table, available = _table(corpus, plan, tokenizer)
     for number, start in enumerate(range(0, len(table), ROWS_PER_SHARD), 1):
         write(folder / f"shard_{number}.safetensors", table[start : start + ROWS_PER_SHARD])
-    told = [f"{corpus.held_out} of {corpus.documents} documents of {source} are held out"]
-    told.append(f"{len(table)} of {available} possible windows of {plan.window} tokens, as --max-windows allows")
+    told = [f"held out: {corpus.held_out:,} of {counted(corpus.documents, 'document')} of {source}"]
+    told.append(f"{len(table):,} of {counted(available, 'possible window')} of {counted(plan.window, 'token')}, as --max-windows allows")
     return Shards(folder, told + few(len(table), plan), len(table), corpus.rest)
 
 

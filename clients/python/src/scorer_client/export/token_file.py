@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from scorer_client.console import counted
 from scorer_client.export import safetensors_file
 from scorer_client.export.safetensors_file import NotSafetensors
 from scorer_client.export.steps import Problem
@@ -93,4 +94,4 @@ def _cast(path: Path, data: memoryview, code: Code, row_length: int | None) -> T
         return TokenFile(data.cast("B").cast(code), row_length)
     except (TypeError, ValueError) as error:
         advice = "check the file; --bin-type tells the type of a .bin file"
-        raise Problem(f"{path}: {len(data)} bytes are not a whole number of tokens", advice) from error
+        raise Problem(f"{path}: its size, {counted(len(data), 'byte')}, is not a whole number of tokens", advice) from error
