@@ -55,6 +55,20 @@ fn failed(what: &str, error: &lapin::Error) -> BrokerError {
     }
 }
 
+/// Whether an error of a connection that is closed says no more than that we closed it.
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "a foreign enum: only these are ours"
+)]
+fn is_ours(error: &lapin::Error) -> bool {
+    match error.kind() {
+        ErrorKind::InvalidConnectionState(_) | ErrorKind::InvalidChannelState(..) => true,
+        // Of a channel, which ended before.
+        ErrorKind::ProtocolError(error) => matches!(error.kind(), AMQPErrorKind::Soft(_)),
+        _ => false,
+    }
+}
+
 async fn bounded<T>(
     what: &str,
     call: impl Future<Output = lapin::Result<T>>,
@@ -457,16 +471,11 @@ fn watch(
                 Some(Event::ConnectionUnblocked) => blocked
                     .iter()
                     .for_each(|b| b.store(false, Ordering::Relaxed)),
-                // Errors of a channel arrive here too, while the connection is open. The user of the
+                // Errors of a channel arrive here too, perhaps when the connection was closed by us. The user of the
                 // channel gets them as well.
                 Some(_) if connection.status().connected() => {}
                 Some(Event::Error(error)) => {
-                    // These kinds only say that we closed it ourselves.
-                    let ours = matches!(
-                        error.kind(),
-                        ErrorKind::InvalidConnectionState(_) | ErrorKind::InvalidChannelState(..)
-                    );
-                    if !ours {
+                    if !is_ours(&error) {
                         tracing::warn!(%node, %error, "a connection to RabbitMQ is lost");
                     }
                     return;
@@ -534,6 +543,9 @@ mod tests {
             matches!(forbidden, BrokerError::Forbidden(_)),
             "{forbidden}"
         );
+        assert!(is_ours(&soft(AMQPSoftError::NOTFOUND)));
+        let forced = AMQPErrorKind::Hard(AMQPHardError::CONNECTIONFORCED);
+        assert!(!is_ours(&refusal(forced, "the node stops")));
         for other in [
             soft(AMQPSoftError::RESOURCELOCKED),
             refusal(AMQPErrorKind::Hard(AMQPHardError::NOTALLOWED), text),

@@ -197,7 +197,10 @@ mod tests {
         let why = |served, refused| known.why_not_served(served, refused);
         assert_eq!(why(7, None).as_deref(), Some("model.state_dir: full"));
         let refusal = why(7, refused(9, "m")).unwrap_or_default();
-        assert!(refusal.starts_with("version 9 was tried"), "{refusal}");
+        assert!(
+            refusal.starts_with("version 9 is not tried again until"),
+            "{refusal}"
+        );
         assert_eq!(why(9, refused(9, "m")), None);
     }
 }

@@ -347,7 +347,11 @@ mod tests {
             "{said}"
         );
         assert!(said.ends_with(unusable), "{said}");
-        let many = why(&manifest(&[(9, "bb"); 10], &[]), &[]);
+        let others: Vec<(u64, &str)> = (0..10).map(|version| (version, "bb")).collect();
+        let many = why(&manifest(&others, &[]), &[]);
         assert!(many.ends_with(&format!("; and 6 more{unusable}")), "{many}");
+        // The same is said once.
+        let twice = why(&manifest(&[(9, "bb"); 2], &[]), &[]);
+        assert_eq!(twice, format!("{foreign}{unusable}"));
     }
 }

@@ -50,7 +50,12 @@ fn parked_jobs_are_listed_shown_tried_again_and_dropped() {
     assert_eq!(shown["job"]["candidate"]["url"], url, "{shown}");
     assert_eq!(shown["headers"]["x-worker-id"], "w1", "{shown}");
     let nobody = stack.command(&["dead", "list", "--code", "poisoned"]);
-    assert!(nobody.expect_code(1).stderr.contains("no such job"));
+    assert!(
+        nobody
+            .expect_code(1)
+            .stderr
+            .contains("no such dead-lettered job")
+    );
 
     server.put("/c", Route::Mirror(honest().bytes()));
     stack

@@ -115,7 +115,8 @@ fn check_passes_where_all_is_well_and_names_a_broken_package() {
     let spoilt = package.spoil_a_shard();
     let settings = stack.settings().set("model.dir", package.path().display());
     let answer = stack.command_with(settings, &["check"], "").expect_code(65);
-    assert!(answer.stderr.contains(&spoilt), "{}", answer.stderr);
+    assert!(answer.stdout.contains(&spoilt), "{}", answer.stdout);
+    assert_eq!(answer.stderr, "", "what is wrong is said once");
     let lines: Vec<_> = answer.stdout.lines().collect();
     let begins = |at: usize, words: &[&str]| {
         let found: Vec<_> = lines[at].split_whitespace().take(words.len()).collect();

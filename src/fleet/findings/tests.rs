@@ -203,8 +203,8 @@ fn one_worker_has_a_problem_beside_its_state() {
             "warn: 1 worker cannot follow the model's versions: manifest: status 404",
         ),
         (
-            json!({"model": {"version": 8}}),
-            "note: several versions are served: 8 by 1, 7 by 1",
+            json!({"model": {"name": "m", "version": 8}}),
+            "note: several versions are served: 8 by 1 worker, 7 by 1",
         ),
         (
             json!({"warm": {"inert": ["a.lora_A", "b"], "inert_count": 2}}),
@@ -494,7 +494,7 @@ fn of_many_versions_the_first_are_named() {
         ..fleet([])
     };
     let said = Versions::of(&view).to_string();
-    assert_eq!(said, "5 by 2, 2 by 2, 4 by 1, others by 2");
+    assert_eq!(said, "5 by 2 workers, 2 by 2, 4 by 1, others by 2");
     // Those of other models are no others.
     let of = |model: &str, version: u64| {
         worker("a", json!({"model": {"name": model, "version": version}}))
@@ -509,7 +509,7 @@ fn of_many_versions_the_first_are_named() {
     assert_eq!(several(vec![of("a", 1), of("b", 2)]), "");
     assert_eq!(
         several(vec![of("a", 1), of("b", 2), of("a", 2)]),
-        "a 2 by 1, a 1 by 1"
+        "a 2 by 1 worker, a 1 by 1"
     );
 }
 

@@ -309,9 +309,12 @@ impl Versions {
 
 impl std::fmt::Display for Versions {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let first = self.0.iter().take(NAMED);
-        let first = first.map(|(version, workers)| format!("{version} by {workers}"));
-        f.write_str(&first.collect::<Vec<_>>().join(", "))?;
+        let named = self.0.iter().take(NAMED).enumerate();
+        let named = named.map(|(at, (version, workers))| match at {
+            0 => format!("{version} by {}", many(*workers, "worker", "workers")),
+            _ => format!("{version} by {workers}"),
+        });
+        f.write_str(&named.collect::<Vec<_>>().join(", "))?;
         match self.0.iter().skip(NAMED).map(|(_, workers)| workers).sum() {
             0_usize => Ok(()),
             others => write!(f, ", others by {others}"),

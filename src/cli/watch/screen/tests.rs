@@ -204,7 +204,7 @@ fn of_a_hundred_workers_those_that_are_sick_are_seen_each_with_its_reason() {
     screen.see(Ok(view));
     let lines = drawn_on(&screen, 120, 40);
     assert!(lines[0].starts_with("81 of 101 workers ready"), "{lines:?}");
-    assert_eq!(lines[2], "versions: 58 on 42, 23 on 41");
+    assert_eq!(lines[2], "versions: 42 by 58 workers, 41 by 23");
     let summed_up = "bad: 20 more findings: 16 bad, 2 warn, 2 note";
     assert_eq!(lines[7], summed_up, "{lines:#?}");
     let row = |n: u64| {
