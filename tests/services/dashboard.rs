@@ -14,7 +14,7 @@ use testkit::wait::{SOON, eventually_some, secs};
 use testkit::worker::Settings;
 
 /// A running dashboard.
-struct Dashboard {
+pub(crate) struct Dashboard {
     _process: Group,
     /// `http://HOST:PORT/`, and what follows.
     url: String,
@@ -25,7 +25,7 @@ impl Dashboard {
         Self::with(&stack.settings(), &["--listen", listen])
     }
 
-    fn with(settings: &Settings, arguments: &[&str]) -> Self {
+    pub(crate) fn with(settings: &Settings, arguments: &[&str]) -> Self {
         let mut command = Command::new(scorer());
         command.arg("dashboard").args(arguments);
         command
@@ -74,7 +74,7 @@ impl Dashboard {
     }
 
     /// What the page is told now: an event of a kind.
-    fn told(&self, kind: &str) -> Option<Value> {
+    pub(crate) fn told(&self, kind: &str) -> Option<Value> {
         let request = "GET /events HTTP/1.0\r\nHost: localhost\r\n\r\n";
         let whole = |text: &str| {
             let now = text.split_once("event: now\n");

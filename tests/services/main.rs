@@ -32,6 +32,7 @@ mod merges;
 mod metrics;
 mod mirror;
 mod mismatches;
+mod models;
 mod otherwise;
 mod outages;
 mod poison;
