@@ -48,8 +48,10 @@ async fn blocking(work: impl FnOnce() -> Outcome + Send + 'static) -> Outcome {
 
 /// The package that versions are for: of the argument, else of the configuration.
 fn package(config: &Config, model: Option<PathBuf>) -> Result<Package, Fault> {
-    let dir = model.or_else(|| config.model.dir.clone());
-    let dir = dir.ok_or_else(|| Fault::usage("--model: missing, and model.dir is not set"))?;
+    let configured = config.model.dir.clone().map(|dir| ("model.dir", dir));
+    let named = model.map(|dir| ("--model", dir)).or(configured);
+    let missing = || Fault::usage("--model: missing, and model.dir is not set");
+    let (name, dir) = named.ok_or_else(missing)?;
     let loaded = Package::load(&dir, config.model.allow_shards_subset, &[]);
-    loaded.map_err(|e| Fault::data(format!("--model: {e}")))
+    loaded.map_err(|e| Fault::data(format!("{name}: {e}")))
 }

@@ -102,9 +102,12 @@ pub(super) fn live(config: &Config, args: &LiveArgs) -> Outcome {
     let versions = manifest.versions();
     if !versions.contains(&live) {
         let known: Vec<String> = versions.iter().map(u64::to_string).collect();
-        let known = known.join(", ");
+        let known = match known.is_empty() {
+            true => "there is none at all".to_owned(),
+            false => format!("only {}", known.join(", ")),
+        };
         return Err(Fault::data(format!(
-            "{path}: no entry leads to or from version {live}, only {known}; scorer manifest add --weights FILE --version \
+            "{path}: no entry leads to or from version {live}, {known}; scorer manifest add --weights FILE --version \
              {live} adds one, also of the package's own weights"
         )));
     }

@@ -14,6 +14,7 @@ use crate::cli::finding::{Finding, Verdict};
 use crate::cli::{Exit, Fault, Outcome, answer, answer_json, busy, signals};
 use crate::config::Config;
 use crate::engine::trial::{Trial, trial};
+use crate::fetch::place;
 use crate::model::package::Package;
 use crate::protocol::signature::UpdateKey;
 use crate::protocol::update_manifest::{Canary, UpdateManifest, decode};
@@ -71,9 +72,11 @@ pub(super) async fn check(config: &Config, args: CheckArgs) -> Outcome {
         drop(std::fs::remove_dir_all(left));
         signals::die(signal)
     });
-    let bar = busy(format!("reading {url}"));
+    // Without the query, which may hold a token.
+    let at = place(&url);
+    let bar = busy(format!("reading {at}"));
     let mut report = Report::default();
-    let mirrors = Mirrors::new(url.clone(), &config.candidates).map_err(Fault::internal)?;
+    let mirrors = Mirrors::new(url, &config.candidates).map_err(Fault::internal)?;
     let manifest = published(config, &mirrors, &package, &mut report).await;
     if let Some(manifest) = &manifest {
         let inspection = Inspection::new(&mirrors, manifest, Arc::clone(&package), folder.path());
@@ -82,8 +85,8 @@ pub(super) async fn check(config: &Config, args: CheckArgs) -> Outcome {
     bar.finish_and_clear();
     if args.json {
         answer_json(&json!({
-            "manifest": url.as_str(), "model": package.manifest.name, "live_version": manifest.map(|m| m.live_version),
-            "loss": report.loss, "findings": report.findings,
+            "manifest": at, "model": package.manifest.name, "live_version": manifest.map(|m| m.live_version),
+            "loss": report.loss, "package_loss": report.package_loss, "findings": report.findings,
         }))?;
     } else {
         let lines: Vec<String> = report.findings.iter().map(Finding::line).collect();

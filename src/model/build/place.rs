@@ -1,6 +1,7 @@
 //! Finds where the graph holds each checkpoint tensor: by contents, as it is or transposed, and by
 //! name where contents say nothing. What is not beyond doubt is refused by name.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::contents::{ContentHash, HashedTensor, by_contents, copies};
@@ -11,8 +12,12 @@ use crate::model::compare::{Initializer, is_multiple, is_uniform};
 use crate::model::manifest::{GraphLocation, PackageError, TensorEntry};
 use crate::model::onnx::{Graph, InitializerInfo, InputInfo};
 
-/// The problem of tensors that the graph does not hold; they are listed together.
+/// The problem of tensors that the graph does not hold.
 const NOWHERE: &str = "no initializer holds it";
+const NOWHERE_ADVICE: &str = "no initializer holds these, as they are or transposed; export with \
+                              torch.onnx.export(..., optimize=False), which folds nothing, and give the checkpoint under \
+                              the names and shapes that the model has when it is exported (model.state_dict()); what the \
+                              model does not use, leave out with --exclude NAME";
 
 /// Where every tensor is, and whether the graph had to be rewritten to separate equal ones. `why`
 /// may know why the graph does not hold a tensor, and `called` gives its name in the checkpoint.
@@ -34,7 +39,7 @@ pub(super) fn place(
         })
         .collect();
     let split = split_shared(graph, &known, &by_contents, &mut found)?;
-    let (mut nowhere, mut problems) = (Vec::new(), split.problems);
+    let mut problems = Problems::default();
     let mut tensors = BTreeMap::new();
     for (tensor, found) in checkpoint.iter().zip(found) {
         let (name, shape) = (&tensor.name, &tensor.shape);
@@ -51,22 +56,61 @@ pub(super) fn place(
             Err(problem) => problem,
         };
         let reason = precision::reason(tensor, &all, initializers).or_else(|| why(tensor));
-        match reason.or_else(|| other_values(tensor, initializers)) {
-            None if problem == NOWHERE => nowhere.push(format!("    {} {shape:?}", called(name))),
-            reason => {
-                let (name, reason) = (called(name), reason.unwrap_or(problem));
-                problems.push(format!("  {name} {shape:?}: {reason}"));
-            }
-        }
+        let reason = reason.or_else(|| other_values(tensor, initializers));
+        problems.add(
+            format!("{} {shape:?}", called(name)),
+            reason.unwrap_or(problem),
+        );
     }
-    if nowhere.is_empty() && problems.is_empty() {
+    if problems.0.is_empty() && split.problems.is_empty() {
         let graph = graph.initializers();
         problems = stale(checkpoint, initializers, &graph, &tensors, &why);
     }
-    if nowhere.is_empty() && problems.is_empty() {
+    if problems.0.is_empty() && split.problems.is_empty() {
         return Ok((tensors, split.rewritten));
     }
-    Err(refusal(nowhere, problems))
+    let lines = problems.lines().into_iter().chain(split.problems);
+    let lines: Vec<String> = lines.collect();
+    Err(PackageError(format!(
+        "tensors cannot be placed in the graph:\n{}",
+        lines.join("\n")
+    )))
+}
+
+/// Why tensors cannot be placed, and which.
+#[derive(Default)]
+struct Problems(Vec<(String, Vec<String>)>);
+
+impl Problems {
+    fn add(&mut self, tensor: String, reason: String) {
+        match self.0.iter_mut().find(|(known, _)| *known == reason) {
+            Some((_, tensors)) => tensors.push(tensor),
+            None => self.0.push((reason, vec![tensor])),
+        }
+    }
+
+    /// The reason of the most tensors comes first, and each reason once.
+    fn lines(mut self) -> Vec<String> {
+        self.0.sort_by_key(|(_, tensors)| Reverse(tensors.len()));
+        let lines = self.0.into_iter().flat_map(|(reason, tensors)| {
+            let (reason, alone) = match reason == NOWHERE {
+                true => (NOWHERE_ADVICE, false),
+                false => (reason.as_str(), tensors.len() == 1),
+            };
+            match alone {
+                true => tensors
+                    .iter()
+                    .map(|name| format!("  {name}: {reason}"))
+                    .collect(),
+                false => {
+                    let names = tensors.iter().map(|name| format!("    {name}"));
+                    let lines = std::iter::once(format!("  {reason}:")).chain(names);
+                    lines.collect::<Vec<_>>()
+                }
+            }
+        });
+        lines.collect()
+    }
 }
 
 /// Reports tensors from which the exporter derived further constants, which a change to the tensor
@@ -77,7 +121,7 @@ fn stale(
     graph: &[InitializerInfo],
     placed: &BTreeMap<String, TensorEntry>,
     why: impl Fn(&Tensor) -> Option<String>,
-) -> Vec<String> {
+) -> Problems {
     let places = placed.values().flat_map(|entry| &entry.places);
     let taken: HashSet<&str> = places.map(|place| place.initializer.as_str()).collect();
     // A shared one was replaced by copies.
@@ -86,7 +130,7 @@ fn stale(
         there && !taken.contains(info.name.as_str())
     };
     let left: Vec<_> = initializers.iter().filter(is_left).collect();
-    let problem = |tensor: &Tensor| {
+    let reason = |tensor: &Tensor| {
         let made = left.iter().find(|held| is_multiple(tensor, held));
         let made = made.map(|(info, _)| {
             format!(
@@ -95,26 +139,15 @@ fn stale(
                 info.name
             )
         });
-        let reason = made.or_else(|| why(tensor))?;
-        Some(format!("  {} {:?}: {reason}", tensor.name, tensor.shape))
+        made.or_else(|| why(tensor))
     };
-    let varied = checkpoint.iter().filter(|tensor| !is_uniform(tensor));
-    varied.filter_map(problem).collect()
-}
-
-/// The advice for the most tensors comes first.
-fn refusal(mut nowhere: Vec<String>, problems: Vec<String>) -> PackageError {
-    if !nowhere.is_empty() {
-        let what = "  no initializer holds these, as they are or transposed; export with \
-                    torch.onnx.export(..., optimize=False), which folds nothing, and give the checkpoint \
-                    under the names and shapes that the model has when it is exported (model.state_dict()); \
-                    what the model does not use, leave out with --exclude NAME:";
-        nowhere.insert(0, what.to_owned());
+    let mut problems = Problems::default();
+    for tensor in checkpoint.iter().filter(|tensor| !is_uniform(tensor)) {
+        if let Some(reason) = reason(tensor) {
+            problems.add(format!("{} {:?}", tensor.name, tensor.shape), reason);
+        }
     }
-    PackageError(format!(
-        "tensors cannot be placed in the graph:\n{}",
-        [nowhere, problems].concat().join("\n")
-    ))
+    problems
 }
 
 /// An initializer of the same name, type and shape with other values is of another version.
@@ -123,8 +156,7 @@ fn other_values(tensor: &Tensor, initializers: &[Initializer]) -> Option<String>
     let (info, bytes) = initializers.find(|(info, _)| info.name == tensor.name)?;
     let alike = info.dtype == Some(tensor.dtype) && info.shape == tensor.shape;
     (alike && *bytes != tensor.bytes).then(|| {
-        "an initializer is of this name, type and shape, but has other values; export the graph \
-         from this very checkpoint"
+        "an initializer of the same name, type and shape has other values; export the graph from this very checkpoint"
             .to_owned()
     })
 }
@@ -359,5 +391,24 @@ mod tests {
         );
         let doubt = placed(&checkpoint, &graph).unwrap_err();
         assert!(doubt.contains("val_7"), "{doubt}");
+    }
+
+    #[test]
+    fn a_reason_is_given_once_and_that_of_the_most_tensors_first() {
+        let mut problems = Problems::default();
+        problems.add("tied [2]".into(), NOWHERE.into());
+        problems.add("odd [1]".into(), "is odd".into());
+        problems.add("a [3]".into(), "has other values".into());
+        problems.add("b [3]".into(), "has other values".into());
+        let advice = format!("  {NOWHERE_ADVICE}:");
+        let expected = [
+            "  has other values:",
+            "    a [3]",
+            "    b [3]",
+            &advice,
+            "    tied [2]",
+            "  odd [1]: is odd",
+        ];
+        assert_eq!(problems.lines(), expected);
     }
 }
