@@ -254,7 +254,9 @@ fn a_worker_that_does_not_know_its_model_yet_answers_probes_and_drains() {
             .code
     };
     eventually(SOON, "it waits for its package", || {
-        worker.log().contains("the package in model.dir cannot be read")
+        worker
+            .log()
+            .contains("the package in model.dir cannot be read")
     });
     assert_eq!((probe("--live"), probe("--ready")), (0, 1));
     worker.drain();

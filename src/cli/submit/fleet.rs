@@ -46,17 +46,18 @@ impl<'a> Fleet<'a> {
     /// Says so if no worker that takes jobs serves this version, or none the model. A fleet that cannot be asked says
     /// nothing.
     pub(super) async fn describe(&self, version: Option<u64>) {
-        let ttl = self.config.heartbeat.ttl;
-        let Ok((_, live)) = self.store.live_records(None, ttl).await else {
+        let Ok(records) = self.records().await else {
             return;
         };
-        let records = live.iter().filter_map(|l| Record::read(&l.text));
-        let (ours, others): (Vec<_>, Vec<_>) =
-            records.partition(|record| record.model.name == self.model);
-        let note = if ours.is_empty() {
-            other_models(&others, self.model)
+        let note = if records.is_empty() {
+            // Only operators may look for other models.
+            let ttl = self.config.heartbeat.ttl;
+            let all = self.store.live_records(None, ttl).await;
+            let (_, others) = all.unwrap_or_default();
+            let others = others.iter().filter_map(|l| Record::read(&l.text));
+            other_models(&others.collect::<Vec<_>>(), self.model)
         } else {
-            version.and_then(|version| other_version(&ours, version))
+            version.and_then(|version| other_version(&records, version))
         };
         if let Some(note) = note {
             complain(&format!("note: {note}"));
