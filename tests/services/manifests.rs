@@ -19,6 +19,20 @@ use testkit::worker::Settings;
 
 const KEYED: [&str; 2] = ["--key", "key.pem"];
 
+/// A file as the difference between the second version and the third.
+fn difference(file: &str) -> [&str; 8] {
+    [
+        "--delta",
+        file,
+        "--format",
+        "binary_v2",
+        "--from",
+        "8",
+        "--to",
+        "9",
+    ]
+}
+
 /// A folder where training publishes: whole weights of the second version, and how to get from it to the third.
 struct Folder {
     folder: TempDir,
@@ -75,18 +89,8 @@ impl Folder {
         let (full, delta) = (full_name(VERSION + 1), delta_name(VERSION + 1, VERSION + 2));
         let (said, code) = self.add(&["--weights", &full, "--version", "8"]);
         assert_eq!(code, 0, "{said}");
-        let delta = [
-            "--delta",
-            &delta,
-            "--format",
-            "binary_v2",
-            "--from",
-            "8",
-            "--to",
-            "9",
-            "--live",
-        ];
-        let (said, code) = self.add(&[&delta, more].concat());
+        let delta = [&difference(&delta)[..], &["--live"]].concat();
+        let (said, code) = self.add(&[&delta[..], more].concat());
         assert_eq!(code, 0, "{said}");
         said
     }
@@ -218,16 +222,7 @@ fn what_no_worker_could_use_is_not_added() {
         ),
         (no_format, 64, "--format"),
         (
-            vec![
-                "--delta",
-                "again.json",
-                "--format",
-                "binary_v2",
-                "--from",
-                "8",
-                "--to",
-                "9",
-            ],
+            difference("again.json").to_vec(),
             65,
             "8 to 9 is in the manifest already, with another file",
         ),

@@ -511,6 +511,8 @@ fn of_many_versions_the_first_are_named() {
         several(vec![of("a", 1), of("b", 2), of("a", 2)]),
         "a 2 by 1 worker, a 1 by 1"
     );
+    let evil = several(vec![of("a\u{1b}[2J", 1), of("b", 2), of("a\u{1b}[2J", 2)]);
+    assert!(!evil.contains('\u{1b}'), "{evil:?}");
 }
 
 #[test]

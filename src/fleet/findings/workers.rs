@@ -289,7 +289,7 @@ impl Versions {
         for (model, versions) in models {
             let named = |version| match alone {
                 true => format!("{version}"),
-                false => format!("{model} {version}"),
+                false => format!("{} {version}", brief(model)),
             };
             counts.extend(
                 versions
